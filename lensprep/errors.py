@@ -1,0 +1,53 @@
+"""The project's own exceptions: every one is a message that a user can act on.
+
+ProjectError
+├── InputError          the source data
+│   └── SchemaError     ... its columns and types
+├── DatasetError        a converted dataset
+│   └── ShardError      ... one shard of it
+├── ConfigError         a configuration file or override
+├── CheckpointError     a training checkpoint
+├── ScoresError         a table of scores
+├── StorageError        a disk or an object store
+└── BudgetError         a limit on rejects, memory or disk
+"""
+
+
+class ProjectError(Exception):
+    """Base of all errors that the command line shows as one line and exit status 1."""
+
+
+class InputError(ProjectError):
+    """The source data cannot be found or read."""
+
+
+class SchemaError(InputError):
+    """A column of the source is missing or has another type than the contract asks for."""
+
+
+class DatasetError(ProjectError):
+    """A dataset is missing, not committed, or disagrees with its own manifest."""
+
+
+class ShardError(DatasetError):
+    """A shard is cut, altered or missing; the message names the shard and the offset."""
+
+
+class ConfigError(ProjectError):
+    """A configuration has an unknown key or a value out of range."""
+
+
+class CheckpointError(ProjectError):
+    """A checkpoint is damaged or belongs to something else."""
+
+
+class ScoresError(ProjectError):
+    """A table of scores lacks a column, has one class only, or holds unusable values."""
+
+
+class StorageError(ProjectError):
+    """A file or object could not be read or written."""
+
+
+class BudgetError(ProjectError):
+    """A limit set by the user (rejected rows, memory, disk) would be passed."""
