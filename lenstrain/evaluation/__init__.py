@@ -1,0 +1,1 @@
+"""How good a finder is, and how sure we are: from a table of scores, without a GPU."""

@@ -1,0 +1,119 @@
+"""What `lenstrain evaluate` can be asked for: one frozen dataclass, checked, touching nothing."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lensprep.errors import ConfigError
+
+AXES = (
+    "theta_e_arcsec",
+    "psfsize_r",
+    "psfdepth_r",
+    "arc_snr",
+    "src_dmag",
+    "theta_e_over_psf",
+)
+"""The axes along which completeness can be measured; the last is theta_E over ``psfsize_r``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationOptions:
+    """Settings of one evaluation; every figure of the report follows from these and the scores."""
+
+    resamples: int = 1000
+    """Draws of the bootstrap over regions. Fewer than 1,000 make the interval's ends noisy."""
+
+    seed: int = 0
+    """Seed of those draws; the same seed and regions give the same draws for every model."""
+
+    level: float = 0.95
+    """Coverage of the intervals, between 0 and 1."""
+
+    interval: Literal["percentile", "bca"] = "percentile"
+    """Kind of bootstrap interval; ``bca`` also computes a jackknife over regions."""
+
+    fprs: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5)
+    """False-positive rates at which the true-positive rate is reported."""
+
+    partial_max_fpr: float = 1e-2
+    """The partial AUROC integrates the ROC curve from 0 to this false-positive rate."""
+
+    delta: float = 0.05
+    """Probability with which a Neyman-Pearson threshold may miss its target rate."""
+
+    prevalence: tuple[float, ...] = (1e-3, 1e-4)
+    """Shares of lenses at which purity and average precision are stated."""
+
+    betas: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Weights of recall against precision in the F-beta thresholds."""
+
+    inspection_budget: float = 1000.0
+    """False positives that people are willing to look at."""
+
+    population: float = 1e7
+    """Objects that a search would score, to turn that budget into a false-positive rate."""
+
+    calibration: Literal["temperature", "platt", "none"] = "temperature"
+    """Map fitted on the ``--calibrate-on`` scores, and applied to these."""
+
+    calibration_bins: int = 15
+    """Bins of the reliability curve and of the calibration errors."""
+
+    completeness_fprs: tuple[float, ...] = (1e-2, 1e-3)
+    """Target false-positive rates whose frozen thresholds completeness is measured at."""
+
+    thresholds: tuple[float, ...] = ()
+    """Frozen logit thresholds to use for completeness instead of ``completeness_fprs``."""
+
+    completeness_axes: tuple[tuple[str, ...], ...] = (
+        ("theta_e_arcsec",),
+        ("psfsize_r",),
+        ("psfdepth_r",),
+        ("arc_snr",),
+        ("src_dmag",),
+        ("theta_e_over_psf",),
+        ("theta_e_arcsec", "psfsize_r"),
+        ("theta_e_arcsec", "arc_snr"),
+        ("theta_e_arcsec", "psfsize_r", "src_dmag"),
+    )
+    """Combinations of one to three axes; those whose columns are missing are left out and named."""
+
+    axis_bins: int = 4
+    """Quantile bins of a continuous axis; an axis of few distinct values has a bin for each."""
+
+    unresolved_below: float = 0.5
+    """A lens whose theta_E over PSF FWHM is below this is marked as unresolved."""
+
+    examples: int = 12
+    """Stamps in each gallery of the report."""
+
+    threads: int = 0
+    """Threads of the bootstrap; 0 takes the processors there are."""
+
+    def __post_init__(self) -> None:
+        for name in ("fprs", "prevalence", "completeness_fprs"):
+            for value in getattr(self, name):
+                _require(0 < value < 1, f"{name} must lie between 0 and 1, got {value}")
+        for name in ("level", "delta", "partial_max_fpr"):
+            value = getattr(self, name)
+            _require(0 < value < 1, f"{name} must lie between 0 and 1, got {value}")
+        for name in ("resamples", "calibration_bins", "axis_bins"):
+            value = getattr(self, name)
+            _require(value >= 1, f"{name} must be at least 1, got {value}")
+        for name in ("examples", "threads", "seed"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} must not be negative, got {value}")
+        _require(self.inspection_budget > 0, "inspection_budget must be above 0")
+        _require(self.population > 0, "population must be above 0")
+        _require(all(beta > 0 for beta in self.betas), "betas must be above 0")
+        _require(self.calibration in ("temperature", "platt", "none"), "unknown calibration")
+        _require(self.interval in ("percentile", "bca"), "interval must be percentile or bca")
+        for axes in self.completeness_axes:
+            _require(1 <= len(axes) <= 3, f"completeness takes one to three axes, got {len(axes)}")
+            unknown = [axis for axis in axes if axis not in AXES]
+            _require(not unknown, f"unknown completeness axis {unknown}; known: {', '.join(AXES)}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(f"evaluation options: {message}")
