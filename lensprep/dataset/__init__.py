@@ -1,0 +1,42 @@
+"""The contract between lensprep and lenstrain: what a dataset is on disk, its writer and reader."""
+
+from lensprep.dataset.layout import (
+    BANDS,
+    FORMAT_VERSION,
+    JSON_FIELDS,
+    LABEL_MAP,
+    MANIFEST_NAME,
+    PAYLOAD_BYTES,
+    PAYLOAD_OFFSET,
+    PIXEL_SCALE_ARCSEC,
+    RECORD_STRIDE,
+    REJECTS_NAME,
+    SPLITS,
+    STAMP_DTYPE,
+    STAMP_SHAPE,
+    STAMP_SIZE,
+)
+from lensprep.dataset.manifest import Manifest, NormalizationSpec, ShardInfo, SplitInfo
+from lensprep.dataset.reader import Dataset
+
+__all__ = [
+    "BANDS",
+    "FORMAT_VERSION",
+    "JSON_FIELDS",
+    "LABEL_MAP",
+    "MANIFEST_NAME",
+    "PAYLOAD_BYTES",
+    "PAYLOAD_OFFSET",
+    "PIXEL_SCALE_ARCSEC",
+    "RECORD_STRIDE",
+    "REJECTS_NAME",
+    "SPLITS",
+    "STAMP_DTYPE",
+    "STAMP_SHAPE",
+    "STAMP_SIZE",
+    "Dataset",
+    "Manifest",
+    "NormalizationSpec",
+    "ShardInfo",
+    "SplitInfo",
+]

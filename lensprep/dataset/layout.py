@@ -1,0 +1,118 @@
+"""The names and bytes on disk: what writer and reader must agree on, and nothing else.
+
+::
+
+    DATASET/
+      manifest.json
+      train/train-000000.tar        records of one fixed stride, see below
+      train/train-000000.parquet    the sidecar: one row a record, in tar order
+      rejects.parquet
+
+One record is two members of an ustar archive, so a shard is a regular grid: a plain WebDataset
+tar, and an array of shape (rows, 3, 64, 64) with a constant stride.
+
+======  =======  ==================================================
+offset  bytes    what
+======  =======  ==================================================
+0       512      ustar header of ``<key>.stamp.npy``
+512     128      ``.npy`` header (version 1.0)
+640     24,576   the pixels: float16, C order, (band, y, x), g r z
+25,216  384      zeros up to the next block of 512
+25,600  512      ustar header of ``<key>.json``
+26,112  512      JSON, padded with spaces
+======  =======  ==================================================
+
+Any change here is a change of the format: it raises ``FORMAT_VERSION``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+FORMAT_VERSION: Final = 1
+"""Version of the bytes on disk; it moves apart from the version of the software."""
+
+BANDS: Final = ("g", "r", "z")
+STAMP_SIZE: Final = 64
+STAMP_SHAPE: Final = (len(BANDS), STAMP_SIZE, STAMP_SIZE)
+STAMP_DTYPE: Final = np.dtype("<f2")
+PIXEL_SCALE_ARCSEC: Final = 0.262
+SPLITS: Final = ("train", "val", "test")
+LABEL_MAP: Final[dict[str, int]] = {"CONTROL": 0, "SIE": 1, "SIS": 1}
+"""The closed map from ``lens_model`` to label: anything else is a reject, never a positive."""
+
+MANIFEST_NAME: Final = "manifest.json"
+REJECTS_NAME: Final = "rejects.parquet"
+
+BLOCK: Final = 512
+"""Block of a tar archive, bytes."""
+NPY_HEADER_BYTES: Final = 128
+PAYLOAD_BYTES: Final = 3 * STAMP_SIZE * STAMP_SIZE * 2
+PAYLOAD_OFFSET: Final = BLOCK + NPY_HEADER_BYTES
+NPY_BYTES: Final = NPY_HEADER_BYTES + PAYLOAD_BYTES
+JSON_BYTES: Final = 512
+JSON_HEADER_OFFSET: Final = BLOCK + -(-NPY_BYTES // BLOCK) * BLOCK
+JSON_OFFSET: Final = JSON_HEADER_OFFSET + BLOCK
+RECORD_STRIDE: Final = JSON_OFFSET + JSON_BYTES
+TRAILER_BYTES: Final = 2 * BLOCK
+"""Two zero blocks end the archive. No padding to 10,240 bytes: no reader asks for it."""
+
+KEY_HEX_DIGITS: Final = 32
+STAMP_SUFFIX: Final = ".stamp.npy"
+JSON_SUFFIX: Final = ".json"
+TAR_MODE: Final = 0o644
+
+JSON_FIELDS: Final = (
+    "label",
+    "task_id",
+    "region_id",
+    "lens_model",
+    "theta_e_arcsec",
+    "split",
+    "ra",
+    "dec",
+    "brickname",
+)
+"""Columns repeated in each record for users of stock WebDataset; all else is in the sidecar."""
+
+MEASURED_COLUMNS: Final = (
+    "key",
+    "label",
+    "median_g",
+    "median_r",
+    "median_z",
+    "scale_g",
+    "scale_r",
+    "scale_z",
+    "clip_frac_g",
+    "clip_frac_r",
+    "clip_frac_z",
+    "payload_crc32",
+    "pixel_hash",
+)
+"""What conversion adds to a row and depends on its content alone."""
+
+SOURCE_COLUMNS: Final = ("source_file", "source_row_group", "source_row")
+"""Where a row came from: the only sidecar columns that another layout of the source changes."""
+
+
+def shard_stem(split: str, index: int) -> str:
+    """Path of a shard in its dataset, without suffix: ``train/train-000000``."""
+    return f"{split}/{split}-{index:06d}"
+
+
+def shard_name(split: str, index: int) -> str:
+    """Path of a shard's tar in its dataset: ``train/train-000000.tar``."""
+    return shard_stem(split, index) + ".tar"
+
+
+def sidecar_name(split: str, index: int) -> str:
+    """Path of a shard's sidecar in its dataset: ``train/train-000000.parquet``."""
+    return shard_stem(split, index) + ".parquet"
+
+
+def shard_bytes(rows: int) -> int:
+    """Size in bytes of a tar of ``rows`` records."""
+    return rows * RECORD_STRIDE + TRAILER_BYTES

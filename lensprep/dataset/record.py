@@ -1,0 +1,170 @@
+"""Records as bytes: build them for a batch of stamps, and check them one by one (pure)."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lensprep.dataset.layout import (
+    BLOCK,
+    JSON_BYTES,
+    JSON_FIELDS,
+    JSON_HEADER_OFFSET,
+    JSON_OFFSET,
+    JSON_SUFFIX,
+    KEY_HEX_DIGITS,
+    NPY_BYTES,
+    NPY_HEADER_BYTES,
+    PAYLOAD_BYTES,
+    PAYLOAD_OFFSET,
+    RECORD_STRIDE,
+    STAMP_DTYPE,
+    STAMP_SHAPE,
+    STAMP_SUFFIX,
+    TAR_MODE,
+)
+
+_CHECKSUM = slice(148, 156)
+_PLACEHOLDER = "0" * KEY_HEX_DIGITS
+
+
+def _tar_header(name: str, size: int) -> bytes:
+    """Header block of one ustar member with fixed mtime, owner and mode."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size, TAR_MODE, 0
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def _npy_header() -> bytes:
+    """Header of the ``.npy`` members, as NumPy itself writes it."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": STAMP_DTYPE.str, "fortran_order": False, "shape": STAMP_SHAPE}
+    )
+    header = buffer.getvalue()
+    if len(header) != NPY_HEADER_BYTES:  # pragma: no cover - a NumPy that pads otherwise
+        raise AssertionError(f"NumPy wrote a .npy header of {len(header)} bytes, not 128")
+    return header
+
+
+@cache
+def _template() -> tuple[NDArray[np.uint8], int, int]:
+    """One record without key, pixels and JSON, and its two header sums less the key's bytes."""
+    record = bytearray(RECORD_STRIDE)
+    record[:BLOCK] = _tar_header(_PLACEHOLDER + STAMP_SUFFIX, NPY_BYTES)
+    record[BLOCK:PAYLOAD_OFFSET] = _npy_header()
+    record[JSON_HEADER_OFFSET:JSON_OFFSET] = _tar_header(_PLACEHOLDER + JSON_SUFFIX, JSON_BYTES)
+    record[JSON_OFFSET:] = b" " * JSON_BYTES
+    zeros = sum(_PLACEHOLDER.encode())
+    sums = []
+    for offset in (0, JSON_HEADER_OFFSET):
+        header = bytearray(record[offset : offset + BLOCK])
+        header[_CHECKSUM] = b" " * 8
+        sums.append(sum(header) - zeros)
+    return np.frombuffer(bytes(record), np.uint8), sums[0], sums[1]
+
+
+def new_records(rows: int) -> NDArray[np.uint8]:
+    """Records that lack only key, JSON and pixels.
+
+    Returns
+    -------
+    ndarray of uint8, shape (rows, RECORD_STRIDE)
+    """
+    template, _, _ = _template()
+    records = np.empty((rows, RECORD_STRIDE), np.uint8)
+    records[:] = template
+    return records
+
+
+def payload_view(records: NDArray[np.uint8]) -> NDArray[np.float16]:
+    """Pixels of records as a strided view, shape (rows, 3, 64, 64) float16; nothing is copied."""
+    rows = records.shape[0]
+    payload = records[:, PAYLOAD_OFFSET : PAYLOAD_OFFSET + PAYLOAD_BYTES]
+    return payload.view(STAMP_DTYPE).reshape(rows, *STAMP_SHAPE)
+
+
+def set_keys(records: NDArray[np.uint8], keys: Sequence[str]) -> None:
+    """Write the keys (32 hex digits each) into both headers of each record, in place."""
+    rows = len(keys)
+    _, stamp_sum, json_sum = _template()
+    names = np.frombuffer("".join(keys).encode("ascii"), np.uint8).reshape(rows, KEY_HEX_DIGITS)
+    name_sums = names.sum(axis=1, dtype=np.int64)
+    for offset, base in ((0, stamp_sum), (JSON_HEADER_OFFSET, json_sum)):
+        records[:, offset : offset + KEY_HEX_DIGITS] = names
+        octal = b"".join(b"%06o\0 " % total for total in (name_sums + base).tolist())
+        checksums = np.frombuffer(octal, np.uint8).reshape(rows, 8)
+        records[:, offset + _CHECKSUM.start : offset + _CHECKSUM.stop] = checksums
+
+
+def encode_json(fields: dict[str, Any]) -> bytes | None:
+    """JSON member of one record, padded with spaces to its fixed size; None if it does not fit."""
+    text = json.dumps(
+        {name: fields[name] for name in JSON_FIELDS if name in fields},
+        separators=(",", ":"),
+        allow_nan=False,
+    ).encode()
+    return text.ljust(JSON_BYTES) if len(text) <= JSON_BYTES else None
+
+
+def set_json(records: NDArray[np.uint8], texts: Sequence[bytes]) -> None:
+    """Write the padded JSON members (see `encode_json`) into the records, in place."""
+    block = np.frombuffer(b"".join(texts), np.uint8).reshape(len(texts), JSON_BYTES)
+    records[:, JSON_OFFSET:] = block
+
+
+def payload_crc32(records: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """CRC-32 of each record's pixels, shape (rows,)."""
+    try:
+        from deflate import crc32
+    except ImportError:  # the contract itself needs NumPy alone; zlib is only slower
+        crc32 = zlib.crc32
+    payload = records[:, PAYLOAD_OFFSET : PAYLOAD_OFFSET + PAYLOAD_BYTES]
+    return np.fromiter((crc32(row) for row in payload), np.uint32, len(payload))
+
+
+def record_key(record: NDArray[np.uint8]) -> str:
+    """Key of one record, read from its first header."""
+    return bytes(record[:KEY_HEX_DIGITS]).decode("ascii", "replace")
+
+
+def record_json(record: NDArray[np.uint8]) -> dict[str, Any]:
+    """JSON member of one record."""
+    fields = json.loads(bytes(record[JSON_OFFSET:]))
+    if not isinstance(fields, dict):
+        raise ValueError("the JSON member is not an object")
+    return fields
+
+
+def header_faults(records: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Rows whose headers or padding are not exactly what the writer makes of their own key.
+
+    Parameters
+    ----------
+    records : ndarray of uint8, shape (rows, RECORD_STRIDE)
+
+    Returns
+    -------
+    ndarray of int64
+        Positions of the faulty rows.
+    """
+    rows = len(records)
+    expected = new_records(rows)
+    keys = ["".join(map(chr, row)) for row in records[:, :KEY_HEX_DIGITS].tolist()]
+    hexadecimal = np.array([set(key) <= set("0123456789abcdef") for key in keys], bool)
+    set_keys(
+        expected, [k if good else _PLACEHOLDER for k, good in zip(keys, hexadecimal, strict=True)]
+    )
+    bad = ~hexadecimal
+    end = PAYLOAD_OFFSET + PAYLOAD_BYTES
+    for part in (slice(0, PAYLOAD_OFFSET), slice(end, JSON_OFFSET)):
+        bad |= (records[:, part] != expected[:, part]).any(axis=1)
+    return np.flatnonzero(bad)

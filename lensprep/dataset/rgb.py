@@ -1,0 +1,67 @@
+"""Colour pictures of stamps: undo the normalisation, then Lupton RGB (pure NumPy)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_CHANNEL_SCALE = {"g": 6.0, "r": 3.4, "z": 2.2}
+_MINIMUM, _SOFTENING = 0.03, 20.0
+
+
+def denormalize(
+    pixels: NDArray[np.floating], median: ArrayLike, scale: ArrayLike
+) -> NDArray[np.float32]:
+    """Stored pixels back to nanomaggies, for the modes ``mad_stamp`` and ``mad_annulus``.
+
+    Parameters
+    ----------
+    pixels : ndarray, shape (..., 3, H, W)
+        Stored values; what was clipped stays clipped.
+    median, scale : array_like, shape (..., 3)
+        The sidecar's ``median_*`` and ``scale_*``, nanomaggies.
+
+    Returns
+    -------
+    ndarray of float32, shape (..., 3, H, W)
+        Nanomaggies per pixel.
+    """
+    centre = np.asarray(median, np.float32)[..., None, None]
+    width = np.asarray(scale, np.float32)[..., None, None]
+    return np.asarray(pixels, np.float32) * width + centre
+
+
+def lupton_rgb(pixels: ArrayLike) -> NDArray[np.uint8]:
+    """Colour picture of g, r, z stamps as the Legacy Survey viewer draws them.
+
+    Intensity ``I`` is the mean of the scaled channels, compressed by
+    ``asinh(Q I) / sqrt(Q)``; each channel keeps its share of ``I``, so hue survives.
+
+    Parameters
+    ----------
+    pixels : array_like, shape (..., 3, H, W)
+        Bands g, r, z in nanomaggies per pixel.
+
+    Returns
+    -------
+    ndarray of uint8, shape (..., H, W, 3)
+        Red is z, green is r, blue is g.
+
+    References
+    ----------
+    .. [1] Lupton et al. 2004, PASP 116, 133.
+    .. [2] The scales, m = 0.03 and Q = 20 are those of the Legacy Survey sky viewer.
+    """
+    return np.rint(255 * viewer_rgb(pixels)).astype(np.uint8)
+
+
+def viewer_rgb(pixels: ArrayLike) -> NDArray[np.float64]:
+    """The same as `lupton_rgb` as fractions in [0, 1], shape (..., H, W, 3)."""
+    flux = np.asarray(pixels, np.float64)
+    scales = np.array([_CHANNEL_SCALE[band] for band in "grz"])[:, None, None]
+    shifted = flux * scales + _MINIMUM
+    intensity = np.maximum(0.0, shifted).mean(axis=-3, keepdims=True)
+    compressed = np.arcsinh(_SOFTENING * intensity) / np.sqrt(_SOFTENING)
+    safe = np.where(intensity > 0, intensity, 1.0)
+    picture = np.clip(shifted * compressed / safe, 0.0, 1.0)
+    return np.moveaxis(picture[..., ::-1, :, :], -3, -1)

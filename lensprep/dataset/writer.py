@@ -1,0 +1,186 @@
+"""Write shards, sidecars and the manifest; equal content gives equal bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lensprep.dataset.layout import (
+    JSON_FIELDS,
+    MANIFEST_NAME,
+    RECORD_STRIDE,
+    TRAILER_BYTES,
+    shard_bytes,
+    shard_name,
+    sidecar_name,
+)
+from lensprep.dataset.manifest import Manifest, NormalizationSpec, ShardInfo, SplitInfo
+from lensprep.dataset.record import (
+    encode_json,
+    new_records,
+    payload_crc32,
+    payload_view,
+    set_json,
+    set_keys,
+)
+from lensprep.dataset.storage import atomic_writer, member_path, sync_file, write_atomic
+from lensprep.errors import DatasetError
+
+_PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_statistics": True}
+
+
+def write_shard(
+    root: Path,
+    split: str,
+    index: int,
+    blocks: Iterable[NDArray[np.uint8]],
+    sidecar: pa.Table,
+) -> ShardInfo:
+    """Write one shard and its sidecar.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the dataset.
+    split : str
+    index : int
+        Number of the shard in its split.
+    blocks : iterable of ndarray of uint8, shape (n, RECORD_STRIDE)
+        Finished records in order.
+    sidecar : pyarrow.Table
+        One row a record, in the same order.
+
+    Returns
+    -------
+    ShardInfo
+
+    Raises
+    ------
+    DatasetError
+        If records and sidecar rows differ in number. Neither file is left behind.
+    """
+    name, side = shard_name(split, index), sidecar_name(split, index)
+    digest, rows = hashlib.sha256(), 0
+    with atomic_writer(member_path(root, name)) as file:
+        for block in blocks:
+            data = np.ascontiguousarray(block).reshape(-1).data
+            file.write(data)
+            digest.update(data)
+            rows += len(data) // RECORD_STRIDE
+        trailer = bytes(TRAILER_BYTES)
+        file.write(trailer)
+        digest.update(trailer)
+        if rows != sidecar.num_rows:
+            raise DatasetError(f"{name}: {rows} records but {sidecar.num_rows} sidecar rows.")
+    parquet = _parquet_bytes(sidecar)
+    write_atomic(member_path(root, side), parquet, sync=False)
+    return ShardInfo(
+        name=name,
+        rows=rows,
+        bytes=shard_bytes(rows),
+        sha256=digest.hexdigest(),
+        sidecar=side,
+        sidecar_bytes=len(parquet),
+        sidecar_sha256=hashlib.sha256(parquet).hexdigest(),
+    )
+
+
+def _parquet_bytes(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, **_PARQUET_OPTIONS)
+    return buffer.getvalue()
+
+
+def split_info(shards: Sequence[ShardInfo], sidecars: Iterable[pa.Table]) -> SplitInfo:
+    """Counts of a split from its sidecars (columns ``label`` and ``region_id``)."""
+    classes = {"0": 0, "1": 0}
+    regions: set[int] = set()
+    for table in sidecars:
+        for entry in pc.value_counts(table["label"]).to_pylist():
+            classes[str(entry["values"])] += entry["counts"]
+        regions.update(pc.unique(table["region_id"]).to_pylist())
+    return SplitInfo(
+        rows=sum(shard.rows for shard in shards),
+        classes=classes,
+        regions=len(regions),
+        shards=tuple(shards),
+    )
+
+
+def commit(root: Path, manifest: Manifest, *, sync: bool = True) -> None:
+    """Make a dataset exist: force its files to the disk, then write the manifest atomically.
+
+    Parameters
+    ----------
+    root : Path
+    manifest : Manifest
+    sync : bool
+        Without it a power cut may leave a manifest whose shards never reached the disk.
+    """
+    if sync:
+        names = [
+            name
+            for split in manifest.splits.values()
+            for shard in split.shards
+            for name in (shard.name, shard.sidecar)
+        ]
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda name: sync_file(member_path(root, name)), names))
+    write_atomic(root / MANIFEST_NAME, manifest.to_json().encode(), sync=sync)
+
+
+def write_dataset(
+    root: Path,
+    splits: Mapping[str, tuple[NDArray[np.float16], pa.Table]],
+    normalization: NormalizationSpec,
+    *,
+    shard_rows: int,
+) -> Manifest:
+    """Write arrays that are in memory as a committed dataset, in the order given.
+
+    For small datasets made by other means (tests, experiments); `lensprep convert` is the way
+    from Phase 4c.
+
+    Parameters
+    ----------
+    root : Path
+    splits : mapping of str to (ndarray of float16, shape (n, 3, 64, 64), pyarrow.Table)
+        Pixels and sidecar rows of each split. The table needs ``key``, ``label`` and
+        ``region_id``; ``payload_crc32`` is added.
+    normalization : NormalizationSpec
+        What was done to the pixels.
+    shard_rows : int
+        Rows of a shard; the last one may have fewer.
+
+    Returns
+    -------
+    Manifest
+    """
+    infos = {}
+    for split, (pixels, table) in splits.items():
+        shards, sidecars = [], []
+        for index, start in enumerate(range(0, table.num_rows, shard_rows)):
+            rows = table.slice(start, shard_rows)
+            records = new_records(rows.num_rows)
+            payload_view(records)[:] = pixels[start : start + shard_rows]
+            set_keys(records, rows["key"].to_pylist())
+            present = [name for name in JSON_FIELDS if name in rows.column_names]
+            texts = [encode_json(fields) for fields in rows.select(present).to_pylist()]
+            set_json(records, [text for text in texts if text is not None])
+            side = rows.append_column("payload_crc32", pa.array(payload_crc32(records)))
+            shards.append(write_shard(root, split, index, [records], side))
+            sidecars.append(side)
+        infos[split] = split_info(shards, sidecars)
+    manifest = Manifest(normalization=normalization, splits=infos)
+    commit(root, manifest, sync=False)
+    return manifest
