@@ -1,4 +1,4 @@
-"""The function behind `lenstrain evaluate`: scores in, metrics.json, tables, figures, report out."""
+"""The function behind `lenstrain evaluate`: scores in; metrics, tables, figures, report out."""
 
 from collections.abc import Callable
 from pathlib import Path

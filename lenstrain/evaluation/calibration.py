@@ -1,0 +1,241 @@
+"""Probabilities and their truth: likelihood, Brier score and its parts, ECE, and their repair.
+
+A probability is always P(lens), never the confidence in the winning class. `p` and `y` below are
+arrays of one shape (n,): probabilities in [0, 1] and labels 0 or 1.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, special
+
+from lenstrain.evaluation.intervals import wilson
+
+_LARGEST_SLOPE = 1e3
+"""Classes that do not overlap would send the slope to infinity; it stops here, and is marked."""
+
+Floats = NDArray[np.float64]
+
+
+def logit_nll(logits: ArrayLike, labels: ArrayLike) -> Floats:
+    """Negative log likelihood of each row in nats, exact in the tails; shape (n,)."""
+    z = np.asarray(logits, dtype=np.float64)
+    return np.logaddexp(0.0, np.where(np.asarray(labels).astype(bool), -z, z))
+
+
+def brier(p: ArrayLike, y: ArrayLike) -> float:
+    """Mean squared error of the probabilities (Brier 1950)."""
+    difference = np.asarray(p, dtype=np.float64) - np.asarray(y, dtype=np.float64)
+    return float(np.mean(difference**2))
+
+
+def equal_width_bins(p: ArrayLike, n_bins: int) -> NDArray[np.int64]:
+    """Bin of each probability in [0, 1], bins closed on the left; p = 1 is in the last."""
+    bins = np.floor(np.asarray(p, dtype=np.float64) * n_bins).astype(np.int64)
+    return np.clip(bins, 0, n_bins - 1)
+
+
+def equal_mass_bins(p: ArrayLike, n_bins: int) -> NDArray[np.int64]:
+    """Bin of each probability, bins of equal count; equal probabilities share a bin.
+
+    So the bins do not depend on the order of rows; with many ties there are fewer of them.
+    """
+    values = np.asarray(p, dtype=np.float64)
+    starts = -(-np.arange(1, n_bins) * values.size // n_bins)
+    starts = starts[starts < values.size]
+    edges = np.unique(np.partition(values, starts)[starts]) if starts.size else values[:0]
+    _, bins = np.unique(np.searchsorted(edges, values, side="right"), return_inverse=True)
+    return bins.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class BinSums:
+    """Sums per bin from which every binned measure follows; arrays end in (n_bins,).
+
+    Sums add up over regions, so the bootstrap needs no row.
+    """
+
+    n: Floats
+    p: Floats
+    y: Floats
+    pp: Floats
+    py: Floats
+
+
+def bin_sums(p: ArrayLike, y: ArrayLike, bins: NDArray[np.int64], n_bins: int) -> BinSums:
+    """Add up rows, probabilities, labels and products in each bin."""
+    probability, label = np.asarray(p, dtype=np.float64), np.asarray(y, dtype=np.float64)
+
+    def total(weights: Floats | None = None) -> Floats:
+        return np.bincount(bins, weights, minlength=n_bins).astype(np.float64)
+
+    return BinSums(
+        total(),
+        total(probability),
+        total(label),
+        total(probability**2),
+        total(probability * label),
+    )
+
+
+class CalibrationErrors(NamedTuple):
+    """Binned calibration errors; arrays of the leading shape of the sums."""
+
+    ece: Floats
+    """sum (n_b / n) abs(mean y - mean p)."""
+    squared: Floats
+    """sum (n_b / n) (mean y - mean p)^2, biased upwards by sampling."""
+    debiased_squared: Floats
+    """The same less its expected sampling part (Kumar et al. 2019); may be negative."""
+
+
+def calibration_errors(sums: BinSums) -> CalibrationErrors:
+    """Expected calibration errors from sums per bin; empty bins count nothing.
+
+    References
+    ----------
+    .. [1] Naeini et al. 2015, AAAI; Guo et al. 2017, arXiv:1706.04599 (equal width).
+    .. [2] Kumar, Liang & Ma 2019, arXiv:1909.10155 (debiased).
+    """
+    n = np.maximum(sums.n, 1.0)
+    weight = sums.n / sums.n.sum(axis=-1, keepdims=True)
+    rate = sums.y / n
+    gap = sums.p / n - rate
+    sampling = rate * (1 - rate) / np.maximum(n - 1, 1.0)
+    return CalibrationErrors(
+        np.sum(weight * np.abs(gap), axis=-1),
+        np.sum(weight * gap**2, axis=-1),
+        np.sum(weight * (gap**2 - sampling), axis=-1),
+    )
+
+
+class BrierParts(NamedTuple):
+    """``brier = reliability - resolution + uncertainty + within_variance - within_covariance``."""
+
+    reliability: Floats
+    resolution: Floats
+    uncertainty: Floats
+    within_variance: Floats
+    within_covariance: Floats
+
+    @property
+    def total(self) -> Floats:
+        """The Brier score, put together again."""
+        return (
+            self.reliability
+            - self.resolution
+            + self.uncertainty
+            + self.within_variance
+            - self.within_covariance
+        )
+
+
+def brier_parts(sums: BinSums) -> BrierParts:
+    """Split the Brier score (Murphy 1973), with the two parts that bins leave inside them.
+
+    References
+    ----------
+    .. [1] Murphy 1973, J. Appl. Meteor. 12, 595; Stephenson et al. 2008, Wea. Forecasting 23, 752.
+    """
+    n = np.maximum(sums.n, 1.0)
+    weight = sums.n / sums.n.sum(axis=-1, keepdims=True)
+    base = sums.y.sum(axis=-1, keepdims=True) / sums.n.sum(axis=-1, keepdims=True)
+    mean_p, rate = sums.p / n, sums.y / n
+    return BrierParts(
+        np.sum(weight * (mean_p - rate) ** 2, axis=-1),
+        np.sum(weight * (rate - base) ** 2, axis=-1),
+        np.squeeze(base * (1 - base), axis=-1),
+        np.sum(weight * (sums.pp / n - mean_p**2), axis=-1),
+        2 * np.sum(weight * (sums.py / n - mean_p * rate), axis=-1),
+    )
+
+
+def reliability_table(sums: BinSums, level: float = 0.95) -> dict[str, Floats]:
+    """Reliability curve: columns of one row for every bin that is not empty.
+
+    Columns are n, mean_probability, observed, low and high: the Wilson band of `observed`.
+    """
+    kept = sums.n > 0
+    n, hits = sums.n[kept], sums.y[kept]
+    low, high = wilson(hits, n, level)
+    return {
+        "n": n,
+        "mean_probability": sums.p[kept] / n,
+        "observed": hits / n,
+        "low": low,
+        "high": high,
+    }
+
+
+@dataclass(frozen=True)
+class LogitMap:
+    """A monotone repair of logits: ``slope * logit + offset``; ranks do not change."""
+
+    kind: str
+    slope: float = 1.0
+    offset: float = 0.0
+    at_bound: bool = False
+    """The classes hardly overlap, or the scores carry no information: do not trust the map."""
+
+    @property
+    def temperature(self) -> float:
+        """Divisor of the logits."""
+        return 1 / self.slope
+
+    def apply(self, logits: ArrayLike) -> Floats:
+        """Calibrated logits."""
+        return self.slope * np.asarray(logits, dtype=np.float64) + self.offset
+
+
+def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> LogitMap:
+    """Temperature that minimises the NLL of ``logit / T`` (Guo et al. 2017).
+
+    Fit it on another split than the one that is judged. The likelihood is convex in 1/T, so its
+    slope has one root.
+    """
+    z, y = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+
+    def gradient(slope: float) -> float:
+        return float(np.dot(z, special.expit(slope * z) - y))
+
+    least = 1 / _LARGEST_SLOPE
+    if gradient(least) >= 0:
+        return LogitMap("temperature", least, at_bound=True)
+    if gradient(_LARGEST_SLOPE) <= 0:
+        return LogitMap("temperature", _LARGEST_SLOPE, at_bound=True)
+    slope = optimize.brentq(gradient, least, _LARGEST_SLOPE, xtol=1e-12, rtol=1e-12)
+    return LogitMap("temperature", float(slope))
+
+
+def fit_platt(logits: ArrayLike, labels: ArrayLike) -> LogitMap:
+    """Slope and offset that minimise the NLL (Platt 1999, without his pseudo-counts)."""
+    z, y = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+
+    def loss(parameters: Floats) -> tuple[float, Floats]:
+        mapped = parameters[0] * z + parameters[1]
+        residual = special.expit(mapped) - y
+        slopes = np.array([np.dot(z, residual), residual.sum()]) / z.size
+        return float(logit_nll(mapped, y).mean()), slopes
+
+    least = 1 / _LARGEST_SLOPE
+    bounds = [(least, _LARGEST_SLOPE), (None, None)]
+    start = np.array([fit_temperature(z, y).slope, 0.0])
+    options = {"ftol": 1e-15, "gtol": 1e-10, "maxiter": 500}
+    fit = optimize.minimize(
+        loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
+    )
+    slope, offset = (float(value) for value in fit.x)
+    at_bound = not least * 1.001 < slope < _LARGEST_SLOPE * 0.999
+    return LogitMap("platt", slope, offset, at_bound)
+
+
+def shift_prior(logits: ArrayLike, prior: float, new_prior: float) -> Floats:
+    """Logits for another share of lenses: add the difference of the prior log odds.
+
+    Valid if lenses and non-lenses each look the same there (Elkan 2001; Saerens et al. 2002).
+    """
+    shift = math.log(new_prior / (1 - new_prior)) - math.log(prior / (1 - prior))
+    return np.asarray(logits, dtype=np.float64) + shift

@@ -1,0 +1,188 @@
+"""Intervals for shares, for bootstrap draws, and DeLong's standard error of the AUROC."""
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special, stats
+
+from lensprep.errors import ScoresError
+
+
+class Interval(NamedTuple):
+    """Lower and upper end of an interval; NaN where there is none."""
+
+    low: float
+    high: float
+
+
+def wilson(
+    k: ArrayLike, n: ArrayLike, level: float = 0.95
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Two-sided Wilson (1927) score interval of a share, element by element.
+
+    Parameters
+    ----------
+    k, n : array_like of int
+        Successes and trials; with no trials the interval is [0, 1].
+    level : float
+        Coverage, such as 0.95.
+
+    Returns
+    -------
+    low, high : ndarray of float64
+        Ends of the interval. At k = 0 the lower end is exactly 0, at k = n the upper exactly 1.
+
+    References
+    ----------
+    .. [1] Wilson 1927, JASA 22, 209; Brown, Cai & DasGupta 2001, Stat. Sci. 16, 101.
+    """
+    hits, trials = _counts(k, n)
+    z = float(stats.norm.isf((1 - level) / 2))
+    safe = np.maximum(trials, 1.0)
+    share = hits / safe
+    centre = share + z * z / (2 * safe)
+    spread = z * np.sqrt(share * (1 - share) / safe + z * z / (4 * safe * safe))
+    denominator = 1 + z * z / safe
+    low = np.where(hits == 0, 0.0, (centre - spread) / denominator)
+    high = np.where(hits == trials, 1.0, (centre + spread) / denominator)
+    return np.where(trials == 0, 0.0, low), np.where(trials == 0, 1.0, high)
+
+
+def clopper_pearson(
+    k: ArrayLike, n: ArrayLike, level: float = 0.95
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Two-sided exact interval of a share (Clopper & Pearson 1934), element by element.
+
+    Parameters and results are as in `wilson`; the coverage is never below `level`.
+    """
+    hits, trials = _counts(k, n)
+    tail = (1 - level) / 2
+    inner = (hits > 0) & (trials > 0)
+    low = np.where(
+        inner, special.betaincinv(np.maximum(hits, 1), np.maximum(trials - hits, 0) + 1, tail), 0.0
+    )
+    below = hits < trials
+    high = np.where(
+        below, special.betaincinv(hits + 1, np.where(below, trials - hits, 1), 1 - tail), 1.0
+    )
+    return low, high
+
+
+def upper_limit(k: int, n: int, confidence: float = 0.95) -> float:
+    """One-sided exact upper limit of a share; about 3/n for k = 0 at 95 %.
+
+    With no false positive among 30,000 negatives, the rate is below 9.985e-5 at 95 %.
+    """
+    return 1.0 if k >= n else float(special.betaincinv(k + 1, n - k, confidence))
+
+
+def _counts(k: ArrayLike, n: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    hits, trials = np.broadcast_arrays(
+        np.asarray(k, dtype=np.float64), np.asarray(n, dtype=np.float64)
+    )
+    if np.any(hits < 0) or np.any(hits > trials):
+        raise ValueError("a share needs 0 <= k <= n")
+    return hits, trials
+
+
+def percentile_interval(draws: ArrayLike, level: float = 0.95) -> Interval:
+    """Central interval of bootstrap draws; NaN draws (an empty class) are left out."""
+    values = _finite(draws)
+    if values.size < 2:
+        return Interval(math.nan, math.nan)
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def bca_interval(
+    draws: ArrayLike, jackknife: ArrayLike, value: float, level: float = 0.95
+) -> Interval:
+    """Bias-corrected and accelerated bootstrap interval.
+
+    Parameters
+    ----------
+    draws : array_like
+        The statistic of each resample.
+    jackknife : array_like
+        The statistic with each region left out in turn.
+    value : float
+        The statistic of the data.
+    level : float
+        Coverage.
+
+    Returns
+    -------
+    Interval
+        The percentile interval where the correction is undefined: no spread of the jackknife, or
+        all draws on one side of `value`.
+
+    References
+    ----------
+    .. [1] Efron 1987, JASA 82, 171; Field & Welsh 2007, JRSS B 69, 369 for clusters.
+    """
+    values, left_out = _finite(draws), _finite(jackknife)
+    if values.size < 2 or left_out.size < 2:
+        return Interval(math.nan, math.nan)
+    below = (np.sum(values < value) + 0.5 * np.sum(values == value)) / values.size
+    deviation = left_out.mean() - left_out
+    spread = float(np.sum(deviation**2))
+    if spread == 0 or below in (0.0, 1.0):
+        return percentile_interval(values, level)
+    acceleration = float(np.sum(deviation**3)) / (6 * spread**1.5)
+    bias = stats.norm.ppf(below)
+    shifted = bias + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, stats.norm.cdf(bias + shifted / (1 - acceleration * shifted)))
+    return Interval(float(low), float(high))
+
+
+def bootstrap_interval(
+    draws: ArrayLike,
+    value: float,
+    level: float,
+    jackknife: ArrayLike | None = None,
+    kind: Literal["percentile", "bca"] = "percentile",
+) -> Interval:
+    """Interval of one statistic by the chosen kind."""
+    if kind == "bca":
+        if jackknife is None:
+            raise ValueError("a bca interval needs the jackknife")
+        return bca_interval(draws, jackknife, value, level)
+    return percentile_interval(draws, level)
+
+
+def _finite(values: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    return array[np.isfinite(array)]
+
+
+def delong_se(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Standard error of the AUROC if rows were independent (DeLong et al. 1988).
+
+    Rows of one region share sky, seeing and galaxies, so this is a cross-check on the bootstrap
+    over regions, usually smaller, and never the interval to quote.
+
+    Raises
+    ------
+    ScoresError
+        If a class has fewer than two rows.
+    """
+    positive = np.asarray(labels).astype(bool)
+    values = np.asarray(scores, dtype=np.float64)
+    x, y = values[positive], values[~positive]
+    if min(x.size, y.size) < 2:
+        raise ScoresError("DeLong's standard error needs two rows of each class")
+    wins = _share_below(x, np.sort(y))
+    losses = 1 - _share_below(y, np.sort(x))
+    variance = wins.var(ddof=1) / x.size + losses.var(ddof=1) / y.size
+    return float(np.sqrt(variance))
+
+
+def _share_below(
+    values: NDArray[np.float64], reference: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Share of the sorted `reference` below each value, ties half."""
+    below = np.searchsorted(reference, values, side="left")
+    upto = np.searchsorted(reference, values, side="right")
+    return (below + upto) / (2.0 * reference.size)

@@ -1,0 +1,225 @@
+"""Ranking metrics from one sorted pass over the scores; ties count half, whatever the row order.
+
+All functions take a `RocCurve`: the numbers of positives and negatives at or above every distinct
+score. Scores should be logits: a float32 sigmoid is exactly 1 from 16.64 on, and ties the best
+candidates. A row is *flagged* by a threshold when its score lies strictly above it.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lensprep.errors import ScoresError
+
+_COUNT_SLACK = 1e-12
+"""Relative slack when a rate times a count is compared with a count: 0.07 * 100 > 7 in floats."""
+
+
+@dataclass(frozen=True)
+class RocCurve:
+    """Counts of both classes at or above each distinct score, from the highest score down."""
+
+    scores: NDArray[np.float64]
+    """Distinct scores, descending."""
+    tp: NDArray[np.int64]
+    """Positives with at least that score."""
+    fp: NDArray[np.int64]
+    """Negatives with at least that score."""
+
+    @property
+    def n_positive(self) -> int:
+        """Number of positives."""
+        return int(self.tp[-1])
+
+    @property
+    def n_negative(self) -> int:
+        """Number of negatives."""
+        return int(self.fp[-1])
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What a threshold flags: rows with a score strictly above it."""
+
+    threshold: float
+    """Minus infinity if every row is flagged."""
+    tp: int
+    fp: int
+    tpr: float
+    fpr: float
+
+
+def roc_curve(labels: ArrayLike, scores: ArrayLike) -> RocCurve:
+    """Count both classes at or above each distinct score.
+
+    Parameters
+    ----------
+    labels : array_like, shape (n,)
+        1 (or True) for a lens, 0 for a non-lens.
+    scores : array_like, shape (n,)
+        Higher means more like a lens. NaN is an error.
+
+    Returns
+    -------
+    RocCurve
+        Its arrays have one entry for every distinct score.
+
+    Raises
+    ------
+    ScoresError
+        If a score is NaN, the shapes differ, or a class is empty.
+    """
+    positive = np.asarray(labels).astype(bool)
+    values = np.asarray(scores, dtype=np.float64)
+    if positive.shape != values.shape or values.ndim != 1:
+        raise ScoresError(f"labels {positive.shape} and scores {values.shape} must be one column")
+    if np.isnan(values).any():
+        raise ScoresError(f"{int(np.isnan(values).sum())} scores are NaN; remove or rescore them")
+    n_positive = int(positive.sum())
+    if n_positive == 0 or n_positive == positive.size:
+        raise ScoresError("there is one class only: a ranking needs lenses and non-lenses")
+    order = np.argsort(values)[::-1]
+    values, positive = values[order], positive[order]
+    last = np.append(np.flatnonzero(np.diff(values)), values.size - 1)
+    tp = np.cumsum(positive, dtype=np.int64)[last]
+    return RocCurve(scores=values[last], tp=tp, fp=last + 1 - tp)
+
+
+def auroc(curve: RocCurve) -> float:
+    """Area under the ROC curve: the chance that a positive outranks a negative, ties half.
+
+    Equal to ``(R1 - n1 (n1 + 1) / 2) / (n1 n0)`` with mid-ranks (Mann & Whitney 1947), computed
+    in whole numbers.
+    """
+    fp_before = np.concatenate(([0], curve.fp[:-1]))
+    tp_before = np.concatenate(([0], curve.tp[:-1]))
+    twice_u = int(np.sum((curve.fp - fp_before) * (curve.tp + tp_before)))
+    return twice_u / (2 * curve.n_positive * curve.n_negative)
+
+
+def partial_auroc(curve: RocCurve, max_fpr: float, *, standardize: bool = True) -> float:
+    """Area under the ROC curve for false-positive rates from 0 to `max_fpr`.
+
+    Parameters
+    ----------
+    curve : RocCurve
+        Counts at every distinct score.
+    max_fpr : float
+        Upper end of the integral; the curve is interpolated linearly there.
+    standardize : bool
+        If true, rescaled after McClish (1989) so that chance is 0.5 and perfection 1, as
+        scikit-learn does; otherwise the plain area, at most `max_fpr`.
+    """
+    fpr = np.concatenate(([0.0], curve.fp / curve.n_negative))
+    tpr = np.concatenate(([0.0], curve.tp / curve.n_positive))
+    stop = int(np.searchsorted(fpr, max_fpr, side="right"))
+    at_end = float(np.interp(max_fpr, fpr[stop - 1 : stop + 1], tpr[stop - 1 : stop + 1]))
+    area = float(np.trapezoid(np.append(tpr[:stop], at_end), np.append(fpr[:stop], max_fpr)))
+    return float(standardized_partial_area(area, max_fpr)) if standardize else area
+
+
+def standardized_partial_area(
+    area: NDArray[np.float64] | float, max_fpr: float
+) -> NDArray[np.float64] | float:
+    """Rescale a partial area after McClish (1989, Med. Decis. Making 9, 190)."""
+    least = 0.5 * max_fpr**2
+    return 0.5 * (1 + (area - least) / (max_fpr - least))
+
+
+def average_precision(curve: RocCurve, prevalence: float | None = None) -> float:
+    """Sum of precision over the steps of recall at distinct scores, not interpolated.
+
+    Parameters
+    ----------
+    curve : RocCurve
+        Counts at every distinct score.
+    prevalence : float, optional
+        Share of lenses to state the precision at; the share in the sample if None. That is the
+        figure of merit of a search in which lenses are rarer than in the sample but look alike.
+    """
+    steps = np.diff(curve.tp, prepend=0)
+    rising = steps > 0
+    odds = 1.0 if prevalence is None else prevalence_odds(curve, prevalence)
+    precision = curve.tp[rising] / (curve.tp[rising] + odds * curve.fp[rising])
+    return float(np.sum(steps[rising] * precision) / curve.n_positive)
+
+
+def prevalence_odds(curve: RocCurve, prevalence: float) -> float:
+    """Weight of a negative of the sample, relative to a positive, at a stated prevalence."""
+    return (1 - prevalence) / prevalence * curve.n_positive / curve.n_negative
+
+
+def purity(tpr: float, fpr: float, prevalence: float) -> float:
+    """Share of lenses among the flagged objects at a prevalence; NaN if none is flagged."""
+    flagged = prevalence * tpr + (1 - prevalence) * fpr
+    return prevalence * tpr / flagged if flagged > 0 else math.nan
+
+
+def tpr_at_fpr(curve: RocCurve, max_fpr: float) -> OperatingPoint:
+    """Most positives that a threshold can flag with a false-positive rate of at most `max_fpr`.
+
+    The threshold is the score of the first negative left out, so a block of ties is flagged
+    whole or not at all.
+    """
+    return _last_allowed(curve, max_fpr * curve.n_negative * (1 + _COUNT_SLACK))
+
+
+def tpr_at_fp(curve: RocCurve, max_fp: int) -> OperatingPoint:
+    """Most positives that a threshold can flag with at most `max_fp` negatives.
+
+    TPR0 and TPR10 of Metcalf et al. (2019, A&A 625, A119) are `max_fp` 0 and 10 here; others
+    use fewer than ten, so `max_fp` belongs beside the figure.
+    """
+    return _last_allowed(curve, max_fp)
+
+
+def _last_allowed(curve: RocCurve, limit: float) -> OperatingPoint:
+    allowed = int(np.searchsorted(curve.fp, limit, side="right"))
+    threshold = float(curve.scores[allowed]) if allowed < curve.scores.size else -math.inf
+    tp = int(curve.tp[allowed - 1]) if allowed else 0
+    fp = int(curve.fp[allowed - 1]) if allowed else 0
+    return OperatingPoint(threshold, tp, fp, tp / curve.n_positive, fp / curve.n_negative)
+
+
+def at_threshold(curve: RocCurve, threshold: float) -> OperatingPoint:
+    """Count what a given threshold flags: scores strictly above it."""
+    flagged = int(np.searchsorted(-curve.scores, -threshold, side="left"))
+    tp = int(curve.tp[flagged - 1]) if flagged else 0
+    fp = int(curve.fp[flagged - 1]) if flagged else 0
+    return OperatingPoint(threshold, tp, fp, tp / curve.n_positive, fp / curve.n_negative)
+
+
+def tied_rows(curve: RocCurve, score: float) -> int:
+    """Rows whose score equals `score` exactly."""
+    where = int(np.searchsorted(-curve.scores, -score))
+    if where == curve.scores.size or curve.scores[where] != score:
+        return 0
+    rows = curve.tp + curve.fp
+    return int(rows[where] - (rows[where - 1] if where else 0))
+
+
+def largest_tie(curve: RocCurve) -> tuple[float, int]:
+    """Score of the largest block of equal scores, and its number of rows."""
+    rows = np.diff(curve.tp + curve.fp, prepend=0)
+    largest = int(np.argmax(rows))
+    return float(curve.scores[largest]), int(rows[largest])
+
+
+def step_bounds(fpr: ArrayLike, tpr: ArrayLike) -> tuple[float, float]:
+    """Bounds of the AUROC from some points of a monotone ROC curve.
+
+    ``sum(dFPR_i TPR_i) <= AUROC <= sum(dFPR_i TPR_{i+1})``, with (0, 0) and (1, 1) added.
+
+    Raises
+    ------
+    ScoresError
+        If the points do not rise together.
+    """
+    order = np.argsort(np.asarray(fpr, dtype=np.float64), kind="stable")
+    x = np.concatenate(([0.0], np.asarray(fpr, dtype=np.float64)[order], [1.0]))
+    y = np.concatenate(([0.0], np.asarray(tpr, dtype=np.float64)[order], [1.0]))
+    if np.any(np.diff(y) < 0) or np.any(np.diff(x) < 0):
+        raise ScoresError("the points do not rise together: they are not one ROC curve")
+    return float(np.sum(np.diff(x) * y[:-1])), float(np.sum(np.diff(x) * y[1:]))

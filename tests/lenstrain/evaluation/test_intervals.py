@@ -1,0 +1,95 @@
+"""Intervals against worked vectors and scipy."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lensprep.errors import ScoresError
+from lenstrain.evaluation import intervals
+
+TABLE = [
+    # k, n, Wilson, Clopper-Pearson
+    (0, 10, (0.0, 0.277533), (0.0, 0.308497)),
+    (3, 10, (0.107791, 0.603222), (0.066740, 0.652453)),
+    (100, 112, (0.822019, 0.937640), (0.820321, 0.943398)),
+]
+
+
+@pytest.mark.parametrize(("k", "n", "by_wilson", "by_clopper_pearson"), TABLE)
+def test_intervals_equal_the_worked_vectors(k, n, by_wilson, by_clopper_pearson):
+    assert np.array(intervals.wilson(k, n)) == pytest.approx(by_wilson, abs=6e-7)
+    assert np.array(intervals.clopper_pearson(k, n)) == pytest.approx(by_clopper_pearson, abs=6e-7)
+
+
+@pytest.mark.parametrize("level", [0.68, 0.95])
+def test_every_small_case_equals_scipy(level):
+    for n in (1, 2, 7, 30):
+        k = np.arange(n + 1)
+        for ours, method in (
+            (intervals.wilson, "wilson"),
+            (intervals.clopper_pearson, "exact"),
+        ):
+            low, high = ours(k, n, level)
+            for i in k:
+                theirs = stats.binomtest(int(i), n).proportion_ci(level, method)
+                assert (low[i], high[i]) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+def test_no_trials_say_nothing():
+    for interval in (intervals.wilson, intervals.clopper_pearson):
+        low, high = interval([0, 1], [0, 2])
+        assert (low[0], high[0]) == (0.0, 1.0)
+
+
+def test_more_hits_than_trials_are_an_error():
+    with pytest.raises(ValueError, match="0 <= k <= n"):
+        intervals.wilson(3, 2)
+
+
+def test_no_false_positive_in_30000_gives_three_over_n():
+    assert intervals.upper_limit(0, 30_000) == pytest.approx(9.985e-5, abs=1e-8)
+    assert intervals.upper_limit(5, 5) == 1.0
+
+
+def test_delong_equals_the_worked_vector():
+    labels = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
+    scores = [0.9, 0.8, 0.7, 0.4, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1]
+    assert intervals.delong_se(labels, scores) == pytest.approx(0.1348010, abs=5e-8)
+
+
+def test_delong_needs_two_of_each_class():
+    with pytest.raises(ScoresError, match="two rows"):
+        intervals.delong_se([1, 0, 0], [1.0, 2.0, 3.0])
+
+
+def test_percentiles_leave_out_undefined_draws():
+    draws = np.append(np.arange(101.0), [math.nan] * 5)
+    assert intervals.percentile_interval(draws, 0.9) == pytest.approx((5.0, 95.0))
+    assert math.isnan(intervals.percentile_interval([math.nan, 1.0], 0.9).low)
+
+
+def test_bca_equals_scipy():
+    data = np.random.default_rng(1).lognormal(size=60)
+    ours_draws = []
+
+    def statistic(sample, axis=-1):
+        return np.mean(sample, axis=axis)
+
+    theirs = stats.bootstrap(
+        (data,), statistic, n_resamples=4000, method="BCa", rng=np.random.default_rng(2)
+    )
+    ours_draws = theirs.bootstrap_distribution
+    jackknife = (data.sum() - data) / (data.size - 1)
+    ours = intervals.bca_interval(ours_draws, jackknife, float(data.mean()))
+    assert ours == pytest.approx(tuple(theirs.confidence_interval), rel=1e-6)
+
+
+def test_bca_falls_back_where_it_is_undefined():
+    draws = np.linspace(0, 1, 11)
+    plain = intervals.percentile_interval(draws, 0.8)
+    assert intervals.bca_interval(draws, np.full(5, 0.3), 0.3, 0.8) == plain
+    assert intervals.bca_interval(draws, [0.1, 0.2], 2.0, 0.8) == plain
+    with pytest.raises(ValueError, match="jackknife"):
+        intervals.bootstrap_interval(draws, 0.3, 0.8, kind="bca")
