@@ -81,7 +81,11 @@ class RejectReason(StrEnum):
     UNKNOWN_LABEL = "unknown_label", "lens_model is null or none of CONTROL, SIE, SIS"
     LABEL_CONFLICT = "label_conflict", "lens_model contradicts is_control or theta_e_arcsec"
     MISSING_TASK_ID = "missing_task_id", "task_id is null or empty"
+    UNKNOWN_SPLIT = "unknown_split", "region_split is null or none of train, val, test"
+    MISSING_REGION = "missing_region", "region_id is null, so no interval could count the row"
+    LONG_METADATA = "long_metadata", "the row's text columns do not fit the record's JSON"
     DUPLICATE_ROW = "duplicate_row", "the same task_id with the same pixels came before"
+    UNREADABLE = "unreadable", "the parquet row group is corrupt (--skip-bad-files)"
 
 
 class _RejectedError(Exception):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 import numpy as np
@@ -105,14 +107,36 @@ def set_keys(records: NDArray[np.uint8], keys: Sequence[str]) -> None:
         records[:, offset + _CHECKSUM.start : offset + _CHECKSUM.stop] = checksums
 
 
-def encode_json(fields: dict[str, Any]) -> bytes | None:
-    """JSON member of one record, padded with spaces to its fixed size; None if it does not fit."""
-    text = json.dumps(
-        {name: fields[name] for name in JSON_FIELDS if name in fields},
-        separators=(",", ":"),
-        allow_nan=False,
-    ).encode()
-    return text.ljust(JSON_BYTES) if len(text) <= JSON_BYTES else None
+def encode_json(columns: Mapping[str, Sequence[Any]]) -> list[bytes | None]:
+    """JSON members of many records, each padded with spaces to its fixed size.
+
+    Parameters
+    ----------
+    columns : mapping of str to sequence
+        Values of all records for some or all of ``JSON_FIELDS``; others are ignored.
+
+    Returns
+    -------
+    list of bytes or None
+        None where the text does not fit. NaN and infinity, for which JSON has no number, are null.
+
+    Notes
+    -----
+    Written by hand: `json.dumps` of a dictionary takes three times as long, once for each row.
+    """
+    names = [field for field in JSON_FIELDS if field in columns]
+    template = "{" + ",".join(f'"{name}":%s' for name in names) + "}"
+    rows = zip(*(columns[name] for name in names), strict=True)
+    texts = [(template % tuple(map(_json_value, row))).encode("ascii") for row in rows]
+    return [text.ljust(JSON_BYTES) if len(text) <= JSON_BYTES else None for text in texts]
+
+
+def _json_value(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return encode_basestring_ascii(value)
+    return repr(value) if math.isfinite(value) else "null"
 
 
 def set_json(records: NDArray[np.uint8], texts: Sequence[bytes]) -> None:

@@ -168,14 +168,13 @@ def write_dataset(
     """
     infos = {}
     for split, (pixels, table) in splits.items():
-        shards, sidecars = [], []
+        shards, sidecars, names = [], [], set(table.column_names)
         for index, start in enumerate(range(0, table.num_rows, shard_rows)):
             rows = table.slice(start, shard_rows)
             records = new_records(rows.num_rows)
             payload_view(records)[:] = pixels[start : start + shard_rows]
             set_keys(records, rows["key"].to_pylist())
-            present = [name for name in JSON_FIELDS if name in rows.column_names]
-            texts = [encode_json(fields) for fields in rows.select(present).to_pylist()]
+            texts = encode_json({f: rows[f].to_pylist() for f in JSON_FIELDS if f in names})
             set_json(records, [text for text in texts if text is not None])
             side = rows.append_column("payload_crc32", pa.array(payload_crc32(records)))
             shards.append(write_shard(root, split, index, [records], side))

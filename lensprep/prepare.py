@@ -1,0 +1,212 @@
+"""One batch of source rows -> finished records, their sidecar rows, and the rows left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+from numpy.typing import NDArray
+
+from lensprep.account import UNLABELLED, Account, class_names
+from lensprep.contract import (
+    FILTER_REASONS,
+    SPLIT_COLUMN,
+    STAMP_COLUMN,
+    FilterRules,
+    filter_rows,
+    label_rows,
+)
+from lensprep.dataset.layout import (
+    BANDS,
+    JSON_FIELDS,
+    SPLITS,
+    STAMP_SHAPE,
+)
+from lensprep.dataset.record import encode_json, payload_crc32, payload_view, set_json, set_keys
+from lensprep.normalize import Measured, Normalizer
+from lensprep.placement import row_key, row_place
+from lensprep.spill import PLACE
+from lensprep.stampnpz import RejectReason, decode_batch
+
+REJECT_SCHEMA = pa.schema(
+    [
+        ("task_id", pa.string()),
+        ("region_split", pa.string()),
+        ("region_id", pa.int32()),
+        ("lens_model", pa.string()),
+        ("class", pa.string()),
+        ("kind", pa.string()),
+        ("reason", pa.string()),
+        ("source_file", pa.string()),
+        ("source_row_group", pa.int32()),
+        ("source_row", pa.int64()),
+    ]
+)
+"""Columns of ``rejects.parquet``; ``kind`` is ``filtered`` or ``rejected``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What became of one batch of source rows."""
+
+    rows: int
+    """Records written at the start of the space that was given."""
+    table: pa.Table
+    """Their sidecar rows, with ``place``."""
+    left_out: pa.Table
+    """The other rows, as in ``rejects.parquet``."""
+
+
+class Preparer:
+    """Turns batches of source rows into records; holds the scratch space for it.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the placement.
+    rules : FilterRules
+        The cuts that the user asked for.
+    normalizer : Normalizer
+    batch_rows : int
+        Most rows of a batch.
+    """
+
+    def __init__(
+        self, seed: int, rules: FilterRules, normalizer: Normalizer, batch_rows: int
+    ) -> None:
+        self._seed = seed
+        self._rules = rules
+        self._normalizer = normalizer
+        self._pixels = np.empty((batch_rows, *STAMP_SHAPE), np.float32)
+        self.account = Account()
+
+    def __call__(self, table: pa.Table, records: NDArray[np.uint8]) -> Prepared:
+        """Prepare one batch.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            Source rows with all columns and the ``source_*`` columns.
+        records : ndarray of uint8, shape (n, RECORD_STRIDE)
+            Space for at least as many records, made by `lensprep.dataset.record.new_records`.
+        """
+        labels = label_rows(table)
+        reason = self._light_reasons(table, labels.reason)
+        texts = _json_members(table, labels.label, reason)
+        rows, pixels = self._decode(table, reason)
+        measured = self._normalizer(pixels, payload_view(records[: len(rows)]))
+        if measured.constant.any():
+            reason[rows[measured.constant]] = RejectReason.CONSTANT_BAND.value
+            kept = np.flatnonzero(~measured.constant)
+            records[: len(kept)] = records[kept]
+            rows, pixels, measured = rows[kept], pixels[kept], measured.take(kept)
+        used = records[: len(rows)]
+        side = self._sidecar(table, rows, labels.label[rows], pixels, measured)
+        set_keys(used, side["key"].to_pylist())
+        set_json(used, [texts[row] for row in rows.tolist()])
+        side = side.append_column("payload_crc32", pa.array(payload_crc32(used)))
+        classes = class_names(labels.label)
+        self.account.add(_split_names(table), classes, reason.tolist())
+        return Prepared(len(rows), side, _left_out(table, reason, classes))
+
+    def _light_reasons(
+        self, table: pa.Table, label_reason: NDArray[np.str_]
+    ) -> NDArray[np.object_]:
+        """Why a row stays out by its light columns: a cut of the user's comes before a defect."""
+        reason = filter_rows(table, self._rules).astype(object)
+        split_known = pc.is_in(table[SPLIT_COLUMN], pa.array(SPLITS)).to_numpy()
+        region_known = table["region_id"].is_valid().to_numpy()
+        for defect in (
+            label_reason.astype(object),
+            np.where(split_known, "", RejectReason.UNKNOWN_SPLIT.value),
+            np.where(region_known, "", RejectReason.MISSING_REGION.value),
+        ):
+            reason = np.where(reason == "", defect, reason)
+        return reason
+
+    def _decode(
+        self, table: pa.Table, reason: NDArray[np.object_]
+    ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+        """Pixels of the rows without a reason; the ones that cannot be decoded get theirs."""
+        rows = np.flatnonzero(reason == "")
+        blobs = table[STAMP_COLUMN]
+        if len(rows) < table.num_rows:
+            blobs = blobs.take(pa.array(rows))
+        pixels = self._pixels[: len(rows)]
+        rejects = decode_batch(blobs, pixels)
+        bad = [i for i, reject in enumerate(rejects) if reject is not None]
+        if bad:
+            reason[rows[bad]] = [str(rejects[i]) for i in bad]
+            good = np.setdiff1d(np.arange(len(rows)), bad)
+            rows, pixels = rows[good], pixels[good]
+        return rows, pixels
+
+    def _sidecar(
+        self,
+        table: pa.Table,
+        rows: NDArray[np.intp],
+        label: NDArray[np.int8],
+        pixels: NDArray[np.float32],
+        measured: Measured,
+    ) -> pa.Table:
+        """Scalar columns of the accepted rows, with key, place, label and what was measured."""
+        light = table.drop_columns([STAMP_COLUMN])
+        if len(rows) < table.num_rows:
+            light = light.take(pa.array(rows))
+        hashes = [xxhash.xxh3_128_hexdigest(stamp) for stamp in pixels]
+        pairs = zip(light["task_id"].to_pylist(), hashes, strict=True)
+        keys = [row_key(task_id, pixel_hash) for task_id, pixel_hash in pairs]
+        places = [row_place(self._seed, key) for key in keys]
+        columns: dict[str, Any] = {
+            "key": pa.array(keys, pa.string()),
+            PLACE: pa.array(places, pa.uint64()),
+            "label": pa.array(label, pa.int8()),
+        }
+        for name, values in (
+            ("median", measured.median),
+            ("scale", measured.scale),
+            ("clip_frac", measured.clip_frac),
+        ):
+            for number, band in enumerate(BANDS):
+                columns[f"{name}_{band}"] = pa.array(values[:, number], pa.float32())
+        columns["pixel_hash"] = pa.array(hashes, pa.string())
+        return pa.table({**columns, **dict(zip(light.column_names, light.columns, strict=True))})
+
+
+def _split_names(table: pa.Table) -> list[str]:
+    """Split of each row for the account."""
+    return [s if s in SPLITS else UNLABELLED for s in table[SPLIT_COLUMN].to_pylist()]
+
+
+def _json_members(
+    table: pa.Table, label: NDArray[np.int8], reason: NDArray[np.object_]
+) -> list[bytes]:
+    """JSON member of every row; a row whose text is too long gets its reason."""
+    columns = {name: table[name].to_pylist() for name in JSON_FIELDS if name in table.column_names}
+    columns |= {"label": label.tolist(), "split": table[SPLIT_COLUMN].to_pylist()}
+    members = encode_json(columns)
+    for row, member in enumerate(members):
+        if member is None and reason[row] == "":
+            reason[row] = RejectReason.LONG_METADATA.value
+    return [member or b"" for member in members]
+
+
+def _left_out(table: pa.Table, reason: NDArray[np.object_], classes: list[str]) -> pa.Table:
+    """Rows that have a reason, as in ``rejects.parquet``."""
+    rows = np.flatnonzero(reason != "")
+    if not len(rows):
+        return REJECT_SCHEMA.empty_table()
+    names = [name for name in REJECT_SCHEMA.names if name in table.column_names]
+    taken = table.select(names).take(pa.array(rows))
+    columns = dict(zip(names, taken.columns, strict=True))
+    columns["class"] = pa.array([classes[row] for row in rows.tolist()])
+    columns["reason"] = pa.array(reason[rows].tolist(), pa.string())
+    kinds = ["filtered" if r in FILTER_REASONS else "rejected" for r in reason[rows].tolist()]
+    columns["kind"] = pa.array(kinds, pa.string())
+    return pa.table([columns[name] for name in REJECT_SCHEMA.names], REJECT_SCHEMA.names).cast(
+        REJECT_SCHEMA
+    )

@@ -1,0 +1,220 @@
+"""Sorted runs of finished records on local disk: the external shuffle of a conversion.
+
+A run is two files: ``NAME.dat``, the records, and ``NAME.arrow``, their sidecar rows. Both are
+sorted by (split, place), so the rows of any shard, or of several neighbours, are one stretch of
+each run, found by bisection. Memory is that of one run while writing and one shard while reading,
+however many rows there are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lensprep.dataset.layout import RECORD_STRIDE, SOURCE_COLUMNS, SPLITS
+from lensprep.dataset.storage import atomic_writer
+from lensprep.errors import StorageError
+from lensprep.placement import sort_order
+
+PLACE = "place"
+"""Column of a run's sidecar rows that is left out of the shard's sidecar."""
+
+_IOV_MAX = 1024
+"""Buffers that the kernel takes in one vectored read or write."""
+
+
+def write_run(stem: Path, records: NDArray[np.uint8], table: pa.Table) -> None:
+    """Write one run, sorted.
+
+    Parameters
+    ----------
+    stem : Path
+        Path of both files without their endings.
+    records : ndarray of uint8, shape (rows, RECORD_STRIDE)
+    table : pyarrow.Table
+        Sidecar rows in the same order, with ``place`` (uint64), ``key`` and ``region_split``.
+
+    Raises
+    ------
+    StorageError
+        If the disk refuses; nothing is left under the final names.
+    """
+    split = _split_codes(table["region_split"])
+    places = table[PLACE].to_numpy()
+    order = np.lexsort((table["key"].to_numpy(zero_copy_only=False), places, split))
+    starts = np.searchsorted(split[order], np.arange(len(SPLITS) + 1))
+    with atomic_writer(stem.with_suffix(".dat")) as file:
+        rows = [records[row].data for row in order.tolist()]
+        for first in range(0, len(rows), _IOV_MAX):
+            _write_all(file.fileno(), rows[first : first + _IOV_MAX])
+    metadata = {"starts": ",".join(map(str, starts.tolist()))}
+    sorted_table = table.take(order).combine_chunks().replace_schema_metadata(metadata)
+    with (
+        atomic_writer(stem.with_suffix(".arrow")) as file,
+        pa.ipc.new_file(file, sorted_table.schema) as writer,
+    ):
+        writer.write_table(sorted_table)
+
+
+def _split_codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    return pc.index_in(column, pa.array(SPLITS)).to_numpy()
+
+
+def _write_all(descriptor: int, rows: list[memoryview]) -> None:
+    """Write rows in full: the kernel may take only a part (a disk that is nearly full)."""
+    expected = len(rows) * RECORD_STRIDE
+    written = os.writev(descriptor, rows)
+    if written != expected:
+        data = memoryview(b"".join(rows))
+        while written < expected:
+            written += os.write(descriptor, data[written:])
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Rows of one run that belong to a range of places of one split."""
+
+    data: Path
+    first: int
+    """Row of the run's data file at which the stretch begins."""
+    table: pa.Table
+    """Sidecar rows of the stretch, sorted by place."""
+
+
+def read_stretches(stems: Sequence[Path], split: str, low: int, high: int) -> list[Stretch]:
+    """Sidecar rows of a split with ``low <= place < high``, run by run.
+
+    Parameters
+    ----------
+    stems : sequence of Path
+        Runs.
+    split : str
+    low, high : int
+        Range of places, in [0, 2**64].
+    """
+    return [s for stem in stems for s in _read_stretch(stem, SPLITS.index(split), low, high)]
+
+
+def _read_stretch(stem: Path, split: int, low: int, high: int) -> Iterator[Stretch]:
+    with pa.memory_map(str(stem.with_suffix(".arrow"))) as source:
+        table = pa.ipc.open_file(source).read_all()
+        starts = [int(n) for n in table.schema.metadata[b"starts"].split(b",")]
+        begin, end = starts[split], starts[split + 1]
+        places = table[PLACE].slice(begin, end - begin).to_numpy()
+        first = begin + int(np.searchsorted(places, np.uint64(low)))
+        stop = end if high >= 1 << 64 else begin + int(np.searchsorted(places, np.uint64(high)))
+        if stop > first:
+            # A copy: the slice would keep the whole run mapped, and count as this process's memory.
+            yield Stretch(stem.with_suffix(".dat"), first, _copied(table, first, stop))
+
+
+def _copied(table: pa.Table, first: int, stop: int) -> pa.Table:
+    return table.take(pa.array(np.arange(first, stop)))
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRows:
+    """What one shard is made of: its rows in final order, and where their records lie."""
+
+    table: pa.Table
+    """Sidecar rows in tar order."""
+    dropped: pa.Table
+    """Rows left out because an equal row (same task_id and pixels) is there already."""
+    sources: list[tuple[Path, int, NDArray[np.int64]]]
+    """For each stretch: data file, first row, and each row's place in the tar (-1: dropped)."""
+
+
+def arrange(stretches: Sequence[Stretch]) -> ShardRows:
+    """Put the rows of a shard in order and drop the ones that are there twice.
+
+    Of rows with the same key the one is kept whose other columns sort first, so that it does not
+    depend on the order of the files; only if all are equal does the source decide.
+    """
+    table = pa.concat_tables(s.table for s in stretches)
+    keys = table["key"].to_numpy(zero_copy_only=False).astype("S")
+    order = sort_order(table[PLACE].to_numpy(), keys)
+    doubled = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+    keep = np.ones(len(order), bool)
+    if len(doubled):
+        order = _order_equals(table, keys, order)
+        keep[1:] = keys[order][1:] != keys[order][:-1]
+    target = np.full(len(order), -1, np.int64)
+    target[order[keep]] = np.arange(keep.sum())
+    sources, start = [], 0
+    for stretch in stretches:
+        stop = start + stretch.table.num_rows
+        sources.append((stretch.data, stretch.first, target[start:stop]))
+        start = stop
+    return ShardRows(
+        table.take(order[keep]).drop_columns([PLACE]),
+        table.take(order[~keep]).drop_columns([PLACE]),
+        sources,
+    )
+
+
+def _order_equals(
+    table: pa.Table, keys: NDArray[np.bytes_], order: NDArray[np.intp]
+) -> NDArray[np.intp]:
+    """Sort rows of equal keys by their content, then by their source."""
+    content = [name for name in table.column_names if name not in (PLACE, *SOURCE_COLUMNS)]
+    ordered = keys[order]
+    twice = np.zeros(len(order), bool)
+    twice[1:] |= ordered[1:] == ordered[:-1]
+    twice[:-1] |= ordered[1:] == ordered[:-1]
+    rows = table.take(order[twice]).select([*content, *SOURCE_COLUMNS]).to_pylist()
+    texts = [repr(tuple(row.values())) for row in rows]
+    positions = np.flatnonzero(twice)
+    # Rows of one key are neighbours already: they are sorted inside their group only.
+    group = np.cumsum(np.r_[True, ordered[positions][1:] != ordered[positions][:-1]])
+    ranked = sorted(range(len(texts)), key=lambda i: (group[i], texts[i]))
+    result = order.copy()
+    result[positions] = order[positions[ranked]]
+    return result
+
+
+def read_records(rows: ShardRows) -> NDArray[np.uint8]:
+    """Records of a shard in tar order, each read once, straight to its place.
+
+    Returns
+    -------
+    ndarray of uint8, shape (rows, RECORD_STRIDE)
+
+    Raises
+    ------
+    StorageError
+        If a run is shorter than its sidecar says.
+    """
+    records = np.empty((rows.table.num_rows, RECORD_STRIDE), np.uint8)
+    scratch = np.empty(RECORD_STRIDE, np.uint8).data
+    for path, first, targets in rows.sources:
+        buffers = [records[t].data if t >= 0 else scratch for t in targets.tolist()]
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            for start in range(0, len(buffers), _IOV_MAX):
+                part = buffers[start : start + _IOV_MAX]
+                offset = (first + start) * RECORD_STRIDE
+                _read_all(descriptor, part, offset, path)
+        finally:
+            os.close(descriptor)
+    return records
+
+
+def _read_all(descriptor: int, buffers: list[memoryview], offset: int, path: Path) -> None:
+    expected = len(buffers) * RECORD_STRIDE
+    if os.preadv(descriptor, buffers, offset) == expected:
+        return
+    # A short read in the middle is legal though rare: then row by row, each to its end.
+    for number, buffer in enumerate(buffers):
+        view, position = buffer, offset + number * RECORD_STRIDE
+        while len(view):
+            count = os.preadv(descriptor, [view], position)
+            if not count:
+                raise StorageError(f"{path} ends at byte {position}: cut while converting.")
+            view, position = view[count:], position + count
