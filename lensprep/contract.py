@@ -1,0 +1,346 @@
+"""The Phase 4c contract: which columns a source has, what they hold, which rows may go in (pure).
+
+A source is trusted in nothing that this module can check: labels come from a closed map and are
+checked against two other columns, and a row that is left out has a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lensprep.dataset.layout import BANDS, LABEL_MAP, SPLITS
+from lensprep.dataset.where import Where
+
+Controls = Literal["value", "zero", "null"]
+"""What rows of CONTROL hold in a column: values like any other row, zero, or null."""
+
+STAMP_COLUMN: Final = "stamp_npz"
+SPLIT_COLUMN: Final = "region_split"
+
+UNKNOWN_LABEL: Final = "unknown_label"
+LABEL_CONFLICT: Final = "label_conflict"
+MISSING_TASK_ID: Final = "missing_task_id"
+LABEL_REASONS: Final = (MISSING_TASK_ID, UNKNOWN_LABEL, LABEL_CONFLICT)
+"""Reasons to reject a row by its light columns, in the order in which they are looked for."""
+
+CUTOUT_NOT_OK: Final = "cutout_not_ok"
+BANDSET_LACKS_BAND: Final = "bandset_lacks_band"
+MAX_BAD_PIXEL_FRAC: Final = "max_bad_pixel_frac"
+WHERE: Final = "where"
+FILTER_REASONS: Final = (CUTOUT_NOT_OK, BANDSET_LACKS_BAND, MAX_BAD_PIXEL_FRAC, WHERE)
+"""Reasons to filter a row, in the order in which they are looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of the contract."""
+
+    name: str
+    type: pa.DataType
+    nullable: bool = False
+    """Whether null is allowed at all (a control's null is given by ``controls``)."""
+    required: bool = False
+    """Whether a source without it is refused. ``region_split`` may be in the folder's name."""
+    controls: Controls = "value"
+    leaks: bool = False
+    """Whether the value, or its being null, tells the label: never an input of a model."""
+    minimum: float | None = None
+    """Smallest plausible value, in the column's own unit."""
+    maximum: float | None = None
+    """Largest plausible value, in the column's own unit."""
+
+
+_TEXT: Final = pa.string()
+_INT: Final = pa.int32()
+_LONG: Final = pa.int64()
+_REAL: Final = pa.float64()
+_BYTES: Final = pa.binary()
+
+COLUMNS: Final[tuple[Column, ...]] = (
+    Column("task_id", _TEXT, required=True),
+    Column("experiment_id", _TEXT, required=True),
+    Column("selection_set_id", _TEXT, required=True),
+    Column("ranking_mode", _TEXT, required=True),
+    Column("selection_strategy", _TEXT, required=True),
+    Column("brickname", _TEXT, required=True),
+    Column("bandset", _TEXT, required=True),
+    Column("config_id", _TEXT, required=True, leaks=True),
+    Column("region_split", _TEXT, required=True),
+    Column("region_id", _INT, required=True),
+    Column("stamp_size", _INT, required=True, minimum=64, maximum=64),
+    Column("replicate", _INT),
+    Column("is_control", _INT, required=True, leaks=True, minimum=0, maximum=1),
+    Column("cutout_ok", _INT, required=True),
+    Column("metrics_only", _INT),
+    Column("ra", _REAL, required=True, minimum=0, maximum=360),
+    Column("dec", _REAL, required=True, minimum=-90, maximum=90),
+    Column(
+        "theta_e_arcsec", _REAL, required=True, controls="zero", leaks=True, minimum=0, maximum=5
+    ),
+    Column("src_dmag", _REAL, required=True, controls="zero", leaks=True),
+    Column(
+        "src_reff_arcsec", _REAL, required=True, controls="zero", leaks=True, minimum=0, maximum=5
+    ),
+    Column("src_e", _REAL, controls="zero", leaks=True, minimum=0, maximum=1),
+    Column("shear", _REAL, controls="zero", leaks=True, minimum=0, maximum=0.5),
+    Column("task_seed64", _LONG, nullable=True),
+    Column("src_x_arcsec", _REAL, nullable=True, controls="zero", leaks=True),
+    Column("src_y_arcsec", _REAL, nullable=True, controls="zero", leaks=True),
+    Column("src_phi_rad", _REAL, nullable=True, controls="zero", leaks=True),
+    Column("shear_phi_rad", _REAL, nullable=True, controls="zero", leaks=True),
+    Column("src_gr", _REAL, nullable=True, leaks=True),
+    Column("src_rz", _REAL, nullable=True, leaks=True),
+    Column("psf_bin", _INT, nullable=True),
+    Column("depth_bin", _INT, nullable=True),
+    Column("ab_zp_nmgy", _REAL, nullable=True, required=True, minimum=22.5, maximum=22.5),
+    Column("pipeline_version", _TEXT, nullable=True, required=True),
+    Column("psfsize_r", _REAL, nullable=True, required=True, minimum=0.3, maximum=5),
+    Column("psfdepth_r", _REAL, nullable=True, required=True, minimum=15, maximum=30),
+    Column("ebv", _REAL, nullable=True, minimum=0, maximum=10),
+    Column("stamp_npz", _BYTES, nullable=True, required=True),
+    Column("arc_snr", _REAL, nullable=True, controls="null", leaks=True),
+    Column("total_injected_flux_r", _REAL, nullable=True, controls="null", leaks=True),
+    Column("magnification", _REAL, nullable=True, controls="null", leaks=True, minimum=0),
+    Column("bad_pixel_frac", _REAL, nullable=True, required=True, minimum=0, maximum=1),
+    Column("wise_brightmask_frac", _REAL, nullable=True, required=True, minimum=0, maximum=1),
+    Column("metrics_ok", _INT, nullable=True),
+    Column(
+        "psf_fwhm_used_g", _REAL, nullable=True, controls="null", leaks=True, minimum=0.3, maximum=5
+    ),
+    Column(
+        "psf_fwhm_used_r",
+        _REAL,
+        nullable=True,
+        required=True,
+        controls="null",
+        leaks=True,
+        minimum=0.3,
+        maximum=5,
+    ),
+    Column(
+        "psf_fwhm_used_z", _REAL, nullable=True, controls="null", leaks=True, minimum=0.3, maximum=5
+    ),
+    Column("psf_source_g", _INT, nullable=True, controls="null", leaks=True),
+    Column("psf_source_r", _INT, nullable=True, controls="null", leaks=True),
+    Column("psf_source_z", _INT, nullable=True, controls="null", leaks=True),
+    Column("lens_model", _TEXT, nullable=True, required=True, leaks=True),
+    Column("lens_e", _REAL, nullable=True, controls="zero", leaks=True, minimum=0, maximum=1),
+    Column("lens_phi_rad", _REAL, nullable=True, controls="null", leaks=True),
+    Column("tangential_stretch", _REAL, nullable=True, controls="null", leaks=True),
+    Column("radial_stretch", _REAL, nullable=True, controls="null", leaks=True),
+    Column("expected_arc_radius", _REAL, nullable=True, controls="null", leaks=True),
+    Column("physics_valid", _INT, nullable=True, controls="null", leaks=True),
+    Column("physics_warnings", _TEXT, nullable=True, controls="null", leaks=True),
+)
+"""The 57 columns of Phase 4c, in the order in which a table of this project has them."""
+
+COLUMN_BY_NAME: Final[dict[str, Column]] = {column.name: column for column in COLUMNS}
+REQUIRED_COLUMNS: Final = tuple(column.name for column in COLUMNS if column.required)
+LEAKING_COLUMNS: Final = tuple(column.name for column in COLUMNS if column.leaks)
+LIGHT_COLUMNS: Final = tuple(column.name for column in COLUMNS if column.name != STAMP_COLUMN)
+SCHEMA: Final = pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in COLUMNS])
+"""Arrow schema of all 57 columns."""
+
+
+def accepts(wanted: pa.DataType, found: pa.DataType) -> bool:
+    """Whether a column stored as ``found`` can stand for a contract column of type ``wanted``.
+
+    Integers and floating-point numbers may be of any width, text and bytes may be large, viewed
+    or dictionary-encoded, and a column of nothing but nulls may have the null type. A float is
+    never taken for an integer, nor a number for text.
+    """
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    if pa.types.is_null(found):
+        return True
+    if pa.types.is_string(wanted):
+        return bool(
+            pa.types.is_string(found)
+            or pa.types.is_large_string(found)
+            or pa.types.is_string_view(found)
+        )
+    if pa.types.is_binary(wanted):
+        return bool(
+            pa.types.is_binary(found)
+            or pa.types.is_large_binary(found)
+            or pa.types.is_binary_view(found)
+        )
+    if pa.types.is_integer(wanted):
+        return bool(pa.types.is_integer(found))
+    return bool(pa.types.is_floating(found))
+
+
+class SchemaFault(NamedTuple):
+    """One thing wrong with the schema of one file."""
+
+    column: str
+    problem: str
+    """Such as "is missing" or "is string, not int32"."""
+
+
+def schema_faults(schema: pa.Schema, *, has_split: bool = False) -> list[SchemaFault]:
+    """What keeps a file of this schema from being read; an empty list if nothing.
+
+    Parameters
+    ----------
+    schema : pyarrow.Schema
+        Schema of one file.
+    has_split : bool
+        Whether the split is known from the folder (``region_split=train``).
+    """
+    faults = []
+    for column in COLUMNS:
+        indices = schema.get_all_field_indices(column.name)
+        if len(indices) > 1:
+            faults.append(SchemaFault(column.name, f"is there {len(indices)} times"))
+        elif indices:
+            found = schema.field(indices[0]).type
+            if not accepts(column.type, found):
+                faults.append(SchemaFault(column.name, f"is {found}, not {column.type}"))
+        elif column.required and not (column.name == SPLIT_COLUMN and has_split):
+            faults.append(SchemaFault(column.name, "is missing"))
+    return faults
+
+
+class Labels(NamedTuple):
+    """Labels of a table's rows, and why some have none."""
+
+    label: NDArray[np.int8]
+    """Shape (rows,): 0 non-lens, 1 lens, -1 where there is a reason."""
+    reason: NDArray[np.str_]
+    """Shape (rows,): "" or one of ``LABEL_REASONS``."""
+
+
+def label_rows(table: pa.Table) -> Labels:
+    """Label every row through the closed map, or reject it.
+
+    ``lens_model`` gives the label (CONTROL 0, SIE and SIS 1). Null or anything else is
+    ``unknown_label``, never a positive. ``is_control`` must say the same and
+    ``theta_e_arcsec`` must be zero for controls and positive for lenses; where either is null, NaN
+    or disagrees, the row is ``label_conflict``. Without a task_id a row has no identity
+    (``missing_task_id``).
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        With task_id, lens_model, is_control and theta_e_arcsec; other columns are ignored.
+    """
+    label = _mapped(table.column("lens_model"))
+    is_control = _numbers(table.column("is_control"))
+    theta_e = _numbers(table.column("theta_e_arcsec"))
+    expected_control = np.where(label == 0, 1.0, 0.0)
+    agrees = (is_control == expected_control) & np.where(label == 0, theta_e == 0, theta_e > 0)
+    task_id = table.column("task_id")
+    has_id = _flags(pc.greater(pc.binary_length(_plain(task_id)), 0))
+    reason = np.select(
+        [~has_id, label < 0, ~agrees], [MISSING_TASK_ID, UNKNOWN_LABEL, LABEL_CONFLICT], ""
+    )
+    return Labels(np.where(reason == "", label, -1).astype(np.int8), reason)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FilterRules:
+    """Which rows the user leaves out on purpose; they are counted as filtered, not rejected."""
+
+    max_bad_pixel_frac: float | None = None
+    """Largest ``bad_pixel_frac`` to keep; rows where it is null or NaN are then left out too."""
+    where: Where | None = None
+    """Rows to keep; rows for which it is null are left out, as in SQL."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that `filter_rows` reads."""
+        names = ["cutout_ok", "bandset"]
+        if self.max_bad_pixel_frac is not None:
+            names.append("bad_pixel_frac")
+        if self.where is not None:
+            names.extend(name for name in self.where.columns if name not in names)
+        return tuple(names)
+
+
+def filter_rows(table: pa.Table, rules: FilterRules | None = None) -> NDArray[np.str_]:
+    """Reason why each row is left out, or "".
+
+    Two cuts are always made, since upstream itself says that there is no stamp to use:
+    ``cutout_ok`` is not 1 (null included), and ``bandset`` lacks one of the bands g, r, z (``r``:
+    the blob was never meant to have the others). A row whose bandset promises a band that the blob
+    lacks is not filtered here: decoding it gives a reject. Where several cuts apply the first of
+    ``FILTER_REASONS`` is given.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        With at least ``rules.columns``.
+    rules : FilterRules, optional
+        Further cuts; without it only the two that are always made.
+
+    Returns
+    -------
+    ndarray of str, shape (rows,)
+        "" or one of ``FILTER_REASONS``.
+    """
+    rules = rules or FilterRules()
+    cuts = {
+        CUTOUT_NOT_OK: _numbers(table.column("cutout_ok")) != 1,
+        BANDSET_LACKS_BAND: _lacks_band(table.column("bandset")),
+    }
+    if rules.max_bad_pixel_frac is not None:
+        frac = _numbers(table.column("bad_pixel_frac"))
+        cuts[MAX_BAD_PIXEL_FRAC] = ~(frac <= rules.max_bad_pixel_frac)
+    if rules.where is not None:
+        cuts[WHERE] = ~rules.where.mask(table)
+    return np.select(list(cuts.values()), list(cuts), "")
+
+
+def unknown_splits(values: Iterable[str | None]) -> list[str | None]:
+    """The values that name no split of this project, in their order."""
+    return [value for value in values if value not in SPLITS]
+
+
+def _lacks_band(bandset: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Rows whose bandset is known and lacks a band; what null means, decoding will tell."""
+    return _lookup(bandset, lambda text: text is not None and not set(BANDS) <= set(text), bool)
+
+
+def _mapped(lens_model: pa.ChunkedArray) -> NDArray[np.int8]:
+    """Label by the closed map, -1 where there is none."""
+    return _lookup(lens_model, lambda name: LABEL_MAP.get(name, -1), np.int8)
+
+
+def _lookup(column: pa.ChunkedArray, function, dtype):  # type: ignore[no-untyped-def]
+    """Apply a function of text to a column that has few distinct values."""
+    encoded = _plain(column).dictionary_encode(null_encoding="encode").combine_chunks()
+    if isinstance(encoded, pa.ChunkedArray):  # pragma: no cover - older pyarrow
+        encoded = encoded.chunk(0)
+    values = np.array([function(v) for v in encoded.dictionary.to_pylist()], dtype)
+    if not len(values):
+        return np.zeros(len(column), dtype)
+    return values[encoded.indices.to_numpy(zero_copy_only=False)]
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Decode a dictionary-encoded or null-typed text column."""
+    return column if pa.types.is_string(column.type) else column.cast(pa.string())
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """Values as float64 with NaN for null, so that no comparison with a null is ever true."""
+    return column.cast(pa.float64()).to_numpy()
+
+
+def _flags(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Booleans with False for null."""
+    return pc.fill_null(column, False).to_numpy().astype(bool)
+
+
+def count_reasons(reason: NDArray[np.str_]) -> Mapping[str, int]:
+    """How often each reason occurs; rows without a reason are left out."""
+    names, counts = np.unique(reason[reason != ""], return_counts=True)
+    return {str(name): int(n) for name, n in zip(names, counts, strict=True)}
