@@ -1,0 +1,143 @@
+"""Completeness in cells of one to three axes, and bins that every table and figure shares."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lenstrain.evaluation.intervals import wilson
+
+FEW_VALUES = 12
+"""An axis of at most this many distinct values has one bin for each."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class AxisBins:
+    """Bins of one axis: ``[edge, next edge)``, the last one closed."""
+
+    name: str
+    edges: Floats
+    values: Floats | None = None
+    """The distinct values, if each has its own bin."""
+
+    @property
+    def size(self) -> int:
+        """Number of bins."""
+        return self.edges.size - 1
+
+    def assign(self, values: Floats) -> NDArray[np.int64]:
+        """Bin of each value; -1 for NaN and for what lies outside."""
+        bins = np.searchsorted(self.edges, values, side="right") - 1
+        bins[values == self.edges[-1]] = self.size - 1
+        outside = ~((values >= self.edges[0]) & (values <= self.edges[-1]))
+        return np.where(outside, -1, bins).astype(np.int64)
+
+    def label(self, index: int) -> str:
+        """Name of a bin for tables: its value if it has one, else its range."""
+        if self.values is not None:
+            return f"{self.values[index]:g}"
+        return f"{self.edges[index]:.3g}–{self.edges[index + 1]:.3g}"
+
+
+def axis_bins(name: str, values: Floats, n_bins: int) -> AxisBins | None:
+    """Bins of an axis from its data.
+
+    Parameters
+    ----------
+    name : str
+        Name of the axis.
+    values : ndarray, shape (n,)
+        The data; NaN is ignored.
+    n_bins : int
+        Quantile bins of a continuous axis. An axis of few distinct values has one bin for each,
+        with edges half-way between them.
+
+    Returns
+    -------
+    AxisBins or None
+        None if there is no finite value.
+    """
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        return None
+    distinct = np.unique(np.round(finite, 6))
+    if distinct.size > FEW_VALUES:
+        # The extremes themselves, so that rounding leaves no row outside.
+        edges = np.unique(np.quantile(finite, np.linspace(0, 1, n_bins + 1)))
+        return AxisBins(name, edges)
+    gaps = np.diff(distinct) if distinct.size > 1 else np.ones(1)
+    inner = (distinct[:-1] + distinct[1:]) / 2
+    first, last = distinct[0] - gaps[0] / 2, distinct[-1] + gaps[-1] / 2
+    return AxisBins(name, np.concatenate(([first], inner, [last])), distinct)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Completeness of every cell of a grid; arrays have one entry for each cell, in C order."""
+
+    axes: tuple[AxisBins, ...]
+    n: NDArray[np.int64]
+    recovered: NDArray[np.int64]
+    unresolved: NDArray[np.int64]
+    """Lenses of the cell whose theta_E is too small for the seeing."""
+    left_out: int
+    """Lenses without a value on some axis."""
+
+    @property
+    def completeness(self) -> Floats:
+        """Recovered share; NaN for an empty cell."""
+        return np.where(self.n > 0, self.recovered / np.maximum(self.n, 1), np.nan)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Long form: edges on each axis, counts, completeness and Wilson intervals."""
+        table: dict[str, NDArray[Any]] = {}
+        index = np.indices([axis.size for axis in self.axes]).reshape(len(self.axes), -1)
+        for axis, bins in zip(self.axes, index, strict=True):
+            table[f"{axis.name}_lo"] = axis.edges[bins]
+            table[f"{axis.name}_hi"] = axis.edges[bins + 1]
+        lo68, hi68 = wilson(self.recovered, self.n, 0.682689492137086)
+        lo95, hi95 = wilson(self.recovered, self.n, 0.95)
+        table |= {"n": self.n, "recovered": self.recovered, "completeness": self.completeness}
+        table |= {"lo68": lo68, "hi68": hi68, "lo95": lo95, "hi95": hi95}
+        table["unresolved_share"] = np.where(
+            self.n > 0, self.unresolved / np.maximum(self.n, 1), np.nan
+        )
+        return table
+
+
+def count_cells(
+    axes: Sequence[AxisBins],
+    values: Sequence[Floats],
+    recovered: NDArray[np.bool_],
+    unresolved: NDArray[np.bool_] | None = None,
+) -> Cells:
+    """Count lenses, and recovered ones, in every cell of a grid.
+
+    Parameters
+    ----------
+    axes : sequence of AxisBins
+        One to three axes.
+    values : sequence of ndarray, shape (n_lenses,)
+        Values of all lenses on those axes. Every lens counts, faint or not: what could not be
+        seen is what completeness is about.
+    recovered : ndarray of bool, shape (n_lenses,)
+        Whether the score lies above the frozen threshold.
+    unresolved : ndarray of bool, shape (n_lenses,), optional
+        Lenses to mark.
+    """
+    shape = tuple(axis.size for axis in axes)
+    bins = np.stack([axis.assign(value) for axis, value in zip(axes, values, strict=True)])
+    inside = (bins >= 0).all(axis=0)
+    cell = np.ravel_multi_index(tuple(bins[:, inside]), shape)
+    size = int(np.prod(shape))
+
+    def count(chosen: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+        kept = cell if chosen is None else cell[chosen[inside]]
+        return np.bincount(kept, minlength=size)
+
+    marked = np.zeros(size, np.int64) if unresolved is None else count(unresolved)
+    return Cells(tuple(axes), count(None), count(recovered), marked, int((~inside).sum()))

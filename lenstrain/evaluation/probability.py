@@ -1,0 +1,106 @@
+"""How true the probabilities are: likelihood, Brier score, ECE, with intervals by region."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from lenstrain.evaluation import calibration as cal
+from lenstrain.evaluation.bootstrap import ratio_of_weights
+from lenstrain.evaluation.options import EvaluationOptions
+from lenstrain.evaluation.resampling import Resampling
+from lenstrain.evaluation.scores import Scores
+
+Floats = NDArray[np.float64]
+
+
+def fit_map(kind: str, scores: Scores) -> cal.LogitMap:
+    """Fit the calibration map of the chosen kind on a calibration split."""
+    fit = cal.fit_temperature if kind == "temperature" else cal.fit_platt
+    return fit(scores.logits, scores.labels)
+
+
+def measure_probabilities(
+    scores: Scores, logits: Floats, resampling: Resampling, options: EvaluationOptions
+) -> dict[str, Any]:
+    """Entries ``nll``, ``brier`` and ``ece`` of logits, and reliability tables.
+
+    Parameters
+    ----------
+    scores : Scores
+        Labels and regions.
+    logits : ndarray, shape (n,)
+        The scores' own logits, or calibrated ones.
+    resampling : Resampling
+        The draws. Bins of equal mass keep the edges of the full table in every draw.
+    options : EvaluationOptions
+        Number of bins.
+
+    Returns
+    -------
+    dict
+        ``nll``, ``brier`` (with its parts), ``ece`` {equal_width, equal_mass, debiased_squared},
+        ``reliability`` (columns of the equal-mass bins, Wilson bands).
+    """
+    p = special.expit(logits)
+    n_bins = options.calibration_bins
+    width = _region_sums(scores, p, cal.equal_width_bins(p, n_bins), n_bins)
+    mass = _region_sums(scores, p, cal.equal_mass_bins(p, n_bins), n_bins)
+    by_width = cal.calibration_errors(_resample(width, resampling))
+    by_mass = cal.calibration_errors(_resample(mass, resampling))
+    debiased = resampling.entry(by_mass.debiased_squared)
+    table = cal.reliability_table(_total(mass), options.level)
+    inside = (table["low"] <= table["mean_probability"]) & (
+        table["mean_probability"] <= table["high"]
+    )
+    return {
+        "nll": resampling.entry(_mean(scores, cal.logit_nll(logits, scores.labels), resampling)),
+        "brier": _brier_entry(scores, p, _total(mass), resampling),
+        "ece": {
+            "bins": n_bins,
+            "equal_width": resampling.entry(by_width.ece),
+            "equal_mass": resampling.entry(by_mass.ece),
+            "debiased_squared": debiased,
+            "debiased": float(np.sqrt(max(0.0, debiased["value"]))),
+        },
+        "reliability": {name: column.tolist() for name, column in table.items()}
+        | {"bins_covered": float(inside.mean())},
+    }
+
+
+def _brier_entry(
+    scores: Scores, p: Floats, sums: cal.BinSums, resampling: Resampling
+) -> dict[str, Any]:
+    squares = (p - scores.labels) ** 2
+    parts = cal.brier_parts(sums)
+    return resampling.entry(_mean(scores, squares, resampling)) | {
+        name: float(part) for name, part in parts._asdict().items()
+    }
+
+
+def _mean(scores: Scores, values: Floats, resampling: Resampling) -> Floats:
+    total = np.bincount(scores.region, values, minlength=scores.n_clusters)
+    n = np.bincount(scores.region, minlength=scores.n_clusters).astype(np.float64)
+    return ratio_of_weights(resampling.weights, total, n)
+
+
+def _region_sums(scores: Scores, p: Floats, bins: NDArray[np.int64], n_bins: int) -> cal.BinSums:
+    """Sums per region and bin; arrays of shape (n_clusters, n_bins)."""
+    cell = scores.region.astype(np.int64) * n_bins + bins
+    flat = cal.bin_sums(p, scores.labels, cell, scores.n_clusters * n_bins)
+    return _each(flat, lambda array: array.reshape(scores.n_clusters, n_bins))
+
+
+def _resample(sums: cal.BinSums, resampling: Resampling) -> cal.BinSums:
+    return _each(sums, lambda array: resampling.weights @ array)
+
+
+def _total(sums: cal.BinSums) -> cal.BinSums:
+    return _each(sums, lambda array: array.sum(axis=0))
+
+
+def _each(sums: cal.BinSums, change: Any) -> cal.BinSums:
+    return cal.BinSums(
+        change(sums.n), change(sums.p), change(sums.y), change(sums.pp), change(sums.py)
+    )

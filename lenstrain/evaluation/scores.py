@@ -1,0 +1,273 @@
+"""Read a table of scores and refuse what cannot be judged, with the reason in one line."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from scipy import special
+
+from lensprep.errors import ScoresError
+
+METADATA_KEY = b"lenstrain"
+"""Key of the parquet file's metadata that names checkpoint, dataset and normalisation."""
+
+MAX_CLUSTERS = 10_000
+"""With more regions than this, neighbouring numbers are drawn together (whole regions)."""
+
+AXIS_COLUMNS = ("theta_e_arcsec", "psfsize_r", "psfdepth_r", "arc_snr", "src_dmag")
+_OTHER_COLUMNS = ("task_id", "split", "lens_model", "pixel_hash", "ra", "dec")
+_TEXT_COLUMNS = ("key", "task_id", "split", "lens_model", "pixel_hash")
+_LEAST_LOGIT, _GREATEST_LOGIT = -745.0, 40.0
+"""Beyond the logit of any probability in float64 that is neither 0 nor 1."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A table of scores, checked: one row a stamp."""
+
+    path: Path
+    table: pa.Table
+    """The columns that evaluation reads, in file order."""
+    labels: NDArray[np.int8]
+    logits: Floats
+    region: NDArray[np.int32]
+    """Cluster of each row, numbered from 0; a cluster is a region unless there are too many."""
+    n_regions: int
+    """Distinct region_id."""
+    n_clusters: int
+    metadata: dict[str, Any]
+    """What `lenstrain infer` wrote: checkpoint, dataset_id, normalization, ...; {} elsewhere."""
+    notes: tuple[str, ...] = field(default=())
+    """What a reader of the results must know."""
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return self.labels.size
+
+    def has(self, column: str) -> bool:
+        """Whether a column (or the derived ``theta_e_over_psf``) is there."""
+        if column == "theta_e_over_psf":
+            return self.has("theta_e_arcsec") and self.has("psfsize_r")
+        return column in self.table.column_names
+
+    def numbers(self, column: str) -> Floats:
+        """Column of numbers; null becomes NaN. ``theta_e_over_psf`` is derived."""
+        if column == "theta_e_over_psf":
+            psf = self.numbers("psfsize_r")
+            positive = psf > 0
+            safe = np.where(positive, psf, 1.0)
+            return np.where(positive, self.numbers("theta_e_arcsec") / safe, np.nan)
+        return _to_floats(self.table[column], column, self.path)
+
+    def strings(self, column: str) -> list[str | None]:
+        """Column as text."""
+        values: list[str | None] = self.table[column].cast(pa.string()).to_pylist()
+        return values
+
+    def identity(self) -> tuple[NDArray[np.int64], str]:
+        """Number of each distinct image, and the column that tells them apart.
+
+        The decoded pixels' hash if the table has it: the same control may come up to 24 times.
+        """
+        if not self.has("pixel_hash"):
+            return np.arange(self.n, dtype=np.int64), "key"
+        codes, count = _codes(self.table["pixel_hash"])
+        missing = codes < 0
+        codes[missing] = count + np.arange(int(missing.sum()))
+        return codes, "pixel_hash"
+
+
+def read_scores(path: Path) -> Scores:
+    """Read and check a table of scores.
+
+    Parameters
+    ----------
+    path : Path
+        Parquet, or CSV (``.csv``, ``.csv.gz``), with key, label, logit or probability, and
+        region_id; further columns are used if they have the names of the dataset's sidecar.
+
+    Returns
+    -------
+    Scores
+        The rows in file order.
+
+    Raises
+    ------
+    ScoresError
+        If the file cannot be read, lacks a column, is empty, has one class only, or holds null or
+        non-finite scores, labels other than 0 and 1, rows without a region, or a key twice.
+    """
+    table, metadata = _read_table(path)
+    _require_columns(table, path)
+    if table.num_rows == 0:
+        raise ScoresError(f"{path} has no rows: score a split that is not empty.")
+    _check_keys(table["key"], path)
+    labels = _read_labels(table["label"], path)
+    logits, notes = _read_logits(table, path)
+    region, n_regions = _codes(table["region_id"])
+    if (region < 0).any():
+        raise ScoresError(
+            f"{path}: {int((region < 0).sum())} rows have no region_id; intervals are drawn by "
+            "region, so every row needs one."
+        )
+    n_clusters = min(n_regions, MAX_CLUSTERS)
+    if n_clusters < n_regions:
+        region = region * n_clusters // n_regions
+        notes.append(
+            f"{n_regions:,} regions are drawn in {n_clusters:,} clusters of whole regions."
+        )
+    return Scores(
+        path,
+        table,
+        labels,
+        logits,
+        region.astype(np.int32),
+        n_regions,
+        n_clusters,
+        metadata,
+        tuple(notes),
+    )
+
+
+def _read_table(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    if not path.is_file():
+        raise ScoresError(f"{path}: no such file. Write one with `lenstrain infer`.")
+    try:
+        if path.name.lower().endswith((".csv", ".csv.gz")):
+            return _read_csv(path), {}
+        file = pq.ParquetFile(path)
+        table = file.read(columns=_wanted(file.schema_arrow.names))
+    except (pa.ArrowException, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise ScoresError(f"{path} is neither parquet nor CSV that can be read: {first}") from error
+    return table, _metadata(file.schema_arrow.metadata)
+
+
+def _read_csv(path: Path) -> pa.Table:
+    types = dict.fromkeys(_TEXT_COLUMNS, pa.string())
+    table = pcsv.read_csv(path, convert_options=pcsv.ConvertOptions(column_types=types))
+    return table.select(_wanted(table.column_names))
+
+
+def _wanted(names: Sequence[str]) -> list[str]:
+    needed = ("key", "label", "logit", "probability", "region_id", *AXIS_COLUMNS, *_OTHER_COLUMNS)
+    return [name for name in needed if name in names]
+
+
+def _metadata(raw: dict[bytes, bytes] | None) -> dict[str, Any]:
+    try:
+        found = json.loads((raw or {}).get(METADATA_KEY, b"{}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _require_columns(table: pa.Table, path: Path) -> None:
+    missing = [name for name in ("key", "label", "region_id") if name not in table.column_names]
+    if "logit" not in table.column_names and "probability" not in table.column_names:
+        missing.append("logit (or probability)")
+    if missing:
+        raise ScoresError(
+            f"{path} lacks the column {', '.join(missing)}; a table of scores has key, label, "
+            "logit (or probability) and region_id."
+        )
+
+
+def _check_keys(keys: pa.ChunkedArray, path: Path) -> None:
+    if keys.null_count:
+        raise ScoresError(f"{path}: {keys.null_count} rows have no key.")
+    if pc.count_distinct(keys).as_py() == len(keys):
+        return
+    counts = keys.value_counts()
+    twice = counts.filter(pc.greater(counts.field("counts"), 1))
+    first = twice[0]
+    raise ScoresError(
+        f"{path}: {len(twice)} keys come more than once ({first['values']} comes "
+        f"{first['counts']} times); every stamp must be scored once. Remove the repeats."
+    )
+
+
+def _read_labels(column: pa.ChunkedArray, path: Path) -> NDArray[np.int8]:
+    if column.null_count:
+        raise ScoresError(f"{path}: {column.null_count} labels are null; only 0 and 1 can be.")
+    values = _to_floats(column, "label", path)
+    odd = ~np.isin(values, (0.0, 1.0))
+    if odd.any():
+        raise ScoresError(
+            f"{path}: {int(odd.sum())} labels are neither 0 nor 1 (first: {values[odd][0]:g})."
+        )
+    positives = int(values.sum())
+    if positives in (0, values.size):
+        only = "lenses (label 1)" if positives else "non-lenses (label 0)"
+        raise ScoresError(
+            f"{path} has {only} alone: ranking needs both classes. Score a split that has them."
+        )
+    return values.astype(np.int8)
+
+
+def _read_logits(table: pa.Table, path: Path) -> tuple[Floats, list[str]]:
+    name = "logit" if "logit" in table.column_names else "probability"
+    values = _to_floats(table[name], name, path)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        key = table["key"][int(np.argmax(bad))]
+        raise ScoresError(
+            f"{path}: {int(bad.sum())} of {values.size} values of {name} are not finite (first: "
+            f"key {key}). Score these stamps again, or remove the rows and say so."
+        )
+    if name == "logit":
+        return values, []
+    return _from_probability(values, path)
+
+
+def _from_probability(values: Floats, path: Path) -> tuple[Floats, list[str]]:
+    outside = (values < 0) | (values > 1)
+    if outside.any():
+        raise ScoresError(
+            f"{path}: {int(outside.sum())} probabilities lie outside [0, 1]; name the column logit "
+            "if these are logits."
+        )
+    notes = ["Ranked by probability: rounding near 1 ties the best candidates; logits do not."]
+    ends = int(((values == 0) | (values == 1)).sum())
+    if ends:
+        notes.append(
+            f"{ends:,} probabilities are exactly 0 or 1; their likelihood is taken at logits "
+            f"{_LEAST_LOGIT:g} and {_GREATEST_LOGIT:g}."
+        )
+    return np.clip(special.logit(values), _LEAST_LOGIT, _GREATEST_LOGIT), notes
+
+
+def _to_floats(column: pa.ChunkedArray, name: str, path: Path) -> Floats:
+    kind = column.type
+    try:
+        if pa.types.is_boolean(kind):
+            column = column.cast(pa.int8())
+        floats = column.cast(pa.float64())
+    except pa.ArrowException:
+        raise ScoresError(f"{path}: column {name} holds {kind}, not numbers.") from None
+    return np.asarray(floats.to_numpy(), dtype=np.float64)
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], int]:
+    """Number of each distinct value in sorted order, -1 for null; and how many there are."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    encoded = column.dictionary_encode().combine_chunks()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.chunk(0)
+    order = pc.sort_indices(encoded.dictionary).to_numpy()
+    rank = np.empty(order.size, np.int64)
+    rank[order] = np.arange(order.size)
+    indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return np.where(indices >= 0, rank[np.maximum(indices, 0)], -1), order.size
