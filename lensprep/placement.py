@@ -36,9 +36,9 @@ def shard_count(rows: int, shard_rows: int) -> int:
     return -(-rows // shard_rows)
 
 
-def shard_edges(shards: int) -> NDArray[np.uint64]:
-    """First places of the shards but the first, shape (shards - 1,), for `numpy.searchsorted`."""
-    return np.array([(index << 64) // shards for index in range(1, shards)], np.uint64)
+def shard_range(index: int, shards: int) -> tuple[int, int]:
+    """Places of a shard: ``low <= place < high``, equal ranges of [0, 2**64)."""
+    return (index << 64) // shards, ((index + 1) << 64) // shards
 
 
 def sort_order(places: NDArray[np.uint64], keys: NDArray[np.bytes_]) -> NDArray[np.intp]:

@@ -210,3 +210,28 @@ def _left_out(table: pa.Table, reason: NDArray[np.object_], classes: list[str]) 
     return pa.table([columns[name] for name in REJECT_SCHEMA.names], REJECT_SCHEMA.names).cast(
         REJECT_SCHEMA
     )
+
+
+def unreadable_rows(path: str, split: str | None, group: int, rows: int) -> pa.Table:
+    """Rows of a corrupt row group, as in ``rejects.parquet``: all that is known is their place."""
+    known: dict[str, list[Any]] = {
+        "region_split": [split] * rows,
+        "class": [UNLABELLED] * rows,
+        "kind": ["rejected"] * rows,
+        "reason": [RejectReason.UNREADABLE.value] * rows,
+        "source_file": [path] * rows,
+        "source_row_group": [group] * rows,
+        "source_row": list(range(rows)),
+    }
+    empty = [None] * rows
+    return pa.table({n: known.get(n, empty) for n in REJECT_SCHEMA.names}, schema=REJECT_SCHEMA)
+
+
+def duplicate_rows(dropped: pa.Table) -> pa.Table:
+    """Sidecar rows of records that were there twice, as in ``rejects.parquet``."""
+    rows = dropped.num_rows
+    columns = {name: dropped[name] for name in REJECT_SCHEMA.names if name in dropped.column_names}
+    columns["class"] = pc.cast(dropped["label"], pa.string())
+    columns["kind"] = pa.array(["rejected"] * rows, pa.string())
+    columns["reason"] = pa.array([RejectReason.DUPLICATE_ROW.value] * rows, pa.string())
+    return pa.table({n: columns[n] for n in REJECT_SCHEMA.names}).cast(REJECT_SCHEMA)

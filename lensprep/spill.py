@@ -9,7 +9,7 @@ however many rows there are.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def _write_all(descriptor: int, rows: list[memoryview]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Rows of one run that belong to a range of places of one split."""
+    """Rows of one run that belong to a range of places of one split; there may be none."""
 
     data: Path
     first: int
@@ -87,9 +87,19 @@ class Stretch:
     table: pa.Table
     """Sidecar rows of the stretch, sorted by place."""
 
+    def between(self, low: int, high: int) -> Stretch:
+        """The part with ``low <= place < high``; both in [0, 2**64]."""
+        places = self.table[PLACE].to_numpy()
+        start, stop = _bisect(places, low), _bisect(places, high)
+        return Stretch(self.data, self.first + start, self.table.slice(start, stop - start))
+
+
+def _bisect(places: NDArray[np.uint64], place: int) -> int:
+    return len(places) if place >= 1 << 64 else int(np.searchsorted(places, np.uint64(place)))
+
 
 def read_stretches(stems: Sequence[Path], split: str, low: int, high: int) -> list[Stretch]:
-    """Sidecar rows of a split with ``low <= place < high``, run by run.
+    """Sidecar rows of a split with ``low <= place < high``, one stretch a run.
 
     Parameters
     ----------
@@ -99,24 +109,19 @@ def read_stretches(stems: Sequence[Path], split: str, low: int, high: int) -> li
     low, high : int
         Range of places, in [0, 2**64].
     """
-    return [s for stem in stems for s in _read_stretch(stem, SPLITS.index(split), low, high)]
+    return [_read_stretch(stem, SPLITS.index(split), low, high) for stem in stems]
 
 
-def _read_stretch(stem: Path, split: int, low: int, high: int) -> Iterator[Stretch]:
+def _read_stretch(stem: Path, split: int, low: int, high: int) -> Stretch:
     with pa.memory_map(str(stem.with_suffix(".arrow"))) as source:
         table = pa.ipc.open_file(source).read_all()
         starts = [int(n) for n in table.schema.metadata[b"starts"].split(b",")]
         begin, end = starts[split], starts[split + 1]
         places = table[PLACE].slice(begin, end - begin).to_numpy()
-        first = begin + int(np.searchsorted(places, np.uint64(low)))
-        stop = end if high >= 1 << 64 else begin + int(np.searchsorted(places, np.uint64(high)))
-        if stop > first:
-            # A copy: the slice would keep the whole run mapped, and count as this process's memory.
-            yield Stretch(stem.with_suffix(".dat"), first, _copied(table, first, stop))
-
-
-def _copied(table: pa.Table, first: int, stop: int) -> pa.Table:
-    return table.take(pa.array(np.arange(first, stop)))
+        first, stop = begin + _bisect(places, low), begin + _bisect(places, high)
+        # A copy: a slice would keep the whole run mapped, and count as this process's memory.
+        rows = table.take(pa.array(np.arange(first, stop)))
+        return Stretch(stem.with_suffix(".dat"), first, rows.replace_schema_metadata(None))
 
 
 @dataclass(frozen=True, slots=True)

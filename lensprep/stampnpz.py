@@ -20,6 +20,7 @@ Source of the zip layout: PKWARE APPNOTE 6.3.10, sections 4.3 to 4.5; of .npy: N
 import ast
 import struct
 import warnings
+from bisect import bisect_right
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import lru_cache
@@ -75,7 +76,7 @@ class RejectReason(StrEnum):
     OBJECT_ARRAY = "object_array", "a band is a pickled object array, which is never loaded"
     WRONG_DTYPE = "wrong_dtype", "a band is not float16, float32 or float64"
     WRONG_SHAPE = "wrong_shape", "a band is not 64 x 64"
-    NONFINITE = "nonfinite", "a pixel is NaN or infinite (as float32)"
+    NONFINITE = "nonfinite", "a pixel is NaN, infinite, or too large to compute with (4e37)"
     CONSTANT_BAND = "constant_band", "the MAD of a band is 0, so it has no scale"
     # the row
     UNKNOWN_LABEL = "unknown_label", "lens_model is null or none of CONTROL, SIE, SIS"
@@ -96,15 +97,9 @@ class _RejectedError(Exception):
         self.reason = reason
 
 
-class _Member(NamedTuple):
-    """What the central directory says of one band."""
-
-    header_offset: int
-    compressed: int
-    size: int
-    crc: int
-    method: int
-    name: bytes
+_Member = tuple[int, int, int, int, int, bytes]
+"""What the directory says of a band: offset of its header, compressed and full size, CRC, method,
+name."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -116,7 +111,7 @@ _END64_LOCATOR = struct.Struct("<4sLQL")  # signature, disk, offset of the recor
 _END64 = struct.Struct("<4s36xQQ")  # signature, directory size and offset
 # signature, version needed, flags, method, CRC, sizes, lengths of name, extra, comment, offset
 _CENTRAL = struct.Struct("<4s2xBxHH4xLLLHHH8xL")
-_LOCAL = struct.Struct("<4s2xH18xHH")  # signature, flags, lengths of name and extra
+_LOCAL = struct.Struct("<4s22xHH")  # signature, lengths of name and extra
 
 _END_BYTES, _CENTRAL_BYTES, _LOCAL_BYTES = 22, 46, 30
 _LOCATOR_BYTES, _END64_BYTES = 20, 56
@@ -198,7 +193,8 @@ def _directory(blob: memoryview) -> tuple[list[_Member], list[int]]:
     members : list of _Member
         The three bands, in order.
     limits : list of int
-        Where the data of any member must have ended: every local header, and the directory.
+        Where the data of any member must have ended, ascending: every local header, and the
+        directory.
     """
     start, size, shift = _end_record(blob)
     end = start + size
@@ -234,10 +230,11 @@ def _directory(blob: memoryview) -> tuple[list[_Member], list[int]]:
             raise _RejectedError(RejectReason.DUPLICATE_MEMBER)
         if flags & _UNREADABLE_FLAGS or method not in (_STORED, _DEFLATED):
             raise _RejectedError(RejectReason.UNSUPPORTED_ZIP)
-        found[band] = _Member(offset, compressed, size, crc, method, name)
+        found[band] = (offset, compressed, size, crc, method, name)
     members = [member for member in found if member is not None]
     if len(members) != len(MEMBERS):
         raise _RejectedError(RejectReason.MISSING_BAND)
+    limits.sort()
     return members, limits
 
 
@@ -257,12 +254,13 @@ def _member_bytes(blob: memoryview, member: _Member, limits: list[int]) -> Any:
     at = offset + _LOCAL_BYTES + len(name)
     if offset < 0 or at > len(blob):
         raise _RejectedError(RejectReason.BAD_ZIP)
-    signature, _, n_name, n_extra = _LOCAL.unpack_from(blob, offset)
+    signature, n_name, n_extra = _LOCAL.unpack_from(blob, offset)
     if signature != b"PK\x03\x04" or n_name != len(name) or blob[at - n_name : at] != name:
         raise _RejectedError(RejectReason.BAD_ZIP)
     at += n_extra
     end = at + compressed
-    if end > min(limit for limit in limits if limit > offset):
+    following = bisect_right(limits, offset)
+    if following == len(limits) or end > limits[following]:
         raise _RejectedError(RejectReason.BAD_ZIP)
     data: Any = blob[at:end]
     if method == _DEFLATED:
@@ -289,7 +287,10 @@ def _header_text(text: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(body)) + body
 
 
-_PLAIN_HEADER = _header_text("{'descr': '<f4', 'fortran_order': False, 'shape': (64, 64), }")
+_NATIVE = np.dtype(np.float32).newbyteorder("=").str
+_PLAIN_HEADER = _header_text(
+    f"{{'descr': '{_NATIVE}', 'fortran_order': False, 'shape': (64, 64), }}"
+)
 _PLAIN_START = len(_PLAIN_HEADER)
 _PLAIN_BYTES = _PLAIN_START + 64 * 64 * 4
 _BAND_BYTES = 64 * 64 * 4
@@ -302,9 +303,8 @@ class _ArraySpec(NamedTuple):
     fortran: bool
 
 
-def _array_into(data: Any, band: npt.NDArray[np.float32]) -> None:
+def _array_into(view: memoryview, band: npt.NDArray[np.float32]) -> None:
     """Read one .npy file into one band, cast to native float32."""
-    view = memoryview(data)
     prefix = {1: 10, 2: 12, 3: 12}.get(view[6] if len(view) > 6 else 0)
     if prefix is None or len(view) < prefix or bytes(view[:6]) != b"\x93NUMPY" or view[7] != 0:
         raise _RejectedError(RejectReason.BAD_NPY)
@@ -377,14 +377,12 @@ def _read_into(blob: memoryview, stamp: npt.NDArray[np.float32], raw: memoryview
     at = 0
     for band, member in enumerate(members):
         data = _member_bytes(blob, member, limits)
-        if len(data) == _PLAIN_BYTES and data[:_PLAIN_START] == _PLAIN_HEADER and _NATIVE_IS_LITTLE:
-            raw[at : at + _BAND_BYTES] = memoryview(data)[_PLAIN_START:]
+        view = memoryview(data)
+        if len(view) == _PLAIN_BYTES and view[:_PLAIN_START] == _PLAIN_HEADER:
+            raw[at : at + _BAND_BYTES] = view[_PLAIN_START:]
         else:
-            _array_into(data, stamp[band])
+            _array_into(view, stamp[band])
         at += _BAND_BYTES
-
-
-_NATIVE_IS_LITTLE = np.dtype("<f4").isnative
 
 
 @njit(cache=True, nogil=True)

@@ -1,0 +1,218 @@
+"""The two rounds of tasks of a conversion: row groups -> sorted runs, then runs -> shards.
+
+A task leaves a small JSON file when it is done. Its files have fixed names and its shards fixed
+bytes, so doing it again, here or elsewhere, is harmless.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lensprep.account import UNLABELLED, Account
+from lensprep.contract import FilterRules
+from lensprep.dataset.manifest import NormalizationSpec
+from lensprep.dataset.record import new_records
+from lensprep.dataset.storage import atomic_writer, write_atomic
+from lensprep.dataset.writer import write_shard
+from lensprep.errors import InputError
+from lensprep.normalize import Normalizer
+from lensprep.placement import shard_range
+from lensprep.prepare import REJECT_SCHEMA, Preparer, duplicate_rows, unreadable_rows
+from lensprep.source import Source, SourceFile
+from lensprep.spill import arrange, read_records, read_stretches, write_run
+from lensprep.stampnpz import RejectReason
+
+RUN_ROWS = 8192
+"""Rows of one run: 218 MB of records in memory, the largest part of a worker."""
+
+BATCH_ROWS = 256
+"""Rows decoded at a time: 12 MB of blobs and as much of pixels."""
+
+_WRITE_ROWS = 64
+"""Records hashed and written at a time: 1.7 MB, still in the cache when they are written."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunTask:
+    """First round: some row groups -> sorted runs."""
+
+    index: int
+    source: Source
+    parts: tuple[tuple[SourceFile, int], ...]
+    """File and row group."""
+    seed: int
+    rules: FilterRules
+    spec: NormalizationSpec
+    skip_bad_files: bool
+    work: Path
+
+    @property
+    def stem(self) -> Path:
+        """Path of the task's files without ending."""
+        return self.work / f"run-{self.index:06d}"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """Second round: the rows of some neighbouring shards -> those shards."""
+
+    split: str
+    first: int
+    stop: int
+    shards: int
+    """Number of shards of the whole split."""
+    root: Path
+    work: Path
+    runs: tuple[str, ...]
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory that this process has had so far, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_bytes())
+
+
+# --------------------------------------------------------------------------- first round
+
+
+def run_rows(task: RunTask) -> dict[str, Any]:
+    """Do one task of the first round; a task that is done already only reports.
+
+    Returns
+    -------
+    dict
+        ``rows`` read, ``account`` (see `Account.to_list`), ``runs``: names, ``peak_rss_bytes``.
+    """
+    done = task.stem.with_suffix(".json")
+    if done.exists():
+        return _read_json(done)
+    account, runs, left_out = Account(), list[str](), list[pa.Table]()
+    preparer = Preparer(task.seed, task.rules, Normalizer(task.spec), BATCH_ROWS)
+    expected = sum(file.row_groups[group].rows for file, group in task.parts)
+    records = new_records(min(expected, RUN_ROWS))
+    tables: list[pa.Table] = []
+    used = 0
+
+    def flush() -> None:
+        nonlocal used
+        if used:
+            name = f"{task.stem.name}-{len(runs):03d}"
+            write_run(task.work / name, records[:used], pa.concat_tables(tables))
+            runs.append(name)
+            tables.clear()
+            used = 0
+
+    for batch in _batches(task, account, left_out):
+        if used + batch.num_rows > len(records):
+            flush()
+        prepared = preparer(batch, records[used:])
+        used += prepared.rows
+        tables.append(prepared.table)
+        left_out.append(prepared.left_out)
+    flush()
+    account.merge(preparer.account)
+    with atomic_writer(task.stem.with_suffix(".rejects")) as file:
+        pq.write_table(pa.concat_tables([REJECT_SCHEMA.empty_table(), *left_out]), file)
+    result = {
+        "rows": account.input_rows,
+        "account": account.to_list(),
+        "runs": runs,
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+    write_atomic(done, json.dumps(result).encode(), sync=False)
+    return result
+
+
+def _batches(task: RunTask, account: Account, left_out: list[pa.Table]) -> Iterator[pa.Table]:
+    """Source rows of a task with the ``source_*`` columns, at most ``BATCH_ROWS`` at a time.
+
+    With ``skip_bad_files`` each row group is read to its end before its first row is used, since
+    it is left out whole if any part of it is corrupt.
+    """
+    for file, group in task.parts:
+        if task.skip_bad_files and not _readable(task.source, file, group):
+            lost = unreadable_rows(file.path, file.split, group, file.row_groups[group].rows)
+            left_out.append(lost)
+            rows = lost.num_rows
+            split = file.split or UNLABELLED
+            account.counts[split, UNLABELLED, RejectReason.UNREADABLE.value] += rows
+            continue
+        row = 0
+        for table in task.source.iter_row_group(file, group, batch_rows=BATCH_ROWS):
+            rows = table.num_rows
+            yield (
+                table.append_column("source_file", pa.array([file.path] * rows, pa.string()))
+                .append_column("source_row_group", pa.array(np.full(rows, group, np.int32)))
+                .append_column("source_row", pa.array(np.arange(row, row + rows)))
+            )
+            row += rows
+
+
+def _readable(source: Source, file: SourceFile, group: int) -> bool:
+    try:
+        rows = sum(
+            table.num_rows for table in source.iter_row_group(file, group, batch_rows=BATCH_ROWS)
+        )
+    except InputError:
+        return False
+    return rows == file.row_groups[group].rows
+
+
+# -------------------------------------------------------------------------- second round
+
+
+def write_shards(task: ShardTask) -> list[dict[str, Any]]:
+    """Do one task of the second round; shards that are done already are only reported.
+
+    Returns
+    -------
+    list of dict
+        For each shard ``shard`` (as `ShardInfo`), ``classes``, ``regions``, ``dropped``: the
+        rows that were there twice, by class, and ``peak_rss_bytes``.
+    """
+    markers = [
+        task.work / f"shard-{task.split}-{index:06d}.json" for index in range(task.first, task.stop)
+    ]
+    if all(marker.exists() for marker in markers):
+        return [_read_json(marker) for marker in markers]
+    low, _ = shard_range(task.first, task.shards)
+    _, high = shard_range(task.stop - 1, task.shards)
+    stretches = read_stretches([task.work / name for name in task.runs], task.split, low, high)
+    results = []
+    for index, marker in zip(range(task.first, task.stop), markers, strict=True):
+        if marker.exists():
+            results.append(_read_json(marker))
+            continue
+        places = shard_range(index, task.shards)
+        rows = arrange([stretch.between(*places) for stretch in stretches])
+        records = read_records(rows)
+        blocks = (records[i : i + _WRITE_ROWS] for i in range(0, len(records), _WRITE_ROWS))
+        shard = write_shard(task.root, task.split, index, blocks, rows.table)
+        pq.write_table(duplicate_rows(rows.dropped), marker.with_suffix(".rejects"))
+        result = {
+            "shard": asdict(shard),
+            "classes": _value_counts(rows.table["label"]),
+            "regions": pc.unique(rows.table["region_id"]).to_pylist(),
+            "dropped": _value_counts(rows.dropped["label"]),
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+        write_atomic(marker, json.dumps(result).encode(), sync=False)
+        results.append(result)
+    return results
+
+
+def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return {str(e["values"]): e["counts"] for e in pc.value_counts(column).to_pylist()}

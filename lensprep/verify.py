@@ -1,0 +1,339 @@
+"""Check a dataset against its manifest, byte by byte, and a sample of it against its source."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lensprep.contract import STAMP_COLUMN
+from lensprep.dataset import Dataset, ShardInfo
+from lensprep.dataset.layout import (
+    JSON_BYTES,
+    JSON_FIELDS,
+    JSON_OFFSET,
+    MANIFEST_NAME,
+    RECORD_STRIDE,
+    REJECTS_NAME,
+    STAMP_SHAPE,
+    TRAILER_BYTES,
+)
+from lensprep.dataset.record import (
+    encode_json,
+    header_faults,
+    payload_crc32,
+    payload_view,
+    record_key,
+)
+from lensprep.engine import default_workers, run_tasks
+from lensprep.errors import InputError, ShardError
+from lensprep.normalize import Normalizer
+from lensprep.source import Source
+from lensprep.stampnpz import decode_batch
+
+MAX_FAULTS = 20
+"""Faults listed for one shard; what is beyond is counted in a last line."""
+
+_BLOCK_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is not as the manifest says."""
+
+    file: str
+    row: int | None
+    offset: int | None
+    """Byte in the file at which the faulty part begins."""
+    what: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return {"file": self.file, "row": self.row, "offset": self.offset, "what": self.what}
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    root: str
+    split: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    split: str
+    faults: list[Fault]
+    rows: int
+    classes: dict[str, int]
+    regions: list[int]
+
+
+def verify(
+    dataset: str,
+    *,
+    against: str | None = None,
+    sample: int | None = 1000,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Verify a dataset.
+
+    Every header, CRC, digest, JSON member, count and sidecar is read and compared.
+
+    Parameters
+    ----------
+    dataset : str
+        Folder of the dataset.
+    against : str, optional
+        The Phase 4c tree it was made of: rows are decoded and normalised again and compared.
+    sample : int, optional
+        How many rows to compare with the source, drawn at random; None means all.
+    seed : int
+        Seed of that draw.
+    workers : int, optional
+        Processes; as many as processors if not given.
+    progress : callable, optional
+        Called with (rows done, all rows).
+
+    Returns
+    -------
+    dict
+        ``ok``, ``shards``, ``rows``, ``compared`` (rows compared with the source) and ``faults``.
+
+    Raises
+    ------
+    DatasetError
+        If there is no manifest to verify against.
+    """
+    opened = Dataset.open(dataset)
+    splits = opened.manifest.splits
+    total = sum(split.rows for split in splits.values())
+    tasks = [
+        _Task(str(opened.root), name, index)
+        for name, split in splits.items()
+        for index in range(len(split.shards))
+    ]
+    faults, checked, done = list(_stray_files(opened)), list[_Checked](), 0
+    for result in run_tasks(_verify_shard, tasks, workers=workers or default_workers()):
+        faults += result.faults
+        checked.append(result)
+        done += result.rows
+        if progress is not None:
+            progress(done, total)
+    faults += _count_faults(opened, checked)
+    faults += _reject_faults(opened)
+    compared = 0
+    if against is not None:
+        compared, found = _compare_with_source(opened, against, sample, seed)
+        faults += found
+    faults.sort(key=lambda fault: (fault.file, fault.row or 0))
+    return {
+        "ok": not faults,
+        "shards": len(tasks),
+        "rows": total,
+        "compared": compared,
+        "dataset_id": opened.dataset_id,
+        "faults": [fault.to_dict() for fault in faults],
+    }
+
+
+def _stray_files(dataset: Dataset) -> Iterator[Fault]:
+    """Files that the manifest does not name: left over, or put there by somebody."""
+    known = {MANIFEST_NAME, REJECTS_NAME}
+    for split in dataset.manifest.splits.values():
+        known.update(name for shard in split.shards for name in (shard.name, shard.sidecar))
+    for path in sorted(dataset.root.rglob("*")):
+        name = path.relative_to(dataset.root).as_posix()
+        if path.is_file() and name not in known:
+            yield Fault(name, None, None, "is not named by the manifest")
+
+
+def _verify_shard(task: _Task) -> _Checked:
+    """Check one shard and its sidecar; a module-level function, for the workers."""
+    dataset = Dataset.open(task.root)
+    shard = dataset.split(task.split).shards[task.index]
+    faults = _digest_faults(dataset.path(shard.name), shard.name, shard.sha256)
+    faults += _digest_faults(dataset.path(shard.sidecar), shard.sidecar, shard.sidecar_sha256)
+    classes, regions = dict[str, int](), list[int]()
+    try:
+        side = dataset.read_shard_sidecar(shard)
+        classes = {
+            str(e["values"]): e["counts"] for e in pc.value_counts(side["label"]).to_pylist()
+        }
+        regions = pc.unique(side["region_id"]).to_pylist()
+        faults += _record_faults(dataset, shard, side)
+    except ShardError as error:
+        faults.append(Fault(shard.name, None, None, str(error)))
+    if len(faults) > MAX_FAULTS:
+        more = len(faults) - MAX_FAULTS
+        faults = [*faults[:MAX_FAULTS], Fault(shard.name, None, None, f"and {more} faults more")]
+    return _Checked(task.split, faults, shard.rows, classes, regions)
+
+
+def _digest_faults(path: Path, name: str, expected: str) -> list[Fault]:
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return [Fault(name, None, None, f"cannot be read: {error.strerror}")]
+    if found == expected:
+        return []
+    return [Fault(name, None, None, f"SHA-256 is {found[:12]}…, not {expected[:12]}…")]
+
+
+def _record_faults(dataset: Dataset, shard: ShardInfo, side: pa.Table) -> list[Fault]:
+    """Faults of the records, each with its row and offset."""
+    records = dataset.map_records(shard)
+    clip = dataset.manifest.normalization.clip
+    keys = side["key"].to_pylist()
+    crcs = side["payload_crc32"].to_numpy()
+    texts = _expected_json(side)
+    faults: list[Fault] = []
+
+    def add(row: int, offset: int, what: str) -> None:
+        faults.append(Fault(shard.name, row, row * RECORD_STRIDE + offset, what))
+
+    for start in range(0, shard.rows, _BLOCK_ROWS):
+        block = records[start : start + _BLOCK_ROWS]
+        rows = range(start, start + len(block))
+        for row in header_faults(block).tolist():
+            add(start + row, 0, "a tar or .npy header is not the writer's")
+        for row in np.flatnonzero(payload_crc32(block) != crcs[start : start + len(block)]):
+            add(start + int(row), 640, "the pixels do not have the sidecar's CRC-32")
+        outside = ~(np.abs(payload_view(block)) <= clip).all(axis=(1, 2, 3))
+        for row in np.flatnonzero(outside):
+            add(start + int(row), 640, f"a pixel is not finite or beyond the clip of {clip:g}")
+        for row, record in zip(rows, block, strict=True):
+            if record_key(record) != keys[row]:
+                add(row, 0, f"the key is not the sidecar's {keys[row]}")
+            if bytes(record[JSON_OFFSET : JSON_OFFSET + JSON_BYTES]) != texts[row]:
+                add(row, JSON_OFFSET, "the JSON member is not what the sidecar says")
+    with dataset.path(shard.name).open("rb") as file:
+        file.seek(shard.rows * RECORD_STRIDE)
+        if file.read() != bytes(TRAILER_BYTES):
+            add(shard.rows, 0, "the archive does not end in two zero blocks")
+    labels = [dataset.manifest.label_map.get(name) for name in side["lens_model"].to_pylist()]
+    for row in np.flatnonzero(np.array(labels) != side["label"].to_numpy()):
+        add(int(row), JSON_OFFSET, "the label is not the label map's of lens_model")
+    if len(set(keys)) != len(keys):
+        faults.append(Fault(shard.sidecar, None, None, "a key is there twice"))
+    return faults
+
+
+def _expected_json(side: pa.Table) -> list[bytes | None]:
+    columns = {name: side[name].to_pylist() for name in JSON_FIELDS if name in side.column_names}
+    if "region_split" in side.column_names:
+        columns["split"] = side["region_split"].to_pylist()
+    return encode_json(columns)
+
+
+def _count_faults(dataset: Dataset, checked: list[_Checked]) -> Iterator[Fault]:
+    """What the sidecars add up to, against the manifest."""
+    for name, split in dataset.manifest.splits.items():
+        parts = [part for part in checked if part.split == name]
+        classes = Counter({"0": 0, "1": 0})
+        for part in parts:
+            classes.update(part.classes)
+        regions = len({region for part in parts for region in part.regions})
+        for what, found, stated in (
+            ("classes", dict(classes), split.classes),
+            ("regions", regions, split.regions),
+        ):
+            if found != stated:
+                text = f"states {what} of {name} as {stated}, the sidecars hold {found}"
+                yield Fault(MANIFEST_NAME, None, None, text)
+
+
+def _reject_faults(dataset: Dataset) -> Iterator[Fault]:
+    """The account must balance, and `rejects.parquet` hold the rows that it left out."""
+    account = dataset.manifest.account
+    if not account:  # written from arrays, without a source
+        return
+    left_out = sum(account["filtered"].values()) + sum(account["rejected"].values())
+    accepted = sum(split.rows for split in dataset.manifest.splits.values())
+    if account["input_rows"] != account["accepted"] + left_out or accepted != account["accepted"]:
+        text = f"the account does not balance: {json.dumps(account)}"
+        yield Fault(MANIFEST_NAME, None, None, text)
+    try:
+        rows = pq.read_metadata(dataset.root / REJECTS_NAME).num_rows
+    except (OSError, pa.ArrowException) as error:
+        yield Fault(REJECTS_NAME, None, None, f"cannot be read: {error}")
+        return
+    if rows != left_out:
+        yield Fault(REJECTS_NAME, None, None, f"has {rows} rows where {left_out} were left out")
+
+
+def _compare_with_source(
+    dataset: Dataset, against: str, sample: int | None, seed: int
+) -> tuple[int, list[Fault]]:
+    """Derive rows again from the source and compare pixels and identity, bit by bit."""
+    source = Source.open(against, skip_bad_files=True)
+    files = {file.path: file for file in source.files}
+    normalizer = Normalizer(dataset.manifest.normalization)
+    faults: list[Fault] = []
+    compared = 0
+    wanted = ["task_id", "source_file", "source_row_group", "source_row"]
+    total = sum(split.rows for split in dataset.manifest.splits.values())
+    for name, split in dataset.manifest.splits.items():
+        side = dataset.read_sidecar(name, wanted)
+        index = np.arange(split.rows)
+        if sample is not None and sample < total:
+            share = -(-sample * split.rows // total)
+            index = np.sort(np.random.default_rng(seed).choice(index, share, replace=False))
+        side = side.take(pa.array(index)).append_column("index", pa.array(index))
+        for (path, group), rows in _by_row_group(side).items():
+            if path not in files:
+                faults.append(Fault(path, None, None, f"is not in {against}"))
+                continue
+            try:
+                table = source.read_row_group(files[path], group, ["task_id", STAMP_COLUMN])
+            except InputError as error:
+                faults.append(Fault(path, None, None, str(error)))
+                continue
+            compared += rows.num_rows
+            faults += _row_faults(dataset, name, rows, table, normalizer)
+    return compared, faults
+
+
+def _by_row_group(side: pa.Table) -> dict[tuple[str, int], pa.Table]:
+    order = side.sort_by([("source_file", "ascending"), ("source_row_group", "ascending")])
+    pairs = list(
+        zip(order["source_file"].to_pylist(), order["source_row_group"].to_pylist(), strict=True)
+    )
+    edges = [i for i, pair in enumerate(pairs) if i == 0 or pair != pairs[i - 1]] + [len(pairs)]
+    return {pairs[a]: order.slice(a, b - a) for a, b in pairwise(edges)}
+
+
+def _row_faults(
+    dataset: Dataset, split: str, rows: pa.Table, table: pa.Table, normalizer: Normalizer
+) -> Iterator[Fault]:
+    source_rows = rows["source_row"].to_numpy()
+    known = source_rows < table.num_rows
+    taken = table.take(pa.array(np.where(known, source_rows, 0)))
+    for start in range(0, rows.num_rows, _BLOCK_ROWS):
+        part, fresh = rows.slice(start, _BLOCK_ROWS), taken.slice(start, _BLOCK_ROWS)
+        pixels = np.zeros((part.num_rows, *STAMP_SHAPE), np.float32)
+        reasons = decode_batch(fresh[STAMP_COLUMN], pixels)
+        pixels[[reason is not None for reason in reasons]] = 0
+        stored = dataset.read_pixels(split, part["index"].to_numpy())
+        derived = np.empty_like(stored)
+        normalizer(pixels, derived)
+        same = (derived.view(np.uint16) == stored.view(np.uint16)).all(axis=(1, 2, 3))
+        same &= np.array(fresh["task_id"].to_pylist()) == np.array(part["task_id"].to_pylist())
+        same &= known[start : start + _BLOCK_ROWS]
+        same &= np.array([reason is None for reason in reasons])
+        for row in np.flatnonzero(~same).tolist():
+            index = int(part["index"][row].as_py())
+            where = f"{part['source_file'][row]} row {part['source_row'][row]}"
+            yield Fault(split, index, None, f"row {index} of {split} is not {where} of the source")
