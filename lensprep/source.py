@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -219,12 +219,12 @@ class Source:
         rows = 0
         try:
             with self._open(file) as parquet:
+                have = set(parquet.schema_arrow.names)
                 batches = parquet.iter_batches(
                     batch_rows,
                     row_groups=[index],
                     # A narrow column gives the number of rows where nothing else is read.
-                    columns=[_stored_name(n, parquet.schema_arrow) for n in stored]
-                    or ["region_id"],
+                    columns=[_stored_name(name, have) for name in stored] or ["region_id"],
                     use_threads=False,
                 )
                 for batch in batches:
@@ -246,12 +246,13 @@ class Source:
     def _selected(self, columns: Sequence[str] | None) -> pa.Schema:
         if columns is None:
             return self.schema
-        unknown = [name for name in columns if name not in self.schema.names]
+        wanted, known = set(columns), self.schema.names
+        unknown = [name for name in columns if name not in known]
         if unknown:
             raise SchemaError(
-                f"{self.uri} has no column {unknown[0]!r}; it has: {', '.join(self.schema.names)}."
+                f"{self.uri} has no column {unknown[0]!r}; it has: {', '.join(known)}."
             )
-        return pa.schema([f for f in self.schema if f.name in set(columns)])
+        return pa.schema([f for f in self.schema if f.name in wanted])
 
     def _open(self, file: SourceFile) -> pq.ParquetFile:
         return _open_parquet(self.filesystem, f"{self.root}/{file.path}")
@@ -464,10 +465,10 @@ def _public_name(stored: str) -> str:
     return _PREFIX + stored if stored in _TAKEN else stored
 
 
-def _stored_name(name: str, schema: pa.Schema) -> str:
+def _stored_name(name: str, have: Container[str]) -> str:
     """Name in the file of a column of the unified schema."""
     bare = name.removeprefix(_PREFIX)
-    return bare if bare in _TAKEN and bare in schema.names else name
+    return bare if bare in _TAKEN and bare in have else name
 
 
 def _conform(table: pa.Table, schema: pa.Schema, file: SourceFile, where: str) -> pa.Table:
