@@ -1,0 +1,15 @@
+"""Realistic synthetic Phase 4c data, for the demo, tests and documentation.
+
+    survey   regions, bricks, seeing, depth: where every row lies (pure)
+    hosts    galaxies and stars
+    lenses   lensed sources, traced by lenstronomy
+    imaging  point-spread function and noise
+    rows     one row: stamp and columns
+    tree     part files in Hive folders
+
+Needs the extra ``synth`` (lenstronomy).
+"""
+
+from lensprep.synth.tree import synthesize
+
+__all__ = ["synthesize"]

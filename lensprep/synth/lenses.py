@@ -1,0 +1,241 @@
+"""Lensed sources: rays traced through an SIE or SIS with shear, by lenstronomy.
+
+Only a window around the Einstein ring is traced, on a grid finer than the pixels. Magnification,
+radius and stretch are measured on what was traced.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lensprep.dataset.layout import PIXEL_SCALE_ARCSEC
+from lensprep.synth.hosts import Host
+from lensprep.synth.imaging import GRID
+
+THETA_E_ARCSEC: Final = (0.3, 0.6, 1.0)
+SRC_DMAG: Final = (1.0, 2.0)
+SRC_REFF_ARCSEC: Final = (0.08, 0.15)
+SRC_E: Final = (0.0, 0.3)
+SHEAR: Final = (0.0, 0.03)
+SIS_SHARE: Final = 0.2
+"""Share of round lenses; the rest are elliptical (SIE)."""
+SUBPIXELS: Final = 5
+"""Rays along each side of a pixel: one every 0.052 arcsec."""
+
+_SOURCE_N = 1.0
+_SOURCE_REACH = 5.5
+"""Half-light radii beyond which an exponential source holds no light worth tracing."""
+_STRETCH_FLOOR = 0.02
+"""Part of the peak brightness below which a ray does not count for the stretch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lens:
+    """A mass and a source behind it. Angles are counter-clockwise from x, lengths in arcsec."""
+
+    model: str
+    """SIE or SIS."""
+    theta_e_arcsec: float
+    lens_e: float
+    """(1 - q) / (1 + q) of the mass."""
+    lens_phi_rad: float
+    shear: float
+    shear_phi_rad: float
+    src_dmag: float
+    """Magnitudes by which the unlensed source is fainter than the host in r."""
+    src_reff_arcsec: float
+    src_e: float
+    src_phi_rad: float
+    src_x_arcsec: float
+    """Position of the source relative to the centre of the lens."""
+    src_y_arcsec: float
+
+    @property
+    def config_id(self) -> str:
+        """Name of the point of the injection grid."""
+        return (
+            f"te{self.theta_e_arcsec:.1f}_dm{self.src_dmag:.1f}_re{self.src_reff_arcsec:.2f}"
+            f"_e{self.src_e:.1f}_g{self.shear:.2f}"
+        )
+
+
+class Arc(NamedTuple):
+    """The image of a source of unit flux."""
+
+    image: NDArray[np.float32]
+    """Shape (GRID, GRID): before the atmosphere; its sum is the magnification."""
+    magnification: float
+    tangential_stretch: float
+    """Flux-weighted harmonic mean of 1 / abs(1 - kappa - gamma) over the image."""
+    radial_stretch: float
+    """Likewise of 1 / abs(1 - kappa + gamma); 1 for an isothermal lens without shear."""
+    radius_arcsec: float
+    """Flux-weighted mean distance from the lens."""
+    warnings: tuple[str, ...]
+    """What makes it no strong lens worth the name; empty if nothing does."""
+
+
+def draw_lens(rng: np.random.Generator, host: Host) -> Lens:
+    """Draw a point of the injection grid for a host.
+
+    Mass follows light in ellipticity and direction, with scatter. The source lies anywhere within
+    half an Einstein radius (0.4 arcsec at most), well inside the region of multiple images.
+    """
+    theta_e = float(rng.choice(THETA_E_ARCSEC))
+    dmag, reff = float(rng.choice(SRC_DMAG)), float(rng.choice(SRC_REFF_ARCSEC))
+    src_e, shear = float(rng.choice(SRC_E)), float(rng.choice(SHEAR))
+    model = "SIS" if rng.random() < SIS_SHARE else "SIE"
+    ellipticity = float(np.clip(host.ellipticity * rng.normal(1.0, 0.2), 0.02, 0.33))
+    angle = (host.angle_rad + rng.normal(0.0, 0.17)) % math.pi
+    distance = min(0.4, 0.5 * theta_e) * math.sqrt(rng.random())
+    bearing, src_phi, shear_phi = rng.uniform(0, 2 * math.pi), *rng.uniform(0, math.pi, 2)
+    return Lens(
+        model=model,
+        theta_e_arcsec=theta_e,
+        lens_e=0.0 if model == "SIS" else ellipticity,
+        lens_phi_rad=angle,
+        shear=shear,
+        shear_phi_rad=float(shear_phi),
+        src_dmag=dmag,
+        src_reff_arcsec=reff,
+        src_e=src_e,
+        src_phi_rad=float(src_phi),
+        src_x_arcsec=distance * math.cos(bearing),
+        src_y_arcsec=distance * math.sin(bearing),
+    )
+
+
+def trace(lens: Lens, x_px: float, y_px: float, *, subpixels: int = SUBPIXELS) -> Arc:
+    """Image of an exponential source of unit flux behind a lens.
+
+    Parameters
+    ----------
+    lens : Lens
+    x_px, y_px : float
+        Centre of the lens on the grid; (0, 0) is the centre of the first pixel.
+    subpixels : int
+        Rays along each side of a pixel.
+
+    Returns
+    -------
+    Arc
+    """
+    distance = math.hypot(lens.src_x_arcsec, lens.src_y_arcsec)
+    extent = _SOURCE_REACH * lens.src_reff_arcsec * math.sqrt((1 + lens.src_e) / (1 - lens.src_e))
+    reach = (lens.theta_e_arcsec * (1 + lens.lens_e) + distance + extent) / (1 - lens.shear)
+    half = math.ceil(reach / PIXEL_SCALE_ARCSEC) + 1
+    left, top = round(x_px) - half, round(y_px) - half
+    size = 2 * half + 1
+    offset = (np.arange(size * subpixels) + 0.5) / subpixels - 0.5
+    x, y = np.meshgrid(
+        (left + offset - x_px) * PIXEL_SCALE_ARCSEC, (top + offset - y_px) * PIXEL_SCALE_ARCSEC
+    )
+    rays = _source_light(lens, x.ravel(), y.ravel()) * (PIXEL_SCALE_ARCSEC / subpixels) ** 2
+    window = rays.reshape(size, subpixels, size, subpixels).sum((1, 3))
+    image = np.zeros((GRID, GRID), np.float32)
+    image[top : top + size, left : left + size] = window
+    magnification = float(rays.sum())
+    tangential, radial = _stretch(lens, x.ravel(), y.ravel(), rays)
+    radius = float(np.hypot(x, y).ravel() @ rays) / magnification
+    warnings = _warnings(lens, magnification)
+    return Arc(image, magnification, tangential, radial, radius, warnings)
+
+
+def deflection(
+    lens: Lens, x: NDArray[np.float64], y: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Deflection angles in arcsec of lens and shear at positions in arcsec."""
+    ax, ay = _mass(lens.model).derivatives(x, y, *_mass_arguments(lens))
+    if lens.shear:
+        sx, sy = _profiles().shear.derivatives(x, y, *_shear_components(lens))
+        ax, ay = ax + sx, ay + sy
+    return ax, ay
+
+
+class _Profiles(NamedTuple):
+    """lenstronomy's profiles; imported when first used, since the import takes a second."""
+
+    sie: Any
+    sis: Any
+    shear: Any
+    sersic: Any
+
+
+@cache
+def _profiles() -> _Profiles:
+    from lenstronomy.LensModel.Profiles.shear import Shear
+    from lenstronomy.LensModel.Profiles.sie import SIE
+    from lenstronomy.LensModel.Profiles.sis import SIS
+    from lenstronomy.LightModel.Profiles.sersic import SersicElliptic
+
+    return _Profiles(SIE(), SIS(), Shear(), SersicElliptic())
+
+
+def _mass(model: str) -> Any:
+    return _profiles().sie if model == "SIE" else _profiles().sis
+
+
+def _mass_arguments(lens: Lens) -> tuple[float, ...]:
+    if lens.model == "SIS":
+        return (lens.theta_e_arcsec,)
+    return (lens.theta_e_arcsec, *_components(lens.lens_e, lens.lens_phi_rad))
+
+
+def _shear_components(lens: Lens) -> tuple[float, float]:
+    return _components(lens.shear, lens.shear_phi_rad)
+
+
+def _components(modulus: float, angle_rad: float) -> tuple[float, float]:
+    """Two components of a quantity that repeats after half a turn."""
+    return modulus * math.cos(2 * angle_rad), modulus * math.sin(2 * angle_rad)
+
+
+def _source_light(
+    lens: Lens, x: NDArray[np.float64], y: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Surface brightness per square arcsec along rays; surface brightness is conserved."""
+    ax, ay = deflection(lens, x, y)
+    sersic = _profiles().sersic
+    e1, e2 = _components(lens.src_e, lens.src_phi_rad)
+    amplitude = 1.0 / sersic.total_flux(1.0, lens.src_reff_arcsec, _SOURCE_N)
+    light = sersic.function(
+        x - ax, y - ay, amplitude, lens.src_reff_arcsec, _SOURCE_N, e1, e2,
+        lens.src_x_arcsec, lens.src_y_arcsec,
+    )  # fmt: skip
+    return np.asarray(light, np.float64)
+
+
+def _stretch(
+    lens: Lens, x: NDArray[np.float64], y: NDArray[np.float64], flux: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Tangential and radial stretch of the image (harmonic means: critical curves are finite)."""
+    lit = np.flatnonzero(flux > _STRETCH_FLOOR * flux.max())
+    lit = lit[:: max(1, len(lit) // 400)]
+    x, y, weight = x[lit], y[lit], flux[lit] / flux[lit].sum()
+    fxx, fxy, _, fyy = _mass(lens.model).hessian(x, y, *_mass_arguments(lens))
+    if lens.shear:
+        g1, g2 = _shear_components(lens)
+        fxx, fxy, fyy = fxx + g1, fxy + g2, fyy - g1
+    kappa, gamma = (fxx + fyy) / 2, np.hypot((fxx - fyy) / 2, fxy)
+    tangential = 1.0 / float(np.abs(1 - kappa - gamma) @ weight)
+    return tangential, 1.0 / float(np.abs(1 - kappa + gamma) @ weight)
+
+
+def _warnings(lens: Lens, magnification: float) -> tuple[str, ...]:
+    """Compare source and lens: is it imaged more than once, and made brighter."""
+    angle = np.arange(32) * (2 * math.pi / 32)
+    # The deflection next to the centre of an isothermal lens traces its cut: within it a
+    # source has more than one image.
+    ax, ay = deflection(lens, 1e-4 * np.cos(angle), 1e-4 * np.sin(angle))
+    found = []
+    if math.hypot(lens.src_x_arcsec, lens.src_y_arcsec) >= float(np.hypot(ax, ay).min()):
+        found.append("source_may_be_single_imaged")
+    if magnification < 1.0:
+        found.append("magnification_below_one")
+    return tuple(found)

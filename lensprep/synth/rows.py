@@ -1,0 +1,205 @@
+"""One row of Phase 4c: a stamp and the columns that describe it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+from lensprep.contract import COLUMNS
+from lensprep.dataset.layout import BANDS, STAMP_SIZE
+from lensprep.synth.hosts import Host, draw_host, draw_scene
+from lensprep.synth.imaging import ZERO_POINT, Camera, make_camera, observe, to_fourier
+from lensprep.synth.lenses import Arc, Lens, draw_lens, trace
+from lensprep.synth.survey import Brick, bad_fractions, is_lens
+
+EXPERIMENT_ID: Final = "train_stamp64_bandsgrz_gridgrid_small"
+PIPELINE_VERSION: Final = "phase4_pipeline_v1"
+CONTROL_CONFIG: Final = "control"
+
+_SELECTION_SETS = tuple(
+    (ranking, strategy)
+    for ranking in ("area_weighted", "lrg_density", "image_quality")
+    for strategy in ("balanced_grid", "psf_stratified", "depth_stratified", "uniform")
+)
+_PSF_SOURCES, _PSF_SOURCE_SHARES = (0, 1, 2), (0.96, 0.03, 0.01)
+
+
+class Row(NamedTuple):
+    """One row: what goes into the table."""
+
+    pixels: NDArray[np.float32]
+    """Shape (3, 64, 64): g, r, z, nanomaggies."""
+    columns: dict[str, Any]
+    """Every column of the contract but the blob."""
+
+
+def render_row(seed: int, index: int, brick: Brick, split: str) -> Row:
+    """Render one row from nothing but the seed, its number and its brick.
+
+    Parameters
+    ----------
+    seed : int
+        Of the whole tree.
+    index : int
+        Number of the row in the plan; also names the galaxy.
+    brick : Brick
+    split : str
+
+    Returns
+    -------
+    Row
+    """
+    rng = np.random.default_rng([seed, 2, index])
+    galaxy = f"{brick.name}_{index}"
+    host = draw_host(rng, brick.ebv)
+    light = to_fourier(draw_scene(rng, host, brick.ebv))
+    camera = camera_of(brick)
+    columns = _common(rng, seed, galaxy, brick, split)
+    # Drawn for controls as well: upstream does not zero these two for them.
+    colour = _source_colour(rng)
+    columns |= {"src_gr": colour[0], "src_rz": colour[1]}
+    if is_lens(seed, galaxy):
+        lens = draw_lens(rng, host)
+        arc = trace(lens, host.x_px, host.y_px)
+        flux = _source_flux(host, lens, colour)
+        arc_light = to_fourier(arc.image)
+        light += flux.astype(np.float32)[:, None, None] * arc_light
+        snr = _peak_snr(arc_light * np.float32(flux[1]), camera)
+        columns |= _injection_columns(rng, brick, lens, arc, flux, snr)
+    else:
+        columns |= _control_columns()
+    pixels = observe(light, camera, rng)
+    columns["task_id"] = _task_id(columns, galaxy)
+    return Row(pixels, columns)
+
+
+def encode_stamp(pixels: NDArray[np.float32]) -> bytes:
+    """The blob of a stamp, as upstream writes it."""
+    buffer = io.BytesIO()
+    bands: Mapping[str, Any] = {
+        f"image_{band}": pixels[i].astype("<f4", copy=False) for i, band in enumerate(BANDS)
+    }
+    np.savez_compressed(buffer, **bands)
+    return buffer.getvalue()
+
+
+@lru_cache(maxsize=64)
+def camera_of(brick: Brick) -> Camera:
+    """The camera of a brick, kept for its next rows."""
+    return make_camera(brick)
+
+
+def _common(
+    rng: np.random.Generator, seed: int, galaxy: str, brick: Brick, split: str
+) -> dict[str, Any]:
+    """Columns that do not depend on the class."""
+    chosen = int(rng.integers(len(_SELECTION_SETS)))
+    ranking, strategy = _SELECTION_SETS[chosen]
+    bad, wise = bad_fractions(rng)
+    row_seed = hashlib.sha256(f"{seed}:{galaxy}".encode()).digest()[:8]
+    return {
+        "experiment_id": EXPERIMENT_ID,
+        "selection_set_id": f"set{chosen:02d}_{ranking}_{strategy}",
+        "ranking_mode": ranking,
+        "selection_strategy": strategy,
+        "region_id": brick.region_id,
+        "region_split": split,
+        "brickname": brick.name,
+        "ra": float(rng.uniform(*brick.ra_deg)),
+        "dec": float(rng.uniform(*brick.dec_deg)),
+        "stamp_size": STAMP_SIZE,
+        "bandset": "".join(BANDS),
+        "replicate": int(rng.integers(2)),
+        "cutout_ok": 1,
+        "metrics_only": 0,
+        "metrics_ok": 1,
+        "task_seed64": int.from_bytes(row_seed, "little", signed=True),
+        "psf_bin": brick.psf_bin,
+        "depth_bin": brick.depth_bin,
+        "ab_zp_nmgy": ZERO_POINT,
+        "pipeline_version": PIPELINE_VERSION,
+        "psfsize_r": brick.psfsize_arcsec[1],
+        "psfdepth_r": brick.psfdepth_mag[1],
+        "ebv": brick.ebv,
+        "bad_pixel_frac": bad,
+        "wise_brightmask_frac": wise,
+    }
+
+
+def _source_colour(rng: np.random.Generator) -> tuple[float, float]:
+    """Colours of a star-forming source, g - r and r - z, within the documented [-0.5, 1.5]."""
+    gr, rz = rng.normal(0.25, 0.20), rng.normal(0.15, 0.20)
+    return float(np.clip(gr, -0.5, 1.5)), float(np.clip(rz, -0.5, 1.5))
+
+
+def _source_flux(host: Host, lens: Lens, colour: tuple[float, float]) -> NDArray[np.float64]:
+    """Unlensed flux of the source in g, r, z: its r is fainter than the host's by ``src_dmag``."""
+    r = host.flux_r * 10 ** (-0.4 * lens.src_dmag)
+    return np.array([r * 10 ** (-0.4 * colour[0]), r, r * 10 ** (0.4 * colour[1])])
+
+
+def _peak_snr(arc_light_r: NDArray[np.complex64], camera: Camera) -> float:
+    """Largest arc signal of a pixel in r over the sky noise, after the atmosphere."""
+    seen = scipy.fft.irfft2(arc_light_r * camera.transfer[1])
+    return float(seen.max() / camera.sky_sigma[1])
+
+
+def _injection_columns(
+    rng: np.random.Generator,
+    brick: Brick,
+    lens: Lens,
+    arc: Arc,
+    flux: NDArray[np.float64],
+    snr: float,
+) -> dict[str, Any]:
+    sources = rng.choice(_PSF_SOURCES, 3, p=_PSF_SOURCE_SHARES)
+    columns: dict[str, Any] = {
+        "config_id": lens.config_id,
+        "is_control": 0,
+        "lens_model": lens.model,
+        "theta_e_arcsec": lens.theta_e_arcsec,
+        "lens_e": lens.lens_e,
+        "lens_phi_rad": lens.lens_phi_rad,
+        "shear": lens.shear,
+        "shear_phi_rad": lens.shear_phi_rad,
+        "src_dmag": lens.src_dmag,
+        "src_reff_arcsec": lens.src_reff_arcsec,
+        "src_e": lens.src_e,
+        "src_phi_rad": lens.src_phi_rad,
+        "src_x_arcsec": lens.src_x_arcsec,
+        "src_y_arcsec": lens.src_y_arcsec,
+        "arc_snr": snr,
+        "total_injected_flux_r": arc.magnification * float(flux[1]),
+        "magnification": arc.magnification,
+        "tangential_stretch": arc.tangential_stretch,
+        "radial_stretch": arc.radial_stretch,
+        "expected_arc_radius": arc.radius_arcsec,
+        "physics_valid": int(not arc.warnings),
+        "physics_warnings": ",".join(arc.warnings),
+    }
+    for i, band in enumerate(BANDS):
+        columns[f"psf_fwhm_used_{band}"] = brick.psfsize_arcsec[i]
+        columns[f"psf_source_{band}"] = int(sources[i])
+    return columns
+
+
+def _control_columns() -> dict[str, Any]:
+    """What the contract says controls hold: zero or null."""
+    filler = {"zero": 0.0, "null": None}
+    columns: dict[str, Any] = {
+        column.name: filler[column.controls] for column in COLUMNS if column.controls != "value"
+    }
+    return columns | {"config_id": CONTROL_CONFIG, "is_control": 1, "lens_model": "CONTROL"}
+
+
+def _task_id(columns: Mapping[str, Any], galaxy: str) -> str:
+    """64 hex digits from what makes the task."""
+    parts = (EXPERIMENT_ID, columns["selection_set_id"], galaxy, columns["config_id"])
+    return hashlib.sha256("|".join((*parts, str(columns["replicate"]))).encode()).hexdigest()
