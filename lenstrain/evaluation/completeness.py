@@ -12,6 +12,18 @@ from lenstrain.evaluation.intervals import wilson
 FEW_VALUES = 12
 """An axis of at most this many distinct values has one bin for each."""
 
+CELL_COLUMNS = (
+    "n",
+    "recovered",
+    "completeness",
+    "lo68",
+    "hi68",
+    "lo95",
+    "hi95",
+    "unresolved_share",
+)
+"""What every cell has beside its edges."""
+
 Floats = NDArray[np.float64]
 
 

@@ -1,13 +1,41 @@
 """The function behind `lenstrain evaluate`: scores in; metrics, tables, figures, report out."""
 
-from collections.abc import Callable
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lenstrain.evaluation.options import EvaluationOptions as EvaluationOptions
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-Progress = Callable[[str, float], None]
-"""Called with the name of the stage that begins and the share of the work done before it."""
+from lensprep import __version__
+from lensprep.errors import ProjectError
+from lenstrain.evaluation import plots
+from lenstrain.evaluation.examples import (
+    choose_galleries,
+    draw_gallery,
+    open_dataset,
+    stretch_note,
+)
+from lenstrain.evaluation.measure import Measurement, Progress, measure
+from lenstrain.evaluation.operating import CompletenessTable, long_table
+from lenstrain.evaluation.options import EvaluationOptions as EvaluationOptions
+from lenstrain.evaluation.page import page_context
+from lenstrain.evaluation.plainjson import plain
+from lenstrain.evaluation.publish import METRICS_NAME, REPORT_NAME, check_destination, published
+from lenstrain.evaluation.report import PageGallery, render_page, save_plot, write_csv
+from lenstrain.evaluation.scores import Scores, read_scores
+
+FORMAT_VERSION = 1
+"""Version of metrics.json."""
+
+_PACKAGES = ("numpy", "scipy", "numba", "pyarrow", "matplotlib", "torch")
 
 
 def evaluate(
@@ -35,7 +63,8 @@ def evaluate(
     options : EvaluationOptions, optional
         Settings; the defaults if None.
     progress : callable, optional
-        Told the name of each stage and the share of work done, from 0 to 1.
+        Told the name of each stage and the share of work done, from 0 to 1. It may be called
+        from other threads, one at a time.
 
     Returns
     -------
@@ -46,7 +75,146 @@ def evaluate(
     ------
     ScoresError
         If a table is unusable, or `out` is a folder that is not an evaluation.
-    ConfigError
-        If an option is out of range.
+    DatasetError
+        If a given `dataset` cannot be read.
     """
-    raise NotImplementedError
+    options = options or EvaluationOptions()
+    tell = progress or _silent
+    check_destination(out)
+    tell("Reading scores", 0.0)
+    table = read_scores(scores)
+    reference = None if calibrate_on is None else read_scores(calibrate_on)
+    found = measure(table, reference, options, tell)
+    tell("Drawing stamps", 0.85)
+    gallery = _galleries(table, dataset, options)
+    found.entries["notes"] += gallery.notes
+    entries = {"format_version": FORMAT_VERSION} | found.entries
+    entries["provenance"] = _provenance(table, reference, options)
+    content: dict[str, Any] = plain(entries)
+    with published(out) as draft:
+        tell("Writing the report", 0.9)
+        _write(draft, table, found, gallery, content)
+    tell("Done", 1.0)
+    return content | {"report": str(out / REPORT_NAME)}
+
+
+def _silent(stage: str, done: float) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class _Galleries:
+    shown: Sequence[PageGallery]
+    stretch: str
+    notes: list[dict[str, str]]
+
+
+def _galleries(
+    scores: Scores, dataset: str | Path | None, options: EvaluationOptions
+) -> _Galleries:
+    """Galleries from the dataset that was given, or the one that the scores name if it is there."""
+    uri = dataset or scores.metadata.get("dataset")
+    if uri is None or options.examples == 0:
+        return _Galleries([], "", [])
+    try:
+        opened = open_dataset(str(uri), scores)
+        shown = [
+            PageGallery(gallery, draw_gallery(opened, scores, gallery))
+            for gallery in choose_galleries(scores, options.examples)
+        ]
+    except ProjectError as error:
+        if dataset is not None:
+            raise
+        text = f"No example stamps: {error} Give its place with --dataset."
+        return _Galleries([], "", [{"severity": "info", "text": text}])
+    return _Galleries(shown, stretch_note(opened), [])
+
+
+def _provenance(
+    scores: Scores, reference: Scores | None, options: EvaluationOptions
+) -> dict[str, Any]:
+    return {
+        "scores": str(scores.path),
+        "scores_sha256": _digest(scores.path),
+        "calibrate_on": None if reference is None else str(reference.path),
+        "calibrate_on_sha256": None if reference is None else _digest(reference.path),
+        "scores_metadata": scores.metadata,
+        "options": asdict(options),
+        "versions": _versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {"lenstrain": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _write(
+    draft: Path,
+    scores: Scores,
+    found: Measurement,
+    galleries: _Galleries,
+    content: dict[str, Any],
+) -> None:
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    (draft / METRICS_NAME).write_text(text, encoding="utf-8")
+    cells = long_table(found.completeness)
+    table = pa.table({name: pa.array(column, from_pandas=True) for name, column in cells.items()})
+    pq.write_table(table, draft / "completeness.parquet")
+    write_csv(draft / "completeness.csv", {name: list(column) for name, column in cells.items()})
+    figures = draft / "figures"
+    figures.mkdir()
+    saved = {plot.name: save_plot(plot, figures) for plot in _plots(scores, found)}
+    page = render_page(
+        page_context(content, saved, galleries.shown, galleries.stretch, found.completeness)
+    )
+    (draft / REPORT_NAME).write_text(page, encoding="utf-8")
+
+
+def _plots(scores: Scores, found: Measurement) -> list[plots.Plot]:
+    entries, level = found.entries, found.entries["level"]
+    cuts = {
+        choice["name"]: choice["threshold"]
+        for choice in entries["completeness_thresholds"]
+        if math.isfinite(choice["threshold"])
+    }
+    reliability = {"as scored": entries["reliability"]}
+    if entries["calibrated"]:
+        reliability["calibrated"] = entries["calibrated"]["reliability"]
+    prevalences = [float(p) for p in entries["average_precision_at_prevalence"]]
+    drawn = [
+        plots.draw_roc(found.band, entries["tpr_at_fpr"], level, log=True),
+        plots.draw_roc(found.band, entries["tpr_at_fpr"], level, log=False),
+        plots.draw_purity(found.band, prevalences, level),
+        plots.draw_histogram(scores.labels, scores.logits, cuts),
+        plots.draw_reliability(reliability, level),
+        *_completeness_plots(found.completeness),
+    ]
+    if entries.get("auroc_by_theta_e"):
+        groups = entries["auroc_by_theta_e"]
+        drawn.append(plots.draw_auroc_by(groups, entries["auroc"]["value"], level))
+    target = entries["completeness_thresholds"][0]["target_fpr"]
+    for bins in entries["strata"].values():
+        drawn.append(plots.draw_strata(bins, target, level))
+    return drawn
+
+
+def _completeness_plots(tables: Sequence[CompletenessTable]) -> list[plots.Plot]:
+    """One figure for each single axis, and a map for each pair at the first threshold."""
+    by_axes: dict[tuple[str, ...], list[CompletenessTable]] = {}
+    for table in tables:
+        by_axes.setdefault(table.axes, []).append(table)
+    singles = [plots.draw_completeness(group) for axes, group in by_axes.items() if len(axes) == 1]
+    maps = [plots.draw_map(group[0]) for axes, group in by_axes.items() if len(axes) == 2]
+    return singles + maps

@@ -80,7 +80,7 @@ def _brier_entry(
 
 
 def _mean(scores: Scores, values: Floats, resampling: Resampling) -> Floats:
-    total = np.bincount(scores.region, values, minlength=scores.n_clusters)
+    total = np.bincount(scores.region, values, minlength=scores.n_clusters).astype(np.float64)
     n = np.bincount(scores.region, minlength=scores.n_clusters).astype(np.float64)
     return ratio_of_weights(resampling.weights, total, n)
 

@@ -1,0 +1,346 @@
+"""Everything that is computed before anything is written: from scores to one measurement."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lensprep.errors import ScoresError
+from lenstrain.evaluation import metrics
+from lenstrain.evaluation.completeness import AxisBins
+from lenstrain.evaluation.operating import (
+    BOTH_CLASSES,
+    CompletenessTable,
+    bins_of_axes,
+    completeness_thresholds,
+    frozen_thresholds,
+    judge_thresholds,
+    measure_completeness,
+)
+from lenstrain.evaluation.options import AXES, EvaluationOptions
+from lenstrain.evaluation.probability import fit_map, measure_probabilities
+from lenstrain.evaluation.ranking import (
+    RocBand,
+    auroc_by,
+    measure_ranking,
+    stratum_entries,
+    unique_negatives,
+)
+from lenstrain.evaluation.resampling import Resampling, make_resampling
+from lenstrain.evaluation.scores import Scores
+
+Progress = Callable[[str, float], None]
+"""Called with the name of the stage that begins and the share of the work done before it."""
+
+_FEW_REGIONS = 30
+_MANY_TIES = 1e-3
+_MANY_UNRESOLVED = 0.3
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What an evaluation found, before it is written."""
+
+    entries: dict[str, Any]
+    """Content of metrics.json."""
+    band: RocBand
+    completeness: list[CompletenessTable]
+
+
+def measure(
+    scores: Scores,
+    reference: Scores | None,
+    options: EvaluationOptions,
+    progress: Progress,
+) -> Measurement:
+    """Measure a table of scores.
+
+    Parameters
+    ----------
+    scores : Scores
+        The scores to judge.
+    reference : Scores or None
+        Scores of another split of the same model, where calibration and thresholds are fitted.
+    options : EvaluationOptions
+        Settings.
+    progress : callable
+        Told each stage and the share of work done.
+
+    Raises
+    ------
+    ScoresError
+        If `reference` comes from another model or normalisation.
+    """
+    if reference is not None:
+        check_same_model(scores, reference)
+    resampling = make_resampling(
+        scores.n_clusters, options.resamples, options.seed, options.level, options.interval
+    )
+    curve = metrics.roc_curve(scores.labels, scores.logits)
+    progress("Drawing regions", 0.1)
+    ranking = measure_ranking(
+        scores,
+        curve,
+        resampling,
+        options,
+        lambda done: progress("Drawing regions", done * 0.4 + 0.1),
+    )
+    entries = counts(scores, curve, options) | ranking.entries
+    progress("Calibration", 0.55)
+    entries |= _probabilities(scores, reference, resampling, options)
+    progress("Completeness", 0.65)
+    bins = bins_of_axes(scores, AXES, options.axis_bins)
+    entries |= _groups(scores, bins, resampling, options)
+    tables, found = _thresholds(scores, reference, curve, bins, resampling, options)
+    entries |= found
+    progress("Strata", 0.75)
+    entries["strata"] = _strata(scores, bins, found, resampling, options)
+    entries["notes"] = notes(scores, reference, entries, options)
+    return Measurement(entries, ranking.band, tables)
+
+
+def check_same_model(scores: Scores, reference: Scores) -> None:
+    """Refuse a calibration table that another model or normalisation wrote."""
+    for name in ("checkpoint_sha256", "normalization"):
+        ours, theirs = scores.metadata.get(name), reference.metadata.get(name)
+        if ours is not None and theirs is not None and ours != theirs:
+            raise ScoresError(
+                f"{reference.path} has another {name} than {scores.path}: calibrate on scores of "
+                "the same checkpoint."
+            )
+
+
+def counts(scores: Scores, curve: metrics.RocCurve, options: EvaluationOptions) -> dict[str, Any]:
+    """Rows by class, unique negatives, regions, ties, and how intervals were drawn."""
+    unique, identity = unique_negatives(scores)
+    tied_score, tied_rows = metrics.largest_tie(curve)
+    entries: dict[str, Any] = {
+        "n": scores.n,
+        "n_positive": curve.n_positive,
+        "n_negative": curve.n_negative,
+        "n_negative_unique": unique,
+        "unique_by": identity,
+        "n_regions": scores.n_regions,
+        "level": options.level,
+        "resamples": options.resamples,
+        "seed": options.seed,
+        "interval": options.interval,
+        "largest_tie": {
+            "score": tied_score,
+            "rows": tied_rows,
+            "share": tied_rows / scores.n if tied_rows > 1 else 0.0,
+        },
+    }
+    if scores.has("theta_e_over_psf"):
+        ratio = scores.numbers("theta_e_over_psf")[scores.labels == 1]
+        entries["unresolved_share"] = float(np.mean(ratio < options.unresolved_below))
+    return entries
+
+
+def _probabilities(
+    scores: Scores,
+    reference: Scores | None,
+    resampling: Resampling,
+    options: EvaluationOptions,
+) -> dict[str, Any]:
+    entries = measure_probabilities(scores, scores.logits, resampling, options)
+    entries |= {"calibration": None, "calibrated": None}
+    if reference is None or options.calibration == "none":
+        return entries
+    fitted = fit_map(options.calibration, reference)
+    entries["calibration"] = {
+        "kind": fitted.kind,
+        "temperature": fitted.temperature,
+        "slope": fitted.slope,
+        "offset": fitted.offset,
+        "at_bound": fitted.at_bound,
+        "fitted_on": str(reference.path),
+        "n": reference.n,
+    }
+    entries["calibrated"] = measure_probabilities(
+        scores, fitted.apply(scores.logits), resampling, options
+    )
+    return entries
+
+
+def _groups(
+    scores: Scores,
+    bins: dict[str, AxisBins],
+    resampling: Resampling,
+    options: EvaluationOptions,
+) -> dict[str, Any]:
+    """AUROC by theta_E, source magnitude and lens model, each against all negatives."""
+    entries: dict[str, Any] = {}
+    lens = scores.labels == 1
+    for axis, name in (("theta_e_arcsec", "theta_e"), ("src_dmag", "src_dmag")):
+        if axis in bins:
+            grid = bins[axis]
+            groups = np.where(lens, grid.assign(scores.numbers(axis)), -1)
+            names = [_group_name(grid, index) for index in range(grid.size)]
+            entries[f"auroc_by_{name}"] = auroc_by(
+                scores, groups, names, resampling, options.threads
+            )
+    if scores.has("lens_model"):
+        models = np.array([value or "" for value in scores.strings("lens_model")])
+        names = sorted(set(models[lens]) - {""})
+        groups = np.full(scores.n, -1)
+        for index, name in enumerate(names):
+            groups[lens & (models == name)] = index
+        entries["auroc_by_lens_model"] = auroc_by(
+            scores, groups, [str(name) for name in names], resampling, options.threads
+        )
+    return entries
+
+
+def _group_name(bins: AxisBins, index: int) -> str:
+    return bins.label(index) if bins.values is None else str(float(bins.values[index]))
+
+
+def _thresholds(
+    scores: Scores,
+    reference: Scores | None,
+    curve: metrics.RocCurve,
+    bins: dict[str, AxisBins],
+    resampling: Resampling,
+    options: EvaluationOptions,
+) -> tuple[list[CompletenessTable], dict[str, Any]]:
+    in_sample = reference is None
+    chosen_on = reference or scores
+    frozen = frozen_thresholds(chosen_on, in_sample, options)
+    cuts = completeness_thresholds(chosen_on, in_sample, options)
+    tables, left_out = measure_completeness(scores, cuts, bins, options)
+    return tables, {
+        "thresholds_chosen_on": str(chosen_on.path),
+        "thresholds": judge_thresholds(scores, curve, frozen, resampling, options.prevalence),
+        "completeness_thresholds": judge_thresholds(
+            scores, curve, cuts, resampling, options.prevalence
+        ),
+        "completeness_left_out": left_out,
+    }
+
+
+def _strata(
+    scores: Scores,
+    bins: dict[str, AxisBins],
+    found: dict[str, Any],
+    resampling: Resampling,
+    options: EvaluationOptions,
+) -> dict[str, Any]:
+    """Rates in bins of what both classes have, at the first threshold of completeness."""
+    primary = found["completeness_thresholds"][0]
+    return {
+        name: stratum_entries(scores, bins[name], primary["threshold"], resampling, options.threads)
+        for name in BOTH_CLASSES
+        if name in bins
+    }
+
+
+def notes(
+    scores: Scores,
+    reference: Scores | None,
+    entries: dict[str, Any],
+    options: EvaluationOptions,
+) -> list[dict[str, str]]:
+    """What a reader must know before quoting a figure: ``{severity, text}`` each."""
+    found = [("info", text) for text in scores.notes]
+    found += _sampling_notes(scores, entries, options)
+    found += _reference_notes(scores, reference, entries)
+    tie = entries["largest_tie"]
+    if tie["share"] > _MANY_TIES:
+        found.append(
+            (
+                "warn",
+                f"{tie['rows']:,} rows ({tie['share']:.1%}) share the score {tie['score']:.6g}: "
+                "no threshold can part them. Rank on float32 logits.",
+            )
+        )
+    for fpr, entry in entries["tpr_at_fpr"].items():
+        if entry["tied_at_threshold"] > 1:
+            found.append(
+                (
+                    "warn",
+                    f"{entry['tied_at_threshold']:,} rows are tied at the threshold of FPR "
+                    f"{fpr}; none of them is flagged.",
+                )
+            )
+    if entries.get("unresolved_share", 0) > _MANY_UNRESOLVED:
+        found.append(
+            (
+                "warn",
+                f"{entries['unresolved_share']:.0%} of the lenses have theta_E below "
+                f"{options.unresolved_below:g} of the PSF FWHM: what is found there is extra flux, "
+                "not shape.",
+            )
+        )
+    found += [
+        ("info", f"Completeness left out: {text}.") for text in entries["completeness_left_out"]
+    ]
+    return [{"severity": severity, "text": text} for severity, text in found]
+
+
+def _sampling_notes(
+    scores: Scores, entries: dict[str, Any], options: EvaluationOptions
+) -> list[tuple[str, str]]:
+    found = []
+    if scores.n_regions == 1:
+        found.append(("warn", "One region only: no interval can be drawn."))
+    elif scores.n_regions < _FEW_REGIONS:
+        found.append(
+            (
+                "warn",
+                f"{scores.n_regions} regions are few: the intervals are too narrow. "
+                f"{_FEW_REGIONS} or more are wanted.",
+            )
+        )
+    if options.resamples < 1000:
+        found.append(("info", f"{options.resamples} draws: the ends of the intervals are noisy."))
+    if entries["n_negative_unique"] < entries["n_negative"]:
+        found.append(
+            (
+                "info",
+                f"{entries['n_negative']:,} non-lenses are {entries['n_negative_unique']:,} "
+                "distinct images; only those count towards a guaranteed false-positive rate.",
+            )
+        )
+    for fpr, entry in entries["tpr_at_fpr"].items():
+        if not entry["supported"]:
+            found.append(
+                (
+                    "info",
+                    f"FPR {fpr} is not supported: it needs {entry['negatives_needed']:,} unique "
+                    f"non-lenses, there are {entry['negatives_unique']:,}.",
+                )
+            )
+    return found
+
+
+def _reference_notes(
+    scores: Scores, reference: Scores | None, entries: dict[str, Any]
+) -> list[tuple[str, str]]:
+    if reference is None:
+        return [
+            (
+                "warn",
+                "Thresholds are chosen on the scores they are judged on, and probabilities are "
+                "not calibrated. Give --calibrate-on the scores of another split.",
+            )
+        ]
+    found = []
+    for column, what in (("key", "stamps"), ("region_id", "regions")):
+        shared = len(_distinct(scores, column) & _distinct(reference, column))
+        if shared:
+            found.append(
+                (
+                    "warn",
+                    f"{shared:,} {what} are in the calibration scores too: its thresholds and "
+                    "calibration are not independent of this table.",
+                )
+            )
+    if entries["calibration"] and entries["calibration"]["at_bound"]:
+        found.append(("warn", "Calibration has no optimum on those scores; do not use its map."))
+    return found
+
+
+def _distinct(scores: Scores, column: str) -> set[str]:
+    return {str(value) for value in scores.table[column].unique().to_pylist()}

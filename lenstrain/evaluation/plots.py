@@ -1,0 +1,377 @@
+"""Figures in journal style: each with the numbers behind it, drawn without a display."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+from numpy.typing import NDArray
+
+from lenstrain.evaluation.metrics import purity
+from lenstrain.evaluation.operating import CompletenessTable
+from lenstrain.evaluation.ranking import RocBand
+
+# Okabe & Ito's colours, told apart by colour-blind readers and in grey.
+BLUE, RED, GREEN, ORANGE, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#AA4499"
+GREY = "#6b6b6b"
+SERIES = (BLUE, RED, GREEN, PURPLE, ORANGE)
+MARKERS = ("o", "s", "^", "D", "v")
+
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "xtick.direction": "in",
+    "ytick.direction": "in",
+    "xtick.top": True,
+    "ytick.right": True,
+    "legend.frameon": False,
+    "grid.linewidth": 0.4,
+    "grid.color": "#dddddd",
+    "savefig.facecolor": "white",
+    "svg.fonttype": "path",
+    "svg.hashsalt": "lenstrain",
+    "pdf.fonttype": 42,
+}
+WIDTH, HEIGHT = 3.5, 2.8
+"""One column of a journal page, inches."""
+
+AXIS_LABELS = {
+    "theta_e_arcsec": r"Einstein radius $\theta_\mathrm{E}$ [arcsec]",
+    "psfsize_r": "PSF FWHM, r band [arcsec]",
+    "psfdepth_r": "Depth, r band, 5σ [mag]",
+    "arc_snr": "Peak signal-to-noise of the arc",
+    "src_dmag": "Source magnitude less lens magnitude",
+    "theta_e_over_psf": r"$\theta_\mathrm{E}$ / PSF FWHM",
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure with the numbers behind it."""
+
+    name: str
+    """File name without its ending."""
+    title: str
+    caption: str
+    figure: Figure
+    numbers: Mapping[str, Sequence[Any] | NDArray[Any]]
+    """Columns of the CSV; all of one length."""
+
+
+def _new(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _percent(value: float, _: Any = None) -> str:
+    return f"{100 * value:g}%"
+
+
+def draw_roc(band: RocBand, rates: Mapping[str, Any], level: float, *, log: bool) -> Plot:
+    """ROC curve with its band; `rates` are the entries of ``tpr_at_fpr``."""
+    with rc_context(STYLE):
+        figure, axes = _new()
+        axes.fill_between(band.fpr, band.low, band.high, color=BLUE, alpha=0.25, lw=0, step="post")
+        axes.step(band.fpr, band.tpr, color=BLUE, where="post")
+        axes.plot(band.fpr, band.fpr, color=GREY, lw=0.8, ls=":", label="chance")
+        for supported, face in ((True, RED), (False, "white")):
+            points = [
+                (float(f), e["value"]) for f, e in rates.items() if e["supported"] is supported
+            ]
+            if points and log:
+                label = "guaranteed rate possible" if supported else "too few unique negatives"
+                x, y = zip(*points, strict=True)
+                axes.plot(x, y, "o", mfc=face, mec=RED, label=label, zorder=3)
+        if log:
+            axes.set_xscale("log")
+        axes.set(xlim=(band.fpr[0] if log else 0, 1), ylim=(0, 1.01))
+        axes.set(xlabel="False-positive rate", ylabel="True-positive rate")
+        axes.grid(True)
+        axes.legend(loc="upper left" if log else "lower right")
+    scale = "logarithmic" if log else "linear"
+    return Plot(
+        "roc_log" if log else "roc",
+        f"ROC curve, {scale} rates" if log else "ROC curve",
+        f"True- against false-positive rate. Shaded: {level:.0%} interval from draws of regions.",
+        figure,
+        {"fpr": band.fpr, "tpr": band.tpr, "tpr_low": band.low, "tpr_high": band.high},
+    )
+
+
+def draw_purity(band: RocBand, prevalences: Sequence[float], level: float) -> Plot:
+    """Purity against completeness at stated prevalences."""
+    numbers: dict[str, Any] = {"fpr": band.fpr, "completeness": band.tpr}
+    with rc_context(STYLE):
+        figure, axes = _new()
+        for prevalence, colour in zip(prevalences, SERIES, strict=False):
+            ends = {
+                end: np.array(
+                    [purity(t, f, prevalence) for t, f in zip(tpr, band.fpr, strict=True)]
+                )
+                for end, tpr in (("", band.tpr), ("_low", band.low), ("_high", band.high))
+            }
+            numbers |= {f"purity_at_{prevalence:g}{end}": line for end, line in ends.items()}
+            axes.fill_between(band.tpr, ends["_low"], ends["_high"], color=colour, alpha=0.2, lw=0)
+            axes.plot(band.tpr, ends[""], color=colour, label=_one_in(prevalence))
+        axes.set(xlim=(0, 1), ylim=(0, 1.01))
+        axes.set(xlabel="Completeness (true-positive rate)", ylabel="Purity")
+        axes.grid(True)
+        axes.legend(title="Lenses among the objects", loc="best")
+    return Plot(
+        "purity",
+        "Purity against completeness",
+        "What share of the flagged objects would be lenses, at the prevalence of a real search. "
+        f"Shaded: {level:.0%} interval from draws of regions.",
+        figure,
+        numbers,
+    )
+
+
+def _one_in(prevalence: float) -> str:
+    return f"1 in {1 / prevalence:,.0f}"
+
+
+def draw_histogram(
+    labels: NDArray[np.integer], logits: NDArray[np.float64], thresholds: Mapping[str, float]
+) -> Plot:
+    """Scores of both classes, with the thresholds of the completeness tables."""
+    edges = np.histogram_bin_edges(logits, bins=60)
+    counts = [np.histogram(logits[labels == label], edges)[0] for label in (0, 1)]
+    with rc_context(STYLE):
+        figure, axes = _new()
+        names = ("non-lenses", "lenses")
+        for count, colour, name in zip(counts, (GREY, BLUE), names, strict=True):
+            share = count / max(count.sum(), 1)
+            axes.stairs(share, edges, color=colour, fill=True, alpha=0.3)
+            axes.stairs(share, edges, color=colour, lw=1.1, label=name)
+        for (name, value), style in zip(thresholds.items(), ("--", ":", "-."), strict=False):
+            axes.axvline(value, color=RED, ls=style, lw=1, label=name)
+        axes.set_yscale("log")
+        axes.set(xlabel="Logit", ylabel="Share of the class in a bin")
+        axes.legend(loc="best")
+    return Plot(
+        "scores",
+        "Scores of both classes",
+        "Each class normalised to one. Right of a line: flagged at that frozen threshold.",
+        figure,
+        {
+            "logit_lo": edges[:-1],
+            "logit_hi": edges[1:],
+            "non_lenses": counts[0],
+            "lenses": counts[1],
+        },
+    )
+
+
+def draw_reliability(tables: Mapping[str, Mapping[str, Sequence[float]]], level: float) -> Plot:
+    """Reliability curves; `tables` maps a name (raw, calibrated) to its columns."""
+    numbers: dict[str, list[Any]] = {"scores": []}
+    with rc_context(STYLE):
+        figure, axes = _new(WIDTH, 3.2)
+        axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
+        for (name, table), colour, marker in zip(tables.items(), SERIES, MARKERS, strict=False):
+            x, y = np.array(table["mean_probability"]), np.array(table["observed"])
+            spread = np.array([y - np.array(table["low"]), np.array(table["high"]) - y])
+            axes.errorbar(
+                x, y, np.maximum(spread, 0), fmt=marker + "-", color=colour, label=name, lw=0.8
+            )
+            numbers["scores"] += [name] * x.size
+            for column in ("n", "mean_probability", "observed", "low", "high"):
+                numbers.setdefault(column, []).extend(table[column])
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.set(xlabel="Mean probability in the bin", ylabel="Share of lenses in the bin")
+        axes.grid(True)
+        axes.legend(loc="upper left")
+    return Plot(
+        "reliability",
+        "Reliability",
+        f"Bins of equal count; bars: {level:.0%} Wilson intervals. On the diagonal a probability "
+        "means what it says, at the share of lenses in this sample.",
+        figure,
+        numbers,
+    )
+
+
+def draw_completeness(tables: Sequence[CompletenessTable]) -> Plot:
+    """Completeness along one axis, one series for each threshold."""
+    axis = tables[0].cells.axes[0]
+    numbers: dict[str, list[Any]] = {"threshold": []}
+    with rc_context(STYLE):
+        figure, axes = _new()
+        for table, colour, marker in zip(tables, SERIES, MARKERS, strict=False):
+            columns = table.cells.columns()
+            x = _centres(axis.edges, axis.values, axis.name)
+            y = columns["completeness"]
+            for lo, hi, width in (("lo95", "hi95", 0.8), ("lo68", "hi68", 2.2)):
+                spread = np.maximum([y - columns[lo], columns[hi] - y], 0)
+                axes.errorbar(x, y, spread, fmt="none", ecolor=colour, elinewidth=width)
+            axes.plot(x, y, marker + "-", color=colour, lw=0.7, label=table.threshold.name)
+            numbers["threshold"] += [table.threshold.threshold] * y.size
+            for name, column in columns.items():
+                numbers.setdefault(name, []).extend(column.tolist())
+        if axis.name == "arc_snr":
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set(ylim=(-0.02, 1.02), xlabel=AXIS_LABELS[axis.name], ylabel="Completeness")
+        axes.grid(True)
+        axes.legend(title="Threshold at", loc="best")
+    return Plot(
+        f"completeness_{axis.name}",
+        f"Completeness against {_plain(axis.name)}",
+        "Share of lenses above the frozen threshold; thick and thin bars: 68% and 95% Wilson "
+        "intervals.",
+        figure,
+        numbers,
+    )
+
+
+def _centres(
+    edges: NDArray[np.float64], values: NDArray[np.float64] | None, name: str
+) -> NDArray[np.float64]:
+    if values is not None:
+        return values
+    if name == "arc_snr" and edges[0] > 0:
+        return np.asarray(np.sqrt(edges[:-1] * edges[1:]))
+    return np.asarray((edges[:-1] + edges[1:]) / 2)
+
+
+def _plain(name: str) -> str:
+    plain = {
+        "theta_e_arcsec": "Einstein radius",
+        "psfsize_r": "seeing",
+        "psfdepth_r": "depth",
+        "arc_snr": "arc signal-to-noise",
+        "src_dmag": "source magnitude",
+        "theta_e_over_psf": "Einstein radius over seeing",
+    }
+    return plain[name]
+
+
+def draw_map(table: CompletenessTable) -> Plot:
+    """Completeness over two axes, with the number of lenses in each cell."""
+    x, y = table.cells.axes
+    columns = table.cells.columns()
+    shape = (x.size, y.size)
+    grid = np.ma.masked_invalid(columns["completeness"].reshape(shape).T)
+    n = columns["n"].reshape(shape).T
+    half = ((columns["hi95"] - columns["lo95"]) / 2).reshape(shape).T
+    with rc_context(STYLE):
+        figure, axes = _new(WIDTH, 3.0)
+        mesh = axes.imshow(grid, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="cividis")
+        for row, column in np.ndindex(n.shape):
+            empty = n[row, column] == 0
+            text = "no lens" if empty else f"{grid[row, column]:.2f}±{half[row, column]:.2f}"
+            dark = not empty and grid[row, column] < 0.55
+            axes.text(
+                column,
+                row,
+                text if empty else f"{text}\nn={n[row, column]:,}",
+                ha="center",
+                va="center",
+                fontsize=6,
+                color="white" if dark else "black",
+            )
+        axes.set_xticks(range(x.size), [x.label(i) for i in range(x.size)])
+        axes.set_yticks(range(y.size), [y.label(i) for i in range(y.size)])
+        axes.tick_params(length=0)
+        axes.set(xlabel=AXIS_LABELS[x.name], ylabel=AXIS_LABELS[y.name])
+        figure.colorbar(mesh, ax=axes, label="Completeness", pad=0.02)
+    return Plot(
+        f"completeness_{x.name}_{y.name}",
+        f"Completeness: {_plain(x.name)} and {_plain(y.name)}",
+        f"At the threshold for {table.threshold.name}; ± half the 95% Wilson interval.",
+        figure,
+        columns,
+    )
+
+
+def draw_strata(entries: Sequence[Mapping[str, Any]], target: float | None, level: float) -> Plot:
+    """False-positive rate in the bins of one quantity."""
+    name = entries[0]["column"]
+    kept = [entry for entry in entries if entry["fpr"]["value"] is not None]
+    x = np.arange(len(kept))
+    y = np.array([entry["fpr"]["value"] for entry in kept])
+    ends = np.array([[entry["fpr"][end] for end in ("low", "high")] for entry in kept])
+    wilson = np.array(
+        [[entry["fpr"][f"wilson_{end}"] for end in ("low", "high")] for entry in kept]
+    )
+    with rc_context(STYLE):
+        figure, axes = _new()
+        for offset, bounds, colour, label in (
+            (-0.08, ends, BLUE, f"{level:.0%} by region"),
+            (0.08, wilson, GREY, f"{level:.0%} Wilson, independent rows"),
+        ):
+            spread = np.nan_to_num(np.maximum([y - bounds[:, 0], bounds[:, 1] - y], 0))
+            axes.errorbar(x + offset, y, spread, fmt="o", color=colour, label=label, capsize=2)
+        if target is not None:
+            axes.axhline(target, color=RED, lw=0.8, ls="--", label=f"target {target:g}")
+        axes.set_xticks(x, [entry["label"] for entry in kept])
+        axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+        axes.set_xlim(-0.5, len(kept) - 0.5)
+        axes.set_ylim(bottom=0)
+        axes.margins(y=0.35)
+        axes.set(xlabel=AXIS_LABELS.get(name, name), ylabel="False-positive rate")
+        axes.legend(loc="best")
+    return Plot(
+        f"fpr_{name}",
+        f"False positives against {_plain(name)}",
+        "A finder that is fair to its sky keeps the same rate in every bin.",
+        figure,
+        {
+            "lo": [entry["lo"] for entry in kept],
+            "hi": [entry["hi"] for entry in kept],
+            "false_positives": [entry["fpr"]["k"] for entry in kept],
+            "n_negative": [entry["fpr"]["n"] for entry in kept],
+            "fpr": y,
+            "low": ends[:, 0],
+            "high": ends[:, 1],
+            "wilson_low": wilson[:, 0],
+            "wilson_high": wilson[:, 1],
+        },
+    )
+
+
+def draw_auroc_by(entries: Mapping[str, Mapping[str, Any]], overall: float, level: float) -> Plot:
+    """AUROC of the lenses of each Einstein radius against all non-lenses."""
+    kept = {name: entry for name, entry in entries.items() if entry["value"] is not None}
+    y = np.array([entry["value"] for entry in kept.values()])
+    ends = np.array([[entry["low"], entry["high"]] for entry in kept.values()], dtype=float)
+    with rc_context(STYLE):
+        figure, axes = _new()
+        spread = np.nan_to_num(np.maximum([y - ends[:, 0], ends[:, 1] - y], 0))
+        axes.errorbar(np.arange(y.size), y, spread, fmt="o", color=BLUE, capsize=2)
+        axes.axhline(overall, color=GREY, lw=0.8, ls="--", label="all lenses")
+        axes.axhline(0.5, color=GREY, lw=0.8, ls=":", label="chance")
+        axes.set_xticks(np.arange(y.size), list(kept))
+        axes.set(xlim=(-0.5, y.size - 0.5), ylim=(min(0.48, y.min() - 0.02), 1.005))
+        axes.set(xlabel=AXIS_LABELS["theta_e_arcsec"], ylabel="AUROC")
+        axes.legend(loc="best")
+    return Plot(
+        "auroc_theta_e",
+        "AUROC by Einstein radius",
+        f"Lenses of one Einstein radius against all non-lenses; bars: {level:.0%} interval from "
+        "draws of regions.",
+        figure,
+        {
+            "theta_e_arcsec": list(kept),
+            "n": [entry["n"] for entry in kept.values()],
+            "auroc": y,
+            "low": ends[:, 0],
+            "high": ends[:, 1],
+        },
+    )
