@@ -6,43 +6,38 @@
 
 A blob is what ``np.savez_compressed`` writes: a zip archive with the members ``image_g.npy``,
 ``image_r.npy`` and ``image_z.npy``. ``np.load`` spends several times longer on its own objects than
-on the data, so the archive is walked here by hand and inflated by libdeflate. What is read is what
-``np.load`` would read: whenever a blob is accepted, ``np.load`` gives the same pixels (the reverse
-has the few exceptions listed under `decode`). No input raises: a blob is decoded or has a reason.
+on the data, so the archive is walked by `lensprep.zipwalk` and inflated by libdeflate. What is read
+is what ``np.load`` would read: whenever a blob is accepted, ``np.load`` gives the same pixels (the
+reverse has the few exceptions listed under `decode`). No input raises: a blob is decoded or has a
+reason.
 
-Nothing a blob says is believed before it is checked. Sizes are claims, and a claim above
-`MAX_MEMBER_BYTES` is refused before anything is inflated, so no blob costs more memory than one
-stamp. Every CRC-32 is checked. Object arrays are never loaded: there is no pickle in this file.
+Nothing a blob says is believed before it is checked. Sizes are claims, and a large one is refused
+before anything is inflated, so no blob costs more memory than one stamp. Every CRC-32 is checked.
+Object arrays are never loaded: there is no pickle in this file.
 
-Source of the zip layout: PKWARE APPNOTE 6.3.10, sections 4.3 to 4.5; of .npy: NumPy NEP 1.
+Source of the .npy layout: NumPy NEP 1.
 """
+
+from __future__ import annotations
 
 import ast
 import struct
 import warnings
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any, NamedTuple
 
-import deflate
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from numba import njit
+from deflate import DeflateError, crc32
+from deflate import deflate_decompress as inflate
 
+from lensprep import zipwalk
 from lensprep.dataset.layout import STAMP_SHAPE
-
-MEMBERS = ("image_g", "image_r", "image_z")
-"""Members of the archive in the order of the bands, without the suffix ``.npy``."""
-
-MAX_HEADER_CHARS = 10_000
-"""Longest .npy header that is parsed; the limit of ``np.load`` itself."""
-
-MAX_MEMBER_BYTES = 3 * 64 * 64 * 8 + MAX_HEADER_CHARS + 12
-"""Largest member that is inflated: one whole stamp as float64, and the longest header."""
+from lensprep.kernel import kernel
+from lensprep.zipwalk import DEFLATED, MAX_HEADER_CHARS
 
 
 class RejectReason(StrEnum):
@@ -52,7 +47,7 @@ class RejectReason(StrEnum):
     name that stands in the manifest and in ``rejects.parquet``.
     """
 
-    def __new__(cls, value: str, meaning: str) -> "RejectReason":
+    def __new__(cls, value: str, meaning: str) -> RejectReason:
         """Make a string member that carries its meaning as its docstring."""
         member = str.__new__(cls, value)
         member._value_ = value
@@ -89,190 +84,16 @@ class RejectReason(StrEnum):
     UNREADABLE = "unreadable", "the parquet row group is corrupt (--skip-bad-files)"
 
 
-class _RejectedError(Exception):
-    """Leaves the reading of one blob; never leaves this module."""
-
-    def __init__(self, reason: RejectReason) -> None:
-        super().__init__(reason.value)
-        self.reason = reason
-
-
-_Member = tuple[int, int, int, int, int, bytes]
-"""What the directory says of a band: offset of its header, compressed and full size, CRC, method,
-name."""
-
-
-# ---------------------------------------------------------------------------------------------
-# The zip archive
-# ---------------------------------------------------------------------------------------------
-
-_END = struct.Struct("<4s8xLLH")  # signature, directory size and offset, comment length
-_END64_LOCATOR = struct.Struct("<4sLQL")  # signature, disk, offset of the record, disks
-_END64 = struct.Struct("<4s36xQQ")  # signature, directory size and offset
-# signature, version needed, flags, method, CRC, sizes, lengths of name, extra, comment, offset
-_CENTRAL = struct.Struct("<4s2xBxHH4xLLLHHH8xL")
-_LOCAL = struct.Struct("<4s22xHH")  # signature, lengths of name and extra
-
-_END_BYTES, _CENTRAL_BYTES, _LOCAL_BYTES = 22, 46, 30
-_LOCATOR_BYTES, _END64_BYTES = 20, 56
-_COMMENT_MAX = 0xFFFF
-_NEWEST_VERSION = 63
-_UTF8_NAME = 0x800
-_UNREADABLE_FLAGS = 0x1 | 0x20 | 0x40  # encrypted, patch data, strong encryption
-_STORED, _DEFLATED = 0, 8
-_IN_EXTRA = 0xFFFF_FFFF  # the 32-bit field is full: the value is in the Zip64 extra field
-
-_SLOTS = {
-    name: band
-    for band, stem in enumerate(MEMBERS)
-    for name in (stem.encode(), stem.encode() + b".npy")
+_BY_CODE: dict[int, RejectReason] = {
+    zipwalk.EMPTY: RejectReason.EMPTY_BLOB,
+    zipwalk.NOT_ZIP: RejectReason.NOT_ZIP,
+    zipwalk.TRUNCATED: RejectReason.TRUNCATED,
+    zipwalk.BAD_ZIP: RejectReason.BAD_ZIP,
+    zipwalk.UNSUPPORTED: RejectReason.UNSUPPORTED_ZIP,
+    zipwalk.DUPLICATE: RejectReason.DUPLICATE_MEMBER,
+    zipwalk.MISSING: RejectReason.MISSING_BAND,
+    zipwalk.OVERSIZED: RejectReason.OVERSIZED,
 }
-
-
-def _end_record(blob: memoryview) -> tuple[int, int, int]:
-    """Start of the central directory, its size, and the shift of all offsets in it."""
-    at = len(blob) - _END_BYTES
-    if at < 0:
-        raise _RejectedError(RejectReason.TRUNCATED)
-    signature, size, offset, comment = _END.unpack_from(blob, at)
-    if signature != b"PK\x05\x06" or comment:
-        at = _search_end(blob)
-        _, size, offset, _ = _END.unpack_from(blob, at)
-    start = at - size
-    record = at - _LOCATOR_BYTES - _END64_BYTES
-    if record >= 0 and _at(blob, at - _LOCATOR_BYTES) == b"PK\x06\x07":
-        _, disk, _, disks = _END64_LOCATOR.unpack_from(blob, at - _LOCATOR_BYTES)
-        if disk != 0 or disks > 1:
-            raise _RejectedError(RejectReason.UNSUPPORTED_ZIP)
-        if _at(blob, record) == b"PK\x06\x06":
-            _, size, offset = _END64.unpack_from(blob, record)
-            start = record - size
-    if start < 0:
-        raise _RejectedError(RejectReason.BAD_ZIP)
-    return start, size, start - offset
-
-
-def _at(blob: memoryview, offset: int) -> bytes:
-    """Four bytes of the blob: a signature."""
-    return bytes(blob[offset : offset + 4])
-
-
-def _search_end(blob: memoryview) -> int:
-    """Offset of the end record of an archive that has a comment, or bytes after its end."""
-    base = max(len(blob) - _COMMENT_MAX - 1 - _END_BYTES, 0)
-    found = bytes(blob[base:]).rfind(b"PK\x05\x06")
-    if found < 0 or base + found + _END_BYTES > len(blob):
-        raise _RejectedError(RejectReason.TRUNCATED)
-    return base + found
-
-
-def _zip64_fields(extra: memoryview, size: int, compressed: int, offset: int) -> list[int]:
-    """Sizes and offset with those replaced that stand in the Zip64 extra field."""
-    fields = [size, compressed, offset]
-    at = 0
-    while len(extra) - at >= 4:
-        tag, length = struct.unpack_from("<HH", extra, at)
-        at += 4
-        if at + length > len(extra):
-            raise _RejectedError(RejectReason.BAD_ZIP)
-        if tag == 1:
-            full = [i for i, value in enumerate(fields) if value == _IN_EXTRA]
-            if length < 8 * len(full):
-                raise _RejectedError(RejectReason.BAD_ZIP)
-            for k, i in enumerate(full):
-                fields[i] = struct.unpack_from("<Q", extra, at + 8 * k)[0]
-        at += length
-    return fields
-
-
-def _directory(blob: memoryview) -> tuple[list[_Member], list[int]]:
-    """Walk the central directory.
-
-    Returns
-    -------
-    members : list of _Member
-        The three bands, in order.
-    limits : list of int
-        Where the data of any member must have ended, ascending: every local header, and the
-        directory.
-    """
-    start, size, shift = _end_record(blob)
-    end = start + size
-    if end > len(blob):
-        raise _RejectedError(RejectReason.BAD_ZIP)
-    found: list[_Member | None] = [None, None, None]
-    limits = [start]
-    at = start
-    while at < end:
-        if at + _CENTRAL_BYTES > end:
-            raise _RejectedError(RejectReason.BAD_ZIP)
-        (signature, version, flags, method, crc, compressed, size, n_name, n_extra, n_comment,
-         offset) = _CENTRAL.unpack_from(blob, at)  # fmt: skip
-        at += _CENTRAL_BYTES
-        name = bytes(blob[at : at + n_name])
-        at += n_name
-        if signature != b"PK\x01\x02" or at + n_extra + n_comment > end:
-            raise _RejectedError(RejectReason.BAD_ZIP)
-        if version > _NEWEST_VERSION:
-            raise _RejectedError(RejectReason.UNSUPPORTED_ZIP)
-        if flags & _UTF8_NAME:
-            _check_utf8(name)
-        if n_extra:
-            extra = blob[at : at + n_extra]
-            size, compressed, offset = _zip64_fields(extra, size, compressed, offset)
-        at += n_extra + n_comment
-        offset += shift
-        limits.append(offset)
-        band = _SLOTS.get(name)
-        if band is None:
-            continue
-        if found[band] is not None:
-            raise _RejectedError(RejectReason.DUPLICATE_MEMBER)
-        if flags & _UNREADABLE_FLAGS or method not in (_STORED, _DEFLATED):
-            raise _RejectedError(RejectReason.UNSUPPORTED_ZIP)
-        found[band] = (offset, compressed, size, crc, method, name)
-    members = [member for member in found if member is not None]
-    if len(members) != len(MEMBERS):
-        raise _RejectedError(RejectReason.MISSING_BAND)
-    limits.sort()
-    return members, limits
-
-
-def _check_utf8(name: bytes) -> None:
-    """Refuse a name that says it is UTF-8 and is not."""
-    try:
-        name.decode("utf-8")
-    except UnicodeDecodeError:
-        raise _RejectedError(RejectReason.BAD_ZIP) from None
-
-
-def _member_bytes(blob: memoryview, member: _Member, limits: list[int]) -> Any:
-    """Inflate one member and check its length and CRC-32; a bytes-like object."""
-    offset, compressed, size, crc, method, name = member
-    if size > MAX_MEMBER_BYTES:
-        raise _RejectedError(RejectReason.OVERSIZED)
-    at = offset + _LOCAL_BYTES + len(name)
-    if offset < 0 or at > len(blob):
-        raise _RejectedError(RejectReason.BAD_ZIP)
-    signature, n_name, n_extra = _LOCAL.unpack_from(blob, offset)
-    if signature != b"PK\x03\x04" or n_name != len(name) or blob[at - n_name : at] != name:
-        raise _RejectedError(RejectReason.BAD_ZIP)
-    at += n_extra
-    end = at + compressed
-    following = bisect_right(limits, offset)
-    if following == len(limits) or end > limits[following]:
-        raise _RejectedError(RejectReason.BAD_ZIP)
-    data: Any = blob[at:end]
-    if method == _DEFLATED:
-        try:
-            data = deflate.deflate_decompress(data, size)
-        except deflate.DeflateError:
-            raise _RejectedError(RejectReason.BAD_STREAM) from None
-    if len(data) != size:
-        raise _RejectedError(RejectReason.TRUNCATED)
-    if deflate.crc32(data) != crc:
-        raise _RejectedError(RejectReason.CRC_MISMATCH)
-    return data
 
 
 # ---------------------------------------------------------------------------------------------
@@ -303,23 +124,26 @@ class _ArraySpec(NamedTuple):
     fortran: bool
 
 
-def _array_into(view: memoryview, band: npt.NDArray[np.float32]) -> None:
-    """Read one .npy file into one band, cast to native float32."""
-    prefix = {1: 10, 2: 12, 3: 12}.get(view[6] if len(view) > 6 else 0)
-    if prefix is None or len(view) < prefix or bytes(view[:6]) != b"\x93NUMPY" or view[7] != 0:
-        raise _RejectedError(RejectReason.BAD_NPY)
-    length = int.from_bytes(view[8:prefix], "little")
+def _cast_array(member: bytes | bytearray, raw: memoryview) -> RejectReason | None:
+    """Write the pixels of one .npy file to `raw`, as native float32; a reason if it cannot."""
+    version = member[6] if len(member) > 6 else 0
+    prefix = {1: 10, 2: 12, 3: 12}.get(version)
+    if prefix is None or len(member) < prefix or not member.startswith(b"\x93NUMPY"):
+        return RejectReason.BAD_NPY
+    length = int.from_bytes(member[8:prefix], "little")
     # A character of version 3 is at most four bytes.
-    if length > 4 * MAX_HEADER_CHARS or prefix + length > len(view):
-        raise _RejectedError(RejectReason.BAD_NPY)
-    spec = _parse_header(bytes(view[prefix : prefix + length]), view[6])
+    if member[7] != 0 or length > 4 * MAX_HEADER_CHARS or prefix + length > len(member):
+        return RejectReason.BAD_NPY
+    spec = _parse_header(bytes(member[prefix : prefix + length]), version)
     if isinstance(spec, RejectReason):
-        raise _RejectedError(spec)
-    if len(view) - prefix - length < 64 * 64 * spec.dtype.itemsize:
-        raise _RejectedError(RejectReason.TRUNCATED)
-    values = np.frombuffer(view, spec.dtype, 64 * 64, prefix + length).reshape(64, 64)
-    with np.errstate(over="ignore", invalid="ignore"):  # too large for float32: nonfinite, below
+        return spec
+    if len(member) - prefix - length < 64 * 64 * spec.dtype.itemsize:
+        return RejectReason.TRUNCATED
+    values = np.frombuffer(member, spec.dtype, 64 * 64, prefix + length).reshape(64, 64)
+    band = np.frombuffer(raw, np.float32).reshape(64, 64)
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32: seen to be nonfinite
         band[...] = values.T if spec.fortran else values
+    return None
 
 
 @lru_cache(maxsize=256)
@@ -368,33 +192,17 @@ def _float_dtype(descr: object) -> np.dtype[Any] | RejectReason:
 # ---------------------------------------------------------------------------------------------
 
 
-def _read_into(blob: memoryview, stamp: npt.NDArray[np.float32], raw: memoryview) -> None:
-    """Read the three bands of one blob; `raw` is the same memory as `stamp`, as bytes."""
-    if _at(blob, 0) != b"PK\x03\x04":
-        empty = len(blob) == 0
-        raise _RejectedError(RejectReason.EMPTY_BLOB if empty else RejectReason.NOT_ZIP)
-    members, limits = _directory(blob)
-    at = 0
-    for band, member in enumerate(members):
-        data = _member_bytes(blob, member, limits)
-        view = memoryview(data)
-        if len(view) == _PLAIN_BYTES and view[:_PLAIN_START] == _PLAIN_HEADER:
-            raw[at : at + _BAND_BYTES] = view[_PLAIN_START:]
-        else:
-            _array_into(view, stamp[band])
-        at += _BAND_BYTES
-
-
-@njit(cache=True, nogil=True)
-def _has_nonfinite(bits: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-    """Rows of float32, given as int32, in which some exponent is all ones."""
+@kernel
+def _unusable_rows(bits: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Rows of float32, given as int32, that hold a NaN, an infinity or 2**125 and more."""
     n, m = bits.shape
     found = np.zeros(n, np.bool_)
     for i in range(n):
         row = bits[i]
         bad = np.int32(0)
         for j in range(m):
-            bad = np.int32(bad | np.int32((row[j] & np.int32(0x7FFFFFFF)) >= np.int32(0x7F800000)))
+            size = np.int32(row[j] & np.int32(0x7FFFFFFF))
+            bad = np.int32(bad | np.int32(size >= np.int32(0x7E000000)))
         found[i] = bad != 0
     return found
 
@@ -426,16 +234,17 @@ def decode(blob: Any, out: npt.NDArray[np.float32]) -> RejectReason | None:
     would. Stored, deflated, streamed and Zip64 members are read; other members are ignored.
 
     Stricter than ``np.load``, on purpose: a band that is there twice; one that is compressed with
-    bzip2 or LZMA; a member of another length than the directory says, or larger than
-    `MAX_MEMBER_BYTES`; members that overlap; headers that only Python 2 wrote (``64L``); a CRC-32
-    that ``np.load`` would not have looked at, in bytes after the array.
+    bzip2 or LZMA; a member of another length than the directory says, or larger than a stamp can
+    be (`lensprep.zipwalk.MAX_MEMBER_BYTES`); members that overlap; headers that only Python 2
+    wrote (``64L``); a CRC-32
+    that ``np.load`` would not have looked at, in bytes after the array; and pixels of 2**125
+    (4e37) and more, whose sums overflow. Broader: the names of other members need not be UTF-8.
     """
-    stamps = out[None] if isinstance(out, np.ndarray) and out.ndim == 3 else out
-    return decode_batch([blob], stamps)[0]
+    return decode_batch([blob], out[None])[0]
 
 
 def decode_batch(
-    blobs: "pa.Array | pa.ChunkedArray | Sequence[Any]", out: npt.NDArray[np.float32]
+    blobs: pa.Array | pa.ChunkedArray | Sequence[Any], out: npt.NDArray[np.float32]
 ) -> list[RejectReason | None]:
     """Decode many blobs, each into its row of `out`.
 
@@ -456,29 +265,59 @@ def decode_batch(
     ValueError
         If `out` does not fit. No blob raises anything.
     """
-    views = _row_views(blobs)
-    _check_out(out, len(views))
-    flat = memoryview(out.reshape(-1).view(np.uint8).data)
-    step = 3 * _BAND_BYTES
+    _check_out(out, len(blobs))
     reasons: list[RejectReason | None] = []
-    for row, view in enumerate(views):
-        reasons.append(_decode_row(view, out[row], flat[row * step : (row + 1) * step]))
-    if reasons:
-        bits = out[: len(views)].reshape(len(views), -1).view(np.int32)
-        for row in np.flatnonzero(_has_nonfinite(bits)).tolist():
-            reasons[row] = reasons[row] or RejectReason.NONFINITE
+    for data, bounds, null in _stretches(blobs):
+        n = len(bounds) - 1
+        rows = out[len(reasons) : len(reasons) + n]
+        found = _decode_stretch(data, bounds, rows)
+        for row in null:
+            found[row] = RejectReason.NULL_BLOB
+        reasons += found
     return reasons
 
 
-def _decode_row(blob: Any, stamp: npt.NDArray[np.float32], raw: memoryview) -> RejectReason | None:
-    """Reason of one row, or None; the only place where a blob is opened."""
-    if blob is None:
-        return RejectReason.NULL_BLOB
-    try:
-        view = blob if type(blob) is memoryview else memoryview(blob)
-        _read_into(view if view.format == "B" else view.cast("B"), stamp, raw)
-    except _RejectedError as rejected:
-        return rejected.reason
+def _decode_stretch(
+    data: memoryview, bounds: npt.NDArray[np.int64], out: npt.NDArray[np.float32]
+) -> list[RejectReason | None]:
+    """Decode blobs that lie one after the other in memory."""
+    n = len(out)
+    bands, codes = zipwalk.walk(data, bounds)
+    reasons = [_BY_CODE.get(code) for code in codes]
+    raw = memoryview(out.reshape(-1).view(np.uint8).data)
+    at = 0
+    for row, members in enumerate(bands):
+        if reasons[row] is None:
+            reasons[row] = _inflate_bands(data, members, raw[at : at + 3 * _BAND_BYTES])
+        at += 3 * _BAND_BYTES
+    for row in np.flatnonzero(_unusable_rows(out.reshape(n, 3 * 64 * 64).view(np.int32))).tolist():
+        reasons[row] = reasons[row] or RejectReason.NONFINITE
+    return reasons
+
+
+def _inflate_bands(
+    data: memoryview, members: list[list[int]], raw: memoryview
+) -> RejectReason | None:
+    """Inflate three members, check length and CRC-32, and write their pixels to `raw`."""
+    at = 0
+    for start, compressed, size, crc, method in members:
+        stream = data[start : start + compressed]
+        try:
+            member = inflate(stream, size) if method == DEFLATED else bytes(stream)
+        except DeflateError:
+            return RejectReason.BAD_STREAM
+        if len(member) != size:
+            return RejectReason.TRUNCATED
+        if crc32(member) != crc:
+            return RejectReason.CRC_MISMATCH
+        band = raw[at : at + _BAND_BYTES]
+        if size == _PLAIN_BYTES and member.startswith(_PLAIN_HEADER):
+            band[:] = memoryview(member)[_PLAIN_START:]
+        else:
+            reason = _cast_array(member, band)
+            if reason is not None:
+                return reason
+        at += _BAND_BYTES
     return None
 
 
@@ -493,23 +332,32 @@ def _check_out(out: npt.NDArray[np.float32], rows: int) -> None:
         )
 
 
-def _row_views(blobs: Any) -> Sequence[Any]:
-    """The blobs as a sequence of buffers, those of arrow columns without a copy."""
+def _stretches(blobs: Any) -> Iterator[tuple[memoryview, npt.NDArray[np.int64], list[int]]]:
+    """Memory, bounds of the blobs in it, and which of them are null: one for each arrow chunk.
+
+    A blob of a sequence is a stretch of its own.
+    """
     if isinstance(blobs, pa.ChunkedArray):
-        return [view for chunk in blobs.chunks for view in _row_views(chunk)]
-    if not isinstance(blobs, pa.Array):
-        return blobs
+        for chunk in blobs.chunks:
+            yield from _stretches(chunk)
+    elif isinstance(blobs, pa.Array):
+        yield _arrow_stretch(blobs)
+    else:
+        for blob in blobs:
+            view = memoryview(b"" if blob is None else blob).cast("B")
+            yield view, np.array([0, len(view)]), [0] if blob is None else []
+
+
+def _arrow_stretch(blobs: pa.Array) -> tuple[memoryview, npt.NDArray[np.int64], list[int]]:
+    """Data buffer, offsets and null rows of one arrow array."""
     if not (pa.types.is_binary(blobs.type) or pa.types.is_large_binary(blobs.type)):
         blobs = blobs.cast(pa.large_binary())
-    wide = pa.types.is_large_binary(blobs.type)
     _, offsets, data = blobs.buffers()
-    if len(blobs) == 0 or data is None:
-        return [None if null else b"" for null in blobs.is_null().to_pylist()]
-    where = np.frombuffer(offsets, np.int64 if wide else np.int32)
-    bounds = where[blobs.offset : blobs.offset + len(blobs) + 1].tolist()
-    whole = memoryview(data)
-    views: list[Any] = [whole[start:stop] for start, stop in pairwise(bounds)]
+    null: list[int] = []
     if blobs.null_count:
-        for row in np.flatnonzero(blobs.is_null().to_numpy(zero_copy_only=False)).tolist():
-            views[row] = None
-    return views
+        null = np.flatnonzero(blobs.is_null().to_numpy(zero_copy_only=False)).tolist()
+    if offsets is None or len(blobs) == 0:
+        return memoryview(b""), np.zeros(len(blobs) + 1, np.int64), null
+    width = np.int64 if pa.types.is_large_binary(blobs.type) else np.int32
+    bounds = np.frombuffer(offsets, width)[blobs.offset : blobs.offset + len(blobs) + 1]
+    return memoryview(b"" if data is None else data), bounds.astype(np.int64), null
