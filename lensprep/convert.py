@@ -12,11 +12,11 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,11 +47,8 @@ _GROUP_SHARDS = 16
 """Most shards of one task of the second round: a run's index is opened once for all of them."""
 
 
-class Progress(Protocol):
-    """Called as work gets done."""
-
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        """Report ``done`` of ``total`` rows of a phase ("decode" or "shards")."""
+Progress = Callable[[str, int, int], None]
+"""Called with a phase ("decode" or "shards"), the rows done and all rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +109,7 @@ def convert(
     workers: int | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    announce: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Convert a Phase 4c tree into a dataset.
 
@@ -127,6 +125,8 @@ def convert(
     resume : bool
         Go on with an interrupted conversion of the same source and configuration.
     progress : Progress, optional
+    announce : callable, optional
+        Told the number of rows before the work begins; `disk_bytes` turns it into disk.
 
     Returns
     -------
@@ -151,6 +151,8 @@ def convert(
     source = Source.open(src, skip_bad_files=config.skip_bad_files)
     rules = config.rules(source.schema)
     _require_disk(root, source.rows)
+    if announce is not None:
+        announce(source.rows)
     work = _begin(root, config, source)
     try:
         account, runs, first_peak = _first_round(source, config, rules, work, workers, progress)

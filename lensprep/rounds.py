@@ -78,7 +78,12 @@ class ShardTask:
 
 def peak_rss_bytes() -> int:
     """Largest resident memory that this process has had so far, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        # Not Linux. There `ru_maxrss` would be too high: a new process inherits its parent's.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _read_json(path: Path) -> Any:

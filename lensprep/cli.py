@@ -1,0 +1,245 @@
+"""The command `lensprep`: parse, call, print."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from lensprep import __version__
+from lensprep.normalize import MODES
+from lensprep.terminal import clean_errors, print_json, progress_bar
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
+)
+workers_option = click.option(
+    "--workers", type=click.IntRange(1), help="Processes [default: one per processor]."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="lensprep")
+def main() -> None:
+    """Turn Phase 4c parquet into shards that are WebDataset tars and arrays at once.
+
+    The usual way: check the source, convert it, verify and look at the result.
+
+    \b
+    lensprep check    PHASE4C
+    lensprep convert  PHASE4C DATASET
+    lensprep verify   DATASET --against PHASE4C
+    lensprep inspect  DATASET --montage stamps.png
+    """
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--rows", type=click.IntRange(1), required=True, help="Stamps to make.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, another sky.")
+@click.option("--regions", type=click.IntRange(3), help="Regions of sky [default: by rows].")
+@workers_option
+@json_option
+@clean_errors
+def synth(
+    out: Path, rows: int, seed: int, regions: int | None, workers: int | None, as_json: bool
+) -> None:
+    """Make a synthetic Phase 4c tree in OUT: galaxies, lenses, seeing and noise like DECaLS.
+
+    \b
+    Example:
+      lensprep synth demo/phase4c --rows 2000 --seed 1
+    """
+    try:
+        from lensprep.synth import synthesize
+    except ImportError as error:
+        raise click.ClickException(
+            f"{error.name} is missing; install it with: pip install 'lensprep[synth]'"
+        ) from error
+
+    done = 0
+    with progress_bar() as show:
+
+        def progress(more: int) -> None:
+            nonlocal done
+            done += more
+            show("stamps", done, rows)
+
+        result = synthesize(
+            out, rows=rows, seed=seed, workers=workers, regions=regions, progress=progress
+        )
+    if as_json:
+        print_json(result)
+        return
+    click.echo(f"{rows:,} stamps in {out}: {result['files']} files, {_size(result['bytes'])}")
+    for name, split in result["splits"].items():
+        click.echo(
+            f"  {name:<6}{split['rows']:>8,} stamps  {split['injections']:>8,} lenses  "
+            f"{split['regions']:>4} regions"
+        )
+
+
+@main.command()
+@click.argument("src")
+@click.option("--pixels", is_flag=True, help="Decode the stamps too: duplicate images, bad blobs.")
+@workers_option
+@json_option
+@clean_errors
+def check(src: str, pixels: bool, workers: int | None, as_json: bool) -> None:
+    """Check that SRC is the data that you think it is. Reads no stamps unless asked.
+
+    The verdict is "ok" or "warnings" (exit status 0), or "failed" (1).
+
+    \b
+    Example:
+      lensprep check s3a-copy/stamps --json > check.json
+    """
+    from lensprep.check import check as run_check
+    from lensprep.check import render_text
+
+    with progress_bar() as show:
+        report = run_check(
+            src,
+            pixels=pixels,
+            workers=workers,
+            progress=lambda done, total: show("row groups", done, total),
+        )
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        Console().print(render_text(report))
+    sys.exit(report.exit_code)
+
+
+@main.command()
+@click.argument("src")
+@click.argument("dataset")
+@workers_option
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the global shuffle.")
+@click.option("--shard-rows", type=click.IntRange(1), default=8192, show_default=True)
+@click.option("--normalize", type=click.Choice(MODES), default="mad_stamp", show_default=True)
+@click.option("--clip", type=float, default=10.0, show_default=True, help="Largest stored value.")
+@click.option(
+    "--max-reject-rate",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="Commit nothing if a larger share of the rows is rejected.",
+)
+@click.option(
+    "--max-bad-pixel-frac", type=float, help="Leave out rows with a larger bad_pixel_frac."
+)
+@click.option("--where", help="Keep only rows for which this is true: 'psfsize_r < 1.4'.")
+@click.option(
+    "--skip-bad-files", is_flag=True, help="Leave out corrupt parquet, and account for it."
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted conversion.")
+@json_option
+@clean_errors
+def convert(
+    src: str, dataset: str, workers: int | None, resume: bool, as_json: bool, **settings: Any
+) -> None:
+    """Convert the Phase 4c tree SRC into DATASET.
+
+    Every row gets in, or is counted with its reason and listed in rejects.parquet. The same rows
+    and seed give the same bytes, whatever the workers, files or interruptions.
+
+    \b
+    Example:
+      lensprep convert demo/phase4c demo/dataset --workers 2
+    """
+    from lensprep.convert import ConvertConfig, disk_bytes
+    from lensprep.convert import convert as run_convert
+
+    with progress_bar() as show:
+        result = run_convert(
+            src,
+            dataset,
+            ConvertConfig(**settings),
+            workers=workers,
+            resume=resume,
+            progress=show,
+            announce=lambda rows: click.echo(
+                f"{rows:,} rows; up to {_size(disk_bytes(rows))} of disk while it runs", err=True
+            ),
+        )
+    if as_json:
+        print_json(result)
+        return
+    _print_account(result)
+    click.echo(
+        f"{dataset}: {result['accepted']:,} stamps in {result['seconds']:.1f} s "
+        f"({result['stamps_per_s']:,.0f}/s), dataset {result['dataset_id'][:12]}"
+    )
+
+
+def _print_account(result: dict[str, Any]) -> None:
+    click.echo(f"input rows {result['input_rows']:>12,}")
+    click.echo(f"accepted   {result['accepted']:>12,}")
+    for kind in ("filtered", "rejected"):
+        click.echo(f"{kind:<11}{sum(result[kind].values()):>12,}")
+        for reason, rows in result[kind].items():
+            click.echo(f"  {reason:<20}{rows:>12,}")
+    for name, split in result["splits"].items():
+        classes = split["classes"]
+        click.echo(
+            f"{name:<6} {split['rows']:>12,} stamps in {split['shards']} shards: "
+            f"{classes['0']:,} non-lenses, {classes['1']:,} lenses"
+        )
+
+
+@main.command()
+@click.argument("dataset")
+@click.option("--against", metavar="SRC", help="Derive rows again from this source and compare.")
+@click.option("--sample", type=click.IntRange(1), default=1000, show_default=True)
+@click.option("--all", "every", is_flag=True, help="Compare every row with the source.")
+@workers_option
+@json_option
+@clean_errors
+def verify(
+    dataset: str,
+    against: str | None,
+    sample: int,
+    every: bool,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Read every byte of DATASET and compare it with the manifest. Exit status 1 on any fault.
+
+    \b
+    Example:
+      lensprep verify demo/dataset --against demo/phase4c
+    """
+    from lensprep.verify import verify as run_verify
+
+    with progress_bar() as show:
+        result = run_verify(
+            dataset,
+            against=against,
+            sample=None if every else sample,
+            workers=workers,
+            progress=lambda done, total: show("stamps", done, total),
+        )
+    if as_json:
+        print_json(result)
+    else:
+        for fault in result["faults"]:
+            row = "" if fault["row"] is None else f", row {fault['row']}"
+            offset = "" if fault["offset"] is None else f", offset {fault['offset']}"
+            click.echo(f"{fault['file']}{row}{offset}: {fault['what']}")
+        compared = f", {result['compared']:,} compared with the source" if against else ""
+        state = "ok" if result["ok"] else f"{len(result['faults'])} faults"
+        click.echo(f"{result['shards']} shards, {result['rows']:,} stamps{compared}: {state}")
+    sys.exit(0 if result["ok"] else 1)
+
+
+def _size(count: float) -> str:
+    """Bytes for people, in decimal units as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

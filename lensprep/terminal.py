@@ -1,0 +1,96 @@
+"""What every command shares: one line for an error, a progress bar on stderr, JSON on stdout."""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from lensprep.errors import ProjectError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C or SIGTERM, as shells have it for the first."""
+
+
+def clean_errors(function: Callable[P, R]) -> Callable[P, R]:
+    """Turn the project's own exceptions into one line and status 1; others keep their trace."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            return function(*args, **kwargs)
+        except ProjectError as error:
+            raise click.ClickException(" ".join(str(error).split())) from error
+        except KeyboardInterrupt:
+            Console(stderr=True).print("Stopped.", highlight=False)
+            sys.exit(INTERRUPTED)
+        except BrokenPipeError:  # `lensprep inspect ... | head` is no error
+            sys.stderr.close()
+            sys.exit(0)
+
+    return wrapped
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    """Let SIGTERM end a command as Ctrl-C does: cleaning up."""
+    raise KeyboardInterrupt
+
+
+def print_json(data: Any) -> None:
+    """Print exactly one JSON object on stdout."""
+    click.echo(json.dumps(data, indent=2, allow_nan=False))
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr with rate and time left.
+
+    Yields
+    ------
+    callable
+        Takes the name of a phase, what is done and the total; a new name begins a new bar.
+    """
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def report(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bar.add_task(phase, total=total, rate="")
+            task = tasks[phase]
+            speed = bar.tasks[bar.task_ids.index(task)].speed
+            rate = f"{speed:,.0f}/s" if speed else ""
+            bar.update(task, completed=done, total=total, rate=rate)
+
+        yield report
