@@ -84,16 +84,16 @@ def median_mad(
             f"not {pixels.dtype} {pixels.shape}"
         )
     shape = pixels.shape[:2]
-    size = int(np.prod(pixels.shape[2:]))
-    index = np.empty(0, np.int64) if where is None else np.ascontiguousarray(where, np.int64)
-    if size == 0 or (where is not None and index.size == 0):
+    rows = pixels.reshape(shape[0] * shape[1], int(np.prod(pixels.shape[2:])))
+    if where is not None:
+        if where.size and not (where.min() >= 0 and where.max() < rows.shape[1]):
+            raise ValueError(f"where points outside the {rows.shape[1]} pixels of a band")
+        rows = _pick(rows, np.ascontiguousarray(where, np.int64))
+    if rows.shape[1] == 0:
         raise ValueError("a band without pixels has no median")
-    if index.size and not (index.min() >= 0 and index.max() < size):
-        raise ValueError(f"where points outside the {size} pixels of a band")
     median = np.empty(shape, np.float32)
     mad = np.empty(shape, np.float32)
-    rows = pixels.reshape(shape[0] * shape[1], size)
-    _median_mad_rows(rows, index, median.reshape(-1), mad.reshape(-1))
+    _median_mad_rows(rows, rows.view(np.int32), median.reshape(-1), mad.reshape(-1))
     return BandStats(median, mad)
 
 
@@ -260,29 +260,36 @@ def _median_of_keys(keys: _Keys, sample: _Keys, ranks: _Keys) -> np.float32:
 
 
 @kernel
+def _pick(rows: npt.NDArray[np.float32], where: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Some elements of every row, in half the time of ``np.take``."""
+    picked = np.empty((rows.shape[0], where.size), _F)
+    for row in range(rows.shape[0]):
+        for i in range(where.size):
+            picked[row, i] = rows[row, where[i]]
+    return picked
+
+
+@kernel
 def _median_mad_rows(
     rows: npt.NDArray[np.float32],
-    where: npt.NDArray[np.int64],
+    bits: _Keys,
     median: npt.NDArray[np.float32],
     mad: npt.NDArray[np.float32],
 ) -> None:
-    """Fill median and MAD of every row, of the pixels `where` or, if that is empty, of all."""
-    size = where.size if where.size > 0 else rows.shape[1]
-    picked, keys = np.empty(size, _F), np.empty(size, _I)
+    """Fill median and MAD of every row.
+
+    `bits` is the same memory as `rows`; given as an argument, so that the loops compile to vectors.
+    """
+    size = rows.shape[1]
+    keys, deviations = np.empty(size, _I), np.empty(size, _F)
     sample, ranks = np.empty(_SAMPLE, _I), np.empty(_SAMPLE, _I)
-    picked_bits = picked.view(np.int32)
     for row in range(rows.shape[0]):
-        values = rows[row]
-        if where.size > 0:
-            for i in range(size):
-                picked[i] = values[where[i]]
-        else:
-            picked[:] = values
+        values, value_bits = rows[row], bits[row]
         for i in range(size):
-            keys[i] = _ordered(picked_bits[i])
+            keys[i] = _ordered(value_bits[i])
         centre = _median_of_keys(keys, sample, ranks)
         for i in range(size):
-            picked[i] = abs(picked[i] - centre)
-        # Of numbers that are not negative the bits are the keys.
+            deviations[i] = abs(values[i] - centre)
         median[row] = centre
-        mad[row] = _median_of_keys(picked_bits, sample, ranks)
+        # Of numbers that are not negative the bits are the keys.
+        mad[row] = _median_of_keys(deviations.view(np.int32), sample, ranks)
