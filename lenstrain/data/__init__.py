@@ -1,0 +1,7 @@
+"""Stamps for training and scoring: exact, resumable epochs from shards, ahead of the consumer."""
+
+from lenstrain.data.batch import Batch
+from lenstrain.data.loader import StampLoader
+from lenstrain.data.selection import hard_negative_weights
+
+__all__ = ["Batch", "StampLoader", "hard_negative_weights"]

@@ -1,0 +1,78 @@
+"""What the loader hands out, and the memory it is handed out in."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lensprep.dataset import STAMP_SHAPE
+
+
+class Batch(NamedTuple):
+    """One rank's part of a global batch.
+
+    A batch belongs to whoever holds it, for as long as they hold it or any view of it: its memory
+    is used again only after the last tensor (or array) over it is gone. So ``list(loader)``, a
+    slow consumer and a consumer in another thread all see the rows that were meant for them.
+
+    It is a tuple, so the stages of WebDataset that work on tuples work on it.
+    """
+
+    pixels: torch.Tensor
+    """float16, shape (B, 3, 64, 64): normalised stamps, bands g, r, z."""
+    labels: torch.Tensor
+    """int64, shape (B,): 1 for a lens, 0 for a non-lens."""
+    index: torch.Tensor  # type: ignore[assignment]  # the name covers tuple.index
+    """int64, shape (B,): position in the split (shards in manifest order, rows in tar order)."""
+    weight: torch.Tensor
+    """float32, shape (B,): 1, or 0 for a row that only fills the last batch."""
+
+
+class PixelPool:
+    """Memory for pixels that comes back when nobody looks at it any more.
+
+    Fresh memory costs as much as the copy into it (the kernel clears every page), so it is worth
+    keeping. Each loan is a NumPy view made for it alone, which the tensor's storage owns: the view
+    dies with the last tensor, slice or array over it, and only then is the memory lent again.
+
+    Pinned memory needs no pool of ours: torch's caching allocator keeps it, and it alone knows
+    when a copy to the device that is still under way has finished with it.
+
+    Parameters
+    ----------
+    rows : int
+        Rows of one loan.
+    keep : int
+        Most free buffers to keep.
+    pin_memory : bool
+        Lend page-locked memory.
+    """
+
+    def __init__(self, rows: int, *, keep: int = 4, pin_memory: bool = False) -> None:
+        self.shape = (rows, *STAMP_SHAPE)
+        self._keep = keep
+        self._pin_memory = pin_memory
+        self._free: list[NDArray[np.float16]] = []
+        self._lock = threading.Lock()
+
+    def lend(self) -> torch.Tensor:
+        """Return a tensor float16 of shape (rows, 3, 64, 64), contents undefined."""
+        if self._pin_memory:
+            return torch.empty(self.shape, dtype=torch.float16, pin_memory=True)
+        with self._lock:
+            # Last in, first out: the buffer let go of most recently is the one still in the cache.
+            memory = self._free.pop() if self._free else np.empty(self.shape, np.float16)
+        loan = memory[:]
+        weakref.finalize(loan, self._take_back, memory).atexit = False
+        return torch.from_numpy(loan)
+
+    def _take_back(self, memory: NDArray[np.float16]) -> None:
+        # list.append is atomic. A lock here could deadlock: the garbage collector may run this
+        # inside `lend`, in the thread that holds it.
+        if len(self._free) < self._keep:
+            self._free.append(memory)

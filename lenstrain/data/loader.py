@@ -1,0 +1,347 @@
+"""`StampLoader`: exact epochs of stamps, for any number of ranks, resumable at any step."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from os import PathLike
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import webdataset as wds
+from numpy.typing import ArrayLike, NDArray
+
+from lensprep.dataset import PAYLOAD_BYTES, Dataset
+from lensprep.errors import CheckpointError, ConfigError
+from lenstrain.data.batch import Batch, PixelPool
+from lenstrain.data.order import EpochOrder, OrderSpec, Shuffle, block_bounds, order_key
+from lenstrain.data.selection import Sampling, select
+from lenstrain.data.sidecar import PayloadCheck, read_column
+from lenstrain.data.source import LocalSource, ShardSource
+from lenstrain.data.stream import PlanSteps, announce, gather_pixels, read_ahead
+
+Verify = Literal["size", "crc"]
+
+MEMORY_BUDGET = 1 << 30
+"""Bytes that read-ahead may hold by default."""
+
+STATE_VERSION = 1
+_MOST_AHEAD = 8
+"""Batches read ahead from a local disk: enough to ride out a pause, few enough to stay in cache."""
+
+_STATE_KEYS = ("dataset_id", "split", "selection", "seed", "shuffle", "global_batch", "drop_last")
+
+
+class StampLoader(wds.PipelineStage):
+    """Batches of stamps from a converted dataset.
+
+    Every row comes exactly once an epoch over all ranks, every rank takes the same number of
+    steps, and the order depends on (seed, epoch, dataset, global batch size) alone. The last batch
+    is filled with rows of weight 0, or left out.
+
+    Iterating gives one epoch and then moves on to the next by itself; `set_epoch` says which one
+    comes. An iteration that is broken off starts its epoch again, unless a state is loaded.
+
+    Parameters
+    ----------
+    uri : str or path
+        The dataset.
+    split : str
+        ``"train"``, ``"val"`` or ``"test"``.
+    batch_size : int
+        Rows of a batch of this rank: the global batch size divided by `world_size`.
+    seed : int
+        Seed of the order.
+    shuffle : {"global", "block", None}
+        Permute all rows, mix rows of neighbouring blocks (`mixing_window` says how far), or keep
+        the stored order.
+    rank, world_size : int
+        This process among those that share the epoch.
+    cache_dir : path, optional
+        Folder for a copy of a remote dataset; a local dataset is read where it is.
+    drop_last : bool
+        Leave out the last, incomplete global batch instead of filling it.
+    pin_memory : bool
+        Page-locked batches, for copies to a CUDA device that do not wait.
+    memory_budget : int
+        Most bytes that read-ahead holds, besides the batches that the consumer holds.
+    verify : {"size", "crc"}
+        ``"size"`` compares every shard's size at the start of every epoch; ``"crc"`` also the
+        CRC-32 of every stamp when it is first read.
+    where : str, optional
+        Only rows for which this is true, such as ``"theta_e_arcsec / psfsize_r >= 0.5"``.
+    limit : int, optional
+        Only the first rows (of those that `where` keeps).
+    sampling : {"uniform", "balanced"}
+        ``"balanced"``: both classes equally often, see `lenstrain.data.selection.select`.
+    weights : array_like of float, optional
+        Relative rate of every row of the split, for instance `hard_negative_weights`.
+
+    Raises
+    ------
+    DatasetError, ShardError
+        If the dataset is not there, or a shard is missing or cut.
+    ConfigError
+        If an option does not fit.
+    """
+
+    def __init__(
+        self,
+        uri: str | PathLike[str],
+        split: str = "train",
+        batch_size: int = 256,
+        seed: int = 0,
+        shuffle: Shuffle = "global",
+        rank: int = 0,
+        world_size: int = 1,
+        cache_dir: str | PathLike[str] | None = None,
+        drop_last: bool = False,
+        pin_memory: bool = False,
+        *,
+        memory_budget: int = MEMORY_BUDGET,
+        verify: Verify = "size",
+        where: str | None = None,
+        limit: int | None = None,
+        sampling: Sampling = "uniform",
+        weights: ArrayLike | None = None,
+    ) -> None:
+        _check_options(batch_size, rank, world_size, pin_memory, verify)
+        self.split, self.batch_size, self.rank, self.world_size = (
+            split,
+            batch_size,
+            rank,
+            world_size,
+        )
+        self.cache_dir = cache_dir
+        self.depth = _depth(batch_size, memory_budget)
+        self.dataset = Dataset.open(uri)
+        shards = self.dataset.split(split).shards
+        self.source: ShardSource = LocalSource(self.dataset, shards)
+        self._labels: NDArray[np.int8] | None = None
+        labels = self.labels if sampling == "balanced" else None
+        self.selection = select(
+            self.dataset,
+            split,
+            labels,
+            where=where,
+            limit=limit,
+            sampling=sampling,
+            weights=weights,
+        )
+        self.spec = self._make_spec(seed, shuffle, drop_last)
+        self._verify = verify
+        self._check: PayloadCheck | None = None
+        self._pool = PixelPool(batch_size, keep=self.depth + 2, pin_memory=pin_memory)
+        self._epoch, self._next_step, self._done = 0, 0, 0
+        self._current: _Epoch | None = None
+
+    def _make_spec(self, seed: int, shuffle: Shuffle, drop_last: bool) -> OrderSpec:
+        name = "/".join(
+            part for part in (self.dataset.dataset_id, self.split, self.selection.digest) if part
+        )
+        try:
+            spec = OrderSpec(
+                rows=self.selection.epoch_rows,
+                global_batch=self.batch_size * self.world_size,
+                seed=seed,
+                dataset_id=name,
+                shuffle=shuffle,
+                drop_last=drop_last,
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        if not spec.steps:
+            raise ConfigError(
+                f"split {self.split!r} gives {spec.rows} rows an epoch, less than one global batch "
+                f"of {spec.global_batch}, and drop_last leaves that out. Use smaller batches."
+            )
+        return spec
+
+    @property
+    def labels(self) -> NDArray[np.int8]:
+        """Labels of the whole split, in its order; read from the sidecars when first asked for."""
+        if self._labels is None:
+            self._labels = read_column(self.dataset, self.split, "label").astype(np.int8)
+        return self._labels
+
+    @property
+    def epoch(self) -> int:
+        """Epoch that the next iteration gives."""
+        return self._epoch
+
+    @property
+    def mixing_window(self) -> int:
+        """Rows that can meet in one batch, in samples."""
+        return self.spec.mixing_window
+
+    def __len__(self) -> int:
+        """Steps of an epoch, the same on every rank."""
+        return self.spec.steps
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next iteration gives.
+
+        A step set by `load_state_dict` is kept if it belongs to this epoch.
+        """
+        if epoch < 0:
+            raise ConfigError(f"epoch must not be negative, got {epoch}")
+        if epoch != self._epoch:
+            self._epoch, self._next_step, self._done = epoch, 0, 0
+
+    def pipeline(self, start: int = 0) -> wds.DataPipeline:
+        """The stages of the present epoch, to compose with others: ``.compose(wds.map(f))``.
+
+        Parameters
+        ----------
+        start : int
+            First step.
+        """
+        order, rows = self._order()
+        if self._verify == "crc" and self._check is None:
+            crc = read_column(self.dataset, self.split, "payload_crc32").astype(np.uint32)
+            self._check = PayloadCheck(crc, self.source)
+        return wds.DataPipeline(
+            PlanSteps(order, rows, start=start, rank=self.rank, world_size=self.world_size),
+            announce(self.source, self.depth),
+            gather_pixels(self.source, self.labels, self._pool, self._check),
+            read_ahead(self.depth),
+        )
+
+    def _order(self) -> tuple[EpochOrder, NDArray[np.int64] | None]:
+        """Order of the present epoch, and the rows it orders."""
+        rows = self.selection.epoch(order_key(self.spec, self._epoch))
+        blocks = None
+        if self.spec.shuffle == "block":
+            bounds = np.cumsum([0, *(s.rows for s in self.dataset.split(self.split).shards)])
+            in_epoch = bounds if rows is None else np.searchsorted(rows, bounds)
+            blocks = block_bounds(np.diff(in_epoch))
+        return EpochOrder(self.spec, self._epoch, blocks), rows
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give the batches of the present epoch, from the step of a loaded state on."""
+        if self._current is not None:
+            self._current.close()
+        self.source.check()
+        start, self._next_step = self._next_step, 0
+        self._done = start
+        self._current = _Epoch(self, iter(self.pipeline(start)))
+        return self._current
+
+    def run(self, *_: Any) -> Iterator[Batch]:
+        """Be the first stage of a `webdataset.DataPipeline`."""
+        return iter(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the consumer is: plain numbers, independent of the ranks.
+
+        Counted are the batches handed out, not those read ahead.
+        """
+        state = self._identity()
+        state.update(version=STATE_VERSION, epoch=self._epoch, step=self._done)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, on any number of ranks of the same global batch.
+
+        Raises
+        ------
+        CheckpointError
+            If the state belongs to another dataset, selection, seed, order or global batch size.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise CheckpointError(
+                f"the loader's state has version {state.get('version')}; this version reads "
+                f"{STATE_VERSION}. Start a new run."
+            )
+        for name, mine in self._identity().items():
+            if state.get(name) != mine:
+                raise CheckpointError(
+                    f"the loader's state was taken with {name} = {state.get(name)!r}, but this "
+                    f"loader has {mine!r}: the order would be another one. Use the same, or start "
+                    "a new run."
+                )
+        epoch, step = int(state["epoch"]), int(state["step"])
+        if epoch < 0 or not 0 <= step <= len(self):
+            raise CheckpointError(
+                f"the loader's state has no such place: epoch {epoch}, step {step}"
+            )
+        if step == len(self):
+            epoch, step = epoch + 1, 0
+        if self._current is not None:
+            self._current.close()
+        self._epoch, self._next_step, self._done = epoch, step, step
+
+    def _identity(self) -> dict[str, Any]:
+        values = (
+            self.dataset.dataset_id,
+            self.split,
+            self.selection.digest,
+            self.spec.seed,
+            self.spec.shuffle,
+            self.spec.global_batch,
+            self.spec.drop_last,
+        )
+        return dict(zip(_STATE_KEYS, values, strict=True))
+
+    def close(self) -> None:
+        """End reading and unmap the shards; batches handed out stay valid."""
+        if self._current is not None:
+            self._current.close()
+        self.source.close()
+
+    def _advance(self, epoch: _Epoch, *, finished: bool) -> None:
+        """Note that a batch was handed out, or that the epoch is over (called by its iterator)."""
+        if epoch is not self._current:
+            return
+        if finished:
+            self._epoch, self._done, self._current = self._epoch + 1, 0, None
+        else:
+            self._done += 1
+
+
+class _Epoch(Iterator[Batch]):
+    """Iterator over one epoch; several threads may take batches from it."""
+
+    def __init__(self, loader: StampLoader, batches: Iterator[Batch]) -> None:
+        self._loader, self._batches = loader, batches
+        self._lock = threading.Lock()
+
+    def __next__(self) -> Batch:
+        with self._lock:
+            try:
+                batch = next(self._batches)
+            except StopIteration:
+                self._loader._advance(self, finished=True)
+                raise
+            self._loader._advance(self, finished=False)
+            return batch
+
+    def close(self) -> None:
+        """End the reading thread; the iterator gives nothing more."""
+        with self._lock:
+            self._batches.close()  # type: ignore[attr-defined]
+
+
+def _check_options(
+    batch_size: int, rank: int, world_size: int, pin_memory: bool, verify: str
+) -> None:
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank {rank} is not one of {world_size} ranks (0 ... {world_size - 1})")
+    if verify not in ("size", "crc"):
+        raise ConfigError(f"verify must be 'size' or 'crc', got {verify!r}")
+    if pin_memory and not torch.cuda.is_available():
+        raise ConfigError("pin_memory needs a CUDA device, and there is none. Leave it out.")
+
+
+def _depth(batch_size: int, memory_budget: int) -> int:
+    """Batches that may be read ahead within the budget; one more is being filled meanwhile."""
+    batch_bytes = batch_size * PAYLOAD_BYTES
+    if memory_budget < 2 * batch_bytes:
+        raise ConfigError(
+            f"memory_budget of {memory_budget} bytes holds less than two batches of {batch_size} "
+            f"stamps ({batch_bytes} bytes each). Raise it or use smaller batches."
+        )
+    return min(_MOST_AHEAD, memory_budget // batch_bytes - 1)

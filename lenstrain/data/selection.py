@@ -1,0 +1,198 @@
+"""Which rows of a split make an epoch: a filter, a limit, a class balance, weights."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lensprep.dataset import Dataset
+from lensprep.dataset.where import check_columns, compile_where
+from lensprep.errors import ConfigError, DatasetError
+from lenstrain.data.order import repeat_counts
+
+Sampling = Literal["uniform", "balanced"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """Rows of a split that take part, and how often each comes in an epoch."""
+
+    total: int
+    """Rows of the split."""
+    rows: NDArray[np.int64] | None = None
+    """Positions that take part, ascending; None for all."""
+    rates: NDArray[np.float64] | None = None
+    """Mean number of times that each of them comes in an epoch; None for once each."""
+
+    @property
+    def epoch_rows(self) -> int:
+        """Rows of an epoch, repeats counted: the same in every epoch."""
+        if self.rates is not None:
+            return int(np.rint(self.rates.sum()))
+        return self.total if self.rows is None else len(self.rows)
+
+    @property
+    def digest(self) -> str:
+        """Empty for all rows once each, else a digest of the choice."""
+        if self.rows is None and self.rates is None:
+            return ""
+        digest = hashlib.blake2b(digest_size=8)
+        for part in (self.rows, self.rates):
+            digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()
+
+    def epoch(self, key: int) -> NDArray[np.int64] | None:
+        """Positions of one epoch, ascending, each as often as it comes; None for all once.
+
+        Parameters
+        ----------
+        key : int
+            64-bit key of the epoch: it decides which rows of a fractional rate come once more.
+        """
+        if self.rates is None:
+            return self.rows
+        counts = repeat_counts(self.rates, key)
+        return np.repeat(np.arange(self.total) if self.rows is None else self.rows, counts)
+
+
+def select(
+    dataset: Dataset,
+    split: str,
+    labels: NDArray[np.int8] | None = None,
+    *,
+    where: str | None = None,
+    limit: int | None = None,
+    sampling: Sampling = "uniform",
+    weights: ArrayLike | None = None,
+) -> Selection:
+    """Choose rows of a split.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    split : str
+    labels : ndarray of int8, shape (rows,), optional
+        Labels of the split, needed for ``sampling="balanced"``.
+    where : str, optional
+        Filter on sidecar columns, in the grammar of `lensprep.dataset.where`.
+    limit : int, optional
+        Keep the first rows only, after the filter. Shards are shuffled when they are written, so
+        the first rows are a random sample.
+    sampling : {"uniform", "balanced"}
+        ``"balanced"`` gives every class the same number of rows in an epoch of unchanged length.
+    weights : array_like of float, shape (rows,), optional
+        Relative rate of every row of the split; the epoch keeps its length, and a row of rate
+        ``w`` comes ``floor(w)`` or ``ceil(w)`` times. Multiplies with the balance.
+
+    Raises
+    ------
+    ConfigError
+        If nothing is left, or an option does not fit the split.
+    """
+    total = dataset.split(split).rows
+    rows = _filtered(dataset, split, where)
+    if limit is not None:
+        if limit < 1:
+            raise ConfigError(f"limit must be at least 1, got {limit}")
+        rows = np.arange(min(limit, total)) if rows is None else rows[:limit]
+    if total == 0 or (rows is not None and not len(rows)):
+        reason = f"where {where!r} keeps no row of" if total else "there is no row in"
+        raise ConfigError(f"{reason} split {split!r} of {dataset.uri}.")
+    rates = None if weights is None else _checked_weights(weights, total, rows)
+    if sampling == "balanced":
+        rates = _balanced(labels, total, rows, rates)
+    elif sampling != "uniform":
+        raise ConfigError(f"sampling must be 'uniform' or 'balanced', got {sampling!r}")
+    if rates is not None:
+        rates = rates * (len(rates) / rates.sum())
+    return Selection(total, rows, rates)
+
+
+def _filtered(dataset: Dataset, split: str, where: str | None) -> NDArray[np.int64] | None:
+    if where is None:
+        return None
+    kept, start, compiled = [np.empty(0, np.int64)], 0, compile_where(where)
+    for shard in dataset.split(split).shards:
+        if not start:  # all columns of one shard, for a message that names the nearest
+            check_columns(compiled, dataset.read_shard_sidecar(shard).column_names)
+        # An expression of constants reads no column; it still needs a table of the right length.
+        columns = compiled.columns or ("label",)
+        kept.append(
+            start + np.flatnonzero(compiled.mask(dataset.read_shard_sidecar(shard, columns)))
+        )
+        start += shard.rows
+    return np.concatenate(kept)
+
+
+def _checked_weights(
+    weights: ArrayLike, total: int, rows: NDArray[np.int64] | None
+) -> NDArray[np.float64]:
+    values = np.asarray(weights, np.float64)
+    if values.shape != (total,):
+        raise ConfigError(
+            f"weights have shape {values.shape}; one for each of the split's {total} rows is needed"
+        )
+    values = values if rows is None else values[rows]
+    if not np.isfinite(values).all() or values.min() < 0 or not values.any():
+        raise ConfigError("weights must be finite and not negative, and not all zero")
+    return values
+
+
+def _balanced(
+    labels: NDArray[np.int8] | None,
+    total: int,
+    rows: NDArray[np.int64] | None,
+    rates: NDArray[np.float64] | None,
+) -> NDArray[np.float64]:
+    """Rates that give both classes the same sum, keeping the proportions inside a class."""
+    if labels is None:
+        raise ValueError("balanced sampling needs the labels")
+    chosen = labels if rows is None else labels[rows]
+    rates = np.ones(len(chosen)) if rates is None else rates
+    sums = np.bincount(chosen, weights=rates, minlength=2)
+    if not sums.all():
+        missing = "lens" if sums[0] else "non-lens"
+        raise ConfigError(f"sampling 'balanced' needs both classes; there is no {missing} row.")
+    return rates / sums[chosen]
+
+
+def hard_negative_weights(
+    labels: ArrayLike, logits: ArrayLike, *, fraction: float = 0.05, factor: float = 4.0
+) -> NDArray[np.float64]:
+    """Weights that bring back more often the non-lenses which a finder mistakes most for lenses.
+
+    Parameters
+    ----------
+    labels : array_like of int, shape (n,)
+        0 for a non-lens.
+    logits : array_like of float, shape (n,)
+        Scores of an earlier finder (`lenstrain infer`), in the order of the split.
+    fraction : float
+        Part of the non-lenses that counts as hard, in (0, 1]; equal logits at the edge all count.
+    factor : float
+        Weight of a hard one; all other rows weigh 1.
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+
+    Raises
+    ------
+    DatasetError
+        If lengths differ, a logit is not finite, or there is no non-lens.
+    """
+    truth, scores = np.asarray(labels), np.asarray(logits, np.float64)
+    if truth.shape != scores.shape or truth.ndim != 1 or not np.isfinite(scores).all():
+        raise DatasetError("labels and logits must be finite and of one length")
+    if not 0 < fraction <= 1 or factor <= 0:
+        raise ConfigError("fraction must lie in (0, 1] and factor above 0")
+    negatives = scores[truth == 0]
+    if not negatives.size:
+        raise DatasetError("there is no non-lens among the rows")
+    hardest = int(np.ceil(fraction * negatives.size))
+    edge = np.partition(negatives, -hardest)[-hardest]
+    return np.where((truth == 0) & (scores >= edge), factor, 1.0)

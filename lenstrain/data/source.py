@@ -1,0 +1,204 @@
+"""Where the bytes of shards come from: the seam between order and transport.
+
+A source is told which rows come next and copies rows into a buffer. Everything above it (order,
+batches, resume) is the same for every source; everything below it (mapped files, ranged reads, a
+cache) is the source's own affair.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from lensprep.dataset import PAYLOAD_BYTES, PAYLOAD_OFFSET, RECORD_STRIDE, Dataset, ShardInfo
+from lensprep.errors import ShardError
+
+
+class ShardSource(Protocol):
+    """Rows of one split, by position."""
+
+    def check(self) -> None:
+        """Look at every shard once, before an epoch; ShardError if one is not what it should be."""
+
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """Say which rows will be gathered soon, in that order, so that they can be on their way."""
+
+    def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
+        """Copy the pixels of `rows` into `out`, shape (len(rows), 3, 64, 64), C-contiguous."""
+
+    def place(self, row: int) -> tuple[str, int]:
+        """Path or URI of the shard that holds a row, and the offset of its pixels there."""
+
+    def close(self) -> None:
+        """Let go of files, maps and connections; nothing may be gathered afterwards."""
+
+
+class LocalSource:
+    """Shards on a local disk, mapped when first needed; a row is copied once.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    shards : sequence of ShardInfo
+        Shards of the split, in manifest order.
+
+    Raises
+    ------
+    ShardError
+        If a shard is missing or has not the size that the manifest states.
+    """
+
+    def __init__(self, dataset: Dataset, shards: Sequence[ShardInfo]) -> None:
+        self._paths = [dataset.path(shard.name) for shard in shards]
+        self._bytes = [shard.bytes for shard in shards]
+        rows = np.array([shard.rows for shard in shards], np.int64)
+        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows)])
+        self._bases = np.zeros(len(shards), np.int64)
+        self._maps: dict[int, _FileMap] = {}
+        self.check()
+
+    def check(self) -> None:
+        """Compare every shard's size with the manifest, and a mapped one with what was mapped."""
+        for number, (path, size) in enumerate(zip(self._paths, self._bytes, strict=True)):
+            identity = _identity(path, size)
+            mapped = self._maps.get(number)
+            if mapped is not None and mapped.identity != identity:
+                raise ShardError(
+                    f"{path} was replaced or written to while it was in use. Leave a dataset alone "
+                    "while it is read, run `lensprep verify`, and start again."
+                )
+
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """Do nothing: the page cache is the read-ahead of a local disk."""
+
+    def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
+        """Copy the pixels of `rows` into `out`, without holding the interpreter lock.
+
+        Raises
+        ------
+        ShardError
+            If a shard has vanished or changed its size since the last look.
+        IndexError
+            If a row lies outside the split.
+        """
+        if out.nbytes != rows.size * PAYLOAD_BYTES or not out.flags.c_contiguous:
+            raise ValueError(f"out must be contiguous and hold {rows.size} stamps")
+        if not _copy_rows(rows, self._starts, self._bases, out.ctypes.data):
+            self._map_for(rows)
+            _copy_rows(rows, self._starts, self._bases, out.ctypes.data)
+
+    def _map_for(self, rows: NDArray[np.int64]) -> None:
+        """Map the shards of these rows that are not mapped yet."""
+        if rows.min() < 0 or rows.max() >= self._starts[-1]:
+            raise IndexError(f"rows must lie in 0 ... {self._starts[-1] - 1}")
+        shards = np.unique(np.searchsorted(self._starts, rows, side="right") - 1)
+        for number in shards[self._bases[shards] == 0].tolist():
+            self._maps[number] = _FileMap(self._paths[number], self._bytes[number])
+            self._bases[number] = self._maps[number].address
+
+    def place(self, row: int) -> tuple[str, int]:
+        """Path of the shard that holds a row, and the offset of its pixels there."""
+        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+        within = int(row - self._starts[shard])
+        return str(self._paths[shard]), within * RECORD_STRIDE + PAYLOAD_OFFSET
+
+    def close(self) -> None:
+        """Unmap all shards."""
+        self._bases[:] = 0
+        self._maps.clear()
+
+
+def _identity(path: Path, size: int) -> tuple[int, int, int, int]:
+    """Device, inode, size and time of a shard's file; ShardError if it has not the right size."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ShardError(
+            f"{path} (offset 0) cannot be read: {error.strerror}. Copy the shard again, or convert "
+            "again."
+        ) from error
+    if status.st_size != size:
+        raise ShardError(
+            f"{path} has {status.st_size} bytes where the manifest states {size}: cut or replaced, "
+            f"offset {min(status.st_size, size)}. Copy the shard again, or convert again."
+        )
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class _FileMap:
+    """A file mapped read-only without keeping it open.
+
+    Python's own mmap keeps a descriptor for every map (until 3.13), and the usual limit of 1,024
+    is less than the shards of ten million rows.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.identity = _identity(path, size)
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise ShardError(f"{path} cannot be read: {error.strerror}.") from error
+        try:
+            self.address = _mmap(descriptor, size, path)
+        finally:
+            os.close(descriptor)
+        self._end = weakref.finalize(self, _munmap, self.address, size)
+        self._end.atexit = False  # a reader thread may still be copying when the program ends
+
+
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    number = ctypes.c_int
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, number, number, number, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return libc
+
+
+def _mmap(descriptor: int, size: int, path: Path) -> int:
+    address = _libc().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    if address is None or address == ctypes.c_void_p(-1).value:
+        reason = os.strerror(ctypes.get_errno())
+        raise ShardError(f"{path} cannot be mapped: {reason}. See the limits of `ulimit -v`.")
+    return int(address)
+
+
+def _munmap(address: int, size: int) -> None:
+    _libc().munmap(address, size)
+
+
+@intrinsic
+def _memcpy(typingctx, target, source, size):  # type: ignore[no-untyped-def]
+    """Copy `size` bytes from address `source` to address `target`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        to, of = (builder.inttoptr(address, cgutils.voidptr_t) for address in args[:2])
+        cgutils.raw_memcpy(builder, to, of, args[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@njit(cache=True, nogil=True)
+def _copy_rows(rows, starts, bases, out):  # type: ignore[no-untyped-def]
+    """Copy the pixels of rows to address `out`; False at the first row that is not mapped."""
+    for i in range(rows.size):
+        if rows[i] < 0 or rows[i] >= starts[-1]:
+            return False
+        shard = np.searchsorted(starts, rows[i], side="right") - 1
+        if bases[shard] == 0:
+            return False
+        record = bases[shard] + (rows[i] - starts[shard]) * RECORD_STRIDE
+        _memcpy(out + i * PAYLOAD_BYTES, record + PAYLOAD_OFFSET, PAYLOAD_BYTES)
+    return True

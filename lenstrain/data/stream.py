@@ -1,0 +1,198 @@
+"""The loader's stages, batch by batch, for `webdataset.DataPipeline`.
+
+Stock stages handle one sample at a time in Python; these handle a batch at a time, so that Python
+is paid for once a batch. They compose with stock ones in both directions::
+
+    wds.DataPipeline(PlanSteps(order, ...), gather_pixels(...), read_ahead(4), wds.map(my_function))
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+import webdataset as wds
+from numpy.typing import NDArray
+
+from lenstrain.data.batch import Batch, PixelPool
+from lenstrain.data.order import EpochOrder
+from lenstrain.data.source import ShardSource
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One rank's part of one step: which rows, and which of them count."""
+
+    step: int
+    index: NDArray[np.int64]
+    """Positions in the split."""
+    weight: NDArray[np.float32]
+
+
+class PlanSteps(wds.PipelineStage):
+    """First stage: the steps of an epoch as `StepPlan`, from any step on.
+
+    Parameters
+    ----------
+    order : EpochOrder
+        Order of the epoch.
+    rows : ndarray of int64, optional
+        Positions in the split of the rows that `order` orders; all rows if not given.
+    start : int
+        First step: a resumed epoch costs nothing for the steps before.
+    rank, world_size : int
+        Part of each global batch.
+    """
+
+    def __init__(
+        self,
+        order: EpochOrder,
+        rows: NDArray[np.int64] | None = None,
+        *,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.order, self.rows, self.start = order, rows, start
+        self.rank, self.world_size = rank, world_size
+
+    def run(self, *_: Any) -> Iterator[StepPlan]:
+        """Yield the plan of each step."""
+        for step in range(self.start, self.order.spec.steps):
+            places, weight = self.order.part(step, self.rank, self.world_size)
+            yield StepPlan(step, places if self.rows is None else self.rows[places], weight)
+
+
+def _announce(plans: Iterable[StepPlan], source: ShardSource, steps: int) -> Iterator[StepPlan]:
+    ahead: deque[StepPlan] = deque()
+    remaining = iter(plans)
+    while True:
+        for plan in islice(remaining, steps + 1 - len(ahead)):
+            source.expect(plan.index)
+            ahead.append(plan)
+        if not ahead:
+            return
+        yield ahead.popleft()
+
+
+def _gather_pixels(
+    plans: Iterable[StepPlan],
+    source: ShardSource,
+    labels: NDArray[np.int8],
+    pool: PixelPool,
+    check: Callable[[NDArray[np.int64], NDArray[np.float16]], None] | None = None,
+) -> Iterator[Batch]:
+    for plan in plans:
+        pixels = pool.lend()
+        view = pixels.numpy()
+        source.gather(plan.index, view)
+        if check is not None:
+            check(plan.index, view)
+        del view
+        batch = Batch(
+            pixels,
+            torch.from_numpy(labels[plan.index].astype(np.int64)),
+            torch.from_numpy(plan.index),
+            torch.from_numpy(plan.weight),
+        )
+        del pixels
+        yield batch
+        del batch  # or this frame would hold the batch while the consumer waits for the next
+
+
+class _Handover(Generic[T]):
+    """A bounded queue between one reading thread and the consumer, which either side can end."""
+
+    def __init__(self, depth: int) -> None:
+        self._items: deque[T] = deque()
+        self._depth = depth
+        self._changed = threading.Condition()
+        self._finished = False
+        self._stopped = False
+        self._error: BaseException | None = None
+
+    def fill(self, source: Iterable[T]) -> None:
+        """Read `source` to its end, to an error, or until the consumer has gone (thread body)."""
+        try:
+            for item in source:
+                if not self._put(item):
+                    break
+                del item
+        except BaseException as error:  # handed to the consumer, whatever it is
+            self._error = error
+        finally:
+            close = getattr(source, "close", None)
+            if close is not None:
+                close()
+            with self._changed:
+                self._finished = True
+                self._changed.notify_all()
+
+    def _put(self, item: T) -> bool:
+        with self._changed:
+            while len(self._items) >= self._depth and not self._stopped:
+                self._changed.wait()
+            if not self._stopped:
+                self._items.append(item)
+                self._changed.notify_all()
+            return not self._stopped
+
+    def items(self) -> Iterator[T]:
+        """Yield what was read; raise what the reader raised, after the items before it."""
+        while self._wait():
+            yield self._pop()  # no name here: the consumer alone shall hold it
+        if self._error is not None:
+            raise self._error
+
+    def _wait(self) -> bool:
+        with self._changed:
+            while not self._items and not self._finished:
+                self._changed.wait()
+            return bool(self._items)
+
+    def _pop(self) -> T:
+        with self._changed:
+            self._changed.notify_all()
+            return self._items.popleft()
+
+    def stop(self) -> None:
+        """Tell the reader that nobody will take another item, and drop those waiting."""
+        with self._changed:
+            self._stopped = True
+            self._items.clear()
+            self._changed.notify_all()
+
+
+def _read_ahead(source: Iterable[T], depth: int) -> Iterator[T]:
+    handover: _Handover[T] = _Handover(depth)
+    reader = threading.Thread(
+        target=handover.fill, args=(source,), name="lenstrain-read-ahead", daemon=True
+    )
+    reader.start()
+    try:
+        yield from handover.items()
+    finally:
+        handover.stop()
+        if threading.current_thread() is not reader:  # the collector may end us anywhere
+            reader.join()
+
+
+announce = wds.pipelinefilter(_announce)
+"""Stage ``announce(source, steps)``: tell the source `steps` steps early which rows will come."""
+
+gather_pixels = wds.pipelinefilter(_gather_pixels)
+"""Stage ``gather_pixels(source, labels, pool, check=None)``: `StepPlan` in, `Batch` out."""
+
+read_ahead = wds.pipelinefilter(_read_ahead)
+"""Stage ``read_ahead(depth)``: what stands before it runs in one thread, up to `depth` items ahead.
+
+An error is raised where its item would have come; closing the iterator ends and joins the thread.
+"""

@@ -1,0 +1,88 @@
+"""Small real datasets for tests, written through the dataset package itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lensprep.dataset import NormalizationSpec
+from lensprep.dataset.writer import write_dataset
+
+SPEC = NormalizationSpec(mode="mad_stamp", clip=10.0)
+
+
+def tiny_pixels(
+    rows: int, seed: int = 0, labels: NDArray[Any] | None = None
+) -> NDArray[np.float16]:
+    """Noise stamps; row ``i`` has ``i % 2048`` in its first pixel. A lens has a bright ring."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.standard_normal((rows, 3, 64, 64), np.float32).astype("<f2")
+    if labels is not None:
+        y, x = np.mgrid[:64, :64] - 31.5
+        ring = (np.abs(np.hypot(y, x) - 6) < 1.5).astype("<f2") * 2
+        pixels[labels == 1] += ring
+    pixels[:, 0, 0, 0] = np.arange(rows) % 2048
+    return pixels
+
+
+def tiny_table(rows: int, split: str = "train", seed: int = 0) -> pa.Table:
+    """Sidecar rows: alternating classes, three rows a region, θ_E and PSF FWHM for both classes."""
+    rng = np.random.default_rng(seed)
+    label = np.arange(rows) % 2
+    theta = np.where(label == 1, rng.choice([0.6, 1.0, 1.5], rows), 0.0)
+    number = {"train": 1, "val": 2, "test": 3}[split]
+    ones = np.ones(rows, np.float32)
+    columns: dict[str, Any] = {
+        "key": [f"{number:x}{i:031x}" for i in range(rows)],
+        "label": pa.array(label, pa.int8()),
+        "task_id": [f"{split}-{i}" for i in range(rows)],
+        "region_id": pa.array(number * 100_000 + np.arange(rows) // 3, pa.int32()),
+        "lens_model": np.where(label == 1, "SIE", "CONTROL").tolist(),
+        "theta_e_arcsec": pa.array(theta, pa.float64()),
+        "psfsize_r": pa.array(rng.uniform(0.9, 1.6, rows), pa.float64()),
+    }
+    for band in "grz":
+        columns[f"median_{band}"] = ones * 0
+        columns[f"scale_{band}"] = ones
+        columns[f"clip_frac_{band}"] = ones * 0
+    return pa.table(columns)
+
+
+def tiny_dataset(
+    tmp_path: Path,
+    rows: int | Mapping[str, int] = 100,
+    shard_rows: int = 32,
+    *,
+    seed: int = 0,
+    name: str = "dataset",
+    signal: bool = False,
+    normalization: NormalizationSpec = SPEC,
+) -> Path:
+    """Write a small dataset and return its folder.
+
+    Parameters
+    ----------
+    tmp_path : Path
+    rows : int or mapping of str to int
+        Rows of ``train``, or of each split.
+    shard_rows : int
+    seed : int
+    name : str
+        Folder below `tmp_path`.
+    signal : bool
+        Give the lenses a ring that a finder can learn.
+    normalization : NormalizationSpec
+    """
+    counts = {"train": rows} if isinstance(rows, int) else dict(rows)
+    splits = {}
+    for number, (split, count) in enumerate(counts.items()):
+        table = tiny_table(count, split, seed + number)
+        labels = table["label"].to_numpy() if signal else None
+        splits[split] = (tiny_pixels(count, seed + number, labels), table)
+    write_dataset(tmp_path / name, splits, normalization, shard_rows=shard_rows)
+    return tmp_path / name
