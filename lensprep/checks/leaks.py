@@ -1,0 +1,113 @@
+"""Findings about columns that tell the label: those known to, and others that do (pure)."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from lensprep.checks.finding import Circumstances, Finder, Finding, both_classes, listing
+from lensprep.checks.tally import Tally, sampled_columns
+from lensprep.contract import LEAKING_COLUMNS
+
+AUROC_MARGIN: Final = 0.1
+NULL_MARGIN: Final = 0.01
+SIGNIFICANCE: Final = 4.0
+"""A column tells the label if its AUROC is farther than the margin from 0.5, or its share of nulls
+differs by more than the margin, each by so many standard errors."""
+MAX_CATEGORIES: Final = 50
+
+
+def _leaking_columns(tally: Tally, about: Circumstances) -> Finding:
+    present = [name for name in LEAKING_COLUMNS if name in about.schema.names]
+    return Finding(
+        item="leaking_columns",
+        severity="info",
+        passed=None,
+        measured=present,
+        threshold=None,
+        detail=f"{len(present)} columns tell the label, by value or by being null. They stay "
+        "in the sidecar for strata and never reach a model.",
+    )
+
+
+def _unlisted_leaks(tally: Tally, about: Circumstances) -> Finding:
+    """Columns not known to leak that tell the classes apart all the same."""
+    if not tally.samples:
+        told: dict[str, Any] = {}
+    else:
+        sample = pa.concat_tables(tally.samples)
+        told = _telling_values(sample, about.schema) | _telling_nulls(tally, about.schema)
+    names = [f"{name} ({value})" for name, value in told.items()]
+    return Finding(
+        item="unlisted_leaks",
+        severity="warn",
+        passed=not told,
+        measured=told,
+        threshold={"auroc": [0.5 - AUROC_MARGIN, 0.5 + AUROC_MARGIN], "null_gap": NULL_MARGIN},
+        detail=f"Columns that should not tell the label do: {listing(names)}. Do not select by "
+        "them, and do not use them as inputs."
+        if told
+        else "No other column tells the classes apart by itself.",
+    )
+
+
+def _telling_values(sample: pa.Table, schema: pa.Schema) -> dict[str, str]:
+    """Columns whose values separate the classes in a sample, each with its AUROC."""
+    label = sample["label"].to_numpy() == 1
+    told = {}
+    for name in sampled_columns(schema):
+        score = _scores(sample[name], label)
+        if score is None:
+            continue
+        known = np.isfinite(score)
+        area, error = _auroc(score[known], label[known])
+        if abs(area - 0.5) - SIGNIFICANCE * error > AUROC_MARGIN:
+            told[name] = f"AUROC {area:.3f}"
+    return told
+
+
+def _scores(column: pa.ChunkedArray, label: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+    """Numbers as they are; text by the share of lenses with the same text, if it has few values."""
+    if not pa.types.is_string(column.type):
+        return column.cast(pa.float64()).to_numpy()
+    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    if len(encoded.dictionary) > MAX_CATEGORIES:
+        return None
+    codes = encoded.indices.to_numpy(zero_copy_only=False)
+    share = np.bincount(codes, label) / np.maximum(1, np.bincount(codes))
+    return share[codes]
+
+
+def _auroc(score: NDArray[np.float64], label: NDArray[np.bool_]) -> tuple[float, float]:
+    """AUROC with ties counted half, and its standard error under no association."""
+    lenses, others = int(label.sum()), int((~label).sum())
+    if not lenses or not others:
+        return 0.5, np.inf
+    ranks = rankdata(score)[label].sum()
+    area = (ranks - lenses * (lenses + 1) / 2) / (lenses * others)
+    return float(area), float(np.sqrt((lenses + others + 1) / (12 * lenses * others)))
+
+
+def _telling_nulls(tally: Tally, schema: pa.Schema) -> dict[str, str]:
+    """Columns whose share of nulls differs between the classes."""
+    rows = both_classes(tally.classes())
+    told = {}
+    for name in sampled_columns(schema):
+        if not all(rows.values()):
+            break
+        share = {c: tally.nulls[name, c] / rows[c] for c in ("0", "1")}
+        error = sum(p * (1 - p) / rows[c] for c, p in share.items()) ** 0.5
+        gap = abs(share["0"] - share["1"])
+        if gap - SIGNIFICANCE * error > NULL_MARGIN:
+            told[name] = f"null in {share['0']:.1%} of controls, {share['1']:.1%} of lenses"
+    return told
+
+
+FINDERS: Final[tuple[Finder, ...]] = (
+    _leaking_columns,
+    _unlisted_leaks,
+)

@@ -1,0 +1,278 @@
+"""What `lensprep check` gathers from the rows of a source: counts that add up in any order.
+
+A `Tally` of one table (`tally_rows`) or of many (`Tally.merge`) is the whole knowledge from which
+`lensprep.checks` draws its findings, so that thousands of files can be read by many workers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+from numpy.typing import NDArray
+
+from lensprep.contract import (
+    COLUMNS,
+    LEAKING_COLUMNS,
+    SPLIT_COLUMN,
+    STAMP_COLUMN,
+    Column,
+    count_reasons,
+    filter_rows,
+    label_rows,
+)
+from lensprep.dataset.layout import STAMP_SHAPE
+
+CLASSES: Final = ("0", "1", "unknown")
+"""Names of the classes: non-lens, lens, and rows whose label could not be told."""
+
+BAD_PIXEL_LIMIT: Final = 0.2
+"""``bad_pixel_frac`` above which a stamp counts as damaged (10 % of injections upstream)."""
+
+RESOLVED_RATIO: Final = 0.5
+"""theta_E over PSF FWHM (``psfsize_r``) below which a lens cannot be told from a blur."""
+
+_BATCH: Final = 256
+"""Stamps decoded at once: 12 MB of pixels."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts over rows; add tallies of parts with `merge`, in any order."""
+
+    rows: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Rows by (split, class)."""
+    regions: Counter[tuple[int, str]] = field(default_factory=Counter)
+    """Rows by (region_id, split)."""
+    bricks: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Rows by (brickname, split)."""
+    filtered: Counter[str] = field(default_factory=Counter)
+    """Rows that conversion would always leave out, by reason."""
+    label_faults: Counter[str] = field(default_factory=Counter)
+    """Rows without a usable label, by reason."""
+    nulls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Nulls by (column, class)."""
+    control_faults: Counter[str] = field(default_factory=Counter)
+    """Controls that hold a value where the contract wants zero or null, by column."""
+    out_of_range: Counter[str] = field(default_factory=Counter)
+    """Values outside the contract's range, or NaN, by column; but for filtered rows."""
+    resolution: Counter[tuple[float, bool]] = field(default_factory=Counter)
+    """Lenses by (theta_e_arcsec, whether theta_E / psfsize_r reaches RESOLVED_RATIO)."""
+    quality: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Rows by (``bad_pixels``, ``no_magnification``, ..., class)."""
+    positions: dict[tuple[str, str], list[NDArray[np.float64]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    """Distinct (ra, dec) in degrees by (split, class), arrays of shape (n, 2)."""
+    task_ids: dict[str, list[NDArray[np.uint64]]] = field(default_factory=lambda: defaultdict(list))
+    """Hashes of task_id by split."""
+    images: dict[tuple[str, str], list[NDArray[np.uint64]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    """Hashes of decoded pixels by (split, class), where pixels were asked for."""
+    undecoded: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """Rows by (reason, split, class) whose blob gave no stamp, where pixels were asked for."""
+    samples: list[pa.Table] = field(default_factory=list)
+    """Some rows of the columns that may tell the label without being known to: with ``label``."""
+    unread: list[tuple[str, int, str]] = field(default_factory=list)
+    """Row groups that could not be read: (file, rows, reason)."""
+    misfits: list[str] = field(default_factory=list)
+    """Row groups with a value that does not fit the contract's type, each with the reason."""
+
+    def merge(self, other: Tally) -> None:
+        """Add the counts of another tally."""
+        for name in self.__slots__:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(mine, Counter):
+                mine.update(theirs)
+            elif isinstance(mine, dict):
+                for key, arrays in theirs.items():
+                    mine[key].extend(arrays)
+            else:
+                mine.extend(theirs)
+
+    def classes(self, split: str | None = None) -> dict[str, int]:
+        """Rows by class, of one split or of all."""
+        counts = Counter[str]()
+        for (name, label), rows in self.rows.items():
+            if split is None or name == split:
+                counts[label] += rows
+        return dict(sorted(counts.items()))
+
+    def splits(self) -> dict[str, int]:
+        """Rows by split, in the order train, val, test, then others."""
+        counts = Counter[str]()
+        for (name, _), rows in self.rows.items():
+            counts[name] += rows
+        order = {"train": 0, "val": 1, "test": 2}
+        return dict(sorted(counts.items(), key=lambda item: (order.get(item[0], 3), item[0])))
+
+
+def sampled_columns(schema: pa.Schema) -> list[str]:
+    """Columns that might tell the label without the contract saying so: the ones to sample."""
+    known = {*LEAKING_COLUMNS, SPLIT_COLUMN, STAMP_COLUMN, "task_id"}
+    return [f.name for f in schema if f.name not in known and _is_plain(f.type)]
+
+
+def _is_plain(data_type: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_integer(data_type)
+        or pa.types.is_floating(data_type)
+        or pa.types.is_boolean(data_type)
+        or pa.types.is_string(data_type)
+    )
+
+
+def tally_rows(table: pa.Table, *, sample_step: int = 1, pixels: bool = False) -> Tally:
+    """Count one table of source rows.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Rows in a source's unified schema; ``stamp_npz`` is needed only for ``pixels``.
+    sample_step : int
+        Keep every so-manieth row in ``samples``.
+    pixels : bool
+        Decode the stamps, hash them and count those that cannot be decoded.
+    """
+    tally = Tally()
+    labels = label_rows(table)
+    label = labels.label
+    classes = np.array(CLASSES)[np.where(label < 0, 2, label)]
+    splits = _text(table[SPLIT_COLUMN])
+    reasons = filter_rows(table)
+    kept = reasons == ""
+    tally.filtered.update(count_reasons(reasons))
+    tally.label_faults.update(count_reasons(labels.reason[kept]))
+    tally.rows.update(zip(splits.tolist(), classes.tolist(), strict=True))
+    _tally_groups(tally, table, splits)
+    for column in COLUMNS:
+        if column.name in table.column_names and column.name != STAMP_COLUMN:
+            _tally_column(tally, table[column.name], column, label, kept)
+    _tally_nulls(tally, table, classes)
+    _tally_quality(tally, table, classes)
+    _tally_sky(tally, table, splits, classes)
+    _tally_task_ids(tally, table, splits)
+    chosen = pa.array(np.flatnonzero(label >= 0)[::sample_step])
+    sample = table.select(sampled_columns(table.schema)).take(chosen)
+    tally.samples.append(sample.append_column("label", pa.array(label).take(chosen)))
+    if pixels:
+        rows = np.flatnonzero(kept & (labels.reason == ""))
+        _tally_pixels(tally, table[STAMP_COLUMN], rows, splits, classes)
+    return tally
+
+
+def _tally_groups(tally: Tally, table: pa.Table, splits: NDArray[np.str_]) -> None:
+    for name, counter in (("region_id", tally.regions), ("brickname", tally.bricks)):
+        values = table[name].to_pylist()
+        counter.update(
+            (value, split)
+            for value, split in zip(values, splits.tolist(), strict=True)
+            if value is not None
+        )
+
+
+def _tally_column(
+    tally: Tally,
+    values: pa.ChunkedArray,
+    column: Column,
+    label: NDArray[np.int8],
+    kept: NDArray[np.bool_],
+) -> None:
+    """Ranges, and what controls hold."""
+    if column.controls != "value":
+        valid = values.is_valid().to_numpy()
+        wrong = valid
+        if column.controls == "zero":
+            # A control without a value is as good as one with zero.
+            wrong = valid & (_real(values) != 0)
+        tally.control_faults[column.name] += int(np.count_nonzero(wrong & (label == 0)))
+    if column.minimum is not None or column.maximum is not None:
+        numbers = _real(values)
+        low = -np.inf if column.minimum is None else column.minimum
+        high = np.inf if column.maximum is None else column.maximum
+        outside = ~((numbers >= low) & (numbers <= high)) & values.is_valid().to_numpy()
+        tally.out_of_range[column.name] += int(np.count_nonzero(outside & kept))
+
+
+def _tally_nulls(tally: Tally, table: pa.Table, classes: NDArray[np.str_]) -> None:
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if column.null_count:
+            names, counts = np.unique(classes[column.is_null().to_numpy()], return_counts=True)
+            for label, count in zip(names.tolist(), counts.tolist(), strict=True):
+                tally.nulls[name, label] += count
+
+
+def _tally_quality(tally: Tally, table: pa.Table, classes: NDArray[np.str_]) -> None:
+    """Lenses that cannot be resolved or were not magnified, and damaged stamps."""
+    lens = classes == "1"
+    theta_e, psf = _real(table["theta_e_arcsec"]), _real(table["psfsize_r"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        resolved = theta_e / psf >= RESOLVED_RATIO
+    known = lens & (psf > 0)
+    radii = np.round(theta_e[known], 3).tolist()
+    tally.resolution.update(zip(radii, resolved[known].tolist(), strict=True))
+    cuts = {"bad_pixels": _real(table["bad_pixel_frac"]) > BAD_PIXEL_LIMIT}
+    if "magnification" in table.column_names:
+        cuts["no_magnification"] = _real(table["magnification"]) < 1
+    for name, cut in cuts.items():
+        tally.quality.update((name, label) for label in classes[cut].tolist())
+
+
+def _tally_sky(
+    tally: Tally, table: pa.Table, splits: NDArray[np.str_], classes: NDArray[np.str_]
+) -> None:
+    sky = np.stack([_real(table["ra"]), _real(table["dec"])], axis=1)
+    known = np.isfinite(sky).all(axis=1)
+    for key in set(zip(splits.tolist(), classes.tolist(), strict=True)):
+        here = known & (splits == key[0]) & (classes == key[1])
+        tally.positions[key].append(np.unique(sky[here], axis=0))
+
+
+def _tally_task_ids(tally: Tally, table: pa.Table, splits: NDArray[np.str_]) -> None:
+    task_ids = table["task_id"].cast(pa.binary())
+    known = task_ids.is_valid().to_numpy()
+    for split in set(splits.tolist()):
+        chosen = task_ids.filter(pa.array(known & (splits == split))).to_pylist()
+        hashes = [xxhash.xxh3_64_intdigest(task_id) for task_id in chosen]
+        tally.task_ids[split].append(np.array(hashes, np.uint64))
+
+
+def _tally_pixels(
+    tally: Tally,
+    blobs: pa.ChunkedArray,
+    rows: NDArray[np.intp],
+    splits: NDArray[np.str_],
+    classes: NDArray[np.str_],
+) -> None:
+    """Decode the stamps of some rows: hash each, or count why it could not be decoded."""
+    from lensprep.stampnpz import decode_batch  # compiles kernels: only where pixels are read
+
+    out = np.empty((_BATCH, *STAMP_SHAPE), np.float32)
+    hashes: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for start in range(0, len(rows), _BATCH):
+        part = rows[start : start + _BATCH]
+        reasons = decode_batch(blobs.take(pa.array(part)), out[: len(part)])
+        for stamp, row, reason in zip(out, part.tolist(), reasons, strict=False):
+            key = (str(splits[row]), str(classes[row]))
+            if reason is None:
+                hashes[key].append(xxhash.xxh3_64_intdigest(stamp.data))
+            else:
+                tally.undecoded[(reason.value, *key)] += 1
+    for key, values in hashes.items():
+        tally.images[key].append(np.array(values, np.uint64))
+
+
+def _real(values: pa.ChunkedArray) -> NDArray[np.float64]:
+    """Numbers as float64, NaN for null."""
+    return values.cast(pa.float64()).to_numpy()
+
+
+def _text(values: pa.ChunkedArray) -> NDArray[np.str_]:
+    """Text with "none" for null."""
+    return np.array(pc.fill_null(values, "none").to_pylist(), np.str_)
