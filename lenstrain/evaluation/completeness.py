@@ -51,8 +51,12 @@ class AxisBins:
     def label(self, index: int) -> str:
         """Name of a bin for tables: its value if it has one, else its range."""
         if self.values is not None:
-            return f"{self.values[index]:g}"
-        return f"{self.edges[index]:.3g}–{self.edges[index + 1]:.3g}"
+            return str(float(self.values[index]))
+        return f"{_short(self.edges[index])}–{_short(self.edges[index + 1])}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def axis_bins(name: str, values: Floats, n_bins: int) -> AxisBins | None:

@@ -196,7 +196,7 @@ def _plots(scores: Scores, found: Measurement) -> list[plots.Plot]:
     drawn = [
         plots.draw_roc(found.band, entries["tpr_at_fpr"], level, log=True),
         plots.draw_roc(found.band, entries["tpr_at_fpr"], level, log=False),
-        plots.draw_purity(found.band, prevalences, level),
+        plots.draw_purity(found.band, prevalences, level, entries["n_negative_unique"]),
         plots.draw_histogram(scores.labels, scores.logits, cuts),
         plots.draw_reliability(reliability, level),
         *_completeness_plots(found.completeness),

@@ -177,7 +177,7 @@ def _groups(
         if axis in bins:
             grid = bins[axis]
             groups = np.where(lens, grid.assign(scores.numbers(axis)), -1)
-            names = [_group_name(grid, index) for index in range(grid.size)]
+            names = [grid.label(index) for index in range(grid.size)]
             entries[f"auroc_by_{name}"] = auroc_by(
                 scores, groups, names, resampling, options.threads
             )
@@ -191,10 +191,6 @@ def _groups(
             scores, groups, [str(name) for name in names], resampling, options.threads
         )
     return entries
-
-
-def _group_name(bins: AxisBins, index: int) -> str:
-    return bins.label(index) if bins.values is None else str(float(bins.values[index]))
 
 
 def _thresholds(

@@ -47,6 +47,8 @@ STYLE: dict[str, Any] = {
 WIDTH, HEIGHT = 3.5, 2.8
 """One column of a journal page, inches."""
 
+_FEWEST_FLAGGED = 10
+
 AXIS_LABELS = {
     "theta_e_arcsec": r"Einstein radius $\theta_\mathrm{E}$ [arcsec]",
     "psfsize_r": "PSF FWHM, r band [arcsec]",
@@ -112,8 +114,13 @@ def draw_roc(band: RocBand, rates: Mapping[str, Any], level: float, *, log: bool
     )
 
 
-def draw_purity(band: RocBand, prevalences: Sequence[float], level: float) -> Plot:
-    """Purity against completeness at stated prevalences."""
+def draw_purity(band: RocBand, prevalences: Sequence[float], level: float, n_negative: int) -> Plot:
+    """Purity against completeness at stated prevalences, where ten negatives or more are flagged.
+
+    Below that the rate is a guess, and the curve would rise steeply at one completeness.
+    """
+    kept = band.fpr * n_negative >= _FEWEST_FLAGGED
+    band = RocBand(band.fpr[kept], band.tpr[kept], band.low[kept], band.high[kept])
     numbers: dict[str, Any] = {"fpr": band.fpr, "completeness": band.tpr}
     with rc_context(STYLE):
         figure, axes = _new()
@@ -130,12 +137,13 @@ def draw_purity(band: RocBand, prevalences: Sequence[float], level: float) -> Pl
         axes.set(xlim=(0, 1), ylim=(0, 1.01))
         axes.set(xlabel="Completeness (true-positive rate)", ylabel="Purity")
         axes.grid(True)
-        axes.legend(title="Lenses among the objects", loc="best")
+        axes.legend(title="Lenses among the objects", title_fontsize=7, loc="best")
     return Plot(
         "purity",
         "Purity against completeness",
         "What share of the flagged objects would be lenses, at the prevalence of a real search. "
-        f"Shaded: {level:.0%} interval from draws of regions.",
+        f"Drawn from {_FEWEST_FLAGGED} flagged non-lenses on. Shaded: {level:.0%} interval "
+        "from draws of regions.",
         figure,
         numbers,
     )
@@ -162,7 +170,7 @@ def draw_histogram(
             axes.axvline(value, color=RED, ls=style, lw=1, label=name)
         axes.set_yscale("log")
         axes.set(xlabel="Logit", ylabel="Share of the class in a bin")
-        axes.legend(loc="best")
+        figure.legend(loc="outside upper center", ncols=2 + len(thresholds), columnspacing=1.2)
     return Plot(
         "scores",
         "Scores of both classes",
@@ -229,7 +237,7 @@ def draw_completeness(tables: Sequence[CompletenessTable]) -> Plot:
             axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(ylim=(-0.02, 1.02), xlabel=AXIS_LABELS[axis.name], ylabel="Completeness")
         axes.grid(True)
-        axes.legend(title="Threshold at", loc="best")
+        axes.legend(title="Threshold at", title_fontsize=7, loc="best")
     return Plot(
         f"completeness_{axis.name}",
         f"Completeness against {_plain(axis.name)}",

@@ -84,6 +84,7 @@ def render_page(context: Mapping[str, Any]) -> str:
         "with_interval": with_interval,
         "bounds": bounds,
         "percent": percent,
+        "rate": lambda value: f"{100 * float(value):g}%",
         "count": lambda value: f"{value:,}",
     }
     return environment.get_template("report.html").render(context)
