@@ -332,7 +332,7 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
     """Values as float64 with NaN for null, so that no comparison with a null is ever true."""
-    return column.cast(pa.float64()).to_numpy()
+    return column.cast(pa.float64(), safe=False).to_numpy()
 
 
 def _flags(column: pa.ChunkedArray) -> NDArray[np.bool_]:

@@ -73,7 +73,7 @@ def _telling_values(sample: pa.Table, schema: pa.Schema) -> dict[str, str]:
 def _scores(column: pa.ChunkedArray, label: NDArray[np.bool_]) -> NDArray[np.float64] | None:
     """Numbers as they are; text by the share of lenses with the same text, if it has few values."""
     if not pa.types.is_string(column.type):
-        return column.cast(pa.float64()).to_numpy()
+        return column.cast(pa.float64(), safe=False).to_numpy()
     encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
     if len(encoded.dictionary) > MAX_CATEGORIES:
         return None

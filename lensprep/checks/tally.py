@@ -270,7 +270,7 @@ def _tally_pixels(
 
 def _real(values: pa.ChunkedArray) -> NDArray[np.float64]:
     """Numbers as float64, NaN for null."""
-    return values.cast(pa.float64()).to_numpy()
+    return values.cast(pa.float64(), safe=False).to_numpy()
 
 
 def _text(values: pa.ChunkedArray) -> NDArray[np.str_]:

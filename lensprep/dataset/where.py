@@ -275,7 +275,7 @@ def _fold(join: Callable[[Any, Any], Any], values: list[Any]) -> Any:
 def _real(value: Any) -> Any:
     if pa.types.is_string(value.type) or pa.types.is_boolean(value.type):
         raise pa.ArrowInvalid(f"arithmetic needs numbers, not {value.type}")
-    return value.cast(pa.float64())
+    return value.cast(pa.float64(), safe=False)
 
 
 def _boolean(value: Any) -> Any:

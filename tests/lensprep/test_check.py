@@ -315,6 +315,13 @@ def test_tallies_of_parts_add_up_to_the_whole(rows):
     assert tally_rows(rows.slice(0, 0)).rows == Tally().rows
 
 
+def test_seeds_of_64_bits_are_no_obstacle(tmp_path, rows):
+    seeds = [(-1) ** (i // 2) * (2**62 + i) for i in range(ROWS)]
+    assert failed(report_on(tmp_path, set_columns(rows, {"task_seed64": seeds}))) == {
+        "regions_per_split"
+    }
+
+
 def test_auroc_counts_ties_half():
     score = np.array([0.9, 0.8, 0.7, 0.4, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1])
     label = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0], bool)

@@ -94,6 +94,11 @@ def test_integer_columns_neither_divide_to_integers_nor_wrap():
     assert compile_where("a * b > 4294967293 and b / 4 == 0.5").mask(table).tolist() == [True]
 
 
+def test_integers_beyond_the_precision_of_reals_can_be_calculated_with():
+    table = pa.table({"seed": pa.array([-4051414839509686783, 4], pa.int64())})
+    assert compile_where("seed / 2 < 0").mask(table).tolist() == [True, False]
+
+
 def test_unknown_column_names_the_nearest(table):
     with pytest.raises(ConfigError, match=r"no column 'psfsize'. Did you mean psfsize_r\?"):
         compile_where("psfsize < 1.4", table.column_names)
