@@ -166,8 +166,6 @@ def add_point(image: NDArray[np.float32], x_px: float, y_px: float, flux: float)
 class Sersic:
     """An elliptical Sérsic profile, with spiral arms if it has any."""
 
-    flux: float
-    """Total, out to infinity."""
     radius_px: float
     """Half-light radius: geometric mean of the axes."""
     n: float
@@ -178,19 +176,27 @@ class Sersic:
     phase_rad: float = 0.0
 
 
-def add_sersic(image: NDArray[np.float32], x_px: float, y_px: float, profile: Sersic) -> None:
-    """Add a Sérsic profile to an image, integrated over the pixels.
+def add_sersic(
+    scene: NDArray[np.float32],
+    x_px: float,
+    y_px: float,
+    profile: Sersic,
+    flux: NDArray[np.float64],
+) -> None:
+    """Add a Sérsic profile to the bands of a scene, integrated over the pixels.
 
     Pixels near the centre are divided up to 11 x 11: the flux is right to about a percent for
     n = 4 and an effective radius of one pixel.
 
     Parameters
     ----------
-    image : ndarray of float32, shape (n, m)
+    scene : ndarray of float32, shape (bands, n, m)
         Changed in place.
     x_px, y_px : float
         Centre; (0, 0) is the centre of the first pixel.
     profile : Sersic
+    flux : ndarray of float64, shape (bands,)
+        Total in each band, out to infinity.
 
     References
     ----------
@@ -199,19 +205,19 @@ def add_sersic(image: NDArray[np.float32], x_px: float, y_px: float, profile: Se
     n = profile.n
     b = 2 * n - 1 / 3 + 4 / (405 * n) + 46 / (25515 * n**2) + 131 / (1148175 * n**3)
     total = 2 * math.pi * n * math.exp(b - 2 * n * math.log(b) + math.lgamma(2 * n))
-    amplitude = profile.flux / (total * profile.radius_px**2)
+    amplitude = flux / (total * profile.radius_px**2)
     _add_sersic(
-        image, x_px, y_px, amplitude, profile.radius_px, n, b, profile.q, profile.angle_rad,
+        scene, x_px, y_px, amplitude, profile.radius_px, n, b, profile.q, profile.angle_rad,
         profile.spiral, profile.phase_rad,
     )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
 def _add_sersic(
-    image: NDArray[np.float32],
+    scene: NDArray[np.float32],
     x0: float,
     y0: float,
-    amplitude: float,
+    amplitude: NDArray[np.float64],
     radius: float,
     n: float,
     b: float,
@@ -223,7 +229,7 @@ def _add_sersic(
     cos, sin = math.cos(angle), math.sin(angle)
     # Beyond this radius a profile holds too little to be seen: exp(-b (x^(1/n) - 1)) < 2e-5.
     reach = radius * (1.0 + 10.8 / b) ** n / math.sqrt(q)
-    rows, columns = image.shape
+    bands, rows, columns = scene.shape
     for row in range(max(0, int(y0 - reach)), min(rows, int(y0 + reach) + 2)):
         for column in range(max(0, int(x0 - reach)), min(columns, int(x0 + reach) + 2)):
             distance = max(abs(column - x0), abs(row - y0))
@@ -241,4 +247,5 @@ def _add_sersic(
                         turn = math.atan2(across / q, along) - 1.6 * math.log(r2)
                         value *= 1.0 + spiral * math.cos(2.0 * turn + phase)
                     light += value
-            image[row, column] += amplitude * light / (parts * parts)
+            for band in range(bands):
+                scene[band, row, column] += amplitude[band] * light / (parts * parts)

@@ -57,7 +57,7 @@ def render_row(seed: int, index: int, brick: Brick, split: str) -> Row:
     Row
     """
     rng = np.random.default_rng([seed, 2, index])
-    galaxy = f"{brick.name}_{index}"
+    galaxy = galaxy_id(brick, index)
     host = draw_host(rng, brick.ebv)
     light = to_fourier(draw_scene(rng, host, brick.ebv))
     camera = camera_of(brick)
@@ -76,7 +76,7 @@ def render_row(seed: int, index: int, brick: Brick, split: str) -> Row:
     else:
         columns |= _control_columns()
     pixels = observe(light, camera, rng)
-    columns["task_id"] = _task_id(columns, galaxy)
+    columns["task_id"] = _task_id(columns)
     return Row(pixels, columns)
 
 
@@ -90,6 +90,29 @@ def encode_stamp(pixels: NDArray[np.float32]) -> bytes:
     return buffer.getvalue()
 
 
+def repeat_task(columns: Mapping[str, Any], copy: int) -> dict[str, Any]:
+    """Columns of the same stamp in another selection set or replicate, as upstream repeats it.
+
+    Parameters
+    ----------
+    columns : mapping
+        Of the row as rendered.
+    copy : int
+        1 to 23: 12 selection sets times 2 replicates hold the stamp and 23 repeats.
+    """
+    ids = [_selection_set_id(number) for number in range(len(_SELECTION_SETS))]
+    number = ids.index(columns["selection_set_id"]) + copy
+    changed = dict(columns) | _selection(number % len(ids))
+    changed["replicate"] = (columns["replicate"] + copy // len(ids)) % 2
+    changed["task_id"] = _task_id(changed)
+    return changed
+
+
+def galaxy_id(brick: Brick, index: int) -> str:
+    """Name of the galaxy of a row of the plan."""
+    return f"{brick.name}_{index}"
+
+
 @lru_cache(maxsize=64)
 def camera_of(brick: Brick) -> Camera:
     """The camera of a brick, kept for its next rows."""
@@ -100,15 +123,12 @@ def _common(
     rng: np.random.Generator, seed: int, galaxy: str, brick: Brick, split: str
 ) -> dict[str, Any]:
     """Columns that do not depend on the class."""
-    chosen = int(rng.integers(len(_SELECTION_SETS)))
-    ranking, strategy = _SELECTION_SETS[chosen]
+    selection = _selection(int(rng.integers(len(_SELECTION_SETS))))
     bad, wise = bad_fractions(rng)
     row_seed = hashlib.sha256(f"{seed}:{galaxy}".encode()).digest()[:8]
     return {
         "experiment_id": EXPERIMENT_ID,
-        "selection_set_id": f"set{chosen:02d}_{ranking}_{strategy}",
-        "ranking_mode": ranking,
-        "selection_strategy": strategy,
+        **selection,
         "region_id": brick.region_id,
         "region_split": split,
         "brickname": brick.name,
@@ -135,7 +155,7 @@ def _common(
 
 def _source_colour(rng: np.random.Generator) -> tuple[float, float]:
     """Colours of a star-forming source, g - r and r - z, within the documented [-0.5, 1.5]."""
-    gr, rz = rng.normal(0.25, 0.20), rng.normal(0.15, 0.20)
+    gr, rz = rng.normal(0.35, 0.30), rng.normal(0.25, 0.30)
     return float(np.clip(gr, -0.5, 1.5)), float(np.clip(rz, -0.5, 1.5))
 
 
@@ -199,7 +219,21 @@ def _control_columns() -> dict[str, Any]:
     return columns | {"config_id": CONTROL_CONFIG, "is_control": 1, "lens_model": "CONTROL"}
 
 
-def _task_id(columns: Mapping[str, Any], galaxy: str) -> str:
+def _task_id(columns: Mapping[str, Any]) -> str:
     """64 hex digits from what makes the task."""
-    parts = (EXPERIMENT_ID, columns["selection_set_id"], galaxy, columns["config_id"])
-    return hashlib.sha256("|".join((*parts, str(columns["replicate"]))).encode()).hexdigest()
+    names = ("experiment_id", "selection_set_id", "task_seed64", "config_id", "replicate")
+    return hashlib.sha256("|".join(str(columns[name]) for name in names).encode()).hexdigest()
+
+
+def _selection_set_id(number: int) -> str:
+    ranking, strategy = _SELECTION_SETS[number]
+    return f"set{number:02d}_{ranking}_{strategy}"
+
+
+def _selection(number: int) -> dict[str, Any]:
+    ranking, strategy = _SELECTION_SETS[number]
+    return {
+        "selection_set_id": _selection_set_id(number),
+        "ranking_mode": ranking,
+        "selection_strategy": strategy,
+    }

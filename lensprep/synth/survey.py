@@ -65,6 +65,10 @@ class SurveyPlan:
     brick_of_row: NDArray[np.int64]
     """Shape (rows,): index into ``bricks``; rows of one region are neighbours."""
 
+    def brick_of(self, row: int) -> Brick:
+        """Brick in which a row lies."""
+        return self.bricks[self.brick_of_row[row]]
+
     def rows_of(self, split: str) -> NDArray[np.int64]:
         """Indices of the rows of a split, region by region."""
         names = np.array([self.region_split[brick.region_id] for brick in self.bricks])

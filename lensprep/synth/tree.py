@@ -2,6 +2,7 @@
 
 ::
 
+    OUT/_truth.parquet              with defects only; hidden from readers, as Spark hides "_"
     OUT/stamps/train_stamp64_bandsgrz_gridgrid_small/
       _SUCCESS
       region_split=train/part-00000-<uuid>.c000.snappy.parquet
@@ -16,27 +17,53 @@ import struct
 import time
 import uuid
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from lensprep.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.dataset.layout import SPLITS
 from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import StorageError
-from lensprep.synth.rows import EXPERIMENT_ID, encode_stamp, render_row
-from lensprep.synth.survey import Brick, SurveyPlan, plan_survey
+from lensprep.synth.defects import (
+    DEFECT_BY_NAME,
+    DROPPED_COLUMNS,
+    DefectPlan,
+    Repeat,
+    plan_defects,
+    repeat,
+    spoil,
+)
+from lensprep.synth.rows import EXPERIMENT_ID, Row, encode_stamp, galaxy_id, render_row
+from lensprep.synth.survey import Brick, SurveyPlan, is_lens, plan_survey
 
 STAMPS_DIR: Final = f"stamps/{EXPERIMENT_ID}"
 FILE_SCHEMA: Final = SCHEMA.remove(SCHEMA.get_field_index(SPLIT_COLUMN))
 """Schema of a part file: the split stands in the folder's name only."""
+TRUTH_NAME: Final = "_truth.parquet"
+TRUTH_SCHEMA: Final = pa.schema(
+    [
+        ("task_id", pa.string()),
+        ("file", pa.string()),
+        ("row_group", pa.int32()),
+        ("row", pa.int64()),
+        ("defect", pa.string()),
+        ("outcome", pa.string()),
+        ("reason", pa.string()),
+        ("repeats_task_id", pa.string()),
+    ]
+)
+"""One row a defect. ``file`` is relative to OUT, ``row`` counts within the row group (both as
+``source_file`` and ``source_row`` of a dataset converted from OUT). ``outcome`` is accepted,
+filtered or rejected, for ``reason`` (several, joined by ``|``, where chance decides). Of a row and
+its ``duplicate_task`` conversion keeps one, either of them."""
 MAX_FILE_ROWS: Final = 1024
 MAX_GROUP_ROWS: Final = 256
 
@@ -45,19 +72,31 @@ _GROUPS_PER_FILE = 4
 _CRC_CHUNK = 512
 
 
+class Entry(NamedTuple):
+    """One row of a part file."""
+
+    row: int
+    """Of the plan."""
+    brick: Brick
+    defect: str = ""
+    """Defect to plant in it, if any."""
+    again: Repeat | None = None
+    """Set if the row repeats the stamp of another."""
+
+
 @dataclass(frozen=True, slots=True)
 class PartFile:
     """One part file to write; all that a worker has to know."""
 
-    path: Path
+    folder: Path
+    """Folder of the tree."""
     name: str
-    """Path below the folder of the stamps."""
+    """Path below the folder, as ``source_file`` has it when the whole tree is read."""
     split: str
     seed: int
-    rows: NDArray[np.int64]
-    """Rows of the plan, in the order of the file."""
-    bricks: tuple[Brick, ...]
-    """Brick of each row."""
+    entries: tuple[Entry, ...]
+    dropped: tuple[str, ...] = ()
+    """Columns that the file lacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +107,8 @@ class PartResult:
     rows: int
     controls: int
     bytes: int
+    truth: list[dict[str, Any]]
+    """A record for every planted defect."""
 
 
 def synthesize(
@@ -78,6 +119,7 @@ def synthesize(
     workers: int | None = None,
     regions: int | None = None,
     split_fractions: Mapping[str, float] | None = None,
+    defects: Mapping[str, float] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Write a synthetic Phase 4c tree.
@@ -97,14 +139,20 @@ def synthesize(
         Regions of sky; see `lensprep.synth.survey.plan_survey`.
     split_fractions : mapping of split to share, optional
         By default train 60 %, val 15 %, test 25 %.
+    defects : mapping of defect to rate, optional
+        Known defects to plant, each in this share of the rows (in one row at least), such as
+        `lensprep.synth.DEFAULT_RATES`. Repeated rows come on top of ``rows``, part files differ in
+        their columns, and ``_truth.parquet`` in ``out`` says what was planted where and what
+        conversion must make of it.
     progress : callable, optional
         Called with the number of rows that were finished since the last call.
 
     Returns
     -------
     dict
-        out, rows, seed, regions, seconds, stamps_per_s, bytes, files, and splits with rows,
-        controls, injections and regions of each.
+        out, truth, rows, seed, regions, files, bytes, seconds, stamps_per_s, splits (rows,
+        controls, injections, regions of each) and defects (rows of each). Controls and injections
+        are counted before defects change any label.
 
     Raises
     ------
@@ -115,60 +163,135 @@ def synthesize(
     """
     started = time.perf_counter()
     plan = plan_survey(rows, seed, regions, split_fractions)
+    planted = _planned_defects(plan, seed, defects) if defects else DefectPlan({}, ())
     results: list[PartResult] = []
     with _finished_folder(out) as folder:
-        stamps = folder / STAMPS_DIR
         for split in SPLITS:
-            (stamps / f"{SPLIT_COLUMN}={split}").mkdir(parents=True)
-        parts = plan_files(plan, seed, stamps)
+            (folder / STAMPS_DIR / f"{SPLIT_COLUMN}={split}").mkdir(parents=True)
+        parts = plan_files(plan, seed, folder, planted, older_versions=bool(defects))
         for result in run_tasks(write_part, parts, workers=workers or default_workers()):
             results.append(result)
             if progress is not None:
                 progress(result.rows)
-        _write_marked(stamps / "_SUCCESS", b"")
+        if defects:
+            _write_truth(folder / TRUTH_NAME, results)
+        _write_marker(folder / STAMPS_DIR / "_SUCCESS")
     seconds = time.perf_counter() - started
+    written = sum(result.rows for result in results)
     return {
         "out": str(out),
-        "rows": rows,
+        "truth": str(out / TRUTH_NAME) if defects else None,
+        "rows": written,
         "seed": seed,
         "regions": len(plan.region_split),
         "files": len(parts),
         "bytes": sum(result.bytes for result in results),
         "seconds": seconds,
-        "stamps_per_s": rows / seconds,
+        "stamps_per_s": written / seconds,
         "splits": {split: _split_summary(split, plan, results) for split in SPLITS},
+        "defects": dict(sorted(Counter(t["defect"] for r in results for t in r.truth).items())),
     }
 
 
-def plan_files(plan: SurveyPlan, seed: int, stamps: Path) -> list[PartFile]:
-    """Cut every split into part files of at most 1,024 rows, four or more where rows allow."""
-    job = uuid.UUID(int=int(np.random.default_rng([seed, 3]).integers(2**62)), version=4)
+def plan_files(
+    plan: SurveyPlan,
+    seed: int,
+    folder: Path,
+    planted: DefectPlan,
+    *,
+    older_versions: bool = False,
+) -> list[PartFile]:
+    """Cut every split into part files of at most 1,024 rows, four or more where rows allow.
+
+    Repeated rows come on top. With ``older_versions`` the files differ in their columns, as those
+    of several pipeline versions do.
+    """
+    rng = np.random.default_rng([seed, 3])
+    job = uuid.UUID(bytes=rng.bytes(16), version=4)
     parts: list[PartFile] = []
     for split in SPLITS:
         rows = plan.rows_of(split)
         count = max(math.ceil(len(rows) / MAX_FILE_ROWS), min(_FILES_PER_SPLIT, len(rows)))
-        for chunk in np.array_split(rows, count):
-            name = f"part-{len(parts):05d}-{job}.c000.snappy.parquet"
-            bricks = tuple(plan.bricks[i] for i in plan.brick_of_row[chunk])
-            path = f"{SPLIT_COLUMN}={split}/{name}"
-            parts.append(PartFile(stamps / path, path, split, seed, chunk, bricks))
+        again = [more for more in planted.repeats if more.split == split]
+        homes = rng.integers(0, count, len(again))
+        for i, chunk in enumerate(np.array_split(rows, count)):
+            entries = [
+                Entry(row, plan.brick_of(row), planted.spoilt.get(row, ""))
+                for row in chunk.tolist()
+            ]
+            for more in (again[k] for k in np.flatnonzero(homes == i)):
+                entry = Entry(more.row, plan.brick_of(more.row), more.defect, more)
+                entries.insert(int(rng.integers(len(entries) + 1)), entry)
+            name = f"{SPLIT_COLUMN}={split}/part-{len(parts):05d}-{job}.c000.snappy.parquet"
+            dropped = DROPPED_COLUMNS[: len(parts) % (len(DROPPED_COLUMNS) + 1)]
+            parts.append(
+                PartFile(
+                    folder,
+                    f"{STAMPS_DIR}/{name}",
+                    split,
+                    seed,
+                    tuple(entries),
+                    dropped if older_versions else (),
+                )
+            )
     return parts
 
 
 def write_part(part: PartFile) -> PartResult:
     """Render the rows of one part file and write it, with its checksum file."""
-    records = []
-    for index, brick in zip(part.rows.tolist(), part.bricks, strict=True):
-        row = render_row(part.seed, index, brick, part.split)
-        records.append(row.columns | {STAMP_COLUMN: encode_stamp(row.pixels)})
-    table = pa.Table.from_pylist(records, schema=FILE_SCHEMA)
-    _write_table(part.path, table)
-    controls = sum(record["is_control"] for record in records)
-    return PartResult(part.split, len(records), controls, part.path.stat().st_size)
+    group_rows = max(1, min(MAX_GROUP_ROWS, math.ceil(len(part.entries) / _GROUPS_PER_FILE)))
+    records: list[dict[str, Any]] = []
+    truth: list[dict[str, Any]] = []
+    controls = 0
+    for position, entry in enumerate(part.entries):
+        row = render_row(part.seed, entry.row, entry.brick, part.split)
+        columns, blob = _finish(part, entry, row)
+        records.append(columns | {STAMP_COLUMN: blob})
+        controls += row.columns["is_control"]
+        if entry.defect:
+            where = {"file": part.name, "row_group": position // group_rows}
+            truth.append(_truth(entry, row, columns) | where | {"row": position % group_rows})
+    schema = pa.schema([field for field in FILE_SCHEMA if field.name not in part.dropped])
+    path = part.folder / part.name
+    _write_table(path, pa.Table.from_pylist(records, schema=schema), group_rows)
+    return PartResult(part.split, len(records), controls, path.stat().st_size, truth)
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
-    group_rows = max(1, min(MAX_GROUP_ROWS, math.ceil(table.num_rows / _GROUPS_PER_FILE)))
+def _finish(part: PartFile, entry: Entry, row: Row) -> tuple[dict[str, Any], bytes | None]:
+    """Columns and blob of an entry, defects included."""
+    if entry.again is not None:
+        return repeat(row, entry.again)
+    if entry.defect:
+        return spoil(row, entry.defect, part.seed, entry.row)
+    return row.columns, encode_stamp(row.pixels)
+
+
+def _truth(entry: Entry, row: Row, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a planted defect, but for its place."""
+    defect = DEFECT_BY_NAME[entry.defect]
+    return {
+        "task_id": columns["task_id"],
+        "defect": defect.name,
+        "outcome": defect.outcome,
+        "reason": defect.reason,
+        "repeats_task_id": row.columns["task_id"] if entry.again is not None else None,
+    }
+
+
+def _planned_defects(plan: SurveyPlan, seed: int, rates: Mapping[str, float]) -> DefectPlan:
+    rows = range(len(plan.brick_of_row))
+    is_control = [not is_lens(seed, galaxy_id(plan.brick_of(row), row)) for row in rows]
+    splits = [plan.region_split[plan.brick_of(row).region_id] for row in rows]
+    return plan_defects(rates, seed, np.array(is_control), splits)
+
+
+def _write_truth(path: Path, results: list[PartResult]) -> None:
+    records = [record for result in results for record in result.truth]
+    records.sort(key=lambda record: (record["file"], record["row_group"], record["row"]))
+    pq.write_table(pa.Table.from_pylist(records, schema=TRUTH_SCHEMA), path)
+
+
+def _write_table(path: Path, table: pa.Table, group_rows: int) -> None:
     light = [name for name in table.column_names if name != STAMP_COLUMN]
     try:
         pq.write_table(
@@ -186,9 +309,9 @@ def _write_table(path: Path, table: pa.Table) -> None:
         ) from error
 
 
-def _write_marked(path: Path, content: bytes) -> None:
-    """Write a small file with its checksum file, as Hadoop does for a local folder."""
-    path.write_bytes(content)
+def _write_marker(path: Path) -> None:
+    """Write the empty file that says that a job has finished, and its checksum file."""
+    path.write_bytes(b"")
     _write_checksums(path)
 
 
