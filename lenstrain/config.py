@@ -1,0 +1,275 @@
+"""Configuration of a training run: frozen sections, each checked when made, touching nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lensprep.dataset import STAMP_SIZE
+
+Arch = Literal["resnet18", "resnet34", "convnext_tiny", "efficientnet_b0", "resnet_small"]
+Metric = Literal["auroc", "nll", "tpr_at_fpr"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """What a step is fed with."""
+
+    batch_size: int = 256
+    """Stamps per optimiser step, over all processes."""
+
+    shuffle: Literal["global", "block"] = "global"
+    """``global`` permutes all rows each epoch; ``block`` keeps reads long, for object stores."""
+
+    drop_last: bool = False
+    """Leave out the rows that do not fill a last batch. Otherwise it is filled with weight 0."""
+
+    cache_dir: str | None = None
+    """Folder on a fast disk where shards of an object store are kept."""
+
+    where: str | None = None
+    """Train only on rows for which this is true, such as ``"psfsize_r < 1.4"``."""
+
+    limit: int | None = None
+    """Train only on the first rows of the (shuffled) dataset, of those that ``where`` keeps."""
+
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """``balanced`` shows both classes equally often."""
+
+    d4: bool = True
+    """Turn and flip every training stamp by one of the 8 elements of D4, each equally likely."""
+
+    shift_px: int = 0
+    """Largest random shift in x and y, in pixels (0 to 2 is sensible; 1 px is 0.262 arcsec)."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "batch_size", 1)
+        _within(self, "shift_px", 0, 8)
+        if self.limit is not None:
+            _at_least(self, "limit", 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The network: (B, 3, 64, 64) normalised pixels to one logit each."""
+
+    arch: Arch = "resnet18"
+    """``resnet_small`` is a narrow ResNet of one block a stage, for CPUs; the others are as
+    published, apart from the stem."""
+
+    stem: Literal["fine", "imagenet"] = "fine"
+    """``fine`` keeps the resolution of a 64 px stamp: ResNets start with a 3x3 convolution of
+    stride 1 and no pooling, EfficientNet with stride 1, ConvNeXt with 2x2 patches. ``imagenet`` is
+    the published stem: 15 times cheaper, but the last map of a ResNet has 2x2 pixels."""
+
+    width: int | None = None
+    """Channels of the first stage of a ResNet, doubled in each next one. Default 64, small 16."""
+
+    blocks: tuple[int, ...] | None = None
+    """Residual blocks of each stage of ``resnet_small``, two to four stages. Default [1, 1, 1]."""
+
+    crop: int | None = None
+    """Side in pixels of the central window that the network sees; the whole stamp if not set."""
+
+    norm: Literal["batch", "group"] = "batch"
+    """Normalisation in ResNets; ``group`` (8 groups) does not depend on the batch."""
+
+    dropout: float = 0.0
+    """Share of features dropped before the head while training."""
+
+    weights: str | None = None
+    """A local file of weights to start from: a checkpoint of this program, or a state dict."""
+
+    def __post_init__(self) -> None:
+        resnet = self.arch.startswith("resnet")
+        if self.width is not None:
+            _at_least(self, "width", 8)
+            if not resnet or self.width % 8:
+                raise ValueError("width must be a multiple of 8 and is an option of ResNets only")
+        if self.blocks is not None and (
+            self.arch != "resnet_small" or not 2 <= len(self.blocks) <= 4 or min(self.blocks) < 1
+        ):
+            raise ValueError("blocks takes two to four numbers above 0, for resnet_small only")
+        if self.norm != "batch" and not resnet:
+            raise ValueError("norm is an option of ResNets only")
+        if self.crop is not None:
+            _within(self, "crop", 16, STAMP_SIZE)
+            if self.crop % 2:
+                # An odd window cannot be centred on a stamp of even size.
+                raise ValueError(f"crop must be even, got {self.crop}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 3e-4
+    """Peak learning rate, reached at the end of the warm-up."""
+
+    min_lr: float = 1e-6
+    """Learning rate at which the cosine ends."""
+
+    warmup_epochs: float = 1.0
+    """Length of the linear warm-up in epochs; rounded to steps, and at most half the run."""
+
+    weight_decay: float = 1e-2
+    """Decoupled decay of convolution and linear weights; biases and norms have none."""
+
+    beta1: float = 0.9
+    """Decay of the mean of gradients."""
+
+    beta2: float = 0.999
+    """Decay of the mean of squared gradients."""
+
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 clips nothing. The norm before it is logged."""
+
+    accumulate: int = 1
+    """Parts into which each batch is cut to save memory; one optimiser step for all of them."""
+
+    ema_decay: float = 0.0
+    """Decay of the moving average of weights that is validated and scored with; 0 keeps none."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_lr <= self.lr:
+            raise ValueError(f"0 < min_lr <= lr must hold, got {self.min_lr} and {self.lr}")
+        for name in ("warmup_epochs", "weight_decay", "clip_norm"):
+            _at_least(self, name, 0)
+        for name in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        _at_least(self, "accumulate", 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """What is minimised."""
+
+    name: Literal["bce", "focal"] = "bce"
+    """Binary cross-entropy on logits, or its focal form (Lin et al. 2017, arXiv:1708.02002)."""
+
+    label_smoothing: float = 0.0
+    """Targets become ``y (1 - s) + s / 2``. It distorts calibration; the NLL logged is without."""
+
+    focal_gamma: float = 2.0
+    """Exponent by which easy stamps lose weight in the focal form."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
+        _at_least(self, "focal_gamma", 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """The run: length, stopping, precision, records."""
+
+    epochs: int = 10
+    """Passes over the training split; the cosine ends with the last one."""
+
+    seed: int = 0
+    """Seed of weights, order and augmentation."""
+
+    patience: int = 5
+    """Epochs without a gain in ``monitor`` after which the run stops; 0 never stops."""
+
+    min_delta: float = 0.0
+    """Gain that counts. Near AUROC 0.99 even 0.001 is a tenth of what is left to gain."""
+
+    monitor: Metric = "auroc"
+    """Validation metric that decides on ``best.pt`` and on stopping."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto`` takes a GPU if there is one."""
+
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    """Precision of the network in training. ``auto``: bf16 on A100 and later, fp16 with a scaled
+    loss on older GPUs such as V100, off on a CPU. Scores are always computed in float32."""
+
+    channels_last: bool = True
+    """Keep images with channels innermost, which convolutions prefer on GPUs and CPUs alike."""
+
+    compile: bool = False
+    """Compile the network: pays on long runs on a GPU, costs a minute at the start."""
+
+    tf32: bool = True
+    """Let float32 convolutions and products use TF32 on A100 and later while training."""
+
+    cudnn_benchmark: bool = True
+    """Let cuDNN try its algorithms on the first batch; the choice can differ between runs."""
+
+    sync_batchnorm: bool = False
+    """Batch statistics over all processes; of use if a process has fewer than about 32 stamps."""
+
+    log_every: int = 50
+    """Steps between lines of the log. Nothing waits for the device between them."""
+
+    checkpoint_minutes: float = 15.0
+    """Minutes between checkpoints within an epoch; every epoch ends with one. 0: only those."""
+
+    timeout_minutes: float = 10.0
+    """Minutes after which a process that waits for a lost one gives up, under torchrun."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "log_every"):
+            _at_least(self, name, 1)
+        for name in ("seed", "patience", "min_delta", "checkpoint_minutes"):
+            _at_least(self, name, 0)
+        if self.timeout_minutes <= 0:
+            raise ValueError(f"timeout_minutes must be above 0, got {self.timeout_minutes}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig:
+    """The validation after each epoch, always on every row of the split."""
+
+    split: Literal["train", "val", "test"] = "val"
+    """Split to validate on. ``test`` is opened once, by `lenstrain infer`, not here."""
+
+    batch_size: int = 512
+    """Stamps per forward pass, over all processes."""
+
+    fpr: float = 1e-3
+    """False-positive rate at which ``tpr_at_fpr`` is taken."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "batch_size", 1)
+        if not 0 < self.fpr < 1:
+            raise ValueError(f"fpr must lie between 0 and 1, got {self.fpr}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """A whole run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """What a step is fed with."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """AdamW and its schedule."""
+
+    loss: LossConfig = field(default_factory=LossConfig)
+    """What is minimised."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The run."""
+
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """The validation after each epoch."""
+
+
+def _at_least(config: object, name: str, least: float) -> None:
+    value = getattr(config, name)
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _within(config: object, name: str, least: int, most: int) -> None:
+    value = getattr(config, name)
+    if not least <= value <= most:
+        raise ValueError(f"{name} must lie between {least} and {most}, got {value}")

@@ -1,0 +1,1 @@
+"""The training program: `train` is its story, the other modules its parts."""

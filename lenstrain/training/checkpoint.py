@@ -1,0 +1,241 @@
+"""Checkpoints: whole or absent, plain types only, loaded without running anything in them."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import warnings
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import lenstrain
+from lensprep.configfile import from_mapping
+from lensprep.dataset.storage import atomic_writer, sync_folder
+from lensprep.errors import CheckpointError, ConfigError
+from lenstrain.config import Config
+from lenstrain.model import build_model
+
+FORMAT = "lenstrain-checkpoint"
+FORMAT_VERSION = 1
+LAST = "last.pt"
+PREVIOUS = "previous.pt"
+REQUIRED = (
+    "model",
+    "ema",
+    "optimizer",
+    "scheduler",
+    "scaler",
+    "stopper",
+    "loader",
+    "rng",
+    "step",
+    "epoch",
+    "config",
+    "normalization",
+    "label_map",
+    "dataset_id",
+    "versions",
+)
+"""Keys that every checkpoint has, beside ``format`` and ``format_version``."""
+
+PACKAGES = ("torch", "torchvision", "numpy", "webdataset")
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint: to another name, forced to the disk, then renamed.
+
+    Raises
+    ------
+    StorageError
+        If the disk refuses. An older file of that name is then untouched.
+    """
+    with atomic_writer(path, sync=True) as file:
+        torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, file)
+
+
+def save_last(folder: Path, content: dict[str, Any], names: list[str]) -> None:
+    """Write ``last.pt``, keep the one before as ``previous.pt``, and give it further names.
+
+    Further names are hard links: the file is written once. Later writes replace names, not
+    contents, so a link never changes under its name.
+    """
+    last = folder / LAST
+    if last.exists():
+        _link(last, folder / PREVIOUS)
+    save_checkpoint(last, content)
+    for name in names:
+        _link(last, folder / name)
+    sync_folder(folder)
+
+
+def _link(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # a file system without hard links
+        with atomic_writer(target, sync=True) as file:
+            file.write(source.read_bytes())
+        return
+    temporary.replace(target)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read and check a checkpoint; tensors stay on the CPU.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, it is damaged, or it is not one of this program and version.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint. `lenstrain train` makes one.") from None
+    except IsADirectoryError:
+        raise CheckpointError(
+            f"{path} is a folder. Name the file, such as {path / 'checkpoints' / 'best.pt'}."
+        ) from None
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path} is damaged or no checkpoint ({reason}). Use another one of the run."
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of lenstrain.")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint format {content.get('format_version')}; this version reads "
+            f"{FORMAT_VERSION}. Use the version of lenstrain that wrote it."
+        )
+    missing = [key for key in REQUIRED if key not in content]
+    if missing:
+        raise CheckpointError(f"{path} lacks {missing[0]!r}. Use another checkpoint of the run.")
+    return content
+
+
+def load_latest(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Read the last checkpoint of a run, or the one before if the last is damaged, with a warning.
+
+    Raises
+    ------
+    CheckpointError
+        If neither can be read.
+    """
+    last = folder / LAST
+    try:
+        return last, load_checkpoint(last)
+    except CheckpointError as error:
+        if not (folder / PREVIOUS).exists():
+            raise
+        warnings.warn(f"{error} Falling back to {folder / PREVIOUS}.", stacklevel=2)
+    return folder / PREVIOUS, load_checkpoint(folder / PREVIOUS)
+
+
+def checkpoint_config(content: dict[str, Any]) -> Config:
+    """Configuration that a checkpoint was made with."""
+    try:
+        return from_mapping(Config, content["config"])
+    except ConfigError as error:
+        raise CheckpointError(
+            f"The checkpoint's configuration is of another version of lenstrain: {error}"
+        ) from error
+
+
+def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
+    """Load a model for scoring: the averaged weights if the run kept an average.
+
+    Parameters
+    ----------
+    path : Path
+        A checkpoint.
+    device : torch.device or str
+
+    Returns
+    -------
+    model : nn.Module
+        In evaluation mode, float32, on `device`.
+    meta : dict
+        All of the checkpoint but its large states: config, normalization, label_map, dataset_id,
+        step, epoch, metrics, versions, git_commit.
+
+    Raises
+    ------
+    CheckpointError
+        As `load_checkpoint`, or if the weights do not fit the configuration.
+    """
+    content = load_checkpoint(path)
+    config = checkpoint_config(content)
+    # Local starting weights may be gone by now, and are overwritten anyway.
+    model = build_model(replace(config.model, weights=None))
+    try:
+        model.load_state_dict(content["ema"] or content["model"])
+    except (RuntimeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: the weights do not fit the model of its configuration ({config.model.arch})."
+        ) from error
+    large = {"model", "ema", "optimizer", "scheduler", "scaler", "stopper", "loader", "rng"}
+    meta = {key: value for key, value in content.items() if key not in large}
+    return model.to(device).eval(), meta
+
+
+def rng_state() -> dict[str, Any]:
+    """State of every generator of this process, in plain types and tensors."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global one, whoever draws from it
+    version, numbers, gauss = random.getstate()
+    return {
+        "python": [version, list(numbers), gauss],
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Inverse of `rng_state`."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on; a package that is not installed is left out."""
+    found = {"lenstrain": lenstrain.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the code if it runs from a checkout, with ``+`` if files were changed."""
+    folder = Path(__file__).parent
+    try:
+        _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
+        commit = _git(folder, "rev-parse", "HEAD")
+        return commit + ("+" if _git(folder, "status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(folder), *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=10,
+    ).stdout.strip()

@@ -1,0 +1,118 @@
+"""One process or many: who I am, on which device, and the few things processes tell each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lensprep.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """One process among those of the run."""
+
+    device: torch.device
+    """Where the model lives."""
+    rank: int = 0
+    """Number of this process."""
+    world_size: int = 1
+    """Number of processes."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process: the same answer in all of them."""
+        if self.world_size == 1:
+            return flag
+        flags = self.gather_objects(flag)
+        return any(flags)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum of a tensor over the processes, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def gather(self, value: Tensor) -> Tensor:
+        """Tensors of equal shape from all processes, one after the other, on every process."""
+        if self.world_size == 1:
+            return value
+        parts = [torch.empty_like(value) for _ in range(self.world_size)]
+        dist.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Plain objects from all processes, by rank, on every process."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def process_group(device: str, timeout_minutes: float) -> Iterator[Context]:
+    """Join the processes that torchrun started, if it did; leave them at the end.
+
+    Parameters
+    ----------
+    device : {"auto", "cpu", "cuda"}
+    timeout_minutes : float
+        A process that waits longer for another gives up with an error, so that all end.
+
+    Raises
+    ------
+    ConfigError
+        If a GPU is asked for and there is none.
+    """
+    chosen = choose_device(device)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield Context(device=chosen)
+        return
+    dist.init_process_group(
+        "nccl" if chosen.type == "cuda" else "gloo",
+        timeout=timedelta(minutes=timeout_minutes),
+        device_id=chosen if chosen.type == "cuda" else None,
+    )
+    try:
+        yield Context(device=chosen, rank=dist.get_rank(), world_size=dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def choose_device(device: str) -> torch.device:
+    """Device of this process; under torchrun each local process takes its own GPU.
+
+    Raises
+    ------
+    ConfigError
+        If a GPU is asked for and there is none.
+    """
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "train.device is 'cuda' but PyTorch finds no GPU. Check `nvidia-smi`, or set "
+            "train.device=cpu."
+        )
+    chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(chosen)
+    return chosen

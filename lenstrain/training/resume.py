@@ -1,0 +1,151 @@
+"""Saving a run and going on with it: the state of every part, and what it may be loaded into."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lensprep.configfile import to_mapping
+from lensprep.dataset import Dataset
+from lensprep.errors import CheckpointError, StorageError
+from lenstrain.config import Config
+from lenstrain.training.checkpoint import (
+    LAST,
+    git_commit,
+    load_latest,
+    rng_state,
+    save_last,
+    set_rng_state,
+    versions,
+)
+from lenstrain.training.run import CHECKPOINTS, Run
+from lenstrain.training.runlog import CONFIG
+from lenstrain.training.step import Totals
+
+FIXED = {
+    "data": ("batch_size", "shuffle", "drop_last", "where", "limit", "sampling", "d4", "shift_px"),
+    "model": None,
+    "optim": None,
+    "loss": None,
+    "train": ("epochs", "seed", "monitor"),
+    "eval": ("split", "fpr"),
+}
+"""Keys of the configuration that a resumed run shares with its beginning; None is all of them."""
+
+SHARED_TOTALS = ("norm", "steps", "updates", "clipped")
+"""Totals that are equal in all processes; the others add up."""
+
+
+def find_state(out: Path, resume: bool) -> dict[str, Any] | None:
+    """Checkpoint to go on from, or None for a fresh start.
+
+    Raises
+    ------
+    StorageError
+        If `out` is a file, is not a run, or is not empty and `resume` is not set.
+    CheckpointError
+        If there are checkpoints and none can be read.
+    """
+    if out.exists() and not out.is_dir():
+        raise StorageError(f"{out} is a file. Name a folder for the run.")
+    if not out.exists() or not any(out.iterdir()):
+        return None
+    if not resume:
+        raise StorageError(
+            f"{out} exists and is not empty. Name another folder, or go on with --resume."
+        )
+    if not (out / CONFIG).exists():
+        raise StorageError(f"{out} is not the folder of a run (it has no {CONFIG}).")
+    if not any((out / CHECKPOINTS).glob("*.pt")):
+        return None  # cut off before its first checkpoint
+    return load_latest(out / CHECKPOINTS)[1]
+
+
+def check_same_run(state: dict[str, Any], dataset: Dataset, config: Config, out: Path) -> None:
+    """Refuse to go on with other data, or with a configuration that makes it another run.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    if state["dataset_id"] != dataset.dataset_id:
+        raise CheckpointError(
+            f"{out} was trained on dataset {state['dataset_id'][:12]}, and {dataset.uri} is "
+            f"{dataset.dataset_id[:12]}. Resume with the same dataset, or start another run."
+        )
+    before, now = state["config"], to_mapping(config)
+    for section, keys in FIXED.items():
+        old, new = before.get(section, {}), now[section]
+        for key in keys or sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                raise CheckpointError(
+                    f"{out} was started with {section}.{key} = {old.get(key)!r}, and now it is "
+                    f"{new.get(key)!r}. Resume with {out / CONFIG}, or start another run."
+                )
+
+
+def restore(run: Run, state: dict[str, Any]) -> None:
+    """Put a fresh run where a checkpoint was written."""
+    run.learner.load_state_dict(state)
+    run.stopper.load_state_dict(state["stopper"])
+    run.train_loader.load_state_dict(state["loader"])
+    run.epochs_done = state["epoch"]
+    run.metrics = dict(state["metrics"])
+    for totals, sums in zip((run.totals, run.epoch_totals), state["totals"], strict=True):
+        _restore_totals(totals, sums, run.context.is_main)
+    if run.context.rank < len(state["rng"]):
+        set_rng_state(state["rng"][run.context.rank])
+
+
+def save(run: Run, names: list[str]) -> None:
+    """Write ``last.pt`` and give it further names; every process of the run must come here."""
+    generators = run.context.gather_objects(rng_state())
+    totals = [merged_totals(run, part) for part in (run.totals, run.epoch_totals)]
+    if run.context.is_main:
+        save_last(run.checkpoints, contents(run, generators, totals), names)
+    run.saved_at = time.monotonic()
+    run.context.barrier()
+
+
+def contents(run: Run, generators: list[Any], totals: list[dict[str, float]]) -> dict[str, Any]:
+    """Everything that a checkpoint holds, in tensors and plain types."""
+    manifest = run.dataset.manifest
+    return {
+        **run.learner.state_dict(),
+        "stopper": run.stopper.state_dict(),
+        "loader": run.train_loader.state_dict(),
+        "rng": generators,
+        "totals": totals,
+        "epoch": run.epochs_done,
+        "metrics": dict(run.metrics),
+        "config": to_mapping(run.config),
+        "normalization": manifest.normalization.to_dict(),
+        "label_map": dict(manifest.label_map),
+        "dataset": run.dataset.uri,
+        "dataset_id": run.dataset.dataset_id,
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+
+
+def merged_totals(run: Run, totals: Totals) -> dict[str, float]:
+    """Totals over all processes, as numbers; this waits for the device."""
+    parts = run.context.gather(totals.sums).view(run.context.world_size, -1).cpu()
+    merged = dict(zip(Totals.NAMES, parts.sum(0).tolist(), strict=True))
+    for name in SHARED_TOTALS:
+        merged[name] = float(parts[0, Totals.NAMES.index(name)])
+    return merged
+
+
+def _restore_totals(totals: Totals, merged: dict[str, float], is_main: bool) -> None:
+    """Give sums back so that merging them, over any number of processes, gives them again."""
+    kept = [merged[n] if is_main or n in SHARED_TOTALS else 0.0 for n in Totals.NAMES]
+    totals.sums.copy_(torch.tensor(kept, dtype=totals.sums.dtype))
+
+
+def last_checkpoint(run: Run) -> Path:
+    """Path of the newest checkpoint."""
+    return run.checkpoints / LAST

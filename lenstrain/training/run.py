@@ -1,0 +1,237 @@
+"""A run: its parts, the checks before it may start, and the records that describe it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lensprep.dataset import Dataset
+from lensprep.errors import ConfigError, DatasetError, StorageError
+from lenstrain.config import Config
+from lenstrain.data import StampLoader
+from lenstrain.model import build_model, count_parameters
+from lenstrain.schedule import plan_schedule
+from lenstrain.training.distributed import Context
+from lenstrain.training.runlog import RunLog, write_setup
+from lenstrain.training.step import Learner, Totals, make_learner
+from lenstrain.training.stopping import Stopper
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Progress of a run, for whoever shows it. Making one waits for nothing."""
+
+    stage: Literal["train", "validate", "epoch"]
+    epoch: int
+    """From 1."""
+    epochs: int
+    step: int
+    """Step of the stage that was just finished, from 1."""
+    steps: int
+    """Steps of the stage in this epoch."""
+    stamps: int
+    """Stamps of one step."""
+    record: dict[str, Any] = field(default_factory=dict)
+    """The newest line of metrics.jsonl, if the step wrote one."""
+
+
+Progress = Callable[[Event], None]
+
+
+@dataclass(kw_only=True, slots=True)
+class Run:
+    """A run in one process: what is fixed, and what moves."""
+
+    config: Config
+    context: Context
+    dataset: Dataset
+    folder: Path
+    train_loader: StampLoader
+    val_loader: StampLoader
+    learner: Learner
+    totals: Totals
+    """Since the last line of the log."""
+    epoch_totals: Totals
+    """Since the start of the epoch, up to the last line of the log."""
+    stopper: Stopper
+    progress: Progress | None = None
+    log: RunLog | None = None
+    """In the main process only."""
+    epochs_done: int = 0
+    """Epochs finished, with their validation."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last validation."""
+    saved_at: float = field(default_factory=time.monotonic)
+    """When the last checkpoint was written."""
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / CHECKPOINTS
+
+    def tell(self, stage: Any, step: int, steps: int, stamps: int, record: dict[str, Any]) -> None:
+        """Report progress to whoever listens."""
+        if self.progress is not None and self.context.is_main:
+            event = Event(
+                stage=stage,
+                epoch=self.epochs_done + 1,
+                epochs=self.config.train.epochs,
+                step=step,
+                steps=steps,
+                stamps=stamps,
+                record=record,
+            )
+            self.progress(event)
+
+    def close(self) -> None:
+        """Let go of files and threads."""
+        if self.log is not None:
+            self.log.close()
+        self.train_loader.close()
+        self.val_loader.close()
+
+
+def build_run(
+    dataset: Dataset, config: Config, folder: Path, context: Context, progress: Progress | None
+) -> Run:
+    """Check the input and build every part of a fresh run; nothing is written.
+
+    Raises
+    ------
+    DatasetError, ConfigError, CheckpointError
+        If the input cannot be used.
+    """
+    check_input(dataset, config, context)
+    set_backends(config, context)
+    train_loader, val_loader = make_loaders(dataset, config, context)
+    torch.manual_seed(config.train.seed)
+    model = build_model(config.model)
+    schedule = plan_schedule(
+        peak=config.optim.lr,
+        floor=config.optim.min_lr,
+        warmup_epochs=config.optim.warmup_epochs,
+        epochs=config.train.epochs,
+        steps_per_epoch=len(train_loader),
+    )
+    learner = make_learner(model, config, schedule, context)
+    # The weights are equal in all processes; what is drawn from here on (dropout) must not be.
+    torch.manual_seed(config.train.seed + 1 + context.rank)
+    rows = config.data.batch_size // context.world_size
+    return Run(
+        config=config,
+        context=context,
+        dataset=dataset,
+        folder=folder,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        learner=learner,
+        totals=Totals(context.device, rows),
+        epoch_totals=Totals(context.device, rows),
+        stopper=Stopper(
+            monitor=config.train.monitor,
+            patience=config.train.patience,
+            min_delta=config.train.min_delta,
+        ),
+        progress=progress,
+    )
+
+
+def check_input(dataset: Dataset, config: Config, context: Context) -> None:
+    """Refuse what cannot be trained on before anything is built.
+
+    Raises
+    ------
+    DatasetError
+        If a split is missing or has one class only.
+    ConfigError
+        If a batch cannot be divided among the processes.
+    """
+    for name in ("train", config.eval.split):
+        classes = dataset.split(name).classes
+        for label, kind in (("0", "non-lenses"), ("1", "lenses")):
+            if not classes.get(label):
+                raise DatasetError(
+                    f"{dataset.uri}: split {name!r} has no {kind}. "
+                    "Look at it with `lensprep inspect`."
+                )
+    for key, size in (("data", config.data.batch_size), ("eval", config.eval.batch_size)):
+        if size % context.world_size:
+            raise ConfigError(
+                f"{key}.batch_size = {size} cannot be divided among {context.world_size} "
+                f"processes. Take a multiple of {context.world_size}."
+            )
+
+
+def set_backends(config: Config, context: Context) -> None:
+    """Set the switches of the libraries below."""
+    if context.device.type == "cuda":
+        torch.backends.cudnn.benchmark = config.train.cudnn_benchmark
+        torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
+        torch.backends.cudnn.allow_tf32 = config.train.tf32
+
+
+def make_loaders(
+    dataset: Dataset, config: Config, context: Context
+) -> tuple[StampLoader, StampLoader]:
+    """Loaders of one process: shuffled for training, the whole split in order for validation."""
+    data = config.data
+    shared: dict[str, Any] = {
+        "rank": context.rank,
+        "world_size": context.world_size,
+        "cache_dir": data.cache_dir,
+        "pin_memory": context.device.type == "cuda",
+    }
+    training = StampLoader(
+        dataset.uri,
+        "train",
+        data.batch_size // context.world_size,
+        config.train.seed,
+        data.shuffle,
+        drop_last=data.drop_last,
+        where=data.where,
+        limit=data.limit,
+        sampling=data.sampling,
+        **shared,
+    )
+    validation = StampLoader(
+        dataset.uri,
+        config.eval.split,
+        config.eval.batch_size // context.world_size,
+        shuffle=None,
+        **shared,
+    )
+    return training, validation
+
+
+def start_records(run: Run) -> None:
+    """Make the run folder and what describes the run; in the main process only.
+
+    Raises
+    ------
+    StorageError
+        If the folder cannot be made.
+    """
+    if not run.context.is_main:
+        return
+    try:
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{run.folder} cannot be made: {error.strerror}.") from error
+    facts = {
+        "dataset": run.dataset.uri,
+        "dataset_id": run.dataset.dataset_id,
+        "device": str(run.context.device),
+        "processes": run.context.world_size,
+        "precision": str(run.learner.amp_dtype or torch.float32).removeprefix("torch."),
+        "parameters": count_parameters(run.learner.model),
+        "steps_per_epoch": len(run.train_loader),
+    }
+    write_setup(run.folder, run.config, facts)
+    run.log = RunLog(run.folder, run.learner.steps)

@@ -1,0 +1,120 @@
+"""What a run leaves to be read: configuration, environment, metrics, TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lensprep.configfile import to_toml
+from lensprep.dataset.storage import write_atomic
+from lenstrain.config import Config
+from lenstrain.training.checkpoint import git_commit, versions
+
+METRICS = "metrics.jsonl"
+CONFIG = "config.toml"
+ENVIRONMENT = "environment.json"
+TENSORBOARD = "tensorboard"
+
+
+class RunLog:
+    """Writes the records of a run; one process of a run has one, the others write nothing.
+
+    Parameters
+    ----------
+    folder : Path
+        The run folder.
+    step : int
+        Step that the run starts from. Later records, of a run that was cut off, are dropped.
+    """
+
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        # Importing TensorBoard takes a second, which only the process that writes should pay.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = folder / METRICS
+        truncate_metrics(self.path, step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board: Any = SummaryWriter(
+            str(folder / TENSORBOARD), purge_step=step if step else None
+        )
+
+    def write(self, kind: str, record: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl, and its numbers to TensorBoard as ``kind/name``.
+
+        Parameters
+        ----------
+        kind : {"interval", "epoch"}
+        record : dict
+            Has ``step``; numbers that are not finite become null.
+        """
+        plain = {name: _plain(value) for name, value in record.items()}
+        self._file.write(json.dumps({"kind": kind, **plain}, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in plain.items():
+            if isinstance(value, (int, float)) and name != "step":
+                self._board.add_scalar(f"{kind}/{name}", value, record["step"])
+
+    def close(self) -> None:
+        """Finish both files."""
+        self._file.close()
+        self._board.close()
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drop the records after a step, and a last line that was cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if record["step"] <= step:
+            kept.append(line)
+    write_atomic(path, "".join(line + "\n" for line in kept).encode())
+
+
+def write_setup(folder: Path, config: Config, facts: dict[str, Any]) -> None:
+    """Write the resolved configuration and the environment.
+
+    Parameters
+    ----------
+    folder : Path
+    config : Config
+    facts : dict
+        What only the run knows: dataset, device, parameters, ...
+    """
+    write_atomic(folder / CONFIG, to_toml(config).encode())
+    environment = {**facts, **environment_facts()}
+    write_atomic(folder / ENVIRONMENT, (json.dumps(environment, indent=2) + "\n").encode())
+
+
+def environment_facts() -> dict[str, Any]:
+    """Machine and software, as far as a result or a speed depends on them."""
+    facts: dict[str, Any] = {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+        facts["cuda"] = torch.version.cuda
+        cudnn: Any = torch.backends.cudnn
+        facts["cudnn"] = cudnn.version()
+    return facts
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that JSON cannot hold become null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

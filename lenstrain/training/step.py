@@ -1,0 +1,326 @@
+"""One optimiser step, and everything that a step changes. Nothing in here waits for the device.
+
+What the host wants to know of a step (loss, norm, whether it was finite) is added up on the
+device, in `Totals`, and read once an interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lenstrain.config import Config, LossConfig, OptimConfig
+from lenstrain.loss import loss_per_stamp, weighted_sum
+from lenstrain.schedule import Schedule, ema_decay
+from lenstrain.training.distributed import Context
+
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepBatch:
+    """One process's part of a global batch, on the device."""
+
+    pixels: Tensor
+    """x_BCHW, normalised pixels, float32."""
+    label: Tensor
+    """0 or 1, shape (B,)."""
+    weight: Tensor
+    """float32, shape (B,); 0 marks a filler, which adds nothing to loss or gradient."""
+    index: Tensor
+    """int64, shape (B,): positions in the split."""
+
+    def parts(self, count: int) -> Iterator[StepBatch]:
+        """Cut into at most `count` parts of about equal size."""
+        fields = (self.pixels, self.label, self.weight, self.index)
+        for x, label, weight, index in zip(*(f.chunk(count) for f in fields), strict=True):
+            yield StepBatch(pixels=x, label=label, weight=weight, index=index)
+
+
+class Totals:
+    """Sums over steps, on the device, and the rows of the first step with a non-finite loss."""
+
+    NAMES = ("loss", "weight", "norm", "steps", "updates", "clipped", "nonfinite")
+
+    def __init__(self, device: torch.device, rows: int) -> None:
+        self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
+        self.bad_index = torch.full((rows,), -1, dtype=torch.int64, device=device)
+
+    def add(self, *, loss: Tensor, weight: Tensor, norm: Tensor, clip_norm: float) -> None:
+        """Add a step: sums of its loss and weight, and the norm of its gradient before clipping."""
+        finite = torch.isfinite(norm)
+        bad = ~torch.isfinite(loss)
+        clipped = finite & (norm > clip_norm) if clip_norm else torch.zeros_like(finite)
+        norm = torch.where(finite, norm, torch.zeros_like(norm))
+        loss = torch.where(bad, torch.zeros_like(loss), loss)
+        one = torch.ones_like(norm)
+        values = (loss, weight, norm, one, finite, clipped, bad)
+        self.sums += torch.stack([value.to(torch.float64) for value in values])
+
+    def remember(self, loss: Tensor, index_B: Tensor) -> None:
+        """Keep the rows of the first step whose loss is not finite."""
+        first = ~torch.isfinite(loss) & (self.bad_index[0] < 0)
+        kept = self.bad_index[: len(index_B)]
+        kept.copy_(torch.where(first, index_B, kept))
+
+    def read(self) -> dict[str, float]:
+        """The sums as numbers: this waits for the device."""
+        return dict(zip(self.NAMES, self.sums.tolist(), strict=True))
+
+
+class Average:
+    """Exponential moving average of a model: parameters and batch statistics alike.
+
+    Batch statistics are averaged with the same decay, because they belong to the weights of their
+    time: averaged weights with the last statistics would be normalised by another network's.
+    Counters are copied.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, update: int) -> None:
+        """Take in the model after its update number `update` (from 0)."""
+        source = model.state_dict()
+        floats = [name for name, value in source.items() if value.is_floating_point()]
+        mine, theirs = [self.state[n] for n in floats], [source[n] for n in floats]
+        torch._foreach_lerp_(mine, theirs, 1 - ema_decay(update, self.decay))
+        for name in source.keys() - set(floats):
+            self.state[name].copy_(source[name])
+
+
+@dataclass(kw_only=True, slots=True)
+class Learner:
+    """Everything that a step changes."""
+
+    model: nn.Module
+    """The bare model: its state dict is what is saved."""
+    network: nn.Module
+    """The model as called in training: compiled, or spread over processes."""
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    """Scales the loss under fp16; does nothing otherwise."""
+    average: Average | None
+    """Averaged weights, if the run keeps them."""
+    rates: Tensor
+    """Learning rate of every update of the run, float32, on the device."""
+    updates: Tensor
+    """Updates made so far, int64 scalar on the device: a step that was skipped is none."""
+    amp_dtype: torch.dtype | None
+    """Precision of the network in training; None is float32."""
+    steps: int = 0
+    """Steps taken so far, skipped or not."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for a checkpoint."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": None if self.average is None else self.average.state,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "scheduler": {"updates": int(self.updates), "total_updates": len(self.rates)},
+            "step": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            for name, value in state["ema"].items():
+                self.average.state[name].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = torch.as_tensor(group["lr"]).to(self.rates)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        self.updates.fill_(state["scheduler"]["updates"])
+        self.steps = state["step"]
+
+
+def make_learner(model: nn.Module, config: Config, schedule: Schedule, context: Context) -> Learner:
+    """Put a model on its device, with an optimiser and all that belongs to it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        On the CPU, the same in every process.
+    config : Config
+    schedule : Schedule
+    context : Context
+    """
+    device = context.device
+    model = model.to(device)
+    if config.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if config.train.sync_batchnorm and context.world_size > 1:
+        convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+        model = convert(model)
+    amp_dtype = choose_amp(config.train.amp, device)
+    return Learner(
+        model=model,
+        network=_network(model, config, context),
+        optimizer=make_optimizer(model, config.optim),
+        scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16),
+        average=Average(model, config.optim.ema_decay) if config.optim.ema_decay else None,
+        rates=torch.tensor(schedule.rates(), dtype=torch.float32, device=device),
+        updates=torch.zeros((), dtype=torch.int64, device=device),
+        amp_dtype=amp_dtype,
+    )
+
+
+def _network(model: nn.Module, config: Config, context: Context) -> nn.Module:
+    network: Any = torch.compile(model) if config.train.compile else model
+    if context.world_size > 1:
+        ids = [context.device.index] if context.device.type == "cuda" else None
+        network = DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
+    return network
+
+
+def choose_amp(amp: str, device: torch.device) -> torch.dtype | None:
+    """Precision of the network: bf16 where a GPU has it, fp16 on older ones, None on CPUs."""
+    if amp == "auto":
+        if device.type != "cuda":
+            return None
+        # Emulated bf16 on a V100 is slower than float32.
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    return AMP_DTYPES.get(amp)
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with decay where it belongs.
+
+    Weights of convolutions and linear layers decay; biases, norms and layer scales do not. The
+    learning rate is a tensor on the device, so that setting it does not wait.
+    """
+    decayed, free = split_parameters(model)
+    device = next(model.parameters()).device
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    groups = [{**g, "lr": torch.tensor(config.lr, device=device)} for g in groups if g["params"]]
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, lr=torch.tensor(config.lr), betas=betas, fused=True)
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters that decay, and those that do not."""
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    decaying = {id(layer.weight) for layer in layers}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in parameters if id(p) in decaying]
+    return decayed, [p for p in parameters if id(p) not in decaying]
+
+
+def train_step(
+    learner: Learner,
+    batch: StepBatch,
+    totals: Totals,
+    *,
+    loss: LossConfig,
+    clip_norm: float = 0.0,
+    accumulate: int = 1,
+    context: Context | None = None,
+) -> None:
+    """Make one step: rate, forward, backward, clip, update, average. Nothing waits for the device.
+
+    A gradient that is not finite moves nothing and does not advance the schedule. The loss is the
+    mean over the global batch: sums by weight here, divided by the weight of all processes.
+
+    Parameters
+    ----------
+    learner : Learner
+        Changed in place.
+    batch : StepBatch
+        This process's part of the global batch.
+    totals : Totals
+        Where the step is recorded.
+    loss : LossConfig
+    clip_norm : float
+        Largest norm of the gradient; 0 clips nothing.
+    accumulate : int
+        Parts to cut the batch into.
+    context : Context, optional
+        The processes; alone if not given.
+    """
+    set_rate(learner)
+    learner.optimizer.zero_grad(set_to_none=True)
+    weight = batch.weight.sum()
+    scale = _loss_scale(weight, context)
+    loss_sum = torch.zeros_like(weight)
+    for part, sync in _parts(learner.network, batch, accumulate):
+        with sync:
+            part_sum = _part_loss(learner, part, loss)
+            scaled: Any = learner.scaler.scale(part_sum * scale)
+            scaled.backward()
+            loss_sum += part_sum.detach()
+    norm = _update(learner, clip_norm)
+    totals.remember(loss_sum, batch.index)
+    totals.add(loss=loss_sum, weight=weight, norm=norm, clip_norm=clip_norm)
+    if learner.average is not None:
+        learner.average.update(learner.model, learner.steps)
+    learner.steps += 1
+
+
+def set_rate(learner: Learner) -> None:
+    """Set the learning rate of the coming update, on the device, in every parameter group."""
+    last = learner.rates.numel() - 1
+    rate = learner.rates.index_select(0, learner.updates.clamp(max=last).view(1))[0]
+    for group in learner.optimizer.param_groups:
+        group["lr"].copy_(rate)
+
+
+def _loss_scale(weight: Tensor, context: Context | None) -> Tensor:
+    """Factor from a process's sum of losses to its share of the global mean.
+
+    Gradients are averaged over processes, so that the number of processes has to be undone.
+    """
+    if context is None or context.world_size == 1:
+        return 1 / weight.clamp(min=1)
+    total = context.sum(weight.clone())
+    return context.world_size / total.clamp(min=1)
+
+
+def _parts(
+    network: nn.Module, batch: StepBatch, count: int
+) -> Iterator[tuple[StepBatch, AbstractContextManager[Any]]]:
+    """Parts of a batch; processes exchange gradients in the last one only."""
+    parts = list(batch.parts(count))
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        if isinstance(network, DistributedDataParallel) and not last:
+            yield part, network.no_sync()
+        else:
+            yield part, nullcontext()
+
+
+def _part_loss(learner: Learner, part: StepBatch, loss: LossConfig) -> Tensor:
+    device = part.pixels.device.type
+    with torch.autocast(device, learner.amp_dtype, enabled=learner.amp_dtype is not None):
+        logit_B = learner.network(part.pixels)
+    return weighted_sum(loss_per_stamp(logit_B, part.label, loss), part.weight)
+
+
+def _update(learner: Learner, clip_norm: float) -> Tensor:
+    """Unscale, clip and step; returns the norm before clipping."""
+    optimizer, scaler = learner.optimizer, learner.scaler
+    scaler.unscale_(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, clip_norm or float("inf"))
+    finite = torch.isfinite(norm)
+    if not scaler.is_enabled():
+        # The fused kernel leaves everything as it is where this is 1, as under a loss scaler.
+        optimizer.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]
+    scaler.step(optimizer)
+    scaler.update()
+    learner.updates += finite
+    return norm

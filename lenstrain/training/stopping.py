@@ -1,0 +1,77 @@
+"""When a run is good, and when it has stopped getting better."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+DIRECTIONS = {"auroc": 1.0, "nll": -1.0, "tpr_at_fpr": 1.0}
+"""Validation metrics that a run can be steered by: 1 if more is better, -1 if less is."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Stopper:
+    """Best value of each metric so far, and the patience left for one of them."""
+
+    monitor: str
+    """Metric that decides on stopping."""
+    patience: int
+    """Epochs without a gain after which to stop; 0 never stops."""
+    min_delta: float = 0.0
+    """A gain must be larger than this to renew the patience."""
+    best: dict[str, float] = field(default_factory=dict)
+    """Best value of each metric."""
+    best_epoch: dict[str, int] = field(default_factory=dict)
+    """Epoch in which it came."""
+    reference: float | None = None
+    """Value of `monitor` that the next one must beat by more than `min_delta`."""
+    waited: int = 0
+    """Epochs since the last gain."""
+
+    def update(self, epoch: int, metrics: dict[str, float]) -> list[str]:
+        """Take in an epoch's metrics; a value that is not finite is never a gain.
+
+        Returns
+        -------
+        list of str
+            Metrics that are better than ever before.
+        """
+        improved = [name for name in DIRECTIONS if self._is_best(name, metrics[name])]
+        for name in improved:
+            self.best[name] = metrics[name]
+            self.best_epoch[name] = epoch
+        value, sign = metrics[self.monitor], DIRECTIONS[self.monitor]
+        gained = math.isfinite(value) and (
+            self.reference is None or sign * (value - self.reference) > self.min_delta
+        )
+        if gained:
+            self.reference = value
+        self.waited = 0 if gained else self.waited + 1
+        return improved
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the patience is used up."""
+        return 0 < self.patience <= self.waited
+
+    def _is_best(self, name: str, value: float) -> bool:
+        if not math.isfinite(value):
+            return False
+        return name not in self.best or DIRECTIONS[name] * (value - self.best[name]) > 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {
+            "best": dict(self.best),
+            "best_epoch": dict(self.best_epoch),
+            "reference": self.reference,
+            "waited": self.waited,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.best = dict(state["best"])
+        self.best_epoch = dict(state["best_epoch"])
+        self.reference = state["reference"]
+        self.waited = int(state["waited"])

@@ -1,0 +1,393 @@
+"""The training program: open, train and validate epochs, keep the best, stop in time."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lensprep.dataset import Dataset
+from lensprep.dataset.storage import write_atomic
+from lensprep.errors import ProjectError
+from lenstrain.augment import augment
+from lenstrain.config import Config
+from lenstrain.data import Batch
+from lenstrain.training.distributed import Context, process_group
+from lenstrain.training.resume import (
+    check_same_run,
+    find_state,
+    last_checkpoint,
+    merged_totals,
+    restore,
+    save,
+)
+from lenstrain.training.run import Event as Event
+from lenstrain.training.run import Progress, Run, build_run, start_records
+from lenstrain.training.signals import StopSignals, stop_signals
+from lenstrain.training.step import Learner, StepBatch, train_step
+from lenstrain.training.validate import score_split, validation_metrics
+
+BEST = "best.pt"
+NONFINITE = "nonfinite.json"
+
+
+class NonFiniteLossError(ProjectError):
+    """The loss became NaN or infinite; the rows of that batch are in a file of the run folder."""
+
+
+def train(
+    dataset: str,
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train a finder.
+
+    Parameters
+    ----------
+    dataset : str
+        Path or URI of a dataset.
+    config : Config
+    out : Path
+        The run folder: new or empty, unless `resume`.
+    resume : bool
+        Go on from the last checkpoint of `out` if there is one. A run that was cut off and resumed
+        on a CPU ends in the same bits as one that was not.
+    progress : callable, optional
+        Told of every step.
+
+    Returns
+    -------
+    dict
+        ``status`` ("completed", "stopped" by patience, or "interrupted" by a signal), ``signal``,
+        ``run``, ``best`` and ``last`` (checkpoints), ``epochs``, ``step``, ``monitor``,
+        ``best_epoch``, ``best_value``, the last ``validation`` and ``seconds``.
+
+    Raises
+    ------
+    ConfigError, DatasetError, CheckpointError, StorageError
+        Before anything is written, if the input cannot be used.
+    NonFiniteLossError
+        If the loss is NaN or infinite. The checkpoints hold the state before.
+    """
+    started = time.monotonic()
+    with process_group(config.train.device, config.train.timeout_minutes) as context:
+        run = open_run(dataset, config, out, context, resume=resume, progress=progress)
+        try:
+            with stop_signals() as signals:
+                status = fit(run, signals)
+            return summarise(run, status, signals, time.monotonic() - started)
+        finally:
+            run.close()
+
+
+def open_run(
+    uri: str,
+    config: Config,
+    out: Path,
+    context: Context,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Check everything, build everything, and only then make the run folder."""
+    state = find_state(out, resume)
+    dataset = Dataset.open(uri)
+    if state is not None:
+        check_same_run(state, dataset, config, out)
+    run = build_run(dataset, config, out, context, progress)
+    if state is not None:
+        restore(run, state)
+    start_records(run)
+    return run
+
+
+def fit(run: Run, signals: StopSignals) -> str:
+    """Train and validate until the epochs, the patience or the machine's time are used up.
+
+    Returns
+    -------
+    str
+        ``completed``, ``stopped`` or ``interrupted``.
+    """
+    while run.epochs_done < run.config.train.epochs:
+        if run.stopper.should_stop:
+            return "stopped"
+        if not train_epoch(run, signals):
+            return "interrupted"
+        finish_epoch(run)
+    return "completed"
+
+
+def train_epoch(run: Run, signals: StopSignals) -> bool:
+    """Train through the rest of the epoch; False if a signal ended it, after saving the state."""
+    config, steps = run.config, len(run.train_loader)
+    first = run.learner.steps - run.epochs_done * steps
+    if first == steps:
+        return True
+    clock = IntervalClock()
+    batches = iter(run.train_loader)
+    for number in range(first, steps):
+        with clock.waiting():
+            batch = next(batches)
+        train_step(
+            run.learner,
+            to_device(batch, run),
+            run.totals,
+            loss=config.loss,
+            clip_norm=config.optim.clip_norm,
+            accumulate=config.optim.accumulate,
+            context=run.context,
+        )
+        clock.steps += 1
+        at_interval = run.learner.steps % config.train.log_every == 0
+        record = log_interval(run, clock) if at_interval else {}
+        run.tell("train", number + 1, steps, config.data.batch_size, record)
+        stop, due = consult(run, signals, at_interval)
+        if stop or (due and number + 1 < steps):
+            check_finite(run, merged_totals(run, run.totals))
+            save(run, [])
+        if stop:
+            return False
+    return True
+
+
+def to_device(batch: Batch, run: Run) -> StepBatch:
+    """Copy a batch to the device, turn and flip it there, and widen it to float32."""
+    device, config = run.context.device, run.config
+    pixels = batch.pixels.to(device, non_blocking=True)
+    index = batch.index.to(device, non_blocking=True)
+    if config.data.d4 or config.data.shift_px:
+        pixels = augment(
+            pixels,
+            index,
+            seed=config.train.seed,
+            epoch=run.epochs_done,
+            d4=config.data.d4,
+            shift_px=config.data.shift_px,
+        )
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    return StepBatch(
+        pixels=pixels.to(torch.float32, memory_format=layout),
+        label=batch.labels.to(device, torch.float32, non_blocking=True),
+        weight=batch.weight.to(device, non_blocking=True),
+        index=index,
+    )
+
+
+def consult(run: Run, signals: StopSignals, at_interval: bool) -> tuple[bool, bool]:
+    """Whether to stop, and whether a checkpoint is due: the same answer in every process.
+
+    Several processes ask each other at intervals of the log only, because asking waits.
+    """
+    minutes = run.config.train.checkpoint_minutes
+    stop = signals.received is not None
+    due = minutes > 0 and time.monotonic() - run.saved_at > 60 * minutes
+    if run.context.world_size == 1:
+        return stop, due
+    if not at_interval:
+        return False, False
+    flags = torch.tensor([stop, due and run.context.is_main], device=run.context.device)
+    stops, dues = run.context.sum(flags.to(torch.float32)).tolist()
+    return stops > 0, dues > 0
+
+
+@dataclass(slots=True)
+class IntervalClock:
+    """Time of an interval, and how much of it went into waiting for data."""
+
+    started: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    steps: int = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the block as waiting."""
+        before = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - before
+
+    def restart(self) -> tuple[float, float, int]:
+        """Seconds, seconds waited and steps since the last restart."""
+        now = time.perf_counter()
+        result = now - self.started, self.waited, self.steps
+        self.started, self.waited, self.steps = now, 0.0, 0
+        return result
+
+
+def log_interval(run: Run, clock: IntervalClock) -> dict[str, Any]:
+    """Read the totals from the device (the one wait of an interval), check and log them."""
+    sums = close_interval(run)
+    seconds, waited, steps = clock.restart()
+    updates = max(sums["updates"], 1)
+    record: dict[str, Any] = {
+        "step": run.learner.steps,
+        "epoch": run.epochs_done + 1,
+        "loss": sums["loss"] / max(sums["weight"], 1),
+        "lr": float(run.learner.optimizer.param_groups[0]["lr"]),
+        "grad_norm": sums["norm"] / updates,
+        "clipped_share": sums["clipped"] / updates,
+        "skipped_updates": sums["steps"] - sums["updates"],
+        "samples_per_s": steps * run.config.data.batch_size / seconds,
+        "data_wait_share": waited / seconds,
+    }
+    if run.learner.scaler.is_enabled():
+        record["loss_scale"] = run.learner.scaler.get_scale()
+    if run.context.device.type == "cuda":
+        record["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    if run.log is not None:
+        run.log.write("interval", record)
+    return record
+
+
+def close_interval(run: Run) -> dict[str, float]:
+    """Sums since the last reading, over all processes; they move on to the epoch's.
+
+    Raises
+    ------
+    NonFiniteLossError
+        If a loss among them was not finite in any process.
+    """
+    sums = merged_totals(run, run.totals)
+    check_finite(run, sums)
+    run.epoch_totals.sums += run.totals.sums
+    run.totals.sums.zero_()
+    return sums
+
+
+def check_finite(run: Run, sums: dict[str, float]) -> None:
+    """Stop the run, with the rows of the first bad batch saved, if a loss was not finite.
+
+    Raises
+    ------
+    NonFiniteLossError
+    """
+    if not sums["nonfinite"]:
+        return
+    rows = [index for index in run.context.gather(run.totals.bad_index).tolist() if index >= 0]
+    path = run.folder / NONFINITE
+    if run.context.is_main:
+        write_atomic(path, json.dumps(describe_rows(run.dataset, rows), indent=1).encode())
+    raise NonFiniteLossError(
+        f"The loss became NaN or infinite within the last {run.config.train.log_every} of "
+        f"{run.learner.steps} steps. The rows of that batch are listed in {path}, and the "
+        "checkpoints hold the state before. Check them with `lensprep verify`, or lower optim.lr."
+    )
+
+
+def describe_rows(dataset: Dataset, rows: list[int]) -> dict[str, Any]:
+    """Keys of training rows, and whether their stored pixels are finite."""
+    unique = sorted(set(rows))
+    pixels = torch.from_numpy(dataset.read_pixels("train", unique))
+    finite = torch.isfinite(pixels).flatten(1).all(1).tolist()
+    keys = dataset.read_sidecar("train", ["key"])["key"].to_pylist()
+    found = zip(unique, finite, strict=True)
+    return {
+        "split": "train",
+        "rows": [{"index": i, "key": keys[i], "finite_pixels": ok} for i, ok in found],
+    }
+
+
+def finish_epoch(run: Run) -> None:
+    """Validate, remember what is best, log, save."""
+    close_interval(run)
+    started = time.perf_counter()
+    run.metrics = validate(run)
+    improved = run.stopper.update(run.epochs_done + 1, run.metrics)
+    sums = merged_totals(run, run.epoch_totals)
+    monitor = run.stopper.monitor
+    record = {
+        "step": run.learner.steps,
+        "epoch": run.epochs_done + 1,
+        "train_loss": sums["loss"] / max(sums["weight"], 1),
+        **run.metrics,
+        f"best_{monitor}": run.stopper.best.get(monitor),
+        "epochs_without_gain": run.stopper.waited,
+        "validation_seconds": time.perf_counter() - started,
+    }
+    if run.log is not None:
+        run.log.write("epoch", record)
+    run.tell("epoch", len(run.train_loader), len(run.train_loader), 0, record)
+    run.epoch_totals.sums.zero_()
+    run.epochs_done += 1
+    run.train_loader.set_epoch(run.epochs_done)
+    names = [f"best-{name}.pt" for name in improved]
+    save(run, names + ([BEST] if monitor in improved else []))
+
+
+def validate(run: Run) -> dict[str, float]:
+    """Metrics on all rows of the validation split, with the averaged weights if there are any."""
+    config, steps, done = run.config, len(run.val_loader), 0
+
+    def on_batch() -> None:
+        nonlocal done
+        done += 1
+        run.tell("validate", done, steps, config.eval.batch_size, {})
+
+    synchronise_buffers(run)
+    with scoring_weights(run.learner):
+        logits, labels = score_split(
+            run.learner.model,
+            run.val_loader,
+            run.dataset.split(config.eval.split).rows,
+            run.context,
+            channels_last=config.train.channels_last,
+            on_batch=on_batch,
+        )
+    return validation_metrics(logits, labels, config.eval.fpr)
+
+
+@contextmanager
+def scoring_weights(learner: Learner) -> Iterator[None]:
+    """Put the model in evaluation mode, with the averaged weights if there are any."""
+    model, average = learner.model, learner.average
+    kept = None
+    if average is not None:
+        kept = {name: value.clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(average.state)
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
+        if kept is not None:
+            model.load_state_dict(kept)
+
+
+def synchronise_buffers(run: Run) -> None:
+    """Give all processes the batch statistics of the first: they score with one network."""
+    if run.context.world_size == 1:
+        return
+    average = run.learner.average
+    for name, buffer in run.learner.model.named_buffers():
+        torch.distributed.broadcast(buffer, 0)
+        if average is not None:
+            torch.distributed.broadcast(average.state[name], 0)
+
+
+def summarise(run: Run, status: str, signals: StopSignals, seconds: float) -> dict[str, Any]:
+    """What `train` returns; see there."""
+    best = run.checkpoints / BEST
+    monitor = run.stopper.monitor
+    return {
+        "status": status,
+        "signal": signals.received,
+        "run": str(run.folder),
+        "best": str(best) if best.exists() else None,
+        "last": str(last_checkpoint(run)) if last_checkpoint(run).exists() else None,
+        "epochs": run.epochs_done,
+        "step": run.learner.steps,
+        "monitor": monitor,
+        "best_epoch": run.stopper.best_epoch.get(monitor),
+        "best_value": run.stopper.best.get(monitor),
+        "validation": dict(run.metrics),
+        "seconds": seconds,
+    }

@@ -1,0 +1,119 @@
+"""Score a whole split in float32, every row once, on any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lensprep.errors import DatasetError
+from lenstrain.evaluation import calibration, metrics
+from lenstrain.training.distributed import Context
+
+
+def score_split(
+    model: nn.Module,
+    batches: Iterable[Any],
+    rows: int,
+    context: Context,
+    *,
+    channels_last: bool = True,
+    on_batch: Callable[[], None] | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    """Logits and labels of all rows of a split, in split order, on every process.
+
+    Parameters
+    ----------
+    model : nn.Module
+        On ``context.device``, in evaluation mode.
+    batches : iterable
+        This process's batches of a loader with ``shuffle=None``.
+    rows : int
+        Rows of the split.
+    context : Context
+    channels_last : bool
+    on_batch : callable, optional
+        Called after each batch.
+
+    Returns
+    -------
+    logits : ndarray of float32, shape (rows,)
+    labels : ndarray of int8, shape (rows,)
+
+    Raises
+    ------
+    DatasetError
+        If a row came twice or not at all.
+    """
+    # One slot more than rows: fillers go there, without a look at which they are.
+    logit = torch.zeros(rows + 1, dtype=torch.float32, device=context.device)
+    label = torch.zeros(rows + 1, dtype=torch.float32, device=context.device)
+    seen = torch.zeros(rows + 1, dtype=torch.float32, device=context.device)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    with torch.inference_mode(), full_float32():
+        for batch in batches:
+            x_BCHW = batch.pixels.to(context.device, torch.float32, memory_format=layout)
+            weight_B = batch.weight.to(context.device)
+            slot_B = torch.where(weight_B > 0, batch.index.to(context.device), rows)
+            logit.index_add_(0, slot_B, model(x_BCHW).float())
+            label.index_add_(0, slot_B, batch.labels.to(context.device, torch.float32))
+            seen.index_add_(0, slot_B, torch.ones_like(weight_B))
+            if on_batch is not None:
+                on_batch()
+    # A row was scored by one process and is 0 in all others: the sum is that process's value.
+    logit, label, seen = (context.sum(value)[:rows].cpu() for value in (logit, label, seen))
+    _check_once(seen)
+    return logit.numpy(), label.to(torch.int8).numpy()
+
+
+def _check_once(seen: Tensor) -> None:
+    wrong = torch.nonzero(seen != 1)
+    if len(wrong):
+        row = int(wrong[0])
+        raise DatasetError(
+            f"{len(wrong)} rows of the split were not scored exactly once; the first is row {row}, "
+            f"{int(seen[row])} times. The loader must read with shuffle=None."
+        )
+
+
+def validation_metrics(
+    logits: NDArray[np.float32], labels: NDArray[np.int8], fpr: float
+) -> dict[str, float]:
+    """Metrics that steer a run, by rank on logits; ties count half.
+
+    Returns
+    -------
+    dict
+        ``auroc``, ``average_precision``, ``nll`` (without smoothing) and ``tpr_at_fpr``; all NaN
+        if a logit is not finite.
+    """
+    names = ("auroc", "average_precision", "nll", "tpr_at_fpr")
+    if not np.isfinite(logits).all():
+        return dict.fromkeys(names, float("nan"))
+    curve = metrics.roc_curve(labels, logits)
+    values = (
+        metrics.auroc(curve),
+        metrics.average_precision(curve),
+        float(np.mean(calibration.logit_nll(logits, labels))),
+        metrics.tpr_at_fpr(curve, fpr).tpr,
+    )
+    return dict(zip(names, map(float, values), strict=True))
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Switch TF32 off inside the block: scores are float32 on every device."""
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
