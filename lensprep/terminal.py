@@ -6,6 +6,7 @@ import functools
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -28,6 +29,9 @@ from lensprep.errors import ProjectError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_LINE_SECONDS = 10.0
+"""Time between two lines of progress where there is no terminal to draw a bar on."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C or SIGTERM, as shells have it for the first."""
@@ -72,6 +76,10 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     callable
         Takes the name of a phase, what is done and the total; a new name begins a new bar.
     """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _LineReporter(console)
+        return
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -81,8 +89,7 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console) as bar:
         tasks: dict[str, TaskID] = {}
 
         def report(phase: str, done: int, total: int) -> None:
@@ -94,3 +101,22 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, completed=done, total=total, rate=rate)
 
         yield report
+
+
+class _LineReporter:
+    """Progress for a log file: a line now and then instead of a bar."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._begun: dict[str, float] = {}
+        self._told = time.monotonic()
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        begun = self._begun.setdefault(phase, now)
+        if now - self._told < _LINE_SECONDS:
+            return
+        self._told = now
+        rate = done / (now - begun) if now > begun else 0.0
+        left = f", {(total - done) / rate:,.0f} s left" if rate else ""
+        self._console.print(f"{phase}: {done:,} of {total:,}, {rate:,.0f}/s{left}", highlight=False)

@@ -1,0 +1,368 @@
+"""Conversion: the account balances, the bytes depend on rows and seed alone, nothing half done."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lensprep import rounds
+from lensprep.convert import ConvertConfig, convert, disk_bytes
+from lensprep.dataset import Dataset
+from lensprep.errors import BudgetError, ConfigError, DatasetError, InputError, SchemaError
+from lensprep.verify import verify
+from tests.phase4c import stamp_blob, tiny_pixels, tiny_table, tiny_tree, write_tree
+
+CONFIG = ConvertConfig(shard_rows=20, max_reject_rate=1.0)
+
+
+def digests(root):
+    manifest = Dataset.open(root).manifest
+    return {s.name: s.sha256 for split in manifest.splits.values() for s in split.shards}
+
+
+def rejects(root):
+    return pq.read_table(root / "rejects.parquet").to_pylist()
+
+
+@pytest.fixture(scope="module")
+def table():
+    return tiny_table(120)
+
+
+@pytest.fixture(scope="module")
+def tree(table, tmp_path_factory):
+    return write_tree(tmp_path_factory.mktemp("src"), table)
+
+
+def test_every_row_of_a_clean_tree_is_in_the_dataset(tree, table, tmp_path):
+    report = convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1)
+    assert report["input_rows"] == report["accepted"] == 120
+    assert report["filtered"] == report["rejected"] == {}
+    dataset = Dataset.open(tmp_path / "ds")
+    found = [dataset.read_sidecar(split) for split in ("train", "val", "test")]
+    by_id = {row["task_id"]: row for part in found for row in part.to_pylist()}
+    assert len(by_id) == 120
+    for row in table.drop_columns(["stamp_npz"]).to_pylist():
+        got = by_id[row["task_id"]]
+        assert {name: got[name] for name in row} == row
+        assert got["label"] == (row["lens_model"] != "CONTROL")
+    assert verify(str(tmp_path / "ds"), against=str(tree), sample=None)["compared"] == 120
+    assert not (tmp_path / "ds" / ".work").exists()
+
+
+def test_the_stored_pixels_are_what_numpy_gives(tree, table, tmp_path):
+    convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1)
+    dataset = Dataset.open(tmp_path / "ds")
+    side = dataset.read_sidecar("val")
+    stored = dataset.read_pixels("val", np.arange(side.num_rows))
+    raw = dict(zip(table["task_id"].to_pylist(), tiny_pixels(120), strict=True))
+    for row, (task_id, pixels) in enumerate(zip(side["task_id"].to_pylist(), stored, strict=True)):
+        x = raw[task_id].reshape(3, -1)
+        median = np.median(x, axis=1, keepdims=True)
+        scale = np.float32(1.4826) * np.median(np.abs(x - median), axis=1, keepdims=True)
+        expected = np.clip((x - median) / scale, -10, 10).astype(np.float16)
+        np.testing.assert_array_equal(pixels.reshape(3, -1), expected)
+        assert side["median_r"][row].as_py() == median[1, 0]
+        assert side["scale_z"][row].as_py() == scale[2, 0]
+
+
+@pytest.mark.parametrize(
+    ("hive", "files", "groups", "workers"), [(True, 5, 3, 1), (False, 1, 1000, 1), (True, 2, 8, 2)]
+)
+def test_files_row_groups_order_and_workers_do_not_change_the_bytes(
+    table, tree, tmp_path, hive, files, groups, workers
+):
+    convert(str(tree), str(tmp_path / "a"), CONFIG, workers=1)
+    order = np.random.default_rng(3).permutation(table.num_rows)
+    other = write_tree(
+        tmp_path / "src", table.take(order), hive=hive, files_per_split=files, row_group_rows=groups
+    )
+    convert(str(other), str(tmp_path / "b"), CONFIG, workers=workers)
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    first, second = Dataset.open(tmp_path / "a"), Dataset.open(tmp_path / "b")
+    assert first.dataset_id == second.dataset_id
+    names = [n for n in first.read_sidecar("train").column_names if not n.startswith("source_")]
+    assert first.read_sidecar("train", names).equals(second.read_sidecar("train", names))
+
+
+def test_small_runs_and_batches_do_not_change_the_bytes(tree, tmp_path, monkeypatch):
+    convert(str(tree), str(tmp_path / "a"), CONFIG, workers=1)
+    monkeypatch.setattr(rounds, "RUN_ROWS", 7)
+    monkeypatch.setattr(rounds, "BATCH_ROWS", 5)
+    monkeypatch.setattr("lensprep.convert.RUN_ROWS", 7)
+    convert(str(tree), str(tmp_path / "b"), CONFIG, workers=1)
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+def test_another_seed_is_another_shuffle_of_the_same_rows(tree, tmp_path):
+    for seed in (0, 1):
+        config = ConvertConfig(seed=seed, shard_rows=20)
+        convert(str(tree), str(tmp_path / str(seed)), config, workers=1)
+    keys = [
+        Dataset.open(tmp_path / str(s)).read_sidecar("train", ["key"])["key"].to_pylist()
+        for s in (0, 1)
+    ]
+    assert keys[0] != keys[1]
+    assert sorted(keys[0]) == sorted(keys[1])
+
+
+def test_the_account_names_every_row_that_stays_out(tmp_path):
+    rows = 60
+    table = tiny_table(rows)
+    good = tiny_pixels(rows)
+    blobs = table["stamp_npz"].to_pylist()
+    models, cutout = table["lens_model"].to_pylist(), [1] * rows
+    frac = [0.1] * rows
+    nan = good[2].copy()
+    nan[1, 5, 5] = np.nan
+    flat = good[3].copy()
+    flat[2] = 0.25
+    planted = {
+        0: "null_blob", 1: "empty_blob", 2: "nonfinite", 3: "constant_band", 4: "missing_band",
+        5: "unknown_label", 6: "label_conflict", 7: "cutout_not_ok", 8: "max_bad_pixel_frac",
+        9: "crc_mismatch", 10: "not_zip",
+    }  # fmt: skip
+    blobs[0], blobs[1], blobs[2], blobs[3] = None, b"", stamp_blob(nan), stamp_blob(flat)
+    blobs[4] = stamp_blob(good[4, :2], ("r", "z"))
+    models[5], models[6], cutout[7], frac[8] = "UNK", "SIE", 0, 0.5
+    damaged = bytearray(blobs[9])
+    damaged[damaged.index(b"PK\x01\x02") + 16] ^= 0xFF  # the CRC-32 in the directory
+    blobs[9], blobs[10] = bytes(damaged), good[10].tobytes()
+    tree = tiny_tree(
+        tmp_path, rows, stamp_npz=blobs, lens_model=models, cutout_ok=cutout, bad_pixel_frac=frac
+    )
+    config = ConvertConfig(max_bad_pixel_frac=0.2, max_reject_rate=1.0)
+    report = convert(str(tree), str(tmp_path / "ds"), config, workers=1)
+    ids = table["task_id"].to_pylist()
+    assert {r["task_id"]: r["reason"] for r in rejects(tmp_path / "ds")} == {
+        ids[row]: reason for row, reason in planted.items()
+    }
+    kept_out = sum(report["filtered"].values()) + sum(report["rejected"].values())
+    assert report["input_rows"] == 60 == report["accepted"] + kept_out
+    assert report["filtered"] == {"cutout_not_ok": 1, "max_bad_pixel_frac": 1}
+    account = Dataset.open(tmp_path / "ds").manifest.account
+    cells = [cell for split in account["splits"].values() for cell in split.values()]
+    for total in ("input_rows", "accepted"):
+        assert sum(cell[total] for cell in cells) == account[total]
+    for row in rejects(tmp_path / "ds"):
+        source = pq.ParquetFile(tree / row["source_file"])
+        group = source.read_row_group(row["source_row_group"], ["task_id"])
+        assert group["task_id"][row["source_row"]].as_py() == row["task_id"]
+    assert verify(str(tmp_path / "ds"), against=str(tree))["ok"]
+
+
+def test_a_row_that_is_there_twice_gets_in_once(tmp_path):
+    table = tiny_table(40)
+    doubled = pa.concat_tables([table, table.slice(3, 2), table.slice(3, 1)])
+    tree = write_tree(tmp_path / "a", doubled)
+    report = convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1)
+    assert report["accepted"] == 40
+    assert report["rejected"] == {"duplicate_row": 3}
+    mixed = doubled.take(np.random.default_rng(0).permutation(doubled.num_rows))
+    other = write_tree(tmp_path / "b", mixed, files_per_split=3)
+    convert(str(other), str(tmp_path / "ds2"), CONFIG, workers=1)
+    assert digests(tmp_path / "ds") == digests(tmp_path / "ds2")
+    assert verify(str(tmp_path / "ds"))["ok"]
+
+
+def test_too_many_rejects_commit_nothing_and_a_higher_rate_goes_on(tmp_path):
+    blobs = tiny_table(40)["stamp_npz"].to_pylist()
+    blobs[5] = blobs[6] = b""
+    tree = tiny_tree(tmp_path, 40, stamp_npz=blobs)
+    out = tmp_path / "ds"
+    with pytest.raises(BudgetError, match=r"2 of 40 rows are rejected \(empty_blob 2\)"):
+        convert(str(tree), str(out), ConvertConfig(), workers=1)
+    with pytest.raises(DatasetError, match="did not finish"):
+        Dataset.open(out)
+    config = ConvertConfig(max_reject_rate=0.1)
+    assert convert(str(tree), str(out), config, workers=1, resume=True)["accepted"] == 38
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda p: p / "none", InputError, "no such file or folder"),
+        (lambda p: p, InputError, "holds no .parquet file"),
+        (
+            lambda p: tiny_tree(p, 12, change=lambda t, _: t.drop_columns(["psfsize_r"])),
+            SchemaError,
+            "column psfsize_r is missing",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(tmp_path, make, error, message):
+    (tmp_path / "in").mkdir()
+    source = make(tmp_path / "in")
+    with pytest.raises(error, match=message) as caught:
+        convert(str(source), str(tmp_path / "ds"), workers=1)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ds").exists()
+
+
+def test_a_bad_where_is_told_before_anything_is_made(tree, tmp_path):
+    config = ConvertConfig(where="theta_e_arcsecs >= 0.5")
+    with pytest.raises(ConfigError, match="theta_e_arcsec"):
+        convert(str(tree), str(tmp_path / "ds"), config, workers=1)
+    assert not (tmp_path / "ds").exists()
+
+
+def test_a_folder_that_holds_something_is_refused(tree, tmp_path):
+    out = tmp_path / "ds"
+    out.mkdir()
+    (out / "thesis.tex").write_text("precious")
+    with pytest.raises(DatasetError, match="is not empty"):
+        convert(str(tree), str(out), workers=1, resume=True)
+    assert (out / "thesis.tex").read_text() == "precious"
+
+
+def test_a_finished_dataset_is_not_overwritten(tree, tmp_path):
+    convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1)
+    with pytest.raises(DatasetError, match="finished dataset already"):
+        convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1, resume=True)
+
+
+def test_resume_repeats_nothing_and_refuses_another_configuration(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr("lensprep.convert.RUN_ROWS", 16)
+    convert(str(tree), str(tmp_path / "whole"), CONFIG, workers=1)
+    out = tmp_path / "ds"
+    seen = []
+
+    def stop(phase, done, total):
+        seen.append(phase)
+        if phase == "shards" and seen.count("shards") == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(str(tree), str(out), CONFIG, workers=1, progress=stop)
+    with pytest.raises(DatasetError, match="Add --resume"):
+        convert(str(tree), str(out), CONFIG, workers=1)
+    changed = ConvertConfig(shard_rows=20, max_reject_rate=1.0, seed=9)
+    with pytest.raises(DatasetError, match="begun with seed = 0, not 9"):
+        convert(str(tree), str(out), changed, workers=1, resume=True)
+    done = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.suffix in (".dat", ".tar")}
+    monkeypatch.setattr(rounds, "write_run", None)  # a second run of any first-round task fails
+    convert(str(tree), str(out), CONFIG, workers=1, resume=True)
+    assert digests(out) == digests(tmp_path / "whole")
+    assert all(p.stat().st_mtime_ns == t for p, t in done.items() if p.exists())
+
+
+def test_resume_refuses_a_source_that_changed(tree, tmp_path):
+    source = tmp_path / "src"
+    shutil.copytree(tree, source)
+
+    def stop(phase, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(str(source), str(tmp_path / "ds"), CONFIG, workers=1, progress=stop)
+    next(source.rglob("*.parquet")).unlink()
+    with pytest.raises(DatasetError, match="other source files"):
+        convert(str(source), str(tmp_path / "ds"), CONFIG, workers=1, resume=True)
+
+
+def test_a_corrupt_row_group_stops_the_run_or_is_left_out_whole(table, tmp_path):
+    tree = write_tree(tmp_path, table, files_per_split=2, row_group_rows=10)
+    victim = sorted(tree.rglob("*.parquet"))[0]
+    metadata = pq.read_metadata(victim)
+    column = metadata.row_group(1).column(metadata.schema.names.index("stamp_npz"))
+    with victim.open("r+b") as file:
+        file.seek(column.dictionary_page_offset or column.data_page_offset)
+        file.write(b"\xff" * 16)  # the header of the column's first page
+    with pytest.raises(InputError, match=r"row group 1 cannot be read.*--skip-bad-files"):
+        convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1)
+    config = ConvertConfig(shard_rows=20, max_reject_rate=1.0, skip_bad_files=True)
+    report = convert(str(tree), str(tmp_path / "ds2"), config, workers=1)
+    lost = metadata.row_group(1).num_rows
+    assert report["rejected"] == {"unreadable": lost}
+    assert report["accepted"] == 120 - lost
+    assert {r["source_row_group"] for r in rejects(tmp_path / "ds2")} == {1}
+    assert verify(str(tmp_path / "ds2"))["ok"]
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_work(tree, tmp_path, monkeypatch):
+    usage = shutil._ntuple_diskusage(10**9, 10**9, disk_bytes(120) - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(BudgetError, match=r"takes up to 0\.0 GB of disk"):
+        convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1)
+    assert not (tmp_path / "ds").exists()
+
+
+def test_a_long_task_id_is_rejected_and_not_cut(tmp_path):
+    table = tiny_table(20)
+    ids = table["task_id"].to_pylist()
+    ids[4] = "x" * 600
+    tree = tiny_tree(tmp_path, 20, task_id=ids)
+    report = convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1)
+    assert report["rejected"] == {"long_metadata": 1}
+
+
+def test_null_split_or_region_is_a_reject(tmp_path):
+    split = ["train", None, "validation", *["train"] * 17]
+    region = [*range(19), None]
+    tree = tiny_tree(tmp_path, 20, hive=False, region_split=split, region_id=region)
+    report = convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1)
+    assert report["rejected"] == {"missing_region": 1, "unknown_split": 2}
+
+
+def test_where_filters_and_is_counted_by_class(tree, table, tmp_path):
+    config = ConvertConfig(shard_rows=20, where="theta_e_arcsec == 0 or theta_e_arcsec >= 0.6")
+    report = convert(str(tree), str(tmp_path / "ds"), config, workers=1)
+    small = int((np.array(table["theta_e_arcsec"]) == 0.3).sum())
+    assert report["filtered"] == {"where": small}
+    account = Dataset.open(tmp_path / "ds").manifest.account["splits"]
+    assert sum(s["1"]["filtered"].get("where", 0) for s in account.values()) == small
+
+
+def test_a_shard_is_a_random_sample_of_its_split(tmp_path):
+    from scipy.stats import chi2_contingency
+
+    table = tiny_table(600, regions=8)
+    convert(
+        str(write_tree(tmp_path, table, files_per_split=3, row_group_rows=20)),
+        str(tmp_path / "ds"),
+        ConvertConfig(shard_rows=75),
+        workers=1,
+    )
+    dataset = Dataset.open(tmp_path / "ds")
+    parts = [dataset.read_shard_sidecar(shard) for shard in dataset.split("train").shards]
+    assert len(parts) == 4
+    for column in ("region_id", "source_file", "label"):
+        values = sorted({v for part in parts for v in part[column].to_pylist()})
+        counts = [[part[column].to_pylist().count(v) for v in values] for part in parts]
+        assert chi2_contingency(counts).pvalue > 1e-3, column
+    first = parts[0].slice(0, parts[0].num_rows // 2)["source_row"].to_numpy()
+    second = parts[0].slice(parts[0].num_rows // 2)["source_row"].to_numpy()
+    assert abs(first.mean() - second.mean()) < 4 * first.std() / np.sqrt(len(first) / 2)
+
+
+def test_verify_names_what_was_altered(tree, tmp_path):
+    convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1)
+    root = tmp_path / "ds"
+    shard = Dataset.open(root).split("train").shards[1]
+    with (root / shard.name).open("r+b") as file:
+        file.seek(26624 + 640 + 50)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 1]))
+    (root / "train" / "extra.tar").write_bytes(b"?")
+    result = verify(str(root), workers=1)
+    assert not result["ok"]
+    whats = {(f["file"], f["row"]): f["what"] for f in result["faults"]}
+    assert "SHA-256" in whats[shard.name, None]
+    assert "CRC-32" in whats[shard.name, 1]
+    assert "not named by the manifest" in whats["train/extra.tar", None]
+
+
+def test_an_error_in_a_worker_keeps_its_words(tree, tmp_path):
+    source = tmp_path / "src"
+    shutil.copytree(tree, source)
+    victim = sorted(source.rglob("*.parquet"))[0]
+    with pytest.raises(InputError, match="row group 0 cannot be read"):
+        convert(
+            str(source), str(tmp_path / "ds"), CONFIG, workers=2, announce=lambda _: victim.unlink()
+        )
+    assert not (tmp_path / "ds" / "manifest.json").exists()
