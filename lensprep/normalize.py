@@ -218,16 +218,18 @@ def _flat_stamps(out: npt.NDArray[np.float16]) -> tuple[npt.NDArray[np.uint16], 
     """
     inner = tuple(np.empty(STAMP_SHAPE, STAMP_DTYPE).strides)
     stamp = STAMP_SHAPE[0] * _BAND_PIXELS
+    if len(out) == 0:
+        return np.empty(0, np.uint16), stamp
     stride, odd = divmod(out.strides[0], 2)
     plain = out.dtype == STAMP_DTYPE and out.dtype.isnative and out.flags.writeable
-    if len(out) <= 1:
+    if len(out) == 1:
         stride, odd = stamp, 0
     if not plain or out.strides[1:] != inner or odd or stride < stamp:
         raise ValueError(
             f"out must be writable little-endian float16 with contiguous stamps that do not "
             f"overlap, not {out.dtype} with strides {out.strides}"
         )
-    length = (len(out) - 1) * stride + stamp if len(out) else 0
+    length = (len(out) - 1) * stride + stamp
     flat = np.lib.stride_tricks.as_strided(out.view(np.uint16), (length,), (2,))
     return flat, stride
 

@@ -11,7 +11,7 @@ mapped to integers of the same order, a sample of 32 gives the first pivot and t
 secant through the counts gives the next pivots: about seven passes on sky-dominated stamps.
 Adversarial data cannot make it slow or wrong: after `_SECANT_STEPS` every second pivot halves the
 interval of integers, so 32 more halvings end it, and ties end it as soon as the interval holds a
-single value. Measured on one core of an AMD EPYC (Zen 4), numba 0.68, medians of five runs: 10 µs
+single value. Measured on one core of an AMD EPYC (Zen 4), numba 0.68, medians of 15 runs: 12 µs
 for the six medians of a stamp, where NumPy takes some hundreds.
 """
 
