@@ -234,7 +234,9 @@ def block_bounds(
     return np.concatenate(parts)
 
 
-def repeat_counts(weights: NDArray[np.float64], key: int) -> NDArray[np.int64]:
+def repeat_counts(
+    weights: NDArray[np.float64], key: int, groups: NDArray[np.int8] | None = None
+) -> NDArray[np.int64]:
     """How often each row comes in an epoch of weighted sampling.
 
     Row ``i`` comes ``floor(w_i)`` or ``ceil(w_i)`` times, with mean ``w_i`` over epochs, and all
@@ -247,6 +249,8 @@ def repeat_counts(weights: NDArray[np.float64], key: int) -> NDArray[np.int64]:
         Finite, not negative.
     key : int
         64-bit key, from `order_key`.
+    groups : ndarray of int8, shape (n,), optional
+        Class of each row: the sum over a class then differs from its weight by less than 1.
 
     Returns
     -------
@@ -259,6 +263,8 @@ def repeat_counts(weights: NDArray[np.float64], key: int) -> NDArray[np.int64]:
     if total == 0:
         raise ValueError("the weights add up to no row at all")
     along = permute(np.arange(weights.size), weights.size, key ^ 0x5851F42D4C957F2D)
+    if groups is not None:
+        along = along[np.argsort(groups[along], kind="stable")]
     edges = np.cumsum(weights[along])
     edges *= total / edges[-1]
     edges[-1] = total

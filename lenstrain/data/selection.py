@@ -27,6 +27,8 @@ class Selection:
     """Positions that take part, ascending; None for all."""
     rates: NDArray[np.float64] | None = None
     """Mean number of times that each of them comes in an epoch; None for once each."""
+    classes: NDArray[np.int8] | None = None
+    """Label of each of them, if the classes are balanced."""
 
     @property
     def epoch_rows(self) -> int:
@@ -55,7 +57,7 @@ class Selection:
         """
         if self.rates is None:
             return self.rows
-        counts = repeat_counts(self.rates, key)
+        counts = repeat_counts(self.rates, key, self.classes)
         return np.repeat(np.arange(self.total) if self.rows is None else self.rows, counts)
 
 
@@ -103,13 +105,17 @@ def select(
         reason = f"where {where!r} keeps no row of" if total else "there is no row in"
         raise ConfigError(f"{reason} split {split!r} of {dataset.uri}.")
     rates = None if weights is None else _checked_weights(weights, total, rows)
+    classes = None
     if sampling == "balanced":
-        rates = _balanced(labels, total, rows, rates)
+        if labels is None:
+            raise ValueError("balanced sampling needs the labels")
+        classes = labels if rows is None else labels[rows]
+        rates = _balanced(classes, rates)
     elif sampling != "uniform":
         raise ConfigError(f"sampling must be 'uniform' or 'balanced', got {sampling!r}")
     if rates is not None:
         rates = rates * (len(rates) / rates.sum())
-    return Selection(total, rows, rates)
+    return Selection(total, rows, rates, classes)
 
 
 def _filtered(dataset: Dataset, split: str, where: str | None) -> NDArray[np.int64] | None:
@@ -142,22 +148,14 @@ def _checked_weights(
     return values
 
 
-def _balanced(
-    labels: NDArray[np.int8] | None,
-    total: int,
-    rows: NDArray[np.int64] | None,
-    rates: NDArray[np.float64] | None,
-) -> NDArray[np.float64]:
+def _balanced(classes: NDArray[np.int8], rates: NDArray[np.float64] | None) -> NDArray[np.float64]:
     """Rates that give both classes the same sum, keeping the proportions inside a class."""
-    if labels is None:
-        raise ValueError("balanced sampling needs the labels")
-    chosen = labels if rows is None else labels[rows]
-    rates = np.ones(len(chosen)) if rates is None else rates
-    sums = np.bincount(chosen, weights=rates, minlength=2)
+    rates = np.ones(len(classes)) if rates is None else rates
+    sums = np.bincount(classes, weights=rates, minlength=2)
     if not sums.all():
         missing = "lens" if sums[0] else "non-lens"
         raise ConfigError(f"sampling 'balanced' needs both classes; there is no {missing} row.")
-    return rates / sums[chosen]
+    return rates / sums[classes]
 
 
 def hard_negative_weights(
