@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lensprep import __version__
 from lensprep.normalize import MODES
-from lensprep.terminal import clean_errors, print_json, progress_bar
+from lensprep.terminal import INTERRUPTED, clean_errors, print_json, progress_bar
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
@@ -154,18 +154,23 @@ def convert(
     from lensprep.convert import ConvertConfig, disk_bytes
     from lensprep.convert import convert as run_convert
 
-    with progress_bar() as show:
-        result = run_convert(
-            src,
-            dataset,
-            ConvertConfig(**settings),
-            workers=workers,
-            resume=resume,
-            progress=show,
-            announce=lambda rows: click.echo(
-                f"{rows:,} rows; up to {_size(disk_bytes(rows))} of disk while it runs", err=True
-            ),
-        )
+    try:
+        with progress_bar() as show:
+            result = run_convert(
+                src,
+                dataset,
+                ConvertConfig(**settings),
+                workers=workers,
+                resume=resume,
+                progress=show,
+                announce=lambda rows: click.echo(
+                    f"{rows:,} rows; up to {_size(disk_bytes(rows))} of disk while it runs",
+                    err=True,
+                ),
+            )
+    except KeyboardInterrupt:
+        click.echo("Stopped. What is done is kept: run the same command with --resume.", err=True)
+        sys.exit(INTERRUPTED)
     if as_json:
         print_json(result)
         return

@@ -25,7 +25,12 @@ from lensprep.account import ACCEPTED, Account
 from lensprep.contract import FilterRules
 from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, REJECTS_NAME, SPLITS
 from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
-from lensprep.dataset.storage import atomic_writer, local_path, write_atomic
+from lensprep.dataset.storage import (
+    atomic_writer,
+    local_path,
+    remove_partials,
+    write_atomic,
+)
 from lensprep.dataset.where import compile_where
 from lensprep.dataset.writer import commit
 from lensprep.engine import default_workers, run_tasks
@@ -159,8 +164,9 @@ def convert(
         shards, second_peak = _second_round(config, root, work, runs, account, workers, progress)
         _check_rejects(account, source.rows, config.max_reject_rate, final=True)
         _write_rejects(root, work)
-    except ProjectError:
-        if not any(work.glob("run-*.json")):
+    except BaseException as error:
+        remove_partials(root)
+        if isinstance(error, ProjectError) and not any(work.glob("run-*.json")):
             _remove_work(root)
         raise
     manifest = Manifest(
@@ -216,6 +222,7 @@ def _begin(root: Path, config: ConvertConfig, source: Source) -> Path:
     if not path.exists():
         write_atomic(path, json.dumps(plan, indent=2).encode())
         return work
+    remove_partials(root)  # of tasks that were killed
     before = json.loads(path.read_bytes())
     if before["source"] != plan["source"]:
         raise DatasetError(

@@ -96,6 +96,12 @@ def write_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
         file.write(data)
 
 
+def remove_partials(folder: Path) -> None:
+    """Remove what writers that were killed left behind; nobody may be writing there now."""
+    for path in folder.rglob(f".*{PARTIAL_SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Force a folder's entries to the disk, so that a rename survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,0 +1,79 @@
+"""The engine: every task once, errors as they are, no process left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lensprep.engine import run_tasks
+from lensprep.errors import InputError, ProjectError
+
+
+def square(n):
+    return n * n
+
+
+def fail_at_three(n):
+    if n == 3:
+        raise InputError("three is bad")
+    return n
+
+
+def die_at_three(n):
+    if n == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return n
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_task_is_done_once(workers):
+    assert sorted(run_tasks(square, range(20), workers=workers)) == [n * n for n in range(20)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_of_a_task_arrives_as_it_is(workers):
+    with pytest.raises(InputError, match="three is bad"):
+        list(run_tasks(fail_at_three, range(20), workers=workers))
+
+
+def test_a_killed_worker_is_told_with_the_remedy():
+    with pytest.raises(ProjectError, match=r"killed.*--resume"):
+        list(run_tasks(die_at_three, range(6), workers=2))
+
+
+def test_workers_end_when_the_driver_is_killed(tmp_path):
+    program = tmp_path / "driver.py"
+    program.write_text(
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from lensprep.engine import run_tasks\n"
+        "def work(n):\n"
+        f"    Path({str(tmp_path)!r}, f'pid{{n}}').write_text(str(os.getpid()))\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    list(run_tasks(work, range(2), workers=2))\n"
+    )
+    driver = subprocess.Popen([sys.executable, program])
+    files = [tmp_path / "pid0", tmp_path / "pid1"]
+    deadline = time.monotonic() + 60
+    while not all(f.exists() and f.read_text() for f in files) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pids = [int(f.read_text()) for f in files]
+    driver.kill()
+    driver.wait()
+    while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_running(pid) for pid in pids)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
