@@ -1,0 +1,247 @@
+"""Measure the loader on a dataset, beside its upper limit and stock WebDataset, in one run."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset as wds
+
+from lensprep.dataset import Dataset
+from lensprep.errors import ConfigError, DatasetError
+from lenstrain.data import StampLoader
+from lenstrain.data.loader import Verify
+from lenstrain.data.order import Shuffle
+
+Progress = Callable[[str, float], None]
+"""Called with what is being measured and the fraction done."""
+
+ROUNDS = 5
+_LIMIT_BYTES = 1 << 30
+_LIMIT_BUFFERS = 10
+"""As many output buffers as the loader has in turn: fewer would stay in the cache and flatter."""
+
+
+def run_loader_bench(
+    dataset: str | Path,
+    *,
+    split: str = "train",
+    batch_size: int = 256,
+    consumer_rate: float | None = None,
+    seconds: float = 20.0,
+    shuffle: Shuffle = "global",
+    verify: Verify = "size",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Time the loader, the memmap limit and stock WebDataset on the same shards, by turns.
+
+    Each is measured `ROUNDS` times for a share of `seconds`, one after the other in every round,
+    so that a busy machine slows all of them; the medians are reported. Pages are in the cache
+    (one epoch is read first), torch uses one thread.
+
+    Parameters
+    ----------
+    dataset : str or path
+    split : str
+    batch_size : int
+    consumer_rate : float, optional
+        Samples per second of a simulated consumer, which sleeps for a batch's time without the
+        interpreter lock, as a training step on a GPU does. Without it the stalled share is not
+        measured (None).
+    seconds : float
+        Time for all measurements together, besides reading the data into the page cache.
+    shuffle : {"global", "block", None}
+    verify : {"size", "crc"}
+        As for `StampLoader`; here with ``"crc"`` every stamp is checked every time it is read.
+    progress : callable, optional
+
+    Returns
+    -------
+    dict
+        ``samples_per_s``, ``memmap_limit_samples_per_s``, ``webdataset_samples_per_s``,
+        ``stall_fraction`` (medians); ``over_limit`` and ``over_webdataset`` (medians of the ratios
+        within a round); ``cpu_cores`` (processor time of the loader per wall time); the measured
+        ``rounds`` and the conditions.
+
+    Raises
+    ------
+    DatasetError, ConfigError
+        If there is no such dataset or split, or an option does not fit.
+    """
+    if seconds <= 0 or (consumer_rate is not None and consumer_rate <= 0):
+        raise ConfigError("seconds and consumer_rate must be above 0")
+    tell = progress or (lambda what, done: None)
+    data = Dataset.open(dataset)
+    if not data.split(split).rows:
+        raise DatasetError(f"{data.uri}: split {split!r} is empty, there is nothing to measure.")
+    share = seconds / (ROUNDS * (3 if consumer_rate is None else 4))
+    loader = StampLoader(dataset, split, batch_size, shuffle=shuffle, verify=verify)
+    rounds: list[dict[str, float]] = []
+    with _one_thread():
+        tell("Reading the split once", 0.0)
+        contiguous = _warm_up(loader)
+        for number in range(ROUNDS):
+            tell("Measuring", number / ROUNDS)
+            rounds.append(_measure(loader, contiguous, data, split, share, consumer_rate))
+    tell("Done", 1.0)
+    loader.close()
+    return _summary(rounds) | {
+        "rounds": rounds,
+        "dataset": data.uri,
+        "dataset_id": data.dataset_id,
+        "split": split,
+        "rows": data.split(split).rows,
+        "shards": len(data.split(split).shards),
+        "batch_size": batch_size,
+        "shuffle": shuffle,
+        "verify": verify,
+        "consumer_rate": consumer_rate,
+        "mixing_window_samples": loader.mixing_window,
+        "read_ahead_batches": loader.depth,
+        "cpus": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "versions": {
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "webdataset": wds.__version__,
+        },
+    }
+
+
+def _measure(
+    loader: StampLoader,
+    contiguous: torch.Tensor,
+    data: Dataset,
+    split: str,
+    seconds: float,
+    consumer_rate: float | None,
+) -> dict[str, float]:
+    """One round: every candidate for `seconds`."""
+    cpu = time.process_time()
+    start = time.perf_counter()
+    rate = loader_rate(loader, seconds)
+    cores = (time.process_time() - cpu) / (time.perf_counter() - start)
+    found = {
+        "samples_per_s": rate,
+        "cpu_cores": cores,
+        "memmap_limit_samples_per_s": memmap_limit_rate(contiguous, loader.batch_size, seconds),
+        "webdataset_samples_per_s": webdataset_rate(data, split, loader.batch_size, seconds),
+    }
+    if consumer_rate is not None:
+        found["stall_fraction"] = stall_fraction(loader, consumer_rate, seconds)
+    return found
+
+
+def _summary(rounds: list[dict[str, float]]) -> dict[str, float | None]:
+    def median(values: Iterator[float]) -> float:
+        return statistics.median(values)
+
+    names = ("samples_per_s", "memmap_limit_samples_per_s", "webdataset_samples_per_s", "cpu_cores")
+    summary: dict[str, float | None] = {n: median(r[n] for r in rounds) for n in names}
+    for ratio, below in (("over_limit", names[1]), ("over_webdataset", names[2])):
+        summary[ratio] = median(r["samples_per_s"] / r[below] for r in rounds)
+    stalled = "stall_fraction" in rounds[0]
+    summary["stall_fraction"] = median(r["stall_fraction"] for r in rounds) if stalled else None
+    return summary
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _warm_up(loader: StampLoader) -> torch.Tensor:
+    """Bring the split into the page cache, and copy up to 1 GiB of it into one array."""
+    rows = min(loader.spec.rows, max(loader.batch_size, _LIMIT_BYTES // 24_576))
+    array = torch.empty((rows, 3, 64, 64), dtype=torch.float16)
+    filled = 0
+    for batch in loader:
+        part = batch.pixels[: rows - filled]
+        array[filled : filled + len(part)] = part
+        filled += len(part)
+    return array
+
+
+def _epochs(loader: StampLoader) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def loader_rate(loader: StampLoader, seconds: float) -> float:
+    """Samples per second of a consumer that takes batches as fast as they come."""
+    batches = _epochs(loader)
+    next(batches)
+    samples, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds:
+        samples += len(next(batches).labels)
+    return samples / spent
+
+
+def memmap_limit_rate(contiguous: torch.Tensor, batch_size: int, seconds: float) -> float:
+    """Samples per second of `torch.index_select` from one array into buffers that are there.
+
+    Parameters
+    ----------
+    contiguous : tensor of float16, shape (rows, 3, 64, 64)
+    batch_size : int
+    seconds : float
+    """
+    rng = np.random.default_rng(0)
+    orders = torch.from_numpy(rng.integers(0, len(contiguous), (64, batch_size)))
+    shape = (batch_size, *contiguous.shape[1:])
+    outs = [torch.empty(shape, dtype=torch.float16) for _ in range(_LIMIT_BUFFERS)]
+    for out in outs:
+        torch.index_select(contiguous, 0, orders[0], out=out)
+    turns, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds:
+        torch.index_select(contiguous, 0, orders[turns % 64], out=outs[turns % _LIMIT_BUFFERS])
+        turns += 1
+    return turns * batch_size / spent
+
+
+def webdataset_rate(data: Dataset, split: str, batch_size: int, seconds: float) -> float:
+    """Samples per second of ``WebDataset(...).shuffle(1000).decode()``, batched by its own stage."""
+    urls = [str(data.path(shard.name)) for shard in data.split(split).shards]
+    pipeline = (
+        wds.WebDataset(urls, shardshuffle=len(urls), empty_check=False)
+        .shuffle(1000, initial=100)
+        .decode()
+        .to_tuple("stamp.npy", "json")
+        .batched(batch_size)
+        .repeat()
+    )
+    batches = iter(pipeline)
+    samples, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds:
+        samples += len(next(batches)[0])
+    return samples / spent
+
+
+def stall_fraction(loader: StampLoader, rate: float, seconds: float) -> float:
+    """Share of time that a consumer of `rate` samples per second waits for its next batch.
+
+    The consumer holds each batch for its step time in `time.sleep`, without the interpreter lock,
+    and lets go of it when it takes the next. What a sleep overshoots counts as work, not as wait.
+    """
+    batches = _epochs(loader)
+    batch = next(batches)
+    step = len(batch.labels) / rate
+    waited, start = 0.0, time.perf_counter()
+    while (now := time.perf_counter()) - start < seconds:
+        batch = next(batches)
+        waited += time.perf_counter() - now
+        time.sleep(step)
+    return waited / (time.perf_counter() - start)
