@@ -230,6 +230,7 @@ def _add_sersic(
     # Beyond this radius a profile holds too little to be seen: exp(-b (x^(1/n) - 1)) < 2e-5.
     reach = radius * (1.0 + 10.8 / b) ** n / math.sqrt(q)
     bands, rows, columns = scene.shape
+    tiny = 1e-30
     for row in range(max(0, int(y0 - reach)), min(rows, int(y0 + reach) + 2)):
         for column in range(max(0, int(x0 - reach)), min(columns, int(x0 + reach) + 2)):
             distance = max(abs(column - x0), abs(row - y0))
@@ -242,7 +243,9 @@ def _add_sersic(
                     along = dx * cos + dy * sin
                     across = dy * cos - dx * sin
                     r2 = (along * along * q + across * across / q) / (radius * radius)
-                    value = math.exp(-b * (r2 ** (0.5 / n) - 1.0))
+                    # Cheaper than a general power.
+                    scaled = math.sqrt(r2) if n == 1.0 else math.exp(math.log(r2 + tiny) * 0.5 / n)
+                    value = math.exp(-b * (scaled - 1.0))
                     if spiral > 0.0 and r2 > 1e-4:
                         turn = math.atan2(across / q, along) - 1.6 * math.log(r2)
                         value *= 1.0 + spiral * math.cos(2.0 * turn + phase)

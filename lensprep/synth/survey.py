@@ -124,7 +124,7 @@ def brick_at(ra_deg: float, dec_deg: float) -> tuple[str, tuple[float, float], t
     """Name and bounds of the Legacy Surveys brick at a position: such as ``0001m040``.
 
     Rows of bricks are centred on multiples of 0.25 degrees of declination; each row is cut into
-    the even number of bricks that makes them about as wide as high.
+    the even number of bricks that makes none wider than high, on its side next to the equator.
 
     Returns
     -------
@@ -134,7 +134,8 @@ def brick_at(ra_deg: float, dec_deg: float) -> tuple[str, tuple[float, float], t
     """
     row = round(dec_deg / BRICK_DEG)
     dec = row * BRICK_DEG
-    columns = 2 * math.ceil(180.0 * math.cos(math.radians(dec)) / BRICK_DEG)
+    widest = math.radians(max(0.0, abs(dec) - BRICK_DEG / 2))
+    columns = 2 * math.ceil(180.0 * math.cos(widest) / BRICK_DEG)
     width = 360.0 / columns
     column = int(ra_deg % 360.0 / width)
     ra = (column + 0.5) * width

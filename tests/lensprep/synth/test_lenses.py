@@ -1,0 +1,157 @@
+"""Lensing against theory: Einstein radius, magnification, stretch, multiple images."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from lensprep.synth.hosts import draw_host
+from lensprep.synth.imaging import CENTRE, GRID
+from lensprep.synth.lenses import (
+    SHEAR,
+    SRC_DMAG,
+    SRC_E,
+    SRC_REFF_ARCSEC,
+    THETA_E_ARCSEC,
+    Lens,
+    deflection,
+    draw_lens,
+    trace,
+)
+
+PIXEL = 0.262
+POINT = 0.012
+"""Half-light radius that is small against every Einstein radius here, arcsec."""
+
+SIS = Lens(
+    model="SIS",
+    theta_e_arcsec=1.0,
+    lens_e=0.0,
+    lens_phi_rad=0.0,
+    shear=0.0,
+    shear_phi_rad=0.0,
+    src_dmag=1.0,
+    src_reff_arcsec=POINT,
+    src_e=0.0,
+    src_phi_rad=0.0,
+    src_x_arcsec=0.0,
+    src_y_arcsec=0.0,
+)
+
+
+def radius(image, x_px=CENTRE, y_px=CENTRE):
+    y, x = np.mgrid[:GRID, :GRID]
+    return (image * np.hypot(x - x_px, y - y_px)).sum() / image.sum() * PIXEL
+
+
+@pytest.mark.parametrize("theta_e", [0.6, 1.0, 1.5])
+def test_source_at_the_centre_makes_a_ring_at_theta_e(theta_e):
+    arc = trace(dataclasses.replace(SIS, theta_e_arcsec=theta_e), CENTRE, CENTRE, subpixels=15)
+    assert arc.radius_arcsec == pytest.approx(theta_e, rel=0.01)
+    assert radius(arc.image) == pytest.approx(theta_e, abs=PIXEL / 4)
+    # mu = 2 theta_E / beta, averaged over an exponential disc: <1 / beta> = 1.678 / r_eff.
+    assert arc.magnification == pytest.approx(2 * theta_e * 1.678 / POINT, rel=0.03)
+
+
+@pytest.mark.parametrize("beta", [0.15, 0.3, 0.45])
+def test_sis_magnifies_a_point_by_two_theta_e_over_beta(beta):
+    arc = trace(dataclasses.replace(SIS, src_x_arcsec=beta), CENTRE, CENTRE, subpixels=25)
+    assert arc.magnification == pytest.approx(2 / beta, rel=0.02)
+    assert arc.image.sum() == pytest.approx(arc.magnification, rel=1e-5)
+    # Of two images, the flux-weighted harmonic mean of |mu| is half their sum.
+    assert arc.tangential_stretch == pytest.approx(1 / beta, rel=0.05)
+    assert arc.radial_stretch == pytest.approx(1.0, abs=1e-6)
+
+
+def test_images_of_a_sis_lie_at_beta_plus_and_minus_theta_e():
+    source = dataclasses.replace(SIS, src_x_arcsec=0.4)
+    image = trace(source, CENTRE, CENTRE, subpixels=41).image
+    row = image.sum(0)
+    x = (np.arange(GRID) - CENTRE) * PIXEL
+    right, left = row * (x > 0), row * (x < 0)
+    assert (right * x).sum() / right.sum() == pytest.approx(1.4, abs=PIXEL / 2)
+    assert (left * x).sum() / left.sum() == pytest.approx(-0.6, abs=PIXEL / 2)
+    # magnifications 1 + 1 / beta and 1 / beta - 1
+    assert right.sum() / left.sum() == pytest.approx(3.5 / 1.5, rel=0.03)
+
+
+@pytest.mark.parametrize(("x", "y"), [(0.31, 0.05), (-0.12, 0.22), (0.02, -0.37)])
+def test_sie_with_shear_magnifies_as_the_lens_equation_says(x, y):
+    """Against lenstronomy's solver: the sum of the magnifications at the images of a point."""
+    from lenstronomy.LensModel.lens_model import LensModel
+    from lenstronomy.LensModel.Solver.lens_equation_solver import LensEquationSolver
+
+    lens = dataclasses.replace(
+        SIS,
+        model="SIE",
+        lens_e=0.15,
+        lens_phi_rad=0.7,
+        shear=0.03,
+        shear_phi_rad=1.1,
+        src_x_arcsec=x,
+        src_y_arcsec=y,
+    )
+    model = LensModel(["SIE", "SHEAR"])
+    e1, e2 = 0.15 * math.cos(1.4), 0.15 * math.sin(1.4)
+    arguments = [
+        {"theta_E": 1.0, "e1": e1, "e2": e2, "center_x": 0.0, "center_y": 0.0},
+        {"gamma1": 0.03 * math.cos(2.2), "gamma2": 0.03 * math.sin(2.2)},
+    ]
+    at = LensEquationSolver(model).image_position_from_source(
+        x, y, arguments, min_distance=0.02, search_window=5.0, verbose=False
+    )
+    expected = np.abs(model.magnification(*at, arguments)).sum()
+    assert trace(lens, CENTRE, CENTRE, subpixels=25).magnification == pytest.approx(
+        expected, rel=0.04
+    )
+
+
+def test_shear_adds_to_the_deflection_of_a_sis():
+    lens = dataclasses.replace(SIS, shear=0.03, shear_phi_rad=0.4)
+    x, y = np.array([0.5, -1.2]), np.array([0.9, 0.3])
+    ax, ay = deflection(lens, x, y)
+    g1, g2 = 0.03 * math.cos(0.8), 0.03 * math.sin(0.8)
+    assert ax == pytest.approx(x / np.hypot(x, y) + g1 * x + g2 * y)
+    assert ay == pytest.approx(y / np.hypot(x, y) + g2 * x - g1 * y)
+
+
+@pytest.mark.parametrize("reff", SRC_REFF_ARCSEC)
+@pytest.mark.parametrize("theta_e", THETA_E_ARCSEC)
+def test_default_ray_spacing_is_fine_enough(theta_e, reff):
+    lens = dataclasses.replace(
+        SIS, theta_e_arcsec=theta_e, src_reff_arcsec=reff, src_x_arcsec=0.3 * theta_e, src_e=0.3
+    )
+    coarse = trace(lens, 47.31, 47.62)
+    fine = trace(lens, 47.31, 47.62, subpixels=20)
+    assert coarse.magnification == pytest.approx(fine.magnification, rel=0.01)
+    assert coarse.tangential_stretch == pytest.approx(fine.tangential_stretch, rel=0.05)
+
+
+def test_lens_follows_its_centre():
+    arc = trace(dataclasses.replace(SIS, src_reff_arcsec=0.15), 47.1, 47.9)
+    y, x = np.mgrid[:GRID, :GRID]
+    assert (arc.image * x).sum() / arc.image.sum() == pytest.approx(47.1, abs=0.02)
+    assert (arc.image * y).sum() / arc.image.sum() == pytest.approx(47.9, abs=0.02)
+
+
+@pytest.mark.parametrize(("beta", "warned"), [(0.5, False), (0.99, False), (1.01, True)])
+def test_source_with_a_single_image_is_no_valid_lens(beta, warned):
+    arc = trace(dataclasses.replace(SIS, src_x_arcsec=beta), CENTRE, CENTRE)
+    assert ("source_may_be_single_imaged" in arc.warnings) is warned
+
+
+def test_drawn_lenses_are_strong_and_fill_the_grid():
+    rng = np.random.default_rng(4)
+    lenses = [draw_lens(rng, draw_host(rng, 0.03)) for _ in range(1500)]
+    assert {lens.theta_e_arcsec for lens in lenses} == set(THETA_E_ARCSEC)
+    assert len({lens.config_id for lens in lenses}) == 3 * 2**4
+    axes = {"src_dmag": SRC_DMAG, "src_reff_arcsec": SRC_REFF_ARCSEC, "src_e": SRC_E}
+    for name, values in (axes | {"shear": SHEAR}).items():
+        assert {getattr(lens, name) for lens in lenses} == set(values)
+    assert {lens.model for lens in lenses} == {"SIE", "SIS"}
+    assert all((lens.lens_e == 0) == (lens.model == "SIS") for lens in lenses)
+    arcs = [trace(lens, CENTRE, CENTRE) for lens in lenses[:150]]
+    assert all(not arc.warnings for arc in arcs)
+    # As published: median magnification 5.65.
+    assert np.median([arc.magnification for arc in arcs]) == pytest.approx(5.65, rel=0.25)
