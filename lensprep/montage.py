@@ -148,7 +148,7 @@ def draw_montage(stamps: Sequence[MontageStamp]) -> Any:
 
 
 def _draw_stamp(axes: Any, stamp: MontageStamp) -> None:
-    """One stamp, north (the first rows of the image are the south) up."""
+    """One stamp, its first row at the bottom, as FITS images are shown."""
     axes.imshow(lupton_rgb(stamp.pixels), origin="lower", interpolation="nearest")
     axes.set_axis_off()
     label = f"{stamp.label}"
