@@ -241,6 +241,52 @@ def verify(
     sys.exit(0 if result["ok"] else 1)
 
 
+@main.command()
+@click.argument("location", metavar="DATASET|SHARD")
+@click.option("--split", help="Only this split.")
+@click.option("--sample", type=click.IntRange(0), help="Show this record in full, by position.")
+@click.option(
+    "--montage",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw a sample of stamps into this PNG.",
+)
+@click.option(
+    "--count", type=click.IntRange(1), default=48, show_default=True, help="Stamps in it."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the montage's draw.")
+@json_option
+@clean_errors
+def inspect(
+    location: str,
+    split: str | None,
+    sample: int | None,
+    montage: Path | None,
+    count: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Show what is in a dataset, in one shard of it, or in a tar alone.
+
+    \b
+    Example:
+      lensprep inspect demo/dataset --split test --sample 17 --montage stamps.png
+    """
+    from lensprep.inspection import inspect_dataset
+    from lensprep.inspection_text import render_text
+    from lensprep.montage import write_montage
+
+    inspection = inspect_dataset(location, split=split, sample=sample)
+    keys = []
+    if montage is not None:
+        keys = write_montage(location, montage, split=split, count=count, seed=seed)
+    if as_json:
+        print_json({**inspection.to_dict(), "montage": str(montage) if montage else None})
+        return
+    Console().print(render_text(inspection))
+    if montage is not None:
+        click.echo(f"{montage}: {len(keys)} stamps")
+
+
 def _size(count: float) -> str:
     """Bytes for people, in decimal units as disks are sold."""
     for unit in ("B", "kB", "MB", "GB"):
