@@ -10,7 +10,7 @@ DEMO_ROWS ?= 20000
 DEMO_SEED ?= 1
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test lint format test-slow clean
+.PHONY: help env demo test lint format docs test-slow clean
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -26,7 +26,19 @@ $(STAMP): pyproject.toml constraints.txt
 env: $(STAMP)
 
 demo: $(STAMP)
-	@PATH="$(abspath $(BIN)):$$PATH" DEMO="$(DEMO)" ROWS="$(DEMO_ROWS)" SEED="$(DEMO_SEED)" bash docs/demo.sh
+	rm -rf $(DEMO)
+	$(BIN)/lensprep synth $(DEMO)/phase4c --rows $(DEMO_ROWS) --seed $(DEMO_SEED)
+	$(BIN)/lensprep check $(DEMO)/phase4c
+	$(BIN)/lensprep convert $(DEMO)/phase4c $(DEMO)/dataset
+	$(BIN)/lensprep verify $(DEMO)/dataset --against $(DEMO)/phase4c
+	$(BIN)/lensprep inspect $(DEMO)/dataset --split test --montage $(DEMO)/stamps.png
+	$(BIN)/lenstrain train $(DEMO)/dataset --config configs/demo.toml --out $(DEMO)/run
+	$(BIN)/lenstrain infer $(DEMO)/run/checkpoints/best.pt $(DEMO)/dataset --split val --out $(DEMO)/val.parquet
+	$(BIN)/lenstrain infer $(DEMO)/run/checkpoints/best.pt $(DEMO)/dataset --split test --out $(DEMO)/test.parquet
+	$(BIN)/lenstrain evaluate $(DEMO)/test.parquet --calibrate-on $(DEMO)/val.parquet --out $(DEMO)/report
+	@echo
+	@echo "The stamps:  $(abspath $(DEMO))/stamps.png"
+	@echo "The report:  $(abspath $(DEMO))/report/report.html   <- open this in a browser"
 
 test: lint
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"
@@ -41,6 +53,10 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# make docs    the reference pages that are made from the code
+docs: $(STAMP)
+	$(BIN)/python docs/generate_reference.py
 
 # make test-slow  the tests that take minutes: kills, long runs, memory
 test-slow: $(STAMP)

@@ -1,0 +1,115 @@
+"""Write docs/reference/cli.md from the commands' own help, and config.md from the configuration.
+
+Run `make docs`; a test fails while what is written here is stale.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import sys
+import textwrap
+import typing
+from pathlib import Path
+from typing import Any
+
+import click
+
+FOLDER = Path(__file__).parent / "reference"
+
+
+def cli_reference() -> str:
+    """The help of every command of both programs, as Markdown."""
+    from lensprep.cli import main as lensprep
+    from lenstrain.cli import main as lenstrain
+
+    parts = [
+        "# Commands",
+        "Made from `--help` by `make docs`. Exit status: 0 done, 1 an error in one line, "
+        "2 a mistake in the command line, 130 stopped by a signal.",
+    ]
+    for name, group in (("lensprep", lensprep), ("lenstrain", lenstrain)):
+        parts += _commands(name, group, None)
+    return "\n\n".join(parts) + "\n"
+
+
+def _commands(path: str, command: click.Command, parent: click.Context | None) -> list[str]:
+    context = click.Context(command, info_name=path.split()[-1], parent=parent)
+    context.max_content_width = context.terminal_width = 100
+    parts = [f"## {path}", "```text\n" + command.get_help(context).strip() + "\n```"]
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            if child is not None:
+                parts += _commands(f"{path} {name}", child, context)
+    return parts
+
+
+def config_reference() -> str:
+    """Every key of the training configuration with default, type and meaning, as Markdown."""
+    from lenstrain.config import Config
+
+    parts = [
+        "# Training configuration",
+        "Made from `lenstrain/config.py` by `make docs`. A key is set in a TOML file (`[optim]`, "
+        "`lr = 3e-4`) or by `--set optim.lr=3e-4`, which wins. An unknown key is an error.",
+    ]
+    hints = typing.get_type_hints(Config)
+    for field in dataclasses.fields(Config):
+        parts.append(_section(field.name, hints[field.name]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(name: str, section: Any) -> str:
+    meanings = _docstrings(section)
+    hints = typing.get_type_hints(section)
+    lines = [f"## [{name}]", "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    for field in dataclasses.fields(section):
+        default = field.default
+        if default is dataclasses.MISSING:
+            factory = field.default_factory
+            default = factory() if factory is not dataclasses.MISSING else "required"
+        shown = "not set" if default is None else f"`{default!r}`".replace("'", '"')
+        kind = _type_name(hints[field.name])
+        lines.append(f"| `{name}.{field.name}` | {kind} | {shown} | {meanings[field.name]} |")
+    return "\n".join(lines)
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(f"`{choice}`" for choice in typing.get_args(hint))
+    return (hint.__name__ if isinstance(hint, type) else str(hint)).replace("|", "or")
+
+
+def _docstrings(cls: type) -> dict[str, str]:
+    """The string under each field of a dataclass."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
+            words = " ".join(str(text.value.value).split())
+            found[field.target.id] = words.replace("``", "`").replace("|", "\\|")
+    return found
+
+
+def main() -> int:
+    """Write both pages; with --check only say whether they are stale."""
+    stale = False
+    for name, text in (("cli.md", cli_reference()), ("config.md", config_reference())):
+        path = FOLDER / name
+        if path.exists() and path.read_text() == text:
+            continue
+        stale = True
+        if "--check" not in sys.argv:
+            path.write_text(text)
+            print(f"wrote {path}")
+        else:
+            print(f"{path} is stale; run `make docs`", file=sys.stderr)
+    return int(stale and "--check" in sys.argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
