@@ -15,10 +15,11 @@ and NO-GO belong to `lenstrain audit`, which judges a finder and not its data.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
+import pyarrow as pa
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -41,6 +42,7 @@ _PIXELS_COST: Final = 50
 """A row with its stamp takes as long as so many without."""
 _BATCH_ROWS: Final = 1024
 """Rows with blobs held at once: about 45 MB."""
+_LIGHT_BATCH_ROWS: Final = 8192
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,30 +161,49 @@ def _circumstances(
 
 
 def _tally_file(task: _Task) -> tuple[Tally, int]:
-    """Count the rows of one file; a row group that cannot be read is noted and passed over."""
+    """Count the rows of one file."""
     (file,) = task.source.files
+    try:
+        tally = _tally_pieces(task, _whole_file(task, file))
+    except InputError:
+        tally = _tally_groups(task, file)
+    return tally, file.rows
+
+
+def _whole_file(task: _Task, file: SourceFile) -> Iterator[pa.Table]:
+    columns, batch_rows = _reading(task)
+    return task.source.iter_file(file, columns, batch_rows=batch_rows)
+
+
+def _tally_groups(task: _Task, file: SourceFile) -> Tally:
+    """Count a file row group by row group; those that cannot be read are noted and passed over."""
     tally = Tally()
+    columns, batch_rows = _reading(task)
     for index, group in enumerate(file.row_groups):
+        pieces = task.source.iter_row_group(file, index, columns, batch_rows=batch_rows)
         try:
-            part = _tally_group(task, file, index)
+            part = _tally_pieces(task, pieces)
         except SchemaError as error:
             tally.misfits.append(str(error))
         except InputError as error:
             tally.unread.append((f"{file.path}, row group {index}", group.rows, str(error)))
         else:
             tally.merge(part)
-    return tally, file.rows
+    return tally
 
 
-def _tally_group(task: _Task, file: SourceFile, index: int) -> Tally:
-    """Count one row group; nothing of it is counted if any of it cannot be read."""
+def _reading(task: _Task) -> tuple[list[str] | None, int]:
+    """Columns to read, and rows to hold at once."""
+    if task.pixels:
+        return None, _BATCH_ROWS
+    return [name for name in task.source.schema.names if name != STAMP_COLUMN], _LIGHT_BATCH_ROWS
+
+
+def _tally_pieces(task: _Task, pieces: Iterable[pa.Table]) -> Tally:
+    """Count pieces; nothing of them is counted if one of them cannot be read."""
     tally = Tally()
-    light = [name for name in task.source.schema.names if name != STAMP_COLUMN]
-    batches = task.source.iter_row_group(
-        file, index, None if task.pixels else light, batch_rows=_BATCH_ROWS
-    )
-    for batch in batches:
-        tally.merge(tally_rows(batch, sample_step=task.sample_step, pixels=task.pixels))
+    for piece in pieces:
+        tally.merge(tally_rows(piece, sample_step=task.sample_step, pixels=task.pixels))
     return tally
 
 

@@ -6,6 +6,7 @@
     source.rows         rows of all files;  source.bad_files, source.digest()
     source.read_row_group(file, i, columns=None)      -> pyarrow.Table in that schema
     source.iter_row_group(file, i, batch_rows=1024)   -> the same in pieces of bounded memory
+    source.iter_file(file, columns, batch_rows=8192)  -> a whole file in such pieces
 
 Opening reads footers only (in threads, for thousands of files) and checks every one of them
 against the contract. Hidden files and ``_SUCCESS`` are passed over. The split comes from the folder
@@ -34,13 +35,12 @@ import pyarrow.parquet as pq
 
 from lensprep.contract import COLUMN_BY_NAME, COLUMNS, SPLIT_COLUMN, schema_faults
 from lensprep.dataset.layout import MEASURED_COLUMNS, SOURCE_COLUMNS, SPLITS
-from lensprep.dataset.storage import is_remote, local_path
 from lensprep.errors import InputError, SchemaError
+from lensprep.listing import list_parquet, locate, relative
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work goes on."""
 
-_SUFFIX: Final = ".parquet"
 _THREADS: Final = 16
 _READ_BUFFER: Final = 4 << 20
 """Bytes read at once from a local file: without it a whole column chunk (140 MB) is held."""
@@ -48,6 +48,7 @@ _TAKEN: Final = frozenset((*MEASURED_COLUMNS, *SOURCE_COLUMNS, "place"))
 """Names that conversion gives to columns of its own."""
 _PREFIX: Final = "phase4c_"
 """Put before an extra column's name if conversion has a column of that name itself."""
+_LEAVE_OUT: Final = "Copy the file again, or leave it out with --skip-bad-files."
 _UNREADABLE: Final = (OSError, pa.ArrowException, ValueError)
 """What pyarrow raises for files that are cut, altered or not parquet at all."""
 
@@ -133,8 +134,8 @@ class Source:
         StorageError
             The location has a scheme that needs a file system that was not given.
         """
-        filesystem, path = _locate(uri, filesystem)
-        root, infos = _list_parquet(filesystem, path, str(uri))
+        filesystem, path = locate(uri, filesystem)
+        root, infos = list_parquet(filesystem, path, str(uri))
         results = _read_footers(filesystem, root, infos, progress)
         bad = tuple(result for result in results if isinstance(result, BadFile))
         good = [result for result in results if isinstance(result, _Footer)]
@@ -213,16 +214,41 @@ class Source:
 
         At least one table comes, an empty one if the row group has no rows.
         """
+        where = f"{file.path}, row group {index}"
+        yield from self._pieces(file, (index,), columns, batch_rows, where)
+
+    def iter_file(
+        self,
+        file: SourceFile,
+        columns: Sequence[str] | None = None,
+        *,
+        batch_rows: int = 8192,
+    ) -> Iterator[pa.Table]:
+        """Rows of a whole file, across its row groups, in pieces; see `iter_row_group`.
+
+        Faster than one row group after the other where these are small; an error names only the
+        file.
+        """
+        groups = tuple(range(len(file.row_groups)))
+        yield from self._pieces(file, groups, columns, batch_rows, file.path)
+
+    def _pieces(
+        self,
+        file: SourceFile,
+        groups: tuple[int, ...],
+        columns: Sequence[str] | None,
+        batch_rows: int,
+        where: str,
+    ) -> Iterator[pa.Table]:
         schema = self._selected(columns)
         stored = [name for name in schema.names if name in file.columns]
-        where = f"{file.path}, row group {index}"
-        rows = 0
+        rows, stated = 0, sum(file.row_groups[index].rows for index in groups)
         try:
             with self._open(file) as parquet:
                 have = set(parquet.schema_arrow.names)
                 batches = parquet.iter_batches(
                     batch_rows,
-                    row_groups=[index],
+                    row_groups=list(groups),
                     # A narrow column gives the number of rows where nothing else is read.
                     columns=[_stored_name(name, have) for name in stored] or ["region_id"],
                     use_threads=False,
@@ -232,13 +258,11 @@ class Source:
                     yield _conform(pa.Table.from_batches([batch]), schema, file, where)
         except _UNREADABLE as error:
             raise InputError(
-                f"{where} cannot be read: {_first_line(error)}. Copy the file again, or leave it "
-                "out with --skip-bad-files."
+                f"{where} cannot be read: {_first_line(error)}. {_LEAVE_OUT}"
             ) from error
-        if rows != file.row_groups[index].rows:
+        if rows != stated:
             raise InputError(
-                f"{where} has {rows} rows where its footer states {file.row_groups[index].rows}. "
-                "Copy the file again, or leave it out with --skip-bad-files."
+                f"{where} has {rows} rows where its footer states {stated}. {_LEAVE_OUT}"
             )
         if not rows:
             yield schema.empty_table()
@@ -268,50 +292,6 @@ class _Footer:
     """Why the split of the rows is in doubt."""
 
 
-def _locate(
-    uri: str | os.PathLike[str], filesystem: pafs.FileSystem | None
-) -> tuple[pafs.FileSystem, str]:
-    """File system, and path in it, of a location."""
-    if filesystem is None:
-        # Absolute: a worker may run in another folder, and the folder's name may hold the split.
-        return pafs.LocalFileSystem(), local_path(uri).absolute().as_posix()
-    text = str(uri)
-    return filesystem, (text.split("://", 1)[1] if is_remote(text) else text).rstrip("/")
-
-
-def _list_parquet(
-    filesystem: pafs.FileSystem, path: str, uri: str
-) -> tuple[str, list[pafs.FileInfo]]:
-    """Folder that names are relative to, and the parquet files in it, sorted by name."""
-    try:
-        info = filesystem.get_file_info(path)
-        if info.type == pafs.FileType.NotFound:
-            raise InputError(f"{uri}: no such file or folder. Give the folder of a Phase 4c tree.")
-        if info.type == pafs.FileType.File:
-            return str(PurePosixPath(path).parent), [info]
-        found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    except OSError as error:
-        raise InputError(f"{uri} cannot be listed: {_first_line(error)}.") from error
-    files = [entry for entry in found if entry.type == pafs.FileType.File]
-    chosen = [entry for entry in files if _is_data(_relative(entry.path, path))]
-    if not chosen:
-        raise InputError(
-            f"{uri} holds no {_SUFFIX} file ({len(files)} other files). Give the folder above the "
-            "region_split=... folders of a Phase 4c tree."
-        )
-    return path, sorted(chosen, key=lambda entry: _relative(entry.path, path))
-
-
-def _relative(path: str, root: str) -> str:
-    return PurePosixPath(path).relative_to(root).as_posix()
-
-
-def _is_data(name: str) -> bool:
-    """Whether a relative path is a data file: Spark hides what begins with ``.`` or ``_``."""
-    hidden = any(part.startswith((".", "_")) for part in PurePosixPath(name).parts)
-    return name.lower().endswith(_SUFFIX) and not hidden
-
-
 def _open_parquet(filesystem: pafs.FileSystem, path: str) -> pq.ParquetFile:
     remote = not isinstance(filesystem, pafs.LocalFileSystem)
     return pq.ParquetFile(
@@ -339,7 +319,7 @@ def _read_footers(
 
 
 def _read_footer(filesystem: pafs.FileSystem, root: str, info: pafs.FileInfo) -> _Footer | BadFile:
-    name = _relative(info.path, root)
+    name = relative(info.path, root)
     try:
         with _open_parquet(filesystem, info.path) as parquet:
             metadata, schema = parquet.metadata, parquet.schema_arrow

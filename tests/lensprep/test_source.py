@@ -98,6 +98,15 @@ def test_pieces_of_a_row_group_add_up_to_it(tmp_path, rows):
     assert pa.concat_tables(pieces).equals(source.read_row_group(file, 0))
 
 
+def test_whole_file_comes_in_pieces_across_its_row_groups(tmp_path, rows):
+    source = Source.open(write_tree(tmp_path / "t", rows, files_per_split=1, row_group_rows=5))
+    file = max(source.files, key=lambda f: f.rows)
+    pieces = list(source.iter_file(file, batch_rows=9))
+    assert [piece.num_rows for piece in pieces] == [9, 9, 6]
+    groups = [source.read_row_group(file, index) for index in range(len(file.row_groups))]
+    assert pa.concat_tables(pieces).equals(pa.concat_tables(groups))
+
+
 def test_physical_split_column_that_agrees_with_the_folder_is_accepted(tmp_path, rows):
     root = tmp_path / "both"
     for split in ("train", "val", "test"):

@@ -1,0 +1,59 @@
+"""Where a source lies, and which of its files are data: any `pyarrow.fs.FileSystem` will do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import PurePosixPath
+from typing import Final
+
+import pyarrow.fs as pafs
+
+from lensprep.dataset.storage import is_remote, local_path
+from lensprep.errors import InputError
+
+_SUFFIX: Final = ".parquet"
+
+
+def locate(
+    uri: str | os.PathLike[str], filesystem: pafs.FileSystem | None
+) -> tuple[pafs.FileSystem, str]:
+    """File system, and path in it, of a location."""
+    if filesystem is None:
+        # Absolute: a worker may run in another folder, and the folder's name may hold the split.
+        return pafs.LocalFileSystem(), local_path(uri).absolute().as_posix()
+    text = str(uri)
+    return filesystem, (text.split("://", 1)[1] if is_remote(text) else text).rstrip("/")
+
+
+def list_parquet(
+    filesystem: pafs.FileSystem, path: str, uri: str
+) -> tuple[str, list[pafs.FileInfo]]:
+    """Folder that names are relative to, and the parquet files in it, sorted by name."""
+    try:
+        info = filesystem.get_file_info(path)
+        if info.type == pafs.FileType.NotFound:
+            raise InputError(f"{uri}: no such file or folder. Give the folder of a Phase 4c tree.")
+        if info.type == pafs.FileType.File:
+            return str(PurePosixPath(path).parent), [info]
+        found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    except OSError as error:
+        raise InputError(f"{uri} cannot be listed: {str(error).splitlines()[0]}.") from error
+    files = [entry for entry in found if entry.type == pafs.FileType.File]
+    chosen = [entry for entry in files if _is_data(relative(entry.path, path))]
+    if not chosen:
+        raise InputError(
+            f"{uri} holds no {_SUFFIX} file ({len(files)} other files). Give the folder above the "
+            "region_split=... folders of a Phase 4c tree."
+        )
+    return path, sorted(chosen, key=lambda entry: relative(entry.path, path))
+
+
+def relative(path: str, root: str) -> str:
+    """A path as seen from a folder, with ``/``."""
+    return PurePosixPath(path).relative_to(root).as_posix()
+
+
+def _is_data(name: str) -> bool:
+    """Whether a relative path is a data file: Spark hides what begins with ``.`` or ``_``."""
+    hidden = any(part.startswith((".", "_")) for part in PurePosixPath(name).parts)
+    return name.lower().endswith(_SUFFIX) and not hidden
