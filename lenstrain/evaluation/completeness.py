@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 
 from lenstrain.evaluation.intervals import wilson
 
+GRID_AXES = ("theta_e_arcsec", "src_dmag")
+"""Axes that injections sample on a grid."""
+
 FEW_VALUES = 12
-"""An axis of at most this many distinct values has one bin for each."""
+"""A grid of at most this many distinct values has one bin for each."""
 
 CELL_COLUMNS = (
     "n",
@@ -56,7 +59,7 @@ class AxisBins:
 
 
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def axis_bins(name: str, values: Floats, n_bins: int) -> AxisBins | None:
@@ -69,8 +72,8 @@ def axis_bins(name: str, values: Floats, n_bins: int) -> AxisBins | None:
     values : ndarray, shape (n,)
         The data; NaN is ignored.
     n_bins : int
-        Quantile bins of a continuous axis. An axis of few distinct values has one bin for each,
-        with edges half-way between them.
+        Quantile bins of a continuous axis. A grid axis, or any axis with no more distinct values
+        than `n_bins`, has one bin for each value, with edges half-way between them.
 
     Returns
     -------
@@ -81,7 +84,7 @@ def axis_bins(name: str, values: Floats, n_bins: int) -> AxisBins | None:
     if finite.size == 0:
         return None
     distinct = np.unique(np.round(finite, 6))
-    if distinct.size > FEW_VALUES:
+    if distinct.size > (FEW_VALUES if name in GRID_AXES else n_bins):
         # The extremes themselves, so that rounding leaves no row outside.
         edges = np.unique(np.quantile(finite, np.linspace(0, 1, n_bins + 1)))
         return AxisBins(name, edges)

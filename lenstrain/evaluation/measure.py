@@ -299,15 +299,19 @@ def _sampling_notes(
                 "distinct images; only those count towards a guaranteed false-positive rate.",
             )
         )
-    for fpr, entry in entries["tpr_at_fpr"].items():
-        if not entry["supported"]:
-            found.append(
-                (
-                    "info",
-                    f"FPR {fpr} is not supported: it needs {entry['negatives_needed']:,} unique "
-                    f"non-lenses, there are {entry['negatives_unique']:,}.",
-                )
+    wanting = [
+        f"{100 * float(fpr):g}% (needs {entry['negatives_needed']:,})"
+        for fpr, entry in entries["tpr_at_fpr"].items()
+        if not entry["supported"]
+    ]
+    if wanting:
+        found.append(
+            (
+                "info",
+                f"{entries['n_negative_unique']:,} unique non-lenses cannot support a "
+                f"false-positive rate of {', '.join(wanting)}.",
             )
+        )
     return found
 
 

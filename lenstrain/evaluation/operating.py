@@ -152,7 +152,14 @@ def _judge(
         return entry
     rates = rates_at(scores, choice.threshold, resampling)
     tpr, fpr = rates["tpr"]["value"], rates["fpr"]["value"]
-    purity = {f"{p:g}": metrics.purity(tpr, fpr, p) for p in prevalences}
+    purity = {
+        # With no false positive seen the measured purity is 1, which says nothing.
+        f"{p:g}": {
+            "value": metrics.purity(tpr, fpr, p) if rates["fpr"]["k"] else None,
+            "at_least": metrics.purity(tpr, rates["fpr"]["upper_limit"], p),
+        }
+        for p in prevalences
+    }
     tied = metrics.tied_rows(curve, choice.threshold)
     return entry | rates | {"purity": purity, "tied_at_threshold": tied}
 

@@ -134,7 +134,8 @@ def draw_purity(band: RocBand, prevalences: Sequence[float], level: float, n_neg
             numbers |= {f"purity_at_{prevalence:g}{end}": line for end, line in ends.items()}
             axes.fill_between(band.tpr, ends["_low"], ends["_high"], color=colour, alpha=0.2, lw=0)
             axes.plot(band.tpr, ends[""], color=colour, label=_one_in(prevalence))
-        axes.set(xlim=(0, 1), ylim=(0, 1.01))
+        axes.set_yscale("log")
+        axes.set(xlim=(0, 1), ylim=(min(prevalences, default=0.1) / 2, 1.2))
         axes.set(xlabel="Completeness (true-positive rate)", ylabel="Purity")
         axes.grid(True)
         axes.legend(title="Lenses among the objects", title_fontsize=7, loc="best")
@@ -157,7 +158,7 @@ def draw_histogram(
     labels: NDArray[np.integer], logits: NDArray[np.float64], thresholds: Mapping[str, float]
 ) -> Plot:
     """Scores of both classes, with the thresholds of the completeness tables."""
-    edges = np.histogram_bin_edges(logits, bins=60)
+    edges = np.histogram_bin_edges(logits, bins=int(np.clip(np.sqrt(logits.size), 12, 60)))
     counts = [np.histogram(logits[labels == label], edges)[0] for label in (0, 1)]
     with rc_context(STYLE):
         figure, axes = _new()
@@ -218,16 +219,22 @@ def draw_completeness(tables: Sequence[CompletenessTable]) -> Plot:
     """Completeness along one axis, one series for each threshold."""
     axis = tables[0].cells.axes[0]
     numbers: dict[str, list[Any]] = {"threshold": []}
+    # Too few negatives can make two target rates one threshold: draw it once, under both names.
+    names: dict[float | None, list[str]] = {}
+    for table in tables:
+        names.setdefault(table.threshold.threshold, []).append(table.threshold.name)
+    distinct = {table.threshold.threshold: table for table in tables}.values()
     with rc_context(STYLE):
         figure, axes = _new()
-        for table, colour, marker in zip(tables, SERIES, MARKERS, strict=False):
+        for table, colour, marker in zip(distinct, SERIES, MARKERS, strict=False):
+            label = ", ".join(names[table.threshold.threshold])
             columns = table.cells.columns()
             x = _centres(axis.edges, axis.values, axis.name)
             y = columns["completeness"]
             for lo, hi, width in (("lo95", "hi95", 0.8), ("lo68", "hi68", 2.2)):
                 spread = np.maximum([y - columns[lo], columns[hi] - y], 0)
                 axes.errorbar(x, y, spread, fmt="none", ecolor=colour, elinewidth=width)
-            axes.plot(x, y, marker + "-", color=colour, lw=0.7, label=table.threshold.name)
+            axes.plot(x, y, marker + "-", color=colour, lw=0.7, label=label)
             numbers["threshold"] += [table.threshold.threshold] * y.size
             for name, column in columns.items():
                 numbers.setdefault(name, []).extend(column.tolist())
@@ -322,7 +329,7 @@ def draw_strata(entries: Sequence[Mapping[str, Any]], target: float | None, leve
         figure, axes = _new()
         for offset, bounds, colour, label in (
             (-0.08, ends, BLUE, f"{level:.0%} by region"),
-            (0.08, wilson, GREY, f"{level:.0%} Wilson, independent rows"),
+            (0.08, wilson, GREY, f"{level:.0%} Wilson"),
         ):
             spread = np.nan_to_num(np.maximum([y - bounds[:, 0], bounds[:, 1] - y], 0))
             axes.errorbar(x + offset, y, spread, fmt="o", color=colour, label=label, capsize=2)
@@ -334,11 +341,12 @@ def draw_strata(entries: Sequence[Mapping[str, Any]], target: float | None, leve
         axes.set_ylim(bottom=0)
         axes.margins(y=0.35)
         axes.set(xlabel=AXIS_LABELS.get(name, name), ylabel="False-positive rate")
-        axes.legend(loc="best")
+        figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2, handlelength=1.5)
     return Plot(
         f"fpr_{name}",
         f"False positives against {_plain(name)}",
-        "A finder that is fair to its sky keeps the same rate in every bin.",
+        "A finder that is fair to its sky keeps the same rate in every bin. Wilson bars take rows "
+        "as independent.",
         figure,
         {
             "lo": [entry["lo"] for entry in kept],

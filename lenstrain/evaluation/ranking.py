@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lenstrain.evaluation import bootstrap as boot
 from lenstrain.evaluation import metrics
 from lenstrain.evaluation.completeness import AxisBins
-from lenstrain.evaluation.intervals import delong_se, upper_limit, wilson
+from lenstrain.evaluation.intervals import delong_se, upper_limit
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.resampling import Resampling
 from lenstrain.evaluation.scores import Scores
@@ -143,7 +143,7 @@ def _rates(
     n = len(options.fprs)
     unique, _ = unique_negatives(scores)
     at_fpr = {
-        f"{fpr:g}": _rate_entry(curve, resampling, fpr, draws[k], unique, options)
+        f"{fpr:g}": _rate_entry(rows, curve, resampling, fpr, draws[k], unique, options)
         for k, fpr in enumerate(options.fprs)
     }
     entries: dict[str, Any] = {"tpr_at_fpr": at_fpr}
@@ -155,6 +155,7 @@ def _rates(
 
 
 def _rate_entry(
+    rows: boot.RankedRows,
     curve: metrics.RocCurve,
     resampling: Resampling,
     fpr: float,
@@ -164,7 +165,8 @@ def _rate_entry(
 ) -> dict[str, Any]:
     point = metrics.tpr_at_fpr(curve, fpr)
     needed = negatives_needed(fpr, options.delta)
-    return resampling.entry(draws) | {
+    lens_regions = np.unique(rows.region[rows.positive]).size
+    return resampling.share(draws, point.tp, curve.n_positive, lens_regions) | {
         "threshold": point.threshold,
         "supported": unique >= needed,
         "negatives_needed": needed,
@@ -274,17 +276,16 @@ def share_by_region(
     flagged: NDArray[np.bool_],
     resampling: Resampling,
 ) -> dict[str, Any]:
-    """Flagged share of some rows: bootstrap by region, Wilson beside it, and the counts."""
+    """Flagged share of some rows: interval by region, Wilson beside it, and the counts."""
     counts = [
         np.bincount(scores.region[chosen], minlength=scores.n_clusters).astype(np.float64)
         for chosen in (among & flagged, among)
     ]
     k, n = (int(count.sum()) for count in counts)
     if n == 0:
-        return _empty(resampling, "no row in this stratum") | {"k": 0, "n": 0}
-    low, high = wilson(k, n, resampling.level)
-    entry = resampling.entry(boot.ratio_of_weights(resampling.weights, *counts))
-    return entry | {"k": k, "n": n, "wilson_low": float(low), "wilson_high": float(high)}
+        return _empty(resampling, "no row in this stratum") | {"k": 0, "n": 0, "regions": 0}
+    draws = boot.ratio_of_weights(resampling.weights, *counts)
+    return resampling.share(draws, k, n, int((counts[1] > 0).sum()))
 
 
 def stratum_entries(
@@ -316,6 +317,8 @@ def stratum_entries(
         if positive.any() and negative.any():
             draws = _auroc_of_rows(scores, inside, resampling, threads)
             entry["auroc"] = resampling.entry(draws)
+            if np.unique(scores.region[inside]).size < 2:
+                entry["auroc"] |= {"low": None, "high": None}
         else:
             entry["auroc"] = _empty(resampling, "one class only in this stratum")
         entries.append(entry)

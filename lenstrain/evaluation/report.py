@@ -43,6 +43,10 @@ class PageGallery:
 
 def save_plot(plot: Plot, folder: Path) -> PagePlot:
     """Write a figure as PDF and PNG with its numbers as CSV; return it for the page."""
+    with rc_context(STYLE):
+        # Laid out once, not once for each format.
+        plot.figure.draw_without_rendering()
+        plot.figure.set_layout_engine(None)
     for kind in ("pdf", "png"):
         (folder / f"{plot.name}.{kind}").write_bytes(_rendered(plot, kind))
     write_csv(folder / f"{plot.name}.csv", plot.numbers)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.evaluation.bootstrap import draw_weights, jackknife_weights
-from lenstrain.evaluation.intervals import Interval, bootstrap_interval
+from lenstrain.evaluation.intervals import Interval, bootstrap_interval, wilson
 
 Floats = NDArray[np.float64]
 
@@ -42,6 +42,27 @@ class Resampling:
         """``{value, low, high, level}`` of a statistic from its values under `weights`."""
         low, high = self.interval(values)
         return {"value": float(values[0]), "low": low, "high": high, "level": self.level}
+
+    def share(self, values: Floats, k: int, n: int, clusters: int) -> dict[str, Any]:
+        """Entry of a share k / n; Wilson where draws of regions have nothing to vary.
+
+        With no hit (or no miss), or all rows in one region, every draw is alike, and an interval
+        of no width would claim certainty.
+
+        Parameters
+        ----------
+        values : ndarray
+            The share under `weights`.
+        k, n : int
+            Hits and rows.
+        clusters : int
+            Regions that hold any of the rows.
+        """
+        entry = self.entry(values) | {"k": k, "n": n, "regions": clusters, "method": "regions"}
+        low, high = (float(end) for end in wilson(k, n, self.level))
+        if k in (0, n) or clusters < 2:
+            entry |= {"low": low, "high": high, "method": "wilson"}
+        return entry | {"wilson_low": low, "wilson_high": high}
 
     def bands(self, values: Floats) -> tuple[Floats, Floats]:
         """Ends of the intervals of several statistics; `values` has shape (n, weights)."""

@@ -1,5 +1,6 @@
 """The bootstrap over regions against brute force: rows written out as often as they are drawn."""
 
+import time
 from itertools import product
 
 import numpy as np
@@ -181,3 +182,22 @@ def test_regions_of_correlated_rows_widen_the_interval():
     singles = boot.rank_rows(labels, scores, rng.permutation(4000), 4000)
     by_row = boot.curve_draws(singles, boot.draw_weights(4000, 400, 0), 0.1).auroc.std()
     assert by_region > 3 * by_row
+
+
+@pytest.mark.slow
+def test_a_survey_of_rows_takes_seconds():
+    """3.7 million rows, 782 regions, 1,000 draws: AUROC and TPR at four rates in under 30 s."""
+    rng = np.random.default_rng(0)
+    n = 3_700_000
+    labels, region = rng.integers(0, 2, n), rng.integers(0, 782, n)
+    scores = rng.normal(3 * labels).astype(np.float32)
+    weights = boot.draw_weights(782, 1000, 0)
+    boot.pair_counts(boot.rank_rows(labels[:9], scores[:9], region[:9], 782))  # compile
+    started = time.perf_counter()
+    rows = boot.rank_rows(labels, scores, region, 782)
+    auroc = boot.auroc_of_weights(boot.pair_counts(rows)[0], weights, *totals(rows))
+    tpr, _ = boot.tpr_at_fprs(rows, weights, (1e-2, 1e-3, 1e-4, 1e-5))
+    assert time.perf_counter() - started < 30
+    # d' = 3: AUROC = Phi(3 / sqrt 2), TPR at 1 % = Phi(3 - 2.326).
+    assert auroc.mean() == pytest.approx(0.98305, abs=2e-4)
+    assert tpr[0].mean() == pytest.approx(0.74973, abs=2e-3)

@@ -1,0 +1,91 @@
+"""What a measurement says of awkward tables, before anything is drawn or written."""
+
+import numpy as np
+
+from lenstrain.evaluation.evaluate import EvaluationOptions
+from lenstrain.evaluation.measure import measure
+from lenstrain.evaluation.plainjson import plain
+from lenstrain.evaluation.scores import read_scores
+
+from .conftest import make_table
+
+# Few draws: these tests are about what is said, not about precision.
+QUICK = EvaluationOptions(
+    resamples=60, completeness_axes=(("theta_e_arcsec",), ("theta_e_arcsec", "psfsize_r"))
+)
+
+
+def measured(path, reference=None, options=QUICK):
+    other = None if reference is None else read_scores(reference)
+    found = measure(read_scores(path), other, options, lambda stage, done: None)
+    return plain(found.entries)
+
+
+def test_without_another_split_nothing_is_guaranteed(write_scores):
+    metrics = measured(write_scores())
+    assert not any(choice["guaranteed"] for choice in metrics["thresholds"])
+    assert metrics["calibrated"] is None
+    assert any("--calibrate-on" in note["text"] for note in metrics["notes"])
+
+
+def test_calibrating_on_the_same_stamps_is_noted(write_scores):
+    path = write_scores()
+    metrics = measured(path, path)
+    assert any(
+        "1,200 stamps are in the calibration scores too" in n["text"] for n in metrics["notes"]
+    )
+
+
+def test_a_tie_block_at_the_threshold_is_named(write_scores):
+    table = make_table(rows=400, theta_e_arcsec=None)
+    logits = table["logit"].to_numpy().copy()
+    logits[np.argsort(logits)[-280:]] = 5.0  # as a float32 sigmoid would do
+    metrics = measured(write_scores(rows=400, theta_e_arcsec=None, logit=logits))
+    assert metrics["largest_tie"]["rows"] == 280
+    texts = " ".join(note["text"] for note in metrics["notes"])
+    assert "280 rows (70.0%) share the score 5" in texts
+    assert "280 rows are tied at the threshold of FPR 0.01" in texts
+    assert metrics["tpr_at_fpr"]["0.01"]["value"] == 0.0
+
+
+def test_an_empty_stratum_has_a_reason_not_a_number(write_scores):
+    table = make_table(rows=600)
+    psf = np.where(table["label"].to_numpy() == 1, 1.2, 1.4)  # a class in each bin
+    metrics = measured(write_scores(rows=600, psfsize_r=psf))
+    low, high = metrics["strata"]["psfsize_r"]
+    assert low["fpr"]["value"] is None
+    assert low["fpr"]["reason"] == "no row in this stratum"
+    assert high["tpr"]["value"] is None
+    assert low["auroc"]["reason"] == "one class only in this stratum"
+
+
+def test_one_region_has_no_interval(write_scores):
+    metrics = measured(write_scores(regions=1))
+    assert metrics["auroc"]["low"] is None
+    assert any(note["text"].startswith("One region only") for note in metrics["notes"])
+
+
+def test_repeated_controls_do_not_support_a_rate(write_scores):
+    hashes = [f"{i % 100:032x}" for i in range(1200)]
+    metrics = measured(write_scores(pixel_hash=hashes))
+    assert metrics["n_negative_unique"] <= 100
+    assert metrics["tpr_at_fpr"]["0.01"]["supported"] is False
+
+
+def test_bca_intervals_differ_but_hold_the_value(write_scores):
+    path = write_scores(rows=600)
+    plain = measured(path)["auroc"]
+    options = EvaluationOptions(resamples=60, interval="bca", completeness_axes=())
+    bca = measured(path, options=options)["auroc"]
+    assert bca["value"] == plain["value"]
+    assert (bca["low"], bca["high"]) != (plain["low"], plain["high"])
+    assert bca["low"] < bca["value"] < bca["high"]
+
+
+def test_the_same_seed_gives_the_same_figures(write_scores):
+    path = write_scores()
+    first, second = measured(path), measured(path)
+    assert first == second
+    other = measured(path, options=EvaluationOptions(resamples=60, seed=1))
+    assert other["auroc"]["low"] != first["auroc"]["low"]
+    assert other["auroc"]["value"] == first["auroc"]["value"]

@@ -1,0 +1,125 @@
+"""What a table of scores must be, and the answer to each that is not."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+import pytest
+from scipy import special
+
+from lensprep.errors import ScoresError
+from lenstrain.evaluation import scores as module
+from lenstrain.evaluation.scores import read_scores
+
+
+def test_a_table_is_read_in_file_order(write_scores):
+    path = write_scores(rows=90, regions=9, seed=2)
+    table, read = pq.read_table(path), read_scores(path)
+    assert np.array_equal(read.logits, table["logit"].to_numpy())
+    assert np.array_equal(read.labels, table["label"].to_numpy())
+    assert np.array_equal(read.region, table["region_id"].to_numpy() - 2000)
+    assert (read.n, read.n_regions, read.n_clusters) == (90, 9, 9)
+    assert np.isnan(read.numbers("arc_snr")[read.labels == 0]).all()
+
+
+def test_csv_gives_the_same_rows_as_parquet(write_scores, tmp_path):
+    path = write_scores(rows=90, regions=9)
+    pcsv.write_csv(pq.read_table(path), tmp_path / "scores.csv")
+    one, other = read_scores(path), read_scores(tmp_path / "scores.csv")
+    assert np.array_equal(one.logits, other.logits.astype(np.float32))
+    assert np.array_equal(one.region, other.region)
+    assert one.strings("key") == other.strings("key")
+
+
+def test_other_peoples_tables_need_four_columns(tmp_path):
+    path = tmp_path / "theirs.csv"
+    path.write_text(
+        "key,label,probability,region_id\n007,1,0.9,north\n008,0,0.2,south\n009,lens,1.0,north\n"
+    )
+    with pytest.raises(ScoresError, match="column label holds string"):
+        read_scores(path)
+    path.write_text(
+        "key,label,probability,region_id\n007,true,0.9,north\n008,false,0.2,south\n"
+        "009,false,1.0,north\n"
+    )
+    read = read_scores(path)
+    assert read.strings("key") == ["007", "008", "009"]
+    assert read.region.tolist() == [0, 1, 0]
+    assert read.logits[:2] == pytest.approx(special.logit([0.9, 0.2]))
+    assert read.logits[2] == 40.0
+    assert "exactly 0 or 1" in read.notes[1]
+
+
+def test_metadata_names_the_model(write_scores):
+    read = read_scores(write_scores(metadata={"checkpoint": "best.pt", "split": "test"}))
+    assert read.metadata == {"checkpoint": "best.pt", "split": "test"}
+
+
+BROKEN = [
+    ({"key": None}, "lacks the column key"),
+    ({"logit": None}, r"lacks the column logit \(or probability\)"),
+    ({"label": [1] * 60}, r"lenses \(label 1\) alone: ranking needs both classes"),
+    ({"label": [0] * 60}, r"non-lenses \(label 0\) alone"),
+    ({"label": [0, 2] * 30}, r"30 labels are neither 0 nor 1 \(first: 2\)"),
+    ({"label": pa.array([0, 1, None] * 20)}, "20 labels are null"),
+    ({"label": ["a", "b"] * 30}, "column label holds string, not numbers"),
+    ({"logit": [float("nan")] + [0.0] * 59}, "1 of 60 values of logit are not finite .*key 0{32}"),
+    ({"logit": pa.array([None] * 2 + [0.5] * 58)}, "2 of 60 values of logit are not finite"),
+    ({"logit": [float("inf")] + [0.0] * 59}, "1 of 60 values of logit are not finite"),
+    ({"logit": None, "probability": [1.5] + [0.5] * 59}, "1 probabilities lie outside"),
+    (
+        {"key": ["a", "a", "b"] + [f"{i}" for i in range(57)]},
+        "1 keys come more than once .a comes 2",
+    ),
+    ({"key": pa.array([None] + [f"{i}" for i in range(59)])}, "1 rows have no key"),
+    ({"region_id": pa.array([None] * 3 + [1] * 57)}, "3 rows have no region_id"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN)
+def test_an_unusable_table_is_refused_with_its_reason(write_scores, change, message):
+    path = write_scores(rows=60, **change)
+    with pytest.raises(ScoresError, match=message) as caught:
+        read_scores(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_empty_or_foreign_file_is_refused(write_scores, tmp_path):
+    with pytest.raises(ScoresError, match="no such file"):
+        read_scores(tmp_path / "nothing.parquet")
+    with pytest.raises(ScoresError, match="no rows"):
+        read_scores(write_scores(rows=0, regions=1))
+    (tmp_path / "text.parquet").write_text("not parquet at all")
+    with pytest.raises(ScoresError, match="neither parquet nor CSV"):
+        read_scores(tmp_path / "text.parquet")
+
+
+def test_repeated_images_are_one_identity(write_scores):
+    hashes = pa.array([f"{i // 3:032x}" for i in range(58)] + [None, None])
+    read = read_scores(write_scores(rows=60, pixel_hash=hashes))
+    codes, column = read.identity()
+    assert column == "pixel_hash"
+    assert np.unique(codes).size == 20 + 2
+    assert read_scores(write_scores(rows=60)).identity()[1] == "key"
+
+
+def test_very_many_regions_are_drawn_in_whole_clusters(write_scores, monkeypatch):
+    monkeypatch.setattr(module, "MAX_CLUSTERS", 7)
+    read = read_scores(write_scores(rows=200, regions=20))
+    assert (read.n_regions, read.n_clusters) == (20, 7)
+    regions = read.table["region_id"].to_numpy()
+    for cluster in range(7):
+        assert (read.region == cluster).any()
+    for region in range(20):
+        assert np.unique(read.region[regions == region]).size == 1
+    assert "clusters of whole regions" in read.notes[0]
+
+
+def test_theta_e_over_psf_is_derived_and_nan_without_a_psf(write_scores):
+    psf = [0.0, 2.0] * 30
+    read = read_scores(write_scores(rows=60, psfsize_r=psf))
+    ratio = read.numbers("theta_e_over_psf")
+    assert np.isnan(ratio[::2]).all()
+    assert ratio[1::2] == pytest.approx(read.numbers("theta_e_arcsec")[1::2] / 2)
+    assert not read_scores(write_scores(rows=60, psfsize_r=None)).has("theta_e_over_psf")
