@@ -287,6 +287,53 @@ def inspect(
         click.echo(f"{montage}: {len(keys)} stamps")
 
 
+@main.command()
+@click.argument("src", required=False)
+@click.option("--rows", type=click.IntRange(1), help="Rows of each round.")
+@click.option("--rounds", type=click.IntRange(1), help="Repetitions; the figures are medians.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Disk to measure on [default: that of temporary files].",
+)
+@json_option
+@clean_errors
+def bench(
+    src: str | None, rows: int | None, rounds: int | None, folder: Path | None, as_json: bool
+) -> None:
+    """Measure this machine: the usual way, ours, and inflating alone, on one core.
+
+    With SRC its own stamps are used; otherwise stamps like real ones are made.
+
+    \b
+    Example:
+      lensprep bench demo/phase4c
+    """
+    from lensprep.bench import DEFAULT_ROUNDS, DEFAULT_ROWS, run_bench
+
+    with progress_bar() as show:
+        result = run_bench(
+            src,
+            rows=rows or DEFAULT_ROWS,
+            rounds=rounds or DEFAULT_ROUNDS,
+            folder=folder,
+            progress=show,
+        )
+    if as_json:
+        print_json(result)
+        return
+    for name, what in (
+        ("seed_path_stamps_per_s", "np.load, np.median, TarWriter"),
+        ("stamps_per_s", "lensprep convert"),
+        ("inflate_floor_stamps_per_s", "inflating alone (the floor)"),
+    ):
+        click.echo(f"{what:<32}{result[name]:>10,.0f} stamps/s on one core")
+    click.echo(
+        f"{result['speedup']:.2f} times the usual way; {result['over_floor']:.2f} times the "
+        f"floor's time ({result['rows']:,} rows, medians of {len(result['runs'])} rounds)"
+    )
+
+
 def _size(count: float) -> str:
     """Bytes for people, in decimal units as disks are sold."""
     for unit in ("B", "kB", "MB", "GB"):
