@@ -163,9 +163,9 @@ def _reject_rate(tally: Tally, about: Circumstances) -> Finding:
         passed=worst <= REJECT_RATE and gap <= REJECT_GAP,
         measured={"by_class": rates, "reasons": reasons},
         threshold={"rate": REJECT_RATE, "blocker": REJECT_RATE_BLOCKER, "class_gap": REJECT_GAP},
-        detail=f"Stamps that cannot be decoded: {listing(counted(reasons))}."
+        detail=f"Stamps that conversion would reject: {listing(counted(reasons))}."
         if reasons
-        else "Every stamp was decoded.",
+        else "Every stamp can be decoded and normalised.",
     )
 
 

@@ -250,18 +250,25 @@ def _tally_pixels(
     splits: NDArray[np.str_],
     classes: NDArray[np.str_],
 ) -> None:
-    """Decode the stamps of some rows: hash each, or count why it could not be decoded."""
-    from lensprep.stampnpz import decode_batch  # compiles kernels: only where pixels are read
+    """Decode the stamps of some rows: hash each, or count why conversion would reject it."""
+    # compiled kernels: imported only where pixels are read
+    from lensprep.robust import median_mad
+    from lensprep.stampnpz import RejectReason, decode_batch
 
-    out = np.empty((_BATCH, *STAMP_SHAPE), np.float32)
+    out = np.zeros((_BATCH, *STAMP_SHAPE), np.float32)
     hashes: dict[tuple[str, str], list[int]] = defaultdict(list)
     for start in range(0, len(rows), _BATCH):
         part = rows[start : start + _BATCH]
         reasons = decode_batch(blobs.take(pa.array(part)), out[: len(part)])
-        for stamp, row, reason in zip(out, part.tolist(), reasons, strict=False):
+        for number, reason in enumerate(reasons):
+            if reason is not None:
+                out[number] = 0  # what a failed blob left there may be NaN
+        constant = (median_mad(out[: len(part)]).mad == 0).any(axis=1)
+        for number, row in enumerate(part.tolist()):
             key = (str(splits[row]), str(classes[row]))
+            reason = reasons[number] or (RejectReason.CONSTANT_BAND if constant[number] else None)
             if reason is None:
-                hashes[key].append(xxhash.xxh3_64_intdigest(stamp.data))
+                hashes[key].append(xxhash.xxh3_64_intdigest(out[number].data))
             else:
                 tally.undecoded[(reason.value, *key)] += 1
     for key, values in hashes.items():

@@ -228,15 +228,19 @@ def test_repeated_controls_of_one_split_are_counted_but_allowed(tmp_path, stamps
     assert images.measured["unique"] == ROWS - 1
 
 
-def test_nan_stamps_of_one_class_are_a_blocker(tmp_path, stamps):
+def test_nan_and_constant_stamps_of_one_class_are_a_blocker(tmp_path, stamps):
     blobs = column(stamps, "stamp_npz")
     pixels = tiny_pixels(4)
-    pixels[:, 0, 0, 0] = np.nan
+    pixels[0, 0, 0, 0] = np.nan
+    pixels[1, 2] = 0.25
     blobs[0], blobs[2] = stamp_blob(pixels[0]), stamp_blob(pixels[1])
     report = report_on(tmp_path, set_columns(stamps, {"stamp_npz": blobs}), pixels=True)
     rate = finding(report, "reject_rate")
     assert (rate.severity, rate.passed) == ("blocker", False)
-    assert rate.measured == {"by_class": {"0": 2 / 80, "1": 0.0}, "reasons": {"nonfinite": 2}}
+    assert rate.measured == {
+        "by_class": {"0": 2 / 80, "1": 0.0},
+        "reasons": {"constant_band": 1, "nonfinite": 1},
+    }
 
 
 def test_rows_that_upstream_marked_are_counted_as_filtered_not_as_faults(tmp_path, rows):
