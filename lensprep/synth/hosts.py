@@ -185,7 +185,8 @@ def _add_field(
     area = (GRID * PIXEL_SCALE_ARCSEC / 60.0) ** 2
     for _ in range(rng.poisson(22.0 * area)):
         r = 24.6 + math.log10(1 - rng.random() * (1 - 10 ** (-0.35 * 4.6))) / 0.35
-        gr, rz = rng.normal(0.65, 0.38), rng.normal(0.50, 0.32)
+        gr = rng.normal(0.65, 0.38)
+        rz = 0.07 + 0.65 * gr + rng.normal(0.0, 0.2)
         radius = 0.42 * 10 ** (-0.13 * (r - 23.0)) * rng.lognormal(0.0, 0.35)
         x, y = rng.uniform(0, GRID - 1, 2)
         n = 1.0 if rng.random() < 0.8 else 3.0

@@ -142,7 +142,8 @@ def trace(lens: Lens, x_px: float, y_px: float, *, subpixels: int = SUBPIXELS) -
     image[top : top + size, left : left + size] = window
     magnification = float(rays.sum())
     tangential, radial = _stretch(lens, x.ravel(), y.ravel(), rays)
-    radius = float(np.hypot(x, y).ravel() @ rays) / magnification
+    # No dot product here: BLAS may sum in another order with another number of threads.
+    radius = float(np.sum(np.hypot(x, y).ravel() * rays)) / magnification
     warnings = _warnings(lens, magnification)
     return Arc(image, magnification, tangential, radial, radius, warnings)
 
@@ -223,8 +224,8 @@ def _stretch(
         g1, g2 = _shear_components(lens)
         fxx, fxy, fyy = fxx + g1, fxy + g2, fyy - g1
     kappa, gamma = (fxx + fyy) / 2, np.hypot((fxx - fyy) / 2, fxy)
-    tangential = 1.0 / float(np.abs(1 - kappa - gamma) @ weight)
-    return tangential, 1.0 / float(np.abs(1 - kappa + gamma) @ weight)
+    tangential = 1.0 / float(np.sum(np.abs(1 - kappa - gamma) * weight))
+    return tangential, 1.0 / float(np.sum(np.abs(1 - kappa + gamma) * weight))
 
 
 def _warnings(lens: Lens, magnification: float) -> tuple[str, ...]:

@@ -155,7 +155,8 @@ def _common(
 
 def _source_colour(rng: np.random.Generator) -> tuple[float, float]:
     """Colours of a star-forming source, g - r and r - z, within the documented [-0.5, 1.5]."""
-    gr, rz = rng.normal(0.35, 0.30), rng.normal(0.25, 0.30)
+    gr = rng.normal(0.35, 0.30)
+    rz = 0.05 + 0.6 * gr + rng.normal(0.0, 0.18)  # dust and age redden both
     return float(np.clip(gr, -0.5, 1.5)), float(np.clip(rz, -0.5, 1.5))
 
 

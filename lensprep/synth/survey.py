@@ -32,7 +32,7 @@ QUANTILE_BINS: Final = 4
 DEFAULT_FRACTIONS: Final[dict[str, float]] = {"train": 0.60, "val": 0.15, "test": 0.25}
 
 _ROWS_PER_REGION = 400
-_FEWEST_REGIONS = 48
+_FEWEST_REGIONS = 200
 _ROWS_PER_BRICK = 24
 _NORTH_GALACTIC_POLE_DEG = (192.8595, 27.1283)
 
@@ -86,8 +86,8 @@ def plan_survey(
         Rows of the whole tree, at least one for every region.
     seed : int
     regions : int, optional
-        Number of regions, 3 to 782; without it one for every 400 rows, at least 48 (fewer if there
-        are fewer than 96 rows).
+        Number of regions, 3 to 782; without it one for every 400 rows, at least 200 (one for every
+        2 rows if those are fewer), so that intervals from resampling regions mean something.
     fractions : mapping of split to share of the rows, optional
         Of train, val and test; normalised to their sum. By default 60, 15 and 25 %.
 
