@@ -45,7 +45,12 @@ def draw(
 
 
 def transform(
-    x_BCHW: Tensor, element_B: Tensor, dy_B: Tensor | None = None, dx_B: Tensor | None = None
+    x_BCHW: Tensor,
+    element_B: Tensor,
+    dy_B: Tensor | None = None,
+    dx_B: Tensor | None = None,
+    *,
+    window: int | None = None,
 ) -> Tensor:
     """Apply an element of D4 and a shift to each stamp, in one gather.
 
@@ -58,27 +63,37 @@ def transform(
     x_BCHW : tensor, shape (B, C, S, S)
     element_B : tensor of int64, shape (B,)
     dy_B, dx_B : tensors of int64, shape (B,), optional
-        Shifts in pixels, smaller than S.
+        Shifts in pixels, smaller than S; both or neither.
+    window : int, optional
+        Side W of the central window to make; the whole stamp if not given. S - W is even.
 
     Returns
     -------
-    tensor, shape (B, C, S, S)
+    tensor, shape (B, C, W, W)
         New memory, contiguous.
     """
     size = x_BCHW.shape[-1]
     if x_BCHW.shape[-2] != size:
         raise ValueError(f"stamps must be square to be turned, got {tuple(x_BCHW.shape)}")
-    if dy_B is None and dx_B is None:
-        pixel_BP = _d4_table(size, x_BCHW.device)[element_B]
+    window = size if window is None else window
+    if dy_B is None or dx_B is None:
+        pixel_BP = _turned(size, window, x_BCHW.device)[element_B]
     else:
-        pixel_BP = _shifted(size, element_B, dy_B, dx_B)
+        pixel_BP = _turned_and_shifted(size, window, element_B, dy_B, dx_B)
     flat_BCP = x_BCHW.flatten(2)
-    pixel_BCP = pixel_BP[:, None].expand_as(flat_BCP)
-    return flat_BCP.gather(2, pixel_BCP).view_as(x_BCHW)
+    pixel_BCP = pixel_BP[:, None].expand(-1, flat_BCP.shape[1], -1)
+    return flat_BCP.gather(2, pixel_BCP).view(*x_BCHW.shape[:2], window, window)
 
 
 def augment(
-    x_BCHW: Tensor, index_B: Tensor, *, seed: int, epoch: int, d4: bool = True, shift_px: int = 0
+    x_BCHW: Tensor,
+    index_B: Tensor,
+    *,
+    seed: int,
+    epoch: int,
+    d4: bool = True,
+    shift_px: int = 0,
+    window: int | None = None,
 ) -> Tensor:
     """Draw and transform in one call: uniform over D4 if `d4`, over shifts if `shift_px` is not 0.
 
@@ -88,8 +103,8 @@ def augment(
     if not d4:
         element_B = torch.zeros_like(element_B)
     if shift_px == 0:
-        return transform(x_BCHW, element_B)
-    return transform(x_BCHW, element_B, dy_B, dx_B)
+        return transform(x_BCHW, element_B, window=window)
+    return transform(x_BCHW, element_B, dy_B, dx_B, window=window)
 
 
 def _source(size: int, element: Tensor, y: Tensor, x: Tensor) -> Tensor:
@@ -105,19 +120,26 @@ def _source(size: int, element: Tensor, y: Tensor, x: Tensor) -> Tensor:
     return sy * size + sx
 
 
-def _d4_table(size: int, device: torch.device) -> Tensor:
-    """Flat source position of every pixel for each of the 8 elements, shape (8, S * S)."""
+def _window(size: int, window: int, device: torch.device) -> Tensor:
+    edge = (size - window) // 2
+    return torch.arange(edge, edge + window, device=device)
+
+
+def _turned(size: int, window: int, device: torch.device) -> Tensor:
+    """Flat source position of every pixel for each of the 8 elements, shape (8, W * W)."""
     element = torch.arange(D4_ORDER, device=device)[:, None, None]
-    side = torch.arange(size, device=device)
+    side = _window(size, window, device)
     return _source(size, element, side[:, None], side[None, :]).flatten(1)
 
 
-def _shifted(size: int, element_B: Tensor, dy_B: Tensor | None, dx_B: Tensor | None) -> Tensor:
-    side = torch.arange(size, device=element_B.device)
-    y_BS = side[None] - (0 if dy_B is None else dy_B[:, None])
-    x_BS = side[None] - (0 if dx_B is None else dx_B[:, None])
-    y_BS1, x_B1S = _mirror(y_BS, size)[:, :, None], _mirror(x_BS, size)[:, None, :]
-    return _source(size, element_B[:, None, None], y_BS1, x_B1S).flatten(1)
+def _turned_and_shifted(
+    size: int, window: int, element_B: Tensor, dy_B: Tensor, dx_B: Tensor
+) -> Tensor:
+    side = _window(size, window, element_B.device)
+    y_BS = _mirror(side - dy_B[:, None], size)
+    x_BS = _mirror(side - dx_B[:, None], size)
+    element_B11 = element_B[:, None, None]
+    return _source(size, element_B11, y_BS[:, :, None], x_BS[:, None, :]).flatten(1)
 
 
 def _mirror(position: Tensor, size: int) -> Tensor:

@@ -45,7 +45,7 @@ class LensFinder(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Logits, float32, shape (B,)."""
         if self.crop is not None:
-            edge = (x_BCHW.shape[-1] - self.crop) // 2
+            edge = (x_BCHW.shape[-1] - self.crop) // 2  # 0 if the augmentation cropped already
             x_BCHW = x_BCHW[..., edge : edge + self.crop, edge : edge + self.crop]
         features_BF = self.dropout(self.backbone(x_BCHW))
         with torch.autocast(x_BCHW.device.type, enabled=False):

@@ -1,0 +1,215 @@
+"""Command line of the trainer: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from lensprep.configfile import load_config
+from lensprep.errors import ProjectError
+from lenstrain import __version__
+
+EXIT_PREEMPTED = 75
+"""Exit status after SIGTERM: the state is saved, start again with --resume (EX_TEMPFAIL)."""
+EXIT_SIGINT = 130
+"""Exit status after Ctrl-C, by custom of shells; the state is saved too."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class ProjectGroup(click.Group):
+    """Turns the project's own errors into one line and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; any other exception keeps its traceback."""
+        try:
+            return super().invoke(ctx)
+        except ProjectError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(1)
+
+
+def json_option(command: F) -> F:
+    """Add ``--json``."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
+    )(command)
+
+
+def report(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    """Print the result: an object on standard output, or lines for people on standard error."""
+    if as_json:
+        click.echo(json.dumps(result, default=str))
+    else:
+        for line in lines:
+            click.echo(line, err=True)
+
+
+@click.group(cls=ProjectGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lenstrain")
+def main() -> None:
+    """Train, score and evaluate gravitational-lens finders on lensprep datasets."""
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    click.echo(f"Warning: {message}", err=True)
+
+
+@main.command()
+@click.argument("dataset")
+@click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), help="TOML file; see configs/."
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Run folder, new or empty."
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the configuration, such as optim.lr=1e-3. Repeatable.",
+)
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the run folder.")
+@json_option
+def train(
+    dataset: str,
+    config_path: Path | None,
+    out: Path,
+    overrides: tuple[str, ...],
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Train a finder on DATASET.
+
+    Runs alone or under torchrun. SIGTERM saves the state and exits with 75; start it again with
+    --resume.
+
+    \b
+    Example:
+      lenstrain train data/ds --config configs/resnet18.toml --out runs/a --set optim.lr=1e-3
+    """
+    from lenstrain.config import Config
+
+    config = load_config(Config, config_path, overrides)
+    # Torch takes seconds to import: a wrong key is answered before.
+    from lenstrain.progress import TrainProgress
+    from lenstrain.training.train import train as run_training
+
+    with TrainProgress() as progress:
+        result = run_training(dataset, config, out, resume=resume, progress=progress)
+    report(result, _train_lines(result), as_json)
+    if result["status"] == "interrupted":
+        sys.exit(EXIT_SIGINT if result["signal"] == 2 else EXIT_PREEMPTED)
+
+
+def _train_lines(result: dict[str, Any]) -> list[str]:
+    if result["status"] == "interrupted":
+        return [f"Interrupted at step {result['step']}; saved. Go on with --resume."]
+    if result["best"] is None:
+        return [f"{result['run']}: no epoch had a finite {result['monitor']}."]
+    best = f"{result['monitor']} {result['best_value']:.5f} in epoch {result['best_epoch']}"
+    how = "stopped early after" if result["status"] == "stopped" else "finished"
+    return [f"{how} {result['epochs']} epochs; best {best}: {result['best']}"]
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("dataset")
+@click.option("--split", default="test", show_default=True, help="Split to score.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Parquet file to write."
+)
+@click.option("--batch-size", default=512, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
+)
+@json_option
+def infer(
+    checkpoint: Path,
+    dataset: str,
+    split: str,
+    out: Path,
+    batch_size: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Score every stamp of a split of DATASET with CHECKPOINT: one float32 logit a row.
+
+    \b
+    Example:
+      lenstrain infer runs/a/checkpoints/best.pt data/ds --split test --out test.parquet
+    """
+    from lenstrain.infer import infer as score
+    from lenstrain.progress import stage_progress
+
+    with stage_progress("scoring") as progress:
+        result = score(
+            checkpoint,
+            dataset,
+            split=split,
+            out=out,
+            batch_size=batch_size,
+            device=device,
+            progress=progress,
+        )
+    report(result, [f"{result['rows']} rows scored: {out}"], as_json)
+
+
+@main.command()
+@click.argument("scores", type=click.Path(path_type=Path))
+@click.option(
+    "--calibrate-on",
+    type=click.Path(path_type=Path),
+    help="Scores of another split, to fit calibration and thresholds on.",
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder for the report."
+)
+@click.option("--dataset", help="Dataset to show stamps from, if not the one the scores name.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override an option of the evaluation, such as resamples=2000. Repeatable.",
+)
+@json_option
+def evaluate(
+    scores: Path,
+    calibrate_on: Path | None,
+    out: Path,
+    dataset: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Measure how good SCORES are, with intervals by region, and write a report.
+
+    \b
+    Example:
+      lenstrain evaluate test.parquet --calibrate-on val.parquet --out report
+    """
+    from lenstrain.evaluation.evaluate import evaluate as run_evaluation
+    from lenstrain.evaluation.options import EvaluationOptions
+    from lenstrain.progress import share_progress
+
+    options = load_config(EvaluationOptions, None, overrides)
+    with share_progress() as progress:
+        result = run_evaluation(
+            scores,
+            out,
+            calibrate_on=calibrate_on,
+            dataset=dataset,
+            options=options,
+            progress=progress,
+        )
+    auroc = result["auroc"]
+    line = f"AUROC {auroc['value']:.4f} ({auroc['low']:.4f} to {auroc['high']:.4f})"
+    report(result, [line, f"Report: {result['report']}"], as_json)

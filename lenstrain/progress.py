@@ -1,0 +1,117 @@
+"""What a person sees while a command runs: one line with rate and time left, on standard error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from lenstrain.training.run import Event
+
+
+def make_bar(*columns: Any) -> Progress:
+    """A transient bar on standard error; silent where that is not a terminal."""
+    console = Console(stderr=True)
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *columns,
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+@contextmanager
+def stage_progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for something counted in stamps: called with (done, total)."""
+    with make_bar(MofNCompleteColumn()) as bar:
+        task = bar.add_task(name, total=None, note="")
+        started = time.monotonic()
+
+        def update(done: int, total: int) -> None:
+            rate = done / max(time.monotonic() - started, 1e-9)
+            bar.update(task, completed=done, total=total, note=f"{rate:,.0f} stamps/s")
+
+        yield update
+
+
+@contextmanager
+def share_progress() -> Iterator[Callable[[str, float], None]]:
+    """A bar for named stages: called with (stage that begins, share of work done)."""
+    with make_bar(TaskProgressColumn()) as bar:
+        task = bar.add_task("", total=1.0, note="")
+
+        def update(stage: str, share: float) -> None:
+            bar.update(task, description=stage, completed=share)
+
+        yield update
+
+
+class TrainProgress:
+    """A bar over the whole run, and a line that stays for each epoch."""
+
+    def __init__(self) -> None:
+        self.bar = make_bar(MofNCompleteColumn())
+        self.task = self.bar.add_task("starting", total=None, note="")
+        self.record: dict[str, Any] = {}
+
+    def __enter__(self) -> TrainProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Take in an event of the run."""
+        name = f"epoch {event.epoch}/{event.epochs}"
+        if event.stage == "epoch":
+            self.bar.console.print(epoch_line(event), highlight=False)
+            return
+        if event.stage == "validate":
+            self.bar.update(self.task, description=f"{name} validating")
+            return
+        self.record = event.record or self.record
+        done = (event.epoch - 1) * event.steps + event.step
+        total = event.epochs * event.steps
+        self.bar.update(
+            self.task, description=name, completed=done, total=total, note=train_note(self.record)
+        )
+
+
+def epoch_line(event: Event) -> str:
+    """One epoch in one line."""
+    record = event.record
+    shown = [f"epoch {event.epoch}/{event.epochs}", f"train loss {record['train_loss']:.4f}"]
+    for name in ("auroc", "nll", "tpr_at_fpr"):
+        shown.append(f"{name} {record[name]:.4f}")
+    if record["epochs_without_gain"]:
+        shown.append(f"no gain for {record['epochs_without_gain']}")
+    return "  ".join(shown)
+
+
+def train_note(record: dict[str, Any]) -> str:
+    """Rate, data wait and loss of the last interval."""
+    if not record:
+        return ""
+    return (
+        f"{record['samples_per_s']:,.0f} stamps/s, waiting for data "
+        f"{100 * record['data_wait_share']:.1f}%, loss {record['loss']:.4f}"
+    )

@@ -1,0 +1,73 @@
+"""The configuration, and every file in configs/."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import lenstrain.config
+from lensprep.configfile import load_config, to_toml
+from lensprep.errors import ConfigError
+from lenstrain.config import Config
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_file_in_configs_loads_and_survives_writing(path, tmp_path):
+    config = load_config(Config, path)
+    again = tmp_path / "again.toml"
+    again.write_text(to_toml(config))
+    assert load_config(Config, again) == config
+
+
+def test_the_files_that_the_documentation_names_are_there():
+    names = {path.name for path in CONFIGS}
+    assert {"demo.toml", "resnet18.toml", "v100.toml", "a100.toml", "h100.toml"} <= names
+
+
+def test_the_file_of_defaults_states_every_default():
+    path = next(path for path in CONFIGS if path.name == "resnet18.toml")
+    assert load_config(Config, path) == Config()
+
+
+def test_an_unknown_key_names_the_nearest_known_one():
+    with pytest.raises(ConfigError, match=r"'optim.learning_rat'.*Did you mean"):
+        load_config(Config, None, ["optim.learning_rat=1"])
+    with pytest.raises(ConfigError, match=r"Did you mean 'train.patience'"):
+        load_config(Config, None, ["train.patince=1"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.batch_size=0", "batch_size must be at least 1"),
+        ("data.shift_px=9", "between 0 and 8"),
+        ("model.crop=41", "even"),
+        ("model.crop=80", "between 16 and 64"),
+        ("model.width=12", "multiple of 8"),
+        ("model.dropout=1.0", r"\[0, 1\)"),
+        ("model.blocks=[1,1]", "for resnet_small only"),
+        ("model.arch=resnet50", "must be one of"),
+        ("optim.min_lr=1.0", "min_lr <= lr"),
+        ("optim.ema_decay=1.0", r"\[0, 1\)"),
+        ("loss.label_smoothing=1.5", r"\[0, 1\)"),
+        ("train.epochs=0", "at least 1"),
+        ("train.patience=-1", "at least 0"),
+        ("eval.fpr=0.0", "between 0 and 1"),
+        ("eval.fpr=nan", "must be a number"),
+    ],
+)
+def test_values_out_of_range_are_refused_with_the_value(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(Config, None, [override])
+
+
+def test_every_key_is_documented():
+    """A string literal stands under every field of every section."""
+    tree = ast.parse(Path(lenstrain.config.__file__).read_text())
+    for section in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        for field, below in zip(section.body, [*section.body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign):
+                documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+                assert documented, f"{section.name}.{field.target.id}"

@@ -1,0 +1,174 @@
+"""Checkpoints: whole or absent, nothing executed, the damaged one not fatal."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from lensprep.configfile import to_mapping
+from lensprep.errors import CheckpointError
+from lenstrain.model import build_model
+from lenstrain.training.checkpoint import (
+    FORMAT,
+    FORMAT_VERSION,
+    LAST,
+    PREVIOUS,
+    REQUIRED,
+    load_checkpoint,
+    load_latest,
+    load_model,
+    rng_state,
+    save_checkpoint,
+    save_last,
+    set_rng_state,
+)
+
+
+@pytest.fixture
+def content(make_config):
+    config = make_config()
+    model = build_model(config.model)
+    plain = dict.fromkeys(REQUIRED, 0)
+    return {
+        **plain,
+        "model": model.state_dict(),
+        "ema": None,
+        "config": to_mapping(config),
+        "step": 7,
+    }
+
+
+def test_what_was_saved_is_loaded(tmp_path, content):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, content)
+    loaded = load_checkpoint(path)
+    assert loaded["step"] == 7
+    assert loaded["format"] == FORMAT
+    for name, value in content["model"].items():
+        assert torch.equal(loaded["model"][name], value)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_failed_write_leaves_the_older_file(tmp_path, content):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, content)
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint(path, {**content, "step": lambda: None})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_further_names_keep_their_content_when_the_last_moves_on(tmp_path, content):
+    save_last(tmp_path, {**content, "step": 1}, ["best.pt"])
+    save_last(tmp_path, {**content, "step": 2}, [])
+    save_last(tmp_path, {**content, "step": 3}, [])
+    steps = {p.name: load_checkpoint(p)["step"] for p in tmp_path.iterdir()}
+    assert steps == {"best.pt": 1, PREVIOUS: 2, LAST: 3}
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped"])
+def test_a_damaged_last_falls_back_to_the_one_before(tmp_path, content, damage):
+    save_last(tmp_path, {**content, "step": 1}, [])
+    save_last(tmp_path, {**content, "step": 2}, [])
+    assert load_latest(tmp_path)[1]["step"] == 2
+    data = bytearray((tmp_path / LAST).read_bytes())
+    data = {
+        "cut": data[: len(data) // 2],
+        "empty": b"",
+        "text": b"not a checkpoint",
+        "flipped": b"\0" * 64 + data[64:],
+    }[damage]
+    (tmp_path / LAST).unlink()
+    (tmp_path / LAST).write_bytes(data)
+    with pytest.warns(UserWarning, match="Falling back"):
+        path, found = load_latest(tmp_path)
+    assert path.name == PREVIOUS
+    assert found["step"] == 1
+
+
+def test_a_damaged_only_checkpoint_is_an_error(tmp_path):
+    (tmp_path / LAST).write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
+        load_latest(tmp_path)
+
+
+class Payload:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_loading_executes_nothing(tmp_path, content, capsys):
+    path = tmp_path / "evil.pt"
+    save_checkpoint(path, {**content, "versions": Payload()})
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "not a checkpoint of lenstrain"),
+        ({"format_version": FORMAT_VERSION + 1}, "checkpoint format 2; this version reads 1"),
+        ({"stopper": ...}, "lacks 'stopper'"),
+    ],
+)
+def test_a_foreign_or_incomplete_file_is_refused(tmp_path, content, change, message):
+    path = tmp_path / "a.pt"
+    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **content, **change}
+    content = {k: v for k, v in content.items() if v is not ...}
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(path)
+
+
+def test_a_missing_file_and_a_folder_are_refused_with_a_remedy(tmp_path):
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "none.pt")
+    with pytest.raises(CheckpointError, match=r"is a folder.*best\.pt"):
+        load_checkpoint(tmp_path)
+
+
+def test_the_averaged_weights_are_scored_with_if_there_are_any(tmp_path, content):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, content)
+    model, meta = load_model(path)
+    assert not model.training
+    assert meta["step"] == 7
+    assert "optimizer" not in meta
+    assert torch.equal(model.state_dict()["head.weight"], content["model"]["head.weight"])
+    average = {name: value + 1 for name, value in content["model"].items()}
+    save_checkpoint(path, {**content, "ema": average})
+    model, _ = load_model(path)
+    assert torch.equal(model.state_dict()["head.weight"], average["head.weight"])
+
+
+def test_a_model_loads_where_its_starting_weights_are_gone(tmp_path, content):
+    content["config"]["model"]["weights"] = "/no/such/file.pt"
+    save_checkpoint(tmp_path / "a.pt", content)
+    load_model(tmp_path / "a.pt")
+
+
+def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path, content):
+    content["config"]["model"]["width"] = 16
+    save_checkpoint(tmp_path / "a.pt", content)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load_model(tmp_path / "a.pt")
+
+
+def test_every_generator_goes_on_where_it_was(tmp_path, content):
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002 - the global generator is what is saved
+    torch.manual_seed(3)
+    random.gauss(0, 1)
+    save_checkpoint(tmp_path / "a.pt", {**content, "rng": [rng_state()]})
+
+    def draws():
+        return random.gauss(0, 1), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
+
+    expected = draws()
+    assert draws() != expected
+    set_rng_state(load_checkpoint(tmp_path / "a.pt")["rng"][0])
+    assert draws() == expected
