@@ -17,7 +17,7 @@ from lensprep.errors import CheckpointError, ConfigError
 from lenstrain.data.batch import Batch, PixelPool
 from lenstrain.data.order import EpochOrder, OrderSpec, Shuffle, block_bounds, order_key
 from lenstrain.data.selection import Sampling, select
-from lenstrain.data.sidecar import PayloadCheck, read_column
+from lenstrain.data.sidecar import PayloadCheck, SidecarColumn
 from lenstrain.data.source import LocalSource, ShardSource
 from lenstrain.data.stream import PlanSteps, announce, gather_pixels, read_ahead
 
@@ -118,7 +118,7 @@ class StampLoader(wds.PipelineStage):
         self.dataset = Dataset.open(uri)
         shards = self.dataset.split(split).shards
         self.source: ShardSource = LocalSource(self.dataset, shards)
-        self._labels: NDArray[np.int8] | None = None
+        self._labels = SidecarColumn(self.dataset, split, "label", np.int8)
         labels = self.labels if sampling == "balanced" else None
         self.selection = select(
             self.dataset,
@@ -160,10 +160,8 @@ class StampLoader(wds.PipelineStage):
 
     @property
     def labels(self) -> NDArray[np.int8]:
-        """Labels of the whole split, in its order; read from the sidecars when first asked for."""
-        if self._labels is None:
-            self._labels = read_column(self.dataset, self.split, "label").astype(np.int8)
-        return self._labels
+        """Labels of the whole split, in its order."""
+        return self._labels.all()
 
     @property
     def epoch(self) -> int:
@@ -199,12 +197,12 @@ class StampLoader(wds.PipelineStage):
         """
         order, rows = self._order()
         if self._verify == "crc" and self._check is None:
-            crc = read_column(self.dataset, self.split, "payload_crc32").astype(np.uint32)
+            crc = SidecarColumn(self.dataset, self.split, "payload_crc32", np.uint32)
             self._check = PayloadCheck(crc, self.source)
         return wds.DataPipeline(
             PlanSteps(order, rows, start=start, rank=self.rank, world_size=self.world_size),
             announce(self.source, self.depth),
-            gather_pixels(self.source, self.labels, self._pool, self._check),
+            gather_pixels(self.source, self._labels, self._pool, self._check),
             read_ahead(self.depth),
         )
 
@@ -225,7 +223,7 @@ class StampLoader(wds.PipelineStage):
         self.source.check()
         start, self._next_step = self._next_step, 0
         self._done = start
-        self._current = _Epoch(self, iter(self.pipeline(start)))
+        self._current = _Epoch(self, self.pipeline(start).iterator1())
         return self._current
 
     def run(self, *_: Any) -> Iterator[Batch]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from deflate import crc32
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from lensprep.dataset import Dataset
-from lensprep.errors import DatasetError, ShardError
+from lensprep.errors import ShardError
 from lenstrain.data.source import ShardSource
 
 _THREADS = 4
 
 
-def read_column(dataset: Dataset, split: str, name: str) -> NDArray[np.generic]:
-    """One column of a split, in split order; shards are read by a few threads.
+class SidecarColumn:
+    """One numeric column of a split by position; a shard's sidecar is read when first asked for.
+
+    The first batch of a thousand shards then waits for the sidecars of its own rows only.
 
     Parameters
     ----------
@@ -24,24 +27,60 @@ def read_column(dataset: Dataset, split: str, name: str) -> NDArray[np.generic]:
     split : str
     name : str
         A numeric column without nulls.
-
-    Raises
-    ------
-    DatasetError
-        If the column is missing or has a null.
-    ShardError
-        If a sidecar is missing, damaged, or has not the rows that the manifest states.
+    dtype : dtype_like
+        Type to keep it in.
     """
-    shards = dataset.split(split).shards
-    if not shards:
-        raise DatasetError(f"{dataset.uri}: split {split!r} is empty.")
-    with ThreadPoolExecutor(min(_THREADS, len(shards))) as pool:
-        tables = pool.map(lambda shard: dataset.read_shard_sidecar(shard, [name]), shards)
-        columns = [table.column(name) for table in tables]
-    for shard, column in zip(shards, columns, strict=True):
+
+    def __init__(self, dataset: Dataset, split: str, name: str, dtype: DTypeLike) -> None:
+        self._dataset, self._name = dataset, name
+        self._shards = dataset.split(split).shards
+        rows = np.array([shard.rows for shard in self._shards], np.int64)
+        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows)])
+        self._values = np.zeros(self._starts[-1], dtype)
+        self._loaded = np.zeros(len(self._shards), np.bool_)
+        self._complete = False
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, index: NDArray[np.int64]) -> NDArray[Any]:
+        """Values of some rows.
+
+        Raises
+        ------
+        DatasetError
+            If there is no such column.
+        ShardError
+            If a sidecar is missing, damaged, has a null, or not the rows that the manifest states.
+        """
+        if not self._complete:
+            wanted = np.zeros(len(self._shards), np.bool_)
+            wanted[np.searchsorted(self._starts, index, side="right") - 1] = True
+            self._load(np.flatnonzero(wanted & ~self._loaded))
+        return self._values[index]
+
+    def all(self) -> NDArray[Any]:
+        """Values of all rows; errors as for a part of them."""
+        self._load(np.flatnonzero(~self._loaded))
+        return self._values
+
+    def _load(self, numbers: NDArray[np.int64]) -> None:
+        if len(numbers):
+            with ThreadPoolExecutor(min(_THREADS, len(numbers))) as pool:
+                list(pool.map(self._load_one, numbers.tolist()))
+        self._complete = bool(self._loaded.all())
+
+    def _load_one(self, number: int) -> None:
+        shard = self._shards[number]
+        column = self._dataset.read_shard_sidecar(shard, [self._name]).column(self._name)
         if column.null_count:
-            raise ShardError(f"{dataset.path(shard.sidecar)} has nulls in column {name!r}.")
-    return np.concatenate([column.to_numpy() for column in columns])
+            raise ShardError(
+                f"{self._dataset.path(shard.sidecar)} has nulls in column {self._name!r}. "
+                "Convert again."
+            )
+        part = slice(self._starts[number], self._starts[number + 1])
+        self._values[part] = column.to_numpy()
+        self._loaded[number] = True
 
 
 class PayloadCheck:
@@ -49,13 +88,13 @@ class PayloadCheck:
 
     Parameters
     ----------
-    expected : ndarray of uint32, shape (rows,)
+    expected : SidecarColumn
         CRC-32 of every row of the split.
     source : ShardSource
         Where the rows come from, to name the place of a bad one.
     """
 
-    def __init__(self, expected: NDArray[np.uint32], source: ShardSource) -> None:
+    def __init__(self, expected: SidecarColumn, source: ShardSource) -> None:
         self._expected = expected
         self._source = source
         self._checked = np.zeros(len(expected), np.bool_)
@@ -68,14 +107,15 @@ class PayloadCheck:
         ShardError
             Naming the shard and the offset of the first row whose bytes are not those written.
         """
-        for i in np.flatnonzero(~self._checked[index]).tolist():
+        new = np.flatnonzero(~self._checked[index])
+        for i, expected in zip(new.tolist(), self._expected[index[new]].tolist(), strict=True):
             row = int(index[i])
             found = crc32(pixels[i].reshape(-1).view(np.uint8))
-            if found != self._expected[row]:
+            if found != expected:
                 shard, offset = self._source.place(row)
                 raise ShardError(
                     f"{shard}: the stamp at offset {offset} is not the one that was written "
-                    f"(CRC-32 {found:08x}, expected {self._expected[row]:08x}). Run `lensprep "
+                    f"(CRC-32 {found:08x}, expected {expected:08x}). Run `lensprep "
                     "verify`, and copy the shard again, or convert again."
                 )
             self._checked[row] = True
