@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -31,7 +32,7 @@ import pyarrow.parquet as pq
 from lensprep.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.dataset.layout import SPLITS
 from lensprep.engine import default_workers, run_tasks
-from lensprep.errors import StorageError
+from lensprep.errors import BudgetError, ProjectError, StorageError
 from lensprep.synth.defects import (
     DEFECT_BY_NAME,
     DROPPED_COLUMNS,
@@ -70,6 +71,7 @@ MAX_GROUP_ROWS: Final = 256
 _FILES_PER_SPLIT = 4
 _GROUPS_PER_FILE = 4
 _CRC_CHUNK = 512
+_ROW_BYTES = 47_500
 
 
 class Entry(NamedTuple):
@@ -160,8 +162,14 @@ def synthesize(
         If a number is out of range.
     StorageError
         If ``out`` is in use or cannot be written.
+    BudgetError
+        If the disk has no room for it.
+    ProjectError
+        If lenstronomy is not installed.
     """
     started = time.perf_counter()
+    _require_lenstronomy()
+    _require_disk(out, rows)
     plan = plan_survey(rows, seed, regions, split_fractions)
     planted = _planned_defects(plan, seed, defects) if defects else DefectPlan({}, ())
     results: list[PartResult] = []
@@ -322,6 +330,24 @@ def _write_checksums(path: Path) -> None:
     header = b"crc\0" + struct.pack(">I", _CRC_CHUNK)
     crc = path.with_name(f".{path.name}.crc")
     crc.write_bytes(header + struct.pack(f">{len(sums)}I", *sums))
+
+
+def _require_lenstronomy() -> None:
+    """Say so now if it is missing, and not from within a worker."""
+    if find_spec("lenstronomy") is None:
+        raise ProjectError(
+            "Lenses need lenstronomy, which is missing. Install it: pip install 'lensprep[synth]'."
+        )
+
+
+def _require_disk(out: Path, rows: int) -> None:
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    need, free = rows * _ROW_BYTES, shutil.disk_usage(existing).free
+    if need > free:
+        raise BudgetError(
+            f"{rows:,} rows take about {need / 1e9:.1f} GB, and {existing} has {free / 1e9:.1f} GB "
+            "free. Ask for fewer rows or name another disk."
+        )
 
 
 @contextmanager

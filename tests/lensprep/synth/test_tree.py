@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lensprep.contract import COLUMNS, label_rows
-from lensprep.errors import StorageError
+from lensprep.errors import BudgetError, ProjectError, StorageError
 from lensprep.source import Source
 from lensprep.stampnpz import decode_batch
 from lensprep.synth import synthesize
@@ -201,3 +201,15 @@ def test_interrupted_run_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         synthesize(tmp_path / "tree", rows=30, seed=1, workers=1, progress=interrupt)
     assert not list(tmp_path.iterdir())
+
+
+def test_tree_larger_than_the_disk_is_refused_before_it_is_begun(tmp_path):
+    with pytest.raises(BudgetError, match="Ask for fewer rows"):
+        synthesize(tmp_path / "tree", rows=10**12, seed=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_lenstronomy_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("lensprep.synth.tree.find_spec", lambda name: None)
+    with pytest.raises(ProjectError, match=r"pip install 'lensprep\[synth\]'"):
+        synthesize(tmp_path / "tree", rows=10, seed=1)
