@@ -95,7 +95,7 @@ def _draw_magnitudes(
     """Redshift, (g, r, z) magnitudes, and magnitudes above the characteristic brightness."""
     while True:
         # Most galaxies are near the limit in z, as in any sample limited in magnitude. With this
-        # the arcs have a median flux of 5 nanomaggies and a median SNR of 28; Phase 4c has 4.6 and 23.
+        # the arcs have a median flux of 5 nanomaggies and a median SNR of 28 (Phase 4c: 4.6, 23).
         redshift = 0.15 + 0.65 * rng.beta(2.8, 1.2)
         brightness = rng.normal(-0.2, 0.55)
         gr = np.interp(redshift, _REDSHIFT, _YOUNG_GR if late else _OLD_GR)
