@@ -37,7 +37,7 @@ from deflate import deflate_decompress as inflate
 from lensprep import zipwalk
 from lensprep.dataset.layout import STAMP_SHAPE
 from lensprep.kernel import kernel
-from lensprep.zipwalk import DEFLATED, MAX_HEADER_CHARS
+from lensprep.zipwalk import DEFLATED, FIELDS, MAX_HEADER_CHARS
 
 
 class RejectReason(StrEnum):
@@ -285,22 +285,21 @@ def _decode_stretch(
     bands, codes = zipwalk.walk(data, bounds)
     reasons = [_BY_CODE.get(code) for code in codes]
     raw = memoryview(out.reshape(-1).view(np.uint8).data)
-    at = 0
-    for row, members in enumerate(bands):
+    for row in range(n):
         if reasons[row] is None:
-            reasons[row] = _inflate_bands(data, members, raw[at : at + 3 * _BAND_BYTES])
-        at += 3 * _BAND_BYTES
+            reasons[row] = _inflate_bands(data, bands, row, raw)
     for row in np.flatnonzero(_unusable_rows(out.reshape(n, 3 * 64 * 64).view(np.int32))).tolist():
         reasons[row] = reasons[row] or RejectReason.NONFINITE
     return reasons
 
 
 def _inflate_bands(
-    data: memoryview, members: list[list[int]], raw: memoryview
+    data: memoryview, bands: list[int], row: int, raw: memoryview
 ) -> RejectReason | None:
-    """Inflate three members, check length and CRC-32, and write their pixels to `raw`."""
-    at = 0
-    for start, compressed, size, crc, method in members:
+    """Inflate the three members of a row, check length and CRC-32, and write their pixels."""
+    at = row * 3 * _BAND_BYTES
+    for k in range(row * 3 * FIELDS, (row + 1) * 3 * FIELDS, FIELDS):
+        start, compressed, size, crc, method = bands[k : k + FIELDS]
         stream = data[start : start + compressed]
         try:
             member = inflate(stream, size) if method == DEFLATED else bytes(stream)
@@ -310,11 +309,10 @@ def _inflate_bands(
             return RejectReason.TRUNCATED
         if crc32(member) != crc:
             return RejectReason.CRC_MISMATCH
-        band = raw[at : at + _BAND_BYTES]
         if size == _PLAIN_BYTES and member.startswith(_PLAIN_HEADER):
-            band[:] = memoryview(member)[_PLAIN_START:]
+            raw[at : at + _BAND_BYTES] = memoryview(member)[_PLAIN_START:]
         else:
-            reason = _cast_array(member, band)
+            reason = _cast_array(member, raw[at : at + _BAND_BYTES])
             if reason is not None:
                 return reason
         at += _BAND_BYTES

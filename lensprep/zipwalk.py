@@ -45,15 +45,18 @@ _UNREADABLE_FLAGS = 0x1 | 0x20 | 0x40  # encrypted, patch data, strong encryptio
 _IN_EXTRA = 0xFFFF_FFFF  # the 32-bit field is full: the value is in the Zip64 extra field
 _ZIP64_TAG = 1
 
-_START, _COMPRESSED, _SIZE, _CRC, _METHOD, _HEADER, _NAME, _FIELDS = range(8)
+_START, _COMPRESSED, _SIZE, _CRC, _METHOD, _HEADER, _NAME = range(7)
 """Columns of what the directory says of a band; the first is where its data begin."""
+
+FIELDS = 5
+"""How many of these columns leave this module."""
 
 _STEM = np.frombuffer(b"image_", np.uint8)
 _SUFFIX = np.frombuffer(b".npy", np.uint8)
 _LETTERS = np.frombuffer("".join(BANDS).encode(), np.uint8)
 
 
-def walk(data: memoryview, bounds: _Longs) -> tuple[list[list[list[int]]], list[int]]:
+def walk(data: memoryview, bounds: _Longs) -> tuple[list[int], list[int]]:
     """Find the bands of many blobs that lie one after the other in memory.
 
     Parameters
@@ -64,18 +67,19 @@ def walk(data: memoryview, bounds: _Longs) -> tuple[list[list[list[int]]], list[
 
     Returns
     -------
-    bands : list of n lists of 3 lists of 5 int
-        Start in `data`, compressed size, size, CRC-32 and method of g, r and z.
+    bands : list of n * 3 * `FIELDS` int
+        Of each blob for g, r and z: start in `data`, compressed size, size, CRC-32, method. Flat,
+        since a thousand small lists set off the garbage collector.
     codes : list of n int
         `READ`, or why the bands of this blob are meaningless.
     """
     n = len(bounds) - 1
     array = np.frombuffer(data, np.uint8)
     array.flags.writeable = False  # always, so that the kernels compile once
-    bands = np.zeros((n, len(BANDS), _FIELDS), np.int64)
+    bands = np.zeros((n, len(BANDS), _NAME + 1), np.int64)
     codes = np.empty(n, np.int64)
     _walk_all(array, bounds, bands, codes)
-    return bands[:, :, : _METHOD + 1].tolist(), codes.tolist()
+    return bands[:, :, :FIELDS].reshape(-1).tolist(), codes.tolist()
 
 
 @kernel
@@ -202,7 +206,7 @@ def _read_entry(blob: _Bytes, at: int, end: int, entry: _Longs) -> tuple[int, in
 
 @kernel
 def _read_directory(blob: _Bytes, bands: _Longs) -> int:
-    """Fill one row a band, shape (3, 8), and return the reason.
+    """Fill one row a band, shape (3, 7), and return the reason.
 
     The header of the next member, or the directory, ends the space of a member's data: two members
     that share bytes are the mark of a zip bomb. `_START` holds that end until `_find_data`.
@@ -210,7 +214,7 @@ def _read_directory(blob: _Bytes, bands: _Longs) -> int:
     reason, start, end, shift = _find_directory(blob)
     if reason != READ:
         return reason
-    entry = np.empty(_FIELDS, np.int64)
+    entry = np.empty(_NAME + 1, np.int64)
     bands[:, _METHOD] = -1
     at, members = start, 0
     while at < end:
@@ -258,7 +262,7 @@ def _find_data(blob: _Bytes, band: _Longs, letter: int) -> int:
 
 @kernel
 def _walk_one(blob: _Bytes, bands: _Longs) -> int:
-    """Where the three bands of a blob are, shape (3, 8), and the reason."""
+    """Where the three bands of a blob are, shape (3, 7), and the reason."""
     if blob.size == 0:
         return EMPTY
     if _number(blob, 0, 4) != _LOCAL_SIGNATURE:
@@ -274,7 +278,7 @@ def _walk_one(blob: _Bytes, bands: _Longs) -> int:
 def _walk_all(data: _Bytes, bounds: _Longs, bands: _Longs, reasons: _Longs) -> None:
     """Walk blob i, the bytes from ``bounds[i]`` to ``bounds[i + 1]``, for all i.
 
-    The starts that are left in `bands`, shape (n, 3, 8), count from the start of `data`.
+    The starts that are left in `bands`, shape (n, 3, 7), count from the start of `data`.
     """
     for row in range(reasons.size):
         reasons[row] = _walk_one(data[bounds[row] : bounds[row + 1]], bands[row])

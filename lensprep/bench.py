@@ -1,0 +1,382 @@
+"""How fast conversion is on this machine, beside what it replaces and what bounds it.
+
+Three things are timed on the same rows, in turn, in one process on one core:
+
+    seed path       as upstream reads: pyarrow, ``np.load``, three keys, ``np.median`` twice a band,
+                    clip, float16, ``webdataset.TarWriter``
+    ours            `lensprep.convert.convert`, from parquet to the committed dataset
+    inflate floor   libdeflate inflating the members of the same blobs, already in memory and
+                    already found: the part that no reader can leave out
+
+and, for orientation, two steps of ours alone: decoding and normalising.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import multiprocessing
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deflate import deflate_decompress
+
+from lensprep import zipwalk
+from lensprep.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
+from lensprep.convert import ConvertConfig, convert
+from lensprep.dataset.layout import BANDS, JSON_FIELDS, STAMP_SHAPE
+from lensprep.errors import InputError
+from lensprep.normalize import DEFAULT_CLIP, MAD_TO_SIGMA, Normalizer, normalization_spec
+from lensprep.rounds import BATCH_ROWS
+from lensprep.source import Source
+from lensprep.stampnpz import decode_batch
+
+DEFAULT_ROWS: Final = 4096
+DEFAULT_ROUNDS: Final = 5
+_WARM_UP_ROWS: Final = 64
+_GROUP_ROWS: Final = 256
+"""Rows taken from one row group of a large source, so that a few thousand come from all over."""
+_DISTINCT: Final = 1024
+"""Different stamps that are made where there is no source; making one costs 2 ms."""
+
+_PACKAGES: Final = ("numpy", "numba", "pyarrow", "deflate", "webdataset")
+
+Progress = Callable[[str, int, int], None]
+"""Called as (phase, done, total)."""
+
+
+def run_bench(
+    src: str | None = None,
+    *,
+    rows: int = DEFAULT_ROWS,
+    rounds: int = DEFAULT_ROUNDS,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure conversion on this machine.
+
+    Parameters
+    ----------
+    src : str, optional
+        Phase 4c tree whose stamps are used, some rows of row groups from all over it. Without it,
+        stamps of sky noise and a galaxy are made, which compress as real ones do.
+    rows : int
+        Rows to convert in each round; fewer if `src` has fewer.
+    rounds : int
+        Repetitions; the figures are medians.
+    folder : Path, optional
+        Where to write, and to clean up; default: the folder for temporary files. A slow disk there
+        slows the seed path and ours.
+    progress : callable, optional
+
+    Returns
+    -------
+    dict
+        ``seed_path_stamps_per_s``, ``stamps_per_s``, ``inflate_floor_stamps_per_s``, ``speedup``
+        (ours over the seed path), ``over_floor`` (our time over that of the floor),
+        ``us_per_stamp`` of each part, ``rows``, ``blob_bytes`` (mean), ``runs`` (the seconds of
+        every round), ``source``, ``machine``, ``versions``.
+
+    Raises
+    ------
+    InputError
+        If the source is missing or not Phase 4c.
+    """
+    if rows < 1 or rounds < 1:
+        raise ValueError(f"rows and rounds must be at least 1, got {rows} and {rounds}")
+    report = progress or (lambda phase, done, total: None)
+    with tempfile.TemporaryDirectory(prefix="lensprep-bench-", dir=folder) as name:
+        work = Path(name)
+        report("rows", 0, rows)
+        table = _made_rows(rows) if src is None else _some_rows(src, rows)
+        _write_tree(table, work / "stamps")
+        _write_tree(table.slice(0, _WARM_UP_ROWS), work / "warm-up")
+        report("rows", table.num_rows, table.num_rows)
+        runs = []
+        with _one_core_process() as run:
+            run(_time_round, work / "warm-up", work / "out")
+            for done in range(rounds):
+                report("rounds", done, rounds)
+                runs.append(run(_time_round, work / "stamps", work / "out"))
+        report("rounds", rounds, rounds)
+    return _summary(table, runs, src)
+
+
+def _summary(table: pa.Table, runs: list[dict[str, float]], src: str | None) -> dict[str, Any]:
+    """Medians of the rounds as rates, and what they were measured on."""
+    seconds = {name: median(run[name] for run in runs) for name in runs[0]}
+    rows = table.num_rows
+    blobs = table[STAMP_COLUMN]
+    return {
+        "seed_path_stamps_per_s": rows / seconds["seed_path"],
+        "stamps_per_s": rows / seconds["convert"],
+        "inflate_floor_stamps_per_s": rows / seconds["inflate_floor"],
+        "speedup": seconds["seed_path"] / seconds["convert"],
+        "over_floor": seconds["convert"] / seconds["inflate_floor"],
+        "us_per_stamp": {name: 1e6 * value / rows for name, value in seconds.items()},
+        "rows": rows,
+        "blob_bytes": sum(len(blob.as_buffer() or b"") for blob in blobs) / rows,
+        "runs": runs,
+        "source": src or "made: sky noise and a galaxy",
+        "machine": _machine(),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in _PACKAGES},
+    }
+
+
+def _machine() -> dict[str, Any]:
+    """What the figures hold for."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [s for s in cpuinfo.read_text().splitlines() if s.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "pinned_to_one_core": hasattr(os, "sched_setaffinity"),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+# ---------------------------------------------------------------------------------------------
+# One core
+# ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _one_core_process() -> Iterator[Callable[..., Any]]:
+    """A process on one core, and a function that runs a function in it.
+
+    The core is set before the process begins, since threads keep the cores that they began with.
+    """
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+    def run(function: Callable[..., Any], *arguments: Any) -> Any:
+        with _pinned():
+            future = pool.submit(function, *arguments)
+        return future.result()
+
+    try:
+        yield run
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _pinned() -> Iterator[None]:
+    """Keep this thread, and what it starts, on one core, where the system can."""
+    if sys.platform != "linux":
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+# ---------------------------------------------------------------------------------------------
+# What is timed
+# ---------------------------------------------------------------------------------------------
+
+
+def _time_round(tree: Path, out: Path) -> dict[str, float]:
+    """Seconds of each contestant, one after the other."""
+    blobs = pq.read_table(tree, columns=[STAMP_COLUMN], use_threads=False)[STAMP_COLUMN]
+    streams = list(_streams(blobs))
+    seconds = {"inflate_floor": _seconds(_inflate, streams)}
+    seconds |= _time_steps(blobs)
+    for name, function in (("convert", _convert), ("seed_path", seed_path)):
+        seconds[name] = _seconds(function, tree, out)
+        shutil.rmtree(out)
+    return seconds
+
+
+def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
+    started = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - started
+
+
+def _streams(blobs: pa.ChunkedArray) -> Iterator[tuple[memoryview, int]]:
+    """Deflate stream and full size of every band that can be read."""
+    for scalar in blobs:
+        data = memoryview(scalar.as_buffer() or b"")
+        bands, codes = zipwalk.walk(data, np.array([0, len(data)]))
+        if codes[0] == zipwalk.READ:
+            for k in range(0, len(bands), zipwalk.FIELDS):
+                start, compressed, size, _, method = bands[k : k + zipwalk.FIELDS]
+                if method == zipwalk.DEFLATED:
+                    yield data[start : start + compressed], size
+
+
+def _inflate(streams: list[tuple[memoryview, int]]) -> None:
+    for data, size in streams:
+        deflate_decompress(data, size)
+
+
+def _time_steps(blobs: pa.ChunkedArray) -> dict[str, float]:
+    """Seconds of decoding and of normalising, in batches as conversion has them."""
+    pixels = np.empty((BATCH_ROWS, *STAMP_SHAPE), np.float32)
+    half = np.empty(pixels.shape, np.float16)
+    normalizer = Normalizer(normalization_spec("mad_stamp"))
+    seconds = {"decode": 0.0, "normalize": 0.0}
+    for first in range(0, len(blobs), BATCH_ROWS):
+        batch = blobs.slice(first, BATCH_ROWS)
+        n = len(batch)
+        seconds["decode"] += _seconds(decode_batch, batch, pixels)
+        seconds["normalize"] += _seconds(normalizer, pixels[:n], half[:n])
+    return seconds
+
+
+def _convert(tree: Path, out: Path) -> None:
+    convert(str(tree), str(out), ConvertConfig(max_reject_rate=1.0), workers=1)
+
+
+def seed_path(tree: Path, out: Path) -> int:
+    """Convert as upstream's readers do, without this package.
+
+    Parameters
+    ----------
+    tree : Path
+        Folder of parquet files with a physical ``region_split``.
+    out : Path
+        Folder to make; one tar a split.
+
+    Returns
+    -------
+    int
+        Stamps written; rows that cannot be read are passed over in silence.
+    """
+    import webdataset
+
+    out.mkdir()
+    writers: dict[str, Any] = {}
+    written = 0
+    for path in sorted(tree.glob("*.parquet")):
+        columns = list(dict.fromkeys((STAMP_COLUMN, SPLIT_COLUMN, *JSON_FIELDS)))
+        have = pq.read_schema(path).names
+        batches = pq.ParquetFile(path).iter_batches(256, columns=[c for c in columns if c in have])
+        for row in (row for batch in batches for row in batch.to_pylist()):
+            stamp = _seed_stamp(row.pop(STAMP_COLUMN))
+            if stamp is None:
+                continue
+            split = str(row[SPLIT_COLUMN])
+            if split not in writers:
+                writers[split] = webdataset.TarWriter(str(out / f"{split}.tar"))
+            sample = {"__key__": row["task_id"], "stamp.npy": stamp, "json": row}
+            writers[split].write(sample)
+            written += 1
+    for writer in writers.values():
+        writer.close()
+    return written
+
+
+def _seed_stamp(blob: bytes | None) -> npt.NDArray[np.float16] | None:
+    """One stamp by NumPy alone; None if that fails."""
+    try:
+        with np.load(io.BytesIO(blob or b""), allow_pickle=False) as archive:
+            pixels = np.stack([archive[f"image_{band}"] for band in BANDS])
+    except Exception:  # what upstream does with a blob that cannot be read
+        return None
+    pixels = pixels.astype(np.float32)
+    for i, band in enumerate(pixels):
+        centre = np.median(band)
+        mad = np.median(np.abs(band - centre))
+        if not mad > 0:
+            return None
+        pixels[i] = (band - centre) / (MAD_TO_SIGMA * mad)
+    return np.clip(pixels, -DEFAULT_CLIP, DEFAULT_CLIP).astype(np.float16)
+
+
+# ---------------------------------------------------------------------------------------------
+# The rows
+# ---------------------------------------------------------------------------------------------
+
+
+def _write_tree(table: pa.Table, root: Path) -> None:
+    """One flat part file, as Spark writes it."""
+    root.mkdir()
+    pq.write_table(table, root / "part-00000.parquet", row_group_size=1024, compression="snappy")
+
+
+def _some_rows(src: str, rows: int) -> pa.Table:
+    """At most so many rows of a source, from row groups at equal distances."""
+    source = Source.open(src)
+    groups = [(f, i) for f in source.files for i, g in enumerate(f.row_groups) if g.rows]
+    if not groups:
+        raise InputError(f"{src} has no rows to measure with.")
+    each = max(1, min(source.rows // len(groups), _GROUP_ROWS))
+    wanted = min(-(-rows // each), len(groups))
+    spread = [k * len(groups) // wanted for k in range(wanted)]
+    spread += sorted(set(range(len(groups))) - set(spread))  # if some of them are small
+    tables, left = [], rows
+    for k, chosen in enumerate(spread):
+        if left <= 0:
+            break
+        take = -(-left // max(wanted - k, 1))
+        tables.append(next(source.iter_row_group(*groups[chosen], batch_rows=take)))
+        left -= tables[-1].num_rows
+    return pa.concat_tables(tables)
+
+
+def _made_rows(rows: int) -> pa.Table:
+    """Rows that keep the contract: noise with a galaxy, every other one a control."""
+    blobs = [_made_blob(seed) for seed in range(min(rows, _DISTINCT))]
+    ids = np.arange(rows)
+    control = ids % 2 == 0
+    region = ids // 2 % 20
+    values: dict[str, Any] = {
+        "task_id": [hashlib.sha256(b"%d" % i).hexdigest() for i in range(rows)],
+        "region_id": region,
+        "region_split": np.where(region < 16, "train", np.where(region < 18, "val", "test")),
+        "brickname": [f"{i % 3600:04d}p000" for i in range(rows)],
+        "bandset": ["grz"] * rows,
+        "stamp_size": np.full(rows, 64),
+        "is_control": control,
+        "cutout_ok": np.ones(rows),
+        "lens_model": np.where(control, "CONTROL", "SIE"),
+        "theta_e_arcsec": np.where(control, 0.0, 1.0),
+        "ra": ids * 0.01 % 360,
+        "ab_zp_nmgy": np.full(rows, 22.5),
+        STAMP_COLUMN: [blobs[i % len(blobs)] for i in range(rows)],
+    }
+    columns = []
+    for field in SCHEMA:
+        filler = [""] * rows if pa.types.is_string(field.type) else np.zeros(rows)
+        value = values.get(field.name, filler)
+        array = pa.array(value, field.type if isinstance(value, list) else None)
+        columns.append(array.cast(field.type))
+    return pa.table(columns, SCHEMA.names)
+
+
+def _made_blob(seed: int) -> bytes:
+    """One stamp of sky noise and a galaxy, nanomaggies, as upstream stores it."""
+    rng = np.random.default_rng(seed)
+    noise = np.array([0.0019, 0.0028, 0.0087])[:, None, None]
+    y, x = np.mgrid[:64, :64] - 31.5 + rng.uniform(-2, 2, (2, 1, 1))
+    galaxy = np.exp(-np.hypot(x, y) / rng.uniform(1.5, 6)) * rng.uniform(0.02, 0.5)
+    pixels = rng.normal(0, noise, STAMP_SHAPE) + galaxy * np.array([0.4, 1, 1.8])[:, None, None]
+    buffer = io.BytesIO()
+    bands: dict[str, Any] = {
+        f"image_{band}": pixels[i].astype("<f4") for i, band in enumerate(BANDS)
+    }
+    np.savez_compressed(buffer, **bands)
+    return buffer.getvalue()
