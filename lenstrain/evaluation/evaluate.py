@@ -196,11 +196,13 @@ def _plots(scores: Scores, found: Measurement) -> list[plots.Plot]:
     drawn = [
         plots.draw_roc(found.band, entries["tpr_at_fpr"], level, log=True),
         plots.draw_roc(found.band, entries["tpr_at_fpr"], level, log=False),
-        plots.draw_purity(found.band, prevalences, level, entries["n_negative_unique"]),
         plots.draw_histogram(scores.labels, scores.logits, cuts),
         plots.draw_reliability(reliability, level),
         *_completeness_plots(found.completeness),
     ]
+    if prevalences:
+        n_negative = entries["n_negative_unique"]
+        drawn.append(plots.draw_purity(found.band, prevalences, level, n_negative))
     if entries.get("auroc_by_theta_e"):
         groups = entries["auroc_by_theta_e"]
         drawn.append(plots.draw_auroc_by(groups, entries["auroc"]["value"], level))

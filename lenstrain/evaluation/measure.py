@@ -158,6 +158,8 @@ def _probabilities(
         "fitted_on": str(reference.path),
         "n": reference.n,
     }
+    if fitted.at_bound:
+        return entries
     entries["calibrated"] = measure_probabilities(
         scores, fitted.apply(scores.logits), resampling, options
     )
@@ -289,6 +291,8 @@ def _sampling_notes(
                 f"{_FEW_REGIONS} or more are wanted.",
             )
         )
+    if scores.n_regions > 1 and entries["auroc"]["low"] == entries["auroc"]["high"]:
+        found.append(("warn", "Every draw gives the same AUROC: its interval says nothing."))
     if options.resamples < 1000:
         found.append(("info", f"{options.resamples} draws: the ends of the intervals are noisy."))
     if entries["n_negative_unique"] < entries["n_negative"]:
@@ -326,8 +330,10 @@ def _reference_notes(
                 "not calibrated. Give --calibrate-on the scores of another split.",
             )
         ]
-    found = []
+    found: list[tuple[str, str]] = []
     for column, what in (("key", "stamps"), ("region_id", "regions")):
+        if found:
+            break
         shared = len(_distinct(scores, column) & _distinct(reference, column))
         if shared:
             found.append(
@@ -338,7 +344,7 @@ def _reference_notes(
                 )
             )
     if entries["calibration"] and entries["calibration"]["at_bound"]:
-        found.append(("warn", "Calibration has no optimum on those scores; do not use its map."))
+        found.append(("warn", "Calibration has no optimum on those scores, so no map is applied."))
     return found
 
 

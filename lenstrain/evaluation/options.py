@@ -94,6 +94,9 @@ class EvaluationOptions:
         for name in ("fprs", "prevalence", "completeness_fprs"):
             for value in getattr(self, name):
                 _require(0 < value < 1, f"{name} must lie between 0 and 1, got {value}")
+        _require(bool(self.fprs), "fprs must not be empty")
+        frozen = bool(self.completeness_fprs or self.thresholds)
+        _require(frozen, "completeness needs completeness_fprs or thresholds")
         for name in ("level", "delta", "partial_max_fpr"):
             value = getattr(self, name)
             _require(0 < value < 1, f"{name} must lie between 0 and 1, got {value}")

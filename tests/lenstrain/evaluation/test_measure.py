@@ -89,3 +89,22 @@ def test_the_same_seed_gives_the_same_figures(write_scores):
     other = measured(path, options=EvaluationOptions(resamples=60, seed=1))
     assert other["auroc"]["low"] != first["auroc"]["low"]
     assert other["auroc"]["value"] == first["auroc"]["value"]
+
+
+def test_a_calibration_without_an_optimum_is_not_applied(write_scores):
+    labels = make_table()["label"].to_numpy()
+    apart = write_scores("apart.parquet", logit=10.0 * labels - 5)
+    metrics = measured(write_scores(), apart)
+    assert metrics["calibration"]["at_bound"] is True
+    assert metrics["calibrated"] is None
+    assert any("no map is applied" in note["text"] for note in metrics["notes"])
+
+
+def test_perfect_ranks_do_not_pass_for_certainty(write_scores):
+    labels = make_table()["label"].to_numpy()
+    metrics = measured(write_scores(logit=10.0 * labels - 5 + np.arange(1200) / 1e3))
+    assert metrics["auroc"]["value"] == 1.0
+    assert any("Every draw gives the same AUROC" in note["text"] for note in metrics["notes"])
+    rate = metrics["tpr_at_fpr"]["0.01"]
+    assert (rate["value"], rate["method"]) == (1.0, "wilson")
+    assert 0.99 < rate["low"] < 1.0

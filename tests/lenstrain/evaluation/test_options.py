@@ -10,6 +10,8 @@ from lenstrain.evaluation.options import EvaluationOptions
     ("change", "message"),
     [
         ({"fprs": (0.0,)}, "fprs must lie between 0 and 1, got 0.0"),
+        ({"fprs": ()}, "fprs must not be empty"),
+        ({"completeness_fprs": ()}, "needs completeness_fprs or thresholds"),
         ({"resamples": 0}, "resamples must be at least 1, got 0"),
         ({"completeness_axes": (("redshift",),)}, "unknown completeness axis"),
         ({"completeness_axes": (("arc_snr",) * 4,)}, "one to three axes, got 4"),
