@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,6 @@ from lensprep.account import UNLABELLED, Account, class_names
 from lensprep.contract import (
     FILTER_REASONS,
     SPLIT_COLUMN,
-    STAMP_COLUMN,
     FilterRules,
     filter_rows,
     label_rows,
@@ -61,6 +61,17 @@ class Prepared:
     """The other rows, as in ``rejects.parquet``."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Stamps:
+    """The accepted stamps of a few source rows."""
+
+    rows: NDArray[np.intp]
+    """Where they are in the batch."""
+    hashes: list[str]
+    measured: Measured
+    crc: NDArray[np.uint32]
+
+
 class Preparer:
     """Turns batches of source rows into records; holds the scratch space for it.
 
@@ -71,47 +82,76 @@ class Preparer:
     rules : FilterRules
         The cuts that the user asked for.
     normalizer : Normalizer
-    batch_rows : int
-        Most rows of a batch.
+    blob_rows : int
+        Most blobs that come at a time.
     """
 
     def __init__(
-        self, seed: int, rules: FilterRules, normalizer: Normalizer, batch_rows: int
+        self, seed: int, rules: FilterRules, normalizer: Normalizer, blob_rows: int
     ) -> None:
         self._seed = seed
         self._rules = rules
         self._normalizer = normalizer
-        self._pixels = np.empty((batch_rows, *STAMP_SHAPE), np.float32)
+        self._pixels = np.empty((blob_rows, *STAMP_SHAPE), np.float32)
         self.account = Account()
 
-    def __call__(self, table: pa.Table, records: NDArray[np.uint8]) -> Prepared:
+    def __call__(
+        self, table: pa.Table, blobs: Iterable[pa.ChunkedArray], records: NDArray[np.uint8]
+    ) -> Prepared:
         """Prepare one batch.
 
         Parameters
         ----------
         table : pyarrow.Table
-            Source rows with all columns and the ``source_*`` columns.
+            Scalar columns of the source rows, with the ``source_*`` columns.
+        blobs : iterable of pyarrow.ChunkedArray
+            Their ``stamp_npz``, a few rows at a time: blob, pixels and record of a stamp then
+            stay in the processor's cache from inflating to the float16.
         records : ndarray of uint8, shape (n, RECORD_STRIDE)
             Space for at least as many records, made by `lensprep.dataset.record.new_records`.
         """
         labels = label_rows(table)
         reason = self._light_reasons(table, labels.reason)
         texts = _json_members(table, labels.label, reason)
-        rows, pixels = self._decode(table, reason)
+        first, used = 0, 0
+        stamps: list[_Stamps] = []
+        for part in blobs:
+            stop = first + len(part)
+            found = self._stamps(part, reason[first:stop], records[used:])
+            stamps.append(found)
+            found.rows[:] += first
+            first, used = stop, used + len(found.rows)
+        side = self._sidecar(table, labels.label, stamps)
+        rows = [row for found in stamps for row in found.rows.tolist()]
+        set_keys(records[:used], side["key"].to_pylist())
+        set_json(records[:used], [texts[row] for row in rows])
+        side = side.append_column("payload_crc32", pa.array(_joined(s.crc for s in stamps)))
+        classes = class_names(labels.label)
+        self.account.add(_split_names(table), classes, reason.tolist())
+        return Prepared(used, side, _left_out(table, reason, classes))
+
+    def _stamps(
+        self, blobs: pa.ChunkedArray, reason: NDArray[np.object_], records: NDArray[np.uint8]
+    ) -> _Stamps:
+        """Decode, normalise and hash the rows that have no reason yet; others may get one."""
+        rows = np.flatnonzero(reason == "")
+        if len(rows) < len(blobs):
+            blobs = blobs.take(pa.array(rows))
+        pixels = self._pixels[: len(rows)]
+        rejects = decode_batch(blobs, pixels)
+        bad = [i for i, reject in enumerate(rejects) if reject is not None]
+        if bad:
+            reason[rows[bad]] = [str(rejects[i]) for i in bad]
+            good = np.setdiff1d(np.arange(len(rows)), bad)
+            rows, pixels = rows[good], pixels[good]
         measured = self._normalizer(pixels, payload_view(records[: len(rows)]))
         if measured.constant.any():
             reason[rows[measured.constant]] = RejectReason.CONSTANT_BAND.value
             kept = np.flatnonzero(~measured.constant)
             records[: len(kept)] = records[kept]
             rows, pixels, measured = rows[kept], pixels[kept], measured.take(kept)
-        used = records[: len(rows)]
-        side = self._sidecar(table, rows, labels.label[rows], pixels, measured)
-        set_keys(used, side["key"].to_pylist())
-        set_json(used, [texts[row] for row in rows.tolist()])
-        side = side.append_column("payload_crc32", pa.array(payload_crc32(used)))
-        classes = class_names(labels.label)
-        self.account.add(_split_names(table), classes, reason.tolist())
-        return Prepared(len(rows), side, _left_out(table, reason, classes))
+        hashes = [xxhash.xxh3_128_hexdigest(stamp) for stamp in pixels]
+        return _Stamps(rows, hashes, measured, payload_crc32(records[: len(rows)]))
 
     def _light_reasons(
         self, table: pa.Table, label_reason: NDArray[np.str_]
@@ -128,53 +168,31 @@ class Preparer:
             reason = np.where(reason == "", defect, reason)
         return reason
 
-    def _decode(
-        self, table: pa.Table, reason: NDArray[np.object_]
-    ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-        """Pixels of the rows without a reason; the ones that cannot be decoded get theirs."""
-        rows = np.flatnonzero(reason == "")
-        blobs = table[STAMP_COLUMN]
-        if len(rows) < table.num_rows:
-            blobs = blobs.take(pa.array(rows))
-        pixels = self._pixels[: len(rows)]
-        rejects = decode_batch(blobs, pixels)
-        bad = [i for i, reject in enumerate(rejects) if reject is not None]
-        if bad:
-            reason[rows[bad]] = [str(rejects[i]) for i in bad]
-            good = np.setdiff1d(np.arange(len(rows)), bad)
-            rows, pixels = rows[good], pixels[good]
-        return rows, pixels
-
     def _sidecar(
-        self,
-        table: pa.Table,
-        rows: NDArray[np.intp],
-        label: NDArray[np.int8],
-        pixels: NDArray[np.float32],
-        measured: Measured,
+        self, table: pa.Table, label: NDArray[np.int8], stamps: Sequence[_Stamps]
     ) -> pa.Table:
         """Scalar columns of the accepted rows, with key, place, label and what was measured."""
-        light = table.drop_columns([STAMP_COLUMN])
-        if len(rows) < table.num_rows:
-            light = light.take(pa.array(rows))
-        hashes = [xxhash.xxh3_128_hexdigest(stamp) for stamp in pixels]
+        rows = _joined(s.rows for s in stamps)
+        light = table if len(rows) == table.num_rows else table.take(pa.array(rows))
+        hashes = [pixel_hash for s in stamps for pixel_hash in s.hashes]
         pairs = zip(light["task_id"].to_pylist(), hashes, strict=True)
         keys = [row_key(task_id, pixel_hash) for task_id, pixel_hash in pairs]
         places = [row_place(self._seed, key) for key in keys]
         columns: dict[str, Any] = {
             "key": pa.array(keys, pa.string()),
             PLACE: pa.array(places, pa.uint64()),
-            "label": pa.array(label, pa.int8()),
+            "label": pa.array(label[rows], pa.int8()),
         }
-        for name, values in (
-            ("median", measured.median),
-            ("scale", measured.scale),
-            ("clip_frac", measured.clip_frac),
-        ):
+        for name in ("median", "scale", "clip_frac"):
+            values = _joined(getattr(s.measured, name) for s in stamps)
             for number, band in enumerate(BANDS):
                 columns[f"{name}_{band}"] = pa.array(values[:, number], pa.float32())
         columns["pixel_hash"] = pa.array(hashes, pa.string())
         return pa.table({**columns, **dict(zip(light.column_names, light.columns, strict=True))})
+
+
+def _joined(arrays: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate(list(arrays))
 
 
 def _split_names(table: pa.Table) -> list[str]:

@@ -17,17 +17,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from lensprep.account import UNLABELLED, Account
-from lensprep.contract import FilterRules
+from lensprep.contract import STAMP_COLUMN, FilterRules
+from lensprep.dataset.layout import RECORD_STRIDE
 from lensprep.dataset.manifest import NormalizationSpec
-from lensprep.dataset.record import new_records
+from lensprep.dataset.record import blank_records
 from lensprep.dataset.storage import atomic_writer, write_atomic
 from lensprep.dataset.writer import write_shard
 from lensprep.errors import InputError
 from lensprep.normalize import Normalizer
 from lensprep.placement import shard_range
-from lensprep.prepare import REJECT_SCHEMA, Preparer, duplicate_rows, unreadable_rows
+from lensprep.prepare import REJECT_SCHEMA, Prepared, Preparer, duplicate_rows, unreadable_rows
 from lensprep.source import Source, SourceFile
 from lensprep.spill import arrange, read_records, read_stretches, write_run
 from lensprep.stampnpz import RejectReason
@@ -35,8 +37,11 @@ from lensprep.stampnpz import RejectReason
 RUN_ROWS = 8192
 """Rows of one run: 218 MB of records in memory, the largest part of a worker."""
 
-BATCH_ROWS = 256
-"""Rows decoded at a time: 12 MB of blobs and as much of pixels."""
+BATCH_ROWS = 1024
+"""Rows whose scalar columns are handled at a time; a multiple of ``BLOB_ROWS``."""
+
+BLOB_ROWS = 32
+"""Rows decoded at a time: 1.5 MB of blobs and as much of pixels, which stay in the cache."""
 
 _WRITE_ROWS = 64
 """Records hashed and written at a time: 1.7 MB, still in the cache when they are written."""
@@ -104,73 +109,115 @@ def run_rows(task: RunTask) -> dict[str, Any]:
     done = task.stem.with_suffix(".json")
     if done.exists():
         return _read_json(done)
-    account, runs, left_out = Account(), list[str](), list[pa.Table]()
-    preparer = Preparer(task.seed, task.rules, Normalizer(task.spec), BATCH_ROWS)
-    expected = sum(file.row_groups[group].rows for file, group in task.parts)
-    records = new_records(min(expected, RUN_ROWS))
-    tables: list[pa.Table] = []
-    used = 0
-
-    def flush() -> None:
-        nonlocal used
-        if used:
-            name = f"{task.stem.name}-{len(runs):03d}"
-            write_run(task.work / name, records[:used], pa.concat_tables(tables))
-            runs.append(name)
-            tables.clear()
-            used = 0
-
-    for batch in _batches(task, account, left_out):
-        if used + batch.num_rows > len(records):
-            flush()
-        prepared = preparer(batch, records[used:])
-        used += prepared.rows
-        tables.append(prepared.table)
+    account, left_out = Account(), [REJECT_SCHEMA.empty_table()]
+    preparer = Preparer(task.seed, task.rules, Normalizer(task.spec), BLOB_ROWS)
+    runs = _RunWriter(task)
+    for table, blobs in _batches(task, account, left_out):
+        prepared = preparer(table, blobs, runs.space(table.num_rows))
+        runs.add(prepared)
         left_out.append(prepared.left_out)
-    flush()
+    runs.flush()
     account.merge(preparer.account)
     with atomic_writer(task.stem.with_suffix(".rejects")) as file:
-        pq.write_table(pa.concat_tables([REJECT_SCHEMA.empty_table(), *left_out]), file)
+        pq.write_table(pa.concat_tables(left_out), file)
     result = {
         "rows": account.input_rows,
         "account": account.to_list(),
-        "runs": runs,
+        "runs": runs.names,
         "peak_rss_bytes": peak_rss_bytes(),
     }
     write_atomic(done, json.dumps(result).encode(), sync=False)
     return result
 
 
-def _batches(task: RunTask, account: Account, left_out: list[pa.Table]) -> Iterator[pa.Table]:
-    """Source rows of a task with the ``source_*`` columns, at most ``BATCH_ROWS`` at a time.
+class _RunWriter:
+    """Collects finished records in memory and writes them as a run when it is full."""
+
+    def __init__(self, task: RunTask) -> None:
+        rows = sum(file.row_groups[group].rows for file, group in task.parts)
+        self._task = task
+        self._records = _scratch(min(rows, RUN_ROWS))
+        blank_records(self._records)
+        self._tables: list[pa.Table] = []
+        self._used = 0
+        self.names: list[str] = []
+
+    def space(self, rows: int) -> NDArray[np.uint8]:
+        """Room for so many records more."""
+        if self._used + rows > len(self._records):
+            self.flush()
+        return self._records[self._used :]
+
+    def add(self, prepared: Prepared) -> None:
+        """Count what was put into the room as written."""
+        self._used += prepared.rows
+        self._tables.append(prepared.table)
+
+    def flush(self) -> None:
+        """Write what there is."""
+        if self._used:
+            name = f"{self._task.stem.name}-{len(self.names):03d}"
+            table = pa.concat_tables(self._tables)
+            write_run(self._task.work / name, self._records[: self._used], table)
+            self.names.append(name)
+            self._tables, self._used = [], 0
+
+
+_memory: NDArray[np.uint8] = np.empty((0, RECORD_STRIDE), np.uint8)
+
+
+def _scratch(rows: int) -> NDArray[np.uint8]:
+    """Memory for so many records, the same at each call: fresh memory must be zeroed first."""
+    global _memory
+    if len(_memory) < rows:
+        _memory = np.empty((rows, RECORD_STRIDE), np.uint8)
+    return _memory[:rows]
+
+
+def _batches(
+    task: RunTask, account: Account, left_out: list[pa.Table]
+) -> Iterator[tuple[pa.Table, Iterator[pa.ChunkedArray]]]:
+    """Scalar columns of a task's rows with the ``source_*`` columns, and their blobs.
 
     With ``skip_bad_files`` each row group is read to its end before its first row is used, since
     it is left out whole if any part of it is corrupt.
     """
+    light = [name for name in task.source.schema.names if name != STAMP_COLUMN]
     for file, group in task.parts:
         if task.skip_bad_files and not _readable(task.source, file, group):
-            lost = unreadable_rows(file.path, file.split, group, file.row_groups[group].rows)
-            left_out.append(lost)
-            rows = lost.num_rows
+            rows = file.row_groups[group].rows
+            left_out.append(unreadable_rows(file.path, file.split, group, rows))
             split = file.split or UNLABELLED
             account.counts[split, UNLABELLED, RejectReason.UNREADABLE.value] += rows
             continue
         row = 0
-        for table in task.source.iter_row_group(file, group, batch_rows=BATCH_ROWS):
-            rows = table.num_rows
-            yield (
-                table.append_column("source_file", pa.array([file.path] * rows, pa.string()))
-                .append_column("source_row_group", pa.array(np.full(rows, group, np.int32)))
-                .append_column("source_row", pa.array(np.arange(row, row + rows)))
-            )
-            row += rows
+        blobs = task.source.iter_row_group(file, group, [STAMP_COLUMN], batch_rows=BLOB_ROWS)
+        for table in task.source.iter_row_group(file, group, light, batch_rows=BATCH_ROWS):
+            yield _with_source(table, file, group, row), _next_blobs(blobs, table.num_rows)
+            row += table.num_rows
+        next(blobs, None)  # a damaged end of the column is found only by reading on
+
+
+def _with_source(table: pa.Table, file: SourceFile, group: int, first: int) -> pa.Table:
+    rows = table.num_rows
+    return (
+        table.append_column("source_file", pa.array([file.path] * rows, pa.string()))
+        .append_column("source_row_group", pa.array(np.full(rows, group, np.int32)))
+        .append_column("source_row", pa.array(np.arange(first, first + rows)))
+    )
+
+
+def _next_blobs(blobs: Iterator[pa.Table], rows: int) -> Iterator[pa.ChunkedArray]:
+    """The next blobs, as many as there are rows: ``BATCH_ROWS`` is a multiple of ``BLOB_ROWS``."""
+    while rows > 0:
+        column = next(blobs)[STAMP_COLUMN]
+        rows -= len(column)
+        yield column
 
 
 def _readable(source: Source, file: SourceFile, group: int) -> bool:
     try:
-        rows = sum(
-            table.num_rows for table in source.iter_row_group(file, group, batch_rows=BATCH_ROWS)
-        )
+        rows = sum(t.num_rows for t in source.iter_row_group(file, group, batch_rows=BLOB_ROWS))
     except InputError:
         return False
     return rows == file.row_groups[group].rows
@@ -203,7 +250,7 @@ def write_shards(task: ShardTask) -> list[dict[str, Any]]:
             continue
         places = shard_range(index, task.shards)
         rows = arrange([stretch.between(*places) for stretch in stretches])
-        records = read_records(rows)
+        records = read_records(rows, _scratch(rows.table.num_rows))
         blocks = (records[i : i + _WRITE_ROWS] for i in range(0, len(records), _WRITE_ROWS))
         shard = write_shard(task.root, task.split, index, blocks, rows.table)
         pq.write_table(duplicate_rows(rows.dropped), marker.with_suffix(".rejects"))

@@ -184,19 +184,20 @@ def _order_equals(
     return result
 
 
-def read_records(rows: ShardRows) -> NDArray[np.uint8]:
+def read_records(rows: ShardRows, records: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Records of a shard in tar order, each read once, straight to its place.
 
-    Returns
-    -------
-    ndarray of uint8, shape (rows, RECORD_STRIDE)
+    Parameters
+    ----------
+    rows : ShardRows
+    records : ndarray of uint8, shape (rows, RECORD_STRIDE)
+        Where to put them; also returned.
 
     Raises
     ------
     StorageError
         If a run is shorter than its sidecar says.
     """
-    records = np.empty((rows.table.num_rows, RECORD_STRIDE), np.uint8)
     scratch = np.empty(RECORD_STRIDE, np.uint8).data
     for path, first, targets in rows.sources:
         buffers = [records[t].data if t >= 0 else scratch for t in targets.tolist()]

@@ -80,11 +80,18 @@ def new_records(rows: int) -> NDArray[np.uint8]:
     Returns
     -------
     ndarray of uint8, shape (rows, RECORD_STRIDE)
+        The pixels are undefined.
     """
-    template, _, _ = _template()
     records = np.empty((rows, RECORD_STRIDE), np.uint8)
-    records[:] = template
+    blank_records(records)
     return records
+
+
+def blank_records(records: NDArray[np.uint8]) -> None:
+    """Make any memory into records as `new_records` gives them, in place."""
+    template, _, _ = _template()
+    for part in (slice(0, PAYLOAD_OFFSET), slice(PAYLOAD_OFFSET + PAYLOAD_BYTES, None)):
+        records[:, part] = template[part]
 
 
 def payload_view(records: NDArray[np.uint8]) -> NDArray[np.float16]:

@@ -92,7 +92,8 @@ def test_files_row_groups_order_and_workers_do_not_change_the_bytes(
 def test_small_runs_and_batches_do_not_change_the_bytes(tree, tmp_path, monkeypatch):
     convert(str(tree), str(tmp_path / "a"), CONFIG, workers=1)
     monkeypatch.setattr(rounds, "RUN_ROWS", 7)
-    monkeypatch.setattr(rounds, "BATCH_ROWS", 5)
+    monkeypatch.setattr(rounds, "BATCH_ROWS", 6)
+    monkeypatch.setattr(rounds, "BLOB_ROWS", 2)
     monkeypatch.setattr("lensprep.convert.RUN_ROWS", 7)
     convert(str(tree), str(tmp_path / "b"), CONFIG, workers=1)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
