@@ -14,17 +14,17 @@ import numpy as np
 import torch
 import webdataset as wds
 
-from lensprep.dataset import Dataset
+from lensprep.dataset import PAYLOAD_BYTES, STAMP_SHAPE, Dataset
 from lensprep.errors import ConfigError, DatasetError
 from lenstrain.data import StampLoader
-from lenstrain.data.loader import Verify
 from lenstrain.data.order import Shuffle
 
 Progress = Callable[[str, float], None]
 """Called with what is being measured and the fraction done."""
 
 ROUNDS = 5
-_LIMIT_BYTES = 1 << 30
+_MOST_ROWS = (1 << 30) // PAYLOAD_BYTES
+"""Rows that are read: 1 GiB of stamps, beyond every cache but the page cache."""
 _LIMIT_BUFFERS = 10
 """As many output buffers as the loader has in turn: fewer would stay in the cache and flatter."""
 
@@ -37,14 +37,13 @@ def run_loader_bench(
     consumer_rate: float | None = None,
     seconds: float = 20.0,
     shuffle: Shuffle = "global",
-    verify: Verify = "size",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Time the loader, the memmap limit and stock WebDataset on the same shards, by turns.
 
     Each is measured `ROUNDS` times for a share of `seconds`, one after the other in every round,
-    so that a busy machine slows all of them; the medians are reported. Pages are in the cache
-    (one epoch is read first), torch uses one thread.
+    so that a busy machine slows all of them; the medians are reported. They read the first GiB of
+    the split, which is in the page cache (it is read once before); torch uses one thread.
 
     Parameters
     ----------
@@ -58,17 +57,15 @@ def run_loader_bench(
     seconds : float
         Time for all measurements together, besides reading the data into the page cache.
     shuffle : {"global", "block", None}
-    verify : {"size", "crc"}
-        As for `StampLoader`; here with ``"crc"`` every stamp is checked every time it is read.
     progress : callable, optional
 
     Returns
     -------
     dict
-        ``samples_per_s``, ``memmap_limit_samples_per_s``, ``webdataset_samples_per_s``,
-        ``stall_fraction`` (medians); ``over_limit`` and ``over_webdataset`` (medians of the ratios
-        within a round); ``cpu_cores`` (processor time of the loader per wall time); the measured
-        ``rounds`` and the conditions.
+        Medians ``samples_per_s``, ``memmap_limit_samples_per_s``, ``webdataset_samples_per_s``,
+        ``crc_samples_per_s`` (with the CRC-32 of every stamp checked), ``stall_fraction``, and
+        ``cpu_cores`` (processor time of the loader per wall time); ``over_limit`` and
+        ``over_webdataset``, medians of the ratios within a round; ``rounds`` and the conditions.
 
     Raises
     ------
@@ -81,33 +78,32 @@ def run_loader_bench(
     data = Dataset.open(dataset)
     if not data.split(split).rows:
         raise DatasetError(f"{data.uri}: split {split!r} is empty, there is nothing to measure.")
-    share = seconds / (ROUNDS * (3 if consumer_rate is None else 4))
-    loader = StampLoader(dataset, split, batch_size, shuffle=shuffle, verify=verify)
+    share = seconds / (ROUNDS * (4 if consumer_rate is None else 5))
+    options: dict[str, Any] = {"shuffle": shuffle, "limit": _MOST_ROWS}
+    loader = StampLoader(dataset, split, batch_size, **options)
+    checking = StampLoader(dataset, split, batch_size, verify="crc", **options)
     rounds: list[dict[str, float]] = []
     with _one_thread():
-        tell("Reading the split once", 0.0)
+        tell("Reading once", 0.0)
         contiguous = _warm_up(loader)
         for number in range(ROUNDS):
             tell("Measuring", number / ROUNDS)
-            rounds.append(_measure(loader, contiguous, data, split, share, consumer_rate))
+            rounds.append(_measure(loader, checking, contiguous, data, split, share, consumer_rate))
     tell("Done", 1.0)
     loader.close()
+    checking.close()
     return _summary(rounds) | {
         "rounds": rounds,
         "dataset": data.uri,
         "dataset_id": data.dataset_id,
         "split": split,
-        "rows": data.split(split).rows,
-        "shards": len(data.split(split).shards),
+        "rows": loader.spec.rows,
         "batch_size": batch_size,
         "shuffle": shuffle,
-        "verify": verify,
         "consumer_rate": consumer_rate,
         "mixing_window_samples": loader.mixing_window,
         "read_ahead_batches": loader.depth,
-        "cpus": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cpus": os.cpu_count(),
         "versions": {
             "torch": torch.__version__,
             "numpy": np.__version__,
@@ -118,6 +114,7 @@ def run_loader_bench(
 
 def _measure(
     loader: StampLoader,
+    checking: StampLoader,
     contiguous: torch.Tensor,
     data: Dataset,
     split: str,
@@ -134,6 +131,7 @@ def _measure(
         "cpu_cores": cores,
         "memmap_limit_samples_per_s": memmap_limit_rate(contiguous, loader.batch_size, seconds),
         "webdataset_samples_per_s": webdataset_rate(data, split, loader.batch_size, seconds),
+        "crc_samples_per_s": loader_rate(checking, seconds),
     }
     if consumer_rate is not None:
         found["stall_fraction"] = stall_fraction(loader, consumer_rate, seconds)
@@ -144,7 +142,13 @@ def _summary(rounds: list[dict[str, float]]) -> dict[str, float | None]:
     def median(values: Iterator[float]) -> float:
         return statistics.median(values)
 
-    names = ("samples_per_s", "memmap_limit_samples_per_s", "webdataset_samples_per_s", "cpu_cores")
+    names = (
+        "samples_per_s",
+        "memmap_limit_samples_per_s",
+        "webdataset_samples_per_s",
+        "crc_samples_per_s",
+        "cpu_cores",
+    )
     summary: dict[str, float | None] = {n: median(r[n] for r in rounds) for n in names}
     for ratio, below in (("over_limit", names[1]), ("over_webdataset", names[2])):
         summary[ratio] = median(r["samples_per_s"] / r[below] for r in rounds)
@@ -164,19 +168,16 @@ def _one_thread() -> Iterator[None]:
 
 
 def _warm_up(loader: StampLoader) -> torch.Tensor:
-    """Bring the split into the page cache, and copy up to 1 GiB of it into one array."""
-    rows = min(loader.spec.rows, max(loader.batch_size, _LIMIT_BYTES // 24_576))
-    array = torch.empty((rows, 3, 64, 64), dtype=torch.float16)
-    filled = 0
-    for batch in loader:
-        part = batch.pixels[: rows - filled]
-        array[filled : filled + len(part)] = part
-        filled += len(part)
+    """Bring the rows into the page cache, and into one array."""
+    array = torch.empty((len(loader) * loader.batch_size, *STAMP_SHAPE), dtype=torch.float16)
+    for number, batch in enumerate(loader):
+        array[number * loader.batch_size :][: len(batch.pixels)] = batch.pixels
     return array
 
 
 def _epochs(loader: StampLoader) -> Iterator[Any]:
     while True:
+        loader.forget_checks()
         yield from loader
 
 
@@ -213,8 +214,12 @@ def memmap_limit_rate(contiguous: torch.Tensor, batch_size: int, seconds: float)
 
 
 def webdataset_rate(data: Dataset, split: str, batch_size: int, seconds: float) -> float:
-    """Samples per second of ``WebDataset(...).shuffle(1000).decode()``, batched by its own stage."""
-    urls = [str(data.path(shard.name)) for shard in data.split(split).shards]
+    """Samples per second of ``WebDataset(...).shuffle(1000).decode()`` with its own batching."""
+    urls, rows = [], 0
+    for shard in data.split(split).shards:
+        if rows < _MOST_ROWS:
+            urls.append(str(data.path(shard.name)))
+            rows += shard.rows
     pipeline = (
         wds.WebDataset(urls, shardshuffle=len(urls), empty_check=False)
         .shuffle(1000, initial=100)

@@ -224,22 +224,31 @@ def _write(
 ) -> None:
     """Write the table shard by shard, so that memory does not grow with the sidecars."""
     metadata = {METADATA_KEY: json.dumps(facts)}
-    writer, start = None, 0
+    schema, start = None, 0
     with atomic_writer(out) as file, ExitStack() as stack:
         for shard in data.split(split).shards:
             part = slice(start, start + shard.rows)
-            table = _scored(data.read_shard_sidecar(shard), split, logits[part])
+            table = _scored(data.read_shard_sidecar(shard), split, logits[part], shard.sidecar)
             if not np.array_equal(table["label"].to_numpy(), labels[part]):
                 raise ShardError(f"{data.path(shard.sidecar)} changed while its shard was scored.")
-            if writer is None:
-                schema = table.schema.with_metadata(metadata)
-                writer = stack.enter_context(pq.ParquetWriter(file, schema, compression="zstd"))
-            writer.write_table(table.cast(schema))
+            if schema is None:
+                schema = table.schema
+                titled = schema.with_metadata(metadata)
+                writer = stack.enter_context(pq.ParquetWriter(file, titled, compression="zstd"))
+            if table.schema != schema:
+                raise ShardError(
+                    f"{data.path(shard.sidecar)} has other columns than the shards before it. Run "
+                    "`lensprep verify`, and convert again."
+                )
+            writer.write_table(table.cast(titled))
             start += shard.rows
 
 
-def _scored(sidecar: pa.Table, split: str, logits: NDArray[np.float32]) -> pa.Table:
+def _scored(sidecar: pa.Table, split: str, logits: NDArray[np.float32], name: str) -> pa.Table:
     """Sidecar rows with their logits, in the order of columns that readers rely on."""
+    missing = set(FIRST_COLUMNS) - {"logit", "split", *sidecar.column_names}
+    if missing:
+        raise ShardError(f"{name} has no column {min(missing)!r}. Convert the source again.")
     columns = {name: sidecar[name] for name in sidecar.column_names}
     columns["logit"] = pa.chunked_array([pa.array(logits, pa.float32())])
     columns["split"] = pa.chunked_array([pa.repeat(pa.scalar(split), len(logits))])

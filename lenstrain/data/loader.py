@@ -282,6 +282,11 @@ class StampLoader(wds.PipelineStage):
         )
         return dict(zip(_STATE_KEYS, values, strict=True))
 
+    def forget_checks(self) -> None:
+        """With ``verify="crc"``: check every stamp again when it is next read."""
+        if self._check is not None:
+            self._check.forget()
+
     def close(self) -> None:
         """End reading and unmap the shards; batches handed out stay valid."""
         if self._current is not None:

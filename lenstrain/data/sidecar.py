@@ -119,3 +119,7 @@ class PayloadCheck:
                     "verify`, and copy the shard again, or convert again."
                 )
             self._checked[row] = True
+
+    def forget(self) -> None:
+        """Check every row again when it is next read."""
+        self._checked[:] = False
