@@ -325,15 +325,16 @@ def _some_rows(src: str, rows: int) -> pa.Table:
         raise InputError(f"{src} has no rows to measure with.")
     each = max(1, min(source.rows // len(groups), _GROUP_ROWS))
     wanted = min(-(-rows // each), len(groups))
-    spread = [k * len(groups) // wanted for k in range(wanted)]
-    spread += sorted(set(range(len(groups))) - set(spread))  # if some of them are small
+    spread = [groups[k * len(groups) // wanted] for k in range(wanted)]
+    # Small groups first: what they lack is then shared by the larger ones.
+    spread.sort(key=lambda group: group[0].row_groups[group[1]].rows)
     tables, left = [], rows
-    for k, chosen in enumerate(spread):
+    for k, (file, index) in enumerate(spread):
+        take = -(-left // (wanted - k))
+        tables.append(next(source.iter_row_group(file, index, batch_rows=take)))
+        left -= tables[-1].num_rows
         if left <= 0:
             break
-        take = -(-left // max(wanted - k, 1))
-        tables.append(next(source.iter_row_group(*groups[chosen], batch_rows=take)))
-        left -= tables[-1].num_rows
     return pa.concat_tables(tables)
 
 
