@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +46,8 @@ def json_option(command: F) -> F:
 
 def report(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
     """Print the result: an object on standard output, or lines for people on standard error."""
+    if int(os.environ.get("RANK", "0")):
+        return  # under torchrun the first process speaks for all
     if as_json:
         click.echo(json.dumps(result, default=str))
     else:
@@ -53,13 +57,26 @@ def report(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
 
 @click.group(cls=ProjectGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="lenstrain")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Train, score and evaluate gravitational-lens finders on lensprep datasets."""
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    ctx.with_resource(warnings_in_one_line())
 
 
-def _show_warning(message: Warning | str, *_: Any) -> None:
-    click.echo(f"Warning: {message}", err=True)
+@contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Show the project's own warnings as a line for people; Python's go their usual way."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+        if category is UserWarning:
+            click.echo(f"Warning: {message}", err=True)
+        else:
+            usual(message, category, *rest, **named)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import subprocess
@@ -220,6 +221,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def git_commit() -> str | None:
     """Commit of the code if it runs from a checkout, with ``+`` if files were changed."""
     folder = Path(__file__).parent

@@ -32,13 +32,6 @@ class Context:
         """Whether this process writes files and talks."""
         return self.rank == 0
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process: the same answer in all of them."""
-        if self.world_size == 1:
-            return flag
-        flags = self.gather_objects(flag)
-        return any(flags)
-
     def sum(self, value: Tensor) -> Tensor:
         """Sum of a tensor over the processes, in place."""
         if self.world_size > 1:

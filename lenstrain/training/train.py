@@ -106,6 +106,7 @@ def open_run(
     run = build_run(dataset, config, out, context, progress)
     if state is not None:
         restore(run, state)
+    context.barrier()  # nobody may find the folder made before having looked at it
     start_records(run)
     return run
 

@@ -1,6 +1,7 @@
 """A small dataset that can be learnt, and a run that takes a second."""
 
 import pytest
+import torch
 
 from lensprep.configfile import load_config
 from lenstrain.config import Config
@@ -18,6 +19,15 @@ TINY = (
     "train.log_every=3",
     "train.device=cpu",
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads that wait for each other make tiny networks slow; and bits depend on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,148 @@
+"""Several processes on the CPU, started by torchrun as a user would."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lensprep.configfile import to_toml
+from lensprep.errors import ConfigError
+from lenstrain.training.checkpoint import load_checkpoint
+from lenstrain.training.distributed import choose_device
+from lenstrain.training.train import train
+
+# Group norm, because batch norm sees a process's part of the batch; no dropout, whose draws differ.
+SAME = ("model.norm=group", "optim.ema_decay=0.9")
+
+
+def launch(processes, dataset, config, out, *options, **popen):
+    path = Path(out).with_suffix(".toml")
+    path.write_text(to_toml(config))
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+        str(processes), "-m", "lenstrain", "train", dataset, "--config", str(path),
+        "--out", str(out), *options,
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen
+    )
+
+
+def finish(process, timeout=240):
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+def records(run, kind):
+    lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if r["kind"] == kind]
+
+
+def assert_same_course(one, many):
+    for kind, names in (
+        ("interval", ("loss", "lr", "grad_norm")),
+        ("epoch", ("train_loss", "nll", "auroc")),
+    ):
+        first, second = records(one, kind), records(many, kind)
+        assert [r["step"] for r in first] == [r["step"] for r in second]
+        for a, b in zip(first, second, strict=True):
+            for name in names:
+                assert b[name] == pytest.approx(a[name], rel=2e-4), (kind, name)
+
+
+def test_two_processes_take_the_same_course_as_one(dataset, make_config, tmp_path):
+    config = make_config(*SAME)
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    train(dataset, config, alone)
+    status, out, err = finish(launch(2, dataset, config, pair, "--json"))
+    assert status == 0, err
+    assert json.loads(out)["status"] == "completed"  # one object, from the first process
+    assert_same_course(alone, pair)
+    one, two = (load_checkpoint(r / "checkpoints" / "last.pt") for r in (alone, pair))
+    assert one["loader"] == two["loader"]
+    assert len(two["rng"]) == 2
+    for name, value in one["ema"].items():
+        torch.testing.assert_close(two["ema"][name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_three_processes_take_the_same_course_as_one(dataset, make_config, tmp_path):
+    config = make_config(*SAME, "optim.accumulate=2")
+    train(dataset, config, tmp_path / "alone")
+    status, _, err = finish(launch(3, dataset, config, tmp_path / "three"))
+    assert status == 0, err
+    assert_same_course(tmp_path / "alone", tmp_path / "three")
+
+
+@pytest.mark.slow
+def test_a_run_of_three_processes_goes_on_with_two_and_then_one(dataset, make_config, tmp_path):
+    """Cut off in mid-epoch on three processes, resumed on two, finished on one."""
+    config = make_config(*SAME, "train.epochs=60", "train.log_every=1")
+    train(dataset, config, tmp_path / "alone")
+    out = tmp_path / "many"
+    done = 0
+    for processes in (3, 2):
+        process = launch(processes, dataset, config, out, "--resume", start_new_session=True)
+        lines = out / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if lines.exists() and len(lines.read_text().splitlines()) > done + 20:
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        finish(process)
+        state = load_checkpoint(out / "checkpoints" / "last.pt")
+        assert len(state["rng"]) == processes
+        assert state["step"] >= done
+        done = state["step"]
+    assert 0 < done < 480
+    train(dataset, config, out, resume=True)
+    assert_same_course_loosely(tmp_path / "alone", out)
+
+
+def assert_same_course_loosely(one, many):
+    """Rounding grows over hundreds of steps; a lost or repeated batch would show at once."""
+    first, second = records(one, "interval"), records(many, "interval")
+    assert [r["step"] for r in second] == [r["step"] for r in first]
+    for a, b in zip(first[:60], second[:60], strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=2e-2)
+
+
+@pytest.mark.slow
+def test_when_one_process_is_killed_all_end_and_say_so(dataset, make_config, tmp_path):
+    config = make_config(*SAME, "train.epochs=100000", "train.timeout_minutes=0.5")
+    out = tmp_path / "run"
+    process = launch(2, dataset, config, out, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoints" / "last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    status, _, err = finish(process, timeout=90)
+    assert status != 0
+    assert "SIGKILL" in err or "exitcode" in err
+    for child in children:
+        assert not Path(f"/proc/{child}").exists()
+
+
+@pytest.mark.slow
+def test_bad_input_ends_all_processes_and_leaves_nothing(dataset, make_config, tmp_path):
+    config = make_config("data.batch_size=13")
+    status, _, err = finish(launch(2, dataset, config, tmp_path / "run"))
+    assert status != 0
+    assert "cannot be divided among 2 processes" in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_gpu_that_is_not_there_is_an_error():
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="finds no GPU"):
+        choose_device("cuda")
