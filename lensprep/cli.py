@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from lensprep import __version__
+from lensprep.dataset.layout import SPLITS
 from lensprep.normalize import MODES
 from lensprep.terminal import INTERRUPTED, clean_errors, print_json, progress_bar
 
@@ -41,25 +42,41 @@ def main() -> None:
 @click.option("--rows", type=click.IntRange(1), required=True, help="Stamps to make.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed, another sky.")
 @click.option("--regions", type=click.IntRange(3), help="Regions of sky [default: by rows].")
+@click.option("--split-fractions", metavar="T/V/T", help="Train/val/test [default: 60/15/25].")
+@click.option("--defects", is_flag=True, help="Plant the known defects, and write their truth.")
+@click.option(
+    "--defect",
+    "rates",
+    multiple=True,
+    metavar="NAME=RATE",
+    help="Plant this defect at this rate instead; repeatable.",
+)
 @workers_option
 @json_option
 @clean_errors
 def synth(
-    out: Path, rows: int, seed: int, regions: int | None, workers: int | None, as_json: bool
+    out: Path,
+    rows: int,
+    seed: int,
+    regions: int | None,
+    split_fractions: str | None,
+    defects: bool,
+    rates: tuple[str, ...],
+    workers: int | None,
+    as_json: bool,
 ) -> None:
     """Make a synthetic Phase 4c tree in OUT: galaxies, lenses, seeing and noise like DECaLS.
+
+    With --defects, OUT/_truth.parquet says of every planted row what must become of it.
 
     \b
     Example:
       lensprep synth demo/phase4c --rows 2000 --seed 1
     """
-    try:
-        from lensprep.synth import synthesize
-    except ImportError as error:
-        raise click.ClickException(
-            f"{error.name} is missing; install it with: pip install 'lensprep[synth]'"
-        ) from error
+    from lensprep.synth import DEFAULT_RATES, synthesize
 
+    planted = dict(DEFAULT_RATES) if defects else {}
+    planted |= dict(map(_rate, rates))
     done = 0
     with progress_bar() as show:
 
@@ -69,26 +86,58 @@ def synth(
             show("stamps", done, rows)
 
         result = synthesize(
-            out, rows=rows, seed=seed, workers=workers, regions=regions, progress=progress
+            out,
+            rows=rows,
+            seed=seed,
+            workers=workers,
+            regions=regions,
+            split_fractions=_fractions(split_fractions),
+            defects=planted or None,
+            progress=progress,
         )
     if as_json:
         print_json(result)
         return
-    click.echo(f"{rows:,} stamps in {out}: {result['files']} files, {_size(result['bytes'])}")
+    size = _size(result["bytes"])
+    click.echo(f"{result['rows']:,} stamps in {out}: {result['files']} files, {size}")
     for name, split in result["splits"].items():
         click.echo(
             f"  {name:<6}{split['rows']:>8,} stamps  {split['injections']:>8,} lenses  "
             f"{split['regions']:>4} regions"
         )
+    if planted:
+        click.echo(f"{result['truth']}: what was planted, and what must become of it")
+
+
+def _rate(text: str) -> tuple[str, float]:
+    """A defect's rate from the command line."""
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise click.BadParameter(f"write it as NAME=RATE, got {text!r}") from None
+
+
+def _fractions(text: str | None) -> dict[str, float] | None:
+    """Split fractions from text such as 60/15/25."""
+    if text is None:
+        return None
+    try:
+        return dict(zip(SPLITS, map(float, text.split("/")), strict=True))
+    except ValueError:
+        raise click.BadParameter(f"write them as 60/15/25, got {text!r}") from None
 
 
 @main.command()
 @click.argument("src")
 @click.option("--pixels", is_flag=True, help="Decode the stamps too: duplicate images, bad blobs.")
+@click.option("--fractions", metavar="train=F,val=F,test=F", help="What the splits should be.")
 @workers_option
 @json_option
 @clean_errors
-def check(src: str, pixels: bool, workers: int | None, as_json: bool) -> None:
+def check(
+    src: str, pixels: bool, fractions: str | None, workers: int | None, as_json: bool
+) -> None:
     """Check that SRC is the data that you think it is. Reads no stamps unless asked.
 
     The verdict is "ok" or "warnings" (exit status 0), or "failed" (1).
@@ -98,14 +147,15 @@ def check(src: str, pixels: bool, workers: int | None, as_json: bool) -> None:
       lensprep check s3a-copy/stamps --json > check.json
     """
     from lensprep.check import check as run_check
-    from lensprep.check import render_text
+    from lensprep.check import parse_fractions, render_text
 
     with progress_bar() as show:
         report = run_check(
             src,
             pixels=pixels,
+            declared_fractions=parse_fractions(fractions) if fractions else None,
             workers=workers,
-            progress=lambda done, total: show("row groups", done, total),
+            progress=lambda done, total: show("rows", done, total),
         )
     if as_json:
         print_json(report.to_dict())

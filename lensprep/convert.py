@@ -34,7 +34,7 @@ from lensprep.dataset.storage import (
 from lensprep.dataset.where import compile_where
 from lensprep.dataset.writer import commit
 from lensprep.engine import default_workers, run_tasks
-from lensprep.errors import BudgetError, DatasetError, ProjectError
+from lensprep.errors import BudgetError, ConfigError, DatasetError, ProjectError
 from lensprep.normalize import Mode, normalization_spec
 from lensprep.placement import shard_count
 from lensprep.prepare import REJECT_SCHEMA
@@ -79,11 +79,12 @@ class ConvertConfig:
 
     def __post_init__(self) -> None:
         if self.shard_rows < 1:
-            raise ValueError(f"shard_rows must be at least 1, got {self.shard_rows}")
+            raise ConfigError(f"shard_rows must be at least 1, got {self.shard_rows}.")
         if not 0 <= self.max_reject_rate <= 1:
-            raise ValueError(f"max_reject_rate must lie in [0, 1], got {self.max_reject_rate}")
-        if not self.clip > 0:
-            raise ValueError(f"clip must be positive, got {self.clip}")
+            raise ConfigError(f"max_reject_rate must lie in [0, 1], got {self.max_reject_rate}.")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ConfigError(f"seed must fit 64 bits, got {self.seed}.")
+        normalization_spec(self.normalize, self.clip)  # refuses what it does not know
 
     @property
     def identity(self) -> dict[str, Any]:

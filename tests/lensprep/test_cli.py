@@ -1,0 +1,129 @@
+"""The command line of lensprep: JSON on stdout, one line for an error, exit statuses."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from lensprep.cli import main
+from tests.phase4c import tiny_tree
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return tiny_tree(tmp_path_factory.mktemp("src"), 60)
+
+
+@pytest.fixture(scope="module")
+def dataset(tree, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "ds"
+    assert run("convert", tree, out, "--workers", 1).exit_code == 0
+    return out
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_has_help_with_an_example(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert "Example:" in result.stdout
+    assert f"lensprep {command}" in result.stdout
+    assert "--json" in result.stdout
+
+
+def test_convert_prints_one_json_object_with_the_agreed_keys(tree, tmp_path):
+    result = run("convert", tree, tmp_path / "ds", "--workers", 1, "--json")
+    data = json.loads(result.stdout)
+    assert {
+        "input_rows", "accepted", "filtered", "rejected", "splits", "seconds", "stamps_per_s",
+        "peak_rss_bytes", "dataset_id",
+    } == set(data)  # fmt: skip
+    assert data["splits"]["train"].keys() == {"rows", "shards", "classes"}
+    assert data["accepted"] == 60
+
+
+def test_verify_is_ok_and_fails_with_status_1_on_an_altered_shard(tree, tmp_path):
+    out = tmp_path / "ds"
+    run("convert", tree, out, "--workers", 1)
+    good = run("verify", out, "--against", tree, "--workers", 1, "--json")
+    assert good.exit_code == 0
+    assert {"ok", "shards", "rows", "faults"} <= set(json.loads(good.stdout))
+    shard = next((out / "train").glob("*.tar"))
+    data = bytearray(shard.read_bytes())
+    data[1000] ^= 1
+    shard.write_bytes(data)
+    bad = run("verify", out, "--workers", 1)
+    assert bad.exit_code == 1
+    assert "train/train-000000.tar, row 0, offset 640: the pixels do not have" in bad.stdout
+
+
+def test_check_says_ok_and_inspect_shows_the_account(tree, dataset, tmp_path):
+    checked = run("check", tree, "--workers", 1, "--json")
+    assert checked.exit_code == 0
+    assert json.loads(checked.stdout)["verdict"] in ("ok", "warnings")
+    shown = run("inspect", dataset, "--sample", 2, "--montage", tmp_path / "m.png")
+    assert shown.exit_code == 0, shown.output
+    assert "60 input rows = 60 accepted" in shown.stdout
+    assert (tmp_path / "m.png").read_bytes()[:4] == b"\x89PNG"
+    assert json.loads(run("inspect", dataset, "--json").stdout)["dataset_id"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "/nowhere"], "no such file or folder"),
+        (["convert", "/nowhere", "OUT"], "no such file or folder"),
+        (["verify", "/nowhere"], "no such dataset"),
+        (["inspect", "/nowhere"], "/nowhere"),
+        (["convert", "TREE", "OUT", "--where", "theta > 1"], "theta"),
+        (["convert", "TREE", "OUT", "--clip", "-1"], "clip"),
+        (["convert", "TREE", "gs://bucket/x"], "local"),
+        (["synth", "OUT", "--rows", "5", "--defect", "typo=0.1"], "typo"),
+    ],
+)
+def test_bad_input_is_one_line_with_status_1(arguments, message, tree, tmp_path):
+    names = {"OUT": tmp_path / "out", "TREE": tree}
+    result = run(*[names.get(argument, argument) for argument in arguments])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("Error: ")
+    assert message in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["convert"], ["convert", "a", "b", "--shard-rows", "0"], ["nonsense"]]
+)
+def test_a_mistake_in_the_command_line_is_status_2(arguments):
+    assert run(*arguments).exit_code == 2
+
+
+def test_synth_with_defects_has_the_fates_of_its_truth_table(tmp_path):
+    source, out = tmp_path / "p4c", tmp_path / "ds"
+    made = run("synth", source, "--rows", 150, "--seed", 3, "--defects", "--workers", 1)
+    assert made.exit_code == 0, made.output
+    done = run("convert", source, out, "--workers", 1, "--max-reject-rate", 1, "--json")
+    assert done.exit_code == 0, done.output
+    truth = pq.read_table(source / "_truth.parquet").to_pylist()
+    assert len({row["defect"] for row in truth}) > 10
+    place = ("source_file", "source_row_group", "source_row")
+    fates = {
+        tuple(row[name] for name in place): (row["kind"], row["reason"])
+        for row in pq.read_table(out / "rejects.parquet").to_pylist()
+    }
+    for row in truth:
+        if row["defect"] == "duplicate_task":
+            continue  # which one of equal rows stays is not the source's to say
+        fate = fates.pop((row["file"], row["row_group"], row["row"]), ("accepted", None))
+        assert fate[0] == row["outcome"], row
+        if fate[0] != "accepted":
+            assert fate[1] in row["reason"].split("|"), row
+    assert {reason for _, reason in fates.values()} <= {"duplicate_row"}
