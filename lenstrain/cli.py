@@ -148,6 +148,7 @@ def _train_lines(result: dict[str, Any]) -> list[str]:
 @click.option(
     "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
 )
+@click.option("--tta", is_flag=True, help="Average the logit over the 8 turns and flips.")
 @json_option
 def infer(
     checkpoint: Path,
@@ -156,6 +157,7 @@ def infer(
     out: Path,
     batch_size: int,
     device: str,
+    tta: bool,
     as_json: bool,
 ) -> None:
     """Score every stamp of a split of DATASET with CHECKPOINT: one float32 logit a row.
@@ -175,6 +177,7 @@ def infer(
             out=out,
             batch_size=batch_size,
             device=device,
+            tta=tta,
             progress=progress,
         )
     report(result, [f"{result['rows']} rows scored: {out}"], as_json)

@@ -83,7 +83,7 @@ def test_the_whole_path_from_training_to_a_report(run, dataset, tmp_path):
     [
         (
             ["--set", "optim.lrr=1"],
-            "Unknown configuration key 'optim.lrr'. Did you mean 'optim.lr'",
+            "key 'optim.lrr'. Did you mean 'optim.lr'",
         ),
         (["--set", "optim.lr=fast"], "optim.lr must be of type float"),
         (["--set", "optim.lr"], "write it as section.key=value"),
