@@ -12,13 +12,13 @@ import torch
 import webdataset as wds
 from numpy.typing import ArrayLike, NDArray
 
-from lensprep.dataset import PAYLOAD_BYTES, Dataset
+from lensprep.dataset import PAYLOAD_BYTES
 from lensprep.errors import CheckpointError, ConfigError
 from lenstrain.data.batch import Batch, PixelPool
 from lenstrain.data.order import EpochOrder, OrderSpec, Shuffle, block_bounds, order_key
 from lenstrain.data.selection import Sampling, select
-from lenstrain.data.sidecar import PayloadCheck, SidecarColumn
-from lenstrain.data.source import LocalSource, ShardSource
+from lenstrain.data.sidecar import PayloadCheck
+from lenstrain.data.split import SplitData, open_split
 from lenstrain.data.stream import PlanSteps, announce, gather_pixels, read_ahead
 
 Verify = Literal["size", "crc"]
@@ -46,7 +46,8 @@ class StampLoader(wds.PipelineStage):
     Parameters
     ----------
     uri : str or path
-        The dataset.
+        The dataset; or stock WebDataset tars (a ``.tar``, a brace pattern or a wildcard that ends
+        in ``.tar``), which are read by the stock stages: more slowly, with a warning.
     split : str
         ``"train"``, ``"val"`` or ``"test"``.
     batch_size : int
@@ -115,19 +116,10 @@ class StampLoader(wds.PipelineStage):
         )
         self.cache_dir = cache_dir
         self.depth = _depth(batch_size, memory_budget)
-        self.dataset = Dataset.open(uri)
-        shards = self.dataset.split(split).shards
-        self.source: ShardSource = LocalSource(self.dataset, shards)
-        self._labels = SidecarColumn(self.dataset, split, "label", np.int8)
-        labels = self.labels if sampling == "balanced" else None
+        self.data: SplitData = open_split(uri, split)
+        self.source = self.data.source
         self.selection = select(
-            self.dataset,
-            split,
-            labels,
-            where=where,
-            limit=limit,
-            sampling=sampling,
-            weights=weights,
+            self.data, where=where, limit=limit, sampling=sampling, weights=weights
         )
         self.spec = self._make_spec(seed, shuffle, drop_last)
         self._verify = verify
@@ -138,7 +130,7 @@ class StampLoader(wds.PipelineStage):
 
     def _make_spec(self, seed: int, shuffle: Shuffle, drop_last: bool) -> OrderSpec:
         name = "/".join(
-            part for part in (self.dataset.dataset_id, self.split, self.selection.digest) if part
+            part for part in (self.data.identity, self.split, self.selection.digest) if part
         )
         try:
             spec = OrderSpec(
@@ -161,7 +153,7 @@ class StampLoader(wds.PipelineStage):
     @property
     def labels(self) -> NDArray[np.int8]:
         """Labels of the whole split, in its order."""
-        return self._labels.all()
+        return self.data.all_labels()
 
     @property
     def epoch(self) -> int:
@@ -197,12 +189,13 @@ class StampLoader(wds.PipelineStage):
         """
         order, rows = self._order()
         if self._verify == "crc" and self._check is None:
-            crc = SidecarColumn(self.dataset, self.split, "payload_crc32", np.uint32)
-            self._check = PayloadCheck(crc, self.source)
+            self._check = PayloadCheck(
+                self.data.checksums(), sum(self.data.shard_rows), self.source
+            )
         return wds.DataPipeline(
             PlanSteps(order, rows, start=start, rank=self.rank, world_size=self.world_size),
             announce(self.source, self.depth),
-            gather_pixels(self.source, self._labels, self._pool, self._check),
+            gather_pixels(self.source, self.data.labels, self._pool, self._check),
             read_ahead(self.depth),
         )
 
@@ -211,7 +204,7 @@ class StampLoader(wds.PipelineStage):
         rows = self.selection.epoch(order_key(self.spec, self._epoch))
         blocks = None
         if self.spec.shuffle == "block":
-            bounds = np.cumsum([0, *(s.rows for s in self.dataset.split(self.split).shards)])
+            bounds = np.cumsum([0, *self.data.shard_rows])
             in_epoch = bounds if rows is None else np.searchsorted(rows, bounds)
             blocks = block_bounds(np.diff(in_epoch))
         return EpochOrder(self.spec, self._epoch, blocks), rows
@@ -272,7 +265,7 @@ class StampLoader(wds.PipelineStage):
 
     def _identity(self) -> dict[str, Any]:
         values = (
-            self.dataset.dataset_id,
+            self.data.identity,
             self.split,
             self.selection.digest,
             self.spec.seed,

@@ -9,10 +9,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lensprep.dataset import Dataset
-from lensprep.dataset.where import check_columns, compile_where
 from lensprep.errors import ConfigError, DatasetError
 from lenstrain.data.order import repeat_counts
+from lenstrain.data.split import SplitData
 
 Sampling = Literal["uniform", "balanced"]
 
@@ -62,9 +61,7 @@ class Selection:
 
 
 def select(
-    dataset: Dataset,
-    split: str,
-    labels: NDArray[np.int8] | None = None,
+    data: SplitData,
     *,
     where: str | None = None,
     limit: int | None = None,
@@ -75,10 +72,7 @@ def select(
 
     Parameters
     ----------
-    dataset : Dataset
-    split : str
-    labels : ndarray of int8, shape (rows,), optional
-        Labels of the split, needed for ``sampling="balanced"``.
+    data : SplitData
     where : str, optional
         Filter on sidecar columns, in the grammar of `lensprep.dataset.where`.
     limit : int, optional
@@ -95,20 +89,19 @@ def select(
     ConfigError
         If nothing is left, or an option does not fit the split.
     """
-    total = dataset.split(split).rows
-    rows = _filtered(dataset, split, where)
+    total = sum(data.shard_rows)
+    rows = None if where is None else data.matching(where)
     if limit is not None:
         if limit < 1:
             raise ConfigError(f"limit must be at least 1, got {limit}")
         rows = np.arange(min(limit, total)) if rows is None else rows[:limit]
     if total == 0 or (rows is not None and not len(rows)):
         reason = f"where {where!r} keeps no row of" if total else "there is no row in"
-        raise ConfigError(f"{reason} split {split!r} of {dataset.uri}.")
+        raise ConfigError(f"{reason} {data.title}.")
     rates = None if weights is None else _checked_weights(weights, total, rows)
     classes = None
     if sampling == "balanced":
-        if labels is None:
-            raise ValueError("balanced sampling needs the labels")
+        labels = data.all_labels()
         classes = labels if rows is None else labels[rows]
         rates = _balanced(classes, rates)
     elif sampling != "uniform":
@@ -116,22 +109,6 @@ def select(
     if rates is not None:
         rates = rates * (len(rates) / rates.sum())
     return Selection(total, rows, rates, classes)
-
-
-def _filtered(dataset: Dataset, split: str, where: str | None) -> NDArray[np.int64] | None:
-    if where is None:
-        return None
-    kept, start, compiled = [np.empty(0, np.int64)], 0, compile_where(where)
-    for shard in dataset.split(split).shards:
-        if not start:  # all columns of one shard, for a message that names the nearest
-            check_columns(compiled, dataset.read_shard_sidecar(shard).column_names)
-        # An expression of constants reads no column; it still needs a table of the right length.
-        columns = compiled.columns or ("label",)
-        kept.append(
-            start + np.flatnonzero(compiled.mask(dataset.read_shard_sidecar(shard, columns)))
-        )
-        start += shard.rows
-    return np.concatenate(kept)
 
 
 def _checked_weights(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from deflate import crc32
@@ -14,6 +14,13 @@ from lensprep.errors import ShardError
 from lenstrain.data.source import ShardSource
 
 _THREADS = 4
+
+
+class Column(Protocol):
+    """One value a row."""
+
+    def __getitem__(self, index: NDArray[np.int64], /) -> NDArray[Any]:
+        """Values of some rows."""
 
 
 class SidecarColumn:
@@ -88,16 +95,18 @@ class PayloadCheck:
 
     Parameters
     ----------
-    expected : SidecarColumn
-        CRC-32 of every row of the split.
+    expected : column
+        CRC-32 of every row of the split, by position.
+    rows : int
+        Rows of the split.
     source : ShardSource
         Where the rows come from, to name the place of a bad one.
     """
 
-    def __init__(self, expected: SidecarColumn, source: ShardSource) -> None:
+    def __init__(self, expected: Column, rows: int, source: ShardSource) -> None:
         self._expected = expected
         self._source = source
-        self._checked = np.zeros(len(expected), np.bool_)
+        self._checked = np.zeros(rows, np.bool_)
 
     def __call__(self, index: NDArray[np.int64], pixels: NDArray[np.float16]) -> None:
         """Check the rows among `index` that were not checked before.

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from lenstrain.data.batch import Batch, PixelPool
 from lenstrain.data.order import EpochOrder
-from lenstrain.data.sidecar import SidecarColumn
+from lenstrain.data.sidecar import Column
 from lenstrain.data.source import ShardSource
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ def _announce(plans: Iterable[StepPlan], source: ShardSource, steps: int) -> Ite
 def _gather_pixels(
     plans: Iterable[StepPlan],
     source: ShardSource,
-    labels: SidecarColumn | NDArray[np.int8],
+    labels: Column,
     pool: PixelPool,
     check: Callable[[NDArray[np.int64], NDArray[np.float16]], None] | None = None,
 ) -> Iterator[Batch]:

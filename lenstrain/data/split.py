@@ -1,0 +1,134 @@
+"""One split as the loader needs it, whether converted by us or a stock WebDataset tar."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lensprep.dataset import Dataset
+from lensprep.dataset.where import check_columns, compile_where
+from lensprep.errors import ConfigError
+from lenstrain.data.sidecar import Column, SidecarColumn
+from lenstrain.data.source import LocalSource, ShardSource
+from lenstrain.data.tars import TarSource, index_tar, tar_paths, tars_digest
+
+
+class SplitData(Protocol):
+    """Identity, rows and columns of a split, and where its bytes come from."""
+
+    title: str
+    """What messages call it."""
+    identity: str
+    """Dataset id: state of another one is refused, and its order is another."""
+    shard_rows: list[int]
+    source: ShardSource
+
+    @property
+    def labels(self) -> Column:
+        """Label of each row, by position."""
+
+    def all_labels(self) -> NDArray[np.int8]:
+        """Labels of all rows."""
+
+    def checksums(self) -> Column:
+        """CRC-32 of each row's pixels; ConfigError where none were stored."""
+
+    def matching(self, where: str) -> NDArray[np.int64]:
+        """Positions of the rows for which an expression is true, ascending."""
+
+
+class ConvertedSplit:
+    """A split of a dataset that `lensprep convert` made.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    split : str
+    """
+
+    def __init__(self, dataset: Dataset, split: str) -> None:
+        self.dataset, self.split = dataset, split
+        self._shards = dataset.split(split).shards
+        self.title = f"split {split!r} of {dataset.uri}"
+        self.identity = dataset.dataset_id
+        self.shard_rows = [shard.rows for shard in self._shards]
+        self.source: ShardSource = LocalSource(dataset, self._shards)
+        self.labels = SidecarColumn(dataset, split, "label", np.int8)
+
+    def all_labels(self) -> NDArray[np.int8]:
+        """Labels of all rows, from the sidecars."""
+        return self.labels.all()
+
+    def checksums(self) -> SidecarColumn:
+        """CRC-32 of each row's pixels, from the sidecars."""
+        return SidecarColumn(self.dataset, self.split, "payload_crc32", np.uint32)
+
+    def matching(self, where: str) -> NDArray[np.int64]:
+        """Positions of the rows for which an expression on sidecar columns is true, ascending."""
+        kept, start, compiled = [np.empty(0, np.int64)], 0, compile_where(where)
+        for shard in self._shards:
+            if not start:  # all columns of one shard, for a message that names the nearest
+                check_columns(compiled, self.dataset.read_shard_sidecar(shard).column_names)
+            # An expression of constants reads no column; it still needs a table of some length.
+            table = self.dataset.read_shard_sidecar(shard, compiled.columns or ("label",))
+            kept.append(start + np.flatnonzero(compiled.mask(table)))
+            start += shard.rows
+        return np.concatenate(kept)
+
+
+class TarSplit:
+    """Stock WebDataset tars as a split.
+
+    Parameters
+    ----------
+    uri : str
+        See `lenstrain.data.tars.tar_paths`.
+    """
+
+    def __init__(self, uri: str) -> None:
+        paths = tar_paths(uri)
+        shards = [index_tar(path) for path in paths]
+        self.title, self.identity = uri, tars_digest(shards)
+        self.shard_rows = [len(shard) for shard in shards]
+        self.source: ShardSource = TarSource(paths, shards)
+        self.labels = np.array([member.label for shard in shards for member in shard], np.int8)
+
+    def all_labels(self) -> NDArray[np.int8]:
+        """Labels of all rows, as indexed."""
+        return self.labels
+
+    def checksums(self) -> Column:
+        """Refuse: tars hold no checksum of their contents."""
+        raise ConfigError(
+            f"{self.title} has no checksums to verify; convert it with lensprep first."
+        )
+
+    def matching(self, where: str) -> NDArray[np.int64]:
+        """Refuse: there are no sidecar columns."""
+        raise ConfigError(f"where {where!r}: {self.title} has no sidecars; convert it first.")
+
+
+def open_split(uri: str | os.PathLike[str], split: str) -> SplitData:
+    """Open a split of a converted dataset, or stock tars where the location names tars.
+
+    A folder without a manifest is refused, even if there are tars in it: it may be a conversion
+    that has not finished.
+
+    Raises
+    ------
+    DatasetError, ShardError
+        If there is nothing to read, or it is damaged.
+    """
+    text = os.fspath(uri)
+    if not text.endswith(".tar"):
+        return ConvertedSplit(Dataset.open(uri), split)
+    warnings.warn(
+        f"{text} is not a converted dataset: its samples are found, read and decoded one by one by "
+        "the stock WebDataset stages, many times slower. `lensprep convert` makes fast ones.",
+        stacklevel=3,
+    )
+    return TarSplit(text)

@@ -1,0 +1,209 @@
+"""WebDataset tars that are not ours: the same exact epochs, read by the stock stages.
+
+Without our grid every sample must be found, read and decoded on its own, in Python, so this is
+slower by one or two orders of magnitude; but an index of the members gives it the same order,
+resume, ranks and errors as a converted dataset.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset as wds
+from numpy.typing import NDArray
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import base_plus_ext
+
+from lensprep.dataset import STAMP_SHAPE
+from lensprep.errors import DatasetError, ShardError
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where the stamp of one sample lies, and its label."""
+
+    key: str
+    suffix: str
+    offset: int
+    size: int
+    label: int
+
+
+def tar_paths(uri: str) -> list[Path]:
+    """Tars that a location names: a file, a brace pattern (``{000..003}``) or a wildcard."""
+    paths = [Path(url) for url in expand_urls(uri)]
+    if len(paths) == 1 and any(mark in uri for mark in "*?["):
+        paths = sorted(map(Path, glob.glob(uri)))
+    if not paths:
+        raise DatasetError(f"{uri}: no such tar.")
+    return paths
+
+
+def index_tar(path: Path) -> list[Member]:
+    """Find every sample of a tar by its headers.
+
+    Parameters
+    ----------
+    path : Path
+        Not compressed. A sample is a run of members of one key: one ``.npy`` member of shape
+        (3, 64, 64), and a label in ``.cls`` (a number) or ``.json`` (its entry ``label``).
+
+    Raises
+    ------
+    ShardError
+        If it cannot be read, is cut or has a damaged header, or a sample lacks stamp or label.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = [_sample(path, tar, group) for group in _groups(tar)]
+            _check_end(path, tar)
+    except OSError as error:
+        raise ShardError(f"{path} cannot be read: {error.strerror}.") from error
+    except tarfile.TarError as error:
+        raise ShardError(f"{path} is no plain tar, or cut ({error}). Copy it again.") from error
+    if len({member.key for member in members}) != len(members):
+        raise ShardError(f"{path} holds two samples of one key.")
+    return members
+
+
+def _groups(tar: tarfile.TarFile) -> Iterator[dict[str, tarfile.TarInfo]]:
+    """Members of each sample by suffix, as the stock reader groups them."""
+    key, group = None, dict[str, tarfile.TarInfo]()
+    for info in tar:
+        prefix, suffix = base_plus_ext(info.name)
+        if not info.isreg() or prefix is None:
+            continue
+        if prefix != key and group:
+            yield group
+            group = {}
+        key = prefix
+        group[suffix.lower()] = info
+    if group:
+        yield group
+
+
+def _sample(path: Path, tar: tarfile.TarFile, group: dict[str, tarfile.TarInfo]) -> Member:
+    key = base_plus_ext(next(iter(group.values())).name)[0]
+    stamps = [suffix for suffix in group if suffix.rsplit(".", 1)[-1] == "npy"]
+    if len(stamps) != 1:
+        raise ShardError(f"{path}: sample {key!r} has {len(stamps)} .npy members; 1 is needed.")
+    stamp = group[stamps[0]]
+    return Member(key, stamps[0], stamp.offset_data, stamp.size, _label(path, tar, key, group))
+
+
+def _label(path: Path, tar: tarfile.TarFile, key: str, group: dict[str, tarfile.TarInfo]) -> int:
+    for suffix in ("cls", "json"):
+        if suffix not in group:
+            continue
+        file = tar.extractfile(group[suffix])
+        text = b"" if file is None else file.read()
+        try:
+            label = int(text) if suffix == "cls" else json.loads(text)["label"]
+        except (ValueError, KeyError, TypeError):
+            break
+        if label in (0, 1):
+            return int(label)
+    raise ShardError(f"{path}: sample {key!r} has no label 0 or 1 in a .cls or .json member.")
+
+
+def _check_end(path: Path, tar: tarfile.TarFile) -> None:
+    """A reader of tars takes a damaged header, or a cut between members, for the end."""
+    with path.open("rb") as file:
+        file.seek(tar.offset)
+        mark = file.read(tarfile.BLOCKSIZE)
+    # Past the zero block that ends the archive, `offset` is that of this block.
+    if len(mark) < tarfile.BLOCKSIZE or any(mark):
+        raise ShardError(
+            f"{path} ends without an end mark at offset {tar.offset}: cut there, or the header is "
+            "damaged. Copy it again."
+        )
+
+
+class TarSource:
+    """Rows of indexed tars: read by offset and decoded by the stock stage ``wds.decode()``.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+    shards : sequence of sequence of Member
+        Index of each tar (`index_tar`).
+    """
+
+    def __init__(self, paths: Sequence[Path], shards: Sequence[Sequence[Member]]) -> None:
+        self._paths = list(paths)
+        self._sizes = [path.stat().st_size for path in paths]
+        self._members = [member for shard in shards for member in shard]
+        self._starts = np.cumsum([0, *map(len, shards)])
+
+    def check(self) -> None:
+        """Compare the size of every tar with what was indexed."""
+        for path, size in zip(self._paths, self._sizes, strict=True):
+            found = path.stat().st_size if path.exists() else 0
+            if found != size:
+                raise ShardError(f"{path} has {found} bytes where {size} were indexed.")
+
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """Do nothing: there is no read-ahead below the batch."""
+
+    def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
+        """Read, decode and convert the stamps of `rows` into `out`."""
+        raw = self._raw(rows)
+        for i, sample in enumerate(wds.decode()(raw)):
+            stamp = sample[self._members[rows[i]].suffix]
+            if not isinstance(stamp, np.ndarray) or stamp.shape != STAMP_SHAPE:
+                shape = getattr(stamp, "shape", None)
+                raise self._error(rows[i], f"has shape {shape}, not {STAMP_SHAPE}")
+            with np.errstate(over="ignore"):
+                out[i] = stamp
+            if not np.isfinite(out[i]).all():
+                raise self._error(rows[i], "has values that are not finite in float16")
+
+    def _raw(self, rows: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
+        descriptors: dict[int, int] = {}
+        try:
+            for row in rows.tolist():
+                shard, member = self._shard(row), self._members[row]
+                if shard not in descriptors:
+                    descriptors[shard] = os.open(self._paths[shard], os.O_RDONLY)
+                data = os.pread(descriptors[shard], member.size, member.offset)
+                if len(data) != member.size:
+                    raise self._error(row, "is cut")
+                yield {"__key__": member.key, member.suffix: data}
+        finally:
+            for descriptor in descriptors.values():
+                os.close(descriptor)
+
+    def _shard(self, row: int) -> int:
+        return int(np.searchsorted(self._starts, row, side="right")) - 1
+
+    def _error(self, row: int, what: str) -> ShardError:
+        path, offset = self.place(row)
+        return ShardError(
+            f"{path}: the stamp {self._members[row].key!r} at offset {offset} {what}."
+        )
+
+    def place(self, row: int) -> tuple[str, int]:
+        """Path of the tar that holds a row, and the offset of its stamp's member there."""
+        return str(self._paths[self._shard(row)]), self._members[row].offset
+
+    def close(self) -> None:
+        """Do nothing: files are open only while a batch is read."""
+
+
+def tars_digest(shards: Sequence[Sequence[Member]]) -> str:
+    """Identity of indexed tars: keys, places, sizes and labels, not the pixels."""
+    digest = hashlib.blake2b(digest_size=16)
+    for shard in shards:
+        for m in shard:
+            digest.update(f"{m.key}|{m.suffix}|{m.offset}|{m.size}|{m.label}\n".encode())
+        digest.update(b"--\n")
+    return f"tar-{digest.hexdigest()}"

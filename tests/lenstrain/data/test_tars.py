@@ -1,0 +1,207 @@
+"""Tars that are not ours: read by stock stages with a warning, and with the same guarantees."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+
+from lensprep.errors import ConfigError, DatasetError, ShardError
+from lenstrain.data import StampLoader
+from tests.datasets import tiny_dataset, tiny_pixels
+
+ROWS = 23
+
+
+def stock_tar(path, pixels, start=0, label="json"):
+    """A tar as webdataset's own writer makes it: members of any order of size, PAX headers."""
+    with wds.TarWriter(str(path), encoder=True) as sink:
+        for i, stamp in enumerate(pixels, start):
+            fields = {"__key__": f"s{i:04d}", "stamp.npy": stamp}
+            fields |= (
+                {"json": {"label": i % 2, "note": "x" * i}} if label == "json" else {"cls": i % 2}
+            )
+            sink.write(fields)
+    return path
+
+
+@pytest.fixture
+def tars(tmp_path):
+    """Two shards of float32 stamps, and their pixels as float16."""
+    pixels = tiny_pixels(ROWS).astype(np.float32)
+    stock_tar(tmp_path / "a-000000.tar", pixels[:10])
+    stock_tar(tmp_path / "a-000001.tar", pixels[10:], 10, label="cls")
+    return str(tmp_path / "a-{000000..000001}.tar"), pixels.astype(np.float16)
+
+
+def warned():
+    return pytest.warns(
+        UserWarning, match=r"many times slower\. `lensprep convert` makes fast ones"
+    )
+
+
+def open_tars(uri, *args, **options):
+    with warned():
+        return StampLoader(uri, *args, **options)
+
+
+def rows(batches):
+    return [i for b in batches for i in b.index[b.weight > 0].tolist()]
+
+
+@pytest.mark.parametrize("shuffle", ["global", "block", None])
+def test_a_stock_tar_is_read_exactly_with_a_warning(tars, shuffle):
+    uri, pixels = tars
+    batches = list(open_tars(uri, batch_size=4, shuffle=shuffle))
+    assert sorted(rows(batches)) == list(range(ROWS))
+    for batch in batches:
+        index = batch.index.numpy()
+        np.testing.assert_array_equal(batch.pixels.numpy(), pixels[index])
+        np.testing.assert_array_equal(batch.labels.numpy(), index % 2)
+
+
+def test_a_wildcard_names_the_same_tars_in_order(tars):
+    uri, _ = tars
+    wild = uri.replace("{000000..000001}", "*")
+    assert [b.index.tolist() for b in open_tars(wild)] == [b.index.tolist() for b in open_tars(uri)]
+
+
+def test_stock_tars_are_divided_and_resumed_like_ours(tars):
+    uri, _ = tars
+    whole = [b.index for b in open_tars(uri, batch_size=6, seed=3)]
+    parts = [
+        [b.index for b in open_tars(uri, batch_size=2, seed=3, rank=rank, world_size=3)]
+        for rank in range(3)
+    ]
+    for step, index in enumerate(whole):
+        assert torch.equal(index, torch.cat([part[step] for part in parts]))
+    loader = open_tars(uri, batch_size=6, seed=3)
+    next(iter(loader))
+    resumed = open_tars(uri, batch_size=6, seed=3)
+    resumed.load_state_dict(loader.state_dict())
+    assert [b.index.tolist() for b in resumed] == [i.tolist() for i in whole[1:]]
+
+
+def test_one_of_our_shards_alone_is_a_stock_tar_too(tmp_path):
+    root = tiny_dataset(tmp_path, 20, shard_rows=10)
+    fast = next(iter(StampLoader(root, batch_size=10, shuffle=None)))
+    slow = next(iter(open_tars(root / "train" / "train-000000.tar", batch_size=10, shuffle=None)))
+    assert torch.equal(fast.pixels, slow.pixels)
+    assert torch.equal(fast.labels, slow.labels)
+
+
+def test_balance_works_and_what_needs_sidecars_is_refused(tars):
+    uri, _ = tars
+    loader = open_tars(uri, batch_size=4, sampling="balanced")
+    labels = torch.cat([b.labels[b.weight > 0] for b in loader])
+    assert abs(int(labels.sum()) - ROWS / 2) <= 1
+    with warned(), pytest.raises(ConfigError, match="has no sidecars"):
+        StampLoader(uri, where="label == 1")
+    with pytest.raises(ConfigError, match="has no checksums"):
+        iter(open_tars(uri, verify="crc"))
+
+
+def write_members(path, *members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+STAMP = npy(np.zeros((3, 64, 64), np.float32))
+LABEL = json.dumps({"label": 1}).encode()
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.json", LABEL)], "sample 'a' has 0 .npy members"),
+        ([("a.g.npy", STAMP), ("a.r.npy", STAMP)], "sample 'a' has 2 .npy members"),
+        ([("a.npy", STAMP)], "sample 'a' has no label"),
+        ([("a.npy", STAMP), ("a.json", b"{}")], "sample 'a' has no label"),
+        ([("a.npy", STAMP), ("a.cls", b"7")], "sample 'a' has no label"),
+        ([("a.npy", STAMP), ("a.cls", b"1"), ("b.npy", STAMP), ("b.cls", b"1"),
+          ("a.npy", STAMP), ("a.cls", b"1")], "two samples of one key"),
+    ],
+)  # fmt: skip
+def test_a_sample_that_cannot_be_used_is_named(tmp_path, members, message):
+    path = write_members(tmp_path / "x.tar", *members)
+    with warned(), pytest.raises(ShardError, match=message):
+        StampLoader(path)
+
+
+@pytest.mark.parametrize(
+    ("stamp", "message"),
+    [
+        (np.zeros((64, 64), np.float32), r"'a' at offset 512 has shape \(64, 64\)"),
+        (np.full((3, 64, 64), 1e6, np.float32), "not finite in float16"),
+    ],
+)
+def test_a_stamp_that_does_not_fit_is_named_when_it_is_read(tmp_path, stamp, message):
+    path = write_members(tmp_path / "x.tar", ("a.npy", npy(stamp)), ("a.cls", b"0"))
+    with pytest.raises(ShardError, match=message):
+        list(open_tars(path, batch_size=1))
+
+
+def test_a_tar_cut_between_members_is_an_error(tars, tmp_path):
+    """What stock readers take for a shorter shard (webdataset#142)."""
+    path = tmp_path / "a-000000.tar"
+    with tarfile.open(path) as tar:
+        fifth = tar.getmembers()[8]
+    data = path.read_bytes()
+    # A PAX header may stand before the member's own: cut before both.
+    path.write_bytes(data[: fifth.offset])
+    with warned(), pytest.raises(ShardError, match=r"a-000000\.tar"):
+        StampLoader(str(path))
+
+
+def test_a_damaged_header_is_an_error(tmp_path):
+    members = [(f"{i}.{suffix}", data) for i in range(3) for suffix, data in
+               (("npy", STAMP), ("cls", b"1"))]  # fmt: skip
+    path = write_members(tmp_path / "x.tar", *members)
+    with tarfile.open(path) as tar:
+        offset = tar.getmembers()[2].offset
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+    with warned(), pytest.raises(ShardError, match=rf"at offset {offset}"):
+        StampLoader(path)
+
+
+def test_a_folder_of_tars_without_a_manifest_is_refused(tmp_path):
+    """It may be a conversion that has not finished."""
+    root = tiny_dataset(tmp_path, 20)
+    (root / "manifest.json").unlink()
+    with pytest.raises(DatasetError, match="has no manifest"):
+        StampLoader(root)
+
+
+def test_a_missing_or_compressed_tar_is_one_clear_error(tmp_path):
+    with warned(), pytest.raises(ShardError, match="cannot be read: No such file"):
+        StampLoader(tmp_path / "no.tar")
+    with warned(), pytest.raises(DatasetError, match="no such tar"):
+        StampLoader(str(tmp_path / "*.tar"))
+    with tarfile.open(tmp_path / "z.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("a"))
+    with warned(), pytest.raises(ShardError, match="is no plain tar"):
+        StampLoader(tmp_path / "z.tar")
+
+
+def test_a_tar_that_changes_its_size_is_noticed(tars, tmp_path):
+    loader = open_tars(tars[0], batch_size=4)
+    (tmp_path / "a-000000.tar").write_bytes(b"")
+    with pytest.raises(ShardError, match="has 0 bytes where"):
+        iter(loader)
