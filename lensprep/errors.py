@@ -9,6 +9,8 @@ ProjectError
 ├── CheckpointError     a training checkpoint
 ├── ScoresError         a table of scores
 ├── StorageError        a disk or an object store
+│   ├── NotFoundError   ... has no such file or object
+│   └── ChangedError    ... holds something else than it should, or than it did a moment ago
 └── BudgetError         a limit on rejects, memory or disk
 """
 
@@ -47,6 +49,14 @@ class ScoresError(ProjectError):
 
 class StorageError(ProjectError):
     """A file or object could not be read or written."""
+
+
+class NotFoundError(StorageError):
+    """There is no such file or object."""
+
+
+class ChangedError(StorageError):
+    """A file or object is not what it should be, or was replaced while it was read."""
 
 
 class BudgetError(ProjectError):

@@ -1,4 +1,8 @@
-"""Open a dataset: its manifest, its shards as arrays, its sidecars as tables."""
+"""Open a dataset: its manifest, its shards as arrays, its sidecars as tables.
+
+A dataset on a local disk is mapped and lies here; one in an object store is read by ranges
+(`lensprep.dataset.remote`).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,35 +25,51 @@ from lensprep.dataset.layout import (
 )
 from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
 from lensprep.dataset.record import payload_view
-from lensprep.dataset.storage import local_path, member_path
-from lensprep.errors import DatasetError, ShardError
+from lensprep.dataset.storage import LocalStore, Store, is_remote, local_path, member_path
+from lensprep.errors import DatasetError, ShardError, StorageError
+
+if TYPE_CHECKING:
+    from lensprep.dataset.s3client import S3Options
 
 
 class Dataset:
-    """A committed dataset on a local disk.
+    """A committed dataset; make it with `Dataset.open`.
 
     Parameters
     ----------
-    root : Path
+    store : Store
         Folder of the dataset.
     manifest : Manifest
     """
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
-        self.root = root
-        self.uri = str(root)
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self.store = store
+        self.uri = store.uri
         self.manifest = manifest
         self.dataset_id = manifest.dataset_id
 
     @classmethod
-    def open(cls, uri: str | os.PathLike[str]) -> Dataset:
+    def open(cls, uri: str | os.PathLike[str], options: S3Options | None = None) -> Dataset:
         """Open a dataset.
+
+        Parameters
+        ----------
+        uri : str or path
+            A local folder, or ``s3://bucket/folder``.
+        options : S3Options, optional
+            How to reach an object store.
 
         Raises
         ------
         DatasetError
             If there is no such folder, no manifest (not converted, or not finished), or a bad one.
+        StorageError
+            If the object store does not let us, or does not answer.
         """
+        if is_remote(uri):
+            from lensprep.dataset.remote import RemoteDataset
+
+            return RemoteDataset.open_at(str(uri), options)
         root = local_path(uri)
         path = root / MANIFEST_NAME
         if not root.is_dir():
@@ -63,7 +83,23 @@ class Dataset:
             ) from None
         except OSError as error:
             raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error
-        return cls(root, Manifest.from_json(text, str(path)))
+        return cls(LocalStore(root), Manifest.from_json(text, str(path)))
+
+    @property
+    def root(self) -> Path:
+        """Folder of a local dataset.
+
+        Raises
+        ------
+        StorageError
+            If it lies in an object store.
+        """
+        if not isinstance(self.store, LocalStore):
+            raise StorageError(
+                f"{self.uri} is not on a local disk, as this needs. Copy it with `lensprep "
+                "download` first."
+            )
+        return self.store.root
 
     def split(self, name: str) -> SplitInfo:
         """Counts and shards of a split.
@@ -80,14 +116,16 @@ class Dataset:
             raise DatasetError(f"{self.uri} has no split {name!r}; it has: {known}.") from None
 
     def path(self, name: str) -> Path:
-        """Path of a file that the manifest names."""
+        """Path of a file that the manifest names, of a local dataset."""
         return member_path(self.root, name)
 
     def map_records(self, shard: ShardInfo) -> NDArray[np.uint8]:
-        """Records of a shard, mapped: uint8, shape (rows, RECORD_STRIDE), read-only.
+        """Records of a local shard, mapped: uint8, shape (rows, RECORD_STRIDE), read-only.
 
         Raises
         ------
+        StorageError
+            If the dataset is remote; `read_records` reads both kinds.
         ShardError
             If the tar is missing or has not the size that the manifest states. The size is
             checked first because touching a mapped page beyond the end kills the process.
@@ -111,7 +149,7 @@ class Dataset:
         return records.reshape(shard.rows, RECORD_STRIDE)
 
     def map_shard(self, shard: ShardInfo) -> NDArray[np.float16]:
-        """Pixels of a shard, mapped: float16, shape (rows, 3, 64, 64), strided and read-only.
+        """Pixels of a local shard, mapped: float16, (rows, 3, 64, 64), strided and read-only.
 
         Raises
         ------
@@ -119,6 +157,38 @@ class Dataset:
             As `map_records`.
         """
         return payload_view(self.map_records(shard))
+
+    def read_records(
+        self, shard: ShardInfo, start: int = 0, stop: int | None = None
+    ) -> NDArray[np.uint8]:
+        """Neighbouring records of a shard, mapped or read: uint8, shape (n, RECORD_STRIDE).
+
+        Parameters
+        ----------
+        shard : ShardInfo
+        start, stop : int
+            Rows, as in a slice.
+
+        Raises
+        ------
+        ShardError
+            If the tar is missing or has not the size that the manifest states.
+        """
+        return self.map_records(shard)[start:stop]
+
+    def read_tar(self, shard: ShardInfo) -> NDArray[np.uint8]:
+        """Every byte of a shard, mapped or read: uint8, whatever its size; for those who verify it.
+
+        Raises
+        ------
+        ShardError
+            If the tar is missing or cannot be read.
+        """
+        path = self.path(shard.name)
+        try:
+            return np.memmap(path, np.uint8, "r")
+        except (OSError, ValueError) as error:  # ValueError: an empty file
+            raise ShardError(f"{path} cannot be read: {error}.") from error
 
     def read_shard_sidecar(
         self, shard: ShardInfo, columns: Sequence[str] | None = None
@@ -134,25 +204,9 @@ class Dataset:
         """
         path = self.path(shard.sidecar)
         try:
-            file = pq.ParquetFile(path)
-            self._check_columns(file.schema_arrow, columns, path)
-            # A few columns cost less to read than threads to start: half the time for one.
-            names = None if columns is None else list(columns)
-            table = file.read(columns=names, use_threads=columns is None)
+            return read_sidecar_file(pq.ParquetFile(path), shard, columns, str(path))
         except (OSError, pa.ArrowException) as error:
             raise ShardError(f"{path} cannot be read: {error}") from error
-        if file.metadata.num_rows != shard.rows:
-            raise ShardError(
-                f"{path} has {file.metadata.num_rows} rows where the manifest states {shard.rows}."
-            )
-        return table
-
-    def _check_columns(self, schema: pa.Schema, columns: Sequence[str] | None, path: Path) -> None:
-        missing = [name for name in columns or () if name not in schema.names]
-        if missing:
-            raise DatasetError(
-                f"{path} has no column {missing[0]!r}; it has: {', '.join(schema.names)}."
-            )
 
     def read_sidecar(self, split: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Sidecar rows of a split in split order (shards in manifest order, rows in tar order).
@@ -204,3 +258,22 @@ class Dataset:
             chosen = which == number
             out[chosen] = self.map_shard(shards[number])[positions[chosen] - starts[number]]
         return out
+
+
+def read_sidecar_file(
+    file: pq.ParquetFile, shard: ShardInfo, columns: Sequence[str] | None, where: str
+) -> pa.Table:
+    """Columns of an open sidecar; DatasetError or ShardError if it has not these, or other rows."""
+    missing = [name for name in columns or () if name not in file.schema_arrow.names]
+    if missing:
+        raise DatasetError(
+            f"{where} has no column {missing[0]!r}; it has: {', '.join(file.schema_arrow.names)}."
+        )
+    # A few columns cost less to read than threads to start: half the time for one.
+    names = None if columns is None else list(columns)
+    table = file.read(columns=names, use_threads=columns is None)
+    if file.metadata.num_rows != shard.rows:
+        raise ShardError(
+            f"{where} has {file.metadata.num_rows} rows where the manifest states {shard.rows}."
+        )
+    return table

@@ -1,14 +1,26 @@
-"""Files of a dataset: paths that stay in their folder, and writes that are whole or absent."""
+"""Files of a dataset: paths that stay in their folder, and writes that are whole or absent.
+
+    store = open_store("s3://bucket/lenses", S3Options(...))    or a local folder
+    store.entries("train/")  .stat(name)  .read(name)  .read_range(name, start, length)  .open(name)
+    store.write(name, data)  .create(name, data)  .delete(name)
+
+A `Store` is a folder, here or in an object store, with the few things that a dataset needs.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from lensprep.errors import StorageError
+from lensprep.errors import ChangedError, NotFoundError, StorageError
+
+if TYPE_CHECKING:
+    from lensprep.dataset.s3client import S3Options
 
 PARTIAL_SUFFIX = ".partial"
 """Ending of a file that is still being written; no reader looks at such a file."""
@@ -33,14 +45,14 @@ def local_path(uri: str | os.PathLike[str]) -> Path:
     if "://" in text:
         scheme = text.split("://", 1)[0]
         raise StorageError(
-            f"{text}: this command reads local paths only, not {scheme}://. "
-            "Copy the data to a local disk first."
+            f"{text}: a local path is needed here, not {scheme}://. Copy the data to a local disk "
+            "first (a dataset with `lensprep download`)."
         )
     return Path(text)
 
 
-def member_path(root: Path, name: str) -> Path:
-    """Path of a file named by a manifest, which must lie below ``root``.
+def member_name(root: object, name: str) -> PurePosixPath:
+    """Name of a file that must lie below ``root``.
 
     Raises
     ------
@@ -52,7 +64,18 @@ def member_path(root: Path, name: str) -> Path:
         raise StorageError(
             f"{name!r} is not a name inside {root}; the manifest is not to be trusted."
         )
-    return root / pure
+    return pure
+
+
+def member_path(root: Path, name: str) -> Path:
+    """Path of a file named by a manifest, which must lie below ``root``.
+
+    Raises
+    ------
+    StorageError
+        If the name is absolute or climbs out of the folder.
+    """
+    return root / member_name(root, name)
 
 
 @contextmanager
@@ -114,3 +137,161 @@ def sync_folder(folder: Path) -> None:
 def sync_file(path: Path) -> None:
     """Force a finished file's bytes to the disk."""
     sync_folder(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of a store."""
+
+    name: str
+    """Relative to the store, with ``/``."""
+    bytes: int
+    version: str | None = None
+    """What changes when the content does: the ETag of an object."""
+    sha256: str | None = None
+    """Digest stated with the object when it was written, if it was asked for and is known."""
+
+
+class Store(Protocol):
+    """A folder on a disk or in an object store. Errors are StorageError or its subclasses."""
+
+    uri: str
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """Files whose names begin with ``prefix``, sorted by name; none if there is no folder."""
+
+    def stat(self, name: str) -> Entry:
+        """Size and, where the store knows it, version and digest; NotFoundError if not there."""
+
+    def read(self, name: str) -> bytes | bytearray:
+        """A whole file."""
+
+    def read_range(self, name: str, start: int, length: int) -> bytes | bytearray:
+        """Exactly ``length`` bytes from ``start``; ChangedError if the file ends before."""
+
+    def open(self, name: str) -> Any:
+        """A seekable binary file object for reading."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole or not at all, in place of an older one."""
+
+    def create(self, name: str, data: bytes) -> None:
+        """Write a file only if there is none; ChangedError if there is one with other content."""
+
+    def delete(self, name: str) -> None:
+        """Remove a file; nothing happens if there is none."""
+
+
+def open_store(uri: str | os.PathLike[str], options: S3Options | None = None) -> Store:
+    """Open a folder, local or ``s3://`` (``s3a://``), for reading and writing.
+
+    Parameters
+    ----------
+    uri : str or path
+    options : S3Options, optional
+        How to reach an object store; the usual AWS variables and profiles apply in any case.
+
+    Raises
+    ------
+    StorageError
+        If the location has an unknown scheme, or the store's client cannot be made.
+    """
+    if is_remote(uri):
+        from lensprep.dataset.s3 import S3Store
+
+        return S3Store(str(uri), options)
+    return LocalStore(local_path(uri))
+
+
+class LocalStore:
+    """A folder on a local disk (see `Store`)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.uri = str(root)
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """Files whose names begin with ``prefix``, sorted by name; unfinished ones left out."""
+        paths = [path for path in self.root.rglob("*") if path.is_file()]
+        entries = [
+            Entry(path.relative_to(self.root).as_posix(), path.stat().st_size)
+            for path in paths
+            if path.suffix != PARTIAL_SUFFIX
+        ]
+        chosen = (entry for entry in entries if entry.name.startswith(prefix))
+        return sorted(chosen, key=lambda entry: entry.name)
+
+    def stat(self, name: str) -> Entry:
+        """Size of a file."""
+        path = member_path(self.root, name)
+        with _local_errors(path, "read"):
+            return Entry(name, path.stat().st_size)
+
+    def read(self, name: str) -> bytes:
+        """A whole file."""
+        path = member_path(self.root, name)
+        with _local_errors(path, "read"):
+            return path.read_bytes()
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """Exactly ``length`` bytes from ``start``."""
+        path = member_path(self.root, name)
+        with _local_errors(path, "read"), path.open("rb") as file:
+            file.seek(start)
+            data = file.read(length)
+        if len(data) != length:
+            raise ChangedError(f"{path} ends at {start + len(data)}, before {start + length}.")
+        return data
+
+    def open(self, name: str) -> io.BufferedReader:
+        """A seekable binary file object for reading."""
+        path = member_path(self.root, name)
+        with _local_errors(path, "read"):
+            return path.open("rb")
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole or not at all, in place of an older one."""
+        write_atomic(member_path(self.root, name), data)
+
+    def create(self, name: str, data: bytes) -> None:
+        """Write a file only if there is none: of two writers one wins."""
+        path = member_path(self.root, name)
+        # The process id and thread keep writers apart; a link, unlike a rename, never replaces.
+        draft = path.with_name(f".{path.name}.{os.getpid()}.{id(data)}{PARTIAL_SUFFIX}")
+        try:
+            write_atomic(draft, data)
+            with _local_errors(path, "written"):
+                _name_if_new(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+        if self.read(name) != data:
+            raise ChangedError(f"{path} is there already, with other content; it is left as it is.")
+
+    def delete(self, name: str) -> None:
+        """Remove a file; nothing happens if there is none."""
+        path = member_path(self.root, name)
+        with _local_errors(path, "removed"):
+            path.unlink(missing_ok=True)
+
+
+def _name_if_new(draft: Path, path: Path) -> None:
+    """Give a finished file its name unless the name is taken."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without links
+        if path.exists():
+            return
+        draft.replace(path)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def _local_errors(path: Path, done: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: no such file.") from error
+    except OSError as error:
+        raise StorageError(f"{path} cannot be {done}: {error.strerror or error}.") from error

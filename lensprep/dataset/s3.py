@@ -1,0 +1,396 @@
+"""A folder in an object store: ranged, parallel reads and conditional, checked writes.
+
+    store = S3Store("s3://bucket/lenses", S3Options(...))      see `lensprep.dataset.storage.Store`
+    store.fetch([Piece("train/train-000000.tar", start, view)])   many ranges at once, into memory
+    store.put_file(path, name, sha256)     a file in parts; the object appears whole or not at all
+    store.get_file(name, path, size=..., sha256=...)          an object in ranges, as a whole file
+
+What boto3 does (pool, signatures, retries of requests) is left to it. What it lacks is here: a
+body that breaks off is continued by a range of the same version (If-Match), and an answer that was
+lost is told from a refusal by looking at what is there. No object is ever replaced unless asked.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import random
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from lensprep.dataset.layout import RECORD_STRIDE
+from lensprep.dataset.s3client import Connection, S3Options, clear_errors, connect, parse_s3
+from lensprep.dataset.storage import Entry, member_name
+from lensprep.errors import ChangedError, StorageError
+
+if TYPE_CHECKING:
+    from lensprep.dataset.s3file import S3File
+
+__all__ = ["PART_BYTES", "Piece", "S3Options", "S3Store"]
+
+logger = logging.getLogger("lensprep.s3")
+
+PART_BYTES: Final = 512 * RECORD_STRIDE
+"""Bytes of one request: 512 records, 13 MiB. AWS advises 8 to 16 MB, reads in the parts written."""
+_MOST_PARTS: Final = 10_000
+_CHUNK: Final = 1 << 20
+"""Bytes taken from a socket at once: with boto3's 64 KiB a core moves a third as much."""
+DIGEST_KEY: Final = "sha256"
+"""Metadata of every object written here."""
+
+Progress = Callable[[int], None]
+"""Told how many bytes more have been moved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A range of an object and the memory that it goes to."""
+
+    name: str
+    start: int
+    view: memoryview
+    """Writable, one byte an item; its length is that of the range."""
+    bytes: int | None = None
+    """Size that the whole object must have."""
+    sha256: str | None = None
+    """Digest that must be stated with the object, if any is."""
+    version: str | None = None
+    """ETag that the object must have."""
+
+
+class S3Store:
+    """A folder in an object store.
+
+    Parameters
+    ----------
+    uri : str
+        ``s3://bucket/folder``; ``s3a://`` is the same.
+    options : S3Options, optional
+
+    Raises
+    ------
+    StorageError
+        If the location names no bucket, or the profile does not exist.
+    """
+
+    def __init__(self, uri: str, options: S3Options | None = None) -> None:
+        self.bucket, self.prefix = parse_s3(uri)
+        self.uri = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+        self.options = options or S3Options()
+        self.connection: Connection = connect(self.options)
+        self.client = self.connection.client
+
+    def key(self, name: str) -> str:
+        """Key of a file in the bucket."""
+        pure = str(member_name(self.uri, name))
+        return f"{self.prefix}/{pure}" if self.prefix else pure
+
+    def locate(self, name: str) -> str:
+        """URI of a file."""
+        return f"s3://{self.bucket}/{self.key(name)}"
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """Files whose names begin with ``prefix``, sorted by name."""
+        base = f"{self.prefix}/" if self.prefix else ""
+        pages = self.client.get_paginator("list_objects_v2")
+        found = []
+        with clear_errors("list", self.uri):
+            for page in pages.paginate(Bucket=self.bucket, Prefix=base + prefix):
+                for item in page.get("Contents", ()):
+                    name = item["Key"].removeprefix(base)
+                    if name and not name.endswith("/"):  # consoles make such keys as folders
+                        found.append(Entry(name, item["Size"], item["ETag"]))
+        return sorted(found, key=lambda entry: entry.name)
+
+    def stat(self, name: str) -> Entry:
+        """Size, ETag and stated digest of a file."""
+        with clear_errors("read", self.locate(name)):
+            answer = self.client.head_object(Bucket=self.bucket, Key=self.key(name))
+        digest = answer.get("Metadata", {}).get(DIGEST_KEY)
+        return Entry(name, answer["ContentLength"], answer["ETag"], digest)
+
+    def has_any(self) -> bool:
+        """Whether there is anything in this folder."""
+        base = f"{self.prefix}/" if self.prefix else ""
+        with clear_errors("list", self.uri):
+            page = self.client.list_objects_v2(Bucket=self.bucket, Prefix=base, MaxKeys=1)
+        return bool(page.get("Contents"))
+
+    # ------------------------------------------------------------------ reading
+
+    def read(self, name: str) -> bytearray:
+        """A whole file; one request if it is not larger than a part."""
+        first = memoryview(bytearray(PART_BYTES))
+        head = self.fill(Piece(name, 0, first), short=True)
+        if head.bytes <= PART_BYTES:
+            return bytearray(first[: head.bytes])
+        out = bytearray(head.bytes)
+        view = memoryview(out)
+        view[:PART_BYTES] = first
+        self.fetch([Piece(name, PART_BYTES, view[PART_BYTES:], head.bytes, None, head.version)])
+        return out
+
+    def read_range(self, name: str, start: int, length: int) -> bytearray:
+        """Exactly ``length`` bytes from ``start``."""
+        out = bytearray(length)
+        self.fetch([Piece(name, start, memoryview(out))])
+        return out
+
+    def read_version(self, entry: Entry, start: int, stop: int) -> bytearray:
+        """Bytes ``start`` to ``stop`` of just that version of a file."""
+        out = bytearray(stop - start)
+        view = memoryview(out)
+        self.fetch([Piece(entry.name, start, view, entry.bytes, None, entry.version)])
+        return out
+
+    def read_tail(self, name: str, length: int) -> tuple[bytearray, Entry]:
+        """The last ``length`` bytes of a file, or all of it, and what it is: in one request."""
+        where = self.locate(name)
+        with clear_errors("read", where):
+            try:
+                response = self.client.get_object(
+                    Bucket=self.bucket, Key=self.key(name), Range=f"bytes=-{length}"
+                )
+            except self.client.exceptions.ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] != 416:
+                    raise
+                return bytearray(), self.stat(name)  # an empty object has no range
+        entry = _entry(name, response)
+        expected = min(length, entry.bytes)
+        out = bytearray()
+        try:
+            for chunk in _chunks(response["Body"]):
+                out += chunk
+        except _body_faults() as error:
+            fault = type(error).__name__
+            logger.warning("%s: the end broke off (%s); reading it again", where, fault)
+        if len(out) != expected:
+            out = self.read_version(entry, entry.bytes - expected, entry.bytes)
+        return out, entry
+
+    def open(self, name: str) -> S3File:
+        """A seekable binary file object that reads ranges as they are asked for."""
+        from lensprep.dataset.s3file import S3File
+
+        return S3File(self, name)
+
+    def fetch(self, pieces: Sequence[Piece]) -> None:
+        """Read many ranges in parallel, long ones in parts.
+
+        Raises
+        ------
+        NotFoundError
+            If an object is not there.
+        ChangedError
+            If an object has not the size, digest or version that it must have, ends before a
+            range, or was replaced in between.
+        StorageError
+            If the store does not let us, or does not answer.
+        """
+        parts = [part for piece in pieces if piece.view for part in _split(piece)]
+        if len(parts) == 1:
+            self.fill(parts[0])
+            return
+        futures = [self.connection.threads.submit(self.fill, part) for part in parts]
+        answers = _results(futures)
+        versions: dict[str, str | None] = {}
+        for answer in answers:
+            if versions.setdefault(answer.name, answer.version) != answer.version:
+                raise ChangedError(f"{self.locate(answer.name)} was replaced while it was read.")
+
+    def fill(self, piece: Piece, *, short: bool = False) -> Entry:
+        """Read one range in one request, and in more where the body breaks off.
+
+        With ``short`` the object may end before the range does.
+        """
+        view, done, breaks = piece.view, 0, 0
+        version = piece.version
+        size = len(view)
+        while True:
+            start = piece.start + done
+            response = self._get(piece.name, start, piece.start + size, version)
+            entry = _entry(piece.name, response)
+            self._compare(piece, entry)
+            if short:
+                size = min(size, entry.bytes - piece.start)
+            elif entry.bytes < piece.start + size:
+                end = piece.start + size
+                raise ChangedError(
+                    f"{self.locate(piece.name)} has {entry.bytes} bytes, not {end} or more."
+                )
+            version = entry.version
+            before = done
+            try:
+                for chunk in _chunks(response["Body"]):
+                    view[done : done + len(chunk)] = chunk
+                    done += len(chunk)
+                if done == size:
+                    return entry
+                fault = "the body is too short"
+            except _body_faults() as error:
+                fault = type(error).__name__
+            breaks = breaks + 1 if done == before else 1
+            self._tell_break(piece, done, size, breaks, fault)
+
+    def _tell_break(self, piece: Piece, done: int, size: int, breaks: int, fault: str) -> None:
+        """Log a body that broke off and pause; give up if nothing came many times."""
+        where = f"{self.locate(piece.name)}, bytes {piece.start} to {piece.start + size}"
+        if breaks >= self.options.attempts or self.connection.watcher.stopped:
+            raise StorageError(
+                f"{where}: the connection broke {breaks} times ({fault}) and nothing came. Check "
+                "the network, and run the same command again; what is done is kept."
+            )
+        logger.warning("%s: broke off after %d (%s); going on from there", where, done, fault)
+        time.sleep(random.random() * min(5.0, 0.05 * 2**breaks))
+
+    def _get(self, name: str, start: int, stop: int, version: str | None) -> Mapping[str, Any]:
+        """Ask for bytes ``start`` to ``stop``; of an empty object there is no range."""
+        condition = {"IfMatch": version} if version is not None else {}
+        with clear_errors("read", self.locate(name)):
+            try:
+                return dict(
+                    self.client.get_object(
+                        Bucket=self.bucket,
+                        Key=self.key(name),
+                        Range=f"bytes={start}-{stop - 1}",
+                        **condition,
+                    )
+                )
+            except self.client.exceptions.ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] != 416:
+                    raise
+        with clear_errors("read", self.locate(name)):
+            answer = self.client.head_object(Bucket=self.bucket, Key=self.key(name), **condition)
+        if start or answer["ContentLength"]:
+            raise ChangedError(
+                f"{self.locate(name)} has {answer['ContentLength']} bytes, not {stop} or more."
+            )
+        return {**answer, "Body": None}
+
+    def _compare(self, piece: Piece, entry: Entry) -> None:
+        """An object must be the one that the reader has in mind."""
+        where = self.locate(piece.name)
+        if piece.bytes is not None and entry.bytes != piece.bytes:
+            raise ChangedError(f"{where} has {entry.bytes} bytes where {piece.bytes} are stated.")
+        if piece.sha256 is not None and entry.sha256 not in (None, piece.sha256):
+            raise ChangedError(
+                f"{where} holds other content than stated (its SHA-256 begins with "
+                f"{str(entry.sha256)[:12]}, not {piece.sha256[:12]})."
+            )
+
+    # ------------------------------------------------------------------ writing
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small file in place of an older one."""
+        self.put(name, data, {})
+
+    def create(self, name: str, data: bytes) -> None:
+        """Write a small file only if there is none: of two writers one wins.
+
+        Raises
+        ------
+        ChangedError
+            If there is one with other content. One with the same content is as good as ours: the
+            answer to our own write may have been lost.
+        """
+        try:
+            self.put(name, data, {"IfNoneMatch": "*"})
+        except ChangedError:
+            if self.read(name) != data:
+                raise ChangedError(
+                    f"{self.locate(name)} is there already, with other content; it is left as it "
+                    "is."
+                ) from None
+            logger.warning("%s is there already, with this content", self.locate(name))
+
+    def delete(self, name: str) -> None:
+        """Remove a file; nothing happens if there is none."""
+        with clear_errors("remove", self.locate(name)):
+            self.client.delete_object(Bucket=self.bucket, Key=self.key(name))
+
+    def put(self, name: str, data: bytes, condition: Mapping[str, str]) -> None:
+        """Write an object in one request."""
+        with clear_errors("write", self.locate(name)):
+            answer = self.client.put_object(
+                Bucket=self.bucket,
+                Key=self.key(name),
+                Body=data,
+                ChecksumCRC32=crc32_text(data),
+                Metadata={DIGEST_KEY: hashlib.sha256(data).hexdigest()},
+                **condition,
+                **self.options.put_arguments(),
+            )
+        self.confirm(name, data, answer)
+
+    def confirm(self, name: str, data: bytes, answer: Mapping[str, Any]) -> None:
+        """The store must have received what was sent: by its checksum, or by its ETag."""
+        stated = answer.get("ChecksumCRC32")
+        if stated is None and self.options.encryption is None:
+            stated, expected = answer["ETag"].strip('"'), hashlib.md5(data).hexdigest()
+        else:
+            expected = crc32_text(data)
+        if stated is not None and stated != expected:
+            raise StorageError(f"{self.locate(name)}: the store received other bytes than sent.")
+
+
+def _split(piece: Piece) -> Iterator[Piece]:
+    """A long range in parts."""
+    for low in range(0, len(piece.view), PART_BYTES):
+        view = piece.view[low : low + PART_BYTES]
+        yield Piece(piece.name, piece.start + low, view, piece.bytes, piece.sha256, piece.version)
+
+
+def _results(futures: Sequence[Future[Any]]) -> list[Any]:
+    """Results of all; at the first failure the rest is dropped."""
+    _, pending = wait(futures, return_when=FIRST_EXCEPTION)
+    if pending:
+        for future in pending:
+            future.cancel()
+        wait(futures)
+    raise_failed(futures)
+    return [future.result() for future in futures]
+
+
+def raise_failed(futures: Sequence[Future[Any]]) -> None:
+    for future in futures:
+        if future.done() and not future.cancelled() and (error := future.exception()):
+            raise error
+
+
+def _entry(name: str, response: Mapping[str, Any]) -> Entry:
+    """What an answer says of the whole object."""
+    stated = response.get("ContentRange")
+    size = int(stated.rsplit("/", 1)[1]) if stated else response["ContentLength"]
+    return Entry(name, size, response["ETag"], response.get("Metadata", {}).get(DIGEST_KEY))
+
+
+def _chunks(body: Any) -> Iterator[bytes]:
+    """A body in large pieces; the connection goes back to the pool, or is closed if it broke."""
+    if body is None:
+        return
+    try:
+        while chunk := body.read(_CHUNK):
+            yield chunk
+    finally:
+        body.close()
+
+
+def _body_faults() -> tuple[type[BaseException], ...]:
+    """What reading a body raises when the connection breaks or stalls."""
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
+
+    return (HTTPClientError, IncompleteReadError, OSError)
+
+
+def crc32_text(data: bytes) -> str:
+    """CRC-32 as S3 writes it."""
+    try:
+        from deflate import crc32
+    except ImportError:  # four times slower
+        crc32 = zlib.crc32
+    return base64.b64encode(crc32(data).to_bytes(4, "big")).decode()

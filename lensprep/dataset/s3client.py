@@ -1,0 +1,314 @@
+"""The connection to an object store: options, one pooled boto3 client, errors in one line.
+
+    options = S3Options(endpoint_url=..., profile=..., region=...)      plain and small; it pickles
+    connection = connect(options)            one client and its threads for a process, kept
+    with clear_errors("read", "s3://b/k"):   what boto3 raises becomes a StorageError of one line
+
+boto3 is imported inside functions: opening a local dataset does not need it. Credentials are found
+by boto3 (environment, profiles, instance); nothing here reads, keeps or prints them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+from lensprep.errors import ChangedError, NotFoundError, StorageError
+
+logger = logging.getLogger("lensprep.s3")
+
+_SCHEMES: Final = ("s3://", "s3a://")
+_CONNECT_SECONDS: Final = 10
+_LOG_SECONDS: Final = 5.0
+"""A fault that many requests meet at once is told once in so many seconds."""
+_ANSWER_SECONDS: Final = 3.0
+"""How long an endpoint that never answered is tried; one that did is waited for much longer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class S3Options:
+    """How to reach an object store and what to ask of it. Holds no credentials."""
+
+    endpoint_url: str | None = None
+    """Another store than AWS: ``http://host:port``."""
+    profile: str | None = None
+    """Profile of the AWS configuration files."""
+    region: str | None = None
+    storage_class: str | None = None
+    """Of objects written, such as ``INTELLIGENT_TIERING``."""
+    encryption: Literal["AES256", "aws:kms"] | None = None
+    """Server-side encryption of objects written; the bucket's own rule if not given."""
+    kms_key_id: str | None = None
+    """Key of ``aws:kms``; the account's own S3 key if not given."""
+    connections: int = 16
+    """Requests under way at once; AWS gives 85 to 90 MB/s for each."""
+    read_timeout_s: float = 30.0
+    """A connection that brings nothing for so long is given up, and the request made again."""
+    attempts: int = 8
+    """Tries of a request, with growing pauses between them: about a minute in all."""
+
+    def __post_init__(self) -> None:
+        if self.connections < 1 or self.attempts < 1:
+            raise ValueError("connections and attempts must be at least 1")
+        if self.kms_key_id is not None and self.encryption != "aws:kms":
+            raise ValueError("kms_key_id needs encryption='aws:kms'")
+
+    def put_arguments(self) -> dict[str, str]:
+        """Arguments of the requests that make an object."""
+        values = {
+            "StorageClass": self.storage_class,
+            "ServerSideEncryption": self.encryption,
+            "SSEKMSKeyId": self.kms_key_id,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def parse_s3(uri: str) -> tuple[str, str]:
+    """Bucket and prefix (without slashes at its ends) of ``s3://bucket/prefix``.
+
+    Raises
+    ------
+    StorageError
+        If the location is not of that form.
+    """
+    scheme = next((scheme for scheme in _SCHEMES if uri.startswith(scheme)), None)
+    bucket, _, prefix = uri.removeprefix(scheme or "").partition("/")
+    if scheme is None or not bucket:
+        raise StorageError(f"{uri!r} names no bucket. Write it like s3://bucket/folder.")
+    return bucket, prefix.strip("/")
+
+
+class Connection:
+    """One boto3 client and the threads that use it; make it with `connect`."""
+
+    def __init__(self, options: S3Options) -> None:
+        self.options = options
+        self.client: Any = _make_client(options)
+        self.watcher = Watcher()
+        self.client.meta.events.register_first("needs-retry.s3", self.watcher)
+        self.threads = ThreadPoolExecutor(options.connections, "lensprep-s3")
+        self.slots = threading.BoundedSemaphore(options.connections + 2)
+        """Parts held in memory at once, over all files of a transfer."""
+
+    def stop(self) -> None:
+        """Let go after an interrupt: nothing is tried again, and the next `connect` starts anew."""
+        self.watcher.stopped = True
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        with _lock:
+            for key in [key for key, value in _connections.items() if value is self]:
+                del _connections[key]
+
+
+_connections: dict[Any, Connection] = {}
+_lock = threading.Lock()
+
+
+def connect(options: S3Options | None = None) -> Connection:
+    """Connection of this process with these options and the AWS variables as they are now."""
+    options = options or S3Options()
+    variables = sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))
+    # The variables may hold secrets: only their digest is kept. A forked child must not share
+    # its parent's sockets.
+    state = hashlib.sha256(repr(variables).encode()).hexdigest()
+    key = (options, os.getpid(), state)
+    with _lock:
+        if key not in _connections:
+            with clear_errors("reach", options.endpoint_url or "S3"):
+                _connections[key] = Connection(options)
+        return _connections[key]
+
+
+def _make_client(options: S3Options) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    session = boto3.Session(profile_name=options.profile, region_name=options.region)
+
+    def client(s3: Mapping[str, Any]) -> Any:
+        config = Config(
+            max_pool_connections=options.connections,
+            connect_timeout=_CONNECT_SECONDS,
+            read_timeout=options.read_timeout_s,
+            # "standard" and "adaptive" share a budget of 500 / 14 retries over all threads: with
+            # 16 connections a store that restarts uses it up in less than a second.
+            retries={"mode": "legacy", "total_max_attempts": options.attempts},
+            # Digests of the manifest are compared instead, and ranges have no checksum.
+            response_checksum_validation="when_required",
+            request_checksum_calculation="when_required",
+            s3=dict(s3),
+            user_agent_extra="lensprep",
+        )
+        return session.client("s3", endpoint_url=options.endpoint_url, config=config)
+
+    first = client({})
+    url = urlsplit(first.meta.endpoint_url)
+    host = url.hostname or ""
+    settings: dict[str, Any] = {}
+    if not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+        # Stores of other makers seldom have a host name for every bucket.
+        settings["addressing_style"] = "path"
+    if url.scheme == "https":
+        # TLS and our CRC-32 guard the body; a SHA-256 for the signature would be a third digest.
+        settings["payload_signing_enabled"] = False
+    return client(settings) if settings else first
+
+
+class Watcher:
+    """Tells of requests that have to be made again, and stops those that cannot succeed."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._answered = False
+        self._first_try: float | None = None
+        self._told: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def __call__(
+        self,
+        response: Any,
+        operation: Any,
+        attempts: int,
+        caught_exception: Exception | None,
+        **_: Any,
+    ) -> None:
+        """Look at one answer (a handler of botocore's event ``needs-retry``)."""
+        from botocore.exceptions import EndpointConnectionError, SSLError
+
+        now = time.monotonic()
+        if caught_exception is not None:
+            if self.stopped:
+                raise caught_exception
+            self._first_try = self._first_try or now
+            never = not self._answered and now - self._first_try > _ANSWER_SECONDS
+            refused = isinstance(caught_exception, EndpointConnectionError)
+            if isinstance(caught_exception, SSLError) or (refused and never):
+                raise caught_exception
+            self.tell(f"{operation.name}: {type(caught_exception).__name__}", attempts)
+            return
+        self._answered = True
+        status = response[0].status_code
+        if status >= 500 or status == 429:
+            code = response[1].get("Error", {}).get("Code", "")
+            self.tell(f"{operation.name}: the store answered {status} {code}".rstrip(), attempts)
+
+    def tell(self, what: str, attempt: int) -> None:
+        """Log a fault, but not the same one many times within a few seconds."""
+        now = time.monotonic()
+        with self._lock:
+            if now - self._told.get(what, -_LOG_SECONDS) < _LOG_SECONDS:
+                return
+            self._told[what] = now
+        logger.warning("%s (attempt %d); trying again", what, attempt)
+
+
+_EXPIRED: Final = (
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "RequestExpired",
+    "TokenRefreshRequired",
+)
+_REFUSED: Final = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity")
+_ELSEWHERE: Final = (
+    "PermanentRedirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "301",
+    "IncorrectEndpoint",
+)
+
+
+@contextmanager
+def clear_errors(action: str, uri: str) -> Iterator[None]:
+    """Turn what boto3 raises into a StorageError that says what to do; no credential is in it.
+
+    Parameters
+    ----------
+    action : str
+        What was tried: "read", "write", "list", ...
+    uri : str
+        On what.
+
+    Raises
+    ------
+    NotFoundError, ChangedError, StorageError
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        raise _answered(error.response, action, uri) from error
+    except BotoCoreError as error:
+        raise _unanswered(error, action, uri) from error
+
+
+def _answered(response: Mapping[str, Any], action: str, uri: str) -> StorageError:
+    """Error for an answer of the store."""
+    code = str(response.get("Error", {}).get("Code", ""))
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code == "NoSuchBucket":
+        bucket = "s3://" + uri.split("://", 1)[-1].split("/")[0]
+        return StorageError(
+            f"{bucket}: no such bucket. Check its name, --endpoint-url, --profile and --region."
+        )
+    if code in _EXPIRED:
+        return StorageError(
+            f"The credentials have expired ({code}): cannot {action} {uri}. Get new ones (such as "
+            "`aws sso login`) and run the same command again; what is done is kept."
+        )
+    if code in _REFUSED:
+        return StorageError(
+            f"The store does not accept the credentials ({code}): cannot {action} {uri}. Check "
+            "--profile, --endpoint-url and the AWS variables."
+        )
+    if code in _ELSEWHERE:
+        return StorageError(f"{uri} is in another region ({code}). Give it with --region.")
+    if status == 403:
+        return StorageError(
+            f"Access denied: cannot {action} {uri}. Check --profile, the AWS variables and the "
+            "bucket's policy."
+        )
+    if status == 404:
+        return NotFoundError(f"{uri}: no such object.")
+    if status in (409, 412):  # 409: another conditional write of the name is under way
+        return ChangedError(f"{uri} was replaced while it was read or written.")
+    if status == 501:
+        return StorageError(
+            f"The store cannot do this request ({code or status}): {action} {uri}. Conditional "
+            "writes are needed, which S3 has had since 2024."
+        )
+    message = str(response.get("Error", {}).get("Message", "")).rstrip(".")
+    return StorageError(f"Cannot {action} {uri}: the store answered {status} {code}: {message}.")
+
+
+def _unanswered(error: Exception, action: str, uri: str) -> StorageError:
+    """Error for a request that got no answer or was not even sent."""
+    name = type(error).__name__
+    if name in ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"):
+        return StorageError(
+            f"No usable AWS credentials ({name}): cannot {action} {uri}. Set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or give --profile."
+        )
+    if "Token" in name or "SSO" in name or name.startswith("Login"):
+        return StorageError(
+            f"The AWS login has expired or is missing ({name}): cannot {action} {uri}. Log in "
+            "(such as `aws sso login`) and run the same command again; what is done is kept."
+        )
+    if name == "SSLError":
+        return StorageError(
+            f"The store's TLS certificate is not accepted: cannot {action} {uri}. Name the file of "
+            "its authority in AWS_CA_BUNDLE."
+        )
+    # The messages of botocore name hosts, profiles and files; a URL may hold a password.
+    text = re.sub(r"://[^/@\s]*@", "://", str(error)).rstrip(".")
+    return StorageError(f"Cannot {action} {uri}: {name}: {text}.")

@@ -1,0 +1,314 @@
+"""Whole files to and from an object store: in parallel parts, digests compared, nothing half there.
+
+upload_file(store, path, name, sha256)             the object appears whole or not at all
+download_file(store, name, path, size=..., sha256=...)      the file gets its name when it is right
+abort_unfinished(store, names)                     what killed uploads left behind
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from lensprep.dataset.s3 import DIGEST_KEY, PART_BYTES, Piece, S3Store, crc32_text, raise_failed
+from lensprep.dataset.s3client import clear_errors
+from lensprep.dataset.storage import Entry, atomic_writer
+from lensprep.errors import ChangedError, NotFoundError, StorageError
+
+logger = logging.getLogger("lensprep.s3")
+
+_MOST_PARTS: Final = 10_000
+
+Progress = Callable[[int], None]
+"""Told, from any thread, how many bytes more have been moved."""
+
+
+def download_file(
+    store: S3Store,
+    name: str,
+    path: Path,
+    *,
+    size: int,
+    sha256: str | None,
+    progress: Progress | None = None,
+) -> str:
+    """Download a file in parallel ranges; it gets its name when it is whole and right.
+
+    Parameters
+    ----------
+    name : str
+    path : Path
+    size : int
+        Its size in bytes.
+    sha256 : str or None
+        Its digest; with None that which is stated with the object, if any.
+    progress : callable, optional
+
+    Returns
+    -------
+    str
+        The digest of what arrived.
+
+    Raises
+    ------
+    ChangedError
+        If the object has another size or digest.
+    StorageError
+        If the disk is full, or as `fetch`.
+    """
+    digest, answers, arrived = hashlib.sha256(), list[Entry](), deque[Any]()
+    slots, threads = store.connection.slots, store.connection.threads
+
+    def take() -> None:
+        """Write the oldest part; parts arrive in any order but are written in theirs."""
+        part, future = arrived.popleft()
+        try:
+            answers.append(future.result())
+            digest.update(part.view)
+            file.write(part.view)
+        finally:
+            slots.release()
+        if progress is not None:
+            progress(len(part.view))
+
+    with atomic_writer(path) as file:
+        try:
+            for start in range(0, size, PART_BYTES):
+                # Never wait for memory while holding parts that could be written.
+                while not slots.acquire(blocking=not arrived):
+                    take()
+                view = memoryview(bytearray(min(PART_BYTES, size - start)))
+                part = Piece(name, start, view, size, sha256)
+                arrived.append((part, threads.submit(store.fill, part)))
+            while arrived:
+                take()
+        finally:
+            for _, future in arrived:
+                future.cancel()
+                slots.release()
+        _check_arrived(store, name, digest.hexdigest(), sha256, answers)
+    return digest.hexdigest()
+
+
+def _check_arrived(
+    store: S3Store, name: str, found: str, expected: str | None, answers: Sequence[Entry]
+) -> None:
+    if len({answer.version for answer in answers}) > 1:
+        raise ChangedError(f"{store.locate(name)} was replaced while it was read.")
+    stated = {answer.sha256 for answer in answers} - {None}
+    for digest in {expected} - {None} or stated:
+        if found != digest:
+            raise ChangedError(
+                f"{store.locate(name)} is damaged: its SHA-256 begins with {found[:12]}, not "
+                f"{str(digest)[:12]}. Upload it again."
+            )
+
+
+def upload_file(
+    store: S3Store,
+    path: Path,
+    name: str,
+    sha256: str | None = None,
+    progress: Progress | None = None,
+) -> str:
+    """Upload a file, in parallel parts if it is large, unless the name is taken.
+
+    Its digest is computed on the way and stated with the object. The store compares a CRC-32
+    of each part, and the object appears only when all parts are there and the digest is right.
+
+    Parameters
+    ----------
+    path : Path
+    name : str
+    sha256 : str, optional
+        The digest that the file must have.
+    progress : callable, optional
+
+    Returns
+    -------
+    str
+        The digest.
+
+    Raises
+    ------
+    ChangedError
+        If the local file has another digest, or the name is taken by other content.
+    StorageError
+        If the file cannot be read, or the store does not let us or does not answer.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > PART_BYTES:
+                if sha256 is None:
+                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                return _put_parts(store, file.fileno(), path, name, size, sha256, progress)
+            data = file.read()
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}.") from error
+    found = hashlib.sha256(data).hexdigest()
+    _check_local(path, found, sha256)
+    try:
+        store.put(name, data, {"IfNoneMatch": "*"})
+    except ChangedError:
+        _settle(store, name, len(data), found)
+    if progress is not None:
+        progress(len(data))
+    return found
+
+
+def _put_parts(
+    store: S3Store,
+    descriptor: int,
+    path: Path,
+    name: str,
+    size: int,
+    sha256: str,
+    progress: Progress | None,
+) -> str:
+    """Write an object in parts; a failure leaves no unfinished upload behind."""
+    with clear_errors("write", store.locate(name)):
+        upload = store.client.create_multipart_upload(
+            Bucket=store.bucket,
+            Key=store.key(name),
+            ChecksumAlgorithm="CRC32",
+            Metadata={DIGEST_KEY: sha256},
+            **store.options.put_arguments(),
+        )["UploadId"]
+    futures: list[Future[dict[str, Any]]] = []
+    finished = False
+    try:
+        digest = hashlib.sha256()
+        for data in _file_parts(descriptor, size):
+            store.connection.slots.acquire()
+            future = store.connection.threads.submit(
+                _put_part, store, name, upload, len(futures) + 1, data, progress
+            )
+            future.add_done_callback(lambda _: store.connection.slots.release())
+            futures.append(future)
+            digest.update(data)
+            raise_failed(futures)
+        _check_local(path, digest.hexdigest(), sha256)
+        _complete(store, name, upload, [future.result() for future in futures], size, sha256)
+        finished = True
+    finally:
+        if not finished:
+            for future in futures:
+                future.cancel()
+            wait(futures)
+            _abort(store, name, upload)
+    return sha256
+
+
+def _put_part(
+    store: S3Store, name: str, upload: str, number: int, data: bytes, progress: Progress | None
+) -> dict[str, Any]:
+    crc = crc32_text(data)
+    with clear_errors("write", store.locate(name)):
+        answer = store.client.upload_part(
+            Bucket=store.bucket,
+            Key=store.key(name),
+            UploadId=upload,
+            PartNumber=number,
+            Body=data,
+            ChecksumCRC32=crc,
+        )
+    store.confirm(name, data, answer)
+    if progress is not None:
+        progress(len(data))
+    return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32": crc}
+
+
+def _complete(
+    store: S3Store, name: str, upload: str, parts: list[dict[str, Any]], size: int, sha256: str
+) -> None:
+    try:
+        with clear_errors("write", store.locate(name)):
+            store.client.complete_multipart_upload(
+                Bucket=store.bucket,
+                Key=store.key(name),
+                UploadId=upload,
+                MultipartUpload={"Parts": parts},
+                IfNoneMatch="*",
+            )
+    except (ChangedError, NotFoundError):
+        # Taken, or our own upload was complete already and only the answer was lost.
+        _settle(store, name, size, sha256)
+        _abort(store, name, upload)
+
+
+def _settle(store: S3Store, name: str, size: int, sha256: str) -> None:
+    """Decide whether an object whose name was taken is the one that was to be written."""
+    try:
+        entry = store.stat(name)
+    except NotFoundError:
+        raise StorageError(
+            f"The upload of {store.locate(name)} was ended from elsewhere. Is another upload to "
+            "the same place going on? Run the same command again; what is done is kept."
+        ) from None
+    if (entry.bytes, entry.sha256) != (size, sha256):
+        raise ChangedError(
+            f"{store.locate(name)} is there already, with other content; it is left as it is."
+        )
+    logger.warning("%s is there already, with this content", store.locate(name))
+
+
+def _abort(store: S3Store, name: str, upload: str) -> None:
+    try:
+        with clear_errors("abort the upload of", store.locate(name)):
+            store.client.abort_multipart_upload(
+                Bucket=store.bucket, Key=store.key(name), UploadId=upload
+            )
+    except NotFoundError:
+        pass
+    except StorageError as error:
+        logger.warning("%s An unfinished upload is left there.", error)
+
+
+def abort_unfinished(store: S3Store, names: Sequence[str]) -> int:
+    """Abort multipart uploads of these files that were left unfinished; returns how many."""
+    wanted = {store.key(name): name for name in names}
+    prefix = f"{store.prefix}/" if store.prefix else ""
+    with clear_errors("list uploads of", store.uri):
+        pages = store.client.get_paginator("list_multipart_uploads")
+        found = [
+            (wanted[item["Key"]], item["UploadId"])
+            for page in pages.paginate(Bucket=store.bucket, Prefix=prefix)
+            for item in page.get("Uploads", ())
+            if item["Key"] in wanted
+        ]
+    for name, upload in found:
+        _abort(store, name, upload)
+    return len(found)
+
+
+def _file_parts(descriptor: int, size: int) -> Iterator[bytes]:
+    """A file in parts of equal size, the last one smaller."""
+    step = PART_BYTES * -(-size // (PART_BYTES * _MOST_PARTS))
+    for start in range(0, size, step):
+        yield os.pread(descriptor, step, start)
+
+
+def _check_local(path: Path, found: str, expected: str | None) -> None:
+    if expected is not None and found != expected:
+        raise ChangedError(
+            f"{path} is damaged: its SHA-256 begins with {found[:12]}, not {expected[:12]}. Run "
+            "`lensprep verify`, and convert again."
+        )
+
+
+@contextmanager
+def stopping(store: S3Store) -> Iterator[None]:
+    """Drop what is queued when an interrupt ends a transfer, instead of waiting for it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        store.connection.stop()
+        raise
