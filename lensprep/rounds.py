@@ -38,10 +38,13 @@ RUN_ROWS = 8192
 """Rows of one run: 218 MB of records in memory, the largest part of a worker."""
 
 BATCH_ROWS = 1024
-"""Rows whose scalar columns are handled at a time; a multiple of ``BLOB_ROWS``."""
+"""Rows whose scalar columns are handled at a time; a multiple of ``READ_ROWS``."""
+
+READ_ROWS = 256
+"""Blobs read from parquet at a time."""
 
 BLOB_ROWS = 32
-"""Rows decoded at a time: 1.5 MB of blobs and as much of pixels, which stay in the cache."""
+"""Blobs decoded at a time: pixels (1.5 MB) and records stay in the cache while they are needed."""
 
 _WRITE_ROWS = 64
 """Records hashed and written at a time: 1.7 MB, still in the cache when they are written."""
@@ -191,7 +194,7 @@ def _batches(
             account.counts[split, UNLABELLED, RejectReason.UNREADABLE.value] += rows
             continue
         row = 0
-        blobs = task.source.iter_row_group(file, group, [STAMP_COLUMN], batch_rows=BLOB_ROWS)
+        blobs = task.source.iter_row_group(file, group, [STAMP_COLUMN], batch_rows=READ_ROWS)
         for table in task.source.iter_row_group(file, group, light, batch_rows=BATCH_ROWS):
             yield _with_source(table, file, group, row), _next_blobs(blobs, table.num_rows)
             row += table.num_rows
@@ -208,11 +211,12 @@ def _with_source(table: pa.Table, file: SourceFile, group: int, first: int) -> p
 
 
 def _next_blobs(blobs: Iterator[pa.Table], rows: int) -> Iterator[pa.ChunkedArray]:
-    """The next blobs, as many as there are rows: ``BATCH_ROWS`` is a multiple of ``BLOB_ROWS``."""
+    """The next blobs, as many as there are rows, a few at a time."""
     while rows > 0:
         column = next(blobs)[STAMP_COLUMN]
         rows -= len(column)
-        yield column
+        for start in range(0, len(column), BLOB_ROWS):
+            yield column.slice(start, BLOB_ROWS)
 
 
 def _readable(source: Source, file: SourceFile, group: int) -> bool:

@@ -133,17 +133,18 @@ def encode_json(columns: Mapping[str, Sequence[Any]]) -> list[bytes | None]:
     """
     names = [field for field in JSON_FIELDS if field in columns]
     template = "{" + ",".join(f'"{name}":%s' for name in names) + "}"
-    rows = zip(*(columns[name] for name in names), strict=True)
-    texts = [(template % tuple(map(_json_value, row))).encode("ascii") for row in rows]
-    return [text.ljust(JSON_BYTES) if len(text) <= JSON_BYTES else None for text in texts]
+    written = (_json_values(columns[name]) for name in names)
+    texts = [template % row for row in zip(*written, strict=True)]
+    return [t.encode("ascii").ljust(JSON_BYTES) if len(t) <= JSON_BYTES else None for t in texts]
 
 
-def _json_value(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, str):
-        return encode_basestring_ascii(value)
-    return repr(value) if math.isfinite(value) else "null"
+def _json_values(values: Sequence[Any]) -> list[str]:
+    """A column's values as JSON; a text that recurs is written once."""
+    if not isinstance(next((value for value in values if value is not None), None), str):
+        # Not by looking values up: 0.0 and -0.0 are equal, and are not written alike.
+        return ["null" if v is None or not math.isfinite(v) else repr(v) for v in values]
+    known: dict[str | None, str] = {None: "null"}
+    return [known.get(v) or known.setdefault(v, encode_basestring_ascii(v)) for v in values]
 
 
 def set_json(records: NDArray[np.uint8], texts: Sequence[bytes]) -> None:

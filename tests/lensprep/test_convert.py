@@ -93,6 +93,7 @@ def test_small_runs_and_batches_do_not_change_the_bytes(tree, tmp_path, monkeypa
     convert(str(tree), str(tmp_path / "a"), CONFIG, workers=1)
     monkeypatch.setattr(rounds, "RUN_ROWS", 7)
     monkeypatch.setattr(rounds, "BATCH_ROWS", 6)
+    monkeypatch.setattr(rounds, "READ_ROWS", 3)
     monkeypatch.setattr(rounds, "BLOB_ROWS", 2)
     monkeypatch.setattr("lensprep.convert.RUN_ROWS", 7)
     convert(str(tree), str(tmp_path / "b"), CONFIG, workers=1)

@@ -132,7 +132,7 @@ def test_no_manifest_means_no_dataset(tmp_path):
         Dataset.open(root)
     with pytest.raises(DatasetError, match="no such dataset"):
         Dataset.open(tmp_path / "nowhere")
-    with pytest.raises(StorageError, match="local paths only"):
+    with pytest.raises(StorageError, match="a local path is needed"):
         Dataset.open("gs://bucket/x")
 
 
