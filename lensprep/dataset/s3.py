@@ -197,7 +197,7 @@ class S3Store:
             self.fill(parts[0])
             return
         futures = [self.connection.threads.submit(self.fill, part) for part in parts]
-        answers = _results(futures)
+        answers = results(futures)
         versions: dict[str, str | None] = {}
         for answer in answers:
             if versions.setdefault(answer.name, answer.version) != answer.version:
@@ -345,15 +345,20 @@ def _split(piece: Piece) -> Iterator[Piece]:
         yield Piece(piece.name, piece.start + low, view, piece.bytes, piece.sha256, piece.version)
 
 
-def _results(futures: Sequence[Future[Any]]) -> list[Any]:
+def results(futures: Sequence[Future[Any]]) -> list[Any]:
     """Results of all; at the first failure the rest is dropped."""
-    _, pending = wait(futures, return_when=FIRST_EXCEPTION)
-    if pending:
-        for future in pending:
-            future.cancel()
-        wait(futures)
-    raise_failed(futures)
-    return [future.result() for future in futures]
+    wait(futures, return_when=FIRST_EXCEPTION)
+    try:
+        raise_failed(futures)
+        return [future.result() for future in futures]
+    finally:
+        cancel(futures)
+
+
+def cancel(futures: Sequence[Future[Any]]) -> None:
+    """Drop those that have not begun, and wait for those that have."""
+    # Of futures that were cancelled `wait` never hears when their threads have been shut down.
+    wait([future for future in futures if not future.cancel()])
 
 
 def raise_failed(futures: Sequence[Future[Any]]) -> None:

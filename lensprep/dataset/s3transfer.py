@@ -1,8 +1,9 @@
 """Whole files to and from an object store: in parallel parts, digests compared, nothing half there.
 
-upload_file(store, path, name, sha256)             the object appears whole or not at all
-download_file(store, name, path, size=..., sha256=...)      the file gets its name when it is right
-abort_unfinished(store, names)                     what killed uploads left behind
+upload_file(store, path, name, sha256)                  the object appears whole or not at all
+download_file(store, name, path, size=..., sha256=...)  the file gets its name when it is right
+run_files(store, jobs)                                  a few of these at once
+abort_unfinished(store, names)                          what killed uploads left behind
 """
 
 from __future__ import annotations
@@ -12,18 +13,28 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from lensprep.dataset.s3 import DIGEST_KEY, PART_BYTES, Piece, S3Store, crc32_text, raise_failed
+from lensprep.dataset.s3 import (
+    DIGEST_KEY,
+    PART_BYTES,
+    Piece,
+    S3Store,
+    cancel,
+    crc32_text,
+    raise_failed,
+    results,
+)
 from lensprep.dataset.s3client import clear_errors
 from lensprep.dataset.storage import Entry, atomic_writer
 from lensprep.errors import ChangedError, NotFoundError, StorageError
 
 logger = logging.getLogger("lensprep.s3")
 
+FILES_AT_ONCE: Final = 4
+"""Files under way: their digests are computed side by side. Requests are limited by themselves."""
 _MOST_PARTS: Final = 10_000
 
 Progress = Callable[[int], None]
@@ -196,13 +207,11 @@ def _put_parts(
             digest.update(data)
             raise_failed(futures)
         _check_local(path, digest.hexdigest(), sha256)
-        _complete(store, name, upload, [future.result() for future in futures], size, sha256)
+        _complete(store, name, upload, results(futures), size, sha256)
         finished = True
     finally:
         if not finished:
-            for future in futures:
-                future.cancel()
-            wait(futures)
+            cancel(futures)
             _abort(store, name, upload)
     return sha256
 
@@ -304,11 +313,14 @@ def _check_local(path: Path, found: str, expected: str | None) -> None:
         )
 
 
-@contextmanager
-def stopping(store: S3Store) -> Iterator[None]:
-    """Drop what is queued when an interrupt ends a transfer, instead of waiting for it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        store.connection.stop()
-        raise
+def run_files(store: S3Store, jobs: Sequence[Callable[[], object]]) -> None:
+    """Run transfers of files, a few at once; at the first failure or interrupt, end them all."""
+    with ThreadPoolExecutor(FILES_AT_ONCE, "lensprep-files") as threads:
+        futures = [threads.submit(job) for job in jobs]
+        try:
+            results(futures)
+        except KeyboardInterrupt:
+            store.connection.stop()
+            raise
+        finally:
+            cancel(futures)

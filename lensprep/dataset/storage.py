@@ -212,6 +212,8 @@ class LocalStore:
 
     def entries(self, prefix: str = "") -> list[Entry]:
         """Files whose names begin with ``prefix``, sorted by name; unfinished ones left out."""
+        if not self.root.is_dir():
+            return []
         paths = [path for path in self.root.rglob("*") if path.is_file()]
         entries = [
             Entry(path.relative_to(self.root).as_posix(), path.stat().st_size)
