@@ -144,23 +144,42 @@ def _train_lines(result: dict[str, Any]) -> list[str]:
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Parquet file to write."
 )
+@click.option(
+    "--member",
+    "members",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Another checkpoint of an ensemble; the score is the mean logit. Repeatable.",
+)
+@click.option(
+    "--catalog",
+    type=click.Path(path_type=Path),
+    help="DATASET is a folder of FITS or NPZ cutouts; their ra, dec (and key or file) are here.",
+)
+@click.option("--tta", is_flag=True, help="Average the logit over the 8 turns and flips.")
+@click.option("--embeddings", is_flag=True, help="Add what the network's last layer sees.")
 @click.option("--batch-size", default=512, show_default=True, type=click.IntRange(min=1))
 @click.option(
     "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
 )
-@click.option("--tta", is_flag=True, help="Average the logit over the 8 turns and flips.")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Decoding processes [default: one per processor]."
+)
 @json_option
 def infer(
     checkpoint: Path,
     dataset: str,
     split: str,
     out: Path,
-    batch_size: int,
-    device: str,
-    tta: bool,
+    members: tuple[Path, ...],
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Score every stamp of a split of DATASET with CHECKPOINT: one float32 logit a row.
+
+    DATASET may also be a Phase 4c tree, or a folder of cutouts with --catalog: their stamps are
+    decoded on the way and normalised as the checkpoint asks. Runs alone or under torchrun. Parts
+    that are finished are kept if it is interrupted: the same command goes on from there.
 
     \b
     Example:
@@ -171,16 +190,20 @@ def infer(
 
     with stage_progress("scoring") as progress:
         result = score(
-            checkpoint,
-            dataset,
-            split=split,
-            out=out,
-            batch_size=batch_size,
-            device=device,
-            tta=tta,
-            progress=progress,
+            [checkpoint, *members], dataset, split=split, out=out, progress=progress, **options
         )
-    report(result, [f"{result['rows']} rows scored: {out}"], as_json)
+    report(result, _infer_lines(result), as_json)
+
+
+def _infer_lines(result: dict[str, Any]) -> list[str]:
+    lines = [f"{result['rows']:,} rows scored: {result['out']}"]
+    left_out = result["filtered"] | result["rejected"]
+    if left_out:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in left_out.items())
+        lines.append(
+            f"{sum(left_out.values()):,} rows have no score ({reasons}): {result['rejects']}"
+        )
+    return lines
 
 
 @main.command()
