@@ -1,256 +1,478 @@
-"""Score a split with a checkpoint: one row a stamp, one float32 logit a row."""
+"""Score stamps with one checkpoint or several: one row a stamp, one float32 logit a row.
+
+The rows are cut into parts that depend on the source and the batch size alone. Every process
+scores some of the parts and leaves each as a file beside the table; the first process joins them.
+A part that is there already is not scored again, so an interrupted run goes on where it was, on
+any number of processes, and the table has the same bytes.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from lensprep.dataset import Dataset, NormalizationSpec
-from lensprep.dataset.storage import atomic_writer, local_path
-from lensprep.errors import CheckpointError, ConfigError, ShardError
-from lenstrain.augment import D4_ORDER, transform
-from lenstrain.data import StampLoader
+from lensprep.dataset import MANIFEST_NAME
+from lensprep.dataset.storage import atomic_writer, is_remote, local_path, write_atomic
+from lensprep.errors import CheckpointError, ConfigError, DatasetError, InputError
+from lenstrain.ensemble import Ensemble
+from lenstrain.origins import DatasetOrigin, FeedOrigin, Origin, Part
 from lenstrain.training.checkpoint import load_model
 from lenstrain.training.distributed import Context, process_group
-from lenstrain.training.validate import score_split
+from lenstrain.training.validate import full_float32
 
 FIRST_COLUMNS = ("key", "task_id", "label", "logit", "region_id", "split")
-"""Columns that every scores table begins with; the sidecar's others follow."""
+"""Columns that every scores table begins with; the source's others follow."""
 
 METADATA_KEY = b"lenstrain"
-_SUM_TIMEOUT_MINUTES = 30.0
+_WAIT_MINUTES = 24 * 60.0
+"""A process that is done waits for the slowest; one that is lost ends all through torchrun."""
 
 Progress = Callable[[int, int], None]
 """Called with rows done and rows in all."""
 
 
 def infer(
-    checkpoint: str | Path,
+    checkpoint: str | Path | Sequence[str | Path],
     dataset: str | Path,
     *,
-    split: str,
+    split: str = "test",
     out: str | Path,
+    catalog: str | Path | None = None,
     batch_size: int = 256,
     device: str = "auto",
     tta: bool = False,
+    embeddings: bool = False,
+    workers: int | None = None,
+    cache_dir: str | Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score every row of a split exactly once, in float32, and write the scores table.
 
-    Under torchrun each process scores its part and the first one writes; the table is the same.
+    Under torchrun each process scores its parts and the first one writes; the table is the same.
+    Repeating an interrupted call goes on where it was.
 
     Parameters
     ----------
-    checkpoint : path
-        From `lenstrain train`; averaged weights are used if the run kept an average.
+    checkpoint : path, or sequence of paths
+        From `lenstrain train`; averaged weights are used if a run kept an average. With several
+        the logit is the mean of the members', which are in ``logit_0``, ``logit_1``, ...
     dataset : str or path
-        Its normalisation must be the one that the checkpoint was trained with.
+        A converted dataset, whose normalisation must be the checkpoint's; a Phase 4c tree, whose
+        stamps are normalised as the checkpoint asks; or a folder of cutouts, with `catalog`.
     split : str
-        ``"train"``, ``"val"`` or ``"test"``.
+        ``"train"``, ``"val"`` or ``"test"``; cutouts have none.
     out : path
         The parquet file to write; it appears whole or not at all.
+    catalog : path, optional
+        CSV or parquet with ``ra``, ``dec`` (and ``key`` or ``file``) of each cutout.
     batch_size : int
         Stamps at a time, in each process.
     device : {"auto", "cpu", "cuda"}
     tta : bool
         Average the logit over the 8 turns and flips of each stamp.
+    embeddings : bool
+        Add the columns ``embedding`` (or ``embedding_0``, ...): the features that a head sees.
+    workers : int, optional
+        Decoding processes of each process, where stamps must be decoded.
+    cache_dir : path, optional
+        Folder for a copy of a remote dataset.
     progress : callable, optional
-        Called with rows done and rows in all (by the first process).
+        Called with rows done and rows in all (by the first process; the others' are estimated).
 
     Returns
     -------
     dict
-        ``rows``, ``split``, ``out``, ``checkpoint_sha256``, ``dataset_id``, ``tta``, ``device``,
-        ``seconds``, ``stamps_per_s``.
+        ``rows``, ``filtered`` and ``rejected`` (by reason; none of a dataset), ``resumed_rows``,
+        ``split``, ``out``, ``rejects`` (path or None), ``checkpoint_sha256``, ``members``,
+        ``dataset_id``, ``tta``, ``device``, ``seconds``, ``stamps_per_s``.
 
     Raises
     ------
     CheckpointError
-        If the checkpoint is unusable, was trained with another normalisation or other labels, or
+        If a checkpoint is unusable, was trained with another normalisation or other labels, or
         gives logits that are not finite.
     DatasetError, ShardError
         If the dataset or a shard is not what it should be.
+    InputError
+        If a tree or the cutouts cannot be read, or none of them can be scored.
     """
     start = time.perf_counter()
-    with process_group(device, _SUM_TIMEOUT_MINUTES) as context:
-        model, meta = load_model(local_path(checkpoint), context.device)
-        data = Dataset.open(dataset)
-        _check_fits(meta, data, checkpoint)
-        scorer = D4Mean(model) if tta else model
-        logits, labels = _score(scorer, data, split, batch_size, context, progress)
-        broken = int(np.count_nonzero(~np.isfinite(logits)))
-        if broken:
-            raise CheckpointError(
-                f"{checkpoint} gives logits that are not finite for {broken} of {len(logits)} "
-                "stamps: its training has diverged. Use an earlier checkpoint."
-            )
-        facts = _facts(checkpoint, meta, data, split, tta)
+    paths = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
+    with process_group(device, _WAIT_MINUTES) as context:
+        loaded = [load_model(local_path(path), context.device) for path in paths]
+        metas = [meta for _, meta in loaded]
+        origin = _open(dataset, split, catalog, batch_size, metas[0], workers, cache_dir)
+        for path, meta in zip(paths, metas, strict=True):
+            origin.check(meta, str(path))
+        model = Ensemble([m for m, _ in loaded], tta=tta, embeddings=embeddings)
+        facts = _facts(paths, metas, origin, tta)
+        folder = Path(f"{local_path(out).parent}/.{Path(out).name}.parts")
+        done, todo = _share_work(folder, facts, origin, batch_size, embeddings, context)
+        told = _Told(origin.parts, done, context, progress)
+        try:
+            _score_parts(model, origin, todo, folder, context, told, str(paths[0]))
+            context.barrier()
+            account = _merge(local_path(out), folder, origin, facts) if context.is_main else {}
+        except BaseException:
+            _leave_finished_parts(folder)
+            raise
         if context.is_main:
-            _write(local_path(out), data, split, logits, labels, facts)
+            shutil.rmtree(folder)
+        account = context.gather_objects(account)[0]
         context.barrier()
     seconds = time.perf_counter() - start
-    return {
-        "rows": len(logits),
-        "split": split,
+    resumed = sum(origin.parts[index] for index in done)
+    return account | {
+        "resumed_rows": resumed,
+        "split": origin.split,
         "out": str(out),
         "checkpoint_sha256": facts["checkpoint_sha256"],
-        "dataset_id": data.dataset_id,
+        "members": [member["checkpoint_sha256"] for member in facts["members"]],
+        "dataset_id": facts["dataset_id"],
         "tta": tta,
         "device": str(context.device),
         "seconds": seconds,
-        "stamps_per_s": len(logits) / seconds,
+        "stamps_per_s": (sum(origin.parts) - resumed) / seconds,
     }
 
 
-class D4Mean(nn.Module):
-    """A model whose logit is the mean over the 8 turns and flips of each stamp.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Maps (B, 3, S, S) to (B,).
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Mean logits, float32, shape (B,)."""
-        total_B = x_BCHW.new_zeros(len(x_BCHW), dtype=torch.float32)
-        for element in range(D4_ORDER):
-            element_B = torch.full((len(x_BCHW),), element, device=x_BCHW.device)
-            total_B += self.model(transform(x_BCHW, element_B)).float()
-        return total_B / D4_ORDER
-
-
-def _check_fits(meta: dict[str, Any], data: Dataset, checkpoint: str | Path) -> None:
-    """Refuse a dataset whose pixels or labels mean something else than those trained with."""
-    trained = NormalizationSpec.from_dict(meta["normalization"])
-    stored = data.manifest.normalization
-    if trained.to_dict() != stored.to_dict():
-        raise CheckpointError(
-            f"{checkpoint} was trained on pixels of normalisation {_spell(trained)}, but "
-            f"{data.uri} holds {_spell(stored)}. Convert the source again with the checkpoint's, "
-            "or use a checkpoint trained with the dataset's."
-        )
-    if dict(meta["label_map"]) != dict(data.manifest.label_map):
-        raise CheckpointError(
-            f"{checkpoint} was trained with labels {meta['label_map']}, but {data.uri} has "
-            f"{data.manifest.label_map}. Convert the source again with this version."
-        )
-
-
-def _spell(spec: NormalizationSpec) -> str:
-    parameters = "".join(f", {name} {value}" for name, value in sorted(spec.parameters.items()))
-    return f"{spec.mode} (clip {spec.clip:g}{parameters})"
-
-
-def _score(
-    model: nn.Module,
-    data: Dataset,
+def _open(
+    uri: str | Path,
     split: str,
+    catalog: str | Path | None,
     batch_size: int,
-    context: Context,
-    progress: Progress | None,
-) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-    loader = StampLoader(
-        data.uri,
-        split,
-        batch_size,
-        shuffle=None,
-        rank=context.rank,
-        world_size=context.world_size,
-        pin_memory=context.device.type == "cuda",
-    )
-    rows, done = data.split(split).rows, 0
+    meta: dict[str, Any],
+    workers: int | None,
+    cache_dir: str | Path | None,
+) -> Origin:
+    """The kind of origin that a location is: a manifest makes a dataset, a catalogue cutouts."""
+    if catalog is not None:
+        return FeedOrigin(uri, None, batch_size, meta["normalization"], catalog, workers)
+    if is_remote(uri) or not _is_tree(local_path(uri)):
+        return DatasetOrigin(uri, split, batch_size, cache_dir)
+    return FeedOrigin(uri, split, batch_size, meta["normalization"], None, workers)
 
-    def on_batch() -> None:
-        nonlocal done
-        done = min(rows, done + batch_size * context.world_size)
-        if progress is not None and context.is_main:
-            progress(done, rows)
 
-    try:
-        logits, labels = score_split(model, loader, rows, context, on_batch=on_batch)
-    finally:
-        loader.close()
-    if len(logits) != rows:
-        raise ConfigError(f"{len(logits)} rows were scored where the manifest states {rows}")
-    return logits, labels
+def _is_tree(path: Path) -> bool:
+    """Whether a location holds parquet and was never meant to be a dataset."""
+    if path.is_file():
+        return path.name.endswith(".parquet")
+    if not path.is_dir() or (path / MANIFEST_NAME).exists() or (path / ".work").exists():
+        return False
+    return next(path.rglob("*.parquet"), None) is not None
 
 
 def _facts(
-    checkpoint: str | Path, meta: dict[str, Any], data: Dataset, split: str, tta: bool
+    paths: Sequence[str | Path], metas: Sequence[dict[str, Any]], origin: Origin, tta: bool
 ) -> dict[str, Any]:
     """What the scores table says about its origin, in plain types."""
-    with local_path(checkpoint).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    members = [
+        {
+            "checkpoint": str(path),
+            "checkpoint_sha256": _digest(local_path(path)),
+            "step": meta["step"],
+            "epoch": meta["epoch"],
+            "trained_on": meta["dataset_id"],
+            "config": meta["config"],
+            "versions": meta["versions"],
+            "git_commit": meta.get("git_commit"),
+        }
+        for path, meta in zip(paths, metas, strict=True)
+    ]
+    digests = [member["checkpoint_sha256"] for member in members]
+    joined = hashlib.sha256("".join(digests).encode()).hexdigest()
     return {
-        "checkpoint": str(checkpoint),
-        "checkpoint_sha256": digest,
-        "step": meta["step"],
-        "epoch": meta["epoch"],
-        "trained_on": meta["dataset_id"],
-        "dataset": data.uri,
-        "dataset_id": data.dataset_id,
-        "normalization": data.manifest.normalization.to_dict(),
-        "label_map": dict(data.manifest.label_map),
-        "split": split,
+        **members[0],
+        "checkpoint_sha256": digests[0] if len(digests) == 1 else joined,
+        "members": members,
+        **origin.facts,
+        "normalization": metas[0]["normalization"],
+        "label_map": dict(metas[0]["label_map"]),
+        "split": origin.split,
         "tta": tta,
-        "versions": meta["versions"],
     }
 
 
-def _write(
-    out: Path,
-    data: Dataset,
-    split: str,
-    logits: NDArray[np.float32],
-    labels: NDArray[np.int8],
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ----------------------------------------------------------------------------------- parts
+
+
+def _part_file(folder: Path, index: int) -> Path:
+    return folder / f"part-{index:06d}.parquet"
+
+
+def _rejects_file(folder: Path, index: int) -> Path:
+    return folder / f"part-{index:06d}.rejects"
+
+
+def _share_work(
+    folder: Path,
     facts: dict[str, Any],
+    origin: Origin,
+    batch_size: int,
+    embeddings: bool,
+    context: Context,
+) -> tuple[list[int], list[int]]:
+    """Parts that are done already, and those that this process is to score.
+
+    The first process looks and the others take its word: one that comes late would see parts that
+    were finished since.
+    """
+    plan = {
+        "members": [member["checkpoint_sha256"] for member in facts["members"]],
+        "origin": {name: facts[name] for name in ("dataset_id", "source", "split")},
+        "parts": list(origin.parts),
+        "batch_size": batch_size,
+        "tta": facts["tta"],
+        "embeddings": embeddings,
+    }
+    done = None
+    if context.is_main:
+        done = _begin(folder, plan, len(origin.parts))
+    done = context.gather_objects(done)[0]
+    remaining = sorted(set(range(len(origin.parts))) - set(done))
+    mine = np.array_split(np.array(remaining, dtype=int), context.world_size)[context.rank]
+    return done, mine.tolist()
+
+
+def _begin(folder: Path, plan: dict[str, Any], parts: int) -> list[int]:
+    """Make the folder of parts, or take up the one that is there if it is of the same run."""
+    path = folder / "plan.json"
+    text = json.dumps(plan, sort_keys=True).encode()
+    if folder.exists() and (not path.exists() or path.read_bytes() != text):
+        shutil.rmtree(folder)
+    write_atomic(path, text, sync=False)
+    return [index for index in range(parts) if _part_file(folder, index).exists()]
+
+
+def _leave_finished_parts(folder: Path) -> None:
+    """Keep what is done for another try; a folder without any goes."""
+    if folder.exists() and next(folder.glob("part-*.parquet"), None) is None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Told:
+    """Progress over all processes: what the others did is taken to be what this one did."""
+
+    def __init__(
+        self,
+        parts: Sequence[int],
+        done: Sequence[int],
+        context: Context,
+        progress: Progress | None,
+    ) -> None:
+        self._rows, self._done = sum(parts), sum(parts[index] for index in done)
+        self._times = context.world_size
+        self._progress = progress if context.is_main else None
+
+    def add(self, rows: int) -> None:
+        """Count rows of this process."""
+        self._done = min(self._rows, self._done + rows * self._times)
+        if self._progress is not None:
+            self._progress(self._done, self._rows)
+
+
+def _score_parts(
+    model: Ensemble,
+    origin: Origin,
+    todo: Sequence[int],
+    folder: Path,
+    context: Context,
+    told: _Told,
+    checkpoint: str,
 ) -> None:
-    """Write the table shard by shard, so that memory does not grow with the sidecars."""
-    metadata = {METADATA_KEY: json.dumps(facts)}
-    schema, start = None, 0
-    with atomic_writer(out) as file, ExitStack() as stack:
-        for shard in data.split(split).shards:
-            part = slice(start, start + shard.rows)
-            table = _scored(data.read_shard_sidecar(shard), split, logits[part], shard.sidecar)
-            if not np.array_equal(table["label"].to_numpy(), labels[part]):
-                raise ShardError(f"{data.path(shard.sidecar)} changed while its shard was scored.")
-            if schema is None:
-                schema = table.schema
-                titled = schema.with_metadata(metadata)
-                writer = stack.enter_context(pq.ParquetWriter(file, titled, compression="zstd"))
-            if table.schema != schema:
-                raise ShardError(
-                    f"{data.path(shard.sidecar)} has other columns than the shards before it. Run "
-                    "`lensprep verify`, and convert again."
-                )
-            writer.write_table(table.cast(titled))
-            start += shard.rows
+    if not todo:
+        return
+    with torch.inference_mode(), full_float32():
+        for part in origin.read(todo, pin_memory=context.device.type == "cuda"):
+            logit_RM, features = _score(model, part.batches, context, told)
+            _require_finite(logit_RM, checkpoint)
+            table = _scored(part.table(), origin.split, logit_RM, features)
+            if part.rejects is not None and part.rejects.num_rows:
+                told.add(part.rejects.num_rows)
+                _write_table(_rejects_file(folder, part.index), part.rejects)
+            _write_table(_part_file(folder, part.index), table)
+            _check_whole(part, table, origin)
 
 
-def _scored(sidecar: pa.Table, split: str, logits: NDArray[np.float32], name: str) -> pa.Table:
-    """Sidecar rows with their logits, in the order of columns that readers rely on."""
-    missing = set(FIRST_COLUMNS) - {"logit", "split", *sidecar.column_names}
-    if missing:
-        raise ShardError(f"{name} has no column {min(missing)!r}. Convert the source again.")
-    columns = {name: sidecar[name] for name in sidecar.column_names}
-    columns["logit"] = pa.chunked_array([pa.array(logits, pa.float32())])
-    columns["split"] = pa.chunked_array([pa.repeat(pa.scalar(split), len(logits))])
+def _score(
+    model: Ensemble, batches: Iterable[Tensor], context: Context, told: _Told
+) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+    """Logits (rows, members) and embeddings (rows, features) of a part."""
+    logits: list[Tensor] = []
+    features: list[list[Tensor]] = []
+    for pixels in batches:
+        x_BCHW = pixels.to(
+            context.device, torch.float32, memory_format=torch.channels_last, non_blocking=True
+        )
+        logit_BM, seen = model(x_BCHW)
+        # Nothing is copied from the device before the part is done: it would wait each time.
+        logits.append(logit_BM)
+        features.append(seen)
+        told.add(len(pixels))
+    if not logits:
+        return np.empty((0, len(model.members)), np.float32), []
+    joined = [torch.cat(member).cpu().numpy() for member in zip(*features, strict=True)]
+    return torch.cat(logits).cpu().numpy(), joined
+
+
+def _require_finite(logit_RM: NDArray[np.float32], checkpoint: str) -> None:
+    broken = int(np.count_nonzero(~np.isfinite(logit_RM).all(axis=1)))
+    if broken:
+        raise CheckpointError(
+            f"{checkpoint} gives logits that are not finite for {broken} of {len(logit_RM)} "
+            "stamps: its training has diverged. Use an earlier checkpoint."
+        )
+
+
+def _scored(
+    light: pa.Table,
+    split: str | None,
+    logit_RM: NDArray[np.float32],
+    features: Sequence[NDArray[np.float32]],
+) -> pa.Table:
+    """Columns of the source with the logits, in the order of columns that readers rely on."""
+    rows, members = logit_RM.shape
+    if light.num_rows != rows:
+        raise DatasetError(f"{rows} stamps came with {light.num_rows} rows of columns.")
+    columns: dict[str, Any] = {name: light[name] for name in light.column_names}
+    columns["logit"] = pa.array(logit_RM.mean(axis=1, dtype=np.float64), pa.float32())
+    columns["split"] = pa.array([split] * rows, pa.string())
+    if members > 1:
+        columns |= {f"logit_{m}": pa.array(logit_RM[:, m], pa.float32()) for m in range(members)}
+    for m, vector in enumerate(features):
+        name = "embedding" if members == 1 else f"embedding_{m}"
+        flat = pa.array(vector.ravel(), pa.float32())
+        columns[name] = pa.FixedSizeListArray.from_arrays(flat, vector.shape[1])
     rest = [name for name in columns if name not in FIRST_COLUMNS]
     return pa.table({name: columns[name] for name in (*FIRST_COLUMNS, *rest)})
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    with atomic_writer(path) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+def _check_whole(part: Part, table: pa.Table, origin: Origin) -> None:
+    """Rows of a dataset are all scored; of a tree some may be of other splits."""
+    if part.rejects is None and table.num_rows != origin.parts[part.index]:
+        raise DatasetError(
+            f"{table.num_rows} rows were scored where the manifest states "
+            f"{origin.parts[part.index]}."
+        )
+
+
+# ----------------------------------------------------------------------------------- merge
+
+
+def _merge(out: Path, folder: Path, origin: Origin, facts: dict[str, Any]) -> dict[str, Any]:
+    """Join the parts in order, each row once; returns the account."""
+    files = [_part_file(folder, index) for index in range(len(origin.parts))]
+    missing = [file.name for file in files if not file.exists()]
+    if missing:
+        raise ConfigError(
+            f"{folder} lacks {missing[0]}: the processes do not share that folder. Give --out a "
+            "place that all of them see."
+        )
+    first = _first_of_each_key(files)
+    repeats = int(sum((~kept).sum() for kept in first))
+    if repeats and facts["source"]["kind"] != "tree":
+        raise DatasetError(f"{facts['dataset']} has {repeats} keys twice. Run `lensprep verify`.")
+    rejects = _rejects(folder, len(files), files, first)
+    rows = int(sum(kept.sum() for kept in first))
+    account = _account(rows, rejects)
+    if not rows:
+        raise InputError(f"{facts['dataset']} has no stamp to score: {_in_words(account)}.")
+    _write_scores(out, files, first, facts | {"account": account})
+    beside = out.with_name(f"{out.stem}.rejects.parquet")
+    beside.unlink(missing_ok=True)
+    if rejects is not None and rejects.num_rows:
+        _write_table(beside, rejects)
+        return account | {"rejects": str(beside)}
+    return account | {"rejects": None}
+
+
+def _first_of_each_key(files: Sequence[Path]) -> list[NDArray[np.bool_]]:
+    """Which rows of each part have a key that did not come before."""
+    columns = [pq.read_table(file, columns=["key"])["key"] for file in files]
+    keys = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
+    first = np.ones(len(keys), bool)
+    if pc.count_distinct(keys).as_py() < len(keys):
+        codes = keys.combine_chunks().dictionary_encode().indices.to_numpy()
+        first[:] = False
+        first[np.unique(codes, return_index=True)[1]] = True
+    return np.split(first, np.cumsum([len(column) for column in columns])[:-1])
+
+
+def _rejects(
+    folder: Path, parts: int, files: Sequence[Path], first: Sequence[NDArray[np.bool_]]
+) -> pa.Table | None:
+    """Rows without a score: those that could not be decoded, and those that came before."""
+    tables = [
+        pq.read_table(_rejects_file(folder, index))
+        for index in range(parts)
+        if _rejects_file(folder, index).exists()
+    ]
+    for file, kept in zip(files, first, strict=True):
+        if kept.all():
+            continue
+        again = pq.read_table(file).filter(pa.array(~kept))
+        columns = {
+            name: again[name]
+            for name in ("task_id", "source_file", "source_row_group", "source_row")
+        }
+        count = again.num_rows
+        columns["kind"] = pa.array(["rejected"] * count)
+        columns["reason"] = pa.array(["duplicate_row"] * count)
+        tables.append(pa.table(columns))
+    return pa.concat_tables(tables, promote_options="default") if tables else None
+
+
+def _account(rows: int, rejects: pa.Table | None) -> dict[str, Any]:
+    kinds: dict[str, Counter[str]] = {"filtered": Counter(), "rejected": Counter()}
+    if rejects is not None:
+        pairs = zip(rejects["kind"].to_pylist(), rejects["reason"].to_pylist(), strict=True)
+        for kind, reason in pairs:
+            kinds[kind][reason] += 1
+    return {"rows": rows} | {kind: dict(sorted(found.items())) for kind, found in kinds.items()}
+
+
+def _in_words(account: dict[str, Any]) -> str:
+    left_out = account["filtered"] | account["rejected"]
+    return ", ".join(f"{reason} {count:,}" for reason, count in left_out.items()) or "no rows"
+
+
+def _write_scores(
+    out: Path,
+    files: Sequence[Path],
+    first: Sequence[NDArray[np.bool_]],
+    facts: dict[str, Any],
+) -> None:
+    """Copy part by part, so that memory does not grow with the table."""
+    schema = pq.read_schema(files[0]).with_metadata({METADATA_KEY: json.dumps(facts)})
+    with atomic_writer(out) as file, ExitStack() as stack:
+        writer = stack.enter_context(pq.ParquetWriter(file, schema, compression="zstd"))
+        for path, kept in zip(files, first, strict=True):
+            table = pq.read_table(path)
+            if not kept.all():
+                table = table.filter(pa.array(kept))
+            writer.write_table(table.cast(schema))

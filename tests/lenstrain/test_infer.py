@@ -19,7 +19,8 @@ from lensprep.dataset import Dataset, NormalizationSpec
 from lensprep.errors import CheckpointError, DatasetError, ShardError
 from lenstrain.augment import transform
 from lenstrain.config import Config
-from lenstrain.infer import D4Mean, infer
+from lenstrain.ensemble import D4Mean
+from lenstrain.infer import infer
 from lenstrain.model import build_model
 from lenstrain.training.checkpoint import REQUIRED, save_checkpoint
 from tests.datasets import SPEC, tiny_dataset
