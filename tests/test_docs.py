@@ -1,0 +1,48 @@
+"""The documentation: generated pages are fresh, links lead somewhere, every option is told."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def test_the_generated_reference_is_fresh():
+    program = ROOT / "docs" / "generate_reference.py"
+    done = subprocess.run([sys.executable, program, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_inside_the_project_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_linked_from_another():
+    texts = {page: page.read_text() for page in PAGES}
+    for page in PAGES[1:] if PAGES[0].name == "README.md" else PAGES:
+        if page.name == "README.md":
+            continue
+        assert any(page.name in text for other, text in texts.items() if other != page), page
+
+
+def test_every_reject_reason_is_in_the_reference():
+    from lensprep.stampnpz import RejectReason
+
+    text = (ROOT / "docs" / "reference" / "dataset.md").read_text()
+    for reason in RejectReason:
+        assert f"| `{reason.value}` | {reason.__doc__} |" in text
+
+
+def test_every_make_target_of_the_readme_exists():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    for name in re.findall(r"^make ([a-z-]+)", (ROOT / "README.md").read_text(), re.M):
+        assert name in targets
