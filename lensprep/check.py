@@ -27,8 +27,10 @@ from rich.text import Text
 from lensprep.checks import Circumstances, Finding, Tally, all_findings
 from lensprep.checks.tally import tally_rows
 from lensprep.contract import STAMP_COLUMN
+from lensprep.dataset.s3client import S3Options
 from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import ConfigError, InputError, SchemaError
+from lensprep.listing import filesystem_for
 from lensprep.source import Progress, Source, SourceFile
 
 Verdict = Literal["ok", "warnings", "failed"]
@@ -98,6 +100,7 @@ def check(
     declared_fractions: Mapping[str, float] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
+    options: S3Options | None = None,
 ) -> CheckReport:
     """Check a Phase 4c source.
 
@@ -113,6 +116,8 @@ def check(
         Processes; by default one for small sources, else one per processor.
     progress : callable, optional
         Called with (rows read, rows).
+    options : S3Options, optional
+        How to reach an object store.
 
     Raises
     ------
@@ -120,7 +125,8 @@ def check(
         If the source cannot be opened at all: no such path, no parquet, a required column missing.
     """
     if not isinstance(source, Source):
-        source = Source.open(source, skip_bad_files=True)
+        filesystem = filesystem_for(source, options)
+        source = Source.open(source, skip_bad_files=True, filesystem=filesystem)
     if workers is None:
         cost = source.rows * (_PIXELS_COST if pixels else 1)
         workers = default_workers() if cost > _IN_PROCESS_ROWS else 1

@@ -36,6 +36,7 @@ from lensprep.dataset.layout import (
 )
 from lensprep.dataset.manifest import geometry
 from lensprep.dataset.record import payload_crc32, payload_view, record_json, record_key
+from lensprep.dataset.s3client import S3Options
 from lensprep.errors import DatasetError
 from lensprep.parts import Part, Target, open_target, table_numbers
 
@@ -102,7 +103,11 @@ class Inspection:
 
 
 def inspect_dataset(
-    location: str | os.PathLike[str], *, split: str | None = None, sample: int | None = None
+    location: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    sample: int | None = None,
+    options: S3Options | None = None,
 ) -> Inspection:
     """Look at a dataset, at one shard, or at a tar alone.
 
@@ -115,13 +120,15 @@ def inspect_dataset(
     sample : int, optional
         Show this record in full: its position in the split (in the first one, if ``split`` is
         not given) or in the shard.
+    options : S3Options, optional
+        How to reach an object store.
 
     Raises
     ------
     DatasetError, ShardError
         If there is no such dataset, split, shard or record, or it is damaged.
     """
-    target = open_target(location, split)
+    target = open_target(location, split, options)
     read = [part for name in target.splits for part in _statistics_parts(target, name)]
     tables = {name: _joined([p.sidecar for p in read if p.split == name]) for name in target.splits}
     every = _joined([part.sidecar for part in read])
@@ -147,7 +154,7 @@ def _statistics_parts(target: Target, split: str) -> Iterator[Part]:
     rows = 0
     for part in target.parts(split):
         yield part
-        rows += len(part.records)
+        rows += part.rows
         if rows >= STATISTICS_ROWS:
             return
 
@@ -274,7 +281,7 @@ def _pixel_statistics(parts: Sequence[Part], clip: float | None) -> dict[str, di
     chosen, taken = [], dict[str, int]()
     for part in parts:
         room = PIXEL_ROWS - taken.get(part.split, 0)
-        stamps = part.pixels[: max(0, room)]
+        stamps = payload_view(part.records(0, min(part.rows, max(0, room))))
         taken[part.split] = taken.get(part.split, 0) + len(stamps)
         chosen.append(stamps.astype(np.float32))
     pixels = np.concatenate(chosen) if chosen else np.empty((0, *STAMP_SHAPE), np.float32)
@@ -300,13 +307,14 @@ def _band_numbers(values: NDArray[np.float32], clip: float | None) -> dict[str, 
 def _record(target: Target, position: int) -> dict[str, Any]:
     """One record in full."""
     part, row = _locate(target, position)
-    record = part.records[row]
+    records = part.records(row, row + 1)
+    record = records[0]
     key = record_key(record)
     start = row * RECORD_STRIDE
     sidecar = part.sidecar.slice(row, 1).to_pylist()[0] if part.has_sidecar else {}
-    crc = int(payload_crc32(part.records[row : row + 1])[0])
+    crc = int(payload_crc32(records)[0])
     clip = target.dataset.manifest.normalization.clip if target.dataset else None
-    pixels = payload_view(part.records[row : row + 1])[0].astype(np.float32)
+    pixels = payload_view(records)[0].astype(np.float32)
     return {
         "split": part.split,
         "position": position,

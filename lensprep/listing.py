@@ -8,16 +8,29 @@ from typing import Final
 
 import pyarrow.fs as pafs
 
+from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import is_remote, local_path
 from lensprep.errors import InputError
 
 _SUFFIX: Final = ".parquet"
 
 
+def filesystem_for(
+    uri: str | os.PathLike[str], options: S3Options | None = None
+) -> pafs.FileSystem | None:
+    """File system of an object store for `Source.open`; None for a local path."""
+    if not is_remote(uri):
+        return None
+    from lensprep.dataset.s3file import s3_filesystem
+
+    return s3_filesystem(options)
+
+
 def locate(
     uri: str | os.PathLike[str], filesystem: pafs.FileSystem | None
 ) -> tuple[pafs.FileSystem, str]:
     """File system, and path in it, of a location."""
+    filesystem = filesystem or filesystem_for(uri)
     if filesystem is None:
         # Absolute: a worker may run in another folder, and the folder's name may hold the split.
         return pafs.LocalFileSystem(), local_path(uri).absolute().as_posix()

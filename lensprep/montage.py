@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from lensprep.contract import filter_rows, label_rows
 from lensprep.dataset.layout import BANDS, MANIFEST_NAME, STAMP_SHAPE
 from lensprep.dataset.rgb import lupton_rgb, restore
-from lensprep.dataset.storage import atomic_writer, local_path
+from lensprep.dataset.s3client import S3Options
+from lensprep.dataset.storage import atomic_writer, is_remote, local_path, open_store
 from lensprep.errors import DatasetError
-from lensprep.parts import Part, open_target, table_numbers
+from lensprep.listing import filesystem_for
+from lensprep.parts import Part, Target, open_target, table_numbers
 from lensprep.source import Source
 
 _COLUMNS: Final = 4
@@ -68,6 +70,7 @@ def write_montage(
     split: str | None = None,
     count: int = 48,
     seed: int = 0,
+    options: S3Options | None = None,
 ) -> list[str]:
     """Draw a random sample of stamps into a PNG.
 
@@ -84,6 +87,8 @@ def write_montage(
         Stamps, half of them of each class where there are as many.
     seed : int
         Another seed, other stamps.
+    options : S3Options, optional
+        How to reach an object store.
 
     Returns
     -------
@@ -98,10 +103,11 @@ def write_montage(
     rng = np.random.default_rng(seed)
     if isinstance(location, Source):
         stamps = _from_source(location, split, count, rng)
-    elif local_path(location).is_dir() and not (local_path(location) / MANIFEST_NAME).is_file():
-        stamps = _from_source(Source.open(location), split, count, rng)
+    elif _is_source(location, options):
+        source = Source.open(location, filesystem=filesystem_for(location, options))
+        stamps = _from_source(source, split, count, rng)
     else:
-        stamps = _from_dataset(location, split, count, rng)
+        stamps = _from_dataset(open_target(location, split, options), count, rng)
     if not stamps:
         raise DatasetError(f"{location} has no stamp to draw.")
     figure = draw_montage(stamps)
@@ -169,11 +175,18 @@ def _draw_stamp(axes: Any, stamp: MontageStamp) -> None:
     )
 
 
-def _from_dataset(
-    location: str | os.PathLike[str], split: str | None, count: int, rng: np.random.Generator
-) -> list[MontageStamp]:
+def _is_source(location: str | os.PathLike[str], options: S3Options | None) -> bool:
+    """Whether a location is a folder without a manifest."""
+    if is_remote(location):
+        if str(location).endswith(".tar"):
+            return False
+        return not open_store(location, options).entries(MANIFEST_NAME)
+    folder = local_path(location)
+    return folder.is_dir() and not (folder / MANIFEST_NAME).is_file()
+
+
+def _from_dataset(target: Target, count: int, rng: np.random.Generator) -> list[MontageStamp]:
     """A sample of the first shards, which are random samples of their split themselves."""
-    target = open_target(location, split)
     stamps: list[MontageStamp] = []
     for part in _first(target.parts(target.splits[0])):
         label = table_numbers(part.sidecar, "label")[0].astype(int)
@@ -193,7 +206,7 @@ def _dataset_stamps(part: Part, rows: NDArray[np.intp], dataset: Any) -> Iterato
             "be turned back to nanomaggies. Keep the .parquet beside the .tar."
         )
     numbers = np.stack(table_numbers(table, *statistics), axis=1)
-    pixels = part.pixels[rows]
+    pixels = part.pixels(rows)
     if dataset is None:
         raise DatasetError(
             f"{part.name} has no manifest, so its normalisation is unknown. Name the dataset."

@@ -1,11 +1,15 @@
-"""Shards to look at: of a dataset, one of them, or a tar alone, all as records and sidecar rows."""
+"""Shards to look at: of a dataset, one of them, or a tar alone, all as records and sidecar rows.
+
+Of a dataset in an object store only the records that are asked for are read.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -15,26 +19,25 @@ from numpy.typing import NDArray
 from lensprep.dataset import Dataset, ShardInfo
 from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, TRAILER_BYTES
 from lensprep.dataset.record import header_faults, payload_view, record_json, record_key
-from lensprep.dataset.storage import local_path
+from lensprep.dataset.s3client import S3Options
+from lensprep.dataset.storage import is_remote, local_path
 from lensprep.errors import DatasetError, ShardError
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One shard, mapped."""
+    """One shard; its sidecar is read, its records are mapped, or read when asked for."""
 
     split: str
     name: str
-    records: NDArray[np.uint8]
-    """Shape (rows, RECORD_STRIDE), read-only."""
+    rows: int
+    records: Callable[[int, int], NDArray[np.uint8]]
+    """Neighbouring records, from one row to before another: shape (n, RECORD_STRIDE)."""
+    pixels: Callable[[NDArray[np.intp]], NDArray[np.float16]]
+    """Stored pixels of chosen rows: shape (n, 3, 64, 64)."""
     sidecar: pa.Table
     """Rows in tar order; of a tar without sidecar, what its JSON members hold."""
     has_sidecar: bool = True
-
-    @property
-    def pixels(self) -> NDArray[np.float16]:
-        """Stored pixels, shape (rows, 3, 64, 64), strided and read-only."""
-        return payload_view(self.records)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class Target:
     def shard_rows(self, split: str) -> list[int]:
         """Rows of each shard of a split."""
         if self.dataset is None:
-            return [len(self.part(split, 0).records)]
+            return [self.part(split, 0).rows]
         return [shard.rows for shard in self.shards[split]]
 
     def part(self, split: str, number: int) -> Part:
@@ -70,7 +73,9 @@ class Target:
         return Part(
             split,
             shard.name,
-            self.dataset.map_records(shard),
+            shard.rows,
+            partial(self.dataset.read_records, shard),
+            partial(self.dataset.read_shard_pixels, shard),
             self.dataset.read_shard_sidecar(shard),
         )
 
@@ -87,7 +92,11 @@ class Target:
         return sum(shard.bytes for shards in self.shards.values() for shard in shards)
 
 
-def open_target(location: str | os.PathLike[str], split: str | None = None) -> Target:
+def open_target(
+    location: str | os.PathLike[str],
+    split: str | None = None,
+    options: S3Options | None = None,
+) -> Target:
     """Find out what a location names.
 
     Parameters
@@ -96,30 +105,49 @@ def open_target(location: str | os.PathLike[str], split: str | None = None) -> T
         A dataset's folder, a tar of a dataset, or a tar alone.
     split : str, optional
         Only this split.
+    options : S3Options, optional
+        How to reach an object store.
 
     Raises
     ------
     DatasetError
         If there is no such thing, or the dataset has no such split.
     """
+    if is_remote(location):
+        return _open_remote(str(location), split, options)
     path = local_path(location)
     if not path.is_file():
-        dataset = Dataset.open(location)
-        names = (split,) if split is not None else tuple(dataset.manifest.splits)
-        shards = {name: dataset.split(name).shards for name in names}
-        return Target(str(location), "dataset", dataset, names, shards)
+        return _whole_dataset(str(location), Dataset.open(location), split)
     if path.suffix != ".tar":
         raise DatasetError(f"{location} is neither a dataset's folder nor a .tar of one.")
     root = path.absolute().parent.parent
     if not (root / MANIFEST_NAME).is_file():
         return Target(str(location), "tar", None, (path.parent.name,), tar=path)
-    dataset = Dataset.open(root)
     name = path.absolute().relative_to(root).as_posix()
+    return _one_shard(str(location), Dataset.open(root), name)
+
+
+def _open_remote(location: str, split: str | None, options: S3Options | None) -> Target:
+    if not location.endswith(".tar"):
+        return _whole_dataset(location, Dataset.open(location, options), split)
+    folder, holder, name = location.rsplit("/", 2)
+    return _one_shard(location, Dataset.open(folder, options), str(PurePosixPath(holder, name)))
+
+
+def _whole_dataset(location: str, dataset: Dataset, split: str | None) -> Target:
+    names = (split,) if split is not None else tuple(dataset.manifest.splits)
+    shards = {name: dataset.split(name).shards for name in names}
+    return Target(location, "dataset", dataset, names, shards)
+
+
+def _one_shard(location: str, dataset: Dataset, name: str) -> Target:
     for holder, info in dataset.manifest.splits.items():
         for shard in info.shards:
             if shard.name == name:
-                return Target(str(location), "shard", dataset, (holder,), {holder: (shard,)})
-    raise DatasetError(f"{location} is not named by {root / MANIFEST_NAME}: not of this dataset.")
+                return Target(location, "shard", dataset, (holder,), {holder: (shard,)})
+    raise DatasetError(
+        f"{location} is not named by {dataset.uri}/{MANIFEST_NAME}: not of this dataset."
+    )
 
 
 def _bare_part(path: Path) -> Part:
@@ -137,12 +165,19 @@ def _bare_part(path: Path) -> Part:
     if rows and len(header_faults(grid[:1])):
         raise ShardError(f"{path}, offset 0: not a record of this format.")
     sidecar = path.with_suffix(".parquet")
-    if sidecar.is_file():
-        table = pq.read_table(sidecar)
-        if table.num_rows != rows:
-            raise ShardError(f"{sidecar} has {table.num_rows} rows where {path} has {rows}.")
-        return Part(path.parent.name, path.name, grid, table)
-    return Part(path.parent.name, path.name, grid, _json_table(path, grid), has_sidecar=False)
+    has_sidecar = sidecar.is_file()
+    table = pq.read_table(sidecar) if has_sidecar else _json_table(path, grid)
+    if table.num_rows != rows:
+        raise ShardError(f"{sidecar} has {table.num_rows} rows where {path} has {rows}.")
+    return Part(
+        path.parent.name,
+        path.name,
+        rows,
+        lambda start, stop: grid[start:stop],
+        lambda chosen: payload_view(grid)[chosen],
+        table,
+        has_sidecar,
+    )
 
 
 def _json_table(path: Path, records: NDArray[np.uint8]) -> pa.Table:

@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from lensprep.contract import STAMP_COLUMN
 from lensprep.dataset import Dataset, ShardInfo
@@ -26,7 +26,6 @@ from lensprep.dataset.layout import (
     RECORD_STRIDE,
     REJECTS_NAME,
     STAMP_SHAPE,
-    TRAILER_BYTES,
 )
 from lensprep.dataset.record import (
     encode_json,
@@ -35,8 +34,10 @@ from lensprep.dataset.record import (
     payload_view,
     record_key,
 )
+from lensprep.dataset.s3client import S3Options
 from lensprep.engine import default_workers, run_tasks
-from lensprep.errors import InputError, ShardError
+from lensprep.errors import InputError, NotFoundError, ShardError
+from lensprep.listing import filesystem_for
 from lensprep.normalize import Normalizer
 from lensprep.source import Source
 from lensprep.stampnpz import decode_batch
@@ -64,9 +65,10 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    root: str
+    uri: str
     split: str
     index: int
+    options: S3Options | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ def verify(
     seed: int = 0,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    options: S3Options | None = None,
 ) -> dict[str, Any]:
     """Verify a dataset.
 
@@ -94,7 +97,7 @@ def verify(
     Parameters
     ----------
     dataset : str
-        Folder of the dataset.
+        Folder of the dataset, local or ``s3://``.
     against : str, optional
         The Phase 4c tree it was made of: rows are decoded and normalised again and compared.
     sample : int, optional
@@ -105,6 +108,8 @@ def verify(
         Processes; as many as processors if not given.
     progress : callable, optional
         Called with (rows done, all rows).
+    options : S3Options, optional
+        How to reach an object store; a shard of a remote dataset is held in memory.
 
     Returns
     -------
@@ -116,11 +121,11 @@ def verify(
     DatasetError
         If there is no manifest to verify against.
     """
-    opened = Dataset.open(dataset)
+    opened = Dataset.open(dataset, options)
     splits = opened.manifest.splits
     total = sum(split.rows for split in splits.values())
     tasks = [
-        _Task(str(opened.root), name, index)
+        _Task(opened.uri, name, index, options)
         for name, split in splits.items()
         for index in range(len(split.shards))
     ]
@@ -135,7 +140,7 @@ def verify(
     faults += _reject_faults(opened)
     compared = 0
     if against is not None:
-        compared, found = _compare_with_source(opened, against, sample, seed)
+        compared, found = _compare_with_source(opened, against, sample, seed, options)
         faults += found
     faults.sort(key=lambda fault: (fault.file, fault.row or 0))
     return {
@@ -153,27 +158,28 @@ def _stray_files(dataset: Dataset) -> Iterator[Fault]:
     known = {MANIFEST_NAME, REJECTS_NAME}
     for split in dataset.manifest.splits.values():
         known.update(name for shard in split.shards for name in (shard.name, shard.sidecar))
-    for path in sorted(dataset.root.rglob("*")):
-        name = path.relative_to(dataset.root).as_posix()
-        if path.is_file() and name not in known:
-            yield Fault(name, None, None, "is not named by the manifest")
+    for entry in dataset.store.entries():
+        if entry.name not in known:
+            yield Fault(entry.name, None, None, "is not named by the manifest")
 
 
 def _verify_shard(task: _Task) -> _Checked:
     """Check one shard and its sidecar; a module-level function, for the workers."""
-    dataset = Dataset.open(task.root)
+    dataset = Dataset.open(task.uri, task.options)
     shard = dataset.split(task.split).shards[task.index]
-    faults = _digest_faults(dataset.path(shard.name), shard.name, shard.sha256)
-    faults += _digest_faults(dataset.path(shard.sidecar), shard.sidecar, shard.sidecar_sha256)
-    classes, regions = dict[str, int](), list[int]()
+    classes, regions, faults = dict[str, int](), list[int](), list[Fault]()
     try:
+        tar = dataset.read_tar(shard)
+        faults += _digest_faults(tar, shard.name, shard.sha256)
+        sidecar = dataset.store.read(shard.sidecar)
+        faults += _digest_faults(sidecar, shard.sidecar, shard.sidecar_sha256)
         side = dataset.read_shard_sidecar(shard)
         classes = {
             str(e["values"]): e["counts"] for e in pc.value_counts(side["label"]).to_pylist()
         }
         regions = pc.unique(side["region_id"]).to_pylist()
-        faults += _record_faults(dataset, shard, side)
-    except ShardError as error:
+        faults += _record_faults(dataset, shard, tar, side)
+    except (ShardError, NotFoundError) as error:
         faults.append(Fault(shard.name, None, None, str(error)))
     if len(faults) > MAX_FAULTS:
         more = len(faults) - MAX_FAULTS
@@ -181,20 +187,24 @@ def _verify_shard(task: _Task) -> _Checked:
     return _Checked(task.split, faults, shard.rows, classes, regions)
 
 
-def _digest_faults(path: Path, name: str, expected: str) -> list[Fault]:
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        return [Fault(name, None, None, f"cannot be read: {error.strerror}")]
+def _digest_faults(
+    data: NDArray[np.uint8] | bytes | bytearray, name: str, expected: str
+) -> list[Fault]:
+    found = hashlib.sha256(memoryview(data)).hexdigest()
     if found == expected:
         return []
     return [Fault(name, None, None, f"SHA-256 is {found[:12]}…, not {expected[:12]}…")]
 
 
-def _record_faults(dataset: Dataset, shard: ShardInfo, side: pa.Table) -> list[Fault]:
+def _record_faults(
+    dataset: Dataset, shard: ShardInfo, tar: NDArray[np.uint8], side: pa.Table
+) -> list[Fault]:
     """Faults of the records, each with its row and offset."""
-    records = dataset.map_records(shard)
+    end = shard.rows * RECORD_STRIDE
+    if len(tar) != shard.bytes:
+        what = f"has {len(tar)} bytes where the manifest states {shard.bytes}: cut or replaced"
+        return [Fault(shard.name, None, min(len(tar), shard.bytes), what)]
+    records = tar[:end].reshape(shard.rows, RECORD_STRIDE)
     clip = dataset.manifest.normalization.clip
     keys = side["key"].to_pylist()
     crcs = side["payload_crc32"].to_numpy()
@@ -219,10 +229,8 @@ def _record_faults(dataset: Dataset, shard: ShardInfo, side: pa.Table) -> list[F
                 add(row, 0, f"the key is not the sidecar's {keys[row]}")
             if bytes(record[JSON_OFFSET : JSON_OFFSET + JSON_BYTES]) != texts[row]:
                 add(row, JSON_OFFSET, "the JSON member is not what the sidecar says")
-    with dataset.path(shard.name).open("rb") as file:
-        file.seek(shard.rows * RECORD_STRIDE)
-        if file.read() != bytes(TRAILER_BYTES):
-            add(shard.rows, 0, "the archive does not end in two zero blocks")
+    if tar[end:].any():
+        add(shard.rows, 0, "the archive does not end in two zero blocks")
     labels = [dataset.manifest.label_map.get(name) for name in side["lens_model"].to_pylist()]
     for row in np.flatnonzero(np.array(labels) != side["label"].to_numpy()):
         add(int(row), JSON_OFFSET, "the label is not the label map's of lens_model")
@@ -266,8 +274,9 @@ def _reject_faults(dataset: Dataset) -> Iterator[Fault]:
         text = f"the account does not balance: {json.dumps(account)}"
         yield Fault(MANIFEST_NAME, None, None, text)
     try:
-        rows = pq.read_metadata(dataset.root / REJECTS_NAME).num_rows
-    except (OSError, pa.ArrowException) as error:
+        with dataset.store.open(REJECTS_NAME) as file:
+            rows = pq.ParquetFile(file).metadata.num_rows
+    except (NotFoundError, OSError, pa.ArrowException) as error:
         yield Fault(REJECTS_NAME, None, None, f"cannot be read: {error}")
         return
     if rows != left_out:
@@ -275,10 +284,11 @@ def _reject_faults(dataset: Dataset) -> Iterator[Fault]:
 
 
 def _compare_with_source(
-    dataset: Dataset, against: str, sample: int | None, seed: int
+    dataset: Dataset, against: str, sample: int | None, seed: int, options: S3Options | None
 ) -> tuple[int, list[Fault]]:
     """Derive rows again from the source and compare pixels and identity, bit by bit."""
-    source = Source.open(against, skip_bad_files=True)
+    filesystem = filesystem_for(against, options)
+    source = Source.open(against, skip_bad_files=True, filesystem=filesystem)
     files = {file.path: file for file in source.files}
     normalizer = Normalizer(dataset.manifest.normalization)
     faults: list[Fault] = []

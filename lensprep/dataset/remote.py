@@ -64,6 +64,12 @@ class RemoteDataset(Dataset):
             self.store.fetch([_piece(shard, low, records)])
         return records
 
+    def read_shard_pixels(
+        self, shard: ShardInfo, rows: NDArray[Any] | Sequence[int]
+    ) -> NDArray[np.float16]:
+        """Pixels of chosen rows of one shard; see `Dataset.read_shard_pixels`."""
+        return self._pixels((shard,), np.asarray(rows, np.int64), shard.name)
+
     def read_tar(self, shard: ShardInfo) -> NDArray[np.uint8]:
         """Every byte of a shard, whatever its size; see `Dataset.read_tar`."""
         with self._shard_errors(shard.name, 0):
@@ -106,12 +112,16 @@ class RemoteDataset(Dataset):
             return pa.concat_tables(list(tables))
 
     def read_pixels(self, split: str, index: NDArray[Any] | Sequence[int]) -> NDArray[np.float16]:
-        """Pixels of chosen rows, all ranges in parallel; see `Dataset.read_pixels`."""
-        shards = self.split(split).shards
+        """Pixels of chosen rows of a split; see `Dataset.read_pixels`."""
+        return self._pixels(self.split(split).shards, np.asarray(index, np.int64), split)
+
+    def _pixels(
+        self, shards: Sequence[ShardInfo], positions: NDArray[np.int64], where: str
+    ) -> NDArray[np.float16]:
+        """Pixels at positions in a row of shards, all ranges in parallel."""
         starts = np.concatenate([[0], np.cumsum([shard.rows for shard in shards])])
-        positions = np.asarray(index, np.int64)
         if positions.size and (positions.min() < 0 or positions.max() >= starts[-1]):
-            raise IndexError(f"positions must lie in [0, {starts[-1]}) for split {split!r}")
+            raise IndexError(f"positions must lie in [0, {starts[-1]}) for {where!r}")
         wanted = np.unique(positions)
         which = np.searchsorted(starts, wanted, side="right") - 1
         stretches, pieces = [], []
@@ -120,7 +130,7 @@ class RemoteDataset(Dataset):
             records = np.empty((rows[-1] - rows[0] + 1, RECORD_STRIDE), np.uint8)
             stretches.append((rows, records))
             pieces.append(_piece(shards[number], int(rows[0] - starts[number]), records))
-        with self._shard_errors(split, None):
+        with self._shard_errors(where, None):
             self.store.fetch(pieces)
         pixels = np.empty((len(wanted), *STAMP_SHAPE), STAMP_DTYPE)
         done = 0
