@@ -38,16 +38,44 @@ def make_bar(*columns: Any) -> Progress:
     )
 
 
+LINE_SECONDS = 10.0
+"""Time between two lines of progress where there is no terminal to draw a bar on."""
+
+
+class Lines:
+    """Progress as lines, one every few seconds at most, for logs of batch systems."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar = bar
+        self.started = self.shown = time.monotonic()
+
+    def show(self, name: str, done: float, total: float, note: str = "") -> None:
+        """Show where things are, if it is time and there is no bar."""
+        now = time.monotonic()
+        if not self.bar.disable or now - self.shown < LINE_SECONDS or not 0 < done < total:
+            return
+        self.shown = now
+        left = (now - self.started) * (total - done) / done
+        text = f"{name}: {100 * done / total:.0f}%, about {left:.0f} s left"
+        print_line(self.bar, f"{text}, {note}" if note else text)
+
+
+def print_line(bar: Progress, text: str) -> None:
+    """Print a line above the bar, never wrapped."""
+    bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def stage_progress(name: str) -> Iterator[Callable[[int, int], None]]:
     """A bar for something counted in stamps: called with (done, total)."""
     with make_bar(MofNCompleteColumn()) as bar:
         task = bar.add_task(name, total=None, note="")
-        started = time.monotonic()
+        lines = Lines(bar)
 
         def update(done: int, total: int) -> None:
-            rate = done / max(time.monotonic() - started, 1e-9)
-            bar.update(task, completed=done, total=total, note=f"{rate:,.0f} stamps/s")
+            note = f"{done / max(time.monotonic() - lines.started, 1e-9):,.0f} stamps/s"
+            bar.update(task, completed=done, total=total, note=note)
+            lines.show(name, done, total, note)
 
         yield update
 
@@ -57,9 +85,11 @@ def share_progress() -> Iterator[Callable[[str, float], None]]:
     """A bar for named stages: called with (stage that begins, share of work done)."""
     with make_bar(TaskProgressColumn()) as bar:
         task = bar.add_task("", total=1.0, note="")
+        lines = Lines(bar)
 
         def update(stage: str, share: float) -> None:
             bar.update(task, description=stage, completed=share)
+            lines.show(stage, share, 1.0)
 
         yield update
 
@@ -70,6 +100,8 @@ class TrainProgress:
     def __init__(self) -> None:
         self.bar = make_bar(MofNCompleteColumn())
         self.task = self.bar.add_task("starting", total=None, note="")
+        self.lines = Lines(self.bar)
+        self.first: int | None = None
         self.record: dict[str, Any] = {}
 
     def __enter__(self) -> TrainProgress:
@@ -83,7 +115,7 @@ class TrainProgress:
         """Take in an event of the run."""
         name = f"epoch {event.epoch}/{event.epochs}"
         if event.stage == "epoch":
-            self.bar.console.print(epoch_line(event), highlight=False)
+            print_line(self.bar, epoch_line(event))
             return
         if event.stage == "validate":
             self.bar.update(self.task, description=f"{name} validating")
@@ -91,9 +123,11 @@ class TrainProgress:
         self.record = event.record or self.record
         done = (event.epoch - 1) * event.steps + event.step
         total = event.epochs * event.steps
-        self.bar.update(
-            self.task, description=name, completed=done, total=total, note=train_note(self.record)
-        )
+        note = train_note(self.record)
+        self.bar.update(self.task, description=name, completed=done, total=total, note=note)
+        # A resumed run starts in the middle: its time belongs to the steps since.
+        self.first = done - 1 if self.first is None else self.first
+        self.lines.show(name, done - self.first, total - self.first, note)
 
 
 def epoch_line(event: Event) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from lensprep.dataset import Dataset
@@ -111,7 +113,7 @@ def build_run(
     check_input(dataset, config, context)
     set_backends(config, context)
     train_loader, val_loader = make_loaders(dataset, config, context)
-    torch.manual_seed(config.train.seed)
+    seed_generators(config.train.seed)
     model = build_model(config.model)
     schedule = plan_schedule(
         peak=config.optim.lr,
@@ -122,7 +124,7 @@ def build_run(
     )
     learner = make_learner(model, config, schedule, context)
     # The weights are equal in all processes; what is drawn from here on (dropout) must not be.
-    torch.manual_seed(config.train.seed + 1 + context.rank)
+    seed_generators(config.train.seed + 1 + context.rank)
     rows = config.data.batch_size // context.world_size
     return Run(
         config=config,
@@ -141,6 +143,13 @@ def build_run(
         ),
         progress=progress,
     )
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch, whoever draws from them."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global one is meant
+    torch.manual_seed(seed)
 
 
 def check_input(dataset: Dataset, config: Config, context: Context) -> None:
