@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from rich.console import Console
 
 from lensprep import __version__
 from lensprep.dataset.layout import SPLITS
+from lensprep.dataset.s3client import S3Options
 from lensprep.normalize import MODES
-from lensprep.terminal import INTERRUPTED, clean_errors, print_json, progress_bar
+from lensprep.terminal import INTERRUPTED, clean_errors, print_json, progress_bar, s3_options
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
@@ -132,11 +134,17 @@ def _fractions(text: str | None) -> dict[str, float] | None:
 @click.argument("src")
 @click.option("--pixels", is_flag=True, help="Decode the stamps too: duplicate images, bad blobs.")
 @click.option("--fractions", metavar="train=F,val=F,test=F", help="What the splits should be.")
+@s3_options
 @workers_option
 @json_option
 @clean_errors
 def check(
-    src: str, pixels: bool, fractions: str | None, workers: int | None, as_json: bool
+    src: str,
+    pixels: bool,
+    fractions: str | None,
+    workers: int | None,
+    as_json: bool,
+    options: S3Options,
 ) -> None:
     """Check that SRC is the data that you think it is. Reads no stamps unless asked.
 
@@ -156,6 +164,7 @@ def check(
             declared_fractions=parse_fractions(fractions) if fractions else None,
             workers=workers,
             progress=lambda done, total: show("rows", done, total),
+            options=options,
         )
     if as_json:
         print_json(report.to_dict())
@@ -251,6 +260,7 @@ def _print_account(result: dict[str, Any]) -> None:
 @click.option("--against", metavar="SRC", help="Derive rows again from this source and compare.")
 @click.option("--sample", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--all", "every", is_flag=True, help="Compare every row with the source.")
+@s3_options
 @workers_option
 @json_option
 @clean_errors
@@ -261,6 +271,7 @@ def verify(
     every: bool,
     workers: int | None,
     as_json: bool,
+    options: S3Options,
 ) -> None:
     """Read every byte of DATASET and compare it with the manifest. Exit status 1 on any fault.
 
@@ -277,6 +288,7 @@ def verify(
             sample=None if every else sample,
             workers=workers,
             progress=lambda done, total: show("stamps", done, total),
+            options=options,
         )
     if as_json:
         print_json(result)
@@ -292,6 +304,77 @@ def verify(
 
 
 @main.command()
+@click.argument("dataset")
+@click.argument("destination", metavar="s3://BUCKET/FOLDER")
+@click.option("--storage-class", help="Such as INTELLIGENT_TIERING [default: the bucket's].")
+@click.option(
+    "--encryption",
+    type=click.Choice(["AES256", "aws:kms"]),
+    help="Server-side encryption [default: the bucket's].",
+)
+@click.option("--kms-key-id", help="Key for aws:kms [default: the account's].")
+@s3_options
+@json_option
+@clean_errors
+def upload(dataset: str, destination: str, as_json: bool, options: S3Options) -> None:
+    """Copy a finished dataset to an object store; run it again to go on after an interruption.
+
+    What is there with the same digest is skipped, and nothing is replaced. The manifest comes
+    last, so that nobody sees half a dataset.
+
+    \b
+    Example:
+      lensprep upload /nvme/lenses s3://bucket/lenses
+    """
+    from lensprep.upload import upload as run_upload
+
+    _transfer(run_upload, dataset, destination, options, as_json)
+
+
+@main.command()
+@click.argument("uri", metavar="s3://BUCKET/FOLDER")
+@click.argument("dataset")
+@s3_options
+@json_option
+@clean_errors
+def download(uri: str, dataset: str, as_json: bool, options: S3Options) -> None:
+    """Copy a dataset from an object store; run it again to go on after an interruption.
+
+    Every file is compared with its digest before it gets its name; what is there is skipped.
+
+    \b
+    Example:
+      lensprep download s3://bucket/lenses /nvme/lenses
+    """
+    from lensprep.upload import download as run_download
+
+    _transfer(run_download, uri, dataset, options, as_json)
+
+
+def _transfer(
+    move: Callable[..., dict[str, Any]],
+    source: str,
+    destination: str,
+    options: S3Options,
+    as_json: bool,
+) -> None:
+    try:
+        with progress_bar() as show:
+            result = move(source, destination, options, progress=show)
+    except KeyboardInterrupt:
+        click.echo("Stopped. What is done is kept: run the same command again.", err=True)
+        sys.exit(INTERRUPTED)
+    if as_json:
+        print_json(result)
+        return
+    click.echo(
+        f"{result['destination']}: {result['sent_files']:,} files, {_size(result['sent_bytes'])} "
+        f"in {result['seconds']:.1f} s ({_size(result['bytes_per_s'])}/s); "
+        f"{result['skipped_files']:,} were there; dataset {result['dataset_id'][:12]}"
+    )
+
+
+@main.command()
 @click.argument("location", metavar="DATASET|SHARD")
 @click.option("--split", help="Only this split.")
 @click.option("--sample", type=click.IntRange(0), help="Show this record in full, by position.")
@@ -304,6 +387,7 @@ def verify(
     "--count", type=click.IntRange(1), default=48, show_default=True, help="Stamps in it."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the montage's draw.")
+@s3_options
 @json_option
 @clean_errors
 def inspect(
@@ -314,6 +398,7 @@ def inspect(
     count: int,
     seed: int,
     as_json: bool,
+    options: S3Options,
 ) -> None:
     """Show what is in a dataset, in one shard of it, or in a tar alone.
 
@@ -325,10 +410,12 @@ def inspect(
     from lensprep.inspection_text import render_text
     from lensprep.montage import write_montage
 
-    inspection = inspect_dataset(location, split=split, sample=sample)
+    inspection = inspect_dataset(location, split=split, sample=sample, options=options)
     keys = []
     if montage is not None:
-        keys = write_montage(location, montage, split=split, count=count, seed=seed)
+        keys = write_montage(
+            location, montage, split=split, count=count, seed=seed, options=options
+        )
     if as_json:
         print_json({**inspection.to_dict(), "montage": str(montage) if montage else None})
         return

@@ -1,4 +1,4 @@
-"""What every command shares: one line for an error, a progress bar on stderr, JSON on stdout."""
+"""What every command shares: errors in one line, progress on stderr, JSON on stdout, S3 options."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lensprep.dataset.s3client import S3Options
 from lensprep.errors import ProjectError
 
 P = ParamSpec("P")
@@ -53,6 +54,23 @@ def clean_errors(function: Callable[P, R]) -> Callable[P, R]:
         except BrokenPipeError:  # `lensprep inspect ... | head` is no error
             sys.stderr.close()
             sys.exit(0)
+
+    return wrapped
+
+
+def s3_options(function: Callable[..., R]) -> Callable[..., R]:
+    """Give a command the options that say how to reach an object store, as one ``options``."""
+
+    @click.option("--endpoint-url", help="Another object store than AWS: http://host:port.")
+    @click.option("--profile", help="Profile of the AWS configuration files.")
+    @click.option("--region", help="Region of the bucket.")
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> R:
+        names = ("endpoint_url", "profile", "region", "storage_class", "encryption", "kms_key_id")
+        given = {name: kwargs.pop(name) for name in names if name in kwargs}
+        if given.get("kms_key_id") and given["encryption"] != "aws:kms":
+            raise click.UsageError("--kms-key-id needs --encryption aws:kms.")
+        return function(*args, options=S3Options(**given), **kwargs)
 
     return wrapped
 

@@ -190,7 +190,7 @@ def _verify_shard(task: _Task) -> _Checked:
 def _digest_faults(
     data: NDArray[np.uint8] | bytes | bytearray, name: str, expected: str
 ) -> list[Fault]:
-    found = hashlib.sha256(memoryview(data)).hexdigest()
+    found = hashlib.sha256(np.frombuffer(data, np.uint8).data).hexdigest()
     if found == expected:
         return []
     return [Fault(name, None, None, f"SHA-256 is {found[:12]}…, not {expected[:12]}…")]
