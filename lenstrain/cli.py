@@ -259,3 +259,50 @@ def evaluate(
     auroc = result["auroc"]
     line = f"AUROC {auroc['value']:.4f} ({auroc['low']:.4f} to {auroc['high']:.4f})"
     report(result, [line, f"Report: {result['report']}"], as_json)
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("dataset")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for the results  [default: probe in the run folder].",
+)
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override an option of the probes, such as per_class=500. Repeatable.",
+)
+@json_option
+def probe(
+    checkpoint: Path,
+    dataset: str,
+    out: Path | None,
+    device: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Probe CHECKPOINT for shortcuts on stamps of DATASET.
+
+    \b
+    Example:
+      lenstrain probe runs/a/checkpoints/best.pt data/ds
+    """
+    from lenstrain.probes.options import ProbeOptions
+
+    options = load_config(ProbeOptions, None, overrides)
+    from lenstrain.probes.probe import probe as run_probes
+    from lenstrain.progress import share_progress
+
+    with share_progress() as progress:
+        result = run_probes(
+            checkpoint, dataset, out, options=options, device=device, progress=progress
+        )
+    lines = [f"{name:18} {text}" for name, text in result["readings"].items()]
+    report(result, [*lines, f"Report: {result['report']}"], as_json)

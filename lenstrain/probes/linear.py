@@ -1,0 +1,115 @@
+"""What a straight line can tell: logistic regression over regions, and AUROC with its interval."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+from sklearn.preprocessing import StandardScaler
+
+from lenstrain.evaluation import bootstrap as boot
+from lenstrain.evaluation.resampling import make_resampling
+
+Floats = NDArray[np.float64]
+
+FOLDS = 5
+
+
+def cross_validated(
+    features: Floats, labels: NDArray[Any], regions: NDArray[Any], folds: int = FOLDS
+) -> Floats:
+    """Out-of-fold scores of a logistic regression that never saw the row's region.
+
+    Parameters
+    ----------
+    features : ndarray of float, shape (n, k)
+        Finite.
+    labels : ndarray, shape (n,)
+        0 or 1.
+    regions : ndarray, shape (n,)
+        Rows of one region are in one fold.
+    folds : int
+        Fewer if there are fewer regions.
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+        Projections on each fold's direction, in units of their scatter in the fold's training
+        rows. The intercept is left out: it mirrors the class balance of the other folds, which
+        would bias an AUROC over all folds below 0.5.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two regions, or a fold's training rows have one class only.
+    """
+    scores = np.zeros(len(labels))
+    splitter = GroupKFold(min(folds, len(np.unique(regions))))
+    for train, held_out in splitter.split(features, labels, regions):
+        scaler = StandardScaler().fit(features[train])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model = LogisticRegression(max_iter=500).fit(
+                scaler.transform(features[train]), labels[train]
+            )
+        along = scaler.transform(features) @ model.coef_[0]
+        spread = along[train].std()
+        scores[held_out] = along[held_out] / (spread if spread > 0 else 1.0)
+    return scores
+
+
+def auroc_by_region(
+    labels: NDArray[Any],
+    scores: NDArray[Any],
+    regions: NDArray[Any],
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """AUROC with its interval from draws of whole regions.
+
+    Returns
+    -------
+    dict
+        ``value``, ``low``, ``high``, ``level``, ``n``, ``regions``; the ends are None with fewer
+        than two regions.
+    """
+    names, region = np.unique(np.asarray(regions), return_inverse=True)
+    ranked = boot.rank_rows(
+        np.asarray(labels) == 1,
+        np.asarray(scores, np.float64),
+        region.astype(np.int32),
+        len(names),
+    )
+    resampling = make_resampling(len(names), resamples, seed, level)
+    if len(names) <= boot.MAX_PAIRED_REGIONS:
+        pairs = boot.pair_counts(ranked)[0]
+        n1, n0 = (ranked.counts(positive).astype(np.float64) for positive in (True, False))
+        draws = boot.auroc_of_weights(pairs, resampling.weights, n1, n0)
+    else:
+        draws = boot.curve_draws(ranked, resampling.weights, 0.01).auroc
+    entry = resampling.entry(draws)
+    for end in ("low", "high"):
+        if not np.isfinite(entry[end]):
+            entry[end] = None
+    return entry | {"n": len(scores), "regions": len(names)}
+
+
+def linear_probe(
+    features: Floats, labels: NDArray[Any], regions: NDArray[Any], *, resamples: int = 1000
+) -> dict[str, Any] | None:
+    """AUROC by region of a cross-validated logistic regression; None if it cannot be run."""
+    usable = len(np.unique(regions)) >= 2 and len(np.unique(labels)) == 2
+    if not usable or features.shape[1] == 0:
+        return None
+    try:
+        scores = cross_validated(features, labels, regions)
+    except ValueError:  # a fold whose training rows have one class
+        return None
+    return auroc_by_region(labels, scores, regions, resamples=resamples)

@@ -1,0 +1,231 @@
+"""Probes that take something away: what the finder can still tell from what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import special
+
+from lensprep.dataset import PIXEL_SCALE_ARCSEC
+from lensprep.dataset.rgb import restore
+from lenstrain.augment import D4_ORDER, transform
+from lenstrain.evaluation.intervals import upper_limit
+from lenstrain.evaluation.metrics import roc_curve, tpr_at_fpr
+from lenstrain.probes import views
+from lenstrain.probes.linear import auroc_by_region, linear_probe
+from lenstrain.probes.options import ProbeOptions
+from lenstrain.probes.pixels import radius_px
+from lenstrain.probes.sample import Sample
+from lenstrain.probes.scoring import Scorer
+
+Floats = NDArray[np.float64]
+ARC_REMOVED_SHARE = 0.5
+"""A lens counts in the arc-removal probe if so much of its injected flux could be removed."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The sample as it is."""
+
+    sample: Sample
+    logits: Floats
+    threshold: float
+    """Logit above which a stamp counts as flagged."""
+    flagged_controls: int
+    controls: int
+    bright: NDArray[np.bool_]
+    """Lenses with a bright arc."""
+
+    @property
+    def upper_fpr(self) -> float:
+        """One-sided 95 % upper limit of the false-positive rate at the threshold."""
+        return upper_limit(self.flagged_controls, self.controls)
+
+    def flagged(self, logits: Floats) -> float:
+        """Share of some logits above the threshold."""
+        return float(np.mean(logits > self.threshold))
+
+
+def measure_baseline(sample: Sample, scorer: Scorer, options: ProbeOptions) -> Baseline:
+    """Score the sample and set the threshold on its non-lenses."""
+    logits = scorer(sample.pixels)
+    point = tpr_at_fpr(roc_curve(sample.labels, logits), options.fpr)
+    bright = np.zeros(len(logits), np.bool_)
+    if sample.has("arc_snr"):
+        bright = (sample.labels == 1) & (sample.numbers("arc_snr") >= options.bright_arc_snr)
+    controls = int((sample.labels == 0).sum())
+    return Baseline(sample, logits, point.threshold, point.fp, controls, bright)
+
+
+def view_entry(base: Baseline, logits: Floats, options: ProbeOptions) -> dict[str, Any]:
+    """What a view leaves: AUROC by region, mean scores, and the loss of lenses with bright arcs."""
+    sample = base.sample
+    score = special.expit(logits)
+    lens = sample.labels == 1
+    drop = special.expit(base.logits) - score
+    return {
+        "auroc": auroc_by_region(
+            sample.labels, logits, sample.regions, resamples=options.resamples
+        ),
+        "mean_score_lenses": float(score[lens].mean()),
+        "mean_score_non_lenses": float(score[~lens].mean()),
+        "flagged_lenses": base.flagged(logits[lens]),
+        "flagged_non_lenses": base.flagged(logits[~lens]),
+        "bright_drop": float(drop[base.bright].mean()) if base.bright.any() else None,
+        "n_bright": int(base.bright.sum()),
+    }
+
+
+def measure_views(base: Baseline, scorer: Scorer, options: ProbeOptions) -> dict[str, Any]:
+    """All views of the sample, by name; ``original`` first."""
+    pixels = base.sample.pixels
+    made: dict[str, Callable[[np.random.Generator], views.Pixels]] = {
+        "core_mask": lambda rng: views.mask_core(pixels, options.core_px, rng),
+        "annulus_only": lambda rng: views.keep_annulus(
+            pixels, options.sky_inner_px, options.sky_outer_px, rng
+        ),
+        "core_view": lambda rng: views.keep_core(pixels, options.core_px, rng),
+        "brightness_view": lambda rng: views.shuffle_rings(pixels, rng),
+        "colour_scrambled": lambda rng: views.scramble_colour(pixels, rng),
+    }
+    found = {"original": view_entry(base, base.logits, options)}
+    for number, (name, make) in enumerate(made.items()):
+        rng = np.random.default_rng([options.seed, number])
+        found[name] = view_entry(base, scorer(make(rng)), options)
+    return found
+
+
+def measure_arc_removal(
+    base: Baseline,
+    scorer: Scorer,
+    options: ProbeOptions,
+    partners: tuple[NDArray[np.int64], Sample],
+) -> dict[str, Any]:
+    """Scores of bright-arc lenses without their arcs.
+
+    The best removal is the same galaxy as a non-lens, where the dataset has it (`partners`).
+    Otherwise light without a counterpart on the other side of the host is taken away.
+
+    Returns
+    -------
+    dict
+        ``method`` ("paired" or "asymmetry"), ``n`` lenses with a bright arc, ``n_removed`` of them
+        whose arcs could be removed, and ``drop``: their mean loss of score, or None. By asymmetry
+        also ``removed_share`` (median share of the injected r flux removed), and ``control_drop``:
+        what the same does to non-lenses.
+    """
+    rows, others = partners
+    bright = base.bright[rows]
+    if bright.any():
+        drop = (
+            special.expit(base.logits[rows[bright]]) - special.expit(scorer(others.pixels))[bright]
+        )
+        return {"method": "paired", "n": int(base.bright.sum()), "n_removed": int(bright.sum()),
+                "drop": float(drop.mean())}  # fmt: skip
+    return _remove_asymmetry(base, scorer, options)
+
+
+def _remove_asymmetry(base: Baseline, scorer: Scorer, options: ProbeOptions) -> dict[str, Any]:
+    sample = base.sample
+    found = {"method": "asymmetry", "n": int(base.bright.sum()), "n_removed": 0, "drop": None}
+    needed = ("theta_e_arcsec", "psfsize_r", "total_injected_flux_r")
+    if not sample.has(*needed) or not base.bright.any():
+        return found
+    lenses = sample.take(base.bright)
+    reach = (lenses.numbers("theta_e_arcsec") + lenses.numbers("psfsize_r")) / PIXEL_SCALE_ARCSEC
+    removed = views.remove_asymmetry(lenses.pixels, reach)
+    drop = special.expit(base.logits[base.bright]) - special.expit(scorer(removed))
+    lost = _flux_lost(lenses, removed) / lenses.numbers("total_injected_flux_r")
+    enough = lost >= ARC_REMOVED_SHARE
+    rest = np.flatnonzero(sample.labels == 0)[: options.injections]
+    controls = sample.take(rest)
+    same = views.remove_asymmetry(controls.pixels, np.full(len(rest), np.median(reach)))
+    control_drop = special.expit(base.logits[rest]) - special.expit(scorer(same))
+    return found | {
+        "n_removed": int(enough.sum()),
+        "removed_share": float(np.median(lost)),
+        "drop": float(drop[enough].mean()) if enough.any() else None,
+        "drop_all": float(drop.mean()),
+        "control_drop": float(control_drop.mean()),
+    }
+
+
+def _flux_lost(sample: Sample, removed: views.Pixels) -> Floats:
+    """Flux in r taken away, nanomaggies."""
+    median, scale = sample.statistics()
+    before = restore(sample.pixels, sample.spec, median, scale)[:, 1]
+    after = restore(removed, sample.spec, median, scale)[:, 1]
+    return np.asarray((before - after).sum((1, 2)), np.float64)
+
+
+def measure_d4(base: Baseline, scorer: Scorer) -> dict[str, Any]:
+    """Spread of the logit over the 8 turns and flips of each stamp."""
+    x_BCHW = torch.from_numpy(base.sample.pixels)
+    logits = np.stack(
+        [
+            scorer(transform(x_BCHW, torch.full((len(x_BCHW),), element)).numpy())
+            for element in range(D4_ORDER)
+        ]
+    )
+    change = np.abs(logits - logits[:1])[1:].mean(0)
+    crossing = (logits > base.threshold).any(0) & (logits <= base.threshold).any(0)
+    return {
+        "mean_abs_change": float(change.mean()),
+        "p95_abs_change": float(np.quantile(change, 0.95)),
+        "logit_sd": float(base.logits.std()),
+        "crossing_share": float(crossing.mean()),
+        "changes": change.tolist(),
+    }
+
+
+def core_profile(sample: Sample, radius: float) -> Floats:
+    """Mean stored value in each ring of one pixel within a radius, per band; (n, 3 x rings)."""
+    distance = radius_px(sample.pixels.shape[-1])
+    rings = [distance.astype(int) == number for number in range(int(radius))]
+    values = sample.pixels.astype(np.float32)
+    return np.concatenate([values[..., ring].mean(-1) for ring in rings], axis=1).astype(float)
+
+
+def brightness(sample: Sample, radius: float) -> Floats:
+    """Inverse hyperbolic sine of the flux within a radius in units of 0.01 nmgy; (n, 3)."""
+    median, scale = sample.statistics()
+    flux = restore(sample.pixels, sample.spec, median, scale)
+    inside = radius_px(flux.shape[-1]) < radius
+    sky = median[..., None] if sample.spec.mode != "asinh_survey" else 0.0
+    return np.asarray(np.arcsinh((flux[..., inside] - sky).sum(-1) / 0.01), np.float64)
+
+
+def measure_linear(sample: Sample, options: ProbeOptions) -> dict[str, Any]:
+    """Straight lines through what is not shape: brightness, seeing and depth, the core's profile.
+
+    ``permuted_labels`` is the last of these with the labels shuffled: the same code must then find
+    nothing.
+    """
+    labels, regions = sample.labels, sample.regions
+    core = core_profile(sample, options.core_px)
+    shuffled = np.random.default_rng(options.seed).permutation(labels)
+    found = {
+        "brightness_only": _probe(lambda: brightness(sample, options.core_px), sample, options),
+        "core_only": linear_probe(core, labels, regions, resamples=options.resamples),
+        "permuted_labels": linear_probe(core, shuffled, regions, resamples=options.resamples),
+        "psf_depth_only": None,
+    }
+    conditions = [name for name in ("psfsize_r", "psfdepth_r") if sample.has(name)]
+    if conditions:
+        values = np.stack([sample.numbers(name) for name in conditions], 1)
+        values = np.where(np.isfinite(values), values, np.nanmedian(values, axis=0))
+        found["psf_depth_only"] = linear_probe(values, labels, regions, resamples=options.resamples)
+    return found
+
+
+def _probe(
+    features: Callable[[], Floats], sample: Sample, options: ProbeOptions
+) -> dict[str, Any] | None:
+    if not sample.has("median_r", "scale_r"):
+        return None
+    return linear_probe(features(), sample.labels, sample.regions, resamples=options.resamples)

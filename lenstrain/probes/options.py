@@ -1,0 +1,66 @@
+"""What `lenstrain probe` can be asked for: one frozen dataclass, checked, touching nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeOptions:
+    """Settings of the probes; every figure follows from these, the checkpoint and the dataset."""
+
+    split: Literal["train", "val", "test"] = "val"
+    """Split to draw stamps from. Not ``test``, which is opened once, for its scores."""
+
+    per_class: int = 1500
+    """Most stamps of each class. A false-positive rate of 1 % then rests on 15 stamps."""
+
+    seed: int = 0
+    """Seed of the sample and of all noise."""
+
+    fpr: float = 0.01
+    """False-positive rate, on the sampled non-lenses, at which a stamp counts as flagged."""
+
+    core_px: float = 10.0
+    """Radius of the core: 2.6 arcsec holds the arcs of a 1 arcsec lens behind a 1.3 arcsec PSF."""
+
+    sky_inner_px: float = 20.0
+    """Inner radius of the annulus of sky."""
+
+    sky_outer_px: float = 32.0
+    """Outer radius of the annulus of sky: the inscribed circle of 64 pixels."""
+
+    bright_arc_snr: float = 20.0
+    """Lenses whose arc has at least this peak SNR must lose their score when the arc is hidden."""
+
+    ring_radii_arcsec: tuple[float, ...] = (0.6, 1.0, 1.5)
+    """Radii of the rings that are drawn on blank sky and on non-lenses."""
+
+    injections: int = 500
+    """Most stamps of each injection probe."""
+
+    attribution: int = 8
+    """Lenses, and half as many non-lenses, whose maps are drawn."""
+
+    occlusion_px: int = 8
+    """Side of the occluding square: about a PSF and a half."""
+
+    occlusion_stride_px: int = 4
+    """Step of the occluding square."""
+
+    resamples: int = 1000
+    """Draws of regions behind each interval."""
+
+    def __post_init__(self) -> None:
+        for name in ("per_class", "injections", "attribution", "resamples", "occlusion_px"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
+        if not 0 < self.fpr < 1:
+            raise ValueError(f"fpr must lie between 0 and 1, got {self.fpr}")
+        if not 0 < self.core_px < self.sky_inner_px < self.sky_outer_px:
+            raise ValueError("0 < core_px < sky_inner_px < sky_outer_px must hold")
+        if not self.ring_radii_arcsec or min(self.ring_radii_arcsec) <= 0:
+            raise ValueError("ring_radii_arcsec must be positive")
+        if self.occlusion_stride_px < 1 or self.occlusion_px > 64:
+            raise ValueError("the occluding square must fit the stamp and move")

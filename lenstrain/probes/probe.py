@@ -1,0 +1,258 @@
+"""The function behind `lenstrain probe`: a checkpoint and a dataset in; probe.json, a page out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lensprep.dataset import Dataset
+from lensprep.dataset.storage import local_path, write_atomic
+from lensprep.errors import CheckpointError, StorageError
+from lenstrain.evaluation.plainjson import plain
+from lenstrain.evaluation.plots import Plot
+from lenstrain.evaluation.report import PagePlot, save_plot
+from lenstrain.pages import interval, number, percent, render
+from lenstrain.probes import figures
+from lenstrain.probes.adding import (
+    can_add,
+    measure_flux_matched,
+    measure_null_injection,
+    measure_rings,
+)
+from lenstrain.probes.attention import Attention, measure_attention
+from lenstrain.probes.looking import (
+    Baseline,
+    measure_arc_removal,
+    measure_baseline,
+    measure_d4,
+    measure_linear,
+    measure_views,
+)
+from lenstrain.probes.options import ProbeOptions
+from lenstrain.probes.sample import Sample, draw_sample, find_partners
+from lenstrain.probes.scoring import Scorer
+from lenstrain.probes.words import MEANINGS, TITLES, readings
+from lenstrain.training.checkpoint import load_model, versions
+from lenstrain.training.distributed import choose_device
+
+FORMAT_VERSION = 1
+PROBE_NAME = "probe.json"
+PAGE_NAME = "probe.html"
+
+Progress = Callable[[str, float], None]
+"""Called with the name of the stage that begins and the share of the work done before it."""
+
+
+def probe(
+    checkpoint: str | Path,
+    dataset: str | Path,
+    out: Path | None = None,
+    *,
+    options: ProbeOptions | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run all probes and write them.
+
+    Parameters
+    ----------
+    checkpoint : path
+    dataset : str or path
+        Of the normalisation that the checkpoint was trained with.
+    out : path, optional
+        Folder to write; ``probe`` in the run folder of the checkpoint if not given.
+    options : ProbeOptions, optional
+    device : {"auto", "cpu", "cuda"}
+    progress : callable, optional
+
+    Returns
+    -------
+    dict
+        The content of probe.json, with ``report`` (path of the page) added.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is unusable or was trained with another normalisation.
+    DatasetError
+        If the split has not both classes.
+    StorageError
+        If `out` cannot be written.
+    """
+    options = options or ProbeOptions()
+    tell = progress or _silent
+    path = local_path(checkpoint)
+    out = default_folder(path) if out is None else out
+    tell("Drawing stamps", 0.0)
+    model, meta = load_model(path, choose_device(device))
+    data = Dataset.open(dataset)
+    _check_normalization(meta, data, path)
+    sample = draw_sample(data, options.split, options.per_class, options.seed)
+    scorer = Scorer(model, choose_device(device))
+    base = measure_baseline(sample, scorer, options)
+    partners = find_partners(data, sample)
+    probes, attention = measure(base, scorer, options, tell, partners)
+    content: dict[str, Any] = plain(
+        {
+            "format_version": FORMAT_VERSION,
+            "checkpoint": str(path),
+            "checkpoint_sha256": _digest(path),
+            "dataset": data.uri,
+            "dataset_id": data.dataset_id,
+            "normalization": data.manifest.normalization.to_dict(),
+            "split": options.split,
+            "sample": _describe(base),
+            "threshold": {
+                "fpr": options.fpr,
+                "logit": base.threshold,
+                "flagged": base.flagged_controls,
+                "upper": base.upper_fpr,
+            },
+            "probes": probes,
+            "options": asdict(options),
+            "versions": versions(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+    )
+    content["readings"] = readings(content)
+    tell("Writing", 0.95)
+    write(out, content, attention)
+    tell("Done", 1.0)
+    return content | {"report": str(out / PAGE_NAME)}
+
+
+def measure(
+    base: Baseline,
+    scorer: Scorer,
+    options: ProbeOptions,
+    tell: Progress,
+    partners: tuple[NDArray[np.int64], Sample],
+) -> tuple[dict[str, Any], Attention]:
+    """Run the probes; one that the sidecar cannot feed is None."""
+    tell("Taking parts away", 0.1)
+    probes: dict[str, Any] = dict(measure_views(base, scorer, options))
+    tell("Straight lines", 0.4)
+    probes |= measure_linear(base.sample, options)
+    tell("Turning", 0.5)
+    probes["d4"] = measure_d4(base, scorer)
+    tell("Adding light", 0.65)
+    flux = base.sample.has("median_r", "scale_r")
+    probes["arc_removal"] = None
+    if flux:
+        probes["arc_removal"] = measure_arc_removal(base, scorer, options, partners)
+    probes["null_injection"] = measure_null_injection(base, scorer, options) if flux else None
+    probes["flux_matched_null"] = probes["ring_probe"] = None
+    if can_add(base.sample):
+        probes["flux_matched_null"] = measure_flux_matched(base, scorer, options)
+        probes["ring_probe"] = measure_rings(base, scorer, options)
+    tell("Drawing maps", 0.8)
+    attention = measure_attention(base, scorer, options)
+    probes["attribution"] = attention.entry
+    return probes, attention
+
+
+def default_folder(checkpoint: Path) -> Path:
+    """Where the probes of a checkpoint go: ``RUN/probe``, or ``probe`` beside a loose file."""
+    folder = checkpoint.parent
+    return (folder.parent if folder.name == "checkpoints" else folder) / "probe"
+
+
+def write(out: Path, content: dict[str, Any], attention: Attention) -> None:
+    """Write probe.json, the figures and the page."""
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{out} cannot be made: {error.strerror}.") from error
+    pictures = [save_plot(plot, out / "figures") for plot in _plots(content, attention)]
+    page = render("probe.html", _page(content, pictures))
+    write_atomic(out / PAGE_NAME, page.encode(), sync=False)
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomic(out / PROBE_NAME, text.encode(), sync=False)
+
+
+def _plots(content: dict[str, Any], attention: Attention) -> list[Plot]:
+    probes = content["probes"]
+    drawn = [figures.draw_views(probes), figures.draw_scores(probes)]
+    if probes["flux_matched_null"] is not None:
+        fpr = content["threshold"]["fpr"]
+        drawn.append(
+            figures.draw_injections(probes["flux_matched_null"], probes["ring_probe"], fpr)
+        )
+    drawn.append(figures.draw_d4(probes["d4"].pop("changes"), probes["d4"]["logit_sd"]))
+    drawn.append(figures.draw_attention(attention))
+    return drawn
+
+
+def _page(content: dict[str, Any], pictures: list[PagePlot]) -> dict[str, Any]:
+    found = content["readings"]
+    rows = [
+        {"name": name, "title": title, "reading": found[name], "meaning": MEANINGS[name]}
+        for name, title in TITLES.items()
+    ]
+    provenance = [
+        ("Checkpoint", content["checkpoint"]),
+        ("SHA-256", content["checkpoint_sha256"]),
+        ("Dataset", content["dataset"]),
+        ("Dataset id", content["dataset_id"]),
+        ("Created", content["created"]),
+    ]
+    return {"p": content, "rows": rows, "figures": pictures, "tiles": _tiles(content["probes"]),
+            "provenance": provenance}  # fmt: skip
+
+
+def _tiles(probes: dict[str, Any]) -> list[dict[str, str]]:
+    tiles = [
+        _tile("AUROC, stamps as they are", probes["original"]["auroc"]),
+        _tile("AUROC, core masked", probes["core_mask"]["auroc"]),
+        _tile("AUROC, rings shuffled", probes["brightness_view"]["auroc"]),
+    ]
+    flux = probes["flux_matched_null"]
+    if flux is not None:
+        note = f"{percent(flux['base_rate'])} before"
+        value = percent(flux["pass_rate"])
+        tiles.append({"name": "Unlensed sources flagged", "value": value, "note": note})
+    crossing = percent(probes["d4"]["crossing_share"])
+    note = f"logit moves by {number(probes['d4']['mean_abs_change'], 2)}"
+    tiles.append({"name": "Decided by orientation", "value": crossing, "note": note})
+    return tiles
+
+
+def _tile(name: str, entry: dict[str, Any]) -> dict[str, str]:
+    text = interval(entry)
+    return {"name": name, "value": number(entry["value"]), "note": text.partition(" ")[2]}
+
+
+def _describe(base: Baseline) -> dict[str, Any]:
+    labels = base.sample.labels
+    return {
+        "lenses": int((labels == 1).sum()),
+        "non_lenses": int((labels == 0).sum()),
+        "bright": int(base.bright.sum()),
+        "regions": len(set(base.sample.regions.tolist())),
+    }
+
+
+def _check_normalization(meta: dict[str, Any], data: Dataset, path: Path) -> None:
+    stored = data.manifest.normalization.to_dict()
+    if dict(meta["normalization"]) != stored:
+        raise CheckpointError(
+            f"{path} was trained on pixels of normalisation {meta['normalization']}, but "
+            f"{data.uri} holds {stored}. Probe it on the dataset it was trained on."
+        )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _silent(stage: str, done: float) -> None:
+    pass

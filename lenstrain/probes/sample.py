@@ -1,0 +1,161 @@
+"""The stamps that probes look at: some of each class, each image once, and their facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lensprep.dataset import BANDS, Dataset, NormalizationSpec
+from lensprep.errors import DatasetError
+
+_STATISTICS = tuple(f"{what}_{band}" for what in ("median", "scale") for band in BANDS)
+_NEEDED = ("key", "label", "region_id")
+_WANTED = (
+    "pixel_hash",
+    "ra",
+    "dec",
+    "psfsize_r",
+    "psfdepth_r",
+    "theta_e_arcsec",
+    "arc_snr",
+    "total_injected_flux_r",
+    "src_x_arcsec",
+    "src_y_arcsec",
+    "src_reff_arcsec",
+    "src_gr",
+    "src_rz",
+    "psf_fwhm_used_g",
+    "psf_fwhm_used_r",
+    "psf_fwhm_used_z",
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some stamps of a split."""
+
+    pixels: NDArray[np.float16]
+    """Stored pixels, shape (n, 3, 64, 64)."""
+    labels: NDArray[np.int8]
+    table: pa.Table
+    """Their sidecar rows, as far as probes read them."""
+    spec: NormalizationSpec
+    split: str
+
+    @property
+    def regions(self) -> NDArray[Any]:
+        """Region of each stamp."""
+        return np.asarray(self.table["region_id"].to_numpy())
+
+    def has(self, *names: str) -> bool:
+        """Whether the sidecar has all of some columns."""
+        return all(name in self.table.column_names for name in names)
+
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        """A column; NaN for null."""
+        return np.asarray(
+            self.table[name].cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64
+        )
+
+    def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Median and scale of each band, shapes (n, 3).
+
+        Raises
+        ------
+        DatasetError
+            If the sidecar lacks them.
+        """
+        if not self.has(*_STATISTICS):
+            raise DatasetError(
+                "the sidecar has no median_* and scale_*: flux cannot be restored. Convert again."
+            )
+        values = np.stack([self.numbers(name) for name in _STATISTICS], 1).astype(np.float32)
+        return values[:, :3], values[:, 3:]
+
+    def take(self, rows: NDArray[Any]) -> Sample:
+        """Some of the stamps."""
+        index = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        return Sample(
+            self.pixels[index],
+            self.labels[index],
+            self.table.take(pa.array(index)),
+            self.spec,
+            self.split,
+        )
+
+
+def draw_sample(dataset: Dataset, split: str, per_class: int, seed: int) -> Sample:
+    """Draw stamps of both classes at random, each image once, in split order.
+
+    Raises
+    ------
+    DatasetError
+        If the split has not both classes.
+    """
+    present = _columns(dataset, split)
+    missing = [name for name in _NEEDED if name not in present]
+    if missing:
+        raise DatasetError(f"{dataset.uri}: the sidecar has no column {missing[0]!r}.")
+    names = [n for n in (*_NEEDED, *_WANTED, *_STATISTICS) if n in present]
+    table = dataset.read_sidecar(split, names)
+    labels = table["label"].to_numpy()
+    first = np.arange(len(labels))
+    if "pixel_hash" in names:
+        first = np.unique(np.array(table["pixel_hash"].to_pylist()), return_index=True)[1]
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for label in (0, 1):
+        rows = np.sort(first[labels[first] == label])
+        if not len(rows):
+            kind = "lenses" if label else "non-lenses"
+            raise DatasetError(f"{dataset.uri}: split {split!r} has no {kind} to probe with.")
+        chosen.append(rng.choice(rows, min(per_class, len(rows)), replace=False))
+    rows = np.sort(np.concatenate(chosen))
+    return Sample(
+        dataset.read_pixels(split, rows),
+        labels[rows],
+        table.take(pa.array(rows)),
+        dataset.manifest.normalization,
+        split,
+    )
+
+
+def find_partners(dataset: Dataset, sample: Sample) -> tuple[NDArray[np.int64], Sample]:
+    """Non-lenses at the very position of a lens: the same galaxy without arcs.
+
+    Returns
+    -------
+    rows : ndarray of int64, shape (n,)
+        Lenses of `sample` that have one.
+    partners : Sample
+        Their partners, in the same order.
+    """
+    nobody = np.empty(0, np.int64)
+    if not sample.has("ra", "dec"):
+        return nobody, sample.take(nobody)
+    table = dataset.read_sidecar(sample.split, sample.table.column_names)
+    labels = table["label"].to_numpy()
+    sky = zip(table["ra"].to_pylist(), table["dec"].to_pylist(), strict=True)
+    place = {where: i for i, where in enumerate(sky) if labels[i] == 0}
+    mine = zip(sample.table["ra"].to_pylist(), sample.table["dec"].to_pylist(), strict=True)
+    pairs = [(i, place[where]) for i, where in enumerate(mine)
+             if sample.labels[i] == 1 and where in place]  # fmt: skip
+    rows, theirs = np.array(pairs, np.int64).reshape(-1, 2).T
+    return rows, Sample(
+        dataset.read_pixels(sample.split, theirs),
+        labels[theirs],
+        table.take(pa.array(theirs)),
+        sample.spec,
+        sample.split,
+    )
+
+
+def _columns(dataset: Dataset, split: str) -> list[str]:
+    shards = dataset.split(split).shards
+    if not shards:
+        raise DatasetError(f"{dataset.uri}: split {split!r} is empty.")
+    return list(dataset.read_shard_sidecar(shards[0]).column_names)

@@ -1,0 +1,53 @@
+"""Logits of stamps in memory, float32, always in the same batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from lenstrain.training.validate import full_float32
+
+BATCH = 256
+
+
+class Scorer:
+    """A model that scores arrays of stored pixels.
+
+    Equal stamps in equal places of equal batches get equal bits: batches are cut at fixed places.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In evaluation mode.
+    device : torch.device or str
+    on_stamps : callable, optional
+        Called with the number of stamps of each batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device | str = "cpu",
+        on_stamps: Callable[[int], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.device = torch.device(device)
+        self._on_stamps = on_stamps
+
+    def __call__(self, pixels: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Logits, shape (n,)."""
+        parts = [np.empty(0)]
+        with torch.inference_mode(), full_float32():
+            for start in range(0, len(pixels), BATCH):
+                part = np.ascontiguousarray(pixels[start : start + BATCH])
+                x_BCHW = torch.from_numpy(part).to(
+                    self.device, torch.float32, memory_format=torch.channels_last
+                )
+                parts.append(self.model(x_BCHW).double().cpu().numpy())
+                if self._on_stamps is not None:
+                    self._on_stamps(len(part))
+        return np.concatenate(parts)

@@ -1,0 +1,103 @@
+"""Stamps with a part of their content taken away: what is left is what the finder may go by.
+
+All functions take stored pixels of shape (n, 3, S, S) and return new ones. What is taken away is
+replaced by the stamp's own sky: pixels drawn from its outer part, the three bands together, so
+that noise, its colour and its level stay those of the stamp.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lenstrain.probes.pixels import radius_px
+
+Pixels = NDArray[np.float16]
+Mask = NDArray[np.bool_]
+
+SKY_INNER_PX = 20.0
+"""Beyond this radius a stamp is taken to be sky: outside most hosts and every arc of the grid."""
+
+
+def fill_with_sky(pixels: Pixels, mask: Mask, rng: np.random.Generator) -> Pixels:
+    """Replace pixels by others of the same stamp's sky.
+
+    Parameters
+    ----------
+    pixels : ndarray of float16, shape (n, 3, S, S)
+    mask : ndarray of bool, shape (S, S) or (n, S, S)
+        What to replace.
+    rng : numpy.random.Generator
+    """
+    size = pixels.shape[-1]
+    sky = np.flatnonzero(radius_px(size) >= SKY_INNER_PX)
+    flat = pixels.reshape(*pixels.shape[:2], -1)
+    drawn = rng.choice(sky, (len(pixels), size * size))
+    replacement = np.take_along_axis(flat, drawn[:, None, :], axis=2)
+    chosen = np.broadcast_to(mask, (len(pixels), size, size)).reshape(len(pixels), 1, -1)
+    return np.where(chosen, replacement, flat).reshape(pixels.shape)
+
+
+def mask_core(pixels: Pixels, radius: float, rng: np.random.Generator) -> Pixels:
+    """Take away everything within a radius: host and arcs."""
+    return fill_with_sky(pixels, radius_px(pixels.shape[-1]) < radius, rng)
+
+
+def keep_core(pixels: Pixels, radius: float, rng: np.random.Generator) -> Pixels:
+    """Take away everything beyond a radius: neighbours and sky."""
+    return fill_with_sky(pixels, radius_px(pixels.shape[-1]) >= radius, rng)
+
+
+def keep_annulus(pixels: Pixels, inner: float, outer: float, rng: np.random.Generator) -> Pixels:
+    """Keep an annulus of sky only."""
+    distance = radius_px(pixels.shape[-1])
+    return fill_with_sky(pixels, (distance < inner) | (distance >= outer), rng)
+
+
+def shuffle_rings(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """Shuffle the pixels of each ring of one pixel's width: brightness stays, shape goes.
+
+    The three bands of a pixel move together, so that the colour profile stays too.
+    """
+    size = pixels.shape[-1]
+    ring = np.floor(radius_px(size)).astype(np.int64).ravel()
+    order = np.argsort(ring, kind="stable")
+    noise = rng.random((len(pixels), size * size))
+    # Sorting by ring, then by chance: position k of a ring takes a random pixel of that ring.
+    shuffled = np.argsort(ring[None, :] + noise, axis=1)
+    source = np.empty_like(shuffled)
+    np.put_along_axis(source, np.broadcast_to(order, source.shape), shuffled, axis=1)
+    flat = pixels.reshape(*pixels.shape[:2], -1)
+    return np.take_along_axis(flat, source[:, None, :], axis=2).reshape(pixels.shape)
+
+
+def scramble_colour(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """Give each stamp its bands in another order; no stamp keeps its own."""
+    orders = np.array([[0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
+    chosen = orders[rng.integers(0, len(orders), len(pixels))]
+    return np.take_along_axis(pixels, chosen[:, :, None, None], axis=1)
+
+
+def remove_asymmetry(pixels: Pixels, radius: NDArray[np.float64], sigmas: float = 3.0) -> Pixels:
+    """Take away what has no counterpart on the other side of the centre, within a radius.
+
+    A pixel brighter than the one opposite by more than `sigmas` of their noise takes its value. A
+    host is symmetric under half a turn and stays; an arc without an equal counter-image goes.
+
+    Parameters
+    ----------
+    pixels : ndarray of float16, shape (n, 3, S, S)
+    radius : ndarray, shape (n,)
+        Pixels.
+    sigmas : float
+        In units of the noise of a difference, measured beyond `SKY_INNER_PX`.
+    """
+    values = pixels.astype(np.float32)
+    opposite = values[..., ::-1, ::-1]
+    distance = radius_px(pixels.shape[-1])
+    sky = values[..., distance >= SKY_INNER_PX]
+    centre = np.median(sky, axis=-1, keepdims=True)
+    noise = 1.4826 * np.median(np.abs(sky - centre), axis=-1)[..., None, None]
+    inside = distance[None, None] <= np.asarray(radius)[:, None, None, None]
+    excess = inside & (values - opposite > sigmas * np.sqrt(2) * noise)
+    return np.where(excess, opposite, values).astype(np.float16)

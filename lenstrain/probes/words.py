@@ -1,0 +1,159 @@
+"""What each probe found and what it means, each in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lenstrain.pages import interval, number, percent
+
+TITLES = {
+    "core_mask": "Core masked",
+    "annulus_only": "Sky annulus only",
+    "core_view": "Core only",
+    "core_only": "Core profile, straight line",
+    "brightness_view": "Rings shuffled",
+    "brightness_only": "Brightness, straight line",
+    "psf_depth_only": "Seeing and depth, straight line",
+    "colour_scrambled": "Bands swapped",
+    "d4": "Turns and flips",
+    "arc_removal": "Arcs removed",
+    "null_injection": "Nothing added",
+    "flux_matched_null": "Unlensed source of equal flux",
+    "ring_probe": "Rings without a lens",
+    "permuted_labels": "Labels shuffled",
+    "attribution": "Occlusion and Grad-CAM",
+}
+
+MEANINGS = {
+    "core_mask": "Host and arcs are replaced by sky. What is still told apart is told by "
+    "neighbours, noise or the normalisation: a leak.",
+    "annulus_only": "Only sky is left. Anything above chance comes from noise or normalisation.",
+    "core_view": "Only the inner part is left. A finder of arcs should lose little.",
+    "core_only": "A straight line through the brightness profile of the core. Arcs of small lenses "
+    "blend into it (10 to 40 % of their light lies there), so a high value is no plain leak; it is "
+    "what a network must beat to claim shape.",
+    "brightness_view": "Pixels are shuffled within rings: profile and colour stay, shape goes. "
+    "What remains is found by brightness, not by arcs.",
+    "brightness_only": "Total flux in three bands. Above about 0.6, lenses are brighter than "
+    "non-lenses, by their hosts or by the light that was added.",
+    "psf_depth_only": "Seeing and depth say nothing about lensing: above 0.55 the classes were "
+    "taken under different skies.",
+    "colour_scrambled": "Each stamp gets its bands in another order. The loss is what the finder "
+    "owes to colour.",
+    "d4": "A turned lens is a lens. Stamps that cross the threshold when turned are decided by "
+    "chance; average over the views (infer --tta).",
+    "arc_removal": "Light without a counterpart on the other side of the host is removed. A finder "
+    "of arcs must drop its score; a small drop means that the host was enough.",
+    "null_injection": "A source of zero flux goes through every step that adds one. Any change "
+    "would be the machinery's, and would void the two probes below.",
+    "flux_matched_null": "Non-lenses get the flux and colours of arcs, unlensed. If they pass as "
+    "lenses, extra flux is what is found.",
+    "ring_probe": "Rings on blank sky are no lenses, since nothing is there to lens. If they all "
+    "score near 1 wherever they are, the finder looks for rings alone.",
+    "permuted_labels": "The core's straight line with shuffled labels: the same code must find "
+    "nothing, or it leaks labels across regions.",
+    "attribution": "Above 1, the evidence lies on the arcs more than their area explains. "
+    "Correlation with a random network near 1 would mean that the maps show the stamp, not the "
+    "finder.",
+}
+
+
+def readings(content: Mapping[str, Any]) -> dict[str, str]:
+    """What each probe found on this run."""
+    probes = content["probes"]
+    found = {}
+    for name in TITLES:
+        entry = probes.get(name)
+        if entry is None:
+            found[name] = "Not run: the sidecar lacks what it needs."
+        elif "auroc" in entry:
+            found[name] = _view(entry)
+        elif name in _WRITERS:
+            found[name] = _WRITERS[name](entry)
+        else:
+            found[name] = (
+                f"AUROC {interval(entry)}, cross-validated over {entry['regions']} regions."
+            )
+    return found
+
+
+def _view(entry: Mapping[str, Any]) -> str:
+    text = f"AUROC {interval(entry['auroc'])}."
+    if entry["bright_drop"] is not None:
+        text += (
+            f" Lenses with bright arcs lose {number(entry['bright_drop'])} of their score "
+            f"(n = {entry['n_bright']})."
+        )
+    return text
+
+
+def _d4(entry: Mapping[str, Any]) -> str:
+    return (
+        f"The logit changes by {number(entry['mean_abs_change'])} on average (its scatter is "
+        f"{number(entry['logit_sd'], 2)}); {percent(entry['crossing_share'])} of the stamps cross "
+        "the threshold."
+    )
+
+
+def _arc_removal(entry: Mapping[str, Any]) -> str:
+    if entry["drop"] is None:
+        share = entry.get("removed_share")
+        seen = "" if share is None else f" (in the median {percent(share)} of it could)"
+        return (
+            f"Not measured: no non-lens is a lens's own galaxy, and of {entry['n']} lenses with "
+            f"bright arcs none could be freed of half their injected flux{seen}: arcs that are "
+            "unresolved or clipped cannot be told from the host."
+        )
+    text = f"Score drops by {number(entry['drop'])} for {entry['n_removed']} of {entry['n']}"
+    if entry["method"] == "paired":
+        return f"{text} bright-arc lenses, each beside its own galaxy without arcs."
+    return (
+        f"{text} bright-arc lenses that lost at least half of their injected flux; non-lenses "
+        f"treated alike drop by {number(entry['control_drop'])}."
+    )
+
+
+def _null(entry: Mapping[str, Any]) -> str:
+    return (
+        f"{entry['pixels_changed']} pixels of {entry['n']} stamps changed; largest change of the "
+        f"logit {entry['max_abs_delta_logit']:.1e}."
+    )
+
+
+def _flux(entry: Mapping[str, Any]) -> str:
+    return (
+        f"{percent(entry['pass_rate'])} pass [{percent(entry['low'])}, {percent(entry['high'])}], "
+        f"{percent(entry['base_rate'])} before (at most {percent(entry['base_upper'])}); lenses "
+        f"pass at {percent(entry['lens_rate'])}."
+    )
+
+
+def _rings(entry: Mapping[str, Any]) -> str:
+    def listed(where: str) -> str:
+        cells = entry[where].items()
+        return ", ".join(f"{radius}″ {number(cell['mean_score'], 2)}" for radius, cell in cells)
+
+    return (
+        f"Mean scores: bare sky {number(entry['blank']['mean_score'], 2)}; rings on sky "
+        f"{listed('sky')}; on non-lenses {listed('non_lens')}."
+    )
+
+
+def _attribution(entry: Mapping[str, Any]) -> str:
+    return (
+        f"Mass on the arcs over their area: occlusion "
+        f"{number(entry['occlusion_mass_over_area'], 2)}, Grad-CAM "
+        f"{number(entry['gradcam_mass_over_area'], 2)} (medians); correlation of Grad-CAM with a "
+        f"random network's {number(entry['randomised_correlation'], 2)}."
+    )
+
+
+_WRITERS = {
+    "d4": _d4,
+    "arc_removal": _arc_removal,
+    "null_injection": _null,
+    "flux_matched_null": _flux,
+    "ring_probe": _rings,
+    "attribution": _attribution,
+}

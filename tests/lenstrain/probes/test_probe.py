@@ -1,0 +1,117 @@
+"""`lenstrain probe` as a whole, on a tiny run: its files, its page, its refusals."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from lensprep.configfile import load_config
+from lensprep.dataset import NormalizationSpec
+from lensprep.dataset.writer import write_dataset
+from lenstrain.cli import main
+from lenstrain.config import Config
+from lenstrain.probes.probe import default_folder, probe
+from lenstrain.probes.words import TITLES
+from lenstrain.training.train import train
+from tests.datasets import tiny_dataset
+from tests.lenstrain.probes.conftest import make_sample
+
+TINY = (
+    "model.arch=resnet_small", "model.width=8", "model.blocks=[1,1]", "model.crop=24",
+    "data.batch_size=20", "eval.batch_size=20", "train.epochs=1", "train.device=cpu",
+)  # fmt: skip
+SMALL = ("per_class=20", "injections=5", "attribution=2", "occlusion_stride_px=16", "resamples=50")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("probe")
+    splits = {}
+    for number, split in enumerate(("train", "val")):
+        sample = make_sample(60, seed=number)
+        splits[split] = (sample.pixels, sample.table)
+    write_dataset(folder / "ds", splits, sample.spec, shard_rows=40)
+    train(str(folder / "ds"), load_config(Config, None, TINY), folder / "run")
+    arguments = ["probe", f"{folder}/run/checkpoints/best.pt", f"{folder}/ds", "--json"]
+    for option in SMALL:
+        arguments += ["--set", option]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    return folder, json.loads(result.stdout)
+
+
+def test_everything_is_written_into_the_run(finished):
+    folder, content = finished
+    out = folder / "run" / "probe"
+    assert content["report"] == str(out / "probe.html")
+    written = json.loads((out / "probe.json").read_text())
+    assert written["probes"].keys() == content["probes"].keys()
+    assert set(TITLES) <= set(written["probes"])
+    assert all(written["probes"][name] is not None for name in TITLES)
+    assert set(written["readings"]) == set(TITLES)
+    assert written["sample"] == {"lenses": 20, "non_lenses": 20, "bright": 20, "regions": 10}
+    names = {path.stem for path in (out / "figures").iterdir()}
+    assert names == {"views", "scores", "injections", "d4", "attribution"}
+
+
+def test_the_page_needs_nothing_beside_it(finished):
+    folder, content = finished
+    page = (folder / "run" / "probe" / "probe.html").read_text()
+    assert 'src="data:image/svg+xml;base64,' in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    for text in content["readings"].values():
+        assert text.split(".")[0].replace("'", "&#39;") in page
+
+
+def test_a_sidecar_without_injection_columns_leaves_probes_out(finished, tmp_path):
+    folder, _ = finished
+    bare = tiny_dataset(tmp_path, {"train": 40, "val": 40}, signal=True)
+    checkpoint = folder / "run" / "checkpoints" / "best.pt"
+    content = probe(
+        checkpoint, bare, tmp_path / "out", options=load_options("per_class=10", *SMALL[1:])
+    )
+    assert content["probes"]["flux_matched_null"] is None
+    assert content["readings"]["ring_probe"].startswith("Not run")
+    assert content["probes"]["null_injection"]["n"] == 10
+
+
+def load_options(*overrides):
+    from lenstrain.probes.options import ProbeOptions
+
+    return load_config(ProbeOptions, None, overrides)
+
+
+def test_another_normalisation_is_refused(finished, tmp_path):
+    folder, _ = finished
+    other = tiny_dataset(tmp_path, normalization=NormalizationSpec(mode="mad_stamp", clip=5.0))
+    result = CliRunner().invoke(main, ["probe", f"{folder}/run/checkpoints/best.pt", str(other)])
+    assert result.exit_code == 1
+    assert "normalisation" in result.output
+
+
+def test_a_split_of_one_class_is_refused(finished, tmp_path):
+    folder, _ = finished
+    sample = make_sample(20)
+    rows = np.flatnonzero(sample.labels == 0)
+    write_dataset(
+        tmp_path / "ds", {"val": (sample.pixels[rows], sample.table.take(rows))}, sample.spec,
+        shard_rows=40,
+    )  # fmt: skip
+    result = CliRunner().invoke(
+        main, ["probe", f"{folder}/run/checkpoints/best.pt", str(tmp_path / "ds")]
+    )
+    assert result.exit_code == 1
+    assert "no lenses to probe with" in result.output
+
+
+@pytest.mark.parametrize("option", ["per_class=1", "fpr=0", "core_px=25", "ring_radii_arcsec=[]"])
+def test_options_out_of_range_are_refused(option):
+    result = CliRunner().invoke(main, ["probe", "x.pt", "ds", "--set", option])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ")
+
+
+def test_the_default_folder_is_the_runs(tmp_path):
+    assert default_folder(tmp_path / "checkpoints" / "best.pt") == tmp_path / "probe"
+    assert default_folder(tmp_path / "loose.pt") == tmp_path / "probe"

@@ -1,0 +1,167 @@
+"""Each probe on finders whose shortcut is known: it must tell them apart."""
+
+import numpy as np
+import pytest
+import torch
+
+from lenstrain.probes import adding, looking
+from lenstrain.probes.attention import measure_attention, randomised
+from lenstrain.probes.attribution import gradcam_maps, mass_over_area, occlusion_maps
+from lenstrain.probes.options import ProbeOptions
+from lenstrain.probes.sample import Sample
+from lenstrain.probes.scoring import Scorer
+
+OPTIONS = ProbeOptions(resamples=200, attribution=2, occlusion_stride_px=8, injections=20, fpr=0.1)
+NOBODY = np.empty(0, np.int64)
+
+
+def baseline(sample, model):
+    scorer = Scorer(model)
+    return looking.measure_baseline(sample, scorer, OPTIONS), scorer
+
+
+def test_both_finders_work(sample, arc_finder, flux_finder):
+    for model in (arc_finder, flux_finder):
+        base, _ = baseline(sample, model)
+        entry = looking.view_entry(base, base.logits, OPTIONS)
+        assert entry["auroc"]["value"] > 0.99
+        assert base.flagged_controls <= 3
+
+
+def test_hiding_the_core_leaves_chance_and_takes_the_score(sample, arc_finder):
+    base, scorer = baseline(sample, arc_finder)
+    found = looking.measure_views(base, scorer, OPTIONS)
+    assert found["core_mask"]["auroc"]["low"] < 0.5 < found["core_mask"]["auroc"]["high"]
+    assert found["core_mask"]["bright_drop"] > 0.5
+    assert found["core_mask"]["n_bright"] == 30
+    assert found["core_view"]["auroc"]["value"] > 0.99
+
+
+def test_shuffled_rings_tell_shape_from_brightness(sample, arc_finder, flux_finder):
+    by_shape = looking.measure_views(*baseline(sample, arc_finder), OPTIONS)
+    by_flux = looking.measure_views(*baseline(sample, flux_finder), OPTIONS)
+    assert by_shape["brightness_view"]["auroc"]["value"] < 0.75
+    assert by_flux["brightness_view"]["auroc"]["value"] > 0.95
+
+
+def test_removing_arcs_takes_the_score_of_an_arc_finder(sample, arc_finder):
+    base, scorer = baseline(sample, arc_finder)
+    nobody = (NOBODY, sample.take(NOBODY))
+    found = looking.measure_arc_removal(base, scorer, OPTIONS, nobody)
+    assert found["method"] == "asymmetry"
+    assert found["n_removed"] > 20
+    assert found["drop"] > 0.5
+    assert abs(found["control_drop"]) < 0.1
+
+
+def test_a_galaxys_own_non_lens_is_the_better_removal(sample, arc_finder):
+    base, scorer = baseline(sample, arc_finder)
+    lenses = np.flatnonzero(sample.labels == 1)
+    partners = (lenses, sample.take(lenses - 1))
+    found = looking.measure_arc_removal(base, scorer, OPTIONS, partners)
+    assert found["method"] == "paired"
+    assert found["n_removed"] == 30
+    assert found["drop"] > 0.8
+
+
+def test_orientation_decides_for_a_finder_of_left_arcs_only(sample, arc_finder, flux_finder):
+    sided = looking.measure_d4(*baseline(sample, arc_finder))
+    round_ = looking.measure_d4(*baseline(sample, flux_finder))
+    assert sided["crossing_share"] > 0.4
+    assert round_["mean_abs_change"] < 1e-3
+    assert round_["crossing_share"] < 0.05
+
+
+def test_zero_flux_changes_nothing(sample, flux_finder):
+    base, scorer = baseline(sample, flux_finder)
+    found = adding.measure_null_injection(base, scorer, OPTIONS)
+    assert found == {"n": 20, "pixels_changed": 0, "max_abs_delta_logit": 0.0}
+
+
+def test_a_wrong_scale_is_caught_by_the_null_injection(sample, flux_finder):
+    scale = sample.table["scale_r"].to_numpy() * 1.01
+    names = sample.table.column_names
+    table = sample.table.set_column(names.index("scale_r"), "scale_r", [scale.astype(np.float32)])
+    # The restored stamp is off by the scale, but comes back; off by the mode, it does not.
+    broken = Sample(sample.pixels + np.float16(20), sample.labels, table, sample.spec, "val")
+    base, scorer = baseline(broken, flux_finder)
+    assert adding.measure_null_injection(base, scorer, OPTIONS)["pixels_changed"] > 0
+
+
+def test_unlensed_flux_fools_the_flux_finder_alone(sample, arc_finder, flux_finder):
+    for model, low, high in ((flux_finder, 0.9, 1.0), (arc_finder, 0.0, 0.3)):
+        found = adding.measure_flux_matched(*baseline(sample, model), OPTIONS)
+        assert low <= found["pass_rate"] <= high
+        assert found["n"] == 20
+
+
+def test_injected_flux_is_the_donors_in_every_band(sample):
+    donors = adding.draw_donors(sample, 10, 0)
+    assert (donors.labels == 1).all()
+    fluxes = adding.source_fluxes(donors)
+    assert fluxes[:, 1] == pytest.approx(donors.numbers("total_injected_flux_r"))
+    assert fluxes[:, 0] == pytest.approx(fluxes[:, 1])
+    blur = adding.seeing(sample.take(np.arange(0, 20, 2)), donors)
+    own = sample.numbers("psfsize_r")[0:20:2]
+    assert blur[:, 1] == pytest.approx(own)
+    assert blur[:, 0] == pytest.approx(own * 1.5 / 1.3)
+
+
+def test_rings_and_blank_sky(sample, flux_finder):
+    found = adding.measure_rings(*baseline(sample, flux_finder), OPTIONS)
+    assert found["blank"]["flagged"] == 0
+    assert found["blank"]["upper"] < 0.15
+    assert found["non_lens"]["1"]["share"] > 0.9
+    assert set(found["sky"]) == {"0.6", "1", "1.5"}
+
+
+def test_straight_lines(sample):
+    found = looking.measure_linear(sample, OPTIONS)
+    assert found["brightness_only"]["value"] > 0.95
+    assert found["core_only"]["value"] > 0.95
+    assert found["permuted_labels"]["value"] < 0.75
+    assert found["psf_depth_only"]["value"] < 0.75
+
+
+def test_occlusion_points_at_what_the_finder_sees(sample, arc_finder):
+    scorer = Scorer(arc_finder)
+    lenses = sample.pixels[sample.labels == 1][:2]
+    maps = occlusion_maps(scorer, lenses, patch=8, stride=4, seed=0)
+    place = np.unravel_index(maps[0].argmax(), maps[0].shape)
+    assert 18 <= place[1] <= 31
+    assert 22 <= place[0] <= 42
+
+
+def test_gradcam_is_zero_where_the_network_does_not_look(sample, flux_finder):
+    maps = gradcam_maps(flux_finder, sample.pixels[1:3])
+    assert maps.shape == (2, 64, 64)
+    assert maps[:, :10].max() == 0
+    assert maps[:, 31, 31].min() > 0
+
+
+def test_mass_over_area_by_hand():
+    maps = np.zeros((1, 8, 8))
+    maps[0, 2, 2], maps[0, 5, 5], maps[0, 0, 0] = 3, 1, 100
+    masks = np.zeros((1, 8, 8), bool)
+    masks[0, 2, 2] = True
+    # In the window of 4: three quarters of the mass on one of 16 pixels.
+    assert mass_over_area(maps, masks, 4) == pytest.approx([0.75 * 16])
+    assert np.isnan(mass_over_area(np.zeros((1, 8, 8)), masks, 8)).all()
+
+
+def test_attention_measures_lenses_and_the_worst_non_lenses(sample, arc_finder):
+    base, scorer = baseline(sample, arc_finder)
+    found = measure_attention(base, scorer, OPTIONS)
+    assert found.stamps.labels.tolist() == [1, 1, 0]
+    assert found.logits[2] == base.logits[sample.labels == 0].max()
+    assert found.entry["occlusion_mass_over_area"] > 1
+    assert found.pictures.shape == (3, 64, 64, 3)
+
+
+def test_a_randomised_twin_leaves_the_model_alone(arc_finder):
+    before = arc_finder.last.weight.detach().clone()
+    state = torch.get_rng_state()
+    twin = randomised(arc_finder, 0)
+    assert not torch.equal(twin.last.weight, before)
+    assert torch.equal(arc_finder.last.weight, before)
+    assert torch.equal(torch.get_rng_state(), state)
