@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensprep.dataset import Dataset
+from lensprep.dataset.storage import is_remote
 from lensprep.dataset.where import check_columns, compile_where
-from lensprep.errors import ConfigError
+from lensprep.errors import ConfigError, StorageError
 from lenstrain.data.sidecar import Column, SidecarColumn
 from lenstrain.data.source import LocalSource, ShardSource
 from lenstrain.data.tars import TarSource, index_tar, tar_paths, tars_digest
@@ -122,8 +123,14 @@ def open_split(uri: str | os.PathLike[str], split: str) -> SplitData:
     ------
     DatasetError, ShardError
         If there is nothing to read, or it is damaged.
+    StorageError
+        If the location is an object store.
     """
     text = os.fspath(uri)
+    if is_remote(text):
+        raise StorageError(
+            f"{text}: the loader reads local datasets only, as yet. Copy it to a local disk first."
+        )
     if not text.endswith(".tar"):
         return ConvertedSplit(Dataset.open(uri), split)
     warnings.warn(

@@ -18,7 +18,7 @@ import torch
 import webdataset as wds
 
 from lensprep.dataset import PAYLOAD_BYTES, PAYLOAD_OFFSET, RECORD_STRIDE, Dataset
-from lensprep.errors import CheckpointError, ConfigError, DatasetError, ShardError
+from lensprep.errors import CheckpointError, ConfigError, DatasetError, ShardError, StorageError
 from lenstrain.data import Batch, StampLoader, hard_negative_weights
 from lenstrain.data.batch import PixelPool
 from lenstrain.data.source import LocalSource
@@ -555,6 +555,12 @@ def test_an_option_that_does_not_fit_is_refused(root, options, message):
 def test_an_unknown_split_is_refused(root):
     with pytest.raises(DatasetError, match="no split 'all'; it has: train, val"):
         StampLoader(root, "all")
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/dataset", "s3a://bucket/a.tar"])
+def test_an_object_store_is_refused_before_anything_is_asked_of_it(uri):
+    with pytest.raises(StorageError, match="reads local datasets only"):
+        StampLoader(uri)
 
 
 def unbalanced(tmp_path):
