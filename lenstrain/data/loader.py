@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from os import PathLike
 from typing import Any, Literal
@@ -300,7 +301,8 @@ class _Epoch(Iterator[Batch]):
     """Iterator over one epoch; several threads may take batches from it."""
 
     def __init__(self, loader: StampLoader, batches: Iterator[Batch]) -> None:
-        self._loader, self._batches = loader, batches
+        # Weak, so that no cycle keeps an abandoned iterator and its thread until a collection.
+        self._loader, self._batches = weakref.ref(loader), batches
         self._lock = threading.Lock()
 
     def __next__(self) -> Batch:
@@ -308,10 +310,15 @@ class _Epoch(Iterator[Batch]):
             try:
                 batch = next(self._batches)
             except StopIteration:
-                self._loader._advance(self, finished=True)
+                self._tell(finished=True)
                 raise
-            self._loader._advance(self, finished=False)
+            self._tell(finished=False)
             return batch
+
+    def _tell(self, *, finished: bool) -> None:
+        loader = self._loader()
+        if loader is not None:
+            loader._advance(self, finished=finished)
 
     def close(self) -> None:
         """End the reading thread; the iterator gives nothing more."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,8 @@ class LocalSource:
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows)])
         self._bases = np.zeros(len(shards), np.int64)
         self._maps: dict[int, _FileMap] = {}
+        self._copying = threading.Lock()
+        self._closed = False
         self.check()
 
     def check(self) -> None:
@@ -91,12 +94,17 @@ class LocalSource:
             If a shard has vanished or changed its size since the last look.
         IndexError
             If a row lies outside the split.
+        ValueError
+            If `out` does not fit, or the source is closed.
         """
         if out.nbytes != rows.size * PAYLOAD_BYTES or not out.flags.c_contiguous:
             raise ValueError(f"out must be contiguous and hold {rows.size} stamps")
-        if not _copy_rows(rows, self._starts, self._bases, out.ctypes.data):
-            self._map_for(rows)
-            _copy_rows(rows, self._starts, self._bases, out.ctypes.data)
+        with self._copying:
+            if self._closed:
+                raise ValueError("the loader is closed")
+            if not _copy_rows(rows, self._starts, self._bases, out.ctypes.data):
+                self._map_for(rows)
+                _copy_rows(rows, self._starts, self._bases, out.ctypes.data)
 
     def _map_for(self, rows: NDArray[np.int64]) -> None:
         """Map the shards of these rows that are not mapped yet."""
@@ -114,9 +122,11 @@ class LocalSource:
         return str(self._paths[shard]), within * RECORD_STRIDE + PAYLOAD_OFFSET
 
     def close(self) -> None:
-        """Unmap all shards."""
-        self._bases[:] = 0
-        self._maps.clear()
+        """Unmap all shards, after the copy that is under way."""
+        with self._copying:
+            self._closed = True
+            self._bases[:] = 0
+            self._maps.clear()
 
 
 def _identity(path: Path, size: int) -> tuple[int, int, int, int]:

@@ -164,9 +164,9 @@ def _read_ahead(source: Iterable[T], depth: int) -> Iterator[T]:
     try:
         yield from handover.items()
     finally:
+        # Not joined: the garbage collector may end us in any thread, also in one that the reader
+        # is waiting for. What the reader uses lives until it has finished.
         handover.stop()
-        if threading.current_thread() is not reader:  # the collector may end us anywhere
-            reader.join()
 
 
 announce = wds.pipelinefilter(_announce)
@@ -178,5 +178,6 @@ gather_pixels = wds.pipelinefilter(_gather_pixels)
 read_ahead = wds.pipelinefilter(_read_ahead)
 """Stage ``read_ahead(depth)``: what stands before it runs in one thread, up to `depth` items ahead.
 
-An error is raised where its item would have come; closing the iterator ends and joins the thread.
+An error is raised where its item would have come; closing the iterator ends the thread
+after the item that it is reading.
 """
