@@ -34,13 +34,13 @@ from lensprep.source import Source, SourceFile
 from lensprep.spill import arrange, read_records, read_stretches, write_run
 from lensprep.stampnpz import RejectReason
 
-RUN_ROWS = 8192
-"""Rows of one run: 218 MB of records in memory, the largest part of a worker."""
+RUN_ROWS = 4096
+"""Rows of one run: 109 MB of records in memory."""
 
 BATCH_ROWS = 1024
 """Rows whose scalar columns are handled at a time; a multiple of ``READ_ROWS``."""
 
-READ_ROWS = 256
+READ_ROWS = 128
 """Blobs read from parquet at a time."""
 
 BLOB_ROWS = 32
