@@ -84,6 +84,7 @@ def rank_rows(
     n_regions: int,
     group: NDArray[np.integer] | None = None,
     n_groups: int = 1,
+    order: NDArray[np.intp] | None = None,
 ) -> RankedRows:
     """Sort the rows by descending score and find the blocks of ties.
 
@@ -97,6 +98,8 @@ def rank_rows(
         Groups of the positives, whose AUROC is wanted apart; -1 for a positive of no group.
     n_groups : int
         Number of groups.
+    order : ndarray of int, optional
+        Rows by descending score, if that is known; rows that are not in it are left out.
 
     Raises
     ------
@@ -106,7 +109,7 @@ def rank_rows(
     values = np.asarray(scores, dtype=np.float64)
     if np.isnan(values).any():
         raise ScoresError(f"{int(np.isnan(values).sum())} scores are NaN; remove or rescore them")
-    order = np.argsort(values)[::-1]
+    order = np.argsort(values)[::-1] if order is None else order
     values = values[order]
     starts = np.concatenate(([0], np.flatnonzero(np.diff(values)) + 1, [values.size]))
     positive = np.asarray(labels)[order].astype(bool)

@@ -46,9 +46,9 @@ class Stamp:
 
 def choose_galleries(scores: Scores, size: int) -> list[Gallery]:
     """Highest non-lenses, lowest lenses and highest lenses; every image once."""
-    identity, _ = scores.identity()
-    rank = np.argsort(scores.logits, kind="stable")
-    falling = rank[::-1]
+    identity = scores.identity
+    falling = scores.order
+    rank = falling[::-1]
 
     def pick(order: NDArray[np.int64], label: int) -> NDArray[np.int64]:
         # Enough of the order to find `size` images even if each comes 24 times.

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from lensprep.errors import ScoresError
 from lenstrain.evaluation import metrics
@@ -25,7 +27,6 @@ from lenstrain.evaluation.ranking import (
     auroc_by,
     measure_ranking,
     stratum_entries,
-    unique_negatives,
 )
 from lenstrain.evaluation.resampling import Resampling, make_resampling
 from lenstrain.evaluation.scores import Scores
@@ -77,7 +78,7 @@ def measure(
     resampling = make_resampling(
         scores.n_clusters, options.resamples, options.seed, options.level, options.interval
     )
-    curve = metrics.roc_curve(scores.labels, scores.logits)
+    curve = scores.curve
     progress("Drawing regions", 0.1)
     ranking = measure_ranking(
         scores,
@@ -113,14 +114,13 @@ def check_same_model(scores: Scores, reference: Scores) -> None:
 
 def counts(scores: Scores, curve: metrics.RocCurve, options: EvaluationOptions) -> dict[str, Any]:
     """Rows by class, unique negatives, regions, ties, and how intervals were drawn."""
-    unique, identity = unique_negatives(scores)
     tied_score, tied_rows = metrics.largest_tie(curve)
     entries: dict[str, Any] = {
         "n": scores.n,
         "n_positive": curve.n_positive,
         "n_negative": curve.n_negative,
-        "n_negative_unique": unique,
-        "unique_by": identity,
+        "n_negative_unique": scores.unique_negatives.size,
+        "unique_by": scores.identity_column,
         "n_regions": scores.n_regions,
         "level": options.level,
         "resamples": options.resamples,
@@ -184,13 +184,12 @@ def _groups(
                 scores, groups, names, resampling, options.threads
             )
     if scores.has("lens_model"):
-        models = np.array([value or "" for value in scores.strings("lens_model")])
-        names = sorted(set(models[lens]) - {""})
-        groups = np.full(scores.n, -1)
-        for index, name in enumerate(names):
-            groups[lens & (models == name)] = index
+        codes, models = scores.codes("lens_model")
+        used = np.unique(codes[lens & (codes >= 0)])
+        groups = np.where(lens & (codes >= 0), np.searchsorted(used, codes), -1)
+        names = [str(models[index]) for index in used]
         entries["auroc_by_lens_model"] = auroc_by(
-            scores, groups, [str(name) for name in names], resampling, options.threads
+            scores, groups, names, resampling, options.threads
         )
     return entries
 
@@ -334,7 +333,7 @@ def _reference_notes(
     for column, what in (("key", "stamps"), ("region_id", "regions")):
         if found:
             break
-        shared = len(_distinct(scores, column) & _distinct(reference, column))
+        shared = _shared(scores.table[column], reference.table[column])
         if shared:
             found.append(
                 (
@@ -348,5 +347,7 @@ def _reference_notes(
     return found
 
 
-def _distinct(scores: Scores, column: str) -> set[str]:
-    return {str(value) for value in scores.table[column].unique().to_pylist()}
+def _shared(ours: pa.ChunkedArray, theirs: pa.ChunkedArray) -> int:
+    """Distinct values that are in both columns."""
+    ours, theirs = (column.unique().cast(pa.string()) for column in (ours, theirs))
+    return int(pc.sum(pc.is_in(ours, value_set=theirs)).as_py() or 0)

@@ -51,7 +51,9 @@ class OperatingPoint:
     fpr: float
 
 
-def roc_curve(labels: ArrayLike, scores: ArrayLike) -> RocCurve:
+def roc_curve(
+    labels: ArrayLike, scores: ArrayLike, order: NDArray[np.intp] | None = None
+) -> RocCurve:
     """Count both classes at or above each distinct score.
 
     Parameters
@@ -60,6 +62,8 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike) -> RocCurve:
         1 (or True) for a lens, 0 for a non-lens.
     scores : array_like, shape (n,)
         Higher means more like a lens. NaN is an error.
+    order : ndarray of int, shape (n,), optional
+        Rows by descending score, if that is known.
 
     Returns
     -------
@@ -80,7 +84,7 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike) -> RocCurve:
     n_positive = int(positive.sum())
     if n_positive == 0 or n_positive == positive.size:
         raise ScoresError("there is one class only: a ranking needs lenses and non-lenses")
-    order = np.argsort(values)[::-1]
+    order = np.argsort(values)[::-1] if order is None else order
     values, positive = values[order], positive[order]
     last = np.append(np.flatnonzero(np.diff(values)), values.size - 1)
     tp = np.cumsum(positive, dtype=np.int64)[last]

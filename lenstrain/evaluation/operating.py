@@ -49,8 +49,7 @@ def frozen_thresholds(
     options : EvaluationOptions
         Rates, delta, betas, prevalences and budget.
     """
-    negatives = _unique_negatives(reference)
-    curve = metrics.roc_curve(reference.labels, reference.logits)
+    negatives, curve = reference.unique_negatives, reference.curve
     found = [
         _by_rate(f"FPR {fpr:g}", "neyman_pearson", fpr, negatives, in_sample, options.delta)
         for fpr in options.fprs
@@ -65,14 +64,6 @@ def frozen_thresholds(
             name = f"F{beta:g} at prevalence {prevalence:g}"
             found.append(FrozenThreshold(name=name, kind="fbeta", threshold=best.threshold))
     return found
-
-
-def _unique_negatives(scores: Scores) -> NDArray[np.float64]:
-    identity, _ = scores.identity()
-    negative = scores.labels == 0
-    first = threshold.unique_rows(identity[negative])
-    logits: NDArray[np.float64] = scores.logits[negative][first]
-    return logits
 
 
 def _by_rate(
@@ -111,8 +102,7 @@ def completeness_thresholds(
             FrozenThreshold(name=f"logit {value:g}", kind="given", threshold=value)
             for value in options.thresholds
         ]
-    negatives = _unique_negatives(reference)
-    curve = metrics.roc_curve(reference.labels, reference.logits)
+    negatives, curve = reference.unique_negatives, reference.curve
     found = []
     for fpr in options.completeness_fprs:
         name = f"FPR {fpr:g}"

@@ -67,7 +67,9 @@ def measure_ranking(
         Entries ``auroc``, ``auroc_delong``, ``partial_auroc``, ``average_precision`` (plain and by
         prevalence), ``tpr_at_fpr``, ``tpr0`` and ``tpr10``.
     """
-    rows = boot.rank_rows(scores.labels, scores.logits, scores.region, scores.n_clusters)
+    rows = boot.rank_rows(
+        scores.labels, scores.logits, scores.region, scores.n_clusters, order=scores.order
+    )
     areas = boot.curve_draws(
         rows,
         resampling.weights,
@@ -122,12 +124,6 @@ def _delong(scores: Scores, value: float, level: float) -> dict[str, Any] | None
     return {"value": value, "low": low, "high": high, "level": level, "se": se}
 
 
-def unique_negatives(scores: Scores) -> tuple[int, str]:
-    """Distinct images among the negatives, and the column that tells them apart."""
-    identity, column = scores.identity()
-    return int(np.unique(identity[scores.labels == 0]).size), column
-
-
 def _rates(
     scores: Scores,
     curve: metrics.RocCurve,
@@ -141,7 +137,7 @@ def _rates(
     limits = np.concatenate((np.outer((*options.fprs, *grid), n0), counts))
     draws, _ = boot.tpr_at_limits(rows, resampling.weights, limits, options.threads)
     n = len(options.fprs)
-    unique, _ = unique_negatives(scores)
+    unique = scores.unique_negatives.size
     at_fpr = {
         f"{fpr:g}": _rate_entry(rows, curve, resampling, fpr, draws[k], unique, options)
         for k, fpr in enumerate(options.fprs)
@@ -214,7 +210,13 @@ def auroc_by(
         ``{name: {value, low, high, level, n}}``; value None, with a reason, for an empty group.
     """
     rows = boot.rank_rows(
-        scores.labels, scores.logits, scores.region, scores.n_clusters, groups, len(names)
+        scores.labels,
+        scores.logits,
+        scores.region,
+        scores.n_clusters,
+        groups,
+        len(names),
+        scores.order,
     )
     n0 = rows.counts(False).astype(np.float64)
     pairs = boot.pair_counts(rows, threads) if _paired(rows) else None
@@ -242,8 +244,9 @@ def _paired(rows: boot.RankedRows) -> bool:
 def _auroc_of_rows(
     scores: Scores, kept: NDArray[np.bool_], resampling: Resampling, threads: int
 ) -> Floats:
+    order = scores.order[kept[scores.order]]
     rows = boot.rank_rows(
-        scores.labels[kept], scores.logits[kept], scores.region[kept], scores.n_clusters
+        scores.labels, scores.logits, scores.region, scores.n_clusters, order=order
     )
     if rows.n_regions <= boot.MAX_PAIRED_REGIONS:
         return _auroc(rows, resampling, np.empty(0), threads)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.errors import ScoresError
+from lenstrain.evaluation.metrics import RocCurve, roc_curve
 
 METADATA_KEY = b"lenstrain"
 """Key of the parquet file's metadata that names checkpoint, dataset and normalisation."""
@@ -75,17 +77,43 @@ class Scores:
         values: list[str | None] = self.table[column].cast(pa.string()).to_pylist()
         return values
 
-    def identity(self) -> tuple[NDArray[np.int64], str]:
-        """Number of each distinct image, and the column that tells them apart.
+    def codes(self, column: str) -> tuple[NDArray[np.int64], list[Any]]:
+        """Number of each row's value among the distinct ones, -1 for null; and these, in order."""
+        codes, values = _codes(self.table[column])
+        return codes, values.to_pylist()
 
-        The decoded pixels' hash if the table has it: the same control may come up to 24 times.
-        """
-        if not self.has("pixel_hash"):
-            return np.arange(self.n, dtype=np.int64), "key"
-        codes, count = _codes(self.table["pixel_hash"])
+    @cached_property
+    def order(self) -> NDArray[np.intp]:
+        """Rows by descending logit."""
+        return np.argsort(self.logits)[::-1]
+
+    @cached_property
+    def curve(self) -> RocCurve:
+        """Counts of both classes at or above every distinct logit."""
+        return roc_curve(self.labels, self.logits, self.order)
+
+    @cached_property
+    def identity(self) -> NDArray[np.int64]:
+        """Number of each distinct image: the same control may come up to 24 times."""
+        if self.identity_column == "key":
+            return np.arange(self.n, dtype=np.int64)
+        codes, count = _unsorted_codes(self.table["pixel_hash"])
         missing = codes < 0
         codes[missing] = count + np.arange(int(missing.sum()))
-        return codes, "pixel_hash"
+        return codes
+
+    @property
+    def identity_column(self) -> str:
+        """Column that tells images apart: the decoded pixels' hash if the table has it."""
+        return "pixel_hash" if self.has("pixel_hash") else "key"
+
+    @cached_property
+    def unique_negatives(self) -> NDArray[np.float64]:
+        """Logits of the distinct images among the negatives."""
+        negative = np.flatnonzero(self.labels == 0)
+        first = np.unique(self.identity[negative], return_index=True)[1]
+        logits: NDArray[np.float64] = self.logits[negative[np.sort(first)]]
+        return logits
 
 
 def read_scores(path: Path) -> Scores:
@@ -115,7 +143,8 @@ def read_scores(path: Path) -> Scores:
     _check_keys(table["key"], path)
     labels = _read_labels(table["label"], path)
     logits, notes = _read_logits(table, path)
-    region, n_regions = _codes(table["region_id"])
+    region, regions = _codes(table["region_id"])
+    n_regions = len(regions)
     if (region < 0).any():
         raise ScoresError(
             f"{path}: {int((region < 0).sum())} rows have no region_id; intervals are drawn by "
@@ -259,15 +288,34 @@ def _to_floats(column: pa.ChunkedArray, name: str, path: Path) -> Floats:
     return np.asarray(floats.to_numpy(), dtype=np.float64)
 
 
-def _codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], int]:
-    """Number of each distinct value in sorted order, -1 for null; and how many there are."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    encoded = column.dictionary_encode().combine_chunks()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.chunk(0)
+def _codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:
+    """Number of each distinct value in sorted order, -1 for null; and the distinct values."""
+    encoded = _encoded(column)
     order = pc.sort_indices(encoded.dictionary).to_numpy()
     rank = np.empty(order.size, np.int64)
     rank[order] = np.arange(order.size)
-    indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return np.where(indices >= 0, rank[np.maximum(indices, 0)], -1), order.size
+    indices = _indices(encoded)
+    values = encoded.dictionary.take(pa.array(order))
+    if not order.size:
+        return indices, values
+    return np.where(indices >= 0, rank[np.maximum(indices, 0)], -1), values
+
+
+def _unsorted_codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], int]:
+    """As `_codes`, in order of appearance: millions of distinct hashes need no sorting."""
+    encoded = _encoded(column)
+    return _indices(encoded), len(encoded.dictionary)
+
+
+def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    encoded = column.dictionary_encode().combine_chunks()
+    return encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
+
+
+def _indices(encoded: pa.DictionaryArray) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = (
+        encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    )
+    return found

@@ -98,10 +98,10 @@ def test_a_missing_empty_or_foreign_file_is_refused(write_scores, tmp_path):
 def test_repeated_images_are_one_identity(write_scores):
     hashes = pa.array([f"{i // 3:032x}" for i in range(58)] + [None, None])
     read = read_scores(write_scores(rows=60, pixel_hash=hashes))
-    codes, column = read.identity()
+    codes, column = read.identity, read.identity_column
     assert column == "pixel_hash"
     assert np.unique(codes).size == 20 + 2
-    assert read_scores(write_scores(rows=60)).identity()[1] == "key"
+    assert read_scores(write_scores(rows=60)).identity_column == "key"
 
 
 def test_very_many_regions_are_drawn_in_whole_clusters(write_scores, monkeypatch):
