@@ -13,6 +13,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,10 +26,12 @@ from lensprep.account import ACCEPTED, Account
 from lensprep.contract import FilterRules
 from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, REJECTS_NAME, SPLITS
 from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
+from lensprep.dataset.reader import Dataset
 from lensprep.dataset.storage import (
     atomic_writer,
     local_path,
     remove_partials,
+    sync_file,
     write_atomic,
 )
 from lensprep.dataset.where import compile_where
@@ -47,6 +50,8 @@ WORK_FOLDER = ".work"
 
 _SIDECAR_BYTES = 700
 """Sidecar bytes a row, in a run; for the disk estimate."""
+
+_SYNC_THREADS = 2
 
 _GROUP_SHARDS = 16
 """Most shards of one task of the second round: a run's index is opened once for all of them."""
@@ -153,6 +158,8 @@ def convert(
     config = config or ConvertConfig()
     workers = workers or default_workers()
     root = local_path(dataset)
+    if resume and (root / MANIFEST_NAME).exists() and (root / WORK_FOLDER).exists():
+        return _finish(root, started)
     _refuse_occupied(root, resume)
     source = Source.open(src, skip_bad_files=config.skip_bad_files)
     rules = config.rules(source.schema)
@@ -182,6 +189,13 @@ def convert(
     shutil.rmtree(work)
     peak = peak_rss_bytes() + (workers * max(first_peak, second_peak) if workers > 1 else 0)
     return _report(manifest, time.monotonic() - started, peak)
+
+
+def _finish(root: Path, started: float) -> dict[str, Any]:
+    """Clean up after a conversion that was killed between its commit and its last line."""
+    manifest = Dataset.open(root).manifest
+    shutil.rmtree(root / WORK_FOLDER)
+    return _report(manifest, time.monotonic() - started, peak_rss_bytes())
 
 
 def _refuse_occupied(root: Path, resume: bool) -> None:
@@ -332,15 +346,18 @@ def _second_round(
     ]
     results: dict[str, list[dict[str, Any]]] = {split: [] for split in splits}
     done = 0
-    for task_results in run_tasks(write_shards, tasks, workers=workers):
-        for result in task_results:
-            split = str(result["shard"]["name"]).split("/")[0]
+    with ThreadPoolExecutor(_SYNC_THREADS) as syncing:
+        for result in (r for rs in run_tasks(write_shards, tasks, workers=workers) for r in rs):
+            name = str(result["shard"]["name"])
+            # Begun now, the way to the disk is short when `commit` makes sure of it.
+            syncing.submit(sync_file, root / name)
+            split = name.split("/")[0]
             results[split].append(result)
             for label, rows in result["dropped"].items():
                 account.move(split, label, RejectReason.DUPLICATE_ROW.value, rows)
             done += int(result["shard"]["rows"]) + sum(result["dropped"].values())
-        if progress is not None:
-            progress("shards", done, accepted.total())
+            if progress is not None:
+                progress("shards", done, accepted.total())
     peak = max((r["peak_rss_bytes"] for part in results.values() for r in part), default=0)
     return {split: _split_info(part) for split, part in results.items()}, peak
 

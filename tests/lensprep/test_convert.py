@@ -368,3 +368,14 @@ def test_an_error_in_a_worker_keeps_its_words(tree, tmp_path):
             str(source), str(tmp_path / "ds"), CONFIG, workers=2, announce=lambda _: victim.unlink()
         )
     assert not (tmp_path / "ds" / "manifest.json").exists()
+
+
+def test_killed_between_commit_and_clean_up_is_finished_by_resume(tree, tmp_path, monkeypatch):
+    out = tmp_path / "ds"
+    monkeypatch.setattr("lensprep.convert.shutil.rmtree", lambda path, **_: None)
+    first = convert(str(tree), str(out), CONFIG, workers=1)
+    monkeypatch.undo()
+    assert (out / ".work").exists()
+    again = convert(str(tree), str(out), CONFIG, workers=1, resume=True)
+    assert again["dataset_id"] == first["dataset_id"]
+    assert verify(str(out))["ok"]
