@@ -306,3 +306,97 @@ def probe(
         )
     lines = [f"{name:18} {text}" for name, text in result["readings"].items()]
     report(result, [*lines, f"Report: {result['report']}"], as_json)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("dataset")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for the results  [default: audit in the run folder].",
+)
+@click.option("--scores", type=click.Path(path_type=Path), help="Scores of the test split.")
+@click.option(
+    "--evaluation", type=click.Path(path_type=Path), help="Folder of `lenstrain evaluate`."
+)
+@click.option(
+    "--probe",
+    "probe_path",
+    type=click.Path(path_type=Path),
+    help="Folder of `lenstrain probe`.",
+)
+@click.option(
+    "--seed-scores",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Scores of the same split by a run with another seed. Repeatable.",
+)
+@click.option(
+    "--left-out",
+    multiple=True,
+    metavar="COLUMN=VALUE:SCORES",
+    help="Scores by a run that was trained without a value. Repeatable.",
+)
+@click.option("--real", type=click.Path(path_type=Path), help="Scores of real lenses.")
+@click.option(
+    "--confusers",
+    type=click.Path(path_type=Path),
+    help="Scores of confusers, blank fields and artefacts, with a column `kind`.",
+)
+@click.option("--run-checks", is_flag=True, help="Also run the short trainings (minutes).")
+@click.option("--only", multiple=True, metavar="ITEM", help="Measure this item only. Repeatable.")
+@click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), help="TOML file of thresholds."
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a threshold, such as scores.claimed_fprs=[0.01]. Repeatable.",
+)
+@json_option
+def audit(
+    run: Path,
+    dataset: str,
+    out: Path | None,
+    probe_path: Path | None,
+    run_checks: bool,
+    only: tuple[str, ...],
+    config_path: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    **named: Any,
+) -> None:
+    """Go through the readiness checklist: is RUN, trained on DATASET, fit to be published.
+
+    Scores, evaluation and probes of the run's best checkpoint are found in the run folder and
+    beside it. Exit status: 0 GO, 3 CONDITIONAL, 4 NO-GO.
+
+    \b
+    Example:
+      lenstrain audit runs/a data/ds --run-checks
+    """
+    from lenstrain.audit.config import AuditConfig
+
+    config = load_config(AuditConfig, config_path, overrides)
+    from lenstrain.audit.audit import audit as run_audit
+    from lenstrain.audit.evidence import Supplied
+    from lenstrain.audit.report import lines
+    from lenstrain.progress import share_progress
+
+    supplied = Supplied(probe=probe_path, **named)
+    with share_progress() as progress:
+        content, findings = run_audit(
+            run,
+            dataset,
+            out,
+            supplied=supplied,
+            config=config,
+            run_checks=run_checks,
+            only=only,
+            progress=progress,
+        )
+    report(content, [*lines(content, findings), f"Report: {content['report']}"], as_json)
+    sys.exit(content["exit_code"])

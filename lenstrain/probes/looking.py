@@ -15,15 +15,16 @@ from lensprep.dataset import PIXEL_SCALE_ARCSEC
 from lensprep.dataset.rgb import restore
 from lenstrain.augment import D4_ORDER, transform
 from lenstrain.evaluation.intervals import upper_limit
-from lenstrain.evaluation.metrics import roc_curve, tpr_at_fpr
+from lenstrain.evaluation.metrics import auroc, roc_curve, tpr_at_fpr
 from lenstrain.probes import views
-from lenstrain.probes.linear import auroc_by_region, linear_probe
+from lenstrain.probes.linear import auroc_by_region, cross_validated, linear_probe
 from lenstrain.probes.options import ProbeOptions
 from lenstrain.probes.pixels import radius_px
 from lenstrain.probes.sample import Sample
 from lenstrain.probes.scoring import Scorer
 
 Floats = NDArray[np.float64]
+PERMUTATIONS = 10
 ARC_REMOVED_SHARE = 0.5
 """A lens counts in the arc-removal probe if so much of its injected flux could be removed."""
 
@@ -203,16 +204,14 @@ def brightness(sample: Sample, radius: float) -> Floats:
 def measure_linear(sample: Sample, options: ProbeOptions) -> dict[str, Any]:
     """Straight lines through what is not shape: brightness, seeing and depth, the core's profile.
 
-    ``permuted_labels`` is the last of these with the labels shuffled: the same code must then find
-    nothing.
+    ``permuted_labels`` is the last of these with the labels shuffled, see `measure_permuted`.
     """
     labels, regions = sample.labels, sample.regions
     core = core_profile(sample, options.core_px)
-    shuffled = np.random.default_rng(options.seed).permutation(labels)
     found = {
         "brightness_only": _probe(lambda: brightness(sample, options.core_px), sample, options),
         "core_only": linear_probe(core, labels, regions, resamples=options.resamples),
-        "permuted_labels": linear_probe(core, shuffled, regions, resamples=options.resamples),
+        "permuted_labels": measure_permuted(core, labels, regions, options.seed),
         "psf_depth_only": None,
     }
     conditions = [name for name in ("psfsize_r", "psfdepth_r") if sample.has(name)]
@@ -221,6 +220,34 @@ def measure_linear(sample: Sample, options: ProbeOptions) -> dict[str, Any]:
         values = np.where(np.isfinite(values), values, np.nanmedian(values, axis=0))
         found["psf_depth_only"] = linear_probe(values, labels, regions, resamples=options.resamples)
     return found
+
+
+def measure_permuted(
+    features: Floats, labels: NDArray[Any], regions: NDArray[Any], seed: int
+) -> dict[str, Any] | None:
+    """Cross-validate shuffled labels, `PERMUTATIONS` times: the same code must then find nothing.
+
+    Returns
+    -------
+    dict or None
+        ``value`` (mean AUROC), ``low`` and ``high`` (its 95 % interval from the scatter of the
+        shuffles), ``sd`` and ``permutations``; None if it cannot be run.
+    """
+    rng = np.random.default_rng(seed)
+    if len(np.unique(regions)) < 2 or len(np.unique(labels)) < 2:
+        return None
+    areas = []
+    for _ in range(PERMUTATIONS):
+        shuffled = rng.permutation(labels)
+        try:
+            scores = cross_validated(features, shuffled, regions)
+        except ValueError:  # a fold whose training rows have one class
+            return None
+        areas.append(auroc(roc_curve(shuffled, scores)))
+    mean, sd = float(np.mean(areas)), float(np.std(areas, ddof=1))
+    half = 1.96 * sd / np.sqrt(PERMUTATIONS)
+    return {"value": mean, "low": mean - half, "high": mean + half, "sd": sd,
+            "permutations": PERMUTATIONS}  # fmt: skip
 
 
 def _probe(

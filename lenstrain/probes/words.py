@@ -149,7 +149,12 @@ def _attribution(entry: Mapping[str, Any]) -> str:
     )
 
 
+def _permuted(entry: Mapping[str, Any]) -> str:
+    return f"Mean AUROC {interval(entry)} over {entry['permutations']} shuffles."
+
+
 _WRITERS = {
+    "permuted_labels": _permuted,
     "d4": _d4,
     "arc_removal": _arc_removal,
     "null_injection": _null,

@@ -1,0 +1,196 @@
+"""Thresholds of the audit, each with its reason: frozen sections that a TOML file can change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataThresholds:
+    """What the dataset must be like."""
+
+    max_reject_rate: float = 0.001
+    """Rejected share that raises a warning: upstream's NaN stamps are 0.08 %."""
+
+    blocking_reject_rate: float = 0.01
+    """Rejected share that blocks: above 1 % the source is not what it is believed to be."""
+
+    max_class_gap: float = 0.001
+    """Largest difference of the rejected share between the classes: a larger one selects by label.
+    """
+
+    min_separation_arcsec: float = 23.7
+    """Least distance between stamps of different splits: the diagonal of 64 px, so that no pixel of
+    sky is shared."""
+
+    train_fraction: float | None = None
+    """Share of rows that you believe to be in train; not judged if not declared."""
+
+    val_fraction: float | None = None
+    """Share of rows that you believe to be in val."""
+
+    test_fraction: float | None = None
+    """Share of rows that you believe to be in test."""
+
+    fraction_tolerance: float = 0.02
+    """Tolerance of a declared share. Upstream believed 80/10/10 and had 26/39/35."""
+
+    pairing: Literal["undeclared", "paired", "unpaired"] = "undeclared"
+    """Whether every lens has its own galaxy as a non-lens. Pairs test causally and reward extra
+    flux; without them hosts may differ. Which one it is must be known."""
+
+    pairing_tolerance: float = 0.05
+    """Share of lens galaxies that may deviate from the declared mode."""
+
+    probe_rows: int = 50_000
+    """Rows, drawn over all splits, that the leak probes are fitted on."""
+
+    metadata_upper: float = 0.55
+    """Upper end of the AUROC of metadata that passes."""
+
+    metadata_lower: float = 0.60
+    """Lower end of the AUROC of metadata that blocks (upstream: yellow 0.60, red 0.70)."""
+
+    norm_stat_lower: float = 0.70
+    """Lower end of the AUROC of normalisation statistics that warns. Arcs raise clipping by right,
+    so some signal is legitimate."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunThresholds:
+    """What the run and the loader must do."""
+
+    read_rows: int = 50_000
+    """Up to so many rows an epoch is really read to see its coverage; beyond, its plan is."""
+
+    world_sizes: tuple[int, ...] = (1, 2, 4)
+    """Numbers of processes at which every row must come exactly once."""
+
+    overfit_loss: float = 0.05
+    """Loss on 64 stamps that a working network and optimiser must reach."""
+
+    overfit_steps: int = 400
+    """Steps it is given for that."""
+
+    permuted_rows: int = 1024
+    """Training stamps of the run with permuted labels."""
+
+    permuted_steps: int = 150
+    """Steps of that run."""
+
+    standard_errors: float = 3.0
+    """Distance from 0.5 that is allowed to the AUROC of permuted labels."""
+
+    check_rows: int = 301
+    """Rows of the small datasets for resuming and for two processes; odd, so that a batch is left
+    incomplete."""
+
+    min_seeds: int = 3
+    """Runs with other seeds: two runs of one configuration differ by more than intervals say."""
+
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where the short trainings run. Resuming is exact on a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreThresholds:
+    """What the scores must support."""
+
+    max_tie_share: float = 0.001
+    """Largest block of equal scores: a saturated sigmoid tied 80 % of upstream's positives."""
+
+    claimed_fprs: tuple[float, ...] = (1e-2, 1e-3)
+    """False-positive rates at which you claim a completeness; each must be supported."""
+
+    delta: float = 0.05
+    """Chance that a guaranteed rate is exceeded."""
+
+    min_regions: int = 30
+    """Regions below which intervals by region undercover."""
+
+    min_resamples: int = 1000
+    """Draws below which the ends of intervals are noisy."""
+
+    max_ece: float = 0.02
+    """Debiased calibration error after scaling."""
+
+    min_bins_covered: float = 0.9
+    """Share of reliability bins whose Wilson band holds the diagonal."""
+
+    seed_fpr: float = 1e-3
+    """False-positive rate at which seeds and left-out values are compared."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScienceThresholds:
+    """What the finder must have learnt."""
+
+    min_cell: int = 100
+    """Lenses of a completeness cell: a Wilson half-width of at most 0.096."""
+
+    min_cell_share: float = 0.8
+    """Share of cells that must have so many."""
+
+    max_unresolved: float = 0.3
+    """Share of lenses with theta_E below half the PSF FWHM; upstream 59.6 %."""
+
+    unresolved_below: float = 0.5
+    """theta_E over PSF FWHM below which a lens is unresolved."""
+
+    null_delta_logit: float = 1e-6
+    """Largest change of a logit when nothing was added."""
+
+    flux_matched_factor: float = 2.0
+    """Unlensed sources may pass at so many times the upper limit of the false-positive rate."""
+
+    bright_drop: float = 0.5
+    """Score that lenses with bright arcs must lose when arcs are hidden (upstream lost 0.69)."""
+
+    ring_score: float = 0.95
+    """If every ring scores above this wherever it lies, rings are all that is looked for."""
+
+    psf_depth_upper: float = 0.55
+    """Upper end of the AUROC of seeing and depth."""
+
+    brightness_upper: float = 0.60
+    """Upper end of the AUROC of total brightness."""
+
+    left_out_drop: float = 0.05
+    """Completeness that may be lost on values that were left out of training."""
+
+    confuser_factor: float = 10.0
+    """False-positive rate of a kind of confuser over that of all non-lenses."""
+
+    min_real: int = 30
+    """Fewest real lenses that say anything."""
+
+    real_lower: float = 0.5
+    """Wilson lower end of the recall of real lenses (published finders recover 70 to 85 %)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditConfig:
+    """The whole audit."""
+
+    purpose: Literal["publish", "internal"] = "publish"
+    """``internal`` turns what is asked of a publication only (real lenses, confusers, unlensed
+    sources) from blockers into warnings."""
+
+    seed: int = 0
+    """Seed of samples and of the short trainings."""
+
+    resamples: int = 1000
+    """Draws of regions behind the intervals of the leak probes."""
+
+    data: DataThresholds = field(default_factory=DataThresholds)
+    """What the dataset must be like."""
+
+    run: RunThresholds = field(default_factory=RunThresholds)
+    """What the run and the loader must do."""
+
+    scores: ScoreThresholds = field(default_factory=ScoreThresholds)
+    """What the scores must support."""
+
+    science: ScienceThresholds = field(default_factory=ScienceThresholds)
+    """What the finder must have learnt."""

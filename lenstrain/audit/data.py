@@ -1,0 +1,293 @@
+"""Checks of the dataset: what is in it, and what its splits and labels have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+import astropy.units as u
+import numpy as np
+import pyarrow.parquet as pq
+from astropy.coordinates import SkyCoord
+from numpy.typing import NDArray
+
+from lensprep.dataset import BANDS
+from lenstrain.audit.columns import FORBIDDEN, REQUIRED
+from lenstrain.audit.config import AuditConfig
+from lenstrain.audit.evidence import Evidence
+from lenstrain.audit.finding import NotRunError, Outcome
+
+Sky = NDArray[np.float64]
+
+
+def check_schema(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Columns and types are the same in every sidecar, and none that is needed is missing."""
+    types: dict[str, set[str]] = {}
+    faults: list[str] = []
+    sidecars = groups = 0
+    for split in evidence.splits:
+        for shard in evidence.dataset.split(split).shards:
+            file = pq.ParquetFile(evidence.dataset.path(shard.sidecar))
+            sidecars, groups = sidecars + 1, groups + file.metadata.num_row_groups
+            names = set(file.schema_arrow.names)
+            faults += [f"{shard.sidecar} lacks {name}" for name in REQUIRED if name not in names]
+            for column in file.schema_arrow:
+                types.setdefault(column.name, set()).add(str(column.type))
+    faults += [f"{name} is {' and '.join(sorted(t))}" for name, t in types.items() if len(t) > 1]
+    return Outcome(
+        passed=not faults,
+        measured={"sidecars": sidecars, "row_groups": groups, "columns": len(types),
+                  "faults": len(faults)},
+        threshold="no fault in any row group",
+        detail=f"{'; '.join(faults[:3])}. Convert again." if faults
+        else "Every sidecar has the same columns with the same types.",
+    )  # fmt: skip
+
+
+def check_reject_rate(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Rejected rows of the conversion, by reason and class, from its account."""
+    account = evidence.dataset.manifest.account
+    if not account.get("input_rows"):
+        raise NotRunError("The manifest has no account: the dataset was not made by a conversion.")
+    limits = config.data
+    rate = sum(account["rejected"].values()) / account["input_rows"]
+    by_class = _class_rates(account)
+    gap = max(by_class.values(), default=0.0) - min(by_class.values(), default=0.0)
+    blocking = rate > limits.blocking_reject_rate
+    passed = rate <= limits.max_reject_rate and gap <= limits.max_class_gap
+    reasons = ", ".join(f"{name} {n}" for name, n in account["rejected"].items()) or "none"
+    return Outcome(
+        passed=passed,
+        measured={"rate": rate, "class_gap": gap, "by_class": by_class,
+                  "reasons": dict(account["rejected"]), "filtered": dict(account["filtered"])},
+        threshold={"rate": limits.max_reject_rate, "class_gap": limits.max_class_gap,
+                   "blocking": limits.blocking_reject_rate},
+        severity="blocker" if blocking else "warn",
+        detail=f"{rate:.3%} of {account['input_rows']:,} rows were rejected ({reasons}); the "
+        f"classes differ by {100 * gap:.3f} percentage points.",
+    )  # fmt: skip
+
+
+def _class_rates(account: Mapping[str, Any]) -> dict[str, float]:
+    rows = {"0": 0, "1": 0}
+    rejected = {"0": 0, "1": 0}
+    for classes in account.get("splits", {}).values():
+        for label in set(rows) & set(classes):
+            rows[label] += classes[label]["input_rows"]
+            rejected[label] += sum(classes[label]["rejected"].values())
+    return {label: rejected[label] / n for label, n in rows.items() if n}
+
+
+def check_label_consistency(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Label against lens model, control flag and Einstein radius."""
+    label_map = evidence.dataset.manifest.label_map
+    extra = ["is_control"] if "is_control" in evidence.columns else []
+    conflicts = {"lens_model": 0, "theta_e_arcsec": 0, "is_control": 0}
+    for split in evidence.splits:
+        table = evidence.sidecar(split, ["label", "lens_model", "theta_e_arcsec", *extra])
+        label = table["label"].to_numpy()
+        expected = [label_map.get(str(name), -1) for name in table["lens_model"].to_pylist()]
+        conflicts["lens_model"] += int(np.count_nonzero(np.array(expected) != label))
+        theta = table["theta_e_arcsec"].to_numpy()
+        conflicts["theta_e_arcsec"] += int(np.count_nonzero((theta > 0) != (label == 1)))
+        if extra:
+            control = table["is_control"].to_numpy()
+            conflicts["is_control"] += int(np.count_nonzero((control == 1) != (label == 0)))
+    total = sum(conflicts.values())
+    return Outcome(
+        passed=total == 0,
+        measured=conflicts,
+        threshold=0,
+        detail=f"{total} labels contradict the columns they come from. Convert again."
+        if total
+        else "Every label agrees with lens_model, is_control and theta_e_arcsec.",
+    )
+
+
+def check_both_classes(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Rows of each class in each split, counted in the sidecars."""
+    counts, wrong = {}, []
+    for split in evidence.splits:
+        label = evidence.sidecar(split, ["label"])["label"].to_numpy()
+        counts[split] = {"0": int((label == 0).sum()), "1": int((label == 1).sum())}
+        stated = evidence.dataset.split(split).classes
+        if any(counts[split][name] != stated.get(name, 0) for name in ("0", "1")):
+            wrong.append(f"{split} has other counts than the manifest states")
+        wrong += [f"{split} has no rows of class {k}" for k, n in counts[split].items() if n == 0]
+    wrong += [f"there is no {name}" for name in ("train", "val", "test") if name not in counts]
+    return Outcome(
+        passed=not wrong,
+        measured=counts,
+        threshold="> 0 each",
+        detail="; ".join(wrong) + "." if wrong else "Every split has lenses and non-lenses.",
+    )
+
+
+def check_split_disjoint(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Regions, bricks and galaxies in two splits, and the nearest pair of stamps across splits."""
+    shared = {"region_id": _shared(evidence, "region_id")}
+    if "brickname" in evidence.columns:
+        shared["brickname"] = _shared(evidence, "brickname")
+    limit = config.data.min_separation_arcsec
+    if not {"ra", "dec"} <= set(evidence.columns):
+        if not any(shared.values()):
+            raise NotRunError(
+                "The sidecars have no ra and dec: whether splits share sky cannot be told."
+            )
+        nearest: dict[str, float] = {}
+        close = 0
+    else:
+        nearest, close = _separations({s: _positions(evidence, s) for s in evidence.splits}, limit)
+    bad = [f"{n} values of {name} are in two splits" for name, n in shared.items() if n]
+    if close:
+        bad.append(f"{close} stamps share sky with one of another split")
+    return Outcome(
+        passed=not bad,
+        measured={"shared": shared, "nearest_arcsec": nearest, "close_positions": close},
+        threshold={"shared": 0, "nearest_arcsec": limit},
+        detail="; ".join(bad) + ". What was trained on is what is tested on." if bad
+        else f"No region or brick is in two splits; the nearest stamps of two splits are "
+        f"{min(nearest.values(), default=float('nan')):,.0f} arcsec apart.",
+    )  # fmt: skip
+
+
+def _shared(evidence: Evidence, column: str) -> int:
+    sets = [set(evidence.sidecar(s, [column])[column].unique().to_pylist())
+            for s in evidence.splits]  # fmt: skip
+    return len(set().union(*(a & b for a, b in combinations(sets, 2))))
+
+
+def _positions(evidence: Evidence, split: str) -> Sky:
+    table = evidence.sidecar(split, ["ra", "dec"])
+    sky = np.stack([table["ra"].to_numpy(), table["dec"].to_numpy()], 1)
+    return np.unique(sky[np.isfinite(sky).all(1)], axis=0)
+
+
+def _separations(positions: Mapping[str, Sky], limit: float) -> tuple[dict[str, float], int]:
+    """Nearest pair of each two splits in arcsec, and how many positions lie too close."""
+    nearest: dict[str, float] = {}
+    close = 0
+    for first, second in combinations([name for name, sky in positions.items() if len(sky)], 2):
+        a, b = (SkyCoord(positions[name] * u.deg) for name in (first, second))
+        distance = a.match_to_catalog_sky(b)[1].arcsec
+        nearest[f"{first}-{second}"] = float(distance.min())
+        close += int(np.count_nonzero(distance < limit))
+    return nearest, close
+
+
+def check_duplicates(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Equal pixels in two splits or with two labels, and how many images there really are."""
+    splits, labels, hashes, keys = [], [], [], []
+    for number, split in enumerate(evidence.splits):
+        table = evidence.sidecar(split, ["pixel_hash", "label", "key"])
+        hashes.append(hash_numbers(table["pixel_hash"].to_pylist()))
+        labels.append(table["label"].to_numpy())
+        splits.append(np.full(table.num_rows, number))
+        keys += table["key"].to_pylist()
+    image, label, split_number = (np.concatenate(part) for part in (hashes, labels, splits))
+    across_splits = _in_two(image, split_number)
+    across_labels = _in_two(image, label)
+    repeated_keys = len(keys) - len(set(keys))
+    unique = {str(k): len(np.unique(image[label == k])) for k in (0, 1)}
+    bad = bool(across_splits or across_labels or repeated_keys)
+    return Outcome(
+        passed=not bad,
+        measured={"rows": len(image), "unique": unique, "across_splits": across_splits,
+                  "across_labels": across_labels, "repeated_keys": repeated_keys},
+        threshold={"across_splits": 0, "across_labels": 0, "repeated_keys": 0},
+        detail=f"{across_splits} images are in two splits, {across_labels} have both labels, "
+        f"{repeated_keys} keys come twice." + (" Split by galaxy, not by row." if bad else "")
+        + f" {len(image):,} rows are {unique['0']:,} distinct non-lenses and {unique['1']:,} "
+        "distinct lenses.",
+    )  # fmt: skip
+
+
+def hash_numbers(hashes: list[str]) -> NDArray[np.uint64]:
+    """First 64 bits of hexadecimal hashes."""
+    joined = bytes.fromhex("".join(text[:16] for text in hashes))
+    return np.frombuffer(joined, "<u8")
+
+
+def _in_two(image: NDArray[np.uint64], group: NDArray[Any]) -> int:
+    """Images that come in more than one group."""
+    pairs = np.unique(np.stack([image, group.astype(np.uint64)]), axis=1)
+    return int(np.count_nonzero(np.unique(pairs[0], return_counts=True)[1] > 1))
+
+
+def check_split_fractions(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Shares of rows against those that the user believes in."""
+    limits = config.data
+    declared = {
+        name: value
+        for name, value in (("train", limits.train_fraction), ("val", limits.val_fraction),
+                            ("test", limits.test_fraction))
+        if value is not None
+    }  # fmt: skip
+    rows = {split: evidence.dataset.split(split).rows for split in evidence.splits}
+    shares = {split: n / sum(rows.values()) for split, n in rows.items()}
+    text = ", ".join(f"{split} {share:.1%}" for split, share in shares.items())
+    if not declared:
+        raise NotRunError(
+            f"The splits hold {text}; no shares are declared to compare with. Declare them, such "
+            "as --set data.train_fraction=0.8."
+        )
+    off = max(abs(shares.get(name, 0.0) - value) for name, value in declared.items())
+    return Outcome(
+        passed=off <= limits.fraction_tolerance,
+        measured=shares,
+        threshold=declared | {"tolerance": limits.fraction_tolerance},
+        detail=f"{text}. Farthest from what was declared: {100 * off:.1f} percentage points.",
+    )
+
+
+def check_pairing(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Galaxies that come as lens and as non-lens, against the declared mode."""
+    both = lenses = 0
+    for split in evidence.splits:
+        table = evidence.sidecar(split, ["ra", "dec", "label"])
+        sky = np.stack([table["ra"].to_numpy(), table["dec"].to_numpy()], 1)
+        label = table["label"].to_numpy()
+        one, zero = ({*map(tuple, sky[label == k].tolist())} for k in (1, 0))
+        both, lenses = both + len(one & zero), lenses + len(one)
+    share = both / lenses if lenses else 0.0
+    text = f"{both:,} of {lenses:,} lens galaxies ({share:.1%}) are non-lenses too"
+    mode = config.data.pairing
+    if mode == "undeclared":
+        raise NotRunError(
+            f"{text}; no mode is declared. Declare --set data.pairing=paired or unpaired."
+        )
+    off = 1 - share if mode == "paired" else share
+    return Outcome(
+        passed=off <= config.data.pairing_tolerance,
+        measured={"share": share, "galaxies": lenses},
+        threshold={"mode": mode, "tolerance": config.data.pairing_tolerance},
+        detail=f"{text}; declared: {mode}.",
+    )
+
+
+def check_forbidden_inputs(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """What the network is fed: the pixels of the three bands and nothing else."""
+    content = evidence.checkpoint
+    first = next((w for w in content["model"].values() if w.ndim == 4), None)
+    if first is None:
+        raise NotRunError("The checkpoint has no convolution: its inputs cannot be told.")
+    channels = int(first.shape[1])
+    inputs = [f"pixels_{band}" for band in BANDS] + [str(n) for n in content.get("inputs", [])]
+    forbidden = [name for name in inputs if name in FORBIDDEN]
+    extra = channels - len(BANDS)
+    selected = [name for name in FORBIDDEN if name in (evidence.config.data.where or "")]
+    bad = bool(forbidden or extra)
+    note = f" Training rows were selected by {', '.join(selected)}." if selected else ""
+    return Outcome(
+        passed=not bad,
+        measured={"inputs": inputs, "channels": channels, "selected_by": selected},
+        threshold={"channels": len(BANDS), "forbidden": 0},
+        detail=(
+            f"The network takes {channels} channels"
+            + (f" and {', '.join(forbidden)}, which tell the label." if forbidden else ".")
+            if bad
+            else "The network sees the pixels of g, r and z alone."
+        )
+        + note,
+    )

@@ -1,0 +1,333 @@
+"""Everything an audit may look at: the run, the dataset, scores, evaluation, probes, and others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lensprep.configfile import load_config
+from lensprep.dataset import Dataset
+from lensprep.errors import CheckpointError, ProjectError, ScoresError, StorageError
+from lenstrain.audit.finding import NotRunError
+from lenstrain.config import Config
+from lenstrain.evaluation.publish import METRICS_NAME
+from lenstrain.evaluation.scores import METADATA_KEY, Scores, read_scores
+from lenstrain.probes.probe import PROBE_NAME
+from lenstrain.training.checkpoint import load_checkpoint
+from lenstrain.training.run import CHECKPOINTS
+from lenstrain.training.runlog import CONFIG, ENVIRONMENT, METRICS
+from lenstrain.training.train import BEST
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Supplied:
+    """What the caller names; the rest is looked for in the run folder and beside it."""
+
+    scores: Path | None = None
+    """Scores table of the test split."""
+    evaluation: Path | None = None
+    """Folder that `lenstrain evaluate` wrote."""
+    probe: Path | None = None
+    """probe.json, or the folder it lies in."""
+    seed_scores: tuple[Path, ...] = ()
+    """Scores of the same split by runs with other seeds."""
+    left_out: tuple[str, ...] = ()
+    """``COLUMN=VALUE:SCORES`` by runs that were trained without that value."""
+    real: Path | None = None
+    """Scores of real lenses: a table with ``logit``."""
+    confusers: Path | None = None
+    """Scores of what is taken for lenses: a table with ``kind`` and ``logit``."""
+
+
+@dataclass
+class Evidence:
+    """What was found, read when it is first asked for.
+
+    A property raises `NotRunError` if there is nothing to read, saying how to supply it.
+    """
+
+    run: Path
+    dataset: Dataset
+    supplied: Supplied = field(default_factory=Supplied)
+    run_checks: bool = False
+    """Whether the short trainings are allowed."""
+
+    @cached_property
+    def config(self) -> Config:
+        """Configuration of the run."""
+        path = self.run / CONFIG
+        if not path.is_file():
+            raise NotRunError(f"{self.run} has no {CONFIG}: it is not the folder of a run.")
+        return load_config(Config, path)
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Facts of the machine, the software and the run."""
+        return _read_json(self.run / ENVIRONMENT)
+
+    @cached_property
+    def epochs(self) -> list[dict[str, Any]]:
+        """Records of the epochs in metrics.jsonl."""
+        path = self.run / METRICS
+        if not path.is_file():
+            raise NotRunError(f"{self.run} has no {METRICS}.")
+        records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        return [record for record in records if record.get("kind") == "epoch"]
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The best checkpoint."""
+        path = self.run / CHECKPOINTS / BEST
+        if not path.is_file():
+            raise NotRunError(f"{path} is missing: the run has no finished epoch.")
+        return path
+
+    @cached_property
+    def checkpoint(self) -> dict[str, Any]:
+        """Content of the best checkpoint."""
+        try:
+            return load_checkpoint(self.checkpoint_path)
+        except CheckpointError as error:
+            raise NotRunError(str(error)) from error
+
+    @cached_property
+    def checkpoint_sha256(self) -> str:
+        """Digest of the best checkpoint."""
+        with self.checkpoint_path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Scores of the test split by the run's best checkpoint."""
+        if self.supplied.scores is not None:
+            found = read_scores(self.supplied.scores)
+            self._same_checkpoint(found.metadata.get("checkpoint_sha256"), found.path)
+            return found
+        for path in self._near("*.parquet"):
+            metadata = _scores_metadata(path)
+            if metadata.get("split") == "test" and self._is_mine(metadata):
+                return read_scores(path)
+        raise NotRunError(
+            "There are no scores of the test split by this run's best.pt in the run folder or "
+            "beside it. Make them with `lenstrain infer`, or name them with --scores."
+        )
+
+    @cached_property
+    def evaluation_folder(self) -> Path:
+        """Folder of the evaluation of those scores."""
+        named = self.supplied.evaluation
+        if named is not None:
+            metrics = _read_json(named / METRICS_NAME)
+            told = metrics["provenance"]["scores_metadata"].get("checkpoint_sha256")
+            self._same_checkpoint(told, named)
+            return named
+        for path in self._near(f"*/{METRICS_NAME}"):
+            metadata = _read_json(path).get("provenance", {}).get("scores_metadata", {})
+            if metadata.get("split") == "test" and self._is_mine(metadata):
+                return path.parent
+        raise NotRunError(
+            "There is no evaluation of this run's test scores in the run folder or beside it. Make "
+            "it with `lenstrain evaluate --calibrate-on`, or name it with --evaluation."
+        )
+
+    @cached_property
+    def evaluation(self) -> dict[str, Any]:
+        """Content of metrics.json."""
+        return _read_json(self.evaluation_folder / METRICS_NAME)
+
+    @cached_property
+    def completeness(self) -> pa.Table:
+        """Cells of completeness.parquet."""
+        path = self.evaluation_folder / "completeness.parquet"
+        try:
+            return pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise NotRunError(f"{path} cannot be read: {error}. Evaluate again.") from error
+
+    @cached_property
+    def probe(self) -> dict[str, Any]:
+        """Content of probe.json for the run's best checkpoint."""
+        path = self.supplied.probe or self.run / "probe"
+        path = path / PROBE_NAME if path.is_dir() else path
+        if not path.is_file():
+            raise NotRunError(
+                f"Not probed. Run `lenstrain probe {self.run}/{CHECKPOINTS}/{BEST} "
+                f"{self.dataset.uri}`."
+            )
+        content = _read_json(path)
+        if content.get("checkpoint_sha256") != self.checkpoint_sha256:
+            raise NotRunError(f"{path} was made from another checkpoint. Probe this one again.")
+        return content
+
+    def probed(self, name: str) -> dict[str, Any]:
+        """One result of the probes."""
+        entry: dict[str, Any] | None = self.probe["probes"].get(name)
+        if entry is None:
+            raise NotRunError(f"The probe {name} could not be run: the sidecar lacks its columns.")
+        return entry
+
+    def frozen_threshold(self) -> dict[str, Any]:
+        """The first frozen threshold of the evaluation, with its rates."""
+        for entry in self.evaluation["completeness_thresholds"]:
+            if entry.get("threshold") is not None:
+                return dict(entry)
+        raise NotRunError("The evaluation has no frozen threshold.")
+
+    def other_scores(self, path: Path) -> Scores:
+        """Scores of another run; the same rows as `scores`."""
+        found = read_scores(path)
+        if set(found.table["key"].to_pylist()) != set(self.scores.table["key"].to_pylist()):
+            raise ScoresError(f"{path} has other rows than {self.scores.path}: score one split.")
+        return found
+
+    def sidecar(self, split: str, columns: Sequence[str]) -> pa.Table:
+        """Sidecar columns of a split.
+
+        Raises
+        ------
+        NotRunError
+            If one is missing.
+        """
+        have = self.columns
+        missing = [name for name in columns if name not in have]
+        if missing:
+            raise NotRunError(
+                f"The sidecars have no column {missing[0]!r}. Convert the source again with it."
+            )
+        return self.dataset.read_sidecar(split, list(columns))
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """Columns of the first sidecar."""
+        for split in self.splits:
+            for shard in self.dataset.split(split).shards:
+                path = self.dataset.path(shard.sidecar)
+                return list(pq.read_schema(path).names)
+        raise NotRunError("The dataset is empty.")
+
+    @property
+    def splits(self) -> list[str]:
+        """Splits that have rows."""
+        return [name for name, split in self.dataset.manifest.splits.items() if split.rows]
+
+    def sampled(self, columns: Sequence[str], rows: int) -> pa.Table:
+        """About `rows` rows of some columns, spread evenly over all shards.
+
+        Rows lie in a shuffled order, so every k-th row of a shard is a random sample.
+        """
+        total = sum(self.dataset.split(split).rows for split in self.splits)
+        step = max(1, total // rows)
+        parts = []
+        for split in self.splits:
+            for shard in self.dataset.split(split).shards:
+                table = self.dataset.read_shard_sidecar(shard, list(columns))
+                parts.append(table.take(pa.array(np.arange(0, table.num_rows, step))))
+        return pa.concat_tables(parts)
+
+    def _near(self, pattern: str) -> list[Path]:
+        """Files in the run folder and beside it, newest first."""
+        found = [*self.run.glob(pattern), *self.run.parent.glob(pattern)]
+        return sorted(found, key=lambda path: -path.stat().st_mtime)
+
+    def _is_mine(self, metadata: dict[str, Any]) -> bool:
+        return bool(metadata.get("checkpoint_sha256") == self.checkpoint_sha256)
+
+    def _same_checkpoint(self, sha256: str | None, path: Path) -> None:
+        if sha256 is not None and sha256 != self.checkpoint_sha256:
+            raise NotRunError(f"{path} was made from another checkpoint than {self.run}'s best.pt.")
+
+
+def read_logits(path: Path, needed: Sequence[str] = ()) -> pa.Table:
+    """Read any table with logits: of one class alone, or of things that have no label.
+
+    Raises
+    ------
+    ScoresError
+        If it cannot be read, lacks a column, or holds logits that are not finite.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise ScoresError(f"{path} cannot be read as parquet: {error}") from error
+    for name in ("logit", *needed):
+        if name not in table.column_names:
+            raise ScoresError(f"{path} has no column {name!r}.")
+    if table.num_rows == 0 or not np.isfinite(logits_of(table)).all():
+        raise ScoresError(f"{path} is empty, or has logits that are not finite.")
+    return table
+
+
+def logits_of(table: pa.Table) -> NDArray[np.float64]:
+    """Logits as float64, NaN for null."""
+    return np.asarray(table["logit"].cast(pa.float64()).to_numpy(), np.float64)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NotRunError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise NotRunError(f"{path} is not JSON: {error}.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _scores_metadata(path: Path) -> dict[str, Any]:
+    try:
+        raw = (pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}")
+        content = json.loads(raw)
+    except (OSError, pa.ArrowException, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def open_evidence(
+    run: Path, dataset: str | Path, supplied: Supplied | None = None, *, run_checks: bool = False
+) -> Evidence:
+    """Open what an audit looks at.
+
+    Raises
+    ------
+    StorageError
+        If `run` is no run folder, or a file that was named is not there.
+    DatasetError
+        If the dataset cannot be opened.
+    """
+    if not (run / CONFIG).is_file():
+        raise StorageError(f"{run} is not the folder of a run (it has no {CONFIG}).")
+    supplied = supplied or Supplied()
+    named = (supplied.scores, supplied.evaluation, supplied.probe, supplied.real,
+             supplied.confusers, *supplied.seed_scores)  # fmt: skip
+    for path in named:
+        if path is not None and not path.exists():
+            raise StorageError(f"{path}: no such file or folder.")
+    for text in supplied.left_out:
+        parse_left_out(text)
+    return Evidence(run, Dataset.open(dataset), supplied, run_checks)
+
+
+def parse_left_out(text: str) -> tuple[str, str, Path]:
+    """Split ``COLUMN=VALUE:SCORES``.
+
+    Raises
+    ------
+    ProjectError
+        If it is not of that form, or the file is not there.
+    """
+    head, colon, tail = text.partition(":")
+    column, equals, value = head.partition("=")
+    if not (colon and equals and column and value and tail):
+        raise ProjectError(f"--left-out {text!r}: write it as COLUMN=VALUE:SCORES.")
+    if not Path(tail).is_file():
+        raise StorageError(f"{tail}: no such file.")
+    return column, value, Path(tail)

@@ -1,0 +1,59 @@
+"""What an item of the checklist found, and the verdict that follows from all of them (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+Severity = Literal["blocker", "warn", "info"]
+Verdict = Literal["GO", "CONDITIONAL", "NO-GO"]
+
+EXIT_CODES: Final[dict[Verdict, int]] = {"GO": 0, "CONDITIONAL": 3, "NO-GO": 4}
+
+
+class NotRunError(Exception):
+    """An item could not be measured; the message says why, and how to supply what it needs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a check measured."""
+
+    passed: bool
+    measured: Any
+    threshold: Any
+    detail: str
+    severity: Severity | None = None
+    """How much it weighs, where that depends on what was measured."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One item of the checklist, judged."""
+
+    item: str
+    group: str
+    """data, loader, run, scores or science."""
+    severity: Severity
+    """How much it weighs if it is not passed."""
+    passed: bool | None
+    """None: not run."""
+    measured: Any
+    threshold: Any
+    detail: str
+    """What it means, and what to do; why it was not run."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def decide(findings: Iterable[Finding]) -> Verdict:
+    """NO-GO if a blocker failed or was not run; else CONDITIONAL if a warning failed; else GO."""
+    found = list(findings)
+    if any(f.severity == "blocker" and f.passed is not True for f in found):
+        return "NO-GO"
+    if any(f.severity == "warn" and f.passed is False for f in found):
+        return "CONDITIONAL"
+    return "GO"

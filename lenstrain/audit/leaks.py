@@ -1,0 +1,145 @@
+"""Leak probes: can the label be told from what should not tell it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lensprep.dataset import BANDS
+from lenstrain.audit.columns import FORBIDDEN, IDENTITY, NORM_STATS
+from lenstrain.audit.config import AuditConfig
+from lenstrain.audit.evidence import Evidence
+from lenstrain.audit.finding import NotRunError, Outcome, Severity
+from lenstrain.probes.linear import linear_probe
+
+MAX_CATEGORIES = 50
+"""Text with more distinct values is a name, not a property."""
+
+Floats = NDArray[np.float64]
+
+
+def check_metadata_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Logistic regression on every column that may be known of a stamp, regions kept apart."""
+    left_out = {*FORBIDDEN, *IDENTITY, *NORM_STATS}
+    allowed = [name for name in evidence.columns if name not in left_out]
+    table = evidence.sampled([*allowed, "label", "region_id"], config.data.probe_rows)
+    features, used = metadata_features(table.select(allowed))
+    found = _probe(features, table, config)
+    limits = config.data
+    passed = found["high"] <= limits.metadata_upper
+    severity: Severity = "blocker" if found["low"] > limits.metadata_lower else "warn"
+    alone = _telling(table, used) if not passed else {}
+    named = ", ".join(f"{name} {value:.3f}" for name, value in alone.items())
+    return Outcome(
+        passed=passed,
+        measured=found | {"columns": used, "alone": alone},
+        threshold={"upper": limits.metadata_upper, "blocks_above_lower": limits.metadata_lower},
+        # An unsure leak warns; one that passes is a blocker passed.
+        severity="blocker" if passed else severity,
+        detail=f"AUROC {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] from "
+        f"{len(used)} columns, over {found['regions']} regions."
+        + (f" Alone: {named}. The classes differ by how they were chosen." if named else ""),
+    )
+
+
+def check_norm_stat_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Logistic regression on medians, scales and clipped fractions, and the classes' clip gap."""
+    names = [name for name in NORM_STATS if name in evidence.columns]
+    if not names:
+        raise NotRunError("The sidecars have no statistics of the normalisation.")
+    table = evidence.sampled([*names, "label", "region_id"], config.data.probe_rows)
+    features, used = metadata_features(table.select(names))
+    found = _probe(features, table, config)
+    gaps = clip_gaps(table)
+    text = ", ".join(
+        f"{band} {gap['non_lenses']:.2%} and {gap['lenses']:.2%} (d = {gap['cohen_d']:.2f})"
+        for band, gap in gaps.items()
+    )
+    return Outcome(
+        passed=found["low"] <= config.data.norm_stat_lower,
+        measured=found | {"columns": used, "clip_gap": gaps},
+        threshold={"lower": config.data.norm_stat_lower},
+        detail=f"AUROC {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] from medians,"
+        f" scales and clipped fractions. Clipped in non-lenses and lenses: {text}. Arcs clip by "
+        "right; beyond that, normalise by an annulus of sky.",
+    )
+
+
+def _probe(features: Floats, table: pa.Table, config: AuditConfig) -> dict[str, Any]:
+    labels, regions = table["label"].to_numpy(), table["region_id"].to_numpy()
+    found = linear_probe(features, labels, regions, resamples=config.resamples)
+    if found is None or found["low"] is None:
+        raise NotRunError(
+            "A probe needs usable columns, both classes, and two regions that hold both."
+        )
+    return found
+
+
+def metadata_features(table: pa.Table) -> tuple[Floats, list[str]]:
+    """Numbers, flags of nulls, and indicators of text with few values.
+
+    Returns
+    -------
+    features : ndarray of float64, shape (n, k)
+        Nulls and NaN take the median of the column; constant features are left out.
+    used : list of str
+        Columns that gave at least one feature.
+    """
+    parts: list[Floats] = []
+    used = []
+    for name in table.column_names:
+        made = [part for part in _features(table[name]) if np.ptp(part) > 0]
+        parts += made
+        used += [name] if made else []
+    shape = (table.num_rows, 0)
+    return (np.stack(parts, 1) if parts else np.empty(shape)), used
+
+
+def _features(column: pa.ChunkedArray) -> list[Floats]:
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        values = column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+        missing = ~np.isfinite(values)
+        if missing.all():
+            return []
+        return [np.where(missing, np.median(values[~missing]), values), missing.astype(np.float64)]
+    if pa.types.is_string(column.type):
+        texts = np.array([str(value) for value in column.to_pylist()])
+        names = np.unique(texts)
+        if len(names) <= MAX_CATEGORIES:
+            return [(texts == name).astype(np.float64) for name in names]
+    return []
+
+
+def _telling(table: pa.Table, names: list[str], most: int = 3) -> dict[str, float]:
+    """Columns that tell most by themselves, with the AUROC of a straight line on each."""
+    labels, regions = table["label"].to_numpy(), table["region_id"].to_numpy()
+    areas = {}
+    for name in names:
+        features, _ = metadata_features(table.select([name]))
+        found = linear_probe(features, labels, regions, resamples=2)
+        if found is not None:
+            areas[name] = found["value"]
+    return dict(sorted(areas.items(), key=lambda item: -item[1])[:most])
+
+
+def clip_gaps(table: pa.Table) -> dict[str, dict[str, float]]:
+    """Mean clipped fraction of both classes in each band, and Cohen's d between them."""
+    lens = table["label"].to_numpy() == 1
+    found = {}
+    for band in BANDS:
+        name = f"clip_frac_{band}"
+        if name not in table.column_names:
+            continue
+        values = table[name].to_numpy().astype(np.float64)
+        one, zero = values[lens], values[~lens]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            pooled = np.sqrt((one.var(ddof=1) + zero.var(ddof=1)) / 2)
+        d = (one.mean() - zero.mean()) / pooled if pooled > 0 else 0.0
+        found[band] = {"non_lenses": float(zero.mean()), "lenses": float(one.mean()),
+                       "cohen_d": float(d)}  # fmt: skip
+    return found

@@ -1,0 +1,174 @@
+"""Checks that need data from outside: left-out values, confusers, blank sky, real lenses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lensprep.errors import ScoresError
+from lenstrain.audit.config import AuditConfig
+from lenstrain.audit.evidence import Evidence, logits_of, parse_left_out, read_logits
+from lenstrain.audit.finding import NotRunError, Outcome
+from lenstrain.evaluation.intervals import upper_limit, wilson
+from lenstrain.evaluation.metrics import roc_curve, tpr_at_fpr
+from lenstrain.evaluation.scores import Scores
+
+BLANK_KINDS = ("blank", "blank_sky", "sky")
+ARTEFACT_KINDS = ("artefact", "artifact")
+
+
+def check_leave_one_out(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Completeness of lenses of a value that another run never saw, against this run's."""
+    if not evidence.supplied.left_out:
+        raise NotRunError(
+            'Not testable as supplied. Train runs without one value (--set data.where="'
+            'theta_e_arcsec != 0.6"), score the same split, and give each as --left-out '
+            "theta_e_arcsec=0.6:SCORES. A value that the data does not have cannot be tested."
+        )
+    cells = {}
+    for text in evidence.supplied.left_out:
+        column, value, path = parse_left_out(text)
+        other = evidence.other_scores(path)
+        cells[f"{column}={value}"] = _left_out(evidence.scores, other, column, value, config)
+    allowed = config.science.left_out_drop
+    failed = [name for name, cell in cells.items()
+              if cell["drop"] > allowed and cell["left_out"] < cell["low"]]  # fmt: skip
+    listed = ", ".join(f"{name} {100 * cell['drop']:+.1f} points" for name, cell in cells.items())
+    return Outcome(
+        passed=not failed,
+        measured=cells,
+        threshold={"drop": allowed, "or": "inside the interval"},
+        detail=f"Completeness lost on values left out of training: {listed}."
+        + (f" {', '.join(failed)} is not generalised to." if failed else ""),
+    )
+
+
+def _left_out(
+    mine: Scores, other: Scores, column: str, value: str, config: AuditConfig
+) -> dict[str, Any]:
+    fpr = config.scores.seed_fpr
+    rates = []
+    for table in (mine, other):
+        chosen = _lenses_with(table, column, value)
+        cut = tpr_at_fpr(roc_curve(table.labels, table.logits), fpr).threshold
+        rates.append((int((table.logits[chosen] > cut).sum()), int(chosen.sum())))
+    (k, n), (k_other, n_other) = rates
+    low = float(wilson(k, n)[0])
+    return {"seen": k / n, "left_out": k_other / n_other, "drop": k / n - k_other / n_other,
+            "low": low, "n": n}  # fmt: skip
+
+
+def _lenses_with(table: Scores, column: str, value: str) -> NDArray[np.bool_]:
+    have = pq.read_schema(table.path).names
+    if column not in have:
+        raise ScoresError(f"{table.path} has no column {column!r} for --left-out.")
+    values = pq.read_table(table.path, columns=[column])[column]
+    if pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
+        same = np.isclose(values.cast(pa.float64()).to_numpy(), float(value))
+    else:
+        same = np.array([str(item) == value for item in values.to_pylist()])
+    chosen = same & (table.labels == 1)
+    if not chosen.any():
+        raise NotRunError(f"{table.path} has no lens with {column} = {value}.")
+    return np.asarray(chosen)
+
+
+def check_confusers(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Spirals, rings, edge-ons, mergers: the share of each that passes as a lens."""
+    kinds = _kinds(evidence, "spirals, rings, edge-ons and mergers")
+    special = (*BLANK_KINDS, *ARTEFACT_KINDS)
+    chosen = {kind: logits for kind, logits in kinds.items() if kind not in special}
+    if not chosen:
+        raise NotRunError("The table of confusers has blank fields and artefacts only.")
+    return _judge(chosen, evidence, config)
+
+
+def check_blank(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Blank fields that pass as a lens; synthetic ones from the probes if no real are given."""
+    if evidence.supplied.confusers is not None:
+        kinds = _kinds(evidence, "blank fields")
+        chosen = {kind: logits for kind, logits in kinds.items() if kind in BLANK_KINDS}
+        if chosen:
+            return _judge(chosen, evidence, config)
+    cell = evidence.probed("ring_probe")["blank"]
+    base = evidence.probe["threshold"]
+    allowed = config.science.confuser_factor * base["fpr"]
+    return Outcome(
+        passed=cell["share"] <= allowed,
+        measured={"kinds": {"synthetic sky": cell}},
+        threshold={"share": allowed},
+        detail=f"{cell['flagged']} of {cell['n']} synthetic blank fields pass (at most "
+        f"{cell['upper']:.2%}). They are white noise: give real ones with --confusers, kind blank.",
+    )
+
+
+def check_artefacts(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Bleed trails, spikes, ghosts and satellites that pass as a lens."""
+    kinds = _kinds(evidence, "artefacts")
+    chosen = {kind: logits for kind, logits in kinds.items() if kind in ARTEFACT_KINDS}
+    if not chosen:
+        raise NotRunError("The table of confusers has no rows of kind artefact.")
+    return _judge(chosen, evidence, config)
+
+
+def _kinds(evidence: Evidence, what: str) -> dict[str, NDArray[np.float64]]:
+    path = evidence.supplied.confusers
+    if path is None:
+        raise NotRunError(
+            f"No {what} were supplied. Convert labelled real ones, score them with `lenstrain "
+            "infer`, add a column `kind`, and name the table with --confusers."
+        )
+    table = read_logits(path, ["kind"])
+    kinds = np.array([str(kind) for kind in table["kind"].to_pylist()])
+    logits = logits_of(table)
+    return {str(kind): logits[kinds == kind] for kind in np.unique(kinds)}
+
+
+def _judge(
+    kinds: dict[str, NDArray[np.float64]], evidence: Evidence, config: AuditConfig
+) -> Outcome:
+    frozen = evidence.frozen_threshold()
+    # The rate that was aimed at, where none of these non-lenses was flagged.
+    overall = float(frozen["fpr"]["value"]) or float(frozen["target_fpr"] or 0.0)
+    allowed = config.science.confuser_factor * overall
+    cells = {}
+    for kind, logits in kinds.items():
+        hits = int((logits > frozen["threshold"]).sum())
+        cells[kind] = {"flagged": hits, "n": len(logits), "share": hits / len(logits),
+                       "upper": upper_limit(hits, len(logits))}  # fmt: skip
+    failed = [kind for kind, cell in cells.items() if cell["share"] > allowed]
+    listed = ", ".join(f"{kind} {c['share']:.2%} (at most {c['upper']:.2%}, n = {c['n']})"
+                       for kind, c in cells.items())  # fmt: skip
+    return Outcome(
+        passed=not failed,
+        measured={"kinds": cells, "overall": overall},
+        threshold={"share": allowed},
+        detail=f"Flagged: {listed}; all non-lenses {overall:.2%}."
+        + (f" Too many: {', '.join(failed)}." if failed else ""),
+    )
+
+
+def check_real_lenses(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Recall of real lenses, found in imaging, at the frozen threshold."""
+    path, limits = evidence.supplied.real, config.science
+    if path is None:
+        raise NotRunError(
+            "No real lenses were supplied. Convert at least "
+            f"{limits.min_real} that were found in comparable imaging, score them with `lenstrain "
+            "infer`, and name the table with --real."
+        )
+    logits = logits_of(read_logits(path))
+    cut = evidence.frozen_threshold()["threshold"]
+    hits, n = int((logits > cut).sum()), len(logits)
+    low, high = (float(end) for end in wilson(hits, n))
+    return Outcome(
+        passed=n >= limits.min_real and low > limits.real_lower,
+        measured={"recovered": hits, "n": n, "recall": hits / n, "low": low, "high": high},
+        threshold={"n": limits.min_real, "low": limits.real_lower},
+        detail=f"{hits} of {n} real lenses pass: {hits / n:.1%} [{low:.1%}, {high:.1%}]."
+        + ("" if n >= limits.min_real else f" Fewer than {limits.min_real} say little."),
+    )

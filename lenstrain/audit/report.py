@@ -1,0 +1,161 @@
+"""The audit for people: a page, a Markdown file, and lines for a terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lensprep.dataset.storage import write_atomic
+from lensprep.errors import StorageError
+from lenstrain.audit.finding import Finding
+from lenstrain.pages import render
+
+JSON_NAME = "audit.json"
+PAGE_NAME = "audit.html"
+TEXT_NAME = "audit.md"
+
+TITLES = {
+    "data": "The data",
+    "loader": "The loader",
+    "run": "The run",
+    "scores": "The scores",
+    "science": "The science",
+}
+MEANINGS = {
+    "GO": "Every blocker passed and no warning failed.",
+    "CONDITIONAL": "Every blocker passed; warnings failed, which belong beside every figure.",
+    "NO-GO": "A blocker failed or was not run: figures of this run cannot be relied on yet.",
+}
+_LONGEST = 220
+
+
+def write_report(out: Path, content: dict[str, Any], findings: Sequence[Finding]) -> None:
+    """Write audit.json, audit.html and audit.md.
+
+    Raises
+    ------
+    StorageError
+        If the folder cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{out} cannot be made: {error.strerror}.") from error
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomic(out / PAGE_NAME, page(content, findings).encode(), sync=False)
+    write_atomic(out / TEXT_NAME, markdown(content, findings).encode(), sync=False)
+    write_atomic(out / JSON_NAME, text.encode(), sync=False)
+
+
+def mark(finding: Finding) -> str:
+    """Result in a word."""
+    return {True: "passed", False: "FAILED", None: "not run"}[finding.passed]
+
+
+def pressing(findings: Sequence[Finding]) -> list[Finding]:
+    """What keeps the verdict from GO, the gravest first."""
+    failed = [f for f in findings if f.severity == "blocker" and f.passed is False]
+    open_ = [f for f in findings if f.severity == "blocker" and f.passed is None]
+    warned = [f for f in findings if f.severity == "warn" and f.passed is False]
+    return [*failed, *open_, *warned]
+
+
+def page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
+    """The page, self-contained."""
+    rows = [_row(finding) for finding in findings]
+    groups = [
+        {"title": title, "findings": [row for row in rows if row["group"] == name]}
+        for name, title in TITLES.items()
+    ]
+    provenance = [(name, content[name]) for name in ("run", "dataset", "dataset_id", "checkpoint",
+                                                     "created", "version")]  # fmt: skip
+    return render(
+        "audit.html",
+        {
+            "a": content,
+            "meaning": MEANINGS[content["verdict"]],
+            "tiles": _tiles(findings),
+            "first": [_row(finding) for finding in pressing(findings)],
+            "groups": [group for group in groups if group["findings"]],
+            "provenance": provenance,
+        },
+    )
+
+
+def _row(finding: Finding) -> dict[str, Any]:
+    css = {True: "passed", False: "failed", None: "none"}[finding.passed]
+    return finding.to_dict() | {
+        "css": css,
+        "mark": mark(finding),
+        "measured_text": spell(finding.measured),
+        "threshold_text": spell(finding.threshold),
+    }
+
+
+def _tiles(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    def count(severity: str, passed: bool | None) -> int:
+        return sum(f.severity == severity and f.passed is passed for f in findings)
+
+    tiles = []
+    for severity, name in (("blocker", "Blockers"), ("warn", "Warnings")):
+        failed, passed = count(severity, False), count(severity, True)
+        note = f"failed; {count(severity, None)} not run, {passed} passed"
+        tiles.append({"name": name, "value": failed, "note": note})
+    measured = sum(f.passed is not None for f in findings)
+    tiles.append({"name": "Measured", "value": measured, "note": f"of {len(findings)} items"})
+    return tiles
+
+
+def spell(value: Any) -> str:
+    """A measured value in one short line."""
+    text = _spell(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_spell(item)}" for name, item in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_spell(item) for item in value) + "]"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def markdown(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
+    """The audit as Markdown, for an issue or a repository."""
+    lines = [
+        f"# Audit: {content['verdict']}",
+        "",
+        MEANINGS[content["verdict"]],
+        "",
+        f"- Run: `{content['run']}`",
+        f"- Dataset: `{content['dataset']}` ({content['dataset_id'][:12]})",
+        f"- Purpose: {content['purpose']}",
+        f"- Created: {content['created']}",
+    ]
+    for name, title in TITLES.items():
+        mine = [finding for finding in findings if finding.group == name]
+        if not mine:
+            continue
+        head = "| Result | Weight | Item | Finding | Measured | Threshold |"
+        lines += ["", f"## {title}", "", head, "|---|---|---|---|---|---|"]
+        for f in mine:
+            cells = (mark(f), f.severity, f"`{f.item}`", f.detail, spell(f.measured),
+                     spell(f.threshold))  # fmt: skip
+            lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def lines(content: Mapping[str, Any], findings: Sequence[Finding]) -> list[str]:
+    """The audit for a terminal: the verdict last, where it is seen."""
+    shown = [f"{mark(f):8} {f.severity:8} {f.item:20} {f.detail}" for f in findings]
+    counts = _tiles(findings)
+    total = ", ".join(f"{tile['name'].lower()}: {tile['value']} {tile['note']}" for tile in counts)
+    return [*shown, total, f"Verdict: {content['verdict']}. {MEANINGS[content['verdict']]}"]

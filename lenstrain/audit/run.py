@@ -1,0 +1,149 @@
+"""Checks of the run: what it recorded, how often test was opened, other seeds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from lenstrain.audit.config import AuditConfig
+from lenstrain.audit.evidence import Evidence
+from lenstrain.audit.finding import NotRunError, Outcome
+from lenstrain.evaluation.metrics import roc_curve, tpr_at_fpr
+from lenstrain.evaluation.scores import Scores
+from lenstrain.ledger import LEDGER, read_ledger
+
+STATES = (
+    "model",
+    "optimizer",
+    "scheduler",
+    "scaler",
+    "stopper",
+    "loader",
+    "rng",
+    "step",
+    "epoch",
+    "config",
+    "normalization",
+    "label_map",
+    "dataset_id",
+    "versions",
+)
+"""What a checkpoint must hold so that the run can be gone on with and told apart."""
+
+
+def check_provenance(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Everything needed to repeat the run and its threshold is recorded, and belongs together."""
+    faults = [*checkpoint_faults(evidence), *evaluation_faults(evidence)]
+    content = evidence.checkpoint
+    return Outcome(
+        passed=not faults,
+        measured={
+            "dataset_id": content.get("dataset_id"),
+            "git_commit": content.get("git_commit"),
+            "versions": content.get("versions"),
+            "faults": faults,
+        },
+        threshold="complete",
+        detail="; ".join(faults) + "." if faults
+        else "States, configuration, data digest, commit, versions and the frozen threshold with "
+        "its calibration set are recorded.",
+    )  # fmt: skip
+
+
+def checkpoint_faults(evidence: Evidence) -> list[str]:
+    """What the best checkpoint lacks."""
+    content = evidence.checkpoint
+    faults = [f"the checkpoint lacks {name}" for name in STATES if content.get(name) is None]
+    if content.get("dataset_id") != evidence.dataset.dataset_id:
+        faults.append("the run was trained on another dataset than this one")
+    if "seed" not in (content.get("config") or {}).get("train", {}):
+        faults.append("the seed is not recorded")
+    commit = content.get("git_commit")
+    if commit is not None and commit.endswith("+"):
+        faults.append("the code was changed after its commit: commit it and train again")
+    if commit is None and "lenstrain" not in (content.get("versions") or {}):
+        faults.append("neither commit nor version of the code is recorded")
+    return faults
+
+
+def evaluation_faults(evidence: Evidence) -> list[str]:
+    """What the evaluation lacks of a frozen threshold."""
+    try:
+        evaluation = evidence.evaluation
+        evidence.frozen_threshold()
+    except NotRunError as error:
+        return [str(error).rstrip(".")]
+    provenance = evaluation["provenance"]
+    if provenance["calibrate_on"] is None:
+        return ["the threshold was chosen on the scores it is judged on (--calibrate-on)"]
+    return []
+
+
+def check_test_once(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """How often the test split was scored by checkpoints of this run."""
+    trained_on = evidence.config.eval.split
+    if trained_on == "test":
+        return Outcome(
+            passed=False,
+            measured={"eval.split": "test"},
+            threshold=1,
+            detail="The run was steered by the test split (eval.split). Train again with val; this "
+            "test split is spent.",
+        )
+    lines = read_ledger(evidence.run)
+    if lines is None:
+        raise NotRunError(
+            f"{evidence.run} has no {LEDGER}: `lenstrain infer --split test` writes it when it "
+            "scores a checkpoint where it lies in the run folder."
+        )
+    different = {(line["checkpoint_sha256"], line["dataset_id"], line["tta"]) for line in lines}
+    return Outcome(
+        passed=len(different) <= 1,
+        measured={"openings": len(lines), "different": len(different)},
+        threshold={"different": 1},
+        detail=f"Test was scored {len(lines)} times, in {len(different)} different ways "
+        "(checkpoint, dataset, averaging)."
+        + ("" if len(different) <= 1 else " Choosing among them spends the split."),
+    )
+
+
+def check_seeds(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Spread of the completeness at one rate over runs with other seeds."""
+    named = evidence.supplied.seed_scores
+    if not named:
+        raise NotRunError(
+            f"One seed only. Train {config.run.min_seeds - 1} more with --set train.seed=1, ..., "
+            "score the same split, and name the scores with --seed-scores (repeatable)."
+        )
+    fpr = config.scores.seed_fpr
+    tables = [evidence.scores, *(evidence.other_scores(path) for path in named)]
+    different = len({_checkpoint_of(table) for table in tables})
+    values = [_tpr(table, fpr) for table in tables]
+    spread = float(np.ptp(values)) / 2
+    half = _half_width(evidence.evaluation, fpr)
+    enough = different >= config.run.min_seeds
+    return Outcome(
+        passed=enough and spread <= half,
+        measured={"tpr": values, "half_range": spread, "checkpoints": different},
+        threshold={"checkpoints": config.run.min_seeds, "half_range": half},
+        detail=f"Completeness at FPR {fpr:g}: {', '.join(f'{v:.3f}' for v in values)}; half range "
+        f"{spread:.3f} against a bootstrap half-width of {half:.3f}."
+        + ("" if enough else f" Only {different} different checkpoints."),
+    )
+
+
+def _checkpoint_of(table: Scores) -> str:
+    return str(table.metadata.get("checkpoint_sha256", table.path))
+
+
+def _tpr(table: Scores, fpr: float) -> float:
+    return tpr_at_fpr(roc_curve(table.labels, table.logits), fpr).tpr
+
+
+def _half_width(evaluation: dict[str, Any], fpr: float) -> float:
+    for name, entry in evaluation["tpr_at_fpr"].items():
+        if math.isclose(float(name), fpr) and entry["low"] is not None:
+            return float(entry["high"] - entry["low"]) / 2
+    raise NotRunError(f"The evaluation has no interval at FPR {fpr:g}.")

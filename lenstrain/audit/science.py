@@ -1,0 +1,202 @@
+"""Checks of the science: what is complete, what was learnt, and what was not looked at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lenstrain.audit.config import AuditConfig
+from lenstrain.audit.evidence import Evidence
+from lenstrain.audit.finding import NotRunError, Outcome
+
+
+def check_completeness_cells(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Lenses of each completeness cell, and whether completeness rises with the arc's SNR."""
+    table = evidence.completeness
+    frozen = evidence.frozen_threshold()
+    table = table.filter(pa.array(np.isclose(table["threshold"].to_numpy(), frozen["threshold"])))
+    axes = table["axes"].to_pylist()
+    if not axes:
+        raise NotRunError("completeness.parquet has no cells at the frozen threshold.")
+    finest = max(axes, key=lambda name: name.count(" x "))
+    n = table.filter(pa.array([name == finest for name in axes]))["n"].to_numpy()
+    share = float(np.mean(n >= config.science.min_cell))
+    rises = _rises(table.filter(pa.array([name == "arc_snr" for name in axes])))
+    passed = share >= config.science.min_cell_share and rises is not False
+    told = {True: "rises", False: "does not rise", None: "was not measured"}[rises]
+    return Outcome(
+        passed=passed,
+        measured={"axes": finest, "cells": len(n), "share": share, "smallest": int(n.min()),
+                  "rises_with_arc_snr": rises},
+        threshold={"n": config.science.min_cell, "share": config.science.min_cell_share,
+                   "rises_with_arc_snr": True},
+        detail=f"{share:.0%} of {len(n)} cells ({finest}) hold {config.science.min_cell} lenses or "
+        f"more; completeness {told} with arc_snr.",
+    )  # fmt: skip
+
+
+def _rises(table: pa.Table) -> bool | None:
+    """Whether completeness rises over the bins: no bin lies surely below an earlier one."""
+    if table.num_rows < 2:
+        return None
+    columns = {name: table[name].to_numpy() for name in
+               ("arc_snr_lo", "completeness", "lo95", "hi95")}  # fmt: skip
+    order = np.argsort(columns["arc_snr_lo"])
+    value, low, high = (columns[name][order] for name in ("completeness", "lo95", "hi95"))
+    falls = (high < np.maximum.accumulate(low)).any()
+    return bool(value[-1] > value[0] and not falls)
+
+
+def check_unresolved_share(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Lenses whose Einstein radius is far below the seeing."""
+    limits = config.science
+    ratios = []
+    for split in evidence.splits:
+        table = evidence.sidecar(split, ["label", "theta_e_arcsec", "psfsize_r"])
+        lens = table["label"].to_numpy() == 1
+        psf = table["psfsize_r"].cast(pa.float64()).to_numpy()[lens]
+        theta = table["theta_e_arcsec"].to_numpy()[lens]
+        known = psf > 0
+        ratios.append(theta[known] / psf[known])
+    ratio = np.concatenate(ratios)
+    if not len(ratio):
+        raise NotRunError("No lens has a known PSF.")
+    share = float(np.mean(ratio < limits.unresolved_below))
+    return Outcome(
+        passed=share <= limits.max_unresolved,
+        measured={"share": share, "lenses": len(ratio), "median_ratio": float(np.median(ratio))},
+        threshold=limits.max_unresolved,
+        detail=f"{share:.1%} of {len(ratio):,} lenses have theta_E below "
+        f"{limits.unresolved_below:g} PSF FWHM"
+        + (
+            ": what is found there is extra flux, not shape. Report completeness for both parts."
+            if share > limits.max_unresolved
+            else "."
+        ),
+    )
+
+
+def check_null_injection(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """A source of zero flux changes neither pixels nor logits."""
+    found = evidence.probed("null_injection")
+    delta = float(found["max_abs_delta_logit"])
+    allowed = config.science.null_delta_logit
+    return Outcome(
+        passed=found["pixels_changed"] == 0 and delta <= allowed,
+        measured=found,
+        threshold={"pixels_changed": 0, "max_abs_delta_logit": allowed},
+        detail=_reading(evidence, "null_injection"),
+    )
+
+
+def check_flux_matched(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Non-lenses with an unlensed source of an arc's flux must not pass as lenses."""
+    found = evidence.probed("flux_matched_null")
+    allowed = config.science.flux_matched_factor * float(found["base_upper"])
+    passed = found["pass_rate"] <= allowed
+    return Outcome(
+        passed=passed,
+        measured={name: found[name] for name in
+                  ("pass_rate", "low", "high", "base_rate", "base_upper", "n")},
+        threshold=allowed,
+        detail=_reading(evidence, "flux_matched_null")
+        + ("" if passed else " Extra flux is taken for a lens: train with such non-lenses."),
+    )  # fmt: skip
+
+
+def _drop(evidence: Evidence, config: AuditConfig, name: str, key: str, n_key: str) -> Outcome:
+    found = evidence.probed(name)
+    if found[key] is None:
+        raise NotRunError(_reading(evidence, name))
+    allowed = config.science.bright_drop
+    return Outcome(
+        passed=found[key] >= allowed,
+        measured={"drop": found[key], "n": found[n_key]},
+        threshold=allowed,
+        detail=_reading(evidence, name),
+    )
+
+
+def check_arc_removal(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Lenses with bright arcs lose their score without the arcs."""
+    return _drop(evidence, config, "arc_removal", "drop", "n_removed")
+
+
+def check_core_mask(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Lenses with bright arcs lose their score without host and arcs."""
+    return _drop(evidence, config, "core_mask", "bright_drop", "n_bright")
+
+
+def check_annulus_only(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Lenses with bright arcs lose their score when only sky is left."""
+    return _drop(evidence, config, "annulus_only", "bright_drop", "n_bright")
+
+
+def check_core_only(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Report what a straight line makes of the core's profile."""
+    found = evidence.probed("core_only")
+    return Outcome(
+        passed=True,
+        measured=found,
+        threshold="reported",
+        detail=_reading(evidence, "core_only") + " 10 to 40 % of an arc's light lies in the core, "
+        "so this is no plain leak; it is what the network must beat to claim shape.",
+    )
+
+
+def check_ring_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Rings must not score near 1 wherever they are."""
+    found = evidence.probed("ring_probe")
+    scores = {f"{where} {radius}": cell["mean_score"] for where in ("sky", "non_lens")
+              for radius, cell in found[where].items()}  # fmt: skip
+    least = min(scores.values())
+    return Outcome(
+        passed=least < config.science.ring_score,
+        measured=scores | {"blank": found["blank"]["mean_score"]},
+        threshold={"least": config.science.ring_score},
+        detail=_reading(evidence, "ring_probe"),
+    )
+
+
+def _upper(evidence: Evidence, name: str, allowed: float) -> Outcome:
+    found = evidence.probed(name)
+    if found["high"] is None:
+        raise NotRunError("One region only: the AUROC has no interval.")
+    return Outcome(
+        passed=found["high"] <= allowed,
+        measured=found,
+        threshold={"upper": allowed},
+        detail=_reading(evidence, name),
+    )
+
+
+def check_psf_depth(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Seeing and depth must not tell the classes apart."""
+    return _upper(evidence, "psf_depth_only", config.science.psf_depth_upper)
+
+
+def check_brightness_only(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Total brightness must hardly tell the classes apart."""
+    return _upper(evidence, "brightness_only", config.science.brightness_upper)
+
+
+def check_attribution(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """The maps' mass lies on the arcs more than their area explains."""
+    found = evidence.probed("attribution")
+    ratios = [found.get(f"{kind}_mass_over_area") for kind in ("occlusion", "gradcam")]
+    known = [ratio for ratio in ratios if ratio is not None]
+    if not known:
+        raise NotRunError("The sidecar has no theta_e_arcsec and psfsize_r: no arcs to look for.")
+    return Outcome(
+        passed=min(known) > 1,
+        measured=found,
+        threshold={"mass_over_area": 1},
+        detail=_reading(evidence, "attribution"),
+    )
+
+
+def _reading(evidence: Evidence, name: str) -> str:
+    readings: dict[str, Any] = evidence.probe.get("readings", {})
+    return str(readings.get(name, ""))
