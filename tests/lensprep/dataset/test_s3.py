@@ -1,0 +1,353 @@
+"""The object store's client: faults on the way are survived and told, those that last are clear."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pickle
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lensprep.dataset import Dataset
+from lensprep.dataset.s3 import PART_BYTES, Piece, S3Store
+from lensprep.dataset.s3client import S3Options, connect
+from lensprep.dataset.s3file import BLOCK_BYTES, S3File, s3_filesystem
+from lensprep.errors import (
+    ChangedError,
+    DatasetError,
+    NotFoundError,
+    ShardError,
+    StorageError,
+)
+from tests.datasets import tiny_dataset
+from tests.faultproxy import Fault, FaultProxy
+from tests.s3server import SECRET_KEY, free_ports
+
+SIZE = 3 * PART_BYTES + 12_345
+
+
+@pytest.fixture(scope="module")
+def data():
+    return np.random.default_rng(0).bytes(SIZE)
+
+
+@pytest.fixture
+def proxy(s3):
+    with FaultProxy(s3.server.ports["s3"]) as running:
+        yield running
+
+
+@pytest.fixture
+def large(s3, data):
+    s3.store().write("large", data)
+    return s3
+
+
+def through(place, proxy, **changes):
+    return S3Store(place.uri, place.options(endpoint_url=proxy.url, **changes))
+
+
+# ---------------------------------------------------------------- faults that pass
+
+
+def test_a_reset_in_a_body_is_continued_where_it_broke(large, proxy, data, caplog):
+    proxy.add(Fault("reset-answer", b"GET", after=5_000_000, times=3))
+    assert through(large, proxy).read("large") == data
+    assert "broke off after" in caplog.text
+    # Nothing that had come is read again, but for what was on its way when the connection broke.
+    assert proxy.bytes_down < SIZE * 1.2
+
+
+def test_a_stalled_connection_is_given_up_and_continued(large, proxy, data, caplog):
+    proxy.add(Fault("stall", b"GET", after=3_000_000, times=2))
+    started = time.monotonic()
+    assert through(large, proxy, read_timeout_s=0.5).read("large") == data
+    assert time.monotonic() - started < 20
+    assert "ReadTimeoutError" in caplog.text or "broke off" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["answer", "refuse", "lose-answer"])
+def test_a_burst_of_refusals_is_ridden_out(large, proxy, data, caplog, kind):
+    caplog.set_level(logging.WARNING, "lensprep.s3")
+    proxy.add(Fault(kind, b"GET", times=4))
+    assert through(large, proxy).read_range("large", 0, SIZE) == data  # four parts side by side
+    assert "trying again" in caplog.text
+    if kind == "answer":
+        assert "503 SlowDown" in caplog.text
+
+
+def test_a_reset_in_a_put_is_sent_again_once_and_whole(s3, proxy, data, caplog):
+    proxy.add(Fault("reset-request", b"PUT", after=1_000_000, times=2))
+    through(s3, proxy).write("new", data[:5_000_000])
+    assert s3.store().read("new") == data[:5_000_000]
+    assert "PutObject" in caplog.text
+
+
+def test_a_lost_answer_to_a_conditional_write_is_told_from_a_refusal(s3, proxy, caplog):
+    proxy.add(Fault("lose-answer", b"PUT"))
+    through(s3, proxy).create("manifest", b"mine")
+    assert proxy.count("PUT") == 2
+    assert "with this content" in caplog.text
+    proxy.add(Fault("lose-answer", b"PUT"))
+    with pytest.raises(ChangedError, match="other content"):
+        through(s3, proxy).create("manifest", b"other")
+    assert s3.store().read("manifest") == b"mine"
+
+
+def test_a_connection_that_never_brings_anything_ends_in_an_error(large, proxy):
+    proxy.add(Fault("stall", b"GET", after=2000, times=1000))
+    with pytest.raises(StorageError, match="nothing came"):
+        through(large, proxy, read_timeout_s=0.2, attempts=3).read_range("large", 0, 1000_000)
+
+
+# ---------------------------------------------------------------- faults that last
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("AWS_ACCESS_KEY_ID", "nobody"), ("AWS_SECRET_ACCESS_KEY", "wrong-secret")]
+)
+def test_wrong_credentials_are_one_clear_error_at_once(s3, proxy, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    started = time.monotonic()
+    with pytest.raises(StorageError, match="does not accept the credentials") as caught:
+        through(s3, proxy).entries()
+    assert time.monotonic() - started < 3
+    assert len(proxy.requests) == 1
+    assert value not in str(caught.value)
+    assert SECRET_KEY not in str(caught.value)
+
+
+def test_credentials_that_expire_in_the_middle_are_one_clear_error(large, proxy):
+    store = through(large, proxy)
+    store.read_range("large", 0, 10)
+    proxy.add(Fault("answer", b"GET", times=1000, status=400, code="ExpiredToken"))
+    with pytest.raises(StorageError, match="have expired"):
+        store.read("large")
+    assert proxy.count("GET") <= 3
+
+
+def test_no_credentials_and_no_profile_are_said(s3, monkeypatch):
+    with pytest.raises(StorageError, match="profile"):
+        s3.store(profile="nobody")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(StorageError, match="No usable AWS credentials"):
+        s3.store().entries()
+
+
+def test_a_missing_bucket_is_named(s3):
+    with pytest.raises(StorageError, match="s3://no-such-bucket-here: no such bucket"):
+        S3Store("s3://no-such-bucket-here/x", s3.options()).entries()
+    with pytest.raises(StorageError, match="no such bucket"):
+        Dataset.open("s3://no-such-bucket-here/x", s3.options())
+
+
+def test_an_endpoint_where_nobody_listens_is_given_up_soon_and_its_password_not_shown(s3):
+    started = time.monotonic()
+    url = f"http://user:hidden-password@127.0.0.1:{free_ports(1)[0]}"
+    with pytest.raises(StorageError, match="EndpointConnectionError") as caught:
+        s3.store(endpoint_url=url).entries()
+    assert time.monotonic() - started < 15
+    assert "hidden-password" not in str(caught.value)
+
+
+def test_a_certificate_that_is_not_trusted_is_an_error_at_once(s3, monkeypatch):
+    monkeypatch.delenv("AWS_CA_BUNDLE")
+    started = time.monotonic()
+    with pytest.raises(StorageError, match="AWS_CA_BUNDLE"):
+        s3.store(endpoint_url=s3.server.https).entries()
+    assert time.monotonic() - started < 3
+
+
+def test_an_object_replaced_while_it_is_read_is_an_error(large, proxy, data):
+    # The rest must be of the version of which the first part came.
+    other, store = large.store(), through(large, proxy)
+    replace = Fault("reset-answer", b"GET", after=1_000_000)
+    replace.then = lambda: other.write("large", data[::-1])
+    proxy.add(replace)
+    with pytest.raises(ChangedError, match="replaced while"):
+        store.read_range("large", 0, 8_000_000)
+
+
+def test_an_object_replaced_between_listing_and_reading_is_an_error(large, data):
+    store = large.store()
+    (entry,) = store.entries("large")
+    store.write("large", data[::-1])
+    with pytest.raises(ChangedError, match="replaced"):
+        store.read_version(entry, 0, 1000)
+
+
+# ---------------------------------------------------------------- options
+
+
+def test_options_pickle_and_hold_no_credentials(s3):
+    options = s3.options(region="eu-central-1", storage_class="STANDARD_IA")
+    copy = pickle.loads(pickle.dumps(options))
+    assert copy == options
+    assert SECRET_KEY not in repr(copy)
+    assert connect(copy) is connect(options)
+
+
+def test_a_key_for_another_encryption_is_refused():
+    with pytest.raises(ValueError, match="kms"):
+        S3Options(kms_key_id="k")
+
+
+def test_storage_class_and_encryption_are_asked_for(s3):
+    store = s3.store(storage_class="STANDARD_IA", encryption="AES256")
+    store.write("object", b"content")
+    answer = store.client.head_object(Bucket=store.bucket, Key=store.key("object"))
+    assert answer["StorageClass"] == "STANDARD_IA"
+    assert answer["ServerSideEncryption"] == "AES256"
+
+
+# ---------------------------------------------------------------- files of an object
+
+
+@pytest.mark.parametrize("read_ahead", [False, True])
+def test_a_file_gives_the_bytes_of_the_object_wherever_it_is_read(large, data, read_ahead):
+    rng = np.random.default_rng(1)
+    with S3File(large.store(), "large", read_ahead=read_ahead) as file:
+        for start, length in zip(
+            rng.integers(0, SIZE, 20).tolist(), rng.integers(1, 2 * BLOCK_BYTES, 20).tolist(),
+            strict=True,
+        ):  # fmt: skip
+            file.seek(start)
+            assert file.read(length) == data[start : start + length]
+        file.seek(0)
+        assert b"".join(iter(lambda: file.read(1 << 20), b"")) == data
+    assert io.BufferedReader(S3File(large.store(), "large")).read() == data
+
+
+def test_a_file_stays_with_its_version(s3):
+    store = s3.store()
+    store.write("object", b"a" * 200_000)
+    file = S3File(store, "object")
+    store.write("object", b"b" * 200_000)
+    with pytest.raises(ChangedError, match="replaced"):
+        file.read(1000)
+    with pytest.raises(ChangedError, match="after it was listed"):
+        S3File(store, "object", version=file.entry.version)
+
+
+def test_ranges_of_many_objects_come_in_one_call(s3):
+    store = s3.store()
+    store.write("a", b"0123456789")
+    store.write("b", b"abcdefghij")
+    out = bytearray(7)
+    view = memoryview(out)
+    store.fetch([Piece("a", 2, view[:4]), Piece("b", 7, view[4:])])
+    assert out == b"2345hij"
+    with pytest.raises(ChangedError, match="10 bytes where 11 are stated"):
+        store.fetch([Piece("a", 0, view[:1], bytes=11)])
+    with pytest.raises(NotFoundError):
+        store.fetch([Piece("a", 0, view[:1]), Piece("c", 0, view[1:2])])
+
+
+def test_the_file_system_of_pyarrow_pickles_and_reads(s3):
+    table = pq.read_table(io.BytesIO(_parquet()))
+    s3.store().write("folder/part.parquet", _parquet())
+    filesystem = pickle.loads(pickle.dumps(s3_filesystem(s3.options())))
+    path = s3.uri.removeprefix("s3://") + "/folder/part.parquet"
+    assert pq.read_table(path, filesystem=filesystem).equals(table)
+
+
+def _parquet():
+
+    buffer = io.BytesIO()
+    pq.write_table(
+        pa.table({"x": np.arange(1000), "y": np.random.default_rng(0).random(1000)}), buffer
+    )
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------- datasets
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    return tiny_dataset(tmp_path_factory.mktemp("local"), {"train": 100, "val": 20}, 32)
+
+
+def put(store, folder):
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            store.write(path.relative_to(folder).as_posix(), path.read_bytes())
+
+
+def test_a_remote_dataset_gives_what_the_local_one_gives(s3, local):
+    put(s3.store(), local)
+    here, there = Dataset.open(local), Dataset.open(s3.uri, s3.options())
+    assert there.dataset_id == here.dataset_id
+    assert there.read_sidecar("train").equals(here.read_sidecar("train"))
+    columns = ["label", "key"]
+    assert there.read_sidecar("val", columns).equals(here.read_sidecar("val", columns))
+    rows = np.random.default_rng(0).permutation(100)[:40]
+    rows[3] = rows[7]
+    for index in (rows, np.arange(100), np.array([], int)):
+        np.testing.assert_array_equal(
+            there.read_pixels("train", index), here.read_pixels("train", index)
+        )
+    shard = here.split("train").shards[1]
+    np.testing.assert_array_equal(there.read_records(shard, 3, 9), here.read_records(shard, 3, 9))
+    np.testing.assert_array_equal(there.read_tar(shard), here.read_tar(shard))
+    with pytest.raises(IndexError):
+        there.read_pixels("train", [100])
+    with pytest.raises(DatasetError, match="no column 'nothing'"):
+        there.read_sidecar("val", ["nothing"])
+    with pytest.raises(StorageError, match="lensprep download"):
+        there.map_shard(shard)
+
+
+def test_reading_some_rows_reads_some_bytes(s3, local, proxy):
+    put(s3.store(), local)
+    dataset = Dataset.open(s3.uri, s3.options(endpoint_url=proxy.url))
+    before = proxy.bytes_down
+    dataset.read_pixels("train", [0, 1, 2, 60])
+    assert proxy.bytes_down - before < 6 * 27_000
+    before = proxy.bytes_down
+    dataset.read_sidecar("train", ["label"])
+    assert proxy.bytes_down - before < sum(
+        shard.sidecar_bytes + 2000 for shard in dataset.split("train").shards
+    )
+
+
+def test_a_folder_without_manifest_is_no_dataset(s3, local):
+    store = s3.store()
+    put(store, local)
+    store.delete("manifest.json")
+    with pytest.raises(DatasetError, match="did not finish"):
+        Dataset.open(s3.uri, s3.options())
+
+
+def test_a_missing_cut_or_replaced_shard_is_an_error_that_names_it(s3, local):
+    store = s3.store()
+    put(store, local)
+    dataset = Dataset.open(s3.uri, s3.options())
+    shards = dataset.split("train").shards
+    whole = store.read(shards[0].name)
+    store.write(shards[0].name, bytes(whole[:-26624]))
+    with pytest.raises(ShardError, match=r"train-000000\.tar has .* where .* stated"):
+        dataset.read_pixels("train", [0])
+    altered = bytearray(whole)
+    altered[5000] ^= 1
+    store.write(shards[0].name, bytes(altered))  # the same size: its stated digest differs
+    with pytest.raises(ShardError, match=r"train-000000\.tar holds other content"):
+        dataset.read_pixels("train", [0])
+    store.delete(shards[1].name)
+    with pytest.raises(ShardError, match=r"train-000001\.tar: no such"):
+        dataset.read_pixels("train", [40])
+
+
+def test_a_fork_does_not_share_sockets(s3):
+    s3.store().write("object", b"content")
+    connection = connect(s3.options())
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if connect(s3.options()) is not connection else 1)
+    assert os.waitpid(child, 0)[1] == 0
