@@ -74,7 +74,7 @@ def test_the_loader_keeps_its_promises(tmp_path):
 
     The best of three runs counts: a machine that is busy with something else slows any of them.
     """
-    root = tiny_dataset(tmp_path, 8192, shard_rows=2048)
+    root = tiny_dataset(tmp_path, 16_384, shard_rows=4096)
     runs = [run_loader_bench(root, consumer_rate=25_000, seconds=10) for _ in range(3)]
     assert max(run["over_limit"] for run in runs) >= 0.5
     assert max(run["over_webdataset"] for run in runs) >= 50
