@@ -216,5 +216,6 @@ def _read_all(descriptor: int, buffers: list[memoryview], offset: int, path: Pat
         while len(view):
             count = os.preadv(descriptor, [view], position)
             if not count:
-                raise StorageError(f"{path} ends at byte {position}: cut while converting.")
+                size = os.fstat(descriptor).st_size
+                raise StorageError(f"{path} ends at byte {size}: cut while converting.")
             view, position = view[count:], position + count
