@@ -219,6 +219,29 @@ def _infer_lines(result: dict[str, Any]) -> list[str]:
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder for the report."
 )
+@click.option(
+    "--compare",
+    "compare_with",
+    type=click.Path(path_type=Path),
+    help="Another model's scores of the same stamps.",
+)
+@click.option(
+    "--catalog",
+    type=click.Path(path_type=Path),
+    help="Known lenses, CSV or parquet in lenscat's columns: recall by grade.",
+)
+@click.option(
+    "--catalog-column",
+    "catalog_columns",
+    multiple=True,
+    metavar="NAME=COLUMN",
+    help="What the catalogue calls name, ra, dec or grade. Repeatable.",
+)
+@click.option(
+    "--catalog-scores",
+    type=click.Path(path_type=Path),
+    help="Scores to find the known lenses in; labels are not needed [default: SCORES].",
+)
 @click.option("--dataset", help="Dataset to show stamps from, if not the one the scores name.")
 @click.option(
     "--set",
@@ -230,35 +253,54 @@ def _infer_lines(result: dict[str, Any]) -> list[str]:
 @json_option
 def evaluate(
     scores: Path,
-    calibrate_on: Path | None,
     out: Path,
-    dataset: str | None,
+    catalog_columns: tuple[str, ...],
     overrides: tuple[str, ...],
     as_json: bool,
+    **inputs: Any,
 ) -> None:
     """Measure how good SCORES are, with intervals by region, and write a report.
+
+    SCORES is what `lenstrain infer` writes, or any parquet or CSV with key, label, logit (or
+    probability) and region_id.
 
     \b
     Example:
       lenstrain evaluate test.parquet --calibrate-on val.parquet --out report
     """
+    from lenstrain.evaluation.catalog import parse_columns
     from lenstrain.evaluation.evaluate import evaluate as run_evaluation
     from lenstrain.evaluation.options import EvaluationOptions
     from lenstrain.progress import share_progress
 
+    columns = parse_columns(catalog_columns)
+    if inputs["catalog"] is None and (columns or inputs["catalog_scores"] is not None):
+        raise click.UsageError("--catalog-column and --catalog-scores need --catalog.")
     options = load_config(EvaluationOptions, None, overrides)
     with share_progress() as progress:
         result = run_evaluation(
-            scores,
-            out,
-            calibrate_on=calibrate_on,
-            dataset=dataset,
-            options=options,
-            progress=progress,
+            scores, out, catalog_columns=columns, options=options, progress=progress, **inputs
         )
+    report(result, _evaluate_lines(result), as_json)
+
+
+def _evaluate_lines(result: dict[str, Any]) -> list[str]:
     auroc = result["auroc"]
-    line = f"AUROC {auroc['value']:.4f} ({auroc['low']:.4f} to {auroc['high']:.4f})"
-    report(result, [line, f"Report: {result['report']}"], as_json)
+    interval = "no interval: one region"
+    if auroc["low"] is not None:
+        interval = f"{auroc['low']:.4f} to {auroc['high']:.4f}"
+    lines = [f"AUROC {auroc['value']:.4f} ({interval})"]
+    if result["comparison"]:
+        gain = result["comparison"]["auroc"]
+        lines.append(f"AUROC {gain['value']:+.4f} against {result['comparison']['other']}")
+    if result["known_lenses"]:
+        known = result["known_lenses"]
+        for cut in known["recall"]:
+            lines.append(
+                f"{cut['all']['k']} of {cut['all']['n']} known lenses above the threshold for "
+                f"{cut['name']}"
+            )
+    return [*lines, f"Report: {result['report']}"]
 
 
 @main.command()
