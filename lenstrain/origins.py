@@ -9,27 +9,23 @@ of its own: the decoder stays on its side of the line between the two packages.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lensprep.dataset import STAMP_DTYPE, STAMP_SHAPE, Dataset, NormalizationSpec
-from lensprep.errors import CheckpointError, DatasetError, InputError, ShardError
+from lensprep.dataset import STAMP_DTYPE, Dataset, NormalizationSpec
+from lensprep.errors import CheckpointError, DatasetError, ShardError
 from lenstrain.data import StampLoader
+from lenstrain.feed import ask, feeding, read_arrow, stamps_of
 
 PART_ROWS = 8192
 """Rows of a part of a dataset, rounded to whole batches."""
@@ -297,88 +293,3 @@ class FeedOrigin:
         for first in range(0, len(pixels), self._batch):
             # Copied: the file that these are mapped from will go.
             yield torch.from_numpy(pixels[first : first + self._batch].copy())
-
-
-def read_arrow(path: Path) -> pa.Table:
-    """An Arrow file, mapped."""
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
-
-
-def stamps_of(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Pixels from a column of bytes, shape (n, 3, 64, 64); nothing is copied."""
-    parts = []
-    for chunk in column.chunks:
-        data = chunk.buffers()[1]
-        size = chunk.type.byte_width
-        flat = np.frombuffer(data, dtype, len(chunk) * size // dtype.itemsize, chunk.offset * size)
-        parts.append(flat.reshape(len(chunk), *STAMP_SHAPE))
-    if not parts:
-        return np.empty((0, *STAMP_SHAPE), dtype)
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def ask(request: dict[str, Any]) -> dict[str, Any]:
-    """The one answer of `lensprep.feed` to a request.
-
-    Raises
-    ------
-    InputError
-        If it refuses, with its reason.
-    """
-    with feeding(request) as answers:
-        return next(iter(answers))
-
-
-@contextmanager
-def feeding(request: dict[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
-    """Start `lensprep.feed`; gives its answers, and ends it on leaving.
-
-    Raises
-    ------
-    InputError
-        If it refuses, with its reason.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lensprep.feed"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield _answers(process, request)
-    finally:
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                with _broken_pipe_is_no_error():
-                    stream.close()
-        if process.poll() is None:
-            process.terminate()
-        process.wait()
-        if process.stderr is not None:
-            process.stderr.close()
-
-
-@contextmanager
-def _broken_pipe_is_no_error() -> Iterator[None]:
-    with suppress(BrokenPipeError):
-        yield
-
-
-def _answers(process: subprocess.Popen[str], request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    with _broken_pipe_is_no_error():  # it has refused already: its reason is on standard error
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-    for line in process.stdout:
-        # The next part may be made ready while this one is used.
-        with _broken_pipe_is_no_error():
-            process.stdin.write("next\n")
-            process.stdin.flush()
-        yield json.loads(line)
-    reason = process.stderr.read().strip()
-    if process.wait() != 0:
-        raise InputError(reason.splitlines()[-1] if reason else "lensprep.feed was killed.")

@@ -3,17 +3,22 @@
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lensprep.errors import ScoresError
 from lenstrain.evaluation import bootstrap as boot
+from lenstrain.evaluation.metrics import standardized_partial_area
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.resampling import Resampling, make_resampling
 from lenstrain.evaluation.scores import Scores
 
+Floats = NDArray[np.float64]
+
 
 def compare(one: Scores, other: Scores, options: EvaluationOptions) -> dict[str, Any]:
-    """Differences, first less second, in AUROC, average precision and TPR at each FPR.
+    """Differences, first less second, on the same draws of regions.
 
     Parameters
     ----------
@@ -25,52 +30,59 @@ def compare(one: Scores, other: Scores, options: EvaluationOptions) -> dict[str,
     Returns
     -------
     dict
-        ``auroc``, ``average_precision`` and ``tpr_at_fpr`` (by rate), each
-        ``{value, low, high, level}``. An interval that holds 0 tells no model from the other.
+        ``auroc``, ``partial_auroc``, ``average_precision`` and ``tpr_at_fpr`` (by rate), each
+        ``{value, low, high, level, this, other}``: the difference with its interval, and the two
+        models' own values. An interval that holds 0 tells no model from the other.
 
     Raises
     ------
     ScoresError
         If keys, labels or regions differ.
     """
-    _check_same_rows(one, other)
+    matched = _matched_rows(one, other)
     resampling = make_resampling(
         one.n_clusters, options.resamples, options.seed, options.level, options.interval
     )
-    first, second = (_statistics(scores, resampling, options) for scores in (one, other))
-    difference = [resampling.entry(a - b) for a, b in zip(first, second, strict=True)]
+    first = _statistics(one, one.logits, resampling, options)
+    second = _statistics(one, other.logits[matched], resampling, options)
+    entries = [
+        resampling.entry(a - b) | {"this": float(a[0]), "other": float(b[0])}
+        for a, b in zip(first, second, strict=True)
+    ]
+    rates = zip(options.fprs, entries[3:], strict=True)
     return {
-        "auroc": difference[0],
-        "average_precision": difference[1],
-        "tpr_at_fpr": {
-            f"{fpr:g}": entry for fpr, entry in zip(options.fprs, difference[2:], strict=True)
-        },
+        "auroc": entries[0],
+        "partial_auroc": entries[1],
+        "average_precision": entries[2],
+        "tpr_at_fpr": {f"{fpr:g}": entry for fpr, entry in rates},
     }
 
 
 def _statistics(
-    scores: Scores, resampling: Resampling, options: EvaluationOptions
-) -> list[NDArray[np.float64]]:
-    rows = boot.rank_rows(scores.labels, scores.logits, scores.region, scores.n_clusters)
+    scores: Scores, logits: Floats, resampling: Resampling, options: EvaluationOptions
+) -> list[Floats]:
+    rows = boot.rank_rows(scores.labels, logits, scores.region, scores.n_clusters)
     areas = boot.curve_draws(
         rows, resampling.weights, options.partial_max_fpr, threads=options.threads
     )
     rates, _ = boot.tpr_at_fprs(rows, resampling.weights, options.fprs, options.threads)
-    return [areas.auroc, areas.average_precision[0], *rates]
+    partial = standardized_partial_area(areas.partial_area, options.partial_max_fpr)
+    return [areas.auroc, np.asarray(partial), areas.average_precision[0], *rates]
 
 
-def _check_same_rows(one: Scores, other: Scores) -> None:
-    orders = [np.argsort(np.asarray(s.table["key"].to_pylist(), dtype=str)) for s in (one, other)]
-    keys, labels, regions = (
-        [
-            np.asarray(s.table[name].to_pylist())[o]
-            for s, o in zip((one, other), orders, strict=True)
-        ]
-        for name in ("key", "label", "region_id")
-    )
-    for name, (a, b) in (("keys", keys), ("labels", labels), ("regions", regions)):
-        if not np.array_equal(a, b):
+def _matched_rows(one: Scores, other: Scores) -> NDArray[np.int64]:
+    """Row of `other` for each row of `one`; labels and regions must be the same."""
+    where = pc.index_in(one.table["key"], value_set=other.table["key"].cast(one.table["key"].type))
+    rows = where.fill_null(-1).to_numpy().astype(np.int64)
+    same = {"keys": one.n == other.n and bool((rows >= 0).all())}
+    if same["keys"]:
+        same["labels"] = np.array_equal(one.labels, other.labels[rows])
+        theirs = other.table["region_id"].take(pa.array(rows)).cast(pa.string())
+        same["regions"] = one.table["region_id"].cast(pa.string()).equals(theirs)
+    for name, agrees in same.items():
+        if not agrees:
             raise ScoresError(
                 f"{one.path} and {other.path} differ in their {name}: score the same split of the "
                 "same dataset with both models."
             )
+    return rows

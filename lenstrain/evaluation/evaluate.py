@@ -4,33 +4,56 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lensprep import __version__
 from lensprep.errors import ProjectError
 from lenstrain.evaluation import plots
+from lenstrain.evaluation.card import card_context
+from lenstrain.evaluation.catalog import measure_catalog, read_catalog
+from lenstrain.evaluation.compare import compare
 from lenstrain.evaluation.examples import (
+    Gallery,
     choose_galleries,
     draw_gallery,
-    open_dataset,
-    stretch_note,
+    draw_missed,
+    open_stamps,
 )
-from lenstrain.evaluation.measure import Measurement, Progress, measure
+from lenstrain.evaluation.measure import (
+    Measurement,
+    Progress,
+    check_same_model,
+    known_lens_notes,
+    measure,
+)
 from lenstrain.evaluation.operating import CompletenessTable, long_table
 from lenstrain.evaluation.options import EvaluationOptions as EvaluationOptions
 from lenstrain.evaluation.page import page_context
 from lenstrain.evaluation.plainjson import plain
-from lenstrain.evaluation.publish import METRICS_NAME, REPORT_NAME, check_destination, published
-from lenstrain.evaluation.report import PageGallery, render_page, save_plot, write_csv
-from lenstrain.evaluation.scores import Scores, read_scores
+from lenstrain.evaluation.publish import (
+    CARD_NAME,
+    METRICS_NAME,
+    REPORT_NAME,
+    check_destination,
+    published,
+)
+from lenstrain.evaluation.report import (
+    PageGallery,
+    render_card,
+    render_page,
+    save_plot,
+    write_csv,
+)
+from lenstrain.evaluation.scores import Scores, SkyScores, read_scores, read_sky_scores
 
 FORMAT_VERSION = 1
 """Version of metrics.json."""
@@ -43,6 +66,10 @@ def evaluate(
     out: Path,
     *,
     calibrate_on: Path | None = None,
+    compare_with: Path | None = None,
+    catalog: Path | None = None,
+    catalog_columns: Mapping[str, str] | None = None,
+    catalog_scores: Path | None = None,
     dataset: str | Path | None = None,
     options: EvaluationOptions | None = None,
     progress: Progress | None = None,
@@ -58,6 +85,14 @@ def evaluate(
         folder is refused. Nothing appears there if the evaluation fails.
     calibrate_on : path, optional
         Scores of another split: calibration and thresholds are fitted there.
+    compare_with : path, optional
+        Another model's scores of the same stamps: differences on the same draws.
+    catalog : path, optional
+        Known lenses (CSV or parquet, in lenscat's columns), whose recall is measured.
+    catalog_columns : mapping, optional
+        What the catalogue calls ``name``, ``ra``, ``dec`` and ``grade`` instead.
+    catalog_scores : path, optional
+        Scores to find the known lenses in, labels or not; default: `scores`.
     dataset : path or s3 URI, optional
         Where to read example stamps; default: the dataset named in the scores' metadata.
     options : EvaluationOptions, optional
@@ -84,12 +119,22 @@ def evaluate(
     tell("Reading scores", 0.0)
     table = read_scores(scores)
     reference = None if calibrate_on is None else read_scores(calibrate_on)
+    rival = None if compare_with is None else read_scores(compare_with)
+    known = None if catalog is None else read_catalog(catalog, catalog_columns)
+    sky = None if known is None else _sky_scores(table, catalog_scores)
     found = measure(table, reference, options, tell)
+    if rival is not None:
+        tell("Comparing models", 0.8)
+        found.entries["comparison"] = {"other": str(rival.path)} | compare(table, rival, options)
+    if known is not None and sky is not None:
+        lenses, _ = measure_catalog(known, sky, found.cuts, options)
+        found.entries["known_lenses"] = lenses
+        found.entries["notes"] += known_lens_notes(lenses)
     tell("Drawing stamps", 0.85)
-    gallery = _galleries(table, dataset, options)
+    gallery = _galleries(table, sky, found.entries, dataset, options)
     found.entries["notes"] += gallery.notes
     entries = {"format_version": FORMAT_VERSION} | found.entries
-    entries["provenance"] = _provenance(table, reference, options)
+    entries["provenance"] = _provenance(table, reference, rival, options)
     content: dict[str, Any] = plain(entries)
     with published(out) as draft:
         tell("Writing the report", 0.9)
@@ -102,6 +147,15 @@ def _silent(stage: str, done: float) -> None:
     pass
 
 
+def _sky_scores(scores: Scores, path: Path | None) -> SkyScores:
+    """Scores in which known lenses are looked for, of the same model."""
+    if path is None:
+        return SkyScores(scores.path, scores.table, scores.logits, scores.metadata)
+    sky = read_sky_scores(path)
+    check_same_model(scores, sky)
+    return sky
+
+
 @dataclass(frozen=True)
 class _Galleries:
     shown: Sequence[PageGallery]
@@ -110,34 +164,65 @@ class _Galleries:
 
 
 def _galleries(
-    scores: Scores, dataset: str | Path | None, options: EvaluationOptions
+    scores: Scores,
+    sky: SkyScores | None,
+    entries: Mapping[str, Any],
+    dataset: str | Path | None,
+    options: EvaluationOptions,
 ) -> _Galleries:
-    """Galleries from the dataset that was given, or the one that the scores name if it is there."""
+    """Galleries from where the stamps were scored, if it can be read."""
+    shown: list[PageGallery] = []
+    notes: list[dict[str, str]] = []
+    stretch = ""
     uri = dataset or scores.metadata.get("dataset")
-    if uri is None or options.examples == 0:
-        return _Galleries([], "", [])
-    try:
-        opened = open_dataset(str(uri), scores)
-        shown = [
-            PageGallery(gallery, draw_gallery(opened, scores, gallery))
-            for gallery in choose_galleries(scores, options.examples)
-        ]
-    except ProjectError as error:
-        if dataset is not None:
-            raise
-        text = f"No example stamps: {error} Give its place with --dataset."
-        return _Galleries([], "", [{"severity": "info", "text": text}])
-    return _Galleries(shown, stretch_note(opened), [])
+    if uri is not None and options.examples:
+        try:
+            reader = open_stamps(str(uri), scores)
+            shown = [
+                PageGallery(gallery, draw_gallery(reader, scores, gallery))
+                for gallery in choose_galleries(scores, options.examples)
+            ]
+            stretch = reader.note
+        except ProjectError as error:
+            if dataset is not None:
+                raise
+            notes.append(_no_stamps("example stamps", error))
+    missed = entries["known_lenses"]["missed"] if entries.get("known_lenses") else []
+    if sky is not None and missed and options.examples:
+        uri = sky.metadata.get("dataset") if sky.path != scores.path else uri
+        try:
+            if uri is not None:
+                reader = open_stamps(str(uri), sky)
+                stamps = draw_missed(reader, sky, missed, 2 * options.examples)
+                shown.append(PageGallery(_MISSED, stamps))
+                stretch = stretch or reader.note
+        except ProjectError as error:
+            notes.append(_no_stamps("stamps of the known lenses", error))
+    return _Galleries(shown, stretch, notes)
+
+
+_MISSED = Gallery(
+    "missed_known",
+    "Known lenses that were missed",
+    "Lowest score first. Are their arcs visible in these images at all?",
+    np.empty(0, np.int64),
+)
+
+
+def _no_stamps(what: str, error: ProjectError) -> dict[str, str]:
+    return {"severity": "info", "text": f"No {what}: {error} Give its place with --dataset."}
 
 
 def _provenance(
-    scores: Scores, reference: Scores | None, options: EvaluationOptions
+    scores: Scores, reference: Scores | None, rival: Scores | None, options: EvaluationOptions
 ) -> dict[str, Any]:
     return {
         "scores": str(scores.path),
         "scores_sha256": _digest(scores.path),
         "calibrate_on": None if reference is None else str(reference.path),
         "calibrate_on_sha256": None if reference is None else _digest(reference.path),
+        "compared_with": None if rival is None else str(rival.path),
+        "compared_with_sha256": None if rival is None else _digest(rival.path),
         "scores_metadata": scores.metadata,
         "options": asdict(options),
         "versions": _versions(),
@@ -180,6 +265,12 @@ def _write(
         page_context(content, saved, galleries.shown, galleries.stretch, found.completeness)
     )
     (draft / REPORT_NAME).write_text(page, encoding="utf-8")
+    (draft / CARD_NAME).write_text(render_card(card_context(content)), encoding="utf-8")
+    if content["known_lenses"]:
+        rows = content["known_lenses"]["lenses"]
+        names = list(rows[0]) if rows else ["name"]
+        columns = {name: [row[name] for row in rows] for name in names}
+        write_csv(draft / "known_lenses.csv", columns)
 
 
 def _plots(scores: Scores, found: Measurement) -> list[plots.Plot]:

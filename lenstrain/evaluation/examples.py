@@ -2,21 +2,26 @@
 
 import base64
 import io
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from matplotlib import image
 from numpy.typing import NDArray
 from scipy import special
 
-from lensprep.dataset import BANDS, Dataset
+from lensprep.dataset import BANDS, STAMP_SIZE, Dataset
 from lensprep.dataset.rgb import denormalize, lupton_rgb
 from lensprep.errors import ScoresError
-from lenstrain.evaluation.scores import Scores
+from lenstrain.evaluation.scores import Scores, SkyScores
 from lenstrain.evaluation.threshold import unique_rows
+from lenstrain.feed import ask, read_arrow, stamps_of
 
 _FLUX_MODES = ("mad_stamp", "mad_annulus")
 _FACTS = ("theta_e_arcsec", "psfsize_r", "arc_snr")
@@ -42,6 +47,8 @@ class Stamp:
     source: str
     """PNG as a data URI."""
     facts: dict[str, float]
+    name: str = ""
+    """What the object is called, if it has a name."""
 
 
 def choose_galleries(scores: Scores, size: int) -> list[Gallery]:
@@ -77,8 +84,18 @@ def choose_galleries(scores: Scores, size: int) -> list[Gallery]:
     ]
 
 
-def open_dataset(uri: str, scores: Scores) -> Dataset:
-    """Open the dataset that the scores were made from.
+class StampReader(Protocol):
+    """Where the pictures of scored stamps come from."""
+
+    note: str
+    """How they were made."""
+
+    def rgb(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Colour pictures of some rows of the scores, shape (n, 64, 64, 3)."""
+
+
+def open_stamps(uri: str, scores: Scores | SkyScores) -> StampReader:
+    """Open the place that the scores were made from.
 
     Raises
     ------
@@ -87,72 +104,154 @@ def open_dataset(uri: str, scores: Scores) -> Dataset:
     ScoresError
         If the scores name another dataset.
     """
-    dataset = Dataset.open(uri)
-    named = scores.metadata.get("dataset_id")
-    if named and named != dataset.dataset_id:
-        raise ScoresError(
-            f"{scores.path} was scored on dataset {str(named)[:12]}, but {uri} is "
-            f"{dataset.dataset_id[:12]}. Give --dataset the one that was scored."
+    source = scores.metadata.get("source")
+    if isinstance(source, dict) and source.get("kind") in ("tree", "cutouts"):
+        return FeedStamps(uri, str(source["kind"]), scores)
+    return DatasetStamps(uri, scores)
+
+
+class DatasetStamps:
+    """Stamps of a converted dataset, found by split and key."""
+
+    def __init__(self, uri: str, scores: Scores | SkyScores) -> None:
+        self._scores = scores
+        self._data = Dataset.open(uri)
+        named = scores.metadata.get("dataset_id")
+        if named and named != self._data.dataset_id:
+            raise ScoresError(
+                f"{scores.path} was scored on dataset {str(named)[:12]}, but {uri} is "
+                f"{self._data.dataset_id[:12]}. Give --dataset the one that was scored."
+            )
+        spec = self._data.manifest.normalization
+        self._scaled = spec.mode in _FLUX_MODES
+        self.note = (
+            "Lupton RGB (z, r, g) as in the Legacy Survey viewer; bright pixels stay clipped."
+            if self._scaled
+            else f"Stored pixels ({spec.mode}) between their percentiles; flux cannot be "
+            "recovered from them."
         )
-    return dataset
+
+    def rgb(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Pictures of some rows of the scores.
+
+        Raises
+        ------
+        DatasetError
+            If the dataset lacks a key, a split or a shard.
+        """
+        keys = [str(self._scores.table["key"][int(row)]) for row in rows]
+        splits = np.array(self._splits(rows))
+        pictures = np.zeros((len(rows), STAMP_SIZE, STAMP_SIZE, 3), np.uint8)
+        for split in sorted(set(splits)):
+            chosen = np.flatnonzero(splits == split)
+            pictures[chosen] = self._pictures(str(split), [keys[k] for k in chosen])
+        return pictures
+
+    def _splits(self, rows: NDArray[np.int64]) -> list[str]:
+        if "split" in self._scores.table.column_names:
+            return [str(self._scores.table["split"][int(row)]) for row in rows]
+        if "split" in self._scores.metadata:
+            return [str(self._scores.metadata["split"])] * rows.size
+        raise ScoresError(
+            f"{self._scores.path} has no column split: no telling where its stamps lie."
+        )
+
+    def _pictures(self, split: str, keys: list[str]) -> NDArray[np.uint8]:
+        statistics = [f"{what}_{band}" for what in ("median", "scale") for band in BANDS]
+        wanted = ["key", *(statistics if self._scaled else ())]
+        sidecar = self._data.read_sidecar(split, wanted)
+        index = pc.index_in(pa.array(keys, pa.string()), value_set=sidecar["key"].cast(pa.string()))
+        if index.null_count:
+            missing = keys[index.is_null().to_pylist().index(True)]
+            raise ScoresError(
+                f"{self._data.uri}: split {split} has no stamp {missing}; the scores belong to "
+                "another dataset."
+            )
+        rows = index.to_numpy().astype(np.int64)
+        pixels = self._data.read_pixels(split, rows).astype(np.float32)
+        if not self._scaled:
+            return _stretched(pixels)
+        chosen = sidecar.select(statistics).take(pa.array(rows))
+        numbers = np.stack([chosen[name].to_numpy() for name in statistics], axis=-1)
+        return lupton_rgb(denormalize(pixels, numbers[:, :3], numbers[:, 3:]))
 
 
-def draw_gallery(dataset: Dataset, scores: Scores, gallery: Gallery) -> list[Stamp]:
+class FeedStamps:
+    """Stamps that were decoded on the way: a Phase 4c tree, or a folder of cutouts."""
+
+    note = "Lupton RGB (z, r, g) as in the Legacy Survey viewer."
+    _places = ("source_file", "source_row_group", "source_row")
+
+    def __init__(self, uri: str, kind: str, scores: Scores | SkyScores) -> None:
+        self._request = {"kind": kind, "uri": uri, "ask": "stamps"}
+        self._path = scores.path
+
+    def rgb(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Pictures of some rows of the scores.
+
+        Raises
+        ------
+        InputError
+            If the files are not there any more.
+        ScoresError
+            If the scores do not say where their stamps lie.
+        """
+        missing = [n for n in self._places if n not in pq.read_schema(self._path).names]
+        if missing:
+            raise ScoresError(
+                f"{self._path} has no column {missing[0]}: no telling where its stamps lie."
+            )
+        places = pq.read_table(self._path, columns=list(self._places)).take(pa.array(rows))
+        with tempfile.TemporaryDirectory(prefix="lenstrain-feed-") as scratch:
+            request = self._request | {"places": places.to_pylist(), "scratch": scratch}
+            answer = ask(request)
+            table = read_arrow(Path(answer["file"]))
+            return lupton_rgb(stamps_of(table["pixels"], np.dtype("<f4")))
+
+
+def draw_gallery(reader: StampReader, scores: Scores, gallery: Gallery) -> list[Stamp]:
     """Read and draw the stamps of a gallery, in its order.
 
     Raises
     ------
-    DatasetError
-        If the dataset lacks a key, a split or a shard.
+    ProjectError
+        If a stamp is not where it was when it was scored.
     """
-    keys = [str(scores.table["key"][int(row)]) for row in gallery.rows]
-    splits = _splits(scores, gallery.rows)
-    pictures: dict[str, str] = {}
-    for split in sorted(set(splits)):
-        chosen = [key for key, its in zip(keys, splits, strict=True) if its == split]
-        pictures |= _pictures(dataset, split, chosen)
+    if not gallery.rows.size:
+        return []
     facts = {name: scores.numbers(name) for name in _FACTS if scores.has(name)}
     return [
         Stamp(
-            key,
+            str(scores.table["key"][int(row)]),
             float(scores.logits[row]),
             float(special.expit(scores.logits[row])),
-            pictures[key],
+            png_uri(picture),
             {name: float(values[row]) for name, values in facts.items() if values[row] > 0},
         )
-        for key, row in zip(keys, gallery.rows, strict=True)
+        for row, picture in zip(gallery.rows, reader.rgb(gallery.rows), strict=True)
     ]
 
 
-def _splits(scores: Scores, rows: NDArray[np.int64]) -> list[str]:
-    if scores.has("split"):
-        return [str(scores.table["split"][int(row)]) for row in rows]
-    if "split" in scores.metadata:
-        return [str(scores.metadata["split"])] * rows.size
-    raise ScoresError(f"{scores.path} has no column split: no telling where its stamps lie.")
-
-
-def _pictures(dataset: Dataset, split: str, keys: list[str]) -> dict[str, str]:
-    """PNG data URIs of some keys of a split."""
-    scaled = dataset.manifest.normalization.mode in _FLUX_MODES
-    statistics = [f"{what}_{band}" for what in ("median", "scale") for band in BANDS]
-    sidecar = dataset.read_sidecar(split, ["key", *(statistics if scaled else ())])
-    index = pc.index_in(pa.array(keys, pa.string()), value_set=sidecar["key"].cast(pa.string()))
-    if index.null_count:
-        missing = keys[index.is_null().to_pylist().index(True)]
-        raise ScoresError(
-            f"{dataset.uri}: split {split} has no stamp {missing}; the scores belong to another "
-            "dataset."
+def draw_missed(
+    reader: StampReader, scores: SkyScores, lenses: Sequence[Mapping[str, Any]], size: int
+) -> list[Stamp]:
+    """Pictures of the known lenses that were missed, lowest score first; at most `size`."""
+    lenses = lenses[:size]
+    if not lenses:
+        return []
+    keys = pa.array([lens["key"] for lens in lenses], pa.string())
+    rows = pc.index_in(keys, value_set=scores.table["key"].cast(pa.string())).to_numpy()
+    return [
+        Stamp(
+            lens["key"],
+            lens["logit"],
+            float(special.expit(lens["logit"])),
+            png_uri(picture),
+            {},
+            f"{lens['name']} ({lens['grade']})",
         )
-    rows = index.to_numpy().astype(np.int64)
-    pixels = dataset.read_pixels(split, rows).astype(np.float32)
-    if scaled:
-        chosen = sidecar.select(statistics).take(pa.array(rows))
-        numbers = np.stack([chosen[name].to_numpy() for name in statistics], axis=-1)
-        rgb = lupton_rgb(denormalize(pixels, numbers[:, :3], numbers[:, 3:]))
-    else:
-        rgb = _stretched(pixels)
-    return {key: _png_uri(picture) for key, picture in zip(keys, rgb, strict=True)}
+        for lens, picture in zip(lenses, reader.rgb(rows.astype(np.int64)), strict=True)
+    ]
 
 
 def _stretched(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -162,7 +261,8 @@ def _stretched(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.rint(255 * np.moveaxis(share[:, ::-1], 1, -1)).astype(np.uint8)
 
 
-def _png_uri(picture: NDArray[np.uint8]) -> str:
+def png_uri(picture: NDArray[np.uint8]) -> str:
+    """A picture as a data URI."""
     buffer = io.BytesIO()
     image.imsave(buffer, picture, format="png")
     return data_uri(buffer.getvalue(), "image/png")
@@ -171,11 +271,3 @@ def _png_uri(picture: NDArray[np.uint8]) -> str:
 def data_uri(content: bytes, kind: str) -> str:
     """Bytes as a data URI, so that the page needs nothing beside it."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def stretch_note(dataset: Dataset) -> str:
-    """How the pictures were made."""
-    mode: Any = dataset.manifest.normalization.mode
-    if mode in _FLUX_MODES:
-        return "Lupton RGB (z, r, g) as in the Legacy Survey viewer; bright pixels stay clipped."
-    return f"Stored pixels ({mode}) between their percentiles; flux cannot be recovered from them."

@@ -14,6 +14,7 @@ from lenstrain.evaluation.completeness import AxisBins
 from lenstrain.evaluation.operating import (
     BOTH_CLASSES,
     CompletenessTable,
+    FrozenThreshold,
     bins_of_axes,
     completeness_thresholds,
     frozen_thresholds,
@@ -29,7 +30,7 @@ from lenstrain.evaluation.ranking import (
     stratum_entries,
 )
 from lenstrain.evaluation.resampling import Resampling, make_resampling
-from lenstrain.evaluation.scores import Scores
+from lenstrain.evaluation.scores import Scores, SkyScores
 
 Progress = Callable[[str, float], None]
 """Called with the name of the stage that begins and the share of the work done before it."""
@@ -37,6 +38,7 @@ Progress = Callable[[str, float], None]
 _FEW_REGIONS = 30
 _MANY_TIES = 1e-3
 _MANY_UNRESOLVED = 0.3
+_FEW_LENSES = 30
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Measurement:
     """Content of metrics.json."""
     band: RocBand
     completeness: list[CompletenessTable]
+    cuts: list[FrozenThreshold]
+    """Thresholds at which completeness was measured."""
 
 
 def measure(
@@ -91,23 +95,25 @@ def measure(
     progress("Calibration", 0.55)
     entries |= _probabilities(scores, reference, resampling, options)
     progress("Completeness", 0.65)
-    bins = bins_of_axes(scores, AXES, options.axis_bins)
+    bins = bins_of_axes(scores, AXES, options.axis_bins, options.axis_edges)
     entries |= _groups(scores, bins, resampling, options)
-    tables, found = _thresholds(scores, reference, curve, bins, resampling, options)
+    cuts = completeness_thresholds(reference or scores, reference is None, options)
+    tables, found = _thresholds(scores, reference, curve, bins, cuts, resampling, options)
     entries |= found
     progress("Strata", 0.75)
     entries["strata"] = _strata(scores, bins, found, resampling, options)
+    entries |= {"comparison": None, "known_lenses": None}
     entries["notes"] = notes(scores, reference, entries, options)
-    return Measurement(entries, ranking.band, tables)
+    return Measurement(entries, ranking.band, tables, cuts)
 
 
-def check_same_model(scores: Scores, reference: Scores) -> None:
-    """Refuse a calibration table that another model or normalisation wrote."""
+def check_same_model(scores: Scores, reference: Scores | SkyScores) -> None:
+    """Refuse a second table of scores that another model or normalisation wrote."""
     for name in ("checkpoint_sha256", "normalization"):
         ours, theirs = scores.metadata.get(name), reference.metadata.get(name)
         if ours is not None and theirs is not None and ours != theirs:
             raise ScoresError(
-                f"{reference.path} has another {name} than {scores.path}: calibrate on scores of "
+                f"{reference.path} has another {name} than {scores.path}: both must be scores of "
                 "the same checkpoint."
             )
 
@@ -199,13 +205,13 @@ def _thresholds(
     reference: Scores | None,
     curve: metrics.RocCurve,
     bins: dict[str, AxisBins],
+    cuts: list[FrozenThreshold],
     resampling: Resampling,
     options: EvaluationOptions,
 ) -> tuple[list[CompletenessTable], dict[str, Any]]:
     in_sample = reference is None
     chosen_on = reference or scores
     frozen = frozen_thresholds(chosen_on, in_sample, options)
-    cuts = completeness_thresholds(chosen_on, in_sample, options)
     tables, left_out = measure_completeness(scores, cuts, bins, options)
     return tables, {
         "thresholds_chosen_on": str(chosen_on.path),
@@ -214,6 +220,9 @@ def _thresholds(
             scores, curve, cuts, resampling, options.prevalence
         ),
         "completeness_left_out": left_out,
+        "completeness_beyond_bins": {
+            " x ".join(table.axes): table.cells.left_out for table in tables if table.cells.left_out
+        },
     }
 
 
@@ -270,9 +279,39 @@ def notes(
                 "not shape.",
             )
         )
+    for axes, count in entries["completeness_beyond_bins"].items():
+        found.append(("info", f"{count:,} lenses lie beyond the bins of completeness by {axes}."))
     found += [
         ("info", f"Completeness left out: {text}.") for text in entries["completeness_left_out"]
     ]
+    return [{"severity": severity, "text": text} for severity, text in found]
+
+
+def known_lens_notes(lenses: dict[str, Any]) -> list[dict[str, str]]:
+    """What a reader must know about the recall of known lenses."""
+    found: list[tuple[str, str]] = []
+    matched = lenses["n_matched"]
+    if matched == 0:
+        found.append(
+            (
+                "warn",
+                f"None of the {lenses['n_catalog']:,} known lenses lies within "
+                f"{lenses['radius_arcsec']:g} arcsec of a scored stamp that shows the sky as it "
+                "is: recall is not measured.",
+            )
+        )
+    elif matched < _FEW_LENSES:
+        found.append(
+            ("warn", f"{matched} known lenses are few: {_FEW_LENSES} or more make a claim.")
+        )
+    if lenses["n_injected_left_out"]:
+        found.append(
+            (
+                "info",
+                f"{lenses['n_injected_left_out']:,} stamps with an injected arc were not matched "
+                "with known lenses.",
+            )
+        )
     return [{"severity": severity, "text": text} for severity, text in found]
 
 

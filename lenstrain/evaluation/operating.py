@@ -1,6 +1,6 @@
 """Frozen thresholds, and what they recover: the tables that follow from where one cuts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -167,14 +167,22 @@ class CompletenessTable:
         return tuple(axis.name for axis in self.cells.axes)
 
 
-def bins_of_axes(scores: Scores, names: Sequence[str], n_bins: int) -> dict[str, AxisBins]:
-    """Bins of every axis that the table has values for."""
+def bins_of_axes(
+    scores: Scores,
+    names: Sequence[str],
+    n_bins: int,
+    edges: Mapping[str, Sequence[float]] | None = None,
+) -> dict[str, AxisBins]:
+    """Bins of every axis that the table has values for; given edges come before the data's."""
     lens = scores.labels == 1
     found = {}
     for name in names:
         if not scores.has(name):
             continue
         values = scores.numbers(name)
+        if edges and name in edges:
+            found[name] = AxisBins(name, np.asarray(edges[name], dtype=np.float64))
+            continue
         bins = axis_bins(name, values if name in BOTH_CLASSES else values[lens], n_bins)
         if bins is not None:
             found[name] = bins

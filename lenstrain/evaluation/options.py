@@ -1,6 +1,7 @@
 """What `lenstrain evaluate` can be asked for: one frozen dataclass, checked, touching nothing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from lensprep.errors import ConfigError
@@ -81,8 +82,15 @@ class EvaluationOptions:
     axis_bins: int = 4
     """Quantile bins of a continuous axis; an axis of few distinct values has a bin for each."""
 
+    axis_edges: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Edges of an axis's bins instead, ascending: ``axis_edges.psfsize_r=[0.8, 1.2, 1.6]``. Lenses
+    beyond them are left out, and counted."""
+
     unresolved_below: float = 0.5
     """A lens whose theta_E over PSF FWHM is below this is marked as unresolved."""
+
+    match_radius_arcsec: float = 2.0
+    """Farthest that a stamp's position may lie from a known lens, in arcsec."""
 
     examples: int = 12
     """Stamps in each gallery of the report."""
@@ -111,10 +119,22 @@ class EvaluationOptions:
         _require(all(beta > 0 for beta in self.betas), "betas must be above 0")
         _require(self.calibration in ("temperature", "platt", "none"), "unknown calibration")
         _require(self.interval in ("percentile", "bca"), "interval must be percentile or bca")
+        _require(self.match_radius_arcsec > 0, "match_radius_arcsec must be above 0")
+        _check_edges(self.axis_edges)
         for axes in self.completeness_axes:
             _require(1 <= len(axes) <= 3, f"completeness takes one to three axes, got {len(axes)}")
             unknown = [axis for axis in axes if axis not in AXES]
             _require(not unknown, f"unknown completeness axis {unknown}; known: {', '.join(AXES)}")
+
+
+def _check_edges(axis_edges: dict[str, tuple[float, ...]]) -> None:
+    for axis, edges in axis_edges.items():
+        _require(axis in AXES, f"unknown axis {axis!r} in axis_edges; known: {', '.join(AXES)}")
+        numbers = isinstance(edges, list | tuple) and all(
+            isinstance(edge, int | float) for edge in edges
+        )
+        rising = numbers and len(edges) > 1 and all(a < b for a, b in pairwise(edges))
+        _require(rising, f"axis_edges.{axis} must be two or more ascending numbers, got {edges}")
 
 
 def _require(condition: bool, message: str) -> None:

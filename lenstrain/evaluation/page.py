@@ -8,6 +8,7 @@ from lenstrain.evaluation.plainjson import plain
 from lenstrain.evaluation.report import PageGallery, PagePlot
 
 _HEADLINE_RATES = 2
+_MISSED_SHOWN = 50
 _GROUPS = (("theta_e", "θE [″]"), ("src_dmag", "source Δmag"), ("lens_model", "lens model"))
 
 
@@ -44,6 +45,8 @@ def page_context(
             if metrics.get(f"auroc_by_{name}")
         ],
         "calibration_rows": _calibration_rows(metrics),
+        "missed_shown": _MISSED_SHOWN,
+        "comparison_rows": _comparison_rows(metrics["comparison"]),
         "provenance": _provenance_rows(metrics["provenance"]),
     }
 
@@ -85,6 +88,20 @@ def _calibration_rows(metrics: Mapping[str, Any]) -> list[tuple[str, tuple[Any, 
     ]
 
 
+def _comparison_rows(comparison: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
+    if comparison is None:
+        return []
+    return [
+        ("AUROC", comparison["auroc"]),
+        ("Partial AUROC", comparison["partial_auroc"]),
+        ("Average precision, this sample", comparison["average_precision"]),
+        *(
+            (f"Completeness at FPR {100 * float(fpr):g}%", entry)
+            for fpr, entry in comparison["tpr_at_fpr"].items()
+        ),
+    ]
+
+
 def _dig(tree: Any, path: Sequence[str]) -> Any:
     for name in path:
         tree = tree[name]
@@ -111,7 +128,12 @@ def _provenance_rows(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Calibrated on", provenance["calibrate_on"]))
         rows.append(("SHA-256", provenance["calibrate_on_sha256"]))
     for name, value in provenance["scores_metadata"].items():
+        if name == "members" and len(value) == 1:
+            continue  # its facts stand by themselves
         rows.append((name.replace("_", " ").capitalize(), _readable(value)))
+    if provenance["compared_with"]:
+        rows.append(("Compared with", provenance["compared_with"]))
+        rows.append(("SHA-256", provenance["compared_with_sha256"]))
     rows.append(("Versions", _readable(provenance["versions"])))
     rows.append(("Created", provenance["created"]))
     return rows

@@ -10,6 +10,7 @@ from lensprep.errors import ScoresError
 
 METRICS_NAME = "metrics.json"
 REPORT_NAME = "report.html"
+CARD_NAME = "model_card.md"
 
 
 def check_destination(out: Path) -> None:

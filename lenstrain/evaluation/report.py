@@ -76,12 +76,22 @@ def _is_nan(value: Any) -> bool:
 
 def render_page(context: Mapping[str, Any]) -> str:
     """Render the page; every value from outside is escaped."""
+    return _environment().get_template("report.html").render(context)
+
+
+def render_card(context: Mapping[str, Any]) -> str:
+    """Render the model card in Markdown; what comes from outside can bring no HTML into it."""
+    return _environment().get_template("model_card.md").render(context)
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("lenstrain.evaluation"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {
         "figure": figure,
@@ -91,7 +101,7 @@ def render_page(context: Mapping[str, Any]) -> str:
         "rate": lambda value: f"{100 * float(value):g}%",
         "count": lambda value: f"{value:,}",
     }
-    return environment.get_template("report.html").render(context)
+    return environment
 
 
 def figure(value: float | None, digits: int = 3) -> str:

@@ -116,6 +116,16 @@ class Scores:
         return logits
 
 
+@dataclass(frozen=True)
+class SkyScores:
+    """Scores with positions; labels are not needed."""
+
+    path: Path
+    table: pa.Table
+    logits: Floats
+    metadata: dict[str, Any]
+
+
 def read_scores(path: Path) -> Scores:
     """Read and check a table of scores.
 
@@ -167,6 +177,26 @@ def read_scores(path: Path) -> Scores:
         metadata,
         tuple(notes),
     )
+
+
+def read_sky_scores(path: Path) -> SkyScores:
+    """Read scores for their positions: a table without labels or regions will do.
+
+    Raises
+    ------
+    ScoresError
+        If the file cannot be read, is empty, lacks key or logit, or holds non-finite scores.
+    """
+    table, metadata = _read_table(path)
+    missing = [] if "key" in table.column_names else ["key"]
+    if "logit" not in table.column_names and "probability" not in table.column_names:
+        missing.append("logit (or probability)")
+    if missing:
+        raise ScoresError(f"{path} lacks the column {', '.join(missing)}.")
+    if table.num_rows == 0:
+        raise ScoresError(f"{path} has no rows.")
+    logits, _ = _read_logits(table, path)
+    return SkyScores(path, table, logits, metadata)
 
 
 def _read_table(path: Path) -> tuple[pa.Table, dict[str, Any]]:

@@ -1,0 +1,306 @@
+"""Known lenses: find them among the scores by position, and say how many are recovered.
+
+A catalogue lens counts if a scored stamp that shows the sky as it is lies within the radius. Stamps
+into which an arc was injected are no images of real lenses, and are left out.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+from astropy import units
+from astropy.coordinates import SkyCoord
+from numpy.typing import NDArray
+
+from lensprep.errors import ConfigError, ScoresError
+from lenstrain.evaluation.operating import FrozenThreshold
+from lenstrain.evaluation.options import EvaluationOptions
+from lenstrain.evaluation.resampling import make_resampling
+from lenstrain.evaluation.scores import SkyScores
+
+LENSCAT = {"name": "name", "ra": "RA", "dec": "DEC", "grade": "grading"}
+"""What the columns are called in lenscat (Vujeva et al. 2025, arXiv:2406.04398)."""
+
+_OTHER_NAMES = {
+    "name": ("Name", "NAME", "id"),
+    "ra": ("ra", "RAdeg", "RAJ2000"),
+    "dec": ("dec", "DEdeg", "DEJ2000"),
+    "grade": ("grade", "Grade"),
+}
+UNGRADED = "ungraded"
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Known lenses: one row each."""
+
+    path: Path
+    name: list[str]
+    ra: Floats
+    """Degrees."""
+    dec: Floats
+    grade: list[str]
+
+
+@dataclass(frozen=True)
+class Match:
+    """Which stamp shows which lens."""
+
+    lens: NDArray[np.int64]
+    """Rows of the catalogue that have a stamp."""
+    stamp: NDArray[np.int64]
+    """Row of the scores of each."""
+    separation_arcsec: Floats
+    repeated: int
+    """Rows of the catalogue that share their stamp with a nearer one."""
+    injected: int
+    """Scored stamps left out because an arc was injected into them."""
+
+
+def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
+    """Mapping of columns from ``ra=RAJ2000`` and the like.
+
+    Raises
+    ------
+    ConfigError
+        If a pair is not of that form, or names something else than name, ra, dec or grade.
+    """
+    found = {}
+    for pair in pairs:
+        ours, equals, theirs = pair.partition("=")
+        if not equals or ours not in LENSCAT or not theirs:
+            raise ConfigError(
+                f"--catalog-column {pair!r}: write it as NAME=COLUMN; NAME is one of "
+                f"{', '.join(LENSCAT)}."
+            )
+        found[ours] = theirs
+    return found
+
+
+def read_catalog(path: Path, columns: Mapping[str, str] | None = None) -> Catalog:
+    """Read a catalogue of known lenses.
+
+    Parameters
+    ----------
+    path : Path
+        CSV (``.csv``, ``.csv.gz``) or parquet.
+    columns : mapping, optional
+        What the catalogue calls ``name``, ``ra``, ``dec``, ``grade``; lenscat's names (and a few
+        common ones) are known. Without a grade all lenses are ``ungraded``.
+
+    Raises
+    ------
+    ScoresError
+        If it cannot be read, lacks a position, or has a position off the sky.
+    """
+    table = _read_table(path)
+    names = {ours: _column(table, ours, columns or {}, path) for ours in LENSCAT}
+    ra, dec = (_degrees(table, names[ours], path) for ours in ("ra", "dec"))
+    bad = ~((ra >= 0) & (ra <= 360) & (dec >= -90) & (dec <= 90))
+    if bad.any():
+        raise ScoresError(
+            f"{path}: {int(bad.sum())} lenses have no position on the sky (first: row "
+            f"{int(np.argmax(bad)) + 1}); degrees are wanted."
+        )
+    if not ra.size:
+        raise ScoresError(f"{path} has no lenses.")
+    rows = [str(row + 1) for row in range(ra.size)]
+    return Catalog(
+        path,
+        _texts(table, names["name"], rows),
+        ra,
+        dec,
+        _texts(table, names["grade"], [UNGRADED] * ra.size),
+    )
+
+
+def _read_table(path: Path) -> pa.Table:
+    if not path.is_file():
+        raise ScoresError(f"{path}: no such catalogue.")
+    try:
+        if path.name.lower().endswith((".csv", ".csv.gz")):
+            return pcsv.read_csv(path)
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise ScoresError(f"{path} is neither CSV nor parquet that can be read: {first}") from error
+
+
+def _column(table: pa.Table, ours: str, given: Mapping[str, str], path: Path) -> str | None:
+    """Name of a column in the catalogue; None for an optional one that is not there."""
+    known = (given[ours],) if ours in given else (LENSCAT[ours], *_OTHER_NAMES[ours])
+    found = next((name for name in known if name in table.column_names), None)
+    if found is None and (ours in given or ours in ("ra", "dec")):
+        raise ScoresError(
+            f"{path} has no column {known[0]!r}; it has: {', '.join(table.column_names)}. Name it "
+            f"with --catalog-column {ours}=COLUMN."
+        )
+    return found
+
+
+def _degrees(table: pa.Table, name: str | None, path: Path) -> Floats:
+    column = table[str(name)]
+    try:
+        return np.asarray(column.cast(pa.float64()).to_numpy(), dtype=np.float64)
+    except pa.ArrowException:
+        raise ScoresError(f"{path}: column {name} holds {column.type}, not degrees.") from None
+
+
+def _texts(table: pa.Table, name: str | None, default: list[str]) -> list[str]:
+    if name is None:
+        return default
+    values = table[name].cast(pa.string()).to_pylist()
+    return [value or other for value, other in zip(values, default, strict=True)]
+
+
+def match_catalog(catalog: Catalog, scores: SkyScores, radius_arcsec: float) -> Match:
+    """The nearest stamp of each lens within a radius on the sky; one lens a stamp.
+
+    Raises
+    ------
+    ScoresError
+        If the scores have no positions.
+    """
+    for name in ("ra", "dec"):
+        if name not in scores.table.column_names:
+            raise ScoresError(
+                f"{scores.path} has no column {name}: a catalogue is matched by position."
+            )
+    ra, dec = (_degrees(scores.table, name, scores.path) for name in ("ra", "dec"))
+    injected = _injected(scores)
+    rows = np.flatnonzero(~injected & np.isfinite(ra) & np.isfinite(dec))
+    if not rows.size:
+        empty = np.empty(0, np.int64)
+        return Match(empty, empty, np.empty(0), 0, int(injected.sum()))
+    sky = SkyCoord(ra[rows] * units.deg, dec[rows] * units.deg)
+    lenses = SkyCoord(catalog.ra * units.deg, catalog.dec * units.deg)
+    nearest, separation, _ = lenses.match_to_catalog_sky(sky)
+    arcsec = np.asarray(separation.arcsec)
+    close = np.flatnonzero(arcsec <= radius_arcsec)
+    # The nearest lens of each stamp: one object may be in the catalogue under two names.
+    close = close[np.argsort(arcsec[close], kind="stable")]
+    stamp = rows[np.asarray(nearest)[close]]
+    first = np.sort(np.unique(stamp, return_index=True)[1])
+    lens = close[first]
+    order = np.argsort(lens)
+    return Match(
+        lens[order],
+        stamp[first][order],
+        arcsec[lens][order],
+        int(close.size - first.size),
+        int(injected.sum()),
+    )
+
+
+def _injected(scores: SkyScores) -> NDArray[np.bool_]:
+    if "theta_e_arcsec" not in scores.table.column_names:
+        return np.zeros(scores.logits.size, bool)
+    theta = scores.table["theta_e_arcsec"].cast(pa.float64()).to_numpy()
+    return np.asarray(theta > 0)
+
+
+def measure_catalog(
+    catalog: Catalog,
+    scores: SkyScores,
+    frozen: Sequence[FrozenThreshold],
+    options: EvaluationOptions,
+) -> tuple[dict[str, Any], Match]:
+    """Recall of known lenses by grade at frozen thresholds, and the ones missed.
+
+    Returns
+    -------
+    dict
+        Entry ``known_lenses`` of metrics.json; see docs/reference/metrics.md.
+    Match
+    """
+    match = match_catalog(catalog, scores, options.match_radius_arcsec)
+    grades = np.array([catalog.grade[row] for row in match.lens], dtype=object)
+    logits = scores.logits[match.stamp]
+    cluster = _clusters(scores, match.stamp)
+    cuts = [choice for choice in frozen if choice.threshold is not None]
+    recall = []
+    for choice in cuts:
+        assert choice.threshold is not None
+        found = logits > choice.threshold
+        entry: dict[str, Any] = {"name": choice.name, "threshold": choice.threshold}
+        entry["all"] = _recall(found, cluster, options)
+        entry["by_grade"] = {
+            str(grade): _recall(found[grades == grade], cluster[grades == grade], options)
+            for grade in sorted(set(grades))
+        }
+        recall.append(entry)
+    first = cuts[0].threshold if cuts else None
+    lenses = _lens_rows(catalog, scores, match, first)
+    with catalog.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "catalog": str(catalog.path),
+        "catalog_sha256": digest,
+        "scores": str(scores.path),
+        "radius_arcsec": options.match_radius_arcsec,
+        "n_catalog": len(catalog.name),
+        "n_matched": int(match.lens.size),
+        "n_repeated": match.repeated,
+        "n_injected_left_out": match.injected,
+        "recall": recall,
+        "missed": [lens for lens in lenses if not lens["found"]],
+        "lenses": lenses,
+    }, match
+
+
+def _clusters(scores: SkyScores, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Region of each matched stamp; each stamp is its own where regions are not known."""
+    if "region_id" in scores.table.column_names:
+        column = scores.table["region_id"].take(pa.array(rows))
+        if column.null_count == 0 and rows.size:
+            return np.unique(column.to_numpy(zero_copy_only=False), return_inverse=True)[1]
+    return np.arange(rows.size)
+
+
+def _recall(
+    found: NDArray[np.bool_], cluster: NDArray[np.int64], options: EvaluationOptions
+) -> dict[str, Any]:
+    """Share of lenses found: interval by region, Wilson beside it, and the counts."""
+    n = int(found.size)
+    if n == 0:
+        empty = {"value": None, "low": None, "high": None, "level": options.level}
+        return empty | {"k": 0, "n": 0, "reason": "no lens of the catalogue was scored"}
+    regions, codes = np.unique(cluster, return_inverse=True)
+    resampling = make_resampling(regions.size, options.resamples, options.seed, options.level)
+    hits, rows = (
+        np.bincount(codes, weights, minlength=regions.size)
+        for weights in (found.astype(float), np.ones(n))
+    )
+    draws = (resampling.weights @ hits) / (resampling.weights @ rows)
+    return resampling.share(draws, int(found.sum()), n, int(regions.size))
+
+
+def _lens_rows(
+    catalog: Catalog, scores: SkyScores, match: Match, threshold: float | None
+) -> list[dict[str, Any]]:
+    """The matched lenses, lowest score first."""
+    keys = scores.table["key"].take(pa.array(match.stamp)).to_pylist()
+    rows = [
+        {
+            "name": catalog.name[lens],
+            "ra": float(catalog.ra[lens]),
+            "dec": float(catalog.dec[lens]),
+            "grade": catalog.grade[lens],
+            "key": str(key),
+            "separation_arcsec": float(separation),
+            "logit": float(scores.logits[stamp]),
+            "found": threshold is not None and bool(scores.logits[stamp] > threshold),
+        }
+        for lens, stamp, separation, key in zip(
+            match.lens, match.stamp, match.separation_arcsec, keys, strict=True
+        )
+    ]
+    return sorted(rows, key=lambda row: (row["logit"], row["name"]))
