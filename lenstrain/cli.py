@@ -442,3 +442,51 @@ def audit(
         )
     report(content, [*lines(content, findings), f"Report: {content['report']}"], as_json)
     sys.exit(content["exit_code"])
+
+
+@main.command()
+@click.argument("scores", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Parquet file to write."
+)
+@click.option(
+    "--catalog",
+    type=click.Path(path_type=Path),
+    help="Known lenses (CSV or parquet with ra, dec): controls near one are left out.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override an option: fraction=0.05, factor=4.0, psf_bins=4, radius_arcsec=5.0. "
+    "Repeatable.",
+)
+@json_option
+def mine(
+    scores: tuple[Path, ...],
+    out: Path,
+    catalog: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """List the controls of SCORES that look most like lenses, in each bin of seeing.
+
+    SCORES are tables of `lenstrain infer --split train`; of several the mean logit counts. Train
+    with the list by --set data.sample_weights=FILE.
+
+    \b
+    Example:
+      lenstrain mine train.parquet --catalog known.csv --out hard.parquet
+    """
+    from lenstrain.mine import MiningOptions
+    from lenstrain.mine import mine as run_mining
+
+    options = load_config(MiningOptions, None, overrides)
+    result = run_mining(scores, out, catalog=catalog, options=options)
+    lines = [f"Note: {note}" for note in result["notes"]]
+    lines.append(
+        f"{result['hard']:,} hard of {result['controls']:,} controls in {len(result['bins'])} bins "
+        f"of seeing, {result['excluded']:,} left out near known lenses: {out}"
+    )
+    report(result, [*lines, f"Train with --set data.sample_weights={out}"], as_json)

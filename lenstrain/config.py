@@ -36,6 +36,10 @@ class DataConfig:
     sampling: Literal["uniform", "balanced"] = "uniform"
     """``balanced`` shows both classes equally often."""
 
+    sample_weights: str | None = None
+    """Parquet with columns key and weight, such as `lenstrain mine` writes: a row of weight 4 comes
+    four times as often as one that is not listed. An epoch keeps its length."""
+
     d4: bool = True
     """Turn and flip every training stamp by one of the 8 elements of D4, each equally likely."""
 

@@ -26,7 +26,17 @@ from lenstrain.training.runlog import CONFIG
 from lenstrain.training.step import Totals
 
 FIXED = {
-    "data": ("batch_size", "shuffle", "drop_last", "where", "limit", "sampling", "d4", "shift_px"),
+    "data": (
+        "batch_size",
+        "shuffle",
+        "drop_last",
+        "where",
+        "limit",
+        "sampling",
+        "sample_weights",
+        "d4",
+        "shift_px",
+    ),
     "model": None,
     "optim": None,
     "loss": None,

@@ -11,11 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lensprep.dataset import Dataset
 from lensprep.errors import ConfigError, DatasetError, StorageError
-from lenstrain.config import Config
+from lenstrain.config import Config, DataConfig
 from lenstrain.data import StampLoader
+from lenstrain.mine import read_weights
 from lenstrain.model import build_model, count_parameters
 from lenstrain.schedule import plan_schedule
 from lenstrain.training.distributed import Context
@@ -207,6 +209,7 @@ def make_loaders(
         where=data.where,
         limit=data.limit,
         sampling=data.sampling,
+        weights=sample_weights(dataset, data),
         **shared,
     )
     validation = StampLoader(
@@ -217,6 +220,14 @@ def make_loaders(
         **shared,
     )
     return training, validation
+
+
+def sample_weights(dataset: Dataset, data: DataConfig) -> NDArray[np.float64] | None:
+    """Weight of every training row, if ``data.sample_weights`` names a file of them."""
+    if data.sample_weights is None:
+        return None
+    keys = dataset.read_sidecar("train", ["key"])["key"]
+    return read_weights(Path(data.sample_weights), keys)
 
 
 def start_records(run: Run) -> None:

@@ -100,6 +100,8 @@ def write_setup(folder: Path, config: Config, facts: dict[str, Any]) -> None:
 def environment_facts() -> dict[str, Any]:
     """Machine and software, as far as a result or a speed depends on them."""
     facts: dict[str, Any] = {
+        "host": platform.node(),
+        "process": os.getpid(),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processors": os.cpu_count(),
