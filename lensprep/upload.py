@@ -26,7 +26,6 @@ from lensprep.dataset import MANIFEST_NAME, REJECTS_NAME, Dataset, Manifest
 from lensprep.dataset.s3 import S3Store
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.s3transfer import (
-    FILES_AT_ONCE,
     abort_unfinished,
     download_file,
     run_files,
@@ -40,7 +39,6 @@ from lensprep.dataset.storage import (
     local_path,
     member_path,
     remove_partials,
-    sync_file,
 )
 from lensprep.errors import BudgetError, ConfigError, DatasetError, NotFoundError, StorageError
 
@@ -241,8 +239,6 @@ def download(
     _require_disk(root, sum(file.bytes for file in todo))
     remove_partials(root)
     _fetch(store, root, todo, progress)
-    with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
-        list(threads.map(sync_file, [member_path(root, file.name) for file in todo]))
     target.create(MANIFEST_NAME, text)
     return _report(source, str(root), files, todo, started)
 

@@ -29,9 +29,10 @@ logger = logging.getLogger("lensprep.s3")
 
 _SCHEMES: Final = ("s3://", "s3a://")
 _CONNECT_SECONDS: Final = 10
+_CALLERS: Final = 16
 _LOG_SECONDS: Final = 5.0
 """A fault that many requests meet at once is told once in so many seconds."""
-_ANSWER_SECONDS: Final = 3.0
+_ANSWER_SECONDS: Final = 1.5
 """How long an endpoint that never answered is tried; one that did is waited for much longer."""
 
 
@@ -136,7 +137,8 @@ def _make_client(options: S3Options) -> Any:
 
     def client(s3: Mapping[str, Any]) -> Any:
         config = Config(
-            max_pool_connections=options.connections,
+            # Beside the threads of `Connection` callers make small requests of their own.
+            max_pool_connections=options.connections + _CALLERS,
             connect_timeout=_CONNECT_SECONDS,
             read_timeout=options.read_timeout_s,
             # "standard" and "adaptive" share a budget of 500 / 14 retries over all threads: with

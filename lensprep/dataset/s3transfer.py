@@ -50,7 +50,7 @@ def download_file(
     sha256: str | None,
     progress: Progress | None = None,
 ) -> str:
-    """Download a file in parallel ranges; it gets its name when it is whole and right.
+    """Download a file in parallel ranges; it gets its name when it is right and on the disk.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def download_file(
         if progress is not None:
             progress(len(part.view))
 
-    with atomic_writer(path) as file:
+    with atomic_writer(path, sync=True) as file:
         try:
             for start in range(0, size, PART_BYTES):
                 # Never wait for memory while holding parts that could be written.
