@@ -1,4 +1,4 @@
-"""Where a source lies, and which of its files are data: any `pyarrow.fs.FileSystem` will do."""
+"""Where a source lies, which of its files are data, and how one is opened, here or in a store."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from pathlib import PurePosixPath
 from typing import Final
 
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 from lensprep.dataset.s3client import S3Options
+from lensprep.dataset.s3file import S3Handler, s3_filesystem
 from lensprep.dataset.storage import is_remote, local_path
 from lensprep.errors import InputError
 
 _SUFFIX: Final = ".parquet"
+_READ_BUFFER: Final = 4 << 20
+"""Bytes read at once from a local file: without it a whole column chunk (140 MB) is held."""
 
 
 def filesystem_for(
     uri: str | os.PathLike[str], options: S3Options | None = None
 ) -> pafs.FileSystem | None:
     """File system of an object store for `Source.open`; None for a local path."""
-    if not is_remote(uri):
-        return None
-    from lensprep.dataset.s3file import s3_filesystem
-
-    return s3_filesystem(options)
+    return s3_filesystem(options) if is_remote(uri) else None
 
 
 def locate(
@@ -59,6 +59,24 @@ def list_parquet(
             "region_split=... folders of a Phase 4c tree."
         )
     return path, sorted(chosen, key=lambda entry: relative(entry.path, path))
+
+
+def open_parquet(
+    filesystem: pafs.FileSystem, path: str, *, stream: bool = True, version: str | None = None
+) -> tuple[pq.ParquetFile, str | None]:
+    """Open a file, and say which version of it that is.
+
+    With ``stream`` most of it will be read, in order: of a remote file the next block is on its
+    way while one is decoded. Else a few columns: exactly their ranges are read.
+    """
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return pq.ParquetFile(path, filesystem=filesystem, buffer_size=_READ_BUFFER), None
+    if isinstance(filesystem, pafs.PyFileSystem) and isinstance(filesystem.handler, S3Handler):
+        file = filesystem.handler.open(path, read_ahead=stream, version=version)
+        buffer = _READ_BUFFER if stream else 0
+        parquet = pq.ParquetFile(file, pre_buffer=not stream, buffer_size=buffer)
+        return parquet, file.entry.version
+    return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True), None
 
 
 def relative(path: str, root: str) -> str:

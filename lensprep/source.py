@@ -33,17 +33,21 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from lensprep.contract import COLUMN_BY_NAME, COLUMNS, SPLIT_COLUMN, schema_faults
+from lensprep.contract import (
+    COLUMN_BY_NAME,
+    COLUMNS,
+    SPLIT_COLUMN,
+    STAMP_COLUMN,
+    schema_faults,
+)
 from lensprep.dataset.layout import MEASURED_COLUMNS, SOURCE_COLUMNS, SPLITS
 from lensprep.errors import InputError, SchemaError
-from lensprep.listing import list_parquet, locate, relative
+from lensprep.listing import list_parquet, locate, open_parquet, relative
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work goes on."""
 
 _THREADS: Final = 16
-_READ_BUFFER: Final = 4 << 20
-"""Bytes read at once from a local file: without it a whole column chunk (140 MB) is held."""
 _TAKEN: Final = frozenset((*MEASURED_COLUMNS, *SOURCE_COLUMNS, "place"))
 """Names that conversion gives to columns of its own."""
 _PREFIX: Final = "phase4c_"
@@ -77,6 +81,8 @@ class SourceFile:
     """Columns in the file itself, under the names of `Source.schema`."""
     hive_split: str | None = None
     """The split that the folder states, if it does."""
+    version: str | None = None
+    """ETag of an object when its footer was read: it is read again only as that version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +250,7 @@ class Source:
         stored = [name for name in schema.names if name in file.columns]
         rows, stated = 0, sum(file.row_groups[index].rows for index in groups)
         try:
-            with self._open(file) as parquet:
+            with self._open(file, stream=STAMP_COLUMN in stored) as parquet:
                 have = set(parquet.schema_arrow.names)
                 batches = parquet.iter_batches(
                     batch_rows,
@@ -278,8 +284,9 @@ class Source:
             )
         return pa.schema([f for f in self.schema if f.name in wanted])
 
-    def _open(self, file: SourceFile) -> pq.ParquetFile:
-        return _open_parquet(self.filesystem, f"{self.root}/{file.path}")
+    def _open(self, file: SourceFile, *, stream: bool) -> pq.ParquetFile:
+        path = f"{self.root}/{file.path}"
+        return open_parquet(self.filesystem, path, stream=stream, version=file.version)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,16 +297,6 @@ class _Footer:
     schema: pa.Schema
     split_problem: str | None
     """Why the split of the rows is in doubt."""
-
-
-def _open_parquet(filesystem: pafs.FileSystem, path: str) -> pq.ParquetFile:
-    remote = not isinstance(filesystem, pafs.LocalFileSystem)
-    return pq.ParquetFile(
-        path,
-        filesystem=filesystem,
-        pre_buffer=remote,
-        buffer_size=0 if remote else _READ_BUFFER,
-    )
 
 
 def _read_footers(
@@ -321,7 +318,8 @@ def _read_footers(
 def _read_footer(filesystem: pafs.FileSystem, root: str, info: pafs.FileInfo) -> _Footer | BadFile:
     name = relative(info.path, root)
     try:
-        with _open_parquet(filesystem, info.path) as parquet:
+        parquet, version = open_parquet(filesystem, info.path, stream=False)
+        with parquet:
             metadata, schema = parquet.metadata, parquet.schema_arrow
             groups = tuple(
                 RowGroup(group.num_rows, group.total_byte_size)
@@ -333,7 +331,7 @@ def _read_footer(filesystem: pafs.FileSystem, root: str, info: pafs.FileInfo) ->
         return BadFile(name, info.size, _first_line(error))
     columns = tuple(_public_name(column) for column in schema.names)
     rows = sum(group.rows for group in groups)
-    file = SourceFile(name, info.size, rows, groups, split, columns, hive)
+    file = SourceFile(name, info.size, rows, groups, split, columns, hive, version)
     return _Footer(file, schema, problem)
 
 
