@@ -280,7 +280,12 @@ def _recall(
         for weights in (found.astype(float), np.ones(n))
     )
     draws = (resampling.weights @ hits) / (resampling.weights @ rows)
-    return resampling.share(draws, int(found.sum()), n, int(regions.size))
+    entry = resampling.share(draws, int(found.sum()), n, int(regions.size))
+    if regions.size == n:
+        # No two lenses share a region: they are independent, and Wilson is right for few.
+        low, high = entry["wilson_low"], entry["wilson_high"]
+        entry |= {"low": low, "high": high, "method": "wilson"}
+    return entry
 
 
 def _lens_rows(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
@@ -48,6 +49,8 @@ WIDTH, HEIGHT = 3.5, 2.8
 """One column of a journal page, inches."""
 
 _FEWEST_FLAGGED = 10
+_MOST = 0.5
+"""Share of unresolved lenses from which a bin is marked."""
 
 AXIS_LABELS = {
     "theta_e_arcsec": r"Einstein radius $\theta_\mathrm{E}$ [arcsec]",
@@ -235,6 +238,8 @@ def draw_completeness(tables: Sequence[CompletenessTable]) -> Plot:
                 spread = np.maximum([y - columns[lo], columns[hi] - y], 0)
                 axes.errorbar(x, y, spread, fmt="none", ecolor=colour, elinewidth=width)
             axes.plot(x, y, marker + "-", color=colour, lw=0.7, label=label)
+            blurred = columns["unresolved_share"] > _MOST
+            axes.plot(x[blurred], y[blurred], marker, color=colour, mfc="white")
             numbers["threshold"] += [table.threshold.threshold] * y.size
             for name, column in columns.items():
                 numbers.setdefault(name, []).extend(column.tolist())
@@ -249,7 +254,7 @@ def draw_completeness(tables: Sequence[CompletenessTable]) -> Plot:
         f"completeness_{axis.name}",
         f"Completeness against {_plain(axis.name)}",
         "Share of lenses above the frozen threshold; thick and thin bars: 68% and 95% Wilson "
-        "intervals.",
+        "intervals. Open symbols: most lenses of the bin are unresolved.",
         figure,
         numbers,
     )
@@ -287,11 +292,19 @@ def draw_map(table: CompletenessTable) -> Plot:
     half = ((columns["hi95"] - columns["lo95"]) / 2).reshape(shape).T
     with rc_context(STYLE):
         figure, axes = _new(WIDTH, 3.0)
+        blurred = (columns["unresolved_share"] > _MOST).reshape(shape).T
         mesh = axes.imshow(grid, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="cividis")
         for row, column in np.ndindex(n.shape):
             empty = n[row, column] == 0
             text = "no lens" if empty else f"{grid[row, column]:.2f}±{half[row, column]:.2f}"
             dark = not empty and grid[row, column] < 0.55
+            if blurred[row, column]:
+                corner = (column - 0.5, row - 0.5)
+                shade = Rectangle(
+                    corner, 1, 1, fill=False, hatch="////", lw=0, ec="#ffffff" if dark else GREY
+                )
+                shade.set_alpha(0.35)
+                axes.add_patch(shade)
             axes.text(
                 column,
                 row,
@@ -309,7 +322,8 @@ def draw_map(table: CompletenessTable) -> Plot:
     return Plot(
         f"completeness_{x.name}_{y.name}",
         f"Completeness: {_plain(x.name)} and {_plain(y.name)}",
-        f"At the threshold for {table.threshold.name}; ± half the 95% Wilson interval.",
+        f"At the threshold for {table.threshold.name}; ± half the 95% Wilson interval. "
+        "Hatched: most lenses of the cell are unresolved.",
         figure,
         columns,
     )
