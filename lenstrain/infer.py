@@ -30,6 +30,7 @@ from lensprep.dataset import MANIFEST_NAME
 from lensprep.dataset.storage import atomic_writer, is_remote, local_path, write_atomic
 from lensprep.errors import CheckpointError, ConfigError, DatasetError, InputError
 from lenstrain.ensemble import Ensemble
+from lenstrain.ledger import record_opening
 from lenstrain.origins import DatasetOrigin, FeedOrigin, Origin, Part
 from lenstrain.training.checkpoint import load_model
 from lenstrain.training.distributed import Context, process_group
@@ -133,6 +134,8 @@ def infer(
             raise
         if context.is_main:
             shutil.rmtree(folder)
+            for path, member in zip(paths, facts["members"], strict=True):
+                record_opening(local_path(path), facts | member)
         account = context.gather_objects(account)[0]
         context.barrier()
     seconds = time.perf_counter() - start

@@ -104,7 +104,7 @@ def _left(item: Item) -> Finding:
         passed=None,
         measured=None,
         threshold=None,
-        detail="Not run. Left out by --only.",
+        detail="Left out by --only.",
     )
 
 

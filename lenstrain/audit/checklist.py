@@ -90,7 +90,7 @@ def run_item(item: Item, evidence: Evidence, config: AuditConfig) -> Finding:
             passed=None,
             measured=None,
             threshold=None,
-            detail=f"Not run. {error}",
+            detail=str(error),
         )
     return Finding(
         item=item.name,

@@ -46,10 +46,15 @@ def check_provenance(evidence: Evidence, config: AuditConfig) -> Outcome:
             "faults": faults,
         },
         threshold="complete",
-        detail="; ".join(faults) + "." if faults
+        detail=_sentence(faults) if faults
         else "States, configuration, data digest, commit, versions and the frozen threshold with "
         "its calibration set are recorded.",
     )  # fmt: skip
+
+
+def _sentence(faults: list[str]) -> str:
+    text = "; ".join(faults)
+    return text[0].upper() + text[1:] + "."
 
 
 def checkpoint_faults(evidence: Evidence) -> list[str]:
@@ -92,19 +97,20 @@ def check_test_once(evidence: Evidence, config: AuditConfig) -> Outcome:
             detail="The run was steered by the test split (eval.split). Train again with val; this "
             "test split is spent.",
         )
-    lines = read_ledger(evidence.run)
-    if lines is None:
+    mine = evidence.dataset.dataset_id
+    lines = [line for line in read_ledger(evidence.run) or [] if line["dataset_id"] == mine]
+    if not lines:
         raise NotRunError(
-            f"{evidence.run} has no {LEDGER}: `lenstrain infer --split test` writes it when it "
-            "scores a checkpoint where it lies in the run folder."
+            f"{evidence.run / LEDGER} names no scoring of this dataset's test split: `lenstrain "
+            "infer --split test` writes it when it scores a checkpoint where it lies in the run."
         )
-    different = {(line["checkpoint_sha256"], line["dataset_id"], line["tta"]) for line in lines}
+    different = {(line["checkpoint_sha256"], line["tta"]) for line in lines}
     return Outcome(
         passed=len(different) <= 1,
         measured={"openings": len(lines), "different": len(different)},
         threshold={"different": 1},
         detail=f"Test was scored {len(lines)} times, in {len(different)} different ways "
-        "(checkpoint, dataset, averaging)."
+        "(checkpoint, averaging)."
         + ("" if len(different) <= 1 else " Choosing among them spends the split."),
     )
 

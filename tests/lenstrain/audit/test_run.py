@@ -1,0 +1,147 @@
+"""Checks of the run: provenance, the ledger of test, other seeds."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lenstrain.audit import run
+from lenstrain.audit.evidence import Evidence, Supplied
+from lenstrain.audit.finding import NotRunError
+from lenstrain.config import Config, EvalConfig
+from lenstrain.evaluation.scores import read_scores
+from lenstrain.infer import infer
+from lenstrain.ledger import LEDGER, read_ledger, record_opening
+from tests.lenstrain.audit.conftest import good_logits, make_dataset, make_table, write_scores
+
+EVALUATION = {
+    "provenance": {"calibrate_on": "val.parquet"},
+    "completeness_thresholds": [{"name": "FPR 0.01", "threshold": 1.0}],
+    "tpr_at_fpr": {"0.001": {"low": 0.2, "high": 0.8}},
+}
+
+
+@pytest.fixture
+def complete(run_evidence):
+    run_evidence.checkpoint = run_evidence.checkpoint | {"git_commit": "0" * 40}
+    run_evidence.evaluation = EVALUATION
+    return run_evidence
+
+
+def test_a_complete_run_passes(complete, config):
+    found = run.check_provenance(complete, config)
+    assert found.passed, found.detail
+    assert found.measured["dataset_id"] == complete.dataset.dataset_id
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rng": None}, "lacks rng"),
+        ({"git_commit": "0" * 40 + "+"}, "changed after its commit"),
+        ({"dataset_id": "f" * 64}, "another dataset"),
+        ({"config": {}}, "seed is not recorded"),
+        ({"git_commit": None, "versions": {"torch": "2"}}, "either commit nor version"),
+    ],
+)
+def test_an_incomplete_checkpoint_fails(complete, config, changes, said):
+    complete.checkpoint = complete.checkpoint | changes
+    found = run.check_provenance(complete, config)
+    assert not found.passed
+    assert said in found.detail
+
+
+def test_a_threshold_chosen_on_its_own_scores_fails(complete, config):
+    complete.evaluation = EVALUATION | {"provenance": {"calibrate_on": None}}
+    assert not run.check_provenance(complete, config).passed
+
+
+def test_without_an_evaluation_provenance_is_incomplete(run_evidence, config):
+    found = run.check_provenance(run_evidence, config)
+    assert not found.passed
+    assert "no evaluation" in found.detail
+
+
+def test_test_is_opened_once(tmp_path, config):
+    evidence = Evidence(tmp_path, make_dataset(tmp_path / "ds"))
+    evidence.config = Config()
+    with pytest.raises(NotRunError, match="names no scoring"):
+        run.check_test_once(evidence, config)
+    facts = {"checkpoint_sha256": "a", "step": 1, "epoch": 1, "split": "test", "tta": False,
+             "dataset_id": evidence.dataset.dataset_id}  # fmt: skip
+    checkpoint = tmp_path / "checkpoints" / "best.pt"
+    assert record_opening(checkpoint, facts) == tmp_path / LEDGER
+    record_opening(checkpoint, facts)
+    record_opening(checkpoint, facts | {"dataset_id": "real lenses"})
+    assert run.check_test_once(evidence, config).passed
+    record_opening(checkpoint, facts | {"checkpoint_sha256": "b"})
+    found = run.check_test_once(evidence, config)
+    assert not found.passed
+    assert found.measured == {"openings": 3, "different": 2}
+
+
+def test_a_run_steered_by_test_fails(tmp_path, evidence_of, config):
+    evidence = evidence_of()
+    evidence.config = Config(eval=EvalConfig(split="test"))
+    assert not run.check_test_once(evidence, config).passed
+
+
+def test_infer_writes_the_ledger_for_test_alone(finished, tmp_path):
+    folder, dataset = finished
+    checkpoint = folder / "checkpoints" / "best.pt"
+    infer(checkpoint, dataset, split="val", out=tmp_path / "val.parquet", device="cpu")
+    assert read_ledger(folder) is None
+    infer(checkpoint, dataset, split="test", out=tmp_path / "test.parquet", device="cpu")
+    (line,) = read_ledger(folder)
+    told = read_scores(tmp_path / "test.parquet").metadata
+    assert line["checkpoint_sha256"] == told["checkpoint_sha256"]
+    (folder / LEDGER).unlink()
+
+
+def test_a_loose_checkpoint_has_no_ledger(tmp_path):
+    assert record_opening(Path(tmp_path / "best.pt"), {"split": "test"}) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def seeds(tmp_path, strengths, names="abc"):
+    """Evidence with one table for each strength of signal."""
+    table = make_table("test", 600)
+    paths = [
+        write_scores(tmp_path / f"{i}.parquet", table, good_logits(table, i, strength),
+                     checkpoint_sha256=name)
+        for i, (strength, name) in enumerate(zip(strengths, names, strict=True))
+    ]  # fmt: skip
+    evidence = Evidence(tmp_path, None, Supplied(seed_scores=tuple(paths[1:])))
+    evidence.scores, evidence.evaluation = read_scores(paths[0]), EVALUATION
+    return evidence
+
+
+def test_seeds_that_agree_pass(tmp_path, config):
+    found = run.check_seeds(seeds(tmp_path, (3.0, 3.0, 3.0)), config)
+    assert found.passed, found
+    assert found.measured["checkpoints"] == 3
+
+
+def test_seeds_that_differ_fail(tmp_path, config):
+    found = run.check_seeds(seeds(tmp_path, (8.0, 3.0, 0.5)), config)
+    assert not found.passed
+    assert found.measured["half_range"] > 0.3
+
+
+def test_the_same_checkpoint_thrice_is_no_three_seeds(tmp_path, config):
+    found = run.check_seeds(seeds(tmp_path, (3.0, 3.0, 3.0), "aab"), config)
+    assert not found.passed
+    assert "Only 2 different" in found.detail
+
+
+def test_one_seed_is_not_run(tmp_path, config):
+    evidence = seeds(tmp_path, (3.0,), "a")
+    with pytest.raises(NotRunError, match="--seed-scores"):
+        run.check_seeds(evidence, config)
+
+
+def test_the_ledger_is_json(tmp_path):
+    facts = {"checkpoint_sha256": "a", "step": 1, "epoch": 1, "dataset_id": "d", "split": "test",
+             "tta": True}  # fmt: skip
+    path = record_opening(tmp_path / "checkpoints" / "best.pt", facts)
+    assert json.loads(path.read_text())["tta"] is True

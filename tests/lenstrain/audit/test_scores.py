@@ -1,0 +1,172 @@
+"""Checks of the scores: what is whole and sound passes; what is not is named."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lenstrain.audit import scores
+from lenstrain.audit.config import ScoreThresholds
+from lenstrain.audit.finding import NotRunError
+from lenstrain.evaluation.metrics import auroc, roc_curve, tpr_at_fpr
+from lenstrain.evaluation.scores import read_scores
+from tests.lenstrain.audit.conftest import good_logits, write_scores
+
+ROWS = 1200
+
+
+@pytest.fixture
+def scored(evidence_of, tmp_path):
+    """Evidence with scores of all rows of test, or with other logits or rows."""
+
+    def make(logits=None, keep=None, **options):
+        evidence = evidence_of(rows=ROWS, **options)
+        table = evidence.dataset.read_sidecar("test")
+        values = good_logits(table) if logits is None else logits(table)
+        if keep is not None:
+            table, values = table.slice(0, keep), values[:keep]
+        evidence.scores = read_scores(write_scores(tmp_path / "s.parquet", table, values))
+        evidence.evaluation = report(evidence.scores)
+        return evidence
+
+    return make
+
+
+def report(table):
+    """The part of metrics.json that these checks read, from the scores."""
+    curve = roc_curve(table.labels, table.logits)
+    points = {fpr: tpr_at_fpr(curve, float(fpr)) for fpr in ("0.1", "0.01", "0.001")}
+    return {
+        "auroc": {"value": auroc(curve)},
+        "tpr_at_fpr": {f: {"value": p.tpr, "fp": p.fp} for f, p in points.items()},
+        "completeness_thresholds": [
+            {"name": "FPR 0.01", "threshold": float(points["0.01"].threshold)}
+        ],
+        "n_regions": 200,
+        "resamples": 1000,
+    }
+
+
+def test_every_row_scored_passes(scored, config):
+    found = scores.check_full_eval(scored(), config)
+    assert found.passed
+    assert found.measured["eligible"] == ROWS
+
+
+def test_a_subset_or_foreign_rows_fail(scored, config):
+    found = scores.check_full_eval(scored(keep=1100), config)
+    assert not found.passed
+    assert "1,100 of 1,200" in found.detail
+    evidence = scored()
+    evidence.dataset = scored(every={"key": lambda row: [f"f{i:031x}" for i in row]}).dataset
+    assert scores.check_full_eval(evidence, config).measured["foreign"] == ROWS
+
+
+def test_distinct_scores_pass(scored, config):
+    assert scores.check_score_resolution(scored(), config).passed
+
+
+def test_saturated_scores_fail(scored, config):
+    """A float16 sigmoid: the best candidates share one value."""
+
+    def saturated(table):
+        return np.minimum(good_logits(table), 2.0)
+
+    found = scores.check_score_resolution(scored(saturated), config)
+    assert not found.passed
+    assert found.measured["share"] > 0.05
+
+
+def test_a_tie_at_the_threshold_fails(scored, config):
+    def tied(table):
+        logits = good_logits(table)
+        logits[np.argsort(logits)[-2:]] = 9.0
+        return logits
+
+    evidence = scored(tied)
+    evidence.evaluation["completeness_thresholds"] = [{"name": "x", "threshold": 9.0}]
+    found = scores.check_score_resolution(
+        evidence, replace(config, scores=ScoreThresholds(max_tie_share=0.1))
+    )
+    assert not found.passed
+    assert found.measured["tied_at_threshold"] == {"x": 2}
+
+
+def test_repeated_images_are_no_tie(scored, config):
+    """The same control in twelve selection sets has one score by right."""
+
+    def repeated(table):
+        logits = good_logits(table)
+        return np.repeat(logits[:2][None], ROWS // 2, axis=0).ravel()
+
+    evidence = scored(
+        repeated, every={"pixel_hash": lambda row: [f"{i % 2:016x}{0:016x}" for i in row]}
+    )
+    assert scores.check_score_resolution(evidence, config).measured["largest_tie"] == 1
+
+
+def test_a_report_of_these_scores_is_sane(scored, config):
+    found = scores.check_roc_sanity(scored(), config)
+    assert found.passed, found.detail
+
+
+def test_upstreams_impossible_auroc_is_found():
+    """The published table bounds the AUROC to [0.9455, 0.9753]; 0.9963 was stated beside it."""
+    points = [(1e-4, 0.004), (1e-3, 0.352), (1e-2, 0.747), (0.05, 0.85), (0.1, 0.93)]
+    (fault,) = scores.roc_faults(points, 0.9963)
+    assert "impossible" in fault
+    assert scores.roc_faults([(0.0102, 0.747), (0.0179, 0.70)], 0.96) == [
+        "true-positive rates fall where false-positive rates rise"
+    ]
+    assert scores.roc_faults(points, 0.95) == []
+
+
+def test_a_report_of_other_scores_is_found(scored, config):
+    evidence = scored()
+    evidence.evaluation["auroc"]["value"] += 1e-4
+    found = scores.check_roc_sanity(evidence, config)
+    assert not found.passed
+    assert "by mid-ranks" in found.detail
+
+
+def test_claims_need_distinct_non_lenses(scored, config):
+    """600 non-lenses: enough for 1 %, not for 0.1 %."""
+    modest = replace(config, scores=ScoreThresholds(claimed_fprs=(0.01,)))
+    assert scores.check_fpr_support(scored(), modest).passed
+    found = scores.check_fpr_support(scored(), config)
+    assert not found.passed
+    assert "needs 2,995" in found.detail
+    assert found.measured["zero_fp_upper_limit"] == pytest.approx(0.005, abs=1e-5)
+    few = scored(every={"pixel_hash": lambda row: [f"{i % 40:016x}{0:016x}" for i in row]})
+    found = scores.check_fpr_support(few, modest)
+    assert not found.passed
+    assert found.measured["unique_negatives"] == 20
+
+
+@pytest.mark.parametrize(("regions", "draws", "passed"), [(200, 1000, True), (13, 1000, False),
+                                                          (200, 100, False)])  # fmt: skip
+def test_regions_and_draws(scored, config, regions, draws, passed):
+    evidence = scored()
+    evidence.evaluation |= {"n_regions": regions, "resamples": draws}
+    assert scores.check_region_bootstrap(evidence, config).passed is passed
+
+
+@pytest.mark.parametrize(
+    ("ece", "covered", "slope", "passed"),
+    [(0.01, 1.0, 0.8, True), (0.05, 1.0, 0.8, False), (0.01, 0.5, 0.8, False),
+     (0.01, 1.0, -1.0, False)],
+)  # fmt: skip
+def test_calibration(scored, config, ece, covered, slope, passed):
+    evidence = scored()
+    evidence.evaluation |= {
+        "calibration": {"kind": "temperature", "slope": slope},
+        "calibrated": {"ece": {"debiased": ece}, "reliability": {"bins_covered": covered}},
+    }
+    assert scores.check_calibration(evidence, config).passed is passed
+
+
+def test_uncalibrated_scores_are_not_run(scored, config):
+    evidence = scored()
+    evidence.evaluation |= {"calibration": None, "calibrated": None}
+    with pytest.raises(NotRunError, match="--calibrate-on"):
+        scores.check_calibration(evidence, config)
