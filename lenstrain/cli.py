@@ -2,57 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from lensprep.configfile import load_config
-from lensprep.errors import ProjectError
 from lenstrain import __version__
+from lenstrain.cli_base import ProjectGroup, json_option, report
+from lenstrain.cli_bench import bench
 
 EXIT_PREEMPTED = 75
 """Exit status after SIGTERM: the state is saved, start again with --resume (EX_TEMPFAIL)."""
 EXIT_SIGINT = 130
 """Exit status after Ctrl-C, by custom of shells; the state is saved too."""
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-class ProjectGroup(click.Group):
-    """Turns the project's own errors into one line and exit status 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; any other exception keeps its traceback."""
-        try:
-            return super().invoke(ctx)
-        except ProjectError as error:
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(1)
-
-
-def json_option(command: F) -> F:
-    """Add ``--json``."""
-    return click.option(
-        "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
-    )(command)
-
-
-def report(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
-    """Print the result: an object on standard output, or lines for people on standard error."""
-    if int(os.environ.get("RANK", "0")):
-        return  # under torchrun the first process speaks for all
-    if as_json:
-        click.echo(json.dumps(result, default=str))
-    else:
-        for line in lines:
-            click.echo(line, err=True)
 
 
 @click.group(cls=ProjectGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -80,6 +48,9 @@ def warnings_in_one_line() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
+
+
+main.add_command(bench)
 
 
 @main.command()

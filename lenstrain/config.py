@@ -205,13 +205,18 @@ class TrainConfig:
     """Let cuDNN try its algorithms on the first batch; the choice can differ between runs."""
 
     sync_batchnorm: bool = False
-    """Batch statistics over all processes; of use if a process has fewer than about 32 stamps."""
+    """Batch statistics over all processes, on GPUs only; of use if a process has fewer than about
+    32 stamps."""
 
     log_every: int = 50
     """Steps between lines of the log. Nothing waits for the device between them."""
 
     checkpoint_minutes: float = 15.0
     """Minutes between checkpoints within an epoch; every epoch ends with one. 0: only those."""
+
+    checkpoint_copy: str | None = None
+    """Where checkpoints and records are copied to as they are written: ``s3://bucket/runs/a`` or a
+    folder of another disk. With ``--resume`` a machine that has nothing of the run fetches it."""
 
     timeout_minutes: float = 10.0
     """Minutes after which a process that waits for a lost one gives up, under torchrun."""

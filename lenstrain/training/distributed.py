@@ -13,7 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lensprep.errors import ConfigError
+from lensprep.errors import ConfigError, ProjectError
+
+LOST = ("timed out", "timeout", "connection closed by peer", "connection reset", "nccl")
+"""What gloo and NCCL say, in lower case, when another process is gone or does not answer."""
+
+
+class LostProcessError(ProjectError):
+    """Another process of the run has ended or does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +81,8 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Context]:
     ------
     ConfigError
         If a GPU is asked for and there is none.
+    LostProcessError
+        If another process ends or does not answer within the block.
     """
     chosen = choose_device(device)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -87,8 +96,29 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Context]:
     )
     try:
         yield Context(device=chosen, rank=dist.get_rank(), world_size=dist.get_world_size())
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not any(word in str(error).lower() for word in LOST):
+            raise
+        raise LostProcessError(
+            f"Process {dist.get_rank()} of {world_size} gave up: another one has ended, or did not "
+            f"answer within train.timeout_minutes = {timeout_minutes:g} ({reason}). Its own "
+            "message tells why; the last checkpoint is kept, go on with --resume."
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def launch_id() -> str | None:
+    """What this start by torchrun has in common with its restarts; None without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    # The name alone can be "none"; the agent is the parent of its workers, restarted or not.
+    return None if name is None else f"{name}-{os.getppid()}"
+
+
+def is_restart() -> bool:
+    """Whether torchrun started the processes again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def choose_device(device: str) -> torch.device:

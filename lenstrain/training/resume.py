@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ from lenstrain.training.checkpoint import (
     set_rng_state,
     versions,
 )
+from lenstrain.training.copies import check_free, fetch_run
+from lenstrain.training.distributed import is_restart, launch_id
 from lenstrain.training.run import CHECKPOINTS, Run
-from lenstrain.training.runlog import CONFIG
+from lenstrain.training.runlog import CONFIG, ENVIRONMENT
 from lenstrain.training.step import Totals
 
 FIXED = {
@@ -47,6 +51,40 @@ FIXED = {
 
 SHARED_TOTALS = ("norm", "steps", "updates", "clipped")
 """Totals that are equal in all processes; the others add up."""
+
+
+def is_own_restart(out: Path) -> bool:
+    """Whether torchrun has restarted the very start that made the run folder `out`.
+
+    Only then may the run go on without being asked to: a folder that was there before belongs to
+    another run, restarted or not.
+    """
+    if not is_restart():
+        return False
+    try:
+        made_by = json.loads((out / ENVIRONMENT).read_text(encoding="utf-8")).get("launch")
+    except (OSError, ValueError):
+        return False
+    return made_by is not None and made_by == launch_id()
+
+
+def prepare_folder(out: Path, uri: str | None, resume: bool) -> bool:
+    """Whether to resume; before that, fetch the run from its copy if this machine has none of it.
+
+    In the main process only.
+
+    Raises
+    ------
+    StorageError
+        If the copy cannot be read, or is that of another run.
+    """
+    resume = resume or is_own_restart(out)
+    if uri is not None and (not out.exists() or (out.is_dir() and not any(out.iterdir()))):
+        if not resume:
+            check_free(uri)
+        elif fetch_run(uri, out):
+            warnings.warn(f"{out} was fetched from {uri}.", stacklevel=2)
+    return resume
 
 
 def find_state(out: Path, resume: bool) -> dict[str, Any] | None:
@@ -116,6 +154,8 @@ def save(run: Run, names: list[str]) -> None:
     totals = [merged_totals(run, part) for part in (run.totals, run.epoch_totals)]
     if run.context.is_main:
         save_last(run.checkpoints, contents(run, generators, totals), names)
+        if run.copier is not None:
+            run.copier.submit([f"{CHECKPOINTS}/{name}" for name in names])
     run.saved_at = time.monotonic()
     run.context.barrier()
 
@@ -126,7 +166,7 @@ def contents(run: Run, generators: list[Any], totals: list[dict[str, float]]) ->
     return {
         **run.learner.state_dict(),
         "stopper": run.stopper.state_dict(),
-        "loader": run.train_loader.state_dict(),
+        "loader": loader_state(run),
         "rng": generators,
         "totals": totals,
         "epoch": run.epochs_done,
@@ -139,6 +179,12 @@ def contents(run: Run, generators: list[Any], totals: list[dict[str, float]]) ->
         "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+def loader_state(run: Run) -> dict[str, Any]:
+    """Where the training is: batches that were fetched ahead are not done yet."""
+    step = run.learner.steps - run.epochs_done * len(run.train_loader)
+    return run.train_loader.state_dict() | {"epoch": run.epochs_done, "step": step}
 
 
 def merged_totals(run: Run, totals: Totals) -> dict[str, float]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from lenstrain.data import StampLoader
 from lenstrain.mine import read_weights
 from lenstrain.model import build_model, count_parameters
 from lenstrain.schedule import plan_schedule
-from lenstrain.training.distributed import Context
+from lenstrain.training.distributed import Context, launch_id
 from lenstrain.training.runlog import RunLog, write_setup
 from lenstrain.training.step import Learner, Totals, make_learner
 from lenstrain.training.stopping import Stopper
@@ -49,6 +49,16 @@ class Event:
 Progress = Callable[[Event], None]
 
 
+class Copies(Protocol):
+    """What a run needs of `copies.Copier`."""
+
+    def submit(self, names: list[str]) -> None:
+        """Ask for copies of files of the run folder; returns at once."""
+
+    def close(self) -> None:
+        """Wait for the copies, but not for ever."""
+
+
 @dataclass(kw_only=True, slots=True)
 class Run:
     """A run in one process: what is fixed, and what moves."""
@@ -68,6 +78,8 @@ class Run:
     progress: Progress | None = None
     log: RunLog | None = None
     """In the main process only."""
+    copier: Copies | None = None
+    """Copies checkpoints elsewhere; in the main process only, if asked for."""
     epochs_done: int = 0
     """Epochs finished, with their validation."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -98,6 +110,8 @@ class Run:
         """Let go of files and threads."""
         if self.log is not None:
             self.log.close()
+        if self.copier is not None:
+            self.copier.close()
         self.train_loader.close()
         self.val_loader.close()
 
@@ -162,8 +176,13 @@ def check_input(dataset: Dataset, config: Config, context: Context) -> None:
     DatasetError
         If a split is missing or has one class only.
     ConfigError
-        If a batch cannot be divided among the processes.
+        If a batch cannot be divided among the processes, or they cannot share batch statistics.
     """
+    if config.train.sync_batchnorm and context.world_size > 1 and context.device.type != "cuda":
+        raise ConfigError(
+            "train.sync_batchnorm works on GPUs only. Set it to false, or take model.norm=group, "
+            "which does not depend on the batch."
+        )
     for name in ("train", config.eval.split):
         classes = dataset.split(name).classes
         for label, kind in (("0", "non-lenses"), ("1", "lenses")):
@@ -249,9 +268,12 @@ def start_records(run: Run) -> None:
         "dataset_id": run.dataset.dataset_id,
         "device": str(run.context.device),
         "processes": run.context.world_size,
+        "launch": launch_id(),
         "precision": str(run.learner.amp_dtype or torch.float32).removeprefix("torch."),
         "parameters": count_parameters(run.learner.model),
         "steps_per_epoch": len(run.train_loader),
     }
     write_setup(run.folder, run.config, facts)
     run.log = RunLog(run.folder, run.learner.steps)
+    if not run.learner.steps:
+        run.log.write_settings(run.config)

@@ -10,12 +10,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from lensprep.configfile import to_toml
+from lensprep.configfile import to_mapping, to_toml
+from lensprep.dataset import Dataset
 from lensprep.dataset.storage import write_atomic
 from lenstrain.config import Config
 from lenstrain.training.checkpoint import git_commit, versions
+from lenstrain.training.stopping import DIRECTIONS
+
+Scores = tuple[NDArray[np.float32], NDArray[np.int8]]
+"""Logits and labels of a split, in its order."""
 
 METRICS = "metrics.jsonl"
 CONFIG = "config.toml"
@@ -60,6 +67,29 @@ class RunLog:
         for name, value in plain.items():
             if isinstance(value, (int, float)) and name != "step":
                 self._board.add_scalar(f"{kind}/{name}", value, record["step"])
+
+    def write_settings(self, config: Config) -> None:
+        """Show the configuration under HPARAMS in TensorBoard, beside the validation metrics."""
+        from torch.utils.tensorboard import summary
+
+        make: Any = summary.hparams
+        settings = {
+            f"{section}.{key}": value if isinstance(value, (int, float, str)) else str(value)
+            for section, values in to_mapping(config).items()
+            for key, value in values.items()
+        }
+        shown = {f"epoch/{name}": 0.0 for name in DIRECTIONS}
+        # The metrics are tags of scalars that `write` records: the zeros are shown nowhere. Made
+        # by hand because add_hparams would write them, into a folder of its own.
+        for part in make(settings, shown):
+            self._board.file_writer.add_summary(part)
+
+    def write_validation(self, step: int, dataset: Dataset, split: str, scores: Scores) -> None:
+        """Show a validation in TensorBoard: PR curve, reliability, the hardest stamps."""
+        # Matplotlib takes a second to import, which only the process that draws should pay.
+        from lenstrain.training.pictures import show_validation
+
+        show_validation(self._board, step, dataset, split, *scores)
 
     def close(self) -> None:
         """Finish both files."""

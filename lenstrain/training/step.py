@@ -6,7 +6,7 @@ device, in `Totals`, and read once an interval.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +41,15 @@ class StepBatch:
         fields = (self.pixels, self.label, self.weight, self.index)
         for x, label, weight, index in zip(*(f.chunk(count) for f in fields), strict=True):
             yield StepBatch(pixels=x, label=label, weight=weight, index=index)
+
+
+Phase = Callable[[str], AbstractContextManager[Any]]
+"""Called with the name of a part of a step; the part runs in the context that it returns."""
+
+
+def no_phase(name: str) -> AbstractContextManager[Any]:
+    """Do nothing about a part of a step."""
+    return nullcontext()
 
 
 class Totals:
@@ -230,6 +239,7 @@ def train_step(
     clip_norm: float = 0.0,
     accumulate: int = 1,
     context: Context | None = None,
+    phase: Phase = no_phase,
 ) -> None:
     """Make one step: rate, forward, backward, clip, update, average. Nothing waits for the device.
 
@@ -251,6 +261,9 @@ def train_step(
         Parts to cut the batch into.
     context : Context, optional
         The processes; alone if not given.
+    phase : callable
+        Gives the contexts in which ``forward``, ``backward`` and ``optimizer`` run, for whoever
+        times them.
     """
     set_rate(learner)
     learner.optimizer.zero_grad(set_to_none=True)
@@ -259,11 +272,14 @@ def train_step(
     loss_sum = torch.zeros_like(weight)
     for part, sync in _parts(learner.network, batch, accumulate):
         with sync:
-            part_sum = _part_loss(learner, part, loss)
-            scaled: Any = learner.scaler.scale(part_sum * scale)
-            scaled.backward()
+            with phase("forward"):
+                part_sum = _part_loss(learner, part, loss)
+                scaled: Any = learner.scaler.scale(part_sum * scale)
+            with phase("backward"):
+                scaled.backward()
             loss_sum += part_sum.detach()
-    norm = _update(learner, clip_norm)
+    with phase("optimizer"):
+        norm = _update(learner, clip_norm)
     totals.remember(loss_sum, batch.index)
     totals.add(loss=loss_sum, weight=weight, norm=norm, clip_norm=clip_norm)
     if learner.average is not None:

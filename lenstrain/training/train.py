@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +14,31 @@ import torch
 from lensprep.dataset import Dataset
 from lensprep.dataset.storage import write_atomic
 from lensprep.errors import ProjectError
-from lenstrain.augment import augment
 from lenstrain.config import Config
 from lenstrain.data import Batch
+from lenstrain.training.copies import Copier
 from lenstrain.training.distributed import Context, process_group
+from lenstrain.training.feeding import IntervalClock, device_batches
 from lenstrain.training.resume import (
     check_same_run,
     find_state,
     last_checkpoint,
     merged_totals,
+    prepare_folder,
     restore,
     save,
 )
 from lenstrain.training.run import Event as Event
 from lenstrain.training.run import Progress, Run, build_run, start_records
+from lenstrain.training.runlog import Scores
 from lenstrain.training.signals import StopSignals, stop_signals
-from lenstrain.training.step import Learner, StepBatch, train_step
+from lenstrain.training.step import Learner, train_step
 from lenstrain.training.validate import score_split, validation_metrics
 
 BEST = "best.pt"
 NONFINITE = "nonfinite.json"
+ASK_EVERY = 20
+"""Batches of the validation between two times that several processes ask about signals."""
 
 
 class NonFiniteLossError(ProjectError):
@@ -99,7 +103,10 @@ def open_run(
     progress: Progress | None = None,
 ) -> Run:
     """Check everything, build everything, and only then make the run folder."""
-    state = find_state(out, resume)
+    # The main process decides for all, before any of them looks at the folder.
+    copy = config.train.checkpoint_copy
+    asked = prepare_folder(out, copy, resume) if context.is_main else resume
+    state = find_state(out, context.gather_objects(asked)[0])
     dataset = Dataset.open(uri)
     if state is not None:
         check_same_run(state, dataset, config, out)
@@ -108,6 +115,8 @@ def open_run(
         restore(run, state)
     context.barrier()  # nobody may find the folder made before having looked at it
     start_records(run)
+    if copy is not None and context.is_main:
+        run.copier = Copier(out, copy)
     return run
 
 
@@ -122,9 +131,8 @@ def fit(run: Run, signals: StopSignals) -> str:
     while run.epochs_done < run.config.train.epochs:
         if run.stopper.should_stop:
             return "stopped"
-        if not train_epoch(run, signals):
+        if not train_epoch(run, signals) or not finish_epoch(run, signals):
             return "interrupted"
-        finish_epoch(run)
     return "completed"
 
 
@@ -135,13 +143,11 @@ def train_epoch(run: Run, signals: StopSignals) -> bool:
     if first == steps:
         return True
     clock = IntervalClock()
-    batches = iter(run.train_loader)
-    for number in range(first, steps):
-        with clock.waiting():
-            batch = next(batches)
+    batches = device_batches(iter(run.train_loader), run, clock)
+    for number, batch in zip(range(first, steps), batches, strict=False):
         train_step(
             run.learner,
-            to_device(batch, run),
+            batch,
             run.totals,
             loss=config.loss,
             clip_norm=config.optim.clip_norm,
@@ -161,29 +167,77 @@ def train_epoch(run: Run, signals: StopSignals) -> bool:
     return True
 
 
-def to_device(batch: Batch, run: Run) -> StepBatch:
-    """Copy a batch to the device, turn and flip it there, and widen it to float32."""
-    device, config = run.context.device, run.config
-    pixels = batch.pixels.to(device, non_blocking=True)
-    index = batch.index.to(device, non_blocking=True)
-    if config.data.d4 or config.data.shift_px:
-        pixels = augment(
-            pixels,
-            index,
-            seed=config.train.seed,
-            epoch=run.epochs_done,
-            d4=config.data.d4,
-            shift_px=config.data.shift_px,
-            window=config.model.crop,
-        )
-    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    return StepBatch(
-        # Widened first, then laid out: on a CPU twice as fast as both in one call.
-        pixels=pixels.float().contiguous(memory_format=layout),
-        label=batch.labels.to(device, torch.float32, non_blocking=True),
-        weight=batch.weight.to(device, non_blocking=True),
-        index=index,
-    )
+def finish_epoch(run: Run, signals: StopSignals) -> bool:
+    """Validate, remember what is best, log, save; False if a signal came, after saving the state.
+
+    A run that is stopped while it validates goes on with that validation.
+    """
+    close_interval(run)
+    started = time.perf_counter()
+    scores = validate(run, signals)
+    if scores is None:
+        save(run, [])
+        return False
+    run.metrics = validation_metrics(*scores, run.config.eval.fpr)
+    improved = run.stopper.update(run.epochs_done + 1, run.metrics)
+    record = epoch_record(run, time.perf_counter() - started)
+    if run.log is not None:
+        run.log.write("epoch", record)
+        run.log.write_validation(run.learner.steps, run.dataset, run.config.eval.split, scores)
+    run.tell("epoch", len(run.train_loader), len(run.train_loader), 0, record)
+    run.epoch_totals.sums.zero_()
+    run.epochs_done += 1
+    run.train_loader.set_epoch(run.epochs_done)
+    names = [f"best-{name}.pt" for name in improved]
+    save(run, names + ([BEST] if run.stopper.monitor in improved else []))
+    return True
+
+
+def epoch_record(run: Run, seconds: float) -> dict[str, Any]:
+    """The line of an epoch in metrics.jsonl; every process must come here."""
+    sums = merged_totals(run, run.epoch_totals)
+    monitor = run.stopper.monitor
+    return {
+        "step": run.learner.steps,
+        "epoch": run.epochs_done + 1,
+        "train_loss": sums["loss"] / max(sums["weight"], 1),
+        **run.metrics,
+        f"best_{monitor}": run.stopper.best.get(monitor),
+        "epochs_without_gain": run.stopper.waited,
+        "validation_seconds": seconds,
+    }
+
+
+def validate(run: Run, signals: StopSignals) -> Scores | None:
+    """Logits and labels of all rows of the validation split; None if a signal ended it.
+
+    With the averaged weights if there are any.
+    """
+    config, steps = run.config, len(run.val_loader)
+
+    def watched() -> Iterator[Batch]:
+        for number, batch in enumerate(run.val_loader, 1):
+            yield batch
+            run.tell("validate", number, steps, config.eval.batch_size, {})
+            if consult(run, signals, number % ASK_EVERY == 0)[0]:
+                raise _StoppedError
+
+    synchronise_buffers(run)
+    try:
+        with scoring_weights(run.learner):
+            return score_split(
+                run.learner.model,
+                watched(),
+                run.dataset.split(config.eval.split).rows,
+                run.context,
+                channels_last=config.train.channels_last,
+            )
+    except _StoppedError:
+        return None
+
+
+class _StoppedError(Exception):
+    """A signal came while validating."""
 
 
 def consult(run: Run, signals: StopSignals, at_interval: bool) -> tuple[bool, bool]:
@@ -201,29 +255,6 @@ def consult(run: Run, signals: StopSignals, at_interval: bool) -> tuple[bool, bo
     flags = torch.tensor([stop, due and run.context.is_main], device=run.context.device)
     stops, dues = run.context.sum(flags.to(torch.float32)).tolist()
     return stops > 0, dues > 0
-
-
-@dataclass(slots=True)
-class IntervalClock:
-    """Time of an interval, and how much of it went into waiting for data."""
-
-    started: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
-    steps: int = 0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the block as waiting."""
-        before = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - before
-
-    def restart(self) -> tuple[float, float, int]:
-        """Seconds, seconds waited and steps since the last restart."""
-        now = time.perf_counter()
-        result = now - self.started, self.waited, self.steps
-        self.started, self.waited, self.steps = now, 0.0, 0
-        return result
 
 
 def log_interval(run: Run, clock: IntervalClock) -> dict[str, Any]:
@@ -297,55 +328,6 @@ def describe_rows(dataset: Dataset, rows: list[int]) -> dict[str, Any]:
         "split": "train",
         "rows": [{"index": i, "key": keys[i], "finite_pixels": ok} for i, ok in found],
     }
-
-
-def finish_epoch(run: Run) -> None:
-    """Validate, remember what is best, log, save."""
-    close_interval(run)
-    started = time.perf_counter()
-    run.metrics = validate(run)
-    improved = run.stopper.update(run.epochs_done + 1, run.metrics)
-    sums = merged_totals(run, run.epoch_totals)
-    monitor = run.stopper.monitor
-    record = {
-        "step": run.learner.steps,
-        "epoch": run.epochs_done + 1,
-        "train_loss": sums["loss"] / max(sums["weight"], 1),
-        **run.metrics,
-        f"best_{monitor}": run.stopper.best.get(monitor),
-        "epochs_without_gain": run.stopper.waited,
-        "validation_seconds": time.perf_counter() - started,
-    }
-    if run.log is not None:
-        run.log.write("epoch", record)
-    run.tell("epoch", len(run.train_loader), len(run.train_loader), 0, record)
-    run.epoch_totals.sums.zero_()
-    run.epochs_done += 1
-    run.train_loader.set_epoch(run.epochs_done)
-    names = [f"best-{name}.pt" for name in improved]
-    save(run, names + ([BEST] if monitor in improved else []))
-
-
-def validate(run: Run) -> dict[str, float]:
-    """Metrics on all rows of the validation split, with the averaged weights if there are any."""
-    config, steps, done = run.config, len(run.val_loader), 0
-
-    def on_batch() -> None:
-        nonlocal done
-        done += 1
-        run.tell("validate", done, steps, config.eval.batch_size, {})
-
-    synchronise_buffers(run)
-    with scoring_weights(run.learner):
-        logits, labels = score_split(
-            run.learner.model,
-            run.val_loader,
-            run.dataset.split(config.eval.split).rows,
-            run.context,
-            channels_last=config.train.channels_last,
-            on_batch=on_batch,
-        )
-    return validation_metrics(logits, labels, config.eval.fpr)
 
 
 @contextmanager

@@ -1,0 +1,115 @@
+"""Batches on their way into a step: fetched, copied to the device one ahead, turned, widened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lenstrain.augment import augment
+from lenstrain.data import Batch
+from lenstrain.training.run import Run
+from lenstrain.training.step import StepBatch
+
+
+@dataclass(slots=True)
+class IntervalClock:
+    """Time of an interval, and how much of it went into waiting for data."""
+
+    started: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    steps: int = 0
+
+    def each(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Give the batches on, and count the time until each comes as waiting."""
+        while True:
+            with self.waiting():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the block as waiting."""
+        before = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - before
+
+    def restart(self) -> tuple[float, float, int]:
+        """Seconds, seconds waited and steps since the last restart."""
+        now = time.perf_counter()
+        result = now - self.started, self.waited, self.steps
+        self.started, self.waited, self.steps = now, 0.0, 0
+        return result
+
+
+def device_batches(batches: Iterator[Batch], run: Run, clock: IntervalClock) -> Iterator[StepBatch]:
+    """Batches as a step takes them, on the device; on a GPU the next one is copied meanwhile.
+
+    The end of the epoch is the end of `batches`. What is waited for data is told to the clock.
+    """
+    fetched = clock.each(batches)
+    if run.context.device.type == "cuda":
+        yield from one_ahead(fetched, run)
+    else:
+        for batch in fetched:
+            yield to_device(batch, run)
+
+
+def one_ahead(batches: Iterator[Batch], run: Run) -> Iterator[StepBatch]:
+    """Copy and prepare each batch on a stream of its own while the step before it runs.
+
+    A batch is handed out together with the order to wait for it, given to the device and not to
+    the host. Its memory is marked as used by the stream of the steps, so that the allocator does
+    not lend it to the next copy too early; torch's pinned memory does the same for the source.
+    """
+    make_stream: Any = torch.cuda.Stream
+    side, ready = make_stream(), None
+    for batch in batches:
+        # What the steps have on the device is not touched by the preparation: no wait for them.
+        with torch.cuda.stream(side):
+            coming = to_device(batch, run)
+            copied = side.record_event()
+        if ready is not None:
+            yield _arrived(*ready)
+        ready = coming, copied
+    if ready is not None:
+        yield _arrived(*ready)
+
+
+def _arrived(batch: StepBatch, copied: torch.cuda.Event) -> StepBatch:
+    steps = torch.cuda.current_stream()
+    steps.wait_event(copied)
+    for tensor in (batch.pixels, batch.label, batch.weight, batch.index):
+        tensor.record_stream(steps)
+    return batch
+
+
+def to_device(batch: Batch, run: Run) -> StepBatch:
+    """Copy a batch to the device, turn and flip it there, and widen it to float32."""
+    device, config = run.context.device, run.config
+    pixels = batch.pixels.to(device, non_blocking=True)
+    index = batch.index.to(device, non_blocking=True)
+    if config.data.d4 or config.data.shift_px:
+        pixels = augment(
+            pixels,
+            index,
+            seed=config.train.seed,
+            epoch=run.epochs_done,
+            d4=config.data.d4,
+            shift_px=config.data.shift_px,
+            window=config.model.crop,
+        )
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    return StepBatch(
+        # Widened first, then laid out: on a CPU twice as fast as both in one call.
+        pixels=pixels.float().contiguous(memory_format=layout),
+        label=batch.labels.to(device, torch.float32, non_blocking=True),
+        weight=batch.weight.to(device, non_blocking=True),
+        index=index,
+    )

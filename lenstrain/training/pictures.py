@@ -1,0 +1,122 @@
+"""What a validation looks like in TensorBoard: PR curve, reliability, the hardest stamps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from lensprep.dataset import BANDS, Dataset
+from lensprep.dataset.rgb import lupton_rgb, restore
+from lenstrain.evaluation import calibration
+from lenstrain.evaluation.plots import draw_reliability
+
+HARDEST = 32
+"""Stamps of each class that are shown."""
+COLUMNS = 8
+BINS = 15
+LEVEL = 0.95
+
+
+def hardest(
+    logits: NDArray[np.float32], labels: NDArray[np.int8], label: int, count: int = HARDEST
+) -> NDArray[np.int64]:
+    """Rows of a class that are scored most wrongly, the worst first; ties by row.
+
+    Parameters
+    ----------
+    logits : ndarray of float32, shape (rows,)
+    labels : ndarray of int8, shape (rows,)
+    label : {0, 1}
+    count : int
+        At most so many.
+    """
+    rows = np.flatnonzero(labels == label)
+    wrongness = logits[rows] if label else -logits[rows]
+    return rows[np.argsort(wrongness, kind="stable")[:count]]
+
+
+def montage(pictures: NDArray[np.uint8], columns: int = COLUMNS) -> NDArray[np.uint8]:
+    """Lay pictures (n, H, W, 3) out in rows of `columns`, the first at the upper left."""
+    count, height, width, _ = pictures.shape
+    lines = -(-count // columns)
+    grid = np.zeros((lines * columns, height, width, 3), np.uint8)
+    grid[:count] = pictures
+    grid = grid.reshape(lines, columns, height, width, 3).swapaxes(1, 2)
+    return grid.reshape(lines * height, columns * width, 3)
+
+
+def stamp_pictures(dataset: Dataset, split: str, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Colour pictures (n, 64, 64, 3) of rows of a split, in the order of `rows`."""
+    median, scale = (read_columns(dataset, split, rows, name) for name in ("median", "scale"))
+    pixels = dataset.read_pixels(split, rows)
+    return lupton_rgb(restore(pixels, dataset.manifest.normalization, median, scale))
+
+
+def read_columns(
+    dataset: Dataset, split: str, rows: NDArray[np.int64], name: str
+) -> NDArray[np.float32]:
+    """Columns ``name_g``, ``name_r``, ``name_z`` of some rows, from their shards only."""
+    found = np.empty((len(rows), len(BANDS)), np.float32)
+    start = 0
+    for shard in dataset.split(split).shards:
+        here = np.flatnonzero((rows >= start) & (rows < start + shard.rows))
+        if here.size:
+            table = dataset.read_shard_sidecar(shard, [f"{name}_{band}" for band in BANDS])
+            values = np.stack([column.to_numpy() for column in table.columns], axis=1)
+            found[here] = values[rows[here] - start]
+        start += shard.rows
+    return found
+
+
+def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Reliability diagram of uncalibrated probabilities, (H, W, 3)."""
+    p = expit(logits.astype(np.float64))
+    bins = calibration.equal_mass_bins(p, BINS)
+    sums = calibration.bin_sums(p, labels, bins, BINS)
+    table: Any = calibration.reliability_table(sums, LEVEL)
+    return picture_of(draw_reliability({"uncalibrated": table}, LEVEL).figure)
+
+
+def picture_of(figure: Figure) -> NDArray[np.uint8]:
+    """Pixels (H, W, 3) of a figure, drawn without a display."""
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(130)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def show_validation(
+    board: Any,
+    step: int,
+    dataset: Dataset,
+    split: str,
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int8],
+) -> None:
+    """Write a validation's pictures to TensorBoard; nothing if a logit is not finite.
+
+    Parameters
+    ----------
+    board : SummaryWriter
+    step : int
+    dataset : Dataset
+    split : str
+        The split that was validated on.
+    logits : ndarray of float32, shape (rows,)
+        In split order.
+    labels : ndarray of int8, shape (rows,)
+    """
+    if not np.isfinite(logits).all():
+        return
+    board.add_pr_curve("validation/pr", labels, expit(logits.astype(np.float64)), step)
+    picture = reliability_picture(logits, labels)
+    board.add_image("validation/reliability", picture, step, dataformats="HWC")
+    for label, name in ((1, "positives"), (0, "negatives")):
+        pictures = stamp_pictures(dataset, split, hardest(logits, labels, label))
+        tag = f"validation/hardest_{name}"
+        board.add_image(tag, montage(pictures), step, dataformats="HWC")
