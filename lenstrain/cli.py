@@ -461,3 +461,85 @@ def mine(
         f"of seeing, {result['excluded']:,} left out near known lenses: {out}"
     )
     report(result, [*lines, f"Train with --set data.sample_weights={out}"], as_json)
+
+
+@main.command()
+@click.argument("dataset")
+@click.option(
+    "--config",
+    "config_path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="TOML file with the ranges; see configs/sweep.toml.",
+)
+@click.option(
+    "--study",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="SQLite database of the study, new or to go on with; results lie in a folder beside it.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the file, such as search.trials=20 or fixed.train.epochs=3. "
+    "Repeatable.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1), help="Processes on the study [default: one per GPU]."
+)
+@click.option("--worker", type=int, hidden=True)
+@json_option
+def sweep(
+    dataset: str,
+    config_path: Path,
+    study: Path,
+    overrides: tuple[str, ...],
+    workers: int | None,
+    worker: int | None,
+    as_json: bool,
+) -> None:
+    """Search hyper-parameters on DATASET, refit the best, and recommend how to train.
+
+    Trials are judged on the validation split; the test split is never opened. A trial that fails
+    or runs out of memory is recorded and the study goes on. Repeat the command to go on after an
+    interruption, or to add trials with a larger search.trials.
+
+    \b
+    Example:
+      lenstrain sweep data/ds --config configs/sweep.toml --study runs/sweep.db
+    """
+    from lenstrain.sweep.config import load_plan
+
+    plan = load_plan(config_path, overrides)
+    from lenstrain.sweep.sweep import INTERRUPTED, study_database, worker_count
+    from lenstrain.sweep.sweep import sweep as run_sweep
+    from lenstrain.sweep.work import work
+
+    places = study_database(study)
+    if worker is not None:
+        done = work(dataset, plan, places, lambda line: click.echo(line, err=True), os.getppid())
+        sys.exit(0 if done else INTERRUPTED)
+    sets = [part for override in overrides for part in ("--set", override)]
+    arguments = ["sweep", dataset, "--config", str(config_path), "--study", str(study), *sets]
+    result = run_sweep(dataset, plan, places, arguments, worker_count(workers))
+    report(result, _sweep_lines(result), as_json)
+    if result["status"] == "interrupted":
+        sys.exit(EXIT_SIGINT if result["signal"] == 2 else EXIT_PREEMPTED)
+
+
+def _sweep_lines(result: dict[str, Any]) -> list[str]:
+    if result["status"] == "interrupted":
+        return ["Interrupted; the same command goes on."]
+    lines = [f"Note: {note}" for note in result["notes"]]
+    lines.append(
+        ", ".join(f"{count} {state}" for state, count in result["trials"].items() if count)
+    )
+    for entry in result["refits"]:
+        values = ", ".join(f"{value:.4f}" for value in entry["values"])
+        lines.append(f"trial {entry['trial']}: {entry['value']:.4f} in the search; refits {values}")
+    found = result["recommended"]
+    if found is None:
+        return [*lines, "No trial succeeded: nothing to recommend. See the failures in sweep.json."]
+    return [*lines, f"Figures: {', '.join(result['plots'])}", "Recommended:", found["command"]]

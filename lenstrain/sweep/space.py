@@ -1,0 +1,215 @@
+"""Ranges of a search: parsed from plain mappings, drawn from through any sampler; touches nothing.
+
+A range is one of ::
+
+    {low = 1e-5, high = 1e-2, log = true}     a number; an integer if both ends are
+    {low = 0.0, high = 0.3, step = 0.1}
+    {choices = ["bce", "focal"]}              or just a list
+    {..., when = {"loss.name" = "focal"}}     drawn only if an earlier key has this value
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from lensprep.errors import ConfigError
+
+_KEYS = {"low", "high", "log", "step", "choices", "when"}
+
+
+class Suggest(Protocol):
+    """What draws a value: an Optuna trial."""
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None, log: bool
+    ) -> float:
+        """A number of a range."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
+        """An integer of a range."""
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        """One of a list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """One key and the values it may take."""
+
+    key: str
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    step: float | None = None
+    choices: tuple[Any, ...] = ()
+    when: dict[str, Any] = field(default_factory=dict)
+    """Values that earlier keys must have."""
+
+    @property
+    def integer(self) -> bool:
+        """Whether the values are integers."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def applies(self, values: Mapping[str, Any]) -> bool:
+        """Whether the key is drawn, given what was drawn before it."""
+        return all(values.get(key) == value for key, value in self.when.items())
+
+    def draw(self, suggest: Suggest) -> Any:
+        """Draw a value."""
+        if self.choices:
+            # A list is no category of a database: it is named by its JSON.
+            names = {_name(choice): choice for choice in self.choices}
+            return names[suggest.suggest_categorical(self.key, list(names))]
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            step = int(self.step or 1)
+            return suggest.suggest_int(self.key, self.low, self.high, step=step, log=self.log)
+        assert self.low is not None
+        assert self.high is not None
+        return suggest.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value lies in the range."""
+        if self.choices:
+            return value in self.choices
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        assert self.low is not None
+        assert self.high is not None
+        return number and self.low <= value <= self.high
+
+    def stored(self, value: Any) -> Any:
+        """A value as the study's database knows it."""
+        return _name(value) if self.choices else value
+
+    def examples(self) -> list[Any]:
+        """Values to try a configuration with."""
+        return list(self.choices) if self.choices else [self.low, self.high]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for the study's identity."""
+        return {
+            "key": self.key,
+            "low": self.low,
+            "high": self.high,
+            "log": self.log,
+            "step": self.step,
+            "choices": list(self.choices),
+            "when": self.when,
+        }
+
+
+def _name(choice: Any) -> Any:
+    return json.dumps(choice) if isinstance(choice, list) else choice
+
+
+def draw_all(space: tuple[Dimension, ...], suggest: Suggest) -> dict[str, Any]:
+    """Draw every key that applies, in the order of the space."""
+    values: dict[str, Any] = {}
+    for dimension in space:
+        if dimension.applies(values):
+            values[dimension.key] = dimension.draw(suggest)
+    return values
+
+
+def parse_space(mapping: Mapping[str, Any]) -> tuple[Dimension, ...]:
+    """Read the ranges of a TOML's ``[space]``, nested by dots or tables.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or one is not a range.
+    """
+    space = tuple(_parse(key, value) for key, value in _leaves(mapping, ""))
+    if not space:
+        raise ConfigError("[space] is empty: name at least one key to search.")
+    seen: set[str] = set()
+    for dimension in space:
+        late = [key for key in dimension.when if key not in seen]
+        if late:
+            raise ConfigError(
+                f"[space] {dimension.key}: when names {late[0]!r}, which is not a range above it."
+            )
+        seen.add(dimension.key)
+    return space
+
+
+def _leaves(mapping: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and not _KEYS & value.keys():
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _parse(key: str, value: Any) -> Dimension:
+    where = f"[space] {key}"
+    if isinstance(value, list):
+        value = {"choices": value}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} = {value!r} is one value, not a range: put it in [fixed].")
+    unknown = sorted(set(value) - _KEYS)
+    if unknown:
+        raise ConfigError(f"{where}: unknown {unknown[0]!r}. Known: {', '.join(sorted(_KEYS))}.")
+    when = _flat(value.get("when", {}))
+    if "choices" in value:
+        return _parse_choices(where, key, value, when)
+    return _parse_numbers(where, key, value, when)
+
+
+def _flat(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Conditions by full key, however they are nested."""
+    result: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            result |= {f"{key}.{below}": item for below, item in _flat(value).items()}
+        else:
+            result[key] = value
+    return result
+
+
+def _parse_choices(
+    where: str, key: str, value: Mapping[str, Any], when: dict[str, Any]
+) -> Dimension:
+    choices = value["choices"]
+    if set(value) & {"low", "high", "log", "step"} or not isinstance(choices, list) or not choices:
+        raise ConfigError(f"{where}: choices takes a list that is not empty, and no low or high.")
+    return Dimension(key, choices=tuple(choices), when=when)
+
+
+def _parse_numbers(
+    where: str, key: str, value: Mapping[str, Any], when: dict[str, Any]
+) -> Dimension:
+    low, high = value.get("low"), value.get("high")
+    log, step = value.get("log", False), value.get("step")
+    for number in (low, high):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise ConfigError(f"{where}: low and high must both be numbers.")
+    assert low is not None
+    assert high is not None
+    if not low < high or (log and low <= 0) or (log and step is not None):
+        raise ConfigError(
+            f"{where}: low < high must hold, low must be above 0 with log, and log takes no step; "
+            f"got low = {low}, high = {high}."
+        )
+    if step is not None and step <= 0:
+        raise ConfigError(f"{where}: step must be above 0, got {step}.")
+    return Dimension(key, low, high, bool(log), step, when=when)
+
+
+def apply(mapping: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping with the values of dotted keys set; the given one is not changed."""
+    result = _copy(mapping)
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        place = result
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    return result
+
+
+def _copy(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    copy: Callable[[Any], Any] = lambda v: _copy(v) if isinstance(v, Mapping) else v  # noqa: E731
+    return {key: copy(value) for key, value in mapping.items()}

@@ -1,0 +1,234 @@
+"""The study in its database: opened, checked, locked; trials handed out once, orphans found."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from lensprep.errors import ConfigError, StorageError
+from lenstrain.sweep.config import Plan, baseline_values
+
+STUDY_NAME = "lenstrain"
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a sweep keeps its things: a folder beside the database."""
+
+    database: Path
+
+    @property
+    def folder(self) -> Path:
+        """Folder of runs, plots and the recommendation."""
+        return self.database.with_suffix("")
+
+    def trial(self, number: int) -> Path:
+        """Run folder of a trial."""
+        return self.folder / "trials" / f"trial-{number:04d}"
+
+    def refit(self, number: int, seed: int) -> Path:
+        """Run folder of a refit."""
+        return self.folder / "refits" / f"trial-{number:04d}-seed-{seed}"
+
+    def lock(self, name: str) -> Path:
+        """A lock file."""
+        return self.folder / "locks" / name
+
+
+def make_places(database: Path) -> Places:
+    """Check the name of the database and make the folder beside it.
+
+    Raises
+    ------
+    StorageError
+    """
+    if not database.suffix:
+        raise StorageError(f"{database}: name the study's database with an ending, such as .db.")
+    places = Places(database)
+    try:
+        places.lock("").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{places.folder} cannot be made: {error.strerror}.") from error
+    return places
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock that only one process has at a time; the kernel frees it when that one dies."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def try_lock(path: Path) -> IO[str] | None:
+    """Take a lock if it is free: keep the file open as long as it is needed."""
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def open_study(places: Places, plan: Plan, dataset_id: str) -> optuna.Study:
+    """Open the study, or make it with the base configuration as its first trial.
+
+    Raises
+    ------
+    ConfigError
+        If it was begun with another dataset, base, objective or space.
+    StorageError
+        If the file is no study.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    search = plan.search
+    identity = {"dataset_id": dataset_id, **plan.identity()}
+    with locked(places.lock("study")), quiet():
+        fresh = not places.database.exists()
+        if fresh and (places.folder / "trials").exists():
+            raise StorageError(
+                f"{places.folder} holds trials of a study whose database {places.database} is "
+                "gone. Remove the folder, or name another --study."
+            )
+        try:
+            study = optuna.create_study(
+                storage=optuna.storages.RDBStorage(
+                    f"sqlite:///{places.database}", {"connect_args": {"timeout": 60}}
+                ),
+                study_name=STUDY_NAME,
+                load_if_exists=True,
+                direction="minimize" if search.objective == "nll" else "maximize",
+                sampler=make_sampler(plan, 0),
+                pruner=optuna.pruners.MedianPruner(
+                    n_startup_trials=search.pruner_startup,
+                    n_warmup_steps=search.pruner_warmup_epochs,
+                ),
+            )
+        except Exception as error:
+            if fresh:
+                raise
+            raise StorageError(f"{places.database} is not a study: {error}") from error
+        check_identity(study, identity, places.database)
+        if search.baseline and "identity" not in study.user_attrs:
+            values = baseline_values(plan)
+            stored = {d.key: d.stored(values[d.key]) for d in plan.space if d.key in values}
+            study.enqueue_trial(stored, skip_if_exists=True)
+        study.set_user_attr("identity", identity)
+    return study
+
+
+def check_identity(study: optuna.Study, identity: dict[str, Any], database: Path) -> None:
+    """Refuse to go on with a study whose trials could not be compared with new ones."""
+    before = study.user_attrs.get("identity")
+    now = json.loads(json.dumps(identity))
+    for name, value in now.items() if before is not None else ():
+        if before.get(name) != value:
+            raise ConfigError(
+                f"{database} was begun with another {name}: its trials could not be compared with "
+                "new ones. Go on with what it was begun with, or name another --study."
+            )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep warnings of Optuna about its own experiments from the user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@dataclass(slots=True)
+class Claim:
+    """A trial that this process works on, and the lock that says so."""
+
+    trial: Trial
+    lock: IO[str]
+    again: bool
+    """Whether a process that died had begun it."""
+
+    def release(self) -> None:
+        """Let go of the lock."""
+        self.lock.close()
+
+
+def claim(study: optuna.Study, places: Places, plan: Plan) -> Claim | None:
+    """The next trial to work on: an orphan first, then a new one, or None if all are given out."""
+    with locked(places.lock("study")), quiet():
+        trials = study.get_trials(deepcopy=False)
+        for frozen in trials:
+            if frozen.state == TrialState.RUNNING:
+                found = _adopt(study, places, frozen, plan.search.attempts)
+                if found is not None:
+                    return found
+        given = sum(t.state != TrialState.WAITING for t in study.get_trials(deepcopy=False))
+        if given >= plan.search.trials or hopeless(trials, plan):
+            return None
+        # The number is only known afterwards, but nobody else claims before this lock is free.
+        study.sampler = make_sampler(plan, given)
+        trial = study.ask()
+        lock = try_lock(places.lock(f"trial-{trial.number:04d}"))
+        assert lock is not None
+        return Claim(trial, lock, again=False)
+
+
+def make_sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
+    """Sampler for one trial, seeded by its number: a study that was killed draws as it would have.
+
+    The constant liar keeps workers from trying the same place at the same time.
+    """
+    return optuna.samplers.TPESampler(
+        n_startup_trials=plan.search.startup_trials,
+        constant_liar=True,
+        seed=plan.search.seed * 100_003 + number,
+    )
+
+
+def _adopt(study: optuna.Study, places: Places, frozen: FrozenTrial, attempts: int) -> Claim | None:
+    """Take over a running trial whose process is gone; give it up if that happened too often."""
+    lock = try_lock(places.lock(f"trial-{frozen.number:04d}"))
+    if lock is None:
+        return None
+    trial = Trial(study, frozen._trial_id)
+    died = int(frozen.user_attrs.get("died", 0)) + 1
+    if frozen.user_attrs.get("interrupted"):
+        trial.set_user_attr("interrupted", False)  # it was asked to stop: that is no death
+    elif died >= attempts:
+        trial.set_user_attr("failure", f"its process died {died} times; out of memory, perhaps")
+        study.tell(trial, state=TrialState.FAIL)
+        lock.close()
+        return None
+    else:
+        trial.set_user_attr("died", died)
+    return Claim(trial, lock, again=True)
+
+
+def hopeless(trials: list[FrozenTrial], plan: Plan) -> bool:
+    """Whether so many trials failed in a row that the next would too."""
+    ended = [trial for trial in trials if trial.state in ENDED]
+    last = sorted(ended, key=lambda trial: trial.number)[-plan.search.failures_in_a_row :]
+    return len(last) == plan.search.failures_in_a_row and all(
+        trial.state == TrialState.FAIL for trial in last
+    )
+
+
+def best_trials(study: optuna.Study, count: int) -> list[FrozenTrial]:
+    """The best finished trials, best first; of several with the same values, one."""
+    done = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
+    sign = -1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1.0
+    done.sort(key=lambda trial: (sign * float(trial.value or 0.0), trial.number))
+    chosen: list[FrozenTrial] = []
+    for trial in done:
+        if all(trial.params != other.params for other in chosen):
+            chosen.append(trial)
+    return chosen[:count]

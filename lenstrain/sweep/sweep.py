@@ -1,0 +1,147 @@
+"""The sweep as a whole: starts workers, restarts those that die, and recommends at the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import optuna
+
+from lensprep.dataset import Dataset
+from lensprep.errors import ProjectError
+from lenstrain.sweep.config import Plan
+from lenstrain.sweep.report import recommend
+from lenstrain.sweep.study import Places, open_study
+
+MOST_DEATHS = 5
+"""Workers lost without a trial ended in between, after which the sweep stops."""
+INTERRUPTED = 75
+
+
+class WorkerError(ProjectError):
+    """The workers of a sweep ended before the study did."""
+
+
+def sweep(
+    dataset: str, plan: Plan, places: Places, arguments: Sequence[str], workers: int
+) -> dict[str, Any]:
+    """Search, refit and recommend.
+
+    Parameters
+    ----------
+    dataset : str
+    plan : Plan
+    places : Places
+    arguments : sequence of str
+        Command line of the sweep, which a worker repeats with ``--worker N``.
+    workers : int
+        Processes; each has one GPU where there are any.
+
+    Returns
+    -------
+    dict
+        See `lenstrain.sweep.report.recommend`; ``status`` is "completed" or "interrupted", with
+        ``signal``.
+
+    Raises
+    ------
+    WorkerError
+        If workers end one after the other without getting anywhere.
+    """
+    study = open_study(places, plan, Dataset.open(dataset).dataset_id)
+    number = supervise(study, arguments, workers)
+    if number is not None:
+        return {"status": "interrupted", "signal": number, "study": str(places.database)}
+    return {"status": "completed", **recommend(study, dataset, plan, places)}
+
+
+def visible_gpus() -> list[str]:
+    """GPUs that this process may use, by the names that CUDA knows them by."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name.strip()]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def worker_environment(number: int, workers: int, gpus: Sequence[str]) -> dict[str, str]:
+    """Environment of a worker: its own GPU, and its share of the processors."""
+    environment = dict(os.environ)
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // workers, 1)))
+    return environment
+
+
+def supervise(study: optuna.Study, arguments: Sequence[str], workers: int) -> int | None:
+    """Run the workers until all have ended well; the number of the signal if one came first."""
+    gpus, received = visible_gpus(), []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for process in running.values():
+            process.terminate()
+
+    def start(number: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "lenstrain", *arguments, "--worker", str(number)]
+        return subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, env=worker_environment(number, workers, gpus)
+        )
+
+    running: dict[int, subprocess.Popen[bytes]] = {}
+    before = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT)}
+    deaths, ended = 0, -1
+    try:
+        running.update({number: start(number) for number in range(workers)})
+        while running:
+            time.sleep(0.2)
+            for number, process in list(running.items()):
+                status = process.poll()
+                if status is None:
+                    continue
+                del running[number]
+                if status == 0 or received:
+                    continue
+                now = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
+                deaths = 1 if now > ended else deaths + 1
+                ended = now
+                _check_deaths(status, deaths)
+                running[number] = start(number)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return received[0] if received else None
+
+
+def _check_deaths(status: int, deaths: int) -> None:
+    """Go on after a kill; stop after an error that every worker would meet."""
+    if status > 0 and status != INTERRUPTED:
+        raise WorkerError("A worker of the sweep ended with an error; see the lines above.")
+    if deaths >= MOST_DEATHS:
+        raise WorkerError(
+            f"{deaths} workers were killed (signal {-status}) without ending a trial: this machine "
+            "has not enough memory for them. Use fewer --workers or smaller models; then repeat "
+            "the command, and it goes on."
+        )
+
+
+def worker_count(workers: int | None) -> int:
+    """Workers to start: as asked, else one a GPU, else one."""
+    return workers or max(len(visible_gpus()), 1)
+
+
+def study_database(path: Path) -> Places:
+    """Folder and database of a study by its name."""
+    from lenstrain.sweep.study import make_places
+
+    return make_places(path)

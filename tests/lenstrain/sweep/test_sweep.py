@@ -1,0 +1,242 @@
+"""The sweep itself: real trials, real failures, real kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from lensprep.configfile import load_config
+from lensprep.dataset import Dataset
+from lensprep.errors import ConfigError, StorageError
+from lenstrain.config import Config
+from lenstrain.sweep.config import load_plan
+from lenstrain.sweep.report import recommend
+from lenstrain.sweep.study import claim, make_places, open_study
+from lenstrain.sweep.sweep import MOST_DEATHS, WorkerError, _check_deaths, worker_environment
+from lenstrain.sweep.work import describe, work
+
+TOO_WIDE = 1 << 20
+"""Channels of a network whose weights take 40 TB."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def open_again(places, plan, dataset):
+    return open_study(places, plan, Dataset.open(dataset).dataset_id)
+
+
+def start(arguments, **environment):
+    command = [sys.executable, "-m", "lenstrain", "sweep", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=os.environ | environment,
+    )  # fmt: skip
+
+
+def test_a_trial_out_of_memory_is_recorded_and_the_best_of_the_others_is_refitted(
+    dataset, write_sweep, tmp_path
+):
+    """In one process; the test split's shards are gone, so nothing here can have opened them."""
+    plan = load_plan(write_sweep(f"[8, {TOO_WIDE}]", search="seed = 1"), ("refit.top=1",))
+    places, lines = make_places(tmp_path / "s.db"), []
+    assert work(dataset, plan, places, lines.append)
+    study = open_again(places, plan, dataset)
+    states = [trial.state for trial in study.trials]
+    assert len(states) == 3
+    assert TrialState.FAIL in states
+    assert TrialState.COMPLETE in states
+    result = recommend(study, dataset, plan, places)
+    assert all("out of memory" in failure["reason"] for failure in result["failures"])
+    assert result["trials"]["fail"] == states.count(TrialState.FAIL) == len(result["failures"])
+    (refit,) = result["refits"]
+    assert len(refit["values"]) == 3
+    assert len(set(refit["values"])) == 3  # three seeds, three starts
+    found = result["recommended"]
+    assert found["mean"] == pytest.approx(sum(refit["values"]) / 3)
+    config = load_config(Config, Path(found["config"]))
+    assert config.model.width == 8
+    assert config.eval.split == "val"
+    assert found["command"] in (places.folder / "recommended.sh").read_text()
+    assert Path(result["plots"][0]).stat().st_size > 5000
+    assert not list(places.folder.glob("trials/*/checkpoints"))
+    assert len(list(places.folder.glob("refits/*/checkpoints/best.pt"))) == 3
+    # The same command again has nothing left to do.
+    assert work(dataset, plan, places, lines.append)
+    assert len(open_again(places, plan, dataset).trials) == 3
+
+
+def test_the_search_ends_when_trial_after_trial_fails(dataset, write_sweep, tmp_path):
+    path = write_sweep("[8]", fixed='model.weights = "no-such-file.pt"', search="")
+    path.write_text(path.read_text().replace('model.weights = "no-such-file.pt"', ""))
+    sets = ("search.trials=9", "search.failures_in_a_row=2", "fixed.model.weights=no-such-file.pt")
+    plan = load_plan(path, sets)
+    places = make_places(tmp_path / "s.db")
+    assert work(dataset, plan, places, lambda _: None)
+    result = recommend(open_again(places, plan, dataset), dataset, plan, places)
+    assert result["trials"]["fail"] == 2
+    assert result["recommended"] is None
+    assert "no-such-file.pt" in result["notes"][-1]
+
+
+def test_a_trial_that_lags_behind_the_median_is_pruned(dataset, write_sweep, tmp_path):
+    """Earlier trials are put into the study; the real one cannot reach them in its first epoch."""
+    plan = load_plan(
+        write_sweep("[8]"),
+        ("search.trials=3", "search.pruner_startup=2", "search.pruner_warmup_epochs=1",
+         "search.baseline=false", "refit.top=1", "refit.seeds=[1]", "fixed.train.epochs=4"),
+    )  # fmt: skip
+    places = make_places(tmp_path / "s.db")
+    study = open_again(places, plan, dataset)
+    for value in (1e-4, 2e-4):
+        params = {"model.width": 8, "optim.lr": 2e-3}
+        distributions = {
+            "model.width": optuna.distributions.CategoricalDistribution([8]),
+            "optim.lr": optuna.distributions.FloatDistribution(1e-3, 3e-3, log=True),
+        }
+        reports = dict.fromkeys((1, 2, 3, 4), value)
+        study.add_trial(
+            optuna.create_trial(
+                params=params, distributions=distributions, value=value,
+                intermediate_values=reports,
+            )
+        )  # fmt: skip
+    claimed = claim(study, places, plan)
+    from lenstrain.sweep.work import run_trial
+
+    line = run_trial(study, claimed, dataset, plan, places, None)
+    claimed.release()
+    assert "pruned" in line
+    assert study.trials[2].state == TrialState.PRUNED
+    assert list(study.trials[2].intermediate_values) == [1]
+
+
+def test_a_trial_is_given_to_one_worker_and_an_orphan_to_the_next(dataset, write_sweep, tmp_path):
+    plan = load_plan(write_sweep("[8, 16]"), ("search.trials=2", "search.attempts=2"))
+    places = make_places(tmp_path / "s.db")
+    study = open_again(places, plan, dataset)
+    first, second = claim(study, places, plan), claim(study, places, plan)
+    assert (first.trial.number, second.trial.number) == (0, 1)
+    assert claim(study, places, plan) is None  # both are held
+    first.release()  # as the kernel does when a process dies
+    adopted = claim(study, places, plan)
+    assert adopted.trial.number == 0
+    assert adopted.again
+    adopted.release()
+    assert claim(study, places, plan) is None  # dead twice: given up
+    assert study.trials[0].state == TrialState.FAIL
+    assert "died 2 times" in study.trials[0].user_attrs["failure"]
+    second.release()
+
+
+def test_a_study_refuses_other_data_or_another_space(dataset, write_sweep, tmp_path):
+    plan = load_plan(write_sweep("[8, 16]"))
+    places = make_places(tmp_path / "s.db")
+    open_again(places, plan, dataset)
+    with pytest.raises(ConfigError, match="another dataset_id"):
+        open_study(places, plan, "other")
+    with pytest.raises(ConfigError, match="another space"):
+        open_again(places, load_plan(write_sweep("[8, 24]")), dataset)
+    more = load_plan(write_sweep("[8, 16]"), ("search.trials=50",))
+    open_again(places, more, dataset)  # more trials of the same is no other study
+    (tmp_path / "broken.db").write_text("no database")
+    with pytest.raises(StorageError, match="not a study"):
+        open_again(make_places(tmp_path / "broken.db"), plan, dataset)
+
+
+def test_each_worker_has_a_gpu_of_its_own():
+    seen = [worker_environment(n, 4, ["2", "5"])["CUDA_VISIBLE_DEVICES"] for n in range(4)]
+    assert seen == ["2", "5", "2", "5"]
+
+
+def test_a_killed_worker_is_replaced_but_not_for_ever():
+    _check_deaths(-9, MOST_DEATHS - 1)
+    with pytest.raises(WorkerError, match="memory"):
+        _check_deaths(-9, MOST_DEATHS)
+    with pytest.raises(WorkerError, match="lines above"):
+        _check_deaths(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), "out of memory: "),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "out of memory: CUDA"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory: Default"),
+        (RuntimeError("shape mismatch\nmore"), "RuntimeError: shape mismatch"),
+    ],
+)
+def test_a_failure_is_described_in_a_line(error, expected):
+    assert describe(error).startswith(expected)
+    assert "\n" not in describe(error)
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_in_a_trial_goes_on_and_recommends(dataset, write_sweep, tmp_path):
+    """SIGKILL to parent and worker in the middle of a trial, then the same command again."""
+    config = write_sweep(f"[8, {TOO_WIDE}]", search="seed = 1")
+    database = tmp_path / "s.db"
+    sets = ["--set", "fixed.train.epochs=40", "--set", "refit.top=1"]
+    arguments = [dataset, "--config", config, "--study", database, *sets, "--json"]
+    first = start(arguments)
+    metrics = tmp_path / "s" / "trials"
+    deadline = time.monotonic() + 120
+    while not any(f.stat().st_size > 500 for f in metrics.glob("*/metrics.jsonl")):
+        assert first.poll() is None, first.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    killed = optuna.load_study(study_name=None, storage=f"sqlite:///{database}").trials
+    (open_trial,) = [t for t in killed if t.state == TrialState.RUNNING]
+
+    second = start(arguments)
+    out, err = second.communicate(timeout=240)
+    assert second.returncode == 0, err
+    result = json.loads(out)
+    assert result["status"] == "completed"
+    assert result["trials"]["complete"] + result["trials"]["fail"] == 3
+    assert result["trials"]["fail"] >= 1
+    assert result["trials"]["running"] == 0
+    assert len(result["refits"][0]["values"]) == 3
+    trials = optuna.load_study(study_name=None, storage=f"sqlite:///{database}").trials
+    assert trials[open_trial.number].state == TrialState.COMPLETE
+    assert trials[open_trial.number].params == open_trial.params
+    # Every step was logged once: the killed trial went on from its checkpoint.
+    log = metrics / f"trial-{open_trial.number:04d}" / "metrics.jsonl"
+    steps = [r["step"] for r in map(json.loads, log.read_text().splitlines())
+             if r["kind"] == "interval"]  # fmt: skip
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 40 * 5 - 40 * 5 % 3
+
+
+@pytest.mark.slow
+def test_sigterm_saves_the_trial_and_says_so(dataset, write_sweep, tmp_path):
+    arguments = [dataset, "--config", write_sweep("[8]"), "--study", tmp_path / "s.db",
+                 "--set", "fixed.train.epochs=400"]  # fmt: skip
+    sweep = start(arguments)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "s").glob("trials/*/checkpoints/last.pt")):
+        assert sweep.poll() is None, sweep.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    sweep.terminate()
+    _, err = sweep.communicate(timeout=60)
+    assert sweep.returncode == 75
+    assert "the same command goes on" in err
+    (trial,) = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 's.db'}").trials
+    assert trial.state == TrialState.RUNNING
+    assert trial.user_attrs["interrupted"]
