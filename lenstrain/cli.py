@@ -181,6 +181,72 @@ def _infer_lines(result: dict[str, Any]) -> list[str]:
 
 
 @main.command()
+@click.argument("dataset")
+@click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), help="TOML file; see configs/."
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder for runs and result."
+)
+@click.option(
+    "--hold-out",
+    "factors",
+    multiple=True,
+    metavar="COLUMN",
+    help="Leave out one value of this column after the other. Repeatable  [default: "
+    "theta_e_arcsec, src_dmag, lens_model].",
+)
+@click.option("--split", default="test", show_default=True, help="Split to compare on.")
+@click.option(
+    "--fpr",
+    default=1e-3,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="False-positive rate at which completeness is compared.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the training configuration. Repeatable.",
+)
+@json_option
+def generalize(
+    dataset: str,
+    config_path: Path | None,
+    out: Path,
+    factors: tuple[str, ...],
+    split: str,
+    fpr: float,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Train without one kind of lens after the other: are they found all the same?
+
+    One run with all lenses, and one for each value of each column. Finished runs are kept: the
+    same command goes on after an interruption. What has one value only is "not testable".
+
+    \b
+    Example:
+      lenstrain generalize data/ds --config configs/resnet18.toml --out runs/generalize
+    """
+    from lenstrain.config import Config
+    from lenstrain.generalize import FACTORS, TABLE_NAME, as_markdown, check_factors
+    from lenstrain.generalize import generalize as run_generalization
+    from lenstrain.progress import share_progress
+
+    config = load_config(Config, config_path, overrides)
+    check_factors(factors)
+    with share_progress() as progress:
+        result = run_generalization(
+            dataset, config, out, factors=factors or FACTORS, split=split, fpr=fpr, progress=progress
+        )
+    table = as_markdown(result).splitlines()[4:]
+    report(result, [*table, "", f"Written to {out / TABLE_NAME}"], as_json)
+
+
+@main.command()
 @click.argument("scores", type=click.Path(path_type=Path))
 @click.option(
     "--calibrate-on",
