@@ -1,0 +1,375 @@
+"""Does a finder know lenses that it has not been shown? Leave one kind out, train, and compare.
+
+For each value of a factor (an Einstein radius, a source magnitude, a mass model) one network is
+trained without the lenses of that value and compared, on exactly those lenses, with one that was
+trained with all. Non-lenses are the same for both. The difference is drawn on the same regions, so
+luck that both share cancels.
+
+The last checkpoints are compared, and no run is stopped early: choosing by the validation split
+would choose by lenses of the kind that was left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lensprep.configfile import to_toml
+from lensprep.dataset import Dataset
+from lensprep.dataset.storage import write_atomic
+from lensprep.errors import ConfigError, DatasetError
+from lenstrain.config import Config
+from lenstrain.evaluation.compare import compare
+from lenstrain.evaluation.completeness import AxisBins, axis_bins
+from lenstrain.evaluation.options import EvaluationOptions
+from lenstrain.evaluation.plainjson import plain
+from lenstrain.evaluation.scores import Scores, read_scores
+from lenstrain.evaluation.threshold import negatives_needed
+
+FACTORS = ("theta_e_arcsec", "src_dmag", "lens_model")
+RESULT_NAME = "generalize.json"
+TABLE_NAME = "generalize.md"
+
+_BINS = 4
+"""Bins of a factor that is continuous, by its quantiles."""
+_LARGEST_DROP = 0.05
+"""Loss of completeness that counts as none, if the interval does not hold zero anyway."""
+_FEWEST_LENSES = 30
+
+Progress = Callable[[str, float], None]
+"""Told what begins and the share of the work done before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One kind of lens to leave out."""
+
+    factor: str
+    value: str
+    """For people: ``0.6``, ``SIE``, or a range."""
+    others: str
+    """Filter that keeps everything but the lenses of this kind."""
+    train_lenses: int
+    """Lenses of this kind in the training split."""
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        plain_value = "".join(c if c.isalnum() or c in ".-" else "-" for c in self.value)
+        return f"without-{self.factor}-{plain_value}"
+
+
+def plan_cases(lenses: pa.Table, factor: str) -> list[Case] | str:
+    """Kinds of lenses to leave out by one factor, or why it cannot be tested.
+
+    Parameters
+    ----------
+    lenses : pyarrow.Table
+        The lenses of the training split, with the factor as a column.
+    factor : str
+        One of `FACTORS`, or any other column of numbers or text.
+
+    Returns
+    -------
+    list of Case, or str
+        A sentence if there is nothing to leave out.
+    """
+    if factor not in lenses.column_names:
+        return f"the dataset has no column {factor}"
+    column = lenses[factor]
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        cases = list(_text_cases(factor, column.cast(pa.string())))
+    else:
+        cases = list(_number_cases(factor, column.cast(pa.float64()).to_numpy()))
+    if not cases:
+        return f"no training lens has a {factor}"
+    if len(cases) == 1:
+        return f"all training lenses have {factor} {cases[0].value}: nothing else to learn it from"
+    return cases
+
+
+def _text_cases(factor: str, column: pa.ChunkedArray) -> Iterator[Case]:
+    counts = {e["values"]: e["counts"] for e in pc.value_counts(column.drop_null()).to_pylist()}
+    for value in sorted(counts):
+        yield Case(factor, value, f"label == 0 or {factor} != {json.dumps(value)}", counts[value])
+
+
+def _number_cases(factor: str, values: NDArray[np.float64]) -> Iterator[Case]:
+    bins = axis_bins(factor, values, _BINS)
+    if bins is None:
+        return
+    which = bins.assign(values)
+    for index in range(bins.size):
+        count = int(np.sum(which == index))
+        yield Case(factor, bins.label(index), _outside(bins, index), count)
+
+
+def _outside(bins: AxisBins, index: int) -> str:
+    """Filter for non-lenses, and lenses outside one bin."""
+    parts = ["label == 0"]
+    if index > 0:
+        parts.append(f"{bins.name} < {float(bins.edges[index])!r}")
+    if index < bins.size - 1:
+        parts.append(f"{bins.name} >= {float(bins.edges[index + 1])!r}")
+    return " or ".join(parts)
+
+
+def generalize(
+    dataset: str,
+    config: Config,
+    out: Path,
+    *,
+    factors: Sequence[str] = FACTORS,
+    split: str = "test",
+    fpr: float = 1e-3,
+    options: EvaluationOptions | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train with and without each kind of lens, and compare.
+
+    Repeating an interrupted call goes on where it was: finished runs and scores are kept.
+
+    Parameters
+    ----------
+    dataset : str
+    config : Config
+        Of every run; its filter holds beside the one that leaves lenses out.
+    out : Path
+        Folder for the runs, the scores and the result.
+    factors : sequence of str
+        Columns to leave values of out.
+    split : str
+        Split to compare on.
+    fpr : float
+        False-positive rate at which completeness is compared.
+    options : EvaluationOptions, optional
+        Draws and level.
+    progress : callable, optional
+
+    Returns
+    -------
+    dict
+        The content of generalize.json: ``factors`` {name: {testable, reason, cases[]}}, ``passed``
+        (None if nothing was testable). A case holds ``value``, ``train_lenses``, ``n``,
+        ``tpr`` and ``auroc`` ``{value, low, high, level, this, other}`` on the lenses left out
+        (``this`` is the network without them, ``other`` the one with all), the same for the
+        ``others``, ``supported`` and ``passed``.
+
+    Raises
+    ------
+    ConfigError
+        If the configuration asks for what cannot be compared.
+    DatasetError
+        If the dataset lacks lenses or the split.
+    """
+    data = Dataset.open(dataset)
+    data.split(split)
+    config = replace(config, train=replace(config.train, patience=0))
+    options = replace(options or EvaluationOptions(), fprs=(fpr,))
+    plans = {factor: plan_cases(_lenses(data, factor), factor) for factor in factors}
+    cases = [case for plan in plans.values() if isinstance(plan, list) for case in plan]
+    steps, done = (len(cases) + 1) if cases else 1, 0
+
+    def tell(name: str) -> None:
+        nonlocal done
+        if progress is not None:
+            progress(name, done / steps)
+        done += 1
+
+    found: dict[str, dict[str, Any]] = {}
+    if cases:
+        tell("with all lenses")
+        everything = _scores(dataset, config, out / "all", split)
+        for case in cases:
+            tell(case.name.replace("-", " ", 1))
+            left_out = _without(config, case)
+            scores = _scores(dataset, left_out, out / case.name, split)
+            found[case.name] = _compare(case, scores, everything, options, fpr)
+    result = plain(_result(plans, found) | {"split": split, "fpr": fpr, "dataset": dataset})
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    write_atomic(out / RESULT_NAME, text.encode(), sync=False)
+    write_atomic(out / TABLE_NAME, as_markdown(result).encode(), sync=False)
+    if progress is not None:
+        progress("done", 1.0)
+    return result
+
+
+def _lenses(data: Dataset, factor: str) -> pa.Table:
+    """The column of one factor, if it is there, of the training lenses."""
+    shards = data.split("train").shards
+    have = data.read_shard_sidecar(shards[0]).column_names
+    columns = [name for name in ("label", factor) if name in have]
+    table = data.read_sidecar("train", list(dict.fromkeys(columns)))
+    lenses = table.filter(pc.equal(table["label"], 1))
+    if not lenses.num_rows:
+        raise DatasetError(f"{data.uri} has no lens in its training split.")
+    return lenses
+
+
+def _without(config: Config, case: Case) -> Config:
+    where = (
+        case.others if config.data.where is None else f"({config.data.where}) and ({case.others})"
+    )
+    return replace(config, data=replace(config.data, where=where))
+
+
+def _scores(dataset: str, config: Config, folder: Path, split: str) -> Scores:
+    """Scores of the run of one configuration; both are made only if they are not there."""
+    # Torch takes seconds to import, and what cannot be tested needs none of it.
+    from lenstrain.infer import infer
+    from lenstrain.training.train import train
+
+    path, run, stated = folder / f"{split}.parquet", folder / "run", folder / "config.toml"
+    if path.exists() and stated.exists() and stated.read_text() == to_toml(config):
+        return read_scores(path)
+    result = train(dataset, config, run, resume=True)
+    if result["status"] == "interrupted":
+        raise KeyboardInterrupt
+    infer(
+        result["last"],
+        dataset,
+        split=split,
+        out=path,
+        batch_size=config.eval.batch_size,
+        device=config.train.device,
+    )
+    write_atomic(stated, to_toml(config).encode(), sync=False)
+    return read_scores(path)
+
+
+def _compare(
+    case: Case, scores: Scores, everything: Scores, options: EvaluationOptions, fpr: float
+) -> dict[str, Any]:
+    """The two networks on the lenses that one of them never saw, and on the others."""
+    lens = scores.labels == 1
+    unseen = lens & ~_kept(scores, case)
+    needed = negatives_needed(fpr, options.delta)
+    entry: dict[str, Any] = {
+        "value": case.value,
+        "train_lenses": case.train_lenses,
+        "n": int(unseen.sum()),
+        "supported": bool(scores.unique_negatives.size >= needed),
+        "tpr": None,
+        "auroc": None,
+        "others": None,
+        "passed": None,
+    }
+    if not unseen.any():
+        return entry | {"reason": "no such lens to compare on"}
+    entry |= _differences(scores, everything, unseen, options)
+    others = lens & ~unseen
+    if others.any():
+        entry["others"] = _differences(scores, everything, others, options)
+    if entry["n"] < _FEWEST_LENSES:
+        return entry | {"reason": f"{entry['n']} lenses are too few to say"}
+    entry["passed"] = bool(entry["tpr"]["value"] >= -_LARGEST_DROP or entry["tpr"]["high"] >= 0)
+    return entry
+
+
+def _kept(scores: Scores, case: Case) -> NDArray[np.bool_]:
+    from lensprep.dataset.where import compile_where
+
+    return compile_where(case.others).mask(scores.table)
+
+
+def _differences(
+    scores: Scores, everything: Scores, lenses: NDArray[np.bool_], options: EvaluationOptions
+) -> dict[str, Any]:
+    """Completeness and AUROC of some lenses against all non-lenses, first less second."""
+    rows = np.flatnonzero(lenses | (scores.labels == 0))
+    found = compare(_subset(scores, rows), _subset(everything, rows), options)
+    return {"tpr": next(iter(found["tpr_at_fpr"].values())), "auroc": found["auroc"]}
+
+
+def _subset(scores: Scores, rows: NDArray[np.int64]) -> Scores:
+    return replace(
+        scores,
+        table=scores.table.take(pa.array(rows)),
+        labels=scores.labels[rows],
+        logits=scores.logits[rows],
+        region=scores.region[rows],
+    )
+
+
+def _result(plans: dict[str, list[Case] | str], found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    factors: dict[str, Any] = {}
+    for factor, plan in plans.items():
+        if isinstance(plan, str):
+            factors[factor] = {"testable": False, "reason": f"not testable: {plan}", "cases": []}
+        else:
+            rows = [found[case.name] for case in plan]
+            factors[factor] = {"testable": True, "reason": None, "cases": rows}
+    verdicts = [
+        case["passed"]
+        for factor in factors.values()
+        for case in factor["cases"]
+        if case["passed"] is not None
+    ]
+    return {"factors": factors, "passed": all(verdicts) if verdicts else None}
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    """The result as a table for people."""
+    rate = f"FPR {100 * result['fpr']:g}%"
+    lines = [
+        "# Lenses that were left out of training",
+        "",
+        f"Completeness at {rate} on the {result['split']} split, of the network that never saw "
+        "such lenses and of the one trained with all; brackets are intervals of the difference "
+        "from draws of whole regions.",
+        "",
+        "| left out | lenses | without | with all | difference | others | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for factor, entry in result["factors"].items():
+        if not entry["testable"]:
+            lines.append(f"| {factor} | | | | | | {entry['reason']} |")
+        for case in entry["cases"]:
+            lines.append(_row(factor, case))
+    if not all(case["supported"] for e in result["factors"].values() for case in e["cases"]):
+        lines += ["", f"The non-lenses are too few to support {rate}."]
+    return "\n".join(lines) + "\n"
+
+
+def _row(factor: str, case: dict[str, Any]) -> str:
+    head = f"| {factor} {case['value']} | {case['n']:,} |"
+    if case["tpr"] is None:
+        return f"{head} | | | | {case['reason']} |"
+    tpr = case["tpr"]
+    others = case["others"]["tpr"]["value"] if case["others"] else None
+    verdict = {True: "holds", False: "falls", None: case.get("reason", "")}[case["passed"]]
+    interval = "" if tpr["low"] is None else f" [{100 * tpr['low']:+.1f}, {100 * tpr['high']:+.1f}]"
+    cells = [
+        f"{100 * tpr['this']:.1f}%",
+        f"{100 * tpr['other']:.1f}%",
+        f"{100 * tpr['value']:+.1f} pp{interval}",
+        "" if others is None else f"{100 * others:+.1f} pp",
+        verdict,
+    ]
+    return f"{head} {' | '.join(cells)} |"
+
+
+def check_factors(factors: Sequence[str]) -> None:
+    """Refuse names that could not be columns, before anything is read.
+
+    Raises
+    ------
+    ConfigError
+        If a name is not a plain identifier.
+    """
+    for factor in factors:
+        if not factor.isidentifier() or factor in ("label", "key"):
+            raise ConfigError(
+                f"--hold-out {factor!r} is no column to leave values of out; the usual ones are "
+                f"{', '.join(FACTORS)}."
+            )
