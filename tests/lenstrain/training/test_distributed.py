@@ -12,21 +12,24 @@ import pytest
 import torch
 
 from lensprep.configfile import to_toml
+from lensprep.dataset import Dataset
 from lensprep.errors import ConfigError
 from lenstrain.training.checkpoint import load_checkpoint
-from lenstrain.training.distributed import choose_device
+from lenstrain.training.distributed import Context, choose_device, launch_id
+from lenstrain.training.resume import is_own_restart
+from lenstrain.training.run import check_input
 from lenstrain.training.train import train
 
 # Group norm, because batch norm sees a process's part of the batch; no dropout, whose draws differ.
 SAME = ("model.norm=group", "optim.ema_decay=0.9")
 
 
-def launch(processes, dataset, config, out, *options, **popen):
+def launch(processes, dataset, config, out, *options, agent=(), **popen):
     path = Path(out).with_suffix(".toml")
     path.write_text(to_toml(config))
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-        str(processes), "-m", "lenstrain", "train", dataset, "--config", str(path),
+        str(processes), *agent, "-m", "lenstrain", "train", dataset, "--config", str(path),
         "--out", str(out), *options,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -146,3 +149,63 @@ def test_a_gpu_that_is_not_there_is_an_error():
     assert choose_device("auto") == torch.device("cpu")
     with pytest.raises(ConfigError, match="finds no GPU"):
         choose_device("cuda")
+
+
+def test_batch_statistics_over_processes_are_refused_on_a_cpu(dataset, make_config):
+    config = make_config("train.sync_batchnorm=true")
+    pair = Context(device=torch.device("cpu"), world_size=2)
+    with pytest.raises(ConfigError, match="sync_batchnorm works on GPUs only"):
+        check_input(Dataset.open(dataset), config, pair)
+    check_input(Dataset.open(dataset), config, Context(device=torch.device("cpu")))
+
+
+def test_only_the_start_that_made_a_folder_goes_on_with_it_unasked(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    made_by = json.dumps({"launch": launch_id()})
+    (tmp_path / "environment.json").write_text(made_by)
+    assert not is_own_restart(tmp_path)  # not a restart
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert is_own_restart(tmp_path)
+    assert not is_own_restart(tmp_path / "elsewhere")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    assert not is_own_restart(tmp_path)
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_killed_process_and_the_run_goes_on(dataset, make_config, tmp_path):
+    config = make_config(*SAME, "train.epochs=12", "train.log_every=1")
+    out = tmp_path / "run"
+    process = launch(2, dataset, config, out, agent=("--max-restarts", "2"))
+    wait_for(out / "checkpoints" / "last.pt")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    status, _, err = finish(process)
+    assert status == 0, err
+    assert load_checkpoint(out / "checkpoints" / "last.pt")["epoch"] == 12
+    train(dataset, config, tmp_path / "alone")
+    assert_same_course_loosely(tmp_path / "alone", out)
+
+
+@pytest.mark.slow
+def test_a_process_that_does_not_answer_is_given_up_with_a_clear_message(
+    dataset, make_config, tmp_path
+):
+    config = make_config(*SAME, "train.epochs=100000", "train.timeout_minutes=0.1")
+    out = tmp_path / "run"
+    process = launch(2, dataset, config, out)
+    wait_for(out / "checkpoints" / "last.pt")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGSTOP)
+    status, _, err = finish(process, timeout=120)
+    assert status != 0
+    assert "gave up: another one has ended, or did not answer within" in err
+    assert "train.timeout_minutes = 0.1" in err
+    for child in children:
+        assert not Path(f"/proc/{child}").exists()
+
+
+def wait_for(path, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.1)

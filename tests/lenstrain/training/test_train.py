@@ -135,6 +135,24 @@ def test_a_run_that_is_cut_off_and_resumed_ends_in_the_same_bits(finished, datas
     assert records(straight) == records(out)
 
 
+def test_a_run_cut_off_while_it_validates_goes_on_with_that_validation(finished, dataset, tmp_path):
+    config, straight, _ = finished
+    out = tmp_path / "cut"
+
+    def progress(event):
+        if event.stage == "validate" and event.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    first = train(dataset, config, out, progress=progress)
+    assert first["status"] == "interrupted"
+    assert (first["epochs"], first["step"]) == (0, 8)
+    assert load_checkpoint(out / "checkpoints" / "last.pt")["loader"]["step"] == 8
+    assert train(dataset, config, out, resume=True)["status"] == "completed"
+    one, two = (load_checkpoint(r / "checkpoints" / "last.pt") for r in (straight, out))
+    assert_equal(one, two)
+    assert records(straight) == records(out)
+
+
 def test_equal_seeds_give_equal_runs_and_others_do_not(finished, dataset, make_config, tmp_path):
     config, straight, _ = finished
     overrides = ("optim.ema_decay=0.9", "model.dropout=0.2", "train.seed=1")
