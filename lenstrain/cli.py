@@ -222,7 +222,7 @@ def generalize(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Train without one kind of lens after the other: are they found all the same?
+    """Train without one kind of lens after the other, and compare on the ones left out.
 
     One run with all lenses, and one for each value of each column. Finished runs are kept: the
     same command goes on after an interruption. What has one value only is "not testable".
@@ -240,7 +240,13 @@ def generalize(
     check_factors(factors)
     with share_progress() as progress:
         result = run_generalization(
-            dataset, config, out, factors=factors or FACTORS, split=split, fpr=fpr, progress=progress
+            dataset,
+            config,
+            out,
+            factors=factors or FACTORS,
+            split=split,
+            fpr=fpr,
+            progress=progress,
         )
     table = as_markdown(result).splitlines()[4:]
     report(result, [*table, "", f"Written to {out / TABLE_NAME}"], as_json)
