@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,6 +14,8 @@ from lenstrain.augment import augment
 from lenstrain.data import Batch
 from lenstrain.training.run import Run
 from lenstrain.training.step import StepBatch
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -54,35 +56,46 @@ def device_batches(batches: Iterator[Batch], run: Run, clock: IntervalClock) -> 
     The end of the epoch is the end of `batches`. What is waited for data is told to the clock.
     """
     fetched = clock.each(batches)
-    if run.context.device.type == "cuda":
-        yield from one_ahead(fetched, run)
-    else:
+    if run.context.device.type != "cuda":
         for batch in fetched:
             yield to_device(batch, run)
+        return
+    for coming, copied in one_ahead(_on_side_stream(fetched, run)):
+        yield _arrived(coming, copied)
 
 
-def one_ahead(batches: Iterator[Batch], run: Run) -> Iterator[StepBatch]:
-    """Copy and prepare each batch on a stream of its own while the step before it runs.
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items; each is given out when the one after it has been begun, or there is none."""
+    kept: list[T] = []
+    for item in items:
+        kept.append(item)
+        if len(kept) == 2:
+            yield kept.pop(0)
+    yield from kept
 
-    A batch is handed out together with the order to wait for it, given to the device and not to
-    the host. Its memory is marked as used by the stream of the steps, so that the allocator does
-    not lend it to the next copy too early; torch's pinned memory does the same for the source.
+
+def _on_side_stream(
+    batches: Iterator[Batch], run: Run
+) -> Iterator[tuple[StepBatch, torch.cuda.Event]]:
+    """Copy and prepare each batch on a stream of its own, beside the step that runs.
+
+    The preparation reads nothing that a step writes, so that it waits for none.
     """
     make_stream: Any = torch.cuda.Stream
-    side, ready = make_stream(), None
+    side = make_stream()
     for batch in batches:
-        # What the steps have on the device is not touched by the preparation: no wait for them.
         with torch.cuda.stream(side):
             coming = to_device(batch, run)
             copied = side.record_event()
-        if ready is not None:
-            yield _arrived(*ready)
-        ready = coming, copied
-    if ready is not None:
-        yield _arrived(*ready)
+        yield coming, copied
 
 
 def _arrived(batch: StepBatch, copied: torch.cuda.Event) -> StepBatch:
+    """Let the device, not the host, wait for a batch before the step that takes it.
+
+    Its memory is marked as used by the stream of the steps, so that the allocator does not lend it
+    to the next copy too early; torch's pinned memory does the same for the source.
+    """
     steps = torch.cuda.current_stream()
     steps.wait_event(copied)
     for tensor in (batch.pixels, batch.label, batch.weight, batch.index):
