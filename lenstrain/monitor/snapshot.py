@@ -1,0 +1,271 @@
+"""A run folder as it is now, local or in an object store: only read, never written into."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lensprep.configfile import from_mapping
+from lensprep.dataset.storage import is_remote, local_path, open_store
+from lensprep.errors import ConfigError, NotFoundError, StorageError
+from lenstrain.config import Config
+from lenstrain.monitor.diagnosis import Diagnosis, History, diagnose, since_best, values
+
+Status = Literal["not started", "starting", "running", "finished", "stopped", "crashed", "silent"]
+OVER = ("finished", "stopped", "crashed")
+"""States that a run does not leave by itself."""
+
+LEAST_SILENCE = 120.0
+"""Seconds without a new line before a run of which no process is known counts as silent."""
+_CONFIG, _ENVIRONMENT, _METRICS = "config.toml", "environment.json", "metrics.jsonl"
+_NONFINITE = "nonfinite.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """What is known of a run at one moment."""
+
+    run: str
+    status: Status
+    detail: str
+    """The state in a sentence."""
+    config: Config = field(default_factory=Config)
+    history: History = field(default_factory=History)
+    steps_per_epoch: int | None = None
+    device: str = ""
+    diagnoses: Sequence[Diagnosis] = ()
+
+    @property
+    def step(self) -> int:
+        """Last step that is recorded."""
+        records = (*self.history.intervals[-1:], *self.history.epochs[-1:])
+        return max((int(record["step"]) for record in records), default=0)
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of the whole run, if it is not stopped before."""
+        if self.steps_per_epoch is None:
+            return None
+        return self.steps_per_epoch * self.config.train.epochs
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time that the rest takes at the rate of the last intervals; None if it is not known."""
+        if self.status in OVER or self.steps is None:
+            return None
+        rates = [rate for rate in values(self.history.intervals, "samples_per_s")[-20:] if rate > 0]
+        if not rates:
+            return None
+        step_seconds = self.config.data.batch_size / statistics.median(rates)
+        checks = values(self.history.epochs, "validation_seconds")
+        validations = self.config.train.epochs - len(self.history.epochs)
+        left = max(self.steps - self.step, 0) * step_seconds
+        return left + validations * (statistics.median(checks) if checks else 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The snapshot in plain types, for ``--json``."""
+        train, epochs = self.config.train, self.history.epochs
+        metric = values(epochs, train.monitor)
+        best = len(metric) - 1 - since_best(self.history)
+        return {
+            "run": self.run,
+            "status": self.status,
+            "detail": self.detail,
+            "epochs_done": len(epochs),
+            "epochs": train.epochs,
+            "step": self.step,
+            "steps": self.steps,
+            "seconds_left": self.seconds_left,
+            "monitor": train.monitor,
+            "best_value": metric[best] if metric else None,
+            "best_epoch": int(epochs[best]["epoch"]) if metric else None,
+            "latest_interval": dict(self.history.intervals[-1]) if self.history.intervals else None,
+            "latest_epoch": dict(epochs[-1]) if epochs else None,
+            "diagnoses": [finding.to_dict() for finding in self.diagnoses],
+        }
+
+
+def expand(runs: Sequence[str]) -> list[str]:
+    """Replace a local folder that is no run by the runs in it, such as the trials of a sweep."""
+    found: list[str] = []
+    for run in runs:
+        folder = None if is_remote(run) else local_path(run)
+        inside: list[Path] = []
+        if folder is not None and folder.is_dir() and not (folder / _CONFIG).exists():
+            inside = sorted(path.parent for path in folder.glob(f"*/{_CONFIG}"))
+        found += [str(path) for path in inside] or [run]
+    return found
+
+
+def read_snapshot(run: str, now: float | None = None) -> Snapshot:
+    """Read a run as it is now.
+
+    Parameters
+    ----------
+    run : str
+        A run folder, local or ``s3://``; it need not exist yet.
+    now : float, optional
+        Time in seconds since the epoch, if not the present.
+
+    Returns
+    -------
+    Snapshot
+
+    Raises
+    ------
+    StorageError
+        If the place cannot be read; not if there is nothing yet.
+    """
+    text = _read(run, _CONFIG)
+    if text is None:
+        return Snapshot(run=run, status="not started", detail="There is no run here yet.")
+    config = _config(text, run)
+    environment = _object(_read(run, _ENVIRONMENT))
+    intervals, epochs = parse_metrics(_read(run, _METRICS) or "")
+    steps = environment.get("steps_per_epoch")
+    history = History(
+        intervals=intervals,
+        epochs=epochs,
+        monitor=config.train.monitor,
+        peak_lr=config.optim.lr,
+        warmup_steps=min(
+            config.optim.warmup_epochs * (steps or 0), config.train.epochs * (steps or 0) / 2
+        ),
+        clip_norm=config.optim.clip_norm,
+        nonfinite=_read(run, _NONFINITE) is not None,
+    )
+    age = _age(run, time.time() if now is None else now)
+    begun = bool(intervals or epochs or history.nonfinite)
+    status, detail = judge(config, history, environment, age)
+    return Snapshot(
+        run=run,
+        status=status,
+        detail=detail,
+        config=config,
+        history=history,
+        steps_per_epoch=steps,
+        device=str(environment.get("gpu") or environment.get("device") or ""),
+        diagnoses=diagnose(replace(history, over=status in OVER)) if begun else (),
+    )
+
+
+def judge(
+    config: Config, history: History, environment: dict[str, Any], age: float | None
+) -> tuple[Status, str]:
+    """Whether a run goes on, and if not, why.
+
+    Parameters
+    ----------
+    config : Config
+    history : History
+    environment : dict
+        Of environment.json; host and process if they are known.
+    age : float or None
+        Seconds since the run last wrote, if that is known.
+    """
+    epochs = history.epochs
+    if len(epochs) >= config.train.epochs:
+        return "finished", f"All {config.train.epochs} epochs are done."
+    waited = int(epochs[-1].get("epochs_without_gain") or 0) if epochs else 0
+    if 0 < config.train.patience <= waited:
+        return "stopped", f"Stopped early: no gain in {history.monitor} for {waited} epochs."
+    if history.nonfinite:
+        return "crashed", "Ended because the loss was not finite; see nonfinite.json."
+    ago = "" if age is None else f"; the last sign of life is {words(age)} old"
+    alive = process_alive(environment)
+    if alive is False:
+        number = environment["process"]
+        return "crashed", f"Process {number} has gone{ago}. Go on with `lenstrain train --resume`."
+    if not (history.intervals or epochs):
+        return "starting", f"No line is written yet{ago}."
+    limit = max(LEAST_SILENCE, 5 * usual_gap(config, history))
+    if age is not None and age > limit:
+        return "silent", f"Nothing was written for {words(age)}; it hangs, or was killed."
+    return "running", f"Running{ago}." if age is not None else "Running, or ended without a trace."
+
+
+def usual_gap(config: Config, history: History) -> float:
+    """Seconds that commonly pass between two lines: an interval, or a validation."""
+    rates = [rate for rate in values(history.intervals, "samples_per_s") if rate > 0]
+    stamps = config.train.log_every * config.data.batch_size
+    interval = stamps / statistics.median(rates) if rates else 0.0
+    return interval + max(values(history.epochs, "validation_seconds"), default=0.0)
+
+
+def process_alive(environment: dict[str, Any]) -> bool | None:
+    """Whether the process of a run is there; None on another machine, or if it is not known."""
+    process = environment.get("process")
+    if environment.get("host") != platform.node() or not isinstance(process, int):
+        return None
+    try:
+        os.kill(process, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def parse_metrics(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Lines of metrics.jsonl by kind; a last line that is still being written is left out."""
+    found: dict[str, list[dict[str, Any]]] = {"interval": [], "epoch": []}
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if isinstance(record, dict) and record.get("kind") in found and "step" in record:
+            found[record["kind"]].append(record)
+    return found["interval"], found["epoch"]
+
+
+def words(seconds: float) -> str:
+    """A time as people say it."""
+    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.0f} s"
+
+
+def _read(run: str, name: str) -> str | None:
+    try:
+        data = open_store(run).read(name)
+    except NotFoundError:
+        return None
+    return bytes(data).decode("utf-8", errors="replace")
+
+
+def _config(text: str, run: str) -> Config:
+    try:
+        return from_mapping(Config, tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, ConfigError) as error:
+        raise StorageError(
+            f"{run}: its config.toml is not one of this version: {error} Monitor it with the "
+            "version that trains it."
+        ) from error
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _age(run: str, now: float) -> float | None:
+    """Seconds since the newest of a local run's records; None for an object store."""
+    if is_remote(run):
+        return None
+    folder = local_path(run)
+    paths = [folder / _METRICS, folder / _CONFIG, folder / "checkpoints" / "last.pt"]
+    times = [path.stat().st_mtime for path in paths if path.exists()]
+    return max(now - max(times), 0.0) if times else None
