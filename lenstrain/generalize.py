@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lensprep.configfile import to_toml
 from lensprep.dataset import Dataset
 from lensprep.dataset.storage import write_atomic
+from lensprep.dataset.where import compile_where
 from lensprep.errors import ConfigError, DatasetError
 from lenstrain.config import Config
 from lenstrain.evaluation.compare import compare
@@ -188,11 +190,11 @@ def generalize(
     found: dict[str, dict[str, Any]] = {}
     if cases:
         tell("with all lenses")
-        everything = _scores(dataset, config, out / "all", split)
+        everything = _scores(data, config, out / "all", split)
         for case in cases:
             tell(case.name.replace("-", " ", 1))
             left_out = _without(config, case)
-            scores = _scores(dataset, left_out, out / case.name, split)
+            scores = _scores(data, left_out, out / case.name, split)
             found[case.name] = _compare(case, scores, everything, options, fpr)
     result = plain(_result(plans, found) | {"split": split, "fpr": fpr, "dataset": dataset})
     out.mkdir(parents=True, exist_ok=True)
@@ -217,13 +219,12 @@ def _lenses(data: Dataset, factor: str) -> pa.Table:
 
 
 def _without(config: Config, case: Case) -> Config:
-    where = (
-        case.others if config.data.where is None else f"({config.data.where}) and ({case.others})"
-    )
-    return replace(config, data=replace(config.data, where=where))
+    where = config.data.where
+    both = case.others if where is None else f"({where}) and ({case.others})"
+    return replace(config, data=replace(config.data, where=both))
 
 
-def _scores(dataset: str, config: Config, folder: Path, split: str) -> Scores:
+def _scores(data: Dataset, config: Config, folder: Path, split: str) -> Scores:
     """Scores of the run of one configuration; both are made only if they are not there."""
     # Torch takes seconds to import, and what cannot be tested needs none of it.
     from lenstrain.infer import infer
@@ -231,13 +232,15 @@ def _scores(dataset: str, config: Config, folder: Path, split: str) -> Scores:
 
     path, run, stated = folder / f"{split}.parquet", folder / "run", folder / "config.toml"
     if path.exists() and stated.exists() and stated.read_text() == to_toml(config):
-        return read_scores(path)
-    result = train(dataset, config, run, resume=True)
+        scores = read_scores(path)
+        if scores.metadata.get("dataset_id") == data.dataset_id:
+            return scores
+    result = train(data.uri, config, run, resume=True)
     if result["status"] == "interrupted":
         raise KeyboardInterrupt
     infer(
         result["last"],
-        dataset,
+        data.uri,
         split=split,
         out=path,
         batch_size=config.eval.batch_size,
@@ -277,9 +280,9 @@ def _compare(
 
 
 def _kept(scores: Scores, case: Case) -> NDArray[np.bool_]:
-    from lensprep.dataset.where import compile_where
-
-    return compile_where(case.others).mask(scores.table)
+    """Rows of the scores that the network without these lenses could have seen the like of."""
+    where = compile_where(case.others)
+    return where.mask(pq.read_table(scores.path, columns=list(where.columns)))
 
 
 def _differences(

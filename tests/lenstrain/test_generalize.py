@@ -1,0 +1,173 @@
+"""Leaving one kind of lens out: what is like the others is found, what is not is missed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from click.testing import CliRunner
+
+from lensprep.configfile import load_config
+from lensprep.dataset.writer import write_dataset
+from lensprep.errors import ConfigError
+from lenstrain.cli import main
+from lenstrain.config import Config
+from lenstrain.evaluation.options import EvaluationOptions
+from lenstrain.generalize import check_factors, generalize, plan_cases
+from tests.datasets import SPEC, tiny_table
+
+SETTINGS = (
+    "model.arch=resnet_small",
+    "model.width=8",
+    "model.blocks=[1,1]",
+    "model.crop=20",
+    "data.batch_size=32",
+    "optim.lr=6e-3",
+    "optim.warmup_epochs=0.2",
+    "train.epochs=4",
+    "train.device=cpu",
+)
+QUICK = EvaluationOptions(resamples=200)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def stamps(table, seed):
+    """Noise; a lens of 0.6 or 1.0 arcsec has a bright ring, one of 1.5 a dark one."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.standard_normal((table.num_rows, 3, 64, 64), np.float32)
+    y, x = np.mgrid[:64, :64] - 31.5
+    ring = (np.abs(np.hypot(y, x) - 6) < 1.5).astype(np.float32) * 2
+    theta = table["theta_e_arcsec"].to_numpy()
+    sign = np.select([theta == 0, theta == 1.5], [0.0, -1.0], 1.0)
+    return (pixels + sign[:, None, None, None] * ring).astype("<f2")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    splits = {}
+    for number, (split, rows) in enumerate({"train": 384, "val": 20, "test": 300}.items()):
+        table = tiny_table(rows, split, number)
+        splits[split] = (stamps(table, number), table)
+    root = tmp_path_factory.mktemp("generalize") / "dataset"
+    write_dataset(root, splits, SPEC, shard_rows=200)
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def result(dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "out"
+    config = load_config(Config, None, SETTINGS)
+    stages = []
+    found = generalize(
+        dataset, config, out, fpr=0.05, options=QUICK,
+        progress=lambda name, share: stages.append((name, share)),
+    )  # fmt: skip
+    return out, config, found, stages
+
+
+@pytest.mark.slow
+def test_lenses_like_the_others_hold_and_strangers_fall(result):
+    _, _, found, _ = result
+    entry = found["factors"]["theta_e_arcsec"]
+    assert entry["testable"]
+    cases = {case["value"]: case for case in entry["cases"]}
+    assert list(cases) == ["0.6", "1.0", "1.5"]
+    for alike in ("0.6", "1.0"):
+        assert cases[alike]["passed"] is True
+        assert cases[alike]["tpr"]["this"] > 0.8
+    strange = cases["1.5"]
+    assert strange["passed"] is False
+    assert strange["tpr"]["other"] > 0.8 > 0.4 > strange["tpr"]["this"]
+    assert strange["tpr"]["high"] < -0.05
+    assert strange["others"]["tpr"]["value"] > -0.05  # what it was trained on it still finds
+    tpr = strange["tpr"]
+    assert tpr["value"] == pytest.approx(tpr["this"] - tpr["other"])
+    assert found["passed"] is False
+    assert sum(case["n"] for case in cases.values()) == 150
+
+
+@pytest.mark.slow
+def test_what_has_one_value_is_said_to_be_not_testable(result):
+    _, _, found, _ = result
+    model, magnitude = found["factors"]["lens_model"], found["factors"]["src_dmag"]
+    assert not model["testable"]
+    assert model["reason"].startswith("not testable: all training lenses have lens_model SIE")
+    assert magnitude["reason"] == "not testable: the dataset has no column src_dmag"
+    assert model["cases"] == magnitude["cases"] == []
+
+
+@pytest.mark.slow
+def test_no_run_saw_the_lenses_that_it_was_to_do_without(result):
+    out, _, _, _ = result
+    text = (out / "without-theta_e_arcsec-1.5" / "run" / "config.toml").read_text()
+    assert "label == 0 or theta_e_arcsec < 1.25" in text
+    assert "where" not in (out / "all" / "run" / "config.toml").read_text()
+    # 192 lenses, about 64 of each kind; all 192 non-lenses stay.
+    steps = {}
+    for name in ("all", "without-theta_e_arcsec-1.5"):
+        lines = (out / name / "run" / "metrics.jsonl").read_text().splitlines()
+        steps[name] = max(json.loads(line)["step"] for line in lines)
+    assert steps["all"] == 4 * 12
+    assert steps["without-theta_e_arcsec-1.5"] in range(4 * 9, 4 * 12)
+
+
+@pytest.mark.slow
+def test_the_result_is_written_for_programs_and_for_people(result):
+    out, _, found, stages = result
+    assert json.loads((out / "generalize.json").read_text()) == found
+    text = (out / "generalize.md").read_text()
+    assert "| theta_e_arcsec 1.5 |" in text
+    assert "falls |" in text
+    assert "not testable" in text
+    shares = [share for _, share in stages]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+@pytest.mark.slow
+def test_finished_runs_are_not_made_again(result, dataset, monkeypatch):
+    out, config, found, _ = result
+    monkeypatch.setattr("lenstrain.training.train.train", lambda *_, **__: pytest.fail("trained"))
+    assert generalize(dataset, config, out, fpr=0.05, options=QUICK) == found
+
+
+def test_continuous_factors_are_left_out_in_quantile_bins():
+    lenses = pa.table({"arc_snr": np.linspace(1, 100, 400)})
+    cases = plan_cases(lenses, "arc_snr")
+    assert [case.train_lenses for case in cases] == [100] * 4
+    assert cases[0].others.startswith("label == 0 or arc_snr >= 25.")
+    assert " or arc_snr < " in cases[1].others
+    assert ">=" not in cases[3].others
+
+
+def test_a_factor_without_values_is_not_testable():
+    empty = pa.table({"src_dmag": pa.nulls(3, pa.float64())})
+    assert plan_cases(empty, "src_dmag") == "no training lens has a src_dmag"
+    same = pa.table({"src_dmag": [1.0, 1.0]})
+    assert plan_cases(same, "src_dmag").startswith("all training lenses have src_dmag 1.0")
+
+
+def test_the_command_says_not_testable_without_training(dataset, tmp_path):
+    arguments = ["generalize", dataset, "--out", str(tmp_path / "o"), "--hold-out", "lens_model"]
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "not testable: all training lenses have lens_model SIE" in done.stderr
+    assert [path.name for path in (tmp_path / "o").iterdir()] != []
+    assert not (tmp_path / "o" / "all").exists()
+    assert json.loads((tmp_path / "o" / "generalize.json").read_text())["passed"] is None
+
+
+def test_names_that_are_no_columns_are_refused():
+    for wrong in ("theta e", "label", "1 or 1"):
+        with pytest.raises(ConfigError, match="is no column to leave values of out"):
+            check_factors([wrong])
