@@ -43,7 +43,7 @@ def panel(snapshot: Snapshot) -> RenderableType:
     if snapshot.diagnoses:
         parts += [Text(), findings(snapshot)]
     colour = STATUS_COLOURS[snapshot.status]
-    title = Text.assemble((snapshot.run, "bold"), "  ", (snapshot.status, colour))
+    title = Text.assemble((snapshot.status, colour), "  ", (snapshot.run, "bold"))
     return Panel(Group(*parts), title=title, title_align="left", border_style="dim")
 
 

@@ -6,7 +6,7 @@ from tests.datasets import tiny_dataset
 
 SWEEP = """
 [fixed]
-model = {{ arch = "resnet_small", blocks = [1, 1], crop = 16 }}
+model = {{ arch = "resnet_small", width = 8, blocks = [1, 1], crop = 16 }}
 data.batch_size = 12
 eval.batch_size = 18
 eval.fpr = 0.1

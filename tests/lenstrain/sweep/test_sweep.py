@@ -21,10 +21,12 @@ from lenstrain.sweep.config import load_plan
 from lenstrain.sweep.report import recommend
 from lenstrain.sweep.study import claim, make_places, open_study
 from lenstrain.sweep.sweep import MOST_DEATHS, WorkerError, _check_deaths, worker_environment
-from lenstrain.sweep.work import describe, work
+from lenstrain.sweep.work import describe, run_trial, work
 
 TOO_WIDE = 1 << 20
 """Channels of a network whose weights take 40 TB."""
+WIDTHS = f"[8, {TOO_WIDE}, {TOO_WIDE + 8}, {TOO_WIDE + 16}]"
+"""The first trial is the base, whose 8 channels fit; most others cannot."""
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +53,7 @@ def test_a_trial_out_of_memory_is_recorded_and_the_best_of_the_others_is_refitte
     dataset, write_sweep, tmp_path
 ):
     """In one process; the test split's shards are gone, so nothing here can have opened them."""
-    plan = load_plan(write_sweep(f"[8, {TOO_WIDE}]", search="seed = 1"), ("refit.top=1",))
+    plan = load_plan(write_sweep(WIDTHS), ("refit.top=1",))
     places, lines = make_places(tmp_path / "s.db"), []
     assert work(dataset, plan, places, lines.append)
     study = open_again(places, plan, dataset)
@@ -80,10 +82,8 @@ def test_a_trial_out_of_memory_is_recorded_and_the_best_of_the_others_is_refitte
 
 
 def test_the_search_ends_when_trial_after_trial_fails(dataset, write_sweep, tmp_path):
-    path = write_sweep("[8]", fixed='model.weights = "no-such-file.pt"', search="")
-    path.write_text(path.read_text().replace('model.weights = "no-such-file.pt"', ""))
     sets = ("search.trials=9", "search.failures_in_a_row=2", "fixed.model.weights=no-such-file.pt")
-    plan = load_plan(path, sets)
+    plan = load_plan(write_sweep("[8]"), sets)
     places = make_places(tmp_path / "s.db")
     assert work(dataset, plan, places, lambda _: None)
     result = recommend(open_again(places, plan, dataset), dataset, plan, places)
@@ -115,8 +115,6 @@ def test_a_trial_that_lags_behind_the_median_is_pruned(dataset, write_sweep, tmp
             )
         )  # fmt: skip
     claimed = claim(study, places, plan)
-    from lenstrain.sweep.work import run_trial
-
     line = run_trial(study, claimed, dataset, plan, places, None)
     claimed.release()
     assert "pruned" in line
@@ -187,7 +185,7 @@ def test_a_failure_is_described_in_a_line(error, expected):
 @pytest.mark.slow
 def test_a_sweep_killed_in_a_trial_goes_on_and_recommends(dataset, write_sweep, tmp_path):
     """SIGKILL to parent and worker in the middle of a trial, then the same command again."""
-    config = write_sweep(f"[8, {TOO_WIDE}]", search="seed = 1")
+    config = write_sweep(WIDTHS)
     database = tmp_path / "s.db"
     sets = ["--set", "fixed.train.epochs=40", "--set", "refit.top=1"]
     arguments = [dataset, "--config", config, "--study", database, *sets, "--json"]
