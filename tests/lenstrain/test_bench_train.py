@@ -7,10 +7,12 @@ import time
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from lensprep.configfile import load_config
 from lensprep.errors import ConfigError
 from lenstrain.bench_train import ROUNDS, PhaseClock, matmul_rate, run_train_bench, stamp_flops
+from lenstrain.cli import main
 from lenstrain.config import Config, ModelConfig
 from lenstrain.model import build_model
 from lenstrain.training.distributed import Context
@@ -99,3 +101,19 @@ def test_all_but_network_and_optimiser_take_less_than_two_per_cent_of_a_step(roo
     config = load_config(Config, None, ["train.device=cpu", "data.batch_size=16"])
     shares = [run_train_bench(root, config, seconds=5)["other_share"] for _ in range(3)]
     assert min(shares) < 0.02
+
+
+def test_both_benches_answer_on_the_command_line(root):
+    options = [word for each in (*SMALL, "data.batch_size=16") for word in ("--set", each)]
+    done = CliRunner().invoke(
+        main, ["bench", "train", str(root), "--seconds", "0.5", "--json", *options]
+    )
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["arch"] == "resnet_small"
+    done = CliRunner().invoke(main, ["bench", "train", str(root), "--seconds", "0.5", *options])
+    assert "of a matrix product" in done.stderr
+    assert done.stdout == ""
+    done = CliRunner().invoke(main, ["bench", "train", str(root), "--set", "optim.lrr=1"])
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "Did you mean 'optim.lr'" in done.stderr
+    assert "--consumer-rate" in CliRunner().invoke(main, ["bench", "loader", "--help"]).stdout

@@ -173,7 +173,7 @@ def test_only_the_start_that_made_a_folder_goes_on_with_it_unasked(tmp_path, mon
 
 @pytest.mark.slow
 def test_torchrun_restarts_a_killed_process_and_the_run_goes_on(dataset, make_config, tmp_path):
-    config = make_config(*SAME, "train.epochs=12", "train.log_every=1")
+    config = make_config(*SAME, "train.epochs=12", "train.log_every=1", "train.patience=0")
     out = tmp_path / "run"
     process = launch(2, dataset, config, out, agent=("--max-restarts", "2"))
     wait_for(out / "checkpoints" / "last.pt")
