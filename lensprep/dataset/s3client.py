@@ -100,6 +100,8 @@ class Connection:
         self.threads = ThreadPoolExecutor(options.connections, "lensprep-s3")
         self.slots = threading.BoundedSemaphore(options.connections + 2)
         """Parts held in memory at once, over all files of a transfer."""
+        self.buffers: list[bytearray] = []
+        """Memory of parts that were written: fresh pages would cost half as much as receiving."""
 
     def stop(self) -> None:
         """Let go after an interrupt: nothing is tried again, and the next `connect` starts anew."""

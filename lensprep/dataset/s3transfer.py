@@ -76,6 +76,7 @@ def download_file(
     """
     digest, answers, arrived = hashlib.sha256(), list[Entry](), deque[Any]()
     slots, threads = store.connection.slots, store.connection.threads
+    buffers = store.connection.buffers
 
     def take() -> None:
         """Write the oldest part; parts arrive in any order but are written in theirs."""
@@ -84,6 +85,7 @@ def download_file(
             answers.append(future.result())
             digest.update(part.view)
             file.write(part.view)
+            buffers.append(part.view.obj)
         finally:
             slots.release()
         if progress is not None:
@@ -95,7 +97,7 @@ def download_file(
                 # Never wait for memory while holding parts that could be written.
                 while not slots.acquire(blocking=not arrived):
                     take()
-                view = memoryview(bytearray(min(PART_BYTES, size - start)))
+                view = memoryview(_memory(buffers))[: min(PART_BYTES, size - start)]
                 part = Piece(name, start, view, size, sha256)
                 arrived.append((part, threads.submit(store.fill, part)))
             while arrived:
@@ -106,6 +108,14 @@ def download_file(
                 slots.release()
         _check_arrived(store, name, digest.hexdigest(), sha256, answers)
     return digest.hexdigest()
+
+
+def _memory(buffers: list[bytearray]) -> bytearray:
+    """Memory for a part, used before if there is any."""
+    try:
+        return buffers.pop()
+    except IndexError:
+        return bytearray(PART_BYTES)
 
 
 def _check_arrived(
@@ -324,3 +334,4 @@ def run_files(store: S3Store, jobs: Sequence[Callable[[], object]]) -> None:
             raise
         finally:
             cancel(futures)
+            store.connection.buffers.clear()
