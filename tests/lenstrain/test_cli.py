@@ -168,3 +168,39 @@ def test_sigterm_saves_exits_with_its_own_code_and_resume_finishes(dataset, tmp_
     steps = [json.loads(line)["step"] for line in lines.read_text().splitlines()]
     assert steps == sorted(steps)
     assert len(steps) > before + 2
+
+
+def test_one_region_gives_no_interval_and_no_traceback(tmp_path):
+    rows = "\n".join(f"k{i},{i % 2},{(i * 7) % 10 + i % 2},5" for i in range(40))
+    scores = tmp_path / "own.csv"
+    scores.write_text(f"key,label,logit,region_id\n{rows}\n")
+    out = tmp_path / "report"
+    result = invoke("evaluate", str(scores), "--out", str(out), "--set", "resamples=50")
+    assert result.exit_code == 0, result.stderr
+    assert "AUROC 0.6800 (no interval: one region)" in result.stderr
+
+
+def test_options_of_a_catalogue_need_one(tmp_path):
+    arguments = ["evaluate", "s.parquet", "--out", str(tmp_path / "r")]
+    result = invoke(*arguments, "--catalog-column", "ra=RA")
+    assert result.exit_code == 2
+    assert "need --catalog" in result.stderr
+    result = invoke(*arguments, "--catalog-column", "redshift=z")
+    assert result.exit_code == 1
+    assert "write it as NAME=COLUMN" in result.stderr
+
+
+def test_infer_takes_an_ensemble_and_embeddings(run, dataset, tmp_path):
+    import pyarrow.parquet as pq
+
+    out, _ = run
+    checkpoints = [str(out / "checkpoints" / f"{name}.pt") for name in ("best", "last")]
+    scores = tmp_path / "s.parquet"
+    result = invoke(
+        "infer", checkpoints[0], dataset, "--member", checkpoints[1], "--embeddings", "--tta",
+        "--out", str(scores),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    names = pq.read_schema(scores).names
+    assert {"logit", "logit_0", "logit_1", "embedding_0", "embedding_1"} <= set(names)
+    assert "30 rows scored" in result.stderr

@@ -1,5 +1,6 @@
 """Differences between two models."""
 
+import numpy as np
 import pytest
 
 from lensprep.errors import ScoresError
@@ -26,3 +27,26 @@ def test_two_models_are_compared_on_the_same_draws(write_scores):
     stranger = read_scores(write_scores("stranger.parquet", seed=4))
     with pytest.raises(ScoresError, match="differ in their keys"):
         compare(one, stranger, QUICK)
+
+
+def test_the_order_of_rows_does_not_matter_and_both_values_are_stated(write_scores):
+    table = make_table()
+    one = read_scores(write_scores("one.parquet"))
+    shuffled = table.take(np.random.default_rng(0).permutation(table.num_rows))
+    columns = {name: shuffled[name] for name in ("key", "label", "logit", "region_id")}
+    other = read_scores(write_scores("other.parquet", **columns))
+    gain = compare(one, other, QUICK)
+    for entry in (gain["auroc"], gain["partial_auroc"], gain["average_precision"]):
+        assert (entry["value"], entry["low"], entry["high"]) == (0.0, 0.0, 0.0)
+        assert entry["this"] == entry["other"] > 0.5
+
+
+@pytest.mark.parametrize(("column", "word"), [("label", "labels"), ("region_id", "regions")])
+def test_other_labels_or_regions_are_refused(write_scores, column, word):
+    table = make_table()
+    values = table[column].to_numpy().copy()
+    values[0] = 1 - values[0] if column == "label" else 9999
+    one = read_scores(write_scores("one.parquet"))
+    other = read_scores(write_scores("other.parquet", **{column: values}))
+    with pytest.raises(ScoresError, match=f"differ in their {word}"):
+        compare(one, other, QUICK)

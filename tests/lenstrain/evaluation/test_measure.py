@@ -108,3 +108,22 @@ def test_perfect_ranks_do_not_pass_for_certainty(write_scores):
     rate = metrics["tpr_at_fpr"]["0.01"]
     assert (rate["value"], rate["method"]) == (1.0, "wilson")
     assert 0.99 < rate["low"] < 1.0
+
+
+def test_given_edges_are_used_and_what_lies_beyond_is_counted(write_scores):
+    options = EvaluationOptions(
+        resamples=60,
+        completeness_axes=(("psfsize_r",), ("arc_snr", "psfsize_r")),
+        axis_edges={"psfsize_r": (1.2, 1.3, 1.4)},
+    )
+    path = write_scores()
+    found = measure(read_scores(path), None, options, lambda stage, done: None)
+    table = make_table()
+    psf = table["psfsize_r"].to_numpy()[table["label"].to_numpy() == 1]
+    cells = found.completeness[0].cells
+    assert cells.axes[0].edges.tolist() == [1.2, 1.3, 1.4]
+    assert cells.n.tolist() == np.histogram(psf, [1.2, 1.3, 1.4])[0].tolist()
+    beyond = int(((psf < 1.2) | (psf > 1.4)).sum())
+    assert beyond > 0
+    assert found.entries["completeness_beyond_bins"]["psfsize_r"] == beyond
+    assert any(f"{beyond:,} lenses lie beyond" in note["text"] for note in found.entries["notes"])

@@ -2,6 +2,7 @@
 
 import pytest
 
+from lensprep.configfile import load_config
 from lensprep.errors import ConfigError
 from lenstrain.evaluation.options import EvaluationOptions
 
@@ -16,8 +17,18 @@ from lenstrain.evaluation.options import EvaluationOptions
         ({"completeness_axes": (("redshift",),)}, "unknown completeness axis"),
         ({"completeness_axes": (("arc_snr",) * 4,)}, "one to three axes, got 4"),
         ({"interval": "bayes"}, "percentile or bca"),
+        ({"axis_edges": {"redshift": (0, 1)}}, "unknown axis 'redshift' in axis_edges"),
+        ({"axis_edges": {"arc_snr": (3, 1)}}, "two or more ascending numbers, got .3, 1."),
+        ({"axis_edges": {"arc_snr": ("a", "b")}}, "two or more ascending numbers"),
+        ({"axis_edges": {"arc_snr": 3}}, "two or more ascending numbers"),
+        ({"match_radius_arcsec": 0}, "match_radius_arcsec must be above 0"),
     ],
 )
 def test_options_out_of_range_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         EvaluationOptions(**change)
+
+
+def test_edges_come_from_the_command_line():
+    options = load_config(EvaluationOptions, None, ["axis_edges.psfsize_r=[0.8, 1.2, 1.6]"])
+    assert list(options.axis_edges["psfsize_r"]) == [0.8, 1.2, 1.6]

@@ -1,0 +1,68 @@
+"""Stamps of the report from where they were scored, whatever that was."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lensprep.dataset.rgb import lupton_rgb
+from lensprep.errors import InputError, ScoresError
+from lenstrain.evaluation.examples import open_stamps
+from lenstrain.evaluation.scores import read_sky_scores
+from tests.phase4c import stamp_blob, tiny_pixels, tiny_table, write_tree
+
+
+def write(path, table, kind, uri):
+    facts = {"dataset": str(uri), "dataset_id": None, "source": {"kind": kind}}
+    pq.write_table(table.replace_schema_metadata({"lenstrain": json.dumps(facts)}), path)
+    return read_sky_scores(path)
+
+
+def places(files, groups, rows):
+    n = len(files)
+    return pa.table(
+        {
+            "key": [f"k{i}" for i in range(n)],
+            "logit": np.arange(n, dtype=np.float32),
+            "source_file": files,
+            "source_row_group": pa.array(groups, pa.int32()),
+            "source_row": pa.array(rows, pa.int64()),
+        }
+    )
+
+
+def test_stamps_of_a_tree_are_those_of_its_rows(tmp_path):
+    pixels = tiny_pixels(24, seed=4)
+    table = tiny_table(24, stamp_npz=[stamp_blob(p) for p in pixels], region_split="test")
+    tree = write_tree(tmp_path / "t", table, files_per_split=1, row_group_rows=10)
+    file = next(tree.rglob("*.parquet")).relative_to(tree).as_posix()
+    scores = write(tmp_path / "s.parquet", places([file] * 3, [0, 2, 1], [3, 1, 9]), "tree", tree)
+    reader = open_stamps(str(tree), scores)
+    shown = reader.rgb(np.array([2, 0, 1]))
+    np.testing.assert_array_equal(shown, lupton_rgb(pixels[[19, 3, 21]]))
+    assert "Lupton" in reader.note
+
+
+def test_stamps_of_cutouts_are_their_middles_and_stay_in_the_folder(tmp_path):
+    pixels = tiny_pixels(2, seed=4)
+    folder = tmp_path / "cutouts"
+    folder.mkdir()
+    for name, stamp in zip("ab", pixels, strict=True):
+        large = np.pad(stamp, ((0, 0), (3, 3), (3, 3)))
+        np.savez(folder / f"{name}.npz", cutout=large)
+    np.savez(tmp_path / "outside.npz", cutout=pixels[0])
+    table = places(["b.npz", "../outside.npz"], [0, 0], [0, 1])
+    scores = write(tmp_path / "s.parquet", table, "cutouts", folder)
+    reader = open_stamps(str(folder), scores)
+    np.testing.assert_array_equal(reader.rgb(np.array([0])), lupton_rgb(pixels[1:]))
+    with pytest.raises(InputError, match=r"outside\.npz is no cutout that can be read"):
+        reader.rgb(np.array([1]))
+
+
+def test_scores_that_do_not_say_where_their_stamps_lie_are_refused(tmp_path):
+    table = places(["a"], [0], [0]).drop_columns(["source_row"])
+    scores = write(tmp_path / "s.parquet", table, "tree", tmp_path)
+    with pytest.raises(ScoresError, match="has no column source_row"):
+        open_stamps(str(tmp_path), scores).rgb(np.array([0]))
