@@ -21,6 +21,8 @@ PURE = [
     "lensprep/dataset/rgb.py",
     "lenstrain/data/order.py",
     "lenstrain/schedule.py",
+    "lenstrain/sweep/space.py",
+    "lenstrain/monitor/diagnosis.py",
     "lenstrain/evaluation/metrics.py",
     "lenstrain/evaluation/intervals.py",
     "lenstrain/evaluation/threshold.py",

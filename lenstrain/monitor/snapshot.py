@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lensprep.configfile import from_mapping
-from lensprep.dataset.storage import is_remote, local_path, open_store
+from lensprep.dataset.storage import Store, is_remote, local_path, open_store
 from lensprep.errors import ConfigError, NotFoundError, StorageError
 from lenstrain.config import Config
 from lenstrain.monitor.diagnosis import Diagnosis, History, diagnose, since_best, values
@@ -124,12 +124,13 @@ def read_snapshot(run: str, now: float | None = None) -> Snapshot:
     StorageError
         If the place cannot be read; not if there is nothing yet.
     """
-    text = _read(run, _CONFIG)
+    store = open_store(run)
+    text = _read(store, _CONFIG)
     if text is None:
         return Snapshot(run=run, status="not started", detail="There is no run here yet.")
     config = _config(text, run)
-    environment = _object(_read(run, _ENVIRONMENT))
-    intervals, epochs = parse_metrics(_read(run, _METRICS) or "")
+    environment = _object(_read(store, _ENVIRONMENT))
+    intervals, epochs = parse_metrics(_read(store, _METRICS) or "")
     steps = environment.get("steps_per_epoch")
     history = History(
         intervals=intervals,
@@ -140,7 +141,7 @@ def read_snapshot(run: str, now: float | None = None) -> Snapshot:
             config.optim.warmup_epochs * (steps or 0), config.train.epochs * (steps or 0) / 2
         ),
         clip_norm=config.optim.clip_norm,
-        nonfinite=_read(run, _NONFINITE) is not None,
+        nonfinite=_read(store, _NONFINITE) is not None,
     )
     age = _age(run, time.time() if now is None else now)
     begun = bool(intervals or epochs or history.nonfinite)
@@ -235,9 +236,9 @@ def words(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _read(run: str, name: str) -> str | None:
+def _read(store: Store, name: str) -> str | None:
     try:
-        data = open_store(run).read(name)
+        data = store.read(name)
     except NotFoundError:
         return None
     return bytes(data).decode("utf-8", errors="replace")

@@ -18,7 +18,7 @@ from lensprep.dataset import Dataset
 from lensprep.errors import ConfigError, StorageError
 from lenstrain.config import Config
 from lenstrain.sweep.config import load_plan
-from lenstrain.sweep.report import recommend
+from lenstrain.sweep.report import draw, importance, recommend
 from lenstrain.sweep.study import claim, make_places, open_study
 from lenstrain.sweep.sweep import MOST_DEATHS, WorkerError, _check_deaths, worker_environment
 from lenstrain.sweep.work import describe, run_trial, work
@@ -138,6 +138,37 @@ def test_a_trial_is_given_to_one_worker_and_an_orphan_to_the_next(dataset, write
     assert study.trials[0].state == TrialState.FAIL
     assert "died 2 times" in study.trials[0].user_attrs["failure"]
     second.release()
+
+
+def test_the_key_that_decides_has_the_largest_share_and_both_figures_are_drawn(
+    dataset, write_sweep, tmp_path
+):
+    plan = load_plan(write_sweep("[8, 16]"))
+    places = make_places(tmp_path / "s.db")
+    study = open_again(places, plan, dataset)
+    distributions = {
+        "model.width": optuna.distributions.CategoricalDistribution([8, 16]),
+        "optim.lr": optuna.distributions.FloatDistribution(1e-3, 3e-3, log=True),
+    }
+    for number in range(16):
+        rate, width = 1e-3 * (1 + number / 8), (8, 16)[number % 2]
+        value = (rate * 1e3 - 1.8) ** 2 + 0.01 * (width == 8)
+        pruned = number % 5 == 4
+        study.add_trial(
+            optuna.create_trial(
+                params={"model.width": width, "optim.lr": rate},
+                distributions=distributions,
+                value=None if pruned else value,
+                intermediate_values={1: value + 0.2},
+                state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
+            )
+        )
+    shares = importance(study)
+    assert shares["optim.lr"] > 0.8
+    assert sum(shares.values()) == pytest.approx(1)
+    drawn = [Path(path) for path in draw(study, plan, places, shares)]
+    assert [path.name for path in drawn] == ["history.png", "importance.png"]
+    assert all(path.stat().st_size > 5000 for path in drawn)
 
 
 def test_a_study_refuses_other_data_or_another_space(dataset, write_sweep, tmp_path):
