@@ -196,10 +196,17 @@ def check(
     "--skip-bad-files", is_flag=True, help="Leave out corrupt parquet, and account for it."
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted conversion.")
+@s3_options
 @json_option
 @clean_errors
 def convert(
-    src: str, dataset: str, workers: int | None, resume: bool, as_json: bool, **settings: Any
+    src: str,
+    dataset: str,
+    workers: int | None,
+    resume: bool,
+    as_json: bool,
+    options: S3Options,
+    **settings: Any,
 ) -> None:
     """Convert the Phase 4c tree SRC into DATASET.
 
@@ -222,6 +229,7 @@ def convert(
                 workers=workers,
                 resume=resume,
                 progress=show,
+                options=options,
                 announce=lambda rows: click.echo(
                     f"{rows:,} rows; up to {_size(disk_bytes(rows))} of disk while it runs",
                     err=True,

@@ -27,6 +27,7 @@ from lensprep.contract import FilterRules
 from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, REJECTS_NAME, SPLITS
 from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
 from lensprep.dataset.reader import Dataset
+from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import (
     atomic_writer,
     local_path,
@@ -38,6 +39,7 @@ from lensprep.dataset.where import compile_where
 from lensprep.dataset.writer import commit
 from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import BudgetError, ConfigError, DatasetError, ProjectError
+from lensprep.listing import filesystem_for
 from lensprep.normalize import Mode, normalization_spec
 from lensprep.placement import shard_count
 from lensprep.prepare import REJECT_SCHEMA
@@ -121,13 +123,14 @@ def convert(
     resume: bool = False,
     progress: Progress | None = None,
     announce: Callable[[int], None] | None = None,
+    options: S3Options | None = None,
 ) -> dict[str, Any]:
     """Convert a Phase 4c tree into a dataset.
 
     Parameters
     ----------
     src : str
-        Folder of the parquet tree.
+        Folder of the parquet tree, local or ``s3://``.
     dataset : str
         Folder to make.
     config : ConvertConfig, optional
@@ -138,6 +141,8 @@ def convert(
     progress : Progress, optional
     announce : callable, optional
         Told the number of rows before the work begins; `disk_bytes` turns it into disk.
+    options : S3Options, optional
+        How to reach an object store.
 
     Returns
     -------
@@ -161,7 +166,8 @@ def convert(
     if resume and (root / MANIFEST_NAME).exists() and (root / WORK_FOLDER).exists():
         return _finish(root, started)
     _refuse_occupied(root, resume)
-    source = Source.open(src, skip_bad_files=config.skip_bad_files)
+    filesystem = filesystem_for(src, options)
+    source = Source.open(src, skip_bad_files=config.skip_bad_files, filesystem=filesystem)
     rules = config.rules(source.schema)
     _require_disk(root, source.rows)
     if announce is not None:

@@ -65,14 +65,16 @@ def digests(root):
     }
 
 
+def put_folder(store, folder):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            store.write(path.relative_to(folder).as_posix(), path.read_bytes())
+
+
 def unfinished(place):
     store = place.store()
     answer = store.client.list_multipart_uploads(Bucket=store.bucket, Prefix=store.prefix)
     return [upload["Key"] for upload in answer.get("Uploads", [])]
-
-
-def requests(proxy, method, text):
-    return [line for line in proxy.requests if line.startswith(method) and text in line]
 
 
 # ---------------------------------------------------------------- the plan
@@ -427,6 +429,19 @@ def test_a_download_that_was_killed_goes_on_where_files_were_whole(s3, source, t
 
 
 @pytest.mark.slow
+def test_workers_read_and_verify_there_too(s3, tmp_path):
+    tree = tiny_tree(tmp_path, 120)
+    store = S3Store(f"{s3.uri}/stamps", s3.options())
+    put_folder(store, tree)
+    config = ConvertConfig(shard_rows=20)
+    convert(store.uri, str(tmp_path / "ds"), config, workers=2, options=s3.options())
+    upload(str(tmp_path / "ds"), f"{s3.uri}/ds", s3.options())
+    result = verify(f"{s3.uri}/ds", against=store.uri, workers=2, options=s3.options())
+    assert result["ok"]
+    assert result["compared"] == 120
+
+
+@pytest.mark.slow
 def test_the_server_killed_and_started_again_in_the_middle(source, tmp_path, monkeypatch, caplog):
     server = S3Server(tmp_path)
     set_environment(monkeypatch, server)
@@ -501,7 +516,7 @@ def test_inspect_verify_and_check_work_there(s3, converted, tmp_path, proxy):
         assert there[name] == here[name]
     shard = run("inspect", f"{s3.uri}/val/val-000000.tar", *endpoint, "--json")
     assert json.loads(shard.stdout)["kind"] == "shard"
-    result = run("verify", s3.uri, *endpoint, "--workers", 2, "--json")
+    result = run("verify", s3.uri, *endpoint, "--workers", 1, "--json")
     assert json.loads(result.stdout)["ok"]
     s3.store().write("val/stray.tar", b"?")
     result = run("verify", s3.uri, *endpoint, "--workers", 1, "--json")
@@ -515,12 +530,10 @@ def test_inspect_reads_a_small_part_of_large_shards(s3, tmp_path, proxy):
     assert proxy.bytes_down < 0.2 * sum(path.stat().st_size for path in root.rglob("*.tar"))
 
 
-def test_a_source_is_checked_and_compared_where_it_lies(s3, tmp_path, proxy):
+def test_a_source_is_checked_converted_and_compared_where_it_lies(s3, tmp_path, proxy):
     tree = tiny_tree(tmp_path, 120)
     store = S3Store(f"{s3.uri}/stamps", s3.options())
-    for path in tree.rglob("*"):
-        if path.is_file():
-            store.write(path.relative_to(tree).as_posix(), path.read_bytes())
+    put_folder(store, tree)
     endpoint = ("--endpoint-url", proxy.url)
     here = json.loads(run("check", tree, "--json").stdout)
     there = json.loads(run("check", store.uri.replace("s3:", "s3a:"), *endpoint, "--json").stdout)
@@ -528,7 +541,11 @@ def test_a_source_is_checked_and_compared_where_it_lies(s3, tmp_path, proxy):
     assert there["digest"] == here["digest"]
     # Blobs are most of the files, and are not read.
     assert proxy.bytes_down < 0.7 * here["bytes"]
-    convert(str(tree), str(tmp_path / "ds"), ConvertConfig(shard_rows=20), workers=1)
+    arguments = ("--shard-rows", 20, "--workers", 1)
+    assert run("convert", store.uri, tmp_path / "ds", *arguments, *endpoint).exit_code == 0
+    convert(str(tree), str(tmp_path / "other"), ConvertConfig(shard_rows=20), workers=1)
+    ids = {Dataset.open(tmp_path / name).dataset_id for name in ("ds", "other")}
+    assert len(ids) == 1
     result = verify(str(tmp_path / "ds"), against=store.uri, sample=None, options=s3.options())
     assert result["ok"]
     assert result["compared"] == 120
