@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -204,7 +204,8 @@ def plateau(history: History) -> Diagnosis | None:
 
 def starved(history: History) -> Diagnosis | None:
     """A good part of the time goes into waiting for data."""
-    shares = values(history.intervals, "data_wait_share")[-RECENT:]
+    # The first interval waits for the first batch, whatever the disk.
+    shares = values(history.intervals[1:], "data_wait_share")[-RECENT:]
     if len(shares) < FEWEST or (share := statistics.median(shares)) <= WAIT_SHARE:
         return None
     return Diagnosis(
@@ -261,7 +262,9 @@ def converges(history: History) -> Diagnosis | None:
     if len(train) >= 2:
         recent = train[-4:]
         waited = since_best(history)
-        if recent[-1] >= 0.995 * recent[0] or waited > 2:
+        # A metric at its ceiling cannot gain: then the validation NLL speaks for it.
+        gains = waited <= 2 or since_best(replace(history, monitor="nll")) <= 2
+        if recent[-1] >= 0.995 * recent[0] or not gains:
             return None
         best = _best(history)
         return Diagnosis(
@@ -296,12 +299,14 @@ def _nothing_yet(history: History) -> Diagnosis:
             f"{len(history.intervals)} intervals and {len(history.epochs)} epochs are recorded.",
             "Wait for a few epochs; train.log_every sets how often a line is written.",
         )
-    waited = since_best(history)
+    waited, train = since_best(history), values(history.epochs, "train_loss")[-4:]
+    if not train:
+        return Diagnosis("unclear", "info", "No epoch has a training loss.", "Look at the log.")
     return Diagnosis(
         "unclear",
         "info",
-        f"{history.monitor} gained last {waited} epochs ago; the training loss shows no trend "
-        "that would explain it.",
+        f"{history.monitor} gained last {waited} epochs ago; the training loss went from "
+        f"{train[0]:.4f} to {train[-1]:.4f} over the last {len(train)} epochs.",
         "Let it run until the learning rate has fallen, or until train.patience ends it.",
     )
 

@@ -135,7 +135,7 @@ def sparkline(course: Sequence[float], width: int = COURSE_WIDTH) -> str:
     bounds = [round(i * len(finite) / count) for i in range(count + 1)]
     means = [sum(finite[a:b]) / (b - a) for a, b in pairwise(bounds) if b > a]
     low, high = min(means), max(means)
-    if high == low:
+    if high - low <= 1e-3 * abs(high):  # the noise of a constant is no course
         return BLOCKS[0] * len(means)
     top = len(BLOCKS) - 1
     return "".join(BLOCKS[round(top * (value - low) / (high - low))] for value in means)

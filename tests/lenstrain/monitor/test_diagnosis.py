@@ -55,6 +55,13 @@ def test_a_healthy_run_in_its_first_epoch_converges_too():
     assert set(found(intervals=intervals(FALLING))) == {"converges"}
 
 
+def test_a_metric_at_its_ceiling_converges_while_the_validation_nll_falls():
+    train, top = [0.5, 0.4, 0.35, 0.3, 0.25, 0.2], [0.9, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert set(found(epochs=epochs(train, train, top))) == {"converges"}
+    still = [0.5, 0.4, 0.41, 0.405, 0.41, 0.405]
+    assert set(found(epochs=epochs(train, still, top))) == {"unclear"}
+
+
 def test_a_finished_run_is_not_told_to_go_on():
     assert "Let it run" not in found(**HEALTHY, over=True)["converges"].action
 
@@ -157,8 +164,11 @@ def test_waiting_for_data_starves_unless_it_was_the_start_only(share, severity):
     assert (finding and finding.severity) == severity
 
 
-def test_two_intervals_do_not_starve():
-    assert "starved" not in found(intervals=intervals([0.5] * 2, data_wait_share=0.9))
+def test_the_start_of_a_short_run_does_not_starve():
+    shares = [0.9, 0.3, 0.05, 0.02]
+    assert "starved" not in found(intervals=intervals([0.5] * 4, data_wait_share=shares))
+    assert "starved" not in found(intervals=intervals([0.5] * 3, data_wait_share=0.9))
+    assert "starved" in found(intervals=intervals([0.5] * 4, data_wait_share=0.9))
 
 
 def test_clipping_counts_after_the_warm_up_only():
