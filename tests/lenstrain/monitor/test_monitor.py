@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from lensprep.configfile import load_config, to_toml
+from lensprep.dataset.storage import open_store
 from lensprep.errors import StorageError
 from lenstrain.cli import main
 from lenstrain.config import Config
@@ -165,3 +166,18 @@ def test_a_real_run_is_watched_to_its_end(tmp_path):
     assert watch.returncode == 0
     assert "finished" in shown
     assert "All 3 epochs are done" in shown
+
+
+@pytest.mark.slow
+def test_a_run_in_an_object_store_is_read_there(tmp_path, s3, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.server.http)
+    make_run(tmp_path / "run")
+    store = open_store(f"{s3.uri}/run")
+    assert read_snapshot(f"{s3.uri}/run").status == "not started"
+    for name in ("config.toml", "environment.json", "metrics.jsonl"):
+        store.write(name, (tmp_path / "run" / name).read_bytes())
+    snapshot = read_snapshot(f"{s3.uri}/run")
+    assert (snapshot.status, snapshot.step) == ("running", 200)
+    assert {entry.name for entry in store.entries()} == {
+        "config.toml", "environment.json", "metrics.jsonl",
+    }  # fmt: skip
