@@ -1,4 +1,4 @@
-"""Write docs/reference/cli.md from the commands' own help, and config.md from the configuration.
+"""Write docs/reference/cli.md from the commands' own help, and the pages of settings from the code.
 
 Run `make docs`; a test fails while what is written here is stale.
 """
@@ -61,10 +61,25 @@ def config_reference() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def evaluation_reference() -> str:
+    """Every option of the evaluation with default, type and meaning, as Markdown."""
+    from lenstrain.evaluation.options import EvaluationOptions
+
+    parts = [
+        "# Evaluation options",
+        "Made from `lenstrain/evaluation/options.py` by `make docs`. Set one by "
+        "`lenstrain evaluate ... --set resamples=2000`. An unknown key is an error.",
+        _section("", EvaluationOptions),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
 def _section(name: str, section: Any) -> str:
     meanings = _docstrings(section)
     hints = typing.get_type_hints(section)
-    lines = [f"## [{name}]", "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    lines = [f"## [{name}]", ""] if name else []
+    lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+    prefix = f"{name}." if name else ""
     for field in dataclasses.fields(section):
         default = field.default
         if default is dataclasses.MISSING:
@@ -72,7 +87,7 @@ def _section(name: str, section: Any) -> str:
             default = factory() if factory is not dataclasses.MISSING else "required"
         shown = "not set" if default is None else f"`{default!r}`".replace("'", '"')
         kind = _type_name(hints[field.name])
-        lines.append(f"| `{name}.{field.name}` | {kind} | {shown} | {meanings[field.name]} |")
+        lines.append(f"| `{prefix}{field.name}` | {kind} | {shown} | {meanings[field.name]} |")
     return "\n".join(lines)
 
 
@@ -96,9 +111,14 @@ def _docstrings(cls: type) -> dict[str, str]:
 
 
 def main() -> int:
-    """Write both pages; with --check only say whether they are stale."""
+    """Write all pages; with --check only say whether they are stale."""
     stale = False
-    for name, text in (("cli.md", cli_reference()), ("config.md", config_reference())):
+    pages = (
+        ("cli.md", cli_reference()),
+        ("config.md", config_reference()),
+        ("evaluation.md", evaluation_reference()),
+    )
+    for name, text in pages:
         path = FOLDER / name
         if path.exists() and path.read_text() == text:
             continue

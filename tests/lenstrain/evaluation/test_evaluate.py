@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -33,11 +34,17 @@ def evaluated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated")
     for name, seed in (("test", 1), ("val", 2)):
         pq.write_table(make_table(rows=3000, seed=seed), folder / f"{name}.parquet")
+    real = {"key": ["a", "b"], "logit": [9.0, -9.0], "ra": [1.0, 2.0], "dec": [0.0, 0.0]}
+    pq.write_table(pa.table(real), folder / "real.parquet")
+    (folder / "known.csv").write_text("name,RA,DEC,grading\nA,1,0,confident\nB,2,0,probable\n")
     stages = []
     result = evaluate(
         folder / "test.parquet",
         folder / "out",
         calibrate_on=folder / "val.parquet",
+        compare_with=folder / "test.parquet",
+        catalog=folder / "known.csv",
+        catalog_scores=folder / "real.parquet",
         options=EvaluationOptions(resamples=200),
         progress=lambda stage, done: stages.append((stage, done)),
     )
@@ -148,6 +155,54 @@ def test_metrics_json_is_strict_json_and_what_is_returned(evaluated):
     text = (folder / "out" / "metrics.json").read_text()
     read = json.loads(text, parse_constant=refuse)
     assert read == {name: value for name, value in metrics.items() if name != "report"}
+
+
+def test_every_key_and_column_is_described(evaluated):
+    """What is written is in docs/reference/metrics.md, by name."""
+    folder, metrics, _ = evaluated
+    root = Path(__file__).parents[3]
+    text = (root / "docs/reference/metrics.md").read_text()
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    described = set(re.findall(r"`([^`]+)`", text))
+    words = set(re.findall(r"\w+", " ".join(described)))
+    free = {"options", "versions", "scores_metadata", "purity", "by_grade"}
+    named = {"tpr_at_fpr", "average_precision_at_prevalence", "strata"}
+
+    def keys(tree):
+        for key, item in tree.items():
+            yield key
+            inner = item if isinstance(item, list) else [item]
+            if key in free:
+                continue
+            for entry in inner:
+                if not isinstance(entry, dict):
+                    continue
+                if key in named or key.startswith("auroc_by_"):
+                    for part in entry.values():
+                        yield from keys(part if isinstance(part, dict) else part[0])
+                else:
+                    yield from keys(entry)
+
+    missing = {key for key in keys(metrics) if key != "report" and key not in words}
+    assert missing == set()
+    columns = pq.read_schema(folder / "out" / "completeness.parquet").names
+    assert set(columns) <= described
+    assert len(columns) == 23
+
+
+def test_the_card_states_the_figures_of_the_page(evaluated):
+    folder, metrics, _ = evaluated
+    card = (folder / "out" / "model_card.md").read_text()
+    for heading in ("Model", "Intended use", "Evaluation data", "Measured", "Limits", "Provenance"):
+        assert f"## {heading}" in card
+    assert f"| AUROC | {metrics['auroc']['value']:.4f} [" in card
+    assert metrics["provenance"]["scores_sha256"] in card
+    assert "1 of 2" in card
+    assert "{{" not in card
+    # A row of a table that is cut by an empty line is no row.
+    for block in re.split(r"\n\s*\n", card):
+        rows = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in rows}) <= 1, block
 
 
 def test_the_page_needs_nothing_beside_it(evaluated):
