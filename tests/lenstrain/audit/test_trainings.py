@@ -37,7 +37,7 @@ def test_trainings_wait_to_be_asked_for(evidence_of, config, name):
 
 
 def test_a_working_network_overfits_64_stamps(evidence_of, config):
-    found = trainings.check_overfit_64(allowed(evidence_of()), config)
+    found = trainings.check_overfit_64(allowed(evidence_of(pixels={})), config)
     assert found.passed
     assert found.measured["stamps"] == 64
 
@@ -54,7 +54,7 @@ def test_equal_stamps_with_both_labels_cannot_be_overfitted(evidence_of):
 
 def test_random_labels_stay_unknown(evidence_of):
     config = AuditConfig(run=RunThresholds(permuted_steps=40))
-    found = trainings.check_permuted_labels(allowed(evidence_of()), config)
+    found = trainings.check_permuted_labels(allowed(evidence_of(pixels={})), config)
     assert found.passed
     assert found.measured["val"] == 120
 
@@ -88,7 +88,7 @@ def test_the_standard_error_is_mann_whitneys():
 
 def test_a_resumed_run_ends_in_the_same_bits(evidence_of):
     config = AuditConfig(run=RunThresholds(check_rows=81))
-    evidence = allowed(evidence_of())
+    evidence = allowed(evidence_of(pixels={}))
     evidence.config = replace(evidence.config, optim=replace(evidence.config.optim, ema_decay=0.9))
     found = trainings.check_resume(evidence, config)
     assert found.passed, found.detail
@@ -131,7 +131,7 @@ def test_two_processes_score_as_one_does(run_evidence, config):
 def test_a_part_of_a_dataset_keeps_pixels_and_columns(evidence_of, tmp_path):
     from lensprep.dataset import Dataset
 
-    evidence = evidence_of()
+    evidence = evidence_of(pixels={})
     part = Dataset.open(trainings.write_part(evidence.dataset, tmp_path / "part", 41, 0))
     assert part.split("train").classes == {"0": 20, "1": 21}
     whole = evidence.dataset.read_sidecar("train", ["key"])["key"].to_pylist()

@@ -1,0 +1,219 @@
+"""`lenstrain audit` as a whole: verdict, files, exit status, refusals, and what docs say of it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lenstrain.audit import config as thresholds
+from lenstrain.audit.audit import audit
+from lenstrain.audit.checklist import CHECKLIST
+from lenstrain.audit.config import AuditConfig
+from lenstrain.audit.finding import Finding
+from lenstrain.audit.report import markdown, page, pressing, spell
+from lenstrain.cli import main
+
+DOCS = Path(__file__).parents[3] / "docs" / "how-to" / "audit.md"
+SCIENCE = [
+    "schema",
+    "reject_rate",
+    "label_consistency",
+    "both_classes",
+    "split_disjoint",
+    "duplicates",
+    "split_fractions",
+    "pairing",
+    "forbidden_inputs",
+    "metadata_probe",
+    "norm_stat_probe",
+    "permuted_labels",
+    "overfit_64",
+    "loader_coverage",
+    "resume",
+    "ddp_eval",
+    "full_eval",
+    "score_resolution",
+    "roc_sanity",
+    "fpr_support",
+    "region_bootstrap",
+    "seeds",
+    "calibration",
+    "completeness_cells",
+    "unresolved_share",
+    "null_injection",
+    "flux_matched_null",
+    "arc_removal",
+    "core_mask",
+    "annulus_only",
+    "core_only",
+    "ring_probe",
+    "psf_depth",
+    "brightness_only",
+    "leave_one_out",
+    "confusers",
+    "blank",
+    "artefacts",
+    "real_lenses",
+    "attribution",
+    "provenance",
+    "test_once",
+]
+
+
+@pytest.fixture(scope="module")
+def audited(finished, tmp_path_factory):
+    run, dataset = finished
+    out = tmp_path_factory.mktemp("out") / "audit"
+    arguments = ["audit", str(run), str(dataset), "--out", str(out), "--json"]
+    result = CliRunner().invoke(main, [*arguments, "--set", "resamples=100"])
+    return result, out
+
+
+def test_the_checklist_is_the_references():
+    assert sorted(item.name for item in CHECKLIST) == sorted(SCIENCE)
+    assert len({item.name for item in CHECKLIST}) == len(CHECKLIST)
+
+
+def test_a_fresh_run_is_no_go_and_says_why(audited):
+    result, _ = audited
+    assert result.exit_code == 4
+    content = json.loads(result.stdout)
+    assert content["verdict"] == "NO-GO"
+    findings = {finding["item"]: finding for finding in content["findings"]}
+    assert set(findings) == set(SCIENCE)
+    for name in ("schema", "label_consistency", "both_classes", "split_disjoint", "duplicates",
+                 "forbidden_inputs", "loader_coverage", "unresolved_share"):  # fmt: skip
+        assert findings[name]["passed"] is True, findings[name]
+    assert findings["full_eval"]["passed"] is None
+    assert "lenstrain infer" in findings["full_eval"]["detail"]
+    assert findings["provenance"]["passed"] is False
+    keys = {"item", "group", "severity", "passed", "measured", "threshold", "detail"}
+    assert all(set(finding) == keys for finding in findings.values())
+
+
+def test_page_markdown_and_json_hold_every_item(audited):
+    result, out = audited
+    written = json.loads((out / "audit.json").read_text())
+    assert written["findings"] == json.loads(result.stdout)["findings"]
+    html, text = (out / "audit.html").read_text(), (out / "audit.md").read_text()
+    for name in SCIENCE:
+        assert f"<code>{name}</code>" in html
+        assert f"| `{name}` |" in text
+    assert "http" not in html
+    assert text.startswith("# Audit: NO-GO")
+
+
+def finding(**changes):
+    values = {
+        "item": "schema",
+        "group": "data",
+        "severity": "blocker",
+        "passed": False,
+        "measured": {"a": 1.23456, "b": [True, None]},
+        "threshold": 0,
+        "detail": "x",
+    }
+    return Finding(**values | changes)  # fmt: skip
+
+
+CONTENT = {
+    "verdict": "NO-GO",
+    "purpose": "publish",
+    "run": "r",
+    "dataset": "d",
+    "dataset_id": "0" * 64,
+    "checkpoint": None,
+    "created": "now",
+    "version": "1",
+}
+
+
+def test_text_from_outside_is_escaped():
+    made = page(CONTENT, [finding(detail="<script>alert(1)</script>")])
+    assert "<script>" not in made
+    assert "&lt;script&gt;" in made
+    assert "a\\|b" in markdown(CONTENT, [finding(detail="a|b")])
+
+
+def test_the_gravest_come_first_and_what_passed_does_not():
+    order = [("warn", False), ("blocker", None), ("blocker", True), ("blocker", False),
+             ("info", False), ("warn", None)]  # fmt: skip
+    found = pressing([finding(severity=s, passed=p) for s, p in order])
+    assert [(f.severity, f.passed) for f in found] == [
+        ("blocker", False), ("blocker", None), ("warn", False)
+    ]  # fmt: skip
+
+
+def test_values_are_spelt_in_one_line():
+    assert spell({"a": 1.23456, "b": [True, None], "c": "x"}) == "a 1.235, b [yes, –], c x"
+    assert len(spell(["x" * 50] * 10)) == 220
+
+
+def test_only_measures_what_is_named(finished, tmp_path):
+    content, findings = audit(*finished, tmp_path / "out", only=["duplicates"])
+    assert content["verdict"] == "NO-GO"
+    measured = [f.item for f in findings if f.passed is not None]
+    assert measured == ["duplicates"]
+
+
+def test_internal_use_asks_less(finished, tmp_path):
+    content, findings = audit(
+        *finished, tmp_path / "out", only=["blank"], config=AuditConfig(purpose="internal")
+    )
+    severities = {f.item: f.severity for f in findings}
+    assert severities["blank"] == "warn"
+    assert content["purpose"] == "internal"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "schemas"], "no item 'schemas'"),
+        (["--set", "data.max_rejects=1"], "Did you mean 'data.max_reject_rate'"),
+        (["--scores", "nowhere.parquet"], "no such file"),
+        (["--left-out", "theta"], "COLUMN=VALUE:SCORES"),
+    ],
+)
+def test_refusals_in_one_line(finished, arguments, said):
+    run, dataset = finished
+    result = CliRunner().invoke(main, ["audit", str(run), str(dataset), *arguments])
+    assert result.exit_code == 1
+    assert said in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_a_folder_that_is_no_run_is_refused(finished, tmp_path):
+    result = CliRunner().invoke(main, ["audit", str(tmp_path), str(finished[1])])
+    assert result.exit_code == 1
+    assert "not the folder of a run" in result.output
+
+
+def test_scores_of_another_checkpoint_do_not_count(finished, tmp_path):
+    from lenstrain.infer import infer
+
+    run, dataset = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    checkpoint = copy / "checkpoints" / "best.pt"
+    infer(checkpoint, dataset, split="test", out=copy / "test.parquet", device="cpu")
+    content, _ = audit(copy, dataset, only=["full_eval", "test_once"])
+    found = {f["item"]: f["passed"] for f in content["findings"]}
+    assert (found["full_eval"], found["test_once"]) == (True, True)
+    (copy / "checkpoints" / "last.pt").unlink()
+    shutil.copy(run / "checkpoints" / "best.pt", copy / "other.pt")
+    with checkpoint.open("ab") as file:
+        file.write(b"changed")
+    content, _ = audit(copy, dataset, only=["full_eval"])
+    found = {f["item"]: f for f in content["findings"]}
+    assert found["full_eval"]["passed"] is None
+
+
+def test_every_item_and_threshold_is_documented():
+    text = DOCS.read_text()
+    for name in SCIENCE:
+        assert f"`{name}`" in text, name
+    for section in ("DataThresholds", "RunThresholds", "ScoreThresholds", "ScienceThresholds"):
+        for field in getattr(thresholds, section).__dataclass_fields__:
+            assert f"`{field}`" in text, field
