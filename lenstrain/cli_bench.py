@@ -13,7 +13,13 @@ from lenstrain.cli_base import json_option, report
 
 @click.group()
 def bench() -> None:
-    """Measure this machine on a dataset: the loader alone, or whole training steps."""
+    """Measure this machine on a dataset: the loader alone, or whole training steps.
+
+    \b
+    Example:
+      lenstrain bench loader data/ds
+      lenstrain bench train data/ds --config configs/resnet18.toml
+    """
 
 
 @bench.command()
