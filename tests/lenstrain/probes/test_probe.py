@@ -73,7 +73,7 @@ def test_a_sidecar_without_injection_columns_leaves_probes_out(finished, tmp_pat
     )
     assert content["probes"]["flux_matched_null"] is None
     assert content["readings"]["ring_probe"].startswith("Not run")
-    assert content["probes"]["null_injection"]["n"] == 10
+    assert content["probes"]["null_injection"]["n"] == 5
 
 
 def load_options(*overrides):
