@@ -28,8 +28,8 @@ TITLES = {
 MEANINGS = {
     "core_mask": "Host and arcs are replaced by sky. What is still told apart is told by "
     "neighbours, noise or the normalisation: a leak.",
-    "annulus_only": "Only sky is left. An AUROC away from 0.5, to either side, comes from noise or from "
-    "the normalisation.",
+    "annulus_only": "Only sky is left. An AUROC away from 0.5, to either side, comes from noise or "
+    "from the normalisation.",
     "core_view": "Only the inner part is left. A finder of arcs should lose little.",
     "core_only": "A straight line through the brightness profile of the core. Arcs of small lenses "
     "blend into it (10 to 40 % of their light lies there), so a high value is no plain leak; it is "
