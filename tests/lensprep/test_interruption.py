@@ -103,12 +103,15 @@ def test_killed_at_many_random_moments(tree, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_cleanly_and_resume_goes_on(tree, tmp_path, number):
-    out = tmp_path / "ds"
-    process = begin(tmp_path, tree, out)
-    while not has_work(out) and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    for attempt in range(5):  # a fast machine may be done before the signal comes
+        out = tmp_path / f"ds{attempt}"
+        process = begin(tmp_path, tree, out)
+        while not has_work(out) and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        if process.returncode != 0:
+            break
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert "--resume" in errors

@@ -286,13 +286,14 @@ def test_a_damaged_local_copy_is_mended_by_download(s3, converted, tmp_path):
 def test_faults_of_every_kind_lose_nothing_and_double_nothing(s3, source, tmp_path, proxy, caplog):
     folder = s3.uri.split("/", 3)[3]
     path = f"/bucket/{folder}/".encode()
+    broken = Fault("reset-answer", b"GET " + path + b"train/train-000000.tar", after=3_000_000)
     proxy.add(
         Fault("reset-request", b"PUT " + path + b"train/train-000000.tar", after=4_000_000),
         Fault("answer", b"PUT " + path + b"train/train-000001.tar", times=3),
         Fault("lose-answer", b"PUT " + path + b"val/val-000000.parquet"),
         Fault("lose-answer", b"POST " + path + b"train/train-000000.tar?uploadId"),
         Fault("lose-answer", b"PUT " + path + b"manifest.json"),
-        Fault("reset-answer", b"GET " + path + b"train/train-000000.tar", after=3_000_000),
+        broken,
         Fault("stall", b"GET " + path + b"train/train-000001.tar", after=1_000_000),
         Fault("answer", b"GET " + path + b"val/val-000000.tar", times=2),
     )
@@ -302,8 +303,12 @@ def test_faults_of_every_kind_lose_nothing_and_double_nothing(s3, source, tmp_pa
     assert digests(tmp_path / "back") == digests(source)
     assert {e.name for e in s3.store().entries()} == set(digests(source))
     assert unfinished(s3) == []
-    for told in ("503 SlowDown", "broke off", "with this content", "trying again"):
+    for told in ("503 SlowDown", "with this content", "trying again"):
         assert told in caplog.text
+    # A connection that carried another request before may pass a fault by (the breaks of answers
+    # have tests of their own in test_s3.py); one that happened must have been told.
+    if broken.times == 0:
+        assert "broke off" in caplog.text
 
 
 def test_credentials_that_expire_in_the_middle_end_it_soon_and_it_can_go_on(s3, source, proxy):
