@@ -164,6 +164,8 @@ class _RunWriter:
             write_run(self._task.work / name, self._records[: self._used], table)
             self.names.append(name)
             self._tables, self._used = [], 0
+            # What parquet pages were decoded in would stay with the allocator, a third of a worker.
+            pa.default_memory_pool().release_unused()
 
 
 _memory: NDArray[np.uint8] = np.empty((0, RECORD_STRIDE), np.uint8)
