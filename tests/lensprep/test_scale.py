@@ -90,4 +90,4 @@ def test_memory_is_bounded_however_many_rows_there_are(tmp_path):
     print(f"\n{report['accepted']} rows, peak {peak / 1e6:.0f} MB, {report['stamps_per_s']}/s")
     assert report["accepted"] == ROWS
     assert peak < LIMIT_BYTES
-    assert report["peak_rss_bytes"] < LIMIT_BYTES
+    assert report["peak_rss_bytes"] >= peak  # the sum of each process's own peak: never too low
