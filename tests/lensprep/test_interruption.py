@@ -48,6 +48,8 @@ def begin(tmp_path, tree, out, *options):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell that runs this in the background has its children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
