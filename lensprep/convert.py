@@ -37,7 +37,7 @@ from lensprep.dataset.storage import (
 )
 from lensprep.dataset.where import compile_where
 from lensprep.dataset.writer import commit
-from lensprep.engine import default_workers, run_tasks
+from lensprep.engine import Engine, LocalEngine, default_workers
 from lensprep.errors import BudgetError, ConfigError, DatasetError, ProjectError
 from lensprep.listing import filesystem_for
 from lensprep.normalize import Mode, normalization_spec
@@ -174,8 +174,9 @@ def convert(
         announce(source.rows)
     work = _begin(root, config, source)
     try:
-        account, runs, first_peak = _first_round(source, config, rules, work, workers, progress)
-        shards, second_peak = _second_round(config, root, work, runs, account, workers, progress)
+        with LocalEngine(workers) as engine:
+            account, runs, first = _first_round(source, config, rules, work, engine, progress)
+            shards, second = _second_round(config, root, work, runs, account, engine, progress)
         _check_rejects(account, source.rows, config.max_reject_rate, final=True)
         _write_rejects(root, work)
     except BaseException as error:
@@ -193,7 +194,7 @@ def convert(
     )
     commit(root, manifest)
     shutil.rmtree(work)
-    peak = peak_rss_bytes() + (workers * max(first_peak, second_peak) if workers > 1 else 0)
+    peak = peak_rss_bytes() + (workers * max(first, second) if workers > 1 else 0)
     return _report(manifest, time.monotonic() - started, peak)
 
 
@@ -297,13 +298,13 @@ def _first_round(
     config: ConvertConfig,
     rules: FilterRules,
     work: Path,
-    workers: int,
+    engine: Engine,
     progress: Progress | None,
 ) -> tuple[Account, list[str], int]:
     """Read all rows into runs; returns the account, the runs' names and the workers' peak RSS."""
     tasks = plan_runs(source, config, rules, work)
     account, runs, peak, done = Account(), list[str](), 0, 0
-    for result in run_tasks(run_rows, tasks, workers=workers):
+    for result in engine.run(run_rows, tasks):
         account.merge(Account.from_list(result["account"]))
         runs += result["runs"]
         peak = max(peak, result["peak_rss_bytes"])
@@ -335,7 +336,7 @@ def _second_round(
     work: Path,
     runs: list[str],
     account: Account,
-    workers: int,
+    engine: Engine,
     progress: Progress | None,
 ) -> tuple[dict[str, SplitInfo], int]:
     """Gather the shards and complete the account; returns the splits and the workers' peak RSS."""
@@ -347,13 +348,13 @@ def _second_round(
         ShardTask(split, first, min(first + step, count), count, root, work, tuple(runs))
         for split in splits
         for count in [shard_count(accepted[split], config.shard_rows)]
-        for step in [max(1, min(_GROUP_SHARDS, count // (4 * workers)))]
+        for step in [max(1, min(_GROUP_SHARDS, count // (4 * engine.workers)))]
         for first in range(0, count, step)
     ]
     results: dict[str, list[dict[str, Any]]] = {split: [] for split in splits}
     done = 0
     with ThreadPoolExecutor(_SYNC_THREADS) as syncing:
-        for result in (r for rs in run_tasks(write_shards, tasks, workers=workers) for r in rs):
+        for result in (r for rs in engine.run(write_shards, tasks) for r in rs):
             name = str(result["shard"]["name"])
             # Begun now, the way to the disk is short when `commit` makes sure of it.
             syncing.submit(sync_file, root / name)

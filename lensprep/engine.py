@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Protocol, Self, TypeVar
 
 from lensprep.errors import ProjectError
 
@@ -29,49 +29,89 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def run_tasks(
-    function: Callable[[Task], Result],
-    tasks: Sequence[Task],
-    *,
-    workers: int,
-) -> Iterator[Result]:
-    """Run a function over tasks; results come as they finish, in no fixed order.
+class Engine(Protocol):
+    """Something that runs tasks; a context manager that gives its workers back at the end."""
+
+    workers: int
+    """Tasks that run at the same time."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None: ...
+
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        """Run a function over tasks; results come as they finish, in no fixed order.
+
+        Parameters
+        ----------
+        function : callable
+            A module-level function of one task; must be harmless when repeated.
+        tasks : sequence
+
+        Yields
+        ------
+        object
+            What the function returned.
+
+        Raises
+        ------
+        ProjectError
+            If the workers are lost. Any error of a task ends the run; tasks not begun are dropped.
+        """
+        ...
+
+
+class LocalEngine:
+    """Processes of this machine; they start with the first run and serve the later ones too.
 
     Parameters
     ----------
-    function : callable
-        A module-level function of one task; must be harmless when repeated.
-    tasks : sequence
     workers : int
-        Processes. With 1, everything runs in this process.
-
-    Yields
-    ------
-    object
-        What the function returned.
-
-    Raises
-    ------
-    ProjectError
-        If a worker was killed. Any error of a task ends the run; tasks not begun are dropped.
+        Processes. With 1, everything runs in the caller's process.
     """
-    if workers <= 1:
-        for task in tasks:
-            yield function(task)
-        return
-    yield from _run_in_processes(function, tasks, min(workers, max(1, len(tasks))))
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.workers = workers or default_workers()
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self._pool is not None:
+            _shut_down(self._pool, finished=kind is None)
+            self._pool = None
+
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        """Run a function over tasks; see `Engine.run`."""
+        if self.workers <= 1:
+            return map(function, tasks)
+        if self._pool is None:
+            # spawn: a forked child would inherit the threads' locks of pyarrow and boto3.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.workers, context, initializer=_start_worker)
+        return _run_in_pool(self._pool, function, tasks, self.workers)
 
 
-def _run_in_processes(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+def run_tasks(
+    function: Callable[[Task], Result], tasks: Sequence[Task], *, workers: int
 ) -> Iterator[Result]:
-    # spawn: a forked child would inherit the threads' locks of pyarrow and boto3.
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
+    """Run a function over tasks with processes of this machine that end with them.
+
+    Parameters are those of `Engine.run`; no more processes are started than there are tasks.
+    """
+    with LocalEngine(min(workers, max(1, len(tasks)))) as engine:
+        yield from engine.run(function, tasks)
+
+
+def _run_in_pool(
+    pool: ProcessPoolExecutor,
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    workers: int,
+) -> Iterator[Result]:
     remaining = iter(tasks)
     pending: set[Future[Result]] = set()
-    finished = False
     try:
         for task in remaining:
             pending.add(pool.submit(function, task))
@@ -84,14 +124,11 @@ def _run_in_processes(
                 for task in remaining:
                     pending.add(pool.submit(function, task))
                     break
-        finished = True
     except BrokenProcessPool:
         raise ProjectError(
             "A worker process was killed (out of memory?). What is finished is kept: run the "
             "same command again with --resume, perhaps with fewer --workers."
         ) from None
-    finally:
-        _shut_down(pool, finished)
 
 
 def _start_worker() -> None:
