@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -120,6 +121,7 @@ def convert(
     config: ConvertConfig | None = None,
     *,
     workers: int | None = None,
+    engine: Engine | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     announce: Callable[[int], None] | None = None,
@@ -136,6 +138,8 @@ def convert(
     config : ConvertConfig, optional
     workers : int, optional
         Processes; as many as processors if not given. The bytes do not depend on it.
+    engine : Engine, optional
+        What runs the tasks instead of processes of this machine; it is left open.
     resume : bool
         Go on with an interrupted conversion of the same source and configuration.
     progress : Progress, optional
@@ -161,7 +165,7 @@ def convert(
     """
     started = time.monotonic()
     config = config or ConvertConfig()
-    workers = workers or default_workers()
+    workers = engine.workers if engine else workers or default_workers()
     root = local_path(dataset)
     if resume and (root / MANIFEST_NAME).exists() and (root / WORK_FOLDER).exists():
         return _finish(root, started)
@@ -174,9 +178,9 @@ def convert(
         announce(source.rows)
     work = _begin(root, config, source)
     try:
-        with LocalEngine(workers) as engine:
-            account, runs, first = _first_round(source, config, rules, work, engine, progress)
-            shards, second = _second_round(config, root, work, runs, account, engine, progress)
+        with nullcontext(engine) if engine else LocalEngine(workers) as pool:
+            account, runs, first = _first_round(source, config, rules, work, pool, progress)
+            shards, second = _second_round(config, root, work, runs, account, pool, progress)
         _check_rejects(account, source.rows, config.max_reject_rate, final=True)
         _write_rejects(root, work)
     except BaseException as error:

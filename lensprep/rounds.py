@@ -31,7 +31,7 @@ from lensprep.normalize import Normalizer
 from lensprep.placement import shard_range
 from lensprep.prepare import REJECT_SCHEMA, Prepared, Preparer, duplicate_rows, unreadable_rows
 from lensprep.source import Source, SourceFile
-from lensprep.spill import arrange, read_records, read_stretches, write_run
+from lensprep.spill import ShardRows, arrange, read_records, read_stretches, write_run
 from lensprep.stampnpz import RejectReason
 
 RUN_ROWS = 4096
@@ -256,9 +256,7 @@ def write_shards(task: ShardTask) -> list[dict[str, Any]]:
             continue
         places = shard_range(index, task.shards)
         rows = arrange([stretch.between(*places) for stretch in stretches])
-        records = read_records(rows, _scratch(rows.table.num_rows))
-        blocks = (records[i : i + _WRITE_ROWS] for i in range(0, len(records), _WRITE_ROWS))
-        shard = write_shard(task.root, task.split, index, blocks, rows.table)
+        shard = write_shard(task.root, task.split, index, _record_blocks(rows), rows.table)
         pq.write_table(duplicate_rows(rows.dropped), marker.with_suffix(".rejects"))
         result = {
             "shard": asdict(shard),
@@ -270,6 +268,15 @@ def write_shards(task: ShardTask) -> list[dict[str, Any]]:
         write_atomic(marker, json.dumps(result).encode(), sync=False)
         results.append(result)
     return results
+
+
+def _record_blocks(rows: ShardRows) -> Iterator[NDArray[np.uint8]]:
+    """Records of a shard in tar order, a few at a time; no more is in memory than in a run."""
+    count = rows.table.num_rows
+    for first in range(0, count, RUN_ROWS):
+        records = read_records(rows, _scratch(min(RUN_ROWS, count - first)), first)
+        for start in range(0, len(records), _WRITE_ROWS):
+            yield records[start : start + _WRITE_ROWS]
 
 
 def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:

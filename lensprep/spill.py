@@ -2,8 +2,8 @@
 
 A run is two files: ``NAME.dat``, the records, and ``NAME.arrow``, their sidecar rows. Both are
 sorted by (split, place), so the rows of any shard, or of several neighbours, are one stretch of
-each run, found by bisection. Memory is that of one run while writing and one shard while reading,
-however many rows there are.
+each run, found by bisection. Memory is that of one run while writing and of a part of a shard while
+reading, however many rows there are.
 """
 
 from __future__ import annotations
@@ -178,14 +178,16 @@ def _order_equals(
     return result
 
 
-def read_records(rows: ShardRows, records: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Records of a shard in tar order, each read once, straight to its place.
+def read_records(rows: ShardRows, records: NDArray[np.uint8], first: int = 0) -> NDArray[np.uint8]:
+    """Some neighbouring records of a shard in tar order, each read straight to its place.
 
     Parameters
     ----------
     rows : ShardRows
-    records : ndarray of uint8, shape (rows, RECORD_STRIDE)
+    records : ndarray of uint8, shape (n, RECORD_STRIDE)
         Where to put them; also returned.
+    first : int
+        Row of the tar that comes first in `records`.
 
     Raises
     ------
@@ -193,14 +195,23 @@ def read_records(rows: ShardRows, records: NDArray[np.uint8]) -> NDArray[np.uint
         If a run is shorter than its sidecar says.
     """
     scratch = np.empty(RECORD_STRIDE, np.uint8).data
-    for path, first, targets in rows.sources:
-        buffers = [records[t].data if t >= 0 else scratch for t in targets.tolist()]
+    for path, start, targets in rows.sources:
+        places = targets - first
+        wanted = np.flatnonzero((places >= 0) & (places < len(records)))
+        if not len(wanted):
+            continue
+        # Sorted by place: the wanted rows are neighbours, but for those left out among them.
+        low, high = int(wanted[0]), int(wanted[-1]) + 1
+        inside = (places[low:high] >= 0) & (places[low:high] < len(records))
+        buffers = [
+            records[place].data if kept else scratch
+            for place, kept in zip(places[low:high].tolist(), inside.tolist(), strict=True)
+        ]
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            for start in range(0, len(buffers), _IOV_MAX):
-                part = buffers[start : start + _IOV_MAX]
-                offset = (first + start) * RECORD_STRIDE
-                _read_all(descriptor, part, offset, path)
+            for i in range(0, len(buffers), _IOV_MAX):
+                offset = (start + low + i) * RECORD_STRIDE
+                _read_all(descriptor, buffers[i : i + _IOV_MAX], offset, path)
         finally:
             os.close(descriptor)
     return records

@@ -60,6 +60,22 @@ def test_all_rows_of_a_split_come_once_in_order_of_place(runs, shards):
     assert found == np.sort(places[splits == "val"]).tolist()
 
 
+def test_records_read_in_parts_are_those_of_the_whole(tmp_path):
+    rows = [(3, "a"), (5, "k"), (5, "k"), (7, "m"), (9, "z"), (11, "zz")]
+    stem = make_run(
+        tmp_path, "run", [p for p, _ in rows], ["train"] * 6, [k for _, k in rows], ["n"] * 6
+    )
+    arranged = arrange(read_stretches([stem], "train", 0, 1 << 64))
+    assert arranged.table.num_rows == 5
+    whole = read_records(arranged, np.empty((5, RECORD_STRIDE), np.uint8))
+    for size in (1, 2, 3):
+        parts = [
+            read_records(arranged, np.empty((min(size, 5 - i), RECORD_STRIDE), np.uint8), i)
+            for i in range(0, 5, size)
+        ]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
 def test_a_part_of_a_stretch_is_what_reading_it_gives(runs):
     stems, _, _ = runs
     whole = read_stretches(stems, "train", 0, 1 << 64)
