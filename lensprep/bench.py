@@ -9,6 +9,14 @@ Three things are timed on the same rows, in turn, in one process on one core:
                     already found: the part that no reader can leave out
 
 and, for orientation, two steps of ours alone: decoding and normalising.
+
+Then ours is timed with one worker and with two, in turn, on eight times the rows: several tasks for
+each worker. The workers have been started and have done the same work once before, as in a
+conversion of millions of rows, where the second that they take to start is nothing.
+
+Before each contestant the same amount of memory is touched and freed. The host of a virtual machine
+takes free pages back, and the first touch of such a page costs several times what is done with it:
+whoever comes after a pause would pay for it.
 """
 
 from __future__ import annotations
@@ -39,7 +47,8 @@ from deflate import deflate_decompress
 from lensprep import zipwalk
 from lensprep.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.convert import ConvertConfig, convert
-from lensprep.dataset.layout import BANDS, JSON_FIELDS, STAMP_SHAPE
+from lensprep.dataset.layout import BANDS, JSON_FIELDS, RECORD_STRIDE, STAMP_SHAPE
+from lensprep.engine import LocalEngine, default_workers
 from lensprep.errors import InputError
 from lensprep.normalize import DEFAULT_CLIP, MAD_TO_SIGMA, Normalizer, normalization_spec
 from lensprep.rounds import BATCH_ROWS
@@ -53,6 +62,9 @@ _GROUP_ROWS: Final = 256
 """Rows taken from one row group of a large source, so that a few thousand come from all over."""
 _DISTINCT: Final = 1024
 """Different stamps that are made where there is no source; making one costs 2 ms."""
+
+_COPIES: Final = 8
+"""How often the rows are taken for the comparison of one worker with two."""
 
 _PACKAGES: Final = ("numpy", "numba", "pyarrow", "deflate", "webdataset")
 
@@ -90,7 +102,9 @@ def run_bench(
         ``seed_path_stamps_per_s``, ``stamps_per_s``, ``inflate_floor_stamps_per_s``, ``speedup``
         (ours over the seed path), ``over_floor`` (our time over that of the floor),
         ``us_per_stamp`` of each part, ``rows``, ``blob_bytes`` (mean), ``runs`` (the seconds of
-        every round), ``source``, ``machine``, ``versions``.
+        every round), ``one_worker_stamps_per_s``, ``two_workers_stamps_per_s``, ``two_over_one``,
+        ``workers_rows`` and ``workers_runs`` (the four last null on a single core), ``source``,
+        ``machine``, ``versions``.
 
     Raises
     ------
@@ -114,7 +128,8 @@ def run_bench(
                 report("rounds", done, rounds)
                 runs.append(run(_time_round, work / "stamps", work / "out"))
         report("rounds", rounds, rounds)
-    return _summary(table, runs, src)
+        workers = _compare_workers(table, work, rounds, report) if default_workers() > 1 else []
+    return _summary(table, runs, src) | _workers_summary(table.num_rows * _COPIES, workers)
 
 
 def _summary(table: pa.Table, runs: list[dict[str, float]], src: str | None) -> dict[str, Any]:
@@ -136,6 +151,18 @@ def _summary(table: pa.Table, runs: list[dict[str, float]], src: str | None) -> 
         "machine": _machine(),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in _PACKAGES},
+    }
+
+
+def _workers_summary(rows: int, runs: list[dict[str, float]]) -> dict[str, Any]:
+    """Rates with one worker and with two."""
+    one, two = (median(run[name] for run in runs) if runs else None for name in ("one", "two"))
+    return {
+        "one_worker_stamps_per_s": rows / one if one else None,
+        "two_workers_stamps_per_s": rows / two if two else None,
+        "two_over_one": one / two if one and two else None,
+        "workers_rows": rows if runs else None,
+        "workers_runs": runs,
     }
 
 
@@ -204,9 +231,45 @@ def _time_round(tree: Path, out: Path) -> dict[str, float]:
     seconds = {"inflate_floor": _seconds(_inflate, streams)}
     seconds |= _time_steps(blobs)
     for name, function in (("convert", _convert), ("seed_path", seed_path)):
+        _touch_memory(len(blobs))
         seconds[name] = _seconds(function, tree, out)
         shutil.rmtree(out)
     return seconds
+
+
+def _touch_memory(rows: int) -> None:
+    """Use as much memory once as a conversion of so many rows writes to files: runs and shards."""
+    np.ones(2 * rows * RECORD_STRIDE, np.uint8)
+
+
+def _compare_workers(
+    table: pa.Table, work: Path, rounds: int, report: Progress
+) -> list[dict[str, float]]:
+    """Seconds of converting the same tree with one worker and with two, in turn."""
+    tree, out = work / "copies", work / "out"
+    tree.mkdir()
+    for copy in range(_COPIES):
+        _write_part(_with_other_ids(table, copy), tree / f"part-{copy:05d}.parquet")
+    runs = []
+    with LocalEngine(1) as one, LocalEngine(2) as two:
+        for done in range(-1, rounds):
+            report("workers", max(done, 0), rounds)
+            seconds = {}
+            for name, engine in (("one", one), ("two", two)):
+                _touch_memory(table.num_rows * _COPIES)
+                seconds[name] = _seconds(_convert, tree, out, engine)
+                shutil.rmtree(out)
+            if done >= 0:  # the first one starts the workers and warms them up
+                runs.append(seconds)
+    report("workers", rounds, rounds)
+    return runs
+
+
+def _with_other_ids(table: pa.Table, copy: int) -> pa.Table:
+    """The same rows as other objects: rows that agree in task_id and pixels would be doubles."""
+    names = [f"{copy}/{task_id}".encode() for task_id in table["task_id"].to_pylist()]
+    ids = pa.array([hashlib.sha256(name).hexdigest() for name in names], pa.string())
+    return table.set_column(table.column_names.index("task_id"), "task_id", ids)
 
 
 def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
@@ -246,8 +309,9 @@ def _time_steps(blobs: pa.ChunkedArray) -> dict[str, float]:
     return seconds
 
 
-def _convert(tree: Path, out: Path) -> None:
-    convert(str(tree), str(out), ConvertConfig(max_reject_rate=1.0), workers=1)
+def _convert(tree: Path, out: Path, engine: LocalEngine | None = None) -> None:
+    config = ConvertConfig(max_reject_rate=1.0)
+    convert(str(tree), str(out), config, workers=1, engine=engine)
 
 
 def seed_path(tree: Path, out: Path) -> int:
@@ -314,7 +378,11 @@ def _seed_stamp(blob: bytes | None) -> npt.NDArray[np.float16] | None:
 def _write_tree(table: pa.Table, root: Path) -> None:
     """One flat part file, as Spark writes it."""
     root.mkdir()
-    pq.write_table(table, root / "part-00000.parquet", row_group_size=1024, compression="snappy")
+    _write_part(table, root / "part-00000.parquet")
+
+
+def _write_part(table: pa.Table, path: Path) -> None:
+    pq.write_table(table, path, row_group_size=1024, compression="snappy")
 
 
 def _some_rows(src: str, rows: int) -> pa.Table:
