@@ -1,5 +1,6 @@
-"""Shards of an object store: whole ones to a local file, and the seam for a local cache.
+"""Shards of an object store: read by ranges ahead of their use, or whole to a local file.
 
+    RemoteSource(dataset, split, ...)       rows of a split, within a memory budget
     fetch_shard(dataset, shard, path)       one shard to a file, whole and of the right digest
     LocalCopies                             what a cache is to the reader of an object store
 
@@ -9,16 +10,48 @@ store is read by ranges, and shards of which `Reading.copies` has a local copy a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from lensprep.dataset import Dataset, ShardInfo
-from lensprep.errors import ChangedError, NotFoundError, ShardError, StorageError
+import numpy as np
+from numpy.typing import NDArray
+
+from lensprep.dataset import (
+    PAYLOAD_BYTES,
+    PAYLOAD_OFFSET,
+    RECORD_STRIDE,
+    Dataset,
+    ShardInfo,
+)
+from lensprep.dataset.record import payload_crc32
+from lensprep.errors import (
+    BudgetError,
+    ChangedError,
+    NotFoundError,
+    ShardError,
+    StorageError,
+)
+from lenstrain.data.order import BLOCK_ROWS, block_bounds
+from lenstrain.data.ranges import RACES_AT_ONCE, Cells, RangeReader
+from lenstrain.data.sidecar import Column
+from lenstrain.data.source import FileMap, copy_rows
+
+logger = logging.getLogger("lenstrain.data")
 
 MEMORY_BUDGET = 1 << 30
 """Bytes that read-ahead may hold by default."""
+
+
+_FEWEST_BUFFERS = 4
+_LEAST_AHEAD = 2
+"""Ranges on their way besides those in use, or there would be no reading ahead."""
+_MOST_STEPS = 1024
+_REMEDY = "Upload the dataset again, or run `lensprep verify`."
 
 
 class LocalCopies(Protocol):
@@ -88,3 +121,236 @@ def fetch_shard(
             f"{str(error).rstrip('.')} ({shard.name}, offset 0). Upload the dataset again, or run "
             "`lensprep verify`."
         ) from error
+
+
+class RemoteSource:
+    """Rows of a split in an object store (`lenstrain.data.source.ShardSource`).
+
+    Announced rows are read ahead in ranges of whole records into memory that is used again and
+    again, never more than the budget; a row is copied once, from there into its batch.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        In an object store.
+    split : str
+    checksums : column
+        CRC-32 of every row of the split, by position.
+    reading : Reading
+
+    Raises
+    ------
+    ShardError
+        If a shard is missing or has not the size that the manifest states.
+    BudgetError
+        If the budget holds less than a few ranges.
+    """
+
+    def __init__(
+        self, dataset: Dataset, split: str, checksums: Column, reading: Reading | None = None
+    ) -> None:
+        reading = reading or Reading()
+        self._store = dataset.store
+        self._split, self._uri = split, dataset.uri
+        self._shards = dataset.split(split).shards
+        self._checksums, self._copies = checksums, reading.copies
+        rows = np.array([shard.rows for shard in self._shards], np.int64)
+        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows)])
+        self.cells = _cells(self._starts)
+        self.cell_rows = int(np.diff(self.cells.bounds).max(initial=1))
+        self.buffers = reading.memory_budget // (self.cell_rows * RECORD_STRIDE)
+        if self.buffers < _FEWEST_BUFFERS:
+            raise BudgetError(
+                f"The memory budget leaves {reading.memory_budget} bytes for ranges of "
+                f"{self._uri}, which hold {self.cell_rows * RECORD_STRIDE} bytes each; "
+                f"{_FEWEST_BUFFERS} are the least. Raise memory_budget, or use smaller batches."
+            )
+        self._maps: dict[int, FileMap] = {}
+        self._copying = threading.Lock()
+        self.reader = RangeReader(
+            dataset.store,  # type: ignore[arg-type]  # an S3Store, as the dataset is remote
+            self._shards,
+            self.cells,
+            self.buffers,
+            self._compare if reading.check else None,
+        )
+        # The reading threads know the reader alone: they end when nobody has the source any more.
+        weakref.finalize(self, self.reader.stop).atexit = False
+        self.check()
+
+    def check(self) -> None:
+        """Compare every shard with the manifest, and its version with what was read, by listing.
+
+        Where listing is not allowed, each range is compared when it is read.
+        """
+        if not self._shards:
+            return
+        try:
+            entries = self._store.entries(f"{self._split}/")
+        except StorageError as error:
+            logger.warning("%s Shards are compared as they are read.", error)
+            return
+        found = {entry.name: entry for entry in entries}
+        for number, shard in enumerate(self._shards):
+            where, entry = f"{self._uri}/{shard.name}", found.get(shard.name)
+            if entry is None:
+                raise ShardError(f"{where} (offset 0) is missing. {_REMEDY}")
+            if entry.bytes != shard.bytes:
+                raise ShardError(
+                    f"{where} has {entry.bytes} bytes where the manifest states {shard.bytes}: "
+                    f"cut or replaced, offset {min(entry.bytes, shard.bytes)}. {_REMEDY}"
+                )
+            if self.reader.versions.setdefault(number, entry.version) != entry.version:
+                raise ShardError(
+                    f"{where} (offset 0) was replaced while it was in use. Leave a dataset alone "
+                    "while it is read, run `lensprep verify`, and start again."
+                )
+
+    def lookahead(self, batch_size: int) -> int:
+        """Steps worth knowing of in advance: as many rows as fit into memory."""
+        return min(_MOST_STEPS, max(1, self.buffers * self.cell_rows // batch_size))
+
+    def check_budget(self, plans: Iterable[NDArray[np.int64]]) -> None:
+        """Refuse an order for which the memory does not do: it would read rows again and again.
+
+        Parameters
+        ----------
+        plans : iterable of ndarray
+            Rows of some steps that follow each other.
+
+        Raises
+        ------
+        BudgetError
+            Naming the budget that is needed.
+        """
+        if len(self.cells.shard) + RACES_AT_ONCE <= self.buffers:
+            return
+        used = [self.cells.of(rows) for rows in plans]
+        first = np.full(len(self.cells.shard), len(used))
+        last = np.full(len(self.cells.shard), -1)
+        for step, cells in enumerate(used):
+            first[cells] = np.minimum(first[cells], step)
+            last[cells] = step
+        change = np.zeros(len(used) + 1, np.int64)
+        seen = last >= 0
+        np.add.at(change, first[seen], 1)
+        np.add.at(change, last[seen] + 1, -1)
+        self._demand(int(np.cumsum(change).max(initial=0)) + RACES_AT_ONCE + _LEAST_AHEAD)
+
+    def check_resident(self, rows: NDArray[np.int64] | None) -> None:
+        """Refuse a global order of rows that do not all fit into memory."""
+        cells = len(self.cells.shard) if rows is None else len(self.cells.of(rows))
+        self._demand(cells + RACES_AT_ONCE)
+
+    def _demand(self, buffers: int) -> None:
+        if buffers > self.buffers:
+            missing = (buffers - self.buffers) * self.cell_rows * RECORD_STRIDE
+            raise BudgetError(
+                f"This order of {self._uri} needs {buffers} ranges of {self.cell_rows} stamps in "
+                f"memory at once, and the budget holds {self.buffers}: every range would be read "
+                f'many times. Use shuffle="block", a cache_dir, or a memory_budget larger by '
+                f"{-(-missing // (1 << 20))} MiB."
+            )
+
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """Have these rows on their way, as soon as there is memory."""
+        self.reader.expect(self.cells.of(rows))
+
+    def forget(self, rows: NDArray[np.int64]) -> None:
+        """Take back one `expect` whose rows will not be gathered after all."""
+        self.reader.forget(self.cells.of(rows))
+
+    def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
+        """Copy the pixels of `rows` into `out`, when they have come.
+
+        Raises
+        ------
+        ShardError
+            If a shard is missing, cut, replaced or altered.
+        StorageError
+            If the store does not let us, or does not answer.
+        IndexError, ValueError
+            If a row lies outside the split; if `out` does not fit, or the source is closed.
+        """
+        if out.nbytes != rows.size * PAYLOAD_BYTES or not out.flags.c_contiguous:
+            raise ValueError(f"out must be contiguous and hold {rows.size} stamps")
+        if rows.size and (rows.min() < 0 or rows.max() >= self._starts[-1]):
+            raise IndexError(f"rows must lie in 0 ... {self._starts[-1] - 1}")
+        cells = self.cells.of(rows)
+        try:
+            self._map_copies(cells)
+            self.reader.need(cells)
+            with self._copying:
+                if self.reader.closed or not copy_rows(
+                    rows, self.cells.bounds, self.reader.addresses, out.ctypes.data
+                ):
+                    raise ValueError("the loader is closed")
+        except (NotFoundError, ChangedError) as error:
+            raise ShardError(
+                f"{str(error).rstrip('.')} ({self._place_of(cells, error)}). {_REMEDY}"
+            ) from error
+        finally:
+            self.reader.forget(cells)
+
+    def _place_of(self, cells: NDArray[np.int64], error: Exception) -> str:
+        """Shard and offset of the first of these cells in the shard that an error names."""
+        numbers = self.cells.shard[cells]
+        named = [int(c) for c, n in zip(cells, numbers, strict=True)
+                 if self._shards[n].name in str(error)]  # fmt: skip
+        cell = named[0] if named else int(cells[0])
+        name = self._shards[self.cells.shard[cell]].name
+        return f"{name}, offset {int(self.cells.first[cell]) * RECORD_STRIDE}"
+
+    def _map_copies(self, cells: NDArray[np.int64]) -> None:
+        """Map the shards of these cells that are on a local disk."""
+        if self._copies is None:
+            return
+        for number in np.unique(self.cells.shard[cells]).tolist():
+            shard = self._shards[number]
+            path = None if number in self._maps else self._copies.path(shard)
+            if path is not None:
+                self._maps[number] = FileMap(path, shard.bytes)
+            if number in self._maps:
+                for cell in np.flatnonzero(self.cells.shard == number).tolist():
+                    start = int(self.cells.first[cell]) * RECORD_STRIDE
+                    self.reader.put(cell, self._maps[number].address + start)
+
+    def _compare(self, cell: int, data: NDArray[np.uint8]) -> None:
+        """Compare the CRC-32 of every stamp of a cell with what conversion stored."""
+        start = int(self.cells.bounds[cell])
+        found = payload_crc32(data.reshape(-1, RECORD_STRIDE))
+        expected = self._checksums[np.arange(start, start + len(found))]
+        bad = np.flatnonzero(found != expected)
+        if bad.size:
+            uri, offset = self.place(start + int(bad[0]))
+            raise ShardError(
+                f"{uri}: the stamp at offset {offset} is not the one that was written (CRC-32 "
+                f"{found[bad[0]]:08x}, expected {expected[bad[0]]:08x}). {_REMEDY}"
+            )
+
+    def place(self, row: int) -> tuple[str, int]:
+        """URI of the shard that holds a row, and the offset of its pixels there."""
+        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+        within = int(row - self._starts[shard])
+        return f"{self._uri}/{self._shards[shard].name}", within * RECORD_STRIDE + PAYLOAD_OFFSET
+
+    def describe(self) -> dict[str, Any]:
+        """What was read so far and in which way, for logs and benches."""
+        return asdict(self.reader.counters) | {
+            "buffers": self.buffers,
+            "buffer_bytes": self.cell_rows * RECORD_STRIDE,
+        }
+
+    def close(self) -> None:
+        """End the reading threads, after the copy that is under way."""
+        self.reader.stop()
+        with self._copying:
+            self.reader.addresses[:] = 0
+            self._maps.clear()
+
+
+def _cells(starts: NDArray[np.int64]) -> Cells:
+    """Cells of a split, which are the blocks of its block shuffle."""
+    bounds = block_bounds(np.diff(starts), BLOCK_ROWS)
+    shard = np.searchsorted(starts, bounds[:-1], side="right") - 1
+    return Cells(bounds, shard, bounds[:-1] - starts[shard])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator
+from itertools import islice
 from os import PathLike
 from typing import Any, Literal
 
@@ -14,8 +15,11 @@ import webdataset as wds
 from numpy.typing import ArrayLike, NDArray
 
 from lensprep.dataset import PAYLOAD_BYTES
+from lensprep.dataset.s3client import S3Options
+from lensprep.dataset.storage import is_remote
 from lensprep.errors import CheckpointError, ConfigError
 from lenstrain.data.batch import Batch, PixelPool
+from lenstrain.data.fetch import MEMORY_BUDGET, Reading, RemoteSource
 from lenstrain.data.order import EpochOrder, OrderSpec, Shuffle, block_bounds, order_key
 from lenstrain.data.selection import Sampling, select
 from lenstrain.data.sidecar import PayloadCheck
@@ -23,9 +27,6 @@ from lenstrain.data.split import SplitData, open_split
 from lenstrain.data.stream import PlanSteps, announce, gather_pixels, read_ahead
 
 Verify = Literal["size", "crc"]
-
-MEMORY_BUDGET = 1 << 30
-"""Bytes that read-ahead may hold by default."""
 
 STATE_VERSION = 1
 _MOST_AHEAD = 8
@@ -68,9 +69,10 @@ class StampLoader(wds.PipelineStage):
         Page-locked batches, for copies to a CUDA device that do not wait.
     memory_budget : int
         Most bytes that read-ahead holds, besides the batches that the consumer holds.
-    verify : {"size", "crc"}
+    verify : {"size", "crc"}, optional
         ``"size"`` compares every shard's size at the start of every epoch; ``"crc"`` also the
-        CRC-32 of every stamp when it is first read.
+        CRC-32 of every stamp: of a local dataset when it is first read, of one in an object store
+        whenever it arrives. By default ``"crc"`` for an object store, else ``"size"``.
     where : str, optional
         Only rows for which this is true, such as ``"theta_e_arcsec / psfsize_r >= 0.5"``.
     limit : int, optional
@@ -79,6 +81,8 @@ class StampLoader(wds.PipelineStage):
         ``"balanced"``: both classes equally often, see `lenstrain.data.selection.select`.
     weights : array_like of float, optional
         Relative rate of every row of the split, for instance `hard_negative_weights`.
+    s3 : S3Options, optional
+        How to reach an object store; the usual AWS variables and profiles apply in any case.
 
     Raises
     ------
@@ -86,6 +90,9 @@ class StampLoader(wds.PipelineStage):
         If the dataset is not there, or a shard is missing or cut.
     ConfigError
         If an option does not fit.
+    BudgetError
+        If a dataset in an object store is to be read in an order that needs more memory: a global
+        shuffle needs all of its rows in memory (or in a cache), a block shuffle a mixing window.
     """
 
     def __init__(
@@ -102,12 +109,15 @@ class StampLoader(wds.PipelineStage):
         pin_memory: bool = False,
         *,
         memory_budget: int = MEMORY_BUDGET,
-        verify: Verify = "size",
+        verify: Verify | None = None,
         where: str | None = None,
         limit: int | None = None,
         sampling: Sampling = "uniform",
         weights: ArrayLike | None = None,
+        s3: S3Options | None = None,
     ) -> None:
+        remote = is_remote(uri)
+        verify = verify or ("crc" if remote else "size")
         _check_options(batch_size, rank, world_size, pin_memory, verify)
         self.split, self.batch_size, self.rank, self.world_size = (
             split,
@@ -116,8 +126,10 @@ class StampLoader(wds.PipelineStage):
             world_size,
         )
         self.cache_dir = cache_dir
-        self.depth = _depth(batch_size, memory_budget)
-        self.data: SplitData = open_split(uri, split)
+        self.depth = _depth(batch_size, memory_budget // 4 if remote else memory_budget)
+        ahead = (self.depth + 1) * batch_size * PAYLOAD_BYTES
+        reading = Reading(memory_budget=memory_budget - ahead, check=verify == "crc")
+        self.data: SplitData = open_split(uri, split, reading, s3)
         self.source = self.data.source
         self.selection = select(
             self.data, where=where, limit=limit, sampling=sampling, weights=weights
@@ -128,6 +140,19 @@ class StampLoader(wds.PipelineStage):
         self._pool = PixelPool(batch_size, keep=self.depth + 2, pin_memory=pin_memory)
         self._epoch, self._next_step, self._done = 0, 0, 0
         self._current: _Epoch | None = None
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        """Refuse an order for which the memory of a remote source does not do."""
+        if not isinstance(self.source, RemoteSource):
+            return
+        if self.spec.shuffle == "global":
+            self.source.check_resident(self.selection.rows)
+            return
+        order, rows = self._order()
+        steps = min(len(self), 2 * self.mixing_window // self.spec.global_batch + 2, 1024)
+        plans = PlanSteps(order, rows, rank=self.rank, world_size=self.world_size).run()
+        self.source.check_budget(plan.index for plan in islice(plans, steps))
 
     def _make_spec(self, seed: int, shuffle: Shuffle, drop_last: bool) -> OrderSpec:
         name = "/".join(
@@ -189,16 +214,23 @@ class StampLoader(wds.PipelineStage):
             First step.
         """
         order, rows = self._order()
-        if self._verify == "crc" and self._check is None:
+        remote = isinstance(self.source, RemoteSource)  # which compares on arrival
+        if self._verify == "crc" and not remote and self._check is None:
             self._check = PayloadCheck(
                 self.data.checksums(), sum(self.data.shard_rows), self.source
             )
         return wds.DataPipeline(
             PlanSteps(order, rows, start=start, rank=self.rank, world_size=self.world_size),
-            announce(self.source, self.depth),
+            announce(self.source, self._lookahead()),
             gather_pixels(self.source, self.data.labels, self._pool, self._check),
             read_ahead(self.depth),
         )
+
+    def _lookahead(self) -> int:
+        """Steps that the source is told of before they are read."""
+        if isinstance(self.source, RemoteSource):
+            return self.source.lookahead(self.batch_size)
+        return self.depth
 
     def _order(self) -> tuple[EpochOrder, NDArray[np.int64] | None]:
         """Order of the present epoch, and the rows it orders."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -10,10 +12,13 @@ from deflate import crc32
 from numpy.typing import DTypeLike, NDArray
 
 from lensprep.dataset import Dataset
+from lensprep.dataset.storage import is_remote
 from lensprep.errors import ShardError
 from lenstrain.data.source import ShardSource
 
 _THREADS = 4
+_REMOTE_THREADS = 16
+"""Of sidecars in an object store, where a request is mostly waiting."""
 
 
 class Column(Protocol):
@@ -23,8 +28,8 @@ class Column(Protocol):
         """Values of some rows."""
 
 
-class SidecarColumn:
-    """One numeric column of a split by position; a shard's sidecar is read when first asked for.
+class SidecarColumns:
+    """Numeric columns of a split, read together; a shard's sidecar is read when first asked for.
 
     The first batch of a thousand shards then waits for the sidecars of its own rows only.
 
@@ -32,19 +37,58 @@ class SidecarColumn:
     ----------
     dataset : Dataset
     split : str
-    name : str
-        A numeric column without nulls.
-    dtype : dtype_like
-        Type to keep it in.
+    columns : mapping of str to dtype_like
+        Numeric columns without nulls, and the types to keep them in.
     """
 
-    def __init__(self, dataset: Dataset, split: str, name: str, dtype: DTypeLike) -> None:
-        self._dataset, self._name = dataset, name
+    def __init__(self, dataset: Dataset, split: str, columns: Mapping[str, DTypeLike]) -> None:
+        self._dataset = dataset
         self._shards = dataset.split(split).shards
         rows = np.array([shard.rows for shard in self._shards], np.int64)
-        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows)])
-        self._values = np.zeros(self._starts[-1], dtype)
-        self._loaded = np.zeros(len(self._shards), np.bool_)
+        self.starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows)])
+        self.values = {name: np.zeros(self.starts[-1], dtype) for name, dtype in columns.items()}
+        self.loaded = np.zeros(len(self._shards), np.bool_)
+        self._locks = [threading.Lock() for _ in self._shards]
+        self._threads = _REMOTE_THREADS if is_remote(dataset.uri) else _THREADS
+
+    def load(self, numbers: NDArray[np.int64]) -> None:
+        """Have the columns of these shards."""
+        if len(numbers) == 1:
+            self._load_one(int(numbers[0]))
+        elif len(numbers):
+            with ThreadPoolExecutor(min(self._threads, len(numbers))) as pool:
+                list(pool.map(self._load_one, numbers.tolist()))
+
+    def _load_one(self, number: int) -> None:
+        with self._locks[number]:
+            if self.loaded[number]:
+                return
+            shard = self._shards[number]
+            table = self._dataset.read_shard_sidecar(shard, list(self.values))
+            part = slice(self.starts[number], self.starts[number + 1])
+            for name, values in self.values.items():
+                column = table.column(name)
+                if column.null_count:
+                    raise ShardError(
+                        f"{self._dataset.uri}/{shard.sidecar} has nulls in column {name!r}. "
+                        "Convert again."
+                    )
+                values[part] = column.to_numpy()
+            self.loaded[number] = True
+
+
+class SidecarColumn:
+    """One numeric column of a split by position.
+
+    Parameters
+    ----------
+    columns : SidecarColumns
+        What it is read with.
+    name : str
+    """
+
+    def __init__(self, columns: SidecarColumns, name: str) -> None:
+        self._columns, self._values = columns, columns.values[name]
         self._complete = False
 
     def __len__(self) -> int:
@@ -60,34 +104,18 @@ class SidecarColumn:
         ShardError
             If a sidecar is missing, damaged, has a null, or not the rows that the manifest states.
         """
+        columns = self._columns
         if not self._complete:
-            wanted = np.zeros(len(self._shards), np.bool_)
-            wanted[np.searchsorted(self._starts, index, side="right") - 1] = True
-            self._load(np.flatnonzero(wanted & ~self._loaded))
+            wanted = np.zeros(len(columns.loaded), np.bool_)
+            wanted[np.searchsorted(columns.starts, index, side="right") - 1] = True
+            columns.load(np.flatnonzero(wanted & ~columns.loaded))
+            self._complete = bool(columns.loaded.all())
         return self._values[index]
 
     def all(self) -> NDArray[Any]:
         """Values of all rows; errors as for a part of them."""
-        self._load(np.flatnonzero(~self._loaded))
+        self._columns.load(np.flatnonzero(~self._columns.loaded))
         return self._values
-
-    def _load(self, numbers: NDArray[np.int64]) -> None:
-        if len(numbers):
-            with ThreadPoolExecutor(min(_THREADS, len(numbers))) as pool:
-                list(pool.map(self._load_one, numbers.tolist()))
-        self._complete = bool(self._loaded.all())
-
-    def _load_one(self, number: int) -> None:
-        shard = self._shards[number]
-        column = self._dataset.read_shard_sidecar(shard, [self._name]).column(self._name)
-        if column.null_count:
-            raise ShardError(
-                f"{self._dataset.path(shard.sidecar)} has nulls in column {self._name!r}. "
-                "Convert again."
-            )
-        part = slice(self._starts[number], self._starts[number + 1])
-        self._values[part] = column.to_numpy()
-        self._loaded[number] = True
 
 
 class PayloadCheck:

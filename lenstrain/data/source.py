@@ -35,6 +35,9 @@ class ShardSource(Protocol):
     def expect(self, rows: NDArray[np.int64]) -> None:
         """Say which rows will be gathered soon, in that order, so that they can be on their way."""
 
+    def forget(self, rows: NDArray[np.int64]) -> None:
+        """Take back one `expect` whose rows will not be gathered after all."""
+
     def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
         """Copy the pixels of `rows` into `out`, shape (len(rows), 3, 64, 64), C-contiguous."""
 
@@ -66,7 +69,7 @@ class LocalSource:
         rows = np.array([shard.rows for shard in shards], np.int64)
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows)])
         self._bases = np.zeros(len(shards), np.int64)
-        self._maps: dict[int, _FileMap] = {}
+        self._maps: dict[int, FileMap] = {}
         self._copying = threading.Lock()
         self._closed = False
         self.check()
@@ -85,6 +88,9 @@ class LocalSource:
     def expect(self, rows: NDArray[np.int64]) -> None:
         """Do nothing: the page cache is the read-ahead of a local disk."""
 
+    def forget(self, rows: NDArray[np.int64]) -> None:
+        """Do nothing: nothing was begun."""
+
     def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
         """Copy the pixels of `rows` into `out`, without holding the interpreter lock.
 
@@ -102,9 +108,9 @@ class LocalSource:
         with self._copying:
             if self._closed:
                 raise ValueError("the loader is closed")
-            if not _copy_rows(rows, self._starts, self._bases, out.ctypes.data):
+            if not copy_rows(rows, self._starts, self._bases, out.ctypes.data):
                 self._map_for(rows)
-                _copy_rows(rows, self._starts, self._bases, out.ctypes.data)
+                copy_rows(rows, self._starts, self._bases, out.ctypes.data)
 
     def _map_for(self, rows: NDArray[np.int64]) -> None:
         """Map the shards of these rows that are not mapped yet."""
@@ -112,7 +118,7 @@ class LocalSource:
             raise IndexError(f"rows must lie in 0 ... {self._starts[-1] - 1}")
         shards = np.unique(np.searchsorted(self._starts, rows, side="right") - 1)
         for number in shards[self._bases[shards] == 0].tolist():
-            self._maps[number] = _FileMap(self._paths[number], self._bytes[number])
+            self._maps[number] = FileMap(self._paths[number], self._bytes[number])
             self._bases[number] = self._maps[number].address
 
     def place(self, row: int) -> tuple[str, int]:
@@ -146,7 +152,7 @@ def _identity(path: Path, size: int) -> tuple[int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-class _FileMap:
+class FileMap:
     """A file mapped read-only without keeping it open.
 
     Python's own mmap keeps a descriptor for every map (until 3.13), and the usual limit of 1,024
@@ -201,7 +207,7 @@ def _memcpy(typingctx, target, source, size):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _copy_rows(rows, starts, bases, out):  # type: ignore[no-untyped-def]
+def copy_rows(rows, starts, bases, out):  # type: ignore[no-untyped-def]
     """Copy the pixels of rows to address `out`; False at the first row that is not mapped."""
     for i in range(rows.size):
         if rows[i] < 0 or rows[i] >= starts[-1]:

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensprep.dataset import Dataset
+from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import is_remote
 from lensprep.dataset.where import check_columns, compile_where
 from lensprep.errors import ConfigError, StorageError
-from lenstrain.data.sidecar import Column, SidecarColumn
+from lenstrain.data.fetch import Reading, RemoteSource
+from lenstrain.data.sidecar import Column, SidecarColumn, SidecarColumns
 from lenstrain.data.source import LocalSource, ShardSource
 from lenstrain.data.tars import TarSource, index_tar, tar_paths, tars_digest
 
@@ -49,16 +51,25 @@ class ConvertedSplit:
     ----------
     dataset : Dataset
     split : str
+    reading : Reading, optional
+        How it is read, if it is in an object store.
     """
 
-    def __init__(self, dataset: Dataset, split: str) -> None:
+    def __init__(self, dataset: Dataset, split: str, reading: Reading | None = None) -> None:
         self.dataset, self.split = dataset, split
         self._shards = dataset.split(split).shards
         self.title = f"split {split!r} of {dataset.uri}"
         self.identity = dataset.dataset_id
         self.shard_rows = [shard.rows for shard in self._shards]
-        self.source: ShardSource = LocalSource(dataset, self._shards)
-        self.labels = SidecarColumn(dataset, split, "label", np.int8)
+        if is_remote(dataset.uri):
+            # Both from one look at each sidecar: a request costs more than a column.
+            columns = SidecarColumns(dataset, split, {"label": np.int8, "payload_crc32": np.uint32})
+            crc = SidecarColumn(columns, "payload_crc32")
+            self.source: ShardSource = RemoteSource(dataset, split, crc, reading)
+        else:
+            columns = SidecarColumns(dataset, split, {"label": np.int8})
+            self.source = LocalSource(dataset, self._shards)
+        self.labels = SidecarColumn(columns, "label")
 
     def all_labels(self) -> NDArray[np.int8]:
         """Labels of all rows, from the sidecars."""
@@ -66,7 +77,8 @@ class ConvertedSplit:
 
     def checksums(self) -> SidecarColumn:
         """CRC-32 of each row's pixels, from the sidecars."""
-        return SidecarColumn(self.dataset, self.split, "payload_crc32", np.uint32)
+        columns = SidecarColumns(self.dataset, self.split, {"payload_crc32": np.uint32})
+        return SidecarColumn(columns, "payload_crc32")
 
     def matching(self, where: str) -> NDArray[np.int64]:
         """Positions of the rows for which an expression on sidecar columns is true, ascending."""
@@ -113,26 +125,43 @@ class TarSplit:
         raise ConfigError(f"where {where!r}: {self.title} has no sidecars; convert it first.")
 
 
-def open_split(uri: str | os.PathLike[str], split: str) -> SplitData:
+def open_split(
+    uri: str | os.PathLike[str],
+    split: str,
+    reading: Reading | None = None,
+    options: S3Options | None = None,
+) -> SplitData:
     """Open a split of a converted dataset, or stock tars where the location names tars.
 
     A folder without a manifest is refused, even if there are tars in it: it may be a conversion
     that has not finished.
+
+    Parameters
+    ----------
+    uri : str or path
+    split : str
+    reading : Reading, optional
+        How a dataset in an object store is read.
+    options : S3Options, optional
+        How to reach an object store.
 
     Raises
     ------
     DatasetError, ShardError
         If there is nothing to read, or it is damaged.
     StorageError
-        If the location is an object store.
+        If the object store does not let us, or does not answer; for tars in an object store.
+    BudgetError
+        If the memory budget is too small.
     """
     text = os.fspath(uri)
+    if not text.endswith(".tar"):
+        return ConvertedSplit(Dataset.open(uri, options), split, reading)
     if is_remote(text):
         raise StorageError(
-            f"{text}: the loader reads local datasets only, as yet. Copy it to a local disk first."
+            f"{text}: tars without a manifest are read from a local disk only. Give the folder of "
+            'a converted dataset, or read them with stock stages: wds.WebDataset("s3://...").'
         )
-    if not text.endswith(".tar"):
-        return ConvertedSplit(Dataset.open(uri), split)
     warnings.warn(
         f"{text} is not a converted dataset: its samples are found, read and decoded one by one by "
         "the stock WebDataset stages, many times slower. `lensprep convert` makes fast ones.",

@@ -76,13 +76,17 @@ class PlanSteps(wds.PipelineStage):
 def _announce(plans: Iterable[StepPlan], source: ShardSource, steps: int) -> Iterator[StepPlan]:
     ahead: deque[StepPlan] = deque()
     remaining = iter(plans)
-    while True:
-        for plan in islice(remaining, steps + 1 - len(ahead)):
-            source.expect(plan.index)
-            ahead.append(plan)
-        if not ahead:
-            return
-        yield ahead.popleft()
+    try:
+        while True:
+            for plan in islice(remaining, steps + 1 - len(ahead)):
+                source.expect(plan.index)
+                ahead.append(plan)
+            if not ahead:
+                return
+            yield ahead.popleft()
+    finally:
+        for plan in ahead:  # the consumer has gone
+            source.forget(plan.index)
 
 
 def _gather_pixels(

@@ -154,6 +154,9 @@ class TarSource:
     def expect(self, rows: NDArray[np.int64]) -> None:
         """Do nothing: there is no read-ahead below the batch."""
 
+    def forget(self, rows: NDArray[np.int64]) -> None:
+        """Do nothing: nothing was begun."""
+
     def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
         """Read, decode and convert the stamps of `rows` into `out`."""
         raw = self._raw(rows)
