@@ -376,13 +376,21 @@ def _seed_stamp(blob: bytes | None) -> npt.NDArray[np.float16] | None:
 
 
 def _write_tree(table: pa.Table, root: Path) -> None:
-    """One flat part file, as Spark writes it."""
+    """A flat tree of one part file."""
     root.mkdir()
     _write_part(table, root / "part-00000.parquet")
 
 
 def _write_part(table: pa.Table, path: Path) -> None:
-    pq.write_table(table, path, row_group_size=1024, compression="snappy")
+    """One part file as Spark writes it: no dictionary of blobs, and pages of a megabyte or two."""
+    pq.write_table(
+        table,
+        path,
+        row_group_size=1024,
+        compression="snappy",
+        use_dictionary=[name for name in table.column_names if name != STAMP_COLUMN],
+        write_batch_size=32,
+    )
 
 
 def _some_rows(src: str, rows: int) -> pa.Table:

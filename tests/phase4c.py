@@ -184,6 +184,9 @@ def write_tree(
                 path,
                 row_group_size=row_group_rows,
                 compression="snappy",
+                # As Spark: no dictionary of blobs, and pages of a megabyte or two.
+                use_dictionary=[c for c in chosen.column_names if c != "stamp_npz"],
+                write_batch_size=32,
             )
     (root / "_SUCCESS").touch()
     return root

@@ -308,6 +308,7 @@ def _write_table(path: Path, table: pa.Table, group_rows: int) -> None:
             compression="snappy",
             row_group_size=group_rows,
             use_dictionary=light,
+            write_batch_size=32,  # pages of a megabyte or two, as Spark's
             write_statistics=light,
         )
         _write_checksums(path)
