@@ -2,6 +2,9 @@
 
 from lenstrain.data.batch import Batch
 from lenstrain.data.loader import StampLoader
+from lenstrain.data.opener import register_s3
 from lenstrain.data.selection import hard_negative_weights
 
-__all__ = ["Batch", "StampLoader", "hard_negative_weights"]
+__all__ = ["Batch", "StampLoader", "hard_negative_weights", "register_s3"]
+
+register_s3(replace=False)

@@ -37,7 +37,7 @@ from lensprep.errors import (
     StorageError,
 )
 from lenstrain.data.order import BLOCK_ROWS, block_bounds
-from lenstrain.data.ranges import RACES_AT_ONCE, Cells, RangeReader
+from lenstrain.data.ranges import RACES_AT_ONCE, RUN_CELLS, Cells, RangeReader
 from lenstrain.data.sidecar import Column
 from lenstrain.data.source import FileMap, copy_rows
 
@@ -235,7 +235,9 @@ class RemoteSource:
         seen = last >= 0
         np.add.at(change, first[seen], 1)
         np.add.at(change, last[seen] + 1, -1)
-        self._demand(int(np.cumsum(change).max(initial=0)) + RACES_AT_ONCE + _LEAST_AHEAD)
+        demand = int(np.cumsum(change).max(initial=0)) + RACES_AT_ONCE + _LEAST_AHEAD
+        self._demand(demand)
+        self.reader.reach = min(2 * RUN_CELLS, 1 + self.buffers - demand)
 
     def check_resident(self, rows: NDArray[np.int64] | None) -> None:
         """Refuse a global order of rows that do not all fit into memory."""

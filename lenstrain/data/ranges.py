@@ -165,6 +165,9 @@ class RangeReader:
         self._queue: SimpleQueue[_Run | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._at_once = store.options.connections
+        self.reach = count
+        """Neighbours so much later in the order of first needs are read in the same request: memory
+        for more of them could be missing for what is needed next."""
         self.closed = False
 
     def cell_bytes(self, cell: int) -> int:
@@ -274,16 +277,12 @@ class RangeReader:
     def _stretch(self, cell: int) -> tuple[int, int]:
         """First cell and number of cells around this one that can be read in one request."""
 
-        # Memory for neighbours that are needed much later would be missing for what is needed next.
-        all_fit = self._most >= len(self._state) + RACES_AT_ONCE
-        reach = len(self._state) if all_fit else max(RUN_CELLS, self._most // 8)
-
         def joins(other: int) -> bool:
             return bool(
                 self.cells.shard[other] == self.cells.shard[cell]
                 and self._state[other] == _ABSENT
                 and self._pending[other]
-                and self._turn[other] - self._turn[cell] < reach
+                and self._turn[other] - self._turn[cell] < self.reach
             )
 
         first, last = cell, cell
