@@ -1,10 +1,13 @@
-"""What the commands of the trainer share: how errors end them, and how they answer."""
+"""What the commands of the trainer share: options, how errors end them, and how they answer."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -12,6 +15,13 @@ import click
 from lensprep.errors import ProjectError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_PREEMPTED = 75
+"""Exit status after SIGTERM: the state is saved, start again with --resume (EX_TEMPFAIL)."""
+EXIT_SIGINT = 130
+"""Exit status after Ctrl-C, by custom of shells; the state is saved too."""
+PATH = click.Path(path_type=Path)
+"""Type of an argument or option that names a file or folder."""
 
 
 class ProjectGroup(click.Group):
@@ -24,6 +34,24 @@ class ProjectGroup(click.Group):
         except ProjectError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(1)
+
+
+def config_option(help: str = "TOML file; see configs/.", *, required: bool = False) -> Any:
+    """Add ``--config``, as ``config_path``."""
+    return click.option("--config", "config_path", type=PATH, required=required, help=help)
+
+
+def set_option(help: str) -> Any:
+    """Add ``--set``, as ``overrides``: what `lensprep.configfile.load_config` takes."""
+    return click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help=f"{help} Repeatable."
+    )
+
+
+def device_option(command: F) -> F:
+    """Add ``--device``."""
+    choices = click.Choice(["auto", "cpu", "cuda"])
+    return click.option("--device", default="auto", show_default=True, type=choices)(command)
 
 
 def json_option(command: F) -> F:
@@ -42,3 +70,9 @@ def report(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
     else:
         for line in lines:
             click.echo(line, err=True)
+
+
+def exit_if_interrupted(result: dict[str, Any]) -> None:
+    """End with the status of the signal that stopped a command, if one did."""
+    if result["status"] == "interrupted":
+        sys.exit(EXIT_SIGINT if result["signal"] == signal.SIGINT else EXIT_PREEMPTED)

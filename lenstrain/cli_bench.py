@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from lensprep.configfile import load_config
-from lenstrain.cli_base import json_option, report
+from lenstrain.cli_base import config_option, json_option, report, set_option
 
 
 @click.group()
@@ -62,16 +62,8 @@ def loader(dataset: str, as_json: bool, **options: Any) -> None:
 
 @bench.command()
 @click.argument("dataset")
-@click.option(
-    "--config", "config_path", type=click.Path(path_type=Path), help="TOML file; see configs/."
-)
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a key of the configuration, such as data.batch_size=512. Repeatable.",
-)
+@config_option()
+@set_option("Override a key of the configuration, such as data.batch_size=512.")
 @click.option(
     "--seconds", default=30.0, show_default=True, type=click.FloatRange(min=0, min_open=True)
 )

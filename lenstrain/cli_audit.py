@@ -1,0 +1,135 @@
+"""`lenstrain probe` and `audit`: is a run fit to be published, and what does it look at."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lensprep.configfile import load_config
+from lenstrain.cli_base import PATH, config_option, device_option, json_option, report, set_option
+
+
+@click.command()
+@click.argument("checkpoint", type=PATH)
+@click.argument("dataset")
+@click.option(
+    "--out",
+    type=PATH,
+    help="Folder for the results  [default: probe in the run folder].",
+)
+@device_option
+@set_option("Override an option of the probes, such as per_class=500.")
+@json_option
+def probe(
+    checkpoint: Path,
+    dataset: str,
+    out: Path | None,
+    device: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Probe CHECKPOINT for shortcuts on stamps of DATASET.
+
+    \b
+    Example:
+      lenstrain probe runs/a/checkpoints/best.pt data/ds
+    """
+    from lenstrain.probes.options import ProbeOptions
+
+    options = load_config(ProbeOptions, None, overrides)
+    from lenstrain.probes.probe import probe as run_probes
+    from lenstrain.progress import share_progress
+
+    with share_progress() as progress:
+        result = run_probes(
+            checkpoint, dataset, out, options=options, device=device, progress=progress
+        )
+    lines = [f"{name:18} {text}" for name, text in result["readings"].items()]
+    report(result, [*lines, f"Report: {result['report']}"], as_json)
+
+
+@click.command()
+@click.argument("run", type=PATH)
+@click.argument("dataset")
+@click.option(
+    "--out",
+    type=PATH,
+    help="Folder for the results  [default: audit in the run folder].",
+)
+@click.option("--scores", type=PATH, help="Scores of the test split.")
+@click.option("--evaluation", type=PATH, help="Folder of `lenstrain evaluate`.")
+@click.option(
+    "--probe",
+    "probe_path",
+    type=PATH,
+    help="Folder of `lenstrain probe`.",
+)
+@click.option(
+    "--seed-scores",
+    multiple=True,
+    type=PATH,
+    help="Scores of the same split by a run with another seed. Repeatable.",
+)
+@click.option(
+    "--left-out",
+    multiple=True,
+    metavar="COLUMN=VALUE:SCORES",
+    help="Scores by a run that was trained without a value. Repeatable.",
+)
+@click.option("--real", type=PATH, help="Scores of real lenses.")
+@click.option(
+    "--confusers",
+    type=PATH,
+    help="Scores of confusers, blank fields and artefacts, with a column `kind`.",
+)
+@click.option("--run-checks", is_flag=True, help="Also run the short trainings (minutes).")
+@click.option("--only", multiple=True, metavar="ITEM", help="Measure this item only. Repeatable.")
+@config_option("TOML file of thresholds.")
+@set_option("Override a threshold, such as scores.claimed_fprs=[0.01].")
+@json_option
+def audit(
+    run: Path,
+    dataset: str,
+    out: Path | None,
+    probe_path: Path | None,
+    run_checks: bool,
+    only: tuple[str, ...],
+    config_path: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    **named: Any,
+) -> None:
+    """Go through the readiness checklist: is RUN, trained on DATASET, fit to be published.
+
+    Scores, evaluation and probes of the run's best checkpoint are found in the run folder and
+    beside it. Exit status: 0 GO, 3 CONDITIONAL, 4 NO-GO.
+
+    \b
+    Example:
+      lenstrain audit runs/a data/ds --run-checks
+    """
+    from lenstrain.audit.config import AuditConfig
+
+    config = load_config(AuditConfig, config_path, overrides)
+    from lenstrain.audit.audit import audit as run_audit
+    from lenstrain.audit.evidence import Supplied
+    from lenstrain.audit.report import lines
+    from lenstrain.progress import share_progress
+
+    supplied = Supplied(probe=probe_path, **named)
+    with share_progress() as progress:
+        content, findings = run_audit(
+            run,
+            dataset,
+            out,
+            supplied=supplied,
+            config=config,
+            run_checks=run_checks,
+            only=only,
+            progress=progress,
+        )
+    report(content, [*lines(content, findings), f"Report: {content['report']}"], as_json)
+    sys.exit(content["exit_code"])

@@ -1,0 +1,201 @@
+"""`lenstrain infer`, `evaluate` and `mine`: scores, how good they are, what they get wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lensprep.configfile import load_config
+from lenstrain.cli_base import PATH, device_option, json_option, report, set_option
+
+
+@click.command()
+@click.argument("checkpoint", type=PATH)
+@click.argument("dataset")
+@click.option("--split", default="test", show_default=True, help="Split to score.")
+@click.option("--out", required=True, type=PATH, help="Parquet file to write.")
+@click.option(
+    "--member",
+    "members",
+    multiple=True,
+    type=PATH,
+    help="Another checkpoint of an ensemble; the score is the mean logit. Repeatable.",
+)
+@click.option(
+    "--catalog",
+    type=PATH,
+    help="DATASET is a folder of FITS or NPZ cutouts; their ra, dec (and key or file) are here.",
+)
+@click.option("--tta", is_flag=True, help="Average the logit over the 8 turns and flips.")
+@click.option("--embeddings", is_flag=True, help="Add what the network's last layer sees.")
+@click.option("--batch-size", default=512, show_default=True, type=click.IntRange(min=1))
+@device_option
+@click.option(
+    "--workers", type=click.IntRange(1), help="Decoding processes [default: one per processor]."
+)
+@json_option
+def infer(
+    checkpoint: Path,
+    dataset: str,
+    split: str,
+    out: Path,
+    members: tuple[Path, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Score every stamp of a split of DATASET with CHECKPOINT: one float32 logit a row.
+
+    DATASET may also be a Phase 4c tree, or a folder of cutouts with --catalog: their stamps are
+    decoded on the way and normalised as the checkpoint asks. Runs alone or under torchrun. Parts
+    that are finished are kept if it is interrupted: the same command goes on from there.
+
+    \b
+    Example:
+      lenstrain infer runs/a/checkpoints/best.pt data/ds --split test --out test.parquet
+    """
+    from lenstrain.infer import infer as score
+    from lenstrain.progress import stage_progress
+
+    with stage_progress("scoring") as progress:
+        result = score(
+            [checkpoint, *members], dataset, split=split, out=out, progress=progress, **options
+        )
+    report(result, _infer_lines(result), as_json)
+
+
+def _infer_lines(result: dict[str, Any]) -> list[str]:
+    lines = [f"{result['rows']:,} rows scored: {result['out']}"]
+    left_out = result["filtered"] | result["rejected"]
+    if left_out:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in left_out.items())
+        lines.append(
+            f"{sum(left_out.values()):,} rows have no score ({reasons}): {result['rejects']}"
+        )
+    return lines
+
+
+@click.command()
+@click.argument("scores", type=PATH)
+@click.option(
+    "--calibrate-on",
+    type=PATH,
+    help="Scores of another split, to fit calibration and thresholds on.",
+)
+@click.option("--out", required=True, type=PATH, help="Folder for the report.")
+@click.option(
+    "--compare",
+    "compare_with",
+    type=PATH,
+    help="Another model's scores of the same stamps.",
+)
+@click.option(
+    "--catalog",
+    type=PATH,
+    help="Known lenses, CSV or parquet in lenscat's columns: recall by grade.",
+)
+@click.option(
+    "--catalog-column",
+    "catalog_columns",
+    multiple=True,
+    metavar="NAME=COLUMN",
+    help="What the catalogue calls name, ra, dec or grade. Repeatable.",
+)
+@click.option(
+    "--catalog-scores",
+    type=PATH,
+    help="Scores to find the known lenses in; labels are not needed [default: SCORES].",
+)
+@click.option("--dataset", help="Dataset to show stamps from, if not the one the scores name.")
+@set_option("Override an option of the evaluation, such as resamples=2000.")
+@json_option
+def evaluate(
+    scores: Path,
+    out: Path,
+    catalog_columns: tuple[str, ...],
+    overrides: tuple[str, ...],
+    as_json: bool,
+    **inputs: Any,
+) -> None:
+    """Measure how good SCORES are, with intervals by region, and write a report.
+
+    SCORES is what `lenstrain infer` writes, or any parquet or CSV with key, label, logit (or
+    probability) and region_id.
+
+    \b
+    Example:
+      lenstrain evaluate test.parquet --calibrate-on val.parquet --out report
+    """
+    from lenstrain.evaluation.catalog import parse_columns
+    from lenstrain.evaluation.evaluate import evaluate as run_evaluation
+    from lenstrain.evaluation.options import EvaluationOptions
+    from lenstrain.progress import share_progress
+
+    columns = parse_columns(catalog_columns)
+    if inputs["catalog"] is None and (columns or inputs["catalog_scores"] is not None):
+        raise click.UsageError("--catalog-column and --catalog-scores need --catalog.")
+    options = load_config(EvaluationOptions, None, overrides)
+    with share_progress() as progress:
+        result = run_evaluation(
+            scores, out, catalog_columns=columns, options=options, progress=progress, **inputs
+        )
+    report(result, _evaluate_lines(result), as_json)
+
+
+def _evaluate_lines(result: dict[str, Any]) -> list[str]:
+    auroc = result["auroc"]
+    interval = "no interval: one region"
+    if auroc["low"] is not None:
+        interval = f"{auroc['low']:.4f} to {auroc['high']:.4f}"
+    lines = [f"AUROC {auroc['value']:.4f} ({interval})"]
+    if result["comparison"]:
+        gain = result["comparison"]["auroc"]
+        lines.append(f"AUROC {gain['value']:+.4f} against {result['comparison']['other']}")
+    if result["known_lenses"]:
+        known = result["known_lenses"]
+        for cut in known["recall"]:
+            lines.append(
+                f"{cut['all']['k']} of {cut['all']['n']} known lenses above the threshold for "
+                f"{cut['name']}"
+            )
+    return [*lines, f"Report: {result['report']}"]
+
+
+@click.command()
+@click.argument("scores", nargs=-1, required=True, type=PATH)
+@click.option("--out", required=True, type=PATH, help="Parquet file to write.")
+@click.option(
+    "--catalog",
+    type=PATH,
+    help="Known lenses (CSV or parquet with ra, dec): controls near one are left out.",
+)
+@set_option("Override an option: fraction=0.05, factor=4.0, psf_bins=4, radius_arcsec=5.0.")
+@json_option
+def mine(
+    scores: tuple[Path, ...],
+    out: Path,
+    catalog: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """List the controls of SCORES that look most like lenses, in each bin of seeing.
+
+    SCORES are tables of `lenstrain infer --split train`; of several the mean logit counts. Train
+    with the list by --set data.sample_weights=FILE.
+
+    \b
+    Example:
+      lenstrain mine train.parquet --catalog known.csv --out hard.parquet
+    """
+    from lenstrain.mine import MiningOptions
+    from lenstrain.mine import mine as run_mining
+
+    options = load_config(MiningOptions, None, overrides)
+    result = run_mining(scores, out, catalog=catalog, options=options)
+    lines = [f"Note: {note}" for note in result["notes"]]
+    lines.append(
+        f"{result['hard']:,} hard of {result['controls']:,} controls in {len(result['bins'])} bins "
+        f"of seeing, {result['excluded']:,} left out near known lenses: {out}"
+    )
+    report(result, [*lines, f"Train with --set data.sample_weights={out}"], as_json)
