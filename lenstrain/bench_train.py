@@ -136,7 +136,7 @@ def _rounds(run: Run, flops: float, seconds: float, tell: Progress) -> Iterator[
     share = seconds / ROUNDS
     # One number for all processes, which have to make equal steps.
     fitting = int((1 - CEILING_SHARE) * share / per_step)
-    steps = max(1, run.context.gather_objects(fitting)[0])
+    steps = max(1, run.context.from_main(fitting))
     for number in range(ROUNDS):
         tell("Measuring", number / ROUNDS)
         yield _measure(run, batches, clock, phases, steps, flops, CEILING_SHARE * share)

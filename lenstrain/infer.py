@@ -34,6 +34,7 @@ from lenstrain.ledger import record_opening
 from lenstrain.origins import DatasetOrigin, FeedOrigin, Origin, Part
 from lenstrain.training.checkpoint import load_model
 from lenstrain.training.distributed import Context, process_group
+from lenstrain.training.transfer import send, widen
 from lenstrain.training.validate import full_float32
 
 FIRST_COLUMNS = ("key", "task_id", "label", "logit", "region_id", "split")
@@ -136,7 +137,7 @@ def infer(
             shutil.rmtree(folder)
             for path, member in zip(paths, facts["members"], strict=True):
                 record_opening(local_path(path), facts | member)
-        account = context.gather_objects(account)[0]
+        account = context.from_main(account)
         context.barrier()
     seconds = time.perf_counter() - start
     resumed = sum(origin.parts[index] for index in done)
@@ -248,10 +249,7 @@ def _share_work(
         "tta": facts["tta"],
         "embeddings": embeddings,
     }
-    done = None
-    if context.is_main:
-        done = _begin(folder, plan, len(origin.parts))
-    done = context.gather_objects(done)[0]
+    done = context.from_main(_begin(folder, plan, len(origin.parts)) if context.is_main else [])
     remaining = sorted(set(range(len(origin.parts))) - set(done))
     mine = np.array_split(np.array(remaining, dtype=int), context.world_size)[context.rank]
     return done, mine.tolist()
@@ -324,10 +322,7 @@ def _score(
     logits: list[Tensor] = []
     features: list[list[Tensor]] = []
     for pixels in batches:
-        x_BCHW = pixels.to(
-            context.device, torch.float32, memory_format=torch.channels_last, non_blocking=True
-        )
-        logit_BM, seen = model(x_BCHW)
+        logit_BM, seen = model(widen(send(pixels, context.device), channels_last=True))
         # Nothing is copied from the device before the part is done: it would wait each time.
         logits.append(logit_BM)
         features.append(seen)

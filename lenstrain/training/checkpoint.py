@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import random
 import subprocess
 import warnings
-from dataclasses import replace
+import zipfile
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,13 +38,17 @@ REQUIRED = (
     "stopper",
     "loader",
     "rng",
+    "totals",
     "step",
     "epoch",
+    "metrics",
     "config",
     "normalization",
     "label_map",
+    "dataset",
     "dataset_id",
     "versions",
+    "git_commit",
 )
 """Keys that every checkpoint has, beside ``format`` and ``format_version``."""
 
@@ -97,6 +103,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         If there is none, it is damaged, or it is not one of this program and version.
     """
     try:
+        _check_crc(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint. `lenstrain train` makes one.") from None
@@ -122,7 +129,23 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_latest(folder: Path) -> tuple[Path, dict[str, Any]]:
+def _check_crc(path: Path) -> None:
+    """Compare the CRC-32 of every part of the file, which torch writes and does not read."""
+    with zipfile.ZipFile(path) as parts:
+        broken = parts.testzip()
+    if broken is not None:
+        raise zipfile.BadZipFile(f"wrong CRC-32 of {broken}")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A checkpoint to go on from."""
+
+    path: Path
+    content: dict[str, Any]
+
+
+def load_latest(folder: Path) -> Found:
     """Read the last checkpoint of a run, or the one before if the last is damaged, with a warning.
 
     Raises
@@ -132,12 +155,23 @@ def load_latest(folder: Path) -> tuple[Path, dict[str, Any]]:
     """
     last = folder / LAST
     try:
-        return last, load_checkpoint(last)
+        return Found(last, load_checkpoint(last))
     except CheckpointError as error:
         if not (folder / PREVIOUS).exists():
             raise
         warnings.warn(f"{error} Falling back to {folder / PREVIOUS}.", stacklevel=2)
-    return folder / PREVIOUS, load_checkpoint(folder / PREVIOUS)
+    return Found(folder / PREVIOUS, load_checkpoint(folder / PREVIOUS))
+
+
+def keep_as_last(path: Path) -> None:
+    """Put the checkpoint that a run goes on from in the place of a damaged ``last.pt``.
+
+    Otherwise the next save would keep the damaged one as ``previous.pt``, and a run that is killed
+    in the middle of that save would have no whole checkpoint left.
+    """
+    if path.name != LAST:
+        _link(path, path.with_name(LAST))
+        sync_folder(path.parent)
 
 
 def checkpoint_config(content: dict[str, Any]) -> Config:
@@ -212,7 +246,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on; a package that is not installed is left out."""
-    found = {"lenstrain": lenstrain.__version__}
+    found = {"lenstrain": lenstrain.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)

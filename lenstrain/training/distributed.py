@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from lensprep.errors import ConfigError, ProjectError
+
+T = TypeVar("T")
 
 LOST = ("timed out", "timeout", "connection closed by peer", "connection reset", "nccl")
 """What gloo and NCCL say, in lower case, when another process is gone or does not answer."""
@@ -33,6 +35,8 @@ class Context:
     """Number of this process."""
     world_size: int = 1
     """Number of processes."""
+    grouped: bool = False
+    """Whether they have been joined, as those that torchrun starts are, even if it starts one."""
 
     @property
     def is_main(self) -> bool:
@@ -41,13 +45,13 @@ class Context:
 
     def sum(self, value: Tensor) -> Tensor:
         """Sum of a tensor over the processes, in place."""
-        if self.world_size > 1:
+        if self.grouped:
             dist.all_reduce(value)
         return value
 
     def gather(self, value: Tensor) -> Tensor:
         """Tensors of equal shape from all processes, one after the other, on every process."""
-        if self.world_size == 1:
+        if not self.grouped:
             return value
         parts = [torch.empty_like(value) for _ in range(self.world_size)]
         dist.all_gather(parts, value.contiguous())
@@ -55,15 +59,23 @@ class Context:
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Plain objects from all processes, by rank, on every process."""
-        if self.world_size == 1:
+        if not self.grouped:
             return [value]
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
+    def from_main(self, value: T) -> T:
+        """The main process's plain object, on every process: decided once, for all."""
+        if not self.grouped:
+            return value
+        values = [value if self.is_main else None]
+        dist.broadcast_object_list(values, 0)
+        return cast(T, values[0])
+
     def barrier(self) -> None:
         """Wait until every process is here."""
-        if self.world_size > 1:
+        if self.grouped:
             dist.barrier()
 
 
@@ -86,7 +98,7 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Context]:
     """
     chosen = choose_device(device)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
+    if world_size == 1 and not dist.is_torchelastic_launched():
         yield Context(device=chosen)
         return
     dist.init_process_group(
@@ -95,7 +107,7 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Context]:
         device_id=chosen if chosen.type == "cuda" else None,
     )
     try:
-        yield Context(device=chosen, rank=dist.get_rank(), world_size=dist.get_world_size())
+        yield Context(device=chosen, rank=dist.get_rank(), world_size=world_size, grouped=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if not any(word in str(error).lower() for word in LOST):
@@ -127,7 +139,7 @@ def choose_device(device: str) -> torch.device:
     Raises
     ------
     ConfigError
-        If a GPU is asked for and there is none.
+        If a GPU is asked for and there is none, or this process has none of its own.
     """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -136,6 +148,12 @@ def choose_device(device: str) -> torch.device:
             "train.device is 'cuda' but PyTorch finds no GPU. Check `nvidia-smi`, or set "
             "train.device=cpu."
         )
-    chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    number, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= there:
+        raise ConfigError(
+            f"Process {number} of this machine has no GPU of its own: PyTorch finds {there}. Start "
+            f"torchrun with --nproc-per-node {there}, or look at CUDA_VISIBLE_DEVICES."
+        )
+    chosen = torch.device("cuda", number)
     torch.cuda.set_device(chosen)
     return chosen

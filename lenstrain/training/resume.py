@@ -16,6 +16,7 @@ from lensprep.errors import CheckpointError, StorageError
 from lenstrain.config import Config
 from lenstrain.training.checkpoint import (
     LAST,
+    Found,
     git_commit,
     load_latest,
     rng_state,
@@ -24,7 +25,7 @@ from lenstrain.training.checkpoint import (
     versions,
 )
 from lenstrain.training.copies import check_free, fetch_run
-from lenstrain.training.distributed import is_restart, launch_id
+from lenstrain.training.distributed import Context, is_restart, launch_id
 from lenstrain.training.run import CHECKPOINTS, Run
 from lenstrain.training.runlog import CONFIG, ENVIRONMENT
 from lenstrain.training.step import Totals
@@ -87,7 +88,7 @@ def prepare_folder(out: Path, uri: str | None, resume: bool) -> bool:
     return resume
 
 
-def find_state(out: Path, resume: bool) -> dict[str, Any] | None:
+def find_state(out: Path, resume: bool) -> Found | None:
     """Checkpoint to go on from, or None for a fresh start.
 
     Raises
@@ -109,7 +110,23 @@ def find_state(out: Path, resume: bool) -> dict[str, Any] | None:
         raise StorageError(f"{out} is not the folder of a run (it has no {CONFIG}).")
     if not any((out / CHECKPOINTS).glob("*.pt")):
         return None  # cut off before its first checkpoint
-    return load_latest(out / CHECKPOINTS)[1]
+    return load_latest(out / CHECKPOINTS)
+
+
+def check_same_state(found: Found | None, out: Path, context: Context) -> None:
+    """Refuse to go on if the processes do not find the same checkpoint; all must come here.
+
+    Raises
+    ------
+    StorageError
+    """
+    steps = context.gather_objects(None if found is None else found.content["step"])
+    if len(set(steps)) > 1:
+        told = ", ".join("nothing" if step is None else f"step {step}" for step in steps)
+        raise StorageError(
+            f"The processes find different checkpoints in {out}: {told}. Name a run folder on a "
+            "disk that all machines see."
+        )
 
 
 def check_same_run(state: dict[str, Any], dataset: Dataset, config: Config, out: Path) -> None:

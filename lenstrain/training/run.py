@@ -274,6 +274,6 @@ def start_records(run: Run) -> None:
         "steps_per_epoch": len(run.train_loader),
     }
     write_setup(run.folder, run.config, facts)
-    run.log = RunLog(run.folder, run.learner.steps)
+    run.log = RunLog(run.folder, run.learner.steps, run.epochs_done)
     if not run.learner.steps:
         run.log.write_settings(run.config)

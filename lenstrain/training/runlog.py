@@ -37,19 +37,21 @@ class RunLog:
     ----------
     folder : Path
         The run folder.
-    step : int
-        Step that the run starts from. Later records, of a run that was cut off, are dropped.
+    step, epochs : int
+        Step that the run starts from, and epochs finished by then. Later records, of a run that
+        was cut off, are dropped.
     """
 
-    def __init__(self, folder: Path, step: int = 0) -> None:
+    def __init__(self, folder: Path, step: int = 0, epochs: int = 0) -> None:
         # Importing TensorBoard takes a second, which only the process that writes should pay.
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = folder / METRICS
-        truncate_metrics(self.path, step)
+        truncate_metrics(self.path, step, epochs)
         self._file = self.path.open("a", encoding="utf-8")
+        # TensorBoard hides what it has of this step and later; what is of `step` itself stays.
         self._board: Any = SummaryWriter(
-            str(folder / TENSORBOARD), purge_step=step if step else None
+            str(folder / TENSORBOARD), purge_step=step + 1 if step else None
         )
 
     def write(self, kind: str, record: dict[str, Any]) -> None:
@@ -97,8 +99,8 @@ class RunLog:
         self._board.close()
 
 
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the records after a step, and a last line that was cut off."""
+def truncate_metrics(path: Path, step: int, epochs: int) -> None:
+    """Drop the records after a step, of epochs not finished then, and a last line cut off."""
     if not path.exists():
         return
     kept = []
@@ -107,7 +109,8 @@ def truncate_metrics(path: Path, step: int) -> None:
             record = json.loads(line)
         except json.JSONDecodeError:
             break
-        if record["step"] <= step:
+        finished = record["kind"] != "epoch" or record["epoch"] <= epochs
+        if record["step"] <= step and finished:
             kept.append(line)
     write_atomic(path, "".join(line + "\n" for line in kept).encode())
 

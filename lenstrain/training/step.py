@@ -148,7 +148,8 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
             group["lr"] = torch.as_tensor(group["lr"]).to(self.rates)
-        if self.scaler.is_enabled():
+        # Empty if another device, without a scaled loss, has come so far: then it starts anew.
+        if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.updates.fill_(state["scheduler"]["updates"])
         self.steps = state["step"]
@@ -187,7 +188,7 @@ def make_learner(model: nn.Module, config: Config, schedule: Schedule, context: 
 
 def _network(model: nn.Module, config: Config, context: Context) -> nn.Module:
     network: Any = torch.compile(model) if config.train.compile else model
-    if context.world_size > 1:
+    if context.grouped:
         ids = [context.device.index] if context.device.type == "cuda" else None
         network = DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
     return network
@@ -300,7 +301,7 @@ def _loss_scale(weight: Tensor, context: Context | None) -> Tensor:
 
     Gradients are averaged over processes, so that the number of processes has to be undone.
     """
-    if context is None or context.world_size == 1:
+    if context is None or not context.grouped:
         return 1 / weight.clamp(min=1)
     total = context.sum(weight.clone())
     return context.world_size / total.clamp(min=1)

@@ -16,11 +16,13 @@ from lensprep.dataset.storage import write_atomic
 from lensprep.errors import ProjectError
 from lenstrain.config import Config
 from lenstrain.data import Batch
+from lenstrain.training.checkpoint import keep_as_last
 from lenstrain.training.copies import Copier
 from lenstrain.training.distributed import Context, process_group
 from lenstrain.training.feeding import IntervalClock, device_batches
 from lenstrain.training.resume import (
     check_same_run,
+    check_same_state,
     find_state,
     last_checkpoint,
     merged_totals,
@@ -106,14 +108,17 @@ def open_run(
     # The main process decides for all, before any of them looks at the folder.
     copy = config.train.checkpoint_copy
     asked = prepare_folder(out, copy, resume) if context.is_main else resume
-    state = find_state(out, context.gather_objects(asked)[0])
+    found = find_state(out, context.from_main(asked))
+    check_same_state(found, out, context)
     dataset = Dataset.open(uri)
-    if state is not None:
-        check_same_run(state, dataset, config, out)
+    if found is not None:
+        check_same_run(found.content, dataset, config, out)
     run = build_run(dataset, config, out, context, progress)
-    if state is not None:
-        restore(run, state)
-    context.barrier()  # nobody may find the folder made before having looked at it
+    if found is not None:
+        restore(run, found.content)
+    context.barrier()  # nobody may find the folder made, or mended, before having looked at it
+    if found is not None and context.is_main:
+        keep_as_last(found.path)
     start_records(run)
     if copy is not None and context.is_main:
         run.copier = Copier(out, copy)
@@ -129,7 +134,7 @@ def fit(run: Run, signals: StopSignals) -> str:
         ``completed``, ``stopped`` or ``interrupted``.
     """
     while run.epochs_done < run.config.train.epochs:
-        if run.stopper.should_stop:
+        if run.context.from_main(run.stopper.should_stop):
             return "stopped"
         if not train_epoch(run, signals) or not finish_epoch(run, signals):
             return "interrupted"
@@ -178,7 +183,11 @@ def finish_epoch(run: Run, signals: StopSignals) -> bool:
     if scores is None:
         save(run, [])
         return False
-    run.metrics = validation_metrics(*scores, run.config.eval.fpr)
+    # Once, for all: what is best and when to stop follows from these numbers in every process.
+    main = run.context.is_main
+    run.metrics = run.context.from_main(
+        validation_metrics(*scores, run.config.eval.fpr) if main else {}
+    )
     improved = run.stopper.update(run.epochs_done + 1, run.metrics)
     record = epoch_record(run, time.perf_counter() - started)
     if run.log is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lensprep.errors import DatasetError
 from lenstrain.evaluation import calibration, metrics
 from lenstrain.training.distributed import Context
+from lenstrain.training.transfer import send, widen
 
 
 def score_split(
@@ -54,14 +55,13 @@ def score_split(
     logit = torch.zeros(rows + 1, dtype=torch.float32, device=context.device)
     label = torch.zeros(rows + 1, dtype=torch.float32, device=context.device)
     seen = torch.zeros(rows + 1, dtype=torch.float32, device=context.device)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
     with torch.inference_mode(), full_float32():
         for batch in batches:
-            x_BCHW = batch.pixels.to(context.device, torch.float32, memory_format=layout)
-            weight_B = batch.weight.to(context.device)
-            slot_B = torch.where(weight_B > 0, batch.index.to(context.device), rows)
+            x_BCHW = widen(send(batch.pixels, context.device), channels_last=channels_last)
+            weight_B = send(batch.weight, context.device)
+            slot_B = torch.where(weight_B > 0, send(batch.index, context.device), rows)
             logit.index_add_(0, slot_B, model(x_BCHW).float())
-            label.index_add_(0, slot_B, batch.labels.to(context.device, torch.float32))
+            label.index_add_(0, slot_B, send(batch.labels, context.device).float())
             seen.index_add_(0, slot_B, torch.ones_like(weight_B))
             if on_batch is not None:
                 on_batch()

@@ -15,6 +15,7 @@ from lenstrain.training.checkpoint import (
     LAST,
     PREVIOUS,
     REQUIRED,
+    keep_as_last,
     load_checkpoint,
     load_latest,
     load_model,
@@ -68,24 +69,46 @@ def test_further_names_keep_their_content_when_the_last_moves_on(tmp_path, conte
     assert steps == {"best.pt": 1, PREVIOUS: 2, LAST: 3}
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped"])
+def flip_a_bit(data, tensor):
+    """Change one bit of a stored tensor: the archive stays whole, the number is another."""
+    place = data.index(tensor.numpy().tobytes())
+    data = bytearray(data)
+    data[place + 1] ^= 4
+    return data
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "head", "bit"])
 def test_a_damaged_last_falls_back_to_the_one_before(tmp_path, content, damage):
     save_last(tmp_path, {**content, "step": 1}, [])
     save_last(tmp_path, {**content, "step": 2}, [])
-    assert load_latest(tmp_path)[1]["step"] == 2
+    assert load_latest(tmp_path).content["step"] == 2
     data = bytearray((tmp_path / LAST).read_bytes())
     data = {
         "cut": data[: len(data) // 2],
         "empty": b"",
         "text": b"not a checkpoint",
-        "flipped": b"\0" * 64 + data[64:],
+        "head": b"\0" * 64 + data[64:],
+        "bit": flip_a_bit(data, content["model"]["head.weight"]),
     }[damage]
     (tmp_path / LAST).unlink()
     (tmp_path / LAST).write_bytes(data)
     with pytest.warns(UserWarning, match="Falling back"):
-        path, found = load_latest(tmp_path)
-    assert path.name == PREVIOUS
-    assert found["step"] == 1
+        found = load_latest(tmp_path)
+    assert found.path.name == PREVIOUS
+    assert found.content["step"] == 1
+
+
+def test_after_a_fall_back_the_damaged_file_never_becomes_the_one_before(tmp_path, content):
+    save_last(tmp_path, {**content, "step": 1}, [])
+    save_last(tmp_path, {**content, "step": 2}, [])
+    (tmp_path / LAST).unlink()
+    (tmp_path / LAST).write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="Falling back"):
+        keep_as_last(load_latest(tmp_path).path)
+    assert load_latest(tmp_path).content["step"] == 1
+    save_last(tmp_path, {**content, "step": 3}, [])
+    assert load_checkpoint(tmp_path / PREVIOUS)["step"] == 1
+    assert load_checkpoint(tmp_path / LAST)["step"] == 3
 
 
 def test_a_damaged_only_checkpoint_is_an_error(tmp_path):

@@ -8,17 +8,21 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from lensprep.configfile import to_toml
 from lensprep.dataset import Dataset
 from lensprep.errors import ConfigError
+from lenstrain.data import StampLoader
+from lenstrain.model import build_model
 from lenstrain.training.checkpoint import load_checkpoint
 from lenstrain.training.distributed import Context, choose_device, launch_id
 from lenstrain.training.resume import is_own_restart
 from lenstrain.training.run import check_input
 from lenstrain.training.train import train
+from lenstrain.training.validate import score_split
 
 # Group norm, because batch norm sees a process's part of the batch; no dropout, whose draws differ.
 SAME = ("model.norm=group", "optim.ema_decay=0.9")
@@ -36,6 +40,89 @@ def launch(processes, dataset, config, out, *options, agent=(), **popen):
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen
     )
+
+
+def launch_tasks(processes, dataset, config, folder, *tasks):
+    """Start `ranks.py` on several processes; gives (status, standard error)."""
+    path = folder / "config.toml"
+    path.write_text(to_toml(config))
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+        str(processes), "-m", "tests.lenstrain.training.ranks", dataset, path, folder, *tasks,
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=240
+    )
+    return done.returncode, done.stderr
+
+
+def results(folder, task, processes):
+    return [json.loads((folder / f"{task}-{rank}.json").read_text()) for rank in range(processes)]
+
+
+@pytest.fixture(scope="module")
+def alone_scores(dataset, make_config):
+    torch.manual_seed(5)
+    model = build_model(make_config(*SAME).model).eval()
+    loader = StampLoader(dataset, "val", 18, shuffle=None)
+    return score_split(model, loader, 40, Context(device=torch.device("cpu")))
+
+
+def assert_same_sorted_logits(alone, found):
+    logits, labels = alone
+    assert len({tuple(each["logits"]) for each in found}) == 1  # every process has all of them
+    assert found[0]["labels"] == labels.tolist()
+    other = np.array(found[0]["logits"], np.float32)
+    np.testing.assert_allclose(other, logits, rtol=1e-6, atol=1e-6)  # row by row, by position
+    np.testing.assert_allclose(np.sort(other), np.sort(logits), rtol=1e-6, atol=1e-6)
+
+
+def assert_same_bits(one, other):
+    first, second = (load_checkpoint(run / "checkpoints" / "last.pt") for run in (one, other))
+    for part in ("model", "ema"):
+        for name, value in first[part].items():
+            assert torch.equal(second[part][name], value), name
+    for a, b in zip(first["rng"], second["rng"], strict=True):
+        assert torch.equal(a["torch"], b["torch"])
+    assert len({tuple(each["torch"].tolist()) for each in first["rng"]}) == 2  # each its own
+
+
+def test_two_processes_decide_as_one_and_none_waits_for_ever(
+    alone_scores, dataset, make_config, tmp_path
+):
+    """Same sorted logits; resumed to the same bits; one decision to stop; one state to go on from;
+    an error of one ends all.
+    """
+    begun = time.monotonic()
+    config = make_config(*SAME, "train.log_every=1", "train.timeout_minutes=5")
+    status, err = launch_tasks(
+        2, dataset, config, tmp_path, "scores", "resumed", "stop", "state", "fail"
+    )
+    found = results(tmp_path, "scores", 2)
+    assert_same_sorted_logits(alone_scores, found)
+    for result in results(tmp_path, "resumed", 2):
+        assert result == {"cut": ["interrupted", 5], "whole": ["completed", 16]}
+    assert_same_bits(tmp_path / "straight", tmp_path / "cut")
+    for result in results(tmp_path, "stop", 2):
+        assert (result["status"], result["epochs"]) == ("stopped", 2)
+        assert result["validation"] == results(tmp_path, "stop", 2)[0]["validation"]
+    for result in results(tmp_path, "state", 2):
+        assert "find different checkpoints" in result["error"]
+        assert "step 16, nothing" in result["error"]
+        assert not result["made"]
+    assert status != 0
+    assert "ZeroDivisionError: an error of process 1" in err
+    assert not list(tmp_path.glob("fail-*.json"))
+    assert time.monotonic() - begun < 120  # long before train.timeout_minutes
+
+
+@pytest.mark.slow
+def test_three_processes_score_every_row_once(alone_scores, dataset, make_config, tmp_path):
+    """40 rows in batches of 18 on three processes: the last one is mostly filled."""
+    status, err = launch_tasks(3, dataset, make_config(*SAME), tmp_path, "scores")
+    assert status == 0, err
+    assert_same_sorted_logits(alone_scores, results(tmp_path, "scores", 3))
 
 
 def finish(process, timeout=240):

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lenstrain.config import LossConfig, ModelConfig
 from lenstrain.loss import loss_per_stamp
@@ -20,6 +19,7 @@ from lenstrain.training.step import (
     split_parameters,
     train_step,
 )
+from tests.lenstrain.training.waits import HostReads
 
 CPU = Context(device=torch.device("cpu"))
 SCHEDULE = Schedule(peak=1e-2, floor=1e-6, warmup_steps=2, total_steps=20)
@@ -117,32 +117,37 @@ def test_the_rows_of_the_first_bad_batch_are_remembered(make_config):
     assert totals.read()["nonfinite"] == 2
 
 
-class CountWaits(TorchDispatchMode):
-    """Counts reads of a tensor's value by the host: each would wait for a GPU."""
-
-    WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal")
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if str(func).startswith(self.WAITS):
-            self.found.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("amp", ["off", "bf16"])
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_a_step_waits_for_nothing(make_config, amp):
     learner = learner_for(make_config("optim.ema_decay=0.9", f"train.amp={amp}"))
     batch, totals = make_batch(), Totals(CPU.device, 8)
     options = {"loss": LossConfig(label_smoothing=0.1), "clip_norm": 1.0, "accumulate": 2}
-    with CountWaits() as waits:
+    step(learner, batch)  # the optimiser's first step makes its state
+    with HostReads() as reads:
         train_step(learner, batch, totals, **options)
-        assert waits.found == []
-        totals.read()
-        batch.weight.sum().item()
-        assert waits.found == ["aten._local_scalar_dense.default"]  # the counter does count
+    assert reads.found == []
+    assert learner.steps == 2
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.sum().item(),
+        lambda x: float(x.sum()),
+        lambda x: bool(x.sum() > 0),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: x.to("cpu"),
+        lambda x: x.numpy(),
+        lambda x: x[x > 0],
+        lambda x: torch.nonzero(x),
+        lambda x: torch.equal(x, x),
+    ],
+)
+def test_the_counter_of_waits_does_count(read):
+    with HostReads() as reads:
+        read(torch.ones(3))
+    assert reads.found
 
 
 def test_the_norm_before_clipping_is_recorded_and_the_step_is_clipped(make_config):
@@ -155,6 +160,42 @@ def test_the_norm_before_clipping_is_recorded_and_the_step_is_clipped(make_confi
     assert step(learner_for(config), make_batch(), clip_norm=norm * 2).read()["clipped"] == 0
     for p, q in zip(free.model.parameters(), clipped.model.parameters(), strict=True):
         torch.testing.assert_close(q.grad, p.grad / 4, rtol=1e-3, atol=1e-7)
+
+
+def test_under_a_scaled_loss_norm_and_clipping_are_those_of_the_gradient_itself(make_config):
+    """Clipped before it is unscaled, a gradient scaled by 65,536 would all but vanish."""
+    config = ("optim.weight_decay=0.0", "model.norm=group")
+    plain = learner_for(make_config(*config))
+    scaled = learner_for(make_config(*config, "train.amp=fp16"))
+    scaled.scaler._init_scale = 2.0**12  # small enough for fp16 not to overflow
+    norm = step(plain, make_batch()).read()["norm"]
+    totals = step(scaled, make_batch(), clip_norm=norm / 4).read()
+    assert totals["updates"] == totals["clipped"] == 1
+    assert totals["norm"] == pytest.approx(norm, rel=0.02)
+    for p, q in zip(plain.model.parameters(), scaled.model.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad / 4, rtol=0.1, atol=0.02 * norm)
+
+
+def test_a_skipped_step_does_not_cost_the_next_one_its_rate(make_config):
+    learner = learner_for(make_config("train.amp=fp16", "model.norm=group"))
+    learner.scaler._init_scale = 2.0**60
+    for _ in range(2):
+        step(learner, make_batch())
+    learner.scaler._scale.fill_(2.0**10)
+    step(learner, make_batch())
+    assert int(learner.updates) == 1
+    assert learner.steps == 3
+    assert learner.optimizer.param_groups[0]["lr"].item() == pytest.approx(SCHEDULE.rate(0))
+
+
+def test_a_state_without_a_scaled_loss_goes_on_with_one(make_config):
+    """A run that began in bf16 and goes on in fp16, as on an older GPU."""
+    before, after = (learner_for(make_config(f"train.amp={amp}")) for amp in ("bf16", "fp16"))
+    step(before, make_batch())
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    assert after.steps == 1
+    step(after, make_batch())
+    assert after.scaler.get_scale() > 1
 
 
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(make_config):

@@ -19,8 +19,14 @@ from lensprep.dataset import PAYLOAD_OFFSET, RECORD_STRIDE, Dataset
 from lensprep.errors import CheckpointError, ConfigError, DatasetError, StorageError
 from lenstrain.config import Config
 from lenstrain.training.checkpoint import load_checkpoint, load_model
-from lenstrain.training.train import NonFiniteLossError, train
+from lenstrain.training.distributed import Context
+from lenstrain.training.run import build_run
+from lenstrain.training.signals import StopSignals
+from lenstrain.training.train import NonFiniteLossError, close_interval, train, train_epoch
 from tests.datasets import tiny_dataset
+from tests.lenstrain.training.waits import HostReads
+
+CPU = Context(device=torch.device("cpu"))
 
 TIMES = ("samples_per_s", "data_wait_share", "validation_seconds")
 
@@ -40,6 +46,17 @@ def stop_at(step, number=signal.SIGTERM):
             seen += 1
             if seen == step:
                 os.kill(os.getpid(), number)
+
+    return progress
+
+
+def raise_at(stage, count):
+    """A progress callback that ends the run there and then, as a kill would."""
+    seen = iter(range(1, 1000))
+
+    def progress(event):
+        if event.stage == stage and next(seen) == count:
+            raise InterruptedError
 
     return progress
 
@@ -151,6 +168,85 @@ def test_a_run_cut_off_while_it_validates_goes_on_with_that_validation(finished,
     one, two = (load_checkpoint(r / "checkpoints" / "last.pt") for r in (straight, out))
     assert_equal(one, two)
     assert records(straight) == records(out)
+
+
+def test_a_damaged_last_checkpoint_costs_its_steps_and_nothing_else(finished, dataset, tmp_path):
+    config, straight, _ = finished
+    out = tmp_path / "cut"
+    assert train(dataset, config, out, progress=stop_at(11))["step"] == 11
+    last = out / "checkpoints" / "last.pt"
+    data = bytearray(last.read_bytes())
+    data[data.index(load_checkpoint(last)["model"]["head.weight"].numpy().tobytes())] ^= 1
+    last.unlink()  # best.pt may be the same file
+    last.write_bytes(data)
+    with pytest.warns(UserWarning, match="Falling back"):
+        again = train(dataset, config, out, resume=True, progress=stop_at(1))
+    assert again["step"] == 9  # from the end of the first epoch
+    assert load_checkpoint(out / "checkpoints" / "previous.pt")["step"] == 8
+    assert train(dataset, config, out, resume=True)["status"] == "completed"
+    one, two = (load_checkpoint(r / "checkpoints" / "last.pt") for r in (straight, out))
+    assert_equal(one, two)
+    assert records(straight) == records(out)
+
+
+def scalars(run):
+    """What TensorBoard shows of a run: every scalar with its steps and values."""
+    events = EventAccumulator(str(run / "tensorboard"), {"scalars": 0}).Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if not tag.endswith(TIMES)
+    }
+
+
+@pytest.mark.parametrize("how", ["told to stop", "killed"])
+def test_tensorboard_of_a_resumed_run_shows_what_that_of_a_straight_one_does(
+    finished, dataset, tmp_path, how
+):
+    """Killed after step 9, it goes on from 8, where the epoch's own numbers stand."""
+    config, straight, _ = finished
+    out = tmp_path / "cut"
+    if how == "killed":
+        with pytest.raises(InterruptedError):
+            train(dataset, config, out, progress=raise_at("train", 9))
+    else:
+        train(dataset, config, out, progress=stop_at(9))
+    assert train(dataset, config, out, resume=True)["status"] == "completed"
+    assert scalars(out) == scalars(straight)
+
+
+def test_an_epoch_that_was_logged_and_not_saved_is_logged_once(finished, dataset, tmp_path):
+    """Stopped in a validation, resumed, and killed between the record and the checkpoint."""
+    config, straight, _ = finished
+    out = tmp_path / "cut"
+
+    def stop(event):
+        if event.stage == "validate":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert train(dataset, config, out, progress=stop)["status"] == "interrupted"
+    with pytest.raises(InterruptedError):
+        train(dataset, config, out, resume=True, progress=raise_at("epoch", 1))
+    assert train(dataset, config, out, resume=True)["status"] == "completed"
+    assert records(straight) == records(out)
+
+
+def test_nothing_waits_between_two_lines_of_the_log(dataset, make_config, tmp_path):
+    """The whole loop, with loader, augmentation, several parts, average and signals."""
+    config = make_config(
+        "train.log_every=1000", "optim.ema_decay=0.9", "optim.accumulate=2", "data.shift_px=2"
+    )
+    run = build_run(Dataset.open(dataset), config, tmp_path, CPU, lambda event: None)
+    train_epoch(run, StopSignals())
+    run.epochs_done += 1  # the optimiser's first step has made its state
+    with HostReads() as reads:
+        train_epoch(run, StopSignals())
+    assert run.learner.steps == 16
+    assert reads.found == []
+    with HostReads() as reads:
+        close_interval(run)
+    assert reads.found  # the one wait of an interval
+    run.close()
 
 
 def test_equal_seeds_give_equal_runs_and_others_do_not(finished, dataset, make_config, tmp_path):
