@@ -12,7 +12,7 @@ DEMO_SEED ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test lint format docs test-slow clean
+.PHONY: help env demo test lint format docs test-slow test-gpu clean
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -63,6 +63,11 @@ docs: $(STAMP)
 # make test-slow  the tests that take minutes: kills, long runs, memory
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m "slow and not gpu" --timeout 1800
+
+# make test-gpu  what only a GPU can show: AMP, compile, pinned copies, NCCL, waits, memory, bench
+test-gpu: $(STAMP)
+	@$(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || { echo "PyTorch finds no GPU here. Look at nvidia-smi."; exit 1; }
+	$(BIN)/python -m pytest -q -m gpu --timeout 1800
 
 # make clean   everything that was made here
 clean:

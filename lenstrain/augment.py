@@ -6,6 +6,8 @@ resume, without a generator whose state would have to be kept.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -125,11 +127,17 @@ def _window(size: int, window: int, device: torch.device) -> Tensor:
     return torch.arange(edge, edge + window, device=device)
 
 
+@functools.lru_cache(maxsize=32)
 def _turned(size: int, window: int, device: torch.device) -> Tensor:
-    """Flat source position of every pixel for each of the 8 elements, shape (8, W * W)."""
-    element = torch.arange(D4_ORDER, device=device)[:, None, None]
-    side = _window(size, window, device)
-    return _source(size, element, side[:, None], side[None, :]).flatten(1)
+    """Flat source position of every pixel for each of the 8 elements, shape (8, W * W).
+
+    Made once, on the CPU: of some twenty small kernels a batch, most would be for this. The copy
+    is one that waits, so that any stream may use it from then on.
+    """
+    host = torch.device("cpu")
+    element = torch.arange(D4_ORDER, device=host)[:, None, None]
+    side = _window(size, window, host)
+    return _source(size, element, side[:, None], side[None, :]).flatten(1).to(device)
 
 
 def _turned_and_shifted(

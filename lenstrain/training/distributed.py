@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from lensprep.errors import ConfigError, ProjectError
 
@@ -101,24 +102,38 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Context]:
     if world_size == 1 and not dist.is_torchelastic_launched():
         yield Context(device=chosen)
         return
-    dist.init_process_group(
-        "nccl" if chosen.type == "cuda" else "gloo",
-        timeout=timedelta(minutes=timeout_minutes),
-        device_id=chosen if chosen.type == "cuda" else None,
-    )
     try:
-        yield Context(device=chosen, rank=dist.get_rank(), world_size=world_size, grouped=True)
+        rank = _join(chosen, timedelta(minutes=timeout_minutes))
+        yield Context(device=chosen, rank=rank, world_size=world_size, grouped=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if not any(word in str(error).lower() for word in LOST):
             raise
         raise LostProcessError(
-            f"Process {dist.get_rank()} of {world_size} gave up: another one has ended, or did not "
-            f"answer within train.timeout_minutes = {timeout_minutes:g} ({reason}). Its own "
+            f"Process {os.environ['RANK']} of {world_size} gave up: another one has ended, or did "
+            f"not answer within train.timeout_minutes = {timeout_minutes:g} ({reason}). Its own "
             "message tells why; the last checkpoint is kept, go on with --resume."
         ) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join(device: torch.device, timeout: timedelta) -> int:
+    """Join the other processes; gives the number of this one."""
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    # torchrun keeps one store through all restarts. Without a place of its own in it, a restarted
+    # process would find the addresses of its dead predecessors, and wait for them.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=dist.PrefixStore(f"attempt-{attempt}", store),  # type: ignore[attr-defined]
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )
+    return rank
 
 
 def launch_id() -> str | None:

@@ -96,11 +96,16 @@ def test_no_time_is_refused(root):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_all_but_network_and_optimiser_take_less_than_two_per_cent_of_a_step(root):
     """ResNet18 on a CPU, the best of three runs: a machine busy with something else slows any."""
     config = load_config(Config, None, ["train.device=cpu", "data.batch_size=16"])
-    shares = [run_train_bench(root, config, seconds=5)["other_share"] for _ in range(3)]
-    assert min(shares) < 0.02
+    shares = []
+    for _ in range(3):
+        shares.append(run_train_bench(root, config, seconds=5)["other_share"])
+        if shares[-1] < 0.02:
+            break
+    assert min(shares) < 0.02, shares
 
 
 def test_both_benches_answer_on_the_command_line(root):

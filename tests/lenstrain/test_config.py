@@ -1,6 +1,7 @@
 """The configuration, and every file in configs/."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from lenstrain.config import Config
 
 OTHERS = ("sweep.toml",)  # of other commands, under test there
 FOLDER = Path(__file__).parents[2] / "configs"
+HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "train.md"
 CONFIGS = sorted(path for path in FOLDER.glob("*.toml") if path.name not in OTHERS)
 
 
@@ -25,7 +27,40 @@ def test_every_file_in_configs_loads_and_survives_writing(path, tmp_path):
 
 def test_the_files_that_the_documentation_names_are_there():
     names = {path.name for path in CONFIGS}
-    assert {"demo.toml", "resnet18.toml", "v100.toml", "a100.toml", "h100.toml"} <= names
+    machines = {"demo.toml", "v100.toml", "a100.toml", "h100.toml", "ddp_node.toml"}
+    assert {"resnet18.toml", *machines} <= names
+
+
+@pytest.mark.parametrize(
+    ("name", "amp", "compiled", "processes"),
+    [
+        ("v100.toml", "fp16", False, 1),  # has no bf16
+        ("a100.toml", "bf16", True, 1),
+        ("h100.toml", "bf16", True, 1),
+        ("ddp_node.toml", "bf16", True, 8),
+        ("demo.toml", "auto", False, 1),
+    ],
+)
+def test_the_file_of_a_machine_suits_it(name, amp, compiled, processes):
+    config = load_config(Config, FOLDER / name)
+    assert (config.train.amp, config.train.compile) == (amp, compiled)
+    assert config.model.arch == ("resnet_small" if name == "demo.toml" else "resnet18")
+    assert config.model.stem == "fine"
+    assert config.data.batch_size % processes == config.eval.batch_size % processes == 0
+    # Between unscaled and linear in the batch from 3e-4 at 256; Adam wants less than linear.
+    if name != "demo.toml":
+        assert 3e-4 <= config.optim.lr <= 3e-4 * config.data.batch_size / 256
+    assert config.train.min_delta == 0
+    assert config.optim.min_lr == 1e-6
+
+
+def test_the_table_of_the_how_to_states_what_the_files_say():
+    rows = re.findall(r"^\| `(\w+\.toml)` \|.*\| (\d+) \|", HOW_TO.read_text(), re.M)
+    assert {name for name, _ in rows} == {
+        "resnet18.toml", "v100.toml", "a100.toml", "h100.toml", "ddp_node.toml", "demo.toml"
+    }  # fmt: skip
+    for name, batch in rows:
+        assert load_config(Config, FOLDER / name).data.batch_size == int(batch)
 
 
 def test_the_file_of_defaults_states_every_default():

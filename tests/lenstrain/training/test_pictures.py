@@ -1,14 +1,30 @@
 """Pictures of a validation: the right stamps, in the right order, in the right colours."""
 
+import io
+import json
+
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.util.tensor_util import make_ndarray
 
 from lensprep.dataset import Dataset
 from lensprep.dataset.rgb import lupton_rgb
-from lenstrain.training.pictures import hardest, montage, read_columns, stamp_pictures
+from lenstrain.data import StampLoader
+from lenstrain.training.checkpoint import load_model
+from lenstrain.training.distributed import Context
+from lenstrain.training.pictures import (
+    hardest,
+    montage,
+    read_columns,
+    reliability_picture,
+    stamp_pictures,
+)
 from lenstrain.training.train import train
+from lenstrain.training.validate import score_split
 
 
 def test_the_hardest_are_the_most_wrong_first():
@@ -40,19 +56,82 @@ def test_pictures_are_of_the_rows_asked_for_across_shards(dataset):
 
 
 @pytest.fixture(scope="module")
-def events(dataset, make_config, tmp_path_factory):
+def finished(dataset, make_config, tmp_path_factory):
     out = tmp_path_factory.mktemp("pictures") / "run"
-    train(dataset, make_config(), out)
-    return EventAccumulator(str(out / "tensorboard"), {"images": 0, "tensors": 0}).Reload()
+    train(dataset, make_config("optim.ema_decay=0.5"), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def events(finished):
+    """What TensorBoard itself reads from the run's event file."""
+    everything = {"images": 0, "tensors": 0, "scalars": 0}
+    return EventAccumulator(str(finished / "tensorboard"), everything).Reload()
+
+
+@pytest.fixture(scope="module")
+def last_scores(finished, dataset):
+    """Logits and labels of the last validation, scored anew from the last checkpoint."""
+    model, _ = load_model(finished / "checkpoints" / "last.pt")
+    loader = StampLoader(dataset, "val", 18, shuffle=None)
+    return score_split(model, loader, 40, Context(device=torch.device("cpu")))
+
+
+def test_tensorboard_has_every_number_of_the_records(finished, events):
+    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    told = {(f"{r['kind']}/{name}", r["step"]): value for r in records for name, value in r.items()}
+    expected = {
+        place: value
+        for place, value in told.items()
+        if isinstance(value, int | float) and not place[0].endswith("/step")
+    }
+    shown = {
+        (tag, event.step): event.value
+        for tag in events.Tags()["scalars"]
+        for event in events.Scalars(tag)
+    }
+    assert shown == pytest.approx(expected, rel=1e-6)
+    names = {tag for tag, _ in shown}
+    assert {"interval/loss", "interval/lr", "interval/grad_norm", "interval/clipped_share"} <= names
+    assert {"interval/data_wait_share", "epoch/auroc", "epoch/nll", "epoch/tpr_at_fpr"} <= names
 
 
 def test_tensorboard_has_curves_and_pictures_of_every_epoch(events):
-    tags = ("reliability", "hardest_positives", "hardest_negatives")
-    for tag in tags:
+    for tag in ("reliability", "hardest_positives", "hardest_negatives"):
         shown = events.Images(f"validation/{tag}")
         assert [image.step for image in shown] == [8, 16]
-    assert (shown[0].width, shown[0].height) == (8 * 64, 3 * 64)  # 20 negatives
     assert [curve.step for curve in events.Tensors("validation/pr")] == [8, 16]
+
+
+@pytest.mark.parametrize(("label", "name"), [(1, "positives"), (0, "negatives")])
+def test_the_hardest_stamps_are_those_of_that_validation(events, last_scores, dataset, label, name):
+    image = events.Images(f"validation/hardest_{name}")[-1]
+    shown = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
+    rows = hardest(*last_scores, label)
+    assert len(rows) == 20
+    assert np.array_equal(shown, montage(stamp_pictures(Dataset.open(dataset), "val", rows)))
+    assert shown[64:128, :64].std() > 5  # the ninth stamp is a picture, not a blank
+
+
+def test_the_reliability_is_that_of_that_validation(events, last_scores):
+    image = events.Images("validation/reliability")[-1]
+    shown = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
+    assert np.array_equal(shown, reliability_picture(*last_scores))
+
+
+def test_the_curve_of_precision_and_recall_is_that_of_that_validation(events, last_scores):
+    logits, labels = last_scores
+    tp, fp, tn, fn, precision, recall = make_ndarray(
+        events.Tensors("validation/pr")[-1].tensor_proto
+    )
+    assert tp[0] + fn[0] == labels.sum()
+    assert fp[0] + tn[0] == len(labels) - labels.sum()
+    middle = 63  # of 127 thresholds: one half
+    flagged = logits >= 0
+    assert tp[middle] == (flagged & (labels == 1)).sum()
+    assert fp[middle] == (flagged & (labels == 0)).sum()
+    assert recall[middle] == pytest.approx(tp[middle] / labels.sum())
+    assert precision[middle] == pytest.approx(tp[middle] / max(flagged.sum(), 1), abs=1e-6)
 
 
 def test_tensorboard_has_the_configuration_as_hyperparameters(events):

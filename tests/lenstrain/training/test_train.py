@@ -401,6 +401,31 @@ def test_options_of_precision_and_layout_run_on_a_cpu(dataset, make_config, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_compiled_run_takes_the_plain_course_and_is_resumed_to_the_same_bits(
+    dataset, make_config, tmp_path
+):
+    overrides = ("optim.ema_decay=0.9", "optim.accumulate=2", "train.compile=true")
+    config = make_config(*overrides)
+    plain, straight, cut = (tmp_path / name for name in ("plain", "straight", "cut"))
+    train(dataset, make_config(*overrides[:2]), plain)
+    train(dataset, config, straight)
+    assert train(dataset, config, cut, progress=stop_at(5))["step"] == 5
+    assert train(dataset, config, cut, resume=True)["status"] == "completed"
+    states = [load_checkpoint(run / "checkpoints" / "last.pt") for run in (plain, straight, cut)]
+    assert_equal(states[1], states[2])
+    assert states[0]["model"].keys() == states[1]["model"].keys()  # no trace of the compiler
+    for a, b in zip(records(plain), records(straight), strict=True):
+        for name in a.keys() & {"loss", "grad_norm", "train_loss", "nll", "auroc"}:
+            assert b[name] == pytest.approx(a[name], rel=1e-3), name
+    model, _ = load_model(straight / "checkpoints" / "best.pt")
+    assert model(torch.zeros(2, 3, 64, 64)).shape == (2,)
+    # A plain run may go on with the compiled one's checkpoint, and the other way round.
+    assert train(dataset, make_config(*overrides[:2]), straight, resume=True)["step"] == 16
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_killed_at_any_moment_and_resumed_ends_in_the_same_bits(dataset, make_config, tmp_path):
     """SIGKILL at random times, resumed until done, against a straight run."""
     config = make_config(
@@ -411,7 +436,7 @@ def test_killed_at_any_moment_and_resumed_ends_in_the_same_bits(dataset, make_co
     path.write_text(to_toml(config))
     command = [sys.executable, "-m", "lenstrain", "train", dataset, "--config", str(path)]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    subprocess.run([*command, "--out", str(straight)], check=True, timeout=120)
+    subprocess.run([*command, "--out", str(straight)], check=True, timeout=600)
     generator = np.random.default_rng(1)
     kills = 0
     while True:
@@ -420,7 +445,7 @@ def test_killed_at_any_moment_and_resumed_ends_in_the_same_bits(dataset, make_co
         # Wait until it has got somewhere, then a random moment longer.
         progress = killed / "checkpoints" / "last.pt"
         before = progress.stat().st_mtime_ns if progress.exists() else 0
-        while process.poll() is None and time.monotonic() - begun < 60:
+        while process.poll() is None and time.monotonic() - begun < 300:
             if progress.exists() and progress.stat().st_mtime_ns != before:
                 break
             time.sleep(0.005)
@@ -430,7 +455,7 @@ def test_killed_at_any_moment_and_resumed_ends_in_the_same_bits(dataset, make_co
             process.wait()
             kills += 1
             continue
-        assert process.wait(timeout=120) == 0
+        assert process.wait(timeout=600) == 0
         break
     assert kills >= 3
     one, two = (load_checkpoint(r / "checkpoints" / "last.pt") for r in (straight, killed))
