@@ -123,12 +123,13 @@ class CacheFolder:
         with _disk_errors(root):
             if not marker.exists():
                 others = _other_files(root)
-                if others or not create:
-                    what = f"holds other files (such as {others[0]})" if others else "is not there"
+                if others:
                     raise StorageError(
-                        f"{root} is no cache: it {what}. Name an empty or new folder on a local "
-                        "disk, or one that was used as a cache before."
+                        f"{root} is no cache: it holds other files (such as {others[0]}). Name an "
+                        "empty or new folder on a local disk."
                     )
+                if not create:
+                    raise StorageError(f"{root}: there is no cache. Check the folder's name.")
                 root.mkdir(parents=True, exist_ok=True)
                 write_atomic(marker, json.dumps({"format": FORMAT}).encode())
             found = json.loads(marker.read_text()).get("format")

@@ -150,9 +150,10 @@ class RemoteSource:
         self.buffers = reading.memory_budget // (self.cell_rows * RECORD_STRIDE)
         if self.buffers < _FEWEST_BUFFERS:
             raise BudgetError(
-                f"The memory budget leaves {reading.memory_budget} bytes for ranges of "
-                f"{self._uri}, which hold {self.cell_rows * RECORD_STRIDE} bytes each; "
-                f"{_FEWEST_BUFFERS} are the least. Raise memory_budget, or use smaller batches."
+                f"The memory budget leaves {max(0, reading.memory_budget) / 2**20:.1f} MiB for "
+                f"ranges of {self._uri}, which hold {self.cell_rows * RECORD_STRIDE / 2**20:.1f} "
+                f"MiB each; {_FEWEST_BUFFERS} are the least. Raise memory_budget "
+                "(data.memory_budget_gb), or use smaller batches."
             )
         self.local: MappedCopies | None = None
         if reading.copies is not None:
@@ -264,7 +265,8 @@ class RemoteSource:
                 f"This order of {self._uri} needs {buffers} ranges of {self.cell_rows} stamps in "
                 f"memory at once, and the budget holds {self.buffers}: every range would be read "
                 f'many times. Use shuffle="block", a cache_dir, or a memory_budget larger by '
-                f"{-(-missing // (1 << 20))} MiB."
+                f"{-(-missing // (1 << 20))} MiB (data.shuffle, data.cache_dir, "
+                "data.memory_budget_gb)."
             )
 
     def expect(self, rows: NDArray[np.int64]) -> None:

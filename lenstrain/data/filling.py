@@ -38,10 +38,8 @@ from lenstrain.data.rates import available_memory, choose, disk_rate, store_rate
 
 logger = logging.getLogger("lenstrain.data")
 
-_BESIDE_CONNECTIONS = 4
-"""Requests of a shard that is fetched while others are streamed."""
-BESIDE_BYTES = (_BESIDE_CONNECTIONS + 2) * PART_BYTES
-"""Memory that fetching beside the stream takes."""
+_MOST_BESIDE = 4
+"""Most requests of a shard that is fetched while others are streamed."""
 _AT_ONCE = 4
 _LOOK_SECONDS = 0.2
 """Time between two looks at what other processes fetch."""
@@ -102,7 +100,7 @@ def open_copies(
     if tell:
         there = copies.present()
         logger.info(
-            "%s is read from the cache %s (%d of %d shards are there, %.1f of %.1f GB): %s.",
+            "%s is read from the cache %s (%d of %d shards are there, %.3g of %.3g GB): %s.",
             what,
             folder.root,
             len(there),
@@ -112,6 +110,15 @@ def open_copies(
             choice.why,
         )
     return copies
+
+
+def beside_bytes(memory: int) -> int:
+    """Memory that fetching beside the stream takes, of so much."""
+    return (_beside_connections(memory) + 2) * PART_BYTES
+
+
+def _beside_connections(memory: int) -> int:
+    return min(_MOST_BESIDE, max(1, memory // 4 // PART_BYTES - 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +142,12 @@ class CachedSplit:
         In an object store.
     split : str
     memory : int, optional
-        Most bytes that `fill` may hold on their way to the disk.
+        Most bytes that `fill` may hold on their way to the disk; `fill_beside` takes
+        `beside_bytes` of them.
     """
 
     def __init__(
-        self, folder: CacheFolder, dataset: Dataset, split: str, memory: int | None = None
+        self, folder: CacheFolder, dataset: Dataset, split: str, memory: int = 1 << 30
     ) -> None:
         self.folder, self.dataset, self.split = folder, dataset, split
         self.shards: Sequence[ShardInfo] = dataset.split(split).shards
@@ -216,8 +224,7 @@ class CachedSplit:
         if not missing:
             return Filled(0, 0, full=False)
         told = _Told(self, progress)
-        most = None if self._memory is None else max(1, self._memory // PART_BYTES - 2)
-        dataset = _with_connections(self.dataset, most)
+        dataset = _with_connections(self.dataset, max(1, self._memory // PART_BYTES - 2))
         work = _Work(self.folder, self.held, dataset, self._stop, told.add)
         store = dataset.store
         try:
@@ -250,7 +257,7 @@ class CachedSplit:
         if not missing:
             return
         pace = _Pace(self._stop, hungry)
-        beside = _with_connections(self.dataset, _BESIDE_CONNECTIONS)
+        beside = _with_connections(self.dataset, _beside_connections(self._memory))
         work = _Work(self.folder, self.held, beside, self._stop, pace)
         self._thread = threading.Thread(
             target=_fill_quietly, args=(work, missing), name="lenstrain-cache", daemon=True
@@ -292,10 +299,10 @@ def _parts(shards: Sequence[ShardInfo]) -> list[list[ShardInfo]]:
     return [list(shards[number::_AT_ONCE]) for number in range(_AT_ONCE)]
 
 
-def _with_connections(dataset: Dataset, most: int | None) -> Dataset:
+def _with_connections(dataset: Dataset, most: int) -> Dataset:
     """The same dataset over few connections of its own, if it has more."""
     store = dataset.store
-    if most is None or not isinstance(store, S3Store) or store.options.connections <= most:
+    if not isinstance(store, S3Store) or store.options.connections <= most:
         return dataset
     options = replace(store.options, connections=most)
     return RemoteDataset(S3Store(store.uri, options), dataset.manifest)
@@ -444,7 +451,7 @@ class _Told:
         rate = (done - self._first) / (now - self._began)
         left = (self._copies.bytes - done) / rate if rate else float("inf")
         logger.info(
-            "filling the cache with split %r: %.1f of %.1f GB, %.0f MB/s, %.0f s left",
+            "filling the cache with split %r: %.3g of %.3g GB, %.0f MB/s, %.0f s left",
             self._copies.split,
             done / 1e9,
             self._copies.bytes / 1e9,

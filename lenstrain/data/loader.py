@@ -22,7 +22,7 @@ from lensprep.errors import BudgetError, CheckpointError, ConfigError
 from lenstrain.data.batch import Batch, PixelPool
 from lenstrain.data.cache import CacheOptions
 from lenstrain.data.fetch import MEMORY_BUDGET, Reading, RemoteSource
-from lenstrain.data.filling import BESIDE_BYTES, CachedSplit, open_copies
+from lenstrain.data.filling import CachedSplit, beside_bytes, open_copies
 from lenstrain.data.order import EpochOrder, OrderSpec, Shuffle, block_bounds, order_key
 from lenstrain.data.selection import Sampling, select
 from lenstrain.data.sidecar import PayloadCheck
@@ -140,14 +140,25 @@ class StampLoader(wds.PipelineStage):
         self.depth = _depth(batch_size, memory_budget, 0.25 if remote else 1.0)
         left = memory_budget - (self.depth + 1) * batch_size * PAYLOAD_BYTES
         self.copies: CachedSplit | None = None
+        memory = left
         if remote and cache_dir is not None:
-            left -= BESIDE_BYTES
+            left -= beside_bytes(memory)
 
         def copies_of(dataset: Dataset) -> CachedSplit | None:
-            if cache_dir is not None:
+            if cache_dir is None:
+                if rank == 0:
+                    what = f"split {split!r} of {dataset.uri}"
+                    logger.info("%s is streamed: there is no cache (data.cache_dir).", what)
+            else:
                 required = shuffle == "global" and dataset.split(split).rows * PAYLOAD_BYTES > left
                 self.copies = open_copies(
-                    dataset, split, cache_dir, cache, required=required, memory=left, tell=rank == 0
+                    dataset,
+                    split,
+                    cache_dir,
+                    cache,
+                    required=required,
+                    memory=memory,
+                    tell=rank == 0,
                 )
             return self.copies
 

@@ -26,6 +26,7 @@ from lensprep.dataset.storage import write_atomic
 from lensprep.errors import StorageError
 from lenstrain.data.cache import CacheFolder
 
+_FILE: Final = "rates.json"
 _KEPT_SECONDS: Final = 24 * 3600.0
 _SECONDS: Final = 0.4
 """Longest time of one measurement: writing, reading and the store each."""
@@ -128,9 +129,14 @@ def store_rate(folder: CacheFolder, dataset: Dataset, split: str) -> Rate:
     return _kept(folder, key, lambda: measure_store(store, shard))
 
 
+def known_rates(folder: CacheFolder) -> dict[str, float]:
+    """What was measured before, by name."""
+    return {name: float(entry["mb_per_s"]) for name, entry in _read(folder.root / _FILE).items()}
+
+
 def _kept(folder: CacheFolder, key: str, measure: Callable[[], float | None]) -> Rate:
     """A rate that was measured within a day, or is now; of several processes one measures."""
-    path = folder.root / "rates.json"
+    path = folder.root / _FILE
     descriptor = os.open(folder.root / "rates.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -141,7 +147,7 @@ def _kept(folder: CacheFolder, key: str, measure: Callable[[], float | None]) ->
         found = measure()
         if found is None:
             return Rate(None, "measured")
-        known[key] = {"mb_per_s": round(found, 1), "at": round(time.time())}
+        known[key] = {"mb_per_s": round(found, 1), "at": int(time.time())}
         with suppress(StorageError):  # a full disk: it is measured again
             write_atomic(path, json.dumps(known, indent=1).encode(), sync=False)
         return Rate(found, "measured")
@@ -152,9 +158,9 @@ def _kept(folder: CacheFolder, key: str, measure: Callable[[], float | None]) ->
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}
+        return {n: e for n, e in found.items() if e["mb_per_s"] > 0 and e["at"] > 0}
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        return {}  # it is measured again
 
 
 # ----------------------------------------------------------------------------------- the disk
