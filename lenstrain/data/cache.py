@@ -298,6 +298,9 @@ class CachedDataset:
         """Where a complete copy of a shard has its place."""
         return self._place / f"{shard.sha256}.tar"
 
+    def _claim_file(self, shard: ShardInfo) -> Path:
+        return self._place / f"{shard.sha256}.claim"
+
     def size(self, shard: ShardInfo) -> int | None:
         """Bytes of the copy that is there, if one is."""
         try:
@@ -309,6 +312,12 @@ class CachedDataset:
         """Remove a damaged copy; whoever has it mapped keeps it."""
         self.file(shard).unlink(missing_ok=True)
 
+    def coming(self, shard: ShardInfo) -> bool:
+        """Whether somebody fetches a shard now."""
+        path = self._claim_file(shard)
+        with self.folder.locked():
+            return path.exists() and not _abandoned(path)
+
     def claim(self, shard: ShardInfo) -> Claim | Refusal:
         """Room for a shard, to be fetched by the holder of the claim alone.
 
@@ -317,7 +326,7 @@ class CachedDataset:
         Claim or str
             ``"there"`` already, ``"taken"`` by somebody who fetches it now, or ``"full"``.
         """
-        path = self._place / f"{shard.sha256}.claim"
+        path = self._claim_file(shard)
         with self.folder.locked(), _disk_errors(path):
             if self.size(shard) is not None:
                 return "there"

@@ -335,7 +335,10 @@ class _Work:
         waiting = list(shards)
         try:
             while waiting and not self._ended():
-                still = [shard for shard in waiting if self._get(shard) == "taken"]
+                # Where there is no room, what others fetch is still waited for.
+                still = [shard for shard in waiting if (
+                    self.held.coming(shard) if self.full.is_set() else self._get(shard) == "taken"
+                )]  # fmt: skip
                 if len(still) == len(waiting):
                     self.stop.wait(_LOOK_SECONDS)
                 waiting = still

@@ -21,7 +21,7 @@ from lensprep.dataset.storage import is_remote
 from lensprep.errors import BudgetError, CheckpointError, ConfigError
 from lenstrain.data.batch import Batch, PixelPool
 from lenstrain.data.cache import CacheOptions
-from lenstrain.data.fetch import MEMORY_BUDGET, Reading, RemoteSource
+from lenstrain.data.fetch import MEMORY_BUDGET, Reading, RemoteSource, resident_bytes
 from lenstrain.data.filling import CachedSplit, beside_bytes, open_copies
 from lenstrain.data.order import EpochOrder, OrderSpec, Shuffle, block_bounds, order_key
 from lenstrain.data.selection import Sampling, select
@@ -150,7 +150,8 @@ class StampLoader(wds.PipelineStage):
                     what = f"split {split!r} of {dataset.uri}"
                     logger.info("%s is streamed: there is no cache (data.cache_dir).", what)
             else:
-                required = shuffle == "global" and dataset.split(split).rows * PAYLOAD_BYTES > left
+                rows = [shard.rows for shard in dataset.split(split).shards]
+                required = shuffle == "global" and resident_bytes(rows) > left
                 self.copies = open_copies(
                     dataset,
                     split,
