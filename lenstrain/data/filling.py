@@ -250,6 +250,7 @@ class CachedSplit:
         hungry : callable
             Whether a consumer waits for rows.
         """
+        self._asked.clear()  # an epoch begins: look at once
         if self._stop.is_set() or (self._thread is not None and self._thread.is_alive()):
             return
         # The last shards first: an epoch in stored order begins with the others.

@@ -198,6 +198,7 @@ class StampLoader(wds.PipelineStage):
                 self._prepare_global(self.source)
             else:
                 self._check_window(self.source)
+                self._fill_beside()  # from now on: a validation is cached before it begins
         if shuffle == "block" and self.rank == 0:
             logger.info(
                 "%s: the block shuffle mixes over %s of %s samples.",
@@ -244,6 +245,11 @@ class StampLoader(wds.PipelineStage):
                 f"of {spec.global_batch}, and drop_last leaves that out. Use smaller batches."
             )
         return spec
+
+    def _fill_beside(self) -> None:
+        """Have what the cache lacks fetched while batches are streamed."""
+        if self.copies is not None and isinstance(self.source, RemoteSource):
+            self.copies.fill_beside(self.source.reader.hungry)
 
     @property
     def labels(self) -> NDArray[np.int8]:
@@ -316,8 +322,7 @@ class StampLoader(wds.PipelineStage):
         if self._current is not None:
             self._current.close()
         self.source.check()
-        if self.copies is not None and isinstance(self.source, RemoteSource):
-            self.copies.fill_beside(self.source.reader.hungry)
+        self._fill_beside()
         start, self._next_step = self._next_step, 0
         self._done = start
         self._current = _Epoch(self, self.pipeline(start).iterator1())

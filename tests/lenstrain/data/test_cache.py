@@ -224,7 +224,6 @@ def test_an_epoch_that_streams_fills_beside_and_the_next_ones_read_the_disk(
     loader = load(shuffle=shuffle)
     assert_same(local, loader)
     wait_for(lambda: len(cached(folder)) == 6)
-    time.sleep(1.1)  # a shard that was missing is looked for once a second
     assert_same(local, loader)
     before = loader.source.describe()["requests"]
     assert_same(local, loader)

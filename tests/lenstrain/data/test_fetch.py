@@ -179,6 +179,30 @@ def test_a_slow_range_is_asked_for_a_second_time_and_the_first_answer_wins(root,
     assert time.monotonic() - start < 30  # the stalled one is given up after 60 s
 
 
+def test_a_request_that_is_never_answered_holds_up_none_of_its_ranges(root, load, proxy, uri):
+    shard = f"/{uri.removeprefix('s3://')}/train/train-000002.tar"
+    stalled = Fault("stall", b"GET " + shard.encode())
+    proxy.add(stalled)
+    loader = load(via=proxy, shuffle=None, timeout=60.0, connections=1)
+    start = time.monotonic()
+    assert_same(StampLoader(root, batch_size=32, shuffle=None), loader)
+    assert time.monotonic() - start < 30  # it is given up after 60 s
+    assert stalled.times == 0
+    assert loader.source.describe()["races_won"] >= 1
+
+
+def test_a_fault_that_nobody_heard_of_does_not_end_the_next_epoch(root, load, proxy, uri):
+    loader = load(via=proxy, shuffle=None, attempts=1)
+    reader, cells = loader.source.reader, np.array([0, 1, 2])
+    proxy.add(Fault("answer", b"GET", times=1, status=403, code="AccessDenied"))
+    reader.expect(cells)
+    with reader.change:
+        reader._schedule()
+    reader.forget(cells)  # the consumer has gone before the answer came
+    assert ends(lambda: not reader._runs)
+    assert_same(StampLoader(root, batch_size=32, shuffle=None), loader)
+
+
 def test_wrong_credentials_are_told_at_once(load, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-and-never-shown")
     start = time.monotonic()
