@@ -147,7 +147,8 @@ class CacheFolder:
         with _disk_errors(self.root):
             descriptor = _open_lock(self.root / "lock")
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with _disk_errors(self.root):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
@@ -328,10 +329,11 @@ class CachedDataset:
         """
         path = self._claim_file(shard)
         with self.folder.locked(), _disk_errors(path):
-            if self.size(shard) is not None:
-                return "there"
+            # In this order: a shard gets its name before its claim goes.
             if path.exists() and not _abandoned(path):
                 return "taken"
+            if self.size(shard) is not None:
+                return "there"
             if not self.folder.make_room(shard.bytes, self._place.name):
                 return "full"
             descriptor = _try_hold(path)
@@ -397,9 +399,12 @@ def _try_hold(path: Path) -> int | None:
     descriptor = _open_lock(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(descriptor)
         return None
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        raise
     return descriptor
 
 

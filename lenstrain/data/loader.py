@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from os import PathLike
 from typing import Any, Literal
@@ -140,29 +142,11 @@ class StampLoader(wds.PipelineStage):
         self.depth = _depth(batch_size, memory_budget, 0.25 if remote else 1.0)
         left = memory_budget - (self.depth + 1) * batch_size * PAYLOAD_BYTES
         self.copies: CachedSplit | None = None
-        memory = left
-        if remote and cache_dir is not None:
-            left -= beside_bytes(memory)
-
-        def copies_of(dataset: Dataset) -> CachedSplit | None:
-            if cache_dir is None:
-                if rank == 0:
-                    what = f"split {split!r} of {dataset.uri}"
-                    logger.info("%s is streamed: there is no cache (data.cache_dir).", what)
-            else:
-                rows = [shard.rows for shard in dataset.split(split).shards]
-                required = shuffle == "global" and resident_bytes(rows) > left
-                self.copies = open_copies(
-                    dataset,
-                    split,
-                    cache_dir,
-                    cache,
-                    required=required,
-                    memory=memory,
-                    tell=rank == 0,
-                )
-            return self.copies
-
+        copies_of: Callable[[Dataset], CachedSplit | None] | None = None
+        if remote:
+            caching = _Caching(cache_dir, cache, split, left, shuffle == "global", rank == 0)
+            left = caching.memory_left
+            copies_of = partial(self._keep_copies, caching)
         reading = Reading(memory_budget=left, check=verify == "crc")
         try:
             self.data: SplitData = open_split(uri, split, reading, s3, copies_of)
@@ -173,6 +157,10 @@ class StampLoader(wds.PipelineStage):
             if self.copies is not None:
                 self.copies.close()
             raise
+
+    def _keep_copies(self, caching: _Caching, dataset: Dataset) -> CachedSplit | None:
+        self.copies = caching.open(dataset)
+        return self.copies
 
     def _set_up(
         self,
@@ -434,6 +422,43 @@ class _Epoch(Iterator[Batch]):
         """End the reading thread; the iterator gives nothing more."""
         with self._lock:
             self._batches.close()  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, slots=True)
+class _Caching:
+    """Whether and how one split of a dataset in an object store is cached."""
+
+    cache_dir: str | PathLike[str] | None
+    options: CacheOptions | None
+    split: str
+    memory: int
+    """For what is read ahead, and for fetching beside it."""
+    whole: bool
+    """The order needs all rows at once."""
+    tell: bool
+
+    @property
+    def memory_left(self) -> int:
+        """For what is read ahead."""
+        return self.memory - (0 if self.cache_dir is None else beside_bytes(self.memory))
+
+    def open(self, dataset: Dataset) -> CachedSplit | None:
+        """The copies of the split, if there are to be any."""
+        if self.cache_dir is None:
+            if self.tell:
+                what = f"split {self.split!r} of {dataset.uri}"
+                logger.info("%s is streamed: there is no cache (data.cache_dir).", what)
+            return None
+        rows = [shard.rows for shard in dataset.split(self.split).shards]
+        return open_copies(
+            dataset,
+            self.split,
+            self.cache_dir,
+            self.options,
+            required=self.whole and resident_bytes(rows) > self.memory_left,
+            memory=self.memory,
+            tell=self.tell,
+        )
 
 
 def _check_options(
