@@ -14,8 +14,9 @@ from lenstrain import __version__
 from lenstrain.cli_audit import audit, probe
 from lenstrain.cli_base import EXIT_PREEMPTED as EXIT_PREEMPTED
 from lenstrain.cli_base import EXIT_SIGINT as EXIT_SIGINT
-from lenstrain.cli_base import ProjectGroup
+from lenstrain.cli_base import ProjectGroup, log_lines
 from lenstrain.cli_bench import bench
+from lenstrain.cli_cache import cache
 from lenstrain.cli_scores import evaluate, infer, mine
 from lenstrain.cli_sweep import generalize, sweep
 from lenstrain.cli_train import monitor, train
@@ -30,6 +31,7 @@ def main(ctx: click.Context) -> None:
     # on a busy machine 2 to 5 times slower (two cores, load 7, three runs of each).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     ctx.with_resource(warnings_in_one_line())
+    ctx.with_resource(log_lines())
 
 
 @contextmanager
@@ -51,3 +53,4 @@ def warnings_in_one_line() -> Iterator[None]:
 for command in (train, monitor, infer, evaluate, mine, probe, audit, sweep, generalize):
     main.add_command(command)
 main.add_command(bench)
+main.add_command(cache)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -54,11 +57,92 @@ def device_option(command: F) -> F:
     return click.option("--device", default="auto", show_default=True, type=choices)(command)
 
 
+def s3_options(command: F) -> F:
+    """Add ``--endpoint-url``, ``--profile`` and ``--region``, as the AWS variables of this process.
+
+    So whatever opens the dataset finds its store, also the processes that a command starts.
+    """
+
+    @click.option("--endpoint-url", help="Another object store than AWS: http://host:port.")
+    @click.option("--profile", help="Profile of the AWS configuration files.")
+    @click.option("--region", help="Region of the bucket.")
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        given = {
+            "AWS_ENDPOINT_URL_S3": kwargs.pop("endpoint_url"),
+            "AWS_PROFILE": kwargs.pop("profile"),
+            "AWS_DEFAULT_REGION": kwargs.pop("region"),
+        }
+        if given["AWS_PROFILE"]:
+            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+                os.environ.pop(name, None)  # or they would win over the profile
+        os.environ.update({name: value for name, value in given.items() if value})
+        return command(*args, **kwargs)
+
+    return cast(F, wrapped)
+
+
+def reading_options(command: F) -> F:
+    """Add what says how an object store is read, for commands that have no configuration."""
+    positive = click.FloatRange(min=0, min_open=True)
+    for option in (
+        click.option(
+            "--memory-budget",
+            "memory_budget_gb",
+            default=1.0,
+            show_default=True,
+            type=positive,
+            help="Memory in GB for reading ahead, in each process.",
+        ),
+        click.option(
+            "--cache-limit-gb",
+            default=900.0,
+            show_default=True,
+            type=click.FloatRange(min=0),
+            help="Most that the cache may hold, of all datasets.",
+        ),
+        click.option(
+            "--cache-dir", type=PATH, help="Folder on a fast disk for shards of an object store."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def json_option(command: F) -> F:
     """Add ``--json``."""
     return click.option(
         "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
     )(command)
+
+
+class LogLines(logging.Handler):
+    """Shows what the program's own loggers say as lines on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record; under torchrun notes come from the first process, warnings from all."""
+        if record.levelno < logging.WARNING and int(os.environ.get("RANK", "0")):
+            return
+        mark = "Warning: " if record.levelno >= logging.WARNING else ""
+        # Not a stream of its own: a progress bar stands in for standard error while it is drawn.
+        click.echo(f"{mark}{record.getMessage()}", err=True)
+
+
+@contextmanager
+def log_lines() -> Iterator[None]:
+    """Show the log of both packages while a command runs."""
+    loggers = [logging.getLogger(name) for name in ("lenstrain", "lensprep")]
+    levels = [logger.level for logger in loggers]
+    handler = LogLines(logging.INFO)
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
 
 
 def report(result: dict[str, Any], lines: list[str], as_json: bool) -> None:

@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from lensprep.configfile import load_config
-from lenstrain.cli_base import PATH, device_option, json_option, report, set_option
+from lenstrain.cli_base import (
+    PATH,
+    device_option,
+    json_option,
+    reading_options,
+    report,
+    s3_options,
+    set_option,
+)
 
 
 @click.command()
@@ -35,6 +43,8 @@ from lenstrain.cli_base import PATH, device_option, json_option, report, set_opt
 @click.option(
     "--workers", type=click.IntRange(1), help="Decoding processes [default: one per processor]."
 )
+@reading_options
+@s3_options
 @json_option
 def infer(
     checkpoint: Path,

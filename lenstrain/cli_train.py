@@ -14,6 +14,7 @@ from lenstrain.cli_base import (
     exit_if_interrupted,
     json_option,
     report,
+    s3_options,
     set_option,
 )
 
@@ -24,6 +25,7 @@ from lenstrain.cli_base import (
 @click.option("--out", required=True, type=PATH, help="Run folder, new or empty.")
 @set_option("Override a key of the configuration, such as optim.lr=1e-3.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the run folder.")
+@s3_options
 @json_option
 def train(
     dataset: str,
@@ -35,8 +37,9 @@ def train(
 ) -> None:
     """Train a finder on DATASET.
 
-    Runs alone or under torchrun. SIGTERM saves the state and exits with 75; start it again with
-    --resume.
+    DATASET is a folder or s3://bucket/folder; data.cache_dir names a folder on a fast disk that
+    keeps its shards. Runs alone or under torchrun. SIGTERM saves the state and exits with 75; start
+    it again with --resume.
 
     \b
     Example:

@@ -24,8 +24,28 @@ class DataConfig:
     drop_last: bool = False
     """Leave out the rows that do not fill a last batch. Otherwise it is filled with weight 0."""
 
+    memory_budget_gb: float = 2.0
+    """Memory in GB that reading ahead may take in each process: three quarters for training, a
+    quarter for validation. A global shuffle from an object store without a cache must fit in it."""
+
     cache_dir: str | None = None
-    """Folder on a fast disk where shards of an object store are kept."""
+    """Folder on a fast local disk where shards of an object store are kept, shared by all processes
+    of a node and by later runs. A local dataset is read where it is."""
+
+    cache: Literal["auto", "always"] = "auto"
+    """``auto`` streams past a cache whose disk is slower than the store; ``always`` uses it."""
+
+    cache_limit_gb: float = 900.0
+    """Most GB of shards in the cache, of all datasets. What does not fit is streamed."""
+
+    cache_reserve_gb: float = 20.0
+    """GB of the cache's disk that stay free."""
+
+    disk_mb_per_s: float | None = None
+    """Rate of the cache's disk in MB/s; measured if not set (less than a second, kept a day)."""
+
+    store_mb_per_s: float | None = None
+    """Rate of the object store in MB/s; measured if not set (less than a second, kept a day)."""
 
     where: str | None = None
     """Train only on rows for which this is true, such as ``"psfsize_r < 1.4"``."""
@@ -49,6 +69,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         _at_least(self, "batch_size", 1)
         _within(self, "shift_px", 0, 8)
+        for name in ("cache_limit_gb", "cache_reserve_gb"):
+            _at_least(self, name, 0)
+        for name in ("memory_budget_gb", "disk_mb_per_s", "store_mb_per_s"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
         if self.limit is not None:
             _at_least(self, "limit", 1)
 

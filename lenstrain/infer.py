@@ -29,6 +29,7 @@ from torch import Tensor
 from lensprep.dataset import MANIFEST_NAME
 from lensprep.dataset.storage import atomic_writer, is_remote, local_path, write_atomic
 from lensprep.errors import CheckpointError, ConfigError, DatasetError, InputError
+from lenstrain.data.cache import CacheOptions
 from lenstrain.ensemble import Ensemble
 from lenstrain.ledger import record_opening
 from lenstrain.origins import DatasetOrigin, FeedOrigin, Origin, Part
@@ -61,6 +62,8 @@ def infer(
     embeddings: bool = False,
     workers: int | None = None,
     cache_dir: str | Path | None = None,
+    cache_limit_gb: float = 900.0,
+    memory_budget_gb: float = 1.0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score every row of a split exactly once, in float32, and write the scores table.
@@ -92,7 +95,11 @@ def infer(
     workers : int, optional
         Decoding processes of each process, where stamps must be decoded.
     cache_dir : path, optional
-        Folder for a copy of a remote dataset.
+        Folder on a fast disk for shards of an object store (see `StampLoader`).
+    cache_limit_gb : float
+        Most that it may hold.
+    memory_budget_gb : float
+        Memory that reading ahead may take in each process.
     progress : callable, optional
         Called with rows done and rows in all (by the first process; the others' are estimated).
 
@@ -118,7 +125,12 @@ def infer(
     with process_group(device, _WAIT_MINUTES) as context:
         loaded = [load_model(local_path(path), context.device) for path in paths]
         metas = [meta for _, meta in loaded]
-        origin = _open(dataset, split, catalog, batch_size, metas[0], workers, cache_dir)
+        loading = {
+            "cache_dir": cache_dir,
+            "cache": CacheOptions(limit_bytes=int(cache_limit_gb * 1e9)),
+            "memory_budget": int(memory_budget_gb * 1e9),
+        }
+        origin = _open(dataset, split, catalog, batch_size, metas[0], workers, loading)
         for path, meta in zip(paths, metas, strict=True):
             origin.check(meta, str(path))
         model = Ensemble([m for m, _ in loaded], tta=tta, embeddings=embeddings)
@@ -162,13 +174,13 @@ def _open(
     batch_size: int,
     meta: dict[str, Any],
     workers: int | None,
-    cache_dir: str | Path | None,
+    loading: dict[str, Any],
 ) -> Origin:
     """The kind of origin that a location is: a manifest makes a dataset, a catalogue cutouts."""
     if catalog is not None:
         return FeedOrigin(uri, None, batch_size, meta["normalization"], catalog, workers)
     if is_remote(uri) or not _is_tree(local_path(uri)):
-        return DatasetOrigin(uri, split, batch_size, cache_dir)
+        return DatasetOrigin(uri, split, batch_size, **loading)
     return FeedOrigin(uri, split, batch_size, meta["normalization"], None, workers)
 
 

@@ -72,7 +72,8 @@ class DatasetOrigin:
     split : str
     batch_size : int
     cache_dir : path, optional
-        As for `StampLoader`.
+    **loading : Any
+        ``cache`` and ``memory_budget``; all as for `StampLoader`.
     """
 
     def __init__(
@@ -81,11 +82,13 @@ class DatasetOrigin:
         split: str,
         batch_size: int,
         cache_dir: str | PathLike[str] | None = None,
+        **loading: Any,
     ) -> None:
         self.split: str | None = split
         self._data = Dataset.open(uri)
         self._shards = self._data.split(split).shards
-        self._name, self._batch, self._cache = split, batch_size, cache_dir
+        self._name, self._batch = split, batch_size
+        self._loading = {"cache_dir": cache_dir, **loading}
         self._steps = max(1, PART_ROWS // batch_size)
         self._rows = sum(shard.rows for shard in self._shards)
         size = self._steps * batch_size
@@ -130,8 +133,8 @@ class DatasetOrigin:
             self._name,
             self._batch,
             shuffle=None,
-            cache_dir=self._cache,
             pin_memory=pin_memory,
+            **self._loading,
         )
         try:
             for first, last in stretches(sorted(parts)):
@@ -183,7 +186,7 @@ class DatasetOrigin:
                 self._schema = self._data.read_shard_sidecar(self._shards[0]).schema
             if table.schema != self._schema:
                 raise ShardError(
-                    f"{self._data.path(shard.sidecar)} has other columns than the shards before "
+                    f"{self._data.uri}/{shard.sidecar} has other columns than the shards before "
                     "it. Run `lensprep verify`, and convert again."
                 )
             self._held = (number, table)

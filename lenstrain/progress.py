@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 if TYPE_CHECKING:
@@ -76,6 +78,24 @@ def stage_progress(name: str) -> Iterator[Callable[[int, int], None]]:
             note = f"{done / max(time.monotonic() - lines.started, 1e-9):,.0f} stamps/s"
             bar.update(task, completed=done, total=total, note=note)
             lines.show(name, done, total, note)
+
+        yield update
+
+
+@contextmanager
+def bytes_progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for bytes: called with (done, total), from any thread."""
+    with make_bar(DownloadColumn(), TransferSpeedColumn()) as bar:
+        task = bar.add_task(name, total=None, note="")
+        lines = Lines(bar)
+        first: int | None = None
+
+        def update(done: int, total: int) -> None:
+            nonlocal first
+            first = done if first is None else first  # what was there before has no rate
+            bar.update(task, completed=done, total=total)
+            rate = (done - first) / max(time.monotonic() - lines.started, 1e-9)
+            lines.show(name, done - first, total - first, f"{rate / 1e6:,.0f} MB/s")
 
         yield update
 

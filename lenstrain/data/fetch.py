@@ -2,10 +2,10 @@
 
     RemoteSource(dataset, split, ...)       rows of a split, within a memory budget
     fetch_shard(dataset, shard, path)       one shard to a file, whole and of the right digest
-    LocalCopies                             what a cache is to the reader of an object store
 
 `lenstrain.data.split.open_split` chooses the source: a local dataset is mapped, one in an object
-store is read by ranges, and shards of which `Reading.copies` has a local copy are mapped instead.
+store is read by ranges, and shards of which `Reading.copies` (`lenstrain.data.copies`) has a local
+copy are mapped instead.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,10 +36,11 @@ from lensprep.errors import (
     ShardError,
     StorageError,
 )
+from lenstrain.data.copies import LocalCopies, MappedCopies
 from lenstrain.data.order import BLOCK_ROWS, block_bounds
 from lenstrain.data.ranges import RACES_AT_ONCE, RUN_CELLS, Cells, RangeReader
 from lenstrain.data.sidecar import Column
-from lenstrain.data.source import FileMap, copy_rows
+from lenstrain.data.source import copy_rows
 
 logger = logging.getLogger("lenstrain.data")
 
@@ -54,17 +55,6 @@ _MOST_STEPS = 1024
 _REMEDY = "Upload the dataset again, or run `lensprep verify`."
 
 
-class LocalCopies(Protocol):
-    """Shards that are on a local disk too, such as a cache; asked from several threads."""
-
-    def path(self, shard: ShardInfo) -> Path | None:
-        """Path of a complete, checked copy of a shard, or None to read it from the store.
-
-        Asked whenever a part of the shard is about to be read. From then on the file must stay as
-        it is until the reader is closed (it is mapped; its name may go, as the map keeps it).
-        """
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
     """How the shards of an object store are read."""
@@ -72,7 +62,7 @@ class Reading:
     memory_budget: int = MEMORY_BUDGET
     """Most bytes of shards held at once."""
     check: bool = True
-    """Compare the CRC-32 of every stamp on arrival."""
+    """Compare the CRC-32 of every stamp on arrival, and when it is first read from a copy."""
     copies: LocalCopies | None = None
     """Shards that need not be read from the store."""
 
@@ -153,7 +143,6 @@ class RemoteSource:
         self._store = dataset.store
         self._split, self._uri = split, dataset.uri
         self._shards = dataset.split(split).shards
-        self._checksums, self._copies = checksums, reading.copies
         rows = np.array([shard.rows for shard in self._shards], np.int64)
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows)])
         self.cells = _cells(self._starts)
@@ -161,18 +150,23 @@ class RemoteSource:
         self.buffers = reading.memory_budget // (self.cell_rows * RECORD_STRIDE)
         if self.buffers < _FEWEST_BUFFERS:
             raise BudgetError(
-                f"The memory budget leaves {reading.memory_budget} bytes for ranges of "
-                f"{self._uri}, which hold {self.cell_rows * RECORD_STRIDE} bytes each; "
-                f"{_FEWEST_BUFFERS} are the least. Raise memory_budget, or use smaller batches."
+                f"The memory budget leaves {max(0, reading.memory_budget) / 2**20:.1f} MiB for "
+                f"ranges of {self._uri}, which hold {self.cell_rows * RECORD_STRIDE / 2**20:.1f} "
+                f"MiB each; {_FEWEST_BUFFERS} are the least. Raise memory_budget "
+                "(data.memory_budget_gb), or use smaller batches."
             )
-        self._maps: dict[int, FileMap] = {}
-        self._copying = threading.Lock()
+        self.local: MappedCopies | None = None
+        if reading.copies is not None:
+            expected = checksums if reading.check else None
+            self.local = MappedCopies(reading.copies, self._shards, self._starts, expected)
+        self._copying, self._mapping = threading.Lock(), threading.Lock()
+        arrival = _Arrival(self.cells, self._shards, self._starts, self._uri, checksums)
         self.reader = RangeReader(
             dataset.store,  # type: ignore[arg-type]  # an S3Store, as the dataset is remote
             self._shards,
             self.cells,
             self.buffers,
-            self._compare if reading.check else None,
+            arrival.compare if reading.check else None,
         )
         # The reading threads know the reader alone: they end when nobody has the source any more.
         weakref.finalize(self, self.reader.stop).atexit = False
@@ -185,6 +179,9 @@ class RemoteSource:
         """
         if not self._shards:
             return
+        if self.local is not None:
+            for number in self.local.changed():
+                self._drop_copy(number)
         try:
             entries = self._store.entries(f"{self._split}/")
         except StorageError as error:
@@ -225,7 +222,7 @@ class RemoteSource:
         """
         if len(self.cells.shard) + RACES_AT_ONCE <= self.buffers:
             return
-        used = [self.cells.of(rows) for rows in plans]
+        used = [self._streamed(self.cells.of(rows)) for rows in plans]
         first = np.full(len(self.cells.shard), len(used))
         last = np.full(len(self.cells.shard), -1)
         for step, cells in enumerate(used):
@@ -235,14 +232,31 @@ class RemoteSource:
         seen = last >= 0
         np.add.at(change, first[seen], 1)
         np.add.at(change, last[seen] + 1, -1)
-        demand = int(np.cumsum(change).max(initial=0)) + RACES_AT_ONCE + _LEAST_AHEAD
+        held = int(np.cumsum(change).max(initial=0))
+        demand = min(held + _LEAST_AHEAD, len(self.cells.shard)) + RACES_AT_ONCE
         self._demand(demand)
         self.reader.reach = min(2 * RUN_CELLS, 1 + self.buffers - demand)
 
     def check_resident(self, rows: NDArray[np.int64] | None) -> None:
         """Refuse a global order of rows that do not all fit into memory."""
-        cells = len(self.cells.shard) if rows is None else len(self.cells.of(rows))
-        self._demand(cells + RACES_AT_ONCE)
+        cells = np.arange(len(self.cells.shard)) if rows is None else self.cells.of(rows)
+        streamed = len(self._streamed(cells))
+        if streamed:
+            self._demand(streamed + RACES_AT_ONCE)
+
+    def shards_of(self, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """Numbers of the shards that hold these rows; None is all rows."""
+        if rows is None:
+            return np.arange(len(self._shards))
+        return np.unique(np.searchsorted(self._starts, rows, side="right") - 1)
+
+    def _streamed(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of these cells that are not read from a local copy."""
+        if self.local is None:
+            return cells
+        with self._mapping:
+            self.local.map(np.unique(self.cells.shard[cells]))
+        return cells[self.local.bases[self.cells.shard[cells]] == 0]
 
     def _demand(self, buffers: int) -> None:
         if buffers > self.buffers:
@@ -251,12 +265,16 @@ class RemoteSource:
                 f"This order of {self._uri} needs {buffers} ranges of {self.cell_rows} stamps in "
                 f"memory at once, and the budget holds {self.buffers}: every range would be read "
                 f'many times. Use shuffle="block", a cache_dir, or a memory_budget larger by '
-                f"{-(-missing // (1 << 20))} MiB."
+                f"{-(-missing // (1 << 20))} MiB (data.shuffle, data.cache_dir, "
+                "data.memory_budget_gb)."
             )
 
     def expect(self, rows: NDArray[np.int64]) -> None:
         """Have these rows on their way, as soon as there is memory."""
-        self.reader.expect(self.cells.of(rows))
+        if self.local is None or not self.local.complete:
+            cells = self.cells.of(rows)
+            self._use_copies(cells)  # or they would be read from the store meanwhile
+            self.reader.expect(cells)
 
     def forget(self, rows: NDArray[np.int64]) -> None:
         """Take back one `expect` whose rows will not be gathered after all."""
@@ -278,21 +296,67 @@ class RemoteSource:
             raise ValueError(f"out must be contiguous and hold {rows.size} stamps")
         if rows.size and (rows.min() < 0 or rows.max() >= self._starts[-1]):
             raise IndexError(f"rows must lie in 0 ... {self._starts[-1] - 1}")
+        while True:
+            if not self._copy_mapped(rows, out):
+                self._copy_streamed(rows, out)
+            faulty = [] if self.local is None else self.local.faulty(rows, out)
+            if not faulty:
+                return
+            for number in faulty:
+                self._drop_copy(number)
+
+    def _copy_mapped(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> bool:
+        """Copy rows of a split that is on the local disk as a whole: as from a local dataset."""
+        if self.local is None or not self.local.complete:
+            return False
+        with self._copying:
+            if self.reader.closed:
+                raise ValueError("the loader is closed")
+            done = bool(copy_rows(rows, self._starts, self.local.bases, out.ctypes.data))
+        if done and self.reader.holds_anything():  # of the time before the split was complete
+            self.reader.forget(self.cells.of(rows))
+            self.reader.release_idle()
+        return done
+
+    def _copy_streamed(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
+        """Copy rows of which some are read from the store."""
         cells = self.cells.of(rows)
         try:
-            self._map_copies(cells)
-            self.reader.need(cells)
-            with self._copying:
-                if self.reader.closed or not copy_rows(
-                    rows, self.cells.bounds, self.reader.addresses, out.ctypes.data
-                ):
-                    raise ValueError("the loader is closed")
+            while True:
+                self._use_copies(cells)
+                self.reader.need(cells)
+                with self._copying:
+                    if self.reader.closed:
+                        raise ValueError("the loader is closed")
+                    if copy_rows(rows, self.cells.bounds, self.reader.addresses, out.ctypes.data):
+                        return
+                # Another thread has just given up a copy: its cells are read from the store now.
         except (NotFoundError, ChangedError) as error:
             raise ShardError(
                 f"{str(error).rstrip('.')} ({self._place_of(cells, error)}). {_REMEDY}"
             ) from error
         finally:
             self.reader.forget(cells)
+
+    def _use_copies(self, cells: NDArray[np.int64]) -> None:
+        """Have these cells in memory if their shards are mapped or can be."""
+        if self.local is None:
+            return
+        numbers = self.cells.shard[cells]
+        with self._mapping:
+            self.local.map(np.unique(numbers))
+            bases = self.local.bases[numbers]
+            new = (bases != 0) & (self.reader.addresses[cells] == 0)
+            if new.any():
+                starts = self.cells.first[cells[new]] * RECORD_STRIDE
+                self.reader.put(cells[new], bases[new] + starts)
+
+    def _drop_copy(self, number: int) -> None:
+        """Read a shard from the store although there was a copy."""
+        assert self.local is not None
+        with self._mapping, self._copying:
+            self.reader.withdraw(np.flatnonzero(self.cells.shard == number))
+            self.local.drop(number)
 
     def _place_of(self, cells: NDArray[np.int64], error: Exception) -> str:
         """Shard and offset of the first of these cells in the shard that an error names."""
@@ -303,42 +367,17 @@ class RemoteSource:
         name = self._shards[self.cells.shard[cell]].name
         return f"{name}, offset {int(self.cells.first[cell]) * RECORD_STRIDE}"
 
-    def _map_copies(self, cells: NDArray[np.int64]) -> None:
-        """Map the shards of these cells that are on a local disk."""
-        if self._copies is None:
-            return
-        for number in np.unique(self.cells.shard[cells]).tolist():
-            shard = self._shards[number]
-            path = None if number in self._maps else self._copies.path(shard)
-            if path is not None:
-                self._maps[number] = FileMap(path, shard.bytes)
-            if number in self._maps:
-                for cell in np.flatnonzero(self.cells.shard == number).tolist():
-                    start = int(self.cells.first[cell]) * RECORD_STRIDE
-                    self.reader.put(cell, self._maps[number].address + start)
-
-    def _compare(self, cell: int, data: NDArray[np.uint8]) -> None:
-        """Compare the CRC-32 of every stamp of a cell with what conversion stored."""
-        start = int(self.cells.bounds[cell])
-        found = payload_crc32(data.reshape(-1, RECORD_STRIDE))
-        expected = self._checksums[np.arange(start, start + len(found))]
-        bad = np.flatnonzero(found != expected)
-        if bad.size:
-            uri, offset = self.place(start + int(bad[0]))
-            raise ShardError(
-                f"{uri}: the stamp at offset {offset} is not the one that was written (CRC-32 "
-                f"{found[bad[0]]:08x}, expected {expected[bad[0]]:08x}). {_REMEDY}"
-            )
-
     def place(self, row: int) -> tuple[str, int]:
-        """URI of the shard that holds a row, and the offset of its pixels there."""
-        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-        within = int(row - self._starts[shard])
-        return f"{self._uri}/{self._shards[shard].name}", within * RECORD_STRIDE + PAYLOAD_OFFSET
+        """URI of the shard that holds a row (or path of its copy), and the offset of its pixels."""
+        shard, offset = _offset(self._starts, row)
+        path = None if self.local is None else self.local.path_of(shard)
+        return str(path or f"{self._uri}/{self._shards[shard].name}"), offset
 
     def describe(self) -> dict[str, Any]:
         """What was read so far and in which way, for logs and benches."""
+        mapped = 0 if self.local is None else int(np.count_nonzero(self.local.bases))
         return asdict(self.reader.counters) | {
+            "mapped_shards": mapped,
             "buffers": self.buffers,
             "buffer_bytes": self.cell_rows * RECORD_STRIDE,
         }
@@ -348,7 +387,55 @@ class RemoteSource:
         self.reader.stop()
         with self._copying:
             self.reader.addresses[:] = 0
-            self._maps.clear()
+            if self.local is not None:
+                self.local.close()
+
+
+class _Arrival:
+    """Compares what has come with what was written.
+
+    It knows nothing of the source: the reading threads hold it, and they end when nobody has the
+    source any more.
+    """
+
+    def __init__(
+        self,
+        cells: Cells,
+        shards: Sequence[ShardInfo],
+        starts: NDArray[np.int64],
+        uri: str,
+        checksums: Column,
+    ) -> None:
+        self._cells, self._shards, self._starts = cells, shards, starts
+        self._uri, self._checksums = uri, checksums
+
+    def compare(self, cell: int, data: NDArray[np.uint8]) -> None:
+        """Compare the CRC-32 of every stamp of a cell with what conversion stored."""
+        start = int(self._cells.bounds[cell])
+        found = payload_crc32(data.reshape(-1, RECORD_STRIDE))
+        expected = self._checksums[np.arange(start, start + len(found))]
+        bad = np.flatnonzero(found != expected)
+        if bad.size:
+            shard, offset = _offset(self._starts, start + int(bad[0]))
+            raise ShardError(
+                f"{self._uri}/{self._shards[shard].name}: the stamp at offset {offset} is not the "
+                f"one that was written (CRC-32 {found[bad[0]]:08x}, expected "
+                f"{expected[bad[0]]:08x}). {_REMEDY}"
+            )
+
+
+def _offset(starts: NDArray[np.int64], row: int) -> tuple[int, int]:
+    """Number of the shard that holds a row, and the offset of its pixels there."""
+    shard = int(np.searchsorted(starts, row, side="right")) - 1
+    return shard, int(row - starts[shard]) * RECORD_STRIDE + PAYLOAD_OFFSET
+
+
+def resident_bytes(shard_rows: Sequence[int]) -> int:
+    """Memory for all rows of these shards at once: what a global shuffle from a store needs."""
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.array(shard_rows, np.int64))])
+    bounds = _cells(starts).bounds
+    most = int(np.diff(bounds).max(initial=1))
+    return (len(bounds) - 1 + RACES_AT_ONCE) * most * RECORD_STRIDE
 
 
 def _cells(starts: NDArray[np.int64]) -> Cells:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from os import PathLike
 from typing import Any, Literal
@@ -14,17 +17,21 @@ import torch
 import webdataset as wds
 from numpy.typing import ArrayLike, NDArray
 
-from lensprep.dataset import PAYLOAD_BYTES
+from lensprep.dataset import PAYLOAD_BYTES, Dataset
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import is_remote
-from lensprep.errors import CheckpointError, ConfigError
+from lensprep.errors import BudgetError, CheckpointError, ConfigError
 from lenstrain.data.batch import Batch, PixelPool
-from lenstrain.data.fetch import MEMORY_BUDGET, Reading, RemoteSource
+from lenstrain.data.cache import CacheOptions
+from lenstrain.data.fetch import MEMORY_BUDGET, Reading, RemoteSource, resident_bytes
+from lenstrain.data.filling import CachedSplit, beside_bytes, open_copies
 from lenstrain.data.order import EpochOrder, OrderSpec, Shuffle, block_bounds, order_key
 from lenstrain.data.selection import Sampling, select
 from lenstrain.data.sidecar import PayloadCheck
 from lenstrain.data.split import SplitData, open_split
 from lenstrain.data.stream import PlanSteps, announce, gather_pixels, read_ahead
+
+logger = logging.getLogger("lenstrain.data")
 
 Verify = Literal["size", "crc"]
 
@@ -62,7 +69,9 @@ class StampLoader(wds.PipelineStage):
     rank, world_size : int
         This process among those that share the epoch.
     cache_dir : path, optional
-        Folder for a copy of a remote dataset; a local dataset is read where it is.
+        Folder on a fast disk for copies of the shards of an object store, shared by the processes
+        of a node (`lenstrain.data.cache`); a local dataset is read where it is. With a global
+        shuffle the shards are fetched before the first batch; otherwise beside the first epoch.
     drop_last : bool
         Leave out the last, incomplete global batch instead of filling it.
     pin_memory : bool
@@ -71,8 +80,8 @@ class StampLoader(wds.PipelineStage):
         Most bytes that read-ahead holds, besides the batches that the consumer holds.
     verify : {"size", "crc"}, optional
         ``"size"`` compares every shard's size at the start of every epoch; ``"crc"`` also the
-        CRC-32 of every stamp: of a local dataset when it is first read, of one in an object store
-        whenever it arrives. By default ``"crc"`` for an object store, else ``"size"``.
+        CRC-32 of every stamp: of a local dataset or a cache when it is first read, of an object
+        store whenever it arrives. By default ``"crc"`` for an object store, else ``"size"``.
     where : str, optional
         Only rows for which this is true, such as ``"theta_e_arcsec / psfsize_r >= 0.5"``.
     limit : int, optional
@@ -83,6 +92,8 @@ class StampLoader(wds.PipelineStage):
         Relative rate of every row of the split, for instance `hard_negative_weights`.
     s3 : S3Options, optional
         How to reach an object store; the usual AWS variables and profiles apply in any case.
+    cache : CacheOptions, optional
+        Limits of the cache, and what is known of the rates of disk and store.
 
     Raises
     ------
@@ -93,6 +104,8 @@ class StampLoader(wds.PipelineStage):
     BudgetError
         If a dataset in an object store is to be read in an order that needs more memory: a global
         shuffle needs all of its rows in memory (or in a cache), a block shuffle a mixing window.
+    StorageError
+        If the object store or the cache's disk does not let us, or does not answer.
     """
 
     def __init__(
@@ -115,6 +128,7 @@ class StampLoader(wds.PipelineStage):
         sampling: Sampling = "uniform",
         weights: ArrayLike | None = None,
         s3: S3Options | None = None,
+        cache: CacheOptions | None = None,
     ) -> None:
         remote = is_remote(uri)
         verify = verify or ("crc" if remote else "size")
@@ -125,34 +139,78 @@ class StampLoader(wds.PipelineStage):
             rank,
             world_size,
         )
-        self.cache_dir = cache_dir
-        self.depth = _depth(batch_size, memory_budget // 4 if remote else memory_budget)
-        ahead = (self.depth + 1) * batch_size * PAYLOAD_BYTES
-        reading = Reading(memory_budget=memory_budget - ahead, check=verify == "crc")
-        self.data: SplitData = open_split(uri, split, reading, s3)
-        self.source = self.data.source
-        self.selection = select(
-            self.data, where=where, limit=limit, sampling=sampling, weights=weights
-        )
+        self.depth = _depth(batch_size, memory_budget, 0.25 if remote else 1.0)
+        left = memory_budget - (self.depth + 1) * batch_size * PAYLOAD_BYTES
+        self.copies: CachedSplit | None = None
+        copies_of: Callable[[Dataset], CachedSplit | None] | None = None
+        if remote:
+            caching = _Caching(cache_dir, cache, split, left, shuffle == "global", rank == 0)
+            left = caching.memory_left
+            copies_of = partial(self._keep_copies, caching)
+        reading = Reading(memory_budget=left, check=verify == "crc")
+        try:
+            self.data: SplitData = open_split(uri, split, reading, s3, copies_of)
+            self.source = self.data.source
+            self._set_up(seed, shuffle, drop_last, pin_memory, verify,
+                         where=where, limit=limit, sampling=sampling, weights=weights)  # fmt: skip
+        except BaseException:
+            if self.copies is not None:
+                self.copies.close()
+            raise
+
+    def _keep_copies(self, caching: _Caching, dataset: Dataset) -> CachedSplit | None:
+        self.copies = caching.open(dataset)
+        return self.copies
+
+    def _set_up(
+        self,
+        seed: int,
+        shuffle: Shuffle,
+        drop_last: bool,
+        pin_memory: bool,
+        verify: Verify,
+        **selection: Any,
+    ) -> None:
+        """What follows once the split is open."""
+        self.selection = select(self.data, **selection)
         self.spec = self._make_spec(seed, shuffle, drop_last)
         self._verify = verify
         self._check: PayloadCheck | None = None
-        self._pool = PixelPool(batch_size, keep=self.depth + 2, pin_memory=pin_memory)
+        self._pool = PixelPool(self.batch_size, keep=self.depth + 2, pin_memory=pin_memory)
         self._epoch, self._next_step, self._done = 0, 0, 0
         self._current: _Epoch | None = None
-        self._check_budget()
+        if isinstance(self.source, RemoteSource):
+            if self.copies is not None:
+                self.copies.narrow(self.source.shards_of(self.selection.rows))
+            if self.spec.shuffle == "global":
+                self._prepare_global(self.source)
+            else:
+                self._check_window(self.source)
+                self._fill_beside()  # from now on: a validation is cached before it begins
+        if shuffle == "block" and self.rank == 0:
+            logger.info(
+                "%s: the block shuffle mixes over %s of %s samples.",
+                self.data.title,
+                f"{self.mixing_window:,}",
+                f"{self.spec.rows:,}",
+            )
 
-    def _check_budget(self) -> None:
-        """Refuse an order for which the memory of a remote source does not do."""
-        if not isinstance(self.source, RemoteSource):
-            return
-        if self.spec.shuffle == "global":
-            self.source.check_resident(self.selection.rows)
-            return
+    def _prepare_global(self, source: RemoteSource) -> None:
+        """Have every row in the cache or, if there is none, see that memory holds them all."""
+        full = self.copies is not None and self.copies.fill().full
+        try:
+            source.check_resident(self.selection.rows)
+        except BudgetError as error:
+            if not full or self.copies is None:
+                raise
+            raise BudgetError(f"{self.copies.shortage()} {error}") from error
+
+    def _check_window(self, source: RemoteSource) -> None:
+        """Refuse a block shuffle whose mixing window is larger than the memory."""
         order, rows = self._order()
         steps = min(len(self), 2 * self.mixing_window // self.spec.global_batch + 2, 1024)
         plans = PlanSteps(order, rows, rank=self.rank, world_size=self.world_size).run()
-        self.source.check_budget(plan.index for plan in islice(plans, steps))
+        source.check_budget(plan.index for plan in islice(plans, steps))
 
     def _make_spec(self, seed: int, shuffle: Shuffle, drop_last: bool) -> OrderSpec:
         name = "/".join(
@@ -175,6 +233,11 @@ class StampLoader(wds.PipelineStage):
                 f"of {spec.global_batch}, and drop_last leaves that out. Use smaller batches."
             )
         return spec
+
+    def _fill_beside(self) -> None:
+        """Have what the cache lacks fetched while batches are streamed."""
+        if self.copies is not None and isinstance(self.source, RemoteSource):
+            self.copies.fill_beside(self.source.reader.hungry)
 
     @property
     def labels(self) -> NDArray[np.int8]:
@@ -247,6 +310,7 @@ class StampLoader(wds.PipelineStage):
         if self._current is not None:
             self._current.close()
         self.source.check()
+        self._fill_beside()
         start, self._next_step = self._next_step, 0
         self._done = start
         self._current = _Epoch(self, self.pipeline(start).iterator1())
@@ -318,6 +382,8 @@ class StampLoader(wds.PipelineStage):
         if self._current is not None:
             self._current.close()
         self.source.close()
+        if self.copies is not None:
+            self.copies.close()
 
     def _advance(self, epoch: _Epoch, *, finished: bool) -> None:
         """Note that a batch was handed out, or that the epoch is over (called by its iterator)."""
@@ -358,6 +424,43 @@ class _Epoch(Iterator[Batch]):
             self._batches.close()  # type: ignore[attr-defined]
 
 
+@dataclass(frozen=True, slots=True)
+class _Caching:
+    """Whether and how one split of a dataset in an object store is cached."""
+
+    cache_dir: str | PathLike[str] | None
+    options: CacheOptions | None
+    split: str
+    memory: int
+    """For what is read ahead, and for fetching beside it."""
+    whole: bool
+    """The order needs all rows at once."""
+    tell: bool
+
+    @property
+    def memory_left(self) -> int:
+        """For what is read ahead."""
+        return self.memory - (0 if self.cache_dir is None else beside_bytes(self.memory))
+
+    def open(self, dataset: Dataset) -> CachedSplit | None:
+        """The copies of the split, if there are to be any."""
+        if self.cache_dir is None:
+            if self.tell:
+                what = f"split {self.split!r} of {dataset.uri}"
+                logger.info("%s is streamed: there is no cache (data.cache_dir).", what)
+            return None
+        rows = [shard.rows for shard in dataset.split(self.split).shards]
+        return open_copies(
+            dataset,
+            self.split,
+            self.cache_dir,
+            self.options,
+            required=self.whole and resident_bytes(rows) > self.memory_left,
+            memory=self.memory,
+            tell=self.tell,
+        )
+
+
 def _check_options(
     batch_size: int, rank: int, world_size: int, pin_memory: bool, verify: str
 ) -> None:
@@ -371,12 +474,12 @@ def _check_options(
         raise ConfigError("pin_memory needs a CUDA device, and there is none. Leave it out.")
 
 
-def _depth(batch_size: int, memory_budget: int) -> int:
-    """Batches that may be read ahead within the budget; one more is being filled meanwhile."""
+def _depth(batch_size: int, memory_budget: int, share: float) -> int:
+    """Batches read ahead within a share of the budget; one more is being filled meanwhile."""
     batch_bytes = batch_size * PAYLOAD_BYTES
     if memory_budget < 2 * batch_bytes:
         raise ConfigError(
             f"memory_budget of {memory_budget} bytes holds less than two batches of {batch_size} "
             f"stamps ({batch_bytes} bytes each). Raise it or use smaller batches."
         )
-    return min(_MOST_AHEAD, memory_budget // batch_bytes - 1)
+    return min(_MOST_AHEAD, max(1, int(share * memory_budget) // batch_bytes - 1))

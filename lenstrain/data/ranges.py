@@ -165,10 +165,15 @@ class RangeReader:
         self._queue: SimpleQueue[_Run | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._at_once = store.options.connections
+        self._waiting = 0
         self.reach = count
         """Neighbours so much later in the order of first needs are read in the same request: memory
         for more of them could be missing for what is needed next."""
         self.closed = False
+
+    def hungry(self) -> bool:
+        """Whether somebody waits for cells right now."""
+        return self._waiting > 0
 
     def cell_bytes(self, cell: int) -> int:
         """Bytes of a cell's records."""
@@ -206,13 +211,17 @@ class RangeReader:
             unannounced = cells[self._pending[cells] == 0]
             self._announce(unannounced)
             self._schedule()
-            while not self.closed and not (self._state[cells] == _HERE).all():
-                for cell in cells.tolist():
-                    if cell in self._errors:
-                        raise self._errors.pop(cell)
-                self._hurry(cells)
-                self.change.wait(0.05)
-            self.counters.waited_s += time.monotonic() - start
+            self._waiting += 1
+            try:
+                while not self.closed and not (self._state[cells] == _HERE).all():
+                    for cell in cells.tolist():
+                        if cell in self._errors:
+                            raise self._errors.pop(cell)
+                    self._hurry(cells)
+                    self.change.wait(0.05)
+            finally:
+                self._waiting -= 1
+                self.counters.waited_s += time.monotonic() - start
             if self.closed:
                 raise ValueError("the loader is closed")
 
@@ -226,14 +235,34 @@ class RangeReader:
             if self._state[cell] == _ABSENT:
                 self._wanted.append(cell)
 
-    def put(self, cell: int, address: int) -> None:
-        """A cell lies at this address anyway, such as in a mapped file."""
+    def put(self, cells: NDArray[np.int64], addresses: NDArray[np.int64]) -> None:
+        """Cells lie at these addresses anyway, such as in a mapped file."""
         with self.change:
-            if self._state[cell] == _ABSENT:
-                self.addresses[cell], self._state[cell] = address, _HERE
-                self.change.notify_all()
+            new = self._state[cells] == _ABSENT
+            self.addresses[cells[new]], self._state[cells[new]] = addresses[new], _HERE
+            self.change.notify_all()
+
+    def withdraw(self, cells: NDArray[np.int64]) -> None:
+        """These cells lie where `put` said no more; what is in memory of them stays."""
+        with self.change:
+            gone = [cell for cell in cells.tolist()
+                    if self._state[cell] == _HERE and cell not in self._memory]  # fmt: skip
+            self.addresses[gone], self._state[gone] = 0, _ABSENT
+            self._wanted.extend(cell for cell in gone if self._pending[cell])
 
     # ------------------------------------------------------------------ memory
+
+    def holds_anything(self) -> bool:
+        """Whether there is memory of cells that were read, or anything announced."""
+        return self._made > 0 or bool(self._pending.any())
+
+    def release_idle(self) -> None:
+        """Give memory back to the system that nobody needs now."""
+        with self.change:
+            for cell in list(self._idle):
+                self._drop(cell)
+            self._made -= len(self._free)
+            self._free.clear()
 
     def _room(self) -> int:
         """Buffers that are free or can be freed, but for those kept for races."""
@@ -258,7 +287,7 @@ class RangeReader:
 
     def _schedule(self, *, hurry: bool = False) -> None:
         """Begin runs while there are wanted cells, memory and threads (under the lock)."""
-        while not self.closed and len(self._runs) < self._at_once and self._wanted:
+        while not self.closed and self._busy() < self._at_once and self._wanted:
             cell = self._wanted[0]
             if self._state[cell] != _ABSENT or not self._pending[cell]:
                 self._wanted.popleft()
@@ -273,6 +302,10 @@ class RangeReader:
                 first, length = cell, min(room, first + length - cell)
             cells = list(range(first, first + length))
             self._start(_Run(self, cells, [self._take() for _ in cells]))
+
+    def _busy(self) -> int:
+        """Runs that bring something; one that was stopped may yet wait for its answer."""
+        return sum(not run.stopped for run in self._runs)
 
     def _stretch(self, cell: int) -> tuple[int, int]:
         """First cell and number of cells around this one that can be read in one request."""
@@ -316,8 +349,9 @@ class RangeReader:
         """Somebody waits for these cells (under the lock)."""
         missing = cells[self._state[cells] == _ABSENT].tolist()
         if missing:
-            self._wanted.extendleft(reversed(missing))
-            if self._room() < 1 and not self._runs:
+            if not self._wanted or self._wanted[0] != missing[0]:  # not again at every look
+                self._wanted.extendleft(reversed(missing))
+            if self._room() < 1 and not self._busy():
                 self._evict(set(cells.tolist()))
             self._schedule(hurry=True)
         for cell in cells[self._state[cells] == _COMING].tolist():
@@ -345,7 +379,7 @@ class RangeReader:
 
     def _race(self, cell: int) -> None:
         """Ask a second time for a cell that takes too long."""
-        runs = [run for run in self._runs if run.waits_for == cell]
+        runs = [run for run in self._runs if run.waits_for == cell and not run.stopped]
         now, racing = time.monotonic(), sum(run.race for run in self._runs)
         if len(runs) != 1 or now - runs[0].mark < self.slow_after():
             return
@@ -408,9 +442,27 @@ class RangeReader:
         if not self._pending[cell]:
             self._idle[cell] = None
         for other in self._runs:
-            # The slower one of a race; what else it should bring is read again by others.
-            if other is not run and other.waits_for == cell:
+            # The slower one of a race.
+            if other is not run and other.waits_for == cell and not other.stopped:
                 other.stop()
+                self._leave(other)
+
+    def _leave(self, run: _Run) -> None:
+        """What a stopped run has not brought is read by others (under the lock).
+
+        Its thread may yet wait for an answer's first byte, for as long as the store takes.
+        """
+        others = self._on_their_way(run)
+        for cell in reversed(run.cells[run.done_cells + 1 :]):
+            if self._state[cell] == _COMING and cell not in others:
+                self._state[cell] = _ABSENT
+                if self._pending[cell]:
+                    self._wanted.appendleft(cell)
+
+    def _on_their_way(self, but: _Run) -> set[int]:
+        """Cells that runs will bring which are not stopped (under the lock)."""
+        runs = (run for run in self._runs if run is not but and not run.stopped)
+        return {cell for run in runs for cell in run.cells[run.done_cells :]}
 
     def _checked(self, run: _Run, cell: int, data: Bytes) -> None:
         assert self._check is not None
@@ -431,16 +483,18 @@ class RangeReader:
         """A run is over: what it did not bring is wanted again, or has failed."""
         with self.change:
             self._runs.discard(run)
-            racing = {cell for other in self._runs for cell in other.cells[other.done_cells :]}
+            racing = self._on_their_way(run)
             for number in range(run.done_cells, len(run.cells)):
                 cell = run.cells[number]
                 self._free.append(run.buffers[number])
                 if self._state[cell] != _COMING or cell in racing:
                     continue
                 self._state[cell] = _ABSENT
+                if not self._pending[cell]:
+                    continue  # an error that nobody hears would be told to the next epoch
                 if error is not None and not run.stopped and number == run.done_cells:
                     self._errors[cell] = error
-                elif self._pending[cell]:
+                else:
                     self._wanted.appendleft(cell)
             self._schedule()
             self.change.notify_all()

@@ -152,6 +152,15 @@ def _identity(path: Path, size: int) -> tuple[int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def file_identity(path: Path) -> tuple[int, int, int, int] | None:
+    """Device, inode, size and time of a file; None if there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 class FileMap:
     """A file mapped read-only without keeping it open.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +16,7 @@ from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import is_remote
 from lensprep.dataset.where import check_columns, compile_where
 from lensprep.errors import ConfigError, StorageError
+from lenstrain.data.copies import LocalCopies
 from lenstrain.data.fetch import Reading, RemoteSource
 from lenstrain.data.sidecar import Column, SidecarColumn, SidecarColumns
 from lenstrain.data.source import LocalSource, ShardSource
@@ -130,6 +133,7 @@ def open_split(
     split: str,
     reading: Reading | None = None,
     options: S3Options | None = None,
+    copies_of: Callable[[Dataset], LocalCopies | None] | None = None,
 ) -> SplitData:
     """Open a split of a converted dataset, or stock tars where the location names tars.
 
@@ -144,6 +148,8 @@ def open_split(
         How a dataset in an object store is read.
     options : S3Options, optional
         How to reach an object store.
+    copies_of : callable, optional
+        Gives the local copies of a dataset in an object store, or None.
 
     Raises
     ------
@@ -156,7 +162,10 @@ def open_split(
     """
     text = os.fspath(uri)
     if not text.endswith(".tar"):
-        return ConvertedSplit(Dataset.open(uri, options), split, reading)
+        dataset = Dataset.open(uri, options)
+        if copies_of is not None and is_remote(text):
+            reading = replace(reading or Reading(), copies=copies_of(dataset))
+        return ConvertedSplit(dataset, split, reading)
     if is_remote(text):
         raise StorageError(
             f"{text}: tars without a manifest are read from a local disk only. Give the folder of "

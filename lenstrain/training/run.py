@@ -17,6 +17,7 @@ from lensprep.dataset import Dataset
 from lensprep.errors import ConfigError, DatasetError, StorageError
 from lenstrain.config import Config, DataConfig
 from lenstrain.data import StampLoader
+from lenstrain.data.cache import CacheOptions
 from lenstrain.mine import read_weights
 from lenstrain.model import build_model, count_parameters
 from lenstrain.schedule import plan_schedule
@@ -212,10 +213,12 @@ def make_loaders(
 ) -> tuple[StampLoader, StampLoader]:
     """Loaders of one process: shuffled for training, the whole split in order for validation."""
     data = config.data
+    budget = int(data.memory_budget_gb * 1e9)
     shared: dict[str, Any] = {
         "rank": context.rank,
         "world_size": context.world_size,
         "cache_dir": data.cache_dir,
+        "cache": cache_options(data),
         "pin_memory": context.device.type == "cuda",
     }
     training = StampLoader(
@@ -229,6 +232,7 @@ def make_loaders(
         limit=data.limit,
         sampling=data.sampling,
         weights=sample_weights(dataset, data),
+        memory_budget=budget - budget // 4,
         **shared,
     )
     validation = StampLoader(
@@ -236,9 +240,21 @@ def make_loaders(
         config.eval.split,
         config.eval.batch_size // context.world_size,
         shuffle=None,
+        memory_budget=budget // 4,
         **shared,
     )
     return training, validation
+
+
+def cache_options(data: DataConfig) -> CacheOptions:
+    """How the cache of shards is used."""
+    return CacheOptions(
+        limit_bytes=int(data.cache_limit_gb * 1e9),
+        reserve_bytes=int(data.cache_reserve_gb * 1e9),
+        use=data.cache,
+        disk_mb_per_s=data.disk_mb_per_s,
+        store_mb_per_s=data.store_mb_per_s,
+    )
 
 
 def sample_weights(dataset: Dataset, data: DataConfig) -> NDArray[np.float64] | None:

@@ -114,7 +114,7 @@ def test_a_resume_in_mid_epoch_reads_nothing_of_what_was_before(root, load):
 
 
 def test_batches_that_were_kept_do_not_change(root, load):
-    loader = load(shuffle="block", memory_budget=budget(9))
+    loader = load(shuffle="block", memory_budget=budget(11))
     kept = [batch for _ in range(2) for batch in loader]
     pixels = Dataset.open(root).read_pixels("train", np.arange(ROWS))
     for batch in kept:
@@ -125,13 +125,14 @@ def test_batches_that_were_kept_do_not_change(root, load):
 
 
 def test_memory_never_exceeds_the_budget_and_every_byte_is_read_once(root, load):
-    loader = load(shuffle=None, memory_budget=budget(5))
-    assert_same(StampLoader(root, batch_size=32, shuffle=None), loader)
+    # Batches of 40 divide the rows: a filler would read the first range again.
+    loader = load(batch_size=40, shuffle=None, memory_budget=budget(7, 40))
+    assert_same(StampLoader(root, batch_size=40, shuffle=None), loader)
     found = loader.source.describe()
     assert found["buffers"] < 9  # less than the dataset has ranges
     assert found["peak_buffers"] <= found["buffers"]
     held = found["peak_buffers"] * found["buffer_bytes"]
-    assert held + (loader.depth + 1) * 32 * 24_576 <= budget(5)
+    assert held + (loader.depth + 1) * 40 * 24_576 <= budget(7, 40)
     assert found["bytes"] == ROWS * RECORD_STRIDE + found["raced"] * CELL
 
 
@@ -176,6 +177,30 @@ def test_a_slow_range_is_asked_for_a_second_time_and_the_first_answer_wins(root,
     assert stalled.times == 0
     assert found["races_won"] == 1
     assert time.monotonic() - start < 30  # the stalled one is given up after 60 s
+
+
+def test_a_request_that_is_never_answered_holds_up_none_of_its_ranges(root, load, proxy, uri):
+    shard = f"/{uri.removeprefix('s3://')}/train/train-000002.tar"
+    stalled = Fault("stall", b"GET " + shard.encode())
+    proxy.add(stalled)
+    loader = load(via=proxy, shuffle=None, timeout=60.0, connections=1)
+    start = time.monotonic()
+    assert_same(StampLoader(root, batch_size=32, shuffle=None), loader)
+    assert time.monotonic() - start < 30  # it is given up after 60 s
+    assert stalled.times == 0
+    assert loader.source.describe()["races_won"] >= 1
+
+
+def test_a_fault_that_nobody_heard_of_does_not_end_the_next_epoch(root, load, proxy, uri):
+    loader = load(via=proxy, shuffle=None, attempts=1)
+    reader, cells = loader.source.reader, np.array([0, 1, 2])
+    proxy.add(Fault("answer", b"GET", times=1, status=403, code="AccessDenied"))
+    reader.expect(cells)
+    with reader.change:
+        reader._schedule()
+    reader.forget(cells)  # the consumer has gone before the answer came
+    assert ends(lambda: not reader._runs)
+    assert_same(StampLoader(root, batch_size=32, shuffle=None), loader)
 
 
 def test_wrong_credentials_are_told_at_once(load, monkeypatch):
@@ -240,7 +265,7 @@ def test_a_shard_replaced_between_listing_and_reading_is_an_error(s3, uri, load)
 
 
 def test_a_shard_deleted_during_the_epoch_is_an_error_and_no_shorter_epoch(s3, uri, load):
-    loader = load(shuffle=None, memory_budget=budget(4))
+    loader = load(shuffle=None, memory_budget=budget(6))
     s3.store().delete("train/train-000002.tar")
     got = []
     with pytest.raises(ShardError, match=r"train-000002\.tar.*offset \d+"):
@@ -327,6 +352,9 @@ def test_shards_that_are_on_the_disk_are_not_read_from_the_store(s3, uri, root):
         def path(self, shard):
             return root / shard.name if shard.name == SHARD else None
 
+        def damaged(self, shard):
+            raise AssertionError(shard.name)
+
     data = Dataset.open(uri, s3.options())
     source = ConvertedSplit(data, "train", Reading(copies=Copies())).source
     assert isinstance(source, RemoteSource)
@@ -347,7 +375,7 @@ def test_the_server_may_restart_during_an_epoch(root, tmp_path_factory, s3):
         upload(root, place, options)
         assert open_store(place, options).entries()
         loader = StampLoader(
-            place, batch_size=32, shuffle=None, s3=options, memory_budget=budget(4)
+            place, batch_size=32, shuffle=None, s3=options, memory_budget=budget(6)
         )
         batches = iter(loader)
         got = [next(batches)]
