@@ -25,7 +25,7 @@ Progress = Callable[[str, float], None]
 ROUNDS = 5
 _MOST_ROWS = (1 << 30) // PAYLOAD_BYTES
 """Rows that are read: 1 GiB of stamps, beyond every cache but the page cache."""
-_LIMIT_BUFFERS = 10
+LIMIT_BUFFERS = 10
 """As many output buffers as the loader has in turn: fewer would stay in the cache and flatter."""
 
 
@@ -203,12 +203,12 @@ def memmap_limit_rate(contiguous: torch.Tensor, batch_size: int, seconds: float)
     rng = np.random.default_rng(0)
     orders = torch.from_numpy(rng.integers(0, len(contiguous), (64, batch_size)))
     shape = (batch_size, *contiguous.shape[1:])
-    outs = [torch.empty(shape, dtype=torch.float16) for _ in range(_LIMIT_BUFFERS)]
+    outs = [torch.empty(shape, dtype=torch.float16) for _ in range(LIMIT_BUFFERS)]
     for out in outs:
         torch.index_select(contiguous, 0, orders[0], out=out)
     turns, start = 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds:
-        torch.index_select(contiguous, 0, orders[turns % 64], out=outs[turns % _LIMIT_BUFFERS])
+        torch.index_select(contiguous, 0, orders[turns % 64], out=outs[turns % LIMIT_BUFFERS])
         turns += 1
     return turns * batch_size / spent
 
