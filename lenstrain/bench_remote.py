@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,11 +26,17 @@ from lenstrain.bench import (
 from lenstrain.data import StampLoader
 from lenstrain.data.fetch import MEMORY_BUDGET, RemoteSource
 from lenstrain.data.order import BLOCK_ROWS, Shuffle
-from lenstrain.data.ranges import RUN_CELLS
+from lenstrain.data.ranges import RUN_CELLS, RangeReader
 
-_PROBE_ROWS = 8 * BLOCK_ROWS
+_LONG_ROWS = RUN_CELLS * BLOCK_ROWS
+"""Rows of the longest request that the loader makes."""
+_PROBE_ROWS = 8192
 """Read first, to know how much can be read in the time that there is."""
+_RATES = ("samples_per_s", "plain_client_samples_per_s", "long_ranges_samples_per_s")
 _COUNTERS = ("requests", "bytes", "raced", "reread", "evicted", "waited_s")
+
+Range = tuple[str, int, int]
+"""Shard, first byte and length of one request."""
 
 
 def run_remote_bench(
@@ -47,11 +53,12 @@ def run_remote_bench(
 ) -> dict[str, Any]:
     """Time the loader and a plain client on the same objects, by turns.
 
-    In every round the loader reads one epoch of rows at the start of the split, from its first
-    request to its last batch, and the client reads the objects that hold these rows once: the same
-    client with as many requests at once, in ranges as long as the loader's mean one, into memory
-    that is used again, and nothing is done with the bytes. Each round begins with nothing in
-    memory. There are as many rows as the client can read in a round's share of `seconds`.
+    The loader reads one epoch untimed, and its requests are noted. Then, in every round, it reads
+    an epoch with nothing of the dataset in memory, from its first request to its last batch; and
+    the same client, with as many requests at once, makes the same requests in the same order into
+    memory that is there, and does nothing with the bytes. Besides, it reads the same rows in the
+    longest ranges that the loader ever asks for. An epoch has as many rows, from the start of the
+    split, as the client can read in a round's share of `seconds`.
 
     Parameters
     ----------
@@ -63,7 +70,7 @@ def run_remote_bench(
         Samples per second of a simulated consumer (`lenstrain.bench.stall_fraction`), in an epoch
         of its own; its waiting for the first batch does not count.
     seconds : float
-        Time for all measurements together.
+        Time for all measurements together, besides the untimed epoch.
     shuffle : {"global", "block", None}
         A global shuffle needs all the rows in memory.
     memory_budget : int
@@ -75,10 +82,11 @@ def run_remote_bench(
     Returns
     -------
     dict
-        Medians ``samples_per_s``, ``plain_client_samples_per_s``, ``over_plain_client`` (of the
-        ratios within a round), ``first_batch_s``, ``open_s`` (the loader's making: manifest and
-        listing), ``cpu_cores``, ``stall_fraction`` (None without a `consumer_rate`); ``rounds``
-        with what each of them read; and the conditions.
+        Medians ``samples_per_s``, ``plain_client_samples_per_s``, ``long_ranges_samples_per_s``,
+        ``over_plain_client`` (of the ratios of the first two within a round), ``first_batch_s``,
+        ``cpu_cores``, ``stall_fraction`` (None without a `consumer_rate`); ``open_s`` (making the
+        loader: manifest and listing), ``request_bytes`` (mean), ``rounds`` with what the loader
+        counted in each, and the conditions.
 
     Raises
     ------
@@ -92,26 +100,31 @@ def run_remote_bench(
     store = data.store
     if not isinstance(store, S3Store):
         raise StorageError(f"{data.uri} is on a local disk: use `run_loader_bench`.")
-    share = seconds / (ROUNDS * (2 if consumer_rate is None else 3))
-    options: dict[str, Any] = {"shuffle": shuffle, "memory_budget": memory_budget, "s3": s3}
+    share = seconds / (ROUNDS * (3 if consumer_rate is None else 4))
+    tell("Reading once", 0.0)
     shards = data.split(split).shards
-    with one_thread():
-        tell("Reading once", 0.0)
-        options["limit"] = _rows_to_read(store, shards, share)
-
-        def open_loader() -> StampLoader:
-            return StampLoader(dataset, split, batch_size, **options)
-
-        rounds: list[dict[str, float]] = []
-        for number in range(ROUNDS):
-            tell("Measuring", number / ROUNDS)
-            rounds.append(_measure(open_loader, store, shards, consumer_rate, share))
-        with_loader = open_loader()
+    limit = _rows_to_read(store, shards, share)
+    start = time.perf_counter()
+    loader = StampLoader(
+        dataset, split, batch_size, shuffle=shuffle, limit=limit, memory_budget=memory_budget, s3=s3
+    )
+    opened = time.perf_counter() - start
+    rounds: list[dict[str, float]] = []
+    try:
+        with one_thread():
+            requests = _noted_requests(loader)
+            for number in range(ROUNDS):
+                tell("Measuring", number / ROUNDS)
+                long = list(long_ranges(shards, loader.spec.rows))
+                rounds.append(_measure(loader, store, requests, long, consumer_rate, share))
+    finally:
+        loader.close()
     tell("Done", 1.0)
-    with_loader.close()
-    return _summary(rounds) | conditions(data, split, with_loader, consumer_rate) | {
+    return _summary(rounds) | conditions(data, split, loader, consumer_rate) | {
+        "open_s": opened,
         "memory_budget": memory_budget,
         "connections": store.options.connections,
+        "request_bytes": sum(length for _, _, length in requests) / len(requests),
         "rounds": rounds,
     }  # fmt: skip
 
@@ -119,117 +132,126 @@ def run_remote_bench(
 def _rows_to_read(store: S3Store, shards: Sequence[ShardInfo], seconds: float) -> int:
     """Rows that the plain client reads in so many seconds, of those that there are."""
     total = sum(shard.rows for shard in shards)
-    few = min(total, _PROBE_ROWS * store.options.connections // 4)
-    rate, _ = plain_client_rate(store, shards, few, RUN_CELLS * BLOCK_ROWS)  # connects
-    rate, _ = plain_client_rate(store, shards, few, RUN_CELLS * BLOCK_ROWS)
-    return int(min(total, max(_PROBE_ROWS, rate * seconds)))
+    few = min(total, _PROBE_ROWS)
+    for _ in range(2):  # the first one connects
+        spent = plain_client_seconds(store, list(long_ranges(shards, few)))
+    return int(min(total, max(_PROBE_ROWS, few / spent * seconds)))
+
+
+class _NotingStore:
+    """A store that notes the ranges it is asked for."""
+
+    def __init__(self, store: S3Store) -> None:
+        self._store = store
+        self.ranges: list[Range] = []
+
+    def fill(self, piece: Piece, **options: Any) -> Any:
+        self.ranges.append((piece.name, piece.start, len(piece.view)))
+        return self._store.fill(piece, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def _noted_requests(loader: StampLoader) -> list[Range]:
+    """What the loader asks for in an epoch; its memory has been used once afterwards."""
+    reader = _reader(loader)
+    store, noting = reader.store, _NotingStore(reader.store)
+    reader.store = noting  # type: ignore[assignment]
+    try:
+        for _ in loader:
+            pass
+    finally:
+        reader.store = store
+    return noting.ranges
+
+
+def _reader(loader: StampLoader) -> RangeReader:
+    assert isinstance(loader.source, RemoteSource)
+    return loader.source.reader
 
 
 def _measure(
-    open_loader: Callable[[], StampLoader],
+    loader: StampLoader,
     store: S3Store,
-    shards: Sequence[ShardInfo],
+    requests: Sequence[Range],
+    long: Sequence[Range],
     consumer_rate: float | None,
     seconds: float,
 ) -> dict[str, float]:
-    """One round: an epoch of the loader, and the same rows by the plain client."""
-    found = epoch_from_store(open_loader)
-    mean = found["bytes"] / found["requests"] / RECORD_STRIDE
-    rows = int(found["rows"])
-    plain, read = plain_client_rate(store, shards, rows, max(1, round(mean)))
-    found |= {"plain_client_samples_per_s": plain, "plain_client_bytes": read}
+    """One round: an epoch of the loader, and the same objects by the plain client."""
+    rows = loader.spec.rows
+    found = epoch_from_store(loader)
+    found["plain_client_samples_per_s"] = rows / plain_client_seconds(store, requests)
+    found["long_ranges_samples_per_s"] = rows / plain_client_seconds(store, long)
     if consumer_rate is not None:
-        loader = open_loader()
-        try:
-            found["stall_fraction"] = waited_share(iter(loader), consumer_rate, seconds)
-        finally:
-            loader.close()
+        _reader(loader).drop_idle()
+        batches = iter(loader)
+        found["stall_fraction"] = waited_share(batches, consumer_rate, seconds)
+        for _ in batches:  # or the rest would be on its way during the next measurement
+            pass
     return found
 
 
-def epoch_from_store(open_loader: Callable[[], StampLoader]) -> dict[str, float]:
-    """Read one epoch as fast as it comes, with a loader that has nothing in memory."""
+def epoch_from_store(loader: StampLoader) -> dict[str, float]:
+    """Read one epoch as fast as it comes, with nothing of it in memory."""
+    _reader(loader).drop_idle()
+    before = loader.source.describe()  # type: ignore[attr-defined]  # a RemoteSource
     start, cpu = time.perf_counter(), time.process_time()
-    loader = open_loader()
-    try:
-        opened = time.perf_counter()
-        batches = iter(loader)
-        samples = int(next(batches).weight.sum())
-        first = time.perf_counter()
-        for batch in batches:
-            samples += int(batch.weight.sum())
-            del batch
-        end = time.perf_counter()
-        assert isinstance(loader.source, RemoteSource)
-        counters = loader.source.describe()
-    finally:
-        loader.close()
+    batches = iter(loader)
+    next(batches)
+    first = time.perf_counter()
+    for batch in batches:
+        del batch
+    spent = time.perf_counter() - start
+    after = loader.source.describe()  # type: ignore[attr-defined]
     return {
-        "samples_per_s": samples / (end - opened),
-        "rows": samples,
-        "open_s": opened - start,
-        "first_batch_s": first - opened,
-        "cpu_cores": (time.process_time() - cpu) / (end - start),
-        **{name: counters[name] for name in _COUNTERS},
+        "samples_per_s": loader.spec.rows / spent,
+        "first_batch_s": first - start,
+        "cpu_cores": (time.process_time() - cpu) / spent,
+        **{name: after[name] - before[name] for name in _COUNTERS},
     }
 
 
-def plain_client_rate(
-    store: S3Store, shards: Sequence[ShardInfo], rows: int, range_rows: int
-) -> tuple[float, int]:
-    """Rows per second that the client alone reads, in ranges of so many rows, and the bytes.
+def plain_client_seconds(store: S3Store, requests: Sequence[Range]) -> float:
+    """Time that the client alone takes for some requests.
 
     Parameters
     ----------
     store : S3Store
-    shards : sequence of ShardInfo
-        Of the split, in manifest order.
-    rows : int
-        The first rows of them are read.
-    range_rows : int
-        Rows of one request.
+    requests : sequence of (str, int, int)
+        Shard, first byte and length of each.
     """
-    ranges = list(_ranges(shards, rows, range_rows))
+    longest = max(length for _, _, length in requests)
     # Written once: fresh pages would be paid for while reading.
-    memory = [np.ones(range_rows * RECORD_STRIDE, np.uint8).data
-              for _ in range(store.options.connections)]  # fmt: skip
+    memory = [np.ones(longest, np.uint8).data for _ in range(store.options.connections)]
 
-    def read(place: tuple[str, int, int]) -> int:
-        name, first, count = place
+    def read(request: Range) -> None:
+        name, start, length = request
         view = memory.pop()
-        store.fill(Piece(name, first * RECORD_STRIDE, view[: count * RECORD_STRIDE]))
+        store.fill(Piece(name, start, view[:length]))
         memory.append(view)
-        return count * RECORD_STRIDE
 
     start = time.perf_counter()
     with ThreadPoolExecutor(store.options.connections) as pool:
-        read_bytes = sum(pool.map(read, ranges))
-    return rows / (time.perf_counter() - start), read_bytes
+        list(pool.map(read, requests))
+    return time.perf_counter() - start
 
 
-def _ranges(
-    shards: Sequence[ShardInfo], rows: int, range_rows: int
-) -> Iterator[tuple[str, int, int]]:
-    """Shard, first row and number of rows of each request."""
+def long_ranges(shards: Sequence[ShardInfo], rows: int) -> Iterator[Range]:
+    """The longest requests that the loader makes, over the first rows of a split."""
     for shard in shards:
         take = min(rows, shard.rows)
-        for first in range(0, take, range_rows):
-            yield shard.name, first, min(range_rows, take - first)
+        for first in range(0, take, _LONG_ROWS):
+            count = min(_LONG_ROWS, take - first)
+            yield shard.name, first * RECORD_STRIDE, count * RECORD_STRIDE
         rows -= take
 
 
 def _summary(rounds: list[dict[str, float]]) -> dict[str, float | None]:
-    names = (
-        "samples_per_s",
-        "plain_client_samples_per_s",
-        "first_batch_s",
-        "open_s",
-        "cpu_cores",
-    )
+    names = (*_RATES, "first_batch_s", "cpu_cores")
     summary: dict[str, float | None] = {n: statistics.median(r[n] for r in rounds) for n in names}
-    summary["over_plain_client"] = statistics.median(
-        r["samples_per_s"] / r["plain_client_samples_per_s"] for r in rounds
-    )
+    summary["over_plain_client"] = statistics.median(r[_RATES[0]] / r[_RATES[1]] for r in rounds)
     stalls = [r["stall_fraction"] for r in rounds if "stall_fraction" in r]
     summary["stall_fraction"] = statistics.median(stalls) if stalls else None
     return summary
