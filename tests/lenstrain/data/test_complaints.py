@@ -314,7 +314,8 @@ def test_10_a_crash_leaves_shared_memory_behind(root):
     code = (
         "import sys, os, signal\n"
         "from lenstrain.data import StampLoader\n"
-        "it = iter(StampLoader(sys.argv[1], batch_size=4)); next(it)\n"
+        "loader = StampLoader(sys.argv[1], batch_size=4)\n"
+        "it = iter(loader); next(it)\n"
         "shared = [l for l in open('/proc/self/maps') if '/dev/shm' in l or 'SYSV' in l]\n"
         "print(len(shared), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
