@@ -4,6 +4,7 @@
 
 PYTHON ?= python3.11
 VENV ?= .venv
+BENCH_VENV ?= .venv-bench
 BIN := $(VENV)/bin
 DEMO ?= demo
 DEMO_ROWS ?= 12000
@@ -12,7 +13,7 @@ DEMO_SEED ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test lint format docs test-slow test-gpu clean
+.PHONY: help env demo test lint format docs test-slow test-gpu bench-peers clean
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -69,6 +70,14 @@ test-gpu: $(STAMP)
 	@$(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || { echo "PyTorch finds no GPU here. Look at nvidia-smi."; exit 1; }
 	$(BIN)/python -m pytest -q -m gpu --timeout 1800
 
+# make bench-peers  other loaders beside ours on the same stamps; see docs/benchmarks.md
+bench-peers:
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c tests/benchmarks/constraints.txt -e ".[train,test,bench]"
+	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c tests/benchmarks/constraints.txt ffcv \
+		|| echo "FFCV is left out: to be built it needs g++, pkg-config, libopencv-dev and libturbojpeg0-dev."
+	$(BENCH_VENV)/bin/python -m tests.benchmarks.peers
+
 # make clean   everything that was made here
 clean:
-	rm -rf $(VENV) $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

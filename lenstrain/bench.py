@@ -16,7 +16,8 @@ import webdataset as wds
 
 from lensprep.dataset import PAYLOAD_BYTES, STAMP_SHAPE, Dataset
 from lensprep.errors import ConfigError, DatasetError
-from lenstrain.data import StampLoader
+from lenstrain.data import Batch, StampLoader
+from lenstrain.data.fetch import MEMORY_BUDGET
 from lenstrain.data.order import Shuffle
 
 Progress = Callable[[str, float], None]
@@ -25,7 +26,7 @@ Progress = Callable[[str, float], None]
 ROUNDS = 5
 _MOST_ROWS = (1 << 30) // PAYLOAD_BYTES
 """Rows that are read: 1 GiB of stamps, beyond every cache but the page cache."""
-_LIMIT_BUFFERS = 10
+LIMIT_BUFFERS = 10
 """As many output buffers as the loader has in turn: fewer would stay in the cache and flatter."""
 
 
@@ -37,6 +38,7 @@ def run_loader_bench(
     consumer_rate: float | None = None,
     seconds: float = 20.0,
     shuffle: Shuffle = "global",
+    memory_budget: int = MEMORY_BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Time the loader, the memmap limit and stock WebDataset on the same shards, by turns.
@@ -57,6 +59,8 @@ def run_loader_bench(
     seconds : float
         Time for all measurements together, besides reading the data into the page cache.
     shuffle : {"global", "block", None}
+    memory_budget : int
+        Most bytes that the loader's read-ahead holds.
     progress : callable, optional
 
     Returns
@@ -72,18 +76,17 @@ def run_loader_bench(
     DatasetError, ConfigError
         If there is no such dataset or split, or an option does not fit.
     """
-    if seconds <= 0 or (consumer_rate is not None and consumer_rate <= 0):
-        raise ConfigError("seconds and consumer_rate must be above 0")
+    check_times(seconds, consumer_rate)
     tell = progress or (lambda what, done: None)
     data = Dataset.open(dataset)
-    if not data.split(split).rows:
-        raise DatasetError(f"{data.uri}: split {split!r} is empty, there is nothing to measure.")
+    check_rows(data, split)
     share = seconds / (ROUNDS * (4 if consumer_rate is None else 5))
     options: dict[str, Any] = {"shuffle": shuffle, "limit": _MOST_ROWS}
+    options["memory_budget"] = memory_budget
     loader = StampLoader(dataset, split, batch_size, **options)
     checking = StampLoader(dataset, split, batch_size, verify="crc", **options)
     rounds: list[dict[str, float]] = []
-    with _one_thread():
+    with one_thread():
         tell("Reading once", 0.0)
         contiguous = _warm_up(loader)
         for number in range(ROUNDS):
@@ -92,14 +95,32 @@ def run_loader_bench(
     tell("Done", 1.0)
     loader.close()
     checking.close()
-    return _summary(rounds) | {
-        "rounds": rounds,
+    return _summary(rounds) | conditions(data, split, loader, consumer_rate) | {"rounds": rounds}
+
+
+def check_times(seconds: float, consumer_rate: float | None) -> None:
+    """Refuse what cannot be measured."""
+    if seconds <= 0 or (consumer_rate is not None and consumer_rate <= 0):
+        raise ConfigError("seconds and consumer_rate must be above 0")
+
+
+def check_rows(data: Dataset, split: str) -> None:
+    """Refuse a split without rows."""
+    if not data.split(split).rows:
+        raise DatasetError(f"{data.uri}: split {split!r} is empty, there is nothing to measure.")
+
+
+def conditions(
+    data: Dataset, split: str, loader: StampLoader, consumer_rate: float | None
+) -> dict[str, Any]:
+    """What was read, in which way, and with what: part of a bench's answer."""
+    return {
         "dataset": data.uri,
         "dataset_id": data.dataset_id,
         "split": split,
         "rows": loader.spec.rows,
-        "batch_size": batch_size,
-        "shuffle": shuffle,
+        "batch_size": loader.batch_size,
+        "shuffle": loader.spec.shuffle,
         "consumer_rate": consumer_rate,
         "mixing_window_samples": loader.mixing_window,
         "read_ahead_batches": loader.depth,
@@ -158,7 +179,8 @@ def _summary(rounds: list[dict[str, float]]) -> dict[str, float | None]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -203,12 +225,12 @@ def memmap_limit_rate(contiguous: torch.Tensor, batch_size: int, seconds: float)
     rng = np.random.default_rng(0)
     orders = torch.from_numpy(rng.integers(0, len(contiguous), (64, batch_size)))
     shape = (batch_size, *contiguous.shape[1:])
-    outs = [torch.empty(shape, dtype=torch.float16) for _ in range(_LIMIT_BUFFERS)]
+    outs = [torch.empty(shape, dtype=torch.float16) for _ in range(LIMIT_BUFFERS)]
     for out in outs:
         torch.index_select(contiguous, 0, orders[0], out=out)
     turns, start = 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds:
-        torch.index_select(contiguous, 0, orders[turns % 64], out=outs[turns % _LIMIT_BUFFERS])
+        torch.index_select(contiguous, 0, orders[turns % 64], out=outs[turns % LIMIT_BUFFERS])
         turns += 1
     return turns * batch_size / spent
 
@@ -241,12 +263,18 @@ def stall_fraction(loader: StampLoader, rate: float, seconds: float) -> float:
     The consumer holds each batch for its step time in `time.sleep`, without the interpreter lock,
     and lets go of it when it takes the next. What a sleep overshoots counts as work, not as wait.
     """
-    batches = _epochs(loader)
-    batch = next(batches)
+    return waited_share(_epochs(loader), rate, seconds)
+
+
+def waited_share(batches: Iterator[Batch], rate: float, seconds: float) -> float:
+    """`stall_fraction` of some batches, the first one left out; at most to their end."""
+    batch: Batch | None = next(batches)
+    assert batch is not None
     step = len(batch.labels) / rate
     waited, start = 0.0, time.perf_counter()
     while (now := time.perf_counter()) - start < seconds:
-        batch = next(batches)
+        if (batch := next(batches, None)) is None:
+            break
         waited += time.perf_counter() - now
         time.sleep(step)
     return waited / (time.perf_counter() - start)

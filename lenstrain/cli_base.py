@@ -84,16 +84,7 @@ def s3_options(command: F) -> F:
 
 def reading_options(command: F) -> F:
     """Add what says how an object store is read, for commands that have no configuration."""
-    positive = click.FloatRange(min=0, min_open=True)
     for option in (
-        click.option(
-            "--memory-budget",
-            "memory_budget_gb",
-            default=1.0,
-            show_default=True,
-            type=positive,
-            help="Memory in GB for reading ahead, in each process.",
-        ),
         click.option(
             "--cache-limit-gb",
             default=900.0,
@@ -106,7 +97,19 @@ def reading_options(command: F) -> F:
         ),
     ):
         command = option(command)
-    return command
+    return memory_option(command)
+
+
+def memory_option(command: F) -> F:
+    """Add ``--memory-budget``, as ``memory_budget_gb``."""
+    return click.option(
+        "--memory-budget",
+        "memory_budget_gb",
+        default=1.0,
+        show_default=True,
+        type=click.FloatRange(min=0, min_open=True),
+        help="Memory in GB for reading ahead, in each process.",
+    )(command)
 
 
 def json_option(command: F) -> F:

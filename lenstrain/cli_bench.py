@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from lensprep.configfile import load_config
-from lenstrain.cli_base import config_option, json_option, report, set_option
+from lensprep.dataset.storage import is_remote
+from lenstrain.cli_base import (
+    config_option,
+    json_option,
+    memory_option,
+    report,
+    s3_options,
+    set_option,
+)
 
 
 @click.group()
@@ -34,30 +42,75 @@ def bench() -> None:
 @click.option(
     "--seconds", default=20.0, show_default=True, type=click.FloatRange(min=0, min_open=True)
 )
+@click.option(
+    "--shuffle",
+    type=click.Choice(["global", "block", "none"]),
+    help="Order of the epoch; by default global, and block for an object store.",
+)
+@memory_option
+@s3_options
 @json_option
-def loader(dataset: str, as_json: bool, **options: Any) -> None:
-    """Measure the loader beside its upper limit and beside stock WebDataset.
+def loader(
+    dataset: str,
+    as_json: bool,
+    shuffle: str | None,
+    memory_budget_gb: float,
+    **options: Any,
+) -> None:
+    """Measure the loader beside what bounds it.
+
+    A local dataset is measured beside the upper limit (a gather from one mapped array) and beside
+    stock WebDataset; one in an object store beside what the same client reads of the same objects
+    without the loader. The answer's keys are described in docs/benchmarks.md.
 
     \b
     Example:
       lenstrain bench loader data/ds --consumer-rate 25000
+      lenstrain bench loader s3://bucket/ds --memory-budget 2
     """
-    from lenstrain.bench import run_loader_bench
     from lenstrain.progress import share_progress
 
+    options["memory_budget"] = int(memory_budget_gb * 1e9)
+    remote = is_remote(dataset)
+    order = shuffle or ("block" if remote else "global")
+    options["shuffle"] = None if order == "none" else order
     with share_progress() as progress:
-        result = run_loader_bench(dataset, progress=progress, **options)
+        if remote:
+            from lenstrain.bench_remote import run_remote_bench
+
+            result = run_remote_bench(dataset, progress=progress, **options)
+        else:
+            from lenstrain.bench import run_loader_bench
+
+            result = run_loader_bench(dataset, progress=progress, **options)
+    report(result, _remote_lines(result) if remote else _local_lines(result), as_json)
+
+
+def _local_lines(result: dict[str, Any]) -> list[str]:
     lines = [
         f"loader              {result['samples_per_s']:>12,.0f} stamps/s",
         f"limit (memmap)      {result['memmap_limit_samples_per_s']:>12,.0f} stamps/s",
         f"stock WebDataset    {result['webdataset_samples_per_s']:>12,.0f} stamps/s",
     ]
-    if result["stall_fraction"] is not None:
-        rate = f"{options['consumer_rate']:,.0f} stamps/s"
-        lines.append(
-            f"A consumer of {rate} waits {100 * result['stall_fraction']:.1f} % of its time"
-        )
-    report(result, lines, as_json)
+    return lines + _stall_lines(result)
+
+
+def _remote_lines(result: dict[str, Any]) -> list[str]:
+    lines = [
+        f"loader              {result['samples_per_s']:>12,.0f} stamps/s",
+        f"the same client     {result['plain_client_samples_per_s']:>12,.0f} stamps/s "
+        f"(the loader: {100 * result['over_plain_client']:.0f} % of it)",
+        f"first batch after   {result['first_batch_s']:>12.2f} s",
+        f"mixing window       {result['mixing_window_samples']:>12,d} stamps",
+    ]
+    return lines + _stall_lines(result)
+
+
+def _stall_lines(result: dict[str, Any]) -> list[str]:
+    if result["stall_fraction"] is None:
+        return []
+    rate = f"{result['consumer_rate']:,.0f} stamps/s"
+    return [f"A consumer of {rate} waits {100 * result['stall_fraction']:.1f} % of its time"]
 
 
 @bench.command()

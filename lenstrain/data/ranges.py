@@ -514,6 +514,12 @@ class RangeReader:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, end - time.monotonic()))
 
+    def drop_idle(self) -> None:
+        """Forget cells that nobody needs now; their memory is kept for others."""
+        with self.change:
+            for cell in list(self._idle):
+                self._drop(cell)
+
 
 def _read_runs(reader: RangeReader, queue: SimpleQueue[_Run | None]) -> None:
     """Body of a reading thread."""

@@ -73,7 +73,8 @@ class SidecarColumns:
                         f"{self._dataset.uri}/{shard.sidecar} has nulls in column {name!r}. "
                         "Convert again."
                     )
-                values[part] = column.to_numpy()
+                # Not to_numpy: where pandas is installed that imports it, which takes a second.
+                values[part] = np.from_dlpack(column.combine_chunks())
             self.loaded[number] = True
 
 

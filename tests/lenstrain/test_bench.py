@@ -74,8 +74,10 @@ def test_the_loader_keeps_its_promises(tmp_path):
 
     The best of three runs counts: a machine that is busy with something else slows any of them.
     """
-    root = tiny_dataset(tmp_path, 16_384, shard_rows=4096)
+    root = tiny_dataset(tmp_path, 32_768, shard_rows=8192)
     runs = [run_loader_bench(root, consumer_rate=25_000, seconds=10) for _ in range(3)]
     assert max(run["over_limit"] for run in runs) >= 0.5
     assert max(run["over_webdataset"] for run in runs) >= 50
-    assert min(run["stall_fraction"] for run in runs) < 0.02
+    assert min(run["stall_fraction"] for run in runs) < 0.01
+    fast = [run_loader_bench(root, consumer_rate=100_000, seconds=5) for _ in range(3)]
+    assert min(run["stall_fraction"] for run in fast) < 0.05

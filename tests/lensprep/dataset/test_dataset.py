@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import tarfile
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import webdataset as wds
 
 from lensprep.dataset import (
     PAYLOAD_OFFSET,
@@ -19,7 +16,6 @@ from lensprep.dataset import (
     Manifest,
     NormalizationSpec,
 )
-from lensprep.dataset.layout import shard_bytes
 from lensprep.dataset.record import header_faults, payload_crc32, record_json
 from lensprep.dataset.storage import atomic_writer, member_path
 from lensprep.dataset.writer import write_dataset
@@ -59,35 +55,6 @@ def test_the_mapped_shards_hold_the_pixels_that_were_written(tmp_path):
     order = np.array([6, 0, 3, 3])
     np.testing.assert_array_equal(dataset.read_pixels("train", order), pixels[order])
     assert dataset.read_sidecar("train", ["key"])["key"].to_pylist() == table["key"].to_pylist()
-
-
-# Stock webdataset leaves the last shard to the garbage collector to close.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_stock_webdataset_reads_the_same_samples(tmp_path):
-    root, pixels, table = small(tmp_path)
-    urls = sorted(str(p) for p in (root / "train").glob("*.tar"))
-    samples = list(wds.WebDataset(urls, shardshuffle=False).decode())
-    assert [s["__key__"] for s in samples] == table["key"].to_pylist()
-    np.testing.assert_array_equal(np.stack([s["stamp.npy"] for s in samples]), pixels)
-    assert samples[1]["json"] == {
-        "label": 1, "task_id": "task1", "region_id": 0, "lens_model": "SIE",
-    }  # fmt: skip
-
-
-def test_python_and_gnu_tar_list_and_extract_the_same_members(tmp_path):
-    root, pixels, _ = small(tmp_path)
-    shard = root / "train" / "train-000000.tar"
-    with tarfile.open(shard) as tar:
-        names = tar.getnames()
-        assert {m.mtime for m in tar.getmembers()} == {0}
-        data = tar.extractfile(names[0]).read()
-    assert names[:2] == [f"{0:032x}.stamp.npy", f"{0:032x}.json"]
-    listed = subprocess.run(["tar", "-tf", shard], check=True, capture_output=True, text=True)
-    assert listed.stdout.split() == names
-    assert listed.stderr == ""
-    assert data[128:] == pixels[0].tobytes()
-    assert shard.stat().st_size == shard_bytes(3)
 
 
 def test_equal_content_gives_equal_bytes(tmp_path):

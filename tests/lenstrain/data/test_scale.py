@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.datasets import tiny_dataset
 from tests.lenstrain.data import ten_million
 
 REPOSITORY = Path(__file__).parents[3]
@@ -34,3 +35,14 @@ def test_the_first_batch_of_ten_million_rows_comes_within_two_seconds(root):
     assert min(found["seconds"] for found in tries) < 2
     assert max(found["over_budget"] for found in tries) < 300e6
     assert tries[0]["rows"] == 256
+
+
+def test_the_first_batch_does_not_wait_for_pandas(tmp_path):
+    """Arrow imports it, where it is installed, to make an array: a second, and tens of MB."""
+    pytest.importorskip("pandas")
+    root = tiny_dataset(tmp_path)
+    code = (
+        "import sys; from lenstrain.data import StampLoader; "
+        "next(iter(StampLoader(sys.argv[1]))); sys.exit('pandas' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, root], cwd=REPOSITORY).returncode == 0
