@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich.console import Console
 from lensprep import __version__
 from lensprep.dataset.layout import SPLITS
 from lensprep.dataset.s3client import S3Options
+from lensprep.engine import ENGINES, EngineName, make_engine
 from lensprep.normalize import MODES
 from lensprep.terminal import INTERRUPTED, clean_errors, print_json, progress_bar, s3_options
 
@@ -201,6 +203,20 @@ def check(
     "--skip-bad-files", is_flag=True, help="Leave out corrupt parquet, and account for it."
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted conversion.")
+@click.option(
+    "--engine",
+    "engine_name",
+    type=click.Choice(ENGINES),
+    default="local",
+    show_default=True,
+    help="What runs the work: processes of this machine, or a cluster.",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Of the Dask scheduler or Spark master [default: a cluster of --workers processes here, "
+    "or that of spark-submit].",
+)
 @s3_options
 @json_option
 @clean_errors
@@ -209,6 +225,8 @@ def convert(
     dataset: str,
     workers: int | None,
     resume: bool,
+    engine_name: EngineName,
+    scheduler: str | None,
     as_json: bool,
     options: S3Options,
     **settings: Any,
@@ -216,22 +234,28 @@ def convert(
     """Convert the Phase 4c tree SRC into DATASET.
 
     Every row gets in, or is counted with its reason and listed in rejects.parquet. The same rows
-    and seed give the same bytes, whatever the workers, files or interruptions.
+    and seed give the same bytes, whatever the workers, engine, files or interruptions. With a
+    cluster all its workers must see SRC and DATASET under the same paths.
 
     \b
     Example:
       lensprep convert demo/phase4c demo/dataset --workers 2
+      lensprep convert /shared/phase4c /shared/lenses --engine dask --scheduler tcp://host:8786
     """
     from lensprep.convert import ConvertConfig, disk_bytes
     from lensprep.convert import convert as run_convert
 
     try:
-        with progress_bar() as show:
+        config = ConvertConfig(**settings)
+        chosen = make_engine(engine_name, workers=workers, scheduler=scheduler)
+        # Its own processes a conversion ends itself, before it tidies up behind them.
+        with chosen if engine_name != "local" else nullcontext() as engine, progress_bar() as show:
             result = run_convert(
                 src,
                 dataset,
-                ConvertConfig(**settings),
+                config,
                 workers=workers,
+                engine=engine,
                 resume=resume,
                 progress=show,
                 options=options,

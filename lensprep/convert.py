@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +46,7 @@ from lensprep.prepare import REJECT_SCHEMA
 from lensprep.rounds import RUN_ROWS, RunTask, ShardTask, peak_rss_bytes, run_rows, write_shards
 from lensprep.source import Source, SourceFile
 from lensprep.stampnpz import RejectReason
+from lensprep.witness import WitnessEngine
 
 WORK_FOLDER = ".work"
 """Folder in the dataset that holds runs and progress; it goes when the manifest is written."""
@@ -139,7 +139,8 @@ def convert(
     workers : int, optional
         Processes; as many as processors if not given. The bytes do not depend on it.
     engine : Engine, optional
-        What runs the tasks instead of processes of this machine; it is left open.
+        What runs the tasks instead of processes of this machine (`make_engine`); entered
+        already, and left open. Its workers must see both folders under the same path.
     resume : bool
         Go on with an interrupted conversion of the same source and configuration.
     progress : Progress, optional
@@ -152,7 +153,8 @@ def convert(
     -------
     dict
         ``input_rows``, ``accepted``, ``filtered``, ``rejected``, ``splits``, ``seconds``,
-        ``stamps_per_s``, ``peak_rss_bytes``, ``dataset_id``.
+        ``stamps_per_s``, ``peak_rss_bytes``, ``dataset_id``. The peak is an upper bound: the
+        driver's, and for each worker the largest that any told.
 
     Raises
     ------
@@ -167,6 +169,8 @@ def convert(
     config = config or ConvertConfig()
     workers = engine.workers if engine else workers or default_workers()
     root = local_path(dataset)
+    if engine is not None:
+        root = root.absolute()  # a worker elsewhere may run in another folder
     if resume and (root / MANIFEST_NAME).exists() and (root / WORK_FOLDER).exists():
         return _finish(root, started)
     _refuse_occupied(root, resume)
@@ -178,11 +182,12 @@ def convert(
         announce(source.rows)
     work = _begin(root, config, source)
     try:
-        with nullcontext(engine) if engine else LocalEngine(workers) as pool:
+        with WitnessEngine(engine, work) if engine else LocalEngine(workers) as pool:
             account, runs, first = _first_round(source, config, rules, work, pool, progress)
             shards, second = _second_round(config, root, work, runs, account, pool, progress)
         _check_rejects(account, source.rows, config.max_reject_rate, final=True)
         _write_rejects(root, work)
+        remove_partials(root)  # of workers that were lost on the way
     except BaseException as error:
         remove_partials(root)
         if isinstance(error, ProjectError) and not any(work.glob("run-*.json")):
@@ -198,7 +203,9 @@ def convert(
     )
     commit(root, manifest)
     shutil.rmtree(work)
-    peak = peak_rss_bytes() + (workers * max(first, second) if workers > 1 else 0)
+    workers = pool.workers  # a cluster's may be more by now
+    elsewhere = workers > 1 or not isinstance(engine, LocalEngine | None)
+    peak = peak_rss_bytes() + (workers * max(first, second) if elsewhere else 0)
     return _report(manifest, time.monotonic() - started, peak)
 
 
@@ -348,8 +355,9 @@ def _second_round(
     for (split, _, outcome), rows in account.counts.items():
         accepted[split] += rows if outcome == ACCEPTED else 0
     splits = [split for split in SPLITS if accepted[split]]
+    names = tuple(runs)  # one for all tasks: of 100 million rows 25,000 names
     tasks = [
-        ShardTask(split, first, min(first + step, count), count, root, work, tuple(runs))
+        ShardTask(split, first, min(first + step, count), count, root, work, names)
         for split in splits
         for count in [shard_count(accepted[split], config.shard_rows)]
         for step in [max(1, min(_GROUP_SHARDS, count // (4 * engine.workers)))]

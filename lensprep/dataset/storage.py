@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -94,8 +95,9 @@ def atomic_writer(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
     StorageError
         If the disk refuses (full, read-only, no permission).
     """
-    # The process id keeps two writers of one name apart; the last rename wins with equal bytes.
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    # A name of its own for each writer, since two may write one file at a time: threads, or
+    # processes of two machines, whose ids may be equal. The last rename wins with equal bytes.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
@@ -258,8 +260,8 @@ class LocalStore:
     def create(self, name: str, data: bytes) -> None:
         """Write a file only if there is none: of two writers one wins."""
         path = member_path(self.root, name)
-        # The process id and thread keep writers apart; a link, unlike a rename, never replaces.
-        draft = path.with_name(f".{path.name}.{os.getpid()}.{id(data)}{PARTIAL_SUFFIX}")
+        # Each writer has a name of its own; a link, unlike a rename, never replaces.
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
         try:
             write_atomic(draft, data)
             with _local_errors(path, "written"):
