@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -95,6 +97,9 @@ def numbers(snapshot: Snapshot) -> Table:
         patience = snapshot.config.train.patience
         limit = f" of {patience}" if patience else ""
         table.add_row("without gain", f"{waited}{limit}", "epochs", "")
+    for column in table.columns[:3]:
+        # On a narrow screen the courses are drawn shorter; the numbers stay whole.
+        column.min_width = max(cell_len(str(cell)) for cell in column.cells)
     return table
 
 
@@ -103,8 +108,23 @@ def _row(
 ) -> None:
     if course:
         best = f"{label} {form.format(pick(course))}"
-        line = Text(sparkline(course), "blue")
-        table.add_row(Text(name, style), Text(form.format(course[-1]), style), best, line)
+        now = Text(form.format(course[-1]), style)
+        table.add_row(Text(name, style), now, best, Course(course))
+
+
+class Course:
+    """A sparkline as wide as there is room for."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self.values = values
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = min(COURSE_WIDTH, options.max_width)
+        yield Text(sparkline(self.values, width), "blue", no_wrap=True)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        longest = min(COURSE_WIDTH, len(self.values))
+        return Measurement(min(8, longest), longest)
 
 
 def findings(snapshot: Snapshot) -> Table:

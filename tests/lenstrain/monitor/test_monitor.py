@@ -123,6 +123,18 @@ def test_the_screen_shows_numbers_their_course_and_what_they_mean(tmp_path):
         assert words in text
 
 
+def test_on_a_narrow_screen_the_course_gives_way_and_the_numbers_stay_whole(tmp_path):
+    console = Console(record=True, width=80, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(screen([read_snapshot(make_run(tmp_path / "a", 40, 60))]))
+    lines = console.export_text().splitlines()
+    rate = next(line for line in lines if "learning rate" in line)
+    assert "3.00e-04  peak 3.00e-04" in rate
+    assert "▁▁▁▁▁▁▁▁" in rate
+    auroc = next(line for line in lines if "validation auroc" in line)
+    assert "2.1000  best (epoch 40) 2.1000" in auroc
+    assert auroc.rstrip(" │").endswith("█")  # up to now, not cut off
+
+
 def test_a_sparkline_spans_low_to_high():
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
     assert sparkline([1, 1, 1]) == "▁▁▁"
