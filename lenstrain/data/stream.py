@@ -105,13 +105,18 @@ def _gather_pixels(
         del view
         batch = Batch(
             pixels,
-            torch.from_numpy(labels[plan.index].astype(np.int64)),
-            torch.from_numpy(plan.index),
-            torch.from_numpy(plan.weight),
+            _owned(labels[plan.index].astype(np.int64)),
+            _owned(plan.index),
+            _owned(plan.weight),
         )
         del pixels
         yield batch
         del batch  # or this frame would hold the batch while the consumer waits for the next
+
+
+def _owned(values: NDArray[Any]) -> torch.Tensor:
+    """A tensor with memory of its own: for the consumer it is cheaper to let go of."""
+    return torch.from_numpy(values).clone()
 
 
 class _Handover(Generic[T]):

@@ -143,8 +143,9 @@ def machine() -> str:
         text = Path("/proc/cpuinfo").read_text().splitlines()
         names = [line.split(":", 1)[1].strip() for line in text if line.startswith("model name")]
     processor = names[0] if names else platform.processor() or platform.machine()
+    system = f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}"
     return (
-        f"one of {os.cpu_count()} cores of {processor}, {platform.system()} {platform.release()}, "
+        f"one of {os.cpu_count()} cores of {processor}, {system}, "
         f"Python {platform.python_version()}, NumPy {version('numpy')}, torch {version('torch')}"
     )
 

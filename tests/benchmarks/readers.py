@@ -76,7 +76,7 @@ class Seed(Reader):
     Part files and row groups in random order, the rows of a group in random order.
     """
 
-    title = "the seed's way: parquet, `np.load`, `np.median`"
+    title = "the seed path: parquet, `np.load`, `np.median`"
     package = "numpy"
 
     def epoch(self) -> Batches:

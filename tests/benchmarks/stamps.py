@@ -51,7 +51,7 @@ def make_stamps(folder: Path, rows: int) -> Stamps:
     """Make so many stamps, or open those that an earlier run has made in this folder.
 
     They are crops of real DR10 cutouts where those are at hand (see `tests.realdata`), else noise
-    with a galaxy: it is the seed's way alone, which inflates them, to which that matters.
+    with a galaxy: it is the seed path alone, which inflates them, to which that matters.
     """
     made = folder / "made.txt"
     if not made.exists():
