@@ -116,6 +116,7 @@ class DaskEngine:
             n_workers=self._local_workers,
             threads_per_worker=1,
             processes=True,
+            memory_limit=0,  # a worker that Dask paused for memory which we keep would never go on
             host="127.0.0.1",
             dashboard_address=None,
             preload=[__name__],
