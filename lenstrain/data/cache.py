@@ -466,7 +466,7 @@ def _contents(place: Path) -> tuple[dict[str, int], dict[str, int]]:
         if not _abandoned(path):
             with suppress(FileNotFoundError):
                 claims[path.stem] = int(path.read_text() or 0)
-    for left in _partials(place, "*"):
+    for left in place.glob(f".*{PARTIAL_SUFFIX}"):
         if left.name.split(".")[1] not in claims:  # its claim is gone: nobody writes it
             left.unlink(missing_ok=True)
     return _complete(place), claims

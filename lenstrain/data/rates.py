@@ -30,6 +30,7 @@ _FILE: Final = "rates.json"
 _KEPT_SECONDS: Final = 24 * 3600.0
 _SECONDS: Final = 0.4
 """Longest time of one measurement: writing, reading and the store each."""
+_PROBE: Final = ".rate-probe"
 _PROBE_BYTES: Final = 128 << 20
 _BLOCK: Final = 1 << 20
 _READERS: Final = 4
@@ -112,6 +113,8 @@ def disk_rate(folder: CacheFolder) -> Rate:
     told = folder.options.disk_mb_per_s
     if told is not None:
         return Rate(told, "told")
+    if folder.free() < folder.options.reserve_bytes + _PROBE_BYTES:
+        return Rate(None, "measured")
     return _kept(folder, "disk", lambda: measure_disk(folder.root))
 
 
@@ -170,9 +173,10 @@ def measure_disk(folder: Path) -> float | None:
     """MB/s at which a disk gives back what is not in memory; None if nothing can be written.
 
     A file of at most 128 MiB is written and forced to the disk, and read by several threads past
-    the page cache (``O_DIRECT``; where there is none, after it was dropped from the cache).
+    the page cache (``O_DIRECT``; where there is none, after it was dropped from the cache). One
+    process at a time; what a killed one left is written over.
     """
-    path = folder / f".rate-probe.{os.getpid()}"
+    path = folder / _PROBE
     try:
         size = _write_probe(path)
         return _read_probe(path, size) / 1e6 if size else None

@@ -496,6 +496,7 @@ def test_a_partial_without_a_claim_is_removed(s3, uri, folder):
     fill(folder, uri, s3=s3.options())
     place = next(iter(cached(folder).values())).parent
     (place / f".{'0' * 64}.tar.123.partial").write_bytes(b"x" * 1000)
+    (place / ".dataset.json.123.partial").write_bytes(b"x")
     assert status(folder)["bytes"] == size_of(folder.root)
     assert leftovers(folder) == []
 

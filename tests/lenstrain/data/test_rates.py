@@ -62,6 +62,12 @@ def test_a_slow_disk_is_measured_as_slow(tmp_path, monkeypatch):
     assert 5 < rates.measure_disk(tmp_path) <= 210
 
 
+def test_a_disk_that_is_almost_full_is_not_filled_to_measure_it(tmp_path, monkeypatch):
+    folder = CacheFolder.open(tmp_path / "cache", CacheOptions(reserve_bytes=10**9))
+    monkeypatch.setattr(folder, "free", lambda: 10**9 + 1000)
+    assert disk_rate(folder) == Rate(None, "measured")
+
+
 def test_rates_are_kept_for_a_day_and_told_ones_win(tmp_path, monkeypatch):
     measured = []
     monkeypatch.setattr(rates, "measure_disk", lambda root: measured.append(root) or 123.4)
