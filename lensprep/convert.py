@@ -205,7 +205,9 @@ def convert(
     filesystem = filesystem_for(src, options)
     source = Source.open(src, skip_bad_files=config.skip_bad_files, filesystem=filesystem)
     rules = config.rules(source.schema)
-    plan = make_plan(config.identity, source.digest(), work)
+    # What `plan_runs` makes of a source depends on it: a resumed task must read the same rows.
+    identity = {**config.identity, "run_rows": RUN_ROWS}
+    plan = make_plan(identity, source.digest(), work)
     if before is not None:
         require_same(before, plan, store, source.uri, work)
     places = Places.of(before or plan, store, options, keep)

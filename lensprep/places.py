@@ -295,7 +295,7 @@ def require_same(
         raise DatasetError(
             f"{dataset.uri} was begun with {changed[0]} = "
             f"{before['config'].get(changed[0])!r}, not {plan['config'][changed[0]]!r}. Resume "
-            "with the same settings, or remove the folder."
+            "with the same settings and version, or remove the folder."
         )
     if work is not None and _work_folder(work, before["id"]) != before["work"]:
         raise DatasetError(

@@ -40,6 +40,8 @@ _INDEX_ROWS: Final = 64
 _TAIL_BYTES: Final = 64 << 10
 """Read of a run to have its index: a table of at most 64 messages and a schema of 60 columns."""
 _LENGTH_BYTES: Final = 8
+_UNREADABLE: Final = (OSError, pa.ArrowException, ValueError)
+"""What pyarrow raises for bytes that are not its own."""
 _PART_ROWS: Final = PART_BYTES // RECORD_STRIDE
 _FETCH_ROWS: Final = 256
 """Most records of one request, and of the memory of each thread that reads: 6.8 MB."""
@@ -83,6 +85,7 @@ def _pack_rows(rows: pa.Table, starts: list[int]) -> bytes:
     ).replace_schema_metadata(
         {
             "starts": ",".join(map(str, starts)),
+            "rows": str(_INDEX_ROWS),
             "schema": rows.schema.remove_metadata().serialize().to_pybytes(),
         }
     )
@@ -103,6 +106,8 @@ class _Index:
     name: str
     starts: tuple[int, ...]
     """Row at which each split begins, and the number of all rows."""
+    rows: int
+    """Rows of a message; the last one may have fewer."""
     offsets: NDArray[np.int64]
     """Byte of the object at which each message begins, and at which the last one ends."""
     places: NDArray[np.uint64]
@@ -114,10 +119,10 @@ class _Index:
         begin, end = self.starts[split], self.starts[split + 1]
         if begin == end:
             return 0, 0
-        first, last = begin // _INDEX_ROWS, -(-end // _INDEX_ROWS)
+        first, last = begin // self.rows, -(-end // self.rows)
         # Places of the messages that begin inside the split are sorted; before them lies one
         # message that may begin in the split before.
-        inside = -(-begin // _INDEX_ROWS)
+        inside = -(-begin // self.rows)
         places = self.places[inside:last]
         start = max(first, inside + int(np.searchsorted(places, np.uint64(low))) - 1)
         return start, inside + bisect_places(places, high)
@@ -156,13 +161,14 @@ def _read_index(store: S3Store, name: str) -> _Index:
         index = pa.ipc.open_stream(packed).read_all()
         metadata = index.schema.metadata
         starts = tuple(int(n) for n in metadata[b"starts"].split(b","))
-    except (pa.ArrowException, KeyError, ValueError, TypeError):
+        rows = int(metadata[b"rows"])
+    except (*_UNREADABLE, KeyError, TypeError):
         raise _damaged(store, name) from None
     text = metadata[b"schema"]
     if text not in _schemas:
         _schemas[text] = pa.ipc.read_schema(pa.py_buffer(text))
     offsets = index["offset"].to_numpy() + starts[-1] * RECORD_STRIDE
-    return _Index(name, starts, offsets, index["place"].to_numpy()[:-1], _schemas[text])
+    return _Index(name, starts, rows, offsets, index["place"].to_numpy()[:-1], _schemas[text])
 
 
 def _damaged(store: S3Store, name: str) -> StorageError:
@@ -233,11 +239,11 @@ def _fetch_rows(
             pa.ipc.read_record_batch(buffer.slice(a, b - a), index.schema)
             for a, b in pairwise(bounds)
         ]
-    except pa.ArrowException:
+    except _UNREADABLE:
         raise _damaged(store, index.name) from None
     table = pa.Table.from_batches(batches)
     # The first and the last message may hold rows of the neighbouring splits too.
-    row = first * _INDEX_ROWS
+    row = first * index.rows
     skip = max(0, index.starts[split] - row)
     table = table.slice(skip, index.starts[split + 1] - row - skip)
     places = table[PLACE].to_numpy()
