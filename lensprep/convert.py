@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -30,7 +30,7 @@ from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
 from lensprep.dataset.reader import Dataset
 from lensprep.dataset.s3 import S3Store
 from lensprep.dataset.s3client import S3Options
-from lensprep.dataset.s3transfer import abort_unfinished, upload_file
+from lensprep.dataset.s3transfer import abort_unfinished
 from lensprep.dataset.storage import (
     LocalStore,
     atomic_writer,
@@ -40,7 +40,7 @@ from lensprep.dataset.storage import (
     sync_file,
 )
 from lensprep.dataset.where import compile_where
-from lensprep.dataset.writer import sync_shards
+from lensprep.dataset.writer import send_file, sync_shards
 from lensprep.engine import Engine, LocalEngine, default_workers
 from lensprep.errors import (
     BudgetError,
@@ -198,10 +198,13 @@ def convert(
     options = options or S3Options()
     options = replace(options, connections=min(options.connections, _WORKER_CONNECTIONS))
     store = open_store(dataset, options)
-    keep = kept_folder(store, keep_local)
     before = find_plan(store, resume=resume)
+    keep = kept_folder(store, keep_local, resume=before is not None)
     if before is not None and store.has(MANIFEST_NAME):
-        return _finish(Places.of(before, store, options, keep), options, started)
+        # Killed between its commit and its last line.
+        manifest = Dataset.open(store.uri, options).manifest
+        _finish(Places.of(before, store, options, keep), options)
+        return _report(manifest, time.monotonic() - started, peak_rss_bytes())
     filesystem = filesystem_for(src, options)
     source = Source.open(src, skip_bad_files=config.skip_bad_files, filesystem=filesystem)
     rules = config.rules(source.schema)
@@ -215,8 +218,11 @@ def convert(
     require_disk(needs, source.rows)
     if announce is not None:
         announce(source.rows, needs)
-    _take(places, before, plan)
-    try:
+    if before is None:
+        claim(store, plan)
+    else:
+        _remove_unfinished(places)
+    with _cleaning_up(places, new=before is None):
         with nullcontext(engine) if engine else LocalEngine(workers) as pool:
             account, runs, first = _first_round(source, config, rules, places.work, pool, progress)
             shards, second = _second_round(config, places, runs, account, pool, progress)
@@ -230,28 +236,16 @@ def convert(
             config=asdict(config),
         )
         _commit(places, manifest)
-    except BaseException as error:
-        _clean_up(places, error, new=before is None)
-        if isinstance(error, NotFoundError) and store.has(MANIFEST_NAME):
-            raise DatasetError(
-                f"{store.uri} was finished by another conversion meanwhile. Look at it with "
-                "`lensprep inspect`."
-            ) from error
-        raise
-    release(places)
-    if keep is not None:
-        download(store.uri, str(keep), options)
+    _finish(places, options)
     peak = peak_rss_bytes() + (workers * max(first, second) if workers > 1 else 0)
     return _report(manifest, time.monotonic() - started, peak)
 
 
-def _finish(places: Places, options: S3Options, started: float) -> dict[str, Any]:
-    """Clean up after a conversion that was killed between its commit and its last line."""
-    manifest = Dataset.open(places.dataset.uri, options).manifest
-    release(places)
+def _finish(places: Places, options: S3Options) -> None:
+    """After the commit: complete the kept copy, and remove what is not the dataset."""
     if places.keep is not None:
         download(places.dataset.uri, str(places.keep), options)
-    return _report(manifest, time.monotonic() - started, peak_rss_bytes())
+    release(places)
 
 
 def disk_bytes(rows: int) -> int:
@@ -259,25 +253,30 @@ def disk_bytes(rows: int) -> int:
     return 2 * rows * ROW_BYTES
 
 
-def _take(places: Places, before: dict[str, Any] | None, plan: dict[str, Any]) -> None:
-    """Take the place, or take up what is there."""
-    if before is None:
-        claim(places.dataset, plan)
-        return
+def _remove_unfinished(places: Places) -> None:
+    """Remove what tasks that were killed left half done."""
     places.work.tidy()
     places.scratch.remove()
     if places.shard_folder is not None:
-        remove_partials(places.shard_folder)  # of tasks that were killed
-
-
-def _clean_up(places: Places, error: BaseException, *, new: bool) -> None:
-    """After a failure: nothing half done stays, and nothing at all of what had not begun."""
-    places.scratch.remove()
-    if places.shard_folder is not None:
         remove_partials(places.shard_folder)
-    with suppress(StorageError):  # what happened is told, not what came of it
-        if new and isinstance(error, ProjectError) and not places.work.is_begun():
-            release(places)
+
+
+@contextmanager
+def _cleaning_up(places: Places, *, new: bool) -> Iterator[None]:
+    """After a failure nothing half done stays, and nothing at all if no task was done."""
+    try:
+        yield
+    except BaseException as error:
+        _remove_unfinished(places)
+        if isinstance(error, NotFoundError) and places.dataset.has(MANIFEST_NAME):
+            raise DatasetError(
+                f"{places.dataset.uri} was finished by another conversion meanwhile. Look at it "
+                "with `lensprep inspect`."
+            ) from error
+        with suppress(StorageError):  # what happened is told, not what came of it
+            if new and isinstance(error, ProjectError) and not places.work.is_begun():
+                release(places)
+        raise
 
 
 def plan_runs(
@@ -416,7 +415,7 @@ def _commit(places: Places, manifest: Manifest) -> None:
             path = folder / REJECTS_NAME
             _write_rejects(path, places.work)
             size = path.stat().st_size
-            rejects = DatasetFile(REJECTS_NAME, size, upload_file(dataset, path, REJECTS_NAME))
+            rejects = DatasetFile(REJECTS_NAME, size, send_file(dataset, path, REJECTS_NAME))
         files = (*dataset_files(manifest), rejects)
         require_all(dataset, files)
         abort_unfinished(dataset, [file.name for file in files])

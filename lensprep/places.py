@@ -332,16 +332,23 @@ def release(places: Places) -> None:
                 folder.rmdir()
 
 
-def kept_folder(dataset: Store, keep: str | None) -> Path | None:
+def kept_folder(dataset: Store, keep: str | None, *, resume: bool) -> Path | None:
     """Folder for a copy that is to be kept, if there is to be one.
 
     Raises
     ------
     ConfigError
         If the dataset is local anyway.
+    DatasetError
+        If the folder holds something else.
     """
     if keep is None:
         return None
     if isinstance(dataset, LocalStore):
         raise ConfigError("--keep-local is for a dataset in an object store; this one is local.")
-    return local_path(keep)
+    folder = LocalStore(local_path(keep))
+    if folder.has(MANIFEST_NAME) and not dataset.has(MANIFEST_NAME):
+        raise DatasetError(f"{keep} is a finished dataset already. Choose another folder.")
+    if _is_occupied(folder) and not resume:
+        raise DatasetError(f"{keep} is not empty. Choose another folder.")
+    return folder.root

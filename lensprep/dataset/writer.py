@@ -118,22 +118,30 @@ def send_shard(root: Path, shard: ShardInfo, store: S3Store, *, keep: bool) -> N
     StorageError
         If the store does not let us or does not answer.
     """
-    from lensprep.dataset.s3transfer import upload_file
-
-    for name, digest in (
-        (shard.name, shard.sha256),
-        (shard.sidecar, shard.sidecar_sha256),
-    ):
+    for name, digest in ((shard.name, shard.sha256), (shard.sidecar, shard.sidecar_sha256)):
         path = member_path(root, name)
-        try:
-            upload_file(store, path, name, digest)
-        except ChangedError as error:
-            raise DatasetError(
-                f"{error} Is another conversion writing there? If not, and if it may go, remove "
-                "it and run the same command with --resume."
-            ) from error
+        send_file(store, path, name, digest)
         if not keep:
             path.unlink()
+
+
+def send_file(store: S3Store, path: Path, name: str, sha256: str | None = None) -> str:
+    """Send one file of a dataset that is being made, unless its name is taken; returns its digest.
+
+    Raises
+    ------
+    DatasetError
+        If the name is taken by other content.
+    """
+    from lensprep.dataset.s3transfer import upload_file
+
+    try:
+        return upload_file(store, path, name, sha256)
+    except ChangedError as error:
+        raise DatasetError(
+            f"{error} Is another conversion writing there? If not, and if it may go, remove it and "
+            "run the same command with --resume."
+        ) from error
 
 
 def _parquet_bytes(table: pa.Table) -> bytes:

@@ -274,6 +274,19 @@ def test_a_copy_is_kept_if_asked_for(tree, whole, s3, tmp_path):
     assert contents(kept) == contents(s3) == contents(whole)
 
 
+def test_a_copy_is_not_kept_where_something_is(tree, s3, tmp_path):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "thesis.tex").write_text("precious")
+    with pytest.raises(DatasetError, match=r"kept is not empty"):
+        convert(str(tree), s3.uri, CONFIG, keep_local=str(kept), options=s3.options())
+    begin_and_stop(tree, s3)
+    (kept / "manifest.json").write_text("{}")
+    with pytest.raises(DatasetError, match=r"kept is a finished dataset"):
+        convert(str(tree), s3.uri, CONFIG, keep_local=str(kept), resume=True, options=s3.options())
+    assert (kept / "thesis.tex").read_text() == "precious"
+
+
 def test_a_kept_copy_is_made_whole_by_resume(tree, whole, s3, tmp_path, monkeypatch):
     kept = tmp_path / "kept"
     begin_and_stop(tree, s3, keep_local=str(kept))
@@ -608,6 +621,8 @@ def test_too_many_rejects_commit_nothing_and_a_higher_rate_goes_on(tree, whole, 
 @pytest.mark.slow
 def test_the_server_killed_and_started_again_in_the_middle(larger, tmp_path, monkeypatch, caplog):
     tree, whole = larger
+    monkeypatch.setattr("lensprep.rounds.RUN_ROWS", 40)
+    monkeypatch.setattr("lensprep.convert.RUN_ROWS", 40)
     server = S3Server(tmp_path)
     set_environment(monkeypatch, server)
     server.start()
@@ -626,7 +641,7 @@ def test_the_server_killed_and_started_again_in_the_middle(larger, tmp_path, mon
             str(tree), place.uri, ConvertConfig(shard_rows=25), workers=1, progress=restart,
             options=place.options(),
         )  # fmt: skip
-        assert contents(place) == contents(whole)
+        assert without_groups(contents(place)) == without_groups(contents(whole))
         assert "trying again" in caplog.text
     finally:
         server.kill()
