@@ -214,7 +214,7 @@ def convert(
     if before is not None:
         require_same(before, plan, store, source.uri, work)
     places = Places.of(before or plan, store, options, keep)
-    needs = places.needs(source.rows, config.shard_rows, workers)
+    needs = places.needs(source.rows, config.shard_rows, _tasks_here(engine, workers))
     require_disk(needs, source.rows)
     if announce is not None:
         announce(source.rows, needs)
@@ -246,6 +246,11 @@ def _finish(places: Places, options: S3Options) -> None:
     if places.keep is not None:
         download(places.dataset.uri, str(places.keep), options)
     release(places)
+
+
+def _tasks_here(engine: Engine | None, workers: int) -> int:
+    """Tasks that share a disk: those of this machine, or one where machines are an engine's."""
+    return workers if engine is None or isinstance(engine, LocalEngine) else 1
 
 
 def disk_bytes(rows: int) -> int:
@@ -363,7 +368,7 @@ def _second_round(
         scratch=places.scratch,
         runs=tuple(runs),
     )
-    most = places.group_shards(config.shard_rows, engine.workers)
+    most = places.group_shards(config.shard_rows, _tasks_here(engine, engine.workers))
     tasks = [
         task(split, first, min(first + step, count), count)
         for split in splits
