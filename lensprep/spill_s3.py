@@ -28,8 +28,13 @@ from numpy.typing import NDArray
 
 from lensprep.dataset.layout import RECORD_STRIDE, SPLITS
 from lensprep.dataset.record import payload_crc32
-from lensprep.dataset.s3 import PART_BYTES, Piece, S3Store, results
-from lensprep.dataset.s3transfer import upload_parts
+from lensprep.dataset.s3 import Piece, S3Store, results
+from lensprep.dataset.s3transfer import (
+    SMALL_PART_BYTES,
+    give_back,
+    take_memory,
+    upload_parts,
+)
 from lensprep.errors import StorageError
 from lensprep.spill import PLACE, Stretch, bisect_places, sort_run
 
@@ -42,9 +47,8 @@ _TAIL_BYTES: Final = 64 << 10
 _LENGTH_BYTES: Final = 8
 _UNREADABLE: Final = (OSError, pa.ArrowException, ValueError)
 """What pyarrow raises for bytes that are not its own."""
-_PART_ROWS: Final = PART_BYTES // RECORD_STRIDE
-_FETCH_ROWS: Final = 256
-"""Most records of one request, and of the memory of each thread that reads: 6.8 MB."""
+_PART_ROWS: Final = SMALL_PART_BYTES // RECORD_STRIDE
+"""Most records of one request."""
 
 
 def send_run(store: S3Store, name: str, records: NDArray[np.uint8], table: pa.Table) -> None:
@@ -58,20 +62,24 @@ def send_run(store: S3Store, name: str, records: NDArray[np.uint8], table: pa.Ta
     order, rows, starts = sort_run(table)
     end = _pack_rows(rows, starts)
     size = len(order) * RECORD_STRIDE + len(end)
-    upload_parts(store, name + RUN_SUFFIX, _parts(records, order, end), size)
+    parts = _parts(store, records, order, end)
+    upload_parts(store, name + RUN_SUFFIX, parts, size, SMALL_PART_BYTES)
 
 
 def _parts(
-    records: NDArray[np.uint8], order: NDArray[np.intp], end: bytes
+    store: S3Store, records: NDArray[np.uint8], order: NDArray[np.intp], end: bytes
 ) -> Iterator[bytes | bytearray]:
     """Sorted records in parts, the last one with the end of the object."""
     for first in range(0, len(order), _PART_ROWS):
         chosen = order[first : first + _PART_ROWS]
-        part = bytearray(len(chosen) * RECORD_STRIDE)
-        view = np.frombuffer(part, np.uint8).reshape(len(chosen), RECORD_STRIDE)
+        part = take_memory(store, SMALL_PART_BYTES)
+        view = np.frombuffer(part, np.uint8).reshape(_PART_ROWS, RECORD_STRIDE)[: len(chosen)]
         np.take(records, chosen, axis=0, out=view, mode="clip")  # "raise" would make a copy
-        last = first + _PART_ROWS >= len(order)
-        yield part + end if last else part
+        if first + _PART_ROWS < len(order):
+            yield part
+        else:
+            yield b"".join((view.data, end))
+            give_back(store, part, SMALL_PART_BYTES)
 
 
 def _pack_rows(rows: pa.Table, starts: list[int]) -> bytes:
@@ -254,8 +262,8 @@ def _fetch_rows(
 
 def _pieces(row: int, table: pa.Table, place: int) -> Iterator[tuple[int, pa.Table, int]]:
     """A stretch in pieces of one request: row of the run, sidecar rows, row of the local file."""
-    for first in range(0, table.num_rows, _FETCH_ROWS):
-        yield row + first, table.slice(first, _FETCH_ROWS), place + first
+    for first in range(0, table.num_rows, _PART_ROWS):
+        yield row + first, table.slice(first, _PART_ROWS), place + first
 
 
 def _fetch_records(
@@ -268,18 +276,19 @@ def _fetch_records(
     path: Path,
 ) -> None:
     """Copy neighbouring records to their place in the local file, once their CRC-32 is right."""
-    data = bytearray(table.num_rows * RECORD_STRIDE)
-    store.fill(Piece(name + RUN_SUFFIX, row * RECORD_STRIDE, memoryview(data)))
-    records = np.frombuffer(data, np.uint8).reshape(-1, RECORD_STRIDE)
+    data = take_memory(store, SMALL_PART_BYTES)
+    view, offset = memoryview(data)[: table.num_rows * RECORD_STRIDE], place * RECORD_STRIDE
+    store.fill(Piece(name + RUN_SUFFIX, row * RECORD_STRIDE, view))
+    records = np.frombuffer(view, np.uint8).reshape(-1, RECORD_STRIDE)
     if not np.array_equal(payload_crc32(records), table["payload_crc32"].to_numpy()):
         raise _damaged(store, name)
-    view, offset = memoryview(data), place * RECORD_STRIDE
     try:
         while view:
             count = os.pwrite(descriptor, view, offset)
             view, offset = view[count:], offset + count
     except OSError as error:
         raise _unwritten(path, error) from error
+    give_back(store, data, SMALL_PART_BYTES)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +37,8 @@ logger = logging.getLogger("lensprep.s3")
 
 FILES_AT_ONCE: Final = 4
 """Files under way: their digests are computed side by side. Requests are limited by themselves."""
+SMALL_PART_BYTES: Final = PART_BYTES // 2
+"""For workers, of which there are many on a machine: each holds a few parts. S3 asks for 5 MiB."""
 _MOST_PARTS: Final = 10_000
 
 Progress = Callable[[int], None]
@@ -98,7 +101,7 @@ def download_file(
                 # Never wait for memory while holding parts that could be written.
                 while not slots.acquire(blocking=not arrived):
                     take()
-                view = memoryview(_memory(buffers))[: min(PART_BYTES, size - start)]
+                view = memoryview(take_memory(store, PART_BYTES))[: min(PART_BYTES, size - start)]
                 part = Piece(name, start, view, size, sha256)
                 arrived.append((part, threads.submit(store.fill, part)))
             while arrived:
@@ -111,12 +114,22 @@ def download_file(
     return digest.hexdigest()
 
 
-def _memory(buffers: list[bytearray]) -> bytearray:
-    """Memory for a part, used before if there is any."""
+def take_memory(store: S3Store, size: int) -> bytearray:
+    """Memory for a part, used before if there is any of this size.
+
+    Fresh memory for each part would be spread over the heap and add a tenth to a worker's peak.
+    """
     try:
-        return buffers.pop()
+        memory = store.connection.buffers.pop()
     except IndexError:
-        return bytearray(PART_BYTES)
+        return bytearray(size)
+    return memory if len(memory) == size else bytearray(size)
+
+
+def give_back(store: S3Store, memory: bytes | bytearray, size: int) -> None:
+    """Keep memory for another part, if it was taken for one of this size."""
+    if isinstance(memory, bytearray) and len(memory) == size:
+        store.connection.buffers.append(memory)
 
 
 def _check_arrived(
@@ -139,6 +152,7 @@ def upload_file(
     name: str,
     sha256: str | None = None,
     progress: Progress | None = None,
+    part_bytes: int = PART_BYTES,
 ) -> str:
     """Upload a file, in parallel parts if it is large, unless the name is taken.
 
@@ -152,6 +166,8 @@ def upload_file(
     sha256 : str, optional
         The digest that the file must have.
     progress : callable, optional
+    part_bytes : int
+        Size of a part.
 
     Returns
     -------
@@ -168,11 +184,11 @@ def upload_file(
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size > PART_BYTES:
+            if size > part_bytes:
                 if sha256 is None:
                     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                parts = _hashed_parts(file.fileno(), size, path, sha256)
-                _put_parts(store, name, parts, size, sha256, progress)
+                parts = _hashed_parts(store, file.fileno(), size, part_bytes, path, sha256)
+                _put_parts(store, name, parts, size, part_bytes, sha256, progress)
                 return sha256
             data = file.read()
     except OSError as error:
@@ -188,24 +204,32 @@ def upload_file(
     return found
 
 
-def upload_parts(store: S3Store, name: str, parts: Iterable[bytes | bytearray], size: int) -> None:
+def upload_parts(
+    store: S3Store,
+    name: str,
+    parts: Iterable[bytes | bytearray],
+    size: int,
+    part_bytes: int = PART_BYTES,
+) -> None:
     """Write an object from memory, in place of an older one; for what can be made again.
 
     Parameters
     ----------
     name : str
     parts : iterable of bytes
-        Each but the last at least 5 MB, and all of them of one size, if there are several.
+        Each but the last of the same size, at least 5 MiB. What is a bytearray of `part_bytes` is
+        kept by `give_back` when it has been sent.
     size : int
         Of all parts, bytes.
+    part_bytes : int
 
     Raises
     ------
     StorageError
         If the store does not let us or does not answer; nothing unfinished is left.
     """
-    if size > PART_BYTES:
-        _put_parts(store, name, parts, size, None, None)
+    if size > part_bytes:
+        _put_parts(store, name, parts, size, part_bytes, None, None)
     else:
         store.put(name, b"".join(parts), {})
 
@@ -215,6 +239,7 @@ def _put_parts(
     name: str,
     parts: Iterable[bytes | bytearray],
     size: int,
+    part_bytes: int,
     sha256: str | None,
     progress: Progress | None,
 ) -> None:
@@ -240,6 +265,7 @@ def _put_parts(
                 _put_part, store, name, upload, len(futures) + 1, data, progress
             )
             future.add_done_callback(lambda _: store.connection.slots.release())
+            future.add_done_callback(partial(_sent, store, data, part_bytes))
             futures.append(future)
             raise_failed(futures)
         _complete(store, name, upload, results(futures), size, sha256)
@@ -343,15 +369,27 @@ def abort_unfinished(store: S3Store, names: Sequence[str] | None = None) -> int:
     return len(mine)
 
 
-def _hashed_parts(descriptor: int, size: int, path: Path, sha256: str) -> Iterator[bytes]:
+def _hashed_parts(
+    store: S3Store, descriptor: int, size: int, part_bytes: int, path: Path, sha256: str
+) -> Iterator[bytes | bytearray]:
     """A file in parts of equal size, the last one smaller; its digest is compared at the end."""
-    step = PART_BYTES * -(-size // (PART_BYTES * _MOST_PARTS))
+    step = part_bytes * -(-size // (part_bytes * _MOST_PARTS))
     digest = hashlib.sha256()
     for start in range(0, size, step):
-        data = os.pread(descriptor, step, start)
-        yield data
+        data: bytes | bytearray
+        if start + step <= size:
+            data = take_memory(store, step)
+            if os.preadv(descriptor, [data], start) != step:  # cut meanwhile, or a rare short read
+                data = os.pread(descriptor, step, start)
+        else:
+            data = os.pread(descriptor, step, start)
         digest.update(data)
+        yield data
     _check_local(path, digest.hexdigest(), sha256)
+
+
+def _sent(store: S3Store, data: bytes | bytearray, part_bytes: int, _: Future[Any]) -> None:
+    give_back(store, data, part_bytes)
 
 
 def _check_local(path: Path, found: str, expected: str | None) -> None:

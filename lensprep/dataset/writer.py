@@ -133,10 +133,10 @@ def send_file(store: S3Store, path: Path, name: str, sha256: str | None = None) 
     DatasetError
         If the name is taken by other content.
     """
-    from lensprep.dataset.s3transfer import upload_file
+    from lensprep.dataset.s3transfer import SMALL_PART_BYTES, upload_file
 
     try:
-        return upload_file(store, path, name, sha256)
+        return upload_file(store, path, name, sha256, part_bytes=SMALL_PART_BYTES)
     except ChangedError as error:
         raise DatasetError(
             f"{error} Is another conversion writing there? If not, and if it may go, remove it and "

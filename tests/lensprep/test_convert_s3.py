@@ -180,7 +180,7 @@ def test_large_shards_and_runs_go_in_parts(s3, tmp_path, monkeypatch):
     convert(str(tree), s3.uri, config, workers=1, options=s3.options())
     store = s3.store()
     answer = store.client.head_object(Bucket="bucket", Key=store.key("train/train-000000.tar"))
-    assert answer["ETag"].endswith('-2"')
+    assert answer["ETag"].endswith('-3"')
     assert unfinished(s3) == []
     convert(str(tree), str(tmp_path / "ds"), config, workers=1)
     assert contents(s3) == contents(tmp_path / "ds")
