@@ -1,6 +1,6 @@
 """Moving a dataset to and from an object store beside one plain large object of the same size.
 
-    python tests/benchmarks/bench_s3_transfer.py [--mb 400] [--rounds 3] [--folder DIR]
+    python -m tests.benchmarks.bench_s3_transfer [--mb 400] [--rounds 3] [--folder DIR]
 
 All in one run, in turn, with the same server on loopback (client, server and disk share the
 machine), the same connection, part size and number of requests at once:
