@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Read by pyarrow's allocator when it is loaded, here and in the workers. It would give the memory
 # of each batch of blobs back to the system and take it again for the next: a tenth of conversion.
@@ -19,9 +19,20 @@ from rich.console import Console
 from lensprep import __version__
 from lensprep.dataset.layout import SPLITS
 from lensprep.dataset.s3client import S3Options
+from lensprep.dataset.storage import is_remote
 from lensprep.engine import ENGINES, EngineName, make_engine
 from lensprep.normalize import MODES
-from lensprep.terminal import INTERRUPTED, clean_errors, print_json, progress_bar, s3_options
+from lensprep.terminal import (
+    INTERRUPTED,
+    clean_errors,
+    print_json,
+    progress_bar,
+    s3_options,
+    write_options,
+)
+
+if TYPE_CHECKING:
+    from lensprep.places import Need
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
@@ -217,6 +228,18 @@ def check(
     help="Of the Dask scheduler or Spark master [default: a cluster of --workers processes here, "
     "or that of spark-submit].",
 )
+@click.option(
+    "--work",
+    metavar="FOLDER",
+    help="Where the runs between the two rounds lie, as large as the dataset: a local folder or "
+    "s3:// [default: DATASET/.work].",
+)
+@click.option(
+    "--keep-local",
+    metavar="FOLDER",
+    help="Have a dataset that is made in an object store in this local folder as well.",
+)
+@write_options
 @s3_options
 @json_option
 @clean_errors
@@ -227,6 +250,8 @@ def convert(
     resume: bool,
     engine_name: EngineName,
     scheduler: str | None,
+    work: str | None,
+    keep_local: str | None,
     as_json: bool,
     options: S3Options,
     **settings: Any,
@@ -237,14 +262,20 @@ def convert(
     and seed give the same bytes, whatever the workers, engine, files or interruptions. With a
     cluster all its workers must see SRC and DATASET under the same paths.
 
+    SRC and DATASET may each be s3://. Shards are then sent as they are finished, and only those
+    under way are on the local disk (the folder for temporary files: TMPDIR).
+
     \b
     Example:
       lensprep convert demo/phase4c demo/dataset --workers 2
       lensprep convert /shared/phase4c /shared/lenses --engine dask --scheduler tcp://host:8786
+      lensprep convert s3://survey/phase4c s3://lenses/v1 --work /nvme/work
     """
-    from lensprep.convert import ConvertConfig, disk_bytes
+    from lensprep.convert import ConvertConfig
     from lensprep.convert import convert as run_convert
 
+    if options.put_arguments() and not (is_remote(dataset) or is_remote(work or "")):
+        raise click.UsageError("--storage-class and --encryption are for objects: give s3://.")
     try:
         config = ConvertConfig(**settings)
         chosen = make_engine(engine_name, workers=workers, scheduler=scheduler)
@@ -257,12 +288,11 @@ def convert(
                 workers=workers,
                 engine=engine,
                 resume=resume,
+                work=work,
+                keep_local=keep_local,
                 progress=show,
                 options=options,
-                announce=lambda rows: click.echo(
-                    f"{rows:,} rows; up to {_size(disk_bytes(rows))} of disk while it runs",
-                    err=True,
-                ),
+                announce=_announce,
             )
     except KeyboardInterrupt:
         click.echo("Stopped. What is done is kept: run the same command with --resume.", err=True)
@@ -275,6 +305,17 @@ def convert(
         f"{dataset}: {result['accepted']:,} stamps in {result['seconds']:.1f} s "
         f"({result['stamps_per_s']:,.0f}/s), dataset {result['dataset_id'][:12]}"
     )
+
+
+def _announce(rows: int, needs: list[Need]) -> None:
+    """Say before the work what room it takes, and where."""
+    if len(needs) == 1 and needs[0].is_local:
+        click.echo(f"{rows:,} rows; up to {_size(needs[0].bytes)} of disk while it runs", err=True)
+        return
+    click.echo(f"{rows:,} rows; while it runs up to", err=True)
+    for need in needs:
+        kind = "local disk" if need.is_local else "object store"
+        click.echo(f"{_size(need.bytes):>12} in {need.where} ({kind})", err=True)
 
 
 def _print_account(result: dict[str, Any]) -> None:
@@ -343,13 +384,7 @@ def verify(
 @main.command()
 @click.argument("dataset")
 @click.argument("destination", metavar="s3://BUCKET/FOLDER")
-@click.option("--storage-class", help="Such as INTELLIGENT_TIERING [default: the bucket's].")
-@click.option(
-    "--encryption",
-    type=click.Choice(["AES256", "aws:kms"]),
-    help="Server-side encryption [default: the bucket's].",
-)
-@click.option("--kms-key-id", help="Key for aws:kms [default: the account's].")
+@write_options
 @s3_options
 @json_option
 @clean_errors

@@ -2,19 +2,20 @@
 
 Two rounds of independent tasks (`lensprep.rounds`): the first reads row groups and leaves sorted
 runs of finished records, the second gathers each shard from all runs. What is done stays done
-across an interruption; the manifest, written last, makes the dataset.
+across an interruption; the manifest, written last, makes the dataset. Dataset and runs may lie here
+or in an object store (`lensprep.places`).
 """
 
 from __future__ import annotations
 
-import json
 import platform
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,40 +25,60 @@ import pyarrow.parquet as pq
 
 from lensprep.account import ACCEPTED, Account
 from lensprep.contract import FilterRules
-from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, REJECTS_NAME, SPLITS
+from lensprep.dataset.layout import MANIFEST_NAME, REJECTS_NAME, SPLITS
 from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
 from lensprep.dataset.reader import Dataset
+from lensprep.dataset.s3 import S3Store
 from lensprep.dataset.s3client import S3Options
+from lensprep.dataset.s3transfer import abort_unfinished
 from lensprep.dataset.storage import (
+    LocalStore,
     atomic_writer,
+    is_remote,
     local_path,
+    member_path,
+    open_store,
     remove_partials,
     sync_file,
-    write_atomic,
 )
 from lensprep.dataset.where import compile_where
-from lensprep.dataset.writer import commit
+from lensprep.dataset.writer import send_file, sync_shards
 from lensprep.engine import Engine, LocalEngine, default_workers
-from lensprep.errors import BudgetError, ConfigError, DatasetError, ProjectError
+from lensprep.errors import (
+    BudgetError,
+    ConfigError,
+    DatasetError,
+    NotFoundError,
+    ProjectError,
+    StorageError,
+)
 from lensprep.listing import filesystem_for
 from lensprep.normalize import Mode, normalization_spec
 from lensprep.placement import shard_count
+from lensprep.places import (
+    ROW_BYTES,
+    Need,
+    Places,
+    claim,
+    find_plan,
+    kept_folder,
+    make_plan,
+    release,
+    require_disk,
+    require_same,
+)
 from lensprep.prepare import REJECT_SCHEMA
 from lensprep.rounds import RUN_ROWS, RunTask, ShardTask, peak_rss_bytes, run_rows, write_shards
 from lensprep.source import Source, SourceFile
 from lensprep.stampnpz import RejectReason
+from lensprep.upload import DatasetFile, dataset_files, download, require_all
 from lensprep.witness import WitnessEngine
-
-WORK_FOLDER = ".work"
-"""Folder in the dataset that holds runs and progress; it goes when the manifest is written."""
-
-_SIDECAR_BYTES = 700
-"""Sidecar bytes a row, in a run; for the disk estimate."""
+from lensprep.workfolder import Work
 
 _SYNC_THREADS = 2
 
-_GROUP_SHARDS = 16
-"""Most shards of one task of the second round: a run's index is opened once for all of them."""
+_WORKER_CONNECTIONS = 4
+"""Most requests of a worker at once: each holds a part of 6.5 MiB, and there are many workers."""
 
 
 Progress = Callable[[str, int, int], None]
@@ -123,8 +144,10 @@ def convert(
     workers: int | None = None,
     engine: Engine | None = None,
     resume: bool = False,
+    work: str | None = None,
+    keep_local: str | None = None,
     progress: Progress | None = None,
-    announce: Callable[[int], None] | None = None,
+    announce: Callable[[int, list[Need]], None] | None = None,
     options: S3Options | None = None,
 ) -> dict[str, Any]:
     """Convert a Phase 4c tree into a dataset.
@@ -134,18 +157,24 @@ def convert(
     src : str
         Folder of the parquet tree, local or ``s3://``.
     dataset : str
-        Folder to make.
+        Folder to make, local or ``s3://``. There, shards are sent as they are finished; only
+        those under way are on a local disk.
     config : ConvertConfig, optional
     workers : int, optional
         Processes; as many as processors if not given. The bytes do not depend on it.
     engine : Engine, optional
         What runs the tasks instead of processes of this machine (`make_engine`); entered
-        already, and left open. Its workers must see both folders under the same path.
+        already, and left open. Its workers must see local folders under the same path.
     resume : bool
         Go on with an interrupted conversion of the same source and configuration.
+    work : str, optional
+        Folder, local or ``s3://``, for the runs between the two rounds, which are as large as the
+        dataset; in the dataset if not given. With several machines all of them must reach it.
+    keep_local : str, optional
+        Local folder in which a dataset that is made in an object store is to be as well.
     progress : Progress, optional
     announce : callable, optional
-        Told the number of rows before the work begins; `disk_bytes` turns it into disk.
+        Told the number of rows, and what room is needed where, before the work begins.
     options : S3Options, optional
         How to reach an object store.
 
@@ -153,133 +182,118 @@ def convert(
     -------
     dict
         ``input_rows``, ``accepted``, ``filtered``, ``rejected``, ``splits``, ``seconds``,
-        ``stamps_per_s``, ``peak_rss_bytes``, ``dataset_id``. The peak is an upper bound: the
-        driver's, and for each worker the largest that any told.
+        ``stamps_per_s``, ``peak_rss_bytes``, ``dataset_id``.
 
     Raises
     ------
     InputError
         If the source is missing, corrupt or not Phase 4c; nothing is left behind.
     DatasetError
-        If the folder holds something else, or an interrupted conversion of something else.
+        If the folder holds something else, or an interrupted conversion of something else, or
+        another conversion took it meanwhile.
     BudgetError
         If too many rows are rejected, or the disk is too small; nothing is committed.
+    StorageError
+        If the object store does not let us, or does not answer.
     """
     started = time.monotonic()
     config = config or ConvertConfig()
     workers = engine.workers if engine else workers or default_workers()
-    root = local_path(dataset)
-    if engine is not None:
-        root = root.absolute()  # a worker elsewhere may run in another folder
-    if resume and (root / MANIFEST_NAME).exists() and (root / WORK_FOLDER).exists():
-        return _finish(root, started)
-    _refuse_occupied(root, resume)
+    options = options or S3Options()
+    options = replace(options, connections=min(options.connections, _WORKER_CONNECTIONS))
+    if engine is not None and not is_remote(dataset):
+        dataset = str(local_path(dataset).absolute())  # a worker elsewhere runs in another folder
+    store = open_store(dataset, options)
+    before = find_plan(store, resume=resume)
+    keep = kept_folder(store, keep_local, resume=before is not None)
+    if before is not None and store.has(MANIFEST_NAME):
+        # Killed between its commit and its last line.
+        manifest = Dataset.open(store.uri, options).manifest
+        _finish(Places.of(before, store, options, keep), options)
+        return _report(manifest, time.monotonic() - started, peak_rss_bytes())
     filesystem = filesystem_for(src, options)
     source = Source.open(src, skip_bad_files=config.skip_bad_files, filesystem=filesystem)
     rules = config.rules(source.schema)
-    _require_disk(root, source.rows)
+    # What `plan_runs` makes of a source depends on it: a resumed task must read the same rows.
+    identity = {**config.identity, "run_rows": RUN_ROWS}
+    plan = make_plan(identity, source.digest(), work)
+    if before is not None:
+        require_same(before, plan, store, source.uri, work)
+    places = Places.of(before or plan, store, options, keep)
+    if not isinstance(engine, LocalEngine | None):
+        places = replace(places, elsewhere=True)
+    needs = places.needs(source.rows, config.shard_rows, workers)
+    require_disk(needs, source.rows)
     if announce is not None:
-        announce(source.rows)
-    work = _begin(root, config, source)
-    try:
-        with WitnessEngine(engine, work) if engine else LocalEngine(workers) as pool:
-            account, runs, first = _first_round(source, config, rules, work, pool, progress)
-            shards, second = _second_round(config, root, work, runs, account, pool, progress)
+        announce(source.rows, needs)
+    if before is None:
+        claim(store, plan)
+    else:
+        _remove_unfinished(places)
+    with _cleaning_up(places, new=before is None):
+        seen = places.shared_folders
+        with WitnessEngine(engine, seen) if engine else LocalEngine(workers) as pool:
+            account, runs, first = _first_round(source, config, rules, places.work, pool, progress)
+            shards, second = _second_round(config, places, runs, account, pool, progress)
+        if engine is not None:
+            _remove_unfinished(places)  # of workers that were lost on the way
         _check_rejects(account, source.rows, config.max_reject_rate, final=True)
-        _write_rejects(root, work)
-        remove_partials(root)  # of workers that were lost on the way
-    except BaseException as error:
-        remove_partials(root)
-        if isinstance(error, ProjectError) and not any(work.glob("run-*.json")):
-            _remove_work(root)
-        raise
-    manifest = Manifest(
-        normalization=normalization_spec(config.normalize, config.clip),
-        splits=shards,
-        account=account.summary(),
-        source=_listing(source),
-        versions=_versions(),
-        config=asdict(config),
-    )
-    commit(root, manifest)
-    shutil.rmtree(work)
+        manifest = Manifest(
+            normalization=normalization_spec(config.normalize, config.clip),
+            splits=shards,
+            account=account.summary(),
+            source=_listing(source),
+            versions=_versions(),
+            config=asdict(config),
+        )
+        _commit(places, manifest)
+    _finish(places, options)
     workers = pool.workers  # a cluster's may be more by now
-    elsewhere = workers > 1 or not isinstance(engine, LocalEngine | None)
-    peak = peak_rss_bytes() + (workers * max(first, second) if elsewhere else 0)
+    others = workers if workers > 1 or places.elsewhere else 0
+    peak = peak_rss_bytes() + others * max(first, second)
     return _report(manifest, time.monotonic() - started, peak)
 
 
-def _finish(root: Path, started: float) -> dict[str, Any]:
-    """Clean up after a conversion that was killed between its commit and its last line."""
-    manifest = Dataset.open(root).manifest
-    shutil.rmtree(root / WORK_FOLDER)
-    return _report(manifest, time.monotonic() - started, peak_rss_bytes())
-
-
-def _refuse_occupied(root: Path, resume: bool) -> None:
-    if (root / MANIFEST_NAME).exists():
-        raise DatasetError(f"{root} is a finished dataset already. Choose another folder.")
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        if not (root / WORK_FOLDER / "plan.json").exists():
-            raise DatasetError(f"{root} is not empty. Choose another folder.")
-        if not resume:
-            raise DatasetError(
-                f"{root} holds an interrupted conversion. Add --resume to go on with it, or "
-                "remove the folder."
-            )
-
-
-def _require_disk(root: Path, rows: int) -> None:
-    """Refuse to start what cannot end: runs and shards lie side by side on the disk."""
-    needed = disk_bytes(rows)
-    folder = next(path for path in (root, *root.absolute().parents) if path.exists())
-    held = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-    free = shutil.disk_usage(folder).free + held
-    if needed > free:
-        raise BudgetError(
-            f"{root}: converting {rows:,} rows takes up to {needed / 1e9:.1f} GB of disk (half of "
-            f"it only while it runs), but {free / 1e9:.1f} GB are free. Choose another disk."
-        )
+def _finish(places: Places, options: S3Options) -> None:
+    """After the commit: complete the kept copy, and remove what is not the dataset."""
+    if places.keep is not None:
+        download(places.dataset.uri, str(places.keep), options)
+    release(places)
 
 
 def disk_bytes(rows: int) -> int:
-    """Most disk that a conversion of so many rows takes while it runs, bytes."""
-    return 2 * rows * (RECORD_STRIDE + _SIDECAR_BYTES)
+    """Most disk that a local conversion of so many rows takes while it runs, bytes."""
+    return 2 * rows * ROW_BYTES
 
 
-def _begin(root: Path, config: ConvertConfig, source: Source) -> Path:
-    """Make the work folder, or take up the one that is there if it is of the same conversion."""
-    work = root / WORK_FOLDER
-    plan: dict[str, Any] = {"config": config.identity, "source": source.digest()}
-    path = work / "plan.json"
-    if not path.exists():
-        write_atomic(path, json.dumps(plan, indent=2).encode())
-        return work
-    remove_partials(root)  # of tasks that were killed
-    before = json.loads(path.read_bytes())
-    if before["source"] != plan["source"]:
-        raise DatasetError(
-            f"{root} is an interrupted conversion of other source files than {source.uri} has "
-            "now. Remove the folder and convert again."
-        )
-    changed = [k for k, v in plan["config"].items() if before["config"].get(k) != v]
-    if changed:
-        raise DatasetError(
-            f"{root} was begun with {changed[0]} = {before['config'].get(changed[0])!r}, not "
-            f"{plan['config'][changed[0]]!r}. Resume with the same settings, or remove the folder."
-        )
-    return work
+def _remove_unfinished(places: Places) -> None:
+    """Remove what tasks that were killed left half done."""
+    places.work.tidy()
+    places.scratch.remove()
+    if places.shard_folder is not None:
+        remove_partials(places.shard_folder)
 
 
-def _remove_work(root: Path) -> None:
-    """Leave nothing of a conversion that did nothing yet."""
-    shutil.rmtree(root / WORK_FOLDER, ignore_errors=True)
-    if root.exists() and not any(root.iterdir()):
-        root.rmdir()
+@contextmanager
+def _cleaning_up(places: Places, *, new: bool) -> Iterator[None]:
+    """After a failure nothing half done stays, and nothing at all if no task was done."""
+    try:
+        yield
+    except BaseException as error:
+        _remove_unfinished(places)
+        if isinstance(error, NotFoundError) and places.dataset.has(MANIFEST_NAME):
+            raise DatasetError(
+                f"{places.dataset.uri} was finished by another conversion meanwhile. Look at it "
+                "with `lensprep inspect`."
+            ) from error
+        with suppress(StorageError):  # what happened is told, not what came of it
+            if new and isinstance(error, ProjectError) and not places.work.is_begun():
+                release(places)
+        raise
 
 
 def plan_runs(
-    source: Source, config: ConvertConfig, rules: FilterRules, work: Path
+    source: Source, config: ConvertConfig, rules: FilterRules, work: Work
 ) -> list[RunTask]:
     """Group neighbouring row groups into tasks of about one run each."""
     spec = normalization_spec(config.normalize, config.clip)
@@ -308,7 +322,7 @@ def _first_round(
     source: Source,
     config: ConvertConfig,
     rules: FilterRules,
-    work: Path,
+    work: Work,
     engine: Engine,
     progress: Progress | None,
 ) -> tuple[Account, list[str], int]:
@@ -343,8 +357,7 @@ def _check_rejects(account: Account, rows: int, limit: float, *, final: bool = F
 
 def _second_round(
     config: ConvertConfig,
-    root: Path,
-    work: Path,
+    places: Places,
     runs: list[str],
     account: Account,
     engine: Engine,
@@ -355,12 +368,20 @@ def _second_round(
     for (split, _, outcome), rows in account.counts.items():
         accepted[split] += rows if outcome == ACCEPTED else 0
     splits = [split for split in SPLITS if accepted[split]]
-    names = tuple(runs)  # one for all tasks: of 100 million rows 25,000 names
+    task = partial(
+        ShardTask,
+        root=places.shard_folder,
+        store=places.shard_store,
+        work=places.work,
+        scratch=places.scratch,
+        runs=tuple(runs),  # one for all tasks: of 100 million rows 25,000 names
+    )
+    most = places.group_shards(config.shard_rows, engine.workers)
     tasks = [
-        ShardTask(split, first, min(first + step, count), count, root, work, names)
+        task(split, first, min(first + step, count), count)
         for split in splits
         for count in [shard_count(accepted[split], config.shard_rows)]
-        for step in [max(1, min(_GROUP_SHARDS, count // (4 * engine.workers)))]
+        for step in [max(1, min(most, count // (4 * engine.workers)))]
         for first in range(0, count, step)
     ]
     results: dict[str, list[dict[str, Any]]] = {split: [] for split in splits}
@@ -368,8 +389,9 @@ def _second_round(
     with ThreadPoolExecutor(_SYNC_THREADS) as syncing:
         for result in (r for rs in engine.run(write_shards, tasks) for r in rs):
             name = str(result["shard"]["name"])
-            # Begun now, the way to the disk is short when `commit` makes sure of it.
-            syncing.submit(sync_file, root / name)
+            if isinstance(places.dataset, LocalStore):
+                # Begun now, the way to the disk is short when the commit makes sure of it.
+                syncing.submit(sync_file, member_path(places.dataset.root, name))
             split = name.split("/")[0]
             results[split].append(result)
             for label, rows in result["dropped"].items():
@@ -394,15 +416,33 @@ def _split_info(results: list[dict[str, Any]]) -> SplitInfo:
     )
 
 
-def _write_rejects(root: Path, work: Path) -> None:
+def _commit(places: Places, manifest: Manifest) -> None:
+    """Make a dataset of what lies there: all of it durable, the manifest last, by one writer."""
+    dataset = places.dataset
+    if isinstance(dataset, LocalStore):
+        _write_rejects(dataset.root / REJECTS_NAME, places.work)
+        sync_shards(dataset.root, manifest)
+    else:
+        assert isinstance(dataset, S3Store)
+        with places.scratch.folder("rejects") as folder:
+            path = folder / REJECTS_NAME
+            _write_rejects(path, places.work)
+            size = path.stat().st_size
+            rejects = DatasetFile(REJECTS_NAME, size, send_file(dataset, path, REJECTS_NAME))
+        files = (*dataset_files(manifest), rejects)
+        require_all(dataset, files)
+        abort_unfinished(dataset, [file.name for file in files])
+    dataset.create(MANIFEST_NAME, manifest.to_json().encode())
+
+
+def _write_rejects(path: Path, work: Work) -> None:
     """Collect the rows left out in the order of the source, then those that were there twice."""
-    parts = [*sorted(work.glob("run-*.rejects")), *sorted(work.glob("shard-*.rejects"))]
     with (
-        atomic_writer(root / REJECTS_NAME) as file,
+        atomic_writer(path) as file,
         pq.ParquetWriter(file, REJECT_SCHEMA, compression="zstd") as writer,
     ):
-        for part in parts:
-            writer.write_table(pq.ParquetFile(part).read())
+        for table in work.left_out():
+            writer.write_table(table)
 
 
 def _listing(source: Source) -> dict[str, Any]:

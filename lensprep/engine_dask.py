@@ -119,6 +119,8 @@ class DaskEngine:
             memory_limit=0,  # a worker that Dask paused for memory which we keep would never go on
             host="127.0.0.1",
             dashboard_address=None,
+            # Without a dashboard there is a server for its metrics still: here, on a free port.
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
             preload=[__name__],
         )
         client = Client(cluster)

@@ -1,14 +1,14 @@
 """The two rounds of tasks of a conversion: row groups -> sorted runs, then runs -> shards.
 
 A task leaves a small JSON file when it is done. Its files have fixed names and its shards fixed
-bytes, so doing it again, here or elsewhere, is harmless.
+bytes, so doing it again, here or elsewhere, is harmless. Where runs lie (`lensprep.workfolder`) and
+where shards go, here or in an object store, makes no difference to them.
 """
 
 from __future__ import annotations
 
-import json
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lensprep.account import UNLABELLED, Account
@@ -24,15 +23,17 @@ from lensprep.contract import STAMP_COLUMN, FilterRules
 from lensprep.dataset.layout import RECORD_STRIDE
 from lensprep.dataset.manifest import NormalizationSpec
 from lensprep.dataset.record import blank_records
-from lensprep.dataset.storage import atomic_writer, write_atomic
-from lensprep.dataset.writer import write_shard
+from lensprep.dataset.s3 import S3Store
+from lensprep.dataset.writer import send_shard, write_shard
 from lensprep.errors import InputError
 from lensprep.normalize import Normalizer
 from lensprep.placement import shard_range
+from lensprep.places import Scratch
 from lensprep.prepare import REJECT_SCHEMA, Prepared, Preparer, duplicate_rows, unreadable_rows
 from lensprep.source import Source, SourceFile
-from lensprep.spill import ShardRows, arrange, read_records, read_stretches, write_run
+from lensprep.spill import ShardRows, Stretch, arrange, read_records
 from lensprep.stampnpz import RejectReason
+from lensprep.workfolder import Work
 
 RUN_ROWS = 4096
 """Rows of one run: 109 MB of records in memory."""
@@ -62,12 +63,12 @@ class RunTask:
     rules: FilterRules
     spec: NormalizationSpec
     skip_bad_files: bool
-    work: Path
+    work: Work
 
     @property
-    def stem(self) -> Path:
-        """Path of the task's files without ending."""
-        return self.work / f"run-{self.index:06d}"
+    def name(self) -> str:
+        """Name of the task's files without ending."""
+        return f"run-{self.index:06d}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,18 @@ class ShardTask:
     stop: int
     shards: int
     """Number of shards of the whole split."""
-    root: Path
-    work: Path
+    root: Path | None
+    """Local folder in which the shards stay; they go through ``scratch`` if there is none."""
+    store: S3Store | None
+    """Object store that they are sent to."""
+    work: Work
+    scratch: Scratch
     runs: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the shards' files in the work folder, without ending."""
+        return [f"shard-{self.split}-{index:06d}" for index in range(self.first, self.stop)]
 
 
 def peak_rss_bytes() -> int:
@@ -92,10 +102,6 @@ def peak_rss_bytes() -> int:
     except (OSError, IndexError):
         # Not Linux. There `ru_maxrss` would be too high: a new process inherits its parent's.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_bytes())
 
 
 # --------------------------------------------------------------------------- first round
@@ -109,9 +115,9 @@ def run_rows(task: RunTask) -> dict[str, Any]:
     dict
         ``rows`` read, ``account`` (see `Account.to_list`), ``runs``: names, ``peak_rss_bytes``.
     """
-    done = task.stem.with_suffix(".json")
-    if done.exists():
-        return _read_json(done)
+    (done,) = task.work.read_markers([task.name])
+    if done is not None:
+        return dict(done)
     account, left_out = Account(), [REJECT_SCHEMA.empty_table()]
     preparer = Preparer(task.seed, task.rules, Normalizer(task.spec), BLOB_ROWS)
     runs = _RunWriter(task)
@@ -121,15 +127,14 @@ def run_rows(task: RunTask) -> dict[str, Any]:
         left_out.append(prepared.left_out)
     runs.flush()
     account.merge(preparer.account)
-    with atomic_writer(task.stem.with_suffix(".rejects")) as file:
-        pq.write_table(pa.concat_tables(left_out), file)
+    task.work.write_left_out(task.name, pa.concat_tables(left_out))
     result = {
         "rows": account.input_rows,
         "account": account.to_list(),
         "runs": runs.names,
         "peak_rss_bytes": peak_rss_bytes(),
     }
-    write_atomic(done, json.dumps(result).encode(), sync=False)
+    task.work.write_marker(task.name, result)
     return result
 
 
@@ -159,9 +164,9 @@ class _RunWriter:
     def flush(self) -> None:
         """Write what there is."""
         if self._used:
-            name = f"{self._task.stem.name}-{len(self.names):03d}"
+            name = f"{self._task.name}-{len(self.names):03d}"
             table = pa.concat_tables(self._tables)
-            write_run(self._task.work / name, self._records[: self._used], table)
+            self._task.work.write_run(name, self._records[: self._used], table)
             self.names.append(name)
             self._tables, self._used = [], 0
             # What parquet pages were decoded in would stay with the allocator, a third of a worker.
@@ -241,33 +246,42 @@ def write_shards(task: ShardTask) -> list[dict[str, Any]]:
         For each shard ``shard`` (as `ShardInfo`), ``classes``, ``regions``, ``dropped``: the
         rows that were there twice, by class, and ``peak_rss_bytes``.
     """
-    markers = [
-        task.work / f"shard-{task.split}-{index:06d}.json" for index in range(task.first, task.stop)
-    ]
-    if all(marker.exists() for marker in markers):
-        return [_read_json(marker) for marker in markers]
+    found = task.work.read_markers(task.names)
+    if all(result is not None for result in found):
+        return found
     low, _ = shard_range(task.first, task.shards)
     _, high = shard_range(task.stop - 1, task.shards)
-    stretches = read_stretches([task.work / name for name in task.runs], task.split, low, high)
-    results = []
-    for index, marker in zip(range(task.first, task.stop), markers, strict=True):
-        if marker.exists():
-            results.append(_read_json(marker))
-            continue
-        places = shard_range(index, task.shards)
-        rows = arrange([stretch.between(*places) for stretch in stretches])
-        shard = write_shard(task.root, task.split, index, _record_blocks(rows), rows.table)
-        pq.write_table(duplicate_rows(rows.dropped), marker.with_suffix(".rejects"))
-        result = {
-            "shard": asdict(shard),
-            "classes": _value_counts(rows.table["label"]),
-            "regions": pc.unique(rows.table["region_id"]).to_pylist(),
-            "dropped": _value_counts(rows.dropped["label"]),
-            "peak_rss_bytes": peak_rss_bytes(),
-        }
-        write_atomic(marker, json.dumps(result).encode(), sync=False)
-        results.append(result)
-    return results
+    with (
+        task.scratch.folder(task.names[0]) as scratch,
+        task.work.stretches(task.runs, task.split, low, high, scratch) as stretches,
+    ):
+        return [
+            result or _write_shard(task, index, stretches, scratch)
+            for index, result in zip(range(task.first, task.stop), found, strict=True)
+        ]
+
+
+def _write_shard(
+    task: ShardTask, index: int, stretches: Sequence[Stretch], scratch: Path
+) -> dict[str, Any]:
+    """Write one shard, send it if it is to go elsewhere, and say that it is done."""
+    places = shard_range(index, task.shards)
+    rows = arrange([stretch.between(*places) for stretch in stretches])
+    root = task.root or scratch
+    shard = write_shard(root, task.split, index, _record_blocks(rows), rows.table)
+    if task.store is not None:
+        send_shard(root, shard, task.store, keep=task.root is not None)
+    name = task.names[index - task.first]
+    task.work.write_left_out(name, duplicate_rows(rows.dropped))
+    result = {
+        "shard": asdict(shard),
+        "classes": _value_counts(rows.table["label"]),
+        "regions": pc.unique(rows.table["region_id"]).to_pylist(),
+        "dropped": _value_counts(rows.dropped["label"]),
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+    task.work.write_marker(name, result)
+    return result
 
 
 def _record_blocks(rows: ShardRows) -> Iterator[NDArray[np.uint8]]:

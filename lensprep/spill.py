@@ -1,5 +1,7 @@
 """Sorted runs of finished records on local disk: the external shuffle of a conversion.
 
+Runs in an object store are in `lensprep.spill_s3`; they come back as the same stretches.
+
 A run is two files: ``NAME.dat``, the records, and ``NAME.arrow``, their sidecar rows. Both are
 sorted by (split, place), so the rows of any shard, or of several neighbours, are one stretch of
 each run, found by bisection. Memory is that of one run while writing and of a part of a shard while
@@ -51,20 +53,26 @@ def write_run(stem: Path, records: NDArray[np.uint8], table: pa.Table) -> None:
     StorageError
         If the disk refuses; nothing is left under the final names.
     """
-    split = _split_codes(table["region_split"])
-    places = table[PLACE].to_numpy()
-    order = np.lexsort((table["key"].to_numpy(zero_copy_only=False), places, split))
-    starts = np.searchsorted(split[order], np.arange(len(SPLITS) + 1))
+    order, sorted_table, starts = sort_run(table)
     with atomic_writer(stem.with_suffix(".dat")) as file:
         for first in range(0, len(order), _WRITE_ROWS):
             file.write(records[order[first : first + _WRITE_ROWS]].data)
-    metadata = {"starts": ",".join(map(str, starts.tolist()))}
-    sorted_table = table.take(order).combine_chunks().replace_schema_metadata(metadata)
+    metadata = {"starts": ",".join(map(str, starts))}
+    sorted_table = sorted_table.replace_schema_metadata(metadata)
     with (
         atomic_writer(stem.with_suffix(".arrow")) as file,
         pa.ipc.new_file(file, sorted_table.schema) as writer,
     ):
         writer.write_table(sorted_table)
+
+
+def sort_run(table: pa.Table) -> tuple[NDArray[np.intp], pa.Table, list[int]]:
+    """Order of a run's rows, its sorted table, and where each split begins (and the last ends)."""
+    split = _split_codes(table["region_split"])
+    places = table[PLACE].to_numpy()
+    order = np.lexsort((table["key"].to_numpy(zero_copy_only=False), places, split))
+    starts = np.searchsorted(split[order], np.arange(len(SPLITS) + 1))
+    return order, table.take(order).combine_chunks(), starts.tolist()
 
 
 def _split_codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
@@ -84,11 +92,12 @@ class Stretch:
     def between(self, low: int, high: int) -> Stretch:
         """The part with ``low <= place < high``; both in [0, 2**64]."""
         places = self.table[PLACE].to_numpy()
-        start, stop = _bisect(places, low), _bisect(places, high)
+        start, stop = bisect_places(places, low), bisect_places(places, high)
         return Stretch(self.data, self.first + start, self.table.slice(start, stop - start))
 
 
-def _bisect(places: NDArray[np.uint64], place: int) -> int:
+def bisect_places(places: NDArray[np.uint64], place: int) -> int:
+    """Number of sorted places below one in [0, 2**64]."""
     return len(places) if place >= 1 << 64 else int(np.searchsorted(places, np.uint64(place)))
 
 
@@ -112,7 +121,7 @@ def _read_stretch(stem: Path, split: int, low: int, high: int) -> Stretch:
         starts = [int(n) for n in table.schema.metadata[b"starts"].split(b",")]
         begin, end = starts[split], starts[split + 1]
         places = table[PLACE].slice(begin, end - begin).to_numpy()
-        first, stop = begin + _bisect(places, low), begin + _bisect(places, high)
+        first, stop = begin + bisect_places(places, low), begin + bisect_places(places, high)
         # A copy: a slice would keep the whole run mapped, and count as this process's memory.
         rows = table.take(pa.array(np.arange(first, stop)))
         return Stretch(stem.with_suffix(".dat"), first, rows.replace_schema_metadata(None))

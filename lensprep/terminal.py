@@ -75,6 +75,23 @@ def s3_options(function: Callable[..., R]) -> Callable[..., R]:
     return wrapped
 
 
+def write_options(function: Callable[..., R]) -> Callable[..., R]:
+    """Give a command the options of objects that it writes; `s3_options` comes above it."""
+    for option in (
+        click.option("--kms-key-id", help="Key for aws:kms [default: the account's]."),
+        click.option(
+            "--encryption",
+            type=click.Choice(["AES256", "aws:kms"]),
+            help="Server-side encryption in an object store [default: the bucket's].",
+        ),
+        click.option(
+            "--storage-class", help="Such as INTELLIGENT_TIERING [default: the bucket's]."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     """Let SIGTERM end a command as Ctrl-C does: cleaning up."""
     raise KeyboardInterrupt

@@ -140,7 +140,7 @@ def upload(
     for file in damaged:
         store.delete(file.name)
     _send(source.root, store, todo, progress)
-    _require_all(store, files)
+    require_all(store, files)
     store.create(MANIFEST_NAME, text)
     abort_unfinished(store, [file.name for file in files])
     return _report(source, store.uri, files, todo, started)
@@ -175,7 +175,7 @@ def _send(
     run_files(store, jobs)
 
 
-def _require_all(store: Store, files: Sequence[DatasetFile]) -> None:
+def require_all(store: Store, files: Sequence[DatasetFile]) -> None:
     """Before the manifest makes a dataset of them, the files must be listed, with their sizes."""
     plan = plan_transfer(files, {entry.name: entry for entry in store.entries()})
     for file in (*plan.absent, *plan.unlike):

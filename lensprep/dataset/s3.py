@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final
 from lensprep.dataset.layout import RECORD_STRIDE
 from lensprep.dataset.s3client import Connection, S3Options, clear_errors, connect, parse_s3
 from lensprep.dataset.storage import Entry, member_name
-from lensprep.errors import ChangedError, StorageError
+from lensprep.errors import ChangedError, NotFoundError, StorageError
 
 if TYPE_CHECKING:
     from lensprep.dataset.s3file import S3File
@@ -133,6 +133,10 @@ class S3Store:
         self.connection: Connection = connect(self.options)
         self.client = self.connection.client
 
+    def __reduce__(self) -> tuple[type[S3Store], tuple[str, S3Options]]:
+        """A copy in another process connects there."""
+        return type(self), (self.uri, self.options)
+
     def key(self, name: str) -> str:
         """Key of a file in the bucket."""
         pure = str(member_name(self.uri, name))
@@ -161,6 +165,14 @@ class S3Store:
             answer = self.client.head_object(Bucket=self.bucket, Key=self.key(name))
         digest = answer.get("Metadata", {}).get(DIGEST_KEY)
         return Entry(name, answer["ContentLength"], answer["ETag"], digest)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        try:
+            self.stat(name)
+        except NotFoundError:
+            return False
+        return True
 
     def has_any(self) -> bool:
         """Whether there is anything in this folder."""
@@ -381,7 +393,7 @@ class S3Store:
             )
         self.confirm(name, data, answer)
 
-    def confirm(self, name: str, data: bytes, answer: Mapping[str, Any]) -> None:
+    def confirm(self, name: str, data: bytes | bytearray, answer: Mapping[str, Any]) -> None:
         """The store must have received what was sent: by its checksum, or by its ETag."""
         stated = answer.get("ChecksumCRC32")
         if stated is None and self.options.encryption is None:
@@ -481,7 +493,7 @@ def _body_faults() -> tuple[type[BaseException], ...]:
     return (HTTPClientError, IncompleteReadError, HTTPException, OSError)
 
 
-def crc32_text(data: bytes) -> str:
+def crc32_text(data: bytes | bytearray) -> str:
     """CRC-32 as S3 writes it."""
     try:
         from deflate import crc32

@@ -1,6 +1,7 @@
 """Whole files to and from an object store: in parallel parts, digests compared, nothing half there.
 
 upload_file(store, path, name, sha256)                  the object appears whole or not at all
+upload_parts(store, name, parts, size)                  the same from memory
 download_file(store, name, path, size=..., sha256=...)  the file gets its name when it is right
 run_files(store, jobs)                                  a few of these at once
 abort_unfinished(store, names)                          what killed uploads left behind
@@ -12,8 +13,9 @@ import hashlib
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +37,8 @@ logger = logging.getLogger("lensprep.s3")
 
 FILES_AT_ONCE: Final = 4
 """Files under way: their digests are computed side by side. Requests are limited by themselves."""
+SMALL_PART_BYTES: Final = PART_BYTES // 2
+"""For workers, of which there are many on a machine: each holds a few parts. S3 asks for 5 MiB."""
 _MOST_PARTS: Final = 10_000
 
 Progress = Callable[[int], None]
@@ -97,7 +101,7 @@ def download_file(
                 # Never wait for memory while holding parts that could be written.
                 while not slots.acquire(blocking=not arrived):
                     take()
-                view = memoryview(_memory(buffers))[: min(PART_BYTES, size - start)]
+                view = memoryview(take_memory(store, PART_BYTES))[: min(PART_BYTES, size - start)]
                 part = Piece(name, start, view, size, sha256)
                 arrived.append((part, threads.submit(store.fill, part)))
             while arrived:
@@ -110,12 +114,22 @@ def download_file(
     return digest.hexdigest()
 
 
-def _memory(buffers: list[bytearray]) -> bytearray:
-    """Memory for a part, used before if there is any."""
+def take_memory(store: S3Store, size: int) -> bytearray:
+    """Memory for a part, used before if there is any of this size.
+
+    Fresh memory for each part would be spread over the heap and add a tenth to a worker's peak.
+    """
     try:
-        return buffers.pop()
+        memory = store.connection.buffers.pop()
     except IndexError:
-        return bytearray(PART_BYTES)
+        return bytearray(size)
+    return memory if len(memory) == size else bytearray(size)
+
+
+def give_back(store: S3Store, memory: bytes | bytearray, size: int) -> None:
+    """Keep memory for another part, if it was taken for one of this size."""
+    if isinstance(memory, bytearray) and len(memory) == size:
+        store.connection.buffers.append(memory)
 
 
 def _check_arrived(
@@ -138,6 +152,7 @@ def upload_file(
     name: str,
     sha256: str | None = None,
     progress: Progress | None = None,
+    part_bytes: int = PART_BYTES,
 ) -> str:
     """Upload a file, in parallel parts if it is large, unless the name is taken.
 
@@ -151,6 +166,8 @@ def upload_file(
     sha256 : str, optional
         The digest that the file must have.
     progress : callable, optional
+    part_bytes : int
+        Size of a part.
 
     Returns
     -------
@@ -167,10 +184,12 @@ def upload_file(
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size > PART_BYTES:
+            if size > part_bytes:
                 if sha256 is None:
                     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                return _put_parts(store, file.fileno(), path, name, size, sha256, progress)
+                parts = _hashed_parts(store, file.fileno(), size, part_bytes, path, sha256)
+                _put_parts(store, name, parts, size, part_bytes, sha256, progress)
+                return sha256
             data = file.read()
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -185,49 +204,85 @@ def upload_file(
     return found
 
 
+def upload_parts(
+    store: S3Store,
+    name: str,
+    parts: Iterable[bytes | bytearray],
+    size: int,
+    part_bytes: int = PART_BYTES,
+) -> None:
+    """Write an object from memory, in place of an older one; for what can be made again.
+
+    Parameters
+    ----------
+    name : str
+    parts : iterable of bytes
+        Each but the last of the same size, at least 5 MiB. What is a bytearray of `part_bytes` is
+        kept by `give_back` when it has been sent.
+    size : int
+        Of all parts, bytes.
+    part_bytes : int
+
+    Raises
+    ------
+    StorageError
+        If the store does not let us or does not answer; nothing unfinished is left.
+    """
+    if size > part_bytes:
+        _put_parts(store, name, parts, size, part_bytes, None, None)
+    else:
+        store.put(name, b"".join(parts), {})
+
+
 def _put_parts(
     store: S3Store,
-    descriptor: int,
-    path: Path,
     name: str,
+    parts: Iterable[bytes | bytearray],
     size: int,
-    sha256: str,
+    part_bytes: int,
+    sha256: str | None,
     progress: Progress | None,
-) -> str:
-    """Write an object in parts; a failure leaves no unfinished upload behind."""
+) -> None:
+    """Write an object in parts; a failure leaves no unfinished upload behind.
+
+    With a digest it is stated with the object, which is written only if its name is not taken.
+    """
+    metadata = {} if sha256 is None else {DIGEST_KEY: sha256}
     with clear_errors("write", store.locate(name)):
         upload = store.client.create_multipart_upload(
             Bucket=store.bucket,
             Key=store.key(name),
             ChecksumAlgorithm="CRC32",
-            Metadata={DIGEST_KEY: sha256},
+            Metadata=metadata,
             **store.options.put_arguments(),
         )["UploadId"]
     futures: list[Future[dict[str, Any]]] = []
     finished = False
     try:
-        digest = hashlib.sha256()
-        for data in _file_parts(descriptor, size):
+        for data in parts:
             store.connection.slots.acquire()
             future = store.connection.threads.submit(
                 _put_part, store, name, upload, len(futures) + 1, data, progress
             )
             future.add_done_callback(lambda _: store.connection.slots.release())
+            future.add_done_callback(partial(_sent, store, data, part_bytes))
             futures.append(future)
-            digest.update(data)
             raise_failed(futures)
-        _check_local(path, digest.hexdigest(), sha256)
         _complete(store, name, upload, results(futures), size, sha256)
         finished = True
     finally:
         if not finished:
             cancel(futures)
             _abort(store, name, upload)
-    return sha256
 
 
 def _put_part(
-    store: S3Store, name: str, upload: str, number: int, data: bytes, progress: Progress | None
+    store: S3Store,
+    name: str,
+    upload: str,
+    number: int,
+    data: bytes | bytearray,
+    progress: Progress | None,
 ) -> dict[str, Any]:
     crc = crc32_text(data)
     with clear_errors("write", store.locate(name)):
@@ -246,8 +301,14 @@ def _put_part(
 
 
 def _complete(
-    store: S3Store, name: str, upload: str, parts: list[dict[str, Any]], size: int, sha256: str
+    store: S3Store,
+    name: str,
+    upload: str,
+    parts: list[dict[str, Any]],
+    size: int,
+    sha256: str | None,
 ) -> None:
+    condition = {} if sha256 is None else {"IfNoneMatch": "*"}
     try:
         with clear_errors("write", store.locate(name)):
             store.client.complete_multipart_upload(
@@ -255,7 +316,7 @@ def _complete(
                 Key=store.key(name),
                 UploadId=upload,
                 MultipartUpload={"Parts": parts},
-                IfNoneMatch="*",
+                **condition,
             )
     except (ChangedError, NotFoundError):
         # Taken, or our own upload was complete already and only the answer was lost.
@@ -263,7 +324,7 @@ def _complete(
         _abort(store, name, upload)
 
 
-def _settle(store: S3Store, name: str, size: int, sha256: str) -> None:
+def _settle(store: S3Store, name: str, size: int, sha256: str | None) -> None:
     """Decide whether an object whose name was taken is the one that was to be written."""
     try:
         entry = store.stat(name)
@@ -291,28 +352,44 @@ def _abort(store: S3Store, name: str, upload: str) -> None:
         logger.warning("%s An unfinished upload is left there.", error)
 
 
-def abort_unfinished(store: S3Store, names: Sequence[str]) -> int:
-    """Abort multipart uploads of these files that were left unfinished; returns how many."""
-    wanted = {store.key(name): name for name in names}
-    prefix = f"{store.prefix}/" if store.prefix else ""
+def abort_unfinished(store: S3Store, names: Sequence[str] | None = None) -> int:
+    """Abort multipart uploads of these files, or of all, that were left; returns how many."""
+    base = f"{store.prefix}/" if store.prefix else ""
+    wanted = None if names is None else set(names)
     with clear_errors("list uploads of", store.uri):
         pages = store.client.get_paginator("list_multipart_uploads")
         found = [
-            (wanted[item["Key"]], item["UploadId"])
-            for page in pages.paginate(Bucket=store.bucket, Prefix=prefix)
+            (item["Key"].removeprefix(base), item["UploadId"])
+            for page in pages.paginate(Bucket=store.bucket, Prefix=base)
             for item in page.get("Uploads", ())
-            if item["Key"] in wanted
         ]
-    for name, upload in found:
+    mine = [(name, upload) for name, upload in found if wanted is None or name in wanted]
+    for name, upload in mine:
         _abort(store, name, upload)
-    return len(found)
+    return len(mine)
 
 
-def _file_parts(descriptor: int, size: int) -> Iterator[bytes]:
-    """A file in parts of equal size, the last one smaller."""
-    step = PART_BYTES * -(-size // (PART_BYTES * _MOST_PARTS))
+def _hashed_parts(
+    store: S3Store, descriptor: int, size: int, part_bytes: int, path: Path, sha256: str
+) -> Iterator[bytes | bytearray]:
+    """A file in parts of equal size, the last one smaller; its digest is compared at the end."""
+    step = part_bytes * -(-size // (part_bytes * _MOST_PARTS))
+    digest = hashlib.sha256()
     for start in range(0, size, step):
-        yield os.pread(descriptor, step, start)
+        data: bytes | bytearray
+        if start + step <= size:
+            data = take_memory(store, step)
+            if os.preadv(descriptor, [data], start) != step:  # cut meanwhile, or a rare short read
+                data = os.pread(descriptor, step, start)
+        else:
+            data = os.pread(descriptor, step, start)
+        digest.update(data)
+        yield data
+    _check_local(path, digest.hexdigest(), sha256)
+
+
+def _sent(store: S3Store, data: bytes | bytearray, part_bytes: int, _: Future[Any]) -> None:
+    give_back(store, data, part_bytes)
 
 
 def _check_local(path: Path, found: str, expected: str | None) -> None:

@@ -165,6 +165,9 @@ class Store(Protocol):
     def stat(self, name: str) -> Entry:
         """Size and, where the store knows it, version and digest; NotFoundError if not there."""
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+
     def read(self, name: str) -> bytes | bytearray:
         """A whole file."""
 
@@ -230,6 +233,10 @@ class LocalStore:
         path = member_path(self.root, name)
         with _local_errors(path, "read"):
             return Entry(name, path.stat().st_size)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return member_path(self.root, name).is_file()
 
     def read(self, name: str) -> bytes:
         """A whole file."""

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +34,10 @@ from lensprep.dataset.record import (
     set_keys,
 )
 from lensprep.dataset.storage import atomic_writer, member_path, sync_file, write_atomic
-from lensprep.errors import DatasetError
+from lensprep.errors import ChangedError, DatasetError
+
+if TYPE_CHECKING:
+    from lensprep.dataset.s3 import S3Store
 
 _PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_statistics": True}
 
@@ -95,6 +98,52 @@ def write_shard(
     )
 
 
+def send_shard(root: Path, shard: ShardInfo, store: S3Store, *, keep: bool) -> None:
+    """Send a shard that `write_shard` wrote to an object store, digests compared.
+
+    Parameters
+    ----------
+    root : Path
+        Folder that it was written in.
+    shard : ShardInfo
+    store : S3Store
+        The dataset's place.
+    keep : bool
+        Leave the local files where they are; else each goes when it has arrived.
+
+    Raises
+    ------
+    DatasetError
+        If the names are taken by other content.
+    StorageError
+        If the store does not let us or does not answer.
+    """
+    for name, digest in ((shard.name, shard.sha256), (shard.sidecar, shard.sidecar_sha256)):
+        path = member_path(root, name)
+        send_file(store, path, name, digest)
+        if not keep:
+            path.unlink()
+
+
+def send_file(store: S3Store, path: Path, name: str, sha256: str | None = None) -> str:
+    """Send one file of a dataset that is being made, unless its name is taken; returns its digest.
+
+    Raises
+    ------
+    DatasetError
+        If the name is taken by other content.
+    """
+    from lensprep.dataset.s3transfer import SMALL_PART_BYTES, upload_file
+
+    try:
+        return upload_file(store, path, name, sha256, part_bytes=SMALL_PART_BYTES)
+    except ChangedError as error:
+        raise DatasetError(
+            f"{error} Is another conversion writing there? If not, and if it may go, remove it and "
+            "run the same command with --resume."
+        ) from error
+
+
 def _parquet_bytes(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, **_PARQUET_OPTIONS)
@@ -128,15 +177,20 @@ def commit(root: Path, manifest: Manifest, *, sync: bool = True) -> None:
         Without it a power cut may leave a manifest whose shards never reached the disk.
     """
     if sync:
-        names = [
-            name
-            for split in manifest.splits.values()
-            for shard in split.shards
-            for name in (shard.name, shard.sidecar)
-        ]
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda name: sync_file(member_path(root, name)), names))
+        sync_shards(root, manifest)
     write_atomic(root / MANIFEST_NAME, manifest.to_json().encode(), sync=sync)
+
+
+def sync_shards(root: Path, manifest: Manifest) -> None:
+    """Force the files that a manifest names to the disk."""
+    names = [
+        name
+        for split in manifest.splits.values()
+        for shard in split.shards
+        for name in (shard.name, shard.sidecar)
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: sync_file(member_path(root, name)), names))
 
 
 def write_dataset(

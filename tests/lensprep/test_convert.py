@@ -246,7 +246,8 @@ def test_resume_repeats_nothing_and_refuses_another_configuration(tree, tmp_path
     with pytest.raises(DatasetError, match="begun with seed = 0, not 9"):
         convert(str(tree), str(out), changed, workers=1, resume=True)
     done = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.suffix in (".dat", ".tar")}
-    monkeypatch.setattr(rounds, "write_run", None)  # a second run of any first-round task fails
+    # A second run of any first-round task fails.
+    monkeypatch.setattr("lensprep.workfolder.write_run", None)
     convert(str(tree), str(out), CONFIG, workers=1, resume=True)
     assert digests(out) == digests(tmp_path / "whole")
     assert all(p.stat().st_mtime_ns == t for p, t in done.items() if p.exists())
@@ -365,17 +366,66 @@ def test_an_error_in_a_worker_keeps_its_words(tree, tmp_path):
     victim = sorted(source.rglob("*.parquet"))[0]
     with pytest.raises(InputError, match="row group 0 cannot be read"):
         convert(
-            str(source), str(tmp_path / "ds"), CONFIG, workers=2, announce=lambda _: victim.unlink()
+            str(source),
+            str(tmp_path / "ds"),
+            CONFIG,
+            workers=2,
+            announce=lambda *_: victim.unlink(),
         )
     assert not (tmp_path / "ds" / "manifest.json").exists()
 
 
 def test_killed_between_commit_and_clean_up_is_finished_by_resume(tree, tmp_path, monkeypatch):
     out = tmp_path / "ds"
-    monkeypatch.setattr("lensprep.convert.shutil.rmtree", lambda path, **_: None)
-    first = convert(str(tree), str(out), CONFIG, workers=1)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr("lensprep.convert.release", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            convert(str(tree), str(out), CONFIG, workers=1)
     assert (out / ".work").exists()
+    first = Dataset.open(out)
     again = convert(str(tree), str(out), CONFIG, workers=1, resume=True)
-    assert again["dataset_id"] == first["dataset_id"]
+    assert again["dataset_id"] == first.dataset_id
+    assert not (out / ".work").exists()
     assert verify(str(out))["ok"]
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_of_two_that_begin_at_once_one_is_refused(tree, tmp_path, monkeypatch):
+    out = tmp_path / "ds"
+
+    def other_begins(*_):
+        with monkeypatch.context() as patch:
+            patch.setattr("lensprep.convert._first_round", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                convert(str(tree), str(out), CONFIG, workers=1)
+
+    with pytest.raises(DatasetError, match="has just begun"):
+        convert(str(tree), str(out), CONFIG, workers=1, announce=other_begins)
+    assert convert(str(tree), str(out), CONFIG, workers=1, resume=True)["accepted"] == 120
+
+
+def test_the_work_may_lie_elsewhere_and_is_found_again(tree, tmp_path, monkeypatch):
+    out, work = tmp_path / "ds", tmp_path / "work"
+    with monkeypatch.context() as patch:
+        patch.setattr("lensprep.convert._second_round", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            convert(str(tree), str(out), CONFIG, workers=1, work=str(work))
+    assert [p.name for p in out.rglob("*") if p.is_file()] == ["plan.json"]
+    (folder,) = work.iterdir()
+    assert list(folder.glob("run-*.dat"))
+    with pytest.raises(DatasetError, match="Resume without --work"):
+        convert(str(tree), str(out), CONFIG, workers=1, work=str(tmp_path), resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("lensprep.workfolder.write_run", None)
+        convert(str(tree), str(out), CONFIG, workers=1, resume=True)
+    assert list(work.iterdir()) == []
+    convert(str(tree), str(tmp_path / "whole"), CONFIG, workers=1)
+    assert digests(out) == digests(tmp_path / "whole")
+
+
+def test_a_copy_is_kept_only_of_what_is_elsewhere(tree, tmp_path):
+    with pytest.raises(ConfigError, match="object store"):
+        convert(str(tree), str(tmp_path / "ds"), CONFIG, keep_local=str(tmp_path / "kept"))

@@ -177,6 +177,20 @@ def test_conversion_gives_the_bytes_of_local_processes(
     assert seen[-1] == ("shards", 240, 240)
 
 
+def test_workers_without_a_shared_disk_meet_in_an_object_store(
+    tree, local, s3, tmp_path, many_tasks
+):
+    with make_engine("dask", workers=2) as engine:
+        report = convert(
+            str(tree), s3.uri, CONFIG, engine=engine, keep_local=str(tmp_path / "kept"),
+            options=s3.options(),
+        )  # fmt: skip
+    assert report["accepted"] == 240
+    require_clean(tmp_path / "kept", local, tree)
+    assert verify(s3.uri, options=s3.options(), workers=1)["ok"]
+    assert not [e.name for e in s3.store().entries() if e.name.startswith(".")]
+
+
 def test_spark_does_the_task_of_a_killed_worker_again(engines, tree, local, tmp_path, many_tasks):
     engine = engines("spark")
     (tmp_path / "calls").mkdir()
@@ -403,7 +417,7 @@ def test_a_scheduler_that_goes_away_is_told_with_the_remedy(tmp_path):
 
 def test_a_worker_that_does_not_see_the_folder_does_nothing(tmp_path):
     folder = tmp_path / "ds" / ".work"
-    with WitnessEngine(LocalEngine(1), folder) as engine:
+    with WitnessEngine(LocalEngine(1), [folder]) as engine:
         assert list(engine.run(square, [3])) == [9]
         folder.rename(tmp_path / "elsewhere")
         with pytest.raises(StorageError, match=r"does not see .*/ds/.work.*all workers share"):
@@ -419,7 +433,7 @@ def test_a_task_that_a_cluster_begins_after_the_end_does_nothing(tmp_path):
             kept.append(function)
             return super().run(function, tasks)
 
-    with WitnessEngine(Late(1), tmp_path) as engine:
+    with WitnessEngine(Late(1), [tmp_path]) as engine:
         list(engine.run(square, [3]))
     with pytest.raises(StorageError, match="does not see"):
         kept[0](3)

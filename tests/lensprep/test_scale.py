@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from lensprep.dataset.layout import RECORD_STRIDE
 from tests.phase4c import stamp_blob, tiny_table, write_tree
 
 ROWS = 100_000
@@ -82,12 +84,58 @@ def measured_run(*arguments: object) -> tuple[dict, int]:
     return json.loads(output), peak
 
 
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    folder = large_tree(tmp_path_factory.mktemp("src"))
+    assert sum(p.stat().st_size for p in folder.rglob("*.parquet")) > 3 * LIMIT_BYTES
+    return folder
+
+
 @pytest.mark.slow
-def test_memory_is_bounded_however_many_rows_there_are(tmp_path):
-    tree = large_tree(tmp_path / "src")
-    assert sum(p.stat().st_size for p in tree.rglob("*.parquet")) > 3 * LIMIT_BYTES
+def test_memory_is_bounded_however_many_rows_there_are(tree, tmp_path):
     report, peak = measured_run("convert", tree, tmp_path / "ds", "--workers", 2)
     print(f"\n{report['accepted']} rows, peak {peak / 1e6:.0f} MB, {report['stamps_per_s']}/s")
     assert report["accepted"] == ROWS
     assert peak < LIMIT_BYTES
     assert report["peak_rss_bytes"] >= peak  # the sum of each process's own peak: never too low
+
+
+@pytest.mark.slow
+def test_memory_and_local_disk_are_bounded_on_the_way_into_an_object_store(
+    tree, s3, tmp_path, monkeypatch
+):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    most, done = 0, threading.Event()
+
+    def watch():
+        nonlocal most
+        while not done.wait(0.05):
+            most = max(most, folder_bytes(tmp_path / "tmp"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        report, peak = measured_run(
+            "convert", tree, s3.uri, "--workers", 2, "--endpoint-url", s3.server.http
+        )
+    finally:
+        done.set()
+        watcher.join()
+    print(
+        f"\n{report['accepted']} rows, peak {peak / 1e6:.0f} MB, {most / 1e6:.0f} MB of disk, "
+        f"{report['stamps_per_s']}/s"
+    )
+    assert report["accepted"] == ROWS
+    assert peak < LIMIT_BYTES
+    shard = 8192 * RECORD_STRIDE
+    # Of each worker the records of one shard, and the shard: the dataset has twelve.
+    assert shard < most < 2 * 2 * 1.1 * shard
+
+
+def folder_bytes(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total

@@ -337,6 +337,33 @@ def test_a_missing_bucket_and_wrong_credentials_stop_before_anything_is_sent(
     assert len(proxy.requests) == 2
 
 
+def test_a_download_stops_at_once_without_a_bucket_or_credentials_and_can_go_on(
+    s3, source, tmp_path, proxy, monkeypatch
+):
+    upload(str(source), s3.uri, s3.options())
+    options, back = s3.options(endpoint_url=proxy.url), tmp_path / "back"
+    with pytest.raises(StorageError, match="no such bucket"):
+        download("s3://no-such-bucket-at-all/x", str(back), options)
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        with pytest.raises(StorageError, match="does not accept the credentials"):
+            download(s3.uri, str(back), options)
+    assert len(proxy.requests) == 2
+    assert not back.exists()
+    shard = f"GET /bucket/{s3.uri.split('/', 3)[3]}/train/train-000001.tar".encode()
+    proxy.add(Fault("answer", shard, times=1000, status=400, code="ExpiredToken"))
+    started = time.monotonic()
+    with pytest.raises(StorageError, match="have expired"):
+        download(s3.uri, str(back), options)
+    assert time.monotonic() - started < 10
+    assert 1000 - proxy._faults[0].times <= 2  # one for each part of the shard
+    assert not (back / "manifest.json").exists()
+    assert not list(back.rglob("*.partial"))
+    proxy._faults.clear()
+    download(s3.uri, str(back), options)
+    assert digests(back) == digests(source)
+
+
 def test_an_object_replaced_in_the_middle_of_a_download_is_an_error(s3, source, tmp_path, proxy):
     upload(str(source), s3.uri, s3.options())
     name = Dataset.open(source).split("train").shards[0].name
