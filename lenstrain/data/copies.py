@@ -102,16 +102,28 @@ class MappedCopies:
                 found.append(number)
         return found
 
-    def faulty(self, rows: NDArray[np.int64], pixels: NDArray[np.float16]) -> list[int]:
-        """Shards whose copies gave another stamp than was written; each row is looked at once."""
+    def faulty(
+        self,
+        rows: NDArray[np.int64],
+        pixels: NDArray[np.float16],
+        copied: NDArray[np.bool_] | None = None,
+    ) -> list[int]:
+        """Shards whose copies gave another stamp than was written; each row is looked at once.
+
+        Parameters
+        ----------
+        rows : ndarray of int64
+        pixels : ndarray of float16
+        copied : ndarray of bool, optional
+            Which of them came from a copy; all if not given.
+        """
         if self._expected is None:
             return []
-        new = np.flatnonzero(~self._checked[rows])
+        unchecked = ~self._checked[rows]
+        new = np.flatnonzero(unchecked if copied is None else unchecked & copied)
         if not new.size:
             return []
         numbers = np.searchsorted(self._starts, rows[new], side="right") - 1
-        here = self.bases[numbers] != 0
-        new, numbers = new[here], numbers[here]
         bad: dict[int, int] = {}
         expected = self._expected[rows[new]]
         for i, number, stated in zip(new.tolist(), numbers, expected.tolist(), strict=True):

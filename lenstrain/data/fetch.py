@@ -297,9 +297,8 @@ class RemoteSource:
         if rows.size and (rows.min() < 0 or rows.max() >= self._starts[-1]):
             raise IndexError(f"rows must lie in 0 ... {self._starts[-1] - 1}")
         while True:
-            if not self._copy_mapped(rows, out):
-                self._copy_streamed(rows, out)
-            faulty = [] if self.local is None else self.local.faulty(rows, out)
+            copied = None if self._copy_mapped(rows, out) else self._copy_streamed(rows, out)
+            faulty = [] if self.local is None else self.local.faulty(rows, out, copied)
             if not faulty:
                 return
             for number in faulty:
@@ -318,8 +317,10 @@ class RemoteSource:
             self.reader.release_idle()
         return done
 
-    def _copy_streamed(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
-        """Copy rows of which some are read from the store."""
+    def _copy_streamed(
+        self, rows: NDArray[np.int64], out: NDArray[np.float16]
+    ) -> NDArray[np.bool_]:
+        """Copy rows of which some are read from the store; tells which came from a local copy."""
         cells = self.cells.of(rows)
         try:
             while True:
@@ -329,7 +330,7 @@ class RemoteSource:
                     if self.reader.closed:
                         raise ValueError("the loader is closed")
                     if copy_rows(rows, self.cells.bounds, self.reader.addresses, out.ctypes.data):
-                        return
+                        return self._from_copies(rows)
                 # Another thread has just given up a copy: its cells are read from the store now.
         except (NotFoundError, ChangedError) as error:
             raise ShardError(
@@ -337,6 +338,16 @@ class RemoteSource:
             ) from error
         finally:
             self.reader.forget(cells)
+
+    def _from_copies(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which rows lie in a mapped copy; memory may hold a cell of its shard from before."""
+        if self.local is None:
+            return np.zeros(len(rows), np.bool_)
+        cells = np.searchsorted(self.cells.bounds, rows, side="right") - 1
+        bases = self.local.bases[self.cells.shard[cells]]
+        places = bases + self.cells.first[cells] * RECORD_STRIDE
+        mine: NDArray[np.bool_] = (bases != 0) & (self.reader.addresses[cells] == places)
+        return mine
 
     def _use_copies(self, cells: NDArray[np.int64]) -> None:
         """Have these cells in memory if their shards are mapped or can be."""

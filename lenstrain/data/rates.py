@@ -30,9 +30,13 @@ _FILE: Final = "rates.json"
 _KEPT_SECONDS: Final = 24 * 3600.0
 _SECONDS: Final = 0.4
 """Longest time of one measurement: writing, reading and the store each."""
+_FIRST_SECONDS: Final = 1.0
+"""How long the store's first byte is waited for."""
 _PROBE: Final = ".rate-probe"
 _PROBE_BYTES: Final = 128 << 20
 _BLOCK: Final = 1 << 20
+_SIP: Final = 1 << 18
+"""Bytes taken from a connection at once: with more, much of what has come is not yet counted."""
 _READERS: Final = 4
 """A flash disk reaches its rate only when it is asked for several things at once."""
 
@@ -238,13 +242,13 @@ class _Waste(Scatter):
     """Memory of one block, however long the range is."""
 
     def __init__(self, size: int) -> None:
-        self._size, self._block = size, memoryview(bytearray(_BLOCK))
+        self._size, self._block = size, memoryview(bytearray(_SIP))
 
     def __len__(self) -> int:
         return self._size
 
     def __getitem__(self, part: slice) -> memoryview:
-        return self._block[: min(part.stop - part.start, _BLOCK)]
+        return self._block[: part.stop - part.start]
 
 
 class _Counted(Reception):
@@ -278,13 +282,23 @@ def measure_store(store: S3Store, shard: ShardInfo) -> float | None:
                 continue
             return
 
+    def arrived() -> int:
+        with lock:
+            return sum(watch.done for watch in counted)
+
     with ThreadPoolExecutor(len(many)) as threads:
-        began = time.monotonic()
         futures = [threads.submit(read, start) for start in many]
-        time.sleep(_SECONDS)
+        wait = time.monotonic() + _FIRST_SECONDS
+        while not (before := arrived()) and time.monotonic() < wait:
+            if all(future.done() for future in futures):
+                break
+            time.sleep(0.005)
+        # What connecting takes is no part of the rate: it is paid once.
+        began = time.monotonic()
+        time.sleep(_SECONDS if before else 0.0)
+        done, seconds = arrived() - before, time.monotonic() - began
         over.set()
         with lock:
-            done, seconds = sum(watch.done for watch in counted), time.monotonic() - began
             for watch in counted:
                 watch.stop()
         for future in futures:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from lensprep.dataset import Dataset
-from lensprep.errors import ConfigError, DatasetError, StorageError
+from lensprep.errors import BudgetError, ConfigError, DatasetError, StorageError
 from lenstrain.config import Config, DataConfig
 from lenstrain.data import StampLoader
 from lenstrain.data.cache import CacheOptions
@@ -235,14 +235,21 @@ def make_loaders(
         memory_budget=budget - budget // 4,
         **shared,
     )
-    validation = StampLoader(
-        dataset.uri,
-        config.eval.split,
-        config.eval.batch_size // context.world_size,
-        shuffle=None,
-        memory_budget=budget // 4,
-        **shared,
-    )
+    try:
+        validation = StampLoader(
+            dataset.uri,
+            config.eval.split,
+            config.eval.batch_size // context.world_size,
+            shuffle=None,
+            memory_budget=budget // 4,
+            **shared,
+        )
+    except BudgetError as error:
+        training.close()
+        raise BudgetError(
+            f"Validation has a quarter of data.memory_budget_gb = {data.memory_budget_gb:g}, which "
+            f"does not do. Raise it. ({error})"
+        ) from error
     return training, validation
 
 

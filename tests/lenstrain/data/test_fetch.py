@@ -366,6 +366,36 @@ def test_shards_that_are_on_the_disk_are_not_read_from_the_store(s3, uri, root):
     source.close()
 
 
+def test_a_copy_is_compared_when_it_is_read_itself_not_when_memory_stood_in(
+    s3, uri, root, tmp_path
+):
+    class Late:
+        ready, refused = None, ()
+
+        def path(self, shard):
+            return self.ready if shard.name == SHARD else None
+
+        def damaged(self, shard):
+            self.ready, self.refused = None, (*self.refused, shard.name)
+
+    copies, data = Late(), Dataset.open(uri, s3.options())
+    source = ConvertedSplit(data, "train", Reading(copies=copies)).source
+    rows = np.arange(SHARD_ROWS, 2 * SHARD_ROWS)
+    out, truth = np.empty((SHARD_ROWS, 3, 64, 64), "f2"), Dataset.open(root)
+    truth = truth.read_pixels("train", rows)
+    source.gather(rows, out)  # from the store
+    (tmp_path / "copy.tar").write_bytes(flip(bytearray((root / SHARD).read_bytes())))
+    copies.ready = tmp_path / "copy.tar"
+    source.gather(rows, out)  # from memory, although there is a copy now
+    assert copies.refused == ()
+    source.reader.release_idle()
+    out[:] = 0
+    source.gather(rows, out)
+    np.testing.assert_array_equal(out, truth)
+    assert copies.refused == (SHARD,)
+    source.close()
+
+
 def test_the_server_may_restart_during_an_epoch(root, tmp_path_factory, s3):
     server = S3Server(tmp_path_factory.mktemp("restarts"))
     try:

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from lensprep.configfile import to_toml
 from lensprep.dataset import RECORD_STRIDE
+from lensprep.errors import BudgetError
 from lensprep.upload import upload
 from lenstrain.cli import main
 from lenstrain.data.cache import CacheFolder, CacheOptions
@@ -112,6 +113,13 @@ def test_a_run_that_was_cut_off_goes_on_over_another_transport(
     cached = make_config(*settings(shuffle, tmp_path / "cache"))
     assert train(uri, cached, out, resume=True)["status"] == "completed"
     assert_same_end(straight, out)
+
+
+def test_a_budget_too_small_for_the_validation_names_the_key(uri, endpoint, make_config, tmp_path):
+    config = make_config("data.memory_budget_gb=0.015", "data.shuffle=block")
+    with pytest.raises(BudgetError, match=r"a quarter of data\.memory_budget_gb = 0\.015"):
+        train(uri, config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("shuffle", ["global"], indirect=True, scope="module")
