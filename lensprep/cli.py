@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 # Read by pyarrow's allocator when it is loaded, here and in the workers. It would give the memory
 # of each batch of blobs back to the system and take it again for the next: a tenth of conversion.
 os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")
+# Read by the C library when the workers start: else each thread that talks to an object store
+# would keep a heap of its own.
+os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 
 import click
 from rich.console import Console

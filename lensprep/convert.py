@@ -77,8 +77,8 @@ from lensprep.workfolder import Work
 
 _SYNC_THREADS = 2
 
-_WORKER_CONNECTIONS = 4
-"""Most requests of a worker at once: each holds a part of 6.5 MiB, and there are many workers."""
+_WORKER_CONNECTIONS = 3
+"""Most requests of a worker at once: each holds a part of 5 MiB, and there are many workers."""
 
 
 Progress = Callable[[str, int, int], None]

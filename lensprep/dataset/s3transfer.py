@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from lensprep.dataset.layout import RECORD_STRIDE
 from lensprep.dataset.s3 import (
     DIGEST_KEY,
     PART_BYTES,
@@ -37,7 +38,7 @@ logger = logging.getLogger("lensprep.s3")
 
 FILES_AT_ONCE: Final = 4
 """Files under way: their digests are computed side by side. Requests are limited by themselves."""
-SMALL_PART_BYTES: Final = PART_BYTES // 2
+SMALL_PART_BYTES: Final = 200 * RECORD_STRIDE
 """For workers, of which there are many on a machine: each holds a few parts. S3 asks for 5 MiB."""
 _MOST_PARTS: Final = 10_000
 
