@@ -1,10 +1,11 @@
 """Stamps for training and scoring: exact, resumable epochs from shards, ahead of the consumer."""
 
 from lenstrain.data.batch import Batch
+from lenstrain.data.cache import CacheOptions
 from lenstrain.data.loader import StampLoader
 from lenstrain.data.opener import register_s3
 from lenstrain.data.selection import hard_negative_weights
 
-__all__ = ["Batch", "StampLoader", "hard_negative_weights", "register_s3"]
+__all__ = ["Batch", "CacheOptions", "StampLoader", "hard_negative_weights", "register_s3"]
 
 register_s3(replace=False)

@@ -23,7 +23,7 @@ import webdataset as wds
 from lensprep.dataset import PAYLOAD_BYTES, PAYLOAD_OFFSET, RECORD_STRIDE, Dataset
 from lensprep.errors import ShardError
 from lensprep.upload import upload
-from lenstrain.data import StampLoader, register_s3
+from lenstrain.data import CacheOptions, StampLoader, register_s3
 from tests.datasets import tiny_dataset
 from tests.faultproxy import Fault, FaultProxy
 
@@ -237,10 +237,15 @@ def test_7_shards_of_one_basename_are_taken_for_each_other(tmp_path, s3):
         for made, uri in places:
             for split in ("train", "val"):
                 options = {"shuffle": None, "cache_dir": ours, "s3": s3.options()}
+                options["cache"] = CacheOptions(use="always", reserve_bytes=0)
                 loader = StampLoader(uri, split, 24, **options)
                 stored = Dataset.open(made).read_pixels(split, np.arange(24))
                 np.testing.assert_array_equal(next(iter(loader)).pixels.numpy(), stored)
                 loader.close()
+    deadline = time.monotonic() + 30
+    while len(list(ours.rglob("*.tar"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(list(ours.rglob("*.tar"))) == 4  # two datasets, two splits, one basename
 
 
 # ------------------------------------------------------------------------------ 8: ray#65350;
