@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.panel import Panel
@@ -73,8 +72,9 @@ def header(snapshot: Snapshot) -> RenderableType:
 def numbers(snapshot: Snapshot) -> Table:
     """Each number: now, the best or usual value, and its course from the start to now."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name, justify in (("", "left"), ("now", "right"), ("", "left"), ("course", "left")):
+    for name, justify in (("", "left"), ("now", "right"), ("", "left")):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("course")  # on a narrow screen drawn shorter: the numbers stay whole
     intervals, epochs = snapshot.history.intervals, snapshot.history.epochs
     monitor = snapshot.config.train.monitor
     _row(table, "training loss", values(intervals, "loss"), "{:.4f}", "lowest", min)
@@ -97,9 +97,6 @@ def numbers(snapshot: Snapshot) -> Table:
         patience = snapshot.config.train.patience
         limit = f" of {patience}" if patience else ""
         table.add_row("without gain", f"{waited}{limit}", "epochs", "")
-    for column in table.columns[:3]:
-        # On a narrow screen the courses are drawn shorter; the numbers stay whole.
-        column.min_width = max(cell_len(str(cell)) for cell in column.cells)
     return table
 
 

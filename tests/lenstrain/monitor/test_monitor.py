@@ -1,5 +1,6 @@
 """Runs in every state, read as they are and left as they are; the screen as text."""
 
+import io
 import json
 import os
 import platform
@@ -124,7 +125,7 @@ def test_the_screen_shows_numbers_their_course_and_what_they_mean(tmp_path):
 
 
 def test_on_a_narrow_screen_the_course_gives_way_and_the_numbers_stay_whole(tmp_path):
-    console = Console(record=True, width=80, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(record=True, width=80, file=io.StringIO())
     console.print(screen([read_snapshot(make_run(tmp_path / "a", 40, 60))]))
     lines = console.export_text().splitlines()
     rate = next(line for line in lines if "learning rate" in line)
