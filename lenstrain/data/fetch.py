@@ -242,7 +242,7 @@ class RemoteSource:
         cells = np.arange(len(self.cells.shard)) if rows is None else self.cells.of(rows)
         streamed = len(self._streamed(cells))
         if streamed:
-            self._demand(streamed + RACES_AT_ONCE)
+            self._demand(streamed + RACES_AT_ONCE, 'shuffle="block", ')
 
     def shards_of(self, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """Numbers of the shards that hold these rows; None is all rows."""
@@ -258,13 +258,13 @@ class RemoteSource:
             self.local.map(np.unique(self.cells.shard[cells]))
         return cells[self.local.bases[self.cells.shard[cells]] == 0]
 
-    def _demand(self, buffers: int) -> None:
+    def _demand(self, buffers: int, other_order: str = "") -> None:
         if buffers > self.buffers:
             missing = (buffers - self.buffers) * self.cell_rows * RECORD_STRIDE
             raise BudgetError(
                 f"This order of {self._uri} needs {buffers} ranges of {self.cell_rows} stamps in "
                 f"memory at once, and the budget holds {self.buffers}: every range would be read "
-                f'many times. Use shuffle="block", a cache_dir, or a memory_budget larger by '
+                f"many times. Use {other_order}a cache_dir, or a memory_budget larger by "
                 f"{-(-missing // (1 << 20))} MiB (data.shuffle, data.cache_dir, "
                 "data.memory_budget_gb)."
             )

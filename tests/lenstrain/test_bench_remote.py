@@ -101,7 +101,7 @@ def test_a_memory_budget_that_does_not_do_is_told_in_one_line(s3, uri):
         main, ["bench", "loader", uri, "--endpoint-url", s3.server.http, "--memory-budget", "0.06"]
     )
     assert done.exit_code == 1
-    assert re.search("^Error: .* needs .* ranges .* memory_budget larger by", done.stderr)
+    assert re.search(r"(?m)^Error: .* needs .* ranges .* memory_budget larger by", done.stderr)
 
 
 @pytest.mark.parametrize(
