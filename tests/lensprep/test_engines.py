@@ -352,18 +352,8 @@ def session_members(session):
     return found
 
 
-NOISE = "on the way out Spark's accumulator server was seen to print a trace of its own; not mended"
-
-
 @pytest.mark.parametrize(
-    "name",
-    [
-        "dask",
-        pytest.param(
-            "spark",
-            marks=[pytest.mark.slow, needs_java, pytest.mark.xfail(reason=NOISE, strict=False)],
-        ),
-    ],
+    "name", ["dask", pytest.param("spark", marks=[pytest.mark.slow, needs_java])]
 )
 def test_ctrl_c_ends_all_processes_and_resume_goes_on(name, tree, local, tmp_path):
     out = tmp_path / "ds"
