@@ -216,8 +216,8 @@ def processes():
     try:
         yield start
     finally:
-        for process in reversed(started):
-            process.terminate()
+        for process in started:
+            process.kill()  # asked to end, a Dask worker may wait for a scheduler that has gone
         for process in started:
             process.communicate(timeout=30)
 
