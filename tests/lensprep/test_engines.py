@@ -145,7 +145,9 @@ def test_what_is_not_begun_is_dropped_when_the_caller_goes_away(engines, name, t
     begun = len(list(tmp_path.glob("begun-*")))
     assert begun < 8
     time.sleep(0.5)
-    assert len(list(tmp_path.glob("begun-*"))) == begun
+    # A Python worker of Spark may yet begin what it has in hand: `WitnessEngine` is for that.
+    in_hand = engines(name).workers if name == "spark" else 0
+    assert begun <= len(list(tmp_path.glob("begun-*"))) <= begun + in_hand
     assert list(engines(name).run(square, [3])) == [9]
 
 
