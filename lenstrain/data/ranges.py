@@ -256,11 +256,16 @@ class RangeReader:
         """Whether there is memory of cells that were read, or anything announced."""
         return self._made > 0 or bool(self._pending.any())
 
-    def release_idle(self) -> None:
-        """Give memory back to the system that nobody needs now."""
+    def drop_idle(self) -> None:
+        """Forget cells that nobody needs now; their memory is kept for others."""
         with self.change:
             for cell in list(self._idle):
                 self._drop(cell)
+
+    def release_idle(self) -> None:
+        """Give memory back to the system that nobody needs now."""
+        with self.change:
+            self.drop_idle()
             self._made -= len(self._free)
             self._free.clear()
 
@@ -513,12 +518,6 @@ class RangeReader:
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, end - time.monotonic()))
-
-    def drop_idle(self) -> None:
-        """Forget cells that nobody needs now; their memory is kept for others."""
-        with self.change:
-            for cell in list(self._idle):
-                self._drop(cell)
 
 
 def _read_runs(reader: RangeReader, queue: SimpleQueue[_Run | None]) -> None:
