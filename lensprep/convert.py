@@ -56,7 +56,6 @@ from lensprep.listing import filesystem_for
 from lensprep.normalize import Mode, normalization_spec
 from lensprep.placement import shard_count
 from lensprep.places import (
-    ROW_BYTES,
     Need,
     Places,
     claim,
@@ -259,11 +258,6 @@ def _finish(places: Places, options: S3Options) -> None:
     if places.keep is not None:
         download(places.dataset.uri, str(places.keep), options)
     release(places)
-
-
-def disk_bytes(rows: int) -> int:
-    """Most disk that a local conversion of so many rows takes while it runs, bytes."""
-    return 2 * rows * ROW_BYTES
 
 
 def _remove_unfinished(places: Places) -> None:

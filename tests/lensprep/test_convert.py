@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from lensprep import rounds
-from lensprep.convert import ConvertConfig, convert, disk_bytes
+from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import Dataset
 from lensprep.errors import BudgetError, ConfigError, DatasetError, InputError, SchemaError
+from lensprep.places import ROW_BYTES
 from lensprep.verify import verify
 from tests.phase4c import stamp_blob, tiny_pixels, tiny_table, tiny_tree, write_tree
 
@@ -287,7 +288,7 @@ def test_a_corrupt_row_group_stops_the_run_or_is_left_out_whole(table, tmp_path)
 
 
 def test_a_disk_that_is_too_small_is_told_before_the_work(tree, tmp_path, monkeypatch):
-    usage = shutil._ntuple_diskusage(10**9, 10**9, disk_bytes(120) - 1)
+    usage = shutil._ntuple_diskusage(10**9, 10**9, 2 * 120 * ROW_BYTES - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(BudgetError, match=r"takes up to 0\.0 GB of disk"):
         convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1)
