@@ -23,6 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Literal, Protocol, Self, TypeVar, get_args
 
 from lensprep import __version__
+from lensprep.dataset.s3client import WAKE_SECONDS
 from lensprep.errors import ConfigError, ProjectError
 
 Task = TypeVar("Task")
@@ -167,7 +168,7 @@ def _run_in_pool(
             if len(pending) >= AHEAD * workers:
                 break
         while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            done, pending = wait(pending, WAKE_SECONDS, FIRST_COMPLETED)
             for future in done:
                 yield future.result()
                 for task in remaining:

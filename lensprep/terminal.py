@@ -9,8 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import click
 from rich.console import Console
@@ -25,7 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lensprep.dataset.s3client import S3Options
+from lensprep.dataset.s3client import S3Options, interruptible
 from lensprep.errors import ProjectError
 
 P = ParamSpec("P")
@@ -39,13 +38,16 @@ INTERRUPTED = 130
 
 
 def clean_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn the project's own exceptions into one line and status 1; others keep their trace."""
+    """Turn the project's own exceptions into one line and status 1; others keep their trace.
+
+    Ctrl-C and SIGTERM end a command in the same way, cleaning up; a second one ends it at once.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        signal.signal(signal.SIGTERM, _interrupt)
         try:
-            return function(*args, **kwargs)
+            with interruptible(signal.SIGINT, signal.SIGTERM):
+                return function(*args, **kwargs)
         except ProjectError as error:
             raise click.ClickException(" ".join(str(error).split())) from error
         except KeyboardInterrupt:
@@ -90,11 +92,6 @@ def write_options(function: Callable[..., R]) -> Callable[..., R]:
     ):
         function = option(function)
     return function
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    """Let SIGTERM end a command as Ctrl-C does: cleaning up."""
-    raise KeyboardInterrupt
 
 
 def print_json(data: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from lensprep.dataset.s3client import interruptible
 from lensprep.errors import ProjectError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,7 +34,8 @@ class ProjectGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; any other exception keeps its traceback."""
         try:
-            return super().invoke(ctx)
+            with interruptible(signal.SIGINT):
+                return super().invoke(ctx)
         except ProjectError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(1)

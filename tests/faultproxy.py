@@ -62,12 +62,14 @@ class FaultProxy:
         self.port, self.requests, self.bytes_down = port, list[str](), 0
         self.latency_s, self.bytes_per_s = 0.0, 0.0
         self._faults: list[Fault] = []
+        self._writers = set[asyncio.StreamWriter]()
+        self._serving = set[asyncio.Task[None]]()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> FaultProxy:
         self._thread.start()
-        start = asyncio.start_server(self._serve, "127.0.0.1", 0)
+        start = asyncio.start_server(self._accept, "127.0.0.1", 0)
         self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result(10)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
@@ -90,11 +92,19 @@ class FaultProxy:
         self._loop.close()
 
     async def _close(self) -> None:
+        # A server that is closed drops connections that it has just accepted, their sockets open.
+        for listening in self._server.sockets:
+            self._loop.remove_reader(listening.fileno())
+        await _rounds()
         self._server.close()
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while self._serving:
+            for task in self._serving:
+                task.cancel()
+            await asyncio.gather(*self._serving, return_exceptions=True)
+        for writer in self._writers:
+            if not writer.is_closing() or writer.transport.get_write_buffer_size():
+                writer.transport.abort()  # never served, or waiting for what is to be sent
+        await _rounds()  # a transport closes its socket in a later one
 
     def add(self, *faults: Fault) -> None:
         self._faults.extend(faults)
@@ -103,23 +113,33 @@ class FaultProxy:
         """Requests whose first line holds the text."""
         return sum(text in line for line in self.requests)
 
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A task that is cancelled before it has begun does not close what it was given.
+        self._writers.add(writer)
+        task = asyncio.ensure_future(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers = [writer]
+        writers, pumps = [writer], list[asyncio.Task[None]]()
         try:
             up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.port)
             writers.append(up_writer)
+            self._writers.add(up_writer)
             link = _Link()
-            pumps = (self._up(reader, up_writer, writer, link), self._down(up_reader, writer, link))
-            tasks = [asyncio.ensure_future(pump) for pump in pumps]
-            _, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            pumps.append(asyncio.ensure_future(self._up(reader, up_writer, writer, link)))
+            pumps.append(asyncio.ensure_future(self._down(up_reader, writer, link)))
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         except (OSError, asyncio.CancelledError):
             pass  # nobody listens there: the client's connection is closed; or the test is over
         finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
             for each in writers:
                 each.close()
+                if each.transport.get_write_buffer_size() == 0:  # else it waits to be sent
+                    self._writers.discard(each)
 
     async def _up(
         self,
@@ -183,6 +203,12 @@ class FaultProxy:
                 fault.times -= 1
                 return fault
         return None
+
+
+async def _rounds() -> None:
+    """Let the loop go round a few times."""
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 def _break(client: asyncio.StreamWriter) -> None:

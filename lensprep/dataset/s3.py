@@ -17,7 +17,6 @@ import hashlib
 import logging
 import random
 import socket
-import time
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,14 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 from lensprep.dataset.layout import RECORD_STRIDE
-from lensprep.dataset.s3client import Connection, S3Options, clear_errors, connect, parse_s3
+from lensprep.dataset.s3client import (
+    WAKE_SECONDS,
+    Connection,
+    S3Options,
+    clear_errors,
+    connect,
+    parse_s3,
+)
 from lensprep.dataset.storage import Entry, member_name
 from lensprep.errors import ChangedError, NotFoundError, StorageError
 
@@ -312,7 +318,7 @@ class S3Store:
                 "the network, and run the same command again; what is done is kept."
             )
         logger.warning("%s: broke off after %d (%s); going on from there", where, done, fault)
-        time.sleep(random.random() * min(5.0, 0.05 * 2**breaks))
+        self.connection.watcher.pause(random.random() * min(5.0, 0.05 * 2**breaks))
 
     def _get(self, name: str, start: int, stop: int, version: str | None) -> Mapping[str, Any]:
         """Ask for bytes ``start`` to ``stop``; of an empty object there is no range."""
@@ -416,8 +422,9 @@ def _split(piece: Piece) -> Iterator[Piece]:
 
 def results(futures: Sequence[Future[Any]]) -> list[Any]:
     """Results of all; at the first failure the rest is dropped."""
-    wait(futures, return_when=FIRST_EXCEPTION)
     try:
+        while wait(futures, WAKE_SECONDS, FIRST_EXCEPTION).not_done:
+            raise_failed(futures)
         raise_failed(futures)
         return [future.result() for future in futures]
     finally:
@@ -427,7 +434,9 @@ def results(futures: Sequence[Future[Any]]) -> list[Any]:
 def cancel(futures: Sequence[Future[Any]]) -> None:
     """Drop those that have not begun, and wait for those that have."""
     # Of futures that were cancelled `wait` never hears when their threads have been shut down.
-    wait([future for future in futures if not future.cancel()])
+    begun = [future for future in futures if not future.cancel()]
+    while wait(begun, WAKE_SECONDS).not_done:
+        pass
 
 
 def raise_failed(futures: Sequence[Future[Any]]) -> None:

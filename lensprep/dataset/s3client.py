@@ -3,6 +3,7 @@
     options = S3Options(endpoint_url=..., profile=..., region=...)      plain and small; it pickles
     connection = connect(options)            one client and its threads for a process, kept
     with clear_errors("read", "s3://b/k"):   what boto3 raises becomes a StorageError of one line
+    with interruptible(SIGINT, SIGTERM):     a signal ends a program, and does not wait for retries
 
 boto3 is imported inside functions: opening a local dataset does not need it. Credentials are found
 by boto3 (environment, profiles, instance); nothing here reads, keeps or prints them.
@@ -14,13 +15,15 @@ import hashlib
 import logging
 import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from types import FrameType
+from typing import Any, Final, Literal, NoReturn
 from urllib.parse import urlsplit
 
 from lensprep.errors import ChangedError, NotFoundError, StorageError
@@ -34,6 +37,10 @@ _LOG_SECONDS: Final = 5.0
 """A fault that many requests meet at once is told once in so many seconds."""
 _ANSWER_SECONDS: Final = 1.5
 """How long an endpoint that never answered is tried; one that did is waited for much longer."""
+WAKE_SECONDS: Final = 0.5
+"""Longest wait of a main thread: a signal that comes as it begins is seen only when it wakes."""
+_NAP_SECONDS: Final = 0.1
+"""How soon a pause before another try notices that there is to be none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,8 +102,7 @@ class Connection:
     def __init__(self, options: S3Options) -> None:
         self.options = options
         self.client: Any = _make_client(options)
-        self.watcher = Watcher()
-        self.client.meta.events.register_first("needs-retry.s3", self.watcher)
+        self.watcher = Watcher(self.client.meta.events)
         self.threads = ThreadPoolExecutor(options.connections, "lensprep-s3")
         self.slots = threading.BoundedSemaphore(options.connections + 2)
         """Parts held in memory at once, over all files of a transfer."""
@@ -107,9 +113,6 @@ class Connection:
         """Let go after an interrupt: nothing is tried again, and the next `connect` starts anew."""
         self.watcher.stopped = True
         self.threads.shutdown(wait=False, cancel_futures=True)
-        with _lock:
-            for key in [key for key, value in _connections.items() if value is self]:
-                del _connections[key]
 
 
 _connections: dict[Any, Connection] = {}
@@ -125,10 +128,44 @@ def connect(options: S3Options | None = None) -> Connection:
     state = hashlib.sha256(repr(variables).encode()).hexdigest()
     key = (options, os.getpid(), state)
     with _lock:
-        if key not in _connections:
+        if key not in _connections or _connections[key].watcher.stopped:
             with clear_errors("reach", options.endpoint_url or "S3"):
                 _connections[key] = Connection(options)
         return _connections[key]
+
+
+@contextmanager
+def interruptible(*numbers: int) -> Iterator[None]:
+    """Have signals raise KeyboardInterrupt inside the block, and nothing under way be tried again.
+
+    A request may be about to wait for a minute, and whatever is interrupted waits for its threads
+    as it is left. A second signal has its own effect: it ends the process at once. Outside of a
+    main thread nothing is done, and a signal that is ignored stays so.
+
+    Parameters
+    ----------
+    *numbers : int
+        Of signals.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        for each in mine:
+            signal.signal(each, signal.SIG_DFL)
+        # Without the lock, which the code that was interrupted may hold.
+        for connection in list(_connections.values()):
+            connection.watcher.stopped = True
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in numbers if main}
+    mine = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in mine:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, before[number])
 
 
 def _make_client(options: S3Options) -> Any:
@@ -168,16 +205,57 @@ def _make_client(options: S3Options) -> Any:
 
 
 class Watcher:
-    """Tells of requests that have to be made again, and stops those that cannot succeed."""
+    """Tells of requests that have to be made again, and stops those that cannot succeed.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    events
+        Of a client: its event ``needs-retry`` is handled here before botocore's own handler.
+    """
+
+    def __init__(self, events: Any) -> None:
         self.stopped = False
+        """Nothing shall be tried again."""
+        self._events = events
+        self._asking = threading.local()
         self._answered = False
         self._first_try: float | None = None
         self._told: dict[str, float] = {}
         self._lock = threading.Lock()
+        events.register_first("needs-retry.s3", self)
 
-    def __call__(
+    def __call__(self, event_name: str, **event: Any) -> int | bool | None:
+        """Look at one answer, and wait here if the request is to be made again.
+
+        botocore would sleep by itself, for up to a minute, which nothing could end.
+
+        Returns
+        -------
+        int, False or None
+            0 to make it again now, False not to; None where botocore wants nothing.
+        """
+        if getattr(self._asking, "botocore", False):
+            return None
+        if self.stopped:
+            return False
+        self._look(**event)
+        self._asking.botocore = True
+        try:
+            _, seconds = self._events.emit_until_response(event_name, **event)
+        finally:
+            self._asking.botocore = False
+        if seconds is None or seconds is False:
+            return None
+        return 0 if self.pause(seconds) else False
+
+    def pause(self, seconds: float) -> bool:
+        """Wait before another try; False if there is to be none."""
+        until = time.monotonic() + seconds
+        while not self.stopped and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _NAP_SECONDS))
+        return not self.stopped
+
+    def _look(
         self,
         response: Any,
         operation: Any,
@@ -185,13 +263,10 @@ class Watcher:
         caught_exception: Exception | None,
         **_: Any,
     ) -> None:
-        """Look at one answer (a handler of botocore's event ``needs-retry``)."""
         from botocore.exceptions import EndpointConnectionError, SSLError
 
         now = time.monotonic()
         if caught_exception is not None:
-            if self.stopped:
-                raise caught_exception
             self._first_try = self._first_try or now
             never = not self._answered and now - self._first_try > _ANSWER_SECONDS
             refused = isinstance(caught_exception, EndpointConnectionError)

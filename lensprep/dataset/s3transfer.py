@@ -404,8 +404,9 @@ def _check_local(path: Path, found: str, expected: str | None) -> None:
 def run_files(store: S3Store, jobs: Sequence[Callable[[], object]]) -> None:
     """Run transfers of files, a few at once; at the first failure or interrupt, end them all."""
     with ThreadPoolExecutor(FILES_AT_ONCE, "lensprep-files") as threads:
-        futures = [threads.submit(job) for job in jobs]
+        futures: list[Future[object]] = []
         try:
+            futures.extend(threads.submit(job) for job in jobs)
             results(futures)
         except KeyboardInterrupt:
             store.connection.stop()

@@ -412,6 +412,8 @@ def _start(s3, *arguments):
     return subprocess.Popen(
         [Path(sys.executable).with_name("lensprep"), *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # An interactive shell gives its background jobs an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
@@ -443,6 +445,19 @@ def test_an_upload_that_was_ended_goes_on_and_leaves_nothing_unfinished(s3, sour
     assert json.loads(again.stdout)["files"] == 6
     assert unfinished(s3) == []
     assert verify_without_sidecar_columns(s3)
+
+
+@pytest.mark.parametrize("request_line", ["list-type=2", "?uploads", "partNumber=1"])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_the_store_is_away_is_not_put_off(s3, source, proxy, how, request_line):
+    proxy.add(Fault("stall", b"PUT /bucket", times=1000, after=0))
+    process = _start(s3, "upload", source, s3.uri, "--endpoint-url", proxy.url)
+    _wait_for(lambda: proxy.count(request_line))
+    process.send_signal(how)
+    proxy.stop()
+    err = process.communicate(timeout=20)[1]  # to try again would take a minute
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "Stopped. What is done is kept: run the same command again."
 
 
 def test_a_download_that_was_killed_goes_on_where_files_were_whole(s3, source, tmp_path, proxy):

@@ -6,7 +6,9 @@ import io
 import logging
 import os
 import pickle
+import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +17,7 @@ import pytest
 
 from lensprep.dataset import Dataset
 from lensprep.dataset.s3 import PART_BYTES, Piece, S3Store
-from lensprep.dataset.s3client import S3Options, connect
+from lensprep.dataset.s3client import S3Options, connect, interruptible
 from lensprep.dataset.s3file import BLOCK_BYTES, S3File, s3_filesystem
 from lensprep.errors import (
     ChangedError,
@@ -180,6 +182,60 @@ def test_an_object_replaced_between_listing_and_reading_is_an_error(large, data)
     store.write("large", data[::-1])
     with pytest.raises(ChangedError, match="replaced"):
         store.read_version(entry, 0, 1000)
+
+
+# ---------------------------------------------------------------- stops
+
+
+@pytest.mark.parametrize("kind", ["refuse", "answer"])
+def test_a_stop_ends_a_pause_before_another_try(s3, proxy, monkeypatch, kind):
+    monkeypatch.setattr("random.random", lambda: 1.0)  # the longest pauses: 1, 2, 4, 8 s
+    store = through(s3, proxy)
+    proxy.add(Fault(kind, b"PUT", times=1000))
+    with ThreadPoolExecutor(1) as threads:
+        writing = threads.submit(store.write, "x", b"data")
+        wait_until(lambda: proxy.count("PUT") == 3)
+        started = time.monotonic()
+        store.connection.stop()
+        with pytest.raises(StorageError):
+            writing.result(20)
+        assert time.monotonic() - started < 1.0
+    assert proxy.count("PUT") == 3
+    assert through(s3, proxy).connection is not store.connection
+    s3.store().write("x", b"data")
+
+
+def wait_until(condition, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_the_first_signal_interrupts_and_the_second_has_its_own_effect(s3):
+    connection = s3.store().connection
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+    with interruptible(signal.SIGTERM):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            seen = [signal.getsignal(signal.SIGTERM), connection.watcher.stopped]
+    assert seen == [signal.SIG_DFL, True]
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert s3.store().connection is not connection
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruptible(signal.SIGINT):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # ---------------------------------------------------------------- options
