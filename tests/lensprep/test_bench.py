@@ -171,7 +171,7 @@ def test_floor_inflates_every_deflated_band_once():
 @needs_real_cutouts
 def test_bounds_hold_on_real_cutouts(tmp_path):
     """The project's own bounds: 5 times the seed path, 2.2 times the inflate floor."""
-    result = run_bench(str(real_tree(tmp_path, 4096)), rounds=5)
-    assert result["rows"] == 4096
+    result = run_bench(str(real_tree(tmp_path, 8192)), rounds=5)
+    assert result["rows"] == 8192
     assert result["speedup"] >= 5
     assert result["over_floor"] <= 2.2
