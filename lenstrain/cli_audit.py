@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from lensprep.configfile import load_config
-from lenstrain.cli_base import PATH, config_option, device_option, json_option, report, set_option
+from lenstrain.cli_base import (
+    PATH,
+    config_option,
+    device_option,
+    json_option,
+    report,
+    s3_options,
+    set_option,
+)
 
 
 @click.command()
@@ -22,6 +30,7 @@ from lenstrain.cli_base import PATH, config_option, device_option, json_option, 
 )
 @device_option
 @set_option("Override an option of the probes, such as per_class=500.")
+@s3_options
 @json_option
 def probe(
     checkpoint: Path,
@@ -89,6 +98,7 @@ def probe(
 @click.option("--only", multiple=True, metavar="ITEM", help="Measure this item only. Repeatable.")
 @config_option("TOML file of thresholds.")
 @set_option("Override a threshold, such as scores.claimed_fprs=[0.01].")
+@s3_options
 @json_option
 def audit(
     run: Path,

@@ -120,6 +120,7 @@ def _stall_lines(result: dict[str, Any]) -> list[str]:
 @click.option(
     "--seconds", default=30.0, show_default=True, type=click.FloatRange(min=0, min_open=True)
 )
+@s3_options
 @json_option
 def train(
     dataset: str,

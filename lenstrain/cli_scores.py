@@ -119,6 +119,7 @@ def _infer_lines(result: dict[str, Any]) -> list[str]:
 )
 @click.option("--dataset", help="Dataset to show stamps from, if not the one the scores name.")
 @set_option("Override an option of the evaluation, such as resamples=2000.")
+@s3_options
 @json_option
 def evaluate(
     scores: Path,

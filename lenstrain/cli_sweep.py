@@ -16,6 +16,7 @@ from lenstrain.cli_base import (
     exit_if_interrupted,
     json_option,
     report,
+    s3_options,
     set_option,
 )
 
@@ -34,6 +35,7 @@ from lenstrain.cli_base import (
     "--workers", type=click.IntRange(1), help="Processes on the study [default: one per GPU]."
 )
 @click.option("--worker", type=int, hidden=True)
+@s3_options
 @json_option
 def sweep(
     dataset: str,
@@ -109,6 +111,7 @@ def _sweep_lines(result: dict[str, Any]) -> list[str]:
     help="False-positive rate at which completeness is compared.",
 )
 @set_option("Override a key of the training configuration.")
+@s3_options
 @json_option
 def generalize(
     dataset: str,

@@ -19,14 +19,16 @@ from lensprep.errors import ConfigError, NotFoundError, StorageError
 from lenstrain.config import Config
 from lenstrain.monitor.diagnosis import Diagnosis, History, diagnose, since_best, values
 
-Status = Literal["not started", "starting", "running", "finished", "stopped", "crashed", "silent"]
-OVER = ("finished", "stopped", "crashed")
+Status = Literal[
+    "not started", "starting", "running", "finished", "stopped", "interrupted", "crashed", "silent"
+]
+OVER = ("finished", "stopped", "interrupted", "crashed")
 """States that a run does not leave by itself."""
 
 LEAST_SILENCE = 120.0
 """Seconds without a new line before a run of which no process is known counts as silent."""
 _CONFIG, _ENVIRONMENT, _METRICS = "config.toml", "environment.json", "metrics.jsonl"
-_NONFINITE = "nonfinite.json"
+_NONFINITE, _INTERRUPTED = "nonfinite.json", "interrupted.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +147,9 @@ def read_snapshot(run: str, now: float | None = None) -> Snapshot:
     )
     age = _age(run, time.time() if now is None else now)
     begun = bool(intervals or epochs or history.nonfinite)
-    status, detail = judge(config, history, environment, age)
+    note = _read(store, _INTERRUPTED)
+    interrupted = None if note is None else _object(note)
+    status, detail = judge(config, history, environment, interrupted, age)
     return Snapshot(
         run=run,
         status=status,
@@ -159,7 +163,11 @@ def read_snapshot(run: str, now: float | None = None) -> Snapshot:
 
 
 def judge(
-    config: Config, history: History, environment: dict[str, Any], age: float | None
+    config: Config,
+    history: History,
+    environment: dict[str, Any],
+    interrupted: dict[str, Any] | None,
+    age: float | None,
 ) -> tuple[Status, str]:
     """Whether a run goes on, and if not, why.
 
@@ -169,6 +177,8 @@ def judge(
     history : History
     environment : dict
         Of environment.json; host and process if they are known.
+    interrupted : dict or None
+        Of interrupted.json; signal and step.
     age : float or None
         Seconds since the run last wrote, if that is known.
     """
@@ -181,6 +191,12 @@ def judge(
     if history.nonfinite:
         return "crashed", "Ended because the loss was not finite; see nonfinite.json."
     ago = "" if age is None else f"; the last sign of life is {words(age)} old"
+    if interrupted is not None:
+        how = interrupted.get("signal") or "a signal"
+        return (
+            "interrupted",
+            f"Ended by {how}, its state saved{ago}. Go on with `lenstrain train --resume`.",
+        )
     alive = process_alive(environment)
     if alive is False:
         number = environment["process"]

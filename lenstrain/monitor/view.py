@@ -26,6 +26,7 @@ STATUS_COLOURS = {
     "finished": "bold green",
     "stopped": "bold green",
     "not started": "cyan",
+    "interrupted": "yellow",
     "silent": "yellow",
     "crashed": "bold red",
 }

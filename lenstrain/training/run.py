@@ -22,7 +22,7 @@ from lenstrain.mine import read_weights
 from lenstrain.model import build_model, count_parameters
 from lenstrain.schedule import plan_schedule
 from lenstrain.training.distributed import Context, launch_id
-from lenstrain.training.runlog import RunLog, write_setup
+from lenstrain.training.runlog import INTERRUPTED, NONFINITE, RunLog, write_setup
 from lenstrain.training.step import Learner, Totals, make_learner
 from lenstrain.training.stopping import Stopper
 
@@ -296,6 +296,8 @@ def start_records(run: Run) -> None:
         "parameters": count_parameters(run.learner.model),
         "steps_per_epoch": len(run.train_loader),
     }
+    for name in (NONFINITE, INTERRUPTED):  # how an earlier try of a resumed run ended
+        (run.folder / name).unlink(missing_ok=True)
     write_setup(run.folder, run.config, facts)
     run.log = RunLog(run.folder, run.learner.steps, run.epochs_done)
     if not run.learner.steps:

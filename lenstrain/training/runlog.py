@@ -28,6 +28,10 @@ METRICS = "metrics.jsonl"
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
 TENSORBOARD = "tensorboard"
+NONFINITE = "nonfinite.json"
+"""Rows of the batch of which the loss was NaN, if that ended the run."""
+INTERRUPTED = "interrupted.json"
+"""The signal that ended the run, and at which step, until it is resumed."""
 
 
 class RunLog:

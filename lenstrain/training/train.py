@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,13 +33,12 @@ from lenstrain.training.resume import (
 )
 from lenstrain.training.run import Event as Event
 from lenstrain.training.run import Progress, Run, build_run, start_records
-from lenstrain.training.runlog import Scores
+from lenstrain.training.runlog import INTERRUPTED, NONFINITE, Scores
 from lenstrain.training.signals import StopSignals, stop_signals
 from lenstrain.training.step import Learner, train_step
 from lenstrain.training.validate import score_split, validation_metrics
 
 BEST = "best.pt"
-NONFINITE = "nonfinite.json"
 ASK_EVERY = 20
 """Batches of the validation between two times that several processes ask about signals."""
 
@@ -90,6 +90,8 @@ def train(
         try:
             with stop_signals() as signals:
                 status = fit(run, signals)
+            if status == "interrupted" and context.is_main:
+                leave_note(run, signals)
             return summarise(run, status, signals, time.monotonic() - started)
         finally:
             run.close()
@@ -324,6 +326,14 @@ def check_finite(run: Run, sums: dict[str, float]) -> None:
         f"{run.learner.steps} steps. The rows of that batch are listed in {path}, and the "
         "checkpoints hold the state before. Check them with `lensprep verify`, or lower optim.lr."
     )
+
+
+def leave_note(run: Run, signals: StopSignals) -> None:
+    """Say in the run folder that the run was stopped from outside, for whoever watches it."""
+    # Where another process got the signal, this one has none of its own.
+    name = None if signals.received is None else signal.Signals(signals.received).name
+    note = {"signal": name, "step": run.learner.steps}
+    write_atomic(run.folder / INTERRUPTED, json.dumps(note).encode())
 
 
 def describe_rows(dataset: Dataset, rows: list[int]) -> dict[str, Any]:

@@ -81,6 +81,16 @@ def test_every_state_is_told_apart(tmp_path):
     assert read_snapshot(make_run(tmp_path / "far", process=gone, host="far")).status == "running"
 
 
+def test_a_run_that_a_signal_ended_is_not_crashed(tmp_path):
+    run = make_run(tmp_path / "run", process=dead_process())
+    (tmp_path / "run" / "interrupted.json").write_text('{"signal": "SIGTERM", "step": 3}')
+    snapshot = read_snapshot(run)
+    assert snapshot.status == "interrupted"
+    assert snapshot.detail.startswith("Ended by SIGTERM, its state saved; the last")
+    assert "--resume" in snapshot.detail
+    assert snapshot.seconds_left is None
+
+
 def test_a_run_whose_loss_was_not_finite_is_crashed_and_diverges(tmp_path):
     run = make_run(tmp_path / "run")
     (tmp_path / "run" / "nonfinite.json").write_text("{}")

@@ -193,6 +193,34 @@ def test_train_and_infer_take_the_endpoint_as_an_option(
     assert pq.read_table(scores).num_rows == 30
 
 
+PROBES = ("per_class=20", "injections=5", "attribution=2", "occlusion_stride_px=16", "resamples=50")
+
+
+@pytest.mark.parametrize("shuffle", ["block"], indirect=True, scope="module")
+def test_what_judges_a_run_takes_the_endpoint_as_an_option(
+    s3, uri, dataset, make_config, monkeypatch, tmp_path, straight, shuffle
+):
+    best, scores, out = straight / "checkpoints" / "best.pt", tmp_path / "test.parquet", tmp_path
+    infer(best, dataset, split="test", out=scores, batch_size=8, device="cpu")
+    config = tmp_path / "config.toml"
+    config.write_text(to_toml(make_config()))
+    small = [part for option in PROBES for part in ("--set", option)]
+    for status, *command in (
+        (0, "evaluate", scores, "--dataset", uri, "--out", out / "report"),
+        (0, "probe", best, uri, "--out", out / "probe", *small),
+        (4, "audit", straight, uri, "--out", out / "audit", "--only", "loader_coverage"),
+        (0, "bench", "train", uri, "--config", config, "--seconds", 0.5),
+        (0, "generalize", uri, "--config", config, "--out", out / "g", "--hold-out", "lens_model"),
+    ):
+        # Nobody is there: the option wins. What it sets is taken back after the test.
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+        done = invoke(*command, "--endpoint-url", s3.server.http)
+        assert done.exit_code == status, done.stderr
+        if command[0] == "audit":
+            assert "passed   blocker  loader_coverage" in done.stderr
+    assert "data:image/png" in (out / "report" / "report.html").read_text()
+
+
 def test_the_cache_commands_answer_people_and_scripts(s3, uri, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.server.http)
     folder = ("--dir", tmp_path / "cache")

@@ -143,8 +143,11 @@ def test_a_run_that_is_cut_off_and_resumed_ends_in_the_same_bits(finished, datas
     assert first["status"] == "interrupted"
     assert first["signal"] == signal.SIGTERM
     assert first["step"] == step
+    note = json.loads((out / "interrupted.json").read_text())
+    assert note == {"signal": "SIGTERM", "step": step}
     second = train(dataset, config, out, resume=True)
     assert second["status"] == "completed"
+    assert not (out / "interrupted.json").exists()
     one, two = (load_checkpoint(r / "checkpoints" / "last.pt") for r in (straight, out))
     for content in (one, two):
         del content["versions"], content["git_commit"]
