@@ -266,6 +266,9 @@ def _remove_unfinished(places: Places) -> None:
     places.scratch.remove()
     if places.shard_folder is not None:
         remove_partials(places.shard_folder)
+    if places.shard_store is not None:
+        with suppress(StorageError):
+            abort_unfinished(places.shard_store)
 
 
 @contextmanager

@@ -151,7 +151,7 @@ def _indexes_of(store: S3Store, conversion: str, names: Sequence[str]) -> list[_
     known = _indexes[key]
     missing = [name for name in names if name not in known]
     futures = [store.connection.threads.submit(_read_index, store, name) for name in missing]
-    known.update(zip(missing, results(futures), strict=True))
+    known.update(zip(missing, results(futures, store.connection.watcher), strict=True))
     return [known[name] for name in names]
 
 
@@ -218,7 +218,7 @@ def fetch_stretches(
     indexes = _indexes_of(store, conversion, names)
     threads, number = store.connection.threads, SPLITS.index(split)
     futures = [threads.submit(_fetch_rows, store, index, number, low, high) for index in indexes]
-    found: list[tuple[int, pa.Table]] = results(futures)
+    found: list[tuple[int, pa.Table]] = results(futures, store.connection.watcher)
     firsts = [0, *accumulate(table.num_rows for _, table in found)]
     with _local_file(path) as descriptor:
         jobs = [
@@ -226,7 +226,7 @@ def fetch_stretches(
             for index, (row, table), place in zip(indexes, found, firsts, strict=False)
             for row, part, place in _pieces(row, table, place)
         ]
-        results(jobs)
+        results(jobs, store.connection.watcher)
     return [Stretch(path, first, table) for (_, table), first in zip(found, firsts, strict=False)]
 
 

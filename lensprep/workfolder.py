@@ -18,7 +18,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -38,7 +38,7 @@ from lensprep.dataset.storage import (
     remove_partials,
     write_atomic,
 )
-from lensprep.errors import NotFoundError
+from lensprep.errors import NotFoundError, StorageError
 from lensprep.spill import Stretch, read_stretches, write_run
 from lensprep.spill_s3 import fetch_stretches, send_run
 
@@ -247,7 +247,9 @@ class RemoteWork:
         return any(entry.name.endswith(".json") for entry in self.store.entries("run-"))
 
     def tidy(self) -> None:
-        """Nothing is ever half there."""
+        """Nothing is ever half there, but uploads may be unfinished."""
+        with suppress(StorageError):  # they cost little, and are aborted at the end at the latest
+            abort_unfinished(self.store)
 
     def remove(self) -> None:
         """Remove every object, and uploads that were left unfinished; the plan goes last."""

@@ -32,13 +32,19 @@ class ProjectGroup(click.Group):
     """Turns the project's own errors into one line and exit status 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; any other exception keeps its traceback."""
+        """Run a command; any other exception keeps its traceback.
+
+        Ctrl-C and SIGTERM end it, cleaning up; commands that save their state do so themselves.
+        """
         try:
-            with interruptible(signal.SIGINT):
+            with interruptible(signal.SIGINT, signal.SIGTERM):
                 return super().invoke(ctx)
         except ProjectError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("Stopped.", err=True)
+            ctx.exit(EXIT_SIGINT)
 
 
 def config_option(help: str = "TOML file; see configs/.", *, required: bool = False) -> Any:

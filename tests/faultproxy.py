@@ -35,6 +35,8 @@ class Fault:
     answer          answer ``status`` with S3's error ``code``, do not forward
     """
     match: bytes = b""
+    holding: bytes = b""
+    """And whose head holds this, such as ``bytes=0-``: of a file in parts the first one."""
     times: int = 1
     after: int = 0
     status: int = 503
@@ -199,7 +201,7 @@ class FaultProxy:
 
     def _take(self, data: bytes) -> Fault | None:
         for fault in self._faults:
-            if fault.times > 0 and data.startswith(fault.match):
+            if fault.times > 0 and data.startswith(fault.match) and fault.holding in data:
                 fault.times -= 1
                 return fault
         return None

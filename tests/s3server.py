@@ -113,10 +113,13 @@ def make_bucket(store: S3Store, bucket: str) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free, and so is each plus 10,000, which the server takes for gRPC."""
+    """Ports that are free, and so is each plus 10,000, which the server takes for gRPC.
+
+    All lie below those that systems lend to outgoing connections (32,768 and more).
+    """
     found: list[int] = []
     while len(found) < count:
-        port = SystemRandom().randrange(12_000, 31_000)
+        port = SystemRandom().randrange(12_000, 22_700)
         if port not in found and _is_free(port) and _is_free(port + 10_000):
             found.append(port)
     return found

@@ -31,6 +31,7 @@ from lensprep.dataset.s3client import (
     WAKE_SECONDS,
     Connection,
     S3Options,
+    Watcher,
     clear_errors,
     connect,
     parse_s3,
@@ -263,7 +264,7 @@ class S3Store:
             self.fill(parts[0])
             return
         futures = [self.connection.threads.submit(self.fill, part) for part in parts]
-        answers = results(futures)
+        answers = results(futures, self.connection.watcher)
         versions: dict[str, str | None] = {}
         for answer in answers:
             if versions.setdefault(answer.name, answer.version) != answer.version:
@@ -279,6 +280,7 @@ class S3Store:
         version = piece.version
         size = len(view)
         while True:
+            self.require_going(piece.name)
             start = piece.start + done
             response = self._get(piece.name, start, piece.start + size, version)
             entry = _entry(piece.name, response)
@@ -297,6 +299,7 @@ class S3Store:
             try:
                 for count in _receive(response["Body"], view, done, size):
                     done += count
+                    self.require_going(piece.name)
                     if watch is not None:
                         watch.moved(done)
                 if done == size:
@@ -308,6 +311,11 @@ class S3Store:
                 raise StorageError(f"{self.locate(piece.name)}: reading was stopped.")
             breaks = breaks + 1 if done == before else 1
             self._tell_break(piece, done, size, breaks, fault)
+
+    def require_going(self, name: str) -> None:
+        """Raise if nothing more is to be moved."""
+        if self.connection.watcher.stopped:
+            raise StorageError(f"{self.locate(name)}: stopped.")
 
     def _tell_break(self, piece: Piece, done: int, size: int, breaks: int, fault: str) -> None:
         """Log a body that broke off and pause; give up if nothing came many times."""
@@ -420,15 +428,27 @@ def _split(piece: Piece) -> Iterator[Piece]:
         yield Piece(piece.name, piece.start + low, view, piece.bytes, piece.sha256, piece.version)
 
 
-def results(futures: Sequence[Future[Any]]) -> list[Any]:
-    """Results of all; at the first failure the rest is dropped."""
+def results(futures: Sequence[Future[Any]], watcher: Watcher) -> list[Any]:
+    """Results of all; at the first failure the rest is dropped, at an interrupt nothing retried."""
     try:
-        while wait(futures, WAKE_SECONDS, FIRST_EXCEPTION).not_done:
-            raise_failed(futures)
-        raise_failed(futures)
+        finish(futures)
         return [future.result() for future in futures]
+    except KeyboardInterrupt:
+        with watcher.giving_up():
+            cancel(futures)
+        raise
     finally:
         cancel(futures)
+
+
+def finish(futures: Sequence[Future[Any]]) -> None:
+    """Wait for all, until the first failure."""
+    waiting = list(futures)
+    while waiting:
+        wait(waiting, WAKE_SECONDS, FIRST_EXCEPTION)
+        raise_failed(futures)
+        # Of futures that were cancelled `wait` never hears when their threads have been shut down.
+        waiting = [future for future in waiting if not future.done()]
 
 
 def cancel(futures: Sequence[Future[Any]]) -> None:

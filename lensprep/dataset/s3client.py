@@ -158,7 +158,8 @@ def interruptible(*numbers: int) -> Iterator[None]:
 
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in numbers if main}
-    mine = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    # None is a handler that was not set by Python, which Python cannot give back.
+    mine = [n for n, handler in before.items() if handler not in (None, signal.SIG_IGN)]
     for number in mine:
         signal.signal(number, interrupt)
     try:
@@ -234,19 +235,28 @@ class Watcher:
         int, False or None
             0 to make it again now, False not to; None where botocore wants nothing.
         """
-        if getattr(self._asking, "botocore", False):
+        if getattr(self._asking, "of", None) is event["request_dict"]:
             return None
         if self.stopped:
             return False
         self._look(**event)
-        self._asking.botocore = True
+        self._asking.of = event["request_dict"]
         try:
             _, seconds = self._events.emit_until_response(event_name, **event)
         finally:
-            self._asking.botocore = False
+            self._asking.of = None
         if seconds is None or seconds is False:
             return None
         return 0 if self.pause(seconds) else False
+
+    @contextmanager
+    def giving_up(self) -> Iterator[None]:
+        """Try nothing again inside the block."""
+        before, self.stopped = self.stopped, True
+        try:
+            yield
+        finally:
+            self.stopped = before
 
     def pause(self, seconds: float) -> bool:
         """Wait before another try; False if there is to be none."""

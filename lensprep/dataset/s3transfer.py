@@ -27,6 +27,7 @@ from lensprep.dataset.s3 import (
     S3Store,
     cancel,
     crc32_text,
+    finish,
     raise_failed,
     results,
 )
@@ -269,7 +270,7 @@ def _put_parts(
             future.add_done_callback(partial(_sent, store, data, part_bytes))
             futures.append(future)
             raise_failed(futures)
-        _complete(store, name, upload, results(futures), size, sha256)
+        _complete(store, name, upload, results(futures, store.connection.watcher), size, sha256)
         finished = True
     finally:
         if not finished:
@@ -285,6 +286,7 @@ def _put_part(
     data: bytes | bytearray,
     progress: Progress | None,
 ) -> dict[str, Any]:
+    store.require_going(name)
     crc = crc32_text(data)
     with clear_errors("write", store.locate(name)):
         answer = store.client.upload_part(
@@ -407,7 +409,7 @@ def run_files(store: S3Store, jobs: Sequence[Callable[[], object]]) -> None:
         futures: list[Future[object]] = []
         try:
             futures.extend(threads.submit(job) for job in jobs)
-            results(futures)
+            finish(futures)
         except KeyboardInterrupt:
             store.connection.stop()
             raise

@@ -156,6 +156,7 @@ class CachedSplit:
         self._asked: dict[str, float] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._beside: S3Store | None = None
         # Also when nobody closes it: the thread ends and others may evict.
         weakref.finalize(self, _end, self._stop, self.held).atexit = False
 
@@ -259,6 +260,7 @@ class CachedSplit:
             return
         pace = _Pace(self._stop, hungry)
         beside = _with_connections(self.dataset, _beside_connections(self._memory))
+        self._beside = beside.store if isinstance(beside.store, S3Store) else None
         work = _Work(self.folder, self.held, beside, self._stop, pace)
         self._thread = threading.Thread(
             target=_fill_quietly, args=(work, missing), name="lenstrain-cache", daemon=True
@@ -270,6 +272,8 @@ class CachedSplit:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(_LONGEST_PAUSE)
+            if self._thread.is_alive() and self._beside is not None:
+                self._beside.connection.stop()  # the interpreter would wait for all its tries
         self.held.close()
 
 

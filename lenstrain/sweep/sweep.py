@@ -85,10 +85,15 @@ def supervise(study: optuna.Study, arguments: Sequence[str], workers: int) -> in
     """Run the workers until all have ended well; the number of the signal if one came first."""
     gpus, received = visible_gpus(), []
 
+    def end_workers() -> None:
+        for number, process in list(running.items()):
+            if number not in told:
+                told.add(number)
+                process.terminate()
+
     def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        for process in running.values():
-            process.terminate()
+        end_workers()
 
     def start(number: int) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "lenstrain", *arguments, "--worker", str(number)]
@@ -97,11 +102,15 @@ def supervise(study: optuna.Study, arguments: Sequence[str], workers: int) -> in
         )
 
     running: dict[int, subprocess.Popen[bytes]] = {}
+    told = set[int]()
     before = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT)}
     deaths, ended = 0, -1
     try:
-        running.update({number: start(number) for number in range(workers)})
+        for worker in range(workers):
+            running[worker] = start(worker)
         while running:
+            if received:
+                end_workers()  # one that was just being started has not been told
             time.sleep(0.2)
             for number, process in list(running.items()):
                 status = process.poll()

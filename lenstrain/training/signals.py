@@ -10,12 +10,29 @@ from dataclasses import dataclass
 from types import FrameType
 
 
+class StopWaitingError(KeyboardInterrupt):
+    """A signal came while nothing but data was waited for."""
+
+
 @dataclass(slots=True)
 class StopSignals:
     """What has arrived so far."""
 
     received: int | None = None
     """Number of the first signal, or None."""
+    breaks: bool = False
+    """A signal ends the wait."""
+
+    @contextmanager
+    def breakable(self) -> Iterator[None]:
+        """Let a signal end the block, in which nothing is done but waiting for data."""
+        self.breaks = True
+        try:
+            if self.received is not None:
+                raise StopWaitingError
+            yield
+        finally:
+            self.breaks = False
 
 
 @contextmanager
@@ -33,6 +50,9 @@ def stop_signals() -> Iterator[StopSignals]:
         if number == signal.SIGINT and state.received is not None:
             raise KeyboardInterrupt
         state.received = state.received or number
+        if state.breaks:
+            state.breaks = False
+            raise StopWaitingError
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

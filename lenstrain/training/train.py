@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import torch
 
 from lensprep.dataset import Dataset
 from lensprep.dataset.storage import write_atomic
-from lensprep.errors import ProjectError
+from lensprep.errors import ProjectError, StorageError
 from lenstrain.config import Config
-from lenstrain.data import Batch
+from lenstrain.data import Batch, StampLoader
 from lenstrain.training.checkpoint import keep_as_last
 from lenstrain.training.copies import Copier
 from lenstrain.training.distributed import Context, process_group
@@ -34,7 +34,7 @@ from lenstrain.training.resume import (
 from lenstrain.training.run import Event as Event
 from lenstrain.training.run import Progress, Run, build_run, start_records
 from lenstrain.training.runlog import INTERRUPTED, NONFINITE, Scores
-from lenstrain.training.signals import StopSignals, stop_signals
+from lenstrain.training.signals import StopSignals, StopWaitingError, stop_signals
 from lenstrain.training.step import Learner, train_step
 from lenstrain.training.validate import score_split, validation_metrics
 
@@ -145,13 +145,48 @@ def fit(run: Run, signals: StopSignals) -> str:
 
 def train_epoch(run: Run, signals: StopSignals) -> bool:
     """Train through the rest of the epoch; False if a signal ended it, after saving the state."""
-    config, steps = run.config, len(run.train_loader)
+    steps = len(run.train_loader)
     first = run.learner.steps - run.epochs_done * steps
     if first == steps:
         return True
     clock = IntervalClock()
-    batches = device_batches(iter(run.train_loader), run, clock)
-    for number, batch in zip(range(first, steps), batches, strict=False):
+    batches = device_batches(breakable(run.train_loader, run, signals), run, clock)
+    try:
+        return train_steps(run, signals, clock, zip(range(first, steps), batches, strict=False))
+    except StopWaitingError:
+        _save_sound(run)
+        return False
+    except StorageError:
+        if run.context.world_size == 1:  # others would wait for this one in their next step
+            _save_sound(run)
+        raise
+
+
+def _save_sound(run: Run) -> None:
+    """Save in mid-epoch, unless a loss was not finite."""
+    check_finite(run, merged_totals(run, run.totals))
+    save(run, [])
+
+
+def breakable(loader: StampLoader, run: Run, signals: StopSignals) -> Iterator[Batch]:
+    """Batches; in a run of one process a signal ends the wait for one that does not come."""
+    wait = signals.breakable if run.context.world_size == 1 else nullcontext
+    with wait():
+        batches = iter(loader)
+    while True:
+        with wait():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def train_steps(
+    run: Run, signals: StopSignals, clock: IntervalClock, numbered: Iterable[tuple[int, Any]]
+) -> bool:
+    """The steps of `train_epoch`."""
+    config, steps = run.config, len(run.train_loader)
+    for number, batch in numbered:
         train_step(
             run.learner,
             batch,
@@ -167,8 +202,7 @@ def train_epoch(run: Run, signals: StopSignals) -> bool:
         run.tell("train", number + 1, steps, config.data.batch_size, record)
         stop, due = consult(run, signals, at_interval)
         if stop or (due and number + 1 < steps):
-            check_finite(run, merged_totals(run, run.totals))
-            save(run, [])
+            _save_sound(run)
         if stop:
             return False
     return True
@@ -227,7 +261,7 @@ def validate(run: Run, signals: StopSignals) -> Scores | None:
     config, steps = run.config, len(run.val_loader)
 
     def watched() -> Iterator[Batch]:
-        for number, batch in enumerate(run.val_loader, 1):
+        for number, batch in enumerate(breakable(run.val_loader, run, signals), 1):
             yield batch
             run.tell("validate", number, steps, config.eval.batch_size, {})
             if consult(run, signals, number % ASK_EVERY == 0)[0]:
@@ -243,7 +277,7 @@ def validate(run: Run, signals: StopSignals) -> Scores | None:
                 run.context,
                 channels_last=config.train.channels_last,
             )
-    except _StoppedError:
+    except (_StoppedError, StopWaitingError):
         return None
 
 

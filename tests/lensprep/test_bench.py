@@ -52,7 +52,9 @@ def test_figures_agree_with_the_rounds(result):
     assert len(result["runs"]) == 2
     for run in result["runs"]:
         assert run.keys() == PARTS
-        assert run["inflate_floor"] < run["decode"] < run["convert"]
+    # The least of each is the least disturbed.
+    least = {part: min(run[part] for run in result["runs"]) for part in PARTS}
+    assert least["inflate_floor"] < least["decode"] < least["convert"]
     seconds = {part: np.median([run[part] for run in result["runs"]]) for part in PARTS}
     assert result["stamps_per_s"] == pytest.approx(96 / seconds["convert"])
     assert result["speedup"] == pytest.approx(seconds["seed_path"] / seconds["convert"])

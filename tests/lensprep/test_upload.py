@@ -286,7 +286,8 @@ def test_a_damaged_local_copy_is_mended_by_download(s3, converted, tmp_path):
 def test_faults_of_every_kind_lose_nothing_and_double_nothing(s3, source, tmp_path, proxy, caplog):
     folder = s3.uri.split("/", 3)[3]
     path = f"/bucket/{folder}/".encode()
-    broken = Fault("reset-answer", b"GET " + path + b"train/train-000000.tar", after=3_000_000)
+    shard = b"GET " + path + b"train/train-000000.tar"
+    broken = Fault("reset-answer", shard, holding=b"bytes=0-", after=3_000_000)
     proxy.add(
         Fault("reset-request", b"PUT " + path + b"train/train-000000.tar", after=4_000_000),
         Fault("answer", b"PUT " + path + b"train/train-000001.tar", times=3),
@@ -317,7 +318,7 @@ def test_credentials_that_expire_in_the_middle_end_it_soon_and_it_can_go_on(s3, 
     started = time.monotonic()
     with pytest.raises(StorageError, match="have expired"):
         upload(str(source), s3.uri, options)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30  # trying again would take a minute
     assert proxy.count("PUT") <= options.connections
     proxy._faults.clear()
     upload(str(source), s3.uri, options)
@@ -355,7 +356,7 @@ def test_a_download_stops_at_once_without_a_bucket_or_credentials_and_can_go_on(
     started = time.monotonic()
     with pytest.raises(StorageError, match="have expired"):
         download(s3.uri, str(back), options)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30  # trying again would take a minute
     assert 1000 - proxy._faults[0].times <= 2  # one for each part of the shard
     assert not (back / "manifest.json").exists()
     assert not list(back.rglob("*.partial"))
@@ -369,7 +370,8 @@ def test_an_object_replaced_in_the_middle_of_a_download_is_an_error(s3, source, 
     name = Dataset.open(source).split("train").shards[0].name
     store = s3.store()
     data = bytes(store.read(name))
-    replace = Fault("reset-answer", f"GET /bucket/{store.key(name)}".encode(), after=1_000_000)
+    shard = f"GET /bucket/{store.key(name)}".encode()
+    replace = Fault("reset-answer", shard, holding=b"bytes=0-", after=1_000_000)
     replace.then = lambda: store.write(name, data[::-1])
     proxy.add(replace)
     with pytest.raises(ChangedError, match=r"replaced|other content"):

@@ -104,7 +104,7 @@ def test_a_lost_answer_to_a_conditional_write_is_told_from_a_refusal(s3, proxy, 
 def test_a_connection_that_never_brings_anything_ends_in_an_error(large, proxy):
     proxy.add(Fault("stall", b"GET", after=2000, times=1000))
     with pytest.raises(StorageError, match="nothing came"):
-        through(large, proxy, read_timeout_s=0.2, attempts=3).read_range("large", 0, 1000_000)
+        through(large, proxy, read_timeout_s=1.0, attempts=3).read_range("large", 0, 1000_000)
 
 
 # ---------------------------------------------------------------- faults that last
@@ -118,7 +118,7 @@ def test_wrong_credentials_are_one_clear_error_at_once(s3, proxy, monkeypatch, n
     started = time.monotonic()
     with pytest.raises(StorageError, match="does not accept the credentials") as caught:
         through(s3, proxy).entries()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20  # trying again would take a minute
     assert len(proxy.requests) == 1
     assert value not in str(caught.value)
     assert SECRET_KEY not in str(caught.value)
@@ -149,7 +149,10 @@ def test_a_missing_bucket_is_named(s3):
         Dataset.open("s3://no-such-bucket-here/x", s3.options())
 
 
-def test_an_endpoint_where_nobody_listens_is_given_up_soon_and_its_password_not_shown(s3):
+def test_an_endpoint_where_nobody_listens_is_given_up_soon_and_its_password_not_shown(
+    s3, monkeypatch
+):
+    monkeypatch.setattr("random.random", lambda: 0.5)  # of the pauses
     started = time.monotonic()
     url = f"http://user:hidden-password@127.0.0.1:{free_ports(1)[0]}"
     with pytest.raises(StorageError, match="EndpointConnectionError") as caught:
@@ -163,7 +166,7 @@ def test_a_certificate_that_is_not_trusted_is_an_error_at_once(s3, monkeypatch):
     started = time.monotonic()
     with pytest.raises(StorageError, match="AWS_CA_BUNDLE"):
         s3.store(endpoint_url=s3.server.https).entries()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20  # trying again would take a minute
 
 
 def test_an_object_replaced_while_it_is_read_is_an_error(large, proxy, data):
@@ -199,7 +202,7 @@ def test_a_stop_ends_a_pause_before_another_try(s3, proxy, monkeypatch, kind):
         store.connection.stop()
         with pytest.raises(StorageError):
             writing.result(20)
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < 3.0  # of 4 s, then 8 s and so on
     assert proxy.count("PUT") == 3
     assert through(s3, proxy).connection is not store.connection
     s3.store().write("x", b"data")

