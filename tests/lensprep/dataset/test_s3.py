@@ -7,8 +7,10 @@ import logging
 import os
 import pickle
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,7 @@ from lensprep.dataset import Dataset
 from lensprep.dataset.s3 import PART_BYTES, Piece, S3Store
 from lensprep.dataset.s3client import S3Options, connect, interruptible
 from lensprep.dataset.s3file import BLOCK_BYTES, S3File, s3_filesystem
+from lensprep.dataset.s3transfer import download_file, run_files
 from lensprep.errors import (
     ChangedError,
     DatasetError,
@@ -213,6 +216,43 @@ def wait_until(condition, seconds=30.0):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_an_interrupt_of_a_library_call_does_not_wait_for_more_tries(s3, proxy, monkeypatch):
+    monkeypatch.setattr("random.random", lambda: 1.0)
+    s3.store().write("x", bytes(2 * PART_BYTES))
+    store = through(s3, proxy)
+    assert store.stat("x").bytes == 2 * PART_BYTES
+    proxy.add(Fault("answer", b"GET", times=1000))
+    seen = threading.Thread(
+        target=lambda: (wait_until(lambda: proxy.count("GET") >= 4), signal.raise_signal(2))
+    )
+    seen.start()
+    with pytest.raises(KeyboardInterrupt):
+        store.read("x")
+    ended = time.monotonic()
+    seen.join()
+    asked = proxy.count("GET")
+    proxy._faults.clear()
+    assert store.read("x") == bytes(2 * PART_BYTES)  # the same store goes on
+    assert time.monotonic() - ended < 4.0
+    assert proxy.count("GET") <= asked + 3
+
+
+def test_an_interrupted_download_brings_no_more_than_was_on_its_way(s3, large, tmp_path, proxy):
+    proxy.bytes_per_s = 2e6
+    store = through(large, proxy, connections=2)
+    jobs = [
+        partial(download_file, store, "large", tmp_path / str(n), size=SIZE, sha256=None)
+        for n in range(4)
+    ]
+    timer = threading.Timer(1.0, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_files(store, jobs)
+    timer.join()
+    assert proxy.bytes_down < SIZE  # of four files
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_first_signal_interrupts_and_the_second_has_its_own_effect(s3):

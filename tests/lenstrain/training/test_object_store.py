@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +24,7 @@ from lenstrain.data.upkeep import fill
 from lenstrain.infer import infer
 from lenstrain.training.checkpoint import load_checkpoint
 from lenstrain.training.train import train
-from tests.faultproxy import FaultProxy
+from tests.faultproxy import Fault, FaultProxy
 
 CACHE = ("data.cache_reserve_gb=0", "data.disk_mb_per_s=2000", "data.store_mb_per_s=1000")
 
@@ -165,6 +166,45 @@ def test_two_processes_share_the_cache_and_fetch_each_shard_once(
 
 
 # The command line
+
+
+@pytest.mark.parametrize("kind", ["stall", "refuse"])
+def test_a_signal_while_the_store_is_away_saves_at_once(s3, uri, make_config, tmp_path, kind):
+    """Nothing comes any more after some steps, and a spot machine is taken back."""
+    config = tmp_path / "config.toml"
+    config.write_text(to_toml(make_config("data.shuffle=block", "train.epochs=4000")))
+    out = tmp_path / "run"
+    with FaultProxy(s3.server.ports["s3"]) as proxy:
+        command = [
+            sys.executable, "-m", "lenstrain", "train", uri, "--config", config, "--out", out,
+            "--endpoint-url", proxy.url, "--set", "train.patience=0", "--set", "train.log_every=1",
+        ]  # fmt: skip
+        process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+        lines = out / "metrics.jsonl"
+        wait_until(lambda: lines.exists() and lines.read_text().count("\n") > 10)
+        proxy.add(Fault(kind, b"GET", times=100_000))
+        wait_until(lambda: proxy._faults[0].times < 100_000)
+        before = lines.read_text()
+        wait_until(lambda: has_settled(lines))
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert len(lines.read_text()) >= len(before)
+    step = json.loads((out / "interrupted.json").read_text())["step"]
+    assert load_checkpoint(out / "checkpoints" / "last.pt")["step"] == step
+
+
+def has_settled(path):
+    before = path.stat().st_size
+    time.sleep(1.0)
+    return path.stat().st_size == before
+
+
+def wait_until(condition, seconds=120.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def invoke(*arguments):
