@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from lenstrain.cli import EXIT_PREEMPTED, main
+from lenstrain.cli_base import ProjectGroup
 from tests.datasets import tiny_dataset
 
 SETTINGS = [
@@ -139,6 +141,21 @@ def test_a_wrong_key_is_answered_without_importing_torch(dataset, tmp_path):
     )  # fmt: skip
     assert result.returncode == 1
     assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_command_with_130_and_one_line(number):
+    @click.group(cls=ProjectGroup)
+    def program():
+        pass
+
+    @program.command()
+    def wait():
+        signal.raise_signal(number)
+        time.sleep(5)
+
+    done = CliRunner().invoke(program, ["wait"])
+    assert (done.exit_code, done.output) == (130, "Stopped.\n")
 
 
 @pytest.mark.timeout(900)

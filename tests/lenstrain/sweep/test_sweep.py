@@ -20,7 +20,13 @@ from lenstrain.config import Config
 from lenstrain.sweep.config import load_plan
 from lenstrain.sweep.report import draw, importance, recommend
 from lenstrain.sweep.study import claim, make_places, open_study
-from lenstrain.sweep.sweep import MOST_DEATHS, WorkerError, _check_deaths, worker_environment
+from lenstrain.sweep.sweep import (
+    MOST_DEATHS,
+    WorkerError,
+    _check_deaths,
+    supervise,
+    worker_environment,
+)
 from lenstrain.sweep.work import describe, run_trial, work
 
 TOO_WIDE = 1 << 20
@@ -189,6 +195,21 @@ def test_a_study_refuses_other_data_or_another_space(dataset, write_sweep, tmp_p
 def test_each_worker_has_a_gpu_of_its_own():
     seen = [worker_environment(n, 4, ["2", "5"])["CUDA_VISIBLE_DEVICES"] for n in range(4)]
     assert seen == ["2", "5", "2", "5"]
+
+
+def test_a_signal_while_workers_are_started_ends_them_all(tmp_path, monkeypatch):
+    started, popen = [], subprocess.Popen
+
+    def late(command, **options):
+        started.append(popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+        if len(started) == 2:  # the process is there, but not yet in the list of those to be told
+            signal.raise_signal(signal.SIGTERM)
+        return started[-1]
+
+    monkeypatch.setattr("lenstrain.sweep.sweep.subprocess.Popen", late)
+    study = optuna.create_study()
+    assert supervise(study, ["sweep"], 3) == signal.SIGTERM
+    assert [process.wait(60) for process in started] == [-signal.SIGTERM] * 3
 
 
 def test_a_killed_worker_is_replaced_but_not_for_ever():
