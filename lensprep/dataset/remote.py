@@ -109,7 +109,12 @@ class RemoteDataset(Dataset):
             raise DatasetError(f"{self.uri}: split {split!r} is empty.")
         with ThreadPoolExecutor(_SIDECARS_AT_ONCE) as threads:
             tables = threads.map(lambda shard: self.read_shard_sidecar(shard, columns), shards)
-            return pa.concat_tables(list(tables))
+            try:
+                return pa.concat_tables(list(tables))
+            except KeyboardInterrupt:
+                with self.store.connection.watcher.giving_up():
+                    threads.shutdown(cancel_futures=True)
+                raise
 
     def read_pixels(self, split: str, index: NDArray[Any] | Sequence[int]) -> NDArray[np.float16]:
         """Pixels of chosen rows of a split; see `Dataset.read_pixels`."""

@@ -6,7 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -168,13 +168,17 @@ def _save_sound(run: Run) -> None:
     save(run, [])
 
 
+def waits(run: Run, signals: StopSignals) -> AbstractContextManager[None]:
+    """A block that waits for data: a signal ends it, if no other process waits for this one."""
+    return signals.breakable() if run.context.world_size == 1 else nullcontext()
+
+
 def breakable(loader: StampLoader, run: Run, signals: StopSignals) -> Iterator[Batch]:
-    """Batches; in a run of one process a signal ends the wait for one that does not come."""
-    wait = signals.breakable if run.context.world_size == 1 else nullcontext
-    with wait():
+    """Batches; a signal ends the wait for one that does not come."""
+    with waits(run, signals):
         batches = iter(loader)
     while True:
-        with wait():
+        with waits(run, signals):
             batch = next(batches, None)
         if batch is None:
             return
@@ -228,7 +232,8 @@ def finish_epoch(run: Run, signals: StopSignals) -> bool:
     record = epoch_record(run, time.perf_counter() - started)
     if run.log is not None:
         run.log.write("epoch", record)
-        run.log.write_validation(run.learner.steps, run.dataset, run.config.eval.split, scores)
+        with suppress(StopWaitingError), waits(run, signals):  # pictures, read from the dataset
+            run.log.write_validation(run.learner.steps, run.dataset, run.config.eval.split, scores)
     run.tell("epoch", len(run.train_loader), len(run.train_loader), 0, record)
     run.epoch_totals.sums.zero_()
     run.epochs_done += 1

@@ -168,6 +168,7 @@ def test_two_processes_share_the_cache_and_fetch_each_shard_once(
 # The command line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stall", "refuse"])
 def test_a_signal_while_the_store_is_away_saves_at_once(s3, uri, make_config, tmp_path, kind):
     """Nothing comes any more after some steps, and a spot machine is taken back."""
