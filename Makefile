@@ -13,7 +13,7 @@ DEMO_SEED ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test lint format docs test-slow test-gpu bench-peers clean
+.PHONY: help env demo test lint format docs test-slow test-gpu faults bench-peers clean
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -44,7 +44,7 @@ demo: $(STAMP)
 	@echo "The report:  $(abspath $(DEMO))/report/report.html   <- open this in a browser"
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -m "not slow and not gpu and not faults"
 
 # make lint    ruff and mypy --strict
 lint: $(STAMP)
@@ -63,12 +63,16 @@ docs: $(STAMP)
 
 # make test-slow  the tests that take minutes: kills, long runs, memory
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -q -m "slow and not gpu" --timeout 1800
+	$(BIN)/python -m pytest -q -m "slow and not gpu and not faults" --timeout 1800
 
 # make test-gpu  what only a GPU can show: AMP, compile, pinned copies, NCCL, waits, memory, bench
 test-gpu: $(STAMP)
 	@$(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || { echo "PyTorch finds no GPU here. Look at nvidia-smi."; exit 1; }
 	$(BIN)/python -m pytest -q -m gpu --timeout 1800
+
+# make faults  the long forms of the tests of hostile input, lying networks and poor machines
+faults: $(STAMP)
+	$(BIN)/python -m pytest -q -m faults --timeout 5400
 
 # make bench-peers  other loaders beside ours on the same stamps; see docs/benchmarks.md
 bench-peers:

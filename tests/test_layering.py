@@ -12,7 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MODULES = sorted([*(ROOT / "lensprep").rglob("*.py"), *(ROOT / "lenstrain").rglob("*.py")])
 
-OPEN_TO_LENSTRAIN = ("lensprep.dataset", "lensprep.errors", "lensprep.configfile")
+OPEN_TO_LENSTRAIN = (
+    "lensprep.dataset",
+    "lensprep.errors",
+    "lensprep.configfile",
+    "lensprep.kernel",
+    "lensprep.terminal",
+)
 PURE = [
     "lensprep/placement.py",
     "lensprep/account.py",
