@@ -393,7 +393,6 @@ def test_options_of_precision_and_layout_run_on_a_cpu(dataset, make_config, tmp_
     for number, overrides in enumerate(
         [
             ("train.amp=bf16",),
-            ("train.amp=fp16",),
             ("train.channels_last=false", "data.d4=false", "data.shift_px=2"),
             ("loss.name=focal", "loss.label_smoothing=0.1", "optim.accumulate=3"),
         ]
