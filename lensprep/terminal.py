@@ -90,6 +90,8 @@ def one_line(error: BaseException) -> str | None:
         return " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError):
         return install_hint(error.name or "")
+    if isinstance(error, BrokenPipeError):  # Click would end without a word
+        return "A process or a connection that this command needs has ended (broken pipe)."
     if isinstance(error, OSError) and error.errno in _OF_FILES:
         files = [str(name) for name in (error.filename, error.filename2) if name is not None]
         where = " and ".join(files) or "A file"

@@ -402,6 +402,12 @@ def test_options_of_precision_and_layout_run_on_a_cpu(dataset, make_config, tmp_
         assert np.isfinite(result["validation"]["nll"])
 
 
+def test_fp16_on_a_cpu_is_refused_before_the_folder_is_made(dataset, make_config, tmp_path):
+    with pytest.raises(ConfigError, match=r"a step can take minutes\. Set train\.amp=auto"):
+        train(dataset, make_config("train.amp=fp16"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_compiled_run_takes_the_plain_course_and_is_resumed_to_the_same_bits(
