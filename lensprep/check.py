@@ -29,7 +29,7 @@ from lensprep.checks.tally import tally_rows
 from lensprep.contract import STAMP_COLUMN
 from lensprep.dataset.s3client import S3Options
 from lensprep.engine import default_workers, run_tasks
-from lensprep.errors import ConfigError, InputError, SchemaError
+from lensprep.errors import ConfigError, InputError, SchemaError, size_text
 from lensprep.listing import filesystem_for
 from lensprep.source import Progress, Source, SourceFile
 
@@ -255,7 +255,7 @@ def render_text(report: CheckReport) -> RenderableType:
     """The report for a terminal: counts, findings, verdict."""
     head = Text(
         f"{report.source}: {report.files:,} files, {report.row_groups:,} row groups, "
-        f"{report.rows:,} rows, {report.bytes / 1e9:.2f} GB"
+        f"{report.rows:,} rows, {size_text(report.bytes)}"
     )
     verdict = Text("verdict: ")
     verdict.append(report.verdict, _VERDICT_STYLE[report.verdict])

@@ -29,7 +29,7 @@ from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE
 from lensprep.dataset.s3 import S3Store
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import LocalStore, Store, is_remote, local_path, open_store
-from lensprep.errors import BudgetError, ChangedError, ConfigError, DatasetError
+from lensprep.errors import BudgetError, ChangedError, ConfigError, DatasetError, size_text
 from lensprep.workfolder import PLAN_NAME, LocalWork, Work, open_work
 
 WORK_FOLDER: Final = ".work"
@@ -205,8 +205,8 @@ def require_disk(needs: list[Need], rows: int) -> None:
             part = "all" if not lasting else f"{1 - lasting / needed:.0%}"
             raise BudgetError(
                 f"{' and '.join(need.where for need in together)}: converting {rows:,} rows takes "
-                f"up to {needed / 1e9:.1f} GB of disk ({part} of it only while it runs), but "
-                f"{free / 1e9:.1f} GB are free. Choose another disk"
+                f"up to {size_text(needed)} of disk ({part} of it only while it runs), but "
+                f"{size_text(free)} are free. Choose another disk"
                 + ("." if lasting else " with --work, or with TMPDIR for temporary files.")
             )
 
