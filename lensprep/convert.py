@@ -11,7 +11,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -59,12 +59,15 @@ from lensprep.places import (
     Need,
     Places,
     claim,
+    difference,
+    discard,
     find_plan,
     kept_folder,
     make_plan,
+    mark_failed,
     release,
     require_disk,
-    require_same,
+    require_finished,
 )
 from lensprep.prepare import REJECT_SCHEMA
 from lensprep.rounds import RUN_ROWS, RunTask, ShardTask, peak_rss_bytes, run_rows, write_shards
@@ -165,7 +168,8 @@ def convert(
         What runs the tasks instead of processes of this machine (`make_engine`); entered
         already, and left open. Its workers must see local folders under the same path.
     resume : bool
-        Go on with an interrupted conversion of the same source and configuration.
+        Go on with an interrupted conversion of the same source and configuration. Where that is
+        finished already, nothing is left to do.
     work : str, optional
         Folder, local or ``s3://``, for the runs between the two rounds, which are as large as the
         dataset; in the dataset if not given. With several machines all of them must reach it.
@@ -188,8 +192,8 @@ def convert(
     InputError
         If the source is missing, corrupt or not Phase 4c; nothing is left behind.
     DatasetError
-        If the folder holds something else, or an interrupted conversion of something else, or
-        another conversion took it meanwhile.
+        If the folder holds something else, or a dataset or an interrupted conversion of something
+        else, or another conversion took it meanwhile.
     BudgetError
         If too many rows are rejected, or the disk is too small; nothing is committed.
     StorageError
@@ -204,32 +208,43 @@ def convert(
         dataset = str(local_path(dataset).absolute())  # a worker elsewhere runs in another folder
     store = open_store(dataset, options)
     before = find_plan(store, resume=resume)
-    keep = kept_folder(store, keep_local, resume=before is not None)
-    if before is not None and store.has(MANIFEST_NAME):
-        # Killed between its commit and its last line.
-        manifest = Dataset.open(store.uri, options).manifest
-        _finish(Places.of(before, store, options, keep), options)
-        return _report(manifest, time.monotonic() - started, peak_rss_bytes())
+    finished = store.has(MANIFEST_NAME)
     filesystem = filesystem_for(src, options)
     source = Source.open(src, skip_bad_files=config.skip_bad_files, filesystem=filesystem)
     rules = config.rules(source.schema)
     # What `plan_runs` makes of a source depends on it: a resumed task must read the same rows.
     identity = {**config.identity, "run_rows": RUN_ROWS}
     plan = make_plan(identity, source.digest(), work)
-    if before is not None:
-        require_same(before, plan, store, source.uri, work)
-    places = Places.of(before or plan, store, options, keep)
+    failed = None
+    if before is not None and not finished:
+        other = difference(before, plan, store, source.uri, work)
+        if other is not None and not before["failed"]:
+            raise DatasetError(other)
+        if other is not None:
+            before, failed = None, before
+    keep = kept_folder(store, keep_local, resume=finished or before is not None)
+    plan = before or plan
+    places = Places.of(plan, store, options, keep)
+    if finished:
+        manifest = Dataset.open(store.uri, options).manifest
+        require_finished(manifest, config.identity, source.digest(), store, source.uri)
+        _finish(places, options)  # also of one that was killed between its commit and its last line
+        return _report(manifest, time.monotonic() - started, peak_rss_bytes())
     if not isinstance(engine, LocalEngine | None):
         places = replace(places, elsewhere=True)
     needs = places.needs(source.rows, config.shard_rows, workers)
     require_disk(needs, source.rows)
     if announce is not None:
         announce(source.rows, needs)
+    if failed is not None:
+        discard(Places.of(failed, store, options, None), failed)
     if before is None:
         claim(store, plan)
     else:
+        if plan["failed"]:
+            mark_failed(store, plan, False)
         _remove_unfinished(places)
-    with _cleaning_up(places, new=before is None):
+    with _cleaning_up(places, plan, new=before is None):
         seen = places.shared_folders
         with WitnessEngine(engine, seen) if engine else LocalEngine(workers) as pool:
             account, runs, first = _first_round(source, config, rules, places.work, pool, progress)
@@ -272,7 +287,7 @@ def _remove_unfinished(places: Places) -> None:
 
 
 @contextmanager
-def _cleaning_up(places: Places, *, new: bool) -> Iterator[None]:
+def _cleaning_up(places: Places, plan: Mapping[str, Any], *, new: bool) -> Iterator[None]:
     """After a failure nothing half done stays, and nothing at all if no task was done."""
     try:
         yield
@@ -286,6 +301,8 @@ def _cleaning_up(places: Places, *, new: bool) -> Iterator[None]:
         with suppress(StorageError):  # what happened is told, not what came of it
             if new and isinstance(error, ProjectError) and not places.work.is_begun():
                 release(places)
+            elif isinstance(error, BudgetError):
+                mark_failed(places.dataset, plan, True)
         raise
 
 
@@ -346,10 +363,13 @@ def _check_rejects(account: Account, rows: int, limit: float, *, final: bool = F
         raise BudgetError(
             f"{rejected:,} of {rows:,} rows are rejected ({reasons}), more than "
             f"--max-reject-rate {limit:g}; nothing is committed. Look at them with "
-            "`lensprep check`, or resume with a higher rate."
+            "`lensprep check`, or run it again with a higher rate; what is done is kept."
         )
     if final and not summary["accepted"]:
-        raise BudgetError("No row was accepted; there is nothing to commit.")
+        raise BudgetError(
+            "No row was accepted; there is nothing to commit. Change --where or another cut, and "
+            "run it again."
+        )
 
 
 def _second_round(
