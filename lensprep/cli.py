@@ -314,7 +314,9 @@ def convert(
 def _announce(rows: int, needs: list[Need]) -> None:
     """Say before the work what room it takes, and where."""
     if len(needs) == 1 and needs[0].is_local:
-        click.echo(f"{rows:,} rows; up to {size_text(needs[0].bytes)} of disk while it runs", err=True)
+        click.echo(
+            f"{rows:,} rows; up to {size_text(needs[0].bytes)} of disk while it runs", err=True
+        )
         return
     click.echo(f"{rows:,} rows; while it runs up to", err=True)
     for need in needs:
@@ -329,6 +331,9 @@ def _print_account(result: dict[str, Any]) -> None:
         click.echo(f"{kind:<11}{sum(result[kind].values()):>12,}")
         for reason, rows in result[kind].items():
             click.echo(f"  {reason:<20}{rows:>12,}")
+    if result["read_again"]:
+        rows = result["read_again"]
+        click.echo(f"read twice {rows:>12,}  rows of row groups that came damaged over the network")
     for name, split in result["splits"].items():
         classes = split["classes"]
         click.echo(
@@ -444,8 +449,8 @@ def _transfer(
         print_json(result)
         return
     click.echo(
-        f"{result['destination']}: {result['sent_files']:,} files, {size_text(result['sent_bytes'])} "
-        f"in {result['seconds']:.1f} s ({size_text(result['bytes_per_s'])}/s); "
+        f"{result['destination']}: {result['sent_files']:,} files, "
+        f"{size_text(result['sent_bytes'])} in {result['seconds']:.1f} s ({size_text(result['bytes_per_s'])}/s); "
         f"{result['skipped_files']:,} were there; dataset {result['dataset_id'][:12]}"
     )
 

@@ -184,7 +184,8 @@ def convert(
     Returns
     -------
     dict
-        ``input_rows``, ``accepted``, ``filtered``, ``rejected``, ``splits``, ``seconds``,
+        ``input_rows``, ``accepted``, ``filtered``, ``rejected``, ``read_again``: rows of row
+        groups that came damaged over a network and were read twice, ``splits``, ``seconds``,
         ``stamps_per_s``, ``peak_rss_bytes``, ``dataset_id``.
 
     Raises
@@ -345,6 +346,7 @@ def _first_round(
     account, runs, peak, done = Account(), list[str](), 0, 0
     for result in engine.run(run_rows, tasks):
         account.merge(Account.from_list(result["account"]))
+        account.read_again += result.get("read_again", 0)  # of a version before: not told
         runs += result["runs"]
         peak = max(peak, result["peak_rss_bytes"])
         done += result["rows"]
@@ -487,6 +489,7 @@ def _report(manifest: Manifest, seconds: float, peak: int) -> dict[str, Any]:
     }
     return {
         **{name: account[name] for name in ("input_rows", "accepted", "filtered", "rejected")},
+        "read_again": account.get("read_again", 0),
         "splits": splits,
         "seconds": round(seconds, 3),
         "stamps_per_s": round(account["input_rows"] / seconds, 1),
