@@ -450,7 +450,8 @@ def _transfer(
         return
     click.echo(
         f"{result['destination']}: {result['sent_files']:,} files, "
-        f"{size_text(result['sent_bytes'])} in {result['seconds']:.1f} s ({size_text(result['bytes_per_s'])}/s); "
+        f"{size_text(result['sent_bytes'])} in {result['seconds']:.1f} s "
+        f"({size_text(result['bytes_per_s'])}/s); "
         f"{result['skipped_files']:,} were there; dataset {result['dataset_id'][:12]}"
     )
 

@@ -66,14 +66,19 @@ def list_parquet(
 
 def _list_all(filesystem: pafs.FileSystem, path: str, uri: str) -> list[pafs.FileInfo]:
     """All that lies below a folder; over plain HTTP a name that was altered would be left out."""
+    selector = pafs.FileSelector(path, recursive=True)
+    found: list[pafs.FileInfo] = []
 
-    def read() -> list[pafs.FileInfo]:
-        return list(filesystem.get_file_info(pafs.FileSelector(path, recursive=True)))
+    def read() -> list[tuple[str, int | None]]:
+        found[:] = filesystem.get_file_info(selector)
+        return [(entry.path, entry.size) for entry in found]  # two FileInfo are never equal
 
     options = _store_options(filesystem)
     if options is not None and is_plain(S3Store(f"s3://{path}", options)):
-        return agreed(read, uri)
-    return read()
+        agreed(read, uri)
+    else:
+        read()
+    return found
 
 
 def _store_options(filesystem: pafs.FileSystem) -> S3Options | None:

@@ -49,12 +49,13 @@ def find_fatal(function: Callable[[Item], object], items: Sequence[Item]) -> lis
 
 def _try(function: Callable[[Any], object], items: Sequence[Any]) -> tuple[int, bool]:
     """How many items were begun, and whether the process died of one."""
+    paths = [os.environ.get("PYTHONPATH"), *sys.path]  # of a Spark executor more than it began with
     done = subprocess.run(
         [sys.executable, "-c", f"from {__name__} import main; main()"],
         input=pickle.dumps((function, items)),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
         check=False,
     )
     return len(done.stdout), -done.returncode in set(signal.Signals) - _ASKED_TO_END
