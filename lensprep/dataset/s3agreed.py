@@ -1,7 +1,8 @@
 """Reads of an object store that are believed only when two answers agree.
 
-    store = AgreedStore("s3://bucket/phase4c", options)      an S3Store; it reads everything twice
-    if is_plain(store): ...                                  nothing but TCP guards what it answers
+    store = guarded(open_store(uri, options))       the same, or over plain HTTP an AgreedStore
+    store = AgreedStore("s3://bucket/x", options)   an S3Store that reads everything twice
+    if is_plain(store): ...                         nothing but TCP guards what it answers
 
 TCP lets an altered bit pass now and then, a proxy as many as it likes, and a range of an object
 has no checksum of its own. What is read and looks damaged is read again in this way before it is
@@ -15,7 +16,7 @@ from typing import Final, TypeVar
 
 from lensprep.dataset.s3 import S3Store
 from lensprep.dataset.s3client import S3Options
-from lensprep.dataset.storage import Entry
+from lensprep.dataset.storage import Entry, Store
 from lensprep.errors import StorageError
 
 T = TypeVar("T")
@@ -49,6 +50,13 @@ def agreed(read: Callable[[], T], where: str) -> T:
     )
 
 
+def guarded(store: Store) -> Store:
+    """A folder whose small files come as they are, also where nobody else sees to that."""
+    if isinstance(store, S3Store) and is_plain(store):
+        return AgreedStore(store.uri, store.options)
+    return store
+
+
 class AgreedStore(S3Store):
     """A folder in an object store that is asked until two answers agree.
 
@@ -57,12 +65,27 @@ class AgreedStore(S3Store):
     uri : str
     options : S3Options, optional
     ranges : bool
-        Do so for ranges too; else only for the ends of objects, and what is small.
+        Do so for ranges of a version too; else only for the ends of objects, and what is small.
     """
 
     def __init__(self, uri: str, options: S3Options | None = None, *, ranges: bool = True) -> None:
         super().__init__(uri, options)
         self._ranges = ranges
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """Files whose names begin with ``prefix``; see `S3Store.entries`."""
+        read = super().entries
+        return agreed(lambda: read(prefix), self.uri)
+
+    def read(self, name: str) -> bytearray:
+        """A whole file; see `S3Store.read`."""
+        read = super().read
+        return agreed(lambda: read(name), self.locate(name))
+
+    def read_range(self, name: str, start: int, length: int) -> bytearray:
+        """So many bytes; see `S3Store.read_range`."""
+        read = super().read_range
+        return agreed(lambda: read(name, start, length), self.locate(name))
 
     def read_tail(self, name: str, length: int) -> tuple[bytearray, Entry]:
         """The last bytes of a file, and what it is; see `S3Store.read_tail`."""

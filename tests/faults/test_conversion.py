@@ -20,6 +20,7 @@ from lensprep.convert import ConvertConfig, convert
 from lensprep.engine import make_engine
 from lensprep.errors import InputError, ProjectError
 from lensprep.trial import find_fatal
+from lensprep.upload import download
 from lensprep.verify import verify
 from tests.faultproxy import ALWAYS, DRAWN, Fault, FaultProxy
 from tests.phase4c import tiny_table, write_tree
@@ -260,6 +261,22 @@ def test_altered_cut_and_failed_answers_change_no_byte(
     assert proxy.happened["alter"] >= 5
     assert proxy.happened["cut"] + proxy.happened["answer"] >= 2
     assert report["rejected"] == {}
+    assert contents(tmp_path / "ds") == contents(whole)
+
+
+@pytest.mark.parametrize(
+    "seed", [1, *(pytest.param(n, marks=pytest.mark.faults) for n in range(2, 12))]
+)
+def test_altered_answers_change_no_byte_of_a_dataset_in_the_store(
+    seed, tree, whole, s3, proxy, tmp_path
+):
+    proxy.add(Fault("alter", b"GET ", times=ALWAYS, share=0.1, seed=seed, after=DRAWN))
+    options = s3.options(endpoint_url=proxy.url)
+    report = convert(str(tree), s3.uri, CONFIG, workers=1, options=options)
+    assert proxy.happened["alter"] >= 3
+    assert report["read_again"] == 0
+    proxy.clear()
+    download(s3.uri, str(tmp_path / "ds"), s3.options())
     assert contents(tmp_path / "ds") == contents(whole)
 
 
