@@ -187,7 +187,12 @@ class Source:
         return listing.hexdigest()
 
     def read_row_group(
-        self, file: SourceFile, index: int, columns: Sequence[str] | None = None
+        self,
+        file: SourceFile,
+        index: int,
+        columns: Sequence[str] | None = None,
+        *,
+        careful: bool = False,
     ) -> pa.Table:
         """Rows of one row group.
 
@@ -199,6 +204,8 @@ class Source:
             Number of the row group in the file.
         columns : sequence of str, optional
             Columns to read; all of ``schema`` if not given.
+        careful : bool
+            Ask an object store for every range until two answers agree.
 
         Returns
         -------
@@ -214,7 +221,7 @@ class Source:
             If ``columns`` has an unknown name, or a value does not fit the contract's type.
         """
         return pa.concat_tables(
-            self.iter_row_group(file, index, columns, batch_rows=max(1, file.rows))
+            self.iter_row_group(file, index, columns, batch_rows=max(1, file.rows), careful=careful)
         )
 
     def iter_row_group(
@@ -252,6 +259,7 @@ class Source:
         columns: Sequence[str] | None = None,
         *,
         batch_rows: int = 8192,
+        careful: bool = False,
     ) -> Iterator[pa.Table]:
         """Rows of a whole file, across its row groups, in pieces; see `iter_row_group`.
 
@@ -259,7 +267,7 @@ class Source:
         file.
         """
         groups = tuple(range(len(file.row_groups)))
-        yield from self._pieces(file, groups, columns, batch_rows, file.path)
+        yield from self._pieces(file, groups, columns, batch_rows, file.path, careful)
 
     def _pieces(
         self,

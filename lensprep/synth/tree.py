@@ -310,6 +310,7 @@ def _write_table(path: Path, table: pa.Table, group_rows: int) -> None:
             use_dictionary=light,
             write_batch_size=32,  # pages of a megabyte or two, as Spark's
             write_statistics=light,
+            write_page_checksum=True,  # as Spark 3.2 and later
         )
         _write_checksums(path)
     except OSError as error:

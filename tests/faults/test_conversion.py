@@ -16,9 +16,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from lensprep.check import check
 from lensprep.convert import ConvertConfig, convert
+from lensprep.dataset.s3file import s3_filesystem
 from lensprep.engine import make_engine
 from lensprep.errors import InputError, ProjectError
+from lensprep.feed import PartTask
+from lensprep.normalize import normalization_spec
+from lensprep.source import Source
 from lensprep.trial import find_fatal
 from lensprep.upload import download
 from lensprep.verify import verify
@@ -280,7 +285,7 @@ def test_altered_answers_change_no_byte_of_a_dataset_in_the_store(
     assert contents(tmp_path / "ds") == contents(whole)
 
 
-def place_of_stamp(tree, s3):
+def place_of_stamp(tree):
     """Byte of the first file in the middle of its tenth stamp, which the second task reads."""
     path = sorted(tree.rglob("*.parquet"))[0]
     blob = pq.read_table(path, columns=["stamp_npz"])["stamp_npz"][9].as_py()
@@ -294,7 +299,7 @@ def test_a_stamp_that_was_altered_is_read_again(
 ):
     source = checked if pages == "checked" else tree
     put(source, s3)
-    place = place_of_stamp(source, s3)
+    place = place_of_stamp(source)
     # Stamps are read in blocks from the first one; the first reading is of the first row group.
     proxy.add(Fault("alter", b"GET ", holding=b"bytes=0-", after=place, times=times))
     report = convert_through(proxy, s3, tmp_path / "ds")
@@ -302,6 +307,27 @@ def test_a_stamp_that_was_altered_is_read_again(
     assert report["read_again"] == 8
     assert report["rejected"] == {}
     assert contents(tmp_path / "ds") == contents(whole)
+
+
+def test_a_check_and_the_scoring_of_a_tree_read_it_again_too(tree, s3, proxy, tmp_path):
+    put(tree, s3)
+    options, block = s3.options(endpoint_url=proxy.url), b"bytes=0-"
+    altered = Fault("alter", b"GET ", holding=block, after=place_of_stamp(tree), times=2)
+    proxy.add(altered)
+    report = check(s3.uri, pixels=True, workers=1, options=options)
+    assert altered.times == 0
+    local = check(str(tree), pixels=True, workers=1)
+    assert [f.measured for f in report.findings] == [f.measured for f in local.findings]
+
+    source = Source.open(s3.uri, filesystem=s3_filesystem(options))
+    file = source.files[0]
+    task = PartTask(
+        0, source, ((file, 1),), str(file.split), normalization_spec("mad_stamp", 10.0), tmp_path
+    )
+    altered.times = 2
+    rows, rejects = task.run()
+    assert altered.times == 0
+    assert (rows.num_rows, rejects.num_rows) == (8, 0)
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -324,7 +350,7 @@ def test_what_is_damaged_in_the_store_is_rejected_after_two_readings(
 def test_a_corrupt_page_in_the_store_is_an_error_after_two_readings(checked, s3, proxy, tmp_path):
     tree = tmp_path / "src"
     shutil.copytree(checked, tree)
-    path, place = sorted(tree.rglob("*.parquet"))[0], place_of_stamp(tree, s3)
+    path, place = sorted(tree.rglob("*.parquet"))[0], place_of_stamp(tree)
     data = bytearray(path.read_bytes())
     data[place] ^= 1
     path.write_bytes(data)
