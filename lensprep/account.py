@@ -29,6 +29,8 @@ class Account:
     """Counts of rows by (split, class, outcome)."""
 
     counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    read_again: int = 0
+    """Rows of row groups that were read twice: they came damaged over a network."""
 
     def add(self, splits: Iterable[str], classes: Iterable[str], outcomes: Iterable[str]) -> None:
         """Count rows, one split, class and outcome each."""
@@ -42,6 +44,7 @@ class Account:
     def merge(self, other: Account) -> None:
         """Add another account's counts."""
         self.counts.update(other.counts)
+        self.read_again += other.read_again
 
     @property
     def input_rows(self) -> int:
@@ -71,8 +74,8 @@ class Account:
         Returns
         -------
         dict
-            ``input_rows``, ``accepted``, ``filtered`` and ``rejected`` by reason, and the same
-            again under ``splits`` for each split and class.
+            ``input_rows``, ``accepted``, ``filtered`` and ``rejected`` by reason, ``read_again``,
+            and the first four again under ``splits`` for each split and class.
         """
         total = self._by_outcome(self.counts)
         splits: dict[str, dict[str, Any]] = {}
@@ -84,7 +87,7 @@ class Account:
                 )
                 for label in labels
             }
-        return {**total, "splits": splits}
+        return {**total, "read_again": self.read_again, "splits": splits}
 
     @staticmethod
     def _by_outcome(counts: Mapping[tuple[str, str, str], int]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from lensprep.dataset.layout import SPLITS
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import is_remote
 from lensprep.engine import ENGINES, EngineName, make_engine
+from lensprep.errors import size_text
 from lensprep.normalize import MODES
 from lensprep.terminal import (
     ProjectGroup,
@@ -126,7 +127,7 @@ def synth(
     if as_json:
         print_json(result)
         return
-    size = _size(result["bytes"])
+    size = size_text(result["bytes"])
     click.echo(f"{result['rows']:,} stamps in {out}: {result['files']} files, {size}")
     for name, split in result["splits"].items():
         click.echo(
@@ -322,12 +323,14 @@ def convert(
 def _announce(rows: int, needs: list[Need]) -> None:
     """Say before the work what room it takes, and where."""
     if len(needs) == 1 and needs[0].is_local:
-        click.echo(f"{rows:,} rows; up to {_size(needs[0].bytes)} of disk while it runs", err=True)
+        click.echo(
+            f"{rows:,} rows; up to {size_text(needs[0].bytes)} of disk while it runs", err=True
+        )
         return
     click.echo(f"{rows:,} rows; while it runs up to", err=True)
     for need in needs:
         kind = "local disk" if need.is_local else "object store"
-        click.echo(f"{_size(need.bytes):>12} in {need.where} ({kind})", err=True)
+        click.echo(f"{size_text(need.bytes):>12} in {need.where} ({kind})", err=True)
 
 
 def _print_account(result: dict[str, Any]) -> None:
@@ -337,6 +340,9 @@ def _print_account(result: dict[str, Any]) -> None:
         click.echo(f"{kind:<11}{sum(result[kind].values()):>12,}")
         for reason, rows in result[kind].items():
             click.echo(f"  {reason:<20}{rows:>12,}")
+    if result["read_again"]:
+        rows = result["read_again"]
+        click.echo(f"read twice {rows:>12,}  rows of row groups that came damaged over the network")
     for name, split in result["splits"].items():
         classes = split["classes"]
         click.echo(
@@ -449,8 +455,9 @@ def _transfer(
         print_json(result)
         return
     click.echo(
-        f"{result['destination']}: {result['sent_files']:,} files, {_size(result['sent_bytes'])} "
-        f"in {result['seconds']:.1f} s ({_size(result['bytes_per_s'])}/s); "
+        f"{result['destination']}: {result['sent_files']:,} files, "
+        f"{size_text(result['sent_bytes'])} in {result['seconds']:.1f} s "
+        f"({size_text(result['bytes_per_s'])}/s); "
         f"{result['skipped_files']:,} were there; dataset {result['dataset_id'][:12]}"
     )
 
@@ -553,15 +560,6 @@ def bench(
             f"two workers: {result['two_workers_stamps_per_s']:,.0f} stamps/s, "
             f"{result['two_over_one']:.2f} times one ({result['workers_rows']:,} rows)"
         )
-
-
-def _size(count: float) -> str:
-    """Bytes for people, in decimal units as disks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +29,7 @@ from lensprep.dataset.layout import MANIFEST_NAME, REJECTS_NAME, SPLITS
 from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
 from lensprep.dataset.reader import Dataset
 from lensprep.dataset.s3 import S3Store
+from lensprep.dataset.s3agreed import guarded
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.s3transfer import abort_unfinished
 from lensprep.dataset.storage import (
@@ -59,12 +60,15 @@ from lensprep.places import (
     Need,
     Places,
     claim,
+    difference,
+    discard,
     find_plan,
     kept_folder,
     make_plan,
+    mark_failed,
     release,
     require_disk,
-    require_same,
+    require_finished,
 )
 from lensprep.prepare import REJECT_SCHEMA
 from lensprep.rounds import RUN_ROWS, RunTask, ShardTask, peak_rss_bytes, run_rows, write_shards
@@ -165,7 +169,8 @@ def convert(
         What runs the tasks instead of processes of this machine (`make_engine`); entered
         already, and left open. Its workers must see local folders under the same path.
     resume : bool
-        Go on with an interrupted conversion of the same source and configuration.
+        Go on with an interrupted conversion of the same source and configuration. Where that is
+        finished already, nothing is left to do.
     work : str, optional
         Folder, local or ``s3://``, for the runs between the two rounds, which are as large as the
         dataset; in the dataset if not given. With several machines all of them must reach it.
@@ -180,7 +185,8 @@ def convert(
     Returns
     -------
     dict
-        ``input_rows``, ``accepted``, ``filtered``, ``rejected``, ``splits``, ``seconds``,
+        ``input_rows``, ``accepted``, ``filtered``, ``rejected``, ``read_again``: rows of row
+        groups that came damaged over a network and were read twice, ``splits``, ``seconds``,
         ``stamps_per_s``, ``peak_rss_bytes``, ``dataset_id``.
 
     Raises
@@ -188,8 +194,8 @@ def convert(
     InputError
         If the source is missing, corrupt or not Phase 4c; nothing is left behind.
     DatasetError
-        If the folder holds something else, or an interrupted conversion of something else, or
-        another conversion took it meanwhile.
+        If the folder holds something else, or a dataset or an interrupted conversion of something
+        else, or another conversion took it meanwhile.
     BudgetError
         If too many rows are rejected, or the disk is too small; nothing is committed.
     StorageError
@@ -202,34 +208,45 @@ def convert(
     options = replace(options, connections=min(options.connections, _WORKER_CONNECTIONS))
     if engine is not None and not is_remote(dataset):
         dataset = str(local_path(dataset).absolute())  # a worker elsewhere runs in another folder
-    store = open_store(dataset, options)
+    store = guarded(open_store(dataset, options))
     before = find_plan(store, resume=resume)
-    keep = kept_folder(store, keep_local, resume=before is not None)
-    if before is not None and store.has(MANIFEST_NAME):
-        # Killed between its commit and its last line.
-        manifest = Dataset.open(store.uri, options).manifest
-        _finish(Places.of(before, store, options, keep), options)
-        return _report(manifest, time.monotonic() - started, peak_rss_bytes())
+    finished = store.has(MANIFEST_NAME)
     filesystem = filesystem_for(src, options)
     source = Source.open(src, skip_bad_files=config.skip_bad_files, filesystem=filesystem)
     rules = config.rules(source.schema)
     # What `plan_runs` makes of a source depends on it: a resumed task must read the same rows.
     identity = {**config.identity, "run_rows": RUN_ROWS}
     plan = make_plan(identity, source.digest(), work)
-    if before is not None:
-        require_same(before, plan, store, source.uri, work)
-    places = Places.of(before or plan, store, options, keep)
+    failed = None
+    if before is not None and not finished:
+        other = difference(before, plan, store, source.uri, work)
+        if other is not None and not before["failed"]:
+            raise DatasetError(other)
+        if other is not None:
+            before, failed = None, before
+    keep = kept_folder(store, keep_local, resume=finished or before is not None)
+    plan = before or plan
+    places = Places.of(plan, store, options, keep)
+    if finished:
+        manifest = Dataset.open(store.uri, options).manifest
+        require_finished(manifest, config.identity, source.digest(), store, source.uri)
+        _finish(places, options)  # also of one that was killed between its commit and its last line
+        return _report(manifest, time.monotonic() - started, peak_rss_bytes())
     if not isinstance(engine, LocalEngine | None):
         places = replace(places, elsewhere=True)
     needs = places.needs(source.rows, config.shard_rows, workers)
     require_disk(needs, source.rows)
     if announce is not None:
         announce(source.rows, needs)
+    if failed is not None:
+        discard(Places.of(failed, store, options, None), failed)
     if before is None:
         claim(store, plan)
     else:
+        if plan["failed"]:
+            mark_failed(store, plan, False)
         _remove_unfinished(places)
-    with _cleaning_up(places, new=before is None):
+    with _cleaning_up(places, plan, new=before is None):
         seen = places.shared_folders
         with WitnessEngine(engine, seen) if engine else LocalEngine(workers) as pool:
             account, runs, first = _first_round(source, config, rules, places.work, pool, progress)
@@ -272,7 +289,7 @@ def _remove_unfinished(places: Places) -> None:
 
 
 @contextmanager
-def _cleaning_up(places: Places, *, new: bool) -> Iterator[None]:
+def _cleaning_up(places: Places, plan: Mapping[str, Any], *, new: bool) -> Iterator[None]:
     """After a failure nothing half done stays, and nothing at all if no task was done."""
     try:
         yield
@@ -286,6 +303,8 @@ def _cleaning_up(places: Places, *, new: bool) -> Iterator[None]:
         with suppress(StorageError):  # what happened is told, not what came of it
             if new and isinstance(error, ProjectError) and not places.work.is_begun():
                 release(places)
+            elif isinstance(error, BudgetError):
+                mark_failed(places.dataset, plan, True)
         raise
 
 
@@ -328,6 +347,7 @@ def _first_round(
     account, runs, peak, done = Account(), list[str](), 0, 0
     for result in engine.run(run_rows, tasks):
         account.merge(Account.from_list(result["account"]))
+        account.read_again += result.get("read_again", 0)  # of a version before: not told
         runs += result["runs"]
         peak = max(peak, result["peak_rss_bytes"])
         done += result["rows"]
@@ -346,10 +366,13 @@ def _check_rejects(account: Account, rows: int, limit: float, *, final: bool = F
         raise BudgetError(
             f"{rejected:,} of {rows:,} rows are rejected ({reasons}), more than "
             f"--max-reject-rate {limit:g}; nothing is committed. Look at them with "
-            "`lensprep check`, or resume with a higher rate."
+            "`lensprep check`, or run it again with a higher rate; what is done is kept."
         )
     if final and not summary["accepted"]:
-        raise BudgetError("No row was accepted; there is nothing to commit.")
+        raise BudgetError(
+            "No row was accepted; there is nothing to commit. Change --where or another cut, and "
+            "run it again."
+        )
 
 
 def _second_round(
@@ -467,6 +490,7 @@ def _report(manifest: Manifest, seconds: float, peak: int) -> dict[str, Any]:
     }
     return {
         **{name: account[name] for name in ("input_rows", "accepted", "filtered", "rejected")},
+        "read_again": account.get("read_again", 0),
         "splits": splits,
         "seconds": round(seconds, 3),
         "stamps_per_s": round(account["input_rows"] / seconds, 1),

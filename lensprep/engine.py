@@ -10,6 +10,7 @@ was doing, are the cluster's own; `lensprep.engine_dask` and `lensprep.engine_sp
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pickle
@@ -17,6 +18,7 @@ import signal
 import socket
 import threading
 import zlib
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -34,6 +36,11 @@ ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 AHEAD = 2
 """Tasks handed out per worker: one running, one waiting, so that none is idle."""
+
+MOST_LOSSES = 4
+"""A task that has lost so many workers ends the run, as it does on Dask and Spark."""
+
+_log = logging.getLogger("lensprep.engine")
 
 
 def default_workers() -> int:
@@ -123,6 +130,8 @@ class LocalEngine:
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers or default_workers()
         self._pool: ProcessPoolExecutor | None = None
+        self._held: Any = None
+        """Process and task of each worker, one after the other, as the workers tell."""
 
     def __enter__(self) -> Self:
         return self
@@ -136,11 +145,52 @@ class LocalEngine:
         """Run a function over tasks; see `Engine.run`."""
         if self.workers <= 1:
             return map(function, tasks)
-        if self._pool is None:
-            # spawn: a forked child would inherit the threads' locks of pyarrow and boto3.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.workers, context, initializer=_start_worker)
-        return _run_in_pool(self._pool, function, tasks, self.workers)
+        return self._run_in_pool(function, tasks)
+
+    def _run_in_pool(
+        self, function: Callable[[Task], Result], tasks: Sequence[Task]
+    ) -> Iterator[Result]:
+        waiting = deque(range(len(tasks)))
+        pending: dict[Future[Result], int] = {}
+        losses = Counter[int]()
+        while waiting or pending:
+            pool = self._pool or self._start()
+            try:
+                while waiting and len(pending) < AHEAD * self.workers:
+                    future = pool.submit(_call, function, waiting[0], tasks[waiting[0]])
+                    pending[future] = waiting.popleft()
+                for future in wait(pending, WAKE_SECONDS, FIRST_COMPLETED).done:
+                    result = future.result()
+                    del pending[future], losses[_NOBODY]
+                    yield result
+            except BrokenProcessPool:
+                number, fate = self._clear_up(pool)
+                losses[number] += 1
+                require_patience(losses[number], tasks, number, fate)
+                waiting.extendleft(sorted(pending.values(), reverse=True))
+                pending.clear()
+
+    def _start(self) -> ProcessPoolExecutor:
+        # spawn: a forked child would inherit the threads' locks of pyarrow and boto3.
+        context = multiprocessing.get_context("spawn")
+        held = context.Array("q", [_NOBODY] * 2 * self.workers)
+        self._held = held.get_obj()
+        self._pool = ProcessPoolExecutor(
+            self.workers, context, initializer=_start_worker, initargs=(held,)
+        )
+        return self._pool
+
+    def _clear_up(self, pool: ProcessPoolExecutor) -> tuple[int, str]:
+        """End a broken pool; says which task its dead worker held, and what it died of."""
+        processes = dict(pool._processes or {})
+        pool.shutdown()
+        self._pool = None
+        held = dict(zip(self._held[::2], self._held[1::2], strict=True))
+        for pid, process in processes.items():
+            # The pool itself ends the others, with SIGTERM.
+            if process.exitcode not in (None, 0, -signal.SIGTERM):
+                return held.get(pid, _NOBODY), _fate(process.exitcode)
+        return _NOBODY, "SIGTERM"
 
 
 def run_tasks(
@@ -154,35 +204,54 @@ def run_tasks(
         yield from engine.run(function, tasks)
 
 
-def _run_in_pool(
-    pool: ProcessPoolExecutor,
-    function: Callable[[Task], Result],
-    tasks: Sequence[Task],
-    workers: int,
-) -> Iterator[Result]:
-    remaining = iter(tasks)
-    pending: set[Future[Result]] = set()
-    try:
-        for task in remaining:
-            pending.add(pool.submit(function, task))
-            if len(pending) >= AHEAD * workers:
-                break
-        while pending:
-            done, pending = wait(pending, WAKE_SECONDS, FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
-                for task in remaining:
-                    pending.add(pool.submit(function, task))
-                    break
-    except BrokenProcessPool:
-        raise ProjectError(
-            "A worker process was killed (out of memory?). What is finished is kept: run the "
-            "same command again with --resume, perhaps with fewer --workers."
-        ) from None
+def require_patience(losses: int, tasks: Sequence[Any], number: int, fate: str) -> None:
+    """Tell of a worker that was killed while it did a task; there is an end to that."""
+    said = f"A worker process was killed ({fate}){while_it_did(tasks, number)}"
+    if losses < MOST_LOSSES:
+        _log.warning("%s. It is done again.", said)
+        return
+    raise ProjectError(
+        f"{said}, {losses} times. What is finished is kept: run the same command again with "
+        "--resume, perhaps with fewer --workers."
+    )
 
 
-def _start_worker() -> None:
+def while_it_did(tasks: Sequence[Any], number: int) -> str:
+    """Words to follow "was killed"; none if the task is not known, or has no name for people."""
+    label = getattr(tasks[number], "label", None) if 0 <= number < len(tasks) else None
+    return f" while it did {label}" if label else ""
+
+
+def _fate(exit_code: int) -> str:
+    """What a process died of."""
+    if exit_code > 0:
+        return f"exit status {exit_code}"
+    name = signal.Signals(-exit_code).name
+    return f"{name}: out of memory?" if exit_code == -signal.SIGKILL else name
+
+
+_NOBODY = -1
+"""In place of a process or a task that is not there."""
+
+_held: Any = None
+"""In a worker: `LocalEngine._held` of the driver, in memory that they share."""
+
+
+def _call(function: Callable[[Task], Result], number: int, task: Task) -> Result:
+    """Do a task in a worker, and let the driver see which one: the worker may die of it."""
+    mine = 2 * _held[::2].index(os.getpid()) + 1
+    _held[mine] = number
+    result = function(task)
+    _held[mine] = _NOBODY
+    return result
+
+
+def _start_worker(held: Any) -> None:
     """Leave an interrupt at the terminal to the driver, and end when the driver is gone."""
+    global _held
+    with held.get_lock():
+        _held = held.get_obj()
+        _held[2 * _held[::2].index(_NOBODY)] = os.getpid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_driver, daemon=True).start()

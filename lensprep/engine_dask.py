@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from lensprep.engine import AHEAD, Result, Task, call_packed, default_workers, pack
+from lensprep.engine import AHEAD, Result, Task, call_packed, default_workers, pack, while_it_did
 from lensprep.errors import ConfigError, ProjectError
 from lensprep.extras import install_hint
 
@@ -136,7 +136,7 @@ class DaskEngine:
         name = f"{getattr(function, '__name__', 'task')}-{uuid.uuid4().hex[:8]}"
         calls = ((f"{name}-{n}", pack(function, task)) for n, task in enumerate(tasks))
         completed = as_completed()
-        with self._clear_errors():
+        with self._clear_errors(tasks):
             try:
                 completed.update(self._submit(client, calls))
                 while self._pending:
@@ -171,7 +171,7 @@ class DaskEngine:
                 time.sleep(_POLL_SECONDS)
 
     @contextmanager
-    def _clear_errors(self) -> Iterator[None]:
+    def _clear_errors(self, tasks: Sequence[Any]) -> Iterator[None]:
         from distributed import CancelledError, KilledWorker
         from distributed.comm import CommClosedError
 
@@ -179,8 +179,9 @@ class DaskEngine:
             yield
         except KilledWorker as error:
             raise ProjectError(
-                f"The same task lost {error.allowed_failures + 1} workers (out of memory?); the "
-                f"last was {error.last_worker.address}. What is finished is kept: run the same "
+                f"{error.allowed_failures + 1} workers were killed (out of memory?)"
+                f"{while_it_did(tasks, int(str(error.task).rpartition('-')[2]))}; the last was "
+                f"{error.last_worker.address}. What is finished is kept: run the same "
                 "command again with --resume, with more memory a worker."
             ) from error
         except (CancelledError, CommClosedError) as error:

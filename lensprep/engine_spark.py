@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from lensprep.engine import Result, Task, call_packed, default_workers, pack
+from lensprep.engine import Result, Task, call_packed, default_workers, pack, while_it_did
 from lensprep.errors import ConfigError, ProjectError
 from lensprep.extras import install_hint
 
@@ -122,7 +123,7 @@ class SparkEngine:
             raise RuntimeError("The engine is used outside of its `with` block.")
         if not tasks:
             return
-        job = _Job(self._context, [pack(function, task) for task in tasks])
+        job = _Job(self._context, tasks, [pack(function, task) for task in tasks])
         try:
             for succeeded, pickled in job.outcomes():
                 value = pickle.loads(pickled)
@@ -136,8 +137,8 @@ class SparkEngine:
 class _Job:
     """One Spark job in a thread of its own; its outcomes come while it runs."""
 
-    def __init__(self, context: SparkContext, calls: list[bytes]) -> None:
-        self._context = context
+    def __init__(self, context: SparkContext, tasks: Sequence[Any], calls: list[bytes]) -> None:
+        self._context, self._tasks = context, tasks
         self._group = f"lensprep-{uuid.uuid4().hex}"
         self._found: Accumulator[list[Outcome]] = context.accumulator([], _Collected())
         self._error: Exception | None = None
@@ -170,8 +171,11 @@ class _Job:
                 yield found[seen]
                 seen += 1
         if self._error is not None:
+            said = _java_message(self._error)
+            lost = re.search(r"Task (\d+) in stage", said)
+            held = while_it_did(self._tasks, int(lost[1])) if lost else ""
             raise ProjectError(
-                f"Spark gave up: {_java_message(self._error)} What is finished is kept: run the "
+                f"Spark gave up{held}: {said} What is finished is kept: run the "
                 "same command again with --resume."
             ) from self._error
 

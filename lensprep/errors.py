@@ -12,7 +12,18 @@ ProjectError
 │   ├── NotFoundError   ... has no such file or object
 │   └── ChangedError    ... holds something else than it should, or than it did a moment ago
 └── BudgetError         a limit on rejects, memory or disk
+
+`size_text` writes sizes in them, and wherever else a person reads one.
 """
+
+
+def size_text(count: float) -> str:
+    """Bytes for people, in decimal units as disks are sold: "673 B", "40.0 MB", "2.3 GB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
 
 
 class ProjectError(Exception):

@@ -63,6 +63,7 @@ def _account(account: dict[str, Any]) -> str:
     return (
         f"{account['input_rows']:,} input rows = {account['accepted']:,} accepted + "
         f"{out['filtered']:,} filtered + {out['rejected']:,} rejected"
+        + (f"; {again:,} read twice" if (again := account.get("read_again")) else "")
     )
 
 

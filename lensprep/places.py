@@ -1,6 +1,6 @@
 """Where a conversion writes: the dataset, its work folder, a kept copy, local disk for a moment.
 
-    plan = find_plan(store, resume=...)       of an interrupted conversion; refuses what is occupied
+    plan = find_plan(store, resume=...)       of an earlier conversion; refuses what is occupied
     plan = make_plan(...)                     of a new one
     places = Places.of(plan, store, options, keep)
     require_disk(places.needs(rows, ...))     refuse to start what cannot end
@@ -25,11 +25,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE
+from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, SPLITS
+from lensprep.dataset.manifest import Manifest
 from lensprep.dataset.s3 import S3Store
+from lensprep.dataset.s3agreed import guarded
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import LocalStore, Store, is_remote, local_path, open_store
-from lensprep.errors import BudgetError, ChangedError, ConfigError, DatasetError
+from lensprep.errors import BudgetError, ChangedError, ConfigError, DatasetError, size_text
 from lensprep.workfolder import PLAN_NAME, LocalWork, Work, open_work
 
 WORK_FOLDER: Final = ".work"
@@ -114,7 +116,7 @@ class Places:
         folder = plan["work"]
         # Objects that are gone in an hour do not belong into a class with a minimum of 30 days.
         plain = replace(options, storage_class=None)
-        store = open_store(folder or f"{dataset.uri}/{WORK_FOLDER}", plain)
+        store = guarded(open_store(folder or f"{dataset.uri}/{WORK_FOLDER}", plain))
         parent = Path(folder) if folder and isinstance(store, LocalStore) else None
         scratch = Scratch(plan["id"], parent)
         return cls(dataset, open_work(store, plan["id"]), scratch, keep)
@@ -205,8 +207,8 @@ def require_disk(needs: list[Need], rows: int) -> None:
             part = "all" if not lasting else f"{1 - lasting / needed:.0%}"
             raise BudgetError(
                 f"{' and '.join(need.where for need in together)}: converting {rows:,} rows takes "
-                f"up to {needed / 1e9:.1f} GB of disk ({part} of it only while it runs), but "
-                f"{free / 1e9:.1f} GB are free. Choose another disk"
+                f"up to {size_text(needed)} of disk ({part} of it only while it runs), but "
+                f"{size_text(free)} are free. Choose another disk"
                 + ("." if lasting else " with --work, or with TMPDIR for temporary files.")
             )
 
@@ -226,29 +228,33 @@ def _held(folder: str) -> int:
 
 
 def find_plan(dataset: Store, *, resume: bool) -> dict[str, Any] | None:
-    """Plan of an interrupted conversion; None where there is nothing yet.
+    """Plan of a conversion that began here; None where there is nothing yet.
 
-    A finished dataset may still have its plan: killed between its commit and its last line.
+    A finished dataset may still have its plan: killed between its commit and its last line. With
+    ``resume`` it may as well have none.
 
     Raises
     ------
     DatasetError
-        If the place holds something else, or an interrupted conversion and ``resume`` is not set.
+        If the place holds something else, or a finished dataset or an interrupted conversion and
+        ``resume`` is not set. One that ended by itself (`mark_failed`) is in nobody's way.
     """
     if not _is_occupied(dataset):
         return None
-    begun = dataset.has(_PLAN)
-    if dataset.has(MANIFEST_NAME) and not (resume and begun):
+    finished = dataset.has(MANIFEST_NAME)
+    if finished and not resume:
         raise DatasetError(f"{dataset.uri} is a finished dataset already. Choose another folder.")
-    if not begun:
+    if not dataset.has(_PLAN):
+        if finished:
+            return None
         raise DatasetError(f"{dataset.uri} is not empty. Choose another folder.")
-    if not resume:
+    plan = {"id": "", "work": None, "failed": False, **json.loads(dataset.read(_PLAN))}
+    if not (resume or plan["failed"]):
         raise DatasetError(
             f"{dataset.uri} holds an interrupted conversion, or one that is running. Add --resume "
             "to go on with it, or remove the folder."
         )
-    plan = json.loads(dataset.read(_PLAN))
-    return {"id": "", "work": None, **plan}
+    return plan
 
 
 def _is_occupied(dataset: Store) -> bool:
@@ -278,6 +284,7 @@ def make_plan(identity: Mapping[str, Any], digest: str, work: str | None) -> dic
         "work": _work_folder(work, conversion),
         "config": dict(identity),
         "source": digest,
+        "failed": False,
     }
 
 
@@ -289,36 +296,62 @@ def _work_folder(work: str | None, conversion: str) -> str | None:
     return str(local_path(work).absolute() / f"lensprep-{conversion}")
 
 
-def require_same(
+def difference(
     before: Mapping[str, Any],
     plan: Mapping[str, Any],
     dataset: Store,
     source: str,
     work: str | None,
+) -> str | None:
+    """Why an earlier conversion cannot go on as this one; None if it can.
+
+    It must be of the same rows, settings and work folder.
+    """
+    if before["source"] != plan["source"]:
+        return (
+            f"{dataset.uri} is an interrupted conversion of other source files than {source} has "
+            "now. Remove the folder and convert again."
+        )
+    if changed := _changed(before["config"], plan["config"]):
+        return (
+            f"{dataset.uri} was begun with {changed}. Resume with the same settings and version, "
+            "or remove the folder."
+        )
+    if work is not None and _work_folder(work, before["id"]) != before["work"]:
+        return (
+            f"{dataset.uri} was begun with its work in {before['work'] or WORK_FOLDER}, not in "
+            f"{work}. Resume without --work."
+        )
+    return None
+
+
+def require_finished(
+    manifest: Manifest, identity: Mapping[str, Any], digest: str, dataset: Store, source: str
 ) -> None:
-    """An interrupted conversion may go on only with the same rows, settings and work folder.
+    """A finished dataset is what this conversion would make only of the same rows and settings.
 
     Raises
     ------
     DatasetError
     """
-    if before["source"] != plan["source"]:
+    if manifest.source.get("digest") != digest:
         raise DatasetError(
-            f"{dataset.uri} is an interrupted conversion of other source files than {source} has "
-            "now. Remove the folder and convert again."
+            f"{dataset.uri} is a finished dataset of other source files than {source} has now. "
+            "Choose another folder."
         )
-    changed = [k for k, v in plan["config"].items() if before["config"].get(k) != v]
-    if changed:
+    if changed := _changed(manifest.config, identity):
         raise DatasetError(
-            f"{dataset.uri} was begun with {changed[0]} = "
-            f"{before['config'].get(changed[0])!r}, not {plan['config'][changed[0]]!r}. Resume "
-            "with the same settings and version, or remove the folder."
+            f"{dataset.uri} is a finished dataset that was made with {changed}. Choose another "
+            "folder."
         )
-    if work is not None and _work_folder(work, before["id"]) != before["work"]:
-        raise DatasetError(
-            f"{dataset.uri} was begun with its work in {before['work'] or WORK_FOLDER}, not in "
-            f"{work}. Resume without --work."
-        )
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first setting that is another now, with both values."""
+    for name, value in now.items():
+        if before.get(name) != value:
+            return f"{name} = {before.get(name)!r}, not {value!r}"
+    return None
 
 
 def claim(dataset: Store, plan: Mapping[str, Any]) -> None:
@@ -335,6 +368,30 @@ def claim(dataset: Store, plan: Mapping[str, Any]) -> None:
         raise DatasetError(
             f"Another conversion to {dataset.uri} has just begun. Choose another folder."
         ) from None
+
+
+def mark_failed(dataset: Store, plan: Mapping[str, Any], failed: bool) -> None:
+    """Say of a conversion that it ended by itself without a dataset, or that it goes on again."""
+    dataset.write(_PLAN, json.dumps({**plan, "failed": failed}, indent=2).encode())
+
+
+def discard(places: Places, plan: Mapping[str, Any]) -> None:
+    """Remove what a conversion that failed has left: its shards, and all that `release` does.
+
+    Raises
+    ------
+    DatasetError
+        If another one is there by now.
+    """
+    dataset = places.dataset
+    if json.loads(dataset.read(_PLAN)) != plan:
+        raise DatasetError(
+            f"Another conversion to {dataset.uri} has just begun. Choose another folder."
+        )
+    for split in SPLITS:
+        for entry in dataset.entries(f"{split}/{split}-"):
+            dataset.delete(entry.name)
+    release(places)
 
 
 def release(places: Places) -> None:

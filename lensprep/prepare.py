@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,22 @@ REJECT_SCHEMA = pa.schema(
     ]
 )
 """Columns of ``rejects.parquet``; ``kind`` is ``filtered`` or ``rejected``."""
+
+
+DAMAGE = frozenset(
+    {
+        RejectReason.NOT_ZIP,
+        RejectReason.TRUNCATED,
+        RejectReason.BAD_ZIP,
+        RejectReason.UNSUPPORTED_ZIP,
+        RejectReason.MISSING_BAND,
+        RejectReason.DUPLICATE_MEMBER,
+        RejectReason.OVERSIZED,
+        RejectReason.BAD_STREAM,
+        RejectReason.CRC_MISMATCH,
+    }
+)
+"""What a blob is refused for when a bit of it was altered on its way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +112,11 @@ class Preparer:
         self.account = Account()
 
     def __call__(
-        self, table: pa.Table, blobs: Iterable[pa.ChunkedArray], records: NDArray[np.uint8]
+        self,
+        table: pa.Table,
+        blobs: Iterable[pa.ChunkedArray],
+        records: NDArray[np.uint8],
+        again: Callable[[], pa.ChunkedArray | None] | None = None,
     ) -> Prepared:
         """Prepare one batch.
 
@@ -109,6 +129,8 @@ class Preparer:
             stay in the processor's cache from inflating to the float16.
         records : ndarray of uint8, shape (n, RECORD_STRIDE)
             Space for at least as many records, made by `lensprep.dataset.record.new_records`.
+        again : callable, optional
+            Gives the blobs that came last once more, if a second reading may give others.
         """
         labels = label_rows(table)
         reason = self._light_reasons(table, labels.reason)
@@ -117,7 +139,7 @@ class Preparer:
         stamps: list[_Stamps] = []
         for part in blobs:
             stop = first + len(part)
-            found = self._stamps(part, reason[first:stop], records[used:])
+            found = self._stamps(part, reason[first:stop], records[used:], again)
             stamps.append(found)
             found.rows[:] += first
             first, used = stop, used + len(found.rows)
@@ -131,14 +153,21 @@ class Preparer:
         return Prepared(used, side, _left_out(table, reason, classes))
 
     def _stamps(
-        self, blobs: pa.ChunkedArray, reason: NDArray[np.object_], records: NDArray[np.uint8]
+        self,
+        blobs: pa.ChunkedArray,
+        reason: NDArray[np.object_],
+        records: NDArray[np.uint8],
+        again: Callable[[], pa.ChunkedArray | None] | None,
     ) -> _Stamps:
         """Decode, normalise and hash the rows that have no reason yet; others may get one."""
         rows = np.flatnonzero(reason == "")
-        if len(rows) < len(blobs):
-            blobs = blobs.take(pa.array(rows))
         pixels = self._pixels[: len(rows)]
-        rejects = decode_batch(blobs, pixels)
+        rejects = decode_batch(_taken(blobs, rows), pixels)
+        fresh = None
+        if again is not None and not DAMAGE.isdisjoint(rejects):
+            fresh = again()
+        if fresh is not None:
+            rejects = decode_batch(_taken(fresh, rows), pixels)
         bad = [i for i, reject in enumerate(rejects) if reject is not None]
         if bad:
             reason[rows[bad]] = [str(rejects[i]) for i in bad]
@@ -191,6 +220,10 @@ class Preparer:
         return pa.table({**columns, **dict(zip(light.column_names, light.columns, strict=True))})
 
 
+def _taken(blobs: pa.ChunkedArray, rows: NDArray[np.intp]) -> pa.ChunkedArray:
+    return blobs if len(rows) == len(blobs) else blobs.take(pa.array(rows))
+
+
 def _joined(arrays: Iterable[NDArray[Any]]) -> NDArray[Any]:
     return np.concatenate(list(arrays))
 
@@ -230,13 +263,15 @@ def _left_out(table: pa.Table, reason: NDArray[np.object_], classes: list[str]) 
     )
 
 
-def unreadable_rows(path: str, split: str | None, group: int, rows: int) -> pa.Table:
-    """Rows of a corrupt row group, as in ``rejects.parquet``: all that is known is their place."""
+def unreadable_rows(
+    path: str, split: str | None, group: int, rows: int, reason: RejectReason
+) -> pa.Table:
+    """Rows of a row group left out whole, as in ``rejects.parquet``: only their place is known."""
     known: dict[str, list[Any]] = {
         "region_split": [split] * rows,
         "class": [UNLABELLED] * rows,
         "kind": ["rejected"] * rows,
-        "reason": [RejectReason.UNREADABLE.value] * rows,
+        "reason": [reason.value] * rows,
         "source_file": [path] * rows,
         "source_row_group": [group] * rows,
         "source_row": list(range(rows)),

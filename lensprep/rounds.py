@@ -8,10 +8,13 @@ where shards go, here or in an object store, makes no difference to them.
 from __future__ import annotations
 
 import gc
+import logging
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 
 from lensprep.account import UNLABELLED, Account
 from lensprep.contract import STAMP_COLUMN, FilterRules
-from lensprep.dataset.layout import RECORD_STRIDE
+from lensprep.dataset.layout import RECORD_STRIDE, shard_name
 from lensprep.dataset.manifest import NormalizationSpec
 from lensprep.dataset.record import blank_records
 from lensprep.dataset.s3 import S3Store
@@ -35,7 +38,10 @@ from lensprep.prepare import REJECT_SCHEMA, Prepared, Preparer, duplicate_rows, 
 from lensprep.source import Source, SourceFile
 from lensprep.spill import ShardRows, Stretch, arrange, read_records
 from lensprep.stampnpz import RejectReason
+from lensprep.trial import find_fatal
 from lensprep.workfolder import Work
+
+_log = logging.getLogger("lensprep.rounds")
 
 RUN_ROWS = 4096
 """Rows of one run: 109 MB of records in memory."""
@@ -84,6 +90,17 @@ class RunTask:
         """Name of the task's files without ending."""
         return f"run-{self.index:06d}"
 
+    @property
+    def label(self) -> str:
+        """What a person calls it."""
+        groups: dict[str, list[int]] = {}
+        for file, group in self.parts:
+            groups.setdefault(file.path, []).append(group)
+        return "; ".join(
+            f"{path}, row group{'' if len(of) == 1 else 's'} {' to '.join(map(str, _ends(of)))}"
+            for path, of in groups.items()
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
@@ -107,6 +124,17 @@ class ShardTask:
         """Names of the shards' files in the work folder, without ending."""
         return [f"shard-{self.split}-{index:06d}" for index in range(self.first, self.stop)]
 
+    @property
+    def label(self) -> str:
+        """What a person calls it."""
+        ends = _ends(range(self.first, self.stop))
+        return " to ".join(shard_name(self.split, index) for index in ends)
+
+
+def _ends(numbers: Sequence[int]) -> list[int]:
+    """First and last of some numbers, once if they are the same."""
+    return sorted({numbers[0], numbers[-1]})
+
 
 def peak_rss_bytes() -> int:
     """Largest resident memory that this process has had so far, bytes."""
@@ -125,32 +153,87 @@ def peak_rss_bytes() -> int:
 def run_rows(task: RunTask) -> dict[str, Any]:
     """Do one task of the first round; a task that is done already only reports.
 
+    While it goes on a note says so. One that is there already was left by a process that died, of
+    what it read or of something else: that is found out before any of it is read here.
+
     Returns
     -------
     dict
-        ``rows`` read, ``account`` (see `Account.to_list`), ``runs``: names, ``peak_rss_bytes``.
+        ``rows`` read, ``account`` (see `Account.to_list`), ``read_again``: rows, ``runs``: names,
+        ``peak_rss_bytes``.
+
+    Raises
+    ------
+    InputError
+        If a row group cannot be read, or kills whoever reads it, and ``skip_bad_files`` is not set.
     """
-    (done,) = task.work.read_markers([task.name])
+    note = f"begun-{task.name}"
+    done, begun = task.work.read_markers([task.name, note])
     if done is not None:
         return dict(done)
+    fatal = find_fatal(partial(_try_part, task), task.parts) if begun is not None else []
+    if fatal and not task.skip_bad_files:
+        file, group = fatal[0]
+        raise InputError(
+            f"{file.path}, row group {group} kills the process that reads it; a second one, which "
+            "read nothing else, died too. Copy the file again, or leave the row group out with "
+            "--skip-bad-files."
+        )
+    task.work.write_marker(note, task.label)
     account, left_out = Account(), [REJECT_SCHEMA.empty_table()]
-    preparer = Preparer(task.seed, task.rules, Normalizer(task.spec), BLOB_ROWS)
     runs = _RunWriter(task)
-    for table, blobs in _batches(task, account, left_out):
-        prepared = preparer(table, blobs, runs.space(table.num_rows))
+    for prepared in _prepared(task, fatal, runs.space, account, left_out):
         runs.add(prepared)
-        left_out.append(prepared.left_out)
     runs.flush()
-    account.merge(preparer.account)
     task.work.write_left_out(task.name, pa.concat_tables(left_out))
     result = {
         "rows": account.input_rows,
         "account": account.to_list(),
+        "read_again": account.read_again,
         "runs": runs.names,
         "peak_rss_bytes": peak_rss_bytes(),
     }
     task.work.write_marker(task.name, result)
+    task.work.remove_marker(note)
     return result
+
+
+def _try_part(task: RunTask, part: tuple[SourceFile, int]) -> None:
+    """All that is done with a row group until its records are written."""
+    for _ in _prepared(replace(task, parts=(part,)), [], _scratch, Account(), []):
+        pass
+
+
+def _prepared(
+    task: RunTask,
+    fatal: Sequence[tuple[SourceFile, int]],
+    space: Callable[[int], NDArray[np.uint8]],
+    account: Account,
+    left_out: list[pa.Table],
+) -> Iterator[Prepared]:
+    """Finished records of a task's rows, in room that is asked for; other rows are accounted for.
+
+    With ``skip_bad_files`` each row group is read to its end before its first row is used, since
+    it is left out whole if any part of it is corrupt.
+    """
+    preparer = Preparer(task.seed, task.rules, Normalizer(task.spec), BLOB_ROWS)
+    for file, group in task.parts:
+        rows, reading = file.row_groups[group].rows, _RowGroup(task.source, file, group)
+        lost = None
+        if (file, group) in fatal:
+            lost = RejectReason.CRASHED
+        elif task.skip_bad_files and not reading.is_readable(rows):
+            lost = RejectReason.UNREADABLE
+        if lost is not None:
+            left_out.append(unreadable_rows(file.path, file.split, group, rows, lost))
+            account.counts[file.split or UNLABELLED, UNLABELLED, lost.value] += rows
+            continue
+        for table, blobs in reading.batches():
+            prepared = preparer(table, blobs, space(table.num_rows), reading.again)
+            left_out.append(prepared.left_out)
+            yield prepared
+        account.read_again += rows if reading.was_again else 0
+    account.merge(preparer.account)
 
 
 class _RunWriter:
@@ -199,54 +282,75 @@ def _scratch(rows: int) -> NDArray[np.uint8]:
     return _memory[:rows]
 
 
-def _batches(
-    task: RunTask, account: Account, left_out: list[pa.Table]
-) -> Iterator[tuple[pa.Table, Iterator[pa.ChunkedArray]]]:
-    """Scalar columns of a task's rows with the ``source_*`` columns, and their blobs.
+class _RowGroup:
+    """One row group: scalar columns a batch at a time, stamps a few at a time.
 
-    With ``skip_bad_files`` each row group is read to its end before its first row is used, since
-    it is left out whole if any part of it is corrupt.
+    What comes over a network and is damaged is read a second time, carefully, before it is believed
+    (`Source.iter_row_group`).
     """
-    light = [name for name in task.source.schema.names if name != STAMP_COLUMN]
-    for file, group in task.parts:
-        if task.skip_bad_files and not _readable(task.source, file, group):
-            rows = file.row_groups[group].rows
-            left_out.append(unreadable_rows(file.path, file.split, group, rows))
-            split = file.split or UNLABELLED
-            account.counts[split, UNLABELLED, RejectReason.UNREADABLE.value] += rows
-            continue
+
+    def __init__(self, source: Source, file: SourceFile, group: int) -> None:
+        self._source, self._file, self._group = source, file, group
+        self._read = partial(source.iter_row_group, file, group, on_again=self._begin_again)
+        self._careful = not source.is_remote
+        self._blobs, self._taken = self._pieces(careful=False), 0
+        self.was_again = False
+        """Whether something was read a second time."""
+
+    def _begin_again(self) -> None:
+        self.was_again = True
+
+    def is_readable(self, rows: int) -> bool:
+        """Read it to its end."""
+        try:
+            return rows == sum(table.num_rows for table in self._read(batch_rows=BLOB_ROWS))
+        except InputError:
+            return False
+
+    def batches(self) -> Iterator[tuple[pa.Table, Iterator[pa.ChunkedArray]]]:
+        """Scalar columns with the ``source_*`` columns, and the blobs of the same rows."""
+        light = [name for name in self._source.schema.names if name != STAMP_COLUMN]
         row = 0
-        blobs = task.source.iter_row_group(file, group, [STAMP_COLUMN], batch_rows=READ_ROWS)
-        for table in task.source.iter_row_group(file, group, light, batch_rows=BATCH_ROWS):
-            yield _with_source(table, file, group, row), _next_blobs(blobs, table.num_rows)
+        for table in self._read(light, batch_rows=BATCH_ROWS):
+            yield self._with_source(table, row), self._next_blobs(table.num_rows)
             row += table.num_rows
-        next(blobs, None)  # a damaged end of the column is found only by reading on
+        next(self._blobs, None)  # a damaged end of the column is found only by reading on
 
+    def again(self) -> pa.ChunkedArray | None:
+        """The blobs that came last, from a careful reading, as are those that follow.
 
-def _with_source(table: pa.Table, file: SourceFile, group: int, first: int) -> pa.Table:
-    rows = table.num_rows
-    return (
-        table.append_column("source_file", pa.array([file.path] * rows, pa.string()))
-        .append_column("source_row_group", pa.array(np.full(rows, group, np.int32)))
-        .append_column("source_row", pa.array(np.arange(first, first + rows)))
-    )
+        None if they are from one already.
+        """
+        if self._careful:
+            return None
+        _log.warning(
+            "%s, row group %d has a damaged stamp. Reading it again.", self._file.path, self._group
+        )
+        self._careful = self.was_again = True
+        self._blobs = islice(self._pieces(careful=True), self._taken - 1, None)
+        return next(self._blobs)
 
+    def _pieces(self, *, careful: bool) -> Iterator[pa.ChunkedArray]:
+        """All blobs, a few at a time."""
+        for table in self._read([STAMP_COLUMN], batch_rows=READ_ROWS, careful=careful):
+            for start in range(0, table.num_rows, BLOB_ROWS):
+                yield table[STAMP_COLUMN].slice(start, BLOB_ROWS)
 
-def _next_blobs(blobs: Iterator[pa.Table], rows: int) -> Iterator[pa.ChunkedArray]:
-    """The next blobs, as many as there are rows, a few at a time."""
-    while rows > 0:
-        column = next(blobs)[STAMP_COLUMN]
-        rows -= len(column)
-        for start in range(0, len(column), BLOB_ROWS):
-            yield column.slice(start, BLOB_ROWS)
+    def _next_blobs(self, rows: int) -> Iterator[pa.ChunkedArray]:
+        """The next blobs, as many as there are rows."""
+        while rows > 0:
+            piece = next(self._blobs)
+            self._taken += 1
+            rows -= len(piece)
+            yield piece
 
-
-def _readable(source: Source, file: SourceFile, group: int) -> bool:
-    try:
-        rows = sum(t.num_rows for t in source.iter_row_group(file, group, batch_rows=BLOB_ROWS))
-    except InputError:
-        return False
-    return rows == file.row_groups[group].rows
+    def _with_source(self, table: pa.Table, first: int) -> pa.Table:
+        rows = table.num_rows
+        return (
+            table.append_column("source_file", pa.array([self._file.path] * rows, pa.string()))
+            .append_column("source_row_group", pa.array(np.full(rows, self._group, np.int32)))
+            .append_column("source_row", pa.array(np.arange(first, first + rows)))
+        )
 
 
 # -------------------------------------------------------------------------- second round

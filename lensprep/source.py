@@ -20,10 +20,12 @@ Everything goes through a `pyarrow.fs.FileSystem`, so that another store is anot
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Final
 from urllib.parse import unquote
@@ -46,6 +48,8 @@ from lensprep.listing import list_parquet, locate, open_parquet, relative
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work goes on."""
+
+_log = logging.getLogger("lensprep.source")
 
 _THREADS: Final = 16
 _TAKEN: Final = frozenset((*MEASURED_COLUMNS, *SOURCE_COLUMNS, "place"))
@@ -158,6 +162,11 @@ class Source:
         )
 
     @property
+    def is_remote(self) -> bool:
+        """Whether what is read comes over a network, which may alter it."""
+        return not isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    @property
     def rows(self) -> int:
         """Rows of all files that can be read."""
         return sum(file.rows for file in self.files)
@@ -178,7 +187,12 @@ class Source:
         return listing.hexdigest()
 
     def read_row_group(
-        self, file: SourceFile, index: int, columns: Sequence[str] | None = None
+        self,
+        file: SourceFile,
+        index: int,
+        columns: Sequence[str] | None = None,
+        *,
+        careful: bool = False,
     ) -> pa.Table:
         """Rows of one row group.
 
@@ -190,6 +204,8 @@ class Source:
             Number of the row group in the file.
         columns : sequence of str, optional
             Columns to read; all of ``schema`` if not given.
+        careful : bool
+            Ask an object store for every range until two answers agree.
 
         Returns
         -------
@@ -205,7 +221,7 @@ class Source:
             If ``columns`` has an unknown name, or a value does not fit the contract's type.
         """
         return pa.concat_tables(
-            self.iter_row_group(file, index, columns, batch_rows=max(1, file.rows))
+            self.iter_row_group(file, index, columns, batch_rows=max(1, file.rows), careful=careful)
         )
 
     def iter_row_group(
@@ -215,13 +231,27 @@ class Source:
         columns: Sequence[str] | None = None,
         *,
         batch_rows: int = 1024,
+        careful: bool = False,
+        on_again: Callable[[], object] | None = None,
     ) -> Iterator[pa.Table]:
         """Rows of one row group in pieces of at most ``batch_rows`` rows; see `read_row_group`.
 
-        At least one table comes, an empty one if the row group has no rows.
+        At least one table comes, an empty one if the row group has no rows. What cannot be read
+        over a network is read again, carefully, before it is an error.
+
+        Parameters
+        ----------
+        file : SourceFile
+        index : int
+        columns : sequence of str, optional
+        batch_rows : int
+        careful : bool
+            Ask an object store for every range until two answers agree.
+        on_again : callable, optional
+            Called when the row group is read again.
         """
         where = f"{file.path}, row group {index}"
-        yield from self._pieces(file, (index,), columns, batch_rows, where)
+        yield from self._pieces(file, (index,), columns, batch_rows, where, careful, on_again)
 
     def iter_file(
         self,
@@ -229,6 +259,7 @@ class Source:
         columns: Sequence[str] | None = None,
         *,
         batch_rows: int = 8192,
+        careful: bool = False,
     ) -> Iterator[pa.Table]:
         """Rows of a whole file, across its row groups, in pieces; see `iter_row_group`.
 
@@ -236,7 +267,7 @@ class Source:
         file.
         """
         groups = tuple(range(len(file.row_groups)))
-        yield from self._pieces(file, groups, columns, batch_rows, file.path)
+        yield from self._pieces(file, groups, columns, batch_rows, file.path, careful)
 
     def _pieces(
         self,
@@ -245,12 +276,41 @@ class Source:
         columns: Sequence[str] | None,
         batch_rows: int,
         where: str,
+        careful: bool = False,
+        on_again: Callable[[], object] | None = None,
+    ) -> Iterator[pa.Table]:
+        read = partial(self._read, file, groups, columns, batch_rows, where)
+        given = seen = 0
+        if self.is_remote and not careful:
+            try:
+                for table in read(careful=False):
+                    given += table.num_rows
+                    yield table
+                return
+            except InputError as error:
+                _log.warning("%s Reading it again.", str(error).removesuffix(_LEAVE_OUT).strip())
+            if on_again is not None:
+                on_again()
+        for table in read(careful=True):
+            seen += table.num_rows
+            if seen > given or not table.num_rows:
+                yield table.slice(max(0, table.num_rows - (seen - given)))
+
+    def _read(
+        self,
+        file: SourceFile,
+        groups: tuple[int, ...],
+        columns: Sequence[str] | None,
+        batch_rows: int,
+        where: str,
+        *,
+        careful: bool,
     ) -> Iterator[pa.Table]:
         schema = self._selected(columns)
         stored = [name for name in schema.names if name in file.columns]
         rows, stated = 0, sum(file.row_groups[index].rows for index in groups)
         try:
-            with self._open(file, stream=STAMP_COLUMN in stored) as parquet:
+            with self._open(file, STAMP_COLUMN in stored, careful) as parquet:
                 have = set(parquet.schema_arrow.names)
                 batches = parquet.iter_batches(
                     batch_rows,
@@ -284,9 +344,11 @@ class Source:
             )
         return pa.schema([f for f in self.schema if f.name in wanted])
 
-    def _open(self, file: SourceFile, *, stream: bool) -> pq.ParquetFile:
+    def _open(self, file: SourceFile, stream: bool, careful: bool) -> pq.ParquetFile:
         path = f"{self.root}/{file.path}"
-        return open_parquet(self.filesystem, path, stream=stream, version=file.version)[0]
+        return open_parquet(
+            self.filesystem, path, stream=stream, version=file.version, careful=careful
+        )[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,10 +377,12 @@ def _read_footers(
     return results
 
 
-def _read_footer(filesystem: pafs.FileSystem, root: str, info: pafs.FileInfo) -> _Footer | BadFile:
+def _read_footer(
+    filesystem: pafs.FileSystem, root: str, info: pafs.FileInfo, careful: bool = False
+) -> _Footer | BadFile:
     name = relative(info.path, root)
     try:
-        parquet, version = open_parquet(filesystem, info.path, stream=False)
+        parquet, version = open_parquet(filesystem, info.path, stream=False, careful=careful)
         with parquet:
             metadata, schema = parquet.metadata, parquet.schema_arrow
             groups = tuple(
@@ -328,6 +392,8 @@ def _read_footer(filesystem: pafs.FileSystem, root: str, info: pafs.FileInfo) ->
             hive = _hive_split(info.path)
             split, problem = _split_of(parquet, hive)
     except _UNREADABLE as error:
+        if not (careful or isinstance(filesystem, pafs.LocalFileSystem)):
+            return _read_footer(filesystem, root, info, careful=True)
         return BadFile(name, info.size, _first_line(error))
     columns = tuple(_public_name(column) for column in schema.names)
     rows = sum(group.rows for group in groups)

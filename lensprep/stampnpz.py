@@ -82,6 +82,7 @@ class RejectReason(StrEnum):
     LONG_METADATA = "long_metadata", "the row's text columns do not fit the record's JSON"
     DUPLICATE_ROW = "duplicate_row", "the same task_id with the same pixels came before"
     UNREADABLE = "unreadable", "the parquet row group is corrupt (--skip-bad-files)"
+    CRASHED = "crashed", "reading the row group killed two processes (--skip-bad-files)"
 
 
 _BY_CODE: dict[int, RejectReason] = {

@@ -40,7 +40,14 @@ from lensprep.dataset.storage import (
     member_path,
     remove_partials,
 )
-from lensprep.errors import BudgetError, ConfigError, DatasetError, NotFoundError, StorageError
+from lensprep.errors import (
+    BudgetError,
+    ConfigError,
+    DatasetError,
+    NotFoundError,
+    StorageError,
+    size_text,
+)
 
 Progress = Callable[[str, int, int], None]
 """Called with a phase ("compare", or "MB" moved), what is done, and all."""
@@ -272,7 +279,7 @@ def _require_disk(root: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed and free < needed + _SPARE_BYTES:
         raise BudgetError(
-            f"{root}: {needed / 1e9:.2f} GB are to come, but only {free / 1e9:.2f} GB are free. "
+            f"{root}: {size_text(needed)} are to come, but only {size_text(free)} are free. "
             "Give a folder on a larger disk."
         )
 

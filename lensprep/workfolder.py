@@ -63,6 +63,9 @@ class Work(Protocol):
     def write_marker(self, name: str, result: Any) -> None:
         """Say that a task is done, and what came of it; the last thing that it does."""
 
+    def remove_marker(self, name: str) -> None:
+        """Take back what was said with `write_marker`."""
+
     def write_left_out(self, name: str, table: pa.Table) -> None:
         """Keep rows for ``rejects.parquet``."""
 
@@ -126,6 +129,10 @@ class LocalWork:
     def write_marker(self, name: str, result: Any) -> None:
         """Say that a task is done."""
         write_atomic(self.folder / f"{name}.json", json.dumps(result).encode(), sync=False)
+
+    def remove_marker(self, name: str) -> None:
+        """Take back what was said with `write_marker`."""
+        (self.folder / f"{name}.json").unlink(missing_ok=True)
 
     def write_left_out(self, name: str, table: pa.Table) -> None:
         """Keep rows for ``rejects.parquet``."""
@@ -200,6 +207,10 @@ class RemoteWork:
     def write_marker(self, name: str, result: Any) -> None:
         """Say that a task is done."""
         self.store.write(f"{name}.json", json.dumps(result).encode())
+
+    def remove_marker(self, name: str) -> None:
+        """Take back what was said with `write_marker`."""
+        self.store.delete(f"{name}.json")
 
     def write_left_out(self, name: str, table: pa.Table) -> None:
         """Keep rows for ``rejects.parquet``."""

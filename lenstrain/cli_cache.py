@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from lensprep.errors import size_text
 from lenstrain.cli_base import PATH, json_option, report, s3_options
 
 C = TypeVar("C")
@@ -193,12 +194,3 @@ def clear(folder: Path, dataset_ids: tuple[str, ...], as_json: bool) -> None:
         for one in result["kept"]
     ]
     report(result, lines, as_json)
-
-
-def size_text(count: float) -> str:
-    """Bytes for people, in decimal units as disks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

@@ -166,6 +166,7 @@ def write_tree(
     files_per_split: int = 2,
     row_group_rows: int = 8,
     change: Callable[[pa.Table, str], pa.Table] | None = None,
+    page_checksums: bool = False,
 ) -> Path:
     """Write rows as a Phase 4c tree; see `tiny_tree`."""
     splits = np.array(table.column("region_split").to_pylist(), object)
@@ -187,6 +188,7 @@ def write_tree(
                 # As Spark: no dictionary of blobs, and pages of a megabyte or two.
                 use_dictionary=[c for c in chosen.column_names if c != "stamp_npz"],
                 write_batch_size=32,
+                write_page_checksum=page_checksums,
             )
     (root / "_SUCCESS").touch()
     return root

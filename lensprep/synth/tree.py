@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from lensprep.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.dataset.layout import SPLITS
 from lensprep.engine import default_workers, run_tasks
-from lensprep.errors import BudgetError, ProjectError, StorageError
+from lensprep.errors import BudgetError, ProjectError, StorageError, size_text
 from lensprep.extras import install_hint
 from lensprep.synth.defects import (
     DEFECT_BY_NAME,
@@ -311,6 +311,7 @@ def _write_table(path: Path, table: pa.Table, group_rows: int) -> None:
             use_dictionary=light,
             write_batch_size=32,  # pages of a megabyte or two, as Spark's
             write_statistics=light,
+            write_page_checksum=True,  # as Spark 3.2 and later
         )
         _write_checksums(path)
     except OSError as error:
@@ -345,7 +346,7 @@ def _require_disk(out: Path, rows: int) -> None:
     need, free = rows * _ROW_BYTES, shutil.disk_usage(existing).free
     if need > free:
         raise BudgetError(
-            f"{rows:,} rows take about {need / 1e9:.1f} GB, and {existing} has {free / 1e9:.1f} GB "
+            f"{rows:,} rows take about {size_text(need)}, and {existing} has {size_text(free)} "
             "free. Ask for fewer rows or name another disk."
         )
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from lensprep.dataset import Dataset, ShardInfo
 from lensprep.dataset.remote import RemoteDataset
 from lensprep.dataset.s3 import PART_BYTES, S3Store
-from lensprep.errors import ProjectError, ShardError, StorageError
+from lensprep.errors import ProjectError, ShardError, StorageError, size_text
 from lenstrain.data.cache import (
     CachedDataset,
     CacheFolder,
@@ -100,13 +100,13 @@ def open_copies(
     if tell:
         there = copies.present()
         logger.info(
-            "%s is read from the cache %s (%d of %d shards are there, %.3g of %.3g GB): %s.",
+            "%s is read from the cache %s (%d of %d shards are there, %s of %s): %s.",
             what,
             folder.root,
             len(there),
             len(copies.shards),
-            sum(shard.bytes for shard in there) / 1e9,
-            copies.bytes / 1e9,
+            size_text(sum(shard.bytes for shard in there)),
+            size_text(copies.bytes),
             choice.why,
         )
     return copies
@@ -202,9 +202,9 @@ class CachedSplit:
         return (
             f"The cache {self.folder.root} holds {len(self.shards) - len(missing)} of "
             f"{len(self.shards)} shards that are needed and has no room for "
-            f"{sum(shard.bytes for shard in missing) / 1e9:.2f} GB more (limit "
-            f"{options.limit_bytes / 1e9:g} GB, {options.reserve_bytes / 1e9:g} GB of the disk "
-            f"stay free, {self.folder.free() / 1e9:.1f} GB are free)."
+            f"{size_text(sum(shard.bytes for shard in missing))} more (limit "
+            f"{size_text(options.limit_bytes)}, {size_text(options.reserve_bytes)} of the disk "
+            f"stay free, {size_text(self.folder.free())} are free)."
         )
 
     # ------------------------------------------------------------------ filling
@@ -459,10 +459,10 @@ class _Told:
         rate = (done - self._first) / (now - self._began)
         left = (self._copies.bytes - done) / rate if rate else float("inf")
         logger.info(
-            "filling the cache with split %r: %.3g of %.3g GB, %.0f MB/s, %.0f s left",
+            "filling the cache with split %r: %s of %s, %.0f MB/s, %.0f s left",
             self._copies.split,
-            done / 1e9,
-            self._copies.bytes / 1e9,
+            size_text(done),
+            size_text(self._copies.bytes),
             rate / 1e6,
             left,
         )

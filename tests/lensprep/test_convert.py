@@ -18,11 +18,17 @@ from lensprep.verify import verify
 from tests.phase4c import stamp_blob, tiny_pixels, tiny_table, tiny_tree, write_tree
 
 CONFIG = ConvertConfig(shard_rows=20, max_reject_rate=1.0)
+CONFIG_40 = ConvertConfig(max_reject_rate=1.0)
 
 
 def digests(root):
     manifest = Dataset.open(root).manifest
     return {s.name: s.sha256 for split in manifest.splits.values() for s in split.shards}
+
+
+def contents(root):
+    files = [path for path in root.rglob("*") if path.is_file()]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
 def rejects(root):
@@ -172,7 +178,8 @@ def test_a_row_that_is_there_twice_gets_in_once(tmp_path):
     assert verify(str(tmp_path / "ds"))["ok"]
 
 
-def test_too_many_rejects_commit_nothing_and_a_higher_rate_goes_on(tmp_path):
+@pytest.mark.parametrize("resume", [False, True])
+def test_too_many_rejects_commit_nothing_and_a_higher_rate_goes_on(tmp_path, monkeypatch, resume):
     blobs = tiny_table(40)["stamp_npz"].to_pylist()
     blobs[5] = blobs[6] = b""
     tree = tiny_tree(tmp_path, 40, stamp_npz=blobs)
@@ -182,7 +189,45 @@ def test_too_many_rejects_commit_nothing_and_a_higher_rate_goes_on(tmp_path):
     with pytest.raises(DatasetError, match="did not finish"):
         Dataset.open(out)
     config = ConvertConfig(max_reject_rate=0.1)
-    assert convert(str(tree), str(out), config, workers=1, resume=True)["accepted"] == 38
+    monkeypatch.setattr("lensprep.workfolder.write_run", None)  # what is done is kept
+    assert convert(str(tree), str(out), config, workers=1, resume=resume)["accepted"] == 38
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_after_a_conversion_that_accepted_nothing_the_corrected_one_works(tree, tmp_path, resume):
+    out = tmp_path / "ds"
+    with pytest.raises(BudgetError, match="No row was accepted"):
+        convert(str(tree), str(out), ConvertConfig(where="ra > 1000"), workers=1)
+    convert(str(tree), str(out), CONFIG, workers=1, resume=resume)
+    convert(str(tree), str(tmp_path / "whole"), CONFIG, workers=1)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_shards_of_a_conversion_that_failed_are_gone_in_the_corrected_one(tmp_path):
+    """Rows that are there twice are found only when the shards are written."""
+    doubled = pa.concat_tables([tiny_table(40), tiny_table(40)])
+    tree, out = write_tree(tmp_path / "src", doubled), tmp_path / "ds"
+    with pytest.raises(BudgetError, match="duplicate_row 40"):
+        convert(str(tree), str(out), ConvertConfig(shard_rows=4), workers=1)
+    assert len(list(out.rglob("*.tar"))) > 6
+    convert(str(tree), str(out), CONFIG, workers=1)
+    convert(str(tree), str(tmp_path / "whole"), CONFIG, workers=1)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_what_goes_on_after_it_failed_is_protected_again(tmp_path):
+    tree = tiny_tree(tmp_path, 40, stamp_npz=[b"", *tiny_table(40)["stamp_npz"].to_pylist()[1:]])
+    out = tmp_path / "ds"
+    with pytest.raises(BudgetError, match="1 of 40"):
+        convert(str(tree), str(out), ConvertConfig(), workers=1)
+    with pytest.raises(KeyboardInterrupt):
+        convert(str(tree), str(out), CONFIG_40, workers=1, progress=interrupt)
+    other = ConvertConfig(seed=9, max_reject_rate=1.0)
+    with pytest.raises(DatasetError, match="Add --resume"):
+        convert(str(tree), str(out), other, workers=1)
+    with pytest.raises(DatasetError, match="begun with seed = 0, not 9"):
+        convert(str(tree), str(out), other, workers=1, resume=True)
+    assert convert(str(tree), str(out), CONFIG_40, workers=1, resume=True)["accepted"] == 39
 
 
 @pytest.mark.parametrize(
@@ -223,9 +268,31 @@ def test_a_folder_that_holds_something_is_refused(tree, tmp_path):
 
 
 def test_a_finished_dataset_is_not_overwritten(tree, tmp_path):
-    convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1)
+    out = tmp_path / "ds"
+    convert(str(tree), str(out), CONFIG, workers=1)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     with pytest.raises(DatasetError, match="finished dataset already"):
-        convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1, resume=True)
+        convert(str(tree), str(out), CONFIG, workers=1)
+    other = ConvertConfig(shard_rows=20, max_reject_rate=1.0, seed=9)
+    with pytest.raises(DatasetError, match="made with seed = 0, not 9"):
+        convert(str(tree), str(out), other, workers=1, resume=True)
+    less = write_tree(tmp_path / "src", tiny_table(60))
+    with pytest.raises(DatasetError, match="finished dataset of other source files"):
+        convert(str(less), str(out), CONFIG, workers=1, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_resume_of_what_is_finished_is_done(tree, tmp_path, monkeypatch):
+    out = tmp_path / "ds"
+    first = convert(str(tree), str(out), CONFIG, workers=1, resume=True)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    monkeypatch.setattr("lensprep.convert.run_rows", None)  # nothing is read again
+    again = convert(str(tree), str(out), CONFIG, workers=1, resume=True)
+    clock = ("seconds", "stamps_per_s", "peak_rss_bytes")
+    assert {k: v for k, v in again.items() if k not in clock} == {
+        k: v for k, v in first.items() if k not in clock
+    }
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_resume_repeats_nothing_and_refuses_another_configuration(tree, tmp_path, monkeypatch):
@@ -290,7 +357,7 @@ def test_a_corrupt_row_group_stops_the_run_or_is_left_out_whole(table, tmp_path)
 def test_a_disk_that_is_too_small_is_told_before_the_work(tree, tmp_path, monkeypatch):
     usage = shutil._ntuple_diskusage(10**9, 10**9, 2 * 120 * ROW_BYTES - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(BudgetError, match=r"takes up to 0\.0 GB of disk"):
+    with pytest.raises(BudgetError, match=r"takes up to 6\.6 MB of disk .* but 6\.6 MB are free"):
         convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1)
     assert not (tmp_path / "ds").exists()
 

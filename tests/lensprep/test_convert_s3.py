@@ -317,7 +317,29 @@ def test_what_is_there_is_left_alone(tree, s3, whole):
     store.delete("thesis.tex")
     convert(str(tree), s3.uri, CONFIG, workers=1, options=s3.options())
     with pytest.raises(DatasetError, match="finished dataset already"):
-        convert(str(tree), s3.uri, CONFIG, options=s3.options(), resume=True)
+        convert(str(tree), s3.uri, CONFIG, options=s3.options())
+    assert contents(s3) == contents(whole)
+
+
+def test_resume_of_what_is_finished_is_done(tree, whole, s3, proxy, tmp_path):
+    convert(str(tree), s3.uri, CONFIG, workers=1, options=s3.options())
+    options, kept = s3.options(endpoint_url=proxy.url), tmp_path / "kept"
+    convert(
+        str(tree), s3.uri, CONFIG, workers=1, options=options, resume=True, keep_local=str(kept)
+    )
+    assert not proxy.count("PUT ") + proxy.count("POST ")
+    assert contents(kept) == contents(s3) == contents(whole)
+    other = ConvertConfig(shard_rows=20, max_reject_rate=1.0, seed=9)
+    with pytest.raises(DatasetError, match="made with seed = 0, not 9"):
+        convert(str(tree), s3.uri, other, options=options, resume=True)
+    assert contents(s3) == contents(whole)
+
+
+def test_after_too_many_rejects_the_corrected_conversion_works(tree, whole, s3):
+    strict = ConvertConfig(shard_rows=4, seed=9, max_reject_rate=0.0)
+    with pytest.raises(BudgetError, match="empty_blob 1"):
+        convert(str(tree), s3.uri, strict, workers=1, options=s3.options())
+    convert(str(tree), s3.uri, CONFIG, workers=1, options=s3.options())
     assert contents(s3) == contents(whole)
 
 
