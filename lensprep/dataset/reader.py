@@ -23,7 +23,7 @@ from lensprep.dataset.layout import (
     STAMP_DTYPE,
     STAMP_SHAPE,
 )
-from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
+from lensprep.dataset.manifest import MANIFEST_BYTES, Manifest, ShardInfo, SplitInfo
 from lensprep.dataset.record import payload_view
 from lensprep.dataset.storage import LocalStore, Store, is_remote, local_path, member_path
 from lensprep.errors import DatasetError, ShardError, StorageError
@@ -75,7 +75,8 @@ class Dataset:
         if not root.is_dir():
             raise DatasetError(f"{root}: no such dataset. Make one with `lensprep convert`.")
         try:
-            text = path.read_bytes()
+            with path.open("rb") as file:
+                text = file.read(MANIFEST_BYTES + 1)
         except FileNotFoundError:
             raise DatasetError(
                 f"{root} has no {MANIFEST_NAME}: it is not a dataset, or its conversion did not "

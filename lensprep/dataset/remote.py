@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, STAMP_DTYPE, STAMP_SHAPE
-from lensprep.dataset.manifest import Manifest, ShardInfo
+from lensprep.dataset.manifest import MANIFEST_BYTES, Manifest, ShardInfo
 from lensprep.dataset.reader import Dataset, read_sidecar_file
 from lensprep.dataset.record import payload_view
 from lensprep.dataset.s3 import Piece, S3Store
@@ -46,7 +46,8 @@ class RemoteDataset(Dataset):
         """Read the manifest; see `Dataset.open`."""
         store = S3Store(uri, options)
         try:
-            text = bytes(store.read(MANIFEST_NAME))
+            with store.open(MANIFEST_NAME) as file:
+                text = file.read(MANIFEST_BYTES + 1)
         except NotFoundError:
             raise DatasetError(
                 f"{store.uri} has no {MANIFEST_NAME}: it is not a dataset, or its upload did not "
