@@ -281,21 +281,25 @@ class Manifest:
 
     @classmethod
     def _from_data(cls, data: Mapping[str, Any]) -> Manifest:
+        def part(name: str) -> dict[str, Any]:
+            return _object(_get(data, name, "it"), name)
+
         bands = _get(data, "bands", "it")
+        scale = _number(_get(data, "pixel_scale_arcsec", "it"), "pixel_scale_arcsec")
         return cls(
             normalization=NormalizationSpec.from_dict(_get(data, "normalization", "it")),
             splits={
                 name: _split_info(split, f"split {name!r:.60}")
-                for name, split in _object(_get(data, "splits", "it"), "splits").items()
+                for name, split in part("splits").items()
             },
             bands=tuple(bands) if isinstance(bands, list) else (bands,),
-            pixel_scale_arcsec=float(
-                _number(_get(data, "pixel_scale_arcsec", "it"), "pixel_scale_arcsec")
-            ),
-            **{
-                name: _object(_get(data, name, "it"), name)
-                for name in ("account", "source", "versions", "config", "label_map", "geometry")
-            },
+            pixel_scale_arcsec=float(scale),
+            account=part("account"),
+            source=part("source"),
+            versions=part("versions"),
+            config=part("config"),
+            label_map=part("label_map"),
+            geometry=part("geometry"),
         )
 
 

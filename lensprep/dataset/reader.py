@@ -25,6 +25,7 @@ from lensprep.dataset.layout import (
 )
 from lensprep.dataset.manifest import MANIFEST_BYTES, Manifest, ShardInfo, SplitInfo
 from lensprep.dataset.record import payload_view
+from lensprep.dataset.sidecar import open_sidecar, read_table, unreadable
 from lensprep.dataset.storage import LocalStore, Store, is_remote, local_path, member_path
 from lensprep.errors import DatasetError, ShardError, StorageError
 
@@ -211,15 +212,38 @@ class Dataset:
         Raises
         ------
         ShardError
-            If the sidecar is missing, unreadable, or has not the shard's number of rows.
+            If the sidecar is missing, has not the size and rows that the manifest states, or is
+            none (`lensprep.dataset.sidecar`).
         DatasetError
             If a column is asked for that is not there.
         """
+        path = self._sidecar_path(shard)
+        return read_table(path, shard.rows, columns, str(path))
+
+    def sidecar_footer(self, shard: ShardInfo) -> pq.FileMetaData:
+        """Schema and row groups of a sidecar; no row is read.
+
+        Raises
+        ------
+        ShardError
+            As `read_shard_sidecar`.
+        """
+        path = self._sidecar_path(shard)
+        with open_sidecar(path, shard.rows, str(path)) as file:
+            return file.metadata
+
+    def _sidecar_path(self, shard: ShardInfo) -> Path:
         path = self.path(shard.sidecar)
         try:
-            return read_sidecar_file(pq.ParquetFile(path), shard, columns, str(path))
-        except (OSError, pa.ArrowException) as error:
-            raise ShardError(f"{path} cannot be read: {error}") from error
+            size = path.stat().st_size
+        except OSError as error:
+            raise unreadable(str(path), error) from error
+        if size != shard.sidecar_bytes:
+            raise ShardError(
+                f"{path} has {size} bytes where the manifest states {shard.sidecar_bytes}: cut or "
+                "replaced. Copy it again, or convert again."
+            )
+        return path
 
     def read_sidecar(self, split: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Sidecar rows of a split in split order (shards in manifest order, rows in tar order).
@@ -228,7 +252,7 @@ class Dataset:
         ----------
         split : str
         columns : sequence of str, optional
-            Columns to read; all if not given.
+            Columns to read; all that are not nested, if not given.
 
         Raises
         ------
@@ -271,22 +295,3 @@ class Dataset:
             chosen = which == number
             out[chosen] = self.map_shard(shards[number])[positions[chosen] - starts[number]]
         return out
-
-
-def read_sidecar_file(
-    file: pq.ParquetFile, shard: ShardInfo, columns: Sequence[str] | None, where: str
-) -> pa.Table:
-    """Columns of an open sidecar; DatasetError or ShardError if it has not these, or other rows."""
-    missing = [name for name in columns or () if name not in file.schema_arrow.names]
-    if missing:
-        raise DatasetError(
-            f"{where} has no column {missing[0]!r}; it has: {', '.join(file.schema_arrow.names)}."
-        )
-    # A few columns cost less to read than threads to start: half the time for one.
-    names = None if columns is None else list(columns)
-    table = file.read(columns=names, use_threads=columns is None)
-    if file.metadata.num_rows != shard.rows:
-        raise ShardError(
-            f"{where} has {file.metadata.num_rows} rows where the manifest states {shard.rows}."
-        )
-    return table
