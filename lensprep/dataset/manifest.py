@@ -43,6 +43,8 @@ PARAMETERS: Final[dict[str, tuple[str, ...]]] = {
 
 _NAME = re.compile(r"(train|val|test)/\1-[0-9]{6}\.(tar|parquet)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_MOST_ROWS: Final = 1 << 33
+"""Of a split, 229 TB: readers may make an array of its rows before they have seen its files."""
 _MOST_BYTES: Final = 1 << 46
 """Of one file: beyond what any store holds in one object, and far from where 64 bits end."""
 
@@ -136,7 +138,7 @@ class SplitInfo:
     shards: tuple[ShardInfo, ...]
 
     def __post_init__(self) -> None:
-        _whole(self.rows, "rows")
+        _whole(self.rows, "rows", _MOST_ROWS)
         if sum(shard.rows for shard in self.shards) != self.rows:
             raise DatasetError(f"the shards do not add up to {self.rows} rows")
         for label, rows in _object(self.classes, "classes").items():

@@ -6,7 +6,7 @@ to with the tar that it describes, before a row is read; types and values before
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
@@ -25,6 +25,7 @@ TEXTS: Final = (
     "lens_model",
     "brickname",
     "region_split",
+    "split",
     "source_file",
 )
 WHOLE_NUMBERS: Final = (
@@ -57,6 +58,7 @@ _SLACK_BYTES: Final = 1 << 20
 """What a sidecar of a few rows may unpack to beyond their tar."""
 _MOST_ENTRIES: Final = 20_000
 """Columns, or row groups, of a footer; deeper than a parser's stack no schema can then be."""
+_TOO_LARGE: Final = "would unpack to more bytes than the tar that it describes"
 
 
 def open_sidecar(source: Any, rows: int, where: str, **options: Any) -> pq.ParquetFile:
@@ -78,14 +80,27 @@ def open_sidecar(source: Any, rows: int, where: str, **options: Any) -> pq.Parqu
         If it cannot be read, has other rows, lacks a column, or one is there twice or of a type
         that it must not have.
     """
+    return _open(source, rows, where, **options)[0]
+
+
+def _open(
+    source: Any, rows: int, where: str, **options: Any
+) -> tuple[pq.ParquetFile, dict[str, pa.DataType]]:
+    """The file, and the types of its columns."""
     try:
         file = pq.ParquetFile(source, thrift_container_size_limit=_MOST_ENTRIES, **options)
-        problem = _rows_problem(file.metadata, rows) or _schema_problem(file.schema_arrow)
+        schema = file.schema_arrow
+        names, types = schema.names, dict(zip(schema.names, schema.types, strict=True))
+        problem = _footer_problem(file.metadata, rows)
+        if not problem and len(types) < len(names):
+            twice = next(name for name in types if names.count(name) > 1)
+            problem = f"has the column {twice!r:.60} twice"
+        problem = problem or _types_problem(types, rows)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise unreadable(where, error) from error
     if problem:
         raise ShardError(f"{where} {problem}. Copy it again, or convert again.")
-    return file
+    return file, types
 
 
 def read_table(
@@ -108,22 +123,16 @@ def read_table(
     DatasetError
         If a column is asked for that is not there.
     """
-    file = open_sidecar(source, rows, where, **options)
-    schema = file.schema_arrow
+    file, types = _open(source, rows, where, **options)
     if columns is None:
-        names = [entry.name for entry in schema if not pa.types.is_nested(entry.type)]
+        names = [name for name, kind in types.items() if not pa.types.is_nested(kind)]
     else:
         names = list(columns)
         for name in names:
-            if name not in schema.names:
-                raise DatasetError(
-                    f"{where} has no column {name!r}; it has: {', '.join(schema.names)}."
-                )
-    most = rows * RECORD_STRIDE + _SLACK_BYTES
+            if name not in types:
+                raise DatasetError(f"{where} has no column {name!r}; it has: {', '.join(types)}.")
+    texts = [name for name in names if _is_text(types[name]) or _is_bytes(types[name])]
     try:
-        texts = [name for name in names if _is_text(schema.field(name).type)]
-        if _stated_bytes(file.metadata, schema, names) > most:
-            raise ShardError(_too_large(where, most))
         if texts:
             # A value may stand once in a file for all of its rows: as a dictionary it stays so.
             file = pq.ParquetFile(
@@ -135,11 +144,11 @@ def read_table(
             )
         # A few columns cost less to read than threads to start: half the time for one.
         table = file.read(columns=names, use_threads=columns is None).select(names)
-        if sum(_text_bytes(table[name]) for name in texts) > most:
-            raise ShardError(_too_large(where, most))
+        if sum(_text_bytes(table[name]) for name in texts) > _most_bytes(rows):
+            raise ShardError(f"{where} {_TOO_LARGE}. Copy it again, or convert again.")
         for name in texts:
             place = table.schema.get_field_index(name)
-            table = table.set_column(place, name, table[name].cast(_plain(schema.field(name).type)))
+            table = table.set_column(place, name, table[name].cast(_plain(types[name])))
         table.validate(full=bool(texts))
         problem = _values_problem(table)
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -156,28 +165,23 @@ def unreadable(where: str, error: BaseException) -> ShardError:
     return ShardError(f"{where} cannot be read: {text:.300}. Copy it again, or convert again.")
 
 
-def _too_large(where: str, most: int) -> str:
-    return (
-        f"{where} would unpack to more than {most:,} bytes, the size of its tar. Copy it again, or "
-        "convert again."
-    )
+def _most_bytes(rows: int) -> int:
+    return rows * RECORD_STRIDE + _SLACK_BYTES
 
 
-def _rows_problem(footer: pq.FileMetaData, rows: int) -> str:
-    groups = sum(footer.row_group(number).num_rows for number in range(footer.num_row_groups))
-    for found in (footer.num_rows, groups):
+def _footer_problem(footer: pq.FileMetaData, rows: int) -> str:
+    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+    for found in (footer.num_rows, sum(group.num_rows for group in groups)):
         if found != rows:
             return f"has {found} rows where the manifest states {rows}"
+    if sum(group.total_byte_size for group in groups) > _most_bytes(rows):
+        return _TOO_LARGE
     return ""
 
 
-def _schema_problem(schema: pa.Schema) -> str:
-    names = schema.names
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        return f"has the column {twice!r:.60} twice"
+def _types_problem(types: Mapping[str, pa.DataType], rows: int) -> str:
     for name in REQUIRED:
-        if name not in names:
+        if name not in types:
             return f"has no column {name!r}"
     for kind, columns, holds in (
         ("text", TEXTS, _is_text),
@@ -185,10 +189,12 @@ def _schema_problem(schema: pa.Schema) -> str:
         ("numbers", NUMBERS, _is_number),
     ):
         for name in columns:
-            found = schema.field(name).type if name in names else pa.null()
-            if not (holds(found) or (pa.types.is_null(found) and name not in REQUIRED)):
-                return f"has {found!s:.60} in column {name!r}, not {kind}"
-    return ""
+            found = types.get(name)
+            if found is None or holds(found) or (pa.types.is_null(found) and name not in REQUIRED):
+                continue
+            return f"has {found!s:.60} in column {name!r}, not {kind}"
+    wide = sum(kind.byte_width for kind in types.values() if pa.types.is_fixed_size_binary(kind))
+    return _TOO_LARGE if wide * rows > _most_bytes(rows) else ""
 
 
 def _plain(found: pa.DataType) -> pa.DataType:
@@ -200,22 +206,13 @@ def _is_text(found: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
+def _is_bytes(found: pa.DataType) -> bool:
+    kind = _plain(found)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
 def _is_number(found: pa.DataType) -> bool:
     return bool(pa.types.is_floating(found) or pa.types.is_integer(found))
-
-
-def _stated_bytes(footer: pq.FileMetaData, schema: pa.Schema, names: Sequence[str]) -> int:
-    """What columns unpack to by the footer, or by the width of their type if that is more."""
-    wanted = set(names)
-    stated = sum(
-        column.total_uncompressed_size
-        for group in map(footer.row_group, range(footer.num_row_groups))
-        for column in map(group.column, range(group.num_columns))
-        if column.path_in_schema.split(".")[0] in wanted
-    )
-    widths = [schema.field(name).type for name in names]
-    fixed = sum(kind.byte_width for kind in widths if pa.types.is_fixed_size_binary(kind))
-    return max(stated, fixed * footer.num_rows)
 
 
 def _text_bytes(column: pa.ChunkedArray) -> int:

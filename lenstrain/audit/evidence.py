@@ -211,8 +211,7 @@ class Evidence:
         """Columns of the first sidecar."""
         for split in self.splits:
             for shard in self.dataset.split(split).shards:
-                path = self.dataset.path(shard.sidecar)
-                return list(pq.read_schema(path).names)
+                return list(self.dataset.sidecar_footer(shard).schema.to_arrow_schema().names)
         raise NotRunError("The dataset is empty.")
 
     @property
