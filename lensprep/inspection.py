@@ -38,6 +38,7 @@ from lensprep.dataset.layout import (
 from lensprep.dataset.manifest import geometry
 from lensprep.dataset.record import payload_crc32, payload_view, record_json, record_key
 from lensprep.dataset.s3client import S3Options
+from lensprep.dataset.sidecar import join_tables
 from lensprep.errors import DatasetError, ShardError
 from lensprep.parts import Part, Target, open_target, table_numbers
 
@@ -164,7 +165,7 @@ def _statistics_parts(target: Target, split: str) -> Iterator[Part]:
 def _joined(tables: Sequence[pa.Table]) -> pa.Table:
     if not tables:
         return pa.table({})
-    return pa.concat_tables(tables, promote_options="default")
+    return join_tables(tables, "The sidecars", promote_options="default")
 
 
 def _manifest_facts(target: Target) -> dict[str, Any]:
@@ -290,23 +291,16 @@ def _pixel_statistics(parts: Sequence[Part], clip: float | None) -> dict[str, di
         room = PIXEL_ROWS - taken.get(part.split, 0)
         stamps = payload_view(part.records(0, min(part.rows, max(0, room))))
         taken[part.split] = taken.get(part.split, 0) + len(stamps)
-        chosen.append(_wide(stamps))
-    pixels = np.concatenate(chosen) if chosen else np.empty((0, *STAMP_SHAPE), np.float32)
+        chosen.append(stamps)
+    pixels = np.concatenate(chosen) if chosen else np.empty((0, *STAMP_SHAPE), np.float16)
     if not len(pixels):
         return {}
     return {band: _band_numbers(pixels[:, i], clip) for i, band in enumerate(BANDS)}
 
 
-def _wide(stored: NDArray[np.float16]) -> NDArray[np.float32]:
-    """As float32; altered bytes may be NaN that the processor would complain about."""
-    with np.errstate(invalid="ignore"):
-        return stored.astype(np.float32)
-
-
-def _band_numbers(values: NDArray[np.float32], clip: float | None) -> dict[str, float]:
-    wide = values.astype(np.float64)
-    finite = wide[np.isfinite(wide)]
-    numbers = {} if finite.size == wide.size else {"not_finite": 1 - finite.size / wide.size}
+def _band_numbers(values: NDArray[np.float16], clip: float | None) -> dict[str, float]:
+    finite = values[np.isfinite(values)].astype(np.float64)
+    numbers = {} if finite.size == values.size else {"not_finite": 1 - finite.size / values.size}
     if not finite.size:
         return numbers
     numbers |= {
@@ -338,7 +332,7 @@ def _record(target: Target, position: int) -> dict[str, Any]:
         ) from error
     crc = int(payload_crc32(records)[0])
     clip = target.dataset.manifest.normalization.clip if target.dataset else None
-    pixels = _wide(payload_view(records)[0])
+    pixels = payload_view(records)[0]
     return {
         "split": part.split,
         "position": position,
@@ -363,8 +357,9 @@ def _member(name: str, offset: int, size: int) -> dict[str, Any]:
 
 
 def _locate(target: Target, position: int) -> tuple[Part, int]:
-    split = target.splits[0]
-    before = 0
+    split, before = next(iter(target.splits), None), 0
+    if split is None:
+        raise DatasetError(f"{target.location}: there is no record {position}: it has no split.")
     if position >= 0:
         for number, rows in enumerate(target.shard_rows(split)):
             if position < before + rows:

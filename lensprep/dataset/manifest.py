@@ -61,20 +61,21 @@ class NormalizationSpec:
     """Further numbers of the mode (the annulus in pixels, softenings in nanomaggies, ...)."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.mode, str) or self.mode not in PARAMETERS:
-            raise DatasetError(
-                f"normalization: mode {shortened(self.mode)} is none of {', '.join(PARAMETERS)}"
-            )
+        if not isinstance(self.mode, str):
+            raise DatasetError(f"normalization: mode is {shortened(self.mode)}, not text")
         if not 0 < _number(self.clip, "normalization: clip") <= 65504:
             raise DatasetError(f"normalization: clip {self.clip} is not in (0, 65504]")
         for name, value in _object(self.parameters, "normalization: parameters").items():
             _number(value, f"normalization: {name!r:.60}")
-        needed, known = PARAMETERS[self.mode], ", ".join(PARAMETERS[self.mode]) or "none"
-        if set(self.parameters) != set(needed):
+        # A mode of a later version may be trained with, if not undone, and has its own numbers.
+        if {*self.parameters} != {*PARAMETERS.get(self.mode, self.parameters)}:
             raise DatasetError(
-                f"normalization: the parameters of {self.mode} are {known}, not "
+                f"normalization: the parameters of {self.mode} are "
+                f"{', '.join(PARAMETERS[self.mode]) or 'none'}, not "
                 f"{shortened(sorted(self.parameters))}"
             )
+        if {"mode", "clip"} & {*self.parameters}:
+            raise DatasetError("normalization: mode and clip are no parameters")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""

@@ -25,7 +25,7 @@ from lensprep.dataset.layout import (
 )
 from lensprep.dataset.manifest import MANIFEST_BYTES, Manifest, ShardInfo, SplitInfo
 from lensprep.dataset.record import payload_view
-from lensprep.dataset.sidecar import open_sidecar, read_table, unreadable
+from lensprep.dataset.sidecar import join_tables, open_sidecar, read_table, unreadable
 from lensprep.dataset.storage import LocalStore, Store, is_remote, local_path, member_path
 from lensprep.errors import DatasetError, ShardError, StorageError
 
@@ -262,7 +262,8 @@ class Dataset:
         shards = self.split(split).shards
         if not shards:
             raise DatasetError(f"{self.uri}: split {split!r} is empty.")
-        return pa.concat_tables(self.read_shard_sidecar(shard, columns) for shard in shards)
+        tables = (self.read_shard_sidecar(shard, columns) for shard in shards)
+        return join_tables(tables, f"{self.uri}: the sidecars of {split}")
 
     def read_pixels(self, split: str, index: NDArray[Any] | Sequence[int]) -> NDArray[np.float16]:
         """Pixels of chosen rows of a split, in the order asked for.

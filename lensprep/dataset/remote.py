@@ -20,7 +20,7 @@ from lensprep.dataset.record import payload_view
 from lensprep.dataset.s3 import Piece, S3Store
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.s3file import S3File
-from lensprep.dataset.sidecar import open_sidecar, read_table
+from lensprep.dataset.sidecar import join_tables, open_sidecar, read_table
 from lensprep.errors import ChangedError, DatasetError, NotFoundError, ShardError
 
 _GAP_ROWS: Final = 16
@@ -117,7 +117,7 @@ class RemoteDataset(Dataset):
         with ThreadPoolExecutor(_SIDECARS_AT_ONCE) as threads:
             tables = threads.map(lambda shard: self.read_shard_sidecar(shard, columns), shards)
             try:
-                return pa.concat_tables(list(tables))
+                return join_tables(tables, f"{self.uri}: the sidecars of {split}")
             except KeyboardInterrupt:
                 with self.store.connection.watcher.giving_up():
                     threads.shutdown(cancel_futures=True)

@@ -6,7 +6,7 @@ to with the tar that it describes, before a row is read; types and values before
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
@@ -56,7 +56,7 @@ NUMBERS: Final = (
 _RANGES: Final = {"label": (0, 1), "payload_crc32": (0, 2**32 - 1)}
 _SLACK_BYTES: Final = 1 << 20
 """What a sidecar of a few rows may unpack to beyond their tar."""
-_MOST_ENTRIES: Final = 20_000
+_MOST_ENTRIES: Final = 10_000
 """Columns, or row groups, of a footer; deeper than a parser's stack no schema can then be."""
 _TOO_LARGE: Final = "would unpack to more bytes than the tar that it describes"
 
@@ -157,6 +157,36 @@ def read_table(
         problem = problem or f"gives {table.num_rows} rows where its footer states {rows}"
         raise ShardError(f"{where} {problem}. Copy it again, or convert again.")
     return table
+
+
+def join_tables(tables: Iterable[pa.Table], where: str, **options: Any) -> pa.Table:
+    """Rows of several sidecars; DatasetError if they have not the same columns of the same types.
+
+    Parameters
+    ----------
+    tables : iterable of pyarrow.Table
+        At least one.
+    where : str
+        What they are, for messages.
+    **options
+        Of `pyarrow.concat_tables`.
+    """
+    parts = list(tables)
+    try:
+        return pa.concat_tables(parts, **options)
+    except pa.ArrowException as error:
+        first = dict(zip(parts[0].column_names, parts[0].schema.types, strict=True))
+        for part in parts[1:]:
+            other = dict(zip(part.column_names, part.schema.types, strict=True))
+            for name in [*first, *other]:
+                if (one := first.get(name)) != (two := other.get(name)):
+                    raise DatasetError(
+                        f"{where} do not agree: column {name!r:.60} is {one!s:.60} in one and "
+                        f"{two!s:.60} in another. Convert again."
+                    ) from error
+        raise DatasetError(
+            f"{where} have their columns in another order. Convert again."
+        ) from error
 
 
 def unreadable(where: str, error: BaseException) -> ShardError:

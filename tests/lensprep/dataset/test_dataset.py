@@ -139,7 +139,7 @@ def repeat_the_first_shard(d):
         (lambda d: d["normalization"].update(clip=5), "altered"),
         (lambda d: d["normalization"].update(clip="10"), "clip is '10', not a finite number"),
         (lambda d: d["normalization"].update(clip=1 << 62), r"clip .* is not in \(0, 65504\]"),
-        (lambda d: d["normalization"].update(mode=["mad_stamp"]), "is none of mad_stamp"),
+        (lambda d: d["normalization"].update(mode=["mad_stamp"]), "mode is .*, not text"),
         (lambda d: d["normalization"].update(mode="asinh_survey"), "parameters of asinh_survey"),
         (lambda d: d["normalization"].update(parameters={"mode": 1}), "parameters of mad_stamp"),
         (lambda d: d.update(splits=[]), r"splits is \[\], not an object"),
