@@ -206,9 +206,10 @@ def _read_table(path: Path) -> tuple[pa.Table, dict[str, Any]]:
         if path.name.lower().endswith((".csv", ".csv.gz")):
             return _read_csv(path), {}
         file = pq.ParquetFile(path)
-        table = file.read(columns=_wanted(file.schema_arrow.names))
-    except (pa.ArrowException, OSError) as error:
-        first = str(error).splitlines()[0]
+        table = file.read(columns=_wanted(file.schema_arrow.names, path))
+        table.validate(full=True)  # or text that is not UTF-8 would end whoever shows it
+    except (pa.ArrowException, OSError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ScoresError(f"{path} is neither parquet nor CSV that can be read: {first}") from error
     return table, _metadata(file.schema_arrow.metadata)
 
@@ -216,18 +217,21 @@ def _read_table(path: Path) -> tuple[pa.Table, dict[str, Any]]:
 def _read_csv(path: Path) -> pa.Table:
     types = dict.fromkeys(_TEXT_COLUMNS, pa.string())
     table = pcsv.read_csv(path, convert_options=pcsv.ConvertOptions(column_types=types))
-    return table.select(_wanted(table.column_names))
+    return table.select(_wanted(table.column_names, path))
 
 
-def _wanted(names: Sequence[str]) -> list[str]:
+def _wanted(names: Sequence[str], path: Path) -> list[str]:
     needed = ("key", "label", "logit", "probability", "region_id", *AXIS_COLUMNS, *_OTHER_COLUMNS)
+    for name in needed:
+        if names.count(name) > 1:
+            raise ScoresError(f"{path} has the column {name!r} more than once. Remove the others.")
     return [name for name in needed if name in names]
 
 
 def _metadata(raw: dict[bytes, bytes] | None) -> dict[str, Any]:
     try:
         found = json.loads((raw or {}).get(METADATA_KEY, b"{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -252,7 +256,7 @@ def _check_keys(keys: pa.ChunkedArray, path: Path) -> None:
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     first = twice[0]
     raise ScoresError(
-        f"{path}: {len(twice)} keys come more than once ({first['values']} comes "
+        f"{path}: {len(twice)} keys come more than once ({first['values']!s:.100} comes "
         f"{first['counts']} times); every stamp must be scored once. Remove the repeats."
     )
 
@@ -283,7 +287,7 @@ def _read_logits(table: pa.Table, path: Path) -> tuple[Floats, list[str]]:
         key = table["key"][int(np.argmax(bad))]
         raise ScoresError(
             f"{path}: {int(bad.sum())} of {values.size} values of {name} are not finite (first: "
-            f"key {key}). Score these stamps again, or remove the rows and say so."
+            f"key {key!s:.100}). Score these stamps again, or remove the rows and say so."
         )
     if name == "logit":
         return values, []
