@@ -44,6 +44,7 @@ MAX_MEMBER_BYTES = 3 * 64 * 64 * 8 + MAX_HEADER_CHARS + 12
 _LOCAL_SIGNATURE, _CENTRAL_SIGNATURE, _END_SIGNATURE = 0x04034B50, 0x02014B50, 0x06054B50
 _LOCATOR_SIGNATURE, _END64_SIGNATURE = 0x07064B50, 0x06064B50
 _LOCAL_BYTES, _CENTRAL_BYTES, _END_BYTES, _LOCATOR_BYTES, _END64_BYTES = 30, 46, 22, 20, 56
+_END64_SIZE = _END64_BYTES - 12  # as the record states it: what follows its first two fields
 _COMMENT_MAX = 0xFFFF
 _NEWEST_VERSION = 63
 _UNREADABLE_FLAGS = 0x1 | 0x20 | 0x40  # encrypted, patch data, strong encryption
@@ -204,10 +205,13 @@ def _find_directory(blob: _Bytes) -> tuple[int, int, int, int]:
     if _number(blob, locator, 0, 4) == _LOCATOR_SIGNATURE:
         if _number(blob, locator, 4, 4) != 0 or _number(blob, locator, 16, 4) > 1:
             return UNSUPPORTED, 0, 0, 0
-        record = _before(locator, _END64_BYTES)
-        if _number(blob, record, 0, 4) == _END64_SIGNATURE:
-            size, offset = _number(blob, record, 40, 8), _number(blob, record, 48, 8)
-            end = record
+        end = _before(locator, _END64_BYTES)
+        if _number(blob, end, 0, 4) != _END64_SIGNATURE or _number(blob, end, 4, 8) != _END64_SIZE:
+            return BAD_ZIP, 0, 0, 0
+        size, offset = _number(blob, end, 40, 8), _number(blob, end, 48, 8)
+        stop = _after(offset, size, blob.size)
+        if stop < 0 or stop != _number(blob, locator, 8, 8):
+            return BAD_ZIP, 0, 0, 0
     start = _before(end, size)
     if start < 0 or offset < 0 or offset > blob.size:
         return BAD_ZIP, 0, 0, 0
