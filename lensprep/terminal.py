@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
+import os
 import signal
 import sys
 import time
@@ -152,3 +154,32 @@ class _LineReporter:
         rate = done / (now - begun) if now > begun else 0.0
         left = f", {(total - done) / rate:,.0f} s left" if rate else ""
         self._console.print(f"{phase}: {done:,} of {total:,}, {rate:,.0f}/s{left}", highlight=False)
+
+
+class LogLines(logging.Handler):
+    """Shows what the program's own loggers say as lines on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record; under torchrun notes come from the first process, warnings from all."""
+        if record.levelno < logging.WARNING and int(os.environ.get("RANK", "0")):
+            return
+        mark = "Warning: " if record.levelno >= logging.WARNING else ""
+        # Not a stream of its own: a progress bar stands in for standard error while it is drawn.
+        click.echo(f"{mark}{record.getMessage()}", err=True)
+
+
+@contextmanager
+def log_lines() -> Iterator[None]:
+    """Show the log of both packages while a command runs."""
+    loggers = [logging.getLogger(name) for name in ("lenstrain", "lensprep")]
+    levels = [logger.level for logger in loggers]
+    handler = LogLines(logging.INFO)
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)

@@ -11,7 +11,6 @@ A process of its own, since a kernel that reads outside a blob may end the proce
 import random
 import struct
 import sys
-import zipfile
 from functools import cache
 
 import numpy as np
@@ -20,7 +19,18 @@ from numba import config
 
 from lensprep import stampnpz, zipwalk
 from tests.lensprep.blobs import (
-    BAD, GOOD, NAMES, SMALL, as_zip64, bands, by_numpy, npy, npz, saved, strictness, with_zip64,
+    BAD,
+    GOOD,
+    NAMES,
+    SMALL,
+    as_zip64,
+    bands,
+    by_numpy,
+    npy,
+    npz,
+    saved,
+    strictness,
+    with_zip64,
 )  # fmt: skip
 
 BATCH = 500
@@ -55,7 +65,8 @@ def _small():
     short = {name[:-4]: data for name, data in members.items()}
     plain = saved(pixels)
     return [
-        plain, SMALL, as_zip64(plain), as_zip64(npz(columns)), as_zip64(npz(members, streamed=True)),
+        plain, SMALL,
+        as_zip64(plain), as_zip64(npz(columns)), as_zip64(npz(members, streamed=True)),
         with_zip64(plain, 2, plain.rfind(b"PK\x03\x04")),
         with_zip64(plain, 1, 0), with_zip64(SMALL, 0, 1, 2, 3),
         npz(members, streamed=True), npz(members, zip64=True), npz(members, comment=b"PK\5\6"),
@@ -63,7 +74,8 @@ def _small():
         npz(bands(pixels.astype(">f8"), (3, 0))), npz(bands(pixels.astype(np.float16))),
         npz({"image_i.npy": b"?", **members, "x": b"", "é/": b"{}"}),
         npz([*members.items(), ("image_z?npy", members["image_g.npy"])]).replace(b"_z?", b"_z\0"),
-        npz([("image_z", members["image_g.npy"]), *members.items()]), plain + b"junk", plain + plain,
+        npz([("image_z", members["image_g.npy"]), *members.items()]),
+        plain + b"junk", plain + plain,
     ]  # fmt: skip
 
 
@@ -163,7 +175,8 @@ def _copy(rng, blob):
 
 _DAMAGES = (
     _change_field, _change_field, _change_field, _change_zip64, _change_zip64, _change_zip64,
-    _change_zip64, _change_zip64_end, _change_name, _change_byte, _change_byte, _cut, _double, _copy,
+    _change_zip64, _change_zip64_end, _change_name, _change_byte, _change_byte, _cut, _double,
+    _copy,
 )  # fmt: skip
 
 
@@ -188,7 +201,7 @@ def walked(blobs):
 
 
 def main(first, count, out):
-    """Write what the walk finds to `out`; end with an error at the first difference from np.load."""
+    """Write what the walk finds to `out`; the first difference from np.load ends it."""
     pixels = np.empty((BATCH, 3, 64, 64), np.float32)
     found = []
     for start in range(first, first + count, BATCH):

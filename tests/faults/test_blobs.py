@@ -1,4 +1,7 @@
-"""No blob ends the process, and what the compiled kernels find is what they say and np.load reads."""
+"""No blob ends the process: compiled kernels find what interpreted ones do, and what np.load reads.
+
+The long form, two million blobs, takes 20 minutes with two cores and 40 with one.
+"""
 
 import os
 import subprocess

@@ -152,6 +152,10 @@ def with_zip64(blob, index, *numbers, header=0xFFFFFFFF):
     return blob[:name_end] + extra + blob[name_end:]
 
 
+def _zip64_offset(number):
+    return with_zip64(SMALL, 2, number), RejectReason.BAD_ZIP
+
+
 def _zip64_end(**numbers):
     """An archive with a Zip64 end record, and other numbers in that record or in its locator."""
     blob = as_zip64(PLAIN)
@@ -310,11 +314,8 @@ BAD = {
         _field(1, 42, struct.pack("<I", 0x7FFFFFFF)),
         RejectReason.BAD_ZIP),
     **{
-        f"zip64_offset_{name}": partial(lambda n: (with_zip64(SMALL, 2, n), RejectReason.BAD_ZIP), n)
-        for name, n in [
-            ("near_2_63", 2**63 - 1), ("one_header_below_2_63", 2**63 - 30), ("is_2_63", 2**63),
-            ("near_2_64", 2**64 - 1), ("near_2_32", 2**32 - 1), ("is_the_size", len(SMALL) + 12),
-        ]
+        f"zip64_offset_{number:x}": partial(_zip64_offset, number)
+        for number in (2**63 - 1, 2**63 - 30, 2**63, 2**64 - 1, 2**32 - 1, len(SMALL) + 12)
     },
     "zip64_field_missing": lambda: (with_zip64(SMALL, 1), RejectReason.BAD_ZIP),
     "zip64_directory_offset_near_2_63": lambda: (
