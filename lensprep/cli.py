@@ -29,6 +29,7 @@ from lensprep.errors import size_text
 from lensprep.normalize import MODES
 from lensprep.terminal import (
     ProjectGroup,
+    log_lines,
     print_json,
     progress_bar,
     s3_options,
@@ -54,7 +55,8 @@ workers_option = click.option(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="lensprep")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Turn Phase 4c parquet into shards that are WebDataset tars and arrays at once.
 
     The usual way: check the source, convert it, verify and look at the result.
@@ -65,6 +67,7 @@ def main() -> None:
     lensprep verify   DATASET --against PHASE4C
     lensprep inspect  DATASET --montage stamps.png
     """
+    ctx.with_resource(log_lines())
 
 
 @main.command()

@@ -22,11 +22,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any, Literal, Protocol, Self, TypeVar, get_args
 
 from lensprep import __version__
 from lensprep.dataset.s3client import WAKE_SECONDS
 from lensprep.errors import ConfigError, ProjectError
+from lensprep.kernel import notice
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -132,6 +134,8 @@ class LocalEngine:
         self._pool: ProcessPoolExecutor | None = None
         self._held: Any = None
         """Process and task of each worker, one after the other, as the workers tell."""
+        self._compiling: Any = None
+        """Whether a worker compiles: it tells, and the driver says it once for all."""
 
     def __enter__(self) -> Self:
         return self
@@ -159,7 +163,10 @@ class LocalEngine:
                 while waiting and len(pending) < AHEAD * self.workers:
                     future = pool.submit(_call, function, waiting[0], tasks[waiting[0]])
                     pending[future] = waiting.popleft()
-                for future in wait(pending, WAKE_SECONDS, FIRST_COMPLETED).done:
+                done = wait(pending, WAKE_SECONDS, FIRST_COMPLETED).done
+                if self._compiling.value:
+                    notice.say()
+                for future in done:
                     result = future.result()
                     del pending[future], losses[_NOBODY]
                     yield result
@@ -175,8 +182,9 @@ class LocalEngine:
         context = multiprocessing.get_context("spawn")
         held = context.Array("q", [_NOBODY] * 2 * self.workers)
         self._held = held.get_obj()
+        self._compiling = context.RawValue("b", 0)  # no lock, which a killed worker would keep
         self._pool = ProcessPoolExecutor(
-            self.workers, context, initializer=_start_worker, initargs=(held,)
+            self.workers, context, initializer=_start_worker, initargs=(held, self._compiling)
         )
         return self._pool
 
@@ -246,12 +254,13 @@ def _call(function: Callable[[Task], Result], number: int, task: Task) -> Result
     return result
 
 
-def _start_worker(held: Any) -> None:
+def _start_worker(held: Any, compiling: Any) -> None:
     """Leave an interrupt at the terminal to the driver, and end when the driver is gone."""
     global _held
     with held.get_lock():
         _held = held.get_obj()
         _held[2 * _held[::2].index(_NOBODY)] = os.getpid()
+    notice.tell = partial(setattr, compiling, "value", 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_driver, daemon=True).start()

@@ -25,6 +25,7 @@ from webdataset.tariterators import base_plus_ext
 from lensprep.dataset import STAMP_SHAPE
 from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import DatasetError, ProjectError, ShardError
+from lenstrain.data.source import check_gather
 
 _STAMP_BYTES: Final = 1 << 20
 """No ``.npy`` of a stamp is longer, in any dtype."""
@@ -177,6 +178,7 @@ class TarSource:
 
     def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
         """Read, decode and convert the stamps of `rows` into `out`."""
+        check_gather(rows, len(self._members), out)
         samples = wds.decode()(self._raw(rows))
         for i, row in enumerate(rows.tolist()):
             try:
