@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from os import PathLike
 from pathlib import Path
 from typing import Any
+
+from lensprep.dataset.files import join_uri, split_uri
+from lensprep.dataset.storage import is_remote, local_path, open_store
+from lensprep.errors import StorageError
 
 LEDGER = "test_ledger.jsonl"
 """File in the run folder, one JSON object a line."""
@@ -17,12 +22,12 @@ LEDGER = "test_ledger.jsonl"
 _KEPT = ("checkpoint_sha256", "step", "epoch", "dataset_id", "split", "tta")
 
 
-def record_opening(checkpoint: Path, facts: dict[str, Any]) -> Path | None:
+def record_opening(checkpoint: str | PathLike[str], facts: dict[str, Any]) -> str | Path | None:
     """Add a line to the ledger of the run that a checkpoint lies in.
 
     Parameters
     ----------
-    checkpoint : Path
+    checkpoint : str or path
         ``RUN/checkpoints/NAME.pt``; a loose file has no ledger, and one that cannot be written
         (a run that is read-only) is left as it is.
     facts : dict
@@ -30,21 +35,39 @@ def record_opening(checkpoint: Path, facts: dict[str, Any]) -> Path | None:
 
     Returns
     -------
-    Path or None
+    str, Path or None
         The ledger.
     """
-    folder = checkpoint.resolve().parent
-    if facts["split"] != "test" or folder.name != "checkpoints":
+    if facts["split"] != "test":
         return None
-    path = folder.parent / LEDGER
     line = {name: facts[name] for name in _KEPT}
     line["opened"] = datetime.now(UTC).isoformat(timespec="seconds")
+    if is_remote(checkpoint):
+        return _record_remote(str(checkpoint), line)
+    folder = local_path(checkpoint).resolve().parent
+    if folder.name != "checkpoints":
+        return None
+    path = folder.parent / LEDGER
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     except OSError:
         return None
     return path
+
+
+def _record_remote(checkpoint: str, line: dict[str, Any]) -> str | None:
+    """Add a line to the ledger of a run in an object store, where nothing can be appended to."""
+    run, _, inner = split_uri(checkpoint)[0].rpartition("/")
+    if inner != "checkpoints":
+        return None
+    try:
+        store = open_store(run)
+        before = bytes(store.read(LEDGER)) if store.has(LEDGER) else b""
+        store.write(LEDGER, before + json.dumps(line).encode() + b"\n")
+    except StorageError:
+        return None
+    return join_uri(run, LEDGER)
 
 
 def read_ledger(run: Path) -> list[dict[str, Any]] | None:

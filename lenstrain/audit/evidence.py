@@ -23,6 +23,7 @@ from lenstrain.config import Config
 from lenstrain.evaluation.publish import METRICS_NAME
 from lenstrain.evaluation.scores import METADATA_KEY, Scores, read_scores
 from lenstrain.probes.probe import PROBE_NAME
+from lenstrain.tables import Uri, read_table
 from lenstrain.training.checkpoint import load_checkpoint
 from lenstrain.training.run import CHECKPOINTS
 from lenstrain.training.runlog import CONFIG, ENVIRONMENT, METRICS
@@ -242,7 +243,7 @@ class Evidence:
     def _is_mine(self, metadata: dict[str, Any]) -> bool:
         return bool(metadata.get("checkpoint_sha256") == self.checkpoint_sha256)
 
-    def _same_checkpoint(self, sha256: str | None, path: Path) -> None:
+    def _same_checkpoint(self, sha256: str | None, path: Uri) -> None:
         if sha256 is not None and sha256 != self.checkpoint_sha256:
             raise NotRunError(f"{path} was made from another checkpoint than {self.run}'s best.pt.")
 
@@ -255,10 +256,7 @@ def read_logits(path: Path, needed: Sequence[str] = ()) -> pa.Table:
     ScoresError
         If it cannot be read, lacks a column, or holds logits that are not finite.
     """
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise ScoresError(f"{path} cannot be read as parquet: {error}") from error
+    table = read_table(path).table
     for name in ("logit", *needed):
         if name not in table.column_names:
             raise ScoresError(f"{path} has no column {name!r}.")
