@@ -10,10 +10,9 @@ from typing import Any
 
 import click
 
-from lensprep.terminal import ProjectGroup
+from lensprep.terminal import ProjectGroup, log_lines
 from lenstrain import __version__
 from lenstrain.cli_audit import audit, probe
-from lenstrain.cli_base import log_lines
 from lenstrain.cli_bench import bench
 from lenstrain.cli_cache import cache
 from lenstrain.cli_scores import evaluate, infer, mine

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from lensprep.errors import size_text
-from lenstrain.cli_base import PATH, json_option, report, s3_options
+from lensprep.terminal import LOCAL, LOCATION
+from lenstrain.cli_base import json_option, report, s3_options
 
 C = TypeVar("C")
 
@@ -21,7 +22,7 @@ def dir_option(command: C) -> C:
         "--dir",
         "folder",
         required=True,
-        type=PATH,
+        type=LOCAL,
         envvar="LENSTRAIN_CACHE_DIR",
         help="The cache's folder; or the variable LENSTRAIN_CACHE_DIR.",
     )
@@ -83,7 +84,7 @@ def _status_lines(result: dict[str, Any]) -> list[str]:
 
 
 @cache.command()
-@click.argument("dataset")
+@click.argument("dataset", type=LOCATION)
 @dir_option
 @click.option("--split", "splits", multiple=True, help="Only this split. Repeatable.")
 @click.option(

@@ -280,6 +280,21 @@ def upload_parts(
         store.put(name, b"".join(parts), {})
 
 
+def try_upload(store: S3Store, name: str) -> None:
+    """Begin an upload and drop it: whether the store would take a file, without leaving one.
+
+    Raises
+    ------
+    StorageError
+        If the store does not let us or does not answer.
+    """
+    with clear_errors("write", store.locate(name)):
+        upload = store.client.create_multipart_upload(
+            Bucket=store.bucket, Key=store.key(name), **store.options.put_arguments()
+        )["UploadId"]
+    _abort(store, name, upload)
+
+
 def _put_parts(
     store: S3Store,
     name: str,
