@@ -28,6 +28,7 @@ from lensprep.engine import ENGINES, EngineName, make_engine
 from lensprep.normalize import MODES
 from lensprep.terminal import (
     ProjectGroup,
+    log_lines,
     print_json,
     progress_bar,
     s3_options,
@@ -53,7 +54,8 @@ workers_option = click.option(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="lensprep")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Turn Phase 4c parquet into shards that are WebDataset tars and arrays at once.
 
     The usual way: check the source, convert it, verify and look at the result.
@@ -64,6 +66,7 @@ def main() -> None:
     lensprep verify   DATASET --against PHASE4C
     lensprep inspect  DATASET --montage stamps.png
     """
+    ctx.with_resource(log_lines())
 
 
 @main.command()

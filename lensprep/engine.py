@@ -20,11 +20,13 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any, Literal, Protocol, Self, TypeVar, get_args
 
 from lensprep import __version__
 from lensprep.dataset.s3client import WAKE_SECONDS
 from lensprep.errors import ConfigError, ProjectError
+from lensprep.kernel import notice
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -123,6 +125,8 @@ class LocalEngine:
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers or default_workers()
         self._pool: ProcessPoolExecutor | None = None
+        self._compiling: Any = None
+        """Whether a worker compiles: it tells, and the driver says it once for all."""
 
     def __enter__(self) -> Self:
         return self
@@ -139,8 +143,11 @@ class LocalEngine:
         if self._pool is None:
             # spawn: a forked child would inherit the threads' locks of pyarrow and boto3.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.workers, context, initializer=_start_worker)
-        return _run_in_pool(self._pool, function, tasks, self.workers)
+            self._compiling = context.RawValue("b", 0)  # no lock, which a killed worker would keep
+            self._pool = ProcessPoolExecutor(
+                self.workers, context, initializer=_start_worker, initargs=(self._compiling,)
+            )
+        return _run_in_pool(self._pool, function, tasks, self.workers, self._compiling)
 
 
 def run_tasks(
@@ -159,6 +166,7 @@ def _run_in_pool(
     function: Callable[[Task], Result],
     tasks: Sequence[Task],
     workers: int,
+    compiling: Any,
 ) -> Iterator[Result]:
     remaining = iter(tasks)
     pending: set[Future[Result]] = set()
@@ -169,6 +177,8 @@ def _run_in_pool(
                 break
         while pending:
             done, pending = wait(pending, WAKE_SECONDS, FIRST_COMPLETED)
+            if compiling.value:
+                notice.say()
             for future in done:
                 yield future.result()
                 for task in remaining:
@@ -181,8 +191,9 @@ def _run_in_pool(
         ) from None
 
 
-def _start_worker() -> None:
+def _start_worker(compiling: Any) -> None:
     """Leave an interrupt at the terminal to the driver, and end when the driver is gone."""
+    notice.tell = partial(setattr, compiling, "value", 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_driver, daemon=True).start()

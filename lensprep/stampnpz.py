@@ -233,12 +233,26 @@ def decode(blob: Any, out: npt.NDArray[np.float32]) -> RejectReason | None:
     float16, float64, big-endian and Fortran-ordered arrays are cast, as ``.astype(np.float32)``
     would. Stored, deflated, streamed and Zip64 members are read; other members are ignored.
 
-    Stricter than ``np.load``, on purpose: a band that is there twice; one that is compressed with
-    bzip2 or LZMA; a member of another length than the directory says, or larger than a stamp can
-    be (`lensprep.zipwalk.MAX_MEMBER_BYTES`); members that overlap; headers that only Python 2
-    wrote (``64L``); a CRC-32
-    that ``np.load`` would not have looked at, in bytes after the array; and pixels of 2**125
-    (4e37) and more, whose sums overflow. Broader: the names of other members need not be UTF-8.
+    Stricter than ``np.load``, on purpose:
+
+    - a band that is there twice, also as ``image_z`` and ``image_z.npy``, of which ``np.load``
+      takes the former, or with a NUL in its name, which ends it there (``duplicate_member``);
+    - a band with a NUL in its name alone; members that overlap; offsets beyond the blob, and
+      Zip64 numbers of 2**63 and more, of any member; a Zip64 end record that its locator does not
+      point to, or that is longer than it must be (``zipfile`` of later Pythons refuses most of
+      them); a stored band of two sizes (``bad_zip``);
+    - a band that is compressed with bzip2 or LZMA (``unsupported_zip``);
+    - a member of another length than the directory says (``truncated``, ``bad_stream``), or larger
+      than a stamp can be, `lensprep.zipwalk.MAX_MEMBER_BYTES` (``oversized``);
+    - a CRC-32 that ``np.load`` would not have looked at, in bytes after the array
+      (``crc_mismatch``);
+    - headers that only Python 2 wrote, ``64L`` (``bad_npy``);
+    - pixels of 2**125 (4e37) and more, whose sums overflow (``nonfinite``).
+
+    Broader: the names of other members need not be UTF-8, and a deflate stream may announce more
+    codes than zlib allows (libdeflate allows all that the format can say). All else that
+    ``np.load`` refuses is refused: a local name that differs from the directory's, encryption,
+    ``.npy`` versions other than (1, 0), (2, 0) and (3, 0), object arrays.
     """
     return decode_batch([blob], out[None])[0]
 

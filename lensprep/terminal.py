@@ -6,6 +6,8 @@ import errno
 import functools
 import io
 import json
+import logging
+import os
 import select
 import signal
 import sqlite3
@@ -226,3 +228,32 @@ class _LineReporter:
         self._told = now
         left = f", {(total - done) / rate:,.0f} s left" if rate else ""
         self._console.print(f"{phase}: {done:,} of {total:,}, {rate:,.0f}/s{left}", highlight=False)
+
+
+class LogLines(logging.Handler):
+    """Shows what the program's own loggers say as lines on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record; under torchrun notes come from the first process, warnings from all."""
+        if record.levelno < logging.WARNING and int(os.environ.get("RANK", "0")):
+            return
+        mark = "Warning: " if record.levelno >= logging.WARNING else ""
+        # Not a stream of its own: a progress bar stands in for standard error while it is drawn.
+        click.echo(f"{mark}{record.getMessage()}", err=True)
+
+
+@contextmanager
+def log_lines() -> Iterator[None]:
+    """Show the log of both packages while a command runs."""
+    loggers = [logging.getLogger(name) for name in ("lenstrain", "lensprep")]
+    levels = [logger.level for logger in loggers]
+    handler = LogLines(logging.INFO)
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
 
 from lensprep.dataset.interrupts import INTERRUPTED, PREEMPTED
+from lensprep.terminal import log_lines as log_lines
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -101,35 +100,6 @@ def json_option(command: F) -> F:
     return click.option(
         "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
     )(command)
-
-
-class LogLines(logging.Handler):
-    """Shows what the program's own loggers say as lines on standard error."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one record; under torchrun notes come from the first process, warnings from all."""
-        if record.levelno < logging.WARNING and int(os.environ.get("RANK", "0")):
-            return
-        mark = "Warning: " if record.levelno >= logging.WARNING else ""
-        # Not a stream of its own: a progress bar stands in for standard error while it is drawn.
-        click.echo(f"{mark}{record.getMessage()}", err=True)
-
-
-@contextmanager
-def log_lines() -> Iterator[None]:
-    """Show the log of both packages while a command runs."""
-    loggers = [logging.getLogger(name) for name in ("lenstrain", "lensprep")]
-    levels = [logger.level for logger in loggers]
-    handler = LogLines(logging.INFO)
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.removeHandler(handler)
-            logger.setLevel(level)
 
 
 def report(result: dict[str, Any], lines: list[str], as_json: bool) -> None:

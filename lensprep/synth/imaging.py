@@ -12,10 +12,10 @@ from typing import Final
 
 import numpy as np
 import scipy.fft
-from numba import njit
 from numpy.typing import NDArray
 
 from lensprep.dataset.layout import PIXEL_SCALE_ARCSEC, STAMP_SIZE
+from lensprep.kernel import kernel
 from lensprep.synth.survey import Brick
 
 GRID: Final = 96
@@ -29,6 +29,8 @@ SKY_MAG_ARCSEC2: Final = (22.0, 20.9, 18.8)
 
 _WINGS_PX = 6.0
 _TABLE_PER_PX = 8.0
+_MIN_Q = 0.16
+"""Least axis ratio: the table of radii begins where the minor axis of a flatter one would end."""
 _FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 
 
@@ -200,10 +202,21 @@ def add_sersic(
     flux : ndarray of float64, shape (bands,)
         Total in each band, out to infinity.
 
+    Raises
+    ------
+    ValueError
+        If the profile has an axis ratio outside (0.16, 1], no size, or a place that is no number;
+        or if scene and flux do not fit each other.
+
     References
     ----------
     .. [1] Ciotti & Bertin 1999, A&A 352, 447, for b(n).
     """
+    if scene.ndim != 3 or flux.shape != scene.shape[:1]:
+        raise ValueError(f"a scene of shape {scene.shape} does not take a flux of {flux.shape}")
+    finite = math.isfinite(x_px + y_px + profile.angle_rad + profile.radius_px)
+    if not (finite and profile.radius_px > 0 and profile.n > 0 and _MIN_Q < profile.q <= 1):
+        raise ValueError(f"no profile to draw at ({x_px}, {y_px}): {profile}")
     n = profile.n
     b = 2 * n - 1 / 3 + 4 / (405 * n) + 46 / (25515 * n**2) + 131 / (1148175 * n**3)
     total = 2 * math.pi * n * math.exp(b - 2 * n * math.log(b) + math.lgamma(2 * n))
@@ -214,7 +227,7 @@ def add_sersic(
     )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _add_sersic(
     scene: NDArray[np.float32],
     x0: float,
@@ -234,6 +247,8 @@ def _add_sersic(
     bands, rows, columns = scene.shape
     top, bottom = max(0, int(y0 - reach)), min(rows, int(y0 + reach) + 2)
     left, right = max(0, int(x0 - reach)), min(columns, int(x0 + reach) + 2)
+    if top >= bottom or left >= right:
+        return
     furthest = math.hypot(max(x0 - left, right - x0), max(y0 - top, bottom - y0)) / math.sqrt(q)
     wings = _radial_table(furthest, radius, n, b)
     for row in range(top, bottom):
@@ -264,7 +279,7 @@ def _add_sersic(
                 scene[band, row, column] += amplitude[band] * light
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _parts(distance: float, n: float) -> int:  # pragma: no cover - compiled
     """Into how many parts a side of a pixel is divided: more near a cusp."""
     if distance < 1.0:
@@ -274,7 +289,7 @@ def _parts(distance: float, n: float) -> int:  # pragma: no cover - compiled
     return 3 if n > 2.0 and distance < _WINGS_PX else 1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _profile(r2: float, n: float, b: float) -> float:  # pragma: no cover - compiled
     """Sérsic profile of a squared radius in units of the half-light radius; 1 at that radius."""
     # exp(log) is cheaper than a general power.
@@ -282,13 +297,13 @@ def _profile(r2: float, n: float, b: float) -> float:  # pragma: no cover - comp
     return math.exp(-b * (scaled - 1.0))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _radial_table(
     furthest: float, radius: float, n: float, b: float
 ) -> NDArray[np.float64]:  # pragma: no cover - compiled
     """Profile on a fine grid of radii: far from the centre it is smooth, and looked up."""
     table = np.zeros(int(furthest * _TABLE_PER_PX) + 3)
-    first = int(0.4 * _WINGS_PX * _TABLE_PER_PX)  # nothing nearer is looked up for q > 0.16
+    first = int(0.4 * _WINGS_PX * _TABLE_PER_PX)  # nothing nearer is looked up for q > _MIN_Q
     for i in range(first, len(table)):
         table[i] = _profile((i / _TABLE_PER_PX / radius) ** 2, n, b)
     return table

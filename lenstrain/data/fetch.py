@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensprep.dataset import (
-    PAYLOAD_BYTES,
     PAYLOAD_OFFSET,
     RECORD_STRIDE,
     Dataset,
@@ -40,7 +39,7 @@ from lenstrain.data.copies import LocalCopies, MappedCopies
 from lenstrain.data.order import BLOCK_ROWS, block_bounds
 from lenstrain.data.ranges import RACES_AT_ONCE, RUN_CELLS, Cells, RangeReader
 from lenstrain.data.sidecar import Column
-from lenstrain.data.source import copy_rows
+from lenstrain.data.source import check_gather, copy_rows
 
 logger = logging.getLogger("lenstrain.data")
 
@@ -292,10 +291,7 @@ class RemoteSource:
         IndexError, ValueError
             If a row lies outside the split; if `out` does not fit, or the source is closed.
         """
-        if out.nbytes != rows.size * PAYLOAD_BYTES or not out.flags.c_contiguous:
-            raise ValueError(f"out must be contiguous and hold {rows.size} stamps")
-        if rows.size and (rows.min() < 0 or rows.max() >= self._starts[-1]):
-            raise IndexError(f"rows must lie in 0 ... {self._starts[-1] - 1}")
+        check_gather(rows, int(self._starts[-1]), out)
         while True:
             copied = None if self._copy_mapped(rows, out) else self._copy_streamed(rows, out)
             faulty = [] if self.local is None else self.local.faulty(rows, out, copied)

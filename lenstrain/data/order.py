@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from lensprep.kernel import kernel
 
 Shuffle = Literal["global", "block"] | None
 
@@ -196,10 +197,17 @@ def permute(places: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64]
     ndarray of int64, same shape
         The images.
 
+    Raises
+    ------
+    ValueError
+        If a place is not a whole number, or outside the range, or the range is empty.
+
     References
     ----------
     .. [1] Black & Rogaway 2002, "Ciphers with arbitrary finite domains", CT-RSA.
     """
+    if size < 1 or places.dtype.kind not in "iu":
+        raise ValueError(f"places of type {places.dtype} in a range of {size} cannot be permuted")
     places = np.ascontiguousarray(places, dtype=np.int64)
     if places.size and (places.min() < 0 or places.max() >= size):
         raise ValueError(f"places must lie in 0 ... {size - 1}")
@@ -291,8 +299,10 @@ def _lane_table(spec: OrderSpec, key: int, blocks: NDArray[np.int64] | None) -> 
     A slot of the global batch belongs to one lane and walks along it: neighbouring slots, hence a
     rank, read few blocks, while a batch holds rows from all lanes.
     """
-    if blocks is None or blocks[-1] != spec.rows:
+    if blocks is None or len(blocks) < 2 or blocks[0] != 0 or blocks[-1] != spec.rows:
         raise ValueError("a block shuffle needs the bounds of blocks that cover the rows")
+    if (np.diff(blocks) < 0).any():
+        raise ValueError("the bounds of blocks must not descend")
     lanes = min(spec.lanes, spec.global_batch)
     slots = np.arange(lanes + 1, dtype=np.int64) * spec.global_batch // lanes
     whole, rest = divmod(spec.used_rows, spec.global_batch)
@@ -304,7 +314,7 @@ def _lane_table(spec: OrderSpec, key: int, blocks: NDArray[np.int64] | None) -> 
     return slots, starts, blocks[:-1][order], bounds, np.array([spec.global_batch], np.int64)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel
 def _mix(x):  # type: ignore[no-untyped-def]
     """Finish a 64-bit hash (splitmix64: Steele, Lea & Flood 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -312,7 +322,7 @@ def _mix(x):  # type: ignore[no-untyped-def]
     return x ^ (x >> np.uint64(31))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _permute_one(place, size, key):  # type: ignore[no-untyped-def]
     """Image of one place under the keyed permutation of 0 ... size - 1."""
     bits = _MIN_BITS
@@ -335,13 +345,13 @@ def _permute_one(place, size, key):  # type: ignore[no-untyped-def]
             return np.int64(value)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _permute_many(places, size, key, out):  # type: ignore[no-untyped-def]
     for i in range(places.size):
         out[i] = _permute_one(places[i], size, key)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _lane_rows_at(  # type: ignore[no-untyped-def]
     places, lane_rows, key, slots, starts, block_start, bounds, global_batch, out
 ):

@@ -17,13 +17,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from lensprep.dataset import PAYLOAD_BYTES, PAYLOAD_OFFSET, RECORD_STRIDE, Dataset, ShardInfo
+from lensprep.dataset import (
+    PAYLOAD_BYTES,
+    PAYLOAD_OFFSET,
+    RECORD_STRIDE,
+    STAMP_DTYPE,
+    STAMP_SHAPE,
+    Dataset,
+    ShardInfo,
+)
 from lensprep.errors import ShardError
+from lensprep.kernel import kernel
 
 
 class ShardSource(Protocol):
@@ -103,19 +112,17 @@ class LocalSource:
         ValueError
             If `out` does not fit, or the source is closed.
         """
-        if out.nbytes != rows.size * PAYLOAD_BYTES or not out.flags.c_contiguous:
-            raise ValueError(f"out must be contiguous and hold {rows.size} stamps")
+        check_gather(rows, int(self._starts[-1]), out)
         with self._copying:
             if self._closed:
                 raise ValueError("the loader is closed")
             if not copy_rows(rows, self._starts, self._bases, out.ctypes.data):
                 self._map_for(rows)
-                copy_rows(rows, self._starts, self._bases, out.ctypes.data)
+                if not copy_rows(rows, self._starts, self._bases, out.ctypes.data):
+                    raise ShardError("the rows of the shards do not add up: see `lensprep verify`.")
 
     def _map_for(self, rows: NDArray[np.int64]) -> None:
         """Map the shards of these rows that are not mapped yet."""
-        if rows.min() < 0 or rows.max() >= self._starts[-1]:
-            raise IndexError(f"rows must lie in 0 ... {self._starts[-1] - 1}")
         shards = np.unique(np.searchsorted(self._starts, rows, side="right") - 1)
         for number in shards[self._bases[shards] == 0].tolist():
             self._maps[number] = FileMap(self._paths[number], self._bytes[number])
@@ -203,6 +210,26 @@ def _munmap(address: int, size: int) -> None:
     _libc().munmap(address, size)
 
 
+def check_gather(rows: NDArray[np.int64], total: int, out: NDArray[np.float16]) -> None:
+    """Refuse rows and room that `ShardSource.gather` would read or write beyond.
+
+    Raises
+    ------
+    IndexError
+        If a row lies outside the `total` rows of the split.
+    ValueError
+        If `out` is not plain writable memory for these rows.
+    """
+    if rows.size and (rows.min() < 0 or rows.max() >= total):
+        raise IndexError(f"rows must lie in 0 ... {total - 1}")
+    plain = out.flags.c_contiguous and out.flags.writeable and out.dtype == STAMP_DTYPE
+    if rows.ndim != 1 or out.shape != (rows.size, *STAMP_SHAPE) or not plain:
+        raise ValueError(
+            f"out must be contiguous, writable and hold {rows.size} stamps of {STAMP_DTYPE}, not "
+            f"{out.dtype} {out.shape}"
+        )
+
+
 @intrinsic
 def _memcpy(typingctx, target, source, size):  # type: ignore[no-untyped-def]
     """Copy `size` bytes from address `source` to address `target`."""
@@ -215,14 +242,18 @@ def _memcpy(typingctx, target, source, size):  # type: ignore[no-untyped-def]
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def copy_rows(rows, starts, bases, out):  # type: ignore[no-untyped-def]
-    """Copy the pixels of rows to address `out`; False at the first row that is not mapped."""
+    """Copy the pixels of rows to address `out`; False at the first row that is not mapped.
+
+    `check_gather` knows that `out` has the room. Shard k, with the rows from ``starts[k]`` to
+    ``starts[k + 1]``, begins at address ``bases[k]``; 0 where it is not mapped.
+    """
     for i in range(rows.size):
-        if rows[i] < 0 or rows[i] >= starts[-1]:
-            return False
         shard = np.searchsorted(starts, rows[i], side="right") - 1
-        if bases[shard] == 0:
+        if shard < 0 or shard >= min(bases.size, starts.size - 1) or bases[shard] == 0:
+            return False
+        if rows[i] < starts[shard] or rows[i] >= starts[shard + 1]:  # the starts do not ascend
             return False
         record = bases[shard] + (rows[i] - starts[shard]) * RECORD_STRIDE
         _memcpy(out + i * PAYLOAD_BYTES, record + PAYLOAD_OFFSET, PAYLOAD_BYTES)

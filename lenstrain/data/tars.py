@@ -25,6 +25,7 @@ from webdataset.tariterators import base_plus_ext
 
 from lensprep.dataset import STAMP_SHAPE
 from lensprep.errors import DatasetError, ShardError
+from lenstrain.data.source import check_gather
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,7 @@ class TarSource:
 
     def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
         """Read, decode and convert the stamps of `rows` into `out`."""
+        check_gather(rows, len(self._members), out)
         raw = self._raw(rows)
         for i, sample in enumerate(wds.decode()(raw)):
             stamp = sample[self._members[rows[i]].suffix]

@@ -1,11 +1,12 @@
 """Compiled loops of the bootstrap; `bootstrap` checks what it hands them."""
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from lensprep.kernel import kernel
 
-@njit(cache=True, nogil=True)
+
+@kernel
 def pair_counts(
     starts: NDArray[np.int64],
     positive: NDArray[np.bool_],
@@ -51,7 +52,7 @@ def pair_counts(
                 below[region[row] - first] = after[region[row] - first]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def curve_pass(
     starts: NDArray[np.int64],
     code: NDArray[np.int32],
@@ -105,7 +106,7 @@ def curve_pass(
     return out
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _add_partial(
     tp: NDArray[np.float64],
     fp: NDArray[np.float64],
@@ -124,7 +125,7 @@ def _add_partial(
     return early
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def walk_negatives(
     starts: NDArray[np.int64],
     region: NDArray[np.int32],
@@ -156,7 +157,7 @@ def walk_negatives(
             first_out[rest, resample] = region.size
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def weigh_prefixes(
     region: NDArray[np.int32],
     upto: NDArray[np.int64],

@@ -105,7 +105,12 @@ def rank_rows(
     ------
     ScoresError
         If a score is NaN.
+    ValueError
+        If a region or a group is not numbered as stated.
     """
+    _check_numbers("region", region, 0, n_regions)
+    if group is not None:
+        _check_numbers("group", group, -1, n_groups)
     values = np.asarray(scores, dtype=np.float64)
     if np.isnan(values).any():
         raise ScoresError(f"{int(np.isnan(values).sum())} scores are NaN; remove or rescore them")
@@ -123,6 +128,20 @@ def rank_rows(
         n_regions,
         n_groups,
     )
+
+
+def _check_numbers(what: str, numbers: NDArray[np.integer], low: int, stop: int) -> None:
+    """Refuse numbers that a kernel would look up outside its tables."""
+    if numbers.size and not (numbers.min() >= low and numbers.max() < stop):
+        raise ValueError(f"a {what} must lie in {low} ... {stop - 1}")
+
+
+def _check_weights(rows: RankedRows, weights: Floats, lanes: int | None = None) -> None:
+    """Refuse weights of other regions, or of another number of resamples than `lanes`."""
+    if weights.ndim != 2 or weights.shape[1] != rows.n_regions:
+        raise ValueError(f"weights of shape {weights.shape} for {rows.n_regions} regions")
+    if lanes is not None and lanes != len(weights):
+        raise ValueError(f"{lanes} resamples have limits, and {len(weights)} have weights")
 
 
 def pair_counts(rows: RankedRows, threads: int = 0) -> NDArray[np.int64]:
@@ -207,6 +226,7 @@ def curve_draws(
     progress : callable, optional
         Told the share done.
     """
+    _check_weights(rows, weights)
     n1, n0 = weights @ rows.counts(True), weights @ rows.counts(False)
     odds = np.stack([_odds(prevalence, n1, n0) for prevalence in prevalences])
     total = weights.shape[0]
@@ -274,6 +294,7 @@ def tpr_at_limits(
     threshold : ndarray, shape (n_limits, resamples)
         Score of the first negative left out; minus infinity if none is.
     """
+    _check_weights(rows, weights, limits.shape[1])
     negative = ~rows.positive
     scores, region = rows.scores[negative], rows.region[negative]
     starts = np.concatenate(([0], np.flatnonzero(np.diff(scores)) + 1, [scores.size]))
@@ -313,6 +334,7 @@ def positives_above(rows: RankedRows, weights: Floats, threshold: Floats) -> Flo
     threshold : ndarray, shape (n, resamples)
         Thresholds of each resample.
     """
+    _check_weights(rows, weights, threshold.shape[1])
     scores, region = rows.scores[rows.positive], rows.region[rows.positive]
     flat = threshold.ravel()
     upto = np.searchsorted(-scores, -flat, side="left").astype(np.int64)

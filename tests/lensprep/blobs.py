@@ -3,6 +3,8 @@
 GOOD[name]() -> (blob, pixels)      must decode to exactly these float32 pixels
 BAD[name]() -> (blob, reason)       must be refused for exactly this reason
 npz(members, ...) -> bytes          an archive member by member, with zipfile's options
+by_numpy(blob)                      what np.load makes of a blob
+strictness(blob, reason)            whether a documented strictness explains that it is refused
 """
 
 import io
@@ -11,11 +13,12 @@ import struct
 import warnings
 import zipfile
 import zlib
+from functools import partial
 
 import numpy as np
 
 from lensprep.stampnpz import RejectReason
-from lensprep.zipwalk import MAX_MEMBER_BYTES
+from lensprep.zipwalk import MAX_HEADER_CHARS, MAX_MEMBER_BYTES
 
 NAMES = ("image_g", "image_r", "image_z")
 
@@ -83,6 +86,9 @@ def saved(pixels, compressed=True):
 PLAIN = saved(noise())
 """A blob as most are, for surgery."""
 
+SMALL = saved(np.zeros((3, 64, 64), np.float32))
+"""The shortest blob that is a stamp."""
+
 
 # -- surgery on the bytes of an archive ----------------------------------------------------------
 
@@ -128,6 +134,44 @@ def as_zip64(blob):
         "<4sHHHHIIH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0
     )
     return blob[:start] + entries + record + locator + final
+
+
+def with_zip64(blob, index, *numbers, header=0xFFFFFFFF):
+    """The blob with a Zip64 extra field in an entry of its directory that had none.
+
+    The numbers stand there for the fields that are full; of them the offset of the local header is
+    made so.
+    """
+    at, end = central(blob, index), blob.rfind(b"PK\x05\x06")
+    extra = struct.pack(f"<HH{len(numbers)}Q", 1, 8 * len(numbers), *numbers)
+    name_end = at + 46 + struct.unpack_from("<H", blob, at + 28)[0]
+    size = struct.unpack_from("<I", blob, end + 12)[0] + len(extra)
+    blob = patched(blob, end + 12, struct.pack("<I", size))
+    blob = patched(blob, at + 30, struct.pack("<H", len(extra)))
+    blob = patched(blob, at + 42, struct.pack("<I", header))
+    return blob[:name_end] + extra + blob[name_end:]
+
+
+def _zip64_offset(number):
+    return with_zip64(SMALL, 2, number), RejectReason.BAD_ZIP
+
+
+def _zip64_end(**numbers):
+    """An archive with a Zip64 end record, and other numbers in that record or in its locator."""
+    blob = as_zip64(PLAIN)
+    places = {"length": 4, "size": 40, "offset": 48, "locator": 64}
+    for name, number in numbers.items():
+        at = blob.rfind(b"PK\x06\x06") + places[name]
+        blob = patched(blob, at, struct.pack("<Q", number))
+    return blob
+
+
+def renamed(members, old, new, **options):
+    """An archive in which a name, of the same length, is put in by hand: zipfile ends it at a NUL.
+
+    In the local header and in the directory.
+    """
+    return npz(members, **options).replace(old, new)
 
 
 def listed_twice():
@@ -269,6 +313,34 @@ BAD = {
     "header_past_the_end": lambda: (
         _field(1, 42, struct.pack("<I", 0x7FFFFFFF)),
         RejectReason.BAD_ZIP),
+    **{
+        f"zip64_offset_{number:x}": partial(_zip64_offset, number)
+        for number in (2**63 - 1, 2**63 - 30, 2**63, 2**64 - 1, 2**32 - 1, len(SMALL) + 12)
+    },
+    "zip64_field_missing": lambda: (with_zip64(SMALL, 1), RejectReason.BAD_ZIP),
+    "zip64_directory_offset_near_2_63": lambda: (
+        _zip64_end(offset=2**63 - 1), RejectReason.BAD_ZIP),
+    "zip64_directory_size_near_2_63": lambda: (_zip64_end(size=2**63 - 1), RejectReason.BAD_ZIP),
+    "zip64_directory_wraps": lambda: (
+        _zip64_end(offset=2**63 - 1, size=2**63 - 1, locator=2**64 - 2), RejectReason.BAD_ZIP),
+    "zip64_locator_points_elsewhere": lambda: (_zip64_end(locator=7), RejectReason.BAD_ZIP),
+    "zip64_end_is_longer": lambda: (_zip64_end(length=100), RejectReason.BAD_ZIP),
+    "zip64_end_missing": lambda: (
+        as_zip64(PLAIN).replace(b"PK\x06\x06", b"PK\x06\x05"), RejectReason.BAD_ZIP),
+    "local_name_is_shorter": lambda: (
+        patched(PLAIN, PLAIN.rfind(b"PK\x03\x04") + 26, b"\x07"), RejectReason.BAD_ZIP),
+    "name_with_nul": lambda: (
+        renamed({**dict(_REPEAT[:2]), "image_z?npy": _REPEAT[2][1]}, b"z?npy", b"z\0npy"),
+        RejectReason.BAD_ZIP),
+    "duplicate_with_nul": lambda: (
+        renamed([*_REPEAT, ("image_z?npy", npy(noise(9)[2]))], b"z?npy", b"z\0npy"),
+        RejectReason.DUPLICATE_MEMBER),
+    "duplicate_with_nul_after_suffix": lambda: (
+        renamed([("image_z.npy?", npy(noise(9)[2])), *_REPEAT], b"npy?", b"npy\0"),
+        RejectReason.DUPLICATE_MEMBER),
+    "strong_encryption": lambda: (_field(0, 8, b"\x40\x00"), RejectReason.UNSUPPORTED_ZIP),
+    "patch_data": lambda: (_field(0, 8, b"\x20\x00"), RejectReason.UNSUPPORTED_ZIP),
+    "newer_zip": lambda: (_field(1, 6, b"\x40"), RejectReason.UNSUPPORTED_ZIP),
     "names_disagree": lambda: (
         patched(PLAIN, PLAIN.find(b"image_r"), b"image_x"), RejectReason.BAD_ZIP),
     "overlapping_members": lambda: (
@@ -308,6 +380,8 @@ BAD = {
     "empty_member": lambda: (_changed_band(b""), RejectReason.BAD_NPY),
     "text_member": lambda: (_changed_band(b"nothing like an array"), RejectReason.BAD_NPY),
     "pickle_member": lambda: (_changed_band(pickle.dumps([1])), RejectReason.BAD_NPY),
+    "npy_version_1_1": lambda: (
+        _changed_band(patched(npy(noise()[0]), 6, b"\x01\x01")), RejectReason.BAD_NPY),
     "npy_version_9": lambda: (
         _changed_band(patched(npy(noise()[0]), 6, b"\x09")), RejectReason.BAD_NPY),
     "header_no_dict": lambda: (_header_lie("[1, 2, 3]\n"), RejectReason.BAD_NPY),
@@ -351,3 +425,84 @@ BAD = {
     "too_large_to_add": lambda: (_nan(2.0**125), RejectReason.NONFINITE),
 }  # fmt: skip
 """Name -> function that makes (blob, reason)."""
+
+
+# -- np.load ---------------------------------------------------------------------------------------
+
+
+def by_numpy(blob):
+    """Pixels as np.load reads them, or the exception it raised; None if they are no float stamp."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with np.load(io.BytesIO(blob), allow_pickle=False) as archive:
+                arrays = [archive[name] for name in NAMES]
+    except Exception as error:
+        return error
+    for array in arrays:
+        if not isinstance(array, np.ndarray) or array.shape != (64, 64) or array.dtype.kind != "f":
+            return None
+    with np.errstate(over="ignore"):
+        pixels = np.stack(arrays).astype(np.float32)
+    return pixels if (np.abs(pixels) < 2.0**125).all() else None
+
+
+def strictness(blob, reason):
+    """Whether one of the differences that `decode` documents is why it refuses what np.load reads.
+
+    Found with zipfile and zlib, not with the code that is tested.
+    """
+    with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+        infos = archive.infolist()
+    ours = [info for info in infos if info.filename.removesuffix(".npy") in NAMES]
+    if reason is RejectReason.DUPLICATE_MEMBER:
+        return len(ours) > len(NAMES)
+    if reason is RejectReason.UNSUPPORTED_ZIP:
+        return any(info.compress_type not in (0, 8) for info in ours)
+    if reason is RejectReason.OVERSIZED:
+        return any(info.file_size > MAX_MEMBER_BYTES for info in ours)
+    if reason is RejectReason.BAD_NPY:
+        return any(b"L" in _content(blob, info)[0][:MAX_HEADER_CHARS] for info in ours)
+    if reason is RejectReason.CRC_MISMATCH:
+        return any(zlib.crc32(_content(blob, info)[0]) != info.CRC for info in ours)
+    if reason in (RejectReason.TRUNCATED, RejectReason.BAD_STREAM):
+        return any(
+            len(data) != info.file_size or not whole
+            for info in ours for data, whole in [_content(blob, info)]
+        )  # fmt: skip
+    return reason is RejectReason.BAD_ZIP and (
+        any("\0" in info.orig_filename for info in ours)
+        or any(info.compress_type == 0 and info.compress_size != info.file_size for info in ours)
+        or any(max(i.header_offset, i.compress_size, i.file_size) >= len(blob) for i in infos)
+        or blob.rfind(b"PK\x06\x07") >= 0
+        or _overlap(blob, infos, ours)
+    )
+
+
+def _data_start(blob, info):
+    name, extra = struct.unpack_from("<HH", blob, info.header_offset + 26)
+    return info.header_offset + 30 + name + extra
+
+
+def _content(blob, info):
+    """All bytes of a member, and whether its stream comes to its end within what it claims."""
+    start = _data_start(blob, info)
+    raw = blob[start : start + info.compress_size]
+    if info.compress_type == 0:
+        return raw, True
+    inflater = zlib.decompressobj(-15)
+    try:
+        return inflater.decompress(raw, MAX_MEMBER_BYTES), inflater.eof
+    except zlib.error:
+        return b"", False
+
+
+def _overlap(blob, infos, ours):
+    """Whether a band's data reach into another member, or into the directory."""
+    directory = blob.find(b"PK\x01\x02")
+    for info in ours:
+        end = _data_start(blob, info) + info.compress_size
+        others = [other.header_offset for other in infos if other is not info]
+        if any(info.header_offset <= at < end for at in others) or end > directory:
+            return True
+    return False

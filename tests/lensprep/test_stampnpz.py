@@ -1,10 +1,6 @@
 """Reading blobs: what np.load reads is read, all else has its reason, and nothing raises."""
 
 import io
-import os
-import random
-import subprocess
-import sys
 import tracemalloc
 import warnings
 
@@ -17,56 +13,25 @@ from hypothesis.extra import numpy as hnp
 
 from lensprep import stampnpz
 from lensprep.stampnpz import RejectReason, decode, decode_batch
-from lensprep.zipwalk import MAX_MEMBER_BYTES
-from tests.lensprep.blobs import BAD, GOOD, NAMES, bands, central, noise, npy, npz, patched, saved
-
-STRICTER = {
-    RejectReason.BAD_ZIP,  # members that overlap, stored sizes that disagree, NUL in a name
-    RejectReason.MISSING_BAND,  # a NUL ends a name for zipfile
-    RejectReason.UNSUPPORTED_ZIP,  # Zip64 with several disks; bzip2 and LZMA
-    RejectReason.DUPLICATE_MEMBER,
-    RejectReason.TRUNCATED,  # less data than the directory says, though the array is whole
-    RejectReason.BAD_STREAM,  # more data than the directory says
-    RejectReason.CRC_MISMATCH,  # bytes after the array, which np.load does not look at
-    RejectReason.OVERSIZED,
-    RejectReason.BAD_NPY,  # headers of Python 2
-}
-"""Where `decode` says that it refuses more than np.load."""
-
-
-def by_numpy(blob):
-    """Pixels as np.load reads them, or the exception it raised; None if they are no float stamp."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with np.load(io.BytesIO(blob), allow_pickle=False) as archive:
-                arrays = [archive[name] for name in NAMES]
-    except Exception as error:
-        return error
-    for array in arrays:
-        if not isinstance(array, np.ndarray) or array.shape != (64, 64) or array.dtype.kind != "f":
-            return None
-    with np.errstate(over="ignore"):
-        pixels = np.stack(arrays).astype(np.float32)
-    return pixels if (np.abs(pixels) < 2.0**125).all() else None
+from lensprep.zipwalk import MAX_MEMBER_BYTES, walk
+from tests.lensprep.blobs import (
+    BAD,
+    GOOD,
+    bands,
+    by_numpy,
+    noise,
+    npy,
+    npz,
+    patched,
+    saved,
+    strictness,
+)
 
 
 def decoded(blob):
     """(reason, pixels) of one blob."""
     out = np.full((3, 64, 64), np.nan, np.float32)
     return decode(blob, out), out
-
-
-def check_against_numpy(blob):
-    """Accepted: equal to np.load. Refused although np.load reads it: a documented strictness."""
-    reason, pixels = decoded(blob)
-    expected = by_numpy(blob)
-    if reason is None and not isinstance(expected, UnicodeDecodeError):
-        assert isinstance(expected, np.ndarray), f"accepted, but np.load says {expected!r}"
-        assert pixels.tobytes() == expected.tobytes()
-    elif isinstance(expected, np.ndarray):
-        assert reason in STRICTER
-    return reason
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -91,7 +56,8 @@ def test_bad_blob_has_its_reason(name):
 
 @pytest.mark.parametrize("name", [name for name in BAD if BAD[name]()[0]])
 def test_bad_blob_is_refused_by_numpy_too_or_by_a_documented_strictness(name):
-    assert check_against_numpy(BAD[name]()[0]) is not None
+    blob, reason = BAD[name]()
+    assert not isinstance(by_numpy(blob), np.ndarray) or strictness(blob, reason)
 
 
 def test_float64_beyond_float32_is_nonfinite_without_a_warning():
@@ -185,6 +151,12 @@ def test_batch_reads_slices_chunks_and_sequences_alike():
     assert decode_batch(column.to_pylist(), np.empty((8, 3, 64, 64), np.float32)) == whole
 
 
+@pytest.mark.parametrize("bounds", [[0, 2**62], [-1, 4], [3, 2], [0, 5]])
+def test_bounds_outside_the_memory_are_refused(bounds):
+    with pytest.raises(ValueError, match="bounds of blobs descend, or lie outside of 4 bytes"):
+        walk(memoryview(b"PK\3\4"), np.array(bounds))
+
+
 def test_batch_of_nothing_is_nothing():
     out = np.empty((0, 3, 64, 64), np.float32)
     assert decode_batch([], out) == []
@@ -262,82 +234,6 @@ def test_what_numpy_reads_is_decoded_identically(arrays, version, method, stream
 @given(st.binary(max_size=400), st.booleans())
 def test_noise_is_refused(data, signed):
     assert decoded(b"PK\x03\x04" + data if signed else data)[0] is not None
-
-
-def mutated(rng):
-    """A good blob with some damage: bytes, numbers, cuts, doublings; often in the directory."""
-    blob = bytearray(_SEEDS[rng.randrange(len(_SEEDS))])
-    for _ in range(rng.choice([1, 1, 1, 2, 3, 8])):
-        if not blob:
-            break
-        at = _place(rng, blob)
-        kind = rng.randrange(6)
-        if kind == 0:
-            blob[at] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            blob[at] = rng.choice([0, 1, 0x7F, 0x80, 0xFF])
-        elif kind == 2:
-            width = rng.choice([2, 4, 8])
-            number = rng.choice([0, 1, 8, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1])
-            blob[at : at + width] = (number & (2 ** (8 * width) - 1)).to_bytes(width, "little")
-        elif kind == 3:
-            del blob[at : at + rng.choice([1, 4, 30, 1000])]
-        elif kind == 4:
-            stop = at + rng.choice([4, 46, 57])
-            blob[at:at] = blob[at:stop]
-        else:
-            other = _place(rng, blob)
-            width = rng.choice([2, 4, 8])
-            blob[at : at + width] = blob[other : other + width]
-    return bytes(blob)
-
-
-def _place(rng, blob):
-    """Somewhere; two times in three in the directory or in a local header."""
-    spot = rng.randrange(3)
-    if spot == 0:
-        return rng.randrange(len(blob))
-    if spot == 1:
-        start = max(central(blob), 0)
-    else:
-        start = max(blob.find(b"PK\x03\x04", rng.randrange(len(blob))), 0)
-    return min(start + rng.randrange(260), len(blob) - 1)
-
-
-_SEEDS = [
-    blob
-    for name in ("zeros", "zip64_directory", "streamed", "comment", "extra_members", "stored")
-    for blob in [GOOD[name]()[0]]
-]
-
-
-def fuzz(seeds):
-    """Count of reasons over many mutations."""
-    found = {}
-    for seed in seeds:
-        reason = check_against_numpy(mutated(random.Random(seed)))
-        found[reason] = found.get(reason, 0) + 1
-    return found
-
-
-def test_mutated_blobs_never_raise_nor_differ_from_numpy():
-    found = fuzz(range(3000))
-    assert found[None] > 100  # some damage does no harm: the test sees both sides
-    assert len(found) > 8
-
-
-@pytest.mark.slow
-def test_many_mutated_blobs_never_raise_nor_differ_from_numpy():
-    fuzz(range(10_000, 160_000))
-
-
-@pytest.mark.slow
-def test_walk_never_reads_outside_the_blob(tmp_path):
-    """The same mutations with numba's bounds check on: it raises where kernels would read on."""
-    code = "from tests.lensprep.test_stampnpz import fuzz; print(sum(fuzz(range(5000)).values()))"
-    env = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
-    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert ran.stdout.strip() == "5000", ran.stderr
 
 
 def test_truncated_anywhere_never_decodes():

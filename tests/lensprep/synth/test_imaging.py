@@ -110,6 +110,24 @@ def test_sersic_is_long_along_its_angle():
     assert math.sqrt(low / high) == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize(
+    ("x_px", "q", "radius_px", "bands"),
+    [(math.nan, 0.5, 3.0, 1), (math.inf, 0.5, 3.0, 1), (50, 1.5, 3.0, 1), (50, 0.1, 3.0, 1),
+     (50, 0.5, 0.0, 1), (50, 0.5, math.nan, 1), (50, 0.5, 3.0, 2)],
+)  # fmt: skip
+def test_a_profile_that_cannot_be_drawn_is_refused(x_px, q, radius_px, bands):
+    scene, flux = np.zeros((1, 96, 96), np.float32), np.ones(bands)
+    with pytest.raises(ValueError, match=r"no profile to draw|does not take a flux"):
+        add_sersic(scene, x_px, 50.0, Sersic(radius_px, 1.0, q, 0.0), flux)
+    assert not scene.any()
+
+
+def test_a_profile_far_outside_costs_nothing():
+    scene = np.zeros((1, 96, 96), np.float32)
+    add_sersic(scene, 1e12, 50.0, Sersic(3.0, 4.0, 0.5, 0.0), np.ones(1))
+    assert not scene.any()
+
+
 def test_spiral_arms_change_no_flux():
     smooth, arms = np.zeros((2, 1, 301, 301), np.float32)
     add_sersic(smooth, 150, 150, Sersic(9.0, 1.0, 0.8, 0.3), np.array([1.0]))

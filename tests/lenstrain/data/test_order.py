@@ -151,6 +151,26 @@ def test_blocks_never_cross_a_shard():
     assert bounds.tolist() == [0, 256, 512, 600, 856, 857]
 
 
+@pytest.mark.parametrize(
+    "bounds", [None, [], [1000], [1, 1000], [0, 999], [0, 600, 400, 1000], [0, -256, 1000]]
+)
+def test_blocks_that_do_not_cover_the_rows_once_are_refused(bounds):
+    blocks = None if bounds is None else np.array(bounds, np.int64)
+    with pytest.raises(ValueError, match="bounds of blocks"):
+        EpochOrder(spec(shuffle="block"), 0, blocks)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_an_empty_range_has_no_permutation(size):
+    with pytest.raises(ValueError, match="cannot be permuted"):
+        permute(np.zeros(0, np.int64), size, 1)
+
+
+def test_places_that_are_no_whole_numbers_are_refused():
+    with pytest.raises(ValueError, match="places of type float64"):
+        permute(np.array([np.nan]), 10, 1)
+
+
 def test_a_step_outside_the_epoch_is_refused():
     with pytest.raises(IndexError, match="step 21 is outside the epoch's 21 steps"):
         order_of(spec()).part(21)

@@ -156,6 +156,13 @@ def test_a_stamp_that_does_not_fit_is_named_when_it_is_read(tmp_path, stamp, mes
         list(open_tars(path, batch_size=1))
 
 
+@pytest.mark.parametrize("row", [-1, ROWS])
+def test_a_row_outside_the_tars_is_refused(tars, row):
+    loader = open_tars(tars[0], batch_size=4)
+    with pytest.raises(IndexError, match=r"rows must lie in 0 \.\.\. 22"):
+        loader.source.gather(np.array([row]), np.empty((1, 3, 64, 64), np.float16))
+
+
 def test_a_tar_cut_between_members_is_an_error(tars, tmp_path):
     """What stock readers take for a shorter shard (webdataset#142)."""
     path = tmp_path / "a-000000.tar"

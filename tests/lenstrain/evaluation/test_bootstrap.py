@@ -201,3 +201,26 @@ def test_a_survey_of_rows_takes_seconds():
     # d' = 3: AUROC = Phi(3 / sqrt 2), TPR at 1 % = Phi(3 - 2.326).
     assert auroc.mean() == pytest.approx(0.98305, abs=2e-4)
     assert tpr[0].mean() == pytest.approx(0.74973, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("region", "group"), [(-1, 0), (REGIONS, 0), (2**32, 0), (0, -2), (0, 3), (0, 2**32)]
+)
+def test_numbers_outside_the_tables_are_refused(region, group):
+    numbers = np.array([0, region]), np.array([0, group])
+    with pytest.raises(ValueError, match=r"must lie in -?\d \.\.\. \d"):
+        boot.rank_rows(np.array([0, 1]), np.array([0.1, 0.2]), numbers[0], REGIONS, numbers[1], 3)
+
+
+def test_weights_and_limits_that_do_not_fit_the_rows_are_refused(rows, weights):
+    limits = np.zeros((1, len(weights)))
+    for short in (weights[:, 1:], weights[0]):
+        with pytest.raises(ValueError, match="for 7 regions"):
+            boot.curve_draws(rows, short, 0.1)
+        with pytest.raises(ValueError, match="for 7 regions"):
+            boot.tpr_at_limits(rows, short, limits)
+        with pytest.raises(ValueError, match="for 7 regions"):
+            boot.positives_above(rows, short, limits)
+    for call in (boot.tpr_at_limits, boot.positives_above):
+        with pytest.raises(ValueError, match="40 resamples have limits, and 39 have weights"):
+            call(rows, weights[1:], limits)

@@ -1,0 +1,59 @@
+"""No blob ends the process: compiled kernels find what interpreted ones do, and what np.load reads.
+
+The long form, two million blobs, takes 20 minutes with two cores and 40 with one.
+"""
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+
+from lensprep import zipwalk
+
+CHUNK = 100_000
+"""Blobs of one process."""
+
+
+def start(first, count, out, **environment):
+    """A process that walks some mutants; its output is a file, so that it never has to wait."""
+    command = [sys.executable, "-W", "error", "-m", "tests.faults.mutants", str(first), str(count)]
+    with out.with_suffix(".txt").open("w") as said:
+        return subprocess.Popen(
+            [*command, str(out)], env=os.environ | environment, stdout=said, stderr=said
+        )
+
+
+def finished(process, out):
+    """What a process found; a crash is a failure that says where."""
+    status, said = process.wait(), out.with_suffix(".txt").read_text()
+    assert status == 0, f"{out.stem} kernels, status {status}, mutants from:\n{said[-2000:]}"
+    return np.load(out)
+
+
+def both(folder, first, count):
+    """What compiled and interpreted kernels find in the same mutants, side by side."""
+    modes = {"compiled.npy": "0", "interpreted.npy": "1"}
+    with ExitStack() as stack:
+        running = {}
+        for name, off in modes.items():
+            process = start(first, count, folder / name, NUMBA_DISABLE_JIT=off)
+            running[name] = stack.enter_context(process)
+            stack.callback(process.kill)
+        return [finished(process, folder / name) for name, process in running.items()]
+
+
+@pytest.mark.timeout(5400)
+@pytest.mark.parametrize("blobs", [2_000, pytest.param(2_000_000, marks=pytest.mark.faults)])
+def test_compiled_and_interpreted_kernels_and_numpy_agree(tmp_path, blobs):
+    reasons = np.zeros(zipwalk.OVERSIZED + 1, np.int64)
+    for first in range(0, blobs, CHUNK):
+        compiled, interpreted = both(tmp_path, first, min(CHUNK, blobs - first))
+        differ = np.flatnonzero((compiled != interpreted).any(axis=1))
+        assert not len(differ), f"mutants {(first + differ[:5]).tolist()} are read in two ways"
+        reasons += np.bincount(compiled[:, 0], minlength=len(reasons))
+    assert reasons[zipwalk.READ] > 0.1 * blobs  # some damage does no harm: both sides are seen
+    assert (reasons[[zipwalk.TRUNCATED, zipwalk.BAD_ZIP, zipwalk.UNSUPPORTED, zipwalk.DUPLICATE,
+                     zipwalk.MISSING, zipwalk.OVERSIZED]] > 0).all()  # fmt: skip
