@@ -7,11 +7,14 @@ radius and stretch are measured on what was traced.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numba.core.dispatcher import Dispatcher
 from numpy.typing import NDArray
 
 from lensprep.dataset.layout import PIXEL_SCALE_ARCSEC
@@ -170,12 +173,33 @@ class _Profiles(NamedTuple):
 
 @cache
 def _profiles() -> _Profiles:
-    from lenstronomy.LensModel.Profiles.shear import Shear
-    from lenstronomy.LensModel.Profiles.sie import SIE
-    from lenstronomy.LensModel.Profiles.sis import SIS
-    from lenstronomy.LightModel.Profiles.sersic import SersicElliptic
+    with _kept_if_possible():
+        from lenstronomy.LensModel.Profiles.shear import Shear
+        from lenstronomy.LensModel.Profiles.sie import SIE
+        from lenstronomy.LensModel.Profiles.sis import SIS
+        from lenstronomy.LightModel.Profiles.sersic import SersicElliptic
 
-    return _Profiles(SIE(), SIS(), Shear(), SersicElliptic())
+        return _Profiles(SIE(), SIS(), Shear(), SersicElliptic())  # which imports more
+
+
+@contextmanager
+def _kept_if_possible() -> Iterator[None]:
+    """Let kernels that were declared with ``cache=True`` do without, where nothing can be written.
+
+    numba refuses to define them there, and these are not ours; see `lensprep.kernel`.
+    """
+    kernels: Any = Dispatcher
+    usual = kernels.enable_caching
+
+    def enable(dispatcher: Any) -> None:
+        with suppress(RuntimeError):
+            usual(dispatcher)
+
+    kernels.enable_caching = enable
+    try:
+        yield
+    finally:
+        kernels.enable_caching = usual
 
 
 def _mass(model: str) -> Any:
