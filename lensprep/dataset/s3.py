@@ -213,8 +213,8 @@ class S3Store:
     def read(self, name: str, sha256: str | None = None) -> bytearray:
         """A whole file; one request if it is not larger than a part.
 
-        Its digest must be `sha256`; over plain HTTP without that it must be the one stated with the
-        object, or its ETag. An object that states none is read twice.
+        Its digest must be `sha256`. Over plain HTTP without that it is read once if it has the
+        digest stated with the object, or its ETag; else until two readings in turn are alike.
 
         Raises
         ------
@@ -230,9 +230,9 @@ class S3Store:
             if found == expected or (expected is None and _is_etag(entry, data)):
                 return data
             if found == before:
-                if expected is None:
+                if sha256 is None:
                     return data
-                raise damaged(self.locate(name), found, expected)
+                raise damaged(self.locate(name), found, sha256)
             if before is not None or expected is not None:
                 logger.warning("%s did not come as it is; reading it again", self.locate(name))
             before = found
@@ -301,7 +301,8 @@ class S3Store:
         expected = min(length, entry.bytes)
         if not _is_range(response, entry.bytes - expected, entry.bytes):
             response["Body"].close()
-            return self.read_version(entry, entry.bytes - expected, entry.bytes), entry
+            entry = self.stat(name)
+            return self.read_version(entry, max(0, entry.bytes - length), entry.bytes), entry
         out = bytearray()
         try:
             for chunk in _chunks(response["Body"]):
