@@ -20,6 +20,7 @@ import click
 from rich.console import Console
 
 from lensprep import __version__
+from lensprep.dataset.files import check_file
 from lensprep.dataset.layout import SPLITS
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import is_remote
@@ -27,6 +28,10 @@ from lensprep.engine import ENGINES, EngineName, make_engine
 from lensprep.normalize import MODES
 from lensprep.terminal import (
     INTERRUPTED,
+    LOCAL,
+    LOCATION,
+    PICTURE,
+    LocalPath,
     clean_errors,
     print_json,
     progress_bar,
@@ -61,7 +66,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=LOCATION)
 @click.option("--rows", type=click.IntRange(1), required=True, help="Stamps to make.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed, another sky.")
 @click.option("--regions", type=click.IntRange(3), help="Regions of sky [default: by rows].")
@@ -74,11 +79,12 @@ def main() -> None:
     metavar="NAME=RATE",
     help="Plant this defect at this rate instead; repeatable.",
 )
+@s3_options
 @workers_option
 @json_option
 @clean_errors
 def synth(
-    out: Path,
+    out: str,
     rows: int,
     seed: int,
     regions: int | None,
@@ -87,6 +93,7 @@ def synth(
     rates: tuple[str, ...],
     workers: int | None,
     as_json: bool,
+    options: S3Options,
 ) -> None:
     """Make a synthetic Phase 4c tree in OUT: galaxies, lenses, seeing and noise like DECaLS.
 
@@ -117,6 +124,7 @@ def synth(
             split_fractions=_fractions(split_fractions),
             defects=planted or None,
             progress=progress,
+            options=options,
         )
     if as_json:
         print_json(result)
@@ -152,7 +160,7 @@ def _fractions(text: str | None) -> dict[str, float] | None:
 
 
 @main.command()
-@click.argument("src")
+@click.argument("src", type=LOCATION)
 @click.option("--pixels", is_flag=True, help="Decode the stamps too: duplicate images, bad blobs.")
 @click.option("--fractions", metavar="train=F,val=F,test=F", help="What the splits should be.")
 @s3_options
@@ -195,8 +203,8 @@ def check(
 
 
 @main.command()
-@click.argument("src")
-@click.argument("dataset")
+@click.argument("src", type=LOCATION)
+@click.argument("dataset", type=LOCATION)
 @workers_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the global shuffle.")
 @click.option("--shard-rows", type=click.IntRange(1), default=8192, show_default=True)
@@ -233,12 +241,14 @@ def check(
 )
 @click.option(
     "--work",
+    type=LOCATION,
     metavar="FOLDER",
     help="Where the runs between the two rounds lie, as large as the dataset: a local folder or "
     "s3:// [default: DATASET/.work].",
 )
 @click.option(
     "--keep-local",
+    type=LOCAL,
     metavar="FOLDER",
     help="Have a dataset that is made in an object store in this local folder as well.",
 )
@@ -254,7 +264,7 @@ def convert(
     engine_name: EngineName,
     scheduler: str | None,
     work: str | None,
-    keep_local: str | None,
+    keep_local: Path | None,
     as_json: bool,
     options: S3Options,
     **settings: Any,
@@ -337,8 +347,8 @@ def _print_account(result: dict[str, Any]) -> None:
 
 
 @main.command()
-@click.argument("dataset")
-@click.option("--against", metavar="SRC", help="Derive rows again from this source and compare.")
+@click.argument("dataset", type=LOCATION)
+@click.option("--against", type=LOCATION, metavar="SRC", help="Derive rows again from this source and compare.")
 @click.option("--sample", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--all", "every", is_flag=True, help="Compare every row with the source.")
 @s3_options
@@ -385,13 +395,13 @@ def verify(
 
 
 @main.command()
-@click.argument("dataset")
-@click.argument("destination", metavar="s3://BUCKET/FOLDER")
+@click.argument("dataset", type=LOCAL)
+@click.argument("destination", type=LOCATION, metavar="s3://BUCKET/FOLDER")
 @write_options
 @s3_options
 @json_option
 @clean_errors
-def upload(dataset: str, destination: str, as_json: bool, options: S3Options) -> None:
+def upload(dataset: Path, destination: str, as_json: bool, options: S3Options) -> None:
     """Copy a finished dataset to an object store; run it again to go on after an interruption.
 
     What is there with the same digest is skipped, and nothing is replaced. The manifest comes
@@ -403,16 +413,16 @@ def upload(dataset: str, destination: str, as_json: bool, options: S3Options) ->
     """
     from lensprep.upload import upload as run_upload
 
-    _transfer(run_upload, dataset, destination, options, as_json)
+    _transfer(run_upload, str(dataset), destination, options, as_json)
 
 
 @main.command()
-@click.argument("uri", metavar="s3://BUCKET/FOLDER")
-@click.argument("dataset")
+@click.argument("uri", type=LOCATION, metavar="s3://BUCKET/FOLDER")
+@click.argument("dataset", type=LOCAL)
 @s3_options
 @json_option
 @clean_errors
-def download(uri: str, dataset: str, as_json: bool, options: S3Options) -> None:
+def download(uri: str, dataset: Path, as_json: bool, options: S3Options) -> None:
     """Copy a dataset from an object store; run it again to go on after an interruption.
 
     Every file is compared with its digest before it gets its name; what is there is skipped.
@@ -423,7 +433,7 @@ def download(uri: str, dataset: str, as_json: bool, options: S3Options) -> None:
     """
     from lensprep.upload import download as run_download
 
-    _transfer(run_download, uri, dataset, options, as_json)
+    _transfer(run_download, uri, str(dataset), options, as_json)
 
 
 def _transfer(
@@ -450,13 +460,13 @@ def _transfer(
 
 
 @main.command()
-@click.argument("location", metavar="DATASET|SHARD")
+@click.argument("location", type=LOCATION, metavar="DATASET|SHARD")
 @click.option("--split", help="Only this split.")
 @click.option("--sample", type=click.IntRange(0), help="Show this record in full, by position.")
 @click.option(
     "--montage",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw a sample of stamps into this PNG.",
+    type=PICTURE,
+    help="Draw a sample of stamps into this picture: .png, .jpg or .pdf.",
 )
 @click.option(
     "--count", type=click.IntRange(1), default=48, show_default=True, help="Stamps in it."
@@ -469,7 +479,7 @@ def inspect(
     location: str,
     split: str | None,
     sample: int | None,
-    montage: Path | None,
+    montage: str | None,
     count: int,
     seed: int,
     as_json: bool,
@@ -485,6 +495,8 @@ def inspect(
     from lensprep.inspection_text import render_text
     from lensprep.montage import write_montage
 
+    if montage is not None:
+        check_file(montage, options)
     inspection = inspect_dataset(location, split=split, sample=sample, options=options)
     keys = []
     if montage is not None:
@@ -492,7 +504,7 @@ def inspect(
             location, montage, split=split, count=count, seed=seed, options=options
         )
     if as_json:
-        print_json({**inspection.to_dict(), "montage": str(montage) if montage else None})
+        print_json({**inspection.to_dict(), "montage": montage})
         return
     Console().print(render_text(inspection))
     if montage is not None:
@@ -500,12 +512,12 @@ def inspect(
 
 
 @main.command()
-@click.argument("src", required=False)
+@click.argument("src", type=LOCATION, required=False)
 @click.option("--rows", type=click.IntRange(1), help="Rows of each round.")
 @click.option("--rounds", type=click.IntRange(1), help="Repetitions; the figures are medians.")
 @click.option(
     "--folder",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=LocalPath(file_okay=False, exists=True),
     help="Disk to measure on [default: that of temporary files].",
 )
 @json_option

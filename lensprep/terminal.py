@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import click
@@ -24,8 +25,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lensprep.dataset.s3client import S3Options, interruptible
-from lensprep.errors import ProjectError
+from lensprep.dataset.files import uri_suffix
+from lensprep.dataset.s3client import S3Options, interruptible, parse_s3
+from lensprep.dataset.storage import is_remote, local_path
+from lensprep.errors import ProjectError, StorageError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -152,3 +155,62 @@ class _LineReporter:
         rate = done / (now - begun) if now > begun else 0.0
         left = f", {(total - done) / rate:,.0f} s left" if rate else ""
         self._console.print(f"{phase}: {done:,} of {total:,}, {rate:,.0f}/s{left}", highlight=False)
+
+
+class Location(click.Path):
+    """Type of a parameter that names a file or folder, local or ``s3://``; its value is a str.
+
+    ``click.Path`` itself makes ``s3:/x`` of ``s3://x``, and a folder of that name is then written.
+
+    Parameters
+    ----------
+    suffixes : str
+        Endings of a file to be written; each says how.
+    """
+
+    def __init__(self, *suffixes: str) -> None:
+        super().__init__()
+        self.suffixes = suffixes
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """The location; one that could not be any is a usage error."""
+        text = str(value)
+        try:
+            if not text:
+                raise StorageError("a place is missing.")
+            if is_remote(text):
+                parse_s3(text)
+            else:
+                local_path(text)
+        except StorageError as error:
+            self.fail(str(error), param, ctx)
+        if self.suffixes and uri_suffix(text) not in self.suffixes:
+            self.fail(
+                f"{text}: the suffix says what is written; it is one of "
+                f"{', '.join(self.suffixes)}.",
+                param,
+                ctx,
+            )
+        return text
+
+
+class LocalPath(click.Path):
+    """Type of a parameter that must be on a disk; its value is a Path."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        """The path; an object store is a usage error."""
+        if is_remote(value):
+            self.fail(f"{value}: this must be on a local disk, not in a store.", param, ctx)
+        try:
+            return Path(super().convert(local_path(value), param, ctx))
+        except StorageError as error:
+            self.fail(str(error), param, ctx)
+
+
+LOCATION = Location()
+PICTURE = Location(".png", ".jpg", ".jpeg", ".pdf")
+LOCAL = LocalPath()

@@ -43,11 +43,10 @@ from lensprep.errors import (
     StorageError,
 )
 from lenstrain.data.cache import CacheOptions
-from lenstrain.ensemble import Ensemble
+from lenstrain.ensemble import Ensemble, load_finder
 from lenstrain.ledger import record_opening
 from lenstrain.origins import DatasetOrigin, FeedOrigin, Origin, Part
 from lenstrain.tables import Uri, check_table, table_writer
-from lenstrain.training.checkpoint import load_model
 from lenstrain.training.distributed import Context, process_group
 from lenstrain.training.transfer import send, widen
 from lenstrain.training.validate import full_float32
@@ -142,7 +141,7 @@ def infer(
     paths = [checkpoint] if isinstance(checkpoint, str | PathLike) else list(checkpoint)
     check_table(out, vectors=embeddings)
     with process_group(device, _WAIT_MINUTES) as context, ExitStack() as copies:
-        loaded = [_load(path, context) for path in paths]
+        loaded = [load_finder(path, context.device) for path in paths]
         metas = [meta for _, meta, _ in loaded]
         loading = {
             "cache_dir": cache_dir,
@@ -185,16 +184,6 @@ def infer(
         "seconds": seconds,
         "stamps_per_s": (sum(origin.parts) - resumed) / seconds,
     }
-
-
-def _load(path: Uri, context: Context) -> tuple[torch.nn.Module, dict[str, Any], str]:
-    """Model, what is said of it, and digest of a checkpoint."""
-    with local_file(path) as file, file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        try:
-            return *load_model(file, context.device), digest
-        except CheckpointError as error:
-            raise CheckpointError(str(error).replace(str(file), str(path))) from error
 
 
 def _open(
