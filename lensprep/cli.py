@@ -302,7 +302,7 @@ def convert(
                 engine=engine,
                 resume=resume,
                 work=work,
-                keep_local=keep_local,
+                keep_local=None if keep_local is None else str(keep_local),
                 progress=show,
                 options=options,
                 announce=_announce,
@@ -348,7 +348,12 @@ def _print_account(result: dict[str, Any]) -> None:
 
 @main.command()
 @click.argument("dataset", type=LOCATION)
-@click.option("--against", type=LOCATION, metavar="SRC", help="Derive rows again from this source and compare.")
+@click.option(
+    "--against",
+    type=LOCATION,
+    metavar="SRC",
+    help="Derive rows again from this source and compare.",
+)
 @click.option("--sample", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--all", "every", is_flag=True, help="Compare every row with the source.")
 @s3_options
@@ -520,10 +525,16 @@ def inspect(
     type=LocalPath(file_okay=False, exists=True),
     help="Disk to measure on [default: that of temporary files].",
 )
+@s3_options
 @json_option
 @clean_errors
 def bench(
-    src: str | None, rows: int | None, rounds: int | None, folder: Path | None, as_json: bool
+    src: str | None,
+    rows: int | None,
+    rounds: int | None,
+    folder: Path | None,
+    as_json: bool,
+    options: S3Options,
 ) -> None:
     """Measure this machine: the usual way, ours, and inflating alone, on one core; two workers.
 
@@ -542,6 +553,7 @@ def bench(
             rounds=rounds or DEFAULT_ROUNDS,
             folder=folder,
             progress=show,
+            options=options,
         )
     if as_json:
         print_json(result)

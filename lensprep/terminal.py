@@ -26,8 +26,8 @@ from rich.progress import (
 )
 
 from lensprep.dataset.files import uri_suffix
-from lensprep.dataset.s3client import S3Options, interruptible, parse_s3
-from lensprep.dataset.storage import is_remote, local_path
+from lensprep.dataset.s3client import S3Options, interruptible
+from lensprep.dataset.storage import local_path
 from lensprep.errors import ProjectError, StorageError
 
 P = ParamSpec("P")
@@ -164,49 +164,30 @@ class Location(click.Path):
 
     Parameters
     ----------
-    suffixes : str
-        Endings of a file to be written; each says how.
+    *suffixes : str
+        Endings that a file to be written may have; each says how.
     """
 
     def __init__(self, *suffixes: str) -> None:
         super().__init__()
         self.suffixes = suffixes
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str:
-        """The location; one that could not be any is a usage error."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The location; a suffix that says nothing is a usage error."""
         text = str(value)
-        try:
-            if not text:
-                raise StorageError("a place is missing.")
-            if is_remote(text):
-                parse_s3(text)
-            else:
-                local_path(text)
-        except StorageError as error:
-            self.fail(str(error), param, ctx)
         if self.suffixes and uri_suffix(text) not in self.suffixes:
-            self.fail(
-                f"{text}: the suffix says what is written; it is one of "
-                f"{', '.join(self.suffixes)}.",
-                param,
-                ctx,
-            )
+            known = ", ".join(self.suffixes)
+            self.fail(f"{text}: the suffix says how it is written, one of {known}.", param, ctx)
         return text
 
 
 class LocalPath(click.Path):
     """Type of a parameter that must be on a disk; its value is a Path."""
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Path:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path; an object store is a usage error."""
-        if is_remote(value):
-            self.fail(f"{value}: this must be on a local disk, not in a store.", param, ctx)
         try:
-            return Path(super().convert(local_path(value), param, ctx))
+            return Path(str(super().convert(local_path(value), param, ctx)))
         except StorageError as error:
             self.fail(str(error), param, ctx)
 

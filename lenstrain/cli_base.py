@@ -10,13 +10,14 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
 
 from lensprep.dataset.s3client import interruptible
 from lensprep.errors import ProjectError
+from lensprep.terminal import LOCAL, LOCATION, Location
+from lenstrain.tables import TABLE_SUFFIXES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,8 +25,8 @@ EXIT_PREEMPTED = 75
 """Exit status after SIGTERM: the state is saved, start again with --resume (EX_TEMPFAIL)."""
 EXIT_SIGINT = 130
 """Exit status after Ctrl-C, by custom of shells; the state is saved too."""
-PATH = click.Path(path_type=Path)
-"""Type of an argument or option that names a file or folder."""
+TABLE = Location(*TABLE_SUFFIXES)
+"""Type of an option that names a table to be written."""
 
 
 class ProjectGroup(click.Group):
@@ -49,7 +50,7 @@ class ProjectGroup(click.Group):
 
 def config_option(help: str = "TOML file; see configs/.", *, required: bool = False) -> Any:
     """Add ``--config``, as ``config_path``."""
-    return click.option("--config", "config_path", type=PATH, required=required, help=help)
+    return click.option("--config", "config_path", type=LOCATION, required=required, help=help)
 
 
 def set_option(help: str) -> Any:
@@ -101,7 +102,7 @@ def reading_options(command: F) -> F:
             help="Most that the cache may hold, of all datasets.",
         ),
         click.option(
-            "--cache-dir", type=PATH, help="Folder on a fast disk for shards of an object store."
+            "--cache-dir", type=LOCAL, help="Folder on a fast disk for shards of an object store."
         ),
     ):
         command = option(command)
