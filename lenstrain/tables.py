@@ -280,4 +280,4 @@ def _from_fits(hdu: Any, name: str, ours: bool) -> pa.Array:
         return pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:])))
     null = hdu.columns[name].null
     mask = None if null is None else values == null
-    return pa.array(values, mask=mask)
+    return pa.array(values, mask=mask, from_pandas=values.dtype.kind == "f")  # NaN is its null
