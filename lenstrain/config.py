@@ -111,7 +111,8 @@ class ModelConfig:
     """Share of features dropped before the head while training."""
 
     weights: str | None = None
-    """A local file of weights to start from: a checkpoint of this program, or a state dict."""
+    """A file of weights to start from, local or s3://: a checkpoint of this program, or a state
+    dict."""
 
     def __post_init__(self) -> None:
         resnet = self.arch.startswith("resnet")

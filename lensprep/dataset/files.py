@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from lensprep.dataset.storage import (
     PARTIAL_SUFFIX,
@@ -32,6 +32,7 @@ from lensprep.dataset.storage import (
 from lensprep.errors import NotFoundError, StorageError
 
 if TYPE_CHECKING:
+    from lensprep.dataset.s3 import S3Store
     from lensprep.dataset.s3client import S3Options
 
 Uri = str | os.PathLike[str]
@@ -321,9 +322,9 @@ def _fetch(store: Store, entry: Entry, path: Path) -> None:
     download_file(_remote(store), entry.name, path, size=entry.bytes, sha256=None)
 
 
-def _remote(store: Store) -> Any:
+def _remote(store: Store) -> S3Store:
     """A store that is known to be remote; the class is imported only where one is."""
-    return store
+    return cast("S3Store", store)
 
 
 def _holds_anything(store: Store, uri: Uri) -> bool:

@@ -181,7 +181,7 @@ def test_scores_are_made_judged_and_mined_in_a_store(store, sample):
         for name in first.table.column_names:
             assert other.table[name].to_pylist() == first.table[name].to_pylist(), name
     assert others[1].metadata["checkpoint_sha256"] == first.metadata["checkpoint_sha256"]
-    assert b",'=" in read_file(f"{store.uri}/scores.csv")  # a task_id that would be a formula
+    assert b",\"'=" in read_file(f"{store.uri}/scores.csv")  # a task_id that would be a formula
     assert not [name for name in names(store) if ".parts/" in name]
     lines = read_file(f"{store.uri}/run/test_ledger.jsonl").splitlines()
     assert len(lines) == 6  # two members, three times
