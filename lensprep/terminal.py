@@ -188,8 +188,8 @@ class LocalPath(click.Path):
         """The path; an object store is a usage error."""
         try:
             return Path(str(super().convert(local_path(value), param, ctx)))
-        except StorageError as error:
-            self.fail(str(error), param, ctx)
+        except StorageError:
+            self.fail(f"{value}: this must be on a local disk.", param, ctx)
 
 
 LOCATION = Location()

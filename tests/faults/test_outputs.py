@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
 
 import click
+import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
@@ -233,6 +235,36 @@ def test_a_probe_goes_beside_its_checkpoint_in_the_store(store, sample):
     assert content["report"] == f"{store.uri}/run/probe/probe.html"
     assert content["checkpoint"] == best
     assert {"probe.html", "probe.json", "figures/d4.csv"} <= set(names(store, "run/probe"))
+
+
+@pytest.mark.faults  # decoders of their own take seconds to start
+def test_stamps_that_must_be_decoded_are_read_from_the_store(store, sample, tmp_path):
+    pytest.importorskip("lenstronomy")
+    send_file(open_store(store.uri), sample / "best.pt", "best.pt")
+    best, tree = f"{store.uri}/best.pt", f"{store.uri}/tree"
+    call(lensprep.cli.main, "synth", tree, "--rows", 24, "--regions", 3, "--workers", 1)
+    call(lenstrain.cli.main, "infer", best, tree, "--out", f"{store.uri}/tree.csv", "--workers", 1)
+    assert read_table(f"{store.uri}/tree.csv").table.num_rows > 0
+
+    cutouts, report = open_store(f"{store.uri}/cutouts"), f"{store.uri}/report"
+    rng = np.random.default_rng(0)
+    lines = ["key,ra,dec,label,region_id"]
+    for number in range(12):
+        stamp = io.BytesIO()
+        np.savez(stamp, cutout=rng.normal(size=(3, 64, 64)).astype(np.float32))
+        cutouts.write(f"'=c{number}.npz", stamp.getvalue())
+        lines.append(f"''=c{number},{number},1.0,{number % 2},{number // 3}")
+    open_store(store.uri).write("positions.csv", "\n".join(lines).encode())
+    scores = f"{store.uri}/mine.fits"
+    positions = ("--catalog", f"{store.uri}/positions.csv", "--workers", 1)
+    call(lenstrain.cli.main, "infer", best, cutouts.uri, *positions, "--out", scores)
+    found = read_table(scores)
+    assert found.metadata["dataset"] == cutouts.uri
+    assert found.metadata["source"]["catalog"] == f"{store.uri}/positions.csv"
+    assert found.table["key"][0].as_py() == "'=c0"
+    call(lenstrain.cli.main, "evaluate", scores, "--out", report, "--set", "resamples=100")
+    notes = json.loads(read_file(f"{report}/metrics.json"))["notes"]
+    assert not [note for note in notes if "No example stamps" in note["text"]]
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "pdf"])
