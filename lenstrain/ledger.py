@@ -19,6 +19,7 @@ from lensprep.errors import StorageError
 LEDGER = "test_ledger.jsonl"
 """File in the run folder, one JSON object a line."""
 
+CHECKPOINTS = "checkpoints"
 _KEPT = ("checkpoint_sha256", "step", "epoch", "dataset_id", "split", "tta")
 
 
@@ -40,34 +41,37 @@ def record_opening(checkpoint: str | PathLike[str], facts: dict[str, Any]) -> st
     """
     if facts["split"] != "test":
         return None
-    line = {name: facts[name] for name in _KEPT}
-    line["opened"] = datetime.now(UTC).isoformat(timespec="seconds")
     if is_remote(checkpoint):
-        return _record_remote(str(checkpoint), line)
+        return _record_remote(str(checkpoint), facts)
     folder = local_path(checkpoint).resolve().parent
-    if folder.name != "checkpoints":
+    if folder.name != CHECKPOINTS:
         return None
     path = folder.parent / LEDGER
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(_line(facts))
     except OSError:
         return None
     return path
 
 
-def _record_remote(checkpoint: str, line: dict[str, Any]) -> str | None:
-    """Add a line to the ledger of a run in an object store, where nothing can be appended to."""
+def _record_remote(checkpoint: str, facts: dict[str, Any]) -> str | None:
+    """The same in an object store, where nothing can be appended to a file."""
     run, _, inner = split_uri(checkpoint)[0].rpartition("/")
-    if inner != "checkpoints":
+    if inner != CHECKPOINTS:
         return None
     try:
         store = open_store(run)
         before = bytes(store.read(LEDGER)) if store.has(LEDGER) else b""
-        store.write(LEDGER, before + json.dumps(line).encode() + b"\n")
+        store.write(LEDGER, before + _line(facts).encode())
     except StorageError:
         return None
     return join_uri(run, LEDGER)
+
+
+def _line(facts: dict[str, Any]) -> str:
+    opened = datetime.now(UTC).isoformat(timespec="seconds")
+    return json.dumps({name: facts[name] for name in _KEPT} | {"opened": opened}) + "\n"
 
 
 def read_ledger(run: Path) -> list[dict[str, Any]] | None:
