@@ -49,6 +49,8 @@ def local_path(uri: str | os.PathLike[str]) -> Path:
             f"{text}: a local path is needed here, not {scheme}://. Copy the data to a local disk "
             "first (a dataset with `lensprep download`)."
         )
+    if text.startswith(("s3:/", "s3a:/")):
+        raise StorageError(f"{text}: a location in a store is text; as a Path it lost a slash.")
     return Path(text)
 
 

@@ -188,13 +188,6 @@ def test_scores_are_made_judged_and_mined_in_a_store(store, sample):
     lines = read_file(f"{store.uri}/run/test_ledger.jsonl").splitlines()
     assert len(lines) == 6  # two members, three times
 
-    report = f"{store.uri}/report"
-    settings = ("--out", report, "--set", "resamples=100")
-    call(lenstrain.cli.main, "evaluate", f"{store.uri}/scores.fits", *settings)
-    assert {"metrics.json", "report.html", "completeness.parquet"} <= set(names(store, "report"))
-    metrics = json.loads(read_file(f"{report}/metrics.json"))
-    assert metrics["provenance"]["scores"] == f"{store.uri}/scores.fits"
-
     train = f"{store.uri}/train.parquet"
     call(lenstrain.cli.main, "infer", *where, "--split", "train", "--out", train)
     for suffix in (".parquet", ".csv.gz", ".fits"):
@@ -221,6 +214,18 @@ def test_interrupted_scoring_goes_on_from_the_parts_in_the_store(store, sample, 
     result = infer(*arguments, **kept)
     assert result["resumed_rows"] == 32
     assert names(store) == ["best.pt", "s.parquet"]
+
+
+@pytest.mark.faults  # its figures take seconds
+def test_a_report_is_written_into_the_store(store, sample):
+    scores = f"{store.uri}/scores.fits"
+    call(lenstrain.cli.main, "infer", sample / "best.pt", sample / "ds", "--out", scores)
+    report = f"{store.uri}/report"
+    settings = ("--out", report, "--set", "resamples=100")
+    call(lenstrain.cli.main, "evaluate", f"{store.uri}/scores.fits", *settings)
+    assert {"metrics.json", "report.html", "completeness.parquet"} <= set(names(store, "report"))
+    metrics = json.loads(read_file(f"{report}/metrics.json"))
+    assert metrics["provenance"]["scores"] == f"{store.uri}/scores.fits"
 
 
 @pytest.mark.faults  # its figures take 15 s

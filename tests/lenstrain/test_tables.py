@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from astropy.table import Table
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lensprep.dataset.storage import open_store
@@ -64,6 +64,7 @@ def test_what_was_written_is_read(tmp_path, request, where, suffix):
     assert [entry.name for entry in open_store(folder).entries()] == [f"scores{suffix}"]
 
 
+@settings(max_examples=40)
 @given(st.text(st.characters(codec="utf-8")))
 @example("  ")
 @example("\\x20")

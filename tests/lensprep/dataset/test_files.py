@@ -83,6 +83,14 @@ def test_what_names_no_file_is_refused(uri):
         split_uri(uri)
 
 
+def test_a_location_that_became_a_path_is_refused_and_no_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for use in (split_uri, read_file, check_file, open_store, lambda p: check_folder(p, "mark")):
+        with pytest.raises(StorageError, match="lost a slash"):
+            use(Path("s3://bucket/x.csv"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_suffix_is_in_small_letters_and_knows_gzip():
     assert uri_suffix("s3://b/x.CSV.gz") == ".csv.gz"
     assert uri_suffix("a.b/x") == ""
