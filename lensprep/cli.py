@@ -21,18 +21,18 @@ from rich.console import Console
 
 from lensprep import __version__
 from lensprep.dataset.files import check_file
+from lensprep.dataset.interrupts import INTERRUPTED, grace
 from lensprep.dataset.layout import SPLITS
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import is_remote
 from lensprep.engine import ENGINES, EngineName, make_engine
 from lensprep.normalize import MODES
 from lensprep.terminal import (
-    INTERRUPTED,
     LOCAL,
     LOCATION,
     PICTURE,
     LocalPath,
-    clean_errors,
+    ProjectGroup,
     print_json,
     progress_bar,
     s3_options,
@@ -42,6 +42,9 @@ from lensprep.terminal import (
 if TYPE_CHECKING:
     from lensprep.places import Need
 
+_CLUSTER_SECONDS = 30.0
+"""Time from a signal to the end of a conversion on a cluster; Slurm kills after as long."""
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
 )
@@ -50,7 +53,10 @@ workers_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=ProjectGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="lensprep")
 def main() -> None:
     """Turn Phase 4c parquet into shards that are WebDataset tars and arrays at once.
@@ -82,7 +88,6 @@ def main() -> None:
 @s3_options
 @workers_option
 @json_option
-@clean_errors
 def synth(
     out: str,
     rows: int,
@@ -166,7 +171,6 @@ def _fractions(text: str | None) -> dict[str, float] | None:
 @s3_options
 @workers_option
 @json_option
-@clean_errors
 def check(
     src: str,
     pixels: bool,
@@ -255,7 +259,6 @@ def check(
 @write_options
 @s3_options
 @json_option
-@clean_errors
 def convert(
     src: str,
     dataset: str,
@@ -293,7 +296,13 @@ def convert(
         config = ConvertConfig(**settings)
         chosen = make_engine(engine_name, workers=workers, scheduler=scheduler)
         # Its own processes a conversion ends itself, before it tidies up behind them.
-        with chosen if engine_name != "local" else nullcontext() as engine, progress_bar() as show:
+        # A cluster is given back, which takes longer than to end processes of this machine.
+        lent = engine_name != "local"
+        with (
+            grace(_CLUSTER_SECONDS) if lent else nullcontext(),
+            chosen if lent else nullcontext() as engine,
+            progress_bar() as show,
+        ):
             result = run_convert(
                 src,
                 dataset,
@@ -359,7 +368,6 @@ def _print_account(result: dict[str, Any]) -> None:
 @s3_options
 @workers_option
 @json_option
-@clean_errors
 def verify(
     dataset: str,
     against: str | None,
@@ -405,7 +413,6 @@ def verify(
 @write_options
 @s3_options
 @json_option
-@clean_errors
 def upload(dataset: Path, destination: str, as_json: bool, options: S3Options) -> None:
     """Copy a finished dataset to an object store; run it again to go on after an interruption.
 
@@ -426,7 +433,6 @@ def upload(dataset: Path, destination: str, as_json: bool, options: S3Options) -
 @click.argument("dataset", type=LOCAL)
 @s3_options
 @json_option
-@clean_errors
 def download(uri: str, dataset: Path, as_json: bool, options: S3Options) -> None:
     """Copy a dataset from an object store; run it again to go on after an interruption.
 
@@ -479,7 +485,6 @@ def _transfer(
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the montage's draw.")
 @s3_options
 @json_option
-@clean_errors
 def inspect(
     location: str,
     split: str | None,
@@ -527,7 +532,6 @@ def inspect(
 )
 @s3_options
 @json_option
-@clean_errors
 def bench(
     src: str | None,
     rows: int | None,

@@ -38,6 +38,7 @@ from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import is_remote, local_path, open_store
 from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import BudgetError, ProjectError, StorageError
+from lensprep.extras import install_hint
 from lensprep.synth.defects import (
     DEFECT_BY_NAME,
     DROPPED_COLUMNS,
@@ -381,9 +382,7 @@ def _write_checksums(path: Path) -> None:
 def _require_lenstronomy() -> None:
     """Say so now if it is missing, and not from within a worker."""
     if find_spec("lenstronomy") is None:
-        raise ProjectError(
-            "Lenses need lenstronomy, which is missing. Install it: pip install 'lensprep[synth]'."
-        )
+        raise ProjectError(install_hint("lenstronomy"))
 
 
 def _require_disk(out: Path, rows: int) -> None:
