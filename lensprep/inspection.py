@@ -27,6 +27,7 @@ from lensprep.dataset.layout import (
     BLOCK,
     JSON_BYTES,
     JSON_HEADER_OFFSET,
+    JSON_OFFSET,
     JSON_SUFFIX,
     NPY_BYTES,
     PAYLOAD_OFFSET,
@@ -37,7 +38,8 @@ from lensprep.dataset.layout import (
 from lensprep.dataset.manifest import geometry
 from lensprep.dataset.record import payload_crc32, payload_view, record_json, record_key
 from lensprep.dataset.s3client import S3Options
-from lensprep.errors import DatasetError
+from lensprep.dataset.sidecar import join_tables
+from lensprep.errors import DatasetError, ShardError
 from lensprep.parts import Part, Target, open_target, table_numbers
 
 STATISTICS_ROWS: Final = 100_000
@@ -93,7 +95,8 @@ class Inspection:
     histograms: dict[str, dict[str, Any]]
     """By column: ``edges`` (of ``bins`` + 1) and counts by class."""
     pixels: dict[str, dict[str, float]]
-    """By band, of stored values: mean, std, min, median, max, and the fraction at the clip."""
+    """By band, of finite stored values: mean, std, min, median, max, the fraction at the clip; and
+    ``not_finite``, the fraction of values that are not, if there are any."""
     record: dict[str, Any] | None
     """One record in full, if it was asked for."""
 
@@ -162,7 +165,7 @@ def _statistics_parts(target: Target, split: str) -> Iterator[Part]:
 def _joined(tables: Sequence[pa.Table]) -> pa.Table:
     if not tables:
         return pa.table({})
-    return pa.concat_tables(tables, promote_options="default")
+    return join_tables(tables, "The sidecars", promote_options="default")
 
 
 def _manifest_facts(target: Target) -> dict[str, Any]:
@@ -216,7 +219,7 @@ def _sky(table: pa.Table) -> dict[str, Any]:
     """Extent on the sky; right ascension as the shortest arc that holds all, so 0h is no edge."""
     if not {"ra", "dec"} <= set(table.column_names) or not table.num_rows:
         return {}
-    ra, dec = (np.sort(v[np.isfinite(v)]) for v in table_numbers(table, "ra", "dec"))
+    ra, dec = (np.sort(v[np.abs(v) <= 360]) for v in table_numbers(table, "ra", "dec"))
     if not len(ra) or not len(dec):
         return {}
     gaps = np.diff(np.append(ra, ra[0] + 360.0))
@@ -244,9 +247,14 @@ def _statistics(table: pa.Table) -> dict[str, dict[str, dict[str, float | int]]]
     }
 
 
+def _usable(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Finite values whose differences are finite too."""
+    return values[np.abs(values) < 1e300]
+
+
 def _describe(values: NDArray[np.float64]) -> dict[str, float | int]:
     """Order statistics of the finite values, and how many are null or not finite."""
-    finite = values[np.isfinite(values)]
+    finite = _usable(values)
     counts: dict[str, float | int] = {"n": len(finite), "nulls": len(values) - len(finite)}
     if not len(finite):
         return counts
@@ -260,7 +268,7 @@ def _histograms(table: pa.Table) -> dict[str, dict[str, Any]]:
     for name in _HISTOGRAMS:
         if not {name, "label"} <= set(table.column_names):
             continue
-        groups = {c: v[np.isfinite(v)] for c, v in _by_class(table, name).items()}
+        groups = {c: _usable(v) for c, v in _by_class(table, name).items()}
         every = np.concatenate(list(groups.values()))
         if not len(every):
             continue
@@ -283,24 +291,27 @@ def _pixel_statistics(parts: Sequence[Part], clip: float | None) -> dict[str, di
         room = PIXEL_ROWS - taken.get(part.split, 0)
         stamps = payload_view(part.records(0, min(part.rows, max(0, room))))
         taken[part.split] = taken.get(part.split, 0) + len(stamps)
-        chosen.append(stamps.astype(np.float32))
-    pixels = np.concatenate(chosen) if chosen else np.empty((0, *STAMP_SHAPE), np.float32)
+        chosen.append(stamps)
+    pixels = np.concatenate(chosen) if chosen else np.empty((0, *STAMP_SHAPE), np.float16)
     if not len(pixels):
         return {}
     return {band: _band_numbers(pixels[:, i], clip) for i, band in enumerate(BANDS)}
 
 
-def _band_numbers(values: NDArray[np.float32], clip: float | None) -> dict[str, float]:
-    wide = values.astype(np.float64)
-    numbers = {
-        "mean": float(wide.mean()),
-        "std": float(wide.std()),
-        "min": float(wide.min()),
-        "median": float(np.median(wide)),
-        "max": float(wide.max()),
+def _band_numbers(values: NDArray[np.float16], clip: float | None) -> dict[str, float]:
+    finite = values[np.isfinite(values)].astype(np.float64)
+    numbers = {} if finite.size == values.size else {"not_finite": 1 - finite.size / values.size}
+    if not finite.size:
+        return numbers
+    numbers |= {
+        "mean": float(finite.mean()),
+        "std": float(finite.std()),
+        "min": float(finite.min()),
+        "median": float(np.median(finite)),
+        "max": float(finite.max()),
     }
     if clip is not None:
-        numbers["at_clip"] = float(np.mean(np.abs(wide) >= clip))
+        numbers["at_clip"] = float(np.mean(np.abs(finite) >= clip))
     return numbers
 
 
@@ -312,9 +323,16 @@ def _record(target: Target, position: int) -> dict[str, Any]:
     key = record_key(record)
     start = row * RECORD_STRIDE
     sidecar = part.sidecar.slice(row, 1).to_pylist()[0] if part.has_sidecar else {}
+    try:
+        fields = record_json(record)
+    except ValueError as error:
+        raise ShardError(
+            f"{part.name}, row {row}, offset {start + JSON_OFFSET}: the JSON member cannot be "
+            f"read: {error}."
+        ) from error
     crc = int(payload_crc32(records)[0])
     clip = target.dataset.manifest.normalization.clip if target.dataset else None
-    pixels = payload_view(records)[0].astype(np.float32)
+    pixels = payload_view(records)[0]
     return {
         "split": part.split,
         "position": position,
@@ -327,7 +345,7 @@ def _record(target: Target, position: int) -> dict[str, Any]:
         ],
         "payload": {"offset": start + PAYLOAD_OFFSET, "crc32": crc},
         "crc32_agrees": crc == sidecar["payload_crc32"] if "payload_crc32" in sidecar else None,
-        "json": record_json(record),
+        "json": fields,
         "sidecar": {name: _plain(value) for name, value in sidecar.items()},
         "pixels": {b: _band_numbers(pixels[i], clip) for i, b in enumerate(BANDS)},
     }
@@ -339,8 +357,9 @@ def _member(name: str, offset: int, size: int) -> dict[str, Any]:
 
 
 def _locate(target: Target, position: int) -> tuple[Part, int]:
-    split = target.splits[0]
-    before = 0
+    split, before = next(iter(target.splits), None), 0
+    if split is None:
+        raise DatasetError(f"{target.location}: there is no record {position}: it has no split.")
     if position >= 0:
         for number, rows in enumerate(target.shard_rows(split)):
             if position < before + rows:
@@ -352,7 +371,9 @@ def _locate(target: Target, position: int) -> tuple[Part, int]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN and no bytes."""
+    """JSON has no NaN and no bytes, dates or decimals."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value.hex() if isinstance(value, bytes) else value
+    if isinstance(value, bytes):
+        return value.hex()
+    return value if value is None or isinstance(value, (int, float, str)) else str(value)

@@ -160,5 +160,5 @@ def _record(record: dict[str, Any]) -> RenderableType:
     )
     table = Table("field", "value", box=None, pad_edge=False)
     for name, value in (record["sidecar"] or record["json"]).items():
-        table.add_row(name, Text("null", "dim") if value is None else Text(str(value)))
+        table.add_row(Text(name), Text("null", "dim") if value is None else Text(str(value)))
     return Group(text, table)

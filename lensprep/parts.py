@@ -10,18 +10,28 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lensprep.dataset import Dataset, ShardInfo
-from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, TRAILER_BYTES
+from lensprep.dataset.layout import JSON_FIELDS, MANIFEST_NAME, RECORD_STRIDE, TRAILER_BYTES
 from lensprep.dataset.record import header_faults, payload_view, record_json, record_key
 from lensprep.dataset.s3client import S3Options
+from lensprep.dataset.sidecar import read_table
 from lensprep.dataset.storage import is_remote, local_path
 from lensprep.errors import DatasetError, ShardError
+
+_JSON_TYPES: Final = {
+    "label": pa.int64(),
+    "region_id": pa.int64(),
+    "theta_e_arcsec": pa.float64(),
+    "ra": pa.float64(),
+    "dec": pa.float64(),
+}
+"""Of the fields of a record's JSON that are numbers; the others are text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +176,9 @@ def _bare_part(path: Path) -> Part:
         raise ShardError(f"{path}, offset 0: not a record of this format.")
     sidecar = path.with_suffix(".parquet")
     has_sidecar = sidecar.is_file()
-    table = pq.read_table(sidecar) if has_sidecar else _json_table(path, grid)
-    if table.num_rows != rows:
-        raise ShardError(f"{sidecar} has {table.num_rows} rows where {path} has {rows}.")
+    table = (
+        read_table(sidecar, rows, None, str(sidecar)) if has_sidecar else _json_table(path, grid)
+    )
     return Part(
         path.parent.name,
         path.name,
@@ -190,7 +200,10 @@ def _json_table(path: Path, records: NDArray[np.uint8]) -> pa.Table:
             raise ShardError(
                 f"{path}, offset {number * RECORD_STRIDE}: the JSON member cannot be read: {error}."
             ) from error
-    return pa.Table.from_pylist(rows)
+    found = {name for row in rows for name in row}
+    kinds = {name: _JSON_TYPES.get(name, pa.string()) for name in ("key", *JSON_FIELDS)}
+    schema = pa.schema([(name, kind) for name, kind in kinds.items() if name in found])
+    return pa.Table.from_pylist(rows, schema)
 
 
 def table_numbers(table: pa.Table, *names: str) -> Sequence[NDArray[np.float64]]:

@@ -35,8 +35,9 @@ from lensprep.dataset.record import (
     record_key,
 )
 from lensprep.dataset.s3client import S3Options
+from lensprep.dataset.storage import Store
 from lensprep.engine import default_workers, run_tasks
-from lensprep.errors import InputError, NotFoundError, ShardError
+from lensprep.errors import ChangedError, InputError, NotFoundError, ShardError, StorageError
 from lensprep.listing import filesystem_for
 from lensprep.normalize import Normalizer
 from lensprep.source import Source
@@ -168,23 +169,38 @@ def _verify_shard(task: _Task) -> _Checked:
     dataset = Dataset.open(task.uri, task.options)
     shard = dataset.split(task.split).shards[task.index]
     classes, regions, faults = dict[str, int](), list[int](), list[Fault]()
-    try:
-        tar = dataset.read_tar(shard)
-        faults += _digest_faults(tar, shard.name, shard.sha256)
-        sidecar = dataset.store.read(shard.sidecar)
-        faults += _digest_faults(sidecar, shard.sidecar, shard.sidecar_sha256)
-        side = dataset.read_shard_sidecar(shard)
-        classes = {
-            str(e["values"]): e["counts"] for e in pc.value_counts(side["label"]).to_pylist()
-        }
-        regions = pc.unique(side["region_id"]).to_pylist()
-        faults += _record_faults(dataset, shard, tar, side)
-    except (ShardError, NotFoundError) as error:
-        faults.append(Fault(shard.name, None, None, str(error)))
+    # Sizes first: a file may be replaced by one that no memory holds.
+    faults += _size_faults(dataset.store, shard.name, shard.bytes)
+    faults += _size_faults(dataset.store, shard.sidecar, shard.sidecar_bytes)
+    if not faults:
+        try:
+            tar = dataset.read_tar(shard)
+            faults += _digest_faults(tar, shard.name, shard.sha256)
+            sidecar = dataset.store.read(shard.sidecar)
+            faults += _digest_faults(sidecar, shard.sidecar, shard.sidecar_sha256)
+            side = dataset.read_shard_sidecar(shard)
+            classes = {
+                str(e["values"]): e["counts"] for e in pc.value_counts(side["label"]).to_pylist()
+            }
+            regions = pc.unique(side["region_id"]).to_pylist()
+            faults += _record_faults(dataset, shard, tar, side)
+        except (ShardError, NotFoundError, ChangedError) as error:
+            faults.append(Fault(shard.name, None, None, str(error)))
     if len(faults) > MAX_FAULTS:
         more = len(faults) - MAX_FAULTS
         faults = [*faults[:MAX_FAULTS], Fault(shard.name, None, None, f"and {more} faults more")]
     return _Checked(task.split, faults, shard.rows, classes, regions)
+
+
+def _size_faults(store: Store, name: str, expected: int) -> Iterator[Fault]:
+    try:
+        found = store.stat(name).bytes
+    except NotFoundError as error:
+        yield Fault(name, None, None, str(error))
+        return
+    if found != expected:
+        what = f"has {found} bytes where the manifest states {expected}: cut or replaced"
+        yield Fault(name, None, min(found, expected), what)
 
 
 def _digest_faults(
@@ -201,9 +217,6 @@ def _record_faults(
 ) -> list[Fault]:
     """Faults of the records, each with its row and offset."""
     end = shard.rows * RECORD_STRIDE
-    if len(tar) != shard.bytes:
-        what = f"has {len(tar)} bytes where the manifest states {shard.bytes}: cut or replaced"
-        return [Fault(shard.name, None, min(len(tar), shard.bytes), what)]
     records = tar[:end].reshape(shard.rows, RECORD_STRIDE)
     clip = dataset.manifest.normalization.clip
     keys = side["key"].to_pylist()
@@ -231,9 +244,11 @@ def _record_faults(
                 add(row, JSON_OFFSET, "the JSON member is not what the sidecar says")
     if tar[end:].any():
         add(shard.rows, 0, "the archive does not end in two zero blocks")
-    labels = [dataset.manifest.label_map.get(name) for name in side["lens_model"].to_pylist()]
-    for row in np.flatnonzero(np.array(labels) != side["label"].to_numpy()):
-        add(int(row), JSON_OFFSET, "the label is not the label map's of lens_model")
+    if "lens_model" in side.column_names:
+        label_map, models = dataset.manifest.label_map, side["lens_model"].to_pylist()
+        labels = np.array([label_map.get(name, -1) for name in models], np.int64)
+        for row in np.flatnonzero(labels != side["label"].to_numpy()):
+            add(int(row), JSON_OFFSET, "the label is not the label map's of lens_model")
     if len(set(keys)) != len(keys):
         faults.append(Fault(shard.sidecar, None, None, "a key is there twice"))
     return faults
@@ -276,8 +291,8 @@ def _reject_faults(dataset: Dataset) -> Iterator[Fault]:
     try:
         with dataset.store.open(REJECTS_NAME) as file:
             rows = pq.ParquetFile(file).metadata.num_rows
-    except (NotFoundError, OSError, pa.ArrowException) as error:
-        yield Fault(REJECTS_NAME, None, None, f"cannot be read: {error}")
+    except (StorageError, OSError, ValueError, pa.ArrowException) as error:
+        yield Fault(REJECTS_NAME, None, None, f"cannot be read: {str(error).splitlines()[0]}")
         return
     if rows != left_out:
         yield Fault(REJECTS_NAME, None, None, f"has {rows} rows where {left_out} were left out")
@@ -297,6 +312,10 @@ def _compare_with_source(
     total = sum(split.rows for split in dataset.manifest.splits.values())
     for name, split in dataset.manifest.splits.items():
         side = dataset.read_sidecar(name, wanted)
+        for column in wanted:
+            if side[column].null_count:
+                text = f"the sidecars of {name} have nulls in {column}: nothing to compare"
+                return compared, [*faults, Fault(name, None, None, text)]
         index = np.arange(split.rows)
         if sample is not None and sample < total:
             share = -(-sample * split.rows // total)
@@ -305,6 +324,10 @@ def _compare_with_source(
         for (path, group), rows in _by_row_group(side).items():
             if path not in files:
                 faults.append(Fault(path, None, None, f"is not in {against}"))
+                continue
+            groups = files[path].row_groups
+            if not 0 <= group < len(groups) or not groups[group].rows:
+                faults.append(Fault(path, None, None, f"has no row group {group} with rows"))
                 continue
             try:
                 table = source.read_row_group(files[path], group, ["task_id", STAMP_COLUMN])
@@ -329,7 +352,7 @@ def _row_faults(
     dataset: Dataset, split: str, rows: pa.Table, table: pa.Table, normalizer: Normalizer
 ) -> Iterator[Fault]:
     source_rows = rows["source_row"].to_numpy()
-    known = source_rows < table.num_rows
+    known = (source_rows >= 0) & (source_rows < table.num_rows)
     taken = table.take(pa.array(np.where(known, source_rows, 0)))
     for start in range(0, rows.num_rows, _BLOCK_ROWS):
         part, fresh = rows.slice(start, _BLOCK_ROWS), taken.slice(start, _BLOCK_ROWS)

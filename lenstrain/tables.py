@@ -159,6 +159,7 @@ def read_table(
                 parquet = pq.ParquetFile(path)
                 schema = parquet.schema_arrow
                 table = parquet.read(columns=_present(schema.names, columns))
+                table.validate(full=True)  # or text that is not UTF-8 would end whoever shows it
                 raw = (schema.metadata or {}).get(METADATA_KEY, b"{}")
         except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -170,13 +171,17 @@ def read_table(
 
 
 def _present(names: Sequence[str], columns: Sequence[str] | None) -> list[str]:
-    return list(names) if columns is None else [name for name in columns if name in names]
+    wanted = list(names) if columns is None else [name for name in columns if name in names]
+    for name in wanted:
+        if names.count(name) > 1:
+            raise ValueError(f"it has the column {name!r} more than once. Remove the others.")
+    return wanted
 
 
 def _facts(raw: bytes | str) -> dict[str, Any]:
     try:
         found = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

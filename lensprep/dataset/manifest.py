@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from reprlib import repr as shortened
+from typing import Any, Final
 
 from lensprep.dataset.layout import (
     BANDS,
@@ -23,10 +25,28 @@ from lensprep.dataset.layout import (
     STAMP_DTYPE,
     STAMP_SHAPE,
     shard_bytes,
+    shard_name,
+    sidecar_name,
 )
+from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import DatasetError
 
-_NAME = re.compile(r"(train|val|test)/\1-\d{6}\.(tar|parquet)")
+MANIFEST_BYTES: Final = 32 << 20
+"""No manifest is longer: that of 500 million rows in shards of the default size is 28 MB."""
+PARAMETERS: Final[dict[str, tuple[str, ...]]] = {
+    "mad_stamp": (),
+    "mad_annulus": ("inner_px", "outer_px"),
+    "asinh_survey": tuple(f"softening_{band}" for band in BANDS),
+    "sqrt": (),
+}
+"""Modes of normalisation, and the numbers that each needs."""
+
+_NAME = re.compile(r"(train|val|test)/\1-[0-9]{6}\.(tar|parquet)")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_MOST_ROWS: Final = 1 << 33
+"""Of a split, 229 TB: readers may make an array of its rows before they have seen its files."""
+_MOST_BYTES: Final = 1 << 46
+"""Of one file: beyond what any store holds in one object, and far from where 64 bits end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +60,23 @@ class NormalizationSpec:
     parameters: dict[str, Any] = field(default_factory=dict)
     """Further numbers of the mode (the annulus in pixels, softenings in nanomaggies, ...)."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.mode, str):
+            raise DatasetError(f"normalization: mode is {shortened(self.mode)}, not text")
+        if not 0 < _number(self.clip, "normalization: clip") <= 65504:
+            raise DatasetError(f"normalization: clip {self.clip} is not in (0, 65504]")
+        for name, value in _object(self.parameters, "normalization: parameters").items():
+            _number(value, f"normalization: {name!r:.60}")
+        # A mode of a later version may be trained with, if not undone, and has its own numbers.
+        if {*self.parameters} != {*PARAMETERS.get(self.mode, self.parameters)}:
+            raise DatasetError(
+                f"normalization: the parameters of {self.mode} are "
+                f"{', '.join(PARAMETERS[self.mode]) or 'none'}, not "
+                f"{shortened(sorted(self.parameters))}"
+            )
+        if {"mode", "clip"} & {*self.parameters}:
+            raise DatasetError("normalization: mode and clip are no parameters")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
         return {"mode": self.mode, "clip": self.clip, "parameters": dict(self.parameters)}
@@ -47,10 +84,12 @@ class NormalizationSpec:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NormalizationSpec:
         """Inverse of `to_dict`."""
+        entry = _object(data, "normalization")
+        clip = _number(_get(entry, "clip", "normalization"), "normalization: clip")
         return cls(
-            mode=str(data["mode"]),
-            clip=float(data["clip"]),
-            parameters=dict(data.get("parameters", {})),
+            mode=_get(entry, "mode", "normalization"),
+            clip=float(clip),
+            parameters=dict(_object(entry.get("parameters", {}), "normalization: parameters")),
         )
 
 
@@ -70,12 +109,22 @@ class ShardInfo:
 
     def __post_init__(self) -> None:
         for name in (self.name, self.sidecar):
-            if not _NAME.fullmatch(name):
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
                 # A manifest may come from anywhere: no name of it may leave the dataset's folder.
                 raise DatasetError(
-                    f"manifest.json names {name!r}, which is not a shard of this format "
-                    "(expected like train/train-000000.tar)."
+                    f"{shortened(name)} is not a shard of this format (expected like "
+                    "train/train-000000.tar)"
                 )
+        for what in ("rows", "bytes", "sidecar_bytes"):
+            _whole(getattr(self, what), f"{self.name}: {what}", _MOST_BYTES)
+        for digest in (self.sha256, self.sidecar_sha256):
+            if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+                raise DatasetError(f"{self.name}: {shortened(digest)} is not a SHA-256")
+        if self.bytes != shard_bytes(self.rows):
+            raise DatasetError(f"{self.name} cannot hold {self.rows} rows in {self.bytes} bytes")
+
+
+_SHARD: Final = tuple(entry.name for entry in fields(ShardInfo))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +137,19 @@ class SplitInfo:
     regions: int
     """Number of distinct ``region_id``."""
     shards: tuple[ShardInfo, ...]
+
+    def __post_init__(self) -> None:
+        _whole(self.rows, "rows", _MOST_ROWS)
+        if sum(shard.rows for shard in self.shards) != self.rows:
+            raise DatasetError(f"the shards do not add up to {self.rows} rows")
+        for label, rows in _object(self.classes, "classes").items():
+            _whole(rows, f"classes: {label!r:.60}")
+        if not {*self.classes} <= {"0", "1"} or sum(self.classes.values()) != self.rows:
+            raise DatasetError(
+                f"the classes {shortened(self.classes)} are not {self.rows} rows of '0' and '1'"
+            )
+        if _whole(self.regions, "regions") > self.rows:
+            raise DatasetError(f"{self.rows} rows cannot lie in {self.regions} regions")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +170,35 @@ class Manifest:
     pixel_scale_arcsec: float = PIXEL_SCALE_ARCSEC
     label_map: dict[str, int] = field(default_factory=lambda: dict(LABEL_MAP))
     geometry: dict[str, Any] = field(default_factory=lambda: geometry())
+
+    def __post_init__(self) -> None:
+        for what in ("source", "versions", "config"):
+            _object(getattr(self, what), what)
+        # As JSON, where 1, 1.0 and true are three things.
+        if json.dumps(self.geometry, sort_keys=True) != json.dumps(geometry(), sort_keys=True):
+            raise DatasetError(f"the record geometry is not that of format {FORMAT_VERSION}")
+        if self.bands != BANDS:
+            raise DatasetError(f"bands: {shortened(self.bands)} are not {', '.join(BANDS)}")
+        if _number(self.pixel_scale_arcsec, "pixel_scale_arcsec") <= 0:
+            raise DatasetError(f"pixel_scale_arcsec: {self.pixel_scale_arcsec} is not positive")
+        for name, label in _object(self.label_map, "label_map").items():
+            _whole(label, f"label_map: {name!r:.60}", 1)
+        if self.account:
+            _check_account(self.account, "account")
+            for name, classes in _object(self.account.get("splits", {}), "account: splits").items():
+                for label, part in _object(classes, f"account: {name!r:.60}").items():
+                    _check_account(part, f"account: {name!r:.60}: {label!r:.60}")
+        for name, split in self.splits.items():
+            if name not in SPLITS:
+                raise DatasetError(f"there is no split {name!r:.60}; known: {', '.join(SPLITS)}")
+            for index, shard in enumerate(split.shards):
+                # The place gives the names, so none comes twice or out of order.
+                names = shard_name(name, index), sidecar_name(name, index)
+                if (shard.name, shard.sidecar) != names:
+                    raise DatasetError(
+                        f"shard {index} of {name} is {shard.name} with {shard.sidecar}, not "
+                        f"{' with '.join(names)}"
+                    )
 
     @property
     def dataset_id(self) -> str:
@@ -165,74 +256,109 @@ class Manifest:
             If it is no manifest, of another format version, or its digest does not fit.
         """
         try:
-            data = json.loads(text)
-            version = data["format_version"]
-        except (ValueError, KeyError, TypeError) as error:
+            if len(text) > MANIFEST_BYTES:
+                raise DatasetError(f"more than {MANIFEST_BYTES >> 20} MiB")
+            data = _object(parse_json(text), "it")
+            version = _get(data, "format_version", "it")
+        except (ValueError, DatasetError) as error:
             raise DatasetError(
                 f"{where} is not a manifest of lensprep ({error}). Convert again."
             ) from None
-        if version != FORMAT_VERSION:
+        if type(version) is not int or version != FORMAT_VERSION:
             raise DatasetError(
-                f"{where} has dataset format {version}; this version reads {FORMAT_VERSION}. "
-                "Upgrade lensprep, or convert again with this version."
+                f"{where} has dataset format {shortened(version)}; this version reads "
+                f"{FORMAT_VERSION}. Upgrade lensprep, or convert again with this version."
             )
         try:
             manifest = cls._from_data(data)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except DatasetError as error:
             raise DatasetError(
-                f"{where} lacks or garbles an entry ({error!r}). Convert again."
+                f"{where}: {error}. Copy the dataset again, or convert again."
             ) from None
         if manifest.dataset_id != data.get("dataset_id"):
             raise DatasetError(
                 f"{where} was altered: its dataset_id is not the digest of its contents. "
                 "Copy the dataset again, or convert again."
             )
-        manifest._check(where)
         return manifest
 
     @classmethod
     def _from_data(cls, data: Mapping[str, Any]) -> Manifest:
-        splits = {
-            name: SplitInfo(
-                rows=int(split["rows"]),
-                classes={str(label): int(n) for label, n in split["classes"].items()},
-                regions=int(split["regions"]),
-                shards=tuple(ShardInfo(**shard) for shard in split["shards"]),
-            )
-            for name, split in data["splits"].items()
-        }
+        def part(name: str) -> dict[str, Any]:
+            return _object(_get(data, name, "it"), name)
+
+        bands = _get(data, "bands", "it")
+        scale = _number(_get(data, "pixel_scale_arcsec", "it"), "pixel_scale_arcsec")
         return cls(
-            normalization=NormalizationSpec.from_dict(data["normalization"]),
-            splits=splits,
-            account=data["account"],
-            source=data["source"],
-            versions=data["versions"],
-            config=data["config"],
-            format_version=data["format_version"],
-            bands=tuple(data["bands"]),
-            pixel_scale_arcsec=float(data["pixel_scale_arcsec"]),
-            label_map=dict(data["label_map"]),
-            geometry=dict(data["geometry"]),
+            normalization=NormalizationSpec.from_dict(_get(data, "normalization", "it")),
+            splits={
+                name: _split_info(split, f"split {name!r:.60}")
+                for name, split in part("splits").items()
+            },
+            bands=tuple(bands) if isinstance(bands, list) else (bands,),
+            pixel_scale_arcsec=float(scale),
+            account=part("account"),
+            source=part("source"),
+            versions=part("versions"),
+            config=part("config"),
+            label_map=part("label_map"),
+            geometry=part("geometry"),
         )
 
-    def _check(self, where: str) -> None:
-        """Counts and sizes must agree with each other and with the geometry this version reads."""
-        if self.geometry != geometry():
-            raise DatasetError(
-                f"{where} states another record geometry than format {FORMAT_VERSION} has. "
-                "Convert again."
-            )
-        for name, split in self.splits.items():
-            if name not in SPLITS:
-                raise DatasetError(f"{where} has an unknown split {name!r}; known: {SPLITS}.")
-            if sum(shard.rows for shard in split.shards) != split.rows:
-                raise DatasetError(f"{where}: the shards of {name} do not add up to its rows.")
-            for shard in split.shards:
-                if shard.bytes != shard_bytes(shard.rows):
-                    raise DatasetError(
-                        f"{where}: {shard.name} cannot hold {shard.rows} rows in "
-                        f"{shard.bytes} bytes."
-                    )
+
+def _split_info(data: Any, where: str) -> SplitInfo:
+    """One split of the JSON; what else stands there is for later versions."""
+    entry = _object(data, where)
+    shards = _get(entry, "shards", where)
+    if not isinstance(shards, list):
+        raise DatasetError(f"{where}: shards is {shortened(shards)}, not a list")
+    infos = []
+    for number, shard in enumerate(shards):
+        place = f"{where}, shard {number}"
+        values = _object(shard, place)
+        infos.append(ShardInfo(**{name: _get(values, name, place) for name in _SHARD}))
+    try:
+        return SplitInfo(
+            **{name: _get(entry, name, where) for name in ("rows", "classes", "regions")},
+            shards=tuple(infos),
+        )
+    except DatasetError as error:
+        raise DatasetError(f"{where}: {error}") from None
+
+
+def _check_account(account: Any, where: str) -> None:
+    """Rows that came, got in and were left out, by reason; whether they balance `verify` says."""
+    entry = _object(account, where)
+    for name in ("input_rows", "accepted"):
+        _whole(_get(entry, name, where), f"{where}: {name}")
+    for name in ("filtered", "rejected"):
+        for reason, rows in _object(_get(entry, name, where), f"{where}: {name}").items():
+            _whole(rows, f"{where}: {name}: {reason!r:.60}")
+
+
+def _get(entry: Mapping[str, Any], name: str, where: str) -> Any:
+    if name not in entry:
+        raise DatasetError(f"{where} has no entry {name!r}")
+    return entry[name]
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DatasetError(f"{what} is {shortened(value)}, not an object")
+    return value
+
+
+def _whole(value: Any, what: str, most: int = 1 << 53) -> int:
+    """A count; true, 1.0 and "1" are none, and JSON's readers agree on none beyond 2**53."""
+    if type(value) is not int or not 0 <= value <= most:
+        raise DatasetError(f"{what} is {shortened(value)}, not a whole number from 0 to {most}")
+    return value
+
+
+def _number(value: Any, what: str) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise DatasetError(f"{what} is {shortened(value)}, not a finite number")
+    return value
 
 
 def geometry() -> dict[str, Any]:

@@ -23,8 +23,9 @@ from lensprep.dataset.layout import (
     STAMP_DTYPE,
     STAMP_SHAPE,
 )
-from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
+from lensprep.dataset.manifest import MANIFEST_BYTES, Manifest, ShardInfo, SplitInfo
 from lensprep.dataset.record import payload_view
+from lensprep.dataset.sidecar import join_tables, open_sidecar, read_table, unreadable
 from lensprep.dataset.storage import LocalStore, Store, is_remote, local_path, member_path
 from lensprep.errors import DatasetError, ShardError, StorageError
 
@@ -75,7 +76,8 @@ class Dataset:
         if not root.is_dir():
             raise DatasetError(f"{root}: no such dataset. Make one with `lensprep convert`.")
         try:
-            text = path.read_bytes()
+            with path.open("rb") as file:
+                text = file.read(MANIFEST_BYTES + 1)
         except FileNotFoundError:
             raise DatasetError(
                 f"{root} has no {MANIFEST_NAME}: it is not a dataset, or its conversion did not "
@@ -210,15 +212,38 @@ class Dataset:
         Raises
         ------
         ShardError
-            If the sidecar is missing, unreadable, or has not the shard's number of rows.
+            If the sidecar is missing, has not the size and rows that the manifest states, or is
+            none (`lensprep.dataset.sidecar`).
         DatasetError
             If a column is asked for that is not there.
         """
+        path = self._sidecar_path(shard)
+        return read_table(path, shard.rows, columns, str(path))
+
+    def sidecar_footer(self, shard: ShardInfo) -> pq.FileMetaData:
+        """Schema and row groups of a sidecar; no row is read.
+
+        Raises
+        ------
+        ShardError
+            As `read_shard_sidecar`.
+        """
+        path = self._sidecar_path(shard)
+        with open_sidecar(path, shard.rows, str(path)) as file:
+            return file.metadata
+
+    def _sidecar_path(self, shard: ShardInfo) -> Path:
         path = self.path(shard.sidecar)
         try:
-            return read_sidecar_file(pq.ParquetFile(path), shard, columns, str(path))
-        except (OSError, pa.ArrowException) as error:
-            raise ShardError(f"{path} cannot be read: {error}") from error
+            size = path.stat().st_size
+        except OSError as error:
+            raise unreadable(str(path), error) from error
+        if size != shard.sidecar_bytes:
+            raise ShardError(
+                f"{path} has {size} bytes where the manifest states {shard.sidecar_bytes}: cut or "
+                "replaced. Copy it again, or convert again."
+            )
+        return path
 
     def read_sidecar(self, split: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Sidecar rows of a split in split order (shards in manifest order, rows in tar order).
@@ -227,7 +252,7 @@ class Dataset:
         ----------
         split : str
         columns : sequence of str, optional
-            Columns to read; all if not given.
+            Columns to read; all that are not nested, if not given.
 
         Raises
         ------
@@ -237,7 +262,8 @@ class Dataset:
         shards = self.split(split).shards
         if not shards:
             raise DatasetError(f"{self.uri}: split {split!r} is empty.")
-        return pa.concat_tables(self.read_shard_sidecar(shard, columns) for shard in shards)
+        tables = (self.read_shard_sidecar(shard, columns) for shard in shards)
+        return join_tables(tables, f"{self.uri}: the sidecars of {split}")
 
     def read_pixels(self, split: str, index: NDArray[Any] | Sequence[int]) -> NDArray[np.float16]:
         """Pixels of chosen rows of a split, in the order asked for.
@@ -270,22 +296,3 @@ class Dataset:
             chosen = which == number
             out[chosen] = self.map_shard(shards[number])[positions[chosen] - starts[number]]
         return out
-
-
-def read_sidecar_file(
-    file: pq.ParquetFile, shard: ShardInfo, columns: Sequence[str] | None, where: str
-) -> pa.Table:
-    """Columns of an open sidecar; DatasetError or ShardError if it has not these, or other rows."""
-    missing = [name for name in columns or () if name not in file.schema_arrow.names]
-    if missing:
-        raise DatasetError(
-            f"{where} has no column {missing[0]!r}; it has: {', '.join(file.schema_arrow.names)}."
-        )
-    # A few columns cost less to read than threads to start: half the time for one.
-    names = None if columns is None else list(columns)
-    table = file.read(columns=names, use_threads=columns is None)
-    if file.metadata.num_rows != shard.rows:
-        raise ShardError(
-            f"{where} has {file.metadata.num_rows} rows where the manifest states {shard.rows}."
-        )
-    return table

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from json.encoder import encode_basestring_ascii
+from reprlib import repr as shortened
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,15 @@ from lensprep.dataset.layout import (
     STAMP_SUFFIX,
     TAR_MODE,
 )
+from lensprep.dataset.strictjson import parse_json
 
 _CHECKSUM = slice(148, 156)
+_JSON_KINDS: dict[str, tuple[type, ...]] = {
+    "label": (int,),
+    "region_id": (int,),
+    **dict.fromkeys(("theta_e_arcsec", "ra", "dec"), (float, int)),
+}
+"""Types of the fields that are numbers; the others are text. Any may be null."""
 _PLACEHOLDER = "0" * KEY_HEX_DIGITS
 
 
@@ -169,10 +176,23 @@ def record_key(record: NDArray[np.uint8]) -> str:
 
 
 def record_json(record: NDArray[np.uint8]) -> dict[str, Any]:
-    """JSON member of one record."""
-    fields = json.loads(bytes(record[JSON_OFFSET:]))
+    """JSON member of one record.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or a field of `JSON_FIELDS` is not of the type that it must have.
+    """
+    fields = parse_json(bytes(record[JSON_OFFSET:]))
     if not isinstance(fields, dict):
-        raise ValueError("the JSON member is not an object")
+        raise ValueError("it is not an object")
+    for name in JSON_FIELDS:
+        value = fields.get(name)
+        kinds = _JSON_KINDS.get(name, (str,))
+        if value is None:
+            continue
+        if type(value) not in kinds or (type(value) is int and abs(value) >= 1 << 53):
+            raise ValueError(f"{name} is {shortened(value)}")
     return fields
 
 

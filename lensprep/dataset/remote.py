@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, STAMP_DTYPE, STAMP_SHAPE
-from lensprep.dataset.manifest import Manifest, ShardInfo
-from lensprep.dataset.reader import Dataset, read_sidecar_file
+from lensprep.dataset.manifest import MANIFEST_BYTES, Manifest, ShardInfo
+from lensprep.dataset.reader import Dataset
 from lensprep.dataset.record import payload_view
 from lensprep.dataset.s3 import Piece, S3Store
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.s3file import S3File
+from lensprep.dataset.sidecar import join_tables, open_sidecar, read_table
 from lensprep.errors import ChangedError, DatasetError, NotFoundError, ShardError
 
 _GAP_ROWS: Final = 16
@@ -46,7 +47,8 @@ class RemoteDataset(Dataset):
         """Read the manifest; see `Dataset.open`."""
         store = S3Store(uri, options)
         try:
-            text = bytes(store.read(MANIFEST_NAME))
+            with store.open(MANIFEST_NAME) as file:
+                text = file.read(MANIFEST_BYTES + 1)
         except NotFoundError:
             raise DatasetError(
                 f"{store.uri} has no {MANIFEST_NAME}: it is not a dataset, or its upload did not "
@@ -79,17 +81,22 @@ class RemoteDataset(Dataset):
         self, shard: ShardInfo, columns: Sequence[str] | None = None
     ) -> pa.Table:
         """Sidecar rows of one shard; see `Dataset.read_shard_sidecar`."""
-        where = self.store.locate(shard.sidecar)
-        with self._shard_errors(shard.sidecar, 0):
-            try:
-                with S3File(self.store, shard.sidecar) as file:
-                    self._check_sidecar(file, shard)
-                    # All columns are all of the file: one request, not one for each.
-                    source = file if columns is not None else pa.BufferReader(file.read())
-                    parquet = pq.ParquetFile(source, pre_buffer=columns is not None)
-                    return read_sidecar_file(parquet, shard, columns, where)
-            except pa.ArrowException as error:
-                raise ShardError(f"{where} cannot be read: {error}") from error
+        with self._open_sidecar(shard) as file:
+            # All columns are all of the file: one request, not one for each.
+            source = file if columns is not None else pa.BufferReader(file.read())
+            where = self.store.locate(shard.sidecar)
+            return read_table(source, shard.rows, columns, where, pre_buffer=columns is not None)
+
+    def sidecar_footer(self, shard: ShardInfo) -> pq.FileMetaData:
+        """Schema and row groups of a sidecar; see `Dataset.sidecar_footer`."""
+        with self._open_sidecar(shard) as file:
+            return open_sidecar(file, shard.rows, self.store.locate(shard.sidecar)).metadata
+
+    @contextmanager
+    def _open_sidecar(self, shard: ShardInfo) -> Iterator[S3File]:
+        with self._shard_errors(shard.sidecar, 0), S3File(self.store, shard.sidecar) as file:
+            self._check_sidecar(file, shard)
+            yield file
 
     def _check_sidecar(self, file: S3File, shard: ShardInfo) -> None:
         if file.entry.bytes != shard.sidecar_bytes:
@@ -110,7 +117,7 @@ class RemoteDataset(Dataset):
         with ThreadPoolExecutor(_SIDECARS_AT_ONCE) as threads:
             tables = threads.map(lambda shard: self.read_shard_sidecar(shard, columns), shards)
             try:
-                return pa.concat_tables(list(tables))
+                return join_tables(tables, f"{self.uri}: the sidecars of {split}")
             except KeyboardInterrupt:
                 with self.store.connection.watcher.giving_up():
                     threads.shutdown(cancel_futures=True)

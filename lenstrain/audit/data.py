@@ -8,7 +8,6 @@ from typing import Any
 
 import astropy.units as u
 import numpy as np
-import pyarrow.parquet as pq
 from astropy.coordinates import SkyCoord
 from numpy.typing import NDArray
 
@@ -28,11 +27,12 @@ def check_schema(evidence: Evidence, config: AuditConfig) -> Outcome:
     sidecars = groups = 0
     for split in evidence.splits:
         for shard in evidence.dataset.split(split).shards:
-            file = pq.ParquetFile(evidence.dataset.path(shard.sidecar))
-            sidecars, groups = sidecars + 1, groups + file.metadata.num_row_groups
-            names = set(file.schema_arrow.names)
+            footer = evidence.dataset.sidecar_footer(shard)
+            sidecars, groups = sidecars + 1, groups + footer.num_row_groups
+            schema = footer.schema.to_arrow_schema()
+            names = set(schema.names)
             faults += [f"{shard.sidecar} lacks {name}" for name in REQUIRED if name not in names]
-            for column in file.schema_arrow:
+            for column in schema:
                 types.setdefault(column.name, set()).add(str(column.type))
     faults += [f"{name} is {' and '.join(sorted(t))}" for name, t in types.items() if len(t) > 1]
     return Outcome(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lensprep.configfile import load_config
 from lensprep.dataset import Dataset
 from lensprep.dataset.files import exists
+from lensprep.dataset.sidecar import join_tables
 from lensprep.dataset.storage import local_path
 from lensprep.errors import CheckpointError, ProjectError, ScoresError, StorageError
 from lenstrain.audit.finding import NotRunError
@@ -217,8 +218,7 @@ class Evidence:
         """Columns of the first sidecar."""
         for split in self.splits:
             for shard in self.dataset.split(split).shards:
-                path = self.dataset.path(shard.sidecar)
-                return list(pq.read_schema(path).names)
+                return list(self.dataset.sidecar_footer(shard).schema.to_arrow_schema().names)
         raise NotRunError("The dataset is empty.")
 
     @property
@@ -238,7 +238,7 @@ class Evidence:
             for shard in self.dataset.split(split).shards:
                 table = self.dataset.read_shard_sidecar(shard, list(columns))
                 parts.append(table.take(pa.array(np.arange(0, table.num_rows, step))))
-        return pa.concat_tables(parts)
+        return join_tables(parts, f"{self.dataset.uri}: the sidecars")
 
     def _near(self, pattern: str) -> list[Path]:
         """Files in the run folder and beside it, newest first."""

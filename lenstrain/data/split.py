@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from lensprep.dataset import Dataset
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import is_remote
 from lensprep.dataset.where import check_columns, compile_where
-from lensprep.errors import ConfigError, StorageError
+from lensprep.errors import ConfigError, DatasetError, StorageError
 from lenstrain.data.copies import LocalCopies
 from lenstrain.data.fetch import Reading, RemoteSource
 from lenstrain.data.sidecar import Column, SidecarColumn, SidecarColumns
@@ -64,15 +64,29 @@ class ConvertedSplit:
         self.title = f"split {split!r} of {dataset.uri}"
         self.identity = dataset.dataset_id
         self.shard_rows = [shard.rows for shard in self._shards]
-        if is_remote(dataset.uri):
+        try:
+            self.source, self.labels = self._open(reading)
+        except MemoryError as error:
+            raise DatasetError(
+                f"{self.title}: no memory for an array of its {sum(self.shard_rows):,} rows. Check "
+                "its manifest with `lensprep verify`."
+            ) from error
+
+    def _open(self, reading: Reading | None) -> tuple[ShardSource, SidecarColumn]:
+        if is_remote(self.dataset.uri):
             # Both from one look at each sidecar: a request costs more than a column.
-            columns = SidecarColumns(dataset, split, {"label": np.int8, "payload_crc32": np.uint32})
+            columns = self._columns(label=np.int8, payload_crc32=np.uint32)
             crc = SidecarColumn(columns, "payload_crc32")
-            self.source: ShardSource = RemoteSource(dataset, split, crc, reading)
-        else:
-            columns = SidecarColumns(dataset, split, {"label": np.int8})
-            self.source = LocalSource(dataset, self._shards)
-        self.labels = SidecarColumn(columns, "label")
+            return (
+                RemoteSource(self.dataset, self.split, crc, reading),
+                SidecarColumn(columns, "label"),
+            )
+        # The source first: it compares the rows with the files, before there is memory for them.
+        source = LocalSource(self.dataset, self._shards)
+        return source, SidecarColumn(self._columns(label=np.int8), "label")
+
+    def _columns(self, **types: DTypeLike) -> SidecarColumns:
+        return SidecarColumns(self.dataset, self.split, types)
 
     def all_labels(self) -> NDArray[np.int8]:
         """Labels of all rows, from the sidecars."""
@@ -80,15 +94,15 @@ class ConvertedSplit:
 
     def checksums(self) -> SidecarColumn:
         """CRC-32 of each row's pixels, from the sidecars."""
-        columns = SidecarColumns(self.dataset, self.split, {"payload_crc32": np.uint32})
-        return SidecarColumn(columns, "payload_crc32")
+        return SidecarColumn(self._columns(payload_crc32=np.uint32), "payload_crc32")
 
     def matching(self, where: str) -> NDArray[np.int64]:
         """Positions of the rows for which an expression on sidecar columns is true, ascending."""
         kept, start, compiled = [np.empty(0, np.int64)], 0, compile_where(where)
         for shard in self._shards:
-            if not start:  # all columns of one shard, for a message that names the nearest
-                check_columns(compiled, self.dataset.read_shard_sidecar(shard).column_names)
+            if not start:  # all columns of one, for a message that names the nearest
+                footer = self.dataset.sidecar_footer(shard)
+                check_columns(compiled, footer.schema.to_arrow_schema().names)
             # An expression of constants reads no column; it still needs a table of some length.
             table = self.dataset.read_shard_sidecar(shard, compiled.columns or ("label",))
             kept.append(start + np.flatnonzero(compiled.mask(table)))

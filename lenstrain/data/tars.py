@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import webdataset as wds
@@ -24,7 +23,12 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from lensprep.dataset import STAMP_SHAPE
-from lensprep.errors import DatasetError, ShardError
+from lensprep.dataset.strictjson import parse_json
+from lensprep.errors import DatasetError, ProjectError, ShardError
+
+_STAMP_BYTES: Final = 1 << 20
+"""No ``.npy`` of a stamp is longer, in any dtype."""
+_LABEL_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,29 +68,39 @@ def index_tar(path: Path) -> list[Member]:
     """
     try:
         with tarfile.open(path, "r:") as tar:
-            members = [_sample(path, tar, group) for group in _groups(tar)]
+            members = [_sample(path, tar, group) for group in _groups(path, tar)]
             _check_end(path, tar)
+    except ProjectError:
+        raise
     except OSError as error:
-        raise ShardError(f"{path} cannot be read: {error.strerror}.") from error
-    except tarfile.TarError as error:
-        raise ShardError(f"{path} is no plain tar, or cut ({error}). Copy it again.") from error
+        raise ShardError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # of damaged headers the library raises what it comes upon
+        raise ShardError(
+            f"{path} is no plain tar, or cut ({_in_a_line(error)}). Copy it again."
+        ) from error
     if len({member.key for member in members}) != len(members):
         raise ShardError(f"{path} holds two samples of one key.")
     return members
 
 
-def _groups(tar: tarfile.TarFile) -> Iterator[dict[str, tarfile.TarInfo]]:
+def _groups(path: Path, tar: tarfile.TarFile) -> Iterator[dict[str, tarfile.TarInfo]]:
     """Members of each sample by suffix, as the stock reader groups them."""
     key, group = None, dict[str, tarfile.TarInfo]()
+    end = path.stat().st_size
     for info in tar:
+        if info.size < 0 or info.offset_data + info.size > end:
+            raise tarfile.ReadError(f"member {info.name!r:.100} ends beyond the file's {end} bytes")
         prefix, suffix = base_plus_ext(info.name)
         if not info.isreg() or prefix is None:
             continue
         if prefix != key and group:
             yield group
             group = {}
-        key = prefix
-        group[suffix.lower()] = info
+        key, suffix = prefix, suffix.lower()
+        if suffix in group or info.issparse():
+            what = "is there twice" if suffix in group else "is stored with holes"
+            raise tarfile.ReadError(f"member {info.name!r:.100} {what}")
+        group[suffix] = info
     if group:
         yield group
 
@@ -95,8 +109,12 @@ def _sample(path: Path, tar: tarfile.TarFile, group: dict[str, tarfile.TarInfo])
     key = base_plus_ext(next(iter(group.values())).name)[0]
     stamps = [suffix for suffix in group if suffix.rsplit(".", 1)[-1] == "npy"]
     if len(stamps) != 1:
-        raise ShardError(f"{path}: sample {key!r} has {len(stamps)} .npy members; 1 is needed.")
+        raise ShardError(
+            f"{path}: sample {key!r:.100} has {len(stamps)} .npy members; 1 is needed."
+        )
     stamp = group[stamps[0]]
+    if stamp.size > _STAMP_BYTES:
+        raise ShardError(f"{path}: sample {key!r:.100} has a .npy member of {stamp.size} bytes.")
     return Member(key, stamps[0], stamp.offset_data, stamp.size, _label(path, tar, key, group))
 
 
@@ -105,14 +123,14 @@ def _label(path: Path, tar: tarfile.TarFile, key: str, group: dict[str, tarfile.
         if suffix not in group:
             continue
         file = tar.extractfile(group[suffix])
-        text = b"" if file is None else file.read()
+        text = b"" if file is None else file.read(_LABEL_BYTES)
         try:
-            label = int(text) if suffix == "cls" else json.loads(text)["label"]
+            label = int(text) if suffix == "cls" else parse_json(text)["label"]
         except (ValueError, KeyError, TypeError):
             break
-        if label in (0, 1):
-            return int(label)
-    raise ShardError(f"{path}: sample {key!r} has no label 0 or 1 in a .cls or .json member.")
+        if type(label) is int and label in (0, 1):
+            return label
+    raise ShardError(f"{path}: sample {key!r:.100} has no label 0 or 1 in a .cls or .json member.")
 
 
 def _check_end(path: Path, tar: tarfile.TarFile) -> None:
@@ -159,16 +177,24 @@ class TarSource:
 
     def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
         """Read, decode and convert the stamps of `rows` into `out`."""
-        raw = self._raw(rows)
-        for i, sample in enumerate(wds.decode()(raw)):
-            stamp = sample[self._members[rows[i]].suffix]
+        samples = wds.decode()(self._raw(rows))
+        for i, row in enumerate(rows.tolist()):
+            try:
+                stamp = next(samples)[self._members[row].suffix]
+            except ProjectError:
+                raise
+            except Exception as error:  # the stock stage raises what it comes upon
+                cause = error.__cause__ or error.__context__ or error
+                raise self._error(row, f"cannot be decoded: {_in_a_line(cause)}") from error
             if not isinstance(stamp, np.ndarray) or stamp.shape != STAMP_SHAPE:
                 shape = getattr(stamp, "shape", None)
-                raise self._error(rows[i], f"has shape {shape}, not {STAMP_SHAPE}")
-            with np.errstate(over="ignore"):
+                raise self._error(row, f"has shape {shape!s:.100}, not {STAMP_SHAPE}")
+            if stamp.dtype.kind not in "fiu":
+                raise self._error(row, f"has values of type {stamp.dtype!s:.100}, not numbers")
+            with np.errstate(over="ignore", invalid="ignore"):
                 out[i] = stamp
             if not np.isfinite(out[i]).all():
-                raise self._error(rows[i], "has values that are not finite in float16")
+                raise self._error(row, "has values that are not finite in float16")
 
     def _raw(self, rows: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
         descriptors: dict[int, int] = {}
@@ -191,7 +217,7 @@ class TarSource:
     def _error(self, row: int, what: str) -> ShardError:
         path, offset = self.place(row)
         return ShardError(
-            f"{path}: the stamp {self._members[row].key!r} at offset {offset} {what}."
+            f"{path}: the stamp {self._members[row].key!r:.100} at offset {offset} {what}."
         )
 
     def place(self, row: int) -> tuple[str, int]:
@@ -202,11 +228,19 @@ class TarSource:
         """Do nothing: files are open only while a batch is read."""
 
 
+def _in_a_line(error: BaseException) -> str:
+    return f"{(str(error).strip() or type(error).__name__).splitlines()[0]:.200}"
+
+
 def tars_digest(shards: Sequence[Sequence[Member]]) -> str:
     """Identity of indexed tars: keys, places, sizes and labels, not the pixels."""
     digest = hashlib.blake2b(digest_size=16)
     for shard in shards:
         for m in shard:
-            digest.update(f"{m.key}|{m.suffix}|{m.offset}|{m.size}|{m.label}\n".encode())
+            digest.update(
+                f"{m.key}|{m.suffix}|{m.offset}|{m.size}|{m.label}\n".encode(
+                    "utf-8", "surrogateescape"
+                )
+            )
         digest.update(b"--\n")
     return f"tar-{digest.hexdigest()}"

@@ -227,7 +227,7 @@ def _check_keys(keys: pa.ChunkedArray, path: Uri) -> None:
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     first = twice[0]
     raise ScoresError(
-        f"{path}: {len(twice)} keys come more than once ({first['values']} comes "
+        f"{path}: {len(twice)} keys come more than once ({first['values']!s:.100} comes "
         f"{first['counts']} times); every stamp must be scored once. Remove the repeats."
     )
 
@@ -258,7 +258,7 @@ def _read_logits(table: pa.Table, path: Uri) -> tuple[Floats, list[str]]:
         key = table["key"][int(np.argmax(bad))]
         raise ScoresError(
             f"{path}: {int(bad.sum())} of {values.size} values of {name} are not finite (first: "
-            f"key {key}). Score these stamps again, or remove the rows and say so."
+            f"key {key!s:.100}). Score these stamps again, or remove the rows and say so."
         )
     if name == "logit":
         return values, []

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from lensprep.convert import ConvertConfig, convert
-from lensprep.dataset import Dataset
+from lensprep.dataset import PAYLOAD_OFFSET, RECORD_STRIDE, Dataset
+from lensprep.dataset.layout import JSON_OFFSET
 from lensprep.errors import DatasetError, ShardError
 from lensprep.inspection import inspect_dataset
 from lensprep.inspection_text import _bars, render_text
@@ -199,3 +200,27 @@ def test_tar_of_another_kind_is_an_error_that_names_the_offset(tmp_path):
 def test_bars_show_whatever_is_not_empty():
     assert _bars([0, 1, 1000, 500]) == " ▁█▄"
     assert _bars([0, 0]) == "  "
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"[1]", b"[" * 500, b'{"label": "1"}', b'{"label": NaN}', b'{"label": 1, "label": 0}',
+     b'{"region_id": 9007199254740993}', b'{"ra": [1]}', b'{"task_id": "\\ud800"}', b"\xff"],
+)  # fmt: skip
+def test_a_json_member_that_is_none_is_an_error_that_names_the_record(dataset, tmp_path, text):
+    data = bytearray((dataset / "val" / "val-000000.tar").read_bytes())
+    data[JSON_OFFSET:RECORD_STRIDE] = text.ljust(RECORD_STRIDE - JSON_OFFSET)
+    (tmp_path / "x.tar").write_bytes(data)
+    with pytest.raises(ShardError, match=r"x\.tar, offset 0: the JSON member cannot be read"):
+        inspect_dataset(tmp_path / "x.tar", sample=0)
+
+
+def test_pixels_that_are_not_finite_are_counted_and_the_output_stays_json(dataset, tmp_path):
+    data = bytearray((dataset / "val" / "val-000000.tar").read_bytes())
+    data[PAYLOAD_OFFSET : PAYLOAD_OFFSET + 8192] = b"\x01\x7d" * 4096  # signalling NaN: all of g
+    (tmp_path / "x.tar").write_bytes(data)
+    found = inspect_dataset(tmp_path / "x.tar", sample=0)
+    json.dumps(found.to_dict(), allow_nan=False)
+    assert found.record["pixels"]["g"] == {"not_finite": 1.0}
+    assert 0 < found.pixels["g"]["not_finite"] < 1
+    text_of(found)

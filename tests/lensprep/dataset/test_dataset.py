@@ -111,23 +111,108 @@ def test_an_unknown_split_or_column_names_the_known_ones(tmp_path):
         dataset.read_sidecar("train", ["nope"])
 
 
+def first_shard(**change):
+    return lambda d: d["splits"]["train"]["shards"][0].update(change)
+
+
+def split(**change):
+    return lambda d: d["splits"]["train"].update(change)
+
+
+def repeat_the_first_shard(d):
+    train = d["splits"]["train"]
+    train["shards"].append(train["shards"][0])
+    train["rows"] += train["shards"][0]["rows"]
+    train["classes"]["0"] += train["shards"][0]["rows"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda d: d.update(format_version=2), "dataset format 2; this version reads 1"),
-        (lambda d: d["splits"]["train"]["shards"][0].update(rows=2), "altered"),
-        (lambda d: d["splits"]["train"]["shards"][0].update(name="../x.tar"), "not a shard"),
+        (lambda d: d.update(format_version=True), "dataset format True; this version reads 1"),
+        (lambda d: d.pop("account"), "no entry 'account'"),
+        (lambda d: d.update(bands=["g", "z", "r"]), "bands"),
+        (lambda d: d["geometry"].update(stride=26624.0), "geometry"),
+        (lambda d: d["geometry"].update(dtype=">f2"), "geometry"),
+        (lambda d: d["label_map"].update(SIE=2), "'SIE' is 2, not a whole number from 0 to 1"),
         (lambda d: d["normalization"].update(clip=5), "altered"),
-        (lambda d: d.pop("account"), "lacks or garbles"),
+        (lambda d: d["normalization"].update(clip="10"), "clip is '10', not a finite number"),
+        (lambda d: d["normalization"].update(clip=1 << 62), r"clip .* is not in \(0, 65504\]"),
+        (lambda d: d["normalization"].update(mode=["mad_stamp"]), "mode is .*, not text"),
+        (lambda d: d["normalization"].update(mode="asinh_survey"), "parameters of asinh_survey"),
+        (lambda d: d["normalization"].update(parameters={"mode": 1}), "parameters of mad_stamp"),
+        (lambda d: d.update(splits=[]), r"splits is \[\], not an object"),
+        (lambda d: d["splits"].update(dev=d["splits"].pop("train")), "no split 'dev'; known"),
+        (lambda d: d["splits"].update(val=d["splits"]["train"]), "shard 0 of val is train/train"),
+        (split(rows=8), "do not add up to 8 rows"),
+        (split(rows=7.0), "rows is 7.0, not a whole number"),
+        (split(classes={"0": 4, "1": 4}), "are not 7 rows"),
+        (split(classes={"0": 4, "2": 3}), "are not 7 rows"),
+        (split(classes={"0": True, "1": 6}), "'0' is True, not a whole number"),
+        (split(regions=8), "7 rows cannot lie in 8 regions"),
+        (split(shards={}), "shards is {}, not a list"),
+        (first_shard(rows=2), "cannot hold 2 rows"),
+        (first_shard(rows=-1), "rows is -1, not a whole number"),
+        (first_shard(rows=10**13, bytes=26624 * 10**13 + 1024), "bytes is .* not a whole number"),
+        (first_shard(rows="3"), "rows is '3', not a whole number"),
+        (first_shard(sha256="0" * 63 + "g"), "is not a SHA-256"),
+        (first_shard(name="../x.tar"), "'../x.tar' is not a shard"),
+        (first_shard(name="train/train-\u0660\u0660\u0660\u0660\u0660\u0660.tar"), "not a shard"),
+        (first_shard(name=["train/train-000000.tar"]), "is not a shard"),
+        (first_shard(sidecar="train/train-000001.parquet"), "shard 0 of train is"),
+        (lambda d: d["splits"]["train"]["shards"].reverse(), "shard 0 of train is"),
+        (lambda d: d["splits"]["train"]["shards"][0].pop("bytes"), "shard 0 has no entry 'bytes'"),
+        (repeat_the_first_shard, "shard 3 of train is train/train-000000.tar"),
+        (lambda d: d.update(account={"input_rows": 7}), "account has no entry 'accepted'"),
+        (lambda d: d.update(config="none"), "config is 'none', not an object"),
     ],
-)
+)  # fmt: skip
 def test_an_altered_manifest_is_refused(tmp_path, change, message):
     root, _, _ = small(tmp_path)
     data = json.loads((root / "manifest.json").read_text())
     change(data)
     (root / "manifest.json").write_text(json.dumps(data))
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(DatasetError, match=message) as caught:
         Dataset.open(root)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{root}/manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b'"rows": 7', b'"rows": 7, "rows": 7', "the key 'rows' is there twice"),
+        (b'"clip": 10.0', b'"clip": NaN', "NaN is not a number"),
+        (b'"clip": 10.0', b'"clip": 1e999', "1e999 is too large"),
+        (b'"regions": 4', b'"regions": 4' + b"0" * 5000, "is too large"),
+        (b'"config": {}', b'"config": {"a": "\\ud800"}', "surrogates not allowed"),
+        (b'"config": {}', b'"config": {"a": "\xff"}', "invalid start byte"),
+        (b'"config": {}', b'"config": {"a": ' + b"[" * 1500 + b"]" * 1500 + b"}", "deeper than 32"),
+        (b'"config": {}', b'"config": {"a": ' + b"[" * 10**6 + b"}", "deeper than 32"),
+        (b"}\n", b"}" + b" " * (32 << 20), "more than 32 MiB"),
+        (b"{", b"[{", "not a manifest"),
+    ],
+)
+def test_text_that_readers_would_read_differently_is_no_manifest(tmp_path, old, new, message):
+    root, _, _ = small(tmp_path)
+    path = root / "manifest.json"
+    text = path.read_bytes()
+    assert old in text
+    path.write_bytes(text.replace(old, new, 1) if old != b"}\n" else text[:-2] + new)
+    with pytest.raises(DatasetError, match=message) as caught:
+        Dataset.open(root)
+    assert "\n" not in str(caught.value)
+
+
+def test_entries_that_a_later_version_adds_are_left_alone(tmp_path):
+    root, _, _ = small(tmp_path)
+    data = json.loads((root / "manifest.json").read_text())
+    for entry in (data, data["splits"]["train"], data["splits"]["train"]["shards"][0]):
+        entry["added"] = {"by": ["a later version"]}
+    data["account"] = {"input_rows": 7, "accepted": 7, "filtered": {}, "rejected": {}, "read": [1]}
+    (root / "manifest.json").write_text(json.dumps(data))
+    assert Dataset.open(root).manifest.account["read"] == [1]
 
 
 def test_the_dataset_id_follows_the_tars_and_not_the_sidecars(tmp_path):
@@ -140,8 +225,8 @@ def test_the_dataset_id_follows_the_tars_and_not_the_sidecars(tmp_path):
             manifest, splits={"train": dataclasses.replace(train, shards=shards)}
         )
 
-    assert with_first(sidecar_sha256="0").dataset_id == manifest.dataset_id
-    assert with_first(sha256="0").dataset_id != manifest.dataset_id
+    assert with_first(sidecar_sha256="0" * 64).dataset_id == manifest.dataset_id
+    assert with_first(sha256="0" * 64).dataset_id != manifest.dataset_id
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from lensprep.configfile import load_config
 from lensprep.dataset.files import read_file, send_file
 from lensprep.dataset.storage import open_store
+from lensprep.upload import upload
 from lenstrain.audit import config as thresholds
 from lenstrain.audit.audit import audit
 from lenstrain.audit.checklist import CHECKLIST
@@ -237,3 +239,22 @@ def test_every_item_and_threshold_is_documented():
     for section in ("DataThresholds", "RunThresholds", "ScoreThresholds", "ScienceThresholds"):
         for field in getattr(thresholds, section).__dataclass_fields__:
             assert f"`{field}`" in text, field
+
+
+def test_a_dataset_in_an_object_store_is_judged_like_its_local_copy(
+    finished, tmp_path, s3, monkeypatch
+):
+    run, dataset = finished
+    upload(dataset, s3.uri, s3.options())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.server.http)
+    config = load_config(AuditConfig, None, ["data.pairing=unpaired", "data.train_fraction=0.3333",
+                                             "resamples=100"])  # fmt: skip
+    here, there = (
+        audit(run, where, tmp_path / name, config=config)[1]
+        for name, where in (("here", dataset), ("there", s3.uri))
+    )
+    found = {f.item: (f.passed, f.measured, f.threshold, f.severity) for f in there}
+    assert found == {f.item: (f.passed, f.measured, f.threshold, f.severity) for f in here}
+    data = {f.item: f.passed for f in there if f.group == "data"}
+    assert {item for item, passed in data.items() if passed is None} == {"reject_rate"}
+    assert found["loader_coverage"][0]

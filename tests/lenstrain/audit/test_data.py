@@ -21,9 +21,10 @@ def account(rejected, rows=100_000, by_class=None):
     by_class = by_class or {"0": rejected // 2, "1": rejected - rejected // 2}
     reasons = {"nonfinite": rejected} if rejected else {}
     train = {
-        label: {"input_rows": rows // 2, "rejected": {"nonfinite": n} if n else {}}
+        label: {"input_rows": rows // 2, "accepted": rows // 2 - n, "filtered": {},
+                "rejected": {"nonfinite": n} if n else {}}
         for label, n in by_class.items()
-    }
+    }  # fmt: skip
     return {"input_rows": rows, "accepted": rows - rejected, "filtered": {}, "rejected": reasons,
             "splits": {"train": train}}  # fmt: skip
 

@@ -133,6 +133,11 @@ LABEL = json.dumps({"label": 1}).encode()
         ([("a.npy", STAMP)], "sample 'a' has no label"),
         ([("a.npy", STAMP), ("a.json", b"{}")], "sample 'a' has no label"),
         ([("a.npy", STAMP), ("a.cls", b"7")], "sample 'a' has no label"),
+        ([("a.npy", STAMP), ("a.json", b'{"label": true}')], "sample 'a' has no label"),
+        ([("a.npy", STAMP), ("a.json", b"[" * 50_000)], "sample 'a' has no label"),
+        ([("a.npy", STAMP), ("a.json", b'{"label": 0, "label": 1}')], "sample 'a' has no label"),
+        ([("a.npy", STAMP), ("a.npy", STAMP), ("a.cls", b"1")], "'a.npy' is there twice"),
+        ([("a.npy", bytes(2 << 20)), ("a.cls", b"1")], "has a .npy member of 2097152 bytes"),
         ([("a.npy", STAMP), ("a.cls", b"1"), ("b.npy", STAMP), ("b.cls", b"1"),
           ("a.npy", STAMP), ("a.cls", b"1")], "two samples of one key"),
     ],
@@ -140,6 +145,57 @@ LABEL = json.dumps({"label": 1}).encode()
 def test_a_sample_that_cannot_be_used_is_named(tmp_path, members, message):
     path = write_members(tmp_path / "x.tar", *members)
     with warned(), pytest.raises(ShardError, match=message):
+        StampLoader(path)
+
+
+def npy_of_header(text):
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (npy_of_header("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000,)}\n"),
+         "'a' at offset 512 cannot be decoded"),
+        (npy_of_header("(" * 5000 + "\n"), "'a' at offset 512 cannot be decoded"),
+        (npy(np.zeros((3, 64, 64), "M8[s]")), "has values of type datetime64"),
+        (npy(np.zeros((3, 64, 64), "f4,f4")), "has values of type"),
+        (b"\x93NUMPY\x01\x00v\x00" + b"\xff" * 300, "'a' at offset 512 cannot be decoded"),
+    ],
+)  # fmt: skip
+def test_bytes_that_are_no_stamp_are_named_when_they_are_read(tmp_path, data, message):
+    path = write_members(tmp_path / "x.tar", ("a.npy", data), ("a.cls", b"0"))
+    with pytest.raises(ShardError, match=message) as caught:
+        list(open_tars(path, batch_size=1))
+    assert "\n" not in str(caught.value)
+
+
+def test_pickled_objects_are_never_loaded(tmp_path):
+    class Loaded:
+        def __reduce__(self):
+            return (tmp_path.joinpath("loaded").touch, ())
+
+    stamp = np.empty((3, 64, 64), object)
+    stamp[:] = Loaded()
+    buffer = io.BytesIO()
+    np.save(buffer, stamp, allow_pickle=True)
+    path = write_members(tmp_path / "x.tar", ("a.npy", buffer.getvalue()), ("a.cls", b"0"))
+    with pytest.raises(ShardError, match="cannot be decoded"):
+        list(open_tars(path, batch_size=1))
+    assert not (tmp_path / "loaded").exists()
+
+
+@pytest.mark.parametrize(
+    "size", [b"77777777777\0", b"\x80" + b"\0" * 3 + b"\x7f" * 8, b"\xff" * 12]
+)
+def test_a_size_that_lies_is_told_and_never_read(tmp_path, size):
+    path = write_members(tmp_path / "x.tar", ("a.cls", b"0"), ("a.npy", STAMP))
+    data = bytearray(path.read_bytes())
+    data[1024 + 124 : 1024 + 136] = size
+    data[1024 + 148 : 1024 + 156] = b" " * 8
+    data[1024 + 148 : 1024 + 156] = b"%06o\0 " % sum(data[1024:1536])
+    path.write_bytes(data)
+    with warned(), pytest.raises(ShardError, match=r"x\.tar"):
         StampLoader(path)
 
 

@@ -1,0 +1,265 @@
+"""The sidecar's schema and rows: what every reader may rely on, checked when one is opened.
+
+A sidecar may come from anybody. Its footer is compared with the manifest, and what it would unpack
+to with the tar that it describes, before a row is read; types and values before one is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lensprep.dataset.layout import BANDS, RECORD_STRIDE
+from lensprep.errors import DatasetError, ShardError
+
+REQUIRED: Final = ("key", "label", "region_id", "payload_crc32")
+"""Columns that every sidecar has, without nulls."""
+TEXTS: Final = (
+    "key",
+    "pixel_hash",
+    "task_id",
+    "lens_model",
+    "brickname",
+    "region_split",
+    "split",
+    "source_file",
+)
+WHOLE_NUMBERS: Final = (
+    "label",
+    "region_id",
+    "payload_crc32",
+    "is_control",
+    "source_row_group",
+    "source_row",
+)
+NUMBERS: Final = (
+    *(f"{name}_{band}" for name in ("median", "scale", "clip_frac") for band in BANDS),
+    "ra",
+    "dec",
+    "theta_e_arcsec",
+    "src_dmag",
+    "src_reff_arcsec",
+    "psfsize_r",
+    "psfdepth_r",
+    "ebv",
+    "arc_snr",
+    "magnification",
+    "bad_pixel_frac",
+    "wise_brightmask_frac",
+)
+"""Columns that readers of this project use, by what they hold; others may be of any type."""
+
+_RANGES: Final = {"label": (0, 1), "payload_crc32": (0, 2**32 - 1)}
+_SLACK_BYTES: Final = 1 << 20
+"""What a sidecar of a few rows may unpack to beyond their tar."""
+_MOST_ENTRIES: Final = 10_000
+"""Columns, or row groups, of a footer; deeper than a parser's stack no schema can then be."""
+_TOO_LARGE: Final = "would unpack to more bytes than the tar that it describes"
+
+
+def open_sidecar(source: Any, rows: int, where: str, **options: Any) -> pq.ParquetFile:
+    """Open a sidecar; only its footer is read.
+
+    Parameters
+    ----------
+    source : path or file object
+    rows : int
+        What the manifest states.
+    where : str
+        Path or URI for messages.
+    **options
+        Of `pyarrow.parquet.ParquetFile`.
+
+    Raises
+    ------
+    ShardError
+        If it cannot be read, has other rows, lacks a column, or one is there twice or of a type
+        that it must not have.
+    """
+    return _open(source, rows, where, **options)[0]
+
+
+def _open(
+    source: Any, rows: int, where: str, **options: Any
+) -> tuple[pq.ParquetFile, dict[str, pa.DataType]]:
+    """The file, and the types of its columns."""
+    try:
+        file = pq.ParquetFile(source, thrift_container_size_limit=_MOST_ENTRIES, **options)
+        schema = file.schema_arrow
+        names, types = schema.names, dict(zip(schema.names, schema.types, strict=True))
+        problem = _footer_problem(file.metadata, rows)
+        if not problem and len(types) < len(names):
+            twice = next(name for name in types if names.count(name) > 1)
+            problem = f"has the column {twice!r:.60} twice"
+        problem = problem or _types_problem(types, rows)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise unreadable(where, error) from error
+    if problem:
+        raise ShardError(f"{where} {problem}. Copy it again, or convert again.")
+    return file, types
+
+
+def read_table(
+    source: Any, rows: int, columns: Sequence[str] | None, where: str, **options: Any
+) -> pa.Table:
+    """Rows of a sidecar, in tar order.
+
+    Parameters
+    ----------
+    source, rows, where, **options
+        As of `open_sidecar`.
+    columns : sequence of str, optional
+        All that are not nested, if not given.
+
+    Raises
+    ------
+    ShardError
+        As `open_sidecar`; if it would unpack to more than the tar it describes; if text is not
+        UTF-8; or if a required column holds a null or a value out of range.
+    DatasetError
+        If a column is asked for that is not there.
+    """
+    file, types = _open(source, rows, where, **options)
+    if columns is None:
+        names = [name for name, kind in types.items() if not pa.types.is_nested(kind)]
+    else:
+        names = list(columns)
+        for name in names:
+            if name not in types:
+                raise DatasetError(f"{where} has no column {name!r}; it has: {', '.join(types)}.")
+    texts = [name for name in names if _is_text(types[name]) or _is_bytes(types[name])]
+    try:
+        if texts:
+            # A value may stand once in a file for all of its rows: as a dictionary it stays so.
+            file = pq.ParquetFile(
+                source,
+                metadata=file.metadata,
+                read_dictionary=texts,
+                thrift_container_size_limit=_MOST_ENTRIES,
+                **options,
+            )
+        # A few columns cost less to read than threads to start: half the time for one.
+        table = file.read(columns=names, use_threads=columns is None).select(names)
+        if sum(_text_bytes(table[name]) for name in texts) > _most_bytes(rows):
+            raise ShardError(f"{where} {_TOO_LARGE}. Copy it again, or convert again.")
+        for name in texts:
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, name, table[name].cast(_plain(types[name])))
+        table.validate(full=bool(texts))
+        problem = _values_problem(table)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise unreadable(where, error) from error
+    if problem or table.num_rows != rows:
+        problem = problem or f"gives {table.num_rows} rows where its footer states {rows}"
+        raise ShardError(f"{where} {problem}. Copy it again, or convert again.")
+    return table
+
+
+def join_tables(tables: Iterable[pa.Table], where: str, **options: Any) -> pa.Table:
+    """Rows of several sidecars; DatasetError if they have not the same columns of the same types.
+
+    Parameters
+    ----------
+    tables : iterable of pyarrow.Table
+        At least one.
+    where : str
+        What they are, for messages.
+    **options
+        Of `pyarrow.concat_tables`.
+    """
+    parts = list(tables)
+    try:
+        return pa.concat_tables(parts, **options)
+    except pa.ArrowException as error:
+        first = dict(zip(parts[0].column_names, parts[0].schema.types, strict=True))
+        for part in parts[1:]:
+            other = dict(zip(part.column_names, part.schema.types, strict=True))
+            for name in [*first, *other]:
+                if (one := first.get(name)) != (two := other.get(name)):
+                    raise DatasetError(
+                        f"{where} do not agree: column {name!r:.60} is {one!s:.60} in one and "
+                        f"{two!s:.60} in another. Convert again."
+                    ) from error
+        raise DatasetError(
+            f"{where} have their columns in another order. Convert again."
+        ) from error
+
+
+def unreadable(where: str, error: BaseException) -> ShardError:
+    """The error of a sidecar that no Parquet reader reads, in one line."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ShardError(f"{where} cannot be read: {text:.300}. Copy it again, or convert again.")
+
+
+def _most_bytes(rows: int) -> int:
+    return rows * RECORD_STRIDE + _SLACK_BYTES
+
+
+def _footer_problem(footer: pq.FileMetaData, rows: int) -> str:
+    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+    for found in (footer.num_rows, sum(group.num_rows for group in groups)):
+        if found != rows:
+            return f"has {found} rows where the manifest states {rows}"
+    if sum(group.total_byte_size for group in groups) > _most_bytes(rows):
+        return _TOO_LARGE
+    return ""
+
+
+def _types_problem(types: Mapping[str, pa.DataType], rows: int) -> str:
+    for name in REQUIRED:
+        if name not in types:
+            return f"has no column {name!r}"
+    for kind, columns, holds in (
+        ("text", TEXTS, _is_text),
+        ("whole numbers", WHOLE_NUMBERS, pa.types.is_integer),
+        ("numbers", NUMBERS, _is_number),
+    ):
+        for name in columns:
+            found = types.get(name)
+            if found is None or holds(found) or (pa.types.is_null(found) and name not in REQUIRED):
+                continue
+            return f"has {found!s:.60} in column {name!r}, not {kind}"
+    wide = sum(kind.byte_width for kind in types.values() if pa.types.is_fixed_size_binary(kind))
+    return _TOO_LARGE if wide * rows > _most_bytes(rows) else ""
+
+
+def _plain(found: pa.DataType) -> pa.DataType:
+    return found.value_type if pa.types.is_dictionary(found) else found
+
+
+def _is_text(found: pa.DataType) -> bool:
+    kind = _plain(found)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_bytes(found: pa.DataType) -> bool:
+    kind = _plain(found)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_number(found: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(found) or pa.types.is_integer(found))
+
+
+def _text_bytes(column: pa.ChunkedArray) -> int:
+    """Bytes of dictionary-encoded text once every row has its own copy."""
+    lengths = (pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks)
+    return sum(pc.sum(part.cast(pa.int64())).as_py() or 0 for part in lengths)
+
+
+def _values_problem(table: pa.Table) -> str:
+    for name in {*REQUIRED} & {*table.column_names}:
+        if table[name].null_count:
+            return f"has nulls in column {name!r}"
+    for name, (low, high) in _RANGES.items():
+        if name in table.column_names and table.num_rows:
+            found = pc.min_max(table[name]).as_py()
+            if found["min"] < low or found["max"] > high:
+                return (
+                    f"has {found['min']} to {found['max']} in column {name!r}, not {low} to {high}"
+                )
+    return ""

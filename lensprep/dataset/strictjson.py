@@ -1,0 +1,81 @@
+"""JSON that may come from anybody: one value a key, finite numbers, text that is text (pure)."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, Final
+
+MAX_DEPTH: Final = 32
+"""Levels of objects and lists; deeper ones would end the recursion of whoever writes them again."""
+
+
+def parse_json(text: bytes | str) -> Any:
+    """Read JSON, and refuse what readers understand differently or cannot pass on.
+
+    Parameters
+    ----------
+    text : bytes or str
+        UTF-8.
+
+    Raises
+    ------
+    ValueError
+        In one line: no JSON, a key twice, a number that is not finite or a whole one beyond 64
+        bits, text that is no Unicode, or more than `MAX_DEPTH` levels.
+    """
+    try:
+        value = json.loads(
+            text if isinstance(text, str) else text.decode(),
+            object_pairs_hook=_object,
+            parse_constant=_constant,
+            parse_float=_finite,
+            parse_int=_whole,
+        )
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        for node in level:
+            if isinstance(node, str) and not node.isascii():
+                node.encode()  # half of a surrogate pair cannot be printed
+        level = [child for node in level for child in _children(node)]
+        if not level:
+            return value
+    raise ValueError(_TOO_DEEP)
+
+
+_TOO_DEEP: Final = f"it is nested deeper than {MAX_DEPTH} levels"
+
+
+def _children(node: Any) -> tuple[Any, ...] | list[Any]:
+    if isinstance(node, dict):
+        return (*node, *node.values())
+    return node if isinstance(node, list) else ()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r:.60} is there twice")
+    return found
+
+
+def _constant(text: str) -> float:
+    raise ValueError(f"{text} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text:.20} is too large")
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text) if len(text) <= 20 else 1 << 64
+    if abs(value) >= 1 << 64:
+        raise ValueError(f"the number {text:.20} is too large")
+    return value

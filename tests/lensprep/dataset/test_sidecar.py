@@ -1,0 +1,142 @@
+"""What a sidecar must be: the schema at the door, and no more memory than its tar has bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import resource
+from decimal import Decimal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lensprep.dataset import Dataset
+from lensprep.errors import DatasetError, ShardError
+from lensprep.verify import verify
+from tests.datasets import tiny_dataset
+from tests.faults.altered import deep_schema
+
+ROWS = 5
+NAME = "train/train-000000.parquet"
+NOT_UTF8 = pa.Array.from_buffers(
+    pa.string(),
+    ROWS,
+    [None, pa.py_buffer(np.arange(ROWS + 1, dtype=np.int32)), pa.py_buffer(b"\xff" * ROWS)],
+)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tiny_dataset(tmp_path, ROWS)
+
+
+def put(root, data):
+    """Replace the sidecar as a writer would who knows what a manifest must say."""
+    if isinstance(data, pa.Table):
+        sink = io.BytesIO()
+        pq.write_table(data, sink, compression="zstd")
+        data = sink.getvalue()
+    (root / NAME).write_bytes(data)
+    manifest = json.loads((root / "manifest.json").read_text())
+    shard = manifest["splits"]["train"]["shards"][0]
+    shard["sidecar_bytes"] = len(data)
+    shard["sidecar_sha256"] = hashlib.sha256(data).hexdigest()
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    return Dataset.open(root)
+
+
+def replaced(name, values):
+    return lambda t: t.set_column(t.column_names.index(name), name, pa.array(values))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop_columns(["label"]), "has no column 'label'"),
+        (lambda t: t.append_column("ebv", t["median_g"]).append_column("ebv", t["median_g"]),
+         "has the column 'ebv' twice"),
+        (lambda t: t.slice(1), "has 4 rows where the manifest states 5"),
+        (lambda t: pa.concat_tables([t, t]), "has 10 rows where the manifest states 5"),
+        (replaced("label", [0.0, 1.0, 0.0, 1.0, 0.0]), "has double in column 'label', not whole"),
+        (replaced("label", [0, 1, 2, 1, 0]), "has 0 to 2 in column 'label', not 0 to 1"),
+        (replaced("label", [0, 256, 0, 1, 0]), "has 0 to 256 in column 'label'"),
+        (replaced("label", pa.array([0, None, 0, 1, 0], pa.int8())), "has nulls in column 'label'"),
+        (replaced("payload_crc32", [-1] * ROWS), "has -1 to -1 in column 'payload_crc32'"),
+        (replaced("theta_e_arcsec", [[1.0]] * ROWS), "has list.* in column 'theta_e_arcsec', not"),
+        (replaced("psfsize_r", [Decimal("1.5")] * ROWS), "has decimal.* in column 'psfsize_r'"),
+        (replaced("task_id", [1, 2, 3, 4, 5]), "has int64 in column 'task_id', not text"),
+        (replaced("task_id", NOT_UTF8), "cannot be read: .*Invalid UTF8"),
+    ],
+)  # fmt: skip
+def test_what_is_no_sidecar_is_a_line_and_a_fault(root, change, message):
+    dataset = put(root, change(pq.read_table(root / NAME)))
+    with pytest.raises(ShardError, match=message) as caught:
+        dataset.read_sidecar("train")
+    assert "\n" not in str(caught.value)
+    assert any(message.split()[0] in fault["what"] for fault in verify(str(root))["faults"])
+
+
+def test_columns_of_other_types_are_read_and_nested_ones_left(root):
+    table = pq.read_table(root / NAME)
+    table = table.append_column("price", pa.array([Decimal("1.5")] * ROWS))
+    table = table.append_column("members", pa.array([[1.0]] * ROWS))
+    table = table.append_column("label.x", pa.array(["a"] * ROWS))
+    dataset = put(root, table)
+    assert "price" in dataset.read_sidecar("train").column_names
+    assert "members" not in dataset.read_sidecar("train").column_names
+    assert dataset.read_sidecar("train", ["members"])["members"].to_pylist() == [[1.0]] * ROWS
+    assert dataset.read_sidecar("train", ["label"]).column_names == ["label"]
+    assert verify(str(root))["ok"]
+
+
+def test_sidecars_that_do_not_agree_name_the_column(tmp_path):
+    root = tiny_dataset(tmp_path, 2 * ROWS, shard_rows=ROWS)
+    table = pq.read_table(root / NAME)
+    dataset = put(root, table.append_column("ebv", pa.array([0.1] * ROWS)))
+    with pytest.raises(DatasetError, match="'ebv' is double in one and None in another"):
+        dataset.read_sidecar("train")
+
+
+@pytest.mark.parametrize("column", ["task_id", "extra"])
+def test_text_that_stands_once_for_all_rows_is_counted_for_each(tmp_path, column):
+    """A file of some kilobytes that unpacks to a megabyte a row, 1 GB in all."""
+    rows = 1000
+    root = tiny_dataset(tmp_path, rows, shard_rows=rows)
+    table = pq.read_table(root / NAME)
+    if column == "extra":
+        table = table.append_column("extra", table["task_id"])
+    dictionary = pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(rows, np.int32)), pa.array(["x" * 1_000_000])
+    )
+    place = table.column_names.index(column)
+    dataset = put(root, table.set_column(place, column, dictionary))
+    assert (root / NAME).stat().st_size < 1_000_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ShardError, match="would unpack to more bytes than the tar"):
+        dataset.read_sidecar("train", [column])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_a_footer_that_states_more_than_the_tar_has_is_refused_unread(root):
+    table = pq.read_table(root / NAME)
+    dataset = put(root, table.append_column("extra", pa.array(["x" * 2_000_000] * ROWS)))
+    with pytest.raises(ShardError, match="would unpack to more bytes than the tar"):
+        dataset.read_sidecar("train", ["label"])
+
+
+def test_a_schema_nested_beyond_a_parsers_stack_is_refused(root):
+    for depth in (9_000, 1_000_000):
+        with pytest.raises(ShardError, match=r"cannot be read|has 0 rows"):
+            put(root, deep_schema(depth)).read_sidecar("train")
+
+
+def test_another_size_than_the_manifests_is_told_before_anything_is_read(root):
+    with (root / NAME).open("ab") as file:
+        file.truncate(1 << 40)  # a hole: nobody could read it
+    with pytest.raises(ShardError, match=f"has {1 << 40} bytes where the manifest states"):
+        Dataset.open(root).read_sidecar("train")
+    faults = {fault["file"]: fault["what"] for fault in verify(str(root))["faults"]}
+    assert f"has {1 << 40} bytes" in faults[NAME]
