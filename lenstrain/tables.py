@@ -171,11 +171,11 @@ def read_table(
 
 
 def _present(names: Sequence[str], columns: Sequence[str] | None) -> list[str]:
-    wanted = names if columns is None else [name for name in columns if name in names]
+    wanted = list(names) if columns is None else [name for name in columns if name in names]
     for name in wanted:
         if names.count(name) > 1:
-            raise ValueError(f"it has the column {name!r} more than once.")
-    return list(wanted)
+            raise ValueError(f"it has the column {name!r} more than once. Remove the others.")
+    return wanted
 
 
 def _facts(raw: bytes | str) -> dict[str, Any]:
