@@ -205,7 +205,7 @@ class Source:
         columns : sequence of str, optional
             Columns to read; all of ``schema`` if not given.
         careful : bool
-            Ask an object store for every range until two answers agree.
+            Over plain HTTP read every range until two answers are alike.
 
         Returns
         -------
@@ -246,7 +246,7 @@ class Source:
         columns : sequence of str, optional
         batch_rows : int
         careful : bool
-            Ask an object store for every range until two answers agree.
+            Over plain HTTP read every range until two answers are alike.
         on_again : callable, optional
             Called when the row group is read again.
         """

@@ -295,7 +295,7 @@ def _fetch_records(
     view, offset = memoryview(data)[: table.num_rows * RECORD_STRIDE], place * RECORD_STRIDE
     records = np.frombuffer(view, np.uint8).reshape(-1, RECORD_STRIDE)
     for _ in range(_READINGS):
-        store.fill(Piece(name + RUN_SUFFIX, row * RECORD_STRIDE, view))
+        store.fill(Piece(name + RUN_SUFFIX, row * RECORD_STRIDE, view, checked=True))
         if _crc32(records) == table[_CRC].to_pylist():
             break
     else:

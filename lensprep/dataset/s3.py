@@ -275,11 +275,14 @@ class S3Store:
         self.fetch([Piece(name, start, memoryview(out))])
         return out
 
-    def read_version(self, entry: Entry, start: int, stop: int) -> bytearray:
-        """Bytes ``start`` to ``stop`` of just that version of a file."""
+    def read_version(
+        self, entry: Entry, start: int, stop: int, *, checked: bool = False
+    ) -> bytearray:
+        """Bytes ``start`` to ``stop`` of just that version of a file; `checked` as of a `Piece`."""
         out = bytearray(stop - start)
         view = memoryview(out)
-        self.fetch([Piece(entry.name, start, view, entry.bytes, None, entry.version)])
+        piece = Piece(entry.name, start, view, entry.bytes, None, entry.version, checked=checked)
+        self.fetch([piece])
         return out
 
     def read_tail(self, name: str, length: int) -> tuple[bytearray, Entry]:
