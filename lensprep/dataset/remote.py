@@ -82,11 +82,14 @@ class RemoteDataset(Dataset):
         where = self.store.locate(shard.sidecar)
         with self._shard_errors(shard.sidecar, 0):
             try:
+                if columns is None or self.store.connection.plain:
+                    # All of it in one request; and over plain HTTP only all of it has a digest.
+                    data = self.store.read(shard.sidecar, shard.sidecar_sha256)
+                    parquet = pq.ParquetFile(pa.BufferReader(data))
+                    return read_sidecar_file(parquet, shard, columns, where)
                 with S3File(self.store, shard.sidecar) as file:
                     self._check_sidecar(file, shard)
-                    # All columns are all of the file: one request, not one for each.
-                    source = file if columns is not None else pa.BufferReader(file.read())
-                    parquet = pq.ParquetFile(source, pre_buffer=columns is not None)
+                    parquet = pq.ParquetFile(file, pre_buffer=True)
                     return read_sidecar_file(parquet, shard, columns, where)
             except pa.ArrowException as error:
                 raise ShardError(f"{where} cannot be read: {error}") from error
