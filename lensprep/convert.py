@@ -29,7 +29,6 @@ from lensprep.dataset.layout import MANIFEST_NAME, REJECTS_NAME, SPLITS
 from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
 from lensprep.dataset.reader import Dataset
 from lensprep.dataset.s3 import S3Store
-from lensprep.dataset.s3agreed import guarded
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.s3transfer import abort_unfinished
 from lensprep.dataset.storage import (
@@ -208,7 +207,7 @@ def convert(
     options = replace(options, connections=min(options.connections, _WORKER_CONNECTIONS))
     if engine is not None and not is_remote(dataset):
         dataset = str(local_path(dataset).absolute())  # a worker elsewhere runs in another folder
-    store = guarded(open_store(dataset, options))
+    store = open_store(dataset, options)
     before = find_plan(store, resume=resume)
     finished = store.has(MANIFEST_NAME)
     filesystem = filesystem_for(src, options)

@@ -10,10 +10,8 @@ from typing import Final
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from lensprep.dataset.s3 import S3Store
-from lensprep.dataset.s3agreed import AgreedStore, agreed, is_plain
 from lensprep.dataset.s3client import S3Options
-from lensprep.dataset.s3file import S3File, S3Handler, s3_filesystem
+from lensprep.dataset.s3file import S3Handler, s3_filesystem
 from lensprep.dataset.storage import is_remote, local_path
 from lensprep.errors import InputError
 
@@ -51,7 +49,7 @@ def list_parquet(
             raise InputError(f"{uri}: no such file or folder. Give the folder of a Phase 4c tree.")
         if info.type == pafs.FileType.File:
             return str(PurePosixPath(path).parent), [info]
-        found = _list_all(filesystem, path, uri)
+        found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
     except OSError as error:
         raise InputError(f"{uri} cannot be listed: {str(error).splitlines()[0]}.") from error
     files = [entry for entry in found if entry.type == pafs.FileType.File]
@@ -64,59 +62,30 @@ def list_parquet(
     return path, sorted(chosen, key=lambda entry: relative(entry.path, path))
 
 
-def _list_all(filesystem: pafs.FileSystem, path: str, uri: str) -> list[pafs.FileInfo]:
-    """All that lies below a folder; over plain HTTP a name that was altered would be left out."""
-    selector = pafs.FileSelector(path, recursive=True)
-    found: list[pafs.FileInfo] = []
-
-    def read() -> list[tuple[str, int | None]]:
-        found[:] = filesystem.get_file_info(selector)
-        return [(entry.path, entry.size) for entry in found]  # two FileInfo are never equal
-
-    options = _store_options(filesystem)
-    if options is not None and is_plain(S3Store(f"s3://{path}", options)):
-        agreed(read, uri)
-    else:
-        read()
-    return found
-
-
-def _store_options(filesystem: pafs.FileSystem) -> S3Options | None:
-    """How the object store of a file system is reached; None if it is none of ours."""
-    if isinstance(filesystem, pafs.PyFileSystem) and isinstance(filesystem.handler, S3Handler):
-        return filesystem.handler.options
-    return None
-
-
 def open_parquet(
     filesystem: pafs.FileSystem,
     path: str,
     *,
     stream: bool = True,
     version: str | None = None,
-    careful: bool = False,
+    checked: bool = False,
 ) -> tuple[pq.ParquetFile, str | None]:
     """Open a file, and say which version of it that is. Checksums of its pages are verified.
 
     With ``stream`` most of it will be read, in order: of a remote file the next block is on its
-    way while one is decoded. Else a few columns: exactly their ranges are read.
-
-    With ``careful`` an object store is asked for each range until two answers agree. Over plain
-    HTTP that is always done with the footer, and where a few columns are read.
+    way while one is decoded. Else a few columns: exactly their ranges are read. Who reads only what
+    has checksums of its own says ``checked``; then nothing but the footer is read twice over HTTP.
     """
     parquet = partial(pq.ParquetFile, page_checksum_verification=True)
     if isinstance(filesystem, pafs.LocalFileSystem):
         return parquet(path, filesystem=filesystem, buffer_size=_READ_BUFFER), None
-    options = _store_options(filesystem)
-    if options is None:
-        return parquet(path, filesystem=filesystem, pre_buffer=True), None
-    folder, _, name = path.rpartition("/")
-    store = S3Store(f"s3://{folder}", options)
-    if careful or is_plain(store):
-        store = AgreedStore(store.uri, options, ranges=careful or not stream)
-    file = S3File(store, name, read_ahead=stream, version=version)
-    buffer = _READ_BUFFER if stream else 0
-    return parquet(file, pre_buffer=not stream, buffer_size=buffer), file.entry.version
+    if isinstance(filesystem, pafs.PyFileSystem) and isinstance(filesystem.handler, S3Handler):
+        file = filesystem.handler.open(path, read_ahead=stream, version=version)
+        buffer = _READ_BUFFER if stream else 0
+        opened = parquet(file, pre_buffer=not stream, buffer_size=buffer)
+        file.checked = checked
+        return opened, file.entry.version
+    return parquet(path, filesystem=filesystem, pre_buffer=True), None
 
 
 def relative(path: str, root: str) -> str:

@@ -28,7 +28,6 @@ from typing import Any, Final
 from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, SPLITS
 from lensprep.dataset.manifest import Manifest
 from lensprep.dataset.s3 import S3Store
-from lensprep.dataset.s3agreed import guarded
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import LocalStore, Store, is_remote, local_path, open_store
 from lensprep.errors import BudgetError, ChangedError, ConfigError, DatasetError, size_text
@@ -116,7 +115,7 @@ class Places:
         folder = plan["work"]
         # Objects that are gone in an hour do not belong into a class with a minimum of 30 days.
         plain = replace(options, storage_class=None)
-        store = guarded(open_store(folder or f"{dataset.uri}/{WORK_FOLDER}", plain))
+        store = open_store(folder or f"{dataset.uri}/{WORK_FOLDER}", plain)
         parent = Path(folder) if folder and isinstance(store, LocalStore) else None
         scratch = Scratch(plan["id"], parent)
         return cls(dataset, open_work(store, plan["id"]), scratch, keep)

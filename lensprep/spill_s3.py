@@ -254,7 +254,8 @@ def _fetch_rows(
     if first >= stop:
         return 0, index.schema.empty_table()
     begin, end = int(index.offsets[first]), int(index.offsets[stop])
-    data = store.read_range(index.name + RUN_SUFFIX, begin, end - begin)
+    data = bytearray(end - begin)
+    store.fill(Piece(index.name + RUN_SUFFIX, begin, memoryview(data)))
     bounds = (index.offsets[first : stop + 1] - begin).tolist()
     buffer = pa.py_buffer(data)
     try:
@@ -295,7 +296,7 @@ def _fetch_records(
     view, offset = memoryview(data)[: table.num_rows * RECORD_STRIDE], place * RECORD_STRIDE
     records = np.frombuffer(view, np.uint8).reshape(-1, RECORD_STRIDE)
     for _ in range(_READINGS):
-        store.fill(Piece(name + RUN_SUFFIX, row * RECORD_STRIDE, view))
+        store.fill(Piece(name + RUN_SUFFIX, row * RECORD_STRIDE, view, checked=True))
         if _crc32(records) == table[_CRC].to_pylist():
             break
     else:

@@ -275,11 +275,13 @@ class S3Store:
         self.fetch([Piece(name, start, memoryview(out))])
         return out
 
-    def read_version(self, entry: Entry, start: int, stop: int) -> bytearray:
-        """Bytes ``start`` to ``stop`` of just that version of a file."""
+    def read_version(
+        self, entry: Entry, start: int, stop: int, *, checked: bool = False
+    ) -> bytearray:
+        """Bytes ``start`` to ``stop`` of just that version of a file; see `Piece.checked`."""
         out = bytearray(stop - start)
         view = memoryview(out)
-        self.fetch([Piece(entry.name, start, view, entry.bytes, None, entry.version)])
+        self.fetch([Piece(entry.name, start, view, entry.bytes, None, entry.version, checked)])
         return out
 
     def read_tail(self, name: str, length: int) -> tuple[bytearray, Entry]:

@@ -64,6 +64,8 @@ class S3File(io.RawIOBase):
         if version is not None and entry.version != version:
             raise ChangedError(f"{store.locate(name)} was replaced after it was listed.")
         self._tail = memoryview(tail)
+        self.checked = False
+        """Whether who reads on compares the bytes with checksums (see `Piece.checked`)."""
         self.entry: Entry = entry
         self.mode = "rb"
 
@@ -114,7 +116,7 @@ class S3File(io.RawIOBase):
         return bytes(self._range(start, stop))
 
     def _range(self, start: int, stop: int) -> bytearray:
-        return self._store.read_version(self.entry, start, stop)
+        return self._store.read_version(self.entry, start, stop, checked=self.checked)
 
     def _from_blocks(self, start: int, stop: int) -> bytes:
         numbers = range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES))
