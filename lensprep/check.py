@@ -91,8 +91,6 @@ class _Task:
     source: Source
     sample_step: int
     pixels: bool
-    careful: bool = False
-    """Ask an object store for everything until two answers agree."""
 
     @property
     def label(self) -> str:
@@ -174,23 +172,18 @@ def _circumstances(
 
 
 def _tally_file(task: _Task) -> tuple[Tally, int]:
-    """Count the rows of one file; damaged stamps that came over a network are looked at twice."""
+    """Count the rows of one file."""
     (file,) = task.source.files
     try:
         tally = _tally_pieces(task, _whole_file(task, file))
     except InputError:
         tally = _tally_groups(task, file)
-    if tally.undecoded and task.source.is_remote and not task.careful:
-        from lensprep.prepare import DAMAGE  # compiled kernels: only where stamps are decoded
-
-        if not DAMAGE.isdisjoint(reason for reason, *_ in tally.undecoded):
-            return _tally_file(replace(task, careful=True))
     return tally, file.rows
 
 
 def _whole_file(task: _Task, file: SourceFile) -> Iterator[pa.Table]:
     columns, batch_rows = _reading(task)
-    return task.source.iter_file(file, columns, batch_rows=batch_rows, careful=task.careful)
+    return task.source.iter_file(file, columns, batch_rows=batch_rows)
 
 
 def _tally_groups(task: _Task, file: SourceFile) -> Tally:
@@ -198,9 +191,7 @@ def _tally_groups(task: _Task, file: SourceFile) -> Tally:
     tally = Tally()
     columns, batch_rows = _reading(task)
     for index, group in enumerate(file.row_groups):
-        pieces = task.source.iter_row_group(
-            file, index, columns, batch_rows=batch_rows, careful=task.careful
-        )
+        pieces = task.source.iter_row_group(file, index, columns, batch_rows=batch_rows)
         try:
             part = _tally_pieces(task, pieces)
         except SchemaError as error:

@@ -46,7 +46,7 @@ from lensprep.dataset.record import new_records, payload_view
 from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import ConfigError, InputError, ProjectError
 from lensprep.normalize import Normalizer
-from lensprep.prepare import DAMAGE, REJECT_SCHEMA, Preparer
+from lensprep.prepare import REJECT_SCHEMA, Preparer
 from lensprep.rounds import BLOB_ROWS
 from lensprep.source import Source, SourceFile
 from lensprep.spill import PLACE
@@ -192,10 +192,7 @@ class Tree:
 
     def _blob(self, file: SourceFile, group: int, row: int) -> bytes | None:
         first = 0
-        pieces = self.source.iter_row_group(
-            file, group, [STAMP_COLUMN], batch_rows=BLOB_ROWS, careful=True
-        )
-        for table in pieces:
+        for table in self.source.iter_row_group(file, group, [STAMP_COLUMN], batch_rows=BLOB_ROWS):
             if row < first + table.num_rows:
                 return table[STAMP_COLUMN][row - first].as_py()
             first += table.num_rows
@@ -214,16 +211,10 @@ class PartTask:
     scratch: Path
 
     def run(self) -> tuple[pa.Table, pa.Table]:
-        """Rows with a stamp, and rows without; what a network damaged is read again."""
-        found = self._run(careful=False)
-        if self.source.is_remote and not DAMAGE.isdisjoint(found[1]["reason"].to_pylist()):
-            return self._run(careful=True)
-        return found
-
-    def _run(self, *, careful: bool) -> tuple[pa.Table, pa.Table]:
+        """Rows with a stamp, and rows without."""
         preparer = Preparer(0, FilterRules(), Normalizer(self.spec), BLOB_ROWS)
         tables, rejects, pixels = [], [REJECT_SCHEMA.empty_table()], []
-        for table, blobs in self._batches(careful):
+        for table, blobs in self._batches():
             records = new_records(table.num_rows)
             prepared = preparer(table, blobs, records)
             ours = pc.equal(prepared.table[SPLIT_COLUMN], self.split)
@@ -235,14 +226,11 @@ class PartTask:
         column = _bytes_column(np.concatenate(pixels), PIXELS_TYPE)
         return pa.concat_tables(tables).append_column(PIXELS, column), pa.concat_tables(rejects)
 
-    def _batches(self, careful: bool) -> Iterator[tuple[pa.Table, Iterator[pa.ChunkedArray]]]:
+    def _batches(self) -> Iterator[tuple[pa.Table, Iterator[pa.ChunkedArray]]]:
         """Scalar columns with the place of each row, and its blobs, as `Preparer` takes them."""
         for file, group in self.parts:
             first = 0
-            pieces = self.source.iter_row_group(
-                file, group, batch_rows=_BATCH_ROWS, careful=careful
-            )
-            for table in pieces:
+            for table in self.source.iter_row_group(file, group, batch_rows=_BATCH_ROWS):
                 rows = table.num_rows
                 blobs = table[STAMP_COLUMN]
                 light = (

@@ -68,27 +68,24 @@ def open_parquet(
     *,
     stream: bool = True,
     version: str | None = None,
-    careful: bool = False,
+    checked: bool = False,
 ) -> tuple[pq.ParquetFile, str | None]:
     """Open a file, and say which version of it that is. Checksums of its pages are verified.
 
     With ``stream`` most of it will be read, in order: of a remote file the next block is on its
-    way while one is decoded. Else a few columns: exactly their ranges are read.
-
-    Over plain HTTP every range is read until two answers are alike, unless most of a file is read
-    and not with ``careful``: stamps have checksums of their own, and who finds one wrong reads it
-    again with that.
+    way while one is decoded. Else a few columns: exactly their ranges are read. Who reads only what
+    has checksums of its own says ``checked``; then nothing but the footer is read twice over HTTP.
     """
     parquet = partial(pq.ParquetFile, page_checksum_verification=True)
     if isinstance(filesystem, pafs.LocalFileSystem):
         return parquet(path, filesystem=filesystem, buffer_size=_READ_BUFFER), None
-    handler = filesystem.handler if isinstance(filesystem, pafs.PyFileSystem) else None
-    if not isinstance(handler, S3Handler):
-        return parquet(path, filesystem=filesystem, pre_buffer=True), None
-    checked = stream and not careful
-    file = handler.open(path, read_ahead=stream, version=version, checked=checked)
-    buffer = _READ_BUFFER if stream else 0
-    return parquet(file, pre_buffer=not stream, buffer_size=buffer), file.entry.version
+    if isinstance(filesystem, pafs.PyFileSystem) and isinstance(filesystem.handler, S3Handler):
+        file = filesystem.handler.open(path, read_ahead=stream, version=version)
+        buffer = _READ_BUFFER if stream else 0
+        opened = parquet(file, pre_buffer=not stream, buffer_size=buffer)
+        file.checked = checked
+        return opened, file.entry.version
+    return parquet(path, filesystem=filesystem, pre_buffer=True), None
 
 
 def relative(path: str, root: str) -> str:

@@ -51,6 +51,8 @@ REJECT_SCHEMA = pa.schema(
 
 DAMAGE = frozenset(
     {
+        RejectReason.NULL_BLOB,
+        RejectReason.EMPTY_BLOB,
         RejectReason.NOT_ZIP,
         RejectReason.TRUNCATED,
         RejectReason.BAD_ZIP,
@@ -62,7 +64,8 @@ DAMAGE = frozenset(
         RejectReason.CRC_MISMATCH,
     }
 )
-"""What a blob is refused for when a bit of it was altered on its way."""
+"""What a row is refused for when a bit of its blob, or of the page that holds it, was altered on
+the way: all that comes before the CRC-32 is known to be right."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,7 +254,8 @@ def _fetch_rows(
     if first >= stop:
         return 0, index.schema.empty_table()
     begin, end = int(index.offsets[first]), int(index.offsets[stop])
-    data = store.read_range(index.name + RUN_SUFFIX, begin, end - begin)
+    data = bytearray(end - begin)
+    store.fill(Piece(index.name + RUN_SUFFIX, begin, memoryview(data)))
     bounds = (index.offsets[first : stop + 1] - begin).tolist()
     buffer = pa.py_buffer(data)
     try:

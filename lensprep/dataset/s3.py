@@ -278,11 +278,10 @@ class S3Store:
     def read_version(
         self, entry: Entry, start: int, stop: int, *, checked: bool = False
     ) -> bytearray:
-        """Bytes ``start`` to ``stop`` of just that version of a file; `checked` as of a `Piece`."""
+        """Bytes ``start`` to ``stop`` of just that version of a file; see `Piece.checked`."""
         out = bytearray(stop - start)
         view = memoryview(out)
-        piece = Piece(entry.name, start, view, entry.bytes, None, entry.version, checked=checked)
-        self.fetch([piece])
+        self.fetch([Piece(entry.name, start, view, entry.bytes, None, entry.version, checked)])
         return out
 
     def read_tail(self, name: str, length: int) -> tuple[bytearray, Entry]:

@@ -43,9 +43,6 @@ class S3File(io.RawIOBase):
         large, mostly sequential pieces. Else exactly the ranges that are asked for are read.
     version : str, optional
         ETag that the object must have.
-    checked : bool
-        Who reads compares what it finds with checksums in the file: but for the end of the object,
-        its ranges need not be read twice over plain HTTP.
 
     Raises
     ------
@@ -56,23 +53,19 @@ class S3File(io.RawIOBase):
     """
 
     def __init__(
-        self,
-        store: S3Store,
-        name: str,
-        *,
-        read_ahead: bool = False,
-        version: str | None = None,
-        checked: bool = False,
+        self, store: S3Store, name: str, *, read_ahead: bool = False, version: str | None = None
     ) -> None:
         super().__init__()
         self._store, self.name = store, name
         self._position = 0
-        self._ahead, self._checked = read_ahead, checked
+        self._ahead = read_ahead
         self._blocks: OrderedDict[int, Future[bytearray]] = OrderedDict()
         tail, entry = store.read_tail(name, TAIL_BYTES)
         if version is not None and entry.version != version:
             raise ChangedError(f"{store.locate(name)} was replaced after it was listed.")
         self._tail = memoryview(tail)
+        self.checked = False
+        """Whether who reads on compares the bytes with checksums (see `Piece.checked`)."""
         self.entry: Entry = entry
         self.mode = "rb"
 
@@ -123,7 +116,7 @@ class S3File(io.RawIOBase):
         return bytes(self._range(start, stop))
 
     def _range(self, start: int, stop: int) -> bytearray:
-        return self._store.read_version(self.entry, start, stop, checked=self._checked)
+        return self._store.read_version(self.entry, start, stop, checked=self.checked)
 
     def _from_blocks(self, start: int, stop: int) -> bytes:
         numbers = range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES))
@@ -179,10 +172,10 @@ class S3Handler(pafs.FileSystemHandler):
         """Paths are taken as they are."""
         return path
 
-    def open(self, path: str, **how: Any) -> S3File:
-        """Open an object for reading; the rest as of `S3File`."""
+    def open(self, path: str, *, read_ahead: bool = False, version: str | None = None) -> S3File:
+        """Open an object for reading; see `S3File`."""
         store, name = self._file(path)
-        return S3File(store, name, **how)
+        return S3File(store, name, read_ahead=read_ahead, version=version)
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         """Open an object for reading at any position."""

@@ -39,11 +39,14 @@ def test_merging_parts_is_counting_all(first, second):
     for rows in (first, second):
         part = Account()
         part.add(*(zip(*rows, strict=True) if rows else ([], [], [])))
-        parts.merge(Account.from_list(part.to_list()))
+        part = Account.from_list(part.to_list())
+        part.read_again = len(rows)
+        parts.merge(part)
     whole = Account()
     both = first + second
     whole.add(*(zip(*both, strict=True) if both else ([], [], [])))
     assert parts.to_list() == whole.to_list()
+    assert parts.summary()["read_again"] == len(both)
 
 
 def test_moving_a_row_keeps_the_input():

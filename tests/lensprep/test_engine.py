@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,8 @@ def test_an_error_of_a_task_arrives_as_it_is(workers):
 
 
 def test_a_killed_worker_is_told_with_the_remedy():
-    with pytest.raises(ProjectError, match=r"killed.*--resume"):
+    message = r"killed \(SIGKILL: out of memory\?\), 4 times.*--resume"
+    with pytest.raises(ProjectError, match=message):
         list(run_tasks(die_at_three, range(6), workers=2))
 
 
@@ -59,6 +61,26 @@ def test_workers_that_compile_are_said_once_by_the_driver(caplog, monkeypatch):
     caplog.set_level(logging.INFO, "lensprep")
     assert sorted(run_tasks(tell_of_compiling, range(6), workers=2)) == list(range(6))
     assert [r.getMessage().split(":")[0] for r in caplog.records] == ["Compiling for this machine"]
+
+
+class Named(int):
+    @property
+    def label(self):
+        return f"number {int(self)}"
+
+
+def die_once_at_three(folder, n):
+    if n == 3 and not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return n
+
+
+def test_the_task_of_a_killed_worker_is_named_and_done_again(tmp_path, caplog):
+    function = partial(die_once_at_three, tmp_path)
+    done = list(run_tasks(function, [Named(n) for n in range(9)], workers=2))
+    assert sorted(done) == list(range(9))
+    assert "killed (SIGSEGV) while it did number 3. It is done again." in caplog.text
 
 
 def test_workers_end_when_the_driver_is_killed(tmp_path):

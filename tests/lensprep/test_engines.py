@@ -152,7 +152,8 @@ def test_what_is_not_begun_is_dropped_when_the_caller_goes_away(engines, name, t
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("dask", "lost 4 workers.*--resume"), ("spark", "4 times.*--resume")]
+    ("name", "message"),
+    [("dask", "4 workers were killed.*--resume"), ("spark", "4 times.*--resume")],
 )
 def test_a_task_that_kills_every_worker_is_given_up(engines, name, message):
     with pytest.raises(ProjectError, match=message):
