@@ -37,16 +37,25 @@ WHOLE_NUMBERS: Final = (
     "source_row",
 )
 NUMBERS: Final = (
-    *(f"{name}_{band}" for name in ("median", "scale", "clip_frac") for band in BANDS),
+    *(
+        f"{name}_{band}"
+        for name in ("median", "scale", "clip_frac", "psf_fwhm_used")
+        for band in BANDS
+    ),
     "ra",
     "dec",
     "theta_e_arcsec",
     "src_dmag",
     "src_reff_arcsec",
+    "src_x_arcsec",
+    "src_y_arcsec",
+    "src_gr",
+    "src_rz",
     "psfsize_r",
     "psfdepth_r",
     "ebv",
     "arc_snr",
+    "total_injected_flux_r",
     "magnification",
     "bad_pixel_frac",
     "wise_brightmask_frac",

@@ -192,7 +192,7 @@ def restate(tree):
             for shard in tree["splits"][split]["shards"]
         ]
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    except (KeyError, TypeError, ValueError, OverflowError):
+    except (LookupError, TypeError, ValueError, OverflowError):
         return
     tree["dataset_id"] = hashlib.sha256(text.encode()).hexdigest()
 
@@ -266,7 +266,7 @@ def alter_table(rng, table):
                 )
                 table = table.rename_columns(names)
             case 3:
-                rows = rng.choice([0, 1, table.num_rows - 1, table.num_rows])
+                rows = int(rng.choice([0, 1, max(0, table.num_rows - 1), table.num_rows]))
                 table = pa.concat_tables([table.slice(rows), table.slice(0, rng.integers(3))])
             case 4 if table.num_rows:
                 new = rng.choice(
@@ -604,6 +604,7 @@ def main(folder: str, seed: int, first: int, count: int) -> None:
         counts[f"{door} {outcome}"] += 1
         if failure is not None:
             failures.append(failure)
+            (Path(folder) / "failures").write_text("\n".join(failures))
             if len(failures) >= 20:
                 break
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

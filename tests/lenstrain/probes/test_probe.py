@@ -9,8 +9,10 @@ from click.testing import CliRunner
 from lensprep.configfile import load_config
 from lensprep.dataset import NormalizationSpec
 from lensprep.dataset.writer import write_dataset
+from lensprep.upload import upload
 from lenstrain.cli import main
 from lenstrain.config import Config
+from lenstrain.probes.options import ProbeOptions
 from lenstrain.probes.probe import default_folder, probe
 from lenstrain.probes.words import TITLES
 from lenstrain.training.train import train
@@ -116,3 +118,13 @@ def test_the_default_folder_is_the_runs(tmp_path):
     assert default_folder(tmp_path / "checkpoints" / "best.pt") == str(tmp_path / "probe")
     assert default_folder("s3://b/runs/a/checkpoints/best.pt") == "s3://b/runs/a/probe"
     assert default_folder(tmp_path / "loose.pt") == str(tmp_path / "probe")
+
+
+def test_a_dataset_in_an_object_store_gives_the_same_probes(finished, s3, tmp_path, monkeypatch):
+    folder, content = finished
+    upload(folder / "ds", s3.uri, s3.options())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.server.http)
+    options = load_config(ProbeOptions, None, SMALL)
+    there = probe(folder / "run" / "checkpoints" / "best.pt", s3.uri, tmp_path, options=options)
+    for name in ("dataset_id", "sample", "threshold", "probes"):
+        assert there[name] == content[name]
