@@ -16,12 +16,11 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from numba import config, njit
 from numba.core import event
 from numba.core.caching import FunctionCache
-from numba.core.dispatcher import Dispatcher
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ _PATIENCE_S: Final = 1.0
 """Seconds of compiling that need no word."""
 
 
-class _Kept(FunctionCache):  # type: ignore[misc]
+class _Kept(FunctionCache):
     """Machine code on disk; that it cannot be read or written is no fault of the kernel."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
@@ -47,7 +46,7 @@ class _Kept(FunctionCache):  # type: ignore[misc]
             super().save_overload(sig, data)
 
 
-class Notice(event.Listener):  # type: ignore[misc]
+class Notice(event.Listener):
     """Says once in a process that it compiles, when that has taken a second.
 
     numba broadcasts the start and the end of each compilation, also of kernels that other ones
@@ -100,14 +99,14 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     Call other kernels of the same file only: the kept machine code is renewed when its own file
     changes, not when another one does.
     """
-    compiled: Callable[..., Any] = njit(nogil=True, error_model="numpy")(function)
-    if isinstance(compiled, Dispatcher):  # else NUMBA_DISABLE_JIT is set
+    compiled: Any = njit(nogil=True, error_model="numpy")(function)
+    if hasattr(compiled, "enable_caching"):  # else NUMBA_DISABLE_JIT is set: it is `function`
         try:
             _require_place(function)
-            compiled._cache = _Kept(function)
+            compiled._cache = _Kept(function)  # as `enable_caching` does, with another class
         except RuntimeError:  # numba found no folder that it may write to
             notice.kept = False
-    return compiled
+    return cast(Callable[..., Any], compiled)
 
 
 def _require_place(function: Callable[..., Any]) -> None:

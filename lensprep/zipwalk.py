@@ -48,6 +48,7 @@ _END64_SIZE = _END64_BYTES - 12  # as the record states it: what follows its fir
 _COMMENT_MAX = 0xFFFF
 _NEWEST_VERSION = 63
 _UNREADABLE_FLAGS = 0x1 | 0x20 | 0x40  # encrypted, patch data, strong encryption
+_UNREADABLE = 0xFFFF + 1  # in place of the method of such a member, or of one we do not know
 _IN_EXTRA = 0xFFFF_FFFF  # the 32-bit field is full: the value is in the Zip64 extra field
 _ZIP64_TAG = 1
 
@@ -264,8 +265,8 @@ def _read_entry(blob: _Bytes, at: int, end: int, entry: _Longs) -> tuple[int, in
         return reason, -1, end
     band, entry[_NAME] = _band_of(blob, name, length)
     known = entry[_METHOD] == STORED or entry[_METHOD] == DEFLATED
-    if band >= 0 and (not known or flags & _UNREADABLE_FLAGS):
-        return UNSUPPORTED, band, stop
+    if not known or flags & _UNREADABLE_FLAGS:
+        entry[_METHOD] = _UNREADABLE
     return READ, band, stop
 
 
@@ -310,6 +311,8 @@ def _read_directory(blob: _Bytes, bands: _Longs) -> int:
 def _find_data(blob: _Bytes, band: _Longs, letter: int) -> int:
     """Check the local header of a member, and set `_START`; a reason."""
     limit, header, length = band[_START], band[_HEADER], band[_NAME]
+    if band[_METHOD] == _UNREADABLE:
+        return UNSUPPORTED
     if band[_SIZE] > MAX_MEMBER_BYTES:
         return OVERSIZED
     if _number(blob, header, 0, 4) != _LOCAL_SIGNATURE or _number(blob, header, 26, 2) != length:

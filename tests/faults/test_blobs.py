@@ -7,11 +7,20 @@ import os
 import subprocess
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lensprep import zipwalk
+
+UNIT_TESTS = [
+    f"tests/{name}.py"
+    for name in ("lensprep/test_stampnpz", "lensprep/test_robust", "lensprep/test_normalize",
+                 "lensprep/synth/test_imaging", "lenstrain/data/test_order",
+                 "lenstrain/data/test_loader", "lenstrain/evaluation/test_bootstrap")
+]  # fmt: skip
+"""Of all modules that have kernels."""
 
 CHUNK = 100_000
 """Blobs of one process."""
@@ -57,3 +66,18 @@ def test_compiled_and_interpreted_kernels_and_numpy_agree(tmp_path, blobs):
     assert reasons[zipwalk.READ] > 0.1 * blobs  # some damage does no harm: both sides are seen
     assert (reasons[[zipwalk.TRUNCATED, zipwalk.BAD_ZIP, zipwalk.UNSUPPORTED, zipwalk.DUPLICATE,
                      zipwalk.MISSING, zipwalk.OVERSIZED]] > 0).all()  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_no_kernel_reads_outside_its_arrays(tmp_path):
+    """numba's bounds check raises where kernels would read on: under damage, and unit tests."""
+    checked = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    finished(start(0, 20_000, tmp_path / "checked.npy", **checked), tmp_path / "checked.npy")
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *UNIT_TESTS,
+         "-m", "not slow and not gpu and not faults", "-k", "not little"],
+        env=os.environ | checked, cwd=Path(__file__).parents[2], capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr

@@ -290,6 +290,7 @@ def _header_lie(text):
 
 
 _REPEAT = list(bands(noise()).items())
+_BOTH_NAMES = npz([("image_z", npy(noise(9)[2])), *_REPEAT])
 
 BAD = {
     "null": lambda: (None, RejectReason.NULL_BLOB),
@@ -332,6 +333,10 @@ BAD = {
     "name_with_nul": lambda: (
         renamed({**dict(_REPEAT[:2]), "image_z?npy": _REPEAT[2][1]}, b"z?npy", b"z\0npy"),
         RejectReason.BAD_ZIP),
+    "duplicate_that_is_encrypted": lambda: (
+        patched(_BOTH_NAMES, central(_BOTH_NAMES) + 8, b"\x01"), RejectReason.DUPLICATE_MEMBER),
+    "duplicate_of_one_that_is_encrypted": lambda: (
+        patched(_BOTH_NAMES, central(_BOTH_NAMES, 3) + 8, b"\x01"), RejectReason.DUPLICATE_MEMBER),
     "duplicate_with_nul": lambda: (
         renamed([*_REPEAT, ("image_z?npy", npy(noise(9)[2]))], b"z?npy", b"z\0npy"),
         RejectReason.DUPLICATE_MEMBER),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from lensprep.engine import run_tasks
 from lensprep.errors import InputError, ProjectError
+from lensprep.kernel import notice
 
 
 def square(n):
@@ -45,6 +47,18 @@ def test_an_error_of_a_task_arrives_as_it_is(workers):
 def test_a_killed_worker_is_told_with_the_remedy():
     with pytest.raises(ProjectError, match=r"killed.*--resume"):
         list(run_tasks(die_at_three, range(6), workers=2))
+
+
+def tell_of_compiling(n):
+    notice.tell()
+    return n
+
+
+def test_workers_that_compile_are_said_once_by_the_driver(caplog, monkeypatch):
+    monkeypatch.setattr(notice, "_said", False)
+    caplog.set_level(logging.INFO, "lensprep")
+    assert sorted(run_tasks(tell_of_compiling, range(6), workers=2)) == list(range(6))
+    assert [r.getMessage().split(":")[0] for r in caplog.records] == ["Compiling for this machine"]
 
 
 def test_workers_end_when_the_driver_is_killed(tmp_path):
