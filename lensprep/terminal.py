@@ -64,6 +64,8 @@ class ProjectGroup(click.Group):
         """Run as a program, in a process that has no other purpose."""
         Watchdog.start()
         threading.excepthook = _report_thread
+        # Without a home it tells at length how well it does without one.
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
         for stream in (sys.stdout, sys.stderr):
             # A character that the terminal does not have is a question mark, and no error.
             if isinstance(stream, io.TextIOWrapper):
