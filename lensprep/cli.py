@@ -20,14 +20,14 @@ import click
 from rich.console import Console
 
 from lensprep import __version__
+from lensprep.dataset.interrupts import INTERRUPTED, grace
 from lensprep.dataset.layout import SPLITS
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import is_remote
 from lensprep.engine import ENGINES, EngineName, make_engine
 from lensprep.normalize import MODES
 from lensprep.terminal import (
-    INTERRUPTED,
-    clean_errors,
+    ProjectGroup,
     print_json,
     progress_bar,
     s3_options,
@@ -37,6 +37,9 @@ from lensprep.terminal import (
 if TYPE_CHECKING:
     from lensprep.places import Need
 
+_CLUSTER_SECONDS = 30.0
+"""Time from a signal to the end of a conversion on a cluster; Slurm kills after as long."""
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
 )
@@ -45,7 +48,10 @@ workers_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=ProjectGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="lensprep")
 def main() -> None:
     """Turn Phase 4c parquet into shards that are WebDataset tars and arrays at once.
@@ -76,7 +82,6 @@ def main() -> None:
 )
 @workers_option
 @json_option
-@clean_errors
 def synth(
     out: Path,
     rows: int,
@@ -158,7 +163,6 @@ def _fractions(text: str | None) -> dict[str, float] | None:
 @s3_options
 @workers_option
 @json_option
-@clean_errors
 def check(
     src: str,
     pixels: bool,
@@ -245,7 +249,6 @@ def check(
 @write_options
 @s3_options
 @json_option
-@clean_errors
 def convert(
     src: str,
     dataset: str,
@@ -283,7 +286,13 @@ def convert(
         config = ConvertConfig(**settings)
         chosen = make_engine(engine_name, workers=workers, scheduler=scheduler)
         # Its own processes a conversion ends itself, before it tidies up behind them.
-        with chosen if engine_name != "local" else nullcontext() as engine, progress_bar() as show:
+        # A cluster is given back, which takes longer than to end processes of this machine.
+        lent = engine_name != "local"
+        with (
+            grace(_CLUSTER_SECONDS) if lent else nullcontext(),
+            chosen if lent else nullcontext() as engine,
+            progress_bar() as show,
+        ):
             result = run_convert(
                 src,
                 dataset,
@@ -344,7 +353,6 @@ def _print_account(result: dict[str, Any]) -> None:
 @s3_options
 @workers_option
 @json_option
-@clean_errors
 def verify(
     dataset: str,
     against: str | None,
@@ -390,7 +398,6 @@ def verify(
 @write_options
 @s3_options
 @json_option
-@clean_errors
 def upload(dataset: str, destination: str, as_json: bool, options: S3Options) -> None:
     """Copy a finished dataset to an object store; run it again to go on after an interruption.
 
@@ -411,7 +418,6 @@ def upload(dataset: str, destination: str, as_json: bool, options: S3Options) ->
 @click.argument("dataset")
 @s3_options
 @json_option
-@clean_errors
 def download(uri: str, dataset: str, as_json: bool, options: S3Options) -> None:
     """Copy a dataset from an object store; run it again to go on after an interruption.
 
@@ -464,7 +470,6 @@ def _transfer(
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the montage's draw.")
 @s3_options
 @json_option
-@clean_errors
 def inspect(
     location: str,
     split: str | None,
@@ -509,7 +514,6 @@ def inspect(
     help="Disk to measure on [default: that of temporary files].",
 )
 @json_option
-@clean_errors
 def bench(
     src: str | None, rows: int | None, rounds: int | None, folder: Path | None, as_json: bool
 ) -> None:

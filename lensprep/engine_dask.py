@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lensprep.engine import AHEAD, Result, Task, call_packed, default_workers, pack
 from lensprep.errors import ConfigError, ProjectError
+from lensprep.extras import install_hint
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -60,9 +61,7 @@ class DaskEngine:
         try:
             import distributed  # noqa: F401
         except ModuleNotFoundError:
-            raise ConfigError(
-                "Dask is not installed. Install it with: pip install 'lensprep[dask]'"
-            ) from None
+            raise ConfigError(install_hint("distributed")) from None
         self._scheduler = scheduler
         self._local_workers = workers or default_workers()
         self._client = client

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lensprep.engine import Result, Task, call_packed, default_workers, pack
 from lensprep.errors import ConfigError, ProjectError
+from lensprep.extras import install_hint
 
 if TYPE_CHECKING:
     from pyspark import Accumulator, SparkContext
@@ -62,9 +63,7 @@ class SparkEngine:
         try:
             import pyspark  # noqa: F401
         except ModuleNotFoundError:
-            raise ConfigError(
-                "Spark is not installed. Install it with: pip install 'lensprep[spark]'"
-            ) from None
+            raise ConfigError(install_hint("pyspark")) from None
         self._master = master
         self._local_workers = workers or default_workers()
         self._context: SparkContext | None = None

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import io
 import json
+import select
 import signal
+import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -24,40 +29,93 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lensprep.dataset.s3client import S3Options, interruptible
+from lensprep.dataset.interrupts import INTERRUPTED, Watchdog, interruptible
+from lensprep.dataset.s3client import S3Options
 from lensprep.errors import ProjectError
+from lensprep.extras import install_hint
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 _LINE_SECONDS = 10.0
 """Time between two lines of progress where there is no terminal to draw a bar on."""
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C or SIGTERM, as shells have it for the first."""
+_OF_FILES = frozenset({
+    errno.EACCES, errno.EBUSY, errno.EDQUOT, errno.EEXIST, errno.EFBIG, errno.EIO, errno.EISDIR,
+    errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENFILE, errno.ENOENT, errno.ENOSPC,
+    errno.ENOTDIR, errno.ENOTEMPTY, errno.EPERM, errno.EROFS, errno.ESTALE, errno.ETXTBSY,
+})  # fmt: skip
+"""What a disk, its permissions or its limits answer: the user's to mend, and no fault of ours."""
 
 
-def clean_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn the project's own exceptions into one line and status 1; others keep their trace.
+class ProjectGroup(click.Group):
+    """The edge of a program: how its commands end, whatever becomes of them.
 
-    Ctrl-C and SIGTERM end a command in the same way, cleaning up; a second one ends it at once.
+    The project's own errors, disks that are full or read-only, and packages that are not installed
+    are one line and exit status 1; anything else keeps its traceback. Ctrl-C and SIGTERM end a
+    command with 130, cleaning up, and a second one at once; see `lensprep.dataset.interrupts`.
     """
 
-    @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as a program, in a process that has no other purpose."""
+        Watchdog.start()
+        threading.excepthook = _report_thread
+        for stream in (sys.stdout, sys.stderr):
+            # A character that the terminal does not have is a question mark, and no error.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        return super().__call__(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
         try:
             with interruptible(signal.SIGINT, signal.SIGTERM):
-                return function(*args, **kwargs)
-        except ProjectError as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+                return super().invoke(ctx)
         except KeyboardInterrupt:
-            Console(stderr=True).print("Stopped.", highlight=False)
-            sys.exit(INTERRUPTED)
-        except BrokenPipeError:  # `lensprep inspect ... | head` is no error
-            sys.stderr.close()
-            sys.exit(0)
+            click.echo("Stopped.", err=True)
+            ctx.exit(INTERRUPTED)
+        except Exception as error:
+            if isinstance(error, BrokenPipeError) and _nobody_reads():
+                sys.stderr.close()  # `lensprep inspect ... | head` is no error
+                ctx.exit(0)
+            line = one_line(error)
+            if line is None:
+                raise
+            click.echo(f"Error: {line}", err=True)
+            ctx.exit(1)
 
-    return wrapped
+
+def one_line(error: BaseException) -> str | None:
+    """What a user is told about an error; None if it is one that nobody expected."""
+    if isinstance(error, ProjectError):
+        return " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError):
+        return install_hint(error.name or "")
+    if isinstance(error, BrokenPipeError):  # Click would end without a word
+        return "A process or a connection that this command needs has ended (broken pipe)."
+    if isinstance(error, OSError) and error.errno in _OF_FILES:
+        files = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        where = " and ".join(files) or "A file"
+        return f"{where} could not be read or written: {error.strerror}."
+    if isinstance(error, sqlite3.OperationalError):
+        return f"The database could not be read or written: {error}."
+    return one_line(error.__cause__) if error.__cause__ is not None else None
+
+
+def _report_thread(args: threading.ExceptHookArgs) -> None:
+    """A thread that met a full disk (TensorBoard's) is one line too; the next to ask it fails."""
+    line = None if args.exc_value is None else one_line(args.exc_value)
+    if line is None:
+        threading.__excepthook__(args)
+    else:
+        click.echo(f"Warning: {line}", err=True)
+
+
+def _nobody_reads() -> bool:
+    """Whether the other end of standard output or error has gone."""
+    poll = select.poll()
+    poll.register(1, 0)
+    poll.register(2, 0)
+    return bool(poll.poll(0))
 
 
 def s3_options(function: Callable[..., R]) -> Callable[..., R]:
@@ -108,9 +166,9 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     callable
         Takes the name of a phase, what is done and the total; a new name begins a new bar.
     """
-    console = Console(stderr=True)
+    console, clock = Console(stderr=True), _Clock()
     if not console.is_terminal:
-        yield _LineReporter(console)
+        yield _LineReporter(console, clock)
         return
     columns = (
         SpinnerColumn(),
@@ -125,30 +183,46 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         tasks: dict[str, TaskID] = {}
 
         def report(phase: str, done: int, total: int) -> None:
+            begun, rate = clock(phase, done)
             if phase not in tasks:
                 tasks[phase] = bar.add_task(phase, total=total, rate="")
-            task = tasks[phase]
-            speed = bar.tasks[bar.task_ids.index(task)].speed
-            rate = f"{speed:,.0f}/s" if speed else ""
-            bar.update(task, completed=done, total=total, rate=rate)
+                bar.tasks[-1].start_time = begun
+            text = f"{rate:,.0f}/s" if rate else ""
+            bar.update(tasks[phase], completed=done, total=total, rate=text)
 
         yield report
+
+
+class _Clock:
+    """Since when a phase lasts: the end of the one before it, or the beginning of all.
+
+    Its first report may come late, with much done.
+    """
+
+    def __init__(self) -> None:
+        self._begun: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def __call__(self, phase: str, done: int) -> tuple[float, float]:
+        """When the phase began, and how much of it was done in a second since."""
+        now = time.monotonic()
+        begun = self._begun.setdefault(phase, self._last)
+        self._last = now
+        return begun, done / (now - begun) if now > begun else 0.0
 
 
 class _LineReporter:
     """Progress for a log file: a line now and then instead of a bar."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._begun: dict[str, float] = {}
+    def __init__(self, console: Console, clock: _Clock) -> None:
+        self._console, self._clock = console, clock
         self._told = time.monotonic()
 
     def __call__(self, phase: str, done: int, total: int) -> None:
+        _, rate = self._clock(phase, done)
         now = time.monotonic()
-        begun = self._begun.setdefault(phase, now)
         if now - self._told < _LINE_SECONDS:
             return
         self._told = now
-        rate = done / (now - begun) if now > begun else 0.0
         left = f", {(total - done) / rate:,.0f} s left" if rate else ""
         self._console.print(f"{phase}: {done:,} of {total:,}, {rate:,.0f}/s{left}", highlight=False)

@@ -10,11 +10,10 @@ from typing import Any
 
 import click
 
+from lensprep.terminal import ProjectGroup
 from lenstrain import __version__
 from lenstrain.cli_audit import audit, probe
-from lenstrain.cli_base import EXIT_PREEMPTED as EXIT_PREEMPTED
-from lenstrain.cli_base import EXIT_SIGINT as EXIT_SIGINT
-from lenstrain.cli_base import ProjectGroup, log_lines
+from lenstrain.cli_base import log_lines
 from lenstrain.cli_bench import bench
 from lenstrain.cli_cache import cache
 from lenstrain.cli_scores import evaluate, infer, mine

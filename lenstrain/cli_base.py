@@ -15,36 +15,12 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from lensprep.dataset.s3client import interruptible
-from lensprep.errors import ProjectError
+from lensprep.dataset.interrupts import INTERRUPTED, PREEMPTED
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-EXIT_PREEMPTED = 75
-"""Exit status after SIGTERM: the state is saved, start again with --resume (EX_TEMPFAIL)."""
-EXIT_SIGINT = 130
-"""Exit status after Ctrl-C, by custom of shells; the state is saved too."""
 PATH = click.Path(path_type=Path)
 """Type of an argument or option that names a file or folder."""
-
-
-class ProjectGroup(click.Group):
-    """Turns the project's own errors into one line and exit status 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; any other exception keeps its traceback.
-
-        Ctrl-C and SIGTERM end it, cleaning up; commands that save their state do so themselves.
-        """
-        try:
-            with interruptible(signal.SIGINT, signal.SIGTERM):
-                return super().invoke(ctx)
-        except ProjectError as error:
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(1)
-        except KeyboardInterrupt:
-            click.echo("Stopped.", err=True)
-            ctx.exit(EXIT_SIGINT)
 
 
 def config_option(help: str = "TOML file; see configs/.", *, required: bool = False) -> Any:
@@ -170,4 +146,4 @@ def report(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
 def exit_if_interrupted(result: dict[str, Any]) -> None:
     """End with the status of the signal that stopped a command, if one did."""
     if result["status"] == "interrupted":
-        sys.exit(EXIT_SIGINT if result["signal"] == signal.SIGINT else EXIT_PREEMPTED)
+        sys.exit(INTERRUPTED if result["signal"] == signal.SIGINT else PREEMPTED)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from lensprep.configfile import load_config
+from lensprep.dataset.interrupts import PREEMPTED
 from lenstrain.cli_base import (
     PATH,
     config_option,
@@ -59,14 +60,14 @@ def sweep(
     from lenstrain.sweep.config import load_plan
 
     plan = load_plan(config_path, overrides)
-    from lenstrain.sweep.sweep import INTERRUPTED, study_database, worker_count
+    from lenstrain.sweep.sweep import study_database, worker_count
     from lenstrain.sweep.sweep import sweep as run_sweep
     from lenstrain.sweep.work import work
 
     places = study_database(study)
     if worker is not None:
         done = work(dataset, plan, places, lambda line: click.echo(line, err=True), os.getppid())
-        sys.exit(0 if done else INTERRUPTED)
+        sys.exit(0 if done else PREEMPTED)
     sets = [part for override in overrides for part in ("--set", override)]
     arguments = ["sweep", dataset, "--config", str(config_path), "--study", str(study), *sets]
     result = run_sweep(dataset, plan, places, arguments, worker_count(workers))

@@ -216,7 +216,8 @@ class TrainConfig:
 
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """Precision of the network in training. ``auto``: bf16 on A100 and later, fp16 with a scaled
-    loss on older GPUs such as V100, off on a CPU. Scores are always computed in float32."""
+    loss on older GPUs such as V100, off on a CPU, where fp16 is refused. Scores are always computed
+    in float32."""
 
     channels_last: bool = True
     """Keep images with channels innermost, which convolutions prefer on GPUs and CPUs alike."""

@@ -231,7 +231,7 @@ def _scores(data: Dataset, config: Config, folder: Path, split: str) -> Scores:
     from lenstrain.training.train import train
 
     path, run, stated = folder / f"{split}.parquet", folder / "run", folder / "config.toml"
-    if path.exists() and stated.exists() and stated.read_text() == to_toml(config):
+    if path.exists() and stated.exists() and stated.read_text("utf-8") == to_toml(config):
         scores = read_scores(path)
         if scores.metadata.get("dataset_id") == data.dataset_id:
             return scores

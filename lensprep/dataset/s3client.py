@@ -3,7 +3,7 @@
     options = S3Options(endpoint_url=..., profile=..., region=...)      plain and small; it pickles
     connection = connect(options)            one client and its threads for a process, kept
     with clear_errors("read", "s3://b/k"):   what boto3 raises becomes a StorageError of one line
-    with interruptible(SIGINT, SIGTERM):     a signal ends a program, and does not wait for retries
+    stop_retries()                           nothing that is under way is tried again
 
 boto3 is imported inside functions: opening a local dataset does not need it. Credentials are found
 by boto3 (environment, profiles, instance); nothing here reads, keeps or prints them.
@@ -15,15 +15,13 @@ import hashlib
 import logging
 import os
 import re
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from lensprep.errors import ChangedError, NotFoundError, StorageError
@@ -134,39 +132,13 @@ def connect(options: S3Options | None = None) -> Connection:
         return _connections[key]
 
 
-@contextmanager
-def interruptible(*numbers: int) -> Iterator[None]:
-    """Have signals raise KeyboardInterrupt inside the block, and nothing under way be tried again.
+def stop_retries() -> None:
+    """Try nothing again that is under way: what a signal does, see `interrupts.interruptible`.
 
-    A request may be about to wait for a minute, and whatever is interrupted waits for its threads
-    as it is left. A second signal has its own effect: it ends the process at once. Outside of a
-    main thread nothing is done, and a signal that is ignored stays so.
-
-    Parameters
-    ----------
-    *numbers : int
-        Of signals.
+    Without the lock, which the code that was interrupted may hold.
     """
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        for each in mine:
-            signal.signal(each, signal.SIG_DFL)
-        # Without the lock, which the code that was interrupted may hold.
-        for connection in list(_connections.values()):
-            connection.watcher.stopped = True
-        raise KeyboardInterrupt
-
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in numbers if main}
-    # None is a handler that was not set by Python, which Python cannot give back.
-    mine = [n for n, handler in before.items() if handler not in (None, signal.SIG_IGN)]
-    for number in mine:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number in mine:
-            signal.signal(number, before[number])
+    for connection in list(_connections.values()):
+        connection.watcher.stopped = True
 
 
 def _make_client(options: S3Options) -> Any:

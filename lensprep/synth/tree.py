@@ -33,6 +33,7 @@ from lensprep.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.dataset.layout import SPLITS
 from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import BudgetError, ProjectError, StorageError
+from lensprep.extras import install_hint
 from lensprep.synth.defects import (
     DEFECT_BY_NAME,
     DROPPED_COLUMNS,
@@ -336,9 +337,7 @@ def _write_checksums(path: Path) -> None:
 def _require_lenstronomy() -> None:
     """Say so now if it is missing, and not from within a worker."""
     if find_spec("lenstronomy") is None:
-        raise ProjectError(
-            "Lenses need lenstronomy, which is missing. Install it: pip install 'lensprep[synth]'."
-        )
+        raise ProjectError(install_hint("lenstronomy"))
 
 
 def _require_disk(out: Path, rows: int) -> None:

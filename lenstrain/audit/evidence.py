@@ -81,7 +81,9 @@ class Evidence:
         path = self.run / METRICS
         if not path.is_file():
             raise NotRunError(f"{self.run} has no {METRICS}.")
-        records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        records = [
+            json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()
+        ]
         return [record for record in records if record.get("kind") == "epoch"]
 
     @property

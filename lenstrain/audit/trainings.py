@@ -204,7 +204,13 @@ def short_config(config: Config) -> Config:
         data=replace(config.data, batch_size=32, where=None, limit=None, cache_dir=None),
         model=replace(config.model, weights=None),
         train=replace(
-            config.train, epochs=2, device="cpu", compile=False, checkpoint_minutes=0.0, patience=0
+            config.train,
+            epochs=2,
+            device="cpu",
+            amp="auto",
+            compile=False,
+            checkpoint_minutes=0.0,
+            patience=0,
         ),
         eval=replace(config.eval, split="val", batch_size=64),
     )

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.engine import URL
 
 from lensprep.errors import ConfigError, StorageError
 from lenstrain.sweep.config import Plan, baseline_values
@@ -26,6 +27,11 @@ class Places:
     """Where a sweep keeps its things: a folder beside the database."""
 
     database: Path
+
+    @property
+    def url(self) -> str:
+        """The database as SQLAlchemy names it, whatever characters its path has."""
+        return URL.create("sqlite", database=str(self.database)).render_as_string()
 
     @property
     def folder(self) -> Path:
@@ -103,9 +109,7 @@ def open_study(places: Places, plan: Plan, dataset_id: str) -> optuna.Study:
             )
         try:
             study = optuna.create_study(
-                storage=optuna.storages.RDBStorage(
-                    f"sqlite:///{places.database}", {"connect_args": {"timeout": 60}}
-                ),
+                storage=optuna.storages.RDBStorage(places.url, {"connect_args": {"timeout": 60}}),
                 study_name=STUDY_NAME,
                 load_if_exists=True,
                 direction="minimize" if search.objective == "nll" else "maximize",

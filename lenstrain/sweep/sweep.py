@@ -15,14 +15,18 @@ from typing import Any
 import optuna
 
 from lensprep.dataset import Dataset
+from lensprep.dataset.interrupts import PREEMPTED, grace
 from lensprep.errors import ProjectError
 from lenstrain.sweep.config import Plan
 from lenstrain.sweep.report import recommend
 from lenstrain.sweep.study import Places, open_study
+from lenstrain.training.signals import SAVE_SECONDS
+from lenstrain.training.step import check_precision
 
+_WORKERS_SECONDS = SAVE_SECONDS + 5.0
+"""Time from a signal to the end of all: the workers save, or end without."""
 MOST_DEATHS = 5
 """Workers lost without a trial ended in between, after which the sweep stops."""
-INTERRUPTED = 75
 
 
 class WorkerError(ProjectError):
@@ -52,9 +56,14 @@ def sweep(
 
     Raises
     ------
+    ConfigError
+        If no trial could train on this machine.
     WorkerError
         If workers end one after the other without getting anywhere.
     """
+    on_gpu = plan.base.train.device != "cpu" and visible_gpus()
+    if all(dimension.key != "train.amp" for dimension in plan.space):
+        check_precision(plan.base.train.amp, "cuda" if on_gpu else "cpu")
     study = open_study(places, plan, Dataset.open(dataset).dataset_id)
     number = supervise(study, arguments, workers)
     if number is not None:
@@ -94,6 +103,9 @@ def supervise(study: optuna.Study, arguments: Sequence[str], workers: int) -> in
     def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
         end_workers()
+        if number == signal.SIGINT and len(received) > 1:
+            for process in running.values():
+                process.kill()
 
     def start(number: int) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "lenstrain", *arguments, "--worker", str(number)]
@@ -106,24 +118,25 @@ def supervise(study: optuna.Study, arguments: Sequence[str], workers: int) -> in
     before = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT)}
     deaths, ended = 0, -1
     try:
-        for worker in range(workers):
-            running[worker] = start(worker)
-        while running:
-            if received:
-                end_workers()  # one that was just being started has not been told
-            time.sleep(0.2)
-            for number, process in list(running.items()):
-                status = process.poll()
-                if status is None:
-                    continue
-                del running[number]
-                if status == 0 or received:
-                    continue
-                now = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
-                deaths = 1 if now > ended else deaths + 1
-                ended = now
-                _check_deaths(status, deaths)
-                running[number] = start(number)
+        with grace(_WORKERS_SECONDS, "The same command goes on.", keeps_state=True):
+            for worker in range(workers):
+                running[worker] = start(worker)
+            while running:
+                if received:
+                    end_workers()  # one that was just being started has not been told
+                time.sleep(0.2)
+                for number, process in list(running.items()):
+                    status = process.poll()
+                    if status is None:
+                        continue
+                    del running[number]
+                    if status == 0 or received:
+                        continue
+                    now = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
+                    deaths = 1 if now > ended else deaths + 1
+                    ended = now
+                    _check_deaths(status, deaths)
+                    running[number] = start(number)
     finally:
         for process in running.values():
             process.terminate()
@@ -134,7 +147,7 @@ def supervise(study: optuna.Study, arguments: Sequence[str], workers: int) -> in
 
 def _check_deaths(status: int, deaths: int) -> None:
     """Go on after a kill; stop after an error that every worker would meet."""
-    if status > 0 and status != INTERRUPTED:
+    if status > 0 and status != PREEMPTED:
         raise WorkerError("A worker of the sweep ended with an error; see the lines above.")
     if deaths >= MOST_DEATHS:
         raise WorkerError(

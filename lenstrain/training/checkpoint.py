@@ -64,7 +64,13 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         If the disk refuses. An older file of that name is then untouched.
     """
     with atomic_writer(path, sync=True) as file:
-        torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, file)
+        try:
+            torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, file)
+        except RuntimeError as error:
+            # Closing its archive, torch covers what the disk said with a complaint of its own.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def save_last(folder: Path, content: dict[str, Any], names: list[str]) -> None:

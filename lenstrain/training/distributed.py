@@ -38,6 +38,8 @@ class Context:
     """Number of processes."""
     grouped: bool = False
     """Whether they have been joined, as those that torchrun starts are, even if it starts one."""
+    hosts: dist.ProcessGroup | None = None
+    """The same processes by way of their processors alone: nothing in it waits for a device."""
 
     @property
     def is_main(self) -> bool:
@@ -49,6 +51,14 @@ class Context:
         if self.grouped:
             dist.all_reduce(value)
         return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether one of the processes raised its flag, on every process; waits for no device."""
+        if not self.grouped:
+            return flag
+        raised = torch.tensor(flag, dtype=torch.uint8)
+        dist.all_reduce(raised, dist.ReduceOp.MAX, self.hosts)
+        return bool(raised)
 
     def gather(self, value: Tensor) -> Tensor:
         """Tensors of equal shape from all processes, one after the other, on every process."""
@@ -103,8 +113,12 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Context]:
         yield Context(device=chosen)
         return
     try:
-        rank = _join(chosen, timedelta(minutes=timeout_minutes))
-        yield Context(device=chosen, rank=rank, world_size=world_size, grouped=True)
+        timeout = timedelta(minutes=timeout_minutes)
+        rank = _join(chosen, timeout)
+        hosts: Any = None
+        if chosen.type == "cuda":
+            hosts = dist.new_group(backend="gloo", timeout=timeout)
+        yield Context(device=chosen, rank=rank, world_size=world_size, grouped=True, hosts=hosts)
     except RuntimeError as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if not any(word in str(error).lower() for word in LOST):

@@ -23,7 +23,7 @@ from lenstrain.model import build_model, count_parameters
 from lenstrain.schedule import plan_schedule
 from lenstrain.training.distributed import Context, launch_id
 from lenstrain.training.runlog import INTERRUPTED, NONFINITE, RunLog, write_setup
-from lenstrain.training.step import Learner, Totals, make_learner
+from lenstrain.training.step import Learner, Totals, check_precision, make_learner
 from lenstrain.training.stopping import Stopper
 
 CHECKPOINTS = "checkpoints"
@@ -177,8 +177,10 @@ def check_input(dataset: Dataset, config: Config, context: Context) -> None:
     DatasetError
         If a split is missing or has one class only.
     ConfigError
-        If a batch cannot be divided among the processes, or they cannot share batch statistics.
+        If the device does not do for the precision, a batch cannot be divided among the processes,
+        or they cannot share batch statistics.
     """
+    check_precision(config.train.amp, context.device.type)
     if config.train.sync_batchnorm and context.world_size > 1 and context.device.type != "cuda":
         raise ConfigError(
             "train.sync_batchnorm works on GPUs only. Set it to false, or take model.norm=group, "

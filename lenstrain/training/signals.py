@@ -8,6 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Final
+
+from lensprep.dataset.interrupts import grace
+
+SAVE_SECONDS: Final = 25.0
+"""Time from a signal to the end of a training that cannot save: torchrun kills after 30 s."""
 
 
 class StopWaitingError(KeyboardInterrupt):
@@ -39,7 +45,8 @@ class StopSignals:
 def stop_signals() -> Iterator[StopSignals]:
     """Note SIGTERM and SIGINT inside the block instead of dying; a second SIGINT interrupts.
 
-    Only a main thread can do so; in another one nothing is noted.
+    Only a main thread can do so; in another one nothing is noted. In a program a step that does not
+    end within `SAVE_SECONDS` is not waited for: the last checkpoint is what there is to go on with.
     """
     state = StopSignals()
     if threading.current_thread() is not threading.main_thread():
@@ -55,8 +62,10 @@ def stop_signals() -> Iterator[StopSignals]:
             raise StopWaitingError
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    advice = "No step ended in time to save: --resume goes on from the last checkpoint."
     try:
-        yield state
+        with grace(SAVE_SECONDS, advice, keeps_state=True):
+            yield state
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lensprep.errors import ConfigError
 from lenstrain.config import Config, LossConfig, OptimConfig
 from lenstrain.loss import loss_per_stamp, weighted_sum
 from lenstrain.schedule import Schedule, ema_decay
@@ -203,6 +204,27 @@ def choose_amp(amp: str, device: torch.device) -> torch.dtype | None:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float16
     return AMP_DTYPES.get(amp)
+
+
+def check_precision(amp: str, device: str) -> None:
+    """Refuse fp16 on a CPU, where one step of a real network can take minutes.
+
+    Parameters
+    ----------
+    amp : str
+        ``train.amp``.
+    device : str
+        Kind of device: "cpu" or "cuda".
+
+    Raises
+    ------
+    ConfigError
+    """
+    if amp == "fp16" and device == "cpu":
+        raise ConfigError(
+            "train.amp is 'fp16', which is for GPUs: a CPU has no arithmetic of its own for it, "
+            "and a step can take minutes. Set train.amp=auto, which is float32 on a CPU."
+        )
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

@@ -6,9 +6,9 @@ import json
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -38,9 +38,9 @@ from lenstrain.training.signals import StopSignals, StopWaitingError, stop_signa
 from lenstrain.training.step import Learner, train_step
 from lenstrain.training.validate import score_split, validation_metrics
 
+T = TypeVar("T")
+
 BEST = "best.pt"
-ASK_EVERY = 20
-"""Batches of the validation between two times that several processes ask about signals."""
 
 
 class NonFiniteLossError(ProjectError):
@@ -138,56 +138,90 @@ def fit(run: Run, signals: StopSignals) -> str:
     while run.epochs_done < run.config.train.epochs:
         if run.context.from_main(run.stopper.should_stop):
             return "stopped"
-        if not train_epoch(run, signals) or not finish_epoch(run, signals):
+        try:
+            train_epoch(run, signals)
+            finish_epoch(run, signals)
+        except StoppedError as stopped:
+            save_sound(run)
+            if stopped.reason is not None:
+                raise stopped.reason from None
             return "interrupted"
     return "completed"
 
 
-def train_epoch(run: Run, signals: StopSignals) -> bool:
-    """Train through the rest of the epoch; False if a signal ended it, after saving the state."""
+class StoppedError(Exception):
+    """No process has begun the coming batch, and none is to go on: what is done can be saved."""
+
+    def __init__(self, reason: StorageError | None) -> None:
+        super().__init__()
+        self.reason = reason
+        """Why this process has no batch; None if it is a signal, or another one that has none."""
+
+
+def train_epoch(run: Run, signals: StopSignals) -> None:
+    """Train through the rest of the epoch.
+
+    Raises
+    ------
+    StoppedError
+    """
     steps = len(run.train_loader)
     first = run.learner.steps - run.epochs_done * steps
     if first == steps:
-        return True
+        return
     clock = IntervalClock()
-    batches = device_batches(breakable(run.train_loader, run, signals), run, clock)
-    try:
-        return train_steps(run, signals, clock, zip(range(first, steps), batches, strict=False))
-    except StopWaitingError:
-        _save_sound(run)
-        return False
-    except StorageError:
-        if run.context.world_size == 1:  # others would wait for this one in their next step
-            _save_sound(run)
-        raise
+    batches = device_batches(breakable(run.train_loader, signals), run, clock)
+    train_steps(run, clock, zip(range(first, steps), together(batches, run, signals), strict=False))
 
 
-def _save_sound(run: Run) -> None:
+def save_sound(run: Run) -> None:
     """Save in mid-epoch, unless a loss was not finite."""
     check_finite(run, merged_totals(run, run.totals))
     save(run, [])
 
 
-def waits(run: Run, signals: StopSignals) -> AbstractContextManager[None]:
-    """A block that waits for data: a signal ends it, if no other process waits for this one."""
-    return signals.breakable() if run.context.world_size == 1 else nullcontext()
-
-
-def breakable(loader: StampLoader, run: Run, signals: StopSignals) -> Iterator[Batch]:
+def breakable(loader: StampLoader, signals: StopSignals) -> Iterator[Batch]:
     """Batches; a signal ends the wait for one that does not come."""
-    with waits(run, signals):
+    with signals.breakable():
         batches = iter(loader)
     while True:
-        with waits(run, signals):
+        with signals.breakable():
             batch = next(batches, None)
         if batch is None:
             return
         yield batch
 
 
-def train_steps(
-    run: Run, signals: StopSignals, clock: IntervalClock, numbered: Iterable[tuple[int, Any]]
-) -> bool:
+def together(batches: Iterator[T], run: Run, signals: StopSignals) -> Iterator[T]:
+    """Batches, as long as every process has its own and none is to stop.
+
+    Asked before each batch: a process whose data does not come would keep the others waiting in
+    their step, where nothing can be saved. The answer comes by way of the processors, which are
+    ahead of their devices.
+
+    Raises
+    ------
+    StoppedError
+        In every process.
+    """
+    while True:
+        batch: T | None = None
+        reason: StorageError | None = None
+        try:
+            batch = next(batches, None)
+            stop = signals.received is not None
+        except StopWaitingError:
+            stop = True
+        except StorageError as error:
+            stop, reason = True, error
+        if run.context.any(stop):
+            raise StoppedError(reason) from None
+        if batch is None:
+            return
+        yield batch
+
+
+def train_steps(run: Run, clock: IntervalClock, numbered: Iterable[tuple[int, Any]]) -> None:
     """The steps of `train_epoch`."""
     config, steps = run.config, len(run.train_loader)
     for number, batch in numbered:
@@ -204,25 +238,34 @@ def train_steps(
         at_interval = run.learner.steps % config.train.log_every == 0
         record = log_interval(run, clock) if at_interval else {}
         run.tell("train", number + 1, steps, config.data.batch_size, record)
-        stop, due = consult(run, signals, at_interval)
-        if stop or (due and number + 1 < steps):
-            _save_sound(run)
-        if stop:
-            return False
-    return True
+        if number + 1 < steps and checkpoint_due(run, at_interval):
+            save_sound(run)
 
 
-def finish_epoch(run: Run, signals: StopSignals) -> bool:
-    """Validate, remember what is best, log, save; False if a signal came, after saving the state.
+def checkpoint_due(run: Run, at_interval: bool) -> bool:
+    """Whether the last checkpoint is too old, by the clock of the main process.
+
+    Several processes ask at intervals of the log only.
+    """
+    if run.context.grouped and not at_interval:
+        return False
+    minutes = run.config.train.checkpoint_minutes
+    due = minutes > 0 and time.monotonic() - run.saved_at > 60 * minutes
+    return run.context.any(due and run.context.is_main)
+
+
+def finish_epoch(run: Run, signals: StopSignals) -> None:
+    """Validate, remember what is best, log, save.
 
     A run that is stopped while it validates goes on with that validation.
+
+    Raises
+    ------
+    StoppedError
     """
     close_interval(run)
     started = time.perf_counter()
     scores = validate(run, signals)
-    if scores is None:
-        save(run, [])
-        return False
     # Once, for all: what is best and when to stop follows from these numbers in every process.
     main = run.context.is_main
     run.metrics = run.context.from_main(
@@ -232,7 +275,7 @@ def finish_epoch(run: Run, signals: StopSignals) -> bool:
     record = epoch_record(run, time.perf_counter() - started)
     if run.log is not None:
         run.log.write("epoch", record)
-        with suppress(StopWaitingError), waits(run, signals):  # pictures, read from the dataset
+        with suppress(StopWaitingError), signals.breakable():  # pictures, read from the dataset
             run.log.write_validation(run.learner.steps, run.dataset, run.config.eval.split, scores)
     run.tell("epoch", len(run.train_loader), len(run.train_loader), 0, record)
     run.epoch_totals.sums.zero_()
@@ -240,7 +283,6 @@ def finish_epoch(run: Run, signals: StopSignals) -> bool:
     run.train_loader.set_epoch(run.epochs_done)
     names = [f"best-{name}.pt" for name in improved]
     save(run, names + ([BEST] if run.stopper.monitor in improved else []))
-    return True
 
 
 def epoch_record(run: Run, seconds: float) -> dict[str, Any]:
@@ -258,53 +300,30 @@ def epoch_record(run: Run, seconds: float) -> dict[str, Any]:
     }
 
 
-def validate(run: Run, signals: StopSignals) -> Scores | None:
-    """Logits and labels of all rows of the validation split; None if a signal ended it.
+def validate(run: Run, signals: StopSignals) -> Scores:
+    """Logits and labels of all rows of the validation split, with the averaged weights if any.
 
-    With the averaged weights if there are any.
+    Raises
+    ------
+    StoppedError
     """
     config, steps = run.config, len(run.val_loader)
 
     def watched() -> Iterator[Batch]:
-        for number, batch in enumerate(breakable(run.val_loader, run, signals), 1):
+        batches = together(breakable(run.val_loader, signals), run, signals)
+        for number, batch in enumerate(batches, 1):
             yield batch
             run.tell("validate", number, steps, config.eval.batch_size, {})
-            if consult(run, signals, number % ASK_EVERY == 0)[0]:
-                raise _StoppedError
 
     synchronise_buffers(run)
-    try:
-        with scoring_weights(run.learner):
-            return score_split(
-                run.learner.model,
-                watched(),
-                run.dataset.split(config.eval.split).rows,
-                run.context,
-                channels_last=config.train.channels_last,
-            )
-    except (_StoppedError, StopWaitingError):
-        return None
-
-
-class _StoppedError(Exception):
-    """A signal came while validating."""
-
-
-def consult(run: Run, signals: StopSignals, at_interval: bool) -> tuple[bool, bool]:
-    """Whether to stop, and whether a checkpoint is due: the same answer in every process.
-
-    Several processes ask each other at intervals of the log only, because asking waits.
-    """
-    minutes = run.config.train.checkpoint_minutes
-    stop = signals.received is not None
-    due = minutes > 0 and time.monotonic() - run.saved_at > 60 * minutes
-    if run.context.world_size == 1:
-        return stop, due
-    if not at_interval:
-        return False, False
-    flags = torch.tensor([stop, due and run.context.is_main], device=run.context.device)
-    stops, dues = run.context.sum(flags.to(torch.float32)).tolist()
-    return stops > 0, dues > 0
+    with scoring_weights(run.learner):
+        return score_split(
+            run.learner.model,
+            watched(),
+            run.dataset.split(config.eval.split).rows,
+            run.context,
+            channels_last=config.train.channels_last,
+        )
 
 
 def log_interval(run: Run, clock: IntervalClock) -> dict[str, Any]:

@@ -507,7 +507,7 @@ def test_options_that_contradict_each_other_are_refused():
 
 @pytest.mark.parametrize(
     ("name", "module", "extra"),
-    [("dask", "distributed", "lensprep[dask]"), ("spark", "pyspark", "lensprep[spark]")],
+    [("dask", "distributed", ".[dask]"), ("spark", "pyspark", ".[spark]")],
 )
 def test_a_missing_engine_is_told_with_its_extra(name, module, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)

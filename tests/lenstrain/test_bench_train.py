@@ -90,6 +90,12 @@ def test_the_ceiling_is_above_what_any_small_product_reaches():
     assert matmul_rate(CPU, None, 0.0) > 1e9
 
 
+def test_fp16_on_a_cpu_is_refused(root):
+    config = load_config(Config, None, ["train.amp=fp16", "train.device=cpu"])
+    with pytest.raises(ConfigError, match=r"Set train\.amp=auto"):
+        run_train_bench(root, config)
+
+
 def test_no_time_is_refused(root):
     with pytest.raises(ConfigError, match="seconds must be above 0"):
         run_train_bench(root, Config(), seconds=0)

@@ -11,8 +11,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from lenstrain.cli import EXIT_PREEMPTED, main
-from lenstrain.cli_base import ProjectGroup
+from lensprep.dataset.interrupts import PREEMPTED
+from lensprep.terminal import ProjectGroup
+from lenstrain.cli import main
 from tests.datasets import tiny_dataset
 
 SETTINGS = [
@@ -171,7 +172,7 @@ def test_sigterm_saves_exits_with_its_own_code_and_resume_finishes(dataset, tmp_
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == EXIT_PREEMPTED
+    assert process.returncode == PREEMPTED
     assert "Go on with --resume" in err
     again = subprocess.Popen(
         [*command, "--resume"], env=environment, stderr=subprocess.PIPE, text=True

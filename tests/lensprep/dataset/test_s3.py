@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lensprep.dataset import Dataset
+from lensprep.dataset.interrupts import interruptible
 from lensprep.dataset.s3 import PART_BYTES, Piece, S3Store
-from lensprep.dataset.s3client import S3Options, connect, interruptible
+from lensprep.dataset.s3client import S3Options, connect
 from lensprep.dataset.s3file import BLOCK_BYTES, S3File, s3_filesystem
 from lensprep.dataset.s3transfer import download_file, run_files
 from lensprep.errors import (

@@ -211,5 +211,5 @@ def test_tree_larger_than_the_disk_is_refused_before_it_is_begun(tmp_path):
 
 def test_missing_lenstronomy_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr("lensprep.synth.tree.find_spec", lambda name: None)
-    with pytest.raises(ProjectError, match=r"pip install 'lensprep\[synth\]'"):
+    with pytest.raises(ProjectError, match=r"pip install '\.\[synth\]'"):
         synthesize(tmp_path / "tree", rows=10, seed=1)

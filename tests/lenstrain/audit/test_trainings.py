@@ -10,7 +10,8 @@ import torch
 from lenstrain.audit import trainings
 from lenstrain.audit.config import AuditConfig, RunThresholds
 from lenstrain.audit.finding import NotRunError
-from lenstrain.config import Config, ModelConfig
+from lenstrain.config import Config, ModelConfig, TrainConfig
+from lenstrain.training.step import check_precision
 from tests.lenstrain.audit.conftest import SPLITS, make_pixels, make_table
 
 SMALL = ModelConfig(arch="resnet_small", width=16, blocks=(1, 1), crop=16)
@@ -50,6 +51,12 @@ def test_equal_stamps_with_both_labels_cannot_be_overfitted(evidence_of):
     assert not found.passed
     assert found.measured["loss"] > 0.6
     assert found.measured["steps"] == 30
+
+
+def test_a_run_in_fp16_is_checked_on_the_cpu_in_another_precision():
+    config = Config(train=TrainConfig(amp="fp16"))
+    train = trainings.short_config(config).train
+    check_precision(train.amp, train.device)  # would raise
 
 
 def test_random_labels_stay_unknown(evidence_of):

@@ -25,6 +25,7 @@ from lenstrain.sweep.sweep import (
     WorkerError,
     _check_deaths,
     supervise,
+    sweep,
     worker_environment,
 )
 from lenstrain.sweep.work import describe, run_trial, work
@@ -190,6 +191,27 @@ def test_a_study_refuses_other_data_or_another_space(dataset, write_sweep, tmp_p
     (tmp_path / "broken.db").write_text("no database")
     with pytest.raises(StorageError, match="not a study"):
         open_again(make_places(tmp_path / "broken.db"), plan, dataset)
+
+
+@pytest.mark.parametrize("name", ["a?b.db", "a#b.db", "a%20b {c}.db", "x?mode=memory.db"])
+def test_the_database_lies_where_it_was_named(dataset, write_sweep, tmp_path, name):
+    folder = tmp_path / "studies"
+    plan = load_plan(write_sweep("[8, 16]"))
+    study = open_again(make_places(folder / name), plan, dataset)
+    study.set_user_attr("kept", True)
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {name}
+    assert open_again(make_places(folder / name), plan, dataset).user_attrs["kept"]
+
+
+def test_a_sweep_in_fp16_is_refused_where_there_is_no_gpu(
+    dataset, write_sweep, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    plan = load_plan(write_sweep("[8, 16]"), ("fixed.train.amp=fp16", "fixed.train.device=auto"))
+    places = make_places(tmp_path / "s.db")
+    with pytest.raises(ConfigError, match=r"Set train\.amp=auto"):
+        sweep(dataset, plan, places, [], 1)
+    assert not places.database.exists()
 
 
 def test_each_worker_has_a_gpu_of_its_own():

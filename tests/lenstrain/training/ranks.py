@@ -9,8 +9,10 @@ import json
 import os
 import signal
 import sys
+import threading
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from unittest import mock
 
@@ -80,6 +82,41 @@ def state(dataset, config, folder, context):
         return program.train(dataset, config, out, resume=True)
     except StorageError as error:
         return {"error": str(error), "made": (folder / "elsewhere").exists()}
+
+
+def three_batches(then):
+    """Have the loader of process 1 give three batches of its first epoch, and then do this."""
+    usual = StampLoader.__iter__
+
+    def some(loader):
+        yield from islice(usual(loader), 3)
+        then()
+
+    return mock.patch.object(StampLoader, "__iter__", some) if RANK else nullcontext()
+
+
+def away(dataset, config, folder, context):
+    """The data of process 1 do not come any more, and it alone is told to stop."""
+
+    def wait():
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        threading.Event().wait(100)
+
+    with three_batches(wait):
+        return program.train(dataset, config, folder / "away")
+
+
+def unreadable(dataset, config, folder, context):
+    """The data of process 1 cannot be read."""
+
+    def give_up():
+        raise StorageError("the store of process 1 is gone")
+
+    try:
+        with three_batches(give_up):
+            return program.train(dataset, config, folder / "unreadable")
+    except StorageError as error:
+        return {"error": str(error)}
 
 
 def fail(dataset, config, folder, context):

@@ -99,12 +99,13 @@ def test_two_processes_decide_as_one_and_none_waits_for_ever(
     alone_scores, dataset, make_config, tmp_path
 ):
     """Same sorted logits; resumed to the same bits; one decision to stop; one state to go on from;
-    an error of one ends all.
+    one without data, or with an error, ends all.
     """
     config = make_config(*SAME, "train.log_every=1", "train.timeout_minutes=5")
     status, err = launch_tasks(
-        2, dataset, config, tmp_path, "scores", "resumed", "stop", "state", "fail"
-    )
+        2, dataset, config, tmp_path,
+        "scores", "resumed", "stop", "state", "away", "unreadable", "fail",
+    )  # fmt: skip
     found = results(tmp_path, "scores", 2)
     assert_same_sorted_logits(alone_scores, found)
     for result in results(tmp_path, "resumed", 2):
@@ -117,6 +118,13 @@ def test_two_processes_decide_as_one_and_none_waits_for_ever(
         assert "find different checkpoints" in result["error"]
         assert "step 16, nothing" in result["error"]
         assert not result["made"]
+    for result, number in zip(results(tmp_path, "away", 2), (None, 15), strict=True):
+        assert (result["status"], result["signal"], result["step"]) == ("interrupted", number, 3)
+    main, other = results(tmp_path, "unreadable", 2)
+    assert (main["status"], main["step"]) == ("interrupted", 3)
+    assert other == {"error": "the store of process 1 is gone"}
+    for run in ("away", "unreadable"):
+        assert load_checkpoint(tmp_path / run / "checkpoints" / "last.pt")["step"] == 3
     assert status != 0
     assert "ZeroDivisionError: an error of process 1" in err
     assert not list(tmp_path.glob("fail-*.json"))

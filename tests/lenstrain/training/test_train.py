@@ -393,7 +393,6 @@ def test_options_of_precision_and_layout_run_on_a_cpu(dataset, make_config, tmp_
     for number, overrides in enumerate(
         [
             ("train.amp=bf16",),
-            ("train.amp=fp16",),
             ("train.channels_last=false", "data.d4=false", "data.shift_px=2"),
             ("loss.name=focal", "loss.label_smoothing=0.1", "optim.accumulate=3"),
         ]
@@ -401,6 +400,12 @@ def test_options_of_precision_and_layout_run_on_a_cpu(dataset, make_config, tmp_
         out = tmp_path / str(number)
         result = train(dataset, make_config("train.epochs=1", *overrides), out)
         assert np.isfinite(result["validation"]["nll"])
+
+
+def test_fp16_on_a_cpu_is_refused_before_the_folder_is_made(dataset, make_config, tmp_path):
+    with pytest.raises(ConfigError, match=r"a step can take minutes\. Set train\.amp=auto"):
+        train(dataset, make_config("train.amp=fp16"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

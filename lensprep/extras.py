@@ -1,0 +1,36 @@
+"""What is installed only where it is asked for, and what to say where it is missing."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from lensprep import __version__
+
+EXTRAS: Final = {
+    "train": ("jinja2", "optuna", "sklearn", "tensorboard", "torch", "torchvision"),
+    "synth": ("lenstronomy",),
+    "dask": ("dask", "dask_jobqueue", "distributed"),
+    "spark": ("pyspark",),
+}
+"""Modules by the extra of this distribution that brings them."""
+
+
+def install_hint(module: str) -> str | None:
+    """How to get a module that cannot be imported; None if no extra brings it.
+
+    The distribution is on no package index: its name alone would install nothing, or another's.
+
+    Parameters
+    ----------
+    module : str
+        As in ``import``; a module inside of it will do.
+    """
+    top = module.partition(".")[0]
+    for extra, modules in EXTRAS.items():
+        if top in modules:
+            return (
+                f"{top} is not installed; the extra `{extra}` brings it. In a checkout: "
+                f"pip install '.[{extra}]'; from a wheel: "
+                f"pip install './lensprep-{__version__}-py3-none-any.whl[{extra}]'."
+            )
+    return None

@@ -1,0 +1,186 @@
+"""The edge of both programs: what errors, odd terminals and late reports look like to a user."""
+
+import errno
+import io
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from lensprep import terminal
+from lensprep.extras import EXTRAS, install_hint
+from lensprep.terminal import one_line, progress_bar
+
+ROOT = Path(__file__).parents[2]
+
+
+class Now:
+    """A clock that is set by hand."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def monotonic(self):
+        return self.seconds
+
+
+@pytest.fixture
+def now(monkeypatch):
+    clock = Now()
+    monkeypatch.setattr(terminal, "time", clock)
+    return clock
+
+
+def test_a_line_of_progress_counts_from_the_beginning_and_not_from_the_first_report(now, capsys):
+    with progress_bar() as show:
+        now.seconds = 20.0
+        show("decode", 4_000, 12_000)
+        now.seconds = 40.0
+        show("decode", 12_000, 12_000)
+        now.seconds = 50.0
+        show("shards", 1_000, 12_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "decode: 4,000 of 12,000, 200/s, 40 s left",
+        "decode: 12,000 of 12,000, 300/s, 0 s left",
+        "shards: 1,000 of 12,000, 100/s, 110 s left",
+    ]
+
+
+def test_a_bar_counts_from_the_beginning_too(now, monkeypatch):
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=120, get_time=now.monotonic)
+    monkeypatch.setattr(terminal, "Console", lambda **_: console)
+    with progress_bar() as show:
+        now.seconds = 20.0
+        show("decode", 4_000, 12_000)
+    shown = Text.from_ansi(file.getvalue()).plain
+    assert "200/s 0:00:20" in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/full/a"),
+         "/full/a could not be read or written: No space left on device."),
+        (OSError(errno.EROFS, "Read-only file system", "/ro/a", None, "/ro/b"),
+         "/ro/a and /ro/b could not be read or written: Read-only file system."),
+        (OSError(errno.EFBIG, "File too large"),
+         "A file could not be read or written: File too large."),
+        (OSError(errno.ECONNREFUSED, "Connection refused"), None),
+        (ModuleNotFoundError("No module named 'no'", name="no"), None),
+        (ValueError("a fault of ours"), None),
+    ],
+)  # fmt: skip
+def test_what_a_disk_refuses_is_one_line_and_what_nobody_expected_keeps_its_trace(error, line):
+    assert one_line(error) == line
+
+
+def test_the_database_of_a_study_on_a_full_disk_is_one_line():
+    error = ValueError("wrapped by others")
+    error.__cause__ = sqlite3.OperationalError("database or disk is full")
+    assert one_line(error) == "The database could not be read or written: database or disk is full."
+
+
+def test_every_extra_that_can_be_missing_has_its_hint():
+    """The table of modules against what pyproject.toml declares; engines and lenses too."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = extras["optional-dependencies"]
+    modules = {"scikit-learn": "sklearn", "dask-jobqueue": "dask_jobqueue"}
+    for extra, names in EXTRAS.items():
+        declared = {re.split(r"[^\w-]", text)[0] for text in extras[extra]}
+        assert {modules.get(name, name) for name in declared} == set(names) - {"distributed"}
+        for name in names:
+            hint = install_hint(f"{name}.below")
+            assert f"pip install '.[{extra}]'" in hint
+            assert f"-py3-none-any.whl[{extra}]'" in hint
+    assert install_hint("numpy") is None
+
+
+PROGRAM = r"""
+import os, sys, threading
+import click
+from lensprep.terminal import ProjectGroup, print_json
+
+@click.group(cls=ProjectGroup)
+def main():
+    pass
+
+@main.command()
+def say():
+    print("θ_E … 1″ \udcff")
+    print("θ_E …", file=sys.stderr)
+    print_json({"key": "θ_E"})
+
+@main.command()
+def thread():
+    def write():
+        raise OSError(28, "No space left on device", "events")
+    one = threading.Thread(target=write)
+    one.start()
+    one.join()
+
+@main.command()
+def pipe():
+    read, write = os.pipe()
+    os.close(read)
+    os.write(write, b"x")
+
+main()
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Runs a command of the program above."""
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM, "utf-8")
+
+    def run(command, stdout=subprocess.PIPE, **environment):
+        return subprocess.run(
+            [sys.executable, file, command],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            env=os.environ | environment,
+        )
+
+    return run
+
+
+def test_a_terminal_without_the_characters_shows_others_and_json_stays_whole(program):
+    done = program(
+        "say", LC_ALL="C", PYTHONIOENCODING="ascii:strict", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"
+    )
+    assert done.returncode == 0, done.stderr
+    first, *rest = done.stdout.decode("ascii").split("\n", 1)
+    assert first == "?_E ? 1? ?"
+    assert json.loads(rest[0]) == {"key": "θ_E"}
+    assert done.stderr == b"?_E ?\n"
+
+
+def test_a_thread_that_met_a_full_disk_is_one_line(program):
+    done = program("thread")
+    assert done.stderr == (
+        b"Warning: events could not be read or written: No space left on device.\n"
+    )
+
+
+def test_a_broken_pipe_between_processes_is_no_success(program):
+    """It is only where nobody reads what is printed, as with `lensprep inspect ... | head`."""
+    done = program("pipe")
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"Error: A process or a connection")
+    read, write = os.pipe()
+    os.close(read)
+    done = program("say", stdout=write)
+    os.close(write)
+    assert done.returncode == 0
+    assert b"rror" not in done.stderr
