@@ -5,19 +5,47 @@ with FaultProxy(port) as proxy:
     ... a client uses proxy.url ...
     proxy.requests            the first line of every request that passed
     proxy.bytes_down          bytes of all answers
+    proxy.happened            how many faults of each kind happened, as a Counter
+
+A share of the requests, the same in every run whatever threads ask first (a seed draws by method,
+file name, range and how often that was asked); `ALWAYS` for as long as the proxy lives:
+
+    proxy.add(Fault("alter", match=b"GET ", times=ALWAYS, share=0.1, seed=7, after=DRAWN))
+    proxy.add(Fault("misdirect", match=b"GET ", times=ALWAYS, share=0.1, seed=7))
+    proxy.add(Fault("html", match=b"PUT ", head=b'ETag: "0"\r\n', length=False))
+    proxy.add(Fault("drop-header", match=b"HEAD ", header=b"ETag|x-amz-checksum-\\w+"))
+    proxy.break_after_s = 0.4           every connection is reset when it is so old
+    proxy.clear()                       no faults from now on
+
+Of several faults that fit a request the first one added happens.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import random
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
-_REQUEST = re.compile(rb"(GET|PUT|POST|HEAD|DELETE) [^\r]* HTTP/1\.1\r\n")
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+ALWAYS = 1 << 60
+"""Times of a fault that does not wear out."""
+DRAWN = -1
+"""Place of a fault that is drawn from its seed, within the body."""
+LOGIN_PAGE = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Sign in.</body></html>"
+
+_REQUEST = re.compile(rb"(GET|PUT|POST|HEAD|DELETE) ([^ \r]*) HTTP/1\.1\r\n")
+_RANGE = re.compile(rb"\r\nRange: *([^\r]*)", re.I)
+_LENGTH = re.compile(rb"\r\nContent-Length: *(\d+)", re.I)
 _CHUNK = 64 << 10
 
 
@@ -33,12 +61,32 @@ class Fault:
     stall           forward ``after`` bytes of the answer, then nothing, and keep open
     refuse          reset at once
     answer          answer ``status`` with S3's error ``code``, do not forward
+    alter           turn over one bit of the answer's body, ``after`` bytes from its beginning
+    alter-request   the same of the request's body
+    cut             end the answer's body after ``after`` bytes, and state that as its length
+    misdirect       answer with what a GET of ``to`` and ``range`` gives, with its headers
+    html            answer 200 with `LOGIN_PAGE` and the lines ``head``; do not forward
+    drop-header     leave out of the answer the headers whose whole names match ``header``
     """
     match: bytes = b""
     holding: bytes = b""
     """And whose head holds this, such as ``bytes=0-``: of a file in parts the first one."""
     times: int = 1
     after: int = 0
+    """Or `DRAWN`, for `alter`, `alter-request` and `cut`."""
+    share: float = 1.0
+    """Of the requests that fit, drawn from the seed."""
+    seed: int = 0
+    to: str = ""
+    """Path of another object, such as ``/bucket/key``. Without it and ``range`` one of the GETs
+    that passed before is drawn: another object, or another range."""
+    range: str = ""
+    """Such as ``bytes=0-99``; without it the whole object."""
+    head: bytes = b""
+    """Header lines, each with its ``\\r\\n``."""
+    length: bool = True
+    """Whether the page's length is stated; else the connection ends with it."""
+    header: bytes = b""
     status: int = 503
     code: str = "SlowDown"
     then: Callable[[], object] | None = None
@@ -49,12 +97,32 @@ class _Link:
     """One connection."""
 
     def __init__(self) -> None:
-        self.kind, self.left = "", 0
-        self.then: Callable[[], object] | None = None
+        self.begin(None, random.Random(0))
+
+    def begin(self, fault: Fault | None, chance: random.Random) -> None:
+        """A request comes, with a fault or without one."""
+        self.fault, self.chance = fault, chance
+        self.kind, self.left = ("", 0) if fault is None else (fault.kind, fault.after)
+        self.answered = False
 
     async def happen(self) -> None:
-        if self.then is not None:
-            await asyncio.to_thread(self.then)
+        if self.fault is not None and self.fault.then is not None:
+            await asyncio.to_thread(self.fault.then)
+
+    def place(self, head: bytes, body: bytes) -> None:
+        """Draw where the fault happens, now that the body's length is known."""
+        if self.left == DRAWN:
+            found = _LENGTH.search(head)
+            size = int(found[1]) if found else len(body)
+            self.left = self.chance.randrange(size) if size else 0
+
+    def altered(self, body: bytes) -> bytes:
+        """A piece of the body, with its bit turned over if that lies in this piece."""
+        place, self.left = self.left, self.left - len(body)
+        if not 0 <= place < len(body):
+            return body
+        bit = bytes([body[place] ^ 1 << self.chance.randrange(8)])
+        return body[:place] + bit + body[place + 1 :]
 
 
 class FaultProxy:
@@ -63,7 +131,11 @@ class FaultProxy:
     def __init__(self, port: int) -> None:
         self.port, self.requests, self.bytes_down = port, list[str](), 0
         self.latency_s, self.bytes_per_s = 0.0, 0.0
+        self.break_after_s: float | None = None
+        self.happened = Counter[str]()
         self._faults: list[Fault] = []
+        self._asked = Counter[tuple[int, bytes]]()
+        self._targets: dict[tuple[str, str], None] = {}
         self._writers = set[asyncio.StreamWriter]()
         self._serving = set[asyncio.Task[None]]()
         self._loop = asyncio.new_event_loop()
@@ -111,6 +183,10 @@ class FaultProxy:
     def add(self, *faults: Fault) -> None:
         self._faults.extend(faults)
 
+    def clear(self) -> None:
+        """Let everything pass from now on."""
+        self._faults = []
+
     def count(self, text: str) -> int:
         """Requests whose first line holds the text."""
         return sum(text in line for line in self.requests)
@@ -131,7 +207,12 @@ class FaultProxy:
             link = _Link()
             pumps.append(asyncio.ensure_future(self._up(reader, up_writer, writer, link)))
             pumps.append(asyncio.ensure_future(self._down(up_reader, writer, link)))
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                pumps, timeout=self.break_after_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                self.happened["break"] += 1
+                _break(writer)
         except (OSError, asyncio.CancelledError):
             pass  # nobody listens there: the client's connection is closed; or the test is over
         finally:
@@ -151,22 +232,28 @@ class FaultProxy:
         link: _Link,
     ) -> None:
         while data := await reader.read(_CHUNK):
+            head = b""
             if found := _REQUEST.match(data):
+                head, data = await _head(reader, data)
                 self.requests.append(found[0].decode("latin-1").strip())
                 await asyncio.sleep(self.latency_s)
-                fault = self._take(data)
-                if fault is not None:
-                    link.kind, link.left = fault.kind, fault.after
-                    link.then = fault.then
-                if link.kind in ("refuse", "answer"):
+                link.begin(*self._take(head))
+                fault = link.fault
+                if link.kind in ("refuse", "answer", "html"):
                     await link.happen()
                 if link.kind == "refuse":
                     return _break(client)
-                if link.kind == "answer":
-                    assert fault is not None
-                    client.write(_error(fault))
+                if fault is not None and link.kind in ("answer", "html"):
+                    client.write(_error(fault) if link.kind == "answer" else _page(fault))
                     await client.drain()
                     return None
+                if fault is not None and link.kind == "misdirect":
+                    head = self._misdirected(head, fault, link.chance)
+                if link.kind == "alter-request":
+                    link.place(head, data)
+            if link.kind == "alter-request":
+                data = link.altered(data)
+            data = head + data
             if link.kind == "reset-request":
                 if len(data) >= link.left:
                     await link.happen()
@@ -180,9 +267,26 @@ class FaultProxy:
         self, reader: asyncio.StreamReader, client: asyncio.StreamWriter, link: _Link
     ) -> None:
         while data := await reader.read(_CHUNK):
-            if link.kind == "lose-answer" and not data.startswith(b"HTTP/1.1 100"):
+            goes_on = data.startswith(b"HTTP/1.1 100")
+            if link.kind == "lose-answer" and not goes_on:
                 await link.happen()
                 return _break(client)
+            head = b""
+            if not link.answered and not goes_on:
+                link.answered = True
+                head, data = await _head(reader, data)
+                if link.kind in ("alter", "cut"):
+                    link.place(head, data)
+                if link.kind == "cut":
+                    head = _LENGTH.sub(b"\r\nContent-Length: %d" % link.left, head)
+                if link.fault is not None and link.kind == "drop-header":
+                    head = re.sub(rb"(?mi)^(%s):.*\r\n" % link.fault.header, b"", head)
+            if link.kind == "alter" and not goes_on:
+                data = link.altered(data)
+            if link.kind == "cut" and not goes_on:
+                data = data[: link.left]
+                link.left -= len(data)
+            data = head + data
             if link.kind in ("reset-answer", "stall"):
                 data = data[: link.left]
                 link.left -= len(data)
@@ -197,20 +301,69 @@ class FaultProxy:
                 return _break(client)
             if link.kind == "stall" and link.left <= 0:
                 await asyncio.sleep(3600)
+            if link.kind == "cut" and link.left <= 0:
+                return None  # the client finds the connection closed
         return None
 
-    def _take(self, data: bytes) -> Fault | None:
-        for fault in self._faults:
-            if fault.times > 0 and data.startswith(fault.match) and fault.holding in data:
-                fault.times -= 1
-                return fault
-        return None
+    def _take(self, head: bytes) -> tuple[Fault | None, random.Random]:
+        """The fault that a request meets, and what draws its place."""
+        request = _REQUEST.match(head)
+        assert request is not None
+        path, found = request[2].decode(), _RANGE.search(head)
+        what = request[1] + path.partition("?")[0].rpartition("/")[2].encode()
+        span = found[1] if found else b""
+        chance = random.Random(0)
+        taken = None
+        for number, fault in enumerate(self._faults):
+            if fault.times > 0 and head.startswith(fault.match) and fault.holding in head:
+                # By what is asked, and not in turn: threads come in any order.
+                self._asked[number, what + span] += 1
+                nth = self._asked[number, what + span]
+                chance = random.Random(f"{fault.seed} {what + span!r} {nth}")
+                if chance.random() < fault.share:
+                    taken = fault
+                    break
+        if taken is not None:
+            taken.times -= 1
+            self.happened[taken.kind] += 1
+        if request[1] == b"GET" and "list-type" not in path:
+            self._targets[path, span.decode()] = None
+        return taken, chance
+
+    def _misdirected(self, head: bytes, fault: Fault, chance: random.Random) -> bytes:
+        """Head of a request for something else, signed anew."""
+        request, found = _REQUEST.match(head), _RANGE.search(head)
+        assert request is not None
+        mine = request[2].decode(), found[1].decode() if found else ""
+        to, span = fault.to or mine[0], fault.range
+        if not fault.to and not fault.range:
+            others = [target for target in self._targets if target != mine]
+            if not others:
+                self.happened["misdirect"] -= 1  # nothing else was asked for yet
+                return head
+            to, span = chance.choice(others)
+        asked = AWSRequest("GET", f"http://127.0.0.1:{self.port}{to}")
+        asked.headers["Host"] = f"127.0.0.1:{self.port}"
+        if span:
+            asked.headers["Range"] = span
+        keys = Credentials(os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
+        S3SigV4Auth(keys, "s3", "us-east-1").add_auth(asked)
+        lines = [f"GET {to} HTTP/1.1", *(f"{name}: {text}" for name, text in asked.headers.items())]
+        return "\r\n".join([*lines, "", ""]).encode()
 
 
 async def _rounds() -> None:
     """Let the loop go round a few times."""
     for _ in range(10):
         await asyncio.sleep(0)
+
+
+async def _head(reader: asyncio.StreamReader, data: bytes) -> tuple[bytes, bytes]:
+    """The head that `data` begins with, read to its end, and what came after it."""
+    while b"\r\n\r\n" not in data and (more := await reader.read(_CHUNK)):
+        data += more
+    head, mark, body = data.partition(b"\r\n\r\n")
+    return head + mark, body
 
 
 def _break(client: asyncio.StreamWriter) -> None:
@@ -226,3 +379,10 @@ def _error(fault: Fault) -> bytes:
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + body
+
+
+def _page(fault: Fault) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n" + fault.head
+    if fault.length:
+        head += b"Content-Length: %d\r\n" % len(LOGIN_PAGE)
+    return head + b"\r\n" + LOGIN_PAGE
