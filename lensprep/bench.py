@@ -48,8 +48,10 @@ from lensprep import zipwalk
 from lensprep.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset.layout import BANDS, JSON_FIELDS, RECORD_STRIDE, STAMP_SHAPE
+from lensprep.dataset.s3client import S3Options
 from lensprep.engine import LocalEngine, default_workers
 from lensprep.errors import InputError
+from lensprep.listing import filesystem_for
 from lensprep.normalize import DEFAULT_CLIP, MAD_TO_SIGMA, Normalizer, normalization_spec
 from lensprep.rounds import BATCH_ROWS
 from lensprep.source import Source
@@ -80,6 +82,7 @@ def run_bench(
     rounds: int = DEFAULT_ROUNDS,
     folder: Path | None = None,
     progress: Progress | None = None,
+    options: S3Options | None = None,
 ) -> dict[str, Any]:
     """Measure conversion on this machine.
 
@@ -96,6 +99,8 @@ def run_bench(
         Where to write, and to clean up; default: the folder for temporary files. A slow disk there
         slows the seed path and ours.
     progress : callable, optional
+    options : S3Options, optional
+        How to reach an object store that `src` lies in.
 
     Returns
     -------
@@ -118,7 +123,7 @@ def run_bench(
     with tempfile.TemporaryDirectory(prefix="lensprep-bench-", dir=folder) as name:
         work = Path(name)
         report("rows", 0, rows)
-        table = _made_rows(rows) if src is None else _some_rows(src, rows)
+        table = _made_rows(rows) if src is None else _some_rows(src, rows, options)
         _write_tree(table, work / "stamps")
         _write_tree(table.slice(0, _WARM_UP_ROWS), work / "warm-up")
         report("rows", table.num_rows, table.num_rows)
@@ -399,9 +404,9 @@ def _write_part(table: pa.Table, path: Path) -> None:
     )
 
 
-def _some_rows(src: str, rows: int) -> pa.Table:
+def _some_rows(src: str, rows: int, options: S3Options | None = None) -> pa.Table:
     """At most so many rows of a source, from row groups at equal distances."""
-    source = Source.open(src)
+    source = Source.open(src, filesystem=filesystem_for(src, options))
     groups = [(f, i) for f in source.files for i, g in enumerate(f.row_groups) if g.rows]
     if not groups:
         raise InputError(f"{src} has no rows to measure with.")

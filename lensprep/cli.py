@@ -20,6 +20,7 @@ import click
 from rich.console import Console
 
 from lensprep import __version__
+from lensprep.dataset.files import check_file
 from lensprep.dataset.interrupts import INTERRUPTED, grace
 from lensprep.dataset.layout import SPLITS
 from lensprep.dataset.s3client import S3Options
@@ -27,6 +28,10 @@ from lensprep.dataset.storage import is_remote
 from lensprep.engine import ENGINES, EngineName, make_engine
 from lensprep.normalize import MODES
 from lensprep.terminal import (
+    LOCAL,
+    LOCATION,
+    PICTURE,
+    LocalPath,
     ProjectGroup,
     print_json,
     progress_bar,
@@ -67,7 +72,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=LOCATION)
 @click.option("--rows", type=click.IntRange(1), required=True, help="Stamps to make.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed, another sky.")
 @click.option("--regions", type=click.IntRange(3), help="Regions of sky [default: by rows].")
@@ -80,10 +85,11 @@ def main() -> None:
     metavar="NAME=RATE",
     help="Plant this defect at this rate instead; repeatable.",
 )
+@s3_options
 @workers_option
 @json_option
 def synth(
-    out: Path,
+    out: str,
     rows: int,
     seed: int,
     regions: int | None,
@@ -92,6 +98,7 @@ def synth(
     rates: tuple[str, ...],
     workers: int | None,
     as_json: bool,
+    options: S3Options,
 ) -> None:
     """Make a synthetic Phase 4c tree in OUT: galaxies, lenses, seeing and noise like DECaLS.
 
@@ -122,6 +129,7 @@ def synth(
             split_fractions=_fractions(split_fractions),
             defects=planted or None,
             progress=progress,
+            options=options,
         )
     if as_json:
         print_json(result)
@@ -157,7 +165,7 @@ def _fractions(text: str | None) -> dict[str, float] | None:
 
 
 @main.command()
-@click.argument("src")
+@click.argument("src", type=LOCATION)
 @click.option("--pixels", is_flag=True, help="Decode the stamps too: duplicate images, bad blobs.")
 @click.option("--fractions", metavar="train=F,val=F,test=F", help="What the splits should be.")
 @s3_options
@@ -199,8 +207,8 @@ def check(
 
 
 @main.command()
-@click.argument("src")
-@click.argument("dataset")
+@click.argument("src", type=LOCATION)
+@click.argument("dataset", type=LOCATION)
 @workers_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the global shuffle.")
 @click.option("--shard-rows", type=click.IntRange(1), default=8192, show_default=True)
@@ -237,12 +245,14 @@ def check(
 )
 @click.option(
     "--work",
+    type=LOCATION,
     metavar="FOLDER",
     help="Where the runs between the two rounds lie, as large as the dataset: a local folder or "
     "s3:// [default: DATASET/.work].",
 )
 @click.option(
     "--keep-local",
+    type=LOCAL,
     metavar="FOLDER",
     help="Have a dataset that is made in an object store in this local folder as well.",
 )
@@ -257,7 +267,7 @@ def convert(
     engine_name: EngineName,
     scheduler: str | None,
     work: str | None,
-    keep_local: str | None,
+    keep_local: Path | None,
     as_json: bool,
     options: S3Options,
     **settings: Any,
@@ -301,7 +311,7 @@ def convert(
                 engine=engine,
                 resume=resume,
                 work=work,
-                keep_local=keep_local,
+                keep_local=None if keep_local is None else str(keep_local),
                 progress=show,
                 options=options,
                 announce=_announce,
@@ -346,8 +356,13 @@ def _print_account(result: dict[str, Any]) -> None:
 
 
 @main.command()
-@click.argument("dataset")
-@click.option("--against", metavar="SRC", help="Derive rows again from this source and compare.")
+@click.argument("dataset", type=LOCATION)
+@click.option(
+    "--against",
+    type=LOCATION,
+    metavar="SRC",
+    help="Derive rows again from this source and compare.",
+)
 @click.option("--sample", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--all", "every", is_flag=True, help="Compare every row with the source.")
 @s3_options
@@ -393,12 +408,12 @@ def verify(
 
 
 @main.command()
-@click.argument("dataset")
-@click.argument("destination", metavar="s3://BUCKET/FOLDER")
+@click.argument("dataset", type=LOCAL)
+@click.argument("destination", type=LOCATION, metavar="s3://BUCKET/FOLDER")
 @write_options
 @s3_options
 @json_option
-def upload(dataset: str, destination: str, as_json: bool, options: S3Options) -> None:
+def upload(dataset: Path, destination: str, as_json: bool, options: S3Options) -> None:
     """Copy a finished dataset to an object store; run it again to go on after an interruption.
 
     What is there with the same digest is skipped, and nothing is replaced. The manifest comes
@@ -410,15 +425,15 @@ def upload(dataset: str, destination: str, as_json: bool, options: S3Options) ->
     """
     from lensprep.upload import upload as run_upload
 
-    _transfer(run_upload, dataset, destination, options, as_json)
+    _transfer(run_upload, str(dataset), destination, options, as_json)
 
 
 @main.command()
-@click.argument("uri", metavar="s3://BUCKET/FOLDER")
-@click.argument("dataset")
+@click.argument("uri", type=LOCATION, metavar="s3://BUCKET/FOLDER")
+@click.argument("dataset", type=LOCAL)
 @s3_options
 @json_option
-def download(uri: str, dataset: str, as_json: bool, options: S3Options) -> None:
+def download(uri: str, dataset: Path, as_json: bool, options: S3Options) -> None:
     """Copy a dataset from an object store; run it again to go on after an interruption.
 
     Every file is compared with its digest before it gets its name; what is there is skipped.
@@ -429,7 +444,7 @@ def download(uri: str, dataset: str, as_json: bool, options: S3Options) -> None:
     """
     from lensprep.upload import download as run_download
 
-    _transfer(run_download, uri, dataset, options, as_json)
+    _transfer(run_download, uri, str(dataset), options, as_json)
 
 
 def _transfer(
@@ -456,13 +471,13 @@ def _transfer(
 
 
 @main.command()
-@click.argument("location", metavar="DATASET|SHARD")
+@click.argument("location", type=LOCATION, metavar="DATASET|SHARD")
 @click.option("--split", help="Only this split.")
 @click.option("--sample", type=click.IntRange(0), help="Show this record in full, by position.")
 @click.option(
     "--montage",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw a sample of stamps into this PNG.",
+    type=PICTURE,
+    help="Draw a sample of stamps into this picture: .png, .jpg or .pdf.",
 )
 @click.option(
     "--count", type=click.IntRange(1), default=48, show_default=True, help="Stamps in it."
@@ -474,7 +489,7 @@ def inspect(
     location: str,
     split: str | None,
     sample: int | None,
-    montage: Path | None,
+    montage: str | None,
     count: int,
     seed: int,
     as_json: bool,
@@ -490,6 +505,8 @@ def inspect(
     from lensprep.inspection_text import render_text
     from lensprep.montage import write_montage
 
+    if montage is not None:
+        check_file(montage, options)
     inspection = inspect_dataset(location, split=split, sample=sample, options=options)
     keys = []
     if montage is not None:
@@ -497,7 +514,7 @@ def inspect(
             location, montage, split=split, count=count, seed=seed, options=options
         )
     if as_json:
-        print_json({**inspection.to_dict(), "montage": str(montage) if montage else None})
+        print_json({**inspection.to_dict(), "montage": montage})
         return
     Console().print(render_text(inspection))
     if montage is not None:
@@ -505,17 +522,23 @@ def inspect(
 
 
 @main.command()
-@click.argument("src", required=False)
+@click.argument("src", type=LOCATION, required=False)
 @click.option("--rows", type=click.IntRange(1), help="Rows of each round.")
 @click.option("--rounds", type=click.IntRange(1), help="Repetitions; the figures are medians.")
 @click.option(
     "--folder",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=LocalPath(file_okay=False, exists=True),
     help="Disk to measure on [default: that of temporary files].",
 )
+@s3_options
 @json_option
 def bench(
-    src: str | None, rows: int | None, rounds: int | None, folder: Path | None, as_json: bool
+    src: str | None,
+    rows: int | None,
+    rounds: int | None,
+    folder: Path | None,
+    as_json: bool,
+    options: S3Options,
 ) -> None:
     """Measure this machine: the usual way, ours, and inflating alone, on one core; two workers.
 
@@ -534,6 +557,7 @@ def bench(
             rounds=rounds or DEFAULT_ROUNDS,
             folder=folder,
             progress=show,
+            options=options,
         )
     if as_json:
         print_json(result)

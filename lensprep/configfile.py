@@ -9,23 +9,26 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from os import PathLike
 from typing import Any, TypeVar
 
-from lensprep.errors import ConfigError
+from lensprep.dataset.files import read_file
+from lensprep.errors import ConfigError, NotFoundError, StorageError
 
 T = TypeVar("T")
 
 
-def load_config(cls: type[T], path: Path | None = None, overrides: Sequence[str] = ()) -> T:
+def load_config(
+    cls: type[T], path: str | PathLike[str] | None = None, overrides: Sequence[str] = ()
+) -> T:
     """Build a configuration: defaults, then a file, then overrides.
 
     Parameters
     ----------
     cls : type
         A frozen dataclass; fields may be dataclasses themselves (sections).
-    path : Path, optional
-        A TOML file.
+    path : str or path, optional
+        A TOML file, local or s3://.
     overrides : sequence of str
         ``section.key=value``, the value in TOML; text needs no quotes.
 
@@ -81,13 +84,13 @@ def to_toml(config: Any) -> str:
     return _toml_table(to_mapping(config), "")
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: str | PathLike[str]) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return tomllib.loads(read_file(path).decode())
+    except NotFoundError:
         raise ConfigError(f"{path}: no such configuration file.") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+    except StorageError as error:
+        raise ConfigError(str(error)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from None
 

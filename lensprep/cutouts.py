@@ -26,10 +26,10 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lensprep.dataset.csvtext import read_csv
 from lensprep.dataset.layout import BANDS, PIXEL_SCALE_ARCSEC, STAMP_SIZE
 from lensprep.errors import InputError
 from lensprep.stampnpz import RejectReason
@@ -116,8 +116,7 @@ def _read_table(path: Path) -> pa.Table:
         raise InputError(f"{path}: no such catalogue.")
     try:
         if path.name.lower().endswith((".csv", ".csv.gz")):
-            text = dict.fromkeys(("key", "file"), pa.string())
-            return pcsv.read_csv(path, convert_options=pcsv.ConvertOptions(column_types=text))
+            return read_csv(path, ("key", "file"))
         return pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         first = str(error).splitlines()[0]

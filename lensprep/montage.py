@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -21,10 +20,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lensprep.contract import filter_rows, label_rows
+from lensprep.dataset.files import uri_suffix, written_file
 from lensprep.dataset.layout import BANDS, MANIFEST_NAME, STAMP_SHAPE
 from lensprep.dataset.rgb import lupton_rgb, restore
 from lensprep.dataset.s3client import S3Options
-from lensprep.dataset.storage import atomic_writer, is_remote, local_path, open_store
+from lensprep.dataset.storage import is_remote, local_path, open_store
 from lensprep.errors import DatasetError
 from lensprep.listing import filesystem_for
 from lensprep.parts import Part, Target, open_target, table_numbers
@@ -72,7 +72,7 @@ def write_montage(
     seed: int = 0,
     options: S3Options | None = None,
 ) -> list[str]:
-    """Draw a random sample of stamps into a PNG.
+    """Draw a random sample of stamps into a picture.
 
     Parameters
     ----------
@@ -80,7 +80,8 @@ def write_montage(
         A dataset, one of its shards, a tar alone, or a Phase 4c source (a folder without a
         manifest).
     out : str or path
-        The picture; written whole or not at all.
+        The picture, local or s3://; its suffix says how it is drawn (png, jpg, pdf). It is written
+        whole or not at all.
     split : str, optional
         Only this split; else the first one of a dataset, any of a source.
     count : int
@@ -111,10 +112,8 @@ def write_montage(
     if not stamps:
         raise DatasetError(f"{location} has no stamp to draw.")
     figure = draw_montage(stamps)
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_writer(path) as file:
-        figure.savefig(file, format="png", dpi=_DPI)
+    with written_file(out, options) as path:
+        figure.savefig(path, format=uri_suffix(out)[1:] or None, dpi=_DPI)
     return [stamp.key for label in (0, 1) for stamp in stamps if stamp.label == label]
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -29,9 +30,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lensprep.dataset.files import uri_suffix
 from lensprep.dataset.interrupts import INTERRUPTED, Watchdog, interruptible
 from lensprep.dataset.s3client import S3Options
-from lensprep.errors import ProjectError
+from lensprep.dataset.storage import local_path
+from lensprep.errors import ProjectError, StorageError
 from lensprep.extras import install_hint
 
 R = TypeVar("R")
@@ -226,3 +229,43 @@ class _LineReporter:
         self._told = now
         left = f", {(total - done) / rate:,.0f} s left" if rate else ""
         self._console.print(f"{phase}: {done:,} of {total:,}, {rate:,.0f}/s{left}", highlight=False)
+
+
+class Location(click.Path):
+    """Type of a parameter that names a file or folder, local or ``s3://``; its value is a str.
+
+    ``click.Path`` itself makes ``s3:/x`` of ``s3://x``, and a folder of that name is then written.
+
+    Parameters
+    ----------
+    *suffixes : str
+        Endings that a file to be written may have; each says how.
+    """
+
+    def __init__(self, *suffixes: str) -> None:
+        super().__init__()
+        self.suffixes = suffixes
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The location; a suffix that says nothing is a usage error."""
+        text = str(value)
+        if self.suffixes and uri_suffix(text) not in self.suffixes:
+            known = ", ".join(self.suffixes)
+            self.fail(f"{text}: the suffix says how it is written, one of {known}.", param, ctx)
+        return text
+
+
+class LocalPath(click.Path):
+    """Type of a parameter that must be on a disk; its value is a Path."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path; an object store is a usage error."""
+        try:
+            return Path(str(super().convert(local_path(value), param, ctx)))
+        except StorageError:
+            self.fail(f"{value}: this must be on a local disk.", param, ctx)
+
+
+LOCATION = Location()
+PICTURE = Location(".png", ".jpg", ".jpeg", ".pdf")
+LOCAL = LocalPath()

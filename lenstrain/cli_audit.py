@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from lensprep.configfile import load_config
+from lensprep.terminal import LOCATION
 from lenstrain.cli_base import (
-    PATH,
     config_option,
     device_option,
     json_option,
@@ -21,11 +20,11 @@ from lenstrain.cli_base import (
 
 
 @click.command()
-@click.argument("checkpoint", type=PATH)
-@click.argument("dataset")
+@click.argument("checkpoint", type=LOCATION)
+@click.argument("dataset", type=LOCATION)
 @click.option(
     "--out",
-    type=PATH,
+    type=LOCATION,
     help="Folder for the results  [default: probe in the run folder].",
 )
 @device_option
@@ -33,9 +32,9 @@ from lenstrain.cli_base import (
 @s3_options
 @json_option
 def probe(
-    checkpoint: Path,
+    checkpoint: str,
     dataset: str,
-    out: Path | None,
+    out: str | None,
     device: str,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -61,25 +60,25 @@ def probe(
 
 
 @click.command()
-@click.argument("run", type=PATH)
-@click.argument("dataset")
+@click.argument("run", type=LOCATION)
+@click.argument("dataset", type=LOCATION)
 @click.option(
     "--out",
-    type=PATH,
+    type=LOCATION,
     help="Folder for the results  [default: audit in the run folder].",
 )
-@click.option("--scores", type=PATH, help="Scores of the test split.")
-@click.option("--evaluation", type=PATH, help="Folder of `lenstrain evaluate`.")
+@click.option("--scores", type=LOCATION, help="Scores of the test split.")
+@click.option("--evaluation", type=LOCATION, help="Folder of `lenstrain evaluate`.")
 @click.option(
     "--probe",
     "probe_path",
-    type=PATH,
+    type=LOCATION,
     help="Folder of `lenstrain probe`.",
 )
 @click.option(
     "--seed-scores",
     multiple=True,
-    type=PATH,
+    type=LOCATION,
     help="Scores of the same split by a run with another seed. Repeatable.",
 )
 @click.option(
@@ -88,10 +87,10 @@ def probe(
     metavar="COLUMN=VALUE:SCORES",
     help="Scores by a run that was trained without a value. Repeatable.",
 )
-@click.option("--real", type=PATH, help="Scores of real lenses.")
+@click.option("--real", type=LOCATION, help="Scores of real lenses.")
 @click.option(
     "--confusers",
-    type=PATH,
+    type=LOCATION,
     help="Scores of confusers, blank fields and artefacts, with a column `kind`.",
 )
 @click.option("--run-checks", is_flag=True, help="Also run the short trainings (minutes).")
@@ -101,21 +100,21 @@ def probe(
 @s3_options
 @json_option
 def audit(
-    run: Path,
+    run: str,
     dataset: str,
-    out: Path | None,
-    probe_path: Path | None,
+    out: str | None,
+    probe_path: str | None,
     run_checks: bool,
     only: tuple[str, ...],
-    config_path: Path | None,
+    config_path: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
     **named: Any,
 ) -> None:
     """Go through the readiness checklist: is RUN, trained on DATASET, fit to be published.
 
-    Scores, evaluation and probes of the run's best checkpoint are found in the run folder and
-    beside it. Exit status: 0 GO, 3 CONDITIONAL, 4 NO-GO.
+    Scores, evaluation and probes of the run's best checkpoint are found in the run folder and,
+    on a disk, beside it. Exit status: 0 GO, 3 CONDITIONAL, 4 NO-GO.
 
     \b
     Example:

@@ -10,22 +10,23 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
 
 from lensprep.dataset.interrupts import INTERRUPTED, PREEMPTED
+from lensprep.terminal import LOCAL, LOCATION, Location
+from lenstrain.tables import TABLE_SUFFIXES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PATH = click.Path(path_type=Path)
-"""Type of an argument or option that names a file or folder."""
+TABLE = Location(*TABLE_SUFFIXES)
+"""Type of an option that names a table to be written."""
 
 
 def config_option(help: str = "TOML file; see configs/.", *, required: bool = False) -> Any:
     """Add ``--config``, as ``config_path``."""
-    return click.option("--config", "config_path", type=PATH, required=required, help=help)
+    return click.option("--config", "config_path", type=LOCATION, required=required, help=help)
 
 
 def set_option(help: str) -> Any:
@@ -77,7 +78,7 @@ def reading_options(command: F) -> F:
             help="Most that the cache may hold, of all datasets.",
         ),
         click.option(
-            "--cache-dir", type=PATH, help="Folder on a fast disk for shards of an object store."
+            "--cache-dir", type=LOCAL, help="Folder on a fast disk for shards of an object store."
         ),
     ):
         command = option(command)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from lensprep.configfile import load_config
 from lensprep.dataset.storage import is_remote
+from lensprep.terminal import LOCATION
 from lenstrain.cli_base import (
     config_option,
     json_option,
@@ -31,7 +31,7 @@ def bench() -> None:
 
 
 @bench.command()
-@click.argument("dataset")
+@click.argument("dataset", type=LOCATION)
 @click.option("--split", default="train", show_default=True)
 @click.option("--batch-size", default=256, show_default=True, type=click.IntRange(min=1))
 @click.option(
@@ -114,7 +114,7 @@ def _stall_lines(result: dict[str, Any]) -> list[str]:
 
 
 @bench.command()
-@click.argument("dataset")
+@click.argument("dataset", type=LOCATION)
 @config_option()
 @set_option("Override a key of the configuration, such as data.batch_size=512.")
 @click.option(
@@ -124,7 +124,7 @@ def _stall_lines(result: dict[str, Any]) -> list[str]:
 @json_option
 def train(
     dataset: str,
-    config_path: Path | None,
+    config_path: str | None,
     overrides: tuple[str, ...],
     seconds: float,
     as_json: bool,

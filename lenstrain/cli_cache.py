@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from lenstrain.cli_base import PATH, json_option, report, s3_options
+from lensprep.terminal import LOCAL, LOCATION
+from lenstrain.cli_base import json_option, report, s3_options
 
 C = TypeVar("C")
 
@@ -20,7 +21,7 @@ def dir_option(command: C) -> C:
         "--dir",
         "folder",
         required=True,
-        type=PATH,
+        type=LOCAL,
         envvar="LENSTRAIN_CACHE_DIR",
         help="The cache's folder; or the variable LENSTRAIN_CACHE_DIR.",
     )
@@ -82,7 +83,7 @@ def _status_lines(result: dict[str, Any]) -> list[str]:
 
 
 @cache.command()
-@click.argument("dataset")
+@click.argument("dataset", type=LOCATION)
 @dir_option
 @click.option("--split", "splits", multiple=True, help="Only this split. Repeatable.")
 @click.option(

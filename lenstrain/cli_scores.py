@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from lensprep.configfile import load_config
+from lensprep.terminal import LOCATION
 from lenstrain.cli_base import (
-    PATH,
+    TABLE,
     device_option,
     json_option,
     reading_options,
@@ -18,22 +18,24 @@ from lenstrain.cli_base import (
     set_option,
 )
 
+OUT_HELP = "Table to write: .parquet, .csv, .csv.gz or .fits."
+
 
 @click.command()
-@click.argument("checkpoint", type=PATH)
-@click.argument("dataset")
+@click.argument("checkpoint", type=LOCATION)
+@click.argument("dataset", type=LOCATION)
 @click.option("--split", default="test", show_default=True, help="Split to score.")
-@click.option("--out", required=True, type=PATH, help="Parquet file to write.")
+@click.option("--out", required=True, type=TABLE, help=OUT_HELP)
 @click.option(
     "--member",
     "members",
     multiple=True,
-    type=PATH,
+    type=LOCATION,
     help="Another checkpoint of an ensemble; the score is the mean logit. Repeatable.",
 )
 @click.option(
     "--catalog",
-    type=PATH,
+    type=LOCATION,
     help="DATASET is a folder of FITS or NPZ cutouts; their ra, dec (and key or file) are here.",
 )
 @click.option("--tta", is_flag=True, help="Average the logit over the 8 turns and flips.")
@@ -47,11 +49,11 @@ from lenstrain.cli_base import (
 @s3_options
 @json_option
 def infer(
-    checkpoint: Path,
+    checkpoint: str,
     dataset: str,
     split: str,
-    out: Path,
-    members: tuple[Path, ...],
+    out: str,
+    members: tuple[str, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -59,7 +61,8 @@ def infer(
 
     DATASET may also be a Phase 4c tree, or a folder of cutouts with --catalog: their stamps are
     decoded on the way and normalised as the checkpoint asks. Runs alone or under torchrun. Parts
-    that are finished are kept if it is interrupted: the same command goes on from there.
+    that are finished are kept beside --out if it is interrupted: the same command goes on from
+    there, also on another machine.
 
     \b
     Example:
@@ -87,23 +90,23 @@ def _infer_lines(result: dict[str, Any]) -> list[str]:
 
 
 @click.command()
-@click.argument("scores", type=PATH)
+@click.argument("scores", type=LOCATION)
 @click.option(
     "--calibrate-on",
-    type=PATH,
+    type=LOCATION,
     help="Scores of another split, to fit calibration and thresholds on.",
 )
-@click.option("--out", required=True, type=PATH, help="Folder for the report.")
+@click.option("--out", required=True, type=LOCATION, help="Folder for the report.")
 @click.option(
     "--compare",
     "compare_with",
-    type=PATH,
+    type=LOCATION,
     help="Another model's scores of the same stamps.",
 )
 @click.option(
     "--catalog",
-    type=PATH,
-    help="Known lenses, CSV or parquet in lenscat's columns: recall by grade.",
+    type=LOCATION,
+    help="Known lenses, CSV, FITS or parquet in lenscat's columns: recall by grade.",
 )
 @click.option(
     "--catalog-column",
@@ -114,16 +117,18 @@ def _infer_lines(result: dict[str, Any]) -> list[str]:
 )
 @click.option(
     "--catalog-scores",
-    type=PATH,
+    type=LOCATION,
     help="Scores to find the known lenses in; labels are not needed [default: SCORES].",
 )
-@click.option("--dataset", help="Dataset to show stamps from, if not the one the scores name.")
+@click.option(
+    "--dataset", type=LOCATION, help="Dataset to show stamps from, if not the one the scores name."
+)
 @set_option("Override an option of the evaluation, such as resamples=2000.")
 @s3_options
 @json_option
 def evaluate(
-    scores: Path,
-    out: Path,
+    scores: str,
+    out: str,
     catalog_columns: tuple[str, ...],
     overrides: tuple[str, ...],
     as_json: bool,
@@ -131,8 +136,8 @@ def evaluate(
 ) -> None:
     """Measure how good SCORES are, with intervals by region, and write a report.
 
-    SCORES is what `lenstrain infer` writes, or any parquet or CSV with key, label, logit (or
-    probability) and region_id.
+    SCORES is what `lenstrain infer` writes, or any parquet, CSV or FITS table with key, label,
+    logit (or probability) and region_id.
 
     \b
     Example:
@@ -174,19 +179,20 @@ def _evaluate_lines(result: dict[str, Any]) -> list[str]:
 
 
 @click.command()
-@click.argument("scores", nargs=-1, required=True, type=PATH)
-@click.option("--out", required=True, type=PATH, help="Parquet file to write.")
+@click.argument("scores", nargs=-1, required=True, type=LOCATION)
+@click.option("--out", required=True, type=TABLE, help=OUT_HELP)
 @click.option(
     "--catalog",
-    type=PATH,
-    help="Known lenses (CSV or parquet with ra, dec): controls near one are left out.",
+    type=LOCATION,
+    help="Known lenses (CSV, FITS or parquet with ra, dec): controls near one are left out.",
 )
 @set_option("Override an option: fraction=0.05, factor=4.0, psf_bins=4, radius_arcsec=5.0.")
+@s3_options
 @json_option
 def mine(
-    scores: tuple[Path, ...],
-    out: Path,
-    catalog: Path | None,
+    scores: tuple[str, ...],
+    out: str,
+    catalog: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:

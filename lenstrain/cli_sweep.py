@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from lensprep.configfile import load_config
+from lensprep.dataset.files import join_uri
 from lensprep.dataset.interrupts import PREEMPTED
+from lensprep.terminal import LOCAL, LOCATION
 from lenstrain.cli_base import (
-    PATH,
     config_option,
     exit_if_interrupted,
     json_option,
@@ -23,12 +24,12 @@ from lenstrain.cli_base import (
 
 
 @click.command()
-@click.argument("dataset")
+@click.argument("dataset", type=LOCATION)
 @config_option("TOML file with the ranges; see configs/sweep.toml.", required=True)
 @click.option(
     "--study",
     required=True,
-    type=PATH,
+    type=LOCAL,
     help="SQLite database of the study, new or to go on with; results lie in a folder beside it.",
 )
 @set_option("Override a key of the file, such as search.trials=20 or fixed.train.epochs=3.")
@@ -40,7 +41,7 @@ from lenstrain.cli_base import (
 @json_option
 def sweep(
     dataset: str,
-    config_path: Path,
+    config_path: str,
     study: Path,
     overrides: tuple[str, ...],
     workers: int | None,
@@ -69,7 +70,7 @@ def sweep(
         done = work(dataset, plan, places, lambda line: click.echo(line, err=True), os.getppid())
         sys.exit(0 if done else PREEMPTED)
     sets = [part for override in overrides for part in ("--set", override)]
-    arguments = ["sweep", dataset, "--config", str(config_path), "--study", str(study), *sets]
+    arguments = ["sweep", dataset, "--config", config_path, "--study", str(study), *sets]
     result = run_sweep(dataset, plan, places, arguments, worker_count(workers))
     report(result, _sweep_lines(result), as_json)
     exit_if_interrupted(result)
@@ -92,9 +93,9 @@ def _sweep_lines(result: dict[str, Any]) -> list[str]:
 
 
 @click.command()
-@click.argument("dataset")
+@click.argument("dataset", type=LOCATION)
 @config_option()
-@click.option("--out", required=True, type=PATH, help="Folder for runs and result.")
+@click.option("--out", required=True, type=LOCATION, help="Folder for runs and result.")
 @click.option(
     "--hold-out",
     "factors",
@@ -116,8 +117,8 @@ def _sweep_lines(result: dict[str, Any]) -> list[str]:
 @json_option
 def generalize(
     dataset: str,
-    config_path: Path | None,
-    out: Path,
+    config_path: str | None,
+    out: str,
     factors: tuple[str, ...],
     split: str,
     fpr: float,
@@ -151,4 +152,4 @@ def generalize(
             progress=progress,
         )
     table = as_markdown(result).splitlines()[4:]
-    report(result, [*table, "", f"Written to {out / TABLE_NAME}"], as_json)
+    report(result, [*table, "", f"Written to {join_uri(out, TABLE_NAME)}"], as_json)

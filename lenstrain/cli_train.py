@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from lensprep.configfile import load_config
+from lensprep.terminal import LOCATION
 from lenstrain.cli_base import (
-    PATH,
     config_option,
     exit_if_interrupted,
     json_option,
@@ -20,17 +20,17 @@ from lenstrain.cli_base import (
 
 
 @click.command()
-@click.argument("dataset")
+@click.argument("dataset", type=LOCATION)
 @config_option()
-@click.option("--out", required=True, type=PATH, help="Run folder, new or empty.")
+@click.option("--out", required=True, type=LOCATION, help="Run folder, new or empty.")
 @set_option("Override a key of the configuration, such as optim.lr=1e-3.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the run folder.")
 @s3_options
 @json_option
 def train(
     dataset: str,
-    config_path: Path | None,
-    out: Path,
+    config_path: str | None,
+    out: str,
     overrides: tuple[str, ...],
     resume: bool,
     as_json: bool,
@@ -53,7 +53,7 @@ def train(
     from lenstrain.training.train import train as run_training
 
     with TrainProgress() as progress:
-        result = run_training(dataset, config, out, resume=resume, progress=progress)
+        result = run_training(dataset, config, Path(out), resume=resume, progress=progress)
     report(result, _train_lines(result), as_json)
     exit_if_interrupted(result)
 
@@ -69,7 +69,7 @@ def _train_lines(result: dict[str, Any]) -> list[str]:
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.argument("runs", type=LOCATION, nargs=-1, required=True, metavar="RUN...")
 @click.option("--watch", is_flag=True, help="Draw again and again until all runs are over.")
 @click.option("--once", is_flag=True, help="Look once and end (the default).")
 @click.option(
@@ -79,6 +79,7 @@ def _train_lines(result: dict[str, Any]) -> list[str]:
     type=click.FloatRange(min=0.2),
     help="Seconds between two looks.",
 )
+@s3_options
 @json_option
 def monitor(runs: tuple[str, ...], watch: bool, once: bool, interval: float, as_json: bool) -> None:
     """Show how RUN is doing and what that means; nothing is ever written into it.

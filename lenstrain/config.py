@@ -57,8 +57,9 @@ class DataConfig:
     """``balanced`` shows both classes equally often."""
 
     sample_weights: str | None = None
-    """Parquet with columns key and weight, such as `lenstrain mine` writes: a row of weight 4 comes
-    four times as often as one that is not listed. An epoch keeps its length."""
+    """Table (parquet, CSV or FITS, local or s3://) with columns key and weight, such as `lenstrain
+    mine` writes: a row of weight 4 comes four times as often as one that is not listed. An epoch
+    keeps its length."""
 
     d4: bool = True
     """Turn and flip every training stamp by one of the 8 elements of D4, each equally likely."""
@@ -69,6 +70,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         _at_least(self, "batch_size", 1)
         _within(self, "shift_px", 0, 8)
+        if self.cache_dir is not None and "://" in self.cache_dir:
+            raise ValueError(f"cache_dir must be a folder on a local disk, got {self.cache_dir!r}")
         for name in ("cache_limit_gb", "cache_reserve_gb"):
             _at_least(self, name, 0)
         for name in ("memory_budget_gb", "disk_mb_per_s", "store_mb_per_s"):
@@ -108,7 +111,8 @@ class ModelConfig:
     """Share of features dropped before the head while training."""
 
     weights: str | None = None
-    """A local file of weights to start from: a checkpoint of this program, or a state dict."""
+    """A file of weights to start from, local or s3://: a checkpoint of this program, or a state
+    dict."""
 
     def __post_init__(self) -> None:
         resnet = self.arch.startswith("resnet")

@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
+from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lensprep.dataset.files import local_file
+from lensprep.dataset.storage import is_remote, local_path
+from lensprep.errors import CheckpointError, NotFoundError
 from lenstrain.augment import D4_ORDER, transform
+from lenstrain.training.checkpoint import load_model
+
+
+def load_finder(
+    uri: str | PathLike[str], device: torch.device | str
+) -> tuple[nn.Module, dict[str, Any], str]:
+    """Load a model from a disk or an object store.
+
+    Parameters
+    ----------
+    uri : str or path
+        A checkpoint.
+    device : torch.device or str
+
+    Returns
+    -------
+    model, meta, sha256
+        As `load_model`; the digest is that of the file.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be used.
+    """
+    try:
+        with local_file(uri) if is_remote(uri) else nullcontext(local_path(uri)) as path:
+            try:
+                model, meta = load_model(path, device)
+            except CheckpointError as error:
+                raise CheckpointError(str(error).replace(str(path), str(uri))) from error
+            with path.open("rb") as file:
+                return model, meta, hashlib.file_digest(file, "sha256").hexdigest()
+    except NotFoundError:
+        raise CheckpointError(f"{uri}: no such checkpoint. `lenstrain train` makes one.") from None
 
 
 class D4Mean(nn.Module):

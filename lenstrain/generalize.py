@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lensprep.configfile import to_toml
 from lensprep.dataset import Dataset
-from lensprep.dataset.storage import write_atomic
+from lensprep.dataset.files import check_file, exists, join_uri
+from lensprep.dataset.storage import is_remote, open_store
 from lensprep.dataset.where import compile_where
 from lensprep.errors import ConfigError, DatasetError
 from lenstrain.config import Config
@@ -35,6 +35,7 @@ from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.plainjson import plain
 from lenstrain.evaluation.scores import Scores, read_scores
 from lenstrain.evaluation.threshold import negatives_needed
+from lenstrain.tables import Uri, read_table
 
 FACTORS = ("theta_e_arcsec", "src_dmag", "lens_model")
 RESULT_NAME = "generalize.json"
@@ -128,7 +129,7 @@ def _outside(bins: AxisBins, index: int) -> str:
 def generalize(
     dataset: str,
     config: Config,
-    out: Path,
+    out: Uri,
     *,
     factors: Sequence[str] = FACTORS,
     split: str = "test",
@@ -145,8 +146,8 @@ def generalize(
     dataset : str
     config : Config
         Of every run; its filter holds beside the one that leaves lenses out.
-    out : Path
-        Folder for the runs, the scores and the result.
+    out : str or path
+        Folder, local or s3://, for the runs, the scores and the result.
     factors : sequence of str
         Columns to leave values of out.
     split : str
@@ -172,7 +173,10 @@ def generalize(
         If the configuration asks for what cannot be compared.
     DatasetError
         If the dataset lacks lenses or the split.
+    StorageError
+        If `out` cannot be written.
     """
+    check_file(join_uri(out, RESULT_NAME))
     data = Dataset.open(dataset)
     data.split(split)
     config = replace(config, train=replace(config.train, patience=0))
@@ -190,17 +194,17 @@ def generalize(
     found: dict[str, dict[str, Any]] = {}
     if cases:
         tell("with all lenses")
-        everything = _scores(data, config, out / "all", split)
+        everything = _scores(data, config, join_uri(out, "all"), split)
         for case in cases:
             tell(case.name.replace("-", " ", 1))
             left_out = _without(config, case)
-            scores = _scores(data, left_out, out / case.name, split)
+            scores = _scores(data, left_out, join_uri(out, case.name), split)
             found[case.name] = _compare(case, scores, everything, options, fpr)
     result = plain(_result(plans, found) | {"split": split, "fpr": fpr, "dataset": dataset})
-    out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-    write_atomic(out / RESULT_NAME, text.encode(), sync=False)
-    write_atomic(out / TABLE_NAME, as_markdown(result).encode(), sync=False)
+    store = open_store(out)
+    store.write(RESULT_NAME, text.encode())
+    store.write(TABLE_NAME, as_markdown(result).encode())
     if progress is not None:
         progress("done", 1.0)
     return result
@@ -224,18 +228,20 @@ def _without(config: Config, case: Case) -> Config:
     return replace(config, data=replace(config.data, where=both))
 
 
-def _scores(data: Dataset, config: Config, folder: Path, split: str) -> Scores:
+def _scores(data: Dataset, config: Config, folder: str, split: str) -> Scores:
     """Scores of the run of one configuration; both are made only if they are not there."""
     # Torch takes seconds to import, and what cannot be tested needs none of it.
     from lenstrain.infer import infer
     from lenstrain.training.train import train
 
-    path, run, stated = folder / f"{split}.parquet", folder / "run", folder / "config.toml"
-    if path.exists() and stated.exists() and stated.read_text("utf-8") == to_toml(config):
+    path, run = join_uri(folder, f"{split}.parquet"), join_uri(folder, "run")
+    store, stated, text = open_store(folder), "config.toml", to_toml(config).encode()
+    if exists(path) and store.has(stated) and store.read(stated) == text:
         scores = read_scores(path)
         if scores.metadata.get("dataset_id") == data.dataset_id:
             return scores
-    result = train(data.uri, config, run, resume=True)
+    place: Any = run if is_remote(run) else Path(run)
+    result = train(data.uri, config, place, resume=True)
     if result["status"] == "interrupted":
         raise KeyboardInterrupt
     infer(
@@ -246,7 +252,7 @@ def _scores(data: Dataset, config: Config, folder: Path, split: str) -> Scores:
         batch_size=config.eval.batch_size,
         device=config.train.device,
     )
-    write_atomic(stated, to_toml(config).encode(), sync=False)
+    store.write(stated, text)
     return read_scores(path)
 
 
@@ -282,7 +288,7 @@ def _compare(
 def _kept(scores: Scores, case: Case) -> NDArray[np.bool_]:
     """Rows of the scores that the network without these lenses could have seen the like of."""
     where = compile_where(case.others)
-    return where.mask(pq.read_table(scores.path, columns=list(where.columns)))
+    return where.mask(read_table(scores.path, where.columns).table)
 
 
 def _differences(

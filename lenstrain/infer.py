@@ -14,8 +14,8 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from contextlib import ExitStack, suppress
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lensprep.dataset import MANIFEST_NAME
-from lensprep.dataset.storage import atomic_writer, is_remote, local_path, write_atomic
-from lensprep.errors import CheckpointError, ConfigError, DatasetError, InputError
+from lensprep.dataset.files import (
+    join_uri,
+    local_file,
+    local_folder,
+    split_uri,
+    uri_suffix,
+)
+from lensprep.dataset.storage import Store, is_remote, local_path, open_store
+from lensprep.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    InputError,
+    StorageError,
+)
 from lenstrain.data.cache import CacheOptions
-from lenstrain.ensemble import Ensemble
+from lenstrain.ensemble import Ensemble, load_finder
 from lenstrain.ledger import record_opening
 from lenstrain.origins import DatasetOrigin, FeedOrigin, Origin, Part
-from lenstrain.training.checkpoint import load_model
+from lenstrain.tables import Uri, check_table, table_writer
 from lenstrain.training.distributed import Context, process_group
 from lenstrain.training.transfer import send, widen
 from lenstrain.training.validate import full_float32
@@ -41,7 +54,6 @@ from lenstrain.training.validate import full_float32
 FIRST_COLUMNS = ("key", "task_id", "label", "logit", "region_id", "split")
 """Columns that every scores table begins with; the source's others follow."""
 
-METADATA_KEY = b"lenstrain"
 _WAIT_MINUTES = 24 * 60.0
 """A process that is done waits for the slowest; one that is lost ends all through torchrun."""
 
@@ -50,18 +62,18 @@ Progress = Callable[[int, int], None]
 
 
 def infer(
-    checkpoint: str | Path | Sequence[str | Path],
-    dataset: str | Path,
+    checkpoint: Uri | Sequence[Uri],
+    dataset: Uri,
     *,
     split: str = "test",
-    out: str | Path,
-    catalog: str | Path | None = None,
+    out: Uri,
+    catalog: Uri | None = None,
     batch_size: int = 256,
     device: str = "auto",
     tta: bool = False,
     embeddings: bool = False,
     workers: int | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: Uri | None = None,
     cache_limit_gb: float = 900.0,
     memory_budget_gb: float = 1.0,
     progress: Progress | None = None,
@@ -73,17 +85,20 @@ def infer(
 
     Parameters
     ----------
-    checkpoint : path, or sequence of paths
+    checkpoint : str or path, or sequence of them
         From `lenstrain train`; averaged weights are used if a run kept an average. With several
-        the logit is the mean of the members', which are in ``logit_0``, ``logit_1``, ...
+        the logit is the mean of the members', which are in ``logit_0``, ``logit_1``, ... This and
+        all other places may be local or s3://.
     dataset : str or path
         A converted dataset, whose normalisation must be the checkpoint's; a Phase 4c tree, whose
         stamps are normalised as the checkpoint asks; or a folder of cutouts, with `catalog`.
     split : str
         ``"train"``, ``"val"`` or ``"test"``; cutouts have none.
-    out : path
-        The parquet file to write; it appears whole or not at all.
-    catalog : path, optional
+    out : str or path
+        The table to write, parquet, CSV or FITS by its suffix; it appears whole or not at all.
+        Parts that are finished lie in the folder ``.NAME.parts`` beside it, also in an object
+        store: another machine can go on with them.
+    catalog : str or path, optional
         CSV or parquet with ``ra``, ``dec`` (and ``key`` or ``file``) of each cutout.
     batch_size : int
         Stamps at a time, in each process.
@@ -119,36 +134,40 @@ def infer(
         If the dataset or a shard is not what it should be.
     InputError
         If a tree or the cutouts cannot be read, or none of them can be scored.
+    StorageError
+        If `out` cannot be written or its suffix names no format: said before the work.
     """
     start = time.perf_counter()
-    paths = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
-    with process_group(device, _WAIT_MINUTES) as context:
-        loaded = [load_model(local_path(path), context.device) for path in paths]
-        metas = [meta for _, meta in loaded]
+    paths = [checkpoint] if isinstance(checkpoint, str | PathLike) else list(checkpoint)
+    check_table(out, vectors=embeddings)
+    with process_group(device, _WAIT_MINUTES) as context, ExitStack() as copies:
+        loaded = [load_finder(path, context.device) for path in paths]
+        metas = [meta for _, meta, _ in loaded]
         loading = {
             "cache_dir": cache_dir,
             "cache": CacheOptions(limit_bytes=int(cache_limit_gb * 1e9)),
             "memory_budget": int(memory_budget_gb * 1e9),
         }
-        origin = _open(dataset, split, catalog, batch_size, metas[0], workers, loading)
+        origin = _open(dataset, split, catalog, batch_size, metas[0], workers, loading, copies)
         for path, meta in zip(paths, metas, strict=True):
             origin.check(meta, str(path))
-        model = Ensemble([m for m, _ in loaded], tta=tta, embeddings=embeddings)
-        facts = _facts(paths, metas, origin, tta)
-        folder = Path(f"{local_path(out).parent}/.{Path(out).name}.parts")
+        model = Ensemble([m for m, _, _ in loaded], tta=tta, embeddings=embeddings)
+        facts = _facts(paths, loaded, origin, tta)
+        parent, name = split_uri(out)
+        folder = open_store(join_uri(parent, f".{name}.parts"))
         done, todo = _share_work(folder, facts, origin, batch_size, embeddings, context)
         told = _Told(origin.parts, done, context, progress)
         try:
             _score_parts(model, origin, todo, folder, context, told, str(paths[0]))
             context.barrier()
-            account = _merge(local_path(out), folder, origin, facts) if context.is_main else {}
+            account = _merge(out, folder, origin, facts) if context.is_main else {}
         except BaseException:
             _leave_finished_parts(folder)
             raise
         if context.is_main:
-            shutil.rmtree(folder)
+            _remove(folder)
             for path, member in zip(paths, facts["members"], strict=True):
-                record_opening(local_path(path), facts | member)
+                record_opening(path, facts | member)
         account = context.from_main(account)
         context.barrier()
     seconds = time.perf_counter() - start
@@ -168,24 +187,42 @@ def infer(
 
 
 def _open(
-    uri: str | Path,
+    uri: Uri,
     split: str,
-    catalog: str | Path | None,
+    catalog: Uri | None,
     batch_size: int,
     meta: dict[str, Any],
     workers: int | None,
     loading: dict[str, Any],
+    copies: ExitStack,
 ) -> Origin:
     """The kind of origin that a location is: a manifest makes a dataset, a catalogue cutouts."""
     if catalog is not None:
-        return FeedOrigin(uri, None, batch_size, meta["normalization"], catalog, workers)
-    if is_remote(uri) or not _is_tree(local_path(uri)):
+        # The decoder reads them file by file, from a disk.
+        folder = copies.enter_context(local_folder(uri))
+        table = copies.enter_context(local_file(catalog))
+        origin = FeedOrigin(folder, None, batch_size, meta["normalization"], table, workers)
+        origin.facts["dataset"] = str(uri)
+        origin.facts["source"]["catalog"] = str(catalog)
+        return origin
+    if not _is_tree(uri):
         return DatasetOrigin(uri, split, batch_size, **loading)
     return FeedOrigin(uri, split, batch_size, meta["normalization"], None, workers)
 
 
-def _is_tree(path: Path) -> bool:
+def _is_tree(uri: Uri) -> bool:
     """Whether a location holds parquet and was never meant to be a dataset."""
+    if is_remote(uri):
+        if str(uri).endswith(".parquet"):
+            return True
+        store = open_store(uri)
+        if store.has(MANIFEST_NAME):
+            return False
+        names = [entry.name for entry in store.entries()]
+        return any(name.endswith(".parquet") for name in names) and not any(
+            name.startswith(".work/") for name in names
+        )
+    path = local_path(uri)
     if path.is_file():
         return path.name.endswith(".parquet")
     if not path.is_dir() or (path / MANIFEST_NAME).exists() or (path / ".work").exists():
@@ -194,13 +231,16 @@ def _is_tree(path: Path) -> bool:
 
 
 def _facts(
-    paths: Sequence[str | Path], metas: Sequence[dict[str, Any]], origin: Origin, tta: bool
+    paths: Sequence[Uri],
+    loaded: Sequence[tuple[torch.nn.Module, dict[str, Any], str]],
+    origin: Origin,
+    tta: bool,
 ) -> dict[str, Any]:
     """What the scores table says about its origin, in plain types."""
     members = [
         {
             "checkpoint": str(path),
-            "checkpoint_sha256": _digest(local_path(path)),
+            "checkpoint_sha256": digest,
             "step": meta["step"],
             "epoch": meta["epoch"],
             "trained_on": meta["dataset_id"],
@@ -208,8 +248,9 @@ def _facts(
             "versions": meta["versions"],
             "git_commit": meta.get("git_commit"),
         }
-        for path, meta in zip(paths, metas, strict=True)
+        for path, (_, meta, digest) in zip(paths, loaded, strict=True)
     ]
+    first = loaded[0][1]
     digests = [member["checkpoint_sha256"] for member in members]
     joined = hashlib.sha256("".join(digests).encode()).hexdigest()
     return {
@@ -217,31 +258,29 @@ def _facts(
         "checkpoint_sha256": digests[0] if len(digests) == 1 else joined,
         "members": members,
         **origin.facts,
-        "normalization": metas[0]["normalization"],
-        "label_map": dict(metas[0]["label_map"]),
+        "normalization": first["normalization"],
+        "label_map": dict(first["label_map"]),
         "split": origin.split,
         "tta": tta,
     }
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # ----------------------------------------------------------------------------------- parts
 
 
-def _part_file(folder: Path, index: int) -> Path:
-    return folder / f"part-{index:06d}.parquet"
+_PLAN = "plan.json"
 
 
-def _rejects_file(folder: Path, index: int) -> Path:
-    return folder / f"part-{index:06d}.rejects"
+def _part_file(index: int) -> str:
+    return f"part-{index:06d}.parquet"
+
+
+def _rejects_file(index: int) -> str:
+    return f"part-{index:06d}.rejects"
 
 
 def _share_work(
-    folder: Path,
+    folder: Store,
     facts: dict[str, Any],
     origin: Origin,
     batch_size: int,
@@ -267,20 +306,38 @@ def _share_work(
     return done, mine.tolist()
 
 
-def _begin(folder: Path, plan: dict[str, Any], parts: int) -> list[int]:
+def _begin(folder: Store, plan: dict[str, Any], parts: int) -> list[int]:
     """Make the folder of parts, or take up the one that is there if it is of the same run."""
-    path = folder / "plan.json"
     text = json.dumps(plan, sort_keys=True).encode()
-    if folder.exists() and (not path.exists() or path.read_bytes() != text):
-        shutil.rmtree(folder)
-    write_atomic(path, text, sync=False)
-    return [index for index in range(parts) if _part_file(folder, index).exists()]
+    if not folder.has(_PLAN) or folder.read(_PLAN) != text:
+        _remove(folder)
+    folder.write(_PLAN, text)
+    found = {entry.name for entry in folder.entries("part-")}
+    return [index for index in range(parts) if _part_file(index) in found]
 
 
-def _leave_finished_parts(folder: Path) -> None:
+def _leave_finished_parts(folder: Store) -> None:
     """Keep what is done for another try; a folder without any goes."""
-    if folder.exists() and next(folder.glob("part-*.parquet"), None) is None:
-        shutil.rmtree(folder, ignore_errors=True)
+    with suppress(StorageError):  # what went wrong before says more
+        if not any(entry.name.endswith(".parquet") for entry in folder.entries("part-")):
+            _remove(folder)
+
+
+def _remove(folder: Store) -> None:
+    for entry in folder.entries():
+        folder.delete(entry.name)
+    if not is_remote(folder.uri):
+        shutil.rmtree(folder.uri, ignore_errors=True)
+
+
+def _read(folder: Store, name: str, columns: list[str] | None = None) -> pa.Table:
+    return pq.read_table(pa.BufferReader(folder.read(name)), columns=columns)
+
+
+def _write(folder: Store, name: str, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    folder.write(name, sink.getvalue().to_pybytes())
 
 
 class _Told:
@@ -308,7 +365,7 @@ def _score_parts(
     model: Ensemble,
     origin: Origin,
     todo: Sequence[int],
-    folder: Path,
+    folder: Store,
     context: Context,
     told: _Told,
     checkpoint: str,
@@ -322,8 +379,8 @@ def _score_parts(
             table = _scored(part.table(), origin.split, logit_RM, features)
             if part.rejects is not None and part.rejects.num_rows:
                 told.add(part.rejects.num_rows)
-                _write_table(_rejects_file(folder, part.index), part.rejects)
-            _write_table(_part_file(folder, part.index), table)
+                _write(folder, _rejects_file(part.index), part.rejects)
+            _write(folder, _part_file(part.index), table)
             _check_whole(part, table, origin)
 
 
@@ -377,11 +434,6 @@ def _scored(
     return pa.table({name: columns[name] for name in (*FIRST_COLUMNS, *rest)})
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
-    with atomic_writer(path) as file:
-        pq.write_table(table, file, compression="zstd")
-
-
 def _check_whole(part: Part, table: pa.Table, origin: Origin) -> None:
     """Rows of a dataset are all scored; of a tree some may be of other splits."""
     if part.rejects is None and table.num_rows != origin.parts[part.index]:
@@ -394,36 +446,38 @@ def _check_whole(part: Part, table: pa.Table, origin: Origin) -> None:
 # ----------------------------------------------------------------------------------- merge
 
 
-def _merge(out: Path, folder: Path, origin: Origin, facts: dict[str, Any]) -> dict[str, Any]:
+def _merge(out: Uri, folder: Store, origin: Origin, facts: dict[str, Any]) -> dict[str, Any]:
     """Join the parts in order, each row once; returns the account."""
-    files = [_part_file(folder, index) for index in range(len(origin.parts))]
-    missing = [file.name for file in files if not file.exists()]
+    found = {entry.name for entry in folder.entries("part-")}
+    files = [_part_file(index) for index in range(len(origin.parts))]
+    missing = [name for name in files if name not in found]
     if missing:
         raise ConfigError(
-            f"{folder} lacks {missing[0]}: the processes do not share that folder. Give --out a "
-            "place that all of them see."
+            f"{folder.uri} lacks {missing[0]}: the processes do not share that folder. Give --out "
+            "a place that all of them see."
         )
-    first = _first_of_each_key(files)
+    first = _first_of_each_key(folder, files)
     repeats = int(sum((~kept).sum() for kept in first))
     if repeats and facts["source"]["kind"] != "tree":
         raise DatasetError(f"{facts['dataset']} has {repeats} keys twice. Run `lensprep verify`.")
-    rejects = _rejects(folder, len(files), files, first)
+    rejects = _rejects(folder, sorted(found - set(files)), files, first)
     rows = int(sum(kept.sum() for kept in first))
     account = _account(rows, rejects)
     if not rows:
         raise InputError(f"{facts['dataset']} has no stamp to score: {_in_words(account)}.")
-    _write_scores(out, files, first, facts | {"account": account})
-    beside = out.with_name(f"{out.stem}.rejects.parquet")
-    beside.unlink(missing_ok=True)
+    _write_scores(out, folder, files, first, facts | {"account": account})
+    parent, name = split_uri(out)
+    beside = f"{name[: -len(uri_suffix(name))]}.rejects.parquet"
     if rejects is not None and rejects.num_rows:
-        _write_table(beside, rejects)
-        return account | {"rejects": str(beside)}
+        _write(open_store(parent), beside, rejects)
+        return account | {"rejects": join_uri(parent, beside)}
+    open_store(parent).delete(beside)
     return account | {"rejects": None}
 
 
-def _first_of_each_key(files: Sequence[Path]) -> list[NDArray[np.bool_]]:
+def _first_of_each_key(folder: Store, files: Sequence[str]) -> list[NDArray[np.bool_]]:
     """Which rows of each part have a key that did not come before."""
-    columns = [pq.read_table(file, columns=["key"])["key"] for file in files]
+    columns = [_read(folder, file, ["key"])["key"] for file in files]
     keys = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
     first = np.ones(len(keys), bool)
     if pc.count_distinct(keys).as_py() < len(keys):
@@ -434,18 +488,14 @@ def _first_of_each_key(files: Sequence[Path]) -> list[NDArray[np.bool_]]:
 
 
 def _rejects(
-    folder: Path, parts: int, files: Sequence[Path], first: Sequence[NDArray[np.bool_]]
+    folder: Store, named: Sequence[str], files: Sequence[str], first: Sequence[NDArray[np.bool_]]
 ) -> pa.Table | None:
     """Rows without a score: those that could not be decoded, and those that came before."""
-    tables = [
-        pq.read_table(_rejects_file(folder, index))
-        for index in range(parts)
-        if _rejects_file(folder, index).exists()
-    ]
+    tables = [_read(folder, name) for name in named]
     for file, kept in zip(files, first, strict=True):
         if kept.all():
             continue
-        again = pq.read_table(file).filter(pa.array(~kept))
+        again = _read(folder, file).filter(pa.array(~kept))
         columns = {
             name: again[name]
             for name in ("task_id", "source_file", "source_row_group", "source_row")
@@ -472,17 +522,15 @@ def _in_words(account: dict[str, Any]) -> str:
 
 
 def _write_scores(
-    out: Path,
-    files: Sequence[Path],
+    out: Uri,
+    folder: Store,
+    files: Sequence[str],
     first: Sequence[NDArray[np.bool_]],
     facts: dict[str, Any],
 ) -> None:
     """Copy part by part, so that memory does not grow with the table."""
-    schema = pq.read_schema(files[0]).with_metadata({METADATA_KEY: json.dumps(facts)})
-    with atomic_writer(out) as file, ExitStack() as stack:
-        writer = stack.enter_context(pq.ParquetWriter(file, schema, compression="zstd"))
-        for path, kept in zip(files, first, strict=True):
-            table = pq.read_table(path)
-            if not kept.all():
-                table = table.filter(pa.array(kept))
-            writer.write_table(table.cast(schema))
+    schema = _read(folder, files[0]).schema.remove_metadata()
+    with table_writer(out, schema, facts) as write:
+        for name, kept in zip(files, first, strict=True):
+            table = _read(folder, name)
+            write(table if kept.all() else table.filter(pa.array(kept)))

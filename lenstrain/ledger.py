@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from os import PathLike
 from pathlib import Path
 from typing import Any
+
+from lensprep.dataset.files import join_uri, split_uri
+from lensprep.dataset.storage import is_remote, local_path, open_store
+from lensprep.errors import StorageError
 
 LEDGER = "test_ledger.jsonl"
 """File in the run folder, one JSON object a line."""
 
+CHECKPOINTS = "checkpoints"
 _KEPT = ("checkpoint_sha256", "step", "epoch", "dataset_id", "split", "tta")
 
 
-def record_opening(checkpoint: Path, facts: dict[str, Any]) -> Path | None:
+def record_opening(checkpoint: str | PathLike[str], facts: dict[str, Any]) -> str | Path | None:
     """Add a line to the ledger of the run that a checkpoint lies in.
 
     Parameters
     ----------
-    checkpoint : Path
+    checkpoint : str or path
         ``RUN/checkpoints/NAME.pt``; a loose file has no ledger, and one that cannot be written
         (a run that is read-only) is left as it is.
     facts : dict
@@ -30,21 +36,42 @@ def record_opening(checkpoint: Path, facts: dict[str, Any]) -> Path | None:
 
     Returns
     -------
-    Path or None
+    str, Path or None
         The ledger.
     """
-    folder = checkpoint.resolve().parent
-    if facts["split"] != "test" or folder.name != "checkpoints":
+    if facts["split"] != "test":
+        return None
+    if is_remote(checkpoint):
+        return _record_remote(str(checkpoint), facts)
+    folder = local_path(checkpoint).resolve().parent
+    if folder.name != CHECKPOINTS:
         return None
     path = folder.parent / LEDGER
-    line = {name: facts[name] for name in _KEPT}
-    line["opened"] = datetime.now(UTC).isoformat(timespec="seconds")
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(_line(facts))
     except OSError:
         return None
     return path
+
+
+def _record_remote(checkpoint: str, facts: dict[str, Any]) -> str | None:
+    """The same in an object store, where nothing can be appended to a file."""
+    run, _, inner = split_uri(checkpoint)[0].rpartition("/")
+    if inner != CHECKPOINTS:
+        return None
+    try:
+        store = open_store(run)
+        before = bytes(store.read(LEDGER)) if store.has(LEDGER) else b""
+        store.write(LEDGER, before + _line(facts).encode())
+    except StorageError:
+        return None
+    return join_uri(run, LEDGER)
+
+
+def _line(facts: dict[str, Any]) -> str:
+    opened = datetime.now(UTC).isoformat(timespec="seconds")
+    return json.dumps({name: facts[name] for name in _KEPT} | {"opened": opened}) + "\n"
 
 
 def read_ledger(run: Path) -> list[dict[str, Any]] | None:

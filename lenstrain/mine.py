@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lensprep.dataset.storage import write_atomic
-from lensprep.errors import ConfigError, ScoresError
+from lensprep.errors import ConfigError, NotFoundError, ProjectError, ScoresError
+from lenstrain.tables import Uri, check_table, read_table, table_writer
 
-METADATA_KEY = b"lenstrain"
 UNKNOWN_BIN = -1
 """Bin of the rows without a PSF FWHM."""
 
 _NEEDED = ("key", "label", "logit", "psfsize_r")
+_TEXT = ("key", "task_id", "split", "pixel_hash")
 _OPTIONAL = ("task_id", "split", "region_id", "pixel_hash", "ra", "dec")
 
 
@@ -59,24 +56,25 @@ class MiningOptions:
 
 
 def mine(
-    scores: Sequence[Path],
-    out: Path,
+    scores: Sequence[Uri],
+    out: Uri,
     *,
-    catalog: Path | None = None,
+    catalog: Uri | None = None,
     options: MiningOptions | None = None,
 ) -> dict[str, Any]:
     """List the top-scored controls of each PSF bin, with weights for ``data.sample_weights``.
 
     Parameters
     ----------
-    scores : sequence of Path
+    scores : sequence of str or path
         Tables of `lenstrain infer` on the training split. Of a row that several of them hold, the
-        mean logit counts, as in an ensemble.
-    out : Path
-        Parquet to write: key, weight, label, logit, psf_bin, rank (from 1, in its bin) and what
-        else the scores say.
-    catalog : Path, optional
-        Known lenses, CSV or parquet with positions.
+        mean logit counts, as in an ensemble. These and all others: parquet, CSV or FITS, local or
+        s3://.
+    out : str or path
+        Table to write: key, weight, label, logit, psf_bin, rank (from 1, in its bin) and what else
+        the scores say.
+    catalog : str or path, optional
+        Known lenses with positions.
     options : MiningOptions, optional
 
     Returns
@@ -89,8 +87,11 @@ def mine(
     ------
     ScoresError
         If a table cannot be used, or there is no control.
+    StorageError
+        If `out` cannot be written or its suffix names no format: said before the work.
     """
     options = options or MiningOptions()
+    check_table(out)
     table, splits, sources = read_tables(scores)
     controls = table.filter(pc.equal(table["label"], 0))
     if not controls.num_rows:
@@ -124,11 +125,12 @@ def mine(
         "notes": notes,
     }
     facts = {**result, "scores": sources, "catalog": None if catalog is None else str(catalog)}
-    write_table(chosen, out, facts)
+    with table_writer(out, chosen.schema.remove_metadata(), facts) as write:
+        write(chosen)
     return result
 
 
-def read_tables(paths: Sequence[Path]) -> tuple[pa.Table, list[str], list[dict[str, Any]]]:
+def read_tables(paths: Sequence[Uri]) -> tuple[pa.Table, list[str], list[dict[str, Any]]]:
     """Read tables of scores and average the logits of rows that several of them hold.
 
     Returns
@@ -162,33 +164,29 @@ def read_tables(paths: Sequence[Path]) -> tuple[pa.Table, list[str], list[dict[s
     return table, splits, sources
 
 
-def _read_one(path: Path) -> tuple[pa.Table, dict[str, Any]]:
-    if not path.is_file():
-        raise ScoresError(f"{path}: no such file. Write one with `lenstrain infer --split train`.")
+def _read_one(path: Uri) -> tuple[pa.Table, dict[str, Any]]:
     try:
-        file = pq.ParquetFile(path)
-        present = file.schema_arrow.names
-        missing = [name for name in _NEEDED if name not in present]
-        if missing:
-            raise ScoresError(
-                f"{path} lacks the column {', '.join(missing)}. Write it with `lenstrain infer`."
-            )
-        table = file.read(columns=[n for n in (*_NEEDED, *_OPTIONAL) if n in present])
-    except (pa.ArrowException, OSError) as error:
-        raise ScoresError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        table, facts, _ = read_table(path, (*_NEEDED, *_OPTIONAL), _TEXT)
+    except NotFoundError:
+        raise ScoresError(
+            f"{path}: no such file. Write one with `lenstrain infer --split train`."
+        ) from None
+    missing = [name for name in _NEEDED if name not in table.column_names]
+    if missing:
+        raise ScoresError(
+            f"{path} lacks the column {', '.join(missing)}. Write it with `lenstrain infer`."
+        )
     logit = pc.cast(table["logit"], pa.float64())
     if logit.null_count or not pc.all(pc.is_finite(logit)).as_py():
         raise ScoresError(f"{path}: a logit is not finite. Score the split again.")
     if pc.count_distinct(table["key"]).as_py() != table.num_rows:
         raise ScoresError(f"{path}: a key comes more than once; every stamp must be scored once.")
     table = table.set_column(table.column_names.index("logit"), "logit", logit)
-    raw = (file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}")
-    facts = json.loads(raw)
     return table, {name: facts.get(name) for name in ("checkpoint_sha256", "dataset_id")}
 
 
 def near_lenses(
-    controls: pa.Table, catalog: Path | None, radius_arcsec: float, source: Path
+    controls: pa.Table, catalog: Uri | None, radius_arcsec: float, source: Uri
 ) -> NDArray[np.bool_]:
     """Which controls lie within a radius of a known lens.
 
@@ -196,10 +194,10 @@ def near_lenses(
     ----------
     controls : pyarrow.Table
         With ra and dec in degrees.
-    catalog : Path or None
+    catalog : str, path or None
         None: nothing is near.
     radius_arcsec : float
-    source : Path
+    source : str or path
         What an error names.
     """
     near = np.zeros(controls.num_rows, bool)
@@ -298,7 +296,7 @@ def _choose(
     return rank, hard, lines
 
 
-def _notes(catalog: Path | None, splits: list[str]) -> list[str]:
+def _notes(catalog: Uri | None, splits: list[str]) -> list[str]:
     notes = []
     if catalog is None:
         notes.append(
@@ -314,22 +312,13 @@ def _notes(catalog: Path | None, splits: list[str]) -> list[str]:
     return notes
 
 
-def write_table(table: pa.Table, out: Path, facts: dict[str, Any]) -> None:
-    """Write the list whole or not at all, with what made it as metadata."""
-    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(facts).encode()})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, sink.getvalue().to_pybytes())
-
-
-def read_weights(path: Path, keys: pa.ChunkedArray | pa.Array) -> NDArray[np.float64]:
+def read_weights(path: Uri, keys: pa.ChunkedArray | pa.Array) -> NDArray[np.float64]:
     """Weights of a split's rows from a table of keys and weights; a row not in it weighs 1.
 
     Parameters
     ----------
-    path : Path
-        Parquet with columns key and weight, such as `mine` writes.
+    path : str or path
+        Parquet, CSV or FITS with columns key and weight, such as `mine` writes.
     keys : pyarrow array of string, shape (rows,)
         Keys of the split in its order.
 
@@ -345,12 +334,12 @@ def read_weights(path: Path, keys: pa.ChunkedArray | pa.Array) -> NDArray[np.flo
     """
     where = f"data.sample_weights = {str(path)!r}"
     try:
-        table = pq.read_table(path, columns=["key", "weight"])
+        table = read_table(path, ("key", "weight"), ("key",)).table
         values = np.asarray(table["weight"].cast(pa.float64()).to_numpy())
         listed = table["key"].cast(pa.string()).combine_chunks()
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, ProjectError, KeyError) as error:
         raise ConfigError(
-            f"{where}: {str(error).splitlines()[0]}. A parquet file with columns key and weight is "
+            f"{where}: {str(error).splitlines()[0]}. A table with columns key and weight is "
             "needed; `lenstrain mine` writes one."
         ) from error
     if not np.isfinite(values).all() or (values < 0).any():

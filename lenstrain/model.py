@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from lensprep.dataset.files import local_file
+from lensprep.dataset.storage import is_remote
 from lensprep.errors import CheckpointError
 from lenstrain.config import ModelConfig
 
@@ -117,7 +120,9 @@ def build_model(config: ModelConfig) -> nn.Module:
     backbone, features = _backbone(config)
     model = LensFinder(backbone, features, config.dropout, config.crop)
     if config.weights is not None:
-        load_weights(model, Path(config.weights))
+        place = config.weights
+        with local_file(place) if is_remote(place) else nullcontext(Path(place)) as path:
+            load_weights(model, path)
     return model
 
 

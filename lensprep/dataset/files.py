@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from lensprep.dataset.storage import (
     PARTIAL_SUFFIX,
@@ -32,6 +32,7 @@ from lensprep.dataset.storage import (
 from lensprep.errors import NotFoundError, StorageError
 
 if TYPE_CHECKING:
+    from lensprep.dataset.s3 import S3Store
     from lensprep.dataset.s3client import S3Options
 
 Uri = str | os.PathLike[str]
@@ -201,9 +202,10 @@ def check_folder(uri: Uri, mark: str, options: S3Options | None = None) -> None:
     store = open_store(uri, options)
     if not store.has(mark) and _holds_anything(store, uri):
         raise StorageError(
-            f"{uri} is not empty and holds no earlier {mark}; give --out another folder."
+            f"{uri} is not empty and holds no {mark} of an earlier time; give --out another folder."
         )
-    check_file(join_uri(uri, mark) if is_remote(uri) else local_path(uri).parent / mark, options)
+    inside = is_remote(uri) or local_path(uri).is_dir()
+    check_file(join_uri(uri, mark) if inside else local_path(uri), options)
 
 
 @contextmanager
@@ -225,7 +227,7 @@ def written_file(uri: Uri, options: S3Options | None = None) -> Iterator[Path]:
             send_file(store, draft / name, name)
         return
     path = local_path(uri)
-    with _errors(uri, "written"), _draft_beside(path) as draft:
+    with _errors(uri, "written"), _draft_in(path.parent, name) as draft:
         yield draft / name
         (draft / name).replace(path)
 
@@ -234,8 +236,8 @@ def written_file(uri: Uri, options: S3Options | None = None) -> Iterator[Path]:
 def written_folder(uri: Uri, mark: str, options: S3Options | None = None) -> Iterator[Path]:
     """Path of a folder to write into; it takes its place when the block has ended well.
 
-    An earlier folder of this kind is replaced as a whole (see `check_folder`). In an object store,
-    where no folder can be renamed, ``mark`` is the last file to come.
+    An earlier folder of this kind is replaced as a whole (see `check_folder`); ``mark`` is the last
+    file to come.
 
     Raises
     ------
@@ -249,20 +251,38 @@ def written_folder(uri: Uri, mark: str, options: S3Options | None = None) -> Ite
             _send_folder(open_store(uri, options), draft, mark)
         return
     path = local_path(uri).absolute()
-    with _errors(uri, "written"), _draft_beside(path) as draft:
-        new = draft / path.name
+    place = path if path.is_dir() else path.parent
+    with _errors(uri, "written"), _draft_in(place, path.name) as draft:
+        new = draft / "new"
         new.mkdir()
         yield new
         check_folder(path, mark)
-        old = draft / "old"
-        if path.exists():
-            path.rename(old)
-        try:
+        if path.is_dir():
+            _replace_content(path, draft, mark)
+        else:
             new.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
+
+
+def _replace_content(path: Path, draft: Path, mark: str) -> None:
+    """Exchange what is in a folder, which may be a mount point that nothing can take the place of.
+
+    Where the mark is, the folder is whole: it goes first and comes last.
+    """
+    old = draft / "old"
+    old.mkdir()
+    before = sorted(path.iterdir(), key=lambda entry: entry.name != mark)
+    after = sorted((draft / "new").iterdir(), key=lambda entry: entry.name == mark)
+    moves = [(entry, old / entry.name) for entry in before if entry != draft]
+    moves += [(entry, path / entry.name) for entry in after]
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            source.rename(target)
+            done.append((source, target))
+    except OSError:
+        for source, target in reversed(done):
+            target.rename(source)
+        raise
 
 
 def send_file(store: Store, path: Path, name: str) -> None:
@@ -302,16 +322,16 @@ def _fetch(store: Store, entry: Entry, path: Path) -> None:
     download_file(_remote(store), entry.name, path, size=entry.bytes, sha256=None)
 
 
-def _remote(store: Store) -> Any:
+def _remote(store: Store) -> S3Store:
     """A store that is known to be remote; the class is imported only where one is."""
-    return store
+    return cast("S3Store", store)
 
 
 def _holds_anything(store: Store, uri: Uri) -> bool:
     if is_remote(uri):
         return bool(_remote(store).has_any())
     path = local_path(uri)
-    return path.is_dir() and next(path.iterdir(), None) is not None
+    return path.is_dir() and any(entry.suffix != PARTIAL_SUFFIX for entry in path.iterdir())
 
 
 @contextmanager
@@ -326,11 +346,11 @@ def _temporary(uri: Uri) -> Iterator[Path]:
 
 
 @contextmanager
-def _draft_beside(path: Path) -> Iterator[Path]:
-    """A hidden folder on the same disk as ``path``, removed after the block."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name[:40]}."
-    folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=PARTIAL_SUFFIX, dir=path.parent))
+def _draft_in(place: Path, name: str) -> Iterator[Path]:
+    """A hidden folder on the disk of the output, removed after the block."""
+    place.mkdir(parents=True, exist_ok=True)
+    prefix = f".{name[:40]}."
+    folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=PARTIAL_SUFFIX, dir=place))
     try:
         yield folder
     finally:

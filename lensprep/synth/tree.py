@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import struct
 import time
@@ -21,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -30,7 +32,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lensprep.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
+from lensprep.dataset.files import check_folder, join_uri, written_folder
 from lensprep.dataset.layout import SPLITS
+from lensprep.dataset.s3client import S3Options
+from lensprep.dataset.storage import is_remote, local_path, open_store
 from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import BudgetError, ProjectError, StorageError
 from lensprep.extras import install_hint
@@ -69,6 +74,7 @@ its ``duplicate_task`` conversion keeps one, either of them."""
 MAX_FILE_ROWS: Final = 1024
 MAX_GROUP_ROWS: Final = 256
 
+_MARKER = "_SUCCESS"
 _FILES_PER_SPLIT = 4
 _GROUPS_PER_FILE = 4
 _CRC_CHUNK = 512
@@ -115,7 +121,7 @@ class PartResult:
 
 
 def synthesize(
-    out: Path,
+    out: str | os.PathLike[str],
     *,
     rows: int,
     seed: int,
@@ -124,6 +130,7 @@ def synthesize(
     split_fractions: Mapping[str, float] | None = None,
     defects: Mapping[str, float] | None = None,
     progress: Callable[[int], None] | None = None,
+    options: S3Options | None = None,
 ) -> dict[str, Any]:
     """Write a synthetic Phase 4c tree.
 
@@ -132,8 +139,10 @@ def synthesize(
 
     Parameters
     ----------
-    out : Path
-        Folder to make; it must not exist, or be empty. It appears when it is complete.
+    out : str or path
+        Folder to make, local or s3://; it must not exist, or be empty. It appears when it is
+        complete; one in an object store is made in the folder for temporary files, and then sent,
+        its ``_SUCCESS`` last.
     rows : int
     seed : int
     workers : int, optional
@@ -149,6 +158,8 @@ def synthesize(
         conversion must make of it.
     progress : callable, optional
         Called with the number of rows that were finished since the last call.
+    options : S3Options, optional
+        How to reach an object store.
 
     Returns
     -------
@@ -168,8 +179,42 @@ def synthesize(
     ProjectError
         If lenstronomy is not installed.
     """
-    started = time.perf_counter()
     _require_lenstronomy()
+    make = partial(
+        _synthesize,
+        rows=rows,
+        seed=seed,
+        workers=workers,
+        regions=regions,
+        split_fractions=split_fractions,
+        defects=defects,
+        progress=progress,
+    )
+    if not is_remote(out):
+        return make(local_path(out))
+    if open_store(out, options).entries():
+        raise StorageError(f"{out} is in use. Name a folder that does not exist or is empty.")
+    mark = f"{STAMPS_DIR}/{_MARKER}"
+    check_folder(out, mark, options)
+    with written_folder(out, mark, options) as folder:
+        result = make(folder)
+    truth = join_uri(out, TRUTH_NAME) if result["truth"] else None
+    return result | {"out": str(out), "truth": truth}
+
+
+def _synthesize(
+    out: Path,
+    *,
+    rows: int,
+    seed: int,
+    workers: int | None,
+    regions: int | None,
+    split_fractions: Mapping[str, float] | None,
+    defects: Mapping[str, float] | None,
+    progress: Callable[[int], None] | None,
+) -> dict[str, Any]:
+    """`synthesize` on a disk."""
+    started = time.perf_counter()
     _require_disk(out, rows)
     plan = plan_survey(rows, seed, regions, split_fractions)
     planted = _planned_defects(plan, seed, defects) if defects else DefectPlan({}, ())
@@ -184,7 +229,7 @@ def synthesize(
                 progress(result.rows)
         if defects:
             _write_truth(folder / TRUTH_NAME, results)
-        _write_marker(folder / STAMPS_DIR / "_SUCCESS")
+        _write_marker(folder / STAMPS_DIR / _MARKER)
     seconds = time.perf_counter() - started
     written = sum(result.rows for result in results)
     return {

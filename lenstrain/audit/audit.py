@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 from lensprep import __version__
 from lensprep.configfile import to_mapping
+from lensprep.dataset.files import (
+    check_folder,
+    join_uri,
+    local_file,
+    local_folder,
+    written_folder,
+)
+from lensprep.dataset.storage import is_remote
 from lensprep.errors import ConfigError
 from lenstrain.audit.checklist import CHECKLIST, Item, run_item
 from lenstrain.audit.config import AuditConfig
-from lenstrain.audit.evidence import Supplied, open_evidence
+from lenstrain.audit.evidence import Evidence, Supplied, open_evidence
 from lenstrain.audit.finding import EXIT_CODES, Finding, NotRunError, decide
-from lenstrain.audit.report import PAGE_NAME, write_report
+from lenstrain.audit.report import JSON_NAME, PAGE_NAME, write_report
+from lenstrain.tables import Uri
+from lenstrain.training.run import CHECKPOINTS
+from lenstrain.training.train import BEST
 
 Progress = Callable[[str, float], None]
 """Called with the item that begins and the share of the items done before it."""
 
 
 def audit(
-    run: Path,
-    dataset: str | Path,
-    out: Path | None = None,
+    run: Uri,
+    dataset: Uri,
+    out: Uri | None = None,
     *,
     supplied: Supplied | None = None,
     config: AuditConfig | None = None,
@@ -35,12 +48,13 @@ def audit(
 
     Parameters
     ----------
-    run : Path
-        Run folder of `lenstrain train`.
+    run : str or path
+        Run folder of `lenstrain train`; this and all other places may be local or s3://.
     dataset : str or path
         The dataset it was trained on.
-    out : Path, optional
-        Folder to write; ``audit`` in the run folder if not given.
+    out : str or path, optional
+        Folder to write; ``audit`` in the run folder if not given. An earlier audit there is
+        replaced whole; any other non-empty folder is refused.
     supplied : Supplied, optional
         Scores, evaluations and tables that do not lie where they are looked for.
     config : AuditConfig, optional
@@ -66,23 +80,60 @@ def audit(
     """
     config = config or AuditConfig()
     _check_names(only)
-    evidence = open_evidence(run, dataset, supplied, run_checks=run_checks)
+    out = join_uri(run, "audit") if out is None else out
+    with local_folder(run, wanted=_is_looked_at) as folder, ExitStack() as copies:
+        supplied = _here(supplied or Supplied(), copies)
+        evidence = open_evidence(folder, dataset, supplied, run_checks=run_checks)
+        check_folder(out, JSON_NAME)
+        content, findings = _measure(evidence, str(run), config, only, progress)
+    with written_folder(out, JSON_NAME) as draft:
+        write_report(draft, content, findings)
+    return content | {"report": join_uri(out, PAGE_NAME)}, findings
+
+
+def _is_looked_at(name: str) -> bool:
+    """Of a run in an object store, what must be copied."""
+    if name.startswith(f"{CHECKPOINTS}/"):
+        return name == f"{CHECKPOINTS}/{BEST}"
+    return not PurePosixPath(name).name.startswith("events.")
+
+
+def _here(supplied: Supplied, copies: ExitStack) -> Supplied:
+    """With copies of folders in an object store; tables are read where they are."""
+    local: dict[str, Uri] = {}
+    for name in ("evaluation", "probe"):
+        uri = getattr(supplied, name)
+        if uri is not None and is_remote(uri):
+            copy = local_file if str(uri).endswith(".json") else local_folder
+            local[name] = copies.enter_context(copy(uri))
+    return replace(supplied, **local)  # type: ignore[arg-type]
+
+
+def _measure(
+    evidence: Evidence,
+    run: str,
+    config: AuditConfig,
+    only: Sequence[str],
+    progress: Progress | None,
+) -> tuple[dict[str, Any], list[Finding]]:
+    """Content of audit.json, and the findings, which speak of the run by its own name."""
     findings = []
     for number, item in enumerate(CHECKLIST):
         if progress is not None:
             progress(item.name, number / len(CHECKLIST))
         skipped = bool(only) and item.name not in only
-        findings.append(_left(item) if skipped else run_item(item, evidence, config))
+        found = _left(item) if skipped else run_item(item, evidence, config)
+        findings.append(replace(found, detail=found.detail.replace(str(evidence.run), run)))
     verdict = decide(findings)
     try:
-        checkpoint: str | None = str(evidence.checkpoint_path)
+        checkpoint: str | None = str(evidence.checkpoint_path).replace(str(evidence.run), run)
     except NotRunError:
         checkpoint = None
     content = {
         "verdict": verdict,
         "exit_code": EXIT_CODES[verdict],
         "purpose": config.purpose,
-        "run": str(run),
+        "run": run,
         "checkpoint": checkpoint,
         "dataset": evidence.dataset.uri,
         "dataset_id": evidence.dataset.dataset_id,
@@ -91,9 +142,7 @@ def audit(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": __version__,
     }
-    out = run / "audit" if out is None else out
-    write_report(out, content, findings)
-    return content | {"report": str(out / PAGE_NAME)}, findings
+    return content, findings
 
 
 def _left(item: Item) -> Finding:

@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 
 from lensprep.configfile import load_config
 from lensprep.dataset import Dataset
+from lensprep.dataset.files import exists
+from lensprep.dataset.storage import local_path
 from lensprep.errors import CheckpointError, ProjectError, ScoresError, StorageError
 from lenstrain.audit.finding import NotRunError
 from lenstrain.config import Config
 from lenstrain.evaluation.publish import METRICS_NAME
 from lenstrain.evaluation.scores import METADATA_KEY, Scores, read_scores
 from lenstrain.probes.probe import PROBE_NAME
+from lenstrain.tables import Uri, read_table
 from lenstrain.training.checkpoint import load_checkpoint
 from lenstrain.training.run import CHECKPOINTS
 from lenstrain.training.runlog import CONFIG, ENVIRONMENT, METRICS
@@ -33,19 +36,19 @@ from lenstrain.training.train import BEST
 class Supplied:
     """What the caller names; the rest is looked for in the run folder and beside it."""
 
-    scores: Path | None = None
+    scores: Uri | None = None
     """Scores table of the test split."""
-    evaluation: Path | None = None
+    evaluation: Uri | None = None
     """Folder that `lenstrain evaluate` wrote."""
-    probe: Path | None = None
+    probe: Uri | None = None
     """probe.json, or the folder it lies in."""
-    seed_scores: tuple[Path, ...] = ()
+    seed_scores: tuple[Uri, ...] = ()
     """Scores of the same split by runs with other seeds."""
     left_out: tuple[str, ...] = ()
     """``COLUMN=VALUE:SCORES`` by runs that were trained without that value."""
-    real: Path | None = None
+    real: Uri | None = None
     """Scores of real lenses: a table with ``logit``."""
-    confusers: Path | None = None
+    confusers: Uri | None = None
     """Scores of what is taken for lenses: a table with ``kind`` and ``logit``."""
 
 
@@ -129,10 +132,11 @@ class Evidence:
         """Folder of the evaluation of those scores."""
         named = self.supplied.evaluation
         if named is not None:
-            metrics = _read_json(named / METRICS_NAME)
+            folder = local_path(named)
+            metrics = _read_json(folder / METRICS_NAME)
             told = metrics["provenance"]["scores_metadata"].get("checkpoint_sha256")
-            self._same_checkpoint(told, named)
-            return named
+            self._same_checkpoint(told, folder)
+            return folder
         for path in self._near(f"*/{METRICS_NAME}"):
             metadata = _read_json(path).get("provenance", {}).get("scores_metadata", {})
             if metadata.get("split") == "test" and self._is_mine(metadata):
@@ -159,7 +163,7 @@ class Evidence:
     @cached_property
     def probe(self) -> dict[str, Any]:
         """Content of probe.json for the run's best checkpoint."""
-        path = self.supplied.probe or self.run / "probe"
+        path = local_path(self.supplied.probe or self.run / "probe")
         path = path / PROBE_NAME if path.is_dir() else path
         if not path.is_file():
             raise NotRunError(
@@ -185,7 +189,7 @@ class Evidence:
                 return dict(entry)
         raise NotRunError("The evaluation has no frozen threshold.")
 
-    def other_scores(self, path: Path) -> Scores:
+    def other_scores(self, path: Uri) -> Scores:
         """Scores of another run; the same rows as `scores`."""
         found = read_scores(path)
         if set(found.table["key"].to_pylist()) != set(self.scores.table["key"].to_pylist()):
@@ -244,12 +248,12 @@ class Evidence:
     def _is_mine(self, metadata: dict[str, Any]) -> bool:
         return bool(metadata.get("checkpoint_sha256") == self.checkpoint_sha256)
 
-    def _same_checkpoint(self, sha256: str | None, path: Path) -> None:
+    def _same_checkpoint(self, sha256: str | None, path: Uri) -> None:
         if sha256 is not None and sha256 != self.checkpoint_sha256:
             raise NotRunError(f"{path} was made from another checkpoint than {self.run}'s best.pt.")
 
 
-def read_logits(path: Path, needed: Sequence[str] = ()) -> pa.Table:
+def read_logits(path: Uri, needed: Sequence[str] = ()) -> pa.Table:
     """Read any table with logits: of one class alone, or of things that have no label.
 
     Raises
@@ -257,10 +261,7 @@ def read_logits(path: Path, needed: Sequence[str] = ()) -> pa.Table:
     ScoresError
         If it cannot be read, lacks a column, or holds logits that are not finite.
     """
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise ScoresError(f"{path} cannot be read as parquet: {error}") from error
+    table = read_table(path).table
     for name in ("logit", *needed):
         if name not in table.column_names:
             raise ScoresError(f"{path} has no column {name!r}.")
@@ -294,7 +295,7 @@ def _scores_metadata(path: Path) -> dict[str, Any]:
 
 
 def open_evidence(
-    run: Path, dataset: str | Path, supplied: Supplied | None = None, *, run_checks: bool = False
+    run: Path, dataset: Uri, supplied: Supplied | None = None, *, run_checks: bool = False
 ) -> Evidence:
     """Open what an audit looks at.
 
@@ -308,17 +309,19 @@ def open_evidence(
     if not (run / CONFIG).is_file():
         raise StorageError(f"{run} is not the folder of a run (it has no {CONFIG}).")
     supplied = supplied or Supplied()
-    named = (supplied.scores, supplied.evaluation, supplied.probe, supplied.real,
-             supplied.confusers, *supplied.seed_scores)  # fmt: skip
-    for path in named:
-        if path is not None and not path.exists():
-            raise StorageError(f"{path}: no such file or folder.")
+    tables = (supplied.scores, supplied.real, supplied.confusers, *supplied.seed_scores)
+    for table in tables:
+        if table is not None and not exists(table):
+            raise StorageError(f"{table}: no such file.")
+    for place in (supplied.evaluation, supplied.probe):
+        if place is not None and not local_path(place).exists():
+            raise StorageError(f"{place}: no such file or folder.")
     for text in supplied.left_out:
         parse_left_out(text)
     return Evidence(run, Dataset.open(dataset), supplied, run_checks)
 
 
-def parse_left_out(text: str) -> tuple[str, str, Path]:
+def parse_left_out(text: str) -> tuple[str, str, str]:
     """Split ``COLUMN=VALUE:SCORES``.
 
     Raises
@@ -330,6 +333,6 @@ def parse_left_out(text: str) -> tuple[str, str, Path]:
     column, equals, value = head.partition("=")
     if not (colon and equals and column and value and tail):
         raise ProjectError(f"--left-out {text!r}: write it as COLUMN=VALUE:SCORES.")
-    if not Path(tail).is_file():
+    if not exists(tail):
         raise StorageError(f"{tail}: no such file.")
-    return column, value, Path(tail)
+    return column, value, tail

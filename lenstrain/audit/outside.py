@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lensprep.errors import ScoresError
@@ -16,6 +15,7 @@ from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.evaluation.intervals import upper_limit, wilson
 from lenstrain.evaluation.metrics import roc_curve, tpr_at_fpr
 from lenstrain.evaluation.scores import Scores
+from lenstrain.tables import read_table
 
 BLANK_KINDS = ("blank", "blank_sky", "sky")
 ARTEFACT_KINDS = ("artefact", "artifact")
@@ -63,10 +63,10 @@ def _left_out(
 
 
 def _lenses_with(table: Scores, column: str, value: str) -> NDArray[np.bool_]:
-    have = pq.read_schema(table.path).names
-    if column not in have:
+    found = read_table(table.path, [column]).table
+    if column not in found.column_names:
         raise ScoresError(f"{table.path} has no column {column!r} for --left-out.")
-    values = pq.read_table(table.path, columns=[column])[column]
+    values = found[column]
     if pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
         same = np.isclose(values.cast(pa.float64()).to_numpy(), float(value))
     else:

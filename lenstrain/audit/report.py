@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lensprep.dataset.storage import write_atomic
-from lensprep.errors import StorageError
 from lenstrain.audit.finding import Finding
 from lenstrain.pages import render
 
@@ -32,21 +30,11 @@ _LONGEST = 220
 
 
 def write_report(out: Path, content: dict[str, Any], findings: Sequence[Finding]) -> None:
-    """Write audit.json, audit.html and audit.md.
-
-    Raises
-    ------
-    StorageError
-        If the folder cannot be written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{out} cannot be made: {error.strerror}.") from error
+    """Write audit.json, audit.html and audit.md."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomic(out / PAGE_NAME, page(content, findings).encode(), sync=False)
-    write_atomic(out / TEXT_NAME, markdown(content, findings).encode(), sync=False)
-    write_atomic(out / JSON_NAME, text.encode(), sync=False)
+    (out / PAGE_NAME).write_text(page(content, findings), encoding="utf-8")
+    (out / TEXT_NAME).write_text(markdown(content, findings), encoding="utf-8")
+    (out / JSON_NAME).write_text(text, encoding="utf-8")
 
 
 def mark(finding: Finding) -> str:

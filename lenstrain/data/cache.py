@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lensprep.dataset import Dataset, ShardInfo
-from lensprep.dataset.storage import PARTIAL_SUFFIX, write_atomic
+from lensprep.dataset.storage import PARTIAL_SUFFIX, local_path, write_atomic
 from lensprep.errors import StorageError
 
 MARKER = "lenstrain-cache.json"
@@ -118,7 +118,7 @@ class CacheFolder:
         StorageError
             If the folder holds other things, is of another format, or cannot be made.
         """
-        root = Path(path)
+        root = local_path(path)
         marker = root / MARKER
         with _disk_errors(root):
             if not marker.exists():

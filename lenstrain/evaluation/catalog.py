@@ -4,25 +4,22 @@ A catalogue lens counts if a scored stamp that shows the sky as it is lies withi
 into which an arc was injected are no images of real lenses, and are left out.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pcsv
-import pyarrow.parquet as pq
 from astropy import units
 from astropy.coordinates import SkyCoord
 from numpy.typing import NDArray
 
-from lensprep.errors import ConfigError, ScoresError
+from lensprep.errors import ConfigError, NotFoundError, ScoresError
 from lenstrain.evaluation.operating import FrozenThreshold
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.resampling import make_resampling
 from lenstrain.evaluation.scores import SkyScores
+from lenstrain.tables import Uri, read_table
 
 LENSCAT = {"name": "name", "ra": "RA", "dec": "DEC", "grade": "grading"}
 """What the columns are called in lenscat (Vujeva et al. 2025, arXiv:2406.04398)."""
@@ -42,7 +39,9 @@ Floats = NDArray[np.float64]
 class Catalog:
     """Known lenses: one row each."""
 
-    path: Path
+    path: Uri
+    sha256: str
+    """Digest of the file."""
     name: list[str]
     ra: Floats
     """Degrees."""
@@ -85,13 +84,13 @@ def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def read_catalog(path: Path, columns: Mapping[str, str] | None = None) -> Catalog:
+def read_catalog(path: Uri, columns: Mapping[str, str] | None = None) -> Catalog:
     """Read a catalogue of known lenses.
 
     Parameters
     ----------
-    path : Path
-        CSV (``.csv``, ``.csv.gz``) or parquet.
+    path : str or path
+        CSV (``.csv``, ``.csv.gz``), FITS or parquet; local or s3://.
     columns : mapping, optional
         What the catalogue calls ``name``, ``ra``, ``dec``, ``grade``; lenscat's names (and a few
         common ones) are known. Without a grade all lenses are ``ungraded``.
@@ -101,7 +100,11 @@ def read_catalog(path: Path, columns: Mapping[str, str] | None = None) -> Catalo
     ScoresError
         If it cannot be read, lacks a position, or has a position off the sky.
     """
-    table = _read_table(path)
+    texts = [name for ours in ("name", "grade") for name in _names(ours, columns or {})]
+    try:
+        table, _, sha256 = read_table(path, text=texts)
+    except NotFoundError:
+        raise ScoresError(f"{path}: no such catalogue.") from None
     names = {ours: _column(table, ours, columns or {}, path) for ours in LENSCAT}
     ra, dec = (_degrees(table, names[ours], path) for ours in ("ra", "dec"))
     bad = ~((ra >= 0) & (ra <= 360) & (dec >= -90) & (dec <= 90))
@@ -115,6 +118,7 @@ def read_catalog(path: Path, columns: Mapping[str, str] | None = None) -> Catalo
     rows = [str(row + 1) for row in range(ra.size)]
     return Catalog(
         path,
+        sha256,
         _texts(table, names["name"], rows),
         ra,
         dec,
@@ -122,21 +126,14 @@ def read_catalog(path: Path, columns: Mapping[str, str] | None = None) -> Catalo
     )
 
 
-def _read_table(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise ScoresError(f"{path}: no such catalogue.")
-    try:
-        if path.name.lower().endswith((".csv", ".csv.gz")):
-            return pcsv.read_csv(path)
-        return pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        first = str(error).splitlines()[0]
-        raise ScoresError(f"{path} is neither CSV nor parquet that can be read: {first}") from error
+def _names(ours: str, given: Mapping[str, str]) -> tuple[str, ...]:
+    """What a catalogue may call a column."""
+    return (given[ours],) if ours in given else (LENSCAT[ours], *_OTHER_NAMES[ours])
 
 
-def _column(table: pa.Table, ours: str, given: Mapping[str, str], path: Path) -> str | None:
+def _column(table: pa.Table, ours: str, given: Mapping[str, str], path: Uri) -> str | None:
     """Name of a column in the catalogue; None for an optional one that is not there."""
-    known = (given[ours],) if ours in given else (LENSCAT[ours], *_OTHER_NAMES[ours])
+    known = _names(ours, given)
     found = next((name for name in known if name in table.column_names), None)
     if found is None and (ours in given or ours in ("ra", "dec")):
         raise ScoresError(
@@ -146,7 +143,7 @@ def _column(table: pa.Table, ours: str, given: Mapping[str, str], path: Path) ->
     return found
 
 
-def _degrees(table: pa.Table, name: str | None, path: Path) -> Floats:
+def _degrees(table: pa.Table, name: str | None, path: Uri) -> Floats:
     column = table[str(name)]
     try:
         return np.asarray(column.cast(pa.float64()).to_numpy(), dtype=np.float64)
@@ -239,11 +236,9 @@ def measure_catalog(
         recall.append(entry)
     first = cuts[0].threshold if cuts else None
     lenses = _lens_rows(catalog, scores, match, first)
-    with catalog.path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "catalog": str(catalog.path),
-        "catalog_sha256": digest,
+        "catalog_sha256": catalog.sha256,
         "scores": str(scores.path),
         "radius_arcsec": options.match_radius_arcsec,
         "n_catalog": len(catalog.name),

@@ -1,6 +1,5 @@
 """The function behind `lenstrain evaluate`: scores in; metrics, tables, figures, report out."""
 
-import hashlib
 import json
 import math
 import platform
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lensprep import __version__
+from lensprep.dataset.files import check_folder, join_uri, written_folder
 from lensprep.errors import ProjectError
 from lenstrain.evaluation import plots
 from lenstrain.evaluation.card import card_context
@@ -39,13 +39,7 @@ from lenstrain.evaluation.operating import CompletenessTable, long_table
 from lenstrain.evaluation.options import EvaluationOptions as EvaluationOptions
 from lenstrain.evaluation.page import page_context
 from lenstrain.evaluation.plainjson import plain
-from lenstrain.evaluation.publish import (
-    CARD_NAME,
-    METRICS_NAME,
-    REPORT_NAME,
-    check_destination,
-    published,
-)
+from lenstrain.evaluation.publish import CARD_NAME, METRICS_NAME, REPORT_NAME
 from lenstrain.evaluation.report import (
     PageGallery,
     render_card,
@@ -54,6 +48,7 @@ from lenstrain.evaluation.report import (
     write_csv,
 )
 from lenstrain.evaluation.scores import Scores, SkyScores, read_scores, read_sky_scores
+from lenstrain.tables import Uri
 
 FORMAT_VERSION = 1
 """Version of metrics.json."""
@@ -62,15 +57,15 @@ _PACKAGES = ("numpy", "scipy", "numba", "pyarrow", "matplotlib", "torch")
 
 
 def evaluate(
-    scores: Path,
-    out: Path,
+    scores: Uri,
+    out: Uri,
     *,
-    calibrate_on: Path | None = None,
-    compare_with: Path | None = None,
-    catalog: Path | None = None,
+    calibrate_on: Uri | None = None,
+    compare_with: Uri | None = None,
+    catalog: Uri | None = None,
     catalog_columns: Mapping[str, str] | None = None,
-    catalog_scores: Path | None = None,
-    dataset: str | Path | None = None,
+    catalog_scores: Uri | None = None,
+    dataset: Uri | None = None,
     options: EvaluationOptions | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -78,9 +73,10 @@ def evaluate(
 
     Parameters
     ----------
-    scores : path
-        Parquet or CSV with key, label, logit (or probability) and region_id.
-    out : path
+    scores : str or path
+        Parquet, CSV or FITS with key, label, logit (or probability) and region_id. This and all
+        other places may be local or s3://.
+    out : str or path
         Folder to write. An earlier evaluation there is replaced whole; any other non-empty
         folder is refused. Nothing appears there if the evaluation fails.
     calibrate_on : path, optional
@@ -88,7 +84,7 @@ def evaluate(
     compare_with : path, optional
         Another model's scores of the same stamps: differences on the same draws.
     catalog : path, optional
-        Known lenses (CSV or parquet, in lenscat's columns), whose recall is measured.
+        Known lenses (CSV, FITS or parquet, in lenscat's columns), whose recall is measured.
     catalog_columns : mapping, optional
         What the catalogue calls ``name``, ``ra``, ``dec`` and ``grade`` instead.
     catalog_scores : path, optional
@@ -109,13 +105,15 @@ def evaluate(
     Raises
     ------
     ScoresError
-        If a table is unusable, or `out` is a folder that is not an evaluation.
+        If a table is unusable.
+    StorageError
+        If `out` is a folder that is not an evaluation, or cannot be written: said before the work.
     DatasetError
         If a given `dataset` cannot be read.
     """
     options = options or EvaluationOptions()
     tell = progress or _silent
-    check_destination(out)
+    check_folder(out, METRICS_NAME)
     tell("Reading scores", 0.0)
     table = read_scores(scores)
     reference = None if calibrate_on is None else read_scores(calibrate_on)
@@ -136,18 +134,18 @@ def evaluate(
     entries = {"format_version": FORMAT_VERSION} | found.entries
     entries["provenance"] = _provenance(table, reference, rival, options)
     content: dict[str, Any] = plain(entries)
-    with published(out) as draft:
+    with written_folder(out, METRICS_NAME) as draft:
         tell("Writing the report", 0.9)
         _write(draft, table, found, gallery, content)
     tell("Done", 1.0)
-    return content | {"report": str(out / REPORT_NAME)}
+    return content | {"report": join_uri(out, REPORT_NAME)}
 
 
 def _silent(stage: str, done: float) -> None:
     pass
 
 
-def _sky_scores(scores: Scores, path: Path | None) -> SkyScores:
+def _sky_scores(scores: Scores, path: Uri | None) -> SkyScores:
     """Scores in which known lenses are looked for, of the same model."""
     if path is None:
         return SkyScores(scores.path, scores.table, scores.logits, scores.metadata)
@@ -167,7 +165,7 @@ def _galleries(
     scores: Scores,
     sky: SkyScores | None,
     entries: Mapping[str, Any],
-    dataset: str | Path | None,
+    dataset: Uri | None,
     options: EvaluationOptions,
 ) -> _Galleries:
     """Galleries from where the stamps were scored, if it can be read."""
@@ -218,21 +216,16 @@ def _provenance(
 ) -> dict[str, Any]:
     return {
         "scores": str(scores.path),
-        "scores_sha256": _digest(scores.path),
+        "scores_sha256": scores.sha256,
         "calibrate_on": None if reference is None else str(reference.path),
-        "calibrate_on_sha256": None if reference is None else _digest(reference.path),
+        "calibrate_on_sha256": None if reference is None else reference.sha256,
         "compared_with": None if rival is None else str(rival.path),
-        "compared_with_sha256": None if rival is None else _digest(rival.path),
+        "compared_with_sha256": None if rival is None else rival.sha256,
         "scores_metadata": scores.metadata,
         "options": asdict(options),
         "versions": _versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _versions() -> dict[str, str]:

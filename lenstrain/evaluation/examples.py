@@ -4,6 +4,7 @@ import base64
 import io
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,17 +12,19 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from matplotlib import image
 from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.dataset import BANDS, STAMP_SIZE, Dataset
+from lensprep.dataset.files import local_folder
 from lensprep.dataset.rgb import denormalize, lupton_rgb
+from lensprep.dataset.storage import is_remote
 from lensprep.errors import ScoresError
 from lenstrain.evaluation.scores import Scores, SkyScores
 from lenstrain.evaluation.threshold import unique_rows
 from lenstrain.feed import ask, read_arrow, stamps_of
+from lenstrain.tables import read_table
 
 _FLUX_MODES = ("mad_stamp", "mad_annulus")
 _FACTS = ("theta_e_arcsec", "psfsize_r", "arc_snr")
@@ -196,14 +199,20 @@ class FeedStamps:
         ScoresError
             If the scores do not say where their stamps lie.
         """
-        missing = [n for n in self._places if n not in pq.read_schema(self._path).names]
+        table = read_table(self._path, self._places).table
+        missing = [name for name in self._places if name not in table.column_names]
         if missing:
             raise ScoresError(
                 f"{self._path} has no column {missing[0]}: no telling where its stamps lie."
             )
-        places = pq.read_table(self._path, columns=list(self._places)).take(pa.array(rows))
-        with tempfile.TemporaryDirectory(prefix="lenstrain-feed-") as scratch:
-            request = self._request | {"places": places.to_pylist(), "scratch": scratch}
+        places = table.take(pa.array(rows)).to_pylist()
+        files = {place["source_file"] for place in places}
+        with ExitStack() as stack:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="lenstrain-feed-"))
+            request = self._request | {"places": places, "scratch": scratch}
+            if request["kind"] == "cutouts" and is_remote(request["uri"]):
+                copy = local_folder(request["uri"], wanted=lambda name: name in files)
+                request["uri"] = str(stack.enter_context(copy))
             answer = ask(request)
             table = read_arrow(Path(answer["file"]))
             return lupton_rgb(stamps_of(table["pixels"], np.dtype("<f4")))

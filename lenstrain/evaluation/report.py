@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
 
+from lensprep.dataset.csvtext import guard_text
 from lenstrain.evaluation.examples import Gallery, Stamp, data_uri
 from lenstrain.evaluation.plots import STYLE, Plot
 
@@ -62,16 +63,18 @@ def _rendered(plot: Plot, kind: str) -> bytes:
 
 
 def write_csv(path: Path, columns: Mapping[str, Sequence[Any] | Any]) -> None:
-    """Write columns of one length as CSV; NaN becomes an empty field."""
+    """Write columns of one length as CSV; NaN becomes an empty field, and no text a formula."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
+        writer.writerow(map(_cell, columns))
         for row in zip(*columns.values(), strict=True):
-            writer.writerow(["" if _is_nan(value) else value for value in row])
+            writer.writerow(map(_cell, row))
 
 
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return guard_text(value)
+    return "" if isinstance(value, float) and math.isnan(value) else value
 
 
 def render_page(context: Mapping[str, Any]) -> str:

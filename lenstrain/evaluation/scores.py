@@ -1,31 +1,28 @@
 """Read a table of scores and refuse what cannot be judged, with the reason in one line."""
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pcsv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import special
 
-from lensprep.errors import ScoresError
+from lensprep.errors import NotFoundError, ScoresError
 from lenstrain.evaluation.metrics import RocCurve, roc_curve
-
-METADATA_KEY = b"lenstrain"
-"""Key of the parquet file's metadata that names checkpoint, dataset and normalisation."""
+from lenstrain.tables import METADATA_KEY as METADATA_KEY
+from lenstrain.tables import TableFile, Uri, read_table
 
 MAX_CLUSTERS = 10_000
 """With more regions than this, neighbouring numbers are drawn together (whole regions)."""
 
 AXIS_COLUMNS = ("theta_e_arcsec", "psfsize_r", "psfdepth_r", "arc_snr", "src_dmag")
 _OTHER_COLUMNS = ("task_id", "split", "lens_model", "pixel_hash", "ra", "dec")
+_COLUMNS = (
+    "key", "label", "logit", "probability", "region_id", *AXIS_COLUMNS, *_OTHER_COLUMNS
+)  # fmt: skip
 _TEXT_COLUMNS = ("key", "task_id", "split", "lens_model", "pixel_hash")
 _LEAST_LOGIT, _GREATEST_LOGIT = -745.0, 40.0
 """Beyond the logit of any probability in float64 that is neither 0 nor 1."""
@@ -37,7 +34,7 @@ Floats = NDArray[np.float64]
 class Scores:
     """A table of scores, checked: one row a stamp."""
 
-    path: Path
+    path: Uri
     table: pa.Table
     """The columns that evaluation reads, in file order."""
     labels: NDArray[np.int8]
@@ -49,6 +46,8 @@ class Scores:
     n_clusters: int
     metadata: dict[str, Any]
     """What `lenstrain infer` wrote: checkpoint, dataset_id, normalization, ...; {} elsewhere."""
+    sha256: str
+    """Digest of the file."""
     notes: tuple[str, ...] = field(default=())
     """What a reader of the results must know."""
 
@@ -120,20 +119,21 @@ class Scores:
 class SkyScores:
     """Scores with positions; labels are not needed."""
 
-    path: Path
+    path: Uri
     table: pa.Table
     logits: Floats
     metadata: dict[str, Any]
 
 
-def read_scores(path: Path) -> Scores:
+def read_scores(path: Uri) -> Scores:
     """Read and check a table of scores.
 
     Parameters
     ----------
-    path : Path
-        Parquet, or CSV (``.csv``, ``.csv.gz``), with key, label, logit or probability, and
-        region_id; further columns are used if they have the names of the dataset's sidecar.
+    path : str or path
+        Parquet, CSV (``.csv``, ``.csv.gz``) or FITS, local or s3://, with key, label, logit or
+        probability, and region_id; further columns are used if they have the names of the
+        dataset's sidecar.
 
     Returns
     -------
@@ -146,7 +146,7 @@ def read_scores(path: Path) -> Scores:
         If the file cannot be read, lacks a column, is empty, has one class only, or holds null or
         non-finite scores, labels other than 0 and 1, rows without a region, or a key twice.
     """
-    table, metadata = _read_table(path)
+    table, metadata, sha256 = _read_table(path)
     _require_columns(table, path)
     if table.num_rows == 0:
         raise ScoresError(f"{path} has no rows: score a split that is not empty.")
@@ -175,11 +175,12 @@ def read_scores(path: Path) -> Scores:
         n_regions,
         n_clusters,
         metadata,
+        sha256,
         tuple(notes),
     )
 
 
-def read_sky_scores(path: Path) -> SkyScores:
+def read_sky_scores(path: Uri) -> SkyScores:
     """Read scores for their positions: a table without labels or regions will do.
 
     Raises
@@ -187,7 +188,7 @@ def read_sky_scores(path: Path) -> SkyScores:
     ScoresError
         If the file cannot be read, is empty, lacks key or logit, or holds non-finite scores.
     """
-    table, metadata = _read_table(path)
+    table, metadata, _ = _read_table(path)
     missing = [] if "key" in table.column_names else ["key"]
     if "logit" not in table.column_names and "probability" not in table.column_names:
         missing.append("logit (or probability)")
@@ -199,40 +200,14 @@ def read_sky_scores(path: Path) -> SkyScores:
     return SkyScores(path, table, logits, metadata)
 
 
-def _read_table(path: Path) -> tuple[pa.Table, dict[str, Any]]:
-    if not path.is_file():
-        raise ScoresError(f"{path}: no such file. Write one with `lenstrain infer`.")
+def _read_table(path: Uri) -> TableFile:
     try:
-        if path.name.lower().endswith((".csv", ".csv.gz")):
-            return _read_csv(path), {}
-        file = pq.ParquetFile(path)
-        table = file.read(columns=_wanted(file.schema_arrow.names))
-    except (pa.ArrowException, OSError) as error:
-        first = str(error).splitlines()[0]
-        raise ScoresError(f"{path} is neither parquet nor CSV that can be read: {first}") from error
-    return table, _metadata(file.schema_arrow.metadata)
+        return read_table(path, _COLUMNS, _TEXT_COLUMNS)
+    except NotFoundError:
+        raise ScoresError(f"{path}: no such file. Write one with `lenstrain infer`.") from None
 
 
-def _read_csv(path: Path) -> pa.Table:
-    types = dict.fromkeys(_TEXT_COLUMNS, pa.string())
-    table = pcsv.read_csv(path, convert_options=pcsv.ConvertOptions(column_types=types))
-    return table.select(_wanted(table.column_names))
-
-
-def _wanted(names: Sequence[str]) -> list[str]:
-    needed = ("key", "label", "logit", "probability", "region_id", *AXIS_COLUMNS, *_OTHER_COLUMNS)
-    return [name for name in needed if name in names]
-
-
-def _metadata(raw: dict[bytes, bytes] | None) -> dict[str, Any]:
-    try:
-        found = json.loads((raw or {}).get(METADATA_KEY, b"{}"))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _require_columns(table: pa.Table, path: Path) -> None:
+def _require_columns(table: pa.Table, path: Uri) -> None:
     missing = [name for name in ("key", "label", "region_id") if name not in table.column_names]
     if "logit" not in table.column_names and "probability" not in table.column_names:
         missing.append("logit (or probability)")
@@ -243,7 +218,7 @@ def _require_columns(table: pa.Table, path: Path) -> None:
         )
 
 
-def _check_keys(keys: pa.ChunkedArray, path: Path) -> None:
+def _check_keys(keys: pa.ChunkedArray, path: Uri) -> None:
     if keys.null_count:
         raise ScoresError(f"{path}: {keys.null_count} rows have no key.")
     if pc.count_distinct(keys).as_py() == len(keys):
@@ -257,7 +232,7 @@ def _check_keys(keys: pa.ChunkedArray, path: Path) -> None:
     )
 
 
-def _read_labels(column: pa.ChunkedArray, path: Path) -> NDArray[np.int8]:
+def _read_labels(column: pa.ChunkedArray, path: Uri) -> NDArray[np.int8]:
     if column.null_count:
         raise ScoresError(f"{path}: {column.null_count} labels are null; only 0 and 1 can be.")
     values = _to_floats(column, "label", path)
@@ -275,7 +250,7 @@ def _read_labels(column: pa.ChunkedArray, path: Path) -> NDArray[np.int8]:
     return values.astype(np.int8)
 
 
-def _read_logits(table: pa.Table, path: Path) -> tuple[Floats, list[str]]:
+def _read_logits(table: pa.Table, path: Uri) -> tuple[Floats, list[str]]:
     name = "logit" if "logit" in table.column_names else "probability"
     values = _to_floats(table[name], name, path)
     bad = ~np.isfinite(values)
@@ -290,7 +265,7 @@ def _read_logits(table: pa.Table, path: Path) -> tuple[Floats, list[str]]:
     return _from_probability(values, path)
 
 
-def _from_probability(values: Floats, path: Path) -> tuple[Floats, list[str]]:
+def _from_probability(values: Floats, path: Uri) -> tuple[Floats, list[str]]:
     outside = (values < 0) | (values > 1)
     if outside.any():
         raise ScoresError(
@@ -307,7 +282,7 @@ def _from_probability(values: Floats, path: Path) -> tuple[Floats, list[str]]:
     return np.clip(special.logit(values), _LEAST_LOGIT, _GREATEST_LOGIT), notes
 
 
-def _to_floats(column: pa.ChunkedArray, name: str, path: Path) -> Floats:
+def _to_floats(column: pa.ChunkedArray, name: str, path: Uri) -> Floats:
     kind = column.type
     try:
         if pa.types.is_boolean(kind):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensprep.dataset import Dataset
-from lensprep.dataset.storage import local_path, write_atomic
-from lensprep.errors import CheckpointError, StorageError
+from lensprep.dataset.files import check_folder, join_uri, split_uri, written_folder
+from lensprep.errors import CheckpointError
+from lenstrain.ensemble import load_finder
 from lenstrain.evaluation.plainjson import plain
 from lenstrain.evaluation.plots import Plot
 from lenstrain.evaluation.report import PagePlot, save_plot
@@ -40,7 +40,8 @@ from lenstrain.probes.options import ProbeOptions
 from lenstrain.probes.sample import Sample, draw_sample, find_partners
 from lenstrain.probes.scoring import Scorer
 from lenstrain.probes.words import MEANINGS, TITLES, readings
-from lenstrain.training.checkpoint import load_model, versions
+from lenstrain.tables import Uri
+from lenstrain.training.checkpoint import versions
 from lenstrain.training.distributed import choose_device
 
 FORMAT_VERSION = 1
@@ -52,9 +53,9 @@ Progress = Callable[[str, float], None]
 
 
 def probe(
-    checkpoint: str | Path,
-    dataset: str | Path,
-    out: Path | None = None,
+    checkpoint: Uri,
+    dataset: Uri,
+    out: Uri | None = None,
     *,
     options: ProbeOptions | None = None,
     device: str = "auto",
@@ -64,11 +65,13 @@ def probe(
 
     Parameters
     ----------
-    checkpoint : path
+    checkpoint : str or path
+        This and all other places may be local or s3://.
     dataset : str or path
         Of the normalisation that the checkpoint was trained with.
-    out : path, optional
-        Folder to write; ``probe`` in the run folder of the checkpoint if not given.
+    out : str or path, optional
+        Folder to write; ``probe`` in the run folder of the checkpoint if not given. Earlier probes
+        there are replaced whole; any other non-empty folder is refused.
     options : ProbeOptions, optional
     device : {"auto", "cpu", "cuda"}
     progress : callable, optional
@@ -85,16 +88,16 @@ def probe(
     DatasetError
         If the split has not both classes.
     StorageError
-        If `out` cannot be written.
+        If `out` is a folder of other things, or cannot be written: said before the work.
     """
     options = options or ProbeOptions()
     tell = progress or _silent
-    path = local_path(checkpoint)
-    out = default_folder(path) if out is None else out
+    out = default_folder(checkpoint) if out is None else out
+    check_folder(out, PROBE_NAME)
     tell("Drawing stamps", 0.0)
-    model, meta = load_model(path, choose_device(device))
+    model, meta, sha256 = load_finder(checkpoint, choose_device(device))
     data = Dataset.open(dataset)
-    _check_normalization(meta, data, path)
+    _check_normalization(meta, data, str(checkpoint))
     sample = draw_sample(data, options.split, options.per_class, options.seed)
     scorer = Scorer(model, choose_device(device))
     base = measure_baseline(sample, scorer, options)
@@ -103,8 +106,8 @@ def probe(
     content: dict[str, Any] = plain(
         {
             "format_version": FORMAT_VERSION,
-            "checkpoint": str(path),
-            "checkpoint_sha256": _digest(path),
+            "checkpoint": str(checkpoint),
+            "checkpoint_sha256": sha256,
             "dataset": data.uri,
             "dataset_id": data.dataset_id,
             "normalization": data.manifest.normalization.to_dict(),
@@ -124,9 +127,10 @@ def probe(
     )
     content["readings"] = readings(content)
     tell("Writing", 0.95)
-    write(out, content, attention)
+    with written_folder(out, PROBE_NAME) as draft:
+        write(draft, content, attention)
     tell("Done", 1.0)
-    return content | {"report": str(out / PAGE_NAME)}
+    return content | {"report": join_uri(out, PAGE_NAME)}
 
 
 def measure(
@@ -159,23 +163,22 @@ def measure(
     return probes, attention
 
 
-def default_folder(checkpoint: Path) -> Path:
+def default_folder(checkpoint: Uri) -> str:
     """Where the probes of a checkpoint go: ``RUN/probe``, or ``probe`` beside a loose file."""
-    folder = checkpoint.parent
-    return (folder.parent if folder.name == "checkpoints" else folder) / "probe"
+    folder = split_uri(checkpoint)[0]
+    if folder.endswith("/checkpoints"):
+        folder = split_uri(folder)[0]
+    return join_uri(folder, "probe")
 
 
 def write(out: Path, content: dict[str, Any], attention: Attention) -> None:
     """Write probe.json, the figures and the page."""
-    try:
-        (out / "figures").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{out} cannot be made: {error.strerror}.") from error
+    (out / "figures").mkdir()
     pictures = [save_plot(plot, out / "figures") for plot in _plots(content, attention)]
     page = render("probe.html", _page(content, pictures))
-    write_atomic(out / PAGE_NAME, page.encode(), sync=False)
+    (out / PAGE_NAME).write_text(page, encoding="utf-8")
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomic(out / PROBE_NAME, text.encode(), sync=False)
+    (out / PROBE_NAME).write_text(text, encoding="utf-8")
 
 
 def _plots(content: dict[str, Any], attention: Attention) -> list[Plot]:
@@ -240,18 +243,13 @@ def _describe(base: Baseline) -> dict[str, Any]:
     }
 
 
-def _check_normalization(meta: dict[str, Any], data: Dataset, path: Path) -> None:
+def _check_normalization(meta: dict[str, Any], data: Dataset, path: str) -> None:
     stored = data.manifest.normalization.to_dict()
     if dict(meta["normalization"]) != stored:
         raise CheckpointError(
             f"{path} was trained on pixels of normalisation {meta['normalization']}, but "
             f"{data.uri} holds {stored}. Probe it on the dataset it was trained on."
         )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _silent(stage: str, done: float) -> None:

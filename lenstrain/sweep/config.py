@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 from lensprep.configfile import from_mapping, load_config, to_mapping
+from lensprep.dataset.files import join_uri, split_uri
 from lensprep.errors import ConfigError
 from lenstrain.config import Config, Metric
 from lenstrain.sweep.space import Dimension, apply, parse_space
@@ -120,12 +121,12 @@ class Plan:
         }
 
 
-def load_plan(path: Path, overrides: tuple[str, ...] = ()) -> Plan:
+def load_plan(path: str | PathLike[str], overrides: tuple[str, ...] = ()) -> Plan:
     """Read a sweep's file and check everything that can be checked before a trial.
 
     Parameters
     ----------
-    path : Path
+    path : str or path
     overrides : tuple of str
         ``search.trials=20`` and the like; ``fixed.train.epochs=3`` reaches the trials.
 
@@ -137,8 +138,8 @@ def load_plan(path: Path, overrides: tuple[str, ...] = ()) -> Plan:
     """
     sweep = load_config(SweepConfig, path, overrides)
     space = parse_space(sweep.space)
-    base_path = None if sweep.base is None else path.parent / sweep.base
-    mapping = merged(to_mapping(load_config(Config, base_path)), sweep.fixed)
+    beside = None if sweep.base is None else join_uri(split_uri(path)[0], sweep.base)
+    mapping = merged(to_mapping(load_config(Config, beside)), sweep.fixed)
     # The objective steers every trial: its best epoch, its patience, its pruning.
     mapping["train"]["monitor"] = sweep.search.objective
     base = from_mapping(Config, mapping)

@@ -271,7 +271,7 @@ def sample_weights(dataset: Dataset, data: DataConfig) -> NDArray[np.float64] | 
     if data.sample_weights is None:
         return None
     keys = dataset.read_sidecar("train", ["key"])["key"]
-    return read_weights(Path(data.sample_weights), keys)
+    return read_weights(data.sample_weights, keys)
 
 
 def start_records(run: Run) -> None:

@@ -112,7 +112,7 @@ def test_bad_datasets_and_folders_give_one_line(run, dataset, tmp_path):
         (["train", str(tmp_path / "none"), "--out", str(tmp_path / "r")], "no such dataset"),
         (["train", str(tmp_path / "empty"), "--out", str(tmp_path / "r")], "has no manifest.json"),
         (["train", dataset, "--out", str(out), *SETS], "go on with --resume"),
-        (["infer", "none.pt", dataset, "--out", str(tmp_path / "s")], "no such checkpoint"),
+        (["infer", "none.pt", dataset, "--out", str(tmp_path / "s.csv")], "no such checkpoint"),
         (["evaluate", str(tmp_path / "none"), "--out", str(tmp_path / "e")], str(tmp_path)),
     ]
     for arguments, message in cases:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from lensprep.dataset.files import read_file, send_file
+from lensprep.dataset.storage import open_store
 from lenstrain.audit import config as thresholds
 from lenstrain.audit.audit import audit
 from lenstrain.audit.checklist import CHECKLIST
@@ -103,6 +105,25 @@ def test_page_markdown_and_json_hold_every_item(audited):
         assert f"| `{name}` |" in text
     assert "http" not in html
     assert text.startswith("# Audit: NO-GO")
+
+
+def test_a_run_in_a_store_is_audited_as_one_on_a_disk(audited, finished, s3, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.server.http)
+    run, dataset = finished
+    uri = f"{s3.uri}/run"
+    for path in run.rglob("*"):
+        if path.is_file():
+            send_file(open_store(uri), path, path.relative_to(run).as_posix())
+    arguments = ["audit", uri, str(dataset), "--json", "--set", "resamples=100"]
+    for _ in range(2):  # an earlier one is replaced
+        result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 4, result.output
+    found, expected = json.loads(result.stdout), json.loads(audited[0].stdout)
+    text = json.dumps(expected["findings"]).replace(str(run), uri)
+    assert found["findings"] == json.loads(text)
+    assert found["report"] == f"{uri}/audit/audit.html"
+    assert json.loads(read_file(f"{uri}/audit/audit.json"))["run"] == uri
+    assert found["checkpoint"] == f"{uri}/checkpoints/best.pt"
 
 
 def finding(**changes):

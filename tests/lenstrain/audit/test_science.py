@@ -224,4 +224,4 @@ def test_a_value_that_no_lens_has_is_not_run(probed, config, tmp_path):
 def test_left_out_is_parsed(tmp_path):
     path = tmp_path / "a:b.parquet"
     path.touch()
-    assert parse_left_out(f"lens_model=SIS:{path}") == ("lens_model", "SIS", path)
+    assert parse_left_out(f"lens_model=SIS:{path}") == ("lens_model", "SIS", str(path))

@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from lensprep.dataset import NormalizationSpec
 from lensprep.dataset.writer import write_dataset
-from lensprep.errors import DatasetError, ScoresError
+from lensprep.errors import DatasetError, ScoresError, StorageError
 from lenstrain.evaluation.evaluate import EvaluationOptions, evaluate
 
 from .conftest import BARE, make_table
@@ -311,9 +311,9 @@ def test_an_earlier_evaluation_is_replaced_whole(bare, tmp_path):
 def test_other_folders_are_refused(bare, tmp_path):
     (tmp_path / "chapter1.tex").write_text("years of work")
     scores = bare[0] / "scores.parquet"
-    with pytest.raises(ScoresError, match="not empty and holds no earlier evaluation"):
+    with pytest.raises(StorageError, match=r"not empty and holds no metrics\.json"):
         evaluate(scores, tmp_path, options=QUICK)
-    with pytest.raises(ScoresError, match="is a file"):
+    with pytest.raises(StorageError, match="is a file"):
         evaluate(scores, scores, options=QUICK)
 
 

@@ -91,7 +91,7 @@ def test_a_missing_empty_or_foreign_file_is_refused(write_scores, tmp_path):
     with pytest.raises(ScoresError, match="no rows"):
         read_scores(write_scores(rows=0, regions=1))
     (tmp_path / "text.parquet").write_text("not parquet at all")
-    with pytest.raises(ScoresError, match="neither parquet nor CSV"):
+    with pytest.raises(ScoresError, match="no table that can be read"):
         read_scores(tmp_path / "text.parquet")
 
 

@@ -113,5 +113,6 @@ def test_options_out_of_range_are_refused(option):
 
 
 def test_the_default_folder_is_the_runs(tmp_path):
-    assert default_folder(tmp_path / "checkpoints" / "best.pt") == tmp_path / "probe"
-    assert default_folder(tmp_path / "loose.pt") == tmp_path / "probe"
+    assert default_folder(tmp_path / "checkpoints" / "best.pt") == str(tmp_path / "probe")
+    assert default_folder("s3://b/runs/a/checkpoints/best.pt") == "s3://b/runs/a/probe"
+    assert default_folder(tmp_path / "loose.pt") == str(tmp_path / "probe")
