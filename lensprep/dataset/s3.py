@@ -363,7 +363,7 @@ class S3Store:
         return self._agreed(where, read)[0]
 
     def _receive_range(self, piece: Piece, short: bool, watch: Reception | None) -> Entry:
-        view, done, breaks = piece.view, 0, 0
+        view, done, breaks, unlike = piece.view, 0, 0, ""
         version = piece.version
         size = len(view)
         while True:
@@ -382,9 +382,10 @@ class S3Store:
                 try:
                     self._compare(piece, entry, size, short)
                 except ChangedError as error:
-                    if breaks:
+                    if str(error) == unlike:
                         raise
-                    fault = str(error).rstrip(".")  # or the answer to another request
+                    unlike = str(error)  # or it is the answer to another request
+                    fault = unlike.rstrip(".")
             if fault:
                 if response["Body"] is not None:
                     response["Body"].close()
