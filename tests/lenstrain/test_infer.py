@@ -149,7 +149,12 @@ def test_progress_ends_with_all_rows(root, best, tmp_path):
 @pytest.mark.parametrize(
     ("spec", "named"),
     [
-        (NormalizationSpec(mode="mad_annulus", clip=10.0, parameters={"r_in": 20}), "r_in 20"),
+        (
+            NormalizationSpec(
+                mode="mad_annulus", clip=10.0, parameters={"inner_px": 20, "outer_px": 32}
+            ),
+            "inner_px 20",
+        ),
         (NormalizationSpec(mode="mad_stamp", clip=20.0), r"mad_stamp \(clip 20\)"),
     ],
 )
