@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, STAMP_DTYPE, S
 from lensprep.dataset.manifest import MANIFEST_BYTES, Manifest, ShardInfo
 from lensprep.dataset.reader import Dataset
 from lensprep.dataset.record import payload_view
-from lensprep.dataset.s3 import Piece, S3Store
+from lensprep.dataset.s3 import Piece, S3Store, damaged
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.s3file import S3File
 from lensprep.dataset.sidecar import join_tables, open_sidecar, read_table
@@ -75,7 +76,7 @@ class RemoteDataset(Dataset):
     def read_tar(self, shard: ShardInfo) -> NDArray[np.uint8]:
         """Every byte of a shard, whatever its size; see `Dataset.read_tar`."""
         with self._shard_errors(shard.name, 0):
-            return np.frombuffer(self.store.read(shard.name), np.uint8)
+            return np.frombuffer(self.store.read(shard.name, shard.sha256), np.uint8)
 
     def read_shard_sidecar(
         self, shard: ShardInfo, columns: Sequence[str] | None = None
@@ -86,6 +87,9 @@ class RemoteDataset(Dataset):
             # All of it in one request; and over plain HTTP only all of it has a digest.
             with self._shard_errors(shard.sidecar, 0):
                 data = self.store.read(shard.sidecar, shard.sidecar_sha256)
+                found = hashlib.sha256(data).hexdigest()
+                if found != shard.sidecar_sha256:
+                    raise damaged(where, found, shard.sidecar_sha256)
             return read_table(pa.BufferReader(data), shard.rows, columns, where)
         with self._open_sidecar(shard) as file:
             return read_table(file, shard.rows, columns, where, pre_buffer=True)

@@ -213,30 +213,14 @@ class S3Store:
     def read(self, name: str, sha256: str | None = None) -> bytearray:
         """A whole file; one request if it is not larger than a part.
 
-        Its digest must be `sha256`. Over plain HTTP without that it is read once if it has the
-        digest stated with the object, or its ETag; else until two readings in turn are alike.
-
-        Raises
-        ------
-        ChangedError
-            If it has another digest.
+        Over plain HTTP it is read until it has the digest `sha256`, or two readings in turn are
+        alike: that is what is there, whatever its digest.
         """
-        before = None
-        for _ in range(self.options.attempts):
-            data, entry = self._read_once(name)
-            if sha256 is None and not self.connection.plain:
-                return data
-            found, expected = hashlib.sha256(data).hexdigest(), sha256 or entry.sha256
-            if found == expected or (expected is None and _is_etag(entry, data)):
-                return data
-            if found == before:
-                if sha256 is None:
-                    return data
-                raise damaged(self.locate(name), found, sha256)
-            if before is not None or expected is not None:
-                logger.warning("%s did not come as it is; reading it again", self.locate(name))
-            before = found
-        raise self._never_alike(self.locate(name))
+
+        def is_right(found: tuple[bytearray, Entry]) -> bool:
+            return sha256 is not None and hashlib.sha256(found[0]).hexdigest() == sha256
+
+        return self._agreed(self.locate(name), lambda: self._read_once(name), is_right)[0]
 
     def _read_once(self, name: str) -> tuple[bytearray, Entry]:
         first = memoryview(bytearray(PART_BYTES))
@@ -250,21 +234,23 @@ class S3Store:
         self.fetch([Piece(name, PART_BYTES, rest, head.bytes, None, head.version, checked=True)])
         return out, head
 
-    def _agreed(self, where: str, read: Callable[[], _Found]) -> _Found:
-        """What two readings in turn give alike; over TLS one is enough."""
+    def _agreed(
+        self,
+        where: str,
+        read: Callable[[], _Found],
+        is_right: Callable[[_Found], bool] = lambda _: False,
+    ) -> _Found:
+        """What is right, or two readings in turn give alike; over TLS one is enough."""
         found = read()
-        if not self.connection.plain:
+        if not self.connection.plain or is_right(found):
             return found
         for _ in range(self.options.attempts):
             again = read()
-            if again == found:
+            if again == found or is_right(again):
                 return again
             logger.warning("%s came otherwise a second time; reading it again", where)
             found = again
-        raise self._never_alike(where)
-
-    def _never_alike(self, where: str) -> StorageError:
-        return StorageError(
+        raise StorageError(
             f"{where} came otherwise each of {self.options.attempts} times: the network alters "
             "what it carries. Use https://, or have the network mended."
         )
@@ -649,12 +635,6 @@ def _is_range(response: Mapping[str, Any], start: int, stop: int) -> bool:
     """Whether an answer states that it holds just this range."""
     found = _RANGE.fullmatch(response.get("ContentRange", ""))
     return found is not None and (int(found[1]), int(found[2]) + 1) == (start, stop)
-
-
-def _is_etag(entry: Entry, data: bytearray) -> bool:
-    """Whether an ETag is the MD5 of these bytes, as after one plain request it mostly is."""
-    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    return found == (entry.version or "").strip('"')
 
 
 def damaged(where: str, found: str, expected: str) -> ChangedError:

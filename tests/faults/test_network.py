@@ -87,6 +87,7 @@ class Trials:
             assert "\n" not in text
             refused(seed)
             self.ends["refused"] += 1
+            print(seed, text)
         assert self.proxy.happened
         print(*self.kinds, dict(self.ends), dict(self.proxy.happened), sep="\n")
         # Most faults are got over; else refusing everything would pass.

@@ -170,10 +170,12 @@ def test_what_a_digest_guards_is_read_once_and_what_has_none_twice_over_plain_ht
     store, place = through(s3, proxy), memoryview(bytearray(1000))
     store.fill(Piece("x", 0, place, checked=True))
     assert proxy.count("GET") == 1
-    assert store.read("x") == data[:1000]  # its digest is stated with it
+    assert store.read("x", hashlib.sha256(data[:1000]).hexdigest()) == data[:1000]
     assert proxy.count("GET") == 2
     store.fill(Piece("x", 0, place))
     assert proxy.count("GET") == 4
+    assert store.read("x") == data[:1000]
+    assert proxy.count("GET") == 6
     assert not S3Store(s3.uri, s3.options(endpoint_url=s3.server.https)).connection.plain
 
 
@@ -186,13 +188,20 @@ def test_a_network_that_alters_everything_is_an_error_in_one_line(s3, proxy, dat
             read()
 
 
-def test_an_object_that_is_not_what_was_written_is_damaged_and_not_the_network(s3, data):
-    s3.store().client.put_object(
-        Bucket="bucket", Key=s3.store().key("x"), Body=data[:1000], Metadata={"sha256": "0" * 64}
-    )
-    with pytest.raises(ChangedError, match="is damaged: its SHA-256 begins with"):
-        s3.store().read("x", hashlib.sha256(data[:999]).hexdigest())
-    assert s3.store().read("x") == data[:1000]  # as it is there, for those who verify it
+def test_a_sidecar_that_is_not_the_manifests_is_damaged_whatever_is_stated_with_it(s3, local):
+    store = s3.store()
+    put(store, local)
+    dataset = Dataset.open(s3.uri, s3.options())
+    shard = dataset.split("train").shards[1]
+    data = store.read(shard.sidecar)
+    data[700] ^= 1
+    store.client.put_object(
+        Bucket="bucket", Key=store.key(shard.sidecar), Body=bytes(data),
+        Metadata={"sha256": shard.sidecar_sha256},
+    )  # fmt: skip
+    for columns in (None, ["label"]):
+        with pytest.raises(ShardError, match="parquet is damaged"):
+            dataset.read_shard_sidecar(shard, columns)
 
 
 def test_a_listing_that_came_altered_is_asked_for_again(s3, proxy, short_pauses):
