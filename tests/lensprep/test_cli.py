@@ -41,8 +41,8 @@ def test_convert_prints_one_json_object_with_the_agreed_keys(tree, tmp_path):
     result = run("convert", tree, tmp_path / "ds", "--workers", 1, "--json")
     data = json.loads(result.stdout)
     assert {
-        "input_rows", "accepted", "filtered", "rejected", "splits", "seconds", "stamps_per_s",
-        "peak_rss_bytes", "dataset_id",
+        "input_rows", "accepted", "filtered", "rejected", "read_again", "splits", "seconds",
+        "stamps_per_s", "peak_rss_bytes", "dataset_id",
     } == set(data)  # fmt: skip
     assert data["splits"]["train"].keys() == {"rows", "shards", "classes"}
     assert data["accepted"] == 60
