@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -22,7 +21,9 @@ from lenstrain.cli_base import (
 @click.command()
 @click.argument("dataset", type=LOCATION)
 @config_option()
-@click.option("--out", required=True, type=LOCATION, help="Run folder, new or empty.")
+@click.option(
+    "--out", required=True, type=LOCATION, help="Run folder, new or empty; local or s3://."
+)
 @set_option("Override a key of the configuration, such as optim.lr=1e-3.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the run folder.")
 @s3_options
@@ -39,7 +40,8 @@ def train(
 
     DATASET is a folder or s3://bucket/folder; data.cache_dir names a folder on a fast disk that
     keeps its shards. Runs alone or under torchrun. SIGTERM saves the state and exits with 75; start
-    it again with --resume.
+    it again with --resume, also on another machine if RUN is s3://: what a run there gets is
+    written to a folder of this machine and sent as it comes.
 
     \b
     Example:
@@ -53,7 +55,7 @@ def train(
     from lenstrain.training.train import train as run_training
 
     with TrainProgress() as progress:
-        result = run_training(dataset, config, Path(out), resume=resume, progress=progress)
+        result = run_training(dataset, config, out, resume=resume, progress=progress)
     report(result, _train_lines(result), as_json)
     exit_if_interrupted(result)
 

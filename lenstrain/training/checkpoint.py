@@ -28,6 +28,7 @@ from lenstrain.model import build_model
 FORMAT = "lenstrain-checkpoint"
 FORMAT_VERSION = 1
 LAST = "last.pt"
+BEST = "best.pt"
 PREVIOUS = "previous.pt"
 REQUIRED = (
     "model",
@@ -51,6 +52,9 @@ REQUIRED = (
     "git_commit",
 )
 """Keys that every checkpoint has, beside ``format`` and ``format_version``."""
+
+MOST_BYTES = 16 << 30
+"""No checkpoint is larger: ten times that of the largest network of torchvision."""
 
 PACKAGES = ("torch", "torchvision", "numpy", "webdataset")
 
@@ -81,14 +85,15 @@ def save_last(folder: Path, content: dict[str, Any], names: list[str]) -> None:
     """
     last = folder / LAST
     if last.exists():
-        _link(last, folder / PREVIOUS)
+        link(last, folder / PREVIOUS)
     save_checkpoint(last, content)
     for name in names:
-        _link(last, folder / name)
+        link(last, folder / name)
     sync_folder(folder)
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """Give a file another name, in place of an older one of that name."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
     temporary.unlink(missing_ok=True)
     try:
@@ -109,7 +114,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         If there is none, it is damaged, or it is not one of this program and version.
     """
     try:
-        _check_crc(path)
+        _check_parts(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint. `lenstrain train` makes one.") from None
@@ -135,9 +140,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_crc(path: Path) -> None:
-    """Compare the CRC-32 of every part of the file, which torch writes and does not read."""
+def _check_parts(path: Path) -> None:
+    """Compare the CRC-32 of every part of the file, which torch writes and does not read.
+
+    It also writes them as they are: a small file whose parts unfold to many bytes is not its own.
+    """
+    if path.stat().st_size > MOST_BYTES:
+        raise zipfile.BadZipFile(f"{path.stat().st_size:,} bytes are too many")
     with zipfile.ZipFile(path) as parts:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+            raise zipfile.BadZipFile("it is compressed")
         broken = parts.testzip()
     if broken is not None:
         raise zipfile.BadZipFile(f"wrong CRC-32 of {broken}")
@@ -176,7 +188,7 @@ def keep_as_last(path: Path) -> None:
     in the middle of that save would have no whole checkpoint left.
     """
     if path.name != LAST:
-        _link(path, path.with_name(LAST))
+        link(path, path.with_name(LAST))
         sync_folder(path.parent)
 
 

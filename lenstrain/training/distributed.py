@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -83,6 +83,25 @@ class Context:
         values = [value if self.is_main else None]
         dist.broadcast_object_list(values, 0)
         return cast(T, values[0])
+
+    def decide(self, function: Callable[[], T]) -> T:
+        """What a function gives in the main process, on every process; its error as well.
+
+        Raises
+        ------
+        ProjectError
+            In every process, instead of having the others wait for one that has given up.
+        """
+        outcome: T | ProjectError | None = None
+        if self.is_main:
+            try:
+                outcome = function()
+            except ProjectError as error:
+                outcome = error
+        outcome = self.from_main(outcome)
+        if isinstance(outcome, ProjectError):
+            raise outcome
+        return cast(T, outcome)
 
     def barrier(self) -> None:
         """Wait until every process is here."""

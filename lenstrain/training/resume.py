@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,20 @@ from lensprep.dataset import Dataset
 from lensprep.errors import CheckpointError, StorageError
 from lenstrain.config import Config
 from lenstrain.training.checkpoint import (
+    BEST,
     LAST,
     Found,
     git_commit,
+    keep_as_last,
+    link,
     load_latest,
     rng_state,
     save_last,
     set_rng_state,
     versions,
 )
-from lenstrain.training.copies import check_free, fetch_run
-from lenstrain.training.distributed import Context, is_restart, launch_id
+from lenstrain.training.distributed import is_restart, launch_id
+from lenstrain.training.mirror import Home, check_free, fetch_newer
 from lenstrain.training.run import CHECKPOINTS, Run
 from lenstrain.training.runlog import CONFIG, ENVIRONMENT
 from lenstrain.training.step import Totals
@@ -69,23 +72,29 @@ def is_own_restart(out: Path) -> bool:
     return made_by is not None and made_by == launch_id()
 
 
-def prepare_folder(out: Path, uri: str | None, resume: bool) -> bool:
-    """Whether to resume; before that, fetch the run from its copy if this machine has none of it.
+def find_start(home: Home, resume: bool) -> tuple[bool, Found | None]:
+    """Whether the run may have begun before, and where it goes on; in the main process only.
 
-    In the main process only.
+    The run folder is brought to what the store holds of the run, if that is further.
 
     Raises
     ------
     StorageError
-        If the copy cannot be read, or is that of another run.
+        If the store does not answer, or a place is not free, or not that of a run.
+    CheckpointError
+        If there are checkpoints and none can be read.
     """
-    resume = resume or is_own_restart(out)
-    if uri is not None and (not out.exists() or (out.is_dir() and not any(out.iterdir()))):
-        if not resume:
-            check_free(uri)
-        elif fetch_run(uri, out):
-            warnings.warn(f"{out} was fetched from {uri}.", stacklevel=2)
-    return resume
+    resume = resume or is_own_restart(home.folder)
+    if home.uri is not None and resume:
+        fetch_newer(home)
+    elif home.uri is not None:
+        check_free(home)
+        if home.is_output and home.folder.exists() and any(home.folder.iterdir()):
+            raise StorageError(
+                f"{home.uri} is free, but {home.folder}, where it would be worked in, holds a run "
+                "that did not get there. Send it with --resume, or remove that folder."
+            )
+    return resume, find_state(home.folder, resume)
 
 
 def find_state(out: Path, resume: bool) -> Found | None:
@@ -113,23 +122,7 @@ def find_state(out: Path, resume: bool) -> Found | None:
     return load_latest(out / CHECKPOINTS)
 
 
-def check_same_state(found: Found | None, out: Path, context: Context) -> None:
-    """Refuse to go on if the processes do not find the same checkpoint; all must come here.
-
-    Raises
-    ------
-    StorageError
-    """
-    steps = context.gather_objects(None if found is None else found.content["step"])
-    if len(set(steps)) > 1:
-        told = ", ".join("nothing" if step is None else f"step {step}" for step in steps)
-        raise StorageError(
-            f"The processes find different checkpoints in {out}: {told}. Name a run folder on a "
-            "disk that all machines see."
-        )
-
-
-def check_same_run(state: dict[str, Any], dataset: Dataset, config: Config, out: Path) -> None:
+def check_same_run(state: dict[str, Any], dataset: Dataset, config: Config, out: str) -> None:
     """Refuse to go on with other data, or with a configuration that makes it another run.
 
     Raises
@@ -148,7 +141,7 @@ def check_same_run(state: dict[str, Any], dataset: Dataset, config: Config, out:
             if old.get(key) != new.get(key):
                 raise CheckpointError(
                     f"{out} was started with {section}.{key} = {old.get(key)!r}, and now it is "
-                    f"{new.get(key)!r}. Resume with {out / CONFIG}, or start another run."
+                    f"{new.get(key)!r}. Resume with {out}/{CONFIG}, or start another run."
                 )
 
 
@@ -165,14 +158,34 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         set_rng_state(state["rng"][run.context.rank])
 
 
+def best_names(metrics: Iterable[str], monitor: str) -> list[str]:
+    """Further names of a checkpoint in which these metrics are better than ever before."""
+    return [f"best-{name}.pt" for name in metrics] + ([BEST] if monitor in metrics else [])
+
+
+def mend_names(run: Run, found: Found) -> None:
+    """Give the checkpoint that a run goes on from all its names.
+
+    A run may have been killed after it wrote ``last.pt``, and before that was ``best.pt`` too.
+    """
+    keep_as_last(found.path)
+    state = found.content
+    if state["loader"]["step"] == 0:  # at the end of an epoch
+        epochs = state["stopper"]["best_epoch"]
+        own = [name for name, epoch in epochs.items() if epoch == state["epoch"]]
+        for name in best_names(own, run.stopper.monitor):
+            link(last_checkpoint(run), run.checkpoints / name)
+
+
 def save(run: Run, names: list[str]) -> None:
     """Write ``last.pt`` and give it further names; every process of the run must come here."""
     generators = run.context.gather_objects(rng_state())
     totals = [merged_totals(run, part) for part in (run.totals, run.epoch_totals)]
     if run.context.is_main:
         save_last(run.checkpoints, contents(run, generators, totals), names)
-        if run.copier is not None:
-            run.copier.submit([f"{CHECKPOINTS}/{name}" for name in names])
+        if run.mirror is not None and run.log is not None:
+            run.log.flush()
+            run.mirror.submit([*names, LAST], run.learner.steps)
     run.saved_at = time.monotonic()
     run.context.barrier()
 

@@ -51,13 +51,16 @@ Progress = Callable[[Event], None]
 
 
 class Copies(Protocol):
-    """What a run needs of `copies.Copier`."""
+    """What a run needs of `mirror.Mirror`."""
 
-    def submit(self, names: list[str]) -> None:
-        """Ask for copies of files of the run folder; returns at once."""
+    def submit(self, names: list[str], step: int) -> None:
+        """Ask for copies of checkpoints; returns at once."""
+
+    def finish(self, hurry: Callable[[], bool], *, must: bool) -> None:
+        """Send the last state; wait for it, but not for ever."""
 
     def close(self) -> None:
-        """Wait for the copies, but not for ever."""
+        """Wait for nothing any more."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -79,8 +82,10 @@ class Run:
     progress: Progress | None = None
     log: RunLog | None = None
     """In the main process only."""
-    copier: Copies | None = None
-    """Copies checkpoints elsewhere; in the main process only, if asked for."""
+    mirror: Copies | None = None
+    """Sends the run folder elsewhere; in the main process only, if asked for."""
+    name: str = ""
+    """What the user calls it: its folder, or its place in a store."""
     epochs_done: int = 0
     """Epochs finished, with their validation."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -111,8 +116,8 @@ class Run:
         """Let go of files and threads."""
         if self.log is not None:
             self.log.close()
-        if self.copier is not None:
-            self.copier.close()
+        if self.mirror is not None:
+            self.mirror.close()
         self.train_loader.close()
         self.val_loader.close()
 

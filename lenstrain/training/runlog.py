@@ -97,6 +97,10 @@ class RunLog:
 
         show_validation(self._board, step, dataset, split, *scores)
 
+    def flush(self) -> None:
+        """Have TensorBoard's file on the disk too; lines of metrics.jsonl are there at once."""
+        self._board.flush()
+
     def close(self) -> None:
         """Finish both files."""
         self._file.close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,22 +19,22 @@ from lensprep.dataset.storage import write_atomic
 from lensprep.errors import ProjectError, StorageError
 from lenstrain.config import Config
 from lenstrain.data import Batch, StampLoader
-from lenstrain.training.checkpoint import keep_as_last
-from lenstrain.training.copies import Copier
+from lenstrain.training.checkpoint import BEST as BEST
 from lenstrain.training.distributed import Context, process_group
 from lenstrain.training.feeding import IntervalClock, device_batches
+from lenstrain.training.mirror import Mirror, find_home
 from lenstrain.training.resume import (
+    best_names,
     check_same_run,
-    check_same_state,
-    find_state,
+    find_start,
     last_checkpoint,
+    mend_names,
     merged_totals,
-    prepare_folder,
     restore,
     save,
 )
+from lenstrain.training.run import CHECKPOINTS, Progress, Run, build_run, start_records
 from lenstrain.training.run import Event as Event
-from lenstrain.training.run import Progress, Run, build_run, start_records
 from lenstrain.training.runlog import INTERRUPTED, NONFINITE, Scores
 from lenstrain.training.signals import StopSignals, StopWaitingError, stop_signals
 from lenstrain.training.step import Learner, train_step
@@ -40,7 +42,7 @@ from lenstrain.training.validate import score_split, validation_metrics
 
 T = TypeVar("T")
 
-BEST = "best.pt"
+logger = logging.getLogger("lenstrain.train")
 
 
 class NonFiniteLossError(ProjectError):
@@ -50,7 +52,7 @@ class NonFiniteLossError(ProjectError):
 def train(
     dataset: str,
     config: Config,
-    out: Path,
+    out: str | Path,
     *,
     resume: bool = False,
     progress: Progress | None = None,
@@ -62,8 +64,9 @@ def train(
     dataset : str
         Path or URI of a dataset.
     config : Config
-    out : Path
-        The run folder: new or empty, unless `resume`.
+    out : str or path
+        The run folder: new or empty, unless `resume`. One in a store (``s3://``) is worked in a
+        folder of this machine, which goes when the run is over and all of it is there.
     resume : bool
         Go on from the last checkpoint of `out` if there is one. A run that was cut off and resumed
         on a CPU ends in the same bits as one that was not.
@@ -74,8 +77,8 @@ def train(
     -------
     dict
         ``status`` ("completed", "stopped" by patience, or "interrupted" by a signal), ``signal``,
-        ``run``, ``best`` and ``last`` (checkpoints), ``epochs``, ``step``, ``monitor``,
-        ``best_epoch``, ``best_value``, the last ``validation`` and ``seconds``.
+        ``run``, ``best`` and ``last`` (checkpoints, where `out` is), ``epochs``, ``step``,
+        ``monitor``, ``best_epoch``, ``best_value``, the last ``validation`` and ``seconds``.
 
     Raises
     ------
@@ -83,47 +86,67 @@ def train(
         Before anything is written, if the input cannot be used.
     NonFiniteLossError
         If the loss is NaN or infinite. The checkpoints hold the state before.
+    StorageError
+        At the end, if the run was asked for in a store and that does not have all of it.
     """
     started = time.monotonic()
     with process_group(config.train.device, config.train.timeout_minutes) as context:
         run = open_run(dataset, config, out, context, resume=resume, progress=progress)
         try:
             with stop_signals() as signals:
-                status = fit(run, signals)
-            if status == "interrupted" and context.is_main:
-                leave_note(run, signals)
-            return summarise(run, status, signals, time.monotonic() - started)
+                try:
+                    status = fit(run, signals)
+                except ProjectError:
+                    send_rest(run, hurry=lambda: True, must=False)
+                    raise
+                if status == "interrupted" and context.is_main:
+                    leave_note(run, signals)
+                over = status != "interrupted"
+                send_rest(run, hurry=lambda: not over or signals.received is not None, must=over)
+            result = summarise(run, status, signals, time.monotonic() - started)
+            if over and run.mirror is not None and run.name != str(run.folder):
+                shutil.rmtree(run.folder, ignore_errors=True)
+            return result
         finally:
             run.close()
+
+
+def send_rest(run: Run, hurry: Callable[[], bool], must: bool) -> None:
+    """Have the last state of the run in its other place too."""
+    if run.mirror is not None and run.log is not None:
+        run.log.close()
+        run.mirror.finish(hurry, must=must)
 
 
 def open_run(
     uri: str,
     config: Config,
-    out: Path,
+    out: str | Path,
     context: Context,
     *,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Run:
     """Check everything, build everything, and only then make the run folder."""
-    # The main process decides for all, before any of them looks at the folder.
-    copy = config.train.checkpoint_copy
-    asked = prepare_folder(out, copy, resume) if context.is_main else resume
-    found = find_state(out, context.from_main(asked))
-    check_same_state(found, out, context)
+    home = context.decide(lambda: find_home(out, config.train.checkpoint_copy))
+    # The main process finds the state for all: its folder may be on a disk that it alone sees.
+    again, found = context.decide(lambda: find_start(home, resume))
     dataset = Dataset.open(uri)
     if found is not None:
-        check_same_run(found.content, dataset, config, out)
-    run = build_run(dataset, config, out, context, progress)
+        check_same_run(found.content, dataset, config, home.name)
+    run = build_run(dataset, config, home.folder, context, progress)
+    run.name = home.name
     if found is not None:
         restore(run, found.content)
-    context.barrier()  # nobody may find the folder made, or mended, before having looked at it
+    context.barrier()  # only a run that every process can make is begun
     if found is not None and context.is_main:
-        keep_as_last(found.path)
+        mend_names(run, found)
     start_records(run)
-    if copy is not None and context.is_main:
-        run.copier = Copier(out, copy)
+    if home.uri is not None and context.is_main:
+        if home.is_output:
+            logger.info("%s is written to %s and sent from there", home.uri, home.folder)
+        run.mirror = mirror = Mirror(home)
+        mirror.begin(new=not again, step=run.learner.steps)
     return run
 
 
@@ -281,8 +304,7 @@ def finish_epoch(run: Run, signals: StopSignals) -> None:
     run.epoch_totals.sums.zero_()
     run.epochs_done += 1
     run.train_loader.set_epoch(run.epochs_done)
-    names = [f"best-{name}.pt" for name in improved]
-    save(run, names + ([BEST] if run.stopper.monitor in improved else []))
+    save(run, best_names(improved, run.stopper.monitor))
 
 
 def epoch_record(run: Run, seconds: float) -> dict[str, Any]:
@@ -437,14 +459,14 @@ def synchronise_buffers(run: Run) -> None:
 
 def summarise(run: Run, status: str, signals: StopSignals, seconds: float) -> dict[str, Any]:
     """What `train` returns; see there."""
-    best = run.checkpoints / BEST
+    best, last = run.checkpoints / BEST, last_checkpoint(run)
     monitor = run.stopper.monitor
     return {
         "status": status,
         "signal": signals.received,
-        "run": str(run.folder),
-        "best": str(best) if best.exists() else None,
-        "last": str(last_checkpoint(run)) if last_checkpoint(run).exists() else None,
+        "run": run.name,
+        "best": f"{run.name}/{CHECKPOINTS}/{best.name}" if best.exists() else None,
+        "last": f"{run.name}/{CHECKPOINTS}/{last.name}" if last.exists() else None,
         "epochs": run.epochs_done,
         "step": run.learner.steps,
         "monitor": monitor,

@@ -10,7 +10,7 @@ import pytest
 
 from lensprep.errors import StorageError
 from lenstrain.training.checkpoint import load_checkpoint
-from lenstrain.training.copies import Copier, fetch_run
+from lenstrain.training.mirror import Home, Mirror, fetch_newer
 from lenstrain.training.train import train
 
 
