@@ -78,7 +78,8 @@ def through(place, proxy, **changes):
 
 def test_a_reset_in_a_body_is_continued_where_it_broke(large, proxy, data, caplog):
     proxy.add(Fault("reset-answer", b"GET", after=5_000_000, times=3))
-    assert through(large, proxy).read("large") == data
+    digest = hashlib.sha256(data).hexdigest()
+    assert through(large, proxy).read("large", digest) == data
     assert "broke off after" in caplog.text
     # Nothing that had come is read again, but for what was on its way when the connection broke.
     assert proxy.bytes_down < SIZE * 1.2
@@ -412,7 +413,7 @@ def test_an_interrupt_of_a_library_call_does_not_wait_for_more_tries(s3, proxy, 
     proxy._faults.clear()
     assert store.read("x") == bytes(2 * PART_BYTES)  # the same store goes on
     assert time.monotonic() - ended < 4.0
-    assert proxy.count("GET") <= asked + 3
+    assert proxy.count("GET") <= asked + 4  # two parts, twice
 
 
 def test_an_interrupted_download_brings_no_more_than_was_on_its_way(s3, large, tmp_path, proxy):

@@ -10,7 +10,6 @@ import pytest
 
 from lensprep.errors import StorageError
 from lenstrain.training.checkpoint import load_checkpoint
-from lenstrain.training.mirror import Home, Mirror, fetch_newer
 from lenstrain.training.train import train
 
 
