@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,7 +239,7 @@ def test_a_run_killed_before_its_checkpoint_had_all_names_gives_it_them(
     finished, dataset, tmp_path
 ):
     """last.pt was written, and best.pt was still that of an earlier epoch."""
-    run, config, _ = finished
+    config, run, _ = finished
     out = shutil.copytree(run, tmp_path / "killed")
     last = load_checkpoint(out / "checkpoints/last.pt")
     own = [n for n, e in last["stopper"]["best_epoch"].items() if e == last["epoch"]]
