@@ -98,6 +98,7 @@ class _Link:
 
     def __init__(self) -> None:
         self.begin(None, random.Random(0))
+        self.answered = True  # what is not HTTP, such as TLS, passes as it is
 
     def begin(self, fault: Fault | None, chance: random.Random) -> None:
         """A request comes, with a fault or without one."""

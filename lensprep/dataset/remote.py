@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, STAMP_DTYPE, S
 from lensprep.dataset.manifest import Manifest, ShardInfo
 from lensprep.dataset.reader import Dataset, read_sidecar_file
 from lensprep.dataset.record import payload_view
-from lensprep.dataset.s3 import Piece, S3Store
+from lensprep.dataset.s3 import Piece, S3Store, damaged
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.s3file import S3File
 from lensprep.errors import ChangedError, DatasetError, NotFoundError, ShardError
@@ -73,7 +74,7 @@ class RemoteDataset(Dataset):
     def read_tar(self, shard: ShardInfo) -> NDArray[np.uint8]:
         """Every byte of a shard, whatever its size; see `Dataset.read_tar`."""
         with self._shard_errors(shard.name, 0):
-            return np.frombuffer(self.store.read(shard.name), np.uint8)
+            return np.frombuffer(self.store.read(shard.name, shard.sha256), np.uint8)
 
     def read_shard_sidecar(
         self, shard: ShardInfo, columns: Sequence[str] | None = None
@@ -82,11 +83,17 @@ class RemoteDataset(Dataset):
         where = self.store.locate(shard.sidecar)
         with self._shard_errors(shard.sidecar, 0):
             try:
+                if columns is None or self.store.connection.plain:
+                    # All of it in one request; and over plain HTTP only all of it has a digest.
+                    data = self.store.read(shard.sidecar, shard.sidecar_sha256)
+                    found = hashlib.sha256(data).hexdigest()
+                    if found != shard.sidecar_sha256:
+                        raise damaged(where, found, shard.sidecar_sha256)
+                    parquet = pq.ParquetFile(pa.BufferReader(data))
+                    return read_sidecar_file(parquet, shard, columns, where)
                 with S3File(self.store, shard.sidecar) as file:
                     self._check_sidecar(file, shard)
-                    # All columns are all of the file: one request, not one for each.
-                    source = file if columns is not None else pa.BufferReader(file.read())
-                    parquet = pq.ParquetFile(source, pre_buffer=columns is not None)
+                    parquet = pq.ParquetFile(file, pre_buffer=True)
                     return read_sidecar_file(parquet, shard, columns, where)
             except pa.ArrowException as error:
                 raise ShardError(f"{where} cannot be read: {error}") from error

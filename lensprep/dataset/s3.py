@@ -8,6 +8,10 @@
 What boto3 does (pool, signatures, retries of requests) is left to it. What it lacks is here: a
 body that breaks off is continued by a range of the same version (If-Match), and an answer that was
 lost is told from a refusal by looking at what is there. No object is ever replaced unless asked.
+
+Over plain HTTP nothing tells whether bytes came as they were sent: a range has no checksum in S3
+(only one that is just a part as it was uploaded, and not with every store). So where no digest is
+known, what is read is read twice, and taken when two readings in turn are alike.
 """
 
 from __future__ import annotations
@@ -16,15 +20,17 @@ import base64
 import hashlib
 import logging
 import random
+import re
 import socket
+import threading
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from lensprep.dataset.layout import RECORD_STRIDE
 from lensprep.dataset.s3client import (
@@ -49,6 +55,10 @@ logger = logging.getLogger("lensprep.s3")
 PART_BYTES: Final = 512 * RECORD_STRIDE
 """Bytes of one request: 512 records, 13 MiB. AWS advises 8 to 16 MB, reads in the parts written."""
 _MOST_PARTS: Final = 10_000
+LEAST_PART_BYTES: Final = 5 << 20
+"""S3 takes no smaller part, but for the last one of an object."""
+_LARGE_TRIES: Final = 3
+"""Times that a request breaks off before smaller ones are tried, if there can be any."""
 _CHUNK: Final = 1 << 20
 """Bytes taken from a socket at once: with boto3's 64 KiB a core moves a third as much."""
 DIGEST_KEY: Final = "sha256"
@@ -56,6 +66,7 @@ DIGEST_KEY: Final = "sha256"
 
 Progress = Callable[[int], None]
 """Told how many bytes more have been moved."""
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +83,12 @@ class Piece:
     """Digest that must be stated with the object, if any is."""
     version: str | None = None
     """ETag that the object must have."""
+    checked: bool = False
+    """Who reads it compares the bytes with a digest: they need not be read twice over HTTP."""
+
+
+class BrokenOffError(StorageError):
+    """A request with content broke off again and again; a smaller one may pass."""
 
 
 class Scatter:
@@ -155,6 +172,9 @@ class S3Store:
 
     def entries(self, prefix: str = "") -> list[Entry]:
         """Files whose names begin with ``prefix``, sorted by name."""
+        return self._agreed(self.uri, lambda: self._list(prefix))
+
+    def _list(self, prefix: str) -> list[Entry]:
         base = f"{self.prefix}/" if self.prefix else ""
         pages = self.client.get_paginator("list_objects_v2")
         found = []
@@ -190,17 +210,50 @@ class S3Store:
 
     # ------------------------------------------------------------------ reading
 
-    def read(self, name: str) -> bytearray:
-        """A whole file; one request if it is not larger than a part."""
+    def read(self, name: str, sha256: str | None = None) -> bytearray:
+        """A whole file; one request if it is not larger than a part.
+
+        Over plain HTTP it is read until it has the digest `sha256`, or two readings in turn are
+        alike: that is what is there, whatever its digest.
+        """
+
+        def is_right(found: tuple[bytearray, Entry]) -> bool:
+            return sha256 is not None and hashlib.sha256(found[0]).hexdigest() == sha256
+
+        return self._agreed(self.locate(name), lambda: self._read_once(name), is_right)[0]
+
+    def _read_once(self, name: str) -> tuple[bytearray, Entry]:
         first = memoryview(bytearray(PART_BYTES))
-        head = self.fill(Piece(name, 0, first), short=True)
+        head = self.fill(Piece(name, 0, first, checked=True), short=True)
         if head.bytes <= PART_BYTES:
-            return bytearray(first[: head.bytes])
+            return bytearray(first[: head.bytes]), head
         out = bytearray(head.bytes)
         view = memoryview(out)
         view[:PART_BYTES] = first
-        self.fetch([Piece(name, PART_BYTES, view[PART_BYTES:], head.bytes, None, head.version)])
-        return out
+        rest = view[PART_BYTES:]
+        self.fetch([Piece(name, PART_BYTES, rest, head.bytes, None, head.version, checked=True)])
+        return out, head
+
+    def _agreed(
+        self,
+        where: str,
+        read: Callable[[], _Found],
+        is_right: Callable[[_Found], bool] = lambda _: False,
+    ) -> _Found:
+        """What is right, or two readings in turn give alike; over TLS one is enough."""
+        found = read()
+        if not self.connection.plain or is_right(found):
+            return found
+        for _ in range(self.options.attempts):
+            again = read()
+            if again == found or is_right(again):
+                return again
+            logger.warning("%s came otherwise a second time; reading it again", where)
+            found = again
+        raise StorageError(
+            f"{where} came otherwise each of {self.options.attempts} times: the network alters "
+            "what it carries. Use https://, or have the network mended."
+        )
 
     def read_range(self, name: str, start: int, length: int) -> bytearray:
         """Exactly ``length`` bytes from ``start``."""
@@ -216,7 +269,10 @@ class S3Store:
         return out
 
     def read_tail(self, name: str, length: int) -> tuple[bytearray, Entry]:
-        """The last ``length`` bytes of a file, or all of it, and what it is: in one request."""
+        """The last ``length`` bytes of a file, or all of it, and what it is."""
+        return self._agreed(self.locate(name), lambda: self._read_tail(name, length))
+
+    def _read_tail(self, name: str, length: int) -> tuple[bytearray, Entry]:
         where = self.locate(name)
         with clear_errors("read", where):
             try:
@@ -229,6 +285,10 @@ class S3Store:
                 return bytearray(), self.stat(name)  # an empty object has no range
         entry = _entry(name, response)
         expected = min(length, entry.bytes)
+        if not _is_range(response, entry.bytes - expected, entry.bytes):
+            response["Body"].close()
+            entry = self.stat(name)
+            return self.read_version(entry, max(0, entry.bytes - length), entry.bytes), entry
         out = bytearray()
         try:
             for chunk in _chunks(response["Body"]):
@@ -273,10 +333,21 @@ class S3Store:
     def fill(self, piece: Piece, *, short: bool = False, watch: Reception | None = None) -> Entry:
         """Read one range in one request, and in more where the body breaks off.
 
-        With ``short`` the object may end before the range does. Another thread may `watch` it,
-        and stop it: then it ends in a StorageError.
+        With ``short`` the object may end before the range does. Another thread may `watch` a range
+        that is `checked`, and stop it: then it ends in a StorageError.
         """
-        view, done, breaks = piece.view, 0, 0
+        if piece.checked or not self.connection.plain:
+            return self._receive_range(piece, short, watch)
+
+        def read() -> tuple[Entry, int]:
+            entry = self._receive_range(piece, short, watch)
+            return entry, _crc32(piece.view[: max(0, entry.bytes - piece.start)])
+
+        where = f"{self.locate(piece.name)}, bytes from {piece.start}"
+        return self._agreed(where, read)[0]
+
+    def _receive_range(self, piece: Piece, short: bool, watch: Reception | None) -> Entry:
+        view, done, breaks, unlike = piece.view, 0, 0, ""
         version = piece.version
         size = len(view)
         while True:
@@ -284,16 +355,30 @@ class S3Store:
             start = piece.start + done
             response = self._get(piece.name, start, piece.start + size, version)
             entry = _entry(piece.name, response)
-            self._compare(piece, entry)
+            before, fault = done, ""
+            if response["Body"] is not None and not _is_range(
+                response, start, min(piece.start + size, entry.bytes)
+            ):
+                fault = "another range came than was asked for, or a page that is no object"
+            elif version not in (None, entry.version):
+                fault = "another version came than was asked for"
+            else:
+                try:
+                    self._compare(piece, entry, size, short)
+                except ChangedError as error:
+                    if str(error) == unlike:
+                        raise
+                    unlike = str(error)  # or it is the answer to another request
+                    fault = unlike.rstrip(".")
+            if fault:
+                if response["Body"] is not None:
+                    response["Body"].close()
+                breaks += 1
+                self._tell_break(piece, done, size, breaks, fault)
+                continue
             if short:
                 size = min(size, entry.bytes - piece.start)
-            elif entry.bytes < piece.start + size:
-                end = piece.start + size
-                raise ChangedError(
-                    f"{self.locate(piece.name)} has {entry.bytes} bytes, not {end} or more."
-                )
             version = entry.version
-            before = done
             if watch is not None:
                 watch.began(entry, response["Body"])
             try:
@@ -322,8 +407,8 @@ class S3Store:
         where = f"{self.locate(piece.name)}, bytes {piece.start} to {piece.start + size}"
         if breaks >= self.options.attempts or self.connection.watcher.stopped:
             raise StorageError(
-                f"{where}: the connection broke {breaks} times ({fault}) and nothing came. Check "
-                "the network, and run the same command again; what is done is kept."
+                f"{where}: nothing came in {breaks} tries in turn ({fault}). Check the network, "
+                "and run the same command again; what is done is kept."
             )
         logger.warning("%s: broke off after %d (%s); going on from there", where, done, fault)
         self.connection.watcher.pause(random.random() * min(5.0, 0.05 * 2**breaks))
@@ -346,15 +431,18 @@ class S3Store:
                     raise
         with clear_errors("read", self.locate(name)):
             answer = self.client.head_object(Bucket=self.bucket, Key=self.key(name), **condition)
-        if start or answer["ContentLength"]:
+        if start and answer["ContentLength"] < stop:
             raise ChangedError(
                 f"{self.locate(name)} has {answer['ContentLength']} bytes, not {stop} or more."
             )
         return {**answer, "Body": None}
 
-    def _compare(self, piece: Piece, entry: Entry) -> None:
+    def _compare(self, piece: Piece, entry: Entry, size: int, short: bool) -> None:
         """An object must be the one that the reader has in mind."""
         where = self.locate(piece.name)
+        if not short and entry.bytes < piece.start + size:
+            end = piece.start + size
+            raise ChangedError(f"{where} has {entry.bytes} bytes, not {end} or more.")
         if piece.bytes is not None and entry.bytes != piece.bytes:
             raise ChangedError(f"{where} has {entry.bytes} bytes where {piece.bytes} are stated.")
         if piece.sha256 is not None and entry.sha256 not in (None, piece.sha256):
@@ -393,10 +481,13 @@ class S3Store:
         with clear_errors("remove", self.locate(name)):
             self.client.delete_object(Bucket=self.bucket, Key=self.key(name))
 
-    def put(self, name: str, data: bytes, condition: Mapping[str, str]) -> None:
-        """Write an object in one request."""
-        with clear_errors("write", self.locate(name)):
-            answer = self.client.put_object(
+    def put(
+        self, name: str, data: bytes, condition: Mapping[str, str], *, large: bool = False
+    ) -> None:
+        """Write an object in one request; see `send`."""
+        answer = self.send(
+            name,
+            lambda: self.client.put_object(
                 Bucket=self.bucket,
                 Key=self.key(name),
                 Body=data,
@@ -404,8 +495,71 @@ class S3Store:
                 Metadata={DIGEST_KEY: hashlib.sha256(data).hexdigest()},
                 **condition,
                 **self.options.put_arguments(),
-            )
+            ),
+            large=large,
+        )
         self.confirm(name, data, answer)
+
+    def send(
+        self,
+        name: str,
+        request: Callable[[], _Found],
+        *,
+        large: bool = False,
+        over: threading.Event | None = None,
+    ) -> _Found:
+        """Make a request with content, again if its connection breaks.
+
+        Tries are counted from the last request, of any thread, that the store took. One that broke
+        off is made again alone, so that it has the whole line.
+
+        Parameters
+        ----------
+        name : str
+        request : callable
+        large : bool
+            Give up sooner, as smaller requests can do the same.
+        over : Event, optional
+            Set when it is of no use any more.
+
+        Raises
+        ------
+        BrokenOffError
+            If it broke off too often.
+        StorageError
+            As everywhere; if it is of no use any more.
+        """
+        from botocore.exceptions import EndpointConnectionError, HTTPClientError, ReadTimeoutError
+
+        connection, where = self.connection, self.locate(name)
+        breaks = broke_off = 0
+        with clear_errors("write", where):
+            while True:
+                self.require_going(name)
+                if over is not None and over.is_set():
+                    raise StorageError(f"{where}: stopped.")
+                accepted = connection.accepted
+                try:
+                    alone = connection.narrow if broke_off else nullcontext()
+                    with alone, connection.watcher.once(breaks + 1):
+                        answer = request()
+                    connection.accepted += 1
+                    return answer
+                except HTTPClientError as error:
+                    if not connection.watcher.may_pass(error):
+                        raise
+                    fault = type(error).__name__
+                    breaks = breaks + 1 if connection.accepted == accepted else 1
+                    # Not one that was never made, nor one on which the store was silent.
+                    broke_off += not isinstance(error, EndpointConnectionError | ReadTimeoutError)
+                    if breaks >= self.options.attempts or (large and broke_off >= _LARGE_TRIES):
+                        raise BrokenOffError(
+                            f"{where}: the connection broke {breaks} times in turn ({fault}) "
+                            "before the store had taken anything, and S3 takes no parts under "
+                            f"{LEAST_PART_BYTES >> 20} MiB. Check the network, and run the same "
+                            "command again; what is done is kept."
+                        ) from error
+                connection.watcher.pause(random.random() * 2 ** (breaks - 1))
 
     def confirm(self, name: str, data: bytes | bytearray, answer: Mapping[str, Any]) -> None:
         """The store must have received what was sent: by its checksum, or by its ETag."""
@@ -425,7 +579,7 @@ def _split(piece: Piece) -> Iterator[Piece]:
         return
     for low in range(0, len(piece.view), PART_BYTES):
         view = piece.view[low : low + PART_BYTES]
-        yield Piece(piece.name, piece.start + low, view, piece.bytes, piece.sha256, piece.version)
+        yield replace(piece, start=piece.start + low, view=view)
 
 
 def results(futures: Sequence[Future[Any]], watcher: Watcher) -> list[Any]:
@@ -467,9 +621,26 @@ def raise_failed(futures: Sequence[Future[Any]]) -> None:
 
 def _entry(name: str, response: Mapping[str, Any]) -> Entry:
     """What an answer says of the whole object."""
-    stated = response.get("ContentRange")
-    size = int(stated.rsplit("/", 1)[1]) if stated else response["ContentLength"]
+    found = _RANGE.fullmatch(response.get("ContentRange", ""))
+    size = int(found[3]) if found else response["ContentLength"]
     return Entry(name, size, response["ETag"], response.get("Metadata", {}).get(DIGEST_KEY))
+
+
+_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+def _is_range(response: Mapping[str, Any], start: int, stop: int) -> bool:
+    """Whether an answer states that it holds just this range."""
+    found = _RANGE.fullmatch(response.get("ContentRange", ""))
+    return found is not None and (int(found[1]), int(found[2]) + 1) == (start, stop)
+
+
+def damaged(where: str, found: str, expected: str) -> ChangedError:
+    """Error for an object that is not what was written."""
+    return ChangedError(
+        f"{where} is damaged: its SHA-256 begins with {found[:12]}, not {expected[:12]}. Upload it "
+        "again."
+    )
 
 
 def _receive(body: Any, view: memoryview | Scatter, done: int, size: int) -> Iterator[int]:
@@ -524,8 +695,12 @@ def _body_faults() -> tuple[type[BaseException], ...]:
 
 def crc32_text(data: bytes | bytearray) -> str:
     """CRC-32 as S3 writes it."""
+    return base64.b64encode(_crc32(data).to_bytes(4, "big")).decode()
+
+
+def _crc32(data: Any) -> int:
     try:
         from deflate import crc32
     except ImportError:  # four times slower
         crc32 = zlib.crc32
-    return base64.b64encode(crc32(data).to_bytes(4, "big")).decode()
+    return int(crc32(data))

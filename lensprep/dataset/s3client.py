@@ -100,12 +100,19 @@ class Connection:
     def __init__(self, options: S3Options) -> None:
         self.options = options
         self.client: Any = _make_client(options)
+        self.plain = urlsplit(self.client.meta.endpoint_url).scheme == "http"
+        """Without TLS nothing but digests tells whether bytes are those that were sent."""
+        self.client.meta.events.register("before-parse.s3", _require_store)
         self.watcher = Watcher(self.client.meta.events)
         self.threads = ThreadPoolExecutor(options.connections, "lensprep-s3")
         self.slots = threading.BoundedSemaphore(options.connections + 2)
         """Parts held in memory at once, over all files of a transfer."""
         self.buffers: list[bytearray] = []
         """Memory of parts that were written: fresh pages would cost half as much as receiving."""
+        self.accepted = 0
+        """Requests with content that the store took: tries are counted from the last of them."""
+        self.narrow = threading.Lock()
+        """Held by a request with content that broke before: alone it has the whole line."""
 
     def stop(self) -> None:
         """Let go after an interrupt: nothing is tried again, and the next `connect` starts anew."""
@@ -177,6 +184,52 @@ def _make_client(options: S3Options) -> Any:
     return client(settings) if settings else first
 
 
+_NOT_A_STORE: Final = "NotAnObjectStore"
+_HOLDS: Final = {
+    "CompleteMultipartUpload": ("ETag",),
+    "CreateMultipartUpload": ("UploadId",),
+    "GetObject": ("ETag", "ContentLength"),
+    "HeadObject": ("ETag", "ContentLength"),
+    "ListMultipartUploads": ("IsTruncated",),
+    "ListObjectsV2": ("IsTruncated",),
+    "PutObject": ("ETag",),
+    "UploadPart": ("ETag",),
+}
+"""What an object store's answer to a request holds without fail."""
+_ITEMS: Final = {"Contents": ("Key", "Size", "ETag"), "Uploads": ("Key", "UploadId")}
+"""The same of what it lists."""
+
+
+def _require_store(operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:
+    """Take a success that no object store would tell for a 503, which is asked for again.
+
+    A proxy's login page comes with status 200; botocore makes an empty listing of it. It handles
+    S3's own errors with status 200 in just this way.
+    """
+    if response_dict["status_code"] < 300 and (fault := _fault_of(operation_model, response_dict)):
+        text = f"<Error><Code>{_NOT_A_STORE}</Code><Message>{fault}</Message></Error>"
+        if hasattr(response_dict["body"], "close"):
+            response_dict["body"].close()
+        response_dict |= {"status_code": 503, "body": text.encode()}
+
+
+def _fault_of(operation_model: Any, response_dict: dict[str, Any]) -> str | None:
+    """What an answer lacks that an object store would give."""
+    from botocore.parsers import create_parser
+
+    name, page = operation_model.name, "html" in response_dict["headers"].get("content-type", "")
+    if page and name not in ("GetObject", "HeadObject"):  # an object may be a page itself
+        return "a web page"
+    try:
+        parsed = create_parser("rest-xml").parse(response_dict, operation_model.output_shape)
+    except Exception as error:  # whatever botocore's parser makes of bytes that it does not expect
+        return f"an answer that cannot be read ({type(error).__name__})"
+    wanted = [(parsed, _HOLDS.get(name, ()))]
+    wanted += [(item, keys) for list_, keys in _ITEMS.items() for item in parsed.get(list_, ())]
+    missing = [key for values, keys in wanted for key in keys if values.get(key) in (None, "")]
+    return f"an answer without {missing[0]}" if missing else None
+
+
 class Watcher:
     """Tells of requests that have to be made again, and stops those that cannot succeed.
 
@@ -209,9 +262,8 @@ class Watcher:
         """
         if getattr(self._asking, "of", None) is event["request_dict"]:
             return None
-        if self.stopped:
+        if self.stopped or not self._look(**event):
             return False
-        self._look(**event)
         self._asking.of = event["request_dict"]
         try:
             _, seconds = self._events.emit_until_response(event_name, **event)
@@ -220,6 +272,21 @@ class Watcher:
         if seconds is None or seconds is False:
             return None
         return 0 if self.pause(seconds) else False
+
+    @contextmanager
+    def once(self, attempt: int) -> Iterator[None]:
+        """Leave it to the caller to try again where a connection breaks inside the block.
+
+        Parameters
+        ----------
+        attempt : int
+            Number of this try.
+        """
+        self._asking.attempt = attempt
+        try:
+            yield
+        finally:
+            self._asking.attempt = None
 
     @contextmanager
     def giving_up(self) -> Iterator[None]:
@@ -244,23 +311,33 @@ class Watcher:
         attempts: int,
         caught_exception: Exception | None,
         **_: Any,
-    ) -> None:
+    ) -> bool:
+        """Tell of a fault; whether the request may be made again here."""
+        if caught_exception is not None:
+            if not self.may_pass(caught_exception):
+                raise caught_exception
+            mine = getattr(self._asking, "attempt", None)
+            fault = type(caught_exception).__name__
+            self.tell(f"{operation.name}: {fault}", mine or attempts)
+            return mine is None
+        parsed = response[1]
+        status, code = parsed["ResponseMetadata"]["HTTPStatusCode"], _code(parsed)
+        if code == _NOT_A_STORE and not self._answered:
+            return False
+        self._answered = True
+        if status >= 500 or status == 429:
+            self.tell(f"{operation.name}: the store answered {status} {code}".rstrip(), attempts)
+        return True
+
+    def may_pass(self, fault: Exception) -> bool:
+        """Whether another try may succeed where a connection was not made or broke."""
         from botocore.exceptions import EndpointConnectionError, SSLError
 
         now = time.monotonic()
-        if caught_exception is not None:
-            self._first_try = self._first_try or now
-            never = not self._answered and now - self._first_try > _ANSWER_SECONDS
-            refused = isinstance(caught_exception, EndpointConnectionError)
-            if isinstance(caught_exception, SSLError) or (refused and never):
-                raise caught_exception
-            self.tell(f"{operation.name}: {type(caught_exception).__name__}", attempts)
-            return
-        self._answered = True
-        status = response[0].status_code
-        if status >= 500 or status == 429:
-            code = response[1].get("Error", {}).get("Code", "")
-            self.tell(f"{operation.name}: the store answered {status} {code}".rstrip(), attempts)
+        self._first_try = self._first_try or now
+        never = not self._answered and now - self._first_try > _ANSWER_SECONDS
+        refused = isinstance(fault, EndpointConnectionError)
+        return not (isinstance(fault, SSLError) or (refused and never))
 
     def tell(self, what: str, attempt: int) -> None:
         """Log a fault, but not the same one many times within a few seconds."""
@@ -313,10 +390,16 @@ def clear_errors(action: str, uri: str) -> Iterator[None]:
         raise _unanswered(error, action, uri) from error
 
 
+def _code(response: Mapping[str, Any]) -> str:
+    """S3's name of an error."""
+    return str(response.get("Error", {}).get("Code", ""))
+
+
 def _answered(response: Mapping[str, Any], action: str, uri: str) -> StorageError:
     """Error for an answer of the store."""
-    code = str(response.get("Error", {}).get("Code", ""))
+    code = _code(response)
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    message = str(response.get("Error", {}).get("Message", "")).rstrip(".")
     if code == "NoSuchBucket":
         bucket = "s3://" + uri.split("://", 1)[-1].split("/")[0]
         return StorageError(
@@ -334,6 +417,12 @@ def _answered(response: Mapping[str, Any], action: str, uri: str) -> StorageErro
         )
     if code in _ELSEWHERE:
         return StorageError(f"{uri} is in another region ({code}). Give it with --region.")
+    if code == _NOT_A_STORE or 300 <= status < 400:
+        sent = message if code == _NOT_A_STORE else f"us elsewhere (status {status})"
+        return StorageError(
+            f"What answered is not an object store: it sent {sent}. Is it the login page of a "
+            f"proxy, or a wrong --endpoint-url? Cannot {action} {uri}."
+        )
     if status == 403:
         return StorageError(
             f"Access denied: cannot {action} {uri}. Check --profile, the AWS variables and the "
@@ -348,7 +437,6 @@ def _answered(response: Mapping[str, Any], action: str, uri: str) -> StorageErro
             f"The store cannot do this request ({code or status}): {action} {uri}. Conditional "
             "writes are needed, which S3 has had since 2024."
         )
-    message = str(response.get("Error", {}).get("Message", "")).rstrip(".")
     return StorageError(f"Cannot {action} {uri}: the store answered {status} {code}: {message}.")
 
 

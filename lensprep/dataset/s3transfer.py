@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,11 +23,14 @@ from typing import Any, Final
 from lensprep.dataset.layout import RECORD_STRIDE
 from lensprep.dataset.s3 import (
     DIGEST_KEY,
+    LEAST_PART_BYTES,
     PART_BYTES,
+    BrokenOffError,
     Piece,
     S3Store,
     cancel,
     crc32_text,
+    damaged,
     finish,
     raise_failed,
     results,
@@ -42,6 +46,8 @@ FILES_AT_ONCE: Final = 4
 SMALL_PART_BYTES: Final = 200 * RECORD_STRIDE
 """For workers, of which there are many on a machine: each holds a few parts. S3 asks for 5 MiB."""
 _MOST_PARTS: Final = 10_000
+_LARGE_BYTES: Final = 2 * LEAST_PART_BYTES
+"""Of what is larger smaller parts can be made."""
 
 Progress = Callable[[int], None]
 """Told, from any thread, how many bytes more have been moved."""
@@ -80,6 +86,30 @@ def download_file(
     StorageError
         If the disk is full, or as `fetch`.
     """
+    try:
+        return _download(store, name, path, size, sha256, progress, checked=sha256 is not None)
+    except _AlteredError as error:
+        if not store.connection.plain or sha256 is None:
+            raise
+        # On the way, or in the store? Of a part read twice one knows.
+        logger.warning("%s Reading it again.", error)
+        return _download(store, name, path, size, sha256, None, checked=False)
+
+
+class _AlteredError(ChangedError):
+    """What came is not what was written."""
+
+
+def _download(
+    store: S3Store,
+    name: str,
+    path: Path,
+    size: int,
+    sha256: str | None,
+    progress: Progress | None,
+    *,
+    checked: bool,
+) -> str:
     digest, answers, arrived = hashlib.sha256(), list[Entry](), deque[Any]()
     slots, threads = store.connection.slots, store.connection.threads
     buffers = store.connection.buffers
@@ -104,7 +134,7 @@ def download_file(
                 while not slots.acquire(blocking=not arrived):
                     take()
                 view = memoryview(take_memory(store, PART_BYTES))[: min(PART_BYTES, size - start)]
-                part = Piece(name, start, view, size, sha256)
+                part = Piece(name, start, view, size, sha256, checked=checked)
                 arrived.append((part, threads.submit(store.fill, part)))
             while arrived:
                 take()
@@ -142,10 +172,7 @@ def _check_arrived(
     stated = {answer.sha256 for answer in answers} - {None}
     for digest in {expected} - {None} or stated:
         if found != digest:
-            raise ChangedError(
-                f"{store.locate(name)} is damaged: its SHA-256 begins with {found[:12]}, not "
-                f"{str(digest)[:12]}. Upload it again."
-            )
+            raise _AlteredError(str(damaged(store.locate(name), found, str(digest))))
 
 
 def upload_file(
@@ -184,6 +211,23 @@ def upload_file(
         If the file cannot be read, or the store does not let us or does not answer.
     """
     try:
+        return _upload_file(store, path, name, sha256, progress, part_bytes)
+    except BrokenOffError as error:
+        if part_bytes <= SMALL_PART_BYTES:
+            raise
+        logger.warning("%s Trying smaller parts.", error)
+        return _upload_file(store, path, name, sha256, progress, SMALL_PART_BYTES)
+
+
+def _upload_file(
+    store: S3Store,
+    path: Path,
+    name: str,
+    sha256: str | None,
+    progress: Progress | None,
+    part_bytes: int,
+) -> str:
+    try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > part_bytes:
@@ -198,7 +242,7 @@ def upload_file(
     found = hashlib.sha256(data).hexdigest()
     _check_local(path, found, sha256)
     try:
-        store.put(name, data, {"IfNoneMatch": "*"})
+        store.put(name, data, {"IfNoneMatch": "*"}, large=size > SMALL_PART_BYTES)
     except ChangedError:
         _settle(store, name, len(data), found)
     if progress is not None:
@@ -274,12 +318,12 @@ def _put_parts(
             **store.options.put_arguments(),
         )["UploadId"]
     futures: list[Future[dict[str, Any]]] = []
-    finished = False
+    finished, over = False, threading.Event()
     try:
         for data in parts:
             store.connection.slots.acquire()
             future = store.connection.threads.submit(
-                _put_part, store, name, upload, len(futures) + 1, data, progress
+                _put_part, store, name, upload, over, len(futures) + 1, data, progress
             )
             future.add_done_callback(lambda _: store.connection.slots.release())
             future.add_done_callback(partial(_sent, store, data, part_bytes))
@@ -289,6 +333,7 @@ def _put_parts(
         finished = True
     finally:
         if not finished:
+            over.set()
             cancel(futures)
             _abort(store, name, upload)
 
@@ -297,21 +342,25 @@ def _put_part(
     store: S3Store,
     name: str,
     upload: str,
+    over: threading.Event,
     number: int,
     data: bytes | bytearray,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    store.require_going(name)
     crc = crc32_text(data)
-    with clear_errors("write", store.locate(name)):
-        answer = store.client.upload_part(
+    answer = store.send(
+        name,
+        lambda: store.client.upload_part(
             Bucket=store.bucket,
             Key=store.key(name),
             UploadId=upload,
             PartNumber=number,
             Body=data,
             ChecksumCRC32=crc,
-        )
+        ),
+        large=len(data) >= _LARGE_BYTES,
+        over=over,
+    )
     store.confirm(name, data, answer)
     if progress is not None:
         progress(len(data))

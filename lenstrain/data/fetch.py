@@ -336,6 +336,10 @@ class RemoteSource:
             raise ShardError(
                 f"{str(error).rstrip('.')} ({self._place_of(cells, error)}). {_REMEDY}"
             ) from error
+        except StorageError as error:
+            raise StorageError(
+                f"{str(error).rstrip('.')} ({self._place_of(cells, error)})."
+            ) from error
         finally:
             self.reader.forget(cells)
 

@@ -418,8 +418,9 @@ class RangeReader:
         parts = zip(run.buffers, run.cells, strict=True)
         views = [buffer.data[: self.cell_bytes(cell)] for buffer, cell in parts]
         start = int(self.cells.first[run.cells[0]]) * RECORD_STRIDE
-        version = self.versions.get(number)
-        return Piece(shard.name, start, Scatter(views), shard.bytes, shard.sha256, version)
+        version, view = self.versions.get(number), Scatter(views)
+        # Without a check the reader wants none: bytes that it times, or does not look at.
+        return Piece(shard.name, start, view, shard.bytes, shard.sha256, version, checked=True)
 
     def arrived(self, run: _Run, number: int) -> None:
         """A cell of a run is complete: check it and hand it over, unless another was faster."""

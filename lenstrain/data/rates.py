@@ -278,7 +278,7 @@ def measure_store(store: S3Store, shard: ShardInfo) -> float | None:
             with lock:
                 counted.append(watch)
             with suppress(StorageError):  # broken off, or the store's own trouble: told elsewhere
-                store.fill(Piece(shard.name, start, _Waste(size)), watch=watch)
+                store.fill(Piece(shard.name, start, _Waste(size), checked=True), watch=watch)
                 continue
             return
 

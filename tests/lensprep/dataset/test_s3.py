@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
@@ -10,19 +11,27 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import ConnectionClosedError
 
 from lensprep.dataset import Dataset
 from lensprep.dataset.interrupts import interruptible
 from lensprep.dataset.s3 import PART_BYTES, Piece, S3Store
 from lensprep.dataset.s3client import S3Options, connect
 from lensprep.dataset.s3file import BLOCK_BYTES, S3File, s3_filesystem
-from lensprep.dataset.s3transfer import download_file, run_files
+from lensprep.dataset.s3transfer import (
+    abort_unfinished,
+    download_file,
+    run_files,
+    upload_file,
+    upload_parts,
+)
 from lensprep.errors import (
     ChangedError,
     DatasetError,
@@ -31,7 +40,7 @@ from lensprep.errors import (
     StorageError,
 )
 from tests.datasets import tiny_dataset
-from tests.faultproxy import Fault, FaultProxy
+from tests.faultproxy import ALWAYS, DRAWN, Fault, FaultProxy
 from tests.s3server import SECRET_KEY, free_ports
 
 SIZE = 3 * PART_BYTES + 12_345
@@ -46,6 +55,12 @@ def data():
 def proxy(s3):
     with FaultProxy(s3.server.ports["s3"]) as running:
         yield running
+
+
+@pytest.fixture
+def short_pauses(monkeypatch):
+    """Pauses before another try are drawn, here and in botocore."""
+    monkeypatch.setattr("random.random", lambda: 0.01)
 
 
 @pytest.fixture
@@ -109,6 +124,166 @@ def test_a_connection_that_never_brings_anything_ends_in_an_error(large, proxy):
     proxy.add(Fault("stall", b"GET", after=2000, times=1000))
     with pytest.raises(StorageError, match="nothing came"):
         through(large, proxy, read_timeout_s=1.0, attempts=3).read_range("large", 0, 1000_000)
+
+
+# ---------------------------------------------------------------- answers that lie
+
+
+LIES = {
+    "altered": Fault("alter", b"GET", after=70),
+    "cut": Fault("cut", b"GET", after=70),
+    "another-object": Fault("misdirect", b"GET", to="/bucket/{folder}/other"),
+    "another-range": Fault("misdirect", b"GET", range="bytes=1-1000"),
+    "no-range": Fault("misdirect", b"GET", to="/bucket/{folder}/large"),
+    "page": Fault("html", b"GET"),
+    "page-with-etag": Fault("html", b"GET", head=b'ETag: "0"\r\n', length=False),
+    "no-etag": Fault("drop-header", b"GET", header=b"ETag"),
+}
+
+
+def lie(place, name, times=1):
+    fault = LIES[name]
+    folder = place.uri.rpartition("/")[2]
+    return replace(fault, times=times, to=fault.to.format(folder=folder))
+
+
+@pytest.mark.parametrize("kind", LIES)
+@pytest.mark.parametrize("read", [
+    lambda store, name: store.read(name),
+    lambda store, name: store.read_range(name, 0, 5000),
+    lambda store, name: store.read_tail(name, 5000)[0],
+    lambda store, name: S3File(store, name).read(),
+], ids=["whole", "range", "tail", "file"])  # fmt: skip
+def test_an_answer_that_lies_is_asked_for_again(s3, proxy, short_pauses, kind, read):
+    data = np.random.default_rng(0).bytes(5000)
+    s3.store().write("large", data)
+    s3.store().write("other", bytes(5000))
+    store = through(s3, proxy)
+    store.stat("large")  # an endpoint that never gave a store's answer is not tried again
+    proxy.add(lie(s3, kind))
+    assert read(store, "large") == data
+    assert proxy.happened.total() == 1
+
+
+def test_what_a_digest_guards_is_read_once_and_what_has_none_twice_over_plain_http(s3, proxy, data):
+    s3.store().write("x", data[:1000])
+    store, place = through(s3, proxy), memoryview(bytearray(1000))
+    store.fill(Piece("x", 0, place, checked=True))
+    assert proxy.count("GET") == 1
+    assert store.read("x", hashlib.sha256(data[:1000]).hexdigest()) == data[:1000]
+    assert proxy.count("GET") == 2
+    store.fill(Piece("x", 0, place))
+    assert proxy.count("GET") == 4
+    assert store.read("x") == data[:1000]
+    assert proxy.count("GET") == 6
+    assert not S3Store(s3.uri, s3.options(endpoint_url=s3.server.https)).connection.plain
+
+
+def test_a_network_that_alters_everything_is_an_error_in_one_line(s3, proxy, data):
+    s3.store().write("x", data[:1000])
+    proxy.add(Fault("alter", b"GET", after=DRAWN, times=ALWAYS))
+    store = through(s3, proxy, attempts=3)
+    for read in (lambda: store.read("x"), lambda: store.read_range("x", 0, 1000)):
+        with pytest.raises(StorageError, match=r"network alters what it carries\. Use https"):
+            read()
+
+
+def test_a_sidecar_that_is_not_the_manifests_is_damaged_whatever_is_stated_with_it(s3, local):
+    store = s3.store()
+    put(store, local)
+    dataset = Dataset.open(s3.uri, s3.options())
+    shard = dataset.split("train").shards[1]
+    data = store.read(shard.sidecar)
+    data[700] ^= 1
+    store.client.put_object(
+        Bucket="bucket", Key=store.key(shard.sidecar), Body=bytes(data),
+        Metadata={"sha256": shard.sidecar_sha256},
+    )  # fmt: skip
+    for columns in (None, ["label"]):
+        with pytest.raises(ShardError, match="parquet is damaged"):
+            dataset.read_shard_sidecar(shard, columns)
+
+
+def test_a_listing_that_came_altered_is_asked_for_again(s3, proxy, short_pauses):
+    for number in range(3):
+        s3.store().write(f"part-{number}.parquet", bytes(number))
+    listed, store = s3.store().entries(), through(s3, proxy)
+    for seed in range(20):
+        proxy.add(Fault("alter", b"GET", after=DRAWN, seed=seed))
+        assert store.entries() == listed
+    assert proxy.happened["alter"] == 20
+
+
+WITH_ETAG = [
+    lambda store: store.stat("x"), lambda store: store.read("x"),
+    lambda store: store.read_tail("x", 5), lambda store: store.write("y", b"1"),
+    lambda store: store.create("z", b"1"),
+    lambda store: upload_parts(store, "w", [bytes(5 << 20), b"1"], 5 << 20 | 1, 5 << 20),
+]  # fmt: skip
+WITHOUT = [
+    lambda store: store.entries(), lambda store: store.has_any(), lambda store: store.delete("y"),
+    abort_unfinished,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [True, False])
+@pytest.mark.parametrize("work", [*WITH_ETAG, *WITHOUT])
+def test_a_page_from_what_never_was_a_store_is_told_at_once_in_one_line(s3, proxy, length, work):
+    s3.store().write("x", b"12345")
+    proxy.add(Fault("html", times=ALWAYS, length=length))
+    with pytest.raises(StorageError, match="not an object store: it sent a") as caught:
+        work(through(s3, proxy))
+    assert "wrong --endpoint-url?" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(proxy.requests) == 1
+
+
+@pytest.mark.parametrize("work", WITH_ETAG)
+def test_an_answer_without_etag_is_told_in_one_line(s3, proxy, work):
+    s3.store().write("x", b"12345")
+    proxy.add(Fault("drop-header", times=ALWAYS, header=b"ETag"))
+    with pytest.raises(StorageError, match="it sent an answer without ETag"):
+        work(through(s3, proxy, attempts=1))
+
+
+def test_parts_that_keep_breaking_are_made_smaller(s3, proxy, short_pauses, tmp_path, data):
+    path = tmp_path / "file"
+    path.write_bytes(data[: 20 << 20])
+    proxy.add(Fault("reset-request", b"PUT", after=6 << 20, times=ALWAYS))
+    upload_file(through(s3, proxy), path, "x")
+    assert s3.store().read("x") == path.read_bytes()
+
+
+def test_an_upload_that_cannot_go_on_says_how_much_must_pass_at_once(
+    s3, proxy, short_pauses, tmp_path, data
+):
+    path = tmp_path / "file"
+    path.write_bytes(data[: 12 << 20])
+    proxy.add(Fault("reset-request", b"PUT", after=1 << 20, times=ALWAYS))
+    with pytest.raises(StorageError, match="takes no parts under 5 MiB"):
+        upload_file(through(s3, proxy, attempts=2), path, "x")
+    assert s3.store().client.list_multipart_uploads(Bucket="bucket").get("Uploads", []) == []
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_tries_of_a_write_are_counted_from_the_last_one_that_the_store_took(
+    s3, short_pauses, progress
+):
+    store, tries = s3.store(attempts=2), []
+
+    def broken():
+        tries.append(1)
+        if len(tries) == 5:
+            return "taken"
+        if progress:
+            store.write(f"{len(tries)}", b"another thread's part")
+        raise ConnectionClosedError(endpoint_url=s3.server.http)
+
+    if progress:
+        assert store.send("x", broken) == "taken"
+    else:
+        with pytest.raises(StorageError, match="the connection broke 2 times in turn"):
+            store.send("x", broken)
 
 
 # ---------------------------------------------------------------- faults that last
@@ -404,17 +579,20 @@ def test_a_remote_dataset_gives_what_the_local_one_gives(s3, local):
         there.map_shard(shard)
 
 
-def test_reading_some_rows_reads_some_bytes(s3, local, proxy):
+@pytest.mark.parametrize(("scheme", "times"), [("https", 1), ("http", 2)])
+def test_reading_some_rows_reads_some_bytes(s3, local, scheme, times):
     put(s3.store(), local)
-    dataset = Dataset.open(s3.uri, s3.options(endpoint_url=proxy.url))
-    before = proxy.bytes_down
-    dataset.read_pixels("train", [0, 1, 2, 60])
-    assert proxy.bytes_down - before < 6 * 27_000
-    before = proxy.bytes_down
-    dataset.read_sidecar("train", ["label"])
-    assert proxy.bytes_down - before < sum(
-        shard.sidecar_bytes + 2000 for shard in dataset.split("train").shards
-    )
+    with FaultProxy(s3.server.ports["https" if scheme == "https" else "s3"]) as proxy:
+        url = proxy.url.replace("http", scheme)
+        dataset = Dataset.open(s3.uri, s3.options(endpoint_url=url))
+        before = proxy.bytes_down
+        dataset.read_pixels("train", [0, 1, 2, 60])
+        assert proxy.bytes_down - before < times * 6 * 27_000
+        before = proxy.bytes_down
+        dataset.read_sidecar("train", ["label"])
+        assert proxy.bytes_down - before < sum(
+            shard.sidecar_bytes + 2000 for shard in dataset.split("train").shards
+        )
 
 
 def test_a_folder_without_manifest_is_no_dataset(s3, local):
