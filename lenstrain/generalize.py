@@ -176,6 +176,10 @@ def generalize(
     StorageError
         If `out` cannot be written.
     """
+    if config.train.checkpoint_copy is not None:
+        raise ConfigError(
+            "train.checkpoint_copy is the place of one run, and here are many. Leave it out."
+        )
     check_file(join_uri(out, RESULT_NAME))
     data = Dataset.open(dataset)
     data.split(split)

@@ -211,6 +211,7 @@ def short_config(config: Config) -> Config:
             compile=False,
             checkpoint_minutes=0.0,
             patience=0,
+            checkpoint_copy=None,
         ),
         eval=replace(config.eval, split="val", batch_size=64),
     )

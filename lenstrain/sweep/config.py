@@ -148,6 +148,10 @@ def load_plan(path: str | PathLike[str], overrides: tuple[str, ...] = ()) -> Pla
             f"eval.split is {base.eval.split!r}: a sweep chooses on the validation split only. "
             "Leave eval.split at 'val'; the test split is opened once, after all choices."
         )
+    if base.train.checkpoint_copy is not None:
+        raise ConfigError(
+            "train.checkpoint_copy is the place of one run, and a sweep makes many. Leave it out."
+        )
     for dimension in space:
         check_dimension(dimension, mapping)
     return Plan(base, sweep.search, sweep.refit, space)

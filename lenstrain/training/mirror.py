@@ -86,7 +86,7 @@ HURRY_SECONDS: Final = 20.0
 AWAY_SECONDS: Final = 5.0
 """The same where the last try has failed."""
 PAUSES: Final = (2.0, 5.0, 10.0, 20.0, 30.0)
-"""Before each further try at the end of a run."""
+"""Before each further try at the end of a run whose only home is a store."""
 GROWTH: Final = 1.1
 """TensorBoard's files are sent whole, each time that they have grown by a tenth."""
 PATIENCE: Final = S3Options(attempts=3, read_timeout_s=10.0)
@@ -129,8 +129,8 @@ def find_home(out: str | os.PathLike[str], copy: str | None) -> Home:
     """
     if not is_remote(out):
         return Home(local_path(out), copy)
-    uri = str(out).rstrip("/")
-    if copy is not None and copy.rstrip("/") != uri:
+    uri = open_store(out).uri
+    if copy is not None and open_store(copy).uri != uri:
         raise ConfigError(
             f"train.checkpoint_copy = {copy!r}, but the run itself is in a store, {uri}. Leave the "
             "key out."
@@ -384,24 +384,31 @@ class Mirror:
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
-    def begin(self, *, new: bool, step: int) -> None:
-        """Take the place and send the records, and the checkpoints that are in the folder already.
+    def take_place(self, *, new: bool) -> None:
+        """See that the store can be written, and have no other start send to it from now on.
 
         Parameters
         ----------
         new : bool
             Whether nobody may have begun there before.
-        step : int
-            Of last.pt, if there is one.
 
         Raises
         ------
         StorageError
-            If the store refuses, and the run was asked for there.
+            If the store refuses, and the run was asked for there; a copy's is tried again later.
         """
         self._new = new
         if self.is_output:
-            self._send({})
+            self._open()
+
+    def begin(self, step: int) -> None:
+        """Begin to send: the records, and the checkpoints that are in the folder already.
+
+        Parameters
+        ----------
+        step : int
+            Of last.pt, if there is one.
+        """
         self._thread.start()
         best = (self.folder / CHECKPOINTS).glob("best*.pt")
         names = [path.name for path in sorted(best, key=lambda path: path.stat().st_mtime)]
@@ -453,7 +460,7 @@ class Mirror:
         """
         advice = f"{self.uri} may lack the last state; {self.folder} has it."
         with suppress(KeyboardInterrupt), grace(HURRY_SECONDS + 5, advice, keeps_state=True):
-            for pause in (0.0, *PAUSES):
+            for pause in (0.0, *(PAUSES if must and self.is_output else ())):
                 until = time.monotonic() + pause
                 while time.monotonic() < until and not hurry():
                     time.sleep(WAKE_SECONDS)
@@ -496,10 +503,8 @@ class Mirror:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-            files = [file for file, _ in self._waiting.values()]
-            self._waiting = {}
-        for file in files:
-            file.close()
+        if self._thread.ident is not None:
+            self._thread.join(WAKE_SECONDS)
         connection = getattr(self._store, "connection", None)
         if self._busy and connection is not None:
             connection.stop()  # or the end of the program waits for all its parts
@@ -511,6 +516,8 @@ class Mirror:
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._asked or self._ended, TICK_SECONDS)
                 if self._ended:
+                    for file, _ in self._waiting.values():
+                        file.close()
                     return
                 self._asked, self._busy = False, True
                 batch, self._waiting = self._waiting, {}
@@ -530,7 +537,7 @@ class Mirror:
 
     def _send(self, batch: dict[str, tuple[BinaryIO, int]]) -> None:
         """Send records and checkpoints; each is taken out of the batch when it is there."""
-        store = self._take_place()
+        store = self._open()
         self._send_records(store, RECORDS)
         for name, (file, step) in list(batch.items()):
             if name == LAST_NAME:
@@ -543,7 +550,7 @@ class Mirror:
         events = (self.folder / TENSORBOARD).glob("*")
         self._send_records(store, sorted(f"{TENSORBOARD}/{path.name}" for path in events))
 
-    def _take_place(self) -> Store:
+    def _open(self) -> Store:
         """The store, which no other start of the run sends to."""
         if self._store is not None:
             self._require_place(self._store)

@@ -20,9 +20,10 @@ from lensprep.errors import ProjectError, StorageError
 from lenstrain.config import Config
 from lenstrain.data import Batch, StampLoader
 from lenstrain.training.checkpoint import BEST as BEST
+from lenstrain.training.checkpoint import Found
 from lenstrain.training.distributed import Context, process_group
 from lenstrain.training.feeding import IntervalClock, device_batches
-from lenstrain.training.mirror import Mirror, find_home
+from lenstrain.training.mirror import Home, Mirror, find_home
 from lenstrain.training.resume import (
     best_names,
     check_same_run,
@@ -139,15 +140,29 @@ def open_run(
     if found is not None:
         restore(run, found.content)
     context.barrier()  # only a run that every process can make is begun
-    if found is not None and context.is_main:
+    try:
+        begin(run, home, found, new=not again)
+    except BaseException:
+        run.close()
+        raise
+    return run
+
+
+def begin(run: Run, home: Home, found: Found | None, *, new: bool) -> None:
+    """Make or mend the run folder, and begin to send it; in the main process only."""
+    if not run.context.is_main:
+        return
+    mirror = None if home.uri is None else Mirror(home)
+    if mirror is not None:
+        mirror.take_place(new=new)
+    if found is not None:
         mend_names(run, found)
     start_records(run)
-    if home.uri is not None and context.is_main:
-        if home.is_output:
-            logger.info("%s is written to %s and sent from there", home.uri, home.folder)
-        run.mirror = mirror = Mirror(home)
-        mirror.begin(new=not again, step=run.learner.steps)
-    return run
+    if home.is_output:
+        logger.info("%s is written to %s and sent from there", home.uri, home.folder)
+    if mirror is not None:
+        run.mirror = mirror
+        mirror.begin(run.learner.steps)
 
 
 def fit(run: Run, signals: StopSignals) -> str:

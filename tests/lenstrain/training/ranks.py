@@ -76,12 +76,19 @@ def stop(dataset, config, folder, context):
 
 
 def state(dataset, config, folder, context):
-    """Process 1 looks for the run on a disk of its own."""
-    out = folder / "stop" if RANK == 0 else folder / "elsewhere"
+    """Process 1 has a disk of its own, with nothing of the run on it."""
+    out = folder / "cut" if RANK == 0 else folder / "elsewhere"
+    config = replace(config, model=replace(config.model, norm="batch", dropout=0.2))
+    found = program.train(dataset, config, out, resume=True)
+    return {"step": found["step"], "run": found["run"], "made": (folder / "elsewhere").exists()}
+
+
+def refused(dataset, config, folder, context):
+    """What the main process finds of the run folder is told by all, and none waits."""
     try:
-        return program.train(dataset, config, out, resume=True)
+        return program.train(dataset, config, folder / "cut")
     except StorageError as error:
-        return {"error": str(error), "made": (folder / "elsewhere").exists()}
+        return {"error": str(error)}
 
 
 def three_batches(then):

@@ -104,7 +104,7 @@ def test_two_processes_decide_as_one_and_none_waits_for_ever(
     config = make_config(*SAME, "train.log_every=1", "train.timeout_minutes=5")
     status, err = launch_tasks(
         2, dataset, config, tmp_path,
-        "scores", "resumed", "stop", "state", "away", "unreadable", "fail",
+        "scores", "resumed", "stop", "state", "refused", "away", "unreadable", "fail",
     )  # fmt: skip
     found = results(tmp_path, "scores", 2)
     assert_same_sorted_logits(alone_scores, found)
@@ -115,9 +115,9 @@ def test_two_processes_decide_as_one_and_none_waits_for_ever(
         assert (result["status"], result["epochs"]) == ("stopped", 2)
         assert result["validation"] == results(tmp_path, "stop", 2)[0]["validation"]
     for result in results(tmp_path, "state", 2):
-        assert "find different checkpoints" in result["error"]
-        assert "step 16, nothing" in result["error"]
-        assert not result["made"]
+        assert result == {"step": 16, "run": str(tmp_path / "cut"), "made": False}
+    for result in results(tmp_path, "refused", 2):
+        assert "exists and is not empty" in result["error"]
     for result, number in zip(results(tmp_path, "away", 2), (None, 15), strict=True):
         assert (result["status"], result["signal"], result["step"]) == ("interrupted", number, 3)
     main, other = results(tmp_path, "unreadable", 2)

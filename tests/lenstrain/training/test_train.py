@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,6 +233,23 @@ def test_an_epoch_that_was_logged_and_not_saved_is_logged_once(finished, dataset
         train(dataset, config, out, resume=True, progress=raise_at("epoch", 1))
     assert train(dataset, config, out, resume=True)["status"] == "completed"
     assert records(straight) == records(out)
+
+
+def test_a_run_killed_before_its_checkpoint_had_all_names_gives_it_them(
+    finished, dataset, tmp_path
+):
+    """last.pt was written, and best.pt was still that of an earlier epoch."""
+    config, run, _ = finished
+    out = shutil.copytree(run, tmp_path / "killed")
+    last = load_checkpoint(out / "checkpoints/last.pt")
+    own = [n for n, e in last["stopper"]["best_epoch"].items() if e == last["epoch"]]
+    assert own
+    names = [f"best-{name}.pt" for name in own]
+    for name in names:
+        (out / "checkpoints" / name).write_bytes(b"an earlier one")
+    train(dataset, config, out, resume=True)
+    for name in names:
+        assert load_checkpoint(out / "checkpoints" / name)["step"] == last["step"]
 
 
 def test_nothing_waits_between_two_lines_of_the_log(dataset, make_config, tmp_path):
