@@ -202,9 +202,18 @@ def read_sky_scores(path: Uri) -> SkyScores:
 
 def _read_table(path: Uri) -> TableFile:
     try:
-        return read_table(path, _COLUMNS, _TEXT_COLUMNS)
+        found = read_table(path, _COLUMNS, _TEXT_COLUMNS)
     except NotFoundError:
         raise ScoresError(f"{path}: no such file. Write one with `lenstrain infer`.") from None
+    table = found.table
+    for place, (name, kind) in enumerate(zip(table.column_names, table.schema.types, strict=True)):
+        # Neither counted nor ranked by Arrow.
+        views = pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
+        if pa.types.is_nested(kind) or views:
+            raise ScoresError(f"{path}: column {name} holds {kind!s:.60}, not plain values.")
+        if pa.types.is_dictionary(kind):
+            table = table.set_column(place, name, table[name].cast(kind.value_type))
+    return found._replace(table=table)
 
 
 def _require_columns(table: pa.Table, path: Uri) -> None:
