@@ -152,7 +152,10 @@ def test_an_interrupted_run_goes_on_from_the_store_on_a_second_machine(
     assert sum(name.startswith("tensorboard/") for name in names) == 2
 
 
-@pytest.mark.parametrize("objects", [3, 4, 6, 9])
+LONG = pytest.mark.faults
+
+
+@pytest.mark.parametrize("objects", [6, *(pytest.param(n, marks=LONG) for n in (3, 4, 7, 9, 11))])
 def test_a_machine_that_is_gone_between_two_objects_leaves_a_run_to_go_on_with(
     whole, store, machine, dataset, make_config, tmp_path, monkeypatch, objects
 ):
@@ -177,7 +180,7 @@ def test_a_machine_that_is_gone_between_two_objects_leaves_a_run_to_go_on_with(
     assert_same_run(store, whole, tmp_path)
 
 
-@pytest.mark.parametrize("behind", ["the store", "the folder"])
+@pytest.mark.parametrize("behind", ["the store", pytest.param("the folder", marks=LONG)])
 def test_of_folder_and_store_the_run_goes_on_from_what_is_further(
     whole, store, machine, dataset, make_config, tmp_path, monkeypatch, behind
 ):
@@ -237,7 +240,7 @@ def test_what_a_finished_run_could_not_send_is_an_error_and_resume_sends_it(
         assert_same_run(store, whole, tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["refuse", "answer"])
+@pytest.mark.parametrize("kind", ["refuse", pytest.param("answer", marks=LONG)])
 def test_an_interrupted_run_does_not_wait_for_a_store_that_is_away(
     s3, store, dataset, make_config, monkeypatch, kind
 ):
