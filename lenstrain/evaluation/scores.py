@@ -207,10 +207,14 @@ def _read_table(path: Path) -> tuple[pa.Table, dict[str, Any]]:
             return _read_csv(path), {}
         file = pq.ParquetFile(path)
         table = file.read(columns=_wanted(file.schema_arrow.names, path))
+        if "key" in table.column_names and pa.types.is_dictionary(table["key"].type):
+            decoded = table["key"].cast(table["key"].type.value_type)
+            table = table.set_column(table.column_names.index("key"), "key", decoded)
         table.validate(full=True)  # or text that is not UTF-8 would end whoever shows it
     except (pa.ArrowException, OSError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ScoresError(f"{path} is neither parquet nor CSV that can be read: {first}") from error
+    _require_types(table, path)
     return table, _metadata(file.schema_arrow.metadata)
 
 
@@ -245,6 +249,14 @@ def _require_columns(table: pa.Table, path: Path) -> None:
             f"{path} lacks the column {', '.join(missing)}; a table of scores has key, label, "
             "logit (or probability) and region_id."
         )
+
+
+def _require_types(table: pa.Table, path: Path) -> None:
+    """Lists, records and views can be neither counted nor ranked."""
+    for name, kind in zip(table.column_names, table.schema.types, strict=True):
+        views = pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
+        if pa.types.is_nested(kind) or views:
+            raise ScoresError(f"{path}: column {name} holds {kind!s:.60}, not plain values.")
 
 
 def _check_keys(keys: pa.ChunkedArray, path: Path) -> None:
@@ -344,6 +356,8 @@ def _unsorted_codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], int]:
 def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if pa.types.is_float16(column.type):  # which Arrow does not sort
+        column = column.cast(pa.float32())
     encoded = column.dictionary_encode().combine_chunks()
     return encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
 
