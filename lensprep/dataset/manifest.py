@@ -68,7 +68,7 @@ class NormalizationSpec:
         for name, value in _object(self.parameters, "normalization: parameters").items():
             _number(value, f"normalization: {name!r:.60}")
         # A mode of a later version may be trained with, if not undone, and has its own numbers.
-        if {*self.parameters} != {*PARAMETERS.get(self.mode, self.parameters)}:
+        if not {*self.parameters} <= {*PARAMETERS.get(self.mode, self.parameters)}:
             raise DatasetError(
                 f"normalization: the parameters of {self.mode} are "
                 f"{', '.join(PARAMETERS[self.mode]) or 'none'}, not "
@@ -172,6 +172,9 @@ class Manifest:
     geometry: dict[str, Any] = field(default_factory=lambda: geometry())
 
     def __post_init__(self) -> None:
+        norm = self.normalization
+        for name in PARAMETERS.get(norm.mode, ()):
+            _get(norm.parameters, name, f"normalization: {norm.mode}")
         for what in ("source", "versions", "config"):
             _object(getattr(self, what), what)
         # As JSON, where 1, 1.0 and true are three things.

@@ -150,9 +150,13 @@ def test_progress_ends_with_all_rows(root, best, tmp_path):
     ("spec", "named"),
     [
         (
+<<<<<<< HEAD
             NormalizationSpec(
                 mode="mad_annulus", clip=10.0, parameters={"inner_px": 20, "outer_px": 32}
             ),
+=======
+            NormalizationSpec(mode="mad_annulus", clip=10.0, parameters={"inner_px": 20}),
+>>>>>>> faults-contracts
             "inner_px 20",
         ),
         (NormalizationSpec(mode="mad_stamp", clip=20.0), r"mad_stamp \(clip 20\)"),
@@ -188,7 +192,7 @@ def test_an_error_leaves_the_older_table_and_nothing_else(best, tmp_path):
     before = out.read_bytes()
     side = own / "test" / "test-000002.parquet"
     pq.write_table(pq.read_table(side).drop_columns(["task_id"]), side)
-    with pytest.raises(ShardError, match=r"test-000002\.parquet has no column 'task_id'"):
+    with pytest.raises(ShardError, match=r"test-000002\.parquet has \d+ bytes where"):
         infer(best, own, split="test", out=out, device="cpu")
     pq.write_table(pq.read_table(out).drop_columns(["logit", "psfsize_r"]).slice(32, 16), side)
     with pytest.raises(ShardError, match=r"test-000002\.parquet has other columns"):

@@ -140,7 +140,7 @@ def repeat_the_first_shard(d):
         (lambda d: d["normalization"].update(clip="10"), "clip is '10', not a finite number"),
         (lambda d: d["normalization"].update(clip=1 << 62), r"clip .* is not in \(0, 65504\]"),
         (lambda d: d["normalization"].update(mode=["mad_stamp"]), "mode is .*, not text"),
-        (lambda d: d["normalization"].update(mode="asinh_survey"), "parameters of asinh_survey"),
+        (lambda d: d["normalization"].update(mode="asinh_survey"), "no entry 'softening_g'"),
         (lambda d: d["normalization"].update(parameters={"mode": 1}), "parameters of mad_stamp"),
         (lambda d: d.update(splits=[]), r"splits is \[\], not an object"),
         (lambda d: d["splits"].update(dev=d["splits"].pop("train")), "no split 'dev'; known"),

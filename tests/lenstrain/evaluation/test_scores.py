@@ -55,7 +55,17 @@ def test_metadata_names_the_model(write_scores):
     assert read.metadata == {"checkpoint": "best.pt", "split": "test"}
 
 
+def test_a_column_that_is_there_twice_is_refused(write_scores):
+    path = write_scores(rows=60)
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("label", table["label"]), path)
+    with pytest.raises(ScoresError, match="the column 'label' more than once"):
+        read_scores(path)
+
+
 BROKEN = [
+    ({"key": [["a"]] * 60}, "column key holds list<.*>, not plain values"),
+    ({"region_id": [{"a": 1}] * 60}, "column region_id holds struct<.*>, not plain values"),
     ({"key": None}, "lacks the column key"),
     ({"logit": None}, r"lacks the column logit \(or probability\)"),
     ({"label": [1] * 60}, r"lenses \(label 1\) alone: ranking needs both classes"),
