@@ -150,13 +150,7 @@ def test_progress_ends_with_all_rows(root, best, tmp_path):
     ("spec", "named"),
     [
         (
-<<<<<<< HEAD
-            NormalizationSpec(
-                mode="mad_annulus", clip=10.0, parameters={"inner_px": 20, "outer_px": 32}
-            ),
-=======
             NormalizationSpec(mode="mad_annulus", clip=10.0, parameters={"inner_px": 20}),
->>>>>>> faults-contracts
             "inner_px 20",
         ),
         (NormalizationSpec(mode="mad_stamp", clip=20.0), r"mad_stamp \(clip 20\)"),
