@@ -246,8 +246,9 @@ class TrainConfig:
     """Minutes between checkpoints within an epoch; every epoch ends with one. 0: only those."""
 
     checkpoint_copy: str | None = None
-    """Where checkpoints and records are copied to as they are written: ``s3://bucket/runs/a`` or a
-    folder of another disk. With ``--resume`` a machine that has nothing of the run fetches it."""
+    """Where the run is sent as it is written: ``s3://bucket/runs/a`` or a folder of another disk.
+    With ``--resume`` the run goes on from what is further, the run folder or this. A run with
+    ``--out s3://`` needs no such key."""
 
     timeout_minutes: float = 10.0
     """Minutes after which a process that waits for a lost one gives up, under torchrun."""

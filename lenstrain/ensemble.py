@@ -15,7 +15,7 @@ from lensprep.dataset.files import local_file
 from lensprep.dataset.storage import is_remote, local_path
 from lensprep.errors import CheckpointError, NotFoundError
 from lenstrain.augment import D4_ORDER, transform
-from lenstrain.training.checkpoint import load_model
+from lenstrain.training.checkpoint import MOST_BYTES, load_model
 
 
 def load_finder(
@@ -40,7 +40,8 @@ def load_finder(
         If it cannot be used.
     """
     try:
-        with local_file(uri) if is_remote(uri) else nullcontext(local_path(uri)) as path:
+        copy = local_file(uri, most_bytes=MOST_BYTES) if is_remote(uri) else None
+        with copy or nullcontext(local_path(uri)) as path:
             try:
                 model, meta = load_model(path, device)
             except CheckpointError as error:

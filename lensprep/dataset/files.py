@@ -96,8 +96,17 @@ def read_file(uri: Uri, options: S3Options | None = None) -> bytes:
 
 
 @contextmanager
-def local_file(uri: Uri, options: S3Options | None = None) -> Iterator[Path]:
+def local_file(
+    uri: Uri, options: S3Options | None = None, *, most_bytes: int | None = None
+) -> Iterator[Path]:
     """Path at which a file can be read: its own, or that of a copy which goes with the block.
+
+    Parameters
+    ----------
+    uri : str or path
+    options : S3Options, optional
+    most_bytes : int, optional
+        Of what is larger no copy is made.
 
     Raises
     ------
@@ -114,8 +123,11 @@ def local_file(uri: Uri, options: S3Options | None = None) -> Iterator[Path]:
         return
     folder, name = split_uri(uri)
     store = open_store(folder, options)
+    entry = store.stat(name)
+    if most_bytes is not None and entry.bytes > most_bytes:
+        raise StorageError(f"{uri} has {entry.bytes:,} bytes; is it the right file?")
     with _temporary(uri) as draft:
-        _fetch(store, store.stat(name), draft / name)
+        _fetch(store, entry, draft / name)
         yield draft / name
 
 

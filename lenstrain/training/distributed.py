@@ -81,7 +81,8 @@ class Context:
         if not self.grouped:
             return value
         values = [value if self.is_main else None]
-        dist.broadcast_object_list(values, 0)
+        # Not by way of the devices: it may be a whole checkpoint.
+        dist.broadcast_object_list(values, 0, self.hosts)
         return cast(T, values[0])
 
     def decide(self, function: Callable[[], T]) -> T:

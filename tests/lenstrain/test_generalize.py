@@ -171,3 +171,10 @@ def test_names_that_are_no_columns_are_refused():
     for wrong in ("theta e", "label", "1 or 1"):
         with pytest.raises(ConfigError, match="is no column to leave values of out"):
             check_factors([wrong])
+
+
+def test_a_place_of_one_run_is_refused_for_many(dataset, tmp_path):
+    config = load_config(Config, None, [*SETTINGS, f"train.checkpoint_copy={tmp_path / 'copy'}"])
+    with pytest.raises(ConfigError, match="is the place of one run"):
+        generalize(dataset, config, tmp_path / "o", factors=["lens_model"])
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, nothing executed, the damaged one not fatal."""
 
 import random
+import zipfile
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from lensprep.configfile import to_mapping
 from lensprep.errors import CheckpointError
 from lenstrain.model import build_model
+from lenstrain.training import checkpoint
 from lenstrain.training.checkpoint import (
     FORMAT,
     FORMAT_VERSION,
@@ -195,3 +197,17 @@ def test_every_generator_goes_on_where_it_was(tmp_path, content):
     assert draws() != expected
     set_rng_state(load_checkpoint(tmp_path / "a.pt")["rng"][0])
     assert draws() == expected
+
+
+def test_what_torch_would_not_have_written_is_not_unpacked(tmp_path, content, monkeypatch):
+    """A small file of parts that unfold to much memory; and one of more bytes than any network."""
+    path, packed = tmp_path / "a.pt", tmp_path / "packed.pt"
+    save_checkpoint(path, content)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(CheckpointError, match=r"packed.pt is damaged .*compressed"):
+        load_checkpoint(packed)
+    monkeypatch.setattr(checkpoint, "MOST_BYTES", path.stat().st_size - 1)
+    with pytest.raises(CheckpointError, match="bytes are too many"):
+        load_checkpoint(path)
