@@ -189,6 +189,9 @@ def test_an_error_leaves_the_older_table_and_nothing_else(best, tmp_path):
     with pytest.raises(ShardError, match=r"test-000002\.parquet has \d+ bytes where"):
         infer(best, own, split="test", out=out, device="cpu")
     pq.write_table(pq.read_table(out).drop_columns(["logit", "psfsize_r"]).slice(32, 16), side)
+    manifest = json.loads((own / "manifest.json").read_text())
+    manifest["splits"]["test"]["shards"][2]["sidecar_bytes"] = side.stat().st_size
+    (own / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ShardError, match=r"test-000002\.parquet has other columns"):
         infer(best, own, split="test", out=out, device="cpu")
     os.truncate(own / "test" / "test-000001.tar", 1024)
