@@ -35,6 +35,7 @@ from lensprep.dataset.layout import BLOCK, JSON_BYTES, JSON_OFFSET, PAYLOAD_OFFS
 from lensprep.errors import ProjectError
 from lensprep.inspection import inspect_dataset
 from lensprep.inspection_text import render_text
+from lensprep.rounds import peak_rss_bytes
 from lensprep.verify import verify
 from lenstrain.data import StampLoader
 from lenstrain.evaluation.scores import read_scores
@@ -607,8 +608,9 @@ def main(folder: str, seed: int, first: int, count: int) -> None:
             (Path(folder) / "failures").write_text("\n".join(failures))
             if len(failures) >= 20:
                 break
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"counts": counts, "failures": failures, "peak_rss_bytes": peak}))
+    # Not `ru_maxrss`: a new process begins with that of its parent.
+    report = {"counts": counts, "failures": failures, "peak_rss_bytes": peak_rss_bytes()}
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":
