@@ -123,33 +123,19 @@ def require_left_out(root, report):
     assert verify(str(root), workers=1)["ok"]
 
 
-ENGINES = pytest.mark.parametrize("engine", ["local", "dask", "spark"], indirect=True)
-
-
-@pytest.fixture
-def engine(request, deadly):
-    """Two workers that die of a stamp."""
-    if request.param == "spark" and shutil.which("java") is None:
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["local", "dask", "spark"])
+def test_a_row_group_that_kills_workers_is_named_and_can_be_left_out(name, tree, deadly, tmp_path):
+    if name == "spark" and shutil.which("java") is None:
         pytest.skip("Spark needs Java")
     deaths = deadly()
-    with make_engine(request.param, workers=2) as started:
-        yield started, deaths
-
-
-@pytest.mark.faults
-@ENGINES
-def test_a_row_group_that_kills_workers_is_named(engine, tree, tmp_path):
-    with pytest.raises(InputError, match=r"train/part-\S+, row group 3 kills .*--skip-bad"):
-        convert(str(tree), str(tmp_path / "ds"), CONFIG, engine=engine[0])
-    assert engine[1]() == 2
-
-
-@pytest.mark.faults
-@ENGINES
-def test_a_row_group_that_kills_workers_is_left_out(engine, tree, tmp_path):
-    report = convert(str(tree), str(tmp_path / "ds"), SKIP, engine=engine[0])
-    assert engine[1]() == 2
-    require_left_out(tmp_path / "ds", report)
+    with make_engine(name, workers=2) as engine:
+        with pytest.raises(InputError, match=r"train/part-\S+, row group 3 kills .*--skip-bad"):
+            convert(str(tree), str(tmp_path / "ds"), CONFIG, engine=engine)
+        assert deaths() == 2
+        report = convert(str(tree), str(tmp_path / "left"), SKIP, engine=engine)
+        assert deaths() == 4
+    require_left_out(tmp_path / "left", report)
 
 
 def command(tree, out, *options):
