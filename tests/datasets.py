@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lensprep.dataset import NormalizationSpec
@@ -86,3 +90,19 @@ def tiny_dataset(
         splits[split] = (tiny_pixels(count, seed + number, labels), table)
     write_dataset(tmp_path / name, splits, normalization, shard_rows=shard_rows)
     return tmp_path / name
+
+
+def replace_sidecar(root: Path, name: str, content: pa.Table | bytes) -> None:
+    """Replace a sidecar as a writer would who knows what the manifest must say of it."""
+    if isinstance(content, pa.Table):
+        sink = io.BytesIO()
+        pq.write_table(content, sink, compression="zstd")
+        content = sink.getvalue()
+    (root / name).write_bytes(content)
+    manifest = json.loads((root / "manifest.json").read_text())
+    for split in manifest["splits"].values():
+        for shard in split["shards"]:
+            if shard["sidecar"] == name:
+                shard["sidecar_bytes"] = len(content)
+                shard["sidecar_sha256"] = hashlib.sha256(content).hexdigest()
+    (root / "manifest.json").write_text(json.dumps(manifest))

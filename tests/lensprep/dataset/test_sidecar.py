@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import resource
 from decimal import Decimal
 
@@ -16,7 +13,7 @@ import pytest
 from lensprep.dataset import Dataset
 from lensprep.errors import DatasetError, ShardError
 from lensprep.verify import verify
-from tests.datasets import tiny_dataset
+from tests.datasets import replace_sidecar, tiny_dataset
 from tests.faults.altered import deep_schema
 
 ROWS = 5
@@ -33,18 +30,8 @@ def root(tmp_path):
     return tiny_dataset(tmp_path, ROWS)
 
 
-def put(root, data):
-    """Replace the sidecar as a writer would who knows what a manifest must say."""
-    if isinstance(data, pa.Table):
-        sink = io.BytesIO()
-        pq.write_table(data, sink, compression="zstd")
-        data = sink.getvalue()
-    (root / NAME).write_bytes(data)
-    manifest = json.loads((root / "manifest.json").read_text())
-    shard = manifest["splits"]["train"]["shards"][0]
-    shard["sidecar_bytes"] = len(data)
-    shard["sidecar_sha256"] = hashlib.sha256(data).hexdigest()
-    (root / "manifest.json").write_text(json.dumps(manifest))
+def put(root, content):
+    replace_sidecar(root, NAME, content)
     return Dataset.open(root)
 
 
