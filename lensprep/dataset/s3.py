@@ -25,6 +25,7 @@ import socket
 import threading
 import zlib
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import nullcontext, suppress
@@ -171,8 +172,22 @@ class S3Store:
         return f"s3://{self.bucket}/{self.key(name)}"
 
     def entries(self, prefix: str = "") -> list[Entry]:
-        """Files whose names begin with ``prefix``, sorted by name."""
-        return self._agreed(self.uri, lambda: self._list(prefix))
+        """Files whose names begin with ``prefix``, sorted by name.
+
+        Over plain HTTP they are listed until two listings in turn are alike. Where somebody writes
+        meanwhile, and none are, it is what most of them have.
+        """
+        found = [self._list(prefix)]
+        if not self.connection.plain:
+            return found[0]
+        while len(found) < self.options.attempts:
+            found.append(self._list(prefix))
+            if found[-1] == found[-2]:
+                return found[-1]
+        names = Counter(entry.name for listing in found for entry in listing)
+        votes = Counter(entry for listing in found for entry in listing)
+        best = {entry.name: entry for entry, _ in reversed(votes.most_common())}
+        return [best[name] for name in sorted(best) if 2 * names[name] > len(found)]
 
     def _list(self, prefix: str) -> list[Entry]:
         base = f"{self.prefix}/" if self.prefix else ""

@@ -85,6 +85,29 @@ def test_a_reset_in_a_body_is_continued_where_it_broke(large, proxy, data, caplo
     assert proxy.bytes_down < SIZE * 1.2
 
 
+def test_a_folder_that_is_written_all_the_time_is_listed(s3, monkeypatch):
+    store, number = s3.store(), iter(range(100))
+    for name in ("kept-0", "kept-1", "kept-2"):
+        store.write(name, b"data")
+    listed = S3Store._list
+
+    def busy(self, prefix):
+        """Another file is there at each listing, one grows, and of a name a letter is altered."""
+        n = next(number)
+        store.write(f"new-{n}", b"data")
+        store.write("grows", bytes(n))
+        return [
+            replace(entry, name="kepu-1") if n == 3 and entry.name == "kept-1" else entry
+            for entry in listed(self, prefix)
+        ]
+
+    monkeypatch.setattr(S3Store, "_list", busy)
+    names = [entry.name for entry in store.entries()]
+    assert {"kept-0", "kept-1", "kept-2", "grows", "new-0"} <= set(names)
+    assert "kepu-1" not in names
+    assert names == sorted(set(names))
+
+
 def test_a_stalled_connection_is_given_up_and_continued(large, proxy, data, caplog):
     proxy.add(Fault("stall", b"GET", after=3_000_000, times=2))
     started = time.monotonic()
