@@ -1,6 +1,6 @@
 """No blob ends the process: compiled kernels find what interpreted ones do, and what np.load reads.
 
-The long form, two million blobs, takes 20 minutes with two cores and 40 with one.
+The long form, two million blobs, takes about an hour with two cores.
 """
 
 import os

@@ -147,6 +147,7 @@ def command(tree, out, *options):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_resume_gets_past_what_killed_the_command(tree, deadly, tmp_path):
     deaths, out = deadly(), tmp_path / "ds"
     assert command(tree, out).returncode == -signal.SIGSEGV
@@ -159,6 +160,7 @@ def test_resume_gets_past_what_killed_the_command(tree, deadly, tmp_path):
     require_left_out(out, json.loads(done.stdout))
 
 
+@pytest.mark.faults
 def test_a_kill_from_outside_costs_no_row(tree, whole, deadly, tmp_path):
     """As of an OOM killer that took the wrong one, or of a person."""
     deaths, out = deadly(times=1, name="SIGKILL"), tmp_path / "ds"

@@ -114,6 +114,7 @@ def test_a_full_disk_is_no_error(site, tmp_path):
     assert not list(tmp_path.rglob("*.nbc"))
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_loaded_in_silence_and_what_is_damaged_is_made_anew(site, tmp_path):
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     cold = run(site, **cache)

@@ -95,6 +95,7 @@ def assert_same_bits(one, other):
     assert len({tuple(each["torch"].tolist()) for each in first["rng"]}) == 2  # each its own
 
 
+@pytest.mark.slow
 def test_two_processes_decide_as_one_and_none_waits_for_ever(
     alone_scores, dataset, make_config, tmp_path
 ):
