@@ -44,7 +44,7 @@ demo: $(STAMP)
 	@echo "The report:  $(abspath $(DEMO))/report/report.html   <- open this in a browser"
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow and not gpu and not faults"
+	$(BIN)/python -m pytest -q -m "not slow and not gpu and not faults" -n auto --maxprocesses 4 --dist loadfile
 
 # make lint    ruff and mypy --strict
 lint: $(STAMP)

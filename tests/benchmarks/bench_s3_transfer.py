@@ -60,7 +60,7 @@ def plain_download(store: S3Store, name: str, path: Path) -> None:
         buffers.append(memory)
 
     jobs = [store.connection.threads.submit(copy, at) for at in range(0, size, PART_BYTES)]
-    results(jobs)
+    results(jobs, store.connection.watcher)
     os.close(descriptor)
 
 
@@ -116,30 +116,30 @@ def measure(uri: str, options: S3Options, source: Path, folder: Path, rounds: in
     return {"bytes": size, "seconds": seconds}
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mb", type=int, default=400, help="size of the dataset")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to write, and to clean up")
     parser.add_argument("--https", action="store_true")
-    arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="bench-s3-", dir=arguments.folder))
+    asked = parser.parse_args(arguments)
+    folder = Path(tempfile.mkdtemp(prefix="bench-s3-", dir=asked.folder))
     (folder / "server").mkdir()
     server = S3Server(folder / "server")
     try:
         with pytest.MonkeyPatch.context() as patch:
             set_environment(patch, server)
             server.start()
-            rows = arguments.mb * 1_000_000 // RECORD_STRIDE
+            rows = asked.mb * 1_000_000 // RECORD_STRIDE
             source = tiny_dataset(folder, {"train": rows * 3 // 4, "val": rows // 4}, 8192 // 2)
-            options = S3Options(endpoint_url=server.https if arguments.https else server.http)
-            found = measure("s3://bucket/bench", options, source, folder, arguments.rounds)
+            options = S3Options(endpoint_url=server.https if asked.https else server.http)
+            found = measure("s3://bucket/bench", options, source, folder, asked.rounds)
     finally:
         server.kill()
         shutil.rmtree(folder)
     found["machine"] = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     medians = {name: median(values) for name, values in found["seconds"].items()}
-    print(f"{found['bytes'] / 1e6:.0f} MB, {arguments.rounds} rounds, {found['machine']}")
+    print(f"{found['bytes'] / 1e6:.0f} MB, {asked.rounds} rounds, {found['machine']}")
     for name, value in medians.items():
         plain = medians[f"{name.split()[0]} plain"]
         runs = np.array(found["seconds"][name.split()[0] + " plain"]) / found["seconds"][name]

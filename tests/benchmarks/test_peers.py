@@ -39,6 +39,7 @@ def stamps(tmp_path_factory):
     return make_stamps(tmp_path_factory.mktemp("stamps"), ROWS)
 
 
+@pytest.mark.slow
 def test_readers_deliver_every_stamp_and_get_a_row(stamps):
     rows = compare(stamps, rounds=1, seconds=0.01, kinds=ALWAYS, tell=lambda what: None)
     assert [row["left_out"] for row in rows] == [None] * len(ALWAYS)

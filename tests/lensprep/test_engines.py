@@ -406,7 +406,7 @@ def test_a_scheduler_that_goes_away_is_told_with_the_remedy(tmp_path):
         start(*dask, "worker", "--scheduler-file", file, "--no-nanny", "--no-dashboard",
               "--local-directory", tmp_path, "--nthreads", 1)  # fmt: skip
         wait_until(file.exists)
-        with dask_timeout("10s"), DaskEngine(f"file://{file}") as engine:
+        with dask_timeout("5s"), DaskEngine(f"file://{file}") as engine:
             results = engine.run(partial(wait_for_go, tmp_path), range(5))
             assert next(results) == 0
             scheduler.kill()

@@ -150,7 +150,7 @@ def test_an_order_that_the_budget_cannot_hold_is_refused_with_the_budget_that_ca
 
 @pytest.mark.parametrize("fault", [
     Fault("reset-answer", b"GET", after=3_000_000, times=4),
-    Fault("answer", b"GET", times=5),
+    Fault("answer", b"GET", times=3),
     Fault("refuse", b"GET", times=3),
     Fault("stall", b"GET", after=2_000_000, times=2),
 ])  # fmt: skip

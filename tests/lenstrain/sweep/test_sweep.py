@@ -56,6 +56,7 @@ def start(arguments, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_trial_out_of_memory_is_recorded_and_the_best_of_the_others_is_refitted(
     dataset, write_sweep, tmp_path
 ):

@@ -135,6 +135,7 @@ def test_scores_from_the_store_are_those_from_the_disk(straight, dataset, uri, e
     assert tables[2].equals(tables[0])
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_cache_and_fetch_each_shard_once(
     s3, uri, dataset, make_config, tmp_path
 ):
