@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.s3server import s3, s3_server
@@ -9,3 +10,14 @@ __all__ = ["s3", "s3_server"]
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads of PyTorch that wait for each other make tiny networks slow."""
+    import torch  # here, as most tests do without
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

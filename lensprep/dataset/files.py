@@ -12,12 +12,11 @@ What a program can only write to a disk is written to one, and sent when it is c
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING, cast
 
 from lensprep.dataset.storage import (
@@ -192,7 +191,7 @@ def check_file(uri: Uri, options: S3Options | None = None) -> None:
         raise StorageError(f"{path} is a folder; a file is written here.")
     with _errors(uri, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
+        TemporaryFile(dir=path.parent).close()
 
 
 def check_folder(uri: Uri, mark: str, options: S3Options | None = None) -> None:
@@ -350,23 +349,19 @@ def _holds_anything(store: Store, uri: Uri) -> bool:
 def _temporary(uri: Uri) -> Iterator[Path]:
     """A folder of the temporary ones, removed after the block."""
     with _errors(uri, "kept on the local disk"):
-        folder = Path(tempfile.mkdtemp(prefix="lensprep-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        folder = TemporaryDirectory(prefix="lensprep-", ignore_cleanup_errors=True)
+    with folder as name:
+        yield Path(name)
 
 
 @contextmanager
 def _draft_in(place: Path, name: str) -> Iterator[Path]:
     """A hidden folder on the disk of the output, removed after the block."""
     place.mkdir(parents=True, exist_ok=True)
-    prefix = f".{name[:40]}."
-    folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=PARTIAL_SUFFIX, dir=place))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with TemporaryDirectory(
+        PARTIAL_SUFFIX, f".{name[:40]}.", place, ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)
 
 
 @contextmanager

@@ -29,12 +29,7 @@ from tests.lenstrain.training.conftest import TINY
 FILES = ("last", "best", "best-auroc", "best-nll", "best-tpr_at_fpr")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -23,12 +23,7 @@ SMALL = ("model.arch=resnet_small", "model.width=8", "model.crop=16", "train.dev
 SHARES = ("forward_share", "backward_share", "optimizer_share", "other_share")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

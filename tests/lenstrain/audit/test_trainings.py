@@ -17,12 +17,7 @@ from tests.lenstrain.audit.conftest import SPLITS, make_pixels, make_table
 SMALL = ModelConfig(arch="resnet_small", width=16, blocks=(1, 1), crop=16)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def allowed(evidence):

@@ -36,12 +36,7 @@ WIDTHS = f"[8, {TOO_WIDE}, {TOO_WIDE + 8}, {TOO_WIDE + 16}]"
 """The first trial is the base, whose 8 channels fit; most others cannot."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def open_again(places, plan, dataset):

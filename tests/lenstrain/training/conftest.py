@@ -1,7 +1,6 @@
 """A small dataset that can be learnt, and a run that takes a second."""
 
 import pytest
-import torch
 
 from lensprep.configfile import load_config
 from lenstrain.config import Config
@@ -22,12 +21,8 @@ TINY = (
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for each other make tiny networks slow; and bits depend on their number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def in_one_thread(one_thread):
+    """Bits depend on the number of threads."""
 
 
 @pytest.fixture(scope="session")
