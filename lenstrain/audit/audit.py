@@ -83,7 +83,9 @@ def audit(
     out = join_uri(run, "audit") if out is None else out
     with local_folder(run, wanted=_is_looked_at) as folder, ExitStack() as copies:
         supplied = _here(supplied or Supplied(), copies)
-        evidence = open_evidence(folder, dataset, supplied, run_checks=run_checks)
+        evidence = open_evidence(
+            folder, dataset, supplied, run_checks=run_checks, copied=is_remote(run)
+        )
         check_folder(out, JSON_NAME)
         content, findings = _measure(evidence, str(run), config, only, progress)
     with written_folder(out, JSON_NAME) as draft:

@@ -65,6 +65,8 @@ class Evidence:
     supplied: Supplied = field(default_factory=Supplied)
     run_checks: bool = False
     """Whether the short trainings are allowed."""
+    copied: bool = False
+    """Whether `run` is a copy from an object store: what lies beside it is not the run's."""
 
     @cached_property
     def config(self) -> Config:
@@ -124,8 +126,8 @@ class Evidence:
             if metadata.get("split") == "test" and self._is_mine(metadata):
                 return read_scores(path)
         raise NotRunError(
-            "There are no scores of the test split by this run's best.pt in the run folder or "
-            "beside it. Make them with `lenstrain infer`, or name them with --scores."
+            f"There are no scores of the test split by this run's best.pt {self._searched}. Make "
+            "them with `lenstrain infer`, or name them with --scores."
         )
 
     @cached_property
@@ -143,8 +145,8 @@ class Evidence:
             if metadata.get("split") == "test" and self._is_mine(metadata):
                 return path.parent
         raise NotRunError(
-            "There is no evaluation of this run's test scores in the run folder or beside it. Make "
-            "it with `lenstrain evaluate --calibrate-on`, or name it with --evaluation."
+            f"There is no evaluation of this run's test scores {self._searched}. Make it with "
+            "`lenstrain evaluate --calibrate-on`, or name it with --evaluation."
         )
 
     @cached_property
@@ -241,9 +243,14 @@ class Evidence:
         return join_tables(parts, f"{self.dataset.uri}: the sidecars")
 
     def _near(self, pattern: str) -> list[Path]:
-        """Files in the run folder and beside it, newest first."""
-        found = [*self.run.glob(pattern), *self.run.parent.glob(pattern)]
+        """Files in the run folder and, on a disk, beside it, newest first."""
+        places = [self.run] if self.copied else [self.run, self.run.parent]
+        found = [path for place in places for path in place.glob(pattern)]
         return sorted(found, key=lambda path: -path.stat().st_mtime)
+
+    @property
+    def _searched(self) -> str:
+        return "in the run folder" if self.copied else "in the run folder or beside it"
 
     def _is_mine(self, metadata: dict[str, Any]) -> bool:
         return bool(metadata.get("checkpoint_sha256") == self.checkpoint_sha256)
@@ -295,7 +302,12 @@ def _scores_metadata(path: Path) -> dict[str, Any]:
 
 
 def open_evidence(
-    run: Path, dataset: Uri, supplied: Supplied | None = None, *, run_checks: bool = False
+    run: Path,
+    dataset: Uri,
+    supplied: Supplied | None = None,
+    *,
+    run_checks: bool = False,
+    copied: bool = False,
 ) -> Evidence:
     """Open what an audit looks at.
 
@@ -318,7 +330,7 @@ def open_evidence(
             raise StorageError(f"{place}: no such file or folder.")
     for text in supplied.left_out:
         parse_left_out(text)
-    return Evidence(run, Dataset.open(dataset), supplied, run_checks)
+    return Evidence(run, Dataset.open(dataset), supplied, run_checks, copied)
 
 
 def parse_left_out(text: str) -> tuple[str, str, str]:

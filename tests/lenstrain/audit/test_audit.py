@@ -1,9 +1,12 @@
 """`lenstrain audit` as a whole: verdict, files, exit status, refusals, and what docs say of it."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -18,6 +21,7 @@ from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.finding import Finding
 from lenstrain.audit.report import markdown, page, pressing, spell
 from lenstrain.cli import main
+from lenstrain.evaluation.scores import METADATA_KEY
 
 DOCS = Path(__file__).parents[3] / "docs" / "how-to" / "audit.md"
 SCIENCE = [
@@ -109,9 +113,14 @@ def test_page_markdown_and_json_hold_every_item(audited):
     assert text.startswith("# Audit: NO-GO")
 
 
-def test_a_run_in_a_store_is_audited_as_one_on_a_disk(audited, finished, s3, monkeypatch):
+def test_a_run_in_a_store_is_audited_as_one_on_a_disk(audited, finished, s3, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.server.http)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     run, dataset = finished
+    digest = hashlib.sha256((run / "checkpoints/best.pt").read_bytes()).hexdigest()
+    metadata = {METADATA_KEY: json.dumps({"split": "test", "checkpoint_sha256": digest})}
+    stray = pa.table({"logit": [0.0]}).replace_schema_metadata(metadata)
+    pq.write_table(stray, tmp_path / "stray.parquet")  # beside the copy, but not beside the run
     uri = f"{s3.uri}/run"
     for path in run.rglob("*"):
         if path.is_file():
@@ -120,7 +129,7 @@ def test_a_run_in_a_store_is_audited_as_one_on_a_disk(audited, finished, s3, mon
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 4, result.output
     found, expected = json.loads(result.stdout), json.loads(audited[0].stdout)
-    text = json.dumps(expected["findings"]).replace(str(run), uri)
+    text = json.dumps(expected["findings"]).replace(str(run), uri).replace(" or beside it", "")
     assert found["findings"] == json.loads(text)
     assert found["report"] == f"{uri}/audit/audit.html"
     assert json.loads(read_file(f"{uri}/audit/audit.json"))["run"] == uri
