@@ -30,6 +30,7 @@ from lensprep.dataset.manifest import Manifest
 from lensprep.dataset.s3 import S3Store
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import LocalStore, Store, is_remote, local_path, open_store
+from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import BudgetError, ChangedError, ConfigError, DatasetError, size_text
 from lensprep.workfolder import PLAN_NAME, LocalWork, Work, open_work
 
@@ -247,13 +248,23 @@ def find_plan(dataset: Store, *, resume: bool) -> dict[str, Any] | None:
         if finished:
             return None
         raise DatasetError(f"{dataset.uri} is not empty. Choose another folder.")
-    plan = {"id": "", "work": None, "failed": False, **json.loads(dataset.read(_PLAN))}
+    plan = {"id": "", "work": None, "failed": False, **_read_plan(dataset)}
     if not (resume or plan["failed"]):
         raise DatasetError(
             f"{dataset.uri} holds an interrupted conversion, or one that is running. Add --resume "
             "to go on with it, or remove the folder."
         )
     return plan
+
+
+def _read_plan(dataset: Store) -> dict[str, Any]:
+    try:
+        return dict(parse_json(bytes(dataset.read(_PLAN))))
+    except (ValueError, TypeError):
+        raise DatasetError(
+            f"{dataset.uri} holds a {_PLAN} that is not the plan of a conversion. Remove the "
+            "folder, or choose another one."
+        ) from None
 
 
 def _is_occupied(dataset: Store) -> bool:
@@ -383,7 +394,7 @@ def discard(places: Places, plan: Mapping[str, Any]) -> None:
         If another one is there by now.
     """
     dataset = places.dataset
-    if json.loads(dataset.read(_PLAN)) != plan:
+    if _read_plan(dataset) != plan:
         raise DatasetError(
             f"Another conversion to {dataset.uri} has just begun. Choose another folder."
         )

@@ -14,6 +14,7 @@ from typing import Any
 
 from lensprep.dataset.files import join_uri, split_uri
 from lensprep.dataset.storage import is_remote, local_path, open_store
+from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import StorageError
 
 LEDGER = "test_ledger.jsonl"
@@ -75,8 +76,23 @@ def _line(facts: dict[str, Any]) -> str:
 
 
 def read_ledger(run: Path) -> list[dict[str, Any]] | None:
-    """Lines of a run's ledger, or None if there is none."""
+    """Lines of a run's ledger, or None if there is none.
+
+    Raises
+    ------
+    StorageError
+        If one is damaged: how often the test split was opened is not known then.
+    """
     path = run / LEDGER
     if not path.is_file():
         return None
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    lines = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            entry = parse_json(line)
+            lines.append({name: entry[name] for name in (*_KEPT, "opened")})
+        except (ValueError, TypeError, KeyError):
+            raise StorageError(
+                f"{path}, line {number} is damaged: who opened the test split is not known."
+            ) from None
+    return lines

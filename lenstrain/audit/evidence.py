@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,7 @@ from lenstrain.probes.probe import PROBE_NAME
 from lenstrain.tables import Uri, read_table
 from lenstrain.training.checkpoint import load_checkpoint
 from lenstrain.training.run import CHECKPOINTS
-from lenstrain.training.runlog import CONFIG, ENVIRONMENT, METRICS
+from lenstrain.training.runlog import CONFIG
 from lenstrain.training.train import BEST
 
 
@@ -76,22 +77,6 @@ class Evidence:
             raise NotRunError(f"{self.run} has no {CONFIG}: it is not the folder of a run.")
         return load_config(Config, path)
 
-    @cached_property
-    def environment(self) -> dict[str, Any]:
-        """Facts of the machine, the software and the run."""
-        return _read_json(self.run / ENVIRONMENT)
-
-    @cached_property
-    def epochs(self) -> list[dict[str, Any]]:
-        """Records of the epochs in metrics.jsonl."""
-        path = self.run / METRICS
-        if not path.is_file():
-            raise NotRunError(f"{self.run} has no {METRICS}.")
-        records = [
-            json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()
-        ]
-        return [record for record in records if record.get("kind") == "epoch"]
-
     @property
     def checkpoint_path(self) -> Path:
         """The best checkpoint."""
@@ -136,14 +121,14 @@ class Evidence:
         named = self.supplied.evaluation
         if named is not None:
             folder = local_path(named)
-            metrics = _read_json(folder / METRICS_NAME)
-            told = metrics["provenance"]["scores_metadata"].get("checkpoint_sha256")
-            self._same_checkpoint(told, folder)
+            metadata = _read_evaluation(folder)["provenance"]["scores_metadata"]
+            self._same_checkpoint(metadata.get("checkpoint_sha256"), folder)
             return folder
         for path in self._near(f"*/{METRICS_NAME}"):
-            metadata = _read_json(path).get("provenance", {}).get("scores_metadata", {})
-            if metadata.get("split") == "test" and self._is_mine(metadata):
-                return path.parent
+            with suppress(NotRunError):
+                metadata = _read_evaluation(path.parent)["provenance"]["scores_metadata"]
+                if metadata.get("split") == "test" and self._is_mine(metadata):
+                    return path.parent
         raise NotRunError(
             f"There is no evaluation of this run's test scores {self._searched}. Make it with "
             "`lenstrain evaluate --calibrate-on`, or name it with --evaluation."
@@ -152,7 +137,7 @@ class Evidence:
     @cached_property
     def evaluation(self) -> dict[str, Any]:
         """Content of metrics.json."""
-        return _read_json(self.evaluation_folder / METRICS_NAME)
+        return _read_evaluation(self.evaluation_folder)
 
     @cached_property
     def completeness(self) -> pa.Table:
@@ -173,7 +158,7 @@ class Evidence:
                 f"Not probed. Run `lenstrain probe {self.run}/{CHECKPOINTS}/{BEST} "
                 f"{self.dataset.uri}`."
             )
-        content = _read_json(path)
+        content = _read_json(path, {"probes": {}, "readings": {}})
         if content.get("checkpoint_sha256") != self.checkpoint_sha256:
             raise NotRunError(f"{path} was made from another checkpoint. Probe this one again.")
         return content
@@ -282,14 +267,53 @@ def logits_of(table: pa.Table) -> NDArray[np.float64]:
     return np.asarray(table["logit"].cast(pa.float64()).to_numpy(), np.float64)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+_EVALUATION = {
+    "provenance": {"scores_metadata": {}},
+    "auroc": {},
+    "tpr_at_fpr": {},
+    "completeness_thresholds": [],
+}
+"""What is read of metrics.json, by its kind."""
+
+
+def _read_evaluation(folder: Path) -> _Report:
+    return _read_json(folder / METRICS_NAME, _EVALUATION)
+
+
+class _Report(dict[str, Any]):
+    """An object in the JSON of a report; that it lacks a key is a fault of the file."""
+
+    where: Path
+
+    def __missing__(self, key: str) -> Any:
+        raise NotRunError(
+            f"{self.where} has no {key}: another version wrote it, or it is damaged. Make it again."
+        )
+
+
+def _read_json(path: Path, form: dict[str, Any]) -> _Report:
+    """Read a report, of which those parts that `form` names must be of the same kind as there."""
+
+    def report(content: dict[str, Any]) -> _Report:
+        found = _Report(content)
+        found.where = path
+        return found
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=report)
     except OSError as error:
         raise NotRunError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NotRunError(f"{path} is not JSON: {error}.") from error
-    return content if isinstance(content, dict) else {}
+    _require_form(content, form, path)
+    return cast(_Report, content)
+
+
+def _require_form(content: Any, form: Any, path: Path, name: str = "It") -> None:
+    if not isinstance(content, type(form)):
+        raise NotRunError(f"{path} is no report of ours: {name} is {content!r:.40}. Make it again.")
+    for key in form:
+        _require_form(content[key], form[key], path, key)
 
 
 def _scores_metadata(path: Path) -> dict[str, Any]:

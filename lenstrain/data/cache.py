@@ -34,6 +34,7 @@ from typing import Any, Literal
 
 from lensprep.dataset import Dataset, ShardInfo
 from lensprep.dataset.storage import PARTIAL_SUFFIX, local_path, write_atomic
+from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import StorageError
 
 MARKER = "lenstrain-cache.json"
@@ -132,7 +133,10 @@ class CacheFolder:
                     raise StorageError(f"{root}: there is no cache. Check the folder's name.")
                 root.mkdir(parents=True, exist_ok=True)
                 write_atomic(marker, json.dumps({"format": FORMAT}).encode())
-            found = json.loads(marker.read_text()).get("format")
+            try:
+                found = parse_json(marker.read_bytes())["format"]
+            except (ValueError, TypeError, KeyError):
+                found = "unknown"
             if found != FORMAT:
                 raise StorageError(
                     f"{root} has cache format {found}; this version knows {FORMAT}. Remove the "
@@ -507,8 +511,10 @@ def _description(dataset: Dataset) -> bytes:
 def _described(place: Path) -> dict[str, Any]:
     """What `_description` wrote; empty if it is lost."""
     try:
-        return dict(json.loads((place / "dataset.json").read_text()))
-    except (OSError, ValueError):
+        found = parse_json((place / "dataset.json").read_bytes())
+        shards = [(str(name), str(digest), bytes_) for name, digest, bytes_ in found["shards"]]
+        return {"uri": str(found["uri"]), "shards": shards}
+    except (OSError, ValueError, TypeError, KeyError):
         return {}
 
 
@@ -521,7 +527,7 @@ def _held(place: Path) -> Held:
         os.close(users)
     return Held(
         dataset_id=place.name,
-        uri=str(described.get("uri", "?")),
+        uri=described.get("uri", "?"),
         shards=len(shards),
         of=len(described["shards"]) if "shards" in described else None,
         bytes=sum(shards.values()),

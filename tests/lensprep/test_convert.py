@@ -282,6 +282,15 @@ def test_a_finished_dataset_is_not_overwritten(tree, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("text", ["", "x", "3", "[1]"])
+def test_a_plan_that_is_none_is_told(tree, tmp_path, text, resume):
+    (tmp_path / "ds" / ".work").mkdir(parents=True)
+    (tmp_path / "ds" / ".work" / "plan.json").write_text(text)
+    with pytest.raises(DatasetError, match=r"plan\.json that is not the plan of a conversion"):
+        convert(str(tree), str(tmp_path / "ds"), ConvertConfig(), workers=1, resume=resume)
+
+
 def test_resume_of_what_is_finished_is_done(tree, tmp_path, monkeypatch):
     out = tmp_path / "ds"
     first = convert(str(tree), str(out), CONFIG, workers=1, resume=True)

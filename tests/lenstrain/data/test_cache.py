@@ -194,6 +194,20 @@ def test_a_folder_with_other_things_in_it_is_no_cache(tmp_path):
         CacheFolder.open(tmp_path / "nowhere", create=False)
 
 
+@pytest.mark.parametrize("text", ["", "x", "3", "{}", '{"format": "\udcff"}'])
+def test_a_damaged_marker_or_description_is_told(tmp_path, s3, uri, text):
+    content = text.encode("utf-8", "surrogateescape")
+    (tmp_path / "lenstrain-cache.json").write_bytes(content)
+    with pytest.raises(StorageError, match="has cache format unknown"):
+        status(CacheFolder.open(tmp_path))
+    folder = CacheFolder.open(tmp_path / "cache", create=True)
+    fill(folder, uri, s3=s3.options())
+    (description,) = folder.root.glob("datasets/*/dataset.json")
+    description.write_bytes(content)
+    (held,) = status(folder)["datasets"]
+    assert (held["uri"], held["of"]) == ("?", None)
+
+
 # Training from it
 
 
