@@ -96,10 +96,12 @@ class ModelConfig:
     the published stem: 15 times cheaper, but the last map of a ResNet has 2x2 pixels."""
 
     width: int | None = None
-    """Channels of the first stage of a ResNet, doubled in each next one. Default 64, small 16."""
+    """Channels of the first stage of a ResNet, at most 1024, doubled in each next one. Default 64,
+    small 16."""
 
     blocks: tuple[int, ...] | None = None
-    """Residual blocks of each stage of ``resnet_small``, two to four stages. Default [1, 1, 1]."""
+    """Residual blocks of each stage of ``resnet_small``, at most 64; two to four stages. Default
+    [1, 1, 1]."""
 
     crop: int | None = None
     """Side in pixels of the central window that the network sees; the whole stamp if not set."""
@@ -117,13 +119,15 @@ class ModelConfig:
     def __post_init__(self) -> None:
         resnet = self.arch.startswith("resnet")
         if self.width is not None:
-            _at_least(self, "width", 8)
+            _within(self, "width", 8, 1024)
             if not resnet or self.width % 8:
                 raise ValueError("width must be a multiple of 8 and is an option of ResNets only")
         if self.blocks is not None and (
-            self.arch != "resnet_small" or not 2 <= len(self.blocks) <= 4 or min(self.blocks) < 1
+            self.arch != "resnet_small"
+            or not 2 <= len(self.blocks) <= 4
+            or not all(1 <= number <= 64 for number in self.blocks)
         ):
-            raise ValueError("blocks takes two to four numbers above 0, for resnet_small only")
+            raise ValueError("blocks takes two to four numbers, 1 to 64, for resnet_small only")
         if self.norm != "batch" and not resnet:
             raise ValueError("norm is an option of ResNets only")
         if self.crop is not None:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lensprep.errors import ConfigError, NotFoundError, ProjectError, ScoresError
-from lenstrain.tables import Uri, check_table, read_table, table_writer
+from lenstrain.tables import Uri, check_table, read_table, table_writer, to_floats
 
 UNKNOWN_BIN = -1
 """Bin of the rows without a PSF FWHM."""
@@ -93,7 +93,7 @@ def mine(
     options = options or MiningOptions()
     check_table(out)
     table, splits, sources = read_tables(scores)
-    controls = table.filter(pc.equal(table["label"], 0))
+    controls = table.filter(pa.array(to_floats(table["label"], "label", scores[0]) == 0))
     if not controls.num_rows:
         raise ScoresError(f"{scores[0]} has no control (label 0) to mine.")
     near = near_lenses(controls, catalog, options.radius_arcsec, scores[0])
@@ -102,7 +102,7 @@ def mine(
         raise ScoresError(
             f"Every control lies within {options.radius_arcsec:g} arcsec of a lens of {catalog}."
         )
-    psf = kept["psfsize_r"].cast(pa.float64()).to_numpy()
+    psf = to_floats(kept["psfsize_r"], "psfsize_r", scores[0])
     bins, edges = psf_bins(psf, options)
     logit = kept["logit"].to_numpy()
     rank, hard, lines = _choose(logit, _images(kept), bins, edges, options.fraction)
@@ -176,12 +176,14 @@ def _read_one(path: Uri) -> tuple[pa.Table, dict[str, Any]]:
         raise ScoresError(
             f"{path} lacks the column {', '.join(missing)}. Write it with `lenstrain infer`."
         )
-    logit = pc.cast(table["logit"], pa.float64())
-    if logit.null_count or not pc.all(pc.is_finite(logit)).as_py():
+    _, logit, _ = (to_floats(table[name], name, path) for name in ("label", "logit", "psfsize_r"))
+    if not np.isfinite(logit).all():
         raise ScoresError(f"{path}: a logit is not finite. Score the split again.")
+    if table["key"].null_count:
+        raise ScoresError(f"{path}: {table['key'].null_count} rows have no key.")
     if pc.count_distinct(table["key"]).as_py() != table.num_rows:
         raise ScoresError(f"{path}: a key comes more than once; every stamp must be scored once.")
-    table = table.set_column(table.column_names.index("logit"), "logit", logit)
+    table = table.set_column(table.column_names.index("logit"), "logit", pa.array(logit))
     return table, {name: facts.get(name) for name in ("checkpoint_sha256", "dataset_id")}
 
 
@@ -303,7 +305,7 @@ def _notes(catalog: Uri | None, splits: list[str]) -> list[str]:
             "No catalogue of known lenses was given: a real lens among the controls will be taught "
             "as a non-lens, several times. Give one with --catalog."
         )
-    others = sorted({split for split in splits if split and split != "train"})
+    others = sorted({str(split) for split in splits if split and split != "train"})
     if others:
         notes.append(
             f"The scores are of split {', '.join(others)}: training uses rows of train only. Score "

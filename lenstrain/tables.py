@@ -134,7 +134,7 @@ def read_table(
     ----------
     uri : str or path
     columns : sequence of str, optional
-        Those of these that are there; by default all.
+        Those of these that are there, which must hold plain values; by default all, as they are.
     text : sequence of str
         Columns of CSV that are text, whatever they look like.
 
@@ -143,7 +143,7 @@ def read_table(
     NotFoundError
         If there is no such file.
     ScoresError
-        If it cannot be read.
+        If it cannot be read, or a column that was asked for holds lists and the like.
     """
     suffix = uri_suffix(uri)
     with local_file(uri) as path:
@@ -167,7 +167,47 @@ def read_table(
                 f"{uri} is no table that can be read (parquet, or by its suffix CSV or FITS): "
                 f"{first}"
             ) from error
+    if columns is not None:
+        table = _plain(table, uri)
     return TableFile(table, _facts(raw), sha256)
+
+
+def to_floats(column: pa.ChunkedArray, name: str, uri: Uri) -> NDArray[np.float64]:
+    """Numbers as float64, NaN for null.
+
+    Raises
+    ------
+    ScoresError
+        If the column holds something else.
+    """
+    kind = column.type
+    try:
+        if pa.types.is_boolean(kind):
+            column = column.cast(pa.int8())
+        floats = column.cast(pa.float64())
+    except pa.ArrowException:
+        raise ScoresError(f"{uri}: column {name} holds {kind!s:.60}, not numbers.") from None
+    return np.asarray(floats.to_numpy(), dtype=np.float64)
+
+
+_RANKED: Final = (
+    pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating,
+    pa.types.is_decimal128, pa.types.is_decimal256, pa.types.is_date, pa.types.is_timestamp,
+    pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary,
+)  # fmt: skip
+"""Types of values that Arrow counts and ranks; of float16 it does neither."""
+
+
+def _plain(table: pa.Table, uri: Uri) -> pa.Table:
+    """Columns of types that Arrow counts and ranks, and no dictionaries."""
+    for place, (name, kind) in enumerate(zip(table.column_names, table.schema.types, strict=True)):
+        value = kind.value_type if pa.types.is_dictionary(kind) else kind
+        plain = pa.float32() if pa.types.is_float16(value) else value
+        if not any(is_kind(plain) for is_kind in _RANKED):
+            raise ScoresError(f"{uri}: column {name} holds {kind!s:.60}, not plain values.")
+        if plain != kind:
+            table = table.set_column(place, name, table[name].cast(value).cast(plain))
+    return table
 
 
 def _present(names: Sequence[str], columns: Sequence[str] | None) -> list[str]:

@@ -372,7 +372,7 @@ class S3Store:
             start = piece.start + done
             response = self._get(piece.name, start, piece.start + size, version)
             entry = _entry(piece.name, response)
-            before, fault = done, ""
+            before, fault, repeated = done, "", False
             if response["Body"] is not None and not _is_range(
                 response, start, min(piece.start + size, entry.bytes)
             ):
@@ -383,13 +383,14 @@ class S3Store:
                 try:
                     self._compare(piece, entry, size, short)
                 except ChangedError as error:
-                    if str(error) == unlike:
-                        raise
-                    unlike = str(error)  # or it is the answer to another request
+                    # Said once, it may be the answer to another request.
+                    repeated, unlike = str(error) == unlike, str(error)
                     fault = unlike.rstrip(".")
             if fault:
                 if response["Body"] is not None:
                     response["Body"].close()
+                if repeated:
+                    raise ChangedError(unlike)
                 breaks += 1
                 self._tell_break(piece, done, size, breaks, fault)
                 continue

@@ -27,7 +27,7 @@ from lenstrain.config import Config
 from lenstrain.evaluation.publish import METRICS_NAME
 from lenstrain.evaluation.scores import METADATA_KEY, Scores, read_scores
 from lenstrain.probes.probe import PROBE_NAME
-from lenstrain.tables import Uri, read_table
+from lenstrain.tables import Uri, read_table, to_floats
 from lenstrain.training.checkpoint import load_checkpoint
 from lenstrain.training.run import CHECKPOINTS
 from lenstrain.training.runlog import CONFIG
@@ -253,11 +253,12 @@ def read_logits(path: Uri, needed: Sequence[str] = ()) -> pa.Table:
     ScoresError
         If it cannot be read, lacks a column, or holds logits that are not finite.
     """
-    table = read_table(path).table
+    table = read_table(path, ("logit", *needed)).table
     for name in ("logit", *needed):
         if name not in table.column_names:
             raise ScoresError(f"{path} has no column {name!r}.")
-    if table.num_rows == 0 or not np.isfinite(logits_of(table)).all():
+    logits = to_floats(table["logit"], "logit", path)
+    if table.num_rows == 0 or not np.isfinite(logits).all():
         raise ScoresError(f"{path} is empty, or has logits that are not finite.")
     return table
 

@@ -119,10 +119,10 @@ def read_catalog(path: Uri, columns: Mapping[str, str] | None = None) -> Catalog
     return Catalog(
         path,
         sha256,
-        _texts(table, names["name"], rows),
+        _texts(table, names["name"], rows, path),
         ra,
         dec,
-        _texts(table, names["grade"], [UNGRADED] * ra.size),
+        _texts(table, names["grade"], [UNGRADED] * ra.size, path),
     )
 
 
@@ -151,10 +151,14 @@ def _degrees(table: pa.Table, name: str | None, path: Uri) -> Floats:
         raise ScoresError(f"{path}: column {name} holds {column.type}, not degrees.") from None
 
 
-def _texts(table: pa.Table, name: str | None, default: list[str]) -> list[str]:
+def _texts(table: pa.Table, name: str | None, default: list[str], path: Uri) -> list[str]:
     if name is None:
         return default
-    values = table[name].cast(pa.string()).to_pylist()
+    column = table[name]
+    try:
+        values = column.cast(pa.string()).to_pylist()
+    except pa.ArrowException:
+        raise ScoresError(f"{path}: column {name} holds {column.type!s:.60}, not text.") from None
     return [value or other for value, other in zip(values, default, strict=True)]
 
 

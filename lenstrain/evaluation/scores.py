@@ -13,7 +13,7 @@ from scipy import special
 from lensprep.errors import NotFoundError, ScoresError
 from lenstrain.evaluation.metrics import RocCurve, roc_curve
 from lenstrain.tables import METADATA_KEY as METADATA_KEY
-from lenstrain.tables import TableFile, Uri, read_table
+from lenstrain.tables import TableFile, Uri, read_table, to_floats
 
 MAX_CLUSTERS = 10_000
 """With more regions than this, neighbouring numbers are drawn together (whole regions)."""
@@ -69,7 +69,7 @@ class Scores:
             positive = psf > 0
             safe = np.where(positive, psf, 1.0)
             return np.where(positive, self.numbers("theta_e_arcsec") / safe, np.nan)
-        return _to_floats(self.table[column], column, self.path)
+        return to_floats(self.table[column], column, self.path)
 
     def strings(self, column: str) -> list[str | None]:
         """Column as text."""
@@ -202,18 +202,9 @@ def read_sky_scores(path: Uri) -> SkyScores:
 
 def _read_table(path: Uri) -> TableFile:
     try:
-        found = read_table(path, _COLUMNS, _TEXT_COLUMNS)
+        return read_table(path, _COLUMNS, _TEXT_COLUMNS)
     except NotFoundError:
         raise ScoresError(f"{path}: no such file. Write one with `lenstrain infer`.") from None
-    table = found.table
-    for place, (name, kind) in enumerate(zip(table.column_names, table.schema.types, strict=True)):
-        # Neither counted nor ranked by Arrow.
-        views = pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
-        if pa.types.is_nested(kind) or views:
-            raise ScoresError(f"{path}: column {name} holds {kind!s:.60}, not plain values.")
-        if pa.types.is_dictionary(kind):
-            table = table.set_column(place, name, table[name].cast(kind.value_type))
-    return found._replace(table=table)
 
 
 def _require_columns(table: pa.Table, path: Uri) -> None:
@@ -244,7 +235,7 @@ def _check_keys(keys: pa.ChunkedArray, path: Uri) -> None:
 def _read_labels(column: pa.ChunkedArray, path: Uri) -> NDArray[np.int8]:
     if column.null_count:
         raise ScoresError(f"{path}: {column.null_count} labels are null; only 0 and 1 can be.")
-    values = _to_floats(column, "label", path)
+    values = to_floats(column, "label", path)
     odd = ~np.isin(values, (0.0, 1.0))
     if odd.any():
         raise ScoresError(
@@ -261,7 +252,7 @@ def _read_labels(column: pa.ChunkedArray, path: Uri) -> NDArray[np.int8]:
 
 def _read_logits(table: pa.Table, path: Uri) -> tuple[Floats, list[str]]:
     name = "logit" if "logit" in table.column_names else "probability"
-    values = _to_floats(table[name], name, path)
+    values = to_floats(table[name], name, path)
     bad = ~np.isfinite(values)
     if bad.any():
         key = table["key"][int(np.argmax(bad))]
@@ -289,17 +280,6 @@ def _from_probability(values: Floats, path: Uri) -> tuple[Floats, list[str]]:
             f"{_LEAST_LOGIT:g} and {_GREATEST_LOGIT:g}."
         )
     return np.clip(special.logit(values), _LEAST_LOGIT, _GREATEST_LOGIT), notes
-
-
-def _to_floats(column: pa.ChunkedArray, name: str, path: Uri) -> Floats:
-    kind = column.type
-    try:
-        if pa.types.is_boolean(kind):
-            column = column.cast(pa.int8())
-        floats = column.cast(pa.float64())
-    except pa.ArrowException:
-        raise ScoresError(f"{path}: column {name} holds {kind}, not numbers.") from None
-    return np.asarray(floats.to_numpy(), dtype=np.float64)
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:

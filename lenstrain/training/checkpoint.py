@@ -12,7 +12,8 @@ import zipfile
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -30,28 +31,28 @@ FORMAT_VERSION = 1
 LAST = "last.pt"
 BEST = "best.pt"
 PREVIOUS = "previous.pt"
-REQUIRED = (
-    "model",
-    "ema",
-    "optimizer",
-    "scheduler",
-    "scaler",
-    "stopper",
-    "loader",
-    "rng",
-    "totals",
-    "step",
-    "epoch",
-    "metrics",
-    "config",
-    "normalization",
-    "label_map",
-    "dataset",
-    "dataset_id",
-    "versions",
-    "git_commit",
-)
-"""Keys that every checkpoint has, beside ``format`` and ``format_version``."""
+REQUIRED: Final[dict[str, type | UnionType]] = {
+    "model": dict,
+    "ema": dict | None,
+    "optimizer": dict,
+    "scheduler": dict,
+    "scaler": dict,
+    "stopper": dict,
+    "loader": dict,
+    "rng": list,
+    "totals": list,
+    "step": int,
+    "epoch": int,
+    "metrics": dict,
+    "config": dict,
+    "normalization": dict,
+    "label_map": dict,
+    "dataset": str,
+    "dataset_id": str,
+    "versions": dict,
+    "git_commit": str | None,
+}
+"""Keys that every checkpoint has, beside ``format`` and ``format_version``, and their types."""
 
 MOST_BYTES = 16 << 30
 """No checkpoint is larger: ten times that of the largest network of torchvision."""
@@ -127,16 +128,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is damaged or no checkpoint ({reason}). Use another one of the run."
         ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or str(content.get("format")) != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of lenstrain.")
-    if content.get("format_version") != FORMAT_VERSION:
+    version = content.get("format_version")
+    if not isinstance(version, int) or version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has checkpoint format {content.get('format_version')}; this version reads "
+            f"{path} has checkpoint format {version!r:.20}; this version reads "
             f"{FORMAT_VERSION}. Use the version of lenstrain that wrote it."
         )
-    missing = [key for key in REQUIRED if key not in content]
-    if missing:
-        raise CheckpointError(f"{path} lacks {missing[0]!r}. Use another checkpoint of the run.")
+    for key, kind in REQUIRED.items():
+        if key not in content:
+            raise CheckpointError(f"{path} lacks {key!r}. Use another checkpoint of the run.")
+        if not isinstance(content[key], kind):
+            raise CheckpointError(
+                f"{path}: {key!r} is of type {type(content[key]).__name__}. Use another checkpoint "
+                "of the run."
+            )
     return content
 
 
@@ -227,13 +234,17 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
     content = load_checkpoint(path)
     config = checkpoint_config(content)
     # Local starting weights may be gone by now, and are overwritten anyway.
-    model = build_model(replace(config.model, weights=None))
-    try:
-        model.load_state_dict(content["ema"] or content["model"])
-    except (RuntimeError, AttributeError) as error:
+    described, weights = replace(config.model, weights=None), content["ema"] or content["model"]
+    with torch.device("meta"):  # no memory is asked for before the weights are known to fit
+        expected = {
+            name: value.shape for name, value in build_model(described).state_dict().items()
+        }
+    if {name: getattr(value, "shape", None) for name, value in weights.items()} != expected:
         raise CheckpointError(
             f"{path}: the weights do not fit the model of its configuration ({config.model.arch})."
-        ) from error
+        )
+    model = build_model(described)
+    model.load_state_dict(weights)
     large = {"model", "ema", "optimizer", "scheduler", "scaler", "stopper", "loader", "rng"}
     meta = {key: value for key, value in content.items() if key not in large}
     return model.to(device).eval(), meta

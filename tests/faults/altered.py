@@ -103,15 +103,19 @@ class Truth:
 # ------------------------------------------------------------------ alterations
 
 
-def places(node, path=()):
-    """Every place in a tree of JSON."""
-    found = [path] if path else []
-    if isinstance(node, dict):
-        children = node.items()
-    else:
-        children = enumerate(node) if isinstance(node, list) else ()
-    for key, child in children:
-        found += places(child, (*path, key))
+def places(tree):
+    """Every place in a tree of JSON, but not far down in one that was made very deep."""
+    found, level = [], [((), tree)]
+    for _ in range(50):
+        below = []
+        for path, node in level:
+            if isinstance(node, dict):
+                children = node.items()
+            else:
+                children = enumerate(node) if isinstance(node, list) else ()
+            below += [((*path, key), child) for key, child in children]
+        found += [path for path, _ in below]
+        level = below
     return found
 
 

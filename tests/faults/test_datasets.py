@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from contextlib import ExitStack
 
 import pytest
 
@@ -27,10 +28,14 @@ def test_an_altered_dataset_is_refused_in_a_line_or_read_right(tmp_path, cases):
     """Verify, inspect, the readers, the loader and scores; address space and time are limited."""
     workers = 1 if cases < 10_000 else max(1, (os.cpu_count() or 1))
     each = cases // workers
-    children = [start(tmp_path / str(n), n * each, each) for n in range(workers)]
     counts, failures = Counter(), []
-    for number, child in enumerate(children):
-        out, complaints = child.communicate()
+    with ExitStack() as stack:
+        children = []
+        for n in range(workers):
+            children.append(stack.enter_context(start(tmp_path / str(n), n * each, each)))
+            stack.callback(children[-1].kill)
+        ended = [(child, *child.communicate()) for child in children]
+    for number, (child, out, complaints) in enumerate(ended):
         present = (tmp_path / str(number) / "present").read_text()
         assert child.returncode == 0, f"case {present}: {child.returncode}: {complaints[-3000:]}"
         assert complaints == ""

@@ -28,7 +28,8 @@ from lenstrain.infer import infer
 from lenstrain.mine import read_weights
 from lenstrain.model import build_model
 from lenstrain.tables import read_table
-from lenstrain.training.checkpoint import REQUIRED, save_checkpoint
+from lenstrain.training.checkpoint import save_checkpoint
+from tests.checkpoints import blank_content
 from tests.lenstrain.probes.conftest import make_sample
 from tests.s3server import Place
 
@@ -153,7 +154,7 @@ def sample(tmp_path_factory):
         splits[split] = (made.pixels, table)
     write_dataset(folder / "ds", splits, made.spec, shard_rows=40)
     config = load_config(Config, None, TINY)
-    content = dict.fromkeys(REQUIRED) | {
+    content = blank_content() | {
         "model": build_model(config.model).state_dict(),
         "config": to_mapping(config),
         "normalization": made.spec.to_dict(),

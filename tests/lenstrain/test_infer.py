@@ -22,7 +22,8 @@ from lenstrain.config import Config
 from lenstrain.ensemble import D4Mean
 from lenstrain.infer import infer
 from lenstrain.model import build_model
-from lenstrain.training.checkpoint import REQUIRED, save_checkpoint
+from lenstrain.training.checkpoint import save_checkpoint
+from tests.checkpoints import blank_content
 from tests.datasets import SPEC, replace_sidecar, tiny_dataset
 
 REPOSITORY = Path(__file__).parents[2]
@@ -44,7 +45,7 @@ def checkpoint(path, model, ema=None, normalization=SPEC, label_map=None):
     save_checkpoint(
         path,
         {
-            **dict.fromkeys(REQUIRED),
+            **blank_content(),
             "model": model.state_dict(),
             "ema": None if ema is None else ema.state_dict(),
             "config": to_mapping(load_config(Config, None, OPTIONS)),

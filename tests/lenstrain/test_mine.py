@@ -102,6 +102,10 @@ def test_several_tables_count_by_their_mean_logit(tmp_path):
         ({"logit": pa.array(np.full(40, np.nan))}, "not finite"),
         ({"key": ["1"] * 40}, "more than once"),
         ({"label": pa.array(np.ones(40), pa.int8())}, "no control"),
+        ({"label": ["lens"] * 40}, "column label holds string, not numbers"),
+        ({"psfsize_r": ["good"] * 40}, "column psfsize_r holds string, not numbers"),
+        ({"key": pa.nulls(40)}, "40 rows have no key"),
+        ({"split": [["train"]] * 40}, "column split holds list.*, not plain values"),
     ],
 )
 def test_unusable_scores_are_refused(tmp_path, columns, message):

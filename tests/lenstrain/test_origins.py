@@ -26,7 +26,8 @@ from lenstrain import origins
 from lenstrain.config import Config
 from lenstrain.infer import infer
 from lenstrain.model import build_model
-from lenstrain.training.checkpoint import REQUIRED, save_checkpoint
+from lenstrain.training.checkpoint import save_checkpoint
+from tests.checkpoints import blank_content
 from tests.datasets import SPEC, tiny_dataset
 from tests.phase4c import stamp_blob, tiny_pixels, tiny_table, write_tree
 
@@ -39,7 +40,7 @@ def checkpoint(path, seed, normalization=SPEC):
     save_checkpoint(
         path,
         {
-            **dict.fromkeys(REQUIRED),
+            **blank_content(),
             "model": build_model(config.model).state_dict(),
             "config": to_mapping(config),
             "normalization": normalization.to_dict(),

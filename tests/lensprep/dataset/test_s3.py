@@ -439,6 +439,17 @@ def test_an_interrupt_of_a_library_call_does_not_wait_for_more_tries(s3, proxy, 
     assert proxy.count("GET") <= asked + 4  # two parts, twice
 
 
+def test_an_object_that_is_another_one_leaves_no_connection_open(s3, monkeypatch):
+    """An answer that is dropped with the error keeps its connection until garbage is collected."""
+    s3.store().write("x", bytes(10))
+    store, bodies = s3.store(), []
+    get = store._get
+    monkeypatch.setattr(store, "_get", lambda *of: bodies.append(get(*of)) or bodies[-1])
+    with pytest.raises(ChangedError, match="has 10 bytes, not 100 or more"):
+        store.read_range("x", 0, 100)
+    assert [answer["Body"]._raw_stream.closed for answer in bodies] == [True, True]
+
+
 def test_an_interrupted_download_brings_no_more_than_was_on_its_way(s3, large, tmp_path, proxy):
     proxy.bytes_per_s = 2e6
     store = through(large, proxy, connections=2)

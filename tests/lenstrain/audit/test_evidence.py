@@ -2,12 +2,14 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lensprep.dataset import Dataset
-from lensprep.errors import StorageError
+from lensprep.errors import ScoresError, StorageError
 from lenstrain.audit import run, scores
-from lenstrain.audit.evidence import Evidence, Supplied
+from lenstrain.audit.evidence import Evidence, Supplied, read_logits
 from lenstrain.audit.finding import NotRunError
 from lenstrain.ledger import LEDGER, read_ledger
 
@@ -67,3 +69,18 @@ def test_a_damaged_ledger_is_told(tmp_path, line):
     (tmp_path / LEDGER).write_bytes(line.encode("utf-8", "surrogateescape") + b"\n")
     with pytest.raises(StorageError, match="line 1 is damaged: who opened the test split"):
         read_ledger(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"kind": ["ring"]}, "has no column 'logit'"),
+        ({"logit": ["high"], "kind": ["ring"]}, "column logit holds string, not numbers"),
+        ({"logit": [[1.0]], "kind": ["ring"]}, "column logit holds list.*, not plain values"),
+        ({"logit": [None], "kind": ["ring"]}, "logits that are not finite"),
+    ],
+)
+def test_a_table_without_logits_is_told(tmp_path, columns, message):
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    with pytest.raises(ScoresError, match=message):
+        read_logits(tmp_path / "t.parquet", ["kind"])

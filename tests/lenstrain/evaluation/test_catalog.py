@@ -134,6 +134,15 @@ def test_a_bad_catalogue_is_one_clear_error(tmp_path, rows, head, message):
         read_catalog(tmp_path / "none.csv")
 
 
+def test_a_catalogue_whose_names_are_lists_is_one_clear_error(tmp_path):
+    table = pa.table({"name": [["a"]], "RA": [1.0], "DEC": [2.0], "footprint": [[1.0, 2.0]]})
+    pq.write_table(table, tmp_path / "c.parquet")
+    with pytest.raises(ScoresError, match=r"column name holds list<.*>, not text"):
+        read_catalog(tmp_path / "c.parquet")
+    pq.write_table(table.drop_columns("name"), tmp_path / "c.parquet")
+    assert read_catalog(tmp_path / "c.parquet").ra.tolist() == [1.0]
+
+
 def test_columns_of_another_name_are_mapped(tmp_path):
     path = catalog(tmp_path / "c.csv", "A,1.5,2.5,B+", head="id,RAJ,DEJ,q")
     columns = parse_columns(["ra=RAJ", "dec=DEJ", "grade=q"])

@@ -9,6 +9,7 @@ import torch
 
 from lensprep.configfile import to_mapping
 from lensprep.errors import CheckpointError
+from lensprep.rounds import peak_rss_bytes
 from lenstrain.model import build_model
 from lenstrain.training import checkpoint
 from lenstrain.training.checkpoint import (
@@ -26,15 +27,15 @@ from lenstrain.training.checkpoint import (
     save_last,
     set_rng_state,
 )
+from tests.checkpoints import blank_content
 
 
 @pytest.fixture
 def content(make_config):
     config = make_config()
     model = build_model(config.model)
-    plain = dict.fromkeys(REQUIRED, 0)
     return {
-        **plain,
+        **blank_content(),
         "model": model.state_dict(),
         "ema": None,
         "config": to_mapping(config),
@@ -174,6 +175,32 @@ def test_a_model_loads_where_its_starting_weights_are_gone(tmp_path, content):
     content["config"]["model"]["weights"] = "/no/such/file.pt"
     save_checkpoint(tmp_path / "a.pt", content)
     load_model(tmp_path / "a.pt")
+
+
+ODD = [None, 3, -1, "x", [], {}, [1, 2], float("nan"), torch.zeros(3), True, 10**30]
+
+
+@pytest.mark.parametrize("key", [*REQUIRED, "format", "format_version"])
+def test_what_is_of_another_type_is_refused(tmp_path, content, key):
+    refused = 0
+    for value in ODD:
+        save_checkpoint(tmp_path / "a.pt", {**content, key: value})
+        try:
+            load_model(tmp_path / "a.pt")
+        except CheckpointError as error:
+            refused += "\n" not in str(error)
+    assert refused >= 5
+
+
+@pytest.mark.parametrize("change", [{"width": 10**30}, {"width": 1024}, {"blocks": [64, 64, 64]}])
+def test_a_claim_of_a_large_network_takes_no_memory(tmp_path, content, change):
+    model = {**content["config"]["model"], **change}
+    config = {**content["config"], "model": model}
+    save_checkpoint(tmp_path / "a.pt", {**content, "config": config})
+    before = peak_rss_bytes()
+    with pytest.raises(CheckpointError, match=r"do not fit|must lie between 8 and 1024"):
+        load_model(tmp_path / "a.pt")
+    assert peak_rss_bytes() - before < 200e6
 
 
 def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path, content):
