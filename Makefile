@@ -70,7 +70,7 @@ test-gpu: $(STAMP)
 	@$(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || { echo "PyTorch finds no GPU here. Look at nvidia-smi."; exit 1; }
 	$(BIN)/python -m pytest -q -m gpu --timeout 1800
 
-# make faults  the long forms of the tests of hostile input, lying networks and poor machines
+# make faults  the long forms of the tests of hostile input, lying networks and poor machines (45 minutes)
 faults: $(STAMP)
 	$(BIN)/python -m pytest -q -m faults --timeout 5400
 

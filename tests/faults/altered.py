@@ -22,6 +22,7 @@ import tarfile
 import traceback
 import warnings
 from collections import Counter
+from copy import deepcopy
 from decimal import Decimal
 from pathlib import Path
 
@@ -103,19 +104,15 @@ class Truth:
 # ------------------------------------------------------------------ alterations
 
 
-def places(tree):
-    """Every place in a tree of JSON, but not far down in one that was made very deep."""
-    found, level = [], [((), tree)]
-    for _ in range(50):
-        below = []
-        for path, node in level:
-            if isinstance(node, dict):
-                children = node.items()
-            else:
-                children = enumerate(node) if isinstance(node, list) else ()
-            below += [((*path, key), child) for key, child in children]
-        found += [path for path, _ in below]
-        level = below
+def places(node, path=()):
+    """Every place in a tree of JSON."""
+    found = [path] if path else []
+    if isinstance(node, dict):
+        children = node.items()
+    else:
+        children = enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        found += places(child, (*path, key))
     return found
 
 
@@ -136,7 +133,7 @@ def alter_tree(rng, tree):
             case 0:
                 del holder[last]
             case 1 if isinstance(holder, list):
-                holder.insert(rng.integers(len(holder) + 1), holder[last])
+                holder.insert(rng.integers(len(holder) + 1), deepcopy(holder[last]))
             case 2 if isinstance(holder, list):
                 holder.reverse()
             case 3:
@@ -144,13 +141,13 @@ def alter_tree(rng, tree):
                 source = tree
                 for step in other:
                     source = source[step] if isinstance(source, (dict, list)) else source
-                holder[last] = json.loads(json.dumps(source)) if source is not tree else None
+                holder[last] = deepcopy(source) if source is not tree else None
             case 4 if isinstance(holder, dict):
-                holder[str(ODD[rng.integers(len(ODD))])] = holder[last]
+                holder[str(ODD[rng.integers(len(ODD))])] = deepcopy(holder[last])
             case 5 if type(holder[last]) is int:
                 holder[last] += int(rng.integers(-3, 4))
             case _:
-                holder[last] = ODD[rng.integers(len(ODD))]
+                holder[last] = deepcopy(ODD[rng.integers(len(ODD))])
 
 
 def alter_text(rng, text):
