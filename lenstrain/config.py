@@ -96,8 +96,7 @@ class ModelConfig:
     the published stem: 15 times cheaper, but the last map of a ResNet has 2x2 pixels."""
 
     width: int | None = None
-    """Channels of the first stage of a ResNet, at most 1024, doubled in each next one. Default 64,
-    small 16."""
+    """Channels of the first stage of a ResNet, doubled in each next one. Default 64, small 16."""
 
     blocks: tuple[int, ...] | None = None
     """Residual blocks of each stage of ``resnet_small``, at most 64; two to four stages. Default
@@ -119,7 +118,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         resnet = self.arch.startswith("resnet")
         if self.width is not None:
-            _within(self, "width", 8, 1024)
+            _within(self, "width", 8, 1 << 24)  # beyond, sizes overflow
             if not resnet or self.width % 8:
                 raise ValueError("width must be a multiple of 8 and is an option of ResNets only")
         if self.blocks is not None and (
