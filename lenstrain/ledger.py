@@ -88,6 +88,8 @@ def read_ledger(run: Path) -> list[dict[str, Any]] | None:
         return None
     lines = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line:
+            continue
         try:
             entry = parse_json(line)
             lines.append({name: entry[name] for name in (*_KEPT, "opened")})
