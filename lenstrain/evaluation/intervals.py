@@ -78,6 +78,14 @@ def upper_limit(k: int, n: int, confidence: float = 0.95) -> float:
     return 1.0 if k >= n else float(special.betaincinv(k + 1, n - k, confidence))
 
 
+def upper_limit(k: int, n: int, confidence: float = 0.95) -> float:
+    """One-sided exact upper limit of a share of independent rows; about 3/n for k = 0 at 95 %.
+
+    With no false positive among 30,000 negatives, the rate is below 9.985e-5 at 95 %.
+    """
+    return 1.0 if k >= n else float(special.betaincinv(k + 1, n - k, confidence))
+
+
 def _counts(k: ArrayLike, n: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     hits, trials = np.broadcast_arrays(
         np.asarray(k, dtype=np.float64), np.asarray(n, dtype=np.float64)
@@ -137,19 +145,51 @@ def bca_interval(
     return Interval(float(low), float(high))
 
 
-def bootstrap_interval(
+def t_interval(
     draws: ArrayLike,
     value: float,
     level: float,
-    jackknife: ArrayLike | None = None,
-    kind: Literal["percentile", "bca"] = "percentile",
+    degrees: float,
+    factor: float = 1.0,
+    scale: Literal["logit", "linear"] = "logit",
 ) -> Interval:
-    """Interval of one statistic by the chosen kind."""
-    if kind == "bca":
-        if jackknife is None:
-            raise ValueError("a bca interval needs the jackknife")
-        return bca_interval(draws, jackknife, value, level)
-    return percentile_interval(draws, level)
+    """Student-t interval from the scatter of draws of regions, on the logit scale by default.
+
+    Percentiles of draws are too narrow with few regions: they lack the factor G / (G - 1) of the
+    variance, and know no t. The logit keeps the ends of a share or an area within 0 and 1.
+
+    Parameters
+    ----------
+    draws : array_like
+        The statistic of each resample; NaN (an empty class) is left out.
+    value : float
+        The statistic of the data.
+    level : float
+        Coverage.
+    degrees, factor : float
+        Degrees of freedom, and what the variance of the draws is multiplied by: see
+        `clustered.few_regions`.
+    scale : str
+        ``linear`` for what may be negative, such as a difference.
+
+    Returns
+    -------
+    Interval
+        NaN if there is no scatter: at a value of 0 or 1, for example.
+    """
+    values = _finite(draws)
+    if values.size < 2 or not math.isfinite(value):
+        return Interval(math.nan, math.nan)
+    spread = float(values.std(ddof=1)) * math.sqrt(factor)
+    half = float(stats.t.isf((1 - level) / 2, degrees)) * spread
+    slope = value * (1 - value) if scale == "logit" else 1.0
+    if spread == 0 or slope <= 0:
+        return Interval(math.nan, math.nan)
+    if scale == "linear":
+        return Interval(value - half, value + half)
+    centre = math.log(value / (1 - value))
+    low, high = special.expit([centre - half / slope, centre + half / slope])
+    return Interval(float(low), float(high))
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:

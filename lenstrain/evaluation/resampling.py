@@ -8,9 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.evaluation.bootstrap import draw_weights, jackknife_weights
-from lenstrain.evaluation.intervals import Interval, bootstrap_interval, wilson
+from lenstrain.evaluation.clustered import FewRegions, few_regions
+from lenstrain.evaluation.intervals import Interval, bca_interval, percentile_interval, t_interval
 
 Floats = NDArray[np.float64]
+Kind = Literal["t", "percentile", "bca"]
+Scale = Literal["logit", "linear"]
 
 
 @dataclass(frozen=True)
@@ -24,45 +27,48 @@ class Resampling:
     weights: Floats
     resamples: int
     level: float
-    kind: Literal["percentile", "bca"]
+    kind: Kind
+    few: FewRegions
+    """What few or unequal regions do to the scatter of the draws."""
 
     @property
     def n_clusters(self) -> int:
         """Regions (or clusters of them) that are drawn."""
         return int(self.weights.shape[1])
 
-    def interval(self, values: Floats) -> Interval:
-        """Interval of a statistic from its values under `weights`; NaN for a single region."""
-        if self.n_clusters < 2:
-            return Interval(math.nan, math.nan)
-        draws, left_out = values[1 : 1 + self.resamples], values[1 + self.resamples :]
-        return bootstrap_interval(draws, float(values[0]), self.level, left_out, self.kind)
-
-    def entry(self, values: Floats) -> dict[str, Any]:
-        """``{value, low, high, level}`` of a statistic from its values under `weights`."""
-        low, high = self.interval(values)
-        return {"value": float(values[0]), "low": low, "high": high, "level": self.level}
-
-    def share(self, values: Floats, k: int, n: int, clusters: int) -> dict[str, Any]:
-        """Entry of a share k / n; Wilson where draws of regions have nothing to vary.
-
-        With no hit (or no miss), or all rows in one region, every draw is alike, and an interval
-        of no width would claim certainty.
+    def interval(
+        self, values: Floats, scale: Scale = "logit", few: FewRegions | None = None
+    ) -> Interval:
+        """Interval of a statistic from its values under `weights`; NaN for a single region.
 
         Parameters
         ----------
         values : ndarray
-            The share under `weights`.
-        k, n : int
-            Hits and rows.
-        clusters : int
-            Regions that hold any of the rows.
+            The statistic under `weights`.
+        scale : str
+            On which a t interval is symmetric; ``linear`` for what is no share.
+        few : FewRegions, optional
+            Of the regions that this statistic rests on, if they are not all.
         """
-        entry = self.entry(values) | {"k": k, "n": n, "regions": clusters, "method": "regions"}
-        low, high = (float(end) for end in wilson(k, n, self.level))
-        if k in (0, n) or clusters < 2:
-            entry |= {"low": low, "high": high, "method": "wilson"}
-        return entry | {"wilson_low": low, "wilson_high": high}
+        if self.n_clusters < 2:
+            return Interval(math.nan, math.nan)
+        value = float(values[0])
+        draws, left_out = values[1 : 1 + self.resamples], values[1 + self.resamples :]
+        if self.kind == "bca":
+            return bca_interval(draws, left_out, value, self.level)
+        if self.kind == "percentile":
+            return percentile_interval(draws, self.level)
+        few = few or self.few
+        return t_interval(
+            draws, value, self.level, float(few.degrees), float(few.factor), scale
+        )
+
+    def entry(
+        self, values: Floats, scale: Scale = "logit", few: FewRegions | None = None
+    ) -> dict[str, Any]:
+        """``{value, low, high, level}`` of a statistic from its values under `weights`."""
+        low, high = self.interval(values, scale, few)
+        return {"value": float(values[0]), "low": low, "high": high, "level": self.level}
 
     def bands(self, values: Floats) -> tuple[Floats, Floats]:
         """Ends of the intervals of several statistics; `values` has shape (n, weights)."""
@@ -75,10 +81,15 @@ def make_resampling(
     resamples: int,
     seed: int,
     level: float,
-    kind: Literal["percentile", "bca"] = "percentile",
+    kind: Kind = "t",
+    few: FewRegions | None = None,
 ) -> Resampling:
-    """Draw the weights; they depend on the number of regions, of resamples, and the seed alone."""
+    """Draw the weights; they depend on the number of regions, of resamples, and the seed alone.
+
+    `few` says what unequal regions do to their scatter; equal ones if None.
+    """
     parts = [np.ones((1, n_clusters)), draw_weights(n_clusters, resamples, seed)]
     if kind == "bca":
         parts.append(jackknife_weights(n_clusters))
-    return Resampling(np.concatenate(parts), resamples, level, kind)
+    few = few or few_regions(np.ones(n_clusters), 0.0)
+    return Resampling(np.concatenate(parts), resamples, level, kind, few)

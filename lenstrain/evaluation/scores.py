@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.errors import NotFoundError, ScoresError
+from lenstrain.evaluation.clustered import Shares, latent_correlation
 from lenstrain.evaluation.metrics import RocCurve, roc_curve
 from lenstrain.tables import METADATA_KEY as METADATA_KEY
 from lenstrain.tables import TableFile, Uri, read_table, to_floats
@@ -107,12 +108,54 @@ class Scores:
         return "pixel_hash" if self.has("pixel_hash") else "key"
 
     @cached_property
-    def unique_negatives(self) -> NDArray[np.float64]:
-        """Logits of the distinct images among the negatives."""
-        negative = np.flatnonzero(self.labels == 0)
-        first = np.unique(self.identity[negative], return_index=True)[1]
-        logits: NDArray[np.float64] = self.logits[negative[np.sort(first)]]
-        return logits
+    def n_negative_unique(self) -> int:
+        """Distinct images among the negatives."""
+        return self._first_rows(0).size
+
+    @cached_property
+    def correlations(self) -> tuple[float, float]:
+        """Correlation of the logits within regions, of non-lenses and lenses, on distinct images."""
+        rows = [self._first_rows(label) for label in (0, 1)]
+        found = [latent_correlation(self.logits[row], self.region[row]) for row in rows]
+        return found[0], found[1]
+
+    def _first_rows(self, label: int) -> NDArray[np.int64]:
+        """First row of every distinct image of a class."""
+        rows = np.flatnonzero(self.labels == label)
+        if self.identity_column == "key":
+            return rows
+        return rows[np.unique(self.identity[rows], return_index=True)[1]]
+
+    def repeats(self, among: NDArray[np.bool_]) -> float:
+        """Sum, over the distinct images among some rows, of the square of their rows."""
+        if self.identity_column == "key":
+            return float(np.count_nonzero(among))
+        return float((np.bincount(self.identity[among]).astype(np.float64) ** 2).sum())
+
+    def shares(self, label: int, within: NDArray[np.bool_], flagged: NDArray[np.bool_]) -> Shares:
+        """Flagged share of the rows of a class within a part of the table; arrays of shape (n,)."""
+        among = within & (self.labels == label)
+        counts = [
+            np.bincount(self.region[chosen], minlength=self.n_clusters).astype(np.float64)
+            for chosen in (among & flagged, among)
+        ]
+        repeats = np.asarray(self.repeats(among))
+        return Shares(counts[0], counts[1], repeats, self.correlations[label])
+
+    def shares_above(self, label: int, thresholds: Floats) -> Shares:
+        """Shares of a class strictly above each of m thresholds; hits of shape (m, clusters)."""
+        rows = self.order[self.labels[self.order] == label]
+        order = np.argsort(-thresholds, kind="stable")
+        upto = np.searchsorted(-self.logits[rows], -thresholds[order], side="left")
+        step = np.searchsorted(upto, np.arange(rows.size), side="right")
+        cell = step * self.n_clusters + self.region[rows]
+        counts = np.bincount(cell, minlength=(thresholds.size + 1) * self.n_clusters)
+        counts = counts.reshape(-1, self.n_clusters).astype(np.float64)
+        hits = np.empty((thresholds.size, self.n_clusters))
+        hits[order] = np.cumsum(counts[:-1], axis=0)
+        total = np.broadcast_to(counts.sum(axis=0), hits.shape)
+        repeats = np.full(thresholds.size, self.repeats(self.labels == label))
+        return Shares(hits, total, repeats, self.correlations[label])
 
 
 @dataclass(frozen=True)

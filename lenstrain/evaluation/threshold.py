@@ -8,26 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
+from lenstrain.evaluation.clustered import tail_correlation, upper_limit_of, worth_of
 from lenstrain.evaluation.metrics import RocCurve, prevalence_odds
 
-
-@dataclass(frozen=True)
-class NeymanPearson:
-    """A threshold whose false-positive rate is at most `alpha` with probability 1 - `delta`."""
-
-    threshold: float
-    alpha: float
-    delta: float
-    rank: int
-    """Position of the threshold among the ascending negatives, counted from 1."""
-    n_negative: int
-
-    @property
-    def allowed(self) -> int:
-        """Calibration negatives above the threshold (fewer where scores are tied)."""
-        return self.n_negative - self.rank
+Floats = NDArray[np.float64]
 
 
 def negatives_needed(alpha: float, delta: float = 0.05) -> int:
@@ -39,58 +24,76 @@ def negatives_needed(alpha: float, delta: float = 0.05) -> int:
     return math.ceil(math.log(delta) / math.log1p(-alpha))
 
 
-def neyman_pearson_rank(n_negative: int, alpha: float, delta: float = 0.05) -> int | None:
-    """Order statistic of the negatives that holds FPR <= alpha with probability 1 - delta.
-
-    Parameters
-    ----------
-    n_negative : int
-        Number of independent negatives.
-    alpha, delta : float
-        Target rate, and the probability of exceeding it.
-
-    Returns
-    -------
-    int or None
-        The least rank k, counted from 1 in ascending order, with
-        ``sum_{j>=k} C(n, j) (1-alpha)^j alpha^(n-j) <= delta``; None if even the highest
-        negative cannot give the guarantee.
-
-    References
-    ----------
-    .. [1] Tong, Feng & Li 2018, Science Advances 4, eaao1659.
-    """
-    if n_negative < 1:
-        return None
-    # That sum is the chance of at most n - k exceedances among n.
-    allowed = int(stats.binom.ppf(delta, n_negative, alpha))
-    while allowed >= 0 and stats.binom.cdf(allowed, n_negative, alpha) > delta:
-        allowed -= 1
-    return None if allowed < 0 else n_negative - allowed
-
-
-def neyman_pearson(negatives: ArrayLike, alpha: float, delta: float = 0.05) -> NeymanPearson | None:
+def neyman_pearson(
+    negatives: ArrayLike,
+    alpha: float,
+    delta: float = 0.05,
+    *,
+    region: NDArray[np.integer] | None = None,
+    repeats: float | None = None,
+    correlation: float = 0.0,
+) -> float | None:
     """Threshold from calibration negatives with a guaranteed false-positive rate.
+
+    The lowest score for which the upper limit of the false-positive rate, at confidence
+    1 - `delta`, is at most `alpha` there and at every higher score. Rates fall with the threshold,
+    so the promise fails only if the limit at the true threshold fails, whatever the number of
+    scores tried. For independent negatives this is the order statistic of Tong, Feng & Li (2018):
+    rank ``min{k: sum_{j>=k} C(n, j) (1-alpha)^j alpha^(n-j) <= delta}``.
 
     Parameters
     ----------
     negatives : array_like, shape (n,)
-        Scores of *unique* negatives that neither trained the model nor are tested on: repeated
-        images would make the guarantee false.
+        Scores of negatives that neither trained the model nor are tested on.
     alpha, delta : float
         Target rate, and the probability of exceeding it.
+    region : ndarray of int, shape (n,), optional
+        Region of each, numbered from 0; rows of one region may correlate. Independent rows if None.
+    repeats : float, optional
+        Sum over distinct images of the square of their rows; n if None: none is repeated.
+    correlation : float
+        Of the scores within a region, see `clustered.latent_correlation`.
 
     Returns
     -------
-    NeymanPearson or None
-        None if there are too few negatives (see `negatives_needed`).
+    float or None
+        None if no threshold keeps the promise: too few negatives, or all in one region.
+
+    References
+    ----------
+    .. [1] Tong, Feng & Li 2018, Science Advances 4, eaao1659; Korn & Graubard 1998, Survey
+       Methodology 24, 193 (limits of clustered shares); Bauer 1991, Stat. Med. 10, 871 (tests in
+       fixed order).
     """
     scores = np.asarray(negatives, dtype=np.float64)
-    rank = neyman_pearson_rank(scores.size, alpha, delta)
-    if rank is None:
+    n = scores.size
+    regions = np.arange(n) if region is None else region
+    rows = np.bincount(regions).astype(np.float64)
+    top = np.argsort(-scores, kind="stable")[: math.ceil(alpha * n) + 1]
+    if not top.size:
         return None
-    value = float(np.partition(scores, rank - 1)[rank - 1])
-    return NeymanPearson(value, alpha, delta, rank, scores.size)
+    first = np.concatenate(([0], np.flatnonzero(np.diff(scores[top])) + 1))
+    squares, products = _running_sums(regions[top], rows)
+    share = first / n
+    scatter = squares[first] - 2 * share * products[first] + share**2 * (rows**2).sum()
+    worth = worth_of(
+        share, scatter, rows, float(repeats or n), tail_correlation(correlation, alpha), 1 - delta
+    )
+    kept = upper_limit_of(share, worth, 1 - delta) <= alpha
+    passed = int(np.argmin(kept)) if not kept.all() else kept.size
+    return float(scores[top][first[passed - 1]]) if passed else None
+
+
+def _running_sums(region: NDArray[np.integer], rows: Floats) -> tuple[Floats, Floats]:
+    """Sums over regions of k^2 and of k n, before each of the rows in turn and after the last."""
+    order = np.argsort(region, kind="stable")
+    starts = np.searchsorted(region[order], region[order])
+    before = np.empty(region.size)
+    before[order] = np.arange(region.size) - starts
+    return (
+        np.concatenate(([0.0], np.cumsum(2 * before + 1))),
+        np.concatenate(([0.0], np.cumsum(rows[region]))),
+    )
 
 
 @dataclass(frozen=True)

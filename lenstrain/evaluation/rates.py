@@ -1,0 +1,167 @@
+"""True-positive rates at false-positive rates, and purity, where both rates are uncertain (pure).
+
+The threshold that gives a false-positive rate is known as well as the highest negatives let it be:
+an interval of the true-positive rate there has the scatter of the lenses above the threshold and
+that of the threshold (Woodruff 1952). Both come from the same regions, so they correlate.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+
+from lenstrain.evaluation.clustered import Shares, few_regions, tail_correlation
+from lenstrain.evaluation.metrics import RocCurve
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RateIntervals:
+    """Intervals of the true-positive rate at m false-positive rates; arrays of shape (m,)."""
+
+    low: Floats
+    high: Floats
+    worth: Floats
+    """Independent negatives that those of the table are worth at each rate."""
+
+
+def tpr_intervals(
+    negative: Shares, positive: Shares, curve: RocCurve, fprs: Floats, level: float
+) -> RateIntervals:
+    """Intervals of the true-positive rate at false-positive rates.
+
+    Parameters
+    ----------
+    negative, positive : Shares
+        Shares of both classes above the threshold of each rate; hits of shape (m, regions).
+    curve : RocCurve
+        Counts of all rows.
+    fprs : ndarray, shape (m,)
+        The rates.
+    level : float
+        Coverage.
+
+    Returns
+    -------
+    RateIntervals
+        The interval spans what lies within the counts of negatives that the true threshold may
+        have above it (Woodruff 1952, JASA 47, 635), joined with the interval of the share itself
+        on the logit scale (Zou & Donner 2008, Stat. Med. 27, 1693, with the correlation of both
+        over regions). The lower end is 0 where no negative at all may lie above. NaN for one
+        region.
+    """
+    confidence = (1 + level) / 2
+    worth = np.array([_worth_at(negative, row, rate, confidence) for row, rate in enumerate(fprs)])
+    known = np.isfinite(worth)
+    trials = np.maximum(np.round(np.where(known, worth, 1.0)), 1)
+    fewest, most = stats.binom.ppf([[1 - confidence], [confidence]], trials, fprs) / trials
+    n0 = curve.n_negative
+    least = _tpr(curve, np.searchsorted(curve.fp, fewest * n0 * (1 + 1e-9), side="right"))
+    largest = _tpr(curve, np.searchsorted(curve.fp, most * n0 * (1 - 1e-9), side="left") + 1)
+    edge = 0.5 / curve.n_positive
+    centre = special.logit(np.clip(positive.value, edge, 1 - edge))
+    correlation = _correlation(negative, positive)
+    low_share, high_share = positive.interval(level)
+    ends = []
+    for share, tpr in ((low_share, least), (high_share, largest)):
+        own = special.logit(np.clip(share, 1e-9, 1 - 1e-9)) - centre
+        threshold = special.logit(np.clip(tpr, edge, 1 - edge)) - centre
+        both = own**2 + threshold**2 - 2 * correlation * np.abs(own * threshold)
+        ends.append(np.sqrt(both))
+    low, high = special.expit(centre - ends[0]), special.expit(centre + ends[1])
+    low = np.where(stats.binom.cdf(0, trials, fprs) > 1 - confidence, 0.0, low)
+    return RateIntervals(np.where(known, low, np.nan), np.where(known, high, np.nan), worth)
+
+
+def _worth_at(negative: Shares, row: int, rate: float, confidence: float) -> float:
+    repeats = np.asarray(negative.repeats[row])
+    share = Shares(negative.hits[row], negative.rows[row], repeats, negative.correlation)
+    return float(share.worth(confidence, rate))
+
+
+def _tpr(curve: RocCurve, points: NDArray[np.intp]) -> Floats:
+    """True-positive rate after a number of points of the curve, from none on."""
+    tp = np.concatenate(([0], curve.tp))
+    return np.asarray(tp[np.minimum(points, curve.tp.size)] / curve.n_positive)
+
+
+def _residuals(shares: Shares) -> Floats:
+    """What each region adds to the error of a share; shape (m, regions)."""
+    return (shares.hits - shares.value[:, None] * shares.rows) / np.maximum(shares.n, 1)[:, None]
+
+
+def _correlation(negative: Shares, positive: Shares) -> Floats:
+    """Correlation of the errors of both shares over regions, at least 0."""
+    d0, d1 = _residuals(negative), _residuals(positive)
+    scale = np.sqrt((d0**2).sum(axis=1) * (d1**2).sum(axis=1))
+    return np.clip((d0 * d1).sum(axis=1) / np.maximum(scale, 1e-300), 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Purity:
+    """Purity at m thresholds; arrays of shape (m,), NaN where it is not known."""
+
+    value: Floats
+    low: Floats
+    high: Floats
+    at_least: Floats
+    """One-sided: from the upper limit of the false- and the lower of the true-positive rate."""
+
+
+FEWEST_FLAGGED = 10
+"""Flagged distinct non-lenses below which a purity has a lower limit only."""
+
+
+def purities(
+    negative: Shares, positive: Shares, prevalence: float, level: float, dex: float = 0.0
+) -> Purity:
+    """Share of lenses among what is flagged, at a prevalence, with both rates uncertain.
+
+    Parameters
+    ----------
+    negative, positive : Shares
+        Shares of both classes above each threshold; hits of shape (m, regions).
+    prevalence : float
+        Share of lenses in the population.
+    level : float
+        Coverage.
+    dex : float
+        Standard deviation of the prevalence, in decades.
+
+    Returns
+    -------
+    Purity
+        The odds of purity are TPR / FPR times those of the prevalence. Their logarithm has the
+        variance of the summed relative errors of regions (delta method), with Student's t.
+    """
+    odds = prevalence / (1 - prevalence)
+    tpr, fpr = positive.value, negative.value
+    k0 = negative.k * negative.n / np.maximum(negative.repeats, 1)
+    enough = (k0 >= FEWEST_FLAGGED) & (positive.k > 0)
+    safe = np.where(enough, fpr, 1.0), np.where(enough, tpr, 1.0)
+    errors = _residuals(positive) / safe[1][:, None] - _residuals(negative) / safe[0][:, None]
+    few = few_regions(negative.rows, tail_correlation(negative.correlation, safe[0]))
+    one = np.where(negative.regions > 1, 1.0, np.nan)
+    variance = (errors**2).sum(axis=1) * few.factor + (dex * np.log(10)) ** 2
+    half = stats.t.isf((1 - level) / 2, few.degrees) * np.sqrt(variance) * one
+    centre = np.log(odds * safe[1] / safe[0])
+    ends = [special.expit(centre + sign * half) for sign in (-1, 1)]
+    confidence = (1 + level) / 2
+    shift = 10.0 ** (-dex * stats.norm.isf(1 - level))
+    lower_tpr = 1 - Shares(
+        positive.rows - positive.hits, positive.rows, positive.repeats, positive.correlation
+    ).upper_limit(confidence)
+    least = shift * odds * lower_tpr
+    flagged = odds * tpr + fpr
+    value = np.where(
+        (negative.k > 0) & (flagged > 0), odds * tpr / np.maximum(flagged, 1e-300), np.nan
+    )
+    return Purity(
+        value,
+        np.where(enough, ends[0], np.nan),
+        np.where(enough, ends[1], np.nan),
+        least / np.maximum(least + negative.upper_limit(confidence), 1e-300),
+    )
+
