@@ -33,8 +33,8 @@ from lenstrain.evaluation.compare import compare
 from lenstrain.evaluation.completeness import AxisBins, axis_bins
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.plainjson import plain
+from lenstrain.evaluation.rate_table import supports_of
 from lenstrain.evaluation.scores import Scores, read_scores
-from lenstrain.evaluation.threshold import negatives_needed
 from lenstrain.tables import Uri, read_table
 
 FACTORS = ("theta_e_arcsec", "src_dmag", "lens_model")
@@ -266,12 +266,11 @@ def _compare(
     """The two networks on the lenses that one of them never saw, and on the others."""
     lens = scores.labels == 1
     unseen = lens & ~_kept(scores, case)
-    needed = negatives_needed(fpr, options.delta)
     entry: dict[str, Any] = {
         "value": case.value,
         "train_lenses": case.train_lenses,
         "n": int(unseen.sum()),
-        "supported": bool(scores.unique_negatives.size >= needed),
+        "supported": supports_of(scores, [fpr], options.delta)[0]["supported"],
         "tpr": None,
         "auroc": None,
         "others": None,

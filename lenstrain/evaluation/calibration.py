@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
+from lenstrain.evaluation.clustered import FewRegions
 from lenstrain.evaluation.intervals import wilson
 
 _LARGEST_SLOPE = 1e3
@@ -110,6 +111,73 @@ def calibration_errors(sums: BinSums) -> CalibrationErrors:
         np.sum(weight * gap**2, axis=-1),
         np.sum(weight * (gap**2 - sampling), axis=-1),
     )
+
+
+class SquaredError(NamedTuple):
+    """Squared calibration error (L2, binned) less its sampling part, with its interval."""
+
+    value: float
+    """May be negative."""
+    low: float
+    high: float
+
+
+def squared_error(sums: BinSums, few: FewRegions, level: float) -> SquaredError:
+    """Debiased squared calibration error from sums by region, with its interval.
+
+    Gaps between mean probability and share of lenses scatter about 0 even if every probability is
+    true, so their squares are positive: the interval of a plug-in error, or of draws of it, never
+    holds 0. Here the sum of squares is taken for what it is, a sum of squared normal variables
+    with the covariance that regions show: a noncentral F in Satterthwaite's approximation, whose
+    noncentrality gets the interval. For a calibrated finder it starts at 0 in (1 + level) / 2.
+
+    Parameters
+    ----------
+    sums : BinSums
+        Arrays of shape (regions, bins).
+    few : FewRegions
+        What few or unequal regions do to the covariance.
+    level : float
+        Coverage.
+
+    Returns
+    -------
+    SquaredError
+        ``sum (n_b / n) (mean y - mean p)^2`` less its expectation under calibration: as Kumar et
+        al. (2019), with the scatter between regions in place of binomial variance. NaN for one
+        region.
+    """
+    n_bins = sums.n.sum(axis=0)
+    kept = n_bins > 0
+    weight = np.sqrt(n_bins[kept].sum() * n_bins[kept])
+    error = (sums.p - sums.y)[:, kept]
+    gap = error.sum(axis=0) / n_bins[kept]
+    scatter = (error - gap * sums.n[:, kept]) / weight
+    covariance = float(few.factor) * scatter.T @ scatter
+    total = float(((error.sum(axis=0) / weight) ** 2).sum())
+    trace = float(np.trace(covariance))
+    if trace <= 0 or len(sums.n) < 2:
+        return SquaredError(math.nan, math.nan, math.nan)
+    scale = float((covariance**2).sum()) / trace
+    low, high = (
+        scale * _noncentrality(trace / scale, float(few.degrees), total / trace, share)
+        for share in ((1 + level) / 2, (1 - level) / 2)
+    )
+    return SquaredError(total - trace, low, high)
+
+
+def _noncentrality(dfn: float, dfd: float, f: float, share: float) -> float:
+    """Noncentrality at which an F lies below `f` with probability `share`; at least 0."""
+
+    def excess(noncentrality: float) -> float:
+        return float(special.ncfdtr(dfn, dfd, noncentrality, f)) - share
+
+    if excess(0.0) <= 0:
+        return 0.0
+    upper = dfn * (f + 1)
+    while excess(upper) > 0:
+        upper *= 2
+    return float(optimize.brentq(excess, 0.0, upper, rtol=1e-9))
 
 
 class BrierParts(NamedTuple):

@@ -6,6 +6,8 @@ The headings are those of Mitchell et al. 2019 (arXiv:1810.03993).
 from collections.abc import Mapping
 from typing import Any
 
+from lenstrain.evaluation.operating import primary_threshold
+
 
 def card_context(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Collect what the card's template reads; `metrics` is the content of metrics.json."""
@@ -22,7 +24,7 @@ def card_context(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "normalization": _normalization(meta),
         "scored": _scored(meta, provenance),
         "coverage": f"{100 * metrics['level']:g}%",
-        "cut": metrics["completeness_thresholds"][0],
+        "cut": primary_threshold(metrics),
         "theta": metrics.get("auroc_by_theta_e") or {},
         "warnings": [note["text"] for note in metrics["notes"] if note["severity"] == "warn"],
         "versions": ", ".join(f"{k} {v}" for k, v in provenance["versions"].items()),

@@ -15,9 +15,9 @@ from astropy.coordinates import SkyCoord
 from numpy.typing import NDArray
 
 from lensprep.errors import ConfigError, NotFoundError, ScoresError
+from lenstrain.evaluation.clustered import Shares, latent_correlation, no_value
 from lenstrain.evaluation.operating import FrozenThreshold
 from lenstrain.evaluation.options import EvaluationOptions
-from lenstrain.evaluation.resampling import make_resampling
 from lenstrain.evaluation.scores import SkyScores
 from lenstrain.tables import Uri, read_table
 
@@ -230,11 +230,11 @@ def measure_catalog(
     recall = []
     for choice in cuts:
         assert choice.threshold is not None
-        found = logits > choice.threshold
+        cut = choice.threshold
         entry: dict[str, Any] = {"name": choice.name, "threshold": choice.threshold}
-        entry["all"] = _recall(found, cluster, options)
+        entry["all"] = _recall(logits, cut, cluster, options)
         entry["by_grade"] = {
-            str(grade): _recall(found[grades == grade], cluster[grades == grade], options)
+            str(grade): _recall(logits[grades == grade], cut, cluster[grades == grade], options)
             for grade in sorted(set(grades))
         }
         recall.append(entry)
@@ -265,26 +265,20 @@ def _clusters(scores: SkyScores, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _recall(
-    found: NDArray[np.bool_], cluster: NDArray[np.int64], options: EvaluationOptions
+    logits: Floats, threshold: float, cluster: NDArray[np.int64], options: EvaluationOptions
 ) -> dict[str, Any]:
     """Share of lenses found: interval by region, Wilson beside it, and the counts."""
-    n = int(found.size)
+    found, n = logits > threshold, logits.size
     if n == 0:
-        empty = {"value": None, "low": None, "high": None, "level": options.level}
-        return empty | {"k": 0, "n": 0, "reason": "no lens of the catalogue was scored"}
+        reason = "no lens of the catalogue was scored"
+        return no_value(options.level, reason) | {"k": 0, "n": 0}
     regions, codes = np.unique(cluster, return_inverse=True)
-    resampling = make_resampling(regions.size, options.resamples, options.seed, options.level)
     hits, rows = (
-        np.bincount(codes, weights, minlength=regions.size)
-        for weights in (found.astype(float), np.ones(n))
+        np.bincount(codes, weights, minlength=regions.size).astype(np.float64)
+        for weights in (found.astype(np.float64), np.ones(n))
     )
-    draws = (resampling.weights @ hits) / (resampling.weights @ rows)
-    entry = resampling.share(draws, int(found.sum()), n, int(regions.size))
-    if regions.size == n:
-        # No two lenses share a region: they are independent, and Wilson is right for few.
-        low, high = entry["wilson_low"], entry["wilson_high"]
-        entry |= {"low": low, "high": high, "method": "wilson"}
-    return entry
+    correlation = latent_correlation(logits, codes)
+    return Shares(hits, rows, np.asarray(float(n)), correlation).entry(options.level)
 
 
 def _lens_rows(

@@ -88,6 +88,12 @@ class Shares:
     correlation: float = 0.0
     """Of the scores within a region, from `latent_correlation`."""
 
+    def at(self, index: int) -> "Shares":
+        """One of several shares."""
+        return Shares(
+            self.hits[index], self.rows[index], np.asarray(self.repeats[index]), self.correlation
+        )
+
     @property
     def k(self) -> Floats:
         """Hits."""
@@ -108,14 +114,14 @@ class Shares:
         """Regions that hold any of the rows."""
         return np.asarray((self.rows > 0).sum(axis=-1))
 
-    def worth(self, confidence: float, rate: float | None = None) -> Floats:
+    def worth(self, confidence: float, rate: Floats | float | None = None) -> Floats:
         """Independent rows that these are worth; NaN where all lie in one region.
 
         Parameters
         ----------
         confidence : float
             One-sided, such as 0.975 for either end of a 95 % interval: sets Student's t.
-        rate : float, optional
+        rate : ndarray or float, optional
             Rate at which rows correlate; the likely one nearest to one half if None.
         """
         share = np.nan_to_num(self.value)

@@ -9,9 +9,12 @@ from numpy.typing import NDArray
 
 from lensprep.errors import ScoresError
 from lenstrain.evaluation import bootstrap as boot
+from lenstrain.evaluation.clustered import no_value
 from lenstrain.evaluation.metrics import standardized_partial_area
 from lenstrain.evaluation.options import EvaluationOptions
-from lenstrain.evaluation.resampling import Resampling, make_resampling
+from lenstrain.evaluation.ranking import region_draws
+from lenstrain.evaluation.rate_table import support_reason, supports_of
+from lenstrain.evaluation.resampling import Resampling
 from lenstrain.evaluation.scores import Scores
 
 Floats = NDArray[np.float64]
@@ -40,21 +43,25 @@ def compare(one: Scores, other: Scores, options: EvaluationOptions) -> dict[str,
         If keys, labels or regions differ.
     """
     matched = _matched_rows(one, other)
-    resampling = make_resampling(
-        one.n_clusters, options.resamples, options.seed, options.level, options.interval
-    )
+    resampling = region_draws(one, options)
     first = _statistics(one, one.logits, resampling, options)
     second = _statistics(one, other.logits[matched], resampling, options)
     entries = [
-        resampling.entry(a - b) | {"this": float(a[0]), "other": float(b[0])}
+        resampling.entry(a - b, "linear") | {"this": float(a[0]), "other": float(b[0])}
         for a, b in zip(first, second, strict=True)
     ]
-    rates = zip(options.fprs, entries[3:], strict=True)
+    supports = supports_of(one, options.fprs, options.delta)
+    rates = {
+        f"{fpr:g}": entry
+        if support["supported"]
+        else no_value(options.level, support_reason(support)) | {"this": None, "other": None}
+        for fpr, entry, support in zip(options.fprs, entries[3:], supports, strict=True)
+    }
     return {
         "auroc": entries[0],
         "partial_auroc": entries[1],
         "average_precision": entries[2],
-        "tpr_at_fpr": {f"{fpr:g}": entry for fpr, entry in rates},
+        "tpr_at_fpr": rates,
     }
 
 

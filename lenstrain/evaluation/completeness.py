@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lenstrain.evaluation.clustered import Shares
 from lenstrain.evaluation.intervals import wilson
 
 GRID_AXES = ("theta_e_arcsec", "src_dmag")
@@ -23,9 +24,18 @@ CELL_COLUMNS = (
     "hi68",
     "lo95",
     "hi95",
+    "regions",
+    "region_lo68",
+    "region_hi68",
+    "region_lo95",
+    "region_hi95",
+    "joint_lo95",
+    "joint_hi95",
     "unresolved_share",
 )
 """What every cell has beside its edges."""
+
+_SIGMA = 0.682689492137086
 
 Floats = NDArray[np.float64]
 
@@ -105,6 +115,8 @@ class Cells:
     """Lenses of the cell whose theta_E is too small for the seeing."""
     left_out: int
     """Lenses without a value on some axis."""
+    shares: Shares
+    """The same by region."""
 
     @property
     def completeness(self) -> Floats:
@@ -112,28 +124,48 @@ class Cells:
         return np.where(self.n > 0, self.recovered / np.maximum(self.n, 1), np.nan)
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """Long form: edges on each axis, counts, completeness and Wilson intervals."""
+        """Long form: edges on each axis, counts, completeness and intervals.
+
+        Intervals are Wilson's (lo, hi), by region, and by region jointly for all cells of the
+        table that hold lenses (Bonferroni).
+        """
         table: dict[str, NDArray[Any]] = {}
         index = np.indices([axis.size for axis in self.axes]).reshape(len(self.axes), -1)
         for axis, bins in zip(self.axes, index, strict=True):
             table[f"{axis.name}_lo"] = axis.edges[bins]
             table[f"{axis.name}_hi"] = axis.edges[bins + 1]
-        lo68, hi68 = wilson(self.recovered, self.n, 0.682689492137086)
+        lo68, hi68 = wilson(self.recovered, self.n, _SIGMA)
         lo95, hi95 = wilson(self.recovered, self.n, 0.95)
         table |= {"n": self.n, "recovered": self.recovered, "completeness": self.completeness}
         table |= {"lo68": lo68, "hi68": hi68, "lo95": lo95, "hi95": hi95}
+        table["regions"] = self.shares.regions
+        joint = 1 - 0.05 / max(int((self.n > 0).sum()), 1)
+        for name, level in (("region_{}68", _SIGMA), ("region_{}95", 0.95), ("joint_{}95", joint)):
+            low, high = self.shares.interval(level)
+            table |= {name.format("lo"): low, name.format("hi"): high}
         table["unresolved_share"] = np.where(
             self.n > 0, self.unresolved / np.maximum(self.n, 1), np.nan
         )
         return table
 
 
-def count_cells(
-    axes: Sequence[AxisBins],
-    values: Sequence[Floats],
-    recovered: NDArray[np.bool_],
-    unresolved: NDArray[np.bool_] | None = None,
-) -> Cells:
+@dataclass(frozen=True)
+class Lenses:
+    """The lenses of a table at one threshold; arrays of shape (n_lenses,)."""
+
+    recovered: NDArray[np.bool_]
+    """Whether the score lies above the frozen threshold."""
+    region: NDArray[np.integer]
+    """Region of each, numbered from 0."""
+    multiplicity: NDArray[np.int64]
+    """How often the image of each comes among them."""
+    correlation: float
+    """Of the scores within a region."""
+    unresolved: NDArray[np.bool_]
+    """Lenses to mark."""
+
+
+def count_cells(axes: Sequence[AxisBins], values: Sequence[Floats], lenses: Lenses) -> Cells:
     """Count lenses, and recovered ones, in every cell of a grid.
 
     Parameters
@@ -143,20 +175,30 @@ def count_cells(
     values : sequence of ndarray, shape (n_lenses,)
         Values of all lenses on those axes. Every lens counts, faint or not: what could not be
         seen is what completeness is about.
-    recovered : ndarray of bool, shape (n_lenses,)
-        Whether the score lies above the frozen threshold.
-    unresolved : ndarray of bool, shape (n_lenses,), optional
-        Lenses to mark.
+    lenses : Lenses
+        What the threshold made of them.
     """
     shape = tuple(axis.size for axis in axes)
     bins = np.stack([axis.assign(value) for axis, value in zip(axes, values, strict=True)])
     inside = (bins >= 0).all(axis=0)
     cell = np.ravel_multi_index(tuple(bins[:, inside]), shape)
     size = int(np.prod(shape))
+    regions = int(lenses.region.max(initial=0)) + 1
+    place = cell * regions + lenses.region[inside]
 
-    def count(chosen: NDArray[np.bool_] | None) -> NDArray[np.int64]:
-        kept = cell if chosen is None else cell[chosen[inside]]
-        return np.bincount(kept, minlength=size)
+    def by_region(chosen: NDArray[np.bool_]) -> Floats:
+        counts = np.bincount(place[chosen], minlength=size * regions)
+        return counts.reshape(size, regions).astype(np.float64)
 
-    marked = np.zeros(size, np.int64) if unresolved is None else count(unresolved)
-    return Cells(tuple(axes), count(None), count(recovered), marked, int((~inside).sum()))
+    rows = by_region(np.ones(cell.size, bool))
+    hits = by_region(lenses.recovered[inside])
+    repeats = np.bincount(cell, lenses.multiplicity[inside], minlength=size).astype(np.float64)
+    marked = np.bincount(cell[lenses.unresolved[inside]], minlength=size)
+    return Cells(
+        tuple(axes),
+        rows.sum(axis=1).astype(np.int64),
+        hits.sum(axis=1).astype(np.int64),
+        marked,
+        int((~inside).sum()),
+        Shares(hits, rows, repeats, lenses.correlation),
+    )

@@ -35,7 +35,7 @@ from lenstrain.evaluation.measure import (
     known_lens_notes,
     measure,
 )
-from lenstrain.evaluation.operating import CompletenessTable, long_table
+from lenstrain.evaluation.operating import CompletenessTable, long_table, primary_threshold
 from lenstrain.evaluation.options import EvaluationOptions as EvaluationOptions
 from lenstrain.evaluation.page import page_context
 from lenstrain.evaluation.plainjson import plain
@@ -271,12 +271,11 @@ def _plots(scores: Scores, found: Measurement) -> list[plots.Plot]:
     cuts = {
         choice["name"]: choice["threshold"]
         for choice in entries["completeness_thresholds"]
-        if math.isfinite(choice["threshold"])
+        if choice["threshold"] is not None and math.isfinite(choice["threshold"])
     }
     reliability = {"as scored": entries["reliability"]}
     if entries["calibrated"]:
         reliability["calibrated"] = entries["calibrated"]["reliability"]
-    prevalences = [float(p) for p in entries["average_precision_at_prevalence"]]
     drawn = [
         plots.draw_roc(found.band, entries["tpr_at_fpr"], level, log=True),
         plots.draw_roc(found.band, entries["tpr_at_fpr"], level, log=False),
@@ -284,13 +283,12 @@ def _plots(scores: Scores, found: Measurement) -> list[plots.Plot]:
         plots.draw_reliability(reliability, level),
         *_completeness_plots(found.completeness),
     ]
-    if prevalences:
-        n_negative = entries["n_negative_unique"]
-        drawn.append(plots.draw_purity(found.band, prevalences, level, n_negative))
+    if found.band.purity and found.band.fpr.size:
+        drawn.append(plots.draw_purity(found.band, level))
     if entries.get("auroc_by_theta_e"):
         groups = entries["auroc_by_theta_e"]
         drawn.append(plots.draw_auroc_by(groups, entries["auroc"]["value"], level))
-    target = entries["completeness_thresholds"][0]["target_fpr"]
+    target = primary_threshold(entries)["target_fpr"]
     for bins in entries["strata"].values():
         drawn.append(plots.draw_strata(bins, target, level))
     return drawn

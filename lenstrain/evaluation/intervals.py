@@ -71,14 +71,6 @@ def clopper_pearson(
 
 
 def upper_limit(k: int, n: int, confidence: float = 0.95) -> float:
-    """One-sided exact upper limit of a share; about 3/n for k = 0 at 95 %.
-
-    With no false positive among 30,000 negatives, the rate is below 9.985e-5 at 95 %.
-    """
-    return 1.0 if k >= n else float(special.betaincinv(k + 1, n - k, confidence))
-
-
-def upper_limit(k: int, n: int, confidence: float = 0.95) -> float:
     """One-sided exact upper limit of a share of independent rows; about 3/n for k = 0 at 95 %.
 
     With no false positive among 30,000 negatives, the rate is below 9.985e-5 at 95 %.

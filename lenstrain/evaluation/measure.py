@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from lensprep.errors import ScoresError
 from lenstrain.evaluation import metrics
 from lenstrain.evaluation.completeness import AxisBins
+from lenstrain.evaluation.independence import judge_calibration_split
 from lenstrain.evaluation.operating import (
     BOTH_CLASSES,
     CompletenessTable,
@@ -20,16 +19,14 @@ from lenstrain.evaluation.operating import (
     frozen_thresholds,
     judge_thresholds,
     measure_completeness,
+    primary_threshold,
+    thresholds_by_seeing,
 )
 from lenstrain.evaluation.options import AXES, EvaluationOptions
 from lenstrain.evaluation.probability import fit_map, measure_probabilities
-from lenstrain.evaluation.ranking import (
-    RocBand,
-    auroc_by,
-    measure_ranking,
-    stratum_entries,
-)
-from lenstrain.evaluation.resampling import Resampling, make_resampling
+from lenstrain.evaluation.ranking import auroc_by, measure_ranking, region_draws, stratum_entries
+from lenstrain.evaluation.rate_table import RocBand
+from lenstrain.evaluation.resampling import Resampling
 from lenstrain.evaluation.scores import Scores, SkyScores
 
 Progress = Callable[[str, float], None]
@@ -39,6 +36,7 @@ _FEW_REGIONS = 30
 _MANY_TIES = 1e-3
 _MANY_UNRESOLVED = 0.3
 _FEW_LENSES = 30
+_IN_SAMPLE = "chosen on the scores that are judged"
 
 
 @dataclass(frozen=True)
@@ -79,14 +77,11 @@ def measure(
     """
     if reference is not None:
         check_same_model(scores, reference)
-    resampling = make_resampling(
-        scores.n_clusters, options.resamples, options.seed, options.level, options.interval
-    )
+    resampling = region_draws(scores, options)
     curve = scores.curve
     progress("Drawing regions", 0.1)
     ranking = measure_ranking(
         scores,
-        curve,
         resampling,
         options,
         lambda done: progress("Drawing regions", done * 0.4 + 0.1),
@@ -97,8 +92,11 @@ def measure(
     progress("Completeness", 0.65)
     bins = bins_of_axes(scores, AXES, options.axis_bins, options.axis_edges)
     entries |= _groups(scores, bins, resampling, options)
-    cuts = completeness_thresholds(reference or scores, reference is None, options)
-    tables, found = _thresholds(scores, reference, curve, bins, cuts, resampling, options)
+    split = None if reference is None else judge_calibration_split(scores, reference)
+    entries["calibration_split"] = None if split is None else split.to_entry()
+    doubts = [_IN_SAMPLE] if split is None else split.reasons
+    cuts = completeness_thresholds(reference or scores, reference is None, doubts, options)
+    tables, found = _thresholds(scores, reference or scores, doubts, bins, cuts, options)
     entries |= found
     progress("Strata", 0.75)
     entries["strata"] = _strata(scores, bins, found, resampling, options)
@@ -125,9 +123,10 @@ def counts(scores: Scores, curve: metrics.RocCurve, options: EvaluationOptions) 
         "n": scores.n,
         "n_positive": curve.n_positive,
         "n_negative": curve.n_negative,
-        "n_negative_unique": scores.unique_negatives.size,
+        "n_negative_unique": scores.n_negative_unique,
         "unique_by": scores.identity_column,
         "n_regions": scores.n_regions,
+        "correlation": dict(zip(("non_lenses", "lenses"), scores.correlations, strict=True)),
         "level": options.level,
         "resamples": options.resamples,
         "seed": options.seed,
@@ -202,23 +201,19 @@ def _groups(
 
 def _thresholds(
     scores: Scores,
-    reference: Scores | None,
-    curve: metrics.RocCurve,
+    chosen_on: Scores,
+    doubts: list[str],
     bins: dict[str, AxisBins],
     cuts: list[FrozenThreshold],
-    resampling: Resampling,
     options: EvaluationOptions,
 ) -> tuple[list[CompletenessTable], dict[str, Any]]:
-    in_sample = reference is None
-    chosen_on = reference or scores
-    frozen = frozen_thresholds(chosen_on, in_sample, options)
+    frozen = frozen_thresholds(chosen_on, doubts, options)
     tables, left_out = measure_completeness(scores, cuts, bins, options)
     return tables, {
         "thresholds_chosen_on": str(chosen_on.path),
-        "thresholds": judge_thresholds(scores, curve, frozen, resampling, options.prevalence),
-        "completeness_thresholds": judge_thresholds(
-            scores, curve, cuts, resampling, options.prevalence
-        ),
+        "thresholds": judge_thresholds(scores, frozen, options),
+        "thresholds_by_seeing": thresholds_by_seeing(scores, chosen_on, doubts, options),
+        "completeness_thresholds": judge_thresholds(scores, cuts, options),
         "completeness_left_out": left_out,
         "completeness_beyond_bins": {
             " x ".join(table.axes): table.cells.left_out for table in tables if table.cells.left_out
@@ -234,7 +229,7 @@ def _strata(
     options: EvaluationOptions,
 ) -> dict[str, Any]:
     """Rates in bins of what both classes have, at the first threshold of completeness."""
-    primary = found["completeness_thresholds"][0]
+    primary = primary_threshold(found)
     return {
         name: stratum_entries(scores, bins[name], primary["threshold"], resampling, options.threads)
         for name in BOTH_CLASSES
@@ -262,7 +257,7 @@ def notes(
             )
         )
     for fpr, entry in entries["tpr_at_fpr"].items():
-        if entry["tied_at_threshold"] > 1:
+        if entry["supported"] and entry["tied_at_threshold"] > 1:
             found.append(
                 (
                     "warn",
@@ -325,8 +320,8 @@ def _sampling_notes(
         found.append(
             (
                 "warn",
-                f"{scores.n_regions} regions are few: the intervals are too narrow. "
-                f"{_FEW_REGIONS} or more are wanted.",
+                f"{scores.n_regions} regions are few: intervals stated as {options.level:.0%} hold "
+                f"less often, and promises rest on little. {_FEW_REGIONS} or more are wanted.",
             )
         )
     if scores.n_regions > 1 and entries["auroc"]["low"] == entries["auroc"]["high"]:
@@ -350,8 +345,8 @@ def _sampling_notes(
         found.append(
             (
                 "info",
-                f"{entries['n_negative_unique']:,} unique non-lenses cannot support a "
-                f"false-positive rate of {', '.join(wanting)}.",
+                f"{entries['n_negative_unique']:,} distinct non-lenses, which are not all "
+                f"independent, cannot support a false-positive rate of {', '.join(wanting)}.",
             )
         )
     return found
@@ -369,24 +364,23 @@ def _reference_notes(
             )
         ]
     found: list[tuple[str, str]] = []
-    for column, what in (("key", "stamps"), ("region_id", "regions")):
-        if found:
-            break
-        shared = _shared(scores.table[column], reference.table[column])
-        if shared:
-            found.append(
-                (
-                    "warn",
-                    f"{shared:,} {what} are in the calibration scores too: its thresholds and "
-                    "calibration are not independent of this table.",
-                )
+    split = entries["calibration_split"]
+    if split["reasons"]:
+        found.append(
+            (
+                "warn",
+                f"No threshold is guaranteed: {'; '.join(split['reasons'])}. Calibrate on a split "
+                "of its own.",
             )
+        )
+    elif split["split"] is None:
+        found.append(
+            (
+                "info",
+                "The calibration scores do not say which split they are of: that the finder was "
+                "not trained on them is your word.",
+            )
+        )
     if entries["calibration"] and entries["calibration"]["at_bound"]:
         found.append(("warn", "Calibration has no optimum on those scores, so no map is applied."))
     return found
-
-
-def _shared(ours: pa.ChunkedArray, theirs: pa.ChunkedArray) -> int:
-    """Distinct values that are in both columns."""
-    ours, theirs = (column.unique().cast(pa.string()) for column in (ours, theirs))
-    return int(pc.sum(pc.is_in(ours, value_set=theirs)).as_py() or 0)

@@ -1,17 +1,28 @@
 """Frozen thresholds, and what they recover: the tables that follow from where one cuts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.evaluation import metrics, threshold
-from lenstrain.evaluation.completeness import CELL_COLUMNS, AxisBins, Cells, axis_bins, count_cells
+from lenstrain.evaluation.completeness import (
+    CELL_COLUMNS,
+    AxisBins,
+    Cells,
+    Lenses,
+    axis_bins,
+    count_cells,
+)
 from lenstrain.evaluation.options import AXES, EvaluationOptions
-from lenstrain.evaluation.ranking import rates_at
-from lenstrain.evaluation.resampling import Resampling
+from lenstrain.evaluation.rate_table import (
+    purity_entries,
+    support_entry,
+    support_reason,
+    supports_of,
+)
 from lenstrain.evaluation.scores import Scores
 
 BOTH_CLASSES = ("psfsize_r", "psfdepth_r")
@@ -36,7 +47,7 @@ class FrozenThreshold:
 
 
 def frozen_thresholds(
-    reference: Scores, in_sample: bool, options: EvaluationOptions
+    reference: Scores, doubts: Sequence[str], options: EvaluationOptions
 ) -> list[FrozenThreshold]:
     """Thresholds by guaranteed rate, by F-beta at a prevalence, and by inspection budget.
 
@@ -44,23 +55,22 @@ def frozen_thresholds(
     ----------
     reference : Scores
         Where they are chosen: the calibration split if there is one.
-    in_sample : bool
-        Whether these are the scores that are judged too: then nothing is guaranteed.
+    doubts : sequence of str
+        Why nothing is guaranteed that is chosen there; empty if it is.
     options : EvaluationOptions
         Rates, delta, betas, prevalences and budget.
     """
-    negatives, curve = reference.unique_negatives, reference.curve
     found = [
-        _by_rate(f"FPR {fpr:g}", "neyman_pearson", fpr, negatives, in_sample, options.delta)
+        _by_rate(f"FPR {fpr:g}", "neyman_pearson", fpr, reference, doubts, options.delta)
         for fpr in options.fprs
     ]
     budget = threshold.fpr_for_budget(options.inspection_budget, options.population)
     if budget < 1:
         name = f"{options.inspection_budget:g} false in {options.population:g}"
-        found.append(_by_rate(name, "budget", budget, negatives, in_sample, options.delta))
+        found.append(_by_rate(name, "budget", budget, reference, doubts, options.delta))
     for prevalence in options.prevalence:
         for beta in options.betas:
-            best = threshold.best_fbeta(curve, beta, prevalence)
+            best = threshold.best_fbeta(reference.curve, beta, prevalence)
             name = f"F{beta:g} at prevalence {prevalence:g}"
             found.append(FrozenThreshold(name=name, kind="fbeta", threshold=best.threshold))
     return found
@@ -70,88 +80,143 @@ def _by_rate(
     name: str,
     kind: str,
     fpr: float,
-    negatives: NDArray[np.float64],
-    in_sample: bool,
+    reference: Scores,
+    doubts: Sequence[str],
     delta: float,
+    within: NDArray[np.bool_] | None = None,
 ) -> FrozenThreshold:
-    found = threshold.neyman_pearson(negatives, fpr, delta)
-    if found is None:
-        needed = threshold.negatives_needed(fpr, delta)
-        reason = f"needs {needed:,} unique negatives, there are {negatives.size:,}"
-        return FrozenThreshold(name=name, kind=kind, threshold=None, target_fpr=fpr, reason=reason)
+    """Threshold that promises a rate; `within` are the rows of `reference` to choose it on."""
+    among = reference.labels == 0 if within is None else within & (reference.labels == 0)
+    value = None
+    if among.any() and reference.n_clusters > 1:
+        value = threshold.neyman_pearson(
+            reference.logits[among],
+            fpr,
+            delta,
+            region=reference.region[among],
+            repeats=reference.repeats(among),
+            correlation=reference.correlations[0],
+        )
+    reason = "; ".join(doubts)
+    if value is None:
+        share = reference.shares(0, among, np.zeros(reference.n, bool))
+        reason = support_reason(support_entry(share, fpr, delta))
     return FrozenThreshold(
         name=name,
         kind=kind,
-        threshold=found.threshold,
+        threshold=value,
         target_fpr=fpr,
-        guaranteed=not in_sample,
-        reason="chosen on the scores that are judged" if in_sample else "",
+        guaranteed=value is not None and not doubts,
+        reason=reason,
     )
 
 
 def completeness_thresholds(
-    reference: Scores, in_sample: bool, options: EvaluationOptions
+    reference: Scores, in_sample: bool, doubts: Sequence[str], options: EvaluationOptions
 ) -> list[FrozenThreshold]:
     """Thresholds at which completeness is measured: given ones, or by false-positive rate.
 
-    By rate, the Neyman-Pearson threshold of the calibration split is used where it exists, else
-    the plain quantile of the reference negatives.
+    By rate, the threshold that promises it is used where there is one, else the plain quantile of
+    the reference negatives, if these support the rate at all.
     """
     if options.thresholds:
         return [
             FrozenThreshold(name=f"logit {value:g}", kind="given", threshold=value)
             for value in options.thresholds
         ]
-    negatives, curve = reference.unique_negatives, reference.curve
+    found = [
+        _by_rate(f"FPR {fpr:g}", "neyman_pearson", fpr, reference, doubts, options.delta)
+        for fpr in options.completeness_fprs
+    ]
+    supports = supports_of(reference, options.completeness_fprs, options.delta)
+    usable = [support["supported"] for support in supports]
+    usable[0] |= not any(usable)  # an operating point is needed, if only of this sample
+    return [
+        choice
+        if choice.threshold is not None and not in_sample
+        else _by_quantile(choice, reference if keep else None)
+        for choice, keep in zip(found, usable, strict=True)
+    ]
+
+
+def _by_quantile(choice: FrozenThreshold, reference: Scores | None) -> FrozenThreshold:
+    """The plain quantile of the reference negatives instead, which promises nothing."""
+    value = None
+    if reference is not None and choice.target_fpr is not None:
+        value = metrics.tpr_at_fpr(reference.curve, choice.target_fpr).threshold
+    return replace(choice, kind="empirical", threshold=value, guaranteed=False)
+
+
+def thresholds_by_seeing(
+    scores: Scores, reference: Scores, doubts: Sequence[str], options: EvaluationOptions
+) -> list[dict[str, Any]]:
+    """A threshold for each bin of seeing that keeps the first rate of completeness there.
+
+    One threshold for all of the sky has more false positives where seeing is worse, or better;
+    these make a finder fair to its sky. Each bin keeps the promise by itself.
+
+    Returns
+    -------
+    list of dict
+        ``lo``, ``hi``, ``label`` of ``psfsize_r``, the fields of `FrozenThreshold`, and ``tpr`` and
+        ``fpr`` of the bin's rows. Empty if a table has no seeing, or no rate is asked for.
+    """
+    seeing = "psfsize_r"
+    if not (options.completeness_fprs and scores.has(seeing) and reference.has(seeing)):
+        return []
+    values = [table.numbers(seeing) for table in (scores, reference)]
+    bins = axis_bins(seeing, values[1], options.axis_bins)
+    if bins is None:
+        return []
+    judged, chosen = (bins.assign(column) for column in values)
     found = []
-    for fpr in options.completeness_fprs:
-        name = f"FPR {fpr:g}"
-        choice = _by_rate(name, "neyman_pearson", fpr, negatives, in_sample, options.delta)
-        if in_sample or choice.threshold is None:
-            choice = FrozenThreshold(
-                name=name,
-                kind="empirical",
-                threshold=metrics.tpr_at_fpr(curve, fpr).threshold,
-                target_fpr=fpr,
-                reason="chosen on the scores that are judged" if in_sample else choice.reason,
-            )
-        found.append(choice)
+    for index in range(bins.size):
+        fpr = options.completeness_fprs[0]
+        choice = _by_rate(
+            bins.label(index), "seeing", fpr, reference, doubts, options.delta, chosen == index
+        )
+        entry: dict[str, Any] = {"lo": float(bins.edges[index]), "hi": float(bins.edges[index + 1])}
+        entry |= asdict(choice)
+        if choice.threshold is not None:
+            flagged = scores.logits > choice.threshold
+            entry |= {
+                name: scores.shares(label, judged == index, flagged).entry(options.level)
+                for name, label in (("tpr", 1), ("fpr", 0))
+            }
+        found.append(entry)
     return found
 
 
+def primary_threshold(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The operating point of a report: its first frozen threshold that the data support."""
+    return next(
+        entry for entry in entries["completeness_thresholds"] if entry["threshold"] is not None
+    )
+
+
 def judge_thresholds(
-    scores: Scores,
-    curve: metrics.RocCurve,
-    frozen: Sequence[FrozenThreshold],
-    resampling: Resampling,
-    prevalences: Sequence[float],
+    scores: Scores, frozen: Sequence[FrozenThreshold], options: EvaluationOptions
 ) -> list[dict[str, Any]]:
     """What each frozen threshold does on these scores: rates, purity, and rows tied with it."""
-    return [_judge(scores, curve, choice, resampling, prevalences) for choice in frozen]
+    return [_judge(scores, choice, options) for choice in frozen]
 
 
-def _judge(
-    scores: Scores,
-    curve: metrics.RocCurve,
-    choice: FrozenThreshold,
-    resampling: Resampling,
-    prevalences: Sequence[float],
-) -> dict[str, Any]:
+def _judge(scores: Scores, choice: FrozenThreshold, options: EvaluationOptions) -> dict[str, Any]:
     entry = asdict(choice)
     if choice.threshold is None:
         return entry
-    rates = rates_at(scores, choice.threshold, resampling)
-    tpr, fpr = rates["tpr"]["value"], rates["fpr"]["value"]
-    purity = {
-        # With no false positive seen the measured purity is 1, which says nothing.
-        f"{p:g}": {
-            "value": metrics.purity(tpr, fpr, p) if rates["fpr"]["k"] else None,
-            "at_least": metrics.purity(tpr, rates["fpr"]["upper_limit"], p),
-        }
-        for p in prevalences
+    negative, positive = (
+        scores.shares_above(label, np.array([choice.threshold])) for label in (0, 1)
+    )
+    entry |= {
+        "tpr": positive.at(0).entry(options.level),
+        "fpr": negative.at(0).entry(options.level),
     }
-    tied = metrics.tied_rows(curve, choice.threshold)
-    return entry | rates | {"purity": purity, "tied_at_threshold": tied}
+    entry["fpr"]["upper_limit"] = float(negative.upper_limit(options.level)[0])
+    return entry | {
+        "purity": purity_entries(negative, positive, options),
+        "tied_at_threshold": metrics.tied_rows(scores.curve, choice.threshold),
+    }
 
 
 @dataclass(frozen=True)
@@ -198,10 +263,16 @@ def measure_completeness(
     """Completeness for every combination of axes and threshold, and the combinations left out."""
     lens = scores.labels == 1
     values = {name: scores.numbers(name)[lens] for name in bins}
-    logits = scores.logits[lens]
-    unresolved = None
+    unresolved = np.zeros(int(lens.sum()), bool)
     if scores.has("theta_e_over_psf"):
         unresolved = scores.numbers("theta_e_over_psf")[lens] < options.unresolved_below
+    everything = Lenses(
+        scores.logits[lens] > 0,
+        scores.region[lens],
+        scores.multiplicity(lens),
+        scores.correlations[1],
+        unresolved,
+    )
     tables, left_out = [], []
     for axes in options.completeness_axes:
         missing = [axis for axis in axes if axis not in bins]
@@ -211,8 +282,8 @@ def measure_completeness(
         grid = [bins[axis] for axis in axes]
         for choice in frozen:
             if choice.threshold is not None:
-                recovered = logits > choice.threshold
-                cells = count_cells(grid, [values[axis] for axis in axes], recovered, unresolved)
+                at_cut = replace(everything, recovered=scores.logits[lens] > choice.threshold)
+                cells = count_cells(grid, [values[axis] for axis in axes], at_cut)
                 tables.append(CompletenessTable(choice, cells))
     return tables, left_out
 

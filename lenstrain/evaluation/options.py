@@ -30,8 +30,9 @@ class EvaluationOptions:
     level: float = 0.95
     """Coverage of the intervals, between 0 and 1."""
 
-    interval: Literal["percentile", "bca"] = "percentile"
-    """Kind of bootstrap interval; ``bca`` also computes a jackknife over regions."""
+    interval: Literal["t", "percentile", "bca"] = "t"
+    """Interval of areas and losses: Student's t on the logit scale, which holds with few regions
+    too, or the percentiles of the draws, plain or bias-corrected (``bca``, with a jackknife)."""
 
     fprs: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5)
     """False-positive rates at which the true-positive rate is reported."""
@@ -44,6 +45,9 @@ class EvaluationOptions:
 
     prevalence: tuple[float, ...] = (1e-3, 1e-4)
     """Shares of lenses at which purity and average precision are stated."""
+
+    prevalence_dex: float = 0.0
+    """Standard deviation of the prevalence in decades: widens the intervals of purity."""
 
     betas: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Weights of recall against precision in the F-beta thresholds."""
@@ -118,7 +122,8 @@ class EvaluationOptions:
         _require(self.population > 0, "population must be above 0")
         _require(all(beta > 0 for beta in self.betas), "betas must be above 0")
         _require(self.calibration in ("temperature", "platt", "none"), "unknown calibration")
-        _require(self.interval in ("percentile", "bca"), "interval must be percentile or bca")
+        _require(self.interval in ("t", "percentile", "bca"), "unknown interval")
+        _require(self.prevalence_dex >= 0, "prevalence_dex must not be negative")
         _require(self.match_radius_arcsec > 0, "match_radius_arcsec must be above 0")
         _check_edges(self.axis_edges)
         for axes in self.completeness_axes:

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lenstrain.evaluation.operating import CompletenessTable
+from lenstrain.evaluation.operating import CompletenessTable, primary_threshold
 from lenstrain.evaluation.plainjson import plain
 from lenstrain.evaluation.report import PageGallery, PagePlot
 
-_HEADLINE_RATES = 2
 _MISSED_SHOWN = 50
 _GROUPS = (("theta_e", "θE [″]"), ("src_dmag", "source Δmag"), ("lens_model", "lens model"))
 
@@ -36,9 +35,8 @@ def page_context(
         "coverage": f"{100 * metrics['level']:g}%",
         "split": metrics["provenance"]["scores_metadata"].get("split"),
         "prevalences": prevalences,
-        "headline_rates": list(metrics["tpr_at_fpr"])[:_HEADLINE_RATES],
+        "cut": primary_threshold(metrics),
         "widest": _widest(metrics),
-        "purity_tile": _purity_tile(metrics, prevalences),
         "auroc_groups": [
             (title, metrics[f"auroc_by_{name}"])
             for name, title in _GROUPS
@@ -60,19 +58,6 @@ def _widest(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"name": name, "entry": groups[name]}
 
 
-def _purity_tile(
-    metrics: Mapping[str, Any], prevalences: Sequence[Mapping[str, str]]
-) -> dict[str, Any] | None:
-    """Purity at the lowest supported false-positive rate and the first prevalence."""
-    supported = [fpr for fpr, entry in metrics["tpr_at_fpr"].items() if entry["supported"]]
-    if not supported or not prevalences:
-        return None
-    lowest = min(supported, key=float)
-    first = prevalences[0]
-    entry = metrics["tpr_at_fpr"][lowest]["purity"][first["key"]]
-    return {"fpr": lowest, "one_in": first["one_in"], "entry": entry}
-
-
 def _calibration_rows(metrics: Mapping[str, Any]) -> list[tuple[str, tuple[Any, Any]]]:
     calibrated = metrics["calibrated"]
 
@@ -84,7 +69,7 @@ def _calibration_rows(metrics: Mapping[str, Any]) -> list[tuple[str, tuple[Any, 
         ("Brier score", pair("brier")),
         ("ECE, equal width", pair("ece", "equal_width")),
         ("ECE, equal mass", pair("ece", "equal_mass")),
-        ("Squared error, debiased", pair("ece", "debiased_squared")),
+        ("Root mean square error, debiased", pair("ece", "debiased")),
     ]
 
 

@@ -11,9 +11,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
-from lenstrain.evaluation.metrics import purity
 from lenstrain.evaluation.operating import CompletenessTable
-from lenstrain.evaluation.ranking import RocBand
+from lenstrain.evaluation.rate_table import RocBand
+from lenstrain.evaluation.rates import FEWEST_FLAGGED
 
 # Okabe & Ito's colours, told apart by colour-blind readers and in grey.
 BLUE, RED, GREEN, ORANGE, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#AA4499"
@@ -48,7 +48,6 @@ STYLE: dict[str, Any] = {
 WIDTH, HEIGHT = 3.5, 2.8
 """One column of a journal page, inches."""
 
-_FEWEST_FLAGGED = 10
 _MOST = 0.5
 """Share of unresolved lenses from which a bin is marked."""
 
@@ -87,23 +86,21 @@ def _percent(value: float, _: Any = None) -> str:
 
 
 def draw_roc(band: RocBand, rates: Mapping[str, Any], level: float, *, log: bool) -> Plot:
-    """ROC curve with its band; `rates` are the entries of ``tpr_at_fpr``."""
+    """ROC curve with its band; `rates` are the entries of ``tpr_at_fpr``, drawn with support."""
     with rc_context(STYLE):
         figure, axes = _new()
         axes.fill_between(band.fpr, band.low, band.high, color=BLUE, alpha=0.25, lw=0, step="post")
         axes.step(band.fpr, band.tpr, color=BLUE, where="post")
-        axes.plot(band.fpr, band.fpr, color=GREY, lw=0.8, ls=":", label="chance")
-        for supported, face in ((True, RED), (False, "white")):
-            points = [
-                (float(f), e["value"]) for f, e in rates.items() if e["supported"] is supported
-            ]
-            if points and log:
-                label = "guaranteed rate possible" if supported else "too few unique negatives"
-                x, y = zip(*points, strict=True)
-                axes.plot(x, y, "o", mfc=face, mec=RED, label=label, zorder=3)
+        axes.plot([1e-6, 1], [1e-6, 1], color=GREY, lw=0.8, ls=":", label="chance")
+        points = [
+            (float(fpr), entry["value"]) for fpr, entry in rates.items() if entry["supported"]
+        ]
+        if points and log:
+            axes.plot(*zip(*points, strict=True), "o", color=RED, label="rates stated", zorder=3)
         if log:
             axes.set_xscale("log")
-        axes.set(xlim=(band.fpr[0] if log else 0, 1), ylim=(0, 1.01))
+        least = min([*band.fpr, *(float(fpr) for fpr in rates)])
+        axes.set(xlim=(least if log else 0, 1), ylim=(0, 1.01))
         axes.set(xlabel="False-positive rate", ylabel="True-positive rate")
         axes.grid(True)
         axes.legend(loc="upper left" if log else "lower right")
@@ -111,34 +108,28 @@ def draw_roc(band: RocBand, rates: Mapping[str, Any], level: float, *, log: bool
     return Plot(
         "roc_log" if log else "roc",
         f"ROC curve, {scale} rates" if log else "ROC curve",
-        f"True- against false-positive rate. Shaded: {level:.0%} interval from draws of regions.",
+        "True- against false-positive rate, where the non-lenses support the rate. Shaded: "
+        f"{level:.0%} interval by region.",
         figure,
         {"fpr": band.fpr, "tpr": band.tpr, "tpr_low": band.low, "tpr_high": band.high},
     )
 
 
-def draw_purity(band: RocBand, prevalences: Sequence[float], level: float, n_negative: int) -> Plot:
-    """Purity against completeness at stated prevalences, where ten negatives or more are flagged.
-
-    Below that the rate is a guess, and the curve would rise steeply at one completeness.
-    """
-    kept = band.fpr * n_negative >= _FEWEST_FLAGGED
-    band = RocBand(band.fpr[kept], band.tpr[kept], band.low[kept], band.high[kept])
+def draw_purity(band: RocBand, level: float) -> Plot:
+    """Purity against completeness, where enough distinct non-lenses are flagged for an interval."""
     numbers: dict[str, Any] = {"fpr": band.fpr, "completeness": band.tpr}
+    least = min((float(p) for p in band.purity), default=0.1)
     with rc_context(STYLE):
         figure, axes = _new()
-        for prevalence, colour in zip(prevalences, SERIES, strict=False):
-            ends = {
-                end: np.array(
-                    [purity(t, f, prevalence) for t, f in zip(tpr, band.fpr, strict=True)]
-                )
-                for end, tpr in (("", band.tpr), ("_low", band.low), ("_high", band.high))
-            }
-            numbers |= {f"purity_at_{prevalence:g}{end}": line for end, line in ends.items()}
-            axes.fill_between(band.tpr, ends["_low"], ends["_high"], color=colour, alpha=0.2, lw=0)
-            axes.plot(band.tpr, ends[""], color=colour, label=_one_in(prevalence))
+        for (prevalence, purity), colour in zip(band.purity.items(), SERIES, strict=False):
+            lines = {"": purity.value, "_low": purity.low, "_high": purity.high}
+            numbers |= {f"purity_at_{prevalence}{end}": line for end, line in lines.items()}
+            kept = np.isfinite(purity.low)
+            x, low, high = band.tpr[kept], purity.low[kept], purity.high[kept]
+            axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+            axes.plot(x, purity.value[kept], color=colour, label=_one_in(float(prevalence)))
         axes.set_yscale("log")
-        axes.set(xlim=(0, 1), ylim=(min(prevalences, default=0.1) / 2, 1.2))
+        axes.set(xlim=(0, 1), ylim=(least / 2, 1.2))
         axes.set(xlabel="Completeness (true-positive rate)", ylabel="Purity")
         axes.grid(True)
         axes.legend(title="Lenses among the objects", title_fontsize=7, loc="best")
@@ -146,8 +137,8 @@ def draw_purity(band: RocBand, prevalences: Sequence[float], level: float, n_neg
         "purity",
         "Purity against completeness",
         "What share of the flagged objects would be lenses, at the prevalence of a real search. "
-        f"Drawn from {_FEWEST_FLAGGED} flagged non-lenses on. Shaded: {level:.0%} interval "
-        "from draws of regions.",
+        f"Drawn from {FEWEST_FLAGGED} distinct flagged non-lenses on. Shaded: {level:.0%} interval "
+        "by region; both rates vary.",
         figure,
         numbers,
     )
@@ -234,8 +225,9 @@ def draw_completeness(tables: Sequence[CompletenessTable]) -> Plot:
             columns = table.cells.columns()
             x = _centres(axis.edges, axis.values, axis.name)
             y = columns["completeness"]
-            for lo, hi, width in (("lo95", "hi95", 0.8), ("lo68", "hi68", 2.2)):
-                spread = np.maximum([y - columns[lo], columns[hi] - y], 0)
+            for name, width in (("joint_{}95", 0.5), ("region_{}95", 1.0), ("region_{}68", 2.2)):
+                lo, hi = name.format("lo"), name.format("hi")
+                spread = np.nan_to_num(np.maximum([y - columns[lo], columns[hi] - y], 0))
                 axes.errorbar(x, y, spread, fmt="none", ecolor=colour, elinewidth=width)
             axes.plot(x, y, marker + "-", color=colour, lw=0.7, label=label)
             blurred = columns["unresolved_share"] > _MOST
@@ -253,8 +245,9 @@ def draw_completeness(tables: Sequence[CompletenessTable]) -> Plot:
     return Plot(
         f"completeness_{axis.name}",
         f"Completeness against {_plain(axis.name)}",
-        "Share of lenses above the frozen threshold; thick and thin bars: 68% and 95% Wilson "
-        "intervals. Open symbols: most lenses of the bin are unresolved.",
+        "Share of lenses above the frozen threshold. Bars, from thick to thin: 68% and 95% by "
+        "region, and 95% for all bins at once. Open symbols: most lenses of the bin are "
+        "unresolved.",
         figure,
         numbers,
     )
@@ -289,7 +282,7 @@ def draw_map(table: CompletenessTable) -> Plot:
     shape = (x.size, y.size)
     grid = np.ma.masked_invalid(columns["completeness"].reshape(shape).T)
     n = columns["n"].reshape(shape).T
-    half = ((columns["hi95"] - columns["lo95"]) / 2).reshape(shape).T
+    half = np.nan_to_num((columns["region_hi95"] - columns["region_lo95"]) / 2).reshape(shape).T
     with rc_context(STYLE):
         figure, axes = _new(WIDTH, 3.0)
         blurred = (columns["unresolved_share"] > _MOST).reshape(shape).T
@@ -322,7 +315,7 @@ def draw_map(table: CompletenessTable) -> Plot:
     return Plot(
         f"completeness_{x.name}_{y.name}",
         f"Completeness: {_plain(x.name)} and {_plain(y.name)}",
-        f"At the threshold for {table.threshold.name}; ± half the 95% Wilson interval. "
+        f"At the threshold for {table.threshold.name}; ± half the 95% interval by region. "
         "Hatched: most lenses of the cell are unresolved.",
         figure,
         columns,

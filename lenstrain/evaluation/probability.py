@@ -8,6 +8,7 @@ from scipy import special
 
 from lenstrain.evaluation import calibration as cal
 from lenstrain.evaluation.bootstrap import ratio_of_weights
+from lenstrain.evaluation.clustered import no_value
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.resampling import Resampling
 from lenstrain.evaluation.scores import Scores
@@ -47,26 +48,39 @@ def measure_probabilities(
     n_bins = options.calibration_bins
     width = _region_sums(scores, p, cal.equal_width_bins(p, n_bins), n_bins)
     mass = _region_sums(scores, p, cal.equal_mass_bins(p, n_bins), n_bins)
-    by_width = cal.calibration_errors(_resample(width, resampling))
-    by_mass = cal.calibration_errors(_resample(mass, resampling))
-    debiased = resampling.entry(by_mass.debiased_squared)
+    by_width, by_mass = (cal.calibration_errors(_total(sums)) for sums in (width, mass))
+    debiased = cal.squared_error(mass, resampling.few, options.level)
     table = cal.reliability_table(_total(mass), options.level)
     inside = (table["low"] <= table["mean_probability"]) & (
         table["mean_probability"] <= table["high"]
     )
     return {
-        "nll": resampling.entry(_mean(scores, cal.logit_nll(logits, scores.labels), resampling)),
+        "nll": resampling.entry(
+            _mean(scores, cal.logit_nll(logits, scores.labels), resampling), "linear"
+        ),
         "brier": _brier_entry(scores, p, _total(mass), resampling),
         "ece": {
             "bins": n_bins,
-            "equal_width": resampling.entry(by_width.ece),
-            "equal_mass": resampling.entry(by_mass.ece),
-            "debiased_squared": debiased,
-            "debiased": float(np.sqrt(max(0.0, debiased["value"]))),
+            "equal_width": _plug_in(by_width.ece, options.level),
+            "equal_mass": _plug_in(by_mass.ece, options.level),
+            "debiased_squared": debiased._asdict() | {"level": options.level},
+            "debiased": _root(debiased, options.level),
         },
         "reliability": {name: column.tolist() for name, column in table.items()}
         | {"bins_covered": float(inside.mean())},
     }
+
+
+def _plug_in(error: Floats, level: float) -> dict[str, Any]:
+    """A plug-in error: sampling alone makes it positive, so it has no interval."""
+    why = "sampling alone makes it positive: see debiased"
+    return no_value(level, why) | {"value": float(error)}
+
+
+def _root(error: cal.SquaredError, level: float) -> dict[str, Any]:
+    """Root mean square calibration error."""
+    ends = {name: float(np.sqrt(np.maximum(0.0, end))) for name, end in error._asdict().items()}
+    return ends | {"level": level}
 
 
 def _brier_entry(
@@ -90,10 +104,6 @@ def _region_sums(scores: Scores, p: Floats, bins: NDArray[np.int64], n_bins: int
     cell = scores.region.astype(np.int64) * n_bins + bins
     flat = cal.bin_sums(p, scores.labels, cell, scores.n_clusters * n_bins)
     return _each(flat, lambda array: array.reshape(scores.n_clusters, n_bins))
-
-
-def _resample(sums: cal.BinSums, resampling: Resampling) -> cal.BinSums:
-    return _each(sums, lambda array: resampling.weights @ array)
 
 
 def _total(sums: cal.BinSums) -> cal.BinSums:

@@ -10,25 +10,15 @@ from numpy.typing import NDArray
 
 from lenstrain.evaluation import bootstrap as boot
 from lenstrain.evaluation import metrics
+from lenstrain.evaluation.clustered import FewRegions, few_regions, no_value, tail_correlation
 from lenstrain.evaluation.completeness import AxisBins
-from lenstrain.evaluation.intervals import delong_se, upper_limit
+from lenstrain.evaluation.intervals import delong_se
 from lenstrain.evaluation.options import EvaluationOptions
-from lenstrain.evaluation.resampling import Resampling
+from lenstrain.evaluation.rate_table import RocBand, measure_rates, precision_entry
+from lenstrain.evaluation.resampling import Resampling, make_resampling
 from lenstrain.evaluation.scores import Scores
-from lenstrain.evaluation.threshold import negatives_needed
 
 Floats = NDArray[np.float64]
-_GRID_POINTS = 121
-
-
-@dataclass(frozen=True)
-class RocBand:
-    """True-positive rate on a grid of false-positive rates, with its interval at each."""
-
-    fpr: Floats
-    tpr: Floats
-    low: Floats
-    high: Floats
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,6 @@ class Ranking:
 
 def measure_ranking(
     scores: Scores,
-    curve: metrics.RocCurve,
     resampling: Resampling,
     options: EvaluationOptions,
     progress: Callable[[float], None] | None = None,
@@ -52,8 +41,6 @@ def measure_ranking(
     ----------
     scores : Scores
         The table.
-    curve : RocCurve
-        Its counts.
     resampling : Resampling
         The draws.
     options : EvaluationOptions
@@ -78,11 +65,17 @@ def measure_ranking(
         options.threads,
         progress,
     )
-    entries = _area_entries(areas, resampling, options)
+    rates, band = measure_rates(scores, options)
+    entries = _area_entries(areas, resampling, options) | rates
     entries["auroc"] = resampling.entry(_auroc(rows, resampling, areas.auroc, options.threads))
     entries["auroc_delong"] = _delong(scores, entries["auroc"]["value"], options.level)
-    rates, band = _rates(scores, curve, rows, resampling, options)
-    return Ranking(entries | rates, band)
+    entries["average_precision_at_prevalence"] = {
+        f"{prevalence:g}": precision_entry(
+            resampling.entry(draws), scores, prevalence, options.delta
+        )
+        for prevalence, draws in zip(options.prevalence, areas.average_precision[1:], strict=True)
+    }
+    return Ranking(entries, band)
 
 
 def _auroc(rows: boot.RankedRows, resampling: Resampling, by_pass: Floats, threads: int) -> Floats:
@@ -99,7 +92,6 @@ def _area_entries(
 ) -> dict[str, Any]:
     max_fpr = options.partial_max_fpr
     standardized = np.asarray(metrics.standardized_partial_area(areas.partial_area, max_fpr))
-    precision = areas.average_precision
     return {
         "partial_auroc": resampling.entry(standardized)
         | {
@@ -107,11 +99,7 @@ def _area_entries(
             "standardization": "McClish: chance 0.5, perfection 1",
             "area_over_max_fpr": float(areas.partial_area[0] / max_fpr),
         },
-        "average_precision": resampling.entry(precision[0]),
-        "average_precision_at_prevalence": {
-            f"{prevalence:g}": resampling.entry(draws)
-            for prevalence, draws in zip(options.prevalence, precision[1:], strict=True)
-        },
+        "average_precision": resampling.entry(areas.average_precision[0]),
     }
 
 
@@ -124,62 +112,20 @@ def _delong(scores: Scores, value: float, level: float) -> dict[str, Any] | None
     return {"value": value, "low": low, "high": high, "level": level, "se": se}
 
 
-def _rates(
-    scores: Scores,
-    curve: metrics.RocCurve,
-    rows: boot.RankedRows,
-    resampling: Resampling,
-    options: EvaluationOptions,
-) -> tuple[dict[str, Any], RocBand]:
-    grid = np.geomspace(min(1e-5, *options.fprs), 1, _GRID_POINTS)
-    n0 = resampling.weights @ rows.counts(False)
-    counts = [np.full_like(n0, max_fp) for max_fp in (0.0, 10.0)]
-    limits = np.concatenate((np.outer((*options.fprs, *grid), n0), counts))
-    draws, _ = boot.tpr_at_limits(rows, resampling.weights, limits, options.threads)
-    n = len(options.fprs)
-    unique = scores.unique_negatives.size
-    at_fpr = {
-        f"{fpr:g}": _rate_entry(rows, curve, resampling, fpr, draws[k], unique, options)
-        for k, fpr in enumerate(options.fprs)
-    }
-    entries: dict[str, Any] = {"tpr_at_fpr": at_fpr}
-    for name, max_fp, values in (("tpr0", 0, draws[-2]), ("tpr10", 10, draws[-1])):
-        threshold = metrics.tpr_at_fp(curve, max_fp).threshold
-        entries[name] = resampling.entry(values) | {"max_fp": max_fp, "threshold": threshold}
-    band = draws[n:-2]
-    return entries, RocBand(grid, band[:, 0], *resampling.bands(band))
-
-
-def _rate_entry(
-    rows: boot.RankedRows,
-    curve: metrics.RocCurve,
-    resampling: Resampling,
-    fpr: float,
-    draws: Floats,
-    unique: int,
-    options: EvaluationOptions,
-) -> dict[str, Any]:
-    point = metrics.tpr_at_fpr(curve, fpr)
-    needed = negatives_needed(fpr, options.delta)
-    lens_regions = np.unique(rows.region[rows.positive]).size
-    return resampling.share(draws, point.tp, curve.n_positive, lens_regions) | {
-        "threshold": point.threshold,
-        "supported": unique >= needed,
-        "negatives_needed": needed,
-        "negatives_unique": unique,
-        "fp": point.fp,
-        "fpr": point.fpr,
-        "tied_at_threshold": metrics.tied_rows(curve, point.threshold),
-        "purity": {
-            f"{prevalence:g}": resampling.entry(_purity(draws, fpr, prevalence))
-            for prevalence in options.prevalence
-        },
-    }
-
-
-def _purity(tpr: Floats, fpr: float, prevalence: float) -> Floats:
-    """Purity at the nominal rate: what a threshold that keeps its promise delivers at least."""
-    return prevalence * tpr / (prevalence * tpr + (1 - prevalence) * fpr)
+def region_draws(scores: Scores, options: EvaluationOptions) -> Resampling:
+    """Draws of the regions of a table, as its options ask for."""
+    counts = [
+        np.bincount(scores.region[scores.labels == label], minlength=scores.n_clusters)
+        for label in (0, 1)
+    ]
+    return make_resampling(
+        scores.n_clusters,
+        options.resamples,
+        options.seed,
+        options.level,
+        options.interval,
+        few_of(scores, *(count.astype(np.float64) for count in counts)),
+    )
 
 
 def auroc_by(
@@ -224,7 +170,7 @@ def auroc_by(
     for group, name in enumerate(names):
         n1 = rows.counts(True, group).astype(np.float64)
         if n1.sum() == 0:
-            entries[name] = _empty(resampling, "no lens in this group") | {"n": 0}
+            entries[name] = no_value(resampling.level, "no lens in this group") | {"n": 0}
             continue
         if pairs is not None:
             draws = boot.auroc_of_weights(pairs[group], resampling.weights, n1, n0)
@@ -232,7 +178,8 @@ def auroc_by(
             draws = _auroc_of_rows(
                 scores, (scores.labels == 0) | (groups == group), resampling, threads
             )
-        entries[name] = resampling.entry(draws) | {"n": int(n1.sum())}
+        few = few_of(scores, n0, n1)
+        entries[name] = resampling.entry(draws, few=few) | {"n": int(n1.sum())}
     return entries
 
 
@@ -253,42 +200,21 @@ def _auroc_of_rows(
     return boot.curve_draws(rows, resampling.weights, 0.01, threads=threads).auroc
 
 
-def _empty(resampling: Resampling, reason: str) -> dict[str, Any]:
-    return {"value": None, "low": None, "high": None, "level": resampling.level, "reason": reason}
+def few_of(scores: Scores, negatives: Floats, positives: Floats) -> FewRegions:
+    """What few or unequal regions do to a statistic of both classes: that of the worse class.
 
-
-def rates_at(scores: Scores, threshold: float, resampling: Resampling) -> dict[str, Any]:
-    """True- and false-positive rates at a frozen threshold, with intervals by region.
-
-    The false-positive rate also has the one-sided exact limit of independent rows, which says
-    something even if no negative is flagged.
+    Parameters
+    ----------
+    scores : Scores
+        The table, whose logits correlate within regions.
+    negatives, positives : ndarray, shape (clusters,)
+        Rows of each class.
     """
-    flagged = scores.logits > threshold
-    entries = {}
-    for name, label in (("tpr", 1), ("fpr", 0)):
-        entries[name] = share_by_region(scores, scores.labels == label, flagged, resampling)
-    entries["fpr"]["upper_limit"] = upper_limit(
-        entries["fpr"]["k"], entries["fpr"]["n"], resampling.level
-    )
-    return entries
-
-
-def share_by_region(
-    scores: Scores,
-    among: NDArray[np.bool_],
-    flagged: NDArray[np.bool_],
-    resampling: Resampling,
-) -> dict[str, Any]:
-    """Flagged share of some rows: interval by region, Wilson beside it, and the counts."""
-    counts = [
-        np.bincount(scores.region[chosen], minlength=scores.n_clusters).astype(np.float64)
-        for chosen in (among & flagged, among)
+    both = [
+        few_regions(rows, tail_correlation(correlation, 0.5))
+        for rows, correlation in zip((negatives, positives), scores.correlations, strict=True)
     ]
-    k, n = (int(count.sum()) for count in counts)
-    if n == 0:
-        return _empty(resampling, "no row in this stratum") | {"k": 0, "n": 0, "regions": 0}
-    draws = boot.ratio_of_weights(resampling.weights, *counts)
-    return resampling.share(draws, k, n, int((counts[1] > 0).sum()))
+    return min(both, key=lambda few: float(few.degrees))
 
 
 def stratum_entries(
@@ -314,15 +240,19 @@ def stratum_entries(
             "lo": float(bins.edges[index]),
             "hi": float(bins.edges[index + 1]),
             "label": bins.label(index),
-            "tpr": share_by_region(scores, positive, flagged, resampling),
-            "fpr": share_by_region(scores, negative, flagged, resampling),
+            "tpr": scores.shares(1, inside, flagged).entry(resampling.level),
+            "fpr": scores.shares(0, inside, flagged).entry(resampling.level),
         }
         if positive.any() and negative.any():
             draws = _auroc_of_rows(scores, inside, resampling, threads)
-            entry["auroc"] = resampling.entry(draws)
+            counts = [
+                np.bincount(scores.region[chosen], minlength=scores.n_clusters).astype(np.float64)
+                for chosen in (negative, positive)
+            ]
+            entry["auroc"] = resampling.entry(draws, few=few_of(scores, *counts))
             if np.unique(scores.region[inside]).size < 2:
                 entry["auroc"] |= {"low": None, "high": None}
         else:
-            entry["auroc"] = _empty(resampling, "one class only in this stratum")
+            entry["auroc"] = no_value(resampling.level, "one class only in this stratum")
         entries.append(entry)
     return entries

@@ -53,7 +53,9 @@ def tpr_intervals(
         region.
     """
     confidence = (1 + level) / 2
-    worth = np.array([_worth_at(negative, row, rate, confidence) for row, rate in enumerate(fprs)])
+    worth = np.array(
+        [float(negative.at(row).worth(confidence, rate)) for row, rate in enumerate(fprs)]
+    )
     known = np.isfinite(worth)
     trials = np.maximum(np.round(np.where(known, worth, 1.0)), 1)
     fewest, most = stats.binom.ppf([[1 - confidence], [confidence]], trials, fprs) / trials
@@ -73,12 +75,6 @@ def tpr_intervals(
     low, high = special.expit(centre - ends[0]), special.expit(centre + ends[1])
     low = np.where(stats.binom.cdf(0, trials, fprs) > 1 - confidence, 0.0, low)
     return RateIntervals(np.where(known, low, np.nan), np.where(known, high, np.nan), worth)
-
-
-def _worth_at(negative: Shares, row: int, rate: float, confidence: float) -> float:
-    repeats = np.asarray(negative.repeats[row])
-    share = Shares(negative.hits[row], negative.rows[row], repeats, negative.correlation)
-    return float(share.worth(confidence, rate))
 
 
 def _tpr(curve: RocCurve, points: NDArray[np.intp]) -> Floats:
@@ -164,4 +160,3 @@ def purities(
         np.where(enough, ends[1], np.nan),
         least / np.maximum(least + negative.upper_limit(confidence), 1e-300),
     )
-

@@ -100,6 +100,8 @@ def _environment() -> Environment:
         "figure": figure,
         "with_interval": with_interval,
         "bounds": bounds,
+        "purity": purity,
+        "precision": precision,
         "percent": percent,
         "rate": lambda value: f"{100 * float(value):g}%",
         "count": lambda value: f"{value:,}",
@@ -129,6 +131,21 @@ def with_interval(entry: Mapping[str, Any] | None, style: str = "figure", digits
     show = percent if style == "percent" else figure
     value = show(entry["value"], digits)
     return value if entry["low"] is None else f"{value} {bounds(entry, style, digits)}"
+
+
+def purity(entry: Mapping[str, Any]) -> str:
+    """Format a purity: with its interval, as a lower limit where that is all there is, or n/a."""
+    if entry["low"] is not None:
+        return with_interval(entry, "percent", 1)
+    return "n/a" if entry["at_least"] is None else f"≥ {percent(entry['at_least'])}"
+
+
+def precision(entry: Mapping[str, Any]) -> str:
+    """Format an average precision at a prevalence, or its lower limit and the reason for it."""
+    if entry["supported"]:
+        return with_interval(entry, "figure", 4)
+    least = "" if entry["at_least"] is None else f"; at least {figure(entry['at_least'], 4)}"
+    return f"n/a: {entry['reason']}{least}"
 
 
 def bounds(entry: Mapping[str, Any], style: str = "figure", digits: int | None = None) -> str:

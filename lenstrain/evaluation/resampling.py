@@ -59,9 +59,7 @@ class Resampling:
         if self.kind == "percentile":
             return percentile_interval(draws, self.level)
         few = few or self.few
-        return t_interval(
-            draws, value, self.level, float(few.degrees), float(few.factor), scale
-        )
+        return t_interval(draws, value, self.level, float(few.degrees), float(few.factor), scale)
 
     def entry(
         self, values: Floats, scale: Scale = "logit", few: FewRegions | None = None

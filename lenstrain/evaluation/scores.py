@@ -114,7 +114,7 @@ class Scores:
 
     @cached_property
     def correlations(self) -> tuple[float, float]:
-        """Correlation of the logits within regions, of non-lenses and lenses, on distinct images."""
+        """Correlation of logits within regions, of non-lenses and of lenses, on distinct images."""
         rows = [self._first_rows(label) for label in (0, 1)]
         found = [latent_correlation(self.logits[row], self.region[row]) for row in rows]
         return found[0], found[1]
@@ -126,11 +126,20 @@ class Scores:
             return rows
         return rows[np.unique(self.identity[rows], return_index=True)[1]]
 
+    def multiplicity(self, among: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """How often the image of each of some rows comes among them; shape (among.sum(),)."""
+        if self.identity_column == "key":
+            return np.ones(np.count_nonzero(among), np.int64)
+        images = self.identity[among]
+        return np.bincount(images, minlength=1)[images]
+
     def repeats(self, among: NDArray[np.bool_]) -> float:
         """Sum, over the distinct images among some rows, of the square of their rows."""
-        if self.identity_column == "key":
-            return float(np.count_nonzero(among))
-        return float((np.bincount(self.identity[among]).astype(np.float64) ** 2).sum())
+        return float(self.multiplicity(among).sum())
+
+    @cached_property
+    def _class_repeats(self) -> tuple[float, float]:
+        return self.repeats(self.labels == 0), self.repeats(self.labels == 1)
 
     def shares(self, label: int, within: NDArray[np.bool_], flagged: NDArray[np.bool_]) -> Shares:
         """Flagged share of the rows of a class within a part of the table; arrays of shape (n,)."""
@@ -154,7 +163,7 @@ class Scores:
         hits = np.empty((thresholds.size, self.n_clusters))
         hits[order] = np.cumsum(counts[:-1], axis=0)
         total = np.broadcast_to(counts.sum(axis=0), hits.shape)
-        repeats = np.full(thresholds.size, self.repeats(self.labels == label))
+        repeats = np.full(thresholds.size, self._class_repeats[label])
         return Shares(hits, total, repeats, self.correlations[label])
 
 
