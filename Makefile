@@ -13,7 +13,7 @@ DEMO_SEED ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test lint format docs test-slow test-gpu faults bench-peers clean
+.PHONY: help env demo test lint format docs test-slow test-gpu faults coverage bench-peers clean
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -73,6 +73,10 @@ test-gpu: $(STAMP)
 # make faults  the long forms of the tests of hostile input, lying networks and poor machines (45 minutes)
 faults: $(STAMP)
 	$(BIN)/python -m pytest -q -m faults --timeout 5400
+
+# make coverage  how often intervals, promises and alarms hold on simulated surveys (30 minutes)
+coverage: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.study.coverage
 
 # make bench-peers  other loaders beside ours on the same stamps; see docs/benchmarks.md
 bench-peers:

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
-from lenstrain.evaluation.clustered import FewRegions
-from lenstrain.evaluation.intervals import wilson
+from lenstrain.evaluation.clustered import FewRegions, Shares
 
 _LARGEST_SLOPE = 1e3
 """Classes that do not overlap would send the slope to infinity; it stops here, and is marked."""
@@ -224,15 +223,27 @@ def brier_parts(sums: BinSums) -> BrierParts:
 def reliability_table(sums: BinSums, level: float = 0.95) -> dict[str, Floats]:
     """Reliability curve: columns of one row for every bin that is not empty.
 
-    Columns are n, mean_probability, observed, low and high: the Wilson band of `observed`.
+    Parameters
+    ----------
+    sums : BinSums
+        Arrays of shape (regions, bins).
+    level : float
+        Coverage.
+
+    Returns
+    -------
+    dict
+        n, mean_probability, observed, and its interval by region: low and high, NaN for one region.
     """
-    kept = sums.n > 0
-    n, hits = sums.n[kept], sums.y[kept]
-    low, high = wilson(hits, n, level)
+    total = sums.n.sum(axis=0)
+    kept = total > 0
+    n = total[kept]
+    observed = Shares(sums.y.T[kept], sums.n.T[kept], n)
+    low, high = observed.interval(level)
     return {
         "n": n,
-        "mean_probability": sums.p[kept] / n,
-        "observed": hits / n,
+        "mean_probability": sums.p.sum(axis=0)[kept] / n,
+        "observed": observed.value,
         "low": low,
         "high": high,
     }

@@ -47,7 +47,7 @@ def latent_correlation(scores: Floats, region: NDArray[np.integer]) -> float:
     n, groups = scores.size, rows.size
     if groups < 2 or n == groups:
         return 0.0
-    normal = stats.norm.ppf((stats.rankdata(scores) - 0.5) / n)
+    normal = special.ndtri((stats.rankdata(scores) - 0.5) / n)
     sums = np.bincount(region, normal)
     between = float((sums[np.bincount(region) > 0] ** 2 / rows).sum())
     within = float((normal**2).sum()) - between
@@ -67,7 +67,7 @@ def tail_correlation(correlation: float, rate: Floats | float) -> Floats:
     normal density over the correlation`` (Plackett 1954, Biometrika 41, 351).
     """
     share = np.asarray(rate, dtype=np.float64)
-    cut = stats.norm.isf(np.clip(share, 1e-12, 1 - 1e-12))[..., None]
+    cut = -special.ndtri(np.clip(share, 1e-12, 1 - 1e-12))[..., None]
     r = 0.5 * correlation * (_NODES + 1)
     density = np.exp(-(cut**2) / (1 + r)) / (2 * np.pi * np.sqrt(1 - r**2))
     both = 0.5 * correlation * (density * _NODE_WEIGHTS).sum(axis=-1)
@@ -256,7 +256,7 @@ def worth_of(
     spread = scatter * few.factor
     seen = np.full(np.shape(share), np.inf)
     np.divide(n**2 * share * (1 - share), spread, out=seen, where=spread > 0)
-    narrower = (stats.norm.isf(1 - confidence) / stats.t.isf(1 - confidence, few.degrees)) ** 2
+    narrower = (special.ndtri(confidence) / special.stdtrit(few.degrees, confidence)) ** 2
     several = (rows > 0).sum(axis=-1) > 1
     worth = np.where(several, np.minimum(implied, seen) * narrower, np.nan)
     return np.where(squares <= repeats, n**2 / np.maximum(repeats, 1), worth)

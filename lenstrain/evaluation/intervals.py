@@ -39,7 +39,7 @@ def wilson(
     .. [1] Wilson 1927, JASA 22, 209; Brown, Cai & DasGupta 2001, Stat. Sci. 16, 101.
     """
     hits, trials = _counts(k, n)
-    z = float(stats.norm.isf((1 - level) / 2))
+    z = float(special.ndtri((1 + level) / 2))
     safe = np.maximum(trials, 1.0)
     share = hits / safe
     centre = share + z * z / (2 * safe)
@@ -173,7 +173,7 @@ def t_interval(
     if values.size < 2 or not math.isfinite(value):
         return Interval(math.nan, math.nan)
     spread = float(values.std(ddof=1)) * math.sqrt(factor)
-    half = float(stats.t.isf((1 - level) / 2, degrees)) * spread
+    half = float(special.stdtrit(degrees, (1 + level) / 2)) * spread
     slope = value * (1 - value) if scale == "logit" else 1.0
     if spread == 0 or slope <= 0:
         return Interval(math.nan, math.nan)

@@ -18,6 +18,7 @@ from lenstrain.evaluation.completeness import (
 )
 from lenstrain.evaluation.options import AXES, EvaluationOptions
 from lenstrain.evaluation.rate_table import (
+    precision_support,
     purity_entries,
     support_entry,
     support_reason,
@@ -69,11 +70,21 @@ def frozen_thresholds(
         name = f"{options.inspection_budget:g} false in {options.population:g}"
         found.append(_by_rate(name, "budget", budget, reference, doubts, options.delta))
     for prevalence in options.prevalence:
-        for beta in options.betas:
-            best = threshold.best_fbeta(reference.curve, beta, prevalence)
-            name = f"F{beta:g} at prevalence {prevalence:g}"
-            found.append(FrozenThreshold(name=name, kind="fbeta", threshold=best.threshold))
+        support = precision_support(reference, prevalence, options.delta)
+        found += [_by_fbeta(beta, prevalence, reference, support) for beta in options.betas]
     return found
+
+
+def _by_fbeta(
+    beta: float, prevalence: float, reference: Scores, support: Mapping[str, Any]
+) -> FrozenThreshold:
+    """The threshold of the best F-beta, if precision at that prevalence is known at all."""
+    name = f"F{beta:g} at prevalence {prevalence:g}"
+    if not support["supported"]:
+        reason = support_reason(support)
+        return FrozenThreshold(name=name, kind="fbeta", threshold=None, reason=reason)
+    best = threshold.best_fbeta(reference.curve, beta, prevalence)
+    return FrozenThreshold(name=name, kind="fbeta", threshold=best.threshold)
 
 
 def _by_rate(

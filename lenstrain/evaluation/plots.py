@@ -91,7 +91,8 @@ def draw_roc(band: RocBand, rates: Mapping[str, Any], level: float, *, log: bool
         figure, axes = _new()
         axes.fill_between(band.fpr, band.low, band.high, color=BLUE, alpha=0.25, lw=0, step="post")
         axes.step(band.fpr, band.tpr, color=BLUE, where="post")
-        axes.plot([1e-6, 1], [1e-6, 1], color=GREY, lw=0.8, ls=":", label="chance")
+        chance = np.geomspace(1e-6, 1, 100)
+        axes.plot(chance, chance, color=GREY, lw=0.8, ls=":", label="chance")
         points = [
             (float(fpr), entry["value"]) for fpr, entry in rates.items() if entry["supported"]
         ]
@@ -188,10 +189,9 @@ def draw_reliability(tables: Mapping[str, Mapping[str, Sequence[float]]], level:
         axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
         for (name, table), colour, marker in zip(tables.items(), SERIES, MARKERS, strict=False):
             x, y = np.array(table["mean_probability"]), np.array(table["observed"])
-            spread = np.array([y - np.array(table["low"]), np.array(table["high"]) - y])
-            axes.errorbar(
-                x, y, np.maximum(spread, 0), fmt=marker + "-", color=colour, label=name, lw=0.8
-            )
+            spread = np.array([y - np.array(table["low"]), np.array(table["high"]) - y], float)
+            spread = np.nan_to_num(np.maximum(spread, 0))
+            axes.errorbar(x, y, spread, fmt=marker + "-", color=colour, label=name, lw=0.8)
             numbers["scores"] += [name] * x.size
             for column in ("n", "mean_probability", "observed", "low", "high"):
                 numbers.setdefault(column, []).extend(table[column])
@@ -202,8 +202,8 @@ def draw_reliability(tables: Mapping[str, Mapping[str, Sequence[float]]], level:
     return Plot(
         "reliability",
         "Reliability",
-        f"Bins of equal count; bars: {level:.0%} Wilson intervals. On the diagonal a probability "
-        "means what it says, at the share of lenses in this sample.",
+        f"Bins of equal count; bars: {level:.0%} intervals by region. On the diagonal, a "
+        "probability means what it says, at the share of lenses in this sample.",
         figure,
         numbers,
     )

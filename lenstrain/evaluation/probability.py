@@ -42,7 +42,7 @@ def measure_probabilities(
     -------
     dict
         ``nll``, ``brier`` (with its parts), ``ece`` {equal_width, equal_mass, debiased_squared},
-        ``reliability`` (columns of the equal-mass bins, Wilson bands).
+        ``reliability`` (columns of the equal-mass bins, bands by region).
     """
     p = special.expit(logits)
     n_bins = options.calibration_bins
@@ -50,7 +50,7 @@ def measure_probabilities(
     mass = _region_sums(scores, p, cal.equal_mass_bins(p, n_bins), n_bins)
     by_width, by_mass = (cal.calibration_errors(_total(sums)) for sums in (width, mass))
     debiased = cal.squared_error(mass, resampling.few, options.level)
-    table = cal.reliability_table(_total(mass), options.level)
+    table = cal.reliability_table(mass, options.level)
     inside = (table["low"] <= table["mean_probability"]) & (
         table["mean_probability"] <= table["high"]
     )

@@ -14,7 +14,12 @@ from lenstrain.evaluation.clustered import FewRegions, few_regions, no_value, ta
 from lenstrain.evaluation.completeness import AxisBins
 from lenstrain.evaluation.intervals import delong_se
 from lenstrain.evaluation.options import EvaluationOptions
-from lenstrain.evaluation.rate_table import RocBand, measure_rates, precision_entry
+from lenstrain.evaluation.rate_table import (
+    RocBand,
+    measure_rates,
+    partial_bounds,
+    precision_entry,
+)
 from lenstrain.evaluation.resampling import Resampling, make_resampling
 from lenstrain.evaluation.scores import Scores
 
@@ -66,7 +71,7 @@ def measure_ranking(
         progress,
     )
     rates, band = measure_rates(scores, options)
-    entries = _area_entries(areas, resampling, options) | rates
+    entries = _area_entries(areas, scores, resampling, options) | rates
     entries["auroc"] = resampling.entry(_auroc(rows, resampling, areas.auroc, options.threads))
     entries["auroc_delong"] = _delong(scores, entries["auroc"]["value"], options.level)
     entries["average_precision_at_prevalence"] = {
@@ -88,13 +93,16 @@ def _auroc(rows: boot.RankedRows, resampling: Resampling, by_pass: Floats, threa
 
 
 def _area_entries(
-    areas: boot.CurveDraws, resampling: Resampling, options: EvaluationOptions
+    areas: boot.CurveDraws, scores: Scores, resampling: Resampling, options: EvaluationOptions
 ) -> dict[str, Any]:
     max_fpr = options.partial_max_fpr
     standardized = np.asarray(metrics.standardized_partial_area(areas.partial_area, max_fpr))
+    low, high = partial_bounds(scores, options)
     return {
         "partial_auroc": resampling.entry(standardized)
         | {
+            "low": low,
+            "high": high,
             "max_fpr": max_fpr,
             "standardization": "McClish: chance 0.5, perfection 1",
             "area_over_max_fpr": float(areas.partial_area[0] / max_fpr),

@@ -1,7 +1,7 @@
 """Rates at false-positive rates, and purity, as entries: with what the data can carry."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,19 @@ from numpy.typing import NDArray
 from lenstrain.evaluation import metrics
 from lenstrain.evaluation.clustered import Shares, no_value
 from lenstrain.evaluation.options import EvaluationOptions
-from lenstrain.evaluation.rates import Purity, RateIntervals, purities, tpr_intervals
+from lenstrain.evaluation.rates import (
+    Purity,
+    RateIntervals,
+    partial_area_interval,
+    purities,
+    tpr_intervals,
+)
 from lenstrain.evaluation.scores import Scores
 from lenstrain.evaluation.threshold import negatives_needed
 
 Floats = NDArray[np.float64]
 _GRID_POINTS = 121
+_PRECISION_RATE = 0.1
 _OWN_COUNTS = {"tpr0": 0, "tpr10": 10}
 
 
@@ -102,7 +109,7 @@ def _support(fpr: float, unique: int, effective: float, delta: float) -> dict[st
     }
 
 
-def support_reason(support: dict[str, Any]) -> str:
+def support_reason(support: Mapping[str, Any]) -> str:
     """Why a rate has no support, in words."""
     unique, effective = support["negatives_unique"], support["negatives_effective"]
     if not math.isfinite(effective):
@@ -192,15 +199,31 @@ def _least_supported(scores: Scores, grid: Floats, delta: float) -> float:
     return float(grid[np.flatnonzero(without)[-1] + 1]) if any(without) else float(grid[0])
 
 
+def partial_bounds(scores: Scores, options: EvaluationOptions) -> tuple[float, float]:
+    """Interval of the standardised partial AUROC."""
+    max_fpr = options.partial_max_fpr
+    threshold = np.array([metrics.tpr_at_fpr(scores.curve, max_fpr / 2).threshold])
+    negative, positive = (scores.shares_above(label, threshold) for label in (0, 1))
+    ends = partial_area_interval(negative, positive, scores.curve, max_fpr, options.level)
+    low, high = (float(metrics.standardized_partial_area(end * max_fpr, max_fpr)) for end in ends)
+    return low, high
+
+
+def precision_support(scores: Scores, prevalence: float, delta: float) -> dict[str, Any]:
+    """Whether the non-lenses of a table say anything of precision at a prevalence.
+
+    Half of what is flagged at full completeness is false at a false-positive rate equal to the
+    prevalence; the best candidates lie at a tenth of it. Where this tenth has no support, intervals
+    of the average precision hold in 80 to 95 %, not in 95 (by simulation).
+    """
+    return supports_of(scores, [_PRECISION_RATE * prevalence], delta)[0]
+
+
 def precision_entry(
     entry: dict[str, Any], scores: Scores, prevalence: float, delta: float
 ) -> dict[str, Any]:
-    """Average precision at a prevalence: a lower limit alone where the negatives are too few.
-
-    Half of what is flagged at full completeness is false at a false-positive rate equal to the
-    prevalence: negatives that cannot support this rate say nothing of the precision.
-    """
-    support = supports_of(scores, [prevalence], delta)[0]
+    """Average precision at a prevalence: a lower limit alone where the negatives are too few."""
+    support = precision_support(scores, prevalence, delta)
     if not support["supported"]:
         entry = no_value(entry["level"], support_reason(support))
     return entry | support | {"at_least": _least_precision(scores, prevalence, entry["level"])}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from lenstrain.evaluation.clustered import Shares, few_regions, tail_correlation
-from lenstrain.evaluation.metrics import RocCurve
+from lenstrain.evaluation.metrics import RocCurve, partial_auroc
 
 Floats = NDArray[np.float64]
 
@@ -53,28 +53,83 @@ def tpr_intervals(
         region.
     """
     confidence = (1 + level) / 2
-    worth = np.array(
-        [float(negative.at(row).worth(confidence, rate)) for row, rate in enumerate(fprs)]
-    )
+    worth = negative.worth(confidence, fprs)
+    fewest, most = _counts_above(curve.n_negative, worth, fprs, confidence)
+    least = _tpr(curve, np.searchsorted(curve.fp, fewest * (1 + 1e-9), side="right"))
+    largest = _tpr(curve, np.searchsorted(curve.fp, most * (1 - 1e-9), side="left") + 1)
+    low, high = _joined(positive.value, negative, positive, curve, (least, largest), level)
+    low = np.where(stats.binom.cdf(0, np.round(worth), fprs) > 1 - confidence, 0.0, low)
     known = np.isfinite(worth)
-    trials = np.maximum(np.round(np.where(known, worth, 1.0)), 1)
-    fewest, most = stats.binom.ppf([[1 - confidence], [confidence]], trials, fprs) / trials
-    n0 = curve.n_negative
-    least = _tpr(curve, np.searchsorted(curve.fp, fewest * n0 * (1 + 1e-9), side="right"))
-    largest = _tpr(curve, np.searchsorted(curve.fp, most * n0 * (1 - 1e-9), side="left") + 1)
-    edge = 0.5 / curve.n_positive
-    centre = special.logit(np.clip(positive.value, edge, 1 - edge))
-    correlation = _correlation(negative, positive)
-    low_share, high_share = positive.interval(level)
-    ends = []
-    for share, tpr in ((low_share, least), (high_share, largest)):
-        own = special.logit(np.clip(share, 1e-9, 1 - 1e-9)) - centre
-        threshold = special.logit(np.clip(tpr, edge, 1 - edge)) - centre
-        both = own**2 + threshold**2 - 2 * correlation * np.abs(own * threshold)
-        ends.append(np.sqrt(both))
-    low, high = special.expit(centre - ends[0]), special.expit(centre + ends[1])
-    low = np.where(stats.binom.cdf(0, trials, fprs) > 1 - confidence, 0.0, low)
     return RateIntervals(np.where(known, low, np.nan), np.where(known, high, np.nan), worth)
+
+
+def partial_area_interval(
+    negative: Shares, positive: Shares, curve: RocCurve, max_fpr: float, level: float
+) -> tuple[float, float]:
+    """Interval of the mean true-positive rate at false-positive rates from 0 to `max_fpr`.
+
+    As `tpr_intervals`, with the threshold of half that rate for all: the axis of rates is
+    stretched by what is not known of it.
+
+    Parameters
+    ----------
+    negative, positive : Shares
+        Shares of both classes above the threshold of ``max_fpr / 2``; hits of shape (1, regions).
+    curve : RocCurve
+        Counts of all rows.
+    max_fpr : float
+        Upper end of the rates.
+    level : float
+        Coverage.
+    """
+    rate, confidence = np.array([max_fpr / 2]), (1 + level) / 2
+    worth = negative.worth(confidence, rate)
+    ends = _counts_above(curve.n_negative, worth, rate, confidence)
+    stretched = [
+        np.array([_mean_tpr(curve, min(2 * float(end[0]) / curve.n_negative, 1.0))]) for end in ends
+    ]
+    value = np.array([_mean_tpr(curve, max_fpr)])
+    low, high = _joined(value, negative, positive, curve, (stretched[0], stretched[1]), level)
+    known = bool(np.isfinite(worth[0]))
+    return (float(low[0]), float(high[0])) if known else (np.nan, np.nan)
+
+
+def _counts_above(n: int, worth: Floats, fprs: Floats, confidence: float) -> tuple[Floats, Floats]:
+    """Fewest and most of `n` negatives that may lie above the true threshold of each rate."""
+    trials = np.maximum(np.round(np.where(np.isfinite(worth), worth, 1.0)), 1)
+    fewest, most = stats.binom.ppf([[1 - confidence], [confidence]], trials, fprs) / trials * n
+    return fewest, most
+
+
+def _mean_tpr(curve: RocCurve, max_fpr: float) -> float:
+    """Mean true-positive rate at false-positive rates from 0 to `max_fpr`."""
+    if max_fpr * curve.n_negative < 1:
+        return float(_tpr(curve, np.searchsorted(curve.fp, [0], side="right"))[0])
+    return partial_auroc(curve, max_fpr, standardize=False) / max_fpr
+
+
+def _joined(
+    value: Floats,
+    negative: Shares,
+    positive: Shares,
+    curve: RocCurve,
+    at_ends: tuple[Floats, Floats],
+    level: float,
+) -> tuple[Floats, Floats]:
+    """Join what the lenses leave open with what the threshold does, on the logit scale."""
+    edge = 0.5 / curve.n_positive
+
+    def logit(share: Floats) -> Floats:
+        return np.asarray(special.logit(np.clip(share, edge, 1 - edge)))
+
+    correlation = _correlation(negative, positive)
+    ends = []
+    for share, tpr, side in zip(positive.interval(level), at_ends, (-1, 1), strict=True):
+        own = logit(share) - logit(positive.value)
+        threshold = logit(tpr) - logit(value)
+        both = own**2 + threshold**2 - 2 * correlation * np.abs(own * threshold)
+        ends.append(special.expit(logit(value) + side * np.sqrt(both)))
+    return ends[0], ends[1]
 
 
 def _tpr(curve: RocCurve, points: NDArray[np.intp]) -> Floats:
