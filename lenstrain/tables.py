@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -170,6 +170,64 @@ def read_table(
     if columns is not None:
         table = _plain(table, uri)
     return TableFile(table, _facts(raw), sha256)
+
+
+def read_vectors(uri: Uri, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
+    """Some rows of a column of vectors, without holding the others of parquet.
+
+    Parameters
+    ----------
+    uri : str or path
+    name : str
+    rows : ndarray of int, shape (n,)
+        Ascending.
+
+    Returns
+    -------
+    ndarray of float64, shape (n, width), or None
+        None if the table has no such column; CSV has none.
+
+    Raises
+    ------
+    ScoresError
+        If the table cannot be read, is shorter, or the column holds something else.
+    """
+    suffix = uri_suffix(uri)
+    if suffix in _CSV:
+        return None
+    with local_file(uri) as path:
+        try:
+            if suffix in _FITS:
+                whole = _read_fits(path, [name])[0]
+                pieces: Iterable[pa.RecordBatch] = whole.to_batches()
+            else:
+                parquet = pq.ParquetFile(path)
+                known = name in parquet.schema_arrow.names
+                pieces = parquet.iter_batches(columns=[name]) if known else ()
+            parts, start = [], 0
+            for piece in pieces:
+                first, last = np.searchsorted(rows, [start, start + piece.num_rows])
+                if last > first:
+                    parts.append(_matrix(piece.column(0).take(pa.array(rows[first:last] - start))))
+                start += piece.num_rows
+        except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ScoresError(f"{uri}: vectors of {name} cannot be read: {first_line}") from error
+    found = np.concatenate(parts) if parts else None
+    if found is not None and len(found) != len(rows):
+        raise ScoresError(f"{uri} has {len(found)} of {len(rows)} rows of {name}.")
+    return found
+
+
+def _matrix(vectors: pa.Array) -> NDArray[np.float64]:
+    """Vectors of one width as rows."""
+    if vectors.null_count:
+        raise ValueError("a vector is null.")
+    lengths = np.unique(pc.list_value_length(vectors).to_numpy(zero_copy_only=False))
+    if len(lengths) > 1:
+        raise ValueError("they differ in width.")
+    flat = vectors.flatten().cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return np.asarray(flat.reshape(len(vectors), -1))
 
 
 def to_floats(column: pa.ChunkedArray, name: str, uri: Uri) -> NDArray[np.float64]:
