@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from lensprep.dataset.csvtext import guard_table, read_csv
 from lensprep.dataset.files import check_file, local_file, uri_suffix, written_file
+from lensprep.dataset.sky import UNIT
 from lensprep.errors import ScoresError, StorageError
 
 METADATA_KEY: Final = b"lenstrain"
@@ -368,7 +369,10 @@ def _read_fits(path: Path, columns: Sequence[str] | None) -> tuple[pa.Table, byt
             found = tables[0]
             names = _present(found.columns.names, columns)
             arrays = [_from_fits(found, each, ours) for each in names]
-    return pa.table(arrays, names), raw
+            units = [{UNIT: str(found.columns[each].unit or "")} for each in names]
+    fields = [pa.field(name, array.type, metadata=unit)
+              for name, array, unit in zip(names, arrays, units, strict=True)]  # fmt: skip
+    return pa.table(arrays, schema=pa.schema(fields)), raw
 
 
 def _from_fits(hdu: Any, name: str, ours: bool) -> pa.Array:

@@ -103,6 +103,8 @@ class Cells:
     recovered: NDArray[np.int64]
     unresolved: NDArray[np.int64]
     """Lenses of the cell whose theta_E is too small for the seeing."""
+    known: NDArray[np.int64]
+    """Lenses of the cell of which that is known."""
     left_out: int
     """Lenses without a value on some axis."""
 
@@ -123,7 +125,7 @@ class Cells:
         table |= {"n": self.n, "recovered": self.recovered, "completeness": self.completeness}
         table |= {"lo68": lo68, "hi68": hi68, "lo95": lo95, "hi95": hi95}
         table["unresolved_share"] = np.where(
-            self.n > 0, self.unresolved / np.maximum(self.n, 1), np.nan
+            self.known > 0, self.unresolved / np.maximum(self.known, 1), np.nan
         )
         return table
 
@@ -133,6 +135,7 @@ def count_cells(
     values: Sequence[Floats],
     recovered: NDArray[np.bool_],
     unresolved: NDArray[np.bool_] | None = None,
+    known: NDArray[np.bool_] | None = None,
 ) -> Cells:
     """Count lenses, and recovered ones, in every cell of a grid.
 
@@ -147,6 +150,8 @@ def count_cells(
         Whether the score lies above the frozen threshold.
     unresolved : ndarray of bool, shape (n_lenses,), optional
         Lenses to mark.
+    known : ndarray of bool, shape (n_lenses,), optional
+        Lenses of which that is known; all, if not given.
     """
     shape = tuple(axis.size for axis in axes)
     bins = np.stack([axis.assign(value) for axis, value in zip(axes, values, strict=True)])
@@ -158,5 +163,8 @@ def count_cells(
         kept = cell if chosen is None else cell[chosen[inside]]
         return np.bincount(kept, minlength=size)
 
-    marked = np.zeros(size, np.int64) if unresolved is None else count(unresolved)
-    return Cells(tuple(axes), count(None), count(recovered), marked, int((~inside).sum()))
+    nobody = np.zeros(size, np.int64)
+    marked = nobody if unresolved is None else count(unresolved)
+    judged = nobody if unresolved is None else count(known)
+    left_out = int((~inside).sum())
+    return Cells(tuple(axes), count(None), count(recovered), marked, judged, left_out)

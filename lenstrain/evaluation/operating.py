@@ -199,9 +199,10 @@ def measure_completeness(
     lens = scores.labels == 1
     values = {name: scores.numbers(name)[lens] for name in bins}
     logits = scores.logits[lens]
-    unresolved = None
+    unresolved = known = None
     if scores.has("theta_e_over_psf"):
-        unresolved = scores.numbers("theta_e_over_psf")[lens] < options.unresolved_below
+        ratio = scores.numbers("theta_e_over_psf")[lens]
+        unresolved, known = ratio < options.unresolved_below, np.isfinite(ratio)
     tables, left_out = [], []
     for axes in options.completeness_axes:
         missing = [axis for axis in axes if axis not in bins]
@@ -212,7 +213,8 @@ def measure_completeness(
         for choice in frozen:
             if choice.threshold is not None:
                 recovered = logits > choice.threshold
-                cells = count_cells(grid, [values[axis] for axis in axes], recovered, unresolved)
+                on_axes = [values[axis] for axis in axes]
+                cells = count_cells(grid, on_axes, recovered, unresolved, known)
                 tables.append(CompletenessTable(choice, cells))
     return tables, left_out
 

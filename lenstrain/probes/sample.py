@@ -139,10 +139,9 @@ def find_partners(dataset: Dataset, sample: Sample) -> tuple[NDArray[np.int64], 
         return nobody, sample.take(nobody)
     table = dataset.read_sidecar(sample.split, sample.table.column_names)
     labels = table["label"].to_numpy()
-    sky = zip(table["ra"].to_pylist(), table["dec"].to_pylist(), strict=True)
-    place = {where: i for i, where in enumerate(sky) if labels[i] == 0}
-    mine = zip(sample.table["ra"].to_pylist(), sample.table["dec"].to_pylist(), strict=True)
-    pairs = [(i, place[where]) for i, where in enumerate(mine)
+    place = {where: i for i, where in enumerate(_positions(table)) if labels[i] == 0}
+    place.pop(None, None)
+    pairs = [(i, place[where]) for i, where in enumerate(_positions(sample.table))
              if sample.labels[i] == 1 and where in place]  # fmt: skip
     rows, theirs = np.array(pairs, np.int64).reshape(-1, 2).T
     return rows, Sample(
@@ -152,6 +151,13 @@ def find_partners(dataset: Dataset, sample: Sample) -> tuple[NDArray[np.int64], 
         sample.spec,
         sample.split,
     )
+
+
+def _positions(table: pa.Table) -> list[tuple[float, float] | None]:
+    """Position of each row; None where it is not known: two unknown ones are not the same."""
+    sky = np.stack([table[name].cast(pa.float64()).to_numpy() for name in ("ra", "dec")], 1)
+    known = np.isfinite(sky).all(1)
+    return [tuple(row) if here else None for row, here in zip(sky.tolist(), known, strict=True)]
 
 
 def sidecar_columns(dataset: Dataset, split: str) -> list[str]:
