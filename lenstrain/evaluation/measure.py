@@ -279,7 +279,7 @@ def notes(
             (
                 "info",
                 f"{unknown:,} lenses have no known theta_E or seeing: whether they are resolved "
-                "is not known, and the unresolved share is that of the others.",
+                "is not known. They are left out of the unresolved share.",
             )
         )
     if (entries.get("unresolved_share") or 0) > _MANY_UNRESOLVED:

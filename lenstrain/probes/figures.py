@@ -99,6 +99,7 @@ def draw_lead(entry: Mapping[str, Any]) -> Plot:
                     axes.plot([row[what]["low"], row[what]["high"]], [place, place], color=color)
                 axes.plot(row[what]["value"], place, "o", color=color)
             axes.set_xlabel(title)
+            axes.margins(x=0.08)
             for end in ("value", "low", "high"):
                 columns[f"{what}_{end}"] = [row[what][end] for row in rows.values()]
         panels[0].set_yticks(places, list(rows))
