@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from lensprep.dataset.csvtext import read_csv
 from lensprep.dataset.layout import BANDS, PIXEL_SCALE_ARCSEC, STAMP_SIZE
+from lensprep.dataset.sky import on_sky, position_columns, read_positions
 from lensprep.errors import InputError
 from lensprep.stampnpz import RejectReason
 
@@ -59,7 +60,11 @@ class Cutouts:
     """Files in the folder that belong to no row."""
 
 
-def open_cutouts(folder: str | os.PathLike[str], catalog: str | os.PathLike[str]) -> Cutouts:
+def open_cutouts(
+    folder: str | os.PathLike[str],
+    catalog: str | os.PathLike[str],
+    columns: Mapping[str, str] | None = None,
+) -> Cutouts:
     """Read a catalogue and find the file of each row.
 
     Parameters
@@ -67,8 +72,11 @@ def open_cutouts(folder: str | os.PathLike[str], catalog: str | os.PathLike[str]
     folder : path
         Folder of cutouts; subfolders are searched too.
     catalog : path
-        CSV (``.csv``, ``.csv.gz``) or parquet with ``ra`` and ``dec`` in degrees; ``key`` or
-        ``file`` (relative to the folder) say which file is whose.
+        CSV (``.csv``, ``.csv.gz``) or parquet with ``ra`` and ``dec`` in degrees, or under a name
+        that `lensprep.dataset.sky` knows; ``key`` or ``file`` (relative to the folder) say which
+        file is whose.
+    columns : mapping, optional
+        What the catalogue calls ``ra`` and ``dec``.
 
     Raises
     ------
@@ -82,7 +90,7 @@ def open_cutouts(folder: str | os.PathLike[str], catalog: str | os.PathLike[str]
     files = _list_files(root)
     if not files:
         raise InputError(f"{root} has no cutouts: no file ends in {', '.join(SUFFIXES)}.")
-    table = _positions(_read_table(Path(catalog)), str(catalog))
+    table = _positions(_read_table(Path(catalog)), str(catalog), columns)
     matched = _match(table, root, files, str(catalog))
     if matched.null_count == len(matched):
         raise InputError(
@@ -123,28 +131,16 @@ def _read_table(path: Path) -> pa.Table:
         raise InputError(f"{path} is neither CSV nor parquet that can be read: {first}") from error
 
 
-def _positions(table: pa.Table, name: str) -> pa.Table:
-    """The table with float64 positions that lie on the sky, and text keys."""
-    missing = [column for column in ("ra", "dec") if column not in table.column_names]
-    if missing:
-        raise InputError(
-            f"{name} has no column {missing[0]!r}; it has: {', '.join(table.column_names)}."
-        )
+def _positions(table: pa.Table, name: str, given: Mapping[str, str] | None) -> pa.Table:
+    """The table with float64 positions that lie on the sky, as ra and dec, and text keys."""
     if not table.num_rows:
         raise InputError(f"{name} has no rows.")
-    for column, low, high in (("ra", 0, 360), ("dec", -90, 90)):
-        try:
-            values = table[column].cast(pa.float64())
-        except pa.ArrowException:
-            raise InputError(f"{name}: {column} holds {table[column].type}, not degrees.") from None
-        degrees = values.to_numpy()
-        bad = ~((degrees >= low) & (degrees <= high))
-        if bad.any():
-            raise InputError(
-                f"{name}: {int(bad.sum())} rows have no {column} between {low} and {high} degrees "
-                f"(first: row {int(np.argmax(bad)) + 1})."
-            )
-        table = table.set_column(table.column_names.index(column), column, values)
+    columns = position_columns(table, name, InputError, given)
+    sky = read_positions(table, name, InputError, columns)
+    rest = table.drop_columns([c for c in {*columns, "ra", "dec"} if c in table.column_names])
+    for column, degrees in zip(("ra", "dec"), sky, strict=True):
+        rest = rest.append_column(column, pa.array(degrees))
+    table = rest
     for column in ("key", "file"):
         if column in table.column_names:
             text = table[column].cast(pa.string())
@@ -193,7 +189,25 @@ def _match_positions(table: pa.Table, root: Path, files: list[str]) -> pa.Chunke
 
 
 def _centre(path: Path) -> tuple[float, float] | None:
-    """Right ascension and declination of the middle of a cutout, degrees, if it states them."""
+    """Right ascension and declination of the middle of a cutout, degrees, if it states them.
+
+    Raises
+    ------
+    InputError
+        If it states a position that is not on the sky.
+    """
+    centre = _stated_centre(path)
+    if centre is None or np.isnan(centre).any():
+        return None
+    if not on_sky(np.array(centre[0]), np.array(centre[1])):
+        raise InputError(
+            f"{path} states a position that is not on the sky: ra {centre[0]:g}, dec "
+            f"{centre[1]:g}. Correct it, or add a column key or file to the catalogue."
+        )
+    return centre[0] % 360, centre[1]
+
+
+def _stated_centre(path: Path) -> tuple[float, float] | None:
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as archive:
@@ -218,7 +232,7 @@ def _header_centre(header: Any) -> tuple[float, float] | None:
     sky = WCS(header, naxis=2)
     middle = (header["NAXIS1"] - 1) / 2, (header["NAXIS2"] - 1) / 2
     ra, dec = sky.wcs_pix2world([middle], 0)[0]
-    return float(ra) % 360, float(dec)
+    return float(ra), float(dec)
 
 
 def _stem(file: str) -> str:

@@ -3,8 +3,8 @@
 `lenstrain` may not import the decoder, and an interpreter with torch in it is a poor place to start
 decoding processes from. So it starts this one, ``python -m lensprep.feed``, and writes a request
 into it: one JSON object on the first line of standard input. ``kind`` is ``tree`` (Phase 4c;
-``uri``, ``split``) or ``cutouts`` (``uri``, ``catalog``), ``normalization`` that of the checkpoint,
-and ``ask`` one of
+``uri``, ``split``) or ``cutouts`` (``uri``, ``catalog``, ``columns``), ``normalization`` that of
+the checkpoint, and ``ask`` one of
 
 ======  ==========================================================================================
 ask     answer, one JSON object a line on standard output
@@ -260,7 +260,7 @@ class CutoutFolder:
         """Read the catalogue and find the files."""
         if request["ask"] == "stamps":
             return cls(Path(request["uri"]), pa.table({}), 0, None)
-        found = open_cutouts(request["uri"], request["catalog"])
+        found = open_cutouts(request["uri"], request["catalog"], request.get("columns"))
         return cls(found.folder, found.table, found.unused, _spec(request))
 
     def plan(self) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from lensprep.dataset.manifest import geometry
 from lensprep.dataset.record import payload_crc32, payload_view, record_json, record_key
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.sidecar import join_tables
+from lensprep.dataset.sky import on_sky
 from lensprep.errors import DatasetError, ShardError
 from lensprep.parts import Part, Target, open_target, table_numbers
 
@@ -219,9 +220,11 @@ def _sky(table: pa.Table) -> dict[str, Any]:
     """Extent on the sky; right ascension as the shortest arc that holds all, so 0h is no edge."""
     if not {"ra", "dec"} <= set(table.column_names) or not table.num_rows:
         return {}
-    ra, dec = (np.sort(v[np.abs(v) <= 360]) for v in table_numbers(table, "ra", "dec"))
-    if not len(ra) or not len(dec):
+    ra, dec = table_numbers(table, "ra", "dec")
+    here = on_sky(ra, dec)
+    if not here.any():
         return {}
+    ra, dec = np.sort(ra[here] % 360), np.sort(dec[here])
     gaps = np.diff(np.append(ra, ra[0] + 360.0))
     widest = int(gaps.argmax())
     return {

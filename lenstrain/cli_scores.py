@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
@@ -18,7 +19,19 @@ from lenstrain.cli_base import (
     set_option,
 )
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 OUT_HELP = "Table to write: .parquet, .csv, .csv.gz or .fits."
+
+
+def _catalog_column_option(names: str) -> Callable[[F], F]:
+    return click.option(
+        "--catalog-column",
+        "catalog_columns",
+        multiple=True,
+        metavar="NAME=COLUMN",
+        help=f"What the catalogue calls {names}. Repeatable.",
+    )
 
 
 @click.command()
@@ -38,6 +51,7 @@ OUT_HELP = "Table to write: .parquet, .csv, .csv.gz or .fits."
     type=LOCATION,
     help="DATASET is a folder of FITS or NPZ cutouts; their ra, dec (and key or file) are here.",
 )
+@_catalog_column_option("ra or dec")
 @click.option("--tta", is_flag=True, help="Average the logit over the 8 turns and flips.")
 @click.option("--embeddings", is_flag=True, help="Add what the network's last layer sees.")
 @click.option("--batch-size", default=512, show_default=True, type=click.IntRange(min=1))
@@ -54,6 +68,7 @@ def infer(
     split: str,
     out: str,
     members: tuple[str, ...],
+    catalog_columns: tuple[str, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -71,11 +86,31 @@ def infer(
     from lenstrain.infer import infer as score
     from lenstrain.progress import stage_progress
 
+    columns = _catalog_columns(catalog_columns, options["catalog"], ("ra", "dec"))
     with stage_progress("scoring") as progress:
         result = score(
-            [checkpoint, *members], dataset, split=split, out=out, progress=progress, **options
+            [checkpoint, *members],
+            dataset,
+            split=split,
+            out=out,
+            catalog_columns=columns,
+            progress=progress,
+            **options,
         )
     report(result, _infer_lines(result), as_json)
+
+
+def _catalog_columns(
+    pairs: tuple[str, ...], catalog: str | None, known: tuple[str, ...]
+) -> dict[str, str]:
+    """What --catalog-column says."""
+    if not pairs:
+        return {}
+    if catalog is None:
+        raise click.UsageError("--catalog-column needs --catalog.")
+    from lenstrain.evaluation.catalog import parse_columns
+
+    return parse_columns(pairs, known)
 
 
 def _infer_lines(result: dict[str, Any]) -> list[str]:
@@ -108,13 +143,7 @@ def _infer_lines(result: dict[str, Any]) -> list[str]:
     type=LOCATION,
     help="Known lenses, CSV, FITS or parquet in lenscat's columns: recall by grade.",
 )
-@click.option(
-    "--catalog-column",
-    "catalog_columns",
-    multiple=True,
-    metavar="NAME=COLUMN",
-    help="What the catalogue calls name, ra, dec or grade. Repeatable.",
-)
+@_catalog_column_option("name, ra, dec or grade")
 @click.option(
     "--catalog-scores",
     type=LOCATION,
@@ -186,6 +215,7 @@ def _evaluate_lines(result: dict[str, Any]) -> list[str]:
     type=LOCATION,
     help="Known lenses (CSV, FITS or parquet with ra, dec): controls near one are left out.",
 )
+@_catalog_column_option("ra or dec")
 @set_option("Override an option: fraction=0.05, factor=4.0, psf_bins=4, radius_arcsec=5.0.")
 @s3_options
 @json_option
@@ -193,6 +223,7 @@ def mine(
     scores: tuple[str, ...],
     out: str,
     catalog: str | None,
+    catalog_columns: tuple[str, ...],
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -209,7 +240,8 @@ def mine(
     from lenstrain.mine import mine as run_mining
 
     options = load_config(MiningOptions, None, overrides)
-    result = run_mining(scores, out, catalog=catalog, options=options)
+    columns = _catalog_columns(catalog_columns, catalog, ("ra", "dec"))
+    result = run_mining(scores, out, catalog=catalog, catalog_columns=columns, options=options)
     lines = [f"Note: {note}" for note in result["notes"]]
     lines.append(
         f"{result['hard']:,} hard of {result['controls']:,} controls in {len(result['bins'])} bins "

@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from os import PathLike
 from typing import Any
@@ -68,6 +68,7 @@ def infer(
     split: str = "test",
     out: Uri,
     catalog: Uri | None = None,
+    catalog_columns: Mapping[str, str] | None = None,
     batch_size: int = 256,
     device: str = "auto",
     tta: bool = False,
@@ -100,6 +101,8 @@ def infer(
         store: another machine can go on with them.
     catalog : str or path, optional
         CSV or parquet with ``ra``, ``dec`` (and ``key`` or ``file``) of each cutout.
+    catalog_columns : mapping, optional
+        What it calls ``ra`` and ``dec``, where the heading is not known.
     batch_size : int
         Stamps at a time, in each process.
     device : {"auto", "cpu", "cuda"}
@@ -148,7 +151,8 @@ def infer(
             "cache": CacheOptions(limit_bytes=int(cache_limit_gb * 1e9)),
             "memory_budget": int(memory_budget_gb * 1e9),
         }
-        origin = _open(dataset, split, catalog, batch_size, metas[0], workers, loading, copies)
+        listed = None if catalog is None else (catalog, dict(catalog_columns or {}))
+        origin = _open(dataset, split, listed, batch_size, metas[0], workers, loading, copies)
         for path, meta in zip(paths, metas, strict=True):
             origin.check(meta, str(path))
         model = Ensemble([m for m, _, _ in loaded], tta=tta, embeddings=embeddings)
@@ -189,7 +193,7 @@ def infer(
 def _open(
     uri: Uri,
     split: str,
-    catalog: Uri | None,
+    catalog: tuple[Uri, dict[str, str]] | None,
     batch_size: int,
     meta: dict[str, Any],
     workers: int | None,
@@ -200,10 +204,12 @@ def _open(
     if catalog is not None:
         # The decoder reads them file by file, from a disk.
         folder = copies.enter_context(local_folder(uri))
-        table = copies.enter_context(local_file(catalog))
-        origin = FeedOrigin(folder, None, batch_size, meta["normalization"], table, workers)
+        table, columns = copies.enter_context(local_file(catalog[0])), catalog[1]
+        origin = FeedOrigin(
+            folder, None, batch_size, meta["normalization"], table, workers, columns
+        )
         origin.facts["dataset"] = str(uri)
-        origin.facts["source"]["catalog"] = str(catalog)
+        origin.facts["source"]["catalog"] = str(catalog[0])
         return origin
     if not _is_tree(uri):
         return DatasetOrigin(uri, split, batch_size, **loading)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lensprep.dataset.sky import read_positions
 from lensprep.errors import ConfigError, NotFoundError, ProjectError, ScoresError
 from lenstrain.tables import Uri, check_table, read_table, table_writer, to_floats
 
@@ -60,6 +61,7 @@ def mine(
     out: Uri,
     *,
     catalog: Uri | None = None,
+    catalog_columns: Mapping[str, str] | None = None,
     options: MiningOptions | None = None,
 ) -> dict[str, Any]:
     """List the top-scored controls of each PSF bin, with weights for ``data.sample_weights``.
@@ -75,6 +77,8 @@ def mine(
         the scores say.
     catalog : str or path, optional
         Known lenses with positions.
+    catalog_columns : mapping, optional
+        What it calls ``ra`` and ``dec``, where the heading is not known.
     options : MiningOptions, optional
 
     Returns
@@ -96,7 +100,7 @@ def mine(
     controls = table.filter(pa.array(to_floats(table["label"], "label", scores[0]) == 0))
     if not controls.num_rows:
         raise ScoresError(f"{scores[0]} has no control (label 0) to mine.")
-    near = near_lenses(controls, catalog, options.radius_arcsec, scores[0])
+    near = near_lenses(controls, catalog, options.radius_arcsec, scores[0], catalog_columns)
     kept = controls.filter(pa.array(~near))
     if not kept.num_rows:
         raise ScoresError(
@@ -188,7 +192,11 @@ def _read_one(path: Uri) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def near_lenses(
-    controls: pa.Table, catalog: Uri | None, radius_arcsec: float, source: Uri
+    controls: pa.Table,
+    catalog: Uri | None,
+    radius_arcsec: float,
+    source: Uri,
+    columns: Mapping[str, str] | None = None,
 ) -> NDArray[np.bool_]:
     """Which controls lie within a radius of a known lens.
 
@@ -201,6 +209,8 @@ def near_lenses(
     radius_arcsec : float
     source : str or path
         What an error names.
+    columns : mapping, optional
+        What the catalogue calls ``ra`` and ``dec``.
     """
     near = np.zeros(controls.num_rows, bool)
     if catalog is None:
@@ -212,9 +222,9 @@ def near_lenses(
         )
     from lenstrain.evaluation.catalog import read_catalog
 
-    lenses = read_catalog(catalog)
-    ra, dec = (controls[name].cast(pa.float64()).to_numpy() for name in ("ra", "dec"))
-    placed = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
+    lenses = read_catalog(catalog, columns)
+    ra, dec = read_positions(controls, str(source), ScoresError, unknown=True)
+    placed = np.flatnonzero(~np.isnan(ra))
     if placed.size:
         near[placed] = _within(ra[placed], dec[placed], lenses.ra, lenses.dec, radius_arcsec)
     return near

@@ -227,6 +227,8 @@ class FeedOrigin:
         CSV or parquet with the positions of the cutouts.
     workers : int, optional
         Decoding processes; one for each processor if not given.
+    columns : dict, optional
+        What the catalogue calls ``ra`` and ``dec``.
     """
 
     def __init__(
@@ -237,6 +239,7 @@ class FeedOrigin:
         normalization: dict[str, Any],
         catalog: str | PathLike[str] | None = None,
         workers: int | None = None,
+        columns: dict[str, str] | None = None,
     ) -> None:
         kind = "tree" if catalog is None else "cutouts"
         self._batch, self._workers = batch_size, workers
@@ -250,6 +253,7 @@ class FeedOrigin:
         source: dict[str, Any] = {"kind": kind}
         if catalog is not None:
             self._request["catalog"] = source["catalog"] = str(catalog)
+            self._request["columns"] = columns
         plan = ask(self._request | {"ask": "plan"})
         self.parts: Sequence[int] = plan["parts"]
         source |= {"digest": plan["digest"], "files_of_no_row": plan["unused"]}

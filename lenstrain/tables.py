@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from lensprep.dataset.csvtext import guard_table, read_csv
 from lensprep.dataset.files import check_file, local_file, uri_suffix, written_file
+from lensprep.dataset.sky import UNIT
 from lensprep.errors import ScoresError, StorageError
 
 METADATA_KEY: Final = b"lenstrain"
@@ -172,6 +173,64 @@ def read_table(
     return TableFile(table, _facts(raw), sha256)
 
 
+def read_vectors(uri: Uri, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
+    """Some rows of a column of vectors, without holding the others of parquet.
+
+    Parameters
+    ----------
+    uri : str or path
+    name : str
+    rows : ndarray of int, shape (n,)
+        Ascending.
+
+    Returns
+    -------
+    ndarray of float64, shape (n, width), or None
+        None if the table has no such column; CSV has none.
+
+    Raises
+    ------
+    ScoresError
+        If the table cannot be read, is shorter, or the column holds something else.
+    """
+    suffix = uri_suffix(uri)
+    if suffix in _CSV:
+        return None
+    with local_file(uri) as path:
+        try:
+            if suffix in _FITS:
+                whole = _read_fits(path, [name])[0]
+                pieces: Iterable[pa.RecordBatch] = whole.to_batches()
+            else:
+                parquet = pq.ParquetFile(path)
+                known = name in parquet.schema_arrow.names
+                pieces = parquet.iter_batches(columns=[name]) if known else ()
+            parts, start = [], 0
+            for piece in pieces:
+                first, last = np.searchsorted(rows, [start, start + piece.num_rows])
+                if last > first:
+                    parts.append(_matrix(piece.column(0).take(pa.array(rows[first:last] - start))))
+                start += piece.num_rows
+        except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ScoresError(f"{uri}: vectors of {name} cannot be read: {first_line}") from error
+    found = np.concatenate(parts) if parts else None
+    if found is not None and len(found) != len(rows):
+        raise ScoresError(f"{uri} has {len(found)} of {len(rows)} rows of {name}.")
+    return found
+
+
+def _matrix(vectors: pa.Array) -> NDArray[np.float64]:
+    """Vectors of one width as rows."""
+    if vectors.null_count:
+        raise ValueError("a vector is null.")
+    lengths = np.unique(pc.list_value_length(vectors).to_numpy(zero_copy_only=False))
+    if len(lengths) > 1:
+        raise ValueError("they differ in width.")
+    flat = vectors.flatten().cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return np.asarray(flat.reshape(len(vectors), -1))
+
+
 def to_floats(column: pa.ChunkedArray, name: str, uri: Uri) -> NDArray[np.float64]:
     """Numbers as float64, NaN for null.
 
@@ -310,7 +369,10 @@ def _read_fits(path: Path, columns: Sequence[str] | None) -> tuple[pa.Table, byt
             found = tables[0]
             names = _present(found.columns.names, columns)
             arrays = [_from_fits(found, each, ours) for each in names]
-    return pa.table(arrays, names), raw
+            units = [{UNIT: str(found.columns[each].unit or "")} for each in names]
+    fields = [pa.field(name, array.type, metadata=unit)
+              for name, array, unit in zip(names, arrays, units, strict=True)]  # fmt: skip
+    return pa.table(arrays, schema=pa.schema(fields)), raw
 
 
 def _from_fits(hdu: Any, name: str, ours: bool) -> pa.Array:

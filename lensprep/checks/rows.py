@@ -188,7 +188,8 @@ def _quality(tally: Tally, about: Circumstances) -> Finding:
 def _unresolved(tally: Tally, about: Circumstances) -> Finding:
     total = sum(tally.resolution.values())
     unresolved = sum(n for (_, resolved), n in tally.resolution.items() if not resolved)
-    share = unresolved / total if total else 0.0
+    share = unresolved / total if total else None
+    unknown = tally.classes().get("1", 0) - total
     by_radius = {}
     for radius in sorted({radius for radius, _ in tally.resolution}):
         counts = [tally.resolution[radius, flag] for flag in (False, True)]
@@ -196,11 +197,14 @@ def _unresolved(tally: Tally, about: Circumstances) -> Finding:
     return Finding(
         item="unresolved_share",
         severity="warn",
-        passed=share <= MAX_UNRESOLVED if total else None,
-        measured={"share": share, "by_theta_e_arcsec": by_radius},
+        passed=None if share is None else share <= MAX_UNRESOLVED,
+        measured={"share": share, "unknown": unknown, "by_theta_e_arcsec": by_radius},
         threshold=MAX_UNRESOLVED,
-        detail=f"{share:.1%} of lenses have theta_E below {RESOLVED_RATIO} of the PSF's FWHM "
-        "(psfsize_r): what can be learnt of them is extra flux, not shape. Report them apart.",
+        detail=f"Not run: none of {unknown} lenses has a theta_E and a psfsize_r."
+        if share is None
+        else f"{share:.1%} of lenses have theta_E below {RESOLVED_RATIO} of the PSF's FWHM "
+        "(psfsize_r): what can be learnt of them is extra flux, not shape. Report them apart."
+        + (f" Of {unknown} lenses it is not known." if unknown else ""),
     )
 
 

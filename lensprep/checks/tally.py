@@ -27,6 +27,7 @@ from lensprep.contract import (
     label_rows,
 )
 from lensprep.dataset.layout import STAMP_SHAPE
+from lensprep.dataset.sky import on_sky
 
 CLASSES: Final = ("0", "1", "unknown")
 """Names of the classes: non-lens, lens, and rows whose label could not be told."""
@@ -214,7 +215,7 @@ def _tally_quality(tally: Tally, table: pa.Table, classes: NDArray[np.str_]) -> 
     theta_e, psf = _real(table["theta_e_arcsec"]), _real(table["psfsize_r"])
     with np.errstate(divide="ignore", invalid="ignore"):
         resolved = theta_e / psf >= RESOLVED_RATIO
-    known = lens & (psf > 0)
+    known = lens & (psf > 0) & np.isfinite(theta_e)
     radii = np.round(theta_e[known], 3).tolist()
     tally.resolution.update(zip(radii, resolved[known].tolist(), strict=True))
     cuts = {"bad_pixels": _real(table["bad_pixel_frac"]) > BAD_PIXEL_LIMIT}
@@ -227,8 +228,9 @@ def _tally_quality(tally: Tally, table: pa.Table, classes: NDArray[np.str_]) -> 
 def _tally_sky(
     tally: Tally, table: pa.Table, splits: NDArray[np.str_], classes: NDArray[np.str_]
 ) -> None:
-    sky = np.stack([_real(table["ra"]), _real(table["dec"])], axis=1)
-    known = np.isfinite(sky).all(axis=1)
+    ra, dec = _real(table["ra"]), _real(table["dec"])
+    known = on_sky(ra, dec)  # those off the sky are counted as out of range
+    sky = np.stack([ra % 360, dec], axis=1)
     for key in set(zip(splits.tolist(), classes.tolist(), strict=True)):
         here = known & (splits == key[0]) & (classes == key[1])
         tally.positions[key].append(np.unique(sky[here], axis=0))

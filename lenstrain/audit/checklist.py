@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lensprep.errors import ProjectError
-from lenstrain.audit import data, leaks, loader, outside, run, science, scores, trainings
+from lenstrain.audit import data, leaks, loader, outside, realism, run, science, scores, trainings
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import Finding, NotRunError, Outcome, Severity
@@ -70,6 +70,7 @@ CHECKLIST: Final = (
     Item("blank", "science", "blocker", outside.check_blank, publish=True),
     Item("artefacts", "science", "blocker", outside.check_artefacts, publish=True),
     Item("real_lenses", "science", "blocker", outside.check_real_lenses, publish=True),
+    Item("realism", "science", "warn", realism.check_realism),
     Item("attribution", "science", "info", science.check_attribution),
 )
 """In the order of the reference; docs/how-to/audit.md says what each needs."""

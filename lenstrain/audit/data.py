@@ -8,10 +8,13 @@ from typing import Any
 
 import astropy.units as u
 import numpy as np
+import pyarrow as pa
 from astropy.coordinates import SkyCoord
 from numpy.typing import NDArray
 
 from lensprep.dataset import BANDS
+from lensprep.dataset.sky import read_positions
+from lensprep.errors import DatasetError
 from lenstrain.audit.columns import FORBIDDEN, REQUIRED
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
@@ -159,9 +162,23 @@ def _shared(evidence: Evidence, column: str) -> int:
 
 
 def _positions(evidence: Evidence, split: str) -> Sky:
-    table = evidence.sidecar(split, ["ra", "dec"])
-    sky = np.stack([table["ra"].to_numpy(), table["dec"].to_numpy()], 1)
-    return np.unique(sky[np.isfinite(sky).all(1)], axis=0)
+    sky, known, _ = _sky(evidence, split)
+    return np.unique(sky[known], axis=0)
+
+
+def _sky(evidence: Evidence, split: str, *columns: str) -> tuple[Sky, NDArray[np.bool_], pa.Table]:
+    """Positions of a split, which of them are known, and further columns.
+
+    Raises
+    ------
+    DatasetError
+        If one is not on the sky: it would be measured against others as if it were elsewhere.
+    """
+    names = [name for name in ("key", "ra", "dec", *columns) if name in evidence.columns]
+    table = evidence.sidecar(split, names)
+    where = f"{evidence.dataset.uri}: the sidecars of {split}"
+    ra, dec = read_positions(table, where, DatasetError, unknown=True)
+    return np.stack([ra, dec], 1), ~np.isnan(ra), table
 
 
 def _separations(positions: Mapping[str, Sky], limit: float) -> tuple[dict[str, float], int]:
@@ -245,10 +262,9 @@ def check_pairing(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Galaxies that come as lens and as non-lens, against the declared mode."""
     both = lenses = 0
     for split in evidence.splits:
-        table = evidence.sidecar(split, ["ra", "dec", "label"])
-        sky = np.stack([table["ra"].to_numpy(), table["dec"].to_numpy()], 1)
+        sky, known, table = _sky(evidence, split, "label")
         label = table["label"].to_numpy()
-        one, zero = ({*map(tuple, sky[label == k].tolist())} for k in (1, 0))
+        one, zero = ({*map(tuple, sky[known & (label == k)].tolist())} for k in (1, 0))
         both, lenses = both + len(one & zero), lenses + len(one)
     share = both / lenses if lenses else 0.0
     text = f"{both:,} of {lenses:,} lens galaxies ({share:.1%}) are non-lenses too"

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
@@ -39,6 +40,7 @@ def check_completeness_cells(evidence: Evidence, config: AuditConfig) -> Outcome
 
 def _rises(table: pa.Table) -> bool | None:
     """Whether completeness rises over the bins: no bin lies surely below an earlier one."""
+    table = table.filter(pc.greater(table["n"], 0))  # an empty bin has no completeness
     if table.num_rows < 2:
         return None
     columns = {name: table[name].to_numpy() for name in
@@ -52,21 +54,23 @@ def _rises(table: pa.Table) -> bool | None:
 def check_unresolved_share(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Lenses whose Einstein radius is far below the seeing."""
     limits = config.science
-    ratios = []
+    ratios, lenses = [], 0
     for split in evidence.splits:
         table = evidence.sidecar(split, ["label", "theta_e_arcsec", "psfsize_r"])
         lens = table["label"].to_numpy() == 1
         psf = table["psfsize_r"].cast(pa.float64()).to_numpy()[lens]
-        theta = table["theta_e_arcsec"].to_numpy()[lens]
-        known = psf > 0
+        theta = table["theta_e_arcsec"].cast(pa.float64()).to_numpy()[lens]
+        known = (psf > 0) & np.isfinite(theta)
+        lenses += len(psf)
         ratios.append(theta[known] / psf[known])
     ratio = np.concatenate(ratios)
     if not len(ratio):
-        raise NotRunError("No lens has a known PSF.")
+        raise NotRunError("No lens has a known theta_E and seeing.")
     share = float(np.mean(ratio < limits.unresolved_below))
     return Outcome(
         passed=share <= limits.max_unresolved,
-        measured={"share": share, "lenses": len(ratio), "median_ratio": float(np.median(ratio))},
+        measured={"share": share, "lenses": len(ratio), "unknown": lenses - len(ratio),
+                  "median_ratio": float(np.median(ratio))},
         threshold=limits.max_unresolved,
         detail=f"{share:.1%} of {len(ratio):,} lenses have theta_E below "
         f"{limits.unresolved_below:g} PSF FWHM"
@@ -74,8 +78,9 @@ def check_unresolved_share(evidence: Evidence, config: AuditConfig) -> Outcome:
             ": what is found there is extra flux, not shape. Report completeness for both parts."
             if share > limits.max_unresolved
             else "."
-        ),
-    )
+        )
+        + (f" Of {lenses - len(ratio):,} it is not known." if lenses > len(ratio) else ""),
+    )  # fmt: skip
 
 
 def check_null_injection(evidence: Evidence, config: AuditConfig) -> Outcome:

@@ -14,6 +14,7 @@ from astropy import units
 from astropy.coordinates import SkyCoord
 from numpy.typing import NDArray
 
+from lensprep.dataset.sky import position_columns, read_positions
 from lensprep.errors import ConfigError, NotFoundError, ScoresError
 from lenstrain.evaluation.clustered import Shares, latent_correlation, no_value
 from lenstrain.evaluation.operating import FrozenThreshold
@@ -24,12 +25,7 @@ from lenstrain.tables import Uri, read_table
 LENSCAT = {"name": "name", "ra": "RA", "dec": "DEC", "grade": "grading"}
 """What the columns are called in lenscat (Vujeva et al. 2025, arXiv:2406.04398)."""
 
-_OTHER_NAMES = {
-    "name": ("Name", "NAME", "id"),
-    "ra": ("ra", "RAdeg", "RAJ2000"),
-    "dec": ("dec", "DEdeg", "DEJ2000"),
-    "grade": ("grade", "Grade"),
-}
+_OTHER_NAMES = {"name": ("Name", "NAME", "id"), "grade": ("grade", "Grade")}
 UNGRADED = "ungraded"
 
 Floats = NDArray[np.float64]
@@ -64,21 +60,21 @@ class Match:
     """Scored stamps left out because an arc was injected into them."""
 
 
-def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
+def parse_columns(pairs: Sequence[str], known: Sequence[str] = tuple(LENSCAT)) -> dict[str, str]:
     """Mapping of columns from ``ra=RAJ2000`` and the like.
 
     Raises
     ------
     ConfigError
-        If a pair is not of that form, or names something else than name, ra, dec or grade.
+        If a pair is not of that form, or names something that is not in `known`.
     """
     found = {}
     for pair in pairs:
         ours, equals, theirs = pair.partition("=")
-        if not equals or ours not in LENSCAT or not theirs:
+        if not equals or ours not in known or not theirs:
             raise ConfigError(
                 f"--catalog-column {pair!r}: write it as NAME=COLUMN; NAME is one of "
-                f"{', '.join(LENSCAT)}."
+                f"{', '.join(known)}."
             )
         found[ours] = theirs
     return found
@@ -92,27 +88,24 @@ def read_catalog(path: Uri, columns: Mapping[str, str] | None = None) -> Catalog
     path : str or path
         CSV (``.csv``, ``.csv.gz``), FITS or parquet; local or s3://.
     columns : mapping, optional
-        What the catalogue calls ``name``, ``ra``, ``dec``, ``grade``; lenscat's names (and a few
-        common ones) are known. Without a grade all lenses are ``ungraded``.
+        What the catalogue calls ``name``, ``ra``, ``dec``, ``grade``; lenscat's names are known,
+        and of positions those that `lensprep.dataset.sky` knows. Without a grade all lenses are
+        ``ungraded``.
 
     Raises
     ------
     ScoresError
         If it cannot be read, lacks a position, or has a position off the sky.
     """
-    texts = [name for ours in ("name", "grade") for name in _names(ours, columns or {})]
+    given = columns or {}
+    texts = [name for ours in ("name", "grade") for name in _names(ours, given)]
     try:
         table, _, sha256 = read_table(path, text=texts)
     except NotFoundError:
         raise ScoresError(f"{path}: no such catalogue.") from None
-    names = {ours: _column(table, ours, columns or {}, path) for ours in LENSCAT}
-    ra, dec = (_degrees(table, names[ours], path) for ours in ("ra", "dec"))
-    bad = ~((ra >= 0) & (ra <= 360) & (dec >= -90) & (dec <= 90))
-    if bad.any():
-        raise ScoresError(
-            f"{path}: {int(bad.sum())} lenses have no position on the sky (first: row "
-            f"{int(np.argmax(bad)) + 1}); degrees are wanted."
-        )
+    places = position_columns(table, str(path), ScoresError, given)
+    ra, dec = read_positions(table, str(path), ScoresError, places)
+    names = {ours: _column(table, ours, given, path) for ours in _OTHER_NAMES}
     if not ra.size:
         raise ScoresError(f"{path} has no lenses.")
     rows = [str(row + 1) for row in range(ra.size)]
@@ -135,20 +128,12 @@ def _column(table: pa.Table, ours: str, given: Mapping[str, str], path: Uri) -> 
     """Name of a column in the catalogue; None for an optional one that is not there."""
     known = _names(ours, given)
     found = next((name for name in known if name in table.column_names), None)
-    if found is None and (ours in given or ours in ("ra", "dec")):
+    if found is None and ours in given:
         raise ScoresError(
             f"{path} has no column {known[0]!r}; it has: {', '.join(table.column_names)}. Name it "
             f"with --catalog-column {ours}=COLUMN."
         )
     return found
-
-
-def _degrees(table: pa.Table, name: str | None, path: Uri) -> Floats:
-    column = table[str(name)]
-    try:
-        return np.asarray(column.cast(pa.float64()).to_numpy(), dtype=np.float64)
-    except pa.ArrowException:
-        raise ScoresError(f"{path}: column {name} holds {column.type}, not degrees.") from None
 
 
 def _texts(table: pa.Table, name: str | None, default: list[str], path: Uri) -> list[str]:
@@ -168,16 +153,17 @@ def match_catalog(catalog: Catalog, scores: SkyScores, radius_arcsec: float) -> 
     Raises
     ------
     ScoresError
-        If the scores have no positions.
+        If the scores have no positions, or one that is not on the sky. A row without a position
+        (null, NaN) shows no lens.
     """
     for name in ("ra", "dec"):
         if name not in scores.table.column_names:
             raise ScoresError(
                 f"{scores.path} has no column {name}: a catalogue is matched by position."
             )
-    ra, dec = (_degrees(scores.table, name, scores.path) for name in ("ra", "dec"))
+    ra, dec = read_positions(scores.table, str(scores.path), ScoresError, unknown=True)
     injected = _injected(scores)
-    rows = np.flatnonzero(~injected & np.isfinite(ra) & np.isfinite(dec))
+    rows = np.flatnonzero(~injected & ~np.isnan(ra))
     if not rows.size:
         empty = np.empty(0, np.int64)
         return Match(empty, empty, np.empty(0), 0, int(injected.sum()))

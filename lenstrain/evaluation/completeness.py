@@ -113,6 +113,8 @@ class Cells:
     recovered: NDArray[np.int64]
     unresolved: NDArray[np.int64]
     """Lenses of the cell whose theta_E is too small for the seeing."""
+    known: NDArray[np.int64]
+    """Lenses of the cell of which that is known."""
     left_out: int
     """Lenses without a value on some axis."""
     shares: Shares
@@ -144,7 +146,7 @@ class Cells:
             low, high = self.shares.interval(level)
             table |= {name.format("lo"): low, name.format("hi"): high}
         table["unresolved_share"] = np.where(
-            self.n > 0, self.unresolved / np.maximum(self.n, 1), np.nan
+            self.known > 0, self.unresolved / np.maximum(self.known, 1), np.nan
         )
         return table
 
@@ -163,6 +165,8 @@ class Lenses:
     """Of the scores within a region."""
     unresolved: NDArray[np.bool_]
     """Lenses to mark."""
+    known: NDArray[np.bool_]
+    """Lenses of which that is known."""
 
 
 def count_cells(axes: Sequence[AxisBins], values: Sequence[Floats], lenses: Lenses) -> Cells:
@@ -193,12 +197,16 @@ def count_cells(axes: Sequence[AxisBins], values: Sequence[Floats], lenses: Lens
     rows = by_region(np.ones(cell.size, bool))
     hits = by_region(lenses.recovered[inside])
     repeats = np.bincount(cell, lenses.multiplicity[inside], minlength=size).astype(np.float64)
-    marked = np.bincount(cell[lenses.unresolved[inside]], minlength=size)
+    marked, known = (
+        np.bincount(cell[chosen[inside]], minlength=size)
+        for chosen in (lenses.unresolved, lenses.known)
+    )
     return Cells(
         tuple(axes),
         rows.sum(axis=1).astype(np.int64),
         hits.sum(axis=1).astype(np.int64),
         marked,
+        known,
         int((~inside).sum()),
         Shares(hits, rows, repeats, lenses.correlation),
     )

@@ -139,7 +139,10 @@ def counts(scores: Scores, curve: metrics.RocCurve, options: EvaluationOptions) 
     }
     if scores.has("theta_e_over_psf"):
         ratio = scores.numbers("theta_e_over_psf")[scores.labels == 1]
-        entries["unresolved_share"] = float(np.mean(ratio < options.unresolved_below))
+        known = ratio[np.isfinite(ratio)]
+        share = float(np.mean(known < options.unresolved_below)) if known.size else None
+        entries["unresolved_share"] = share
+        entries["unresolved_unknown"] = ratio.size - known.size
     return entries
 
 
@@ -265,7 +268,16 @@ def notes(
                     f"{fpr}; none of them is flagged.",
                 )
             )
-    if entries.get("unresolved_share", 0) > _MANY_UNRESOLVED:
+    unknown = entries.get("unresolved_unknown", 0)
+    if unknown:
+        found.append(
+            (
+                "info",
+                f"{unknown:,} lenses have no known theta_E or seeing: whether they are resolved "
+                "is not known. They are left out of the unresolved share.",
+            )
+        )
+    if (entries.get("unresolved_share") or 0) > _MANY_UNRESOLVED:
         found.append(
             (
                 "warn",

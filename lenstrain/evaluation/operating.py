@@ -274,15 +274,16 @@ def measure_completeness(
     """Completeness for every combination of axes and threshold, and the combinations left out."""
     lens = scores.labels == 1
     values = {name: scores.numbers(name)[lens] for name in bins}
-    unresolved = np.zeros(int(lens.sum()), bool)
+    ratio = np.full(int(lens.sum()), np.nan)
     if scores.has("theta_e_over_psf"):
-        unresolved = scores.numbers("theta_e_over_psf")[lens] < options.unresolved_below
+        ratio = scores.numbers("theta_e_over_psf")[lens]
     everything = Lenses(
         scores.logits[lens] > 0,
         scores.region[lens],
         scores.multiplicity(lens),
         scores.correlations[1],
-        unresolved,
+        ratio < options.unresolved_below,
+        np.isfinite(ratio),
     )
     tables, left_out = [], []
     for axes in options.completeness_axes:

@@ -24,7 +24,17 @@ _DONOR = ("total_injected_flux_r", "src_gr", "src_rz", "psfsize_r", "psf_fwhm_us
 
 def can_add(sample: Sample) -> bool:
     """Whether the sidecar has what it takes to add the light of this sample's lenses."""
-    return sample.has(*_DONOR, "median_r", "scale_r", "src_x_arcsec", "src_y_arcsec")
+    there = sample.has(*_DONOR, "median_r", "scale_r", "src_x_arcsec", "src_y_arcsec")
+    return there and bool(_hosts(sample).size and _donors(sample).size)
+
+
+def _hosts(sample: Sample) -> NDArray[np.int64]:
+    """Non-lenses of known seeing: light behind an unknown PSF would be NaN, and never pass."""
+    return np.flatnonzero((sample.labels == 0) & np.isfinite(sample.numbers("psfsize_r")))
+
+
+def _donors(sample: Sample) -> NDArray[np.int64]:
+    return np.flatnonzero((sample.labels == 1) & np.isfinite(sample.numbers(_DONOR[0])))
 
 
 def measure_null_injection(base: Baseline, scorer: Scorer, options: ProbeOptions) -> dict[str, Any]:
@@ -53,8 +63,7 @@ def measure_null_injection(base: Baseline, scorer: Scorer, options: ProbeOptions
 
 def draw_donors(sample: Sample, n: int, seed: int) -> Sample:
     """Lenses, with repetition, whose source each of `n` non-lenses gets."""
-    lens = np.flatnonzero((sample.labels == 1) & np.isfinite(sample.numbers(_DONOR[0])))
-    return sample.take(np.random.default_rng(seed).choice(lens, n))
+    return sample.take(np.random.default_rng(seed).choice(_donors(sample), n))
 
 
 def source_fluxes(donors: Sample) -> Floats:
@@ -91,10 +100,14 @@ def measure_flux_matched(base: Baseline, scorer: Scorer, options: ProbeOptions) 
         ``auroc`` of the injected against the untouched.
     """
     sample = base.sample
-    rows = np.flatnonzero(sample.labels == 0)[: options.injections]
+    rows = _hosts(sample)[: options.injections]
     controls = sample.take(rows)
     donors = draw_donors(sample, len(rows), options.seed)
-    reff = donors.numbers("src_reff_arcsec") if donors.has("src_reff_arcsec") else np.zeros(1)
+    reff = (
+        np.nan_to_num(donors.numbers("src_reff_arcsec"))
+        if donors.has("src_reff_arcsec")
+        else np.zeros(1)
+    )
     width = sigma_px(seeing(controls, donors), np.broadcast_to(reff[:, None], (len(rows), 3)))
     place = [
         np.nan_to_num(donors.numbers(f"src_{axis}_arcsec")) / PIXEL_SCALE_ARCSEC for axis in "xy"
@@ -130,7 +143,7 @@ def measure_rings(base: Baseline, scorer: Scorer, options: ProbeOptions) -> dict
         flagged share.
     """
     sample = base.sample
-    rows = np.flatnonzero(sample.labels == 0)[: options.injections]
+    rows = _hosts(sample)[: options.injections]
     controls = sample.take(rows)
     donors = draw_donors(sample, len(rows), options.seed + 1)
     fluxes, width = source_fluxes(donors), sigma_px(seeing(controls, donors))

@@ -21,6 +21,13 @@ VIEW_TITLES = {
     "annulus_only": "sky only",
 }
 
+CANDIDATE_TITLES = {
+    "flux_line": "3 fluxes, line",
+    "flux_boosting": "3 fluxes, boosting",
+    "profile_line": "27 means, line",
+    "profile_boosting": "27 means, boosting",
+}
+
 
 def draw_views(views: Mapping[str, Any]) -> Plot:
     """AUROC of every view, with its interval by region."""
@@ -72,6 +79,37 @@ def draw_scores(views: Mapping[str, Any]) -> Plot:
         "Mean score of each class. Both should fall where the evidence is taken away.",
         figure,
         {"view": names, "lenses": lenses, "non_lenses": others},
+    )
+
+
+def draw_lead(entry: Mapping[str, Any]) -> Plot:
+    """AUROC and completeness of every cheap classifier and of the network, with intervals."""
+    rows = {CANDIDATE_TITLES[name]: found for name, found in entry["candidates"].items()}
+    rows["network"] = entry["network"]
+    places = np.arange(len(rows))[::-1]
+    columns: dict[str, Any] = {"what": list(rows)}
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        titles = ("AUROC", f"TPR at FPR {entry['fpr']:g}")
+        for axes, what, title in zip(panels, ("auroc", "tpr"), titles, strict=True):
+            for place, row in zip(places, rows.values(), strict=True):
+                color = RED if row is entry["network"] else BLUE
+                if row[what]["low"] is not None:
+                    axes.plot([row[what]["low"], row[what]["high"]], [place, place], color=color)
+                axes.plot(row[what]["value"], place, "o", color=color)
+            axes.set_xlabel(title)
+            axes.margins(x=0.08)
+            for end in ("value", "low", "high"):
+                columns[f"{what}_{end}"] = [row[what][end] for row in rows.values()]
+        panels[0].set_yticks(places, list(rows))
+    return Plot(
+        "baseline",
+        "Light profiles alone, and the network",
+        f"The same {entry['rows']:,} stamps, 95% intervals from draws of regions. What lies right "
+        "of the best blue point is the network's own.",
+        figure,
+        columns,
     )
 
 

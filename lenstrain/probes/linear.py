@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from lenstrain.evaluation import bootstrap as boot
@@ -21,7 +21,12 @@ FOLDS = 5
 
 
 def cross_validated(
-    features: Floats, labels: NDArray[Any], regions: NDArray[Any], folds: int = FOLDS
+    features: Floats,
+    labels: NDArray[Any],
+    regions: NDArray[Any],
+    folds: int = FOLDS,
+    *,
+    stratified: bool = False,
 ) -> Floats:
     """Out-of-fold scores of a logistic regression that never saw the row's region.
 
@@ -35,6 +40,9 @@ def cross_validated(
         Rows of one region are in one fold.
     folds : int
         Fewer if there are fewer regions.
+    stratified : bool
+        Spread the classes over the folds, where a region may hold one class only. Folds of equal
+        size alone may then put all of a rare class into one.
 
     Returns
     -------
@@ -49,7 +57,8 @@ def cross_validated(
         If there are fewer than two regions, or a fold's training rows have one class only.
     """
     scores = np.zeros(len(labels))
-    splitter = GroupKFold(min(folds, len(np.unique(regions))))
+    kind = StratifiedGroupKFold if stratified else GroupKFold
+    splitter = kind(min(folds, len(np.unique(regions))))
     for train, held_out in splitter.split(features, labels, regions):
         scaler = StandardScaler().fit(features[train])
         with warnings.catch_warnings():
@@ -88,28 +97,38 @@ def auroc_by_region(
         len(names),
     )
     resampling = make_resampling(len(names), resamples, seed, level)
-    if len(names) <= boot.MAX_PAIRED_REGIONS:
-        pairs = boot.pair_counts(ranked)[0]
-        n1, n0 = (ranked.counts(positive).astype(np.float64) for positive in (True, False))
-        draws = boot.auroc_of_weights(pairs, resampling.weights, n1, n0)
-    else:
-        draws = boot.curve_draws(ranked, resampling.weights, 0.01).auroc
-    entry = resampling.entry(draws)
+    entry = resampling.entry(auroc_draws(ranked, resampling.weights))
     for end in ("low", "high"):
         if not np.isfinite(entry[end]):
             entry[end] = None
     return entry | {"n": len(scores), "regions": len(names)}
 
 
+def auroc_draws(ranked: boot.RankedRows, weights: Floats) -> Floats:
+    """AUROC under each draw of regions, shape (draws,), by the cheaper of two exact ways."""
+    if len(weights.T) > boot.MAX_PAIRED_REGIONS:
+        return boot.curve_draws(ranked, weights, 0.01).auroc
+    n1, n0 = (ranked.counts(positive).astype(np.float64) for positive in (True, False))
+    return boot.auroc_of_weights(boot.pair_counts(ranked)[0], weights, n1, n0)
+
+
 def linear_probe(
-    features: Floats, labels: NDArray[Any], regions: NDArray[Any], *, resamples: int = 1000
+    features: Floats,
+    labels: NDArray[Any],
+    regions: NDArray[Any],
+    *,
+    resamples: int = 1000,
+    stratified: bool = False,
 ) -> dict[str, Any] | None:
-    """AUROC by region of a cross-validated logistic regression; None if it cannot be run."""
+    """AUROC by region of a cross-validated logistic regression; None if it cannot be run.
+
+    For `stratified` see `cross_validated`.
+    """
     usable = len(np.unique(regions)) >= 2 and len(np.unique(labels)) == 2
     if not usable or features.shape[1] == 0:
         return None
     try:
-        scores = cross_validated(features, labels, regions)
+        scores = cross_validated(features, labels, regions, stratified=stratified)
     except ValueError:  # a fold whose training rows have one class
         return None
     return auroc_by_region(labels, scores, regions, resamples=resamples)

@@ -137,10 +137,14 @@ def _remove_asymmetry(base: Baseline, scorer: Scorer, options: ProbeOptions) -> 
     needed = ("theta_e_arcsec", "psfsize_r", "total_injected_flux_r")
     if not sample.has(*needed) or not base.bright.any():
         return found
-    lenses = sample.take(base.bright)
+    # Nothing can be taken away within a radius that is not known.
+    known = base.bright & np.isfinite([sample.numbers(name) for name in needed]).all(0)
+    if not known.any():
+        return found
+    lenses = sample.take(known)
     reach = (lenses.numbers("theta_e_arcsec") + lenses.numbers("psfsize_r")) / PIXEL_SCALE_ARCSEC
     removed = views.remove_asymmetry(lenses.pixels, reach)
-    drop = special.expit(base.logits[base.bright]) - special.expit(scorer(removed))
+    drop = special.expit(base.logits[known]) - special.expit(scorer(removed))
     lost = _flux_lost(lenses, removed) / lenses.numbers("total_injected_flux_r")
     enough = lost >= ARC_REMOVED_SHARE
     rest = np.flatnonzero(sample.labels == 0)[: options.injections]

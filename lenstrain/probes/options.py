@@ -49,11 +49,19 @@ class ProbeOptions:
     occlusion_stride_px: int = 4
     """Step of the occluding square."""
 
+    baseline_train_rows: int = 20_000
+    """Most distinct images of ``train`` that light profiles are learnt from."""
+
+    baseline_rows: int = 20_000
+    """Most distinct images of the split that light profiles and the network are compared on."""
+
     resamples: int = 1000
     """Draws of regions behind each interval."""
 
     def __post_init__(self) -> None:
-        for name in ("per_class", "injections", "attribution", "resamples", "occlusion_px"):
+        counts = ("per_class", "injections", "attribution", "resamples", "occlusion_px",
+                  "baseline_train_rows", "baseline_rows")  # fmt: skip
+        for name in counts:
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
         if not 0 < self.fpr < 1:

@@ -37,6 +37,7 @@ from lenstrain.probes.looking import (
     measure_views,
 )
 from lenstrain.probes.options import ProbeOptions
+from lenstrain.probes.profiles import measure_lead
 from lenstrain.probes.sample import Sample, draw_sample, find_partners
 from lenstrain.probes.scoring import Scorer
 from lenstrain.probes.words import MEANINGS, TITLES, readings
@@ -103,6 +104,8 @@ def probe(
     base = measure_baseline(sample, scorer, options)
     partners = find_partners(data, sample)
     probes, attention = measure(base, scorer, options, tell, partners)
+    tell("Light profiles", 0.85)
+    probes["baseline"] = measure_lead(data, scorer, options)
     content: dict[str, Any] = plain(
         {
             "format_version": FORMAT_VERSION,
@@ -157,7 +160,7 @@ def measure(
     if can_add(base.sample):
         probes["flux_matched_null"] = measure_flux_matched(base, scorer, options)
         probes["ring_probe"] = measure_rings(base, scorer, options)
-    tell("Drawing maps", 0.8)
+    tell("Drawing maps", 0.75)
     attention = measure_attention(base, scorer, options)
     probes["attribution"] = attention.entry
     return probes, attention
@@ -184,6 +187,8 @@ def write(out: Path, content: dict[str, Any], attention: Attention) -> None:
 def _plots(content: dict[str, Any], attention: Attention) -> list[Plot]:
     probes = content["probes"]
     drawn = [figures.draw_views(probes), figures.draw_scores(probes)]
+    if "lead" in probes["baseline"]:
+        drawn.append(figures.draw_lead(probes["baseline"]))
     if probes["flux_matched_null"] is not None:
         fpr = content["threshold"]["fpr"]
         drawn.append(
@@ -217,6 +222,9 @@ def _tiles(probes: dict[str, Any]) -> list[dict[str, str]]:
         _tile("AUROC, core masked", probes["core_mask"]["auroc"]),
         _tile("AUROC, rings shuffled", probes["brightness_view"]["auroc"]),
     ]
+    if "lead" in probes["baseline"]:
+        lead = probes["baseline"]["lead"]["auroc"]
+        tiles.append(_tile("Lead over light profiles, AUROC", lead))
     flux = probes["flux_matched_null"]
     if flux is not None:
         note = f"{percent(flux['base_rate'])} before"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lensprep.dataset import BANDS, Dataset, NormalizationSpec
 from lensprep.errors import DatasetError
 
-_STATISTICS = tuple(f"{what}_{band}" for what in ("median", "scale") for band in BANDS)
+STATISTICS = tuple(f"{what}_{band}" for what in ("median", "scale") for band in BANDS)
 _NEEDED = ("key", "label", "region_id")
 _WANTED = (
     "pixel_hash",
@@ -69,11 +69,11 @@ class Sample:
         DatasetError
             If the sidecar lacks them.
         """
-        if not self.has(*_STATISTICS):
+        if not self.has(*STATISTICS):
             raise DatasetError(
                 "the sidecar has no median_* and scale_*: flux cannot be restored. Convert again."
             )
-        values = np.stack([self.numbers(name) for name in _STATISTICS], 1).astype(np.float32)
+        values = np.stack([self.numbers(name) for name in STATISTICS], 1).astype(np.float32)
         return values[:, :3], values[:, 3:]
 
     def take(self, rows: NDArray[Any]) -> Sample:
@@ -96,11 +96,11 @@ def draw_sample(dataset: Dataset, split: str, per_class: int, seed: int) -> Samp
     DatasetError
         If the split has not both classes.
     """
-    present = _columns(dataset, split)
+    present = sidecar_columns(dataset, split)
     missing = [name for name in _NEEDED if name not in present]
     if missing:
         raise DatasetError(f"{dataset.uri}: the sidecar has no column {missing[0]!r}.")
-    names = [n for n in (*_NEEDED, *_WANTED, *_STATISTICS) if n in present]
+    names = [n for n in (*_NEEDED, *_WANTED, *STATISTICS) if n in present]
     table = dataset.read_sidecar(split, names)
     labels = table["label"].to_numpy()
     first = np.arange(len(labels))
@@ -139,10 +139,9 @@ def find_partners(dataset: Dataset, sample: Sample) -> tuple[NDArray[np.int64], 
         return nobody, sample.take(nobody)
     table = dataset.read_sidecar(sample.split, sample.table.column_names)
     labels = table["label"].to_numpy()
-    sky = zip(table["ra"].to_pylist(), table["dec"].to_pylist(), strict=True)
-    place = {where: i for i, where in enumerate(sky) if labels[i] == 0}
-    mine = zip(sample.table["ra"].to_pylist(), sample.table["dec"].to_pylist(), strict=True)
-    pairs = [(i, place[where]) for i, where in enumerate(mine)
+    place = {where: i for i, where in enumerate(_positions(table)) if labels[i] == 0}
+    place.pop(None, None)
+    pairs = [(i, place[where]) for i, where in enumerate(_positions(sample.table))
              if sample.labels[i] == 1 and where in place]  # fmt: skip
     rows, theirs = np.array(pairs, np.int64).reshape(-1, 2).T
     return rows, Sample(
@@ -154,8 +153,22 @@ def find_partners(dataset: Dataset, sample: Sample) -> tuple[NDArray[np.int64], 
     )
 
 
-def _columns(dataset: Dataset, split: str) -> list[str]:
+def _positions(table: pa.Table) -> list[tuple[float, float] | None]:
+    """Position of each row; None where it is not known: two unknown ones are not the same."""
+    sky = np.stack([table[name].cast(pa.float64()).to_numpy() for name in ("ra", "dec")], 1)
+    known = np.isfinite(sky).all(1)
+    return [tuple(row) if here else None for row, here in zip(sky.tolist(), known, strict=True)]
+
+
+def sidecar_columns(dataset: Dataset, split: str) -> list[str]:
+    """Columns of a split's first sidecar.
+
+    Raises
+    ------
+    DatasetError
+        If the split is empty.
+    """
     shards = dataset.split(split).shards
     if not shards:
         raise DatasetError(f"{dataset.uri}: split {split!r} is empty.")
-    return list(dataset.read_shard_sidecar(shards[0]).column_names)
+    return list(dataset.sidecar_footer(shards[0]).schema.to_arrow_schema().names)

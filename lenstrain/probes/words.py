@@ -8,6 +8,7 @@ from typing import Any
 from lenstrain.pages import interval, number, percent
 
 TITLES = {
+    "baseline": "Light profiles alone",
     "core_mask": "Core masked",
     "annulus_only": "Sky annulus only",
     "core_view": "Core only",
@@ -26,6 +27,9 @@ TITLES = {
 }
 
 MEANINGS = {
+    "baseline": "Cheap classifiers, trained on train, see three fluxes or the mean light in nine "
+    "rings of each band: no arc and no shape. Only what the network adds to the best of them is "
+    "evidence that it sees more.",
     "core_mask": "Host and arcs are replaced by sky. What is still told apart is told by "
     "neighbours, noise or the normalisation: a leak.",
     "annulus_only": "Only sky is left. An AUROC away from 0.5, to either side, comes from noise or "
@@ -68,6 +72,8 @@ def readings(content: Mapping[str, Any]) -> dict[str, str]:
         entry = probes.get(name)
         if entry is None:
             found[name] = "Not run: the sidecar lacks what it needs."
+        elif "reason" in entry:
+            found[name] = f"Not run: {entry['reason']}"
         elif "auroc" in entry:
             found[name] = _view(entry)
         elif name in _WRITERS:
@@ -154,7 +160,46 @@ def _permuted(entry: Mapping[str, Any]) -> str:
     return f"Mean AUROC {interval(entry)} over {entry['permutations']} shuffles."
 
 
+def _lead(entry: Mapping[str, Any]) -> str:
+    best, network, lead = entry["candidates"][entry["best"]], entry["network"], entry["lead"]
+    points = {name: value and 100 * value for name, value in lead["tpr"].items()}
+    at = f"at a false-positive rate of {100 * entry['fpr']:g}%"
+    return (
+        f"{best['title']}, the best of {len(entry['candidates'])} inside train, reaches AUROC "
+        f"{interval(best['auroc'])} and finds {percents(best['tpr'])} of the lenses {at}. The "
+        f"network on the same {entry['rows']:,} stamps: {interval(network['auroc'])} and "
+        f"{percents(network['tpr'])}. Its lead: AUROC {interval(lead['auroc'])}, "
+        f"{interval(points, 1)} points of completeness. {verdict(lead)}"
+    )
+
+
+def percents(entry: Mapping[str, Any]) -> str:
+    """A share with its interval, in percent."""
+    if entry["low"] is None:
+        return percent(entry["value"])
+    return f"{percent(entry['value'])} [{percent(entry['low'])}, {percent(entry['high'])}]"
+
+
+def verdict(lead: Mapping[str, Any]) -> str:
+    """What the lead over light profiles, with its intervals, allows to be said."""
+    if any(entry["low"] is None for entry in lead.values()):
+        return "With one region no interval can be drawn: this tells nothing of a lead."
+    names = {"auroc": "AUROC", "tpr": "completeness"}
+    ahead = [names[what] for what, entry in lead.items() if entry["low"] > 0]
+    behind = [names[what] for what, entry in lead.items() if entry["high"] < 0]
+    if len(ahead) == len(lead):
+        return "So much of what it finds is not told by light profiles."
+    nothing = "has shown nothing that light profiles do not tell"
+    if ahead:
+        rest = next(name for name in names.values() if name not in ahead)
+        text = f"By {ahead[0]} it sees more than light profiles; by {rest} it {nothing}"
+    else:
+        text = f"The network {nothing}"
+    return f"{text}, and is behind them in {' and '.join(behind)}." if behind else f"{text}."
+
+
 _WRITERS = {
+    "baseline": _lead,
     "permuted_labels": _permuted,
     "d4": _d4,
     "arc_removal": _arc_removal,

@@ -159,6 +159,28 @@ def test_planted_defect_is_found_and_nothing_else_is_accused(tmp_path, rows, nam
     assert report.verdict == ("failed" if blockers else "warnings")
 
 
+def test_without_seeing_nothing_is_said_of_resolution(tmp_path, rows):
+    some = [None if i % 4 == 1 else 1.2 for i in range(ROWS)]
+    found = finding(report_on(tmp_path / "some", set_columns(rows, {"psfsize_r": some})),
+                    "unresolved_share")  # fmt: skip
+    assert (found.passed, found.measured["unknown"]) == (True, ROWS // 4)
+    assert f"Of {ROWS // 4} lenses it is not known" in found.detail
+    none = finding(report_on(tmp_path / "none", set_columns(rows, {"psfsize_r": [None] * ROWS})),
+                   "unresolved_share")  # fmt: skip
+    assert (none.passed, none.measured["share"]) == (None, None)
+    assert none.detail.startswith("Not run: none of 80 lenses")
+
+
+def test_positions_off_the_sky_are_out_of_range_and_lie_nowhere(tmp_path, rows):
+    """A declination of 95 is not that of 85 on the other side of the pole."""
+    ra, dec, splits = (column(rows, name) for name in ("ra", "dec", "region_split"))
+    train, test = splits.index("train"), splits.index("test")
+    ra[train], dec[train], ra[test], dec[test] = 10.0, 95.0, 190.0, 85.0
+    report = report_on(tmp_path, set_columns(rows, {"ra": ra, "dec": dec}))
+    assert finding(report, "sky_separation").passed
+    assert not finding(report, "value_ranges").passed
+
+
 @pytest.mark.parametrize(("offset_arcsec", "shared"), [(23.0, True), (24.5, False)])
 def test_sky_shared_between_splits_is_found_up_to_a_stamps_diagonal(
     tmp_path, rows, offset_arcsec, shared

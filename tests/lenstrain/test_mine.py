@@ -164,3 +164,24 @@ def test_the_command_prints_one_object(tmp_path):
     assert done.exit_code == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["hard"] == len(mined(tmp_path / "h.parquet")["key"]) == 2
+
+
+def test_a_control_off_the_sky_is_one_clear_error(tmp_path):
+    catalog = tmp_path / "lenses.csv"
+    catalog.write_text("RA [deg],lat\n150.38,2\n")
+    scores = tmp_path / "train.parquet"
+    columns = {"key": ["a", "b"], "label": [0, 0], "logit": [1.0, 2.0], "psfsize_r": [1.2, 1.3]}
+    table = pa.table(columns | {"ra": [150.38, 10.0], "dec": [2.0, 91.0]})
+    pq.write_table(table, scores)
+    arguments = ["mine", str(scores), "--out", str(tmp_path / "hard.parquet"), "--catalog",
+                 str(catalog), "--catalog-column", "dec=lat"]  # fmt: skip
+    failed = CliRunner().invoke(main, arguments)
+    assert failed.exit_code == 1
+    assert failed.output.startswith(f"Error: {scores}: 1 rows have no position on the sky")
+    assert "row 2, key b: ra 10, dec 91" in failed.output
+    pq.write_table(table.set_column(5, "dec", [[2.0, None]]), scores)
+    done = CliRunner().invoke(main, [*arguments, "--json"], catch_exceptions=False)
+    assert json.loads(done.stdout)["excluded"] == 1
+    without = CliRunner().invoke(main, [*arguments[:4], *arguments[6:]])
+    assert without.exit_code == 2
+    assert "--catalog-column needs --catalog" in without.output

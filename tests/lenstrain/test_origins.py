@@ -236,6 +236,33 @@ def test_cutouts_without_keys_are_found_by_the_position_that_they_state(cutouts,
     np.testing.assert_allclose(table["logit"], same["logit"].take([1, 0]), rtol=0, atol=1e-5)
 
 
+def test_a_catalogue_with_other_headings_is_read_alike(cutouts, best, tmp_path):
+    folder, _ = cutouts
+    plain = csv(tmp_path / "plain.csv", ["b,10.1,-5.0001"], "key,ra,dec")
+    vizier = csv(tmp_path / "vizier.csv", ["b,10.1,-5.0001,10"], "key,RA [deg],DEJ2000,ra_err")
+    own = csv(tmp_path / "own.csv", ["b,10.1,-5.0001"], "key,lon,lat")
+    _, expected = score(best, folder, tmp_path / "plain.parquet", catalog=plain)
+    _, found = score(best, folder, tmp_path / "vizier.parquet", catalog=vizier)
+    columns = {"ra": "lon", "dec": "lat"}
+    _, named = score(best, folder, tmp_path / "own.parquet", catalog=own, catalog_columns=columns)
+    for table in (found, named):
+        assert table["ra"].equals(expected["ra"])
+        assert table["dec"].equals(expected["dec"])
+        assert table["logit"].equals(expected["logit"])
+    assert set(named.column_names) == set(expected.column_names)
+
+
+def test_a_cutout_that_states_a_place_off_the_sky_is_one_clear_error(cutouts, best, tmp_path):
+    folder, stamps = cutouts
+    np.savez(folder / "odd.npz", cutout=stamps[0], ra=10.0, dec=95.0)
+    catalog = csv(tmp_path / "c.csv", ["10.1,-5.0001"], "ra,dec")
+    with pytest.raises(InputError, match=r"odd\.npz states a position .* ra 10, dec 95"):
+        score(best, folder, tmp_path / "s.parquet", catalog=catalog)
+    np.savez(folder / "odd.npz", cutout=stamps[0], ra=np.nan, dec=np.nan)
+    _, table = score(best, folder, tmp_path / "s.parquet", catalog=catalog)
+    assert table["key"].to_pylist() == ["b"]
+
+
 def test_cutouts_that_cannot_be_scored_have_a_reason_each(cutouts, best, tmp_path):
     folder, stamps = cutouts
     cube = stamps[0]
@@ -269,12 +296,13 @@ def test_cutouts_that_cannot_be_scored_have_a_reason_each(cutouts, best, tmp_pat
 @pytest.mark.parametrize(
     ("rows", "head", "message"),
     [
-        (["a,10"], "key,ra", "has no column 'dec'"),
-        (["a,10,95"], "key,ra,dec", "no dec between -90 and 90 degrees .first: row 1"),
+        (["a,10"], "key,ra", "has no column dec .* --catalog-column dec=COLUMN"),
+        (["a,10,95"], "key,ra,dec", "1 rows have no position .*first: row 1, key a: ra 10, dec 95"),
         (["a,10,5", "a,11,5"], "key,ra,dec", "key a comes 2 times"),
         (["x,10,5"], "key,ra,dec", "No row of .* has a cutout"),
         (["../c.csv,10,5"], "file,ra,dec", "lies outside"),
-        (["a,ten,5"], "key,ra,dec", "ra holds string, not degrees"),
+        (["a,ten,5"], "key,ra,dec", "ra holds string .'ten'., not degrees"),
+        (["a,10,5"], "key,RA [h],DEC [deg]", "column RA .h. is in h, not in degrees"),
         ([], "key,ra,dec", "has no rows"),
         (["a,10,5,lens"], "key,ra,dec,label", "label holds string, not 0 and 1"),
     ],

@@ -64,6 +64,7 @@ SCIENCE = [
     "blank",
     "artefacts",
     "real_lenses",
+    "realism",
     "attribution",
     "provenance",
     "test_once",

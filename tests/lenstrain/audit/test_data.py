@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lensprep.contract import LEAKING_COLUMNS
+from lensprep.errors import DatasetError
 from lenstrain.audit import data
 from lenstrain.audit.columns import FORBIDDEN
 from lenstrain.audit.config import AuditConfig, DataThresholds
@@ -205,3 +206,17 @@ def test_a_missing_column_is_a_reason_not_to_run(evidence_of, config):
     )
     with pytest.raises(NotRunError, match="no column 'pixel_hash'"):
         data.check_duplicates(evidence, config)
+
+
+def test_a_position_off_the_sky_is_a_reason_with_its_row(evidence_of, config):
+    off = {"dec": lambda row: np.where(row == 2, 95.0, 0.0)}
+    for check in (data.check_split_disjoint, data.check_pairing):
+        with pytest.raises(DatasetError, match=r"sidecars of val: 1 rows .* row 3, key .* dec 95"):
+            check(evidence_of(val=off), config)
+
+
+def test_galaxies_of_unknown_position_are_no_pairs_and_do_not_count(evidence_of):
+    paired = DataThresholds(pairing="unpaired")
+    gone = {"ra": lambda row: np.where(row % 4 < 2, np.nan, row * 0.01)}
+    found = data.check_pairing(evidence_of(every=gone), AuditConfig(data=paired))
+    assert found.measured == {"share": 0.0, "galaxies": 90}

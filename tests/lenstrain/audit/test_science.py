@@ -128,6 +128,26 @@ def test_unresolved_share(evidence_of, config):
     found = science.check_unresolved_share(evidence_of(train=small, val=small), config)
     assert not found.passed
     assert found.measured["share"] == pytest.approx(2 / 3)
+    assert found.measured["unknown"] == 0
+
+
+def test_lenses_of_unknown_radius_or_seeing_do_not_count_as_resolved(evidence_of, config):
+    def half(row):
+        return np.where(row % 4 == 1, 0.3, np.where(row % 2, np.nan, 0.0))
+
+    found = science.check_unresolved_share(evidence_of(every={"theta_e_arcsec": half}), config)
+    assert (found.measured["share"], found.measured["unknown"]) == (1.0, 90)
+    assert "Of 90 it is not known" in found.detail
+    blind = evidence_of(every={"psfsize_r": lambda row: np.full(row.size, np.nan)})
+    with pytest.raises(NotRunError, match="No lens has a known theta_E and seeing"):
+        science.check_unresolved_share(blind, config)
+
+
+def test_an_empty_bin_does_not_hide_that_completeness_rises():
+    n, value = np.array([50, 60, 0]), np.array([0.2, 0.9, np.nan])
+    table = pa.table({"n": n, "arc_snr_lo": [1.0, 5.0, 20.0], "completeness": value,
+                      "lo95": value - 0.1, "hi95": value + 0.1})  # fmt: skip
+    assert science._rises(table) is True
 
 
 def supply(evidence, **named):

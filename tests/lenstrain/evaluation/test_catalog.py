@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from astropy.io import fits
 from astropy.stats import binom_conf_interval
 
 from lensprep.errors import ConfigError, ScoresError
@@ -121,9 +122,9 @@ def test_lenses_of_one_region_are_drawn_together(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "head", "message"),
     [
-        (["a,1,2"], "name,RA,D", "has no column 'DEC'.*--catalog-column dec=COLUMN"),
-        (["a,1,95"], "name,RA,DEC", "1 lenses have no position on the sky .first: row 1"),
-        (["a,1h,2"], "name,RA,DEC", "column RA holds string, not degrees"),
+        (["a,1,2"], "name,RA,D", "has no column dec .*--catalog-column dec=COLUMN"),
+        (["a,1,95"], "name,RA,DEC", "1 rows have no position on the sky .first: row 1"),
+        (["a,1h,2"], "name,RA,DEC", "column RA holds string .'1h'., not degrees"),
         ([], HEAD, "has no lenses"),
     ],
 )
@@ -207,3 +208,31 @@ def test_a_catalogue_elsewhere_on_the_sky_is_said_to_measure_nothing(tmp_path):
     few = entry | {"n_matched": 6}
     assert "6 known lenses are few" in known_lens_notes(few)[0]["text"]
     assert known_lens_notes(entry | {"n_matched": 30}) == []
+
+
+def test_headings_with_units_and_of_vizier_are_known(tmp_path):
+    rows = ["A,1.5,-2.5"]
+    for number, head in enumerate(("name,RA [deg],DEC [deg]", "name,_RA.icrs,_DE.icrs")):
+        known = read_catalog(catalog(tmp_path / f"{number}.csv", *rows, head=head))
+        assert (known.ra[0], known.dec[0]) == (1.5, -2.5)
+    with pytest.raises(ScoresError, match=r"RA \[hourangle\] is in hourangle, not in degrees"):
+        read_catalog(catalog(tmp_path / "h.csv", *rows, head="name,RA [hourangle],DEC"))
+
+
+def test_a_fits_catalogue_in_hours_is_refused(tmp_path):
+    for unit in ("h", "deg"):
+        columns = [fits.Column("RA", "D", unit=unit, array=[1.5]),
+                   fits.Column("DEC", "D", unit="deg", array=[2.5])]  # fmt: skip
+        fits.BinTableHDU.from_columns(columns).writeto(tmp_path / f"{unit}.fits")
+    with pytest.raises(ScoresError, match="column RA is in h, not in degrees"):
+        read_catalog(tmp_path / "h.fits")
+    assert read_catalog(tmp_path / "deg.fits").ra[0] == 1.5
+
+
+def test_scores_off_the_sky_are_one_clear_error_and_unknown_places_match_nothing(tmp_path):
+    known = read_catalog(catalog(tmp_path / "c.csv", "L,-10,0,-,galaxy,confident,x"))
+    scores = sky(tmp_path / "s.parquet", ra=[350.0, np.nan, 10.0], dec=[0.0, 0.0, None])
+    assert match_catalog(known, scores, 2.0).stamp.tolist() == [0]
+    scores = sky(tmp_path / "s.parquet", ra=[350.0, 10.0], dec=[0.0, -90.5])
+    with pytest.raises(ScoresError, match=r"s\.parquet: 1 rows .* row 2, key s1: ra 10, dec -90.5"):
+        match_catalog(known, scores, 2.0)

@@ -58,7 +58,9 @@ def test_three_axes_count_like_a_loop():
     ]
     values = [rng.uniform(0, 1, 500), rng.uniform(0.9, 1.7, 500), rng.choice([1.0, 2.0], 500)]
     recovered, unresolved = rng.random(500) < 0.4, rng.random(500) < 0.2
-    cells = count_cells(axes, values, recovered, unresolved)
+    known = rng.random(500) < 0.8
+    unresolved &= known
+    cells = count_cells(axes, values, recovered, unresolved, known)
     columns = cells.columns()
     assert columns["n"].size == 12
     for row in range(12):
@@ -69,6 +71,8 @@ def test_three_axes_count_like_a_loop():
         assert cells.n[row] == inside.sum()
         assert cells.recovered[row] == (inside & recovered).sum()
         assert cells.unresolved[row] == (inside & unresolved).sum()
+        share = (inside & unresolved).sum() / (inside & known).sum()
+        assert columns["unresolved_share"][row] == pytest.approx(share)
     assert cells.n.sum() + cells.left_out == 500
     assert cells.left_out > 0
 

@@ -1,6 +1,8 @@
 """What a measurement says of awkward tables, before anything is drawn or written."""
 
 import numpy as np
+import pyarrow as pa
+import pytest
 
 from lenstrain.evaluation.evaluate import EvaluationOptions
 from lenstrain.evaluation.measure import measure
@@ -127,3 +129,28 @@ def test_given_edges_are_used_and_what_lies_beyond_is_counted(write_scores):
     assert beyond > 0
     assert found.entries["completeness_beyond_bins"]["psfsize_r"] == beyond
     assert any(f"{beyond:,} lenses lie beyond" in note["text"] for note in found.entries["notes"])
+
+
+def test_the_unresolved_share_is_of_lenses_of_known_seeing(write_scores):
+    table = make_table()
+    lens = table["label"].to_numpy() == 1
+    psf = table["psfsize_r"].to_numpy().copy()
+    gone = np.flatnonzero(lens)[::3]
+    ratio = np.delete(table["theta_e_arcsec"].to_numpy(), gone) / np.delete(psf, gone)
+    psf[gone] = np.nan
+    metrics = measured(write_scores(psfsize_r=psf))
+    share = (ratio[np.delete(lens, gone)] < 0.5).mean()
+    assert metrics["unresolved_share"] == pytest.approx(share)
+    assert metrics["unresolved_unknown"] == gone.size
+    assert any(f"{gone.size} lenses have no known theta_E" in n["text"] for n in metrics["notes"])
+
+
+def test_without_any_seeing_the_unresolved_share_is_null_everywhere(write_scores):
+    path = write_scores(psfsize_r=pa.nulls(1200, pa.float64()))
+    metrics = measured(path)
+    assert metrics["unresolved_share"] is None
+    assert metrics["unresolved_unknown"] == metrics["n_positive"]
+    found = measure(read_scores(path), None, QUICK, lambda stage, done: None)
+    cells = found.completeness[0].cells
+    assert cells.n.sum() > 0
+    assert np.isnan(cells.columns()["unresolved_share"]).all()

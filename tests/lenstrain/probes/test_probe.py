@@ -54,7 +54,7 @@ def test_everything_is_written_into_the_run(finished):
     assert set(written["readings"]) == set(TITLES)
     assert written["sample"] == {"lenses": 20, "non_lenses": 20, "bright": 20, "regions": 10}
     names = {path.stem for path in (out / "figures").iterdir()}
-    assert names == {"views", "scores", "injections", "d4", "attribution"}
+    assert names == {"views", "scores", "baseline", "injections", "d4", "attribution"}
 
 
 def test_the_page_needs_nothing_beside_it(finished):
@@ -64,6 +64,15 @@ def test_the_page_needs_nothing_beside_it(finished):
     assert "http" not in page.replace("http://www.w3.org", "")
     for text in content["readings"].values():
         assert text.split(".")[0].replace("'", "&#39;") in page
+
+
+def test_light_profiles_are_learnt_on_train_and_judged_beside_the_network(finished):
+    _, content = finished
+    found = content["probes"]["baseline"]
+    assert (found["train_rows"], found["rows"], found["regions"]) == (60, 60, 10)
+    assert found["best"] in found["candidates"]
+    assert found["candidates"][found["best"]]["auroc"]["value"] > 0.95
+    assert "light profiles" in content["readings"]["baseline"]
 
 
 def test_a_sidecar_without_injection_columns_leaves_probes_out(finished, tmp_path):
@@ -76,6 +85,18 @@ def test_a_sidecar_without_injection_columns_leaves_probes_out(finished, tmp_pat
     assert content["probes"]["flux_matched_null"] is None
     assert content["readings"]["ring_probe"].startswith("Not run")
     assert content["probes"]["null_injection"]["n"] == 5
+
+
+def test_without_a_train_split_the_page_says_why_there_is_no_baseline(finished, tmp_path):
+    folder, _ = finished
+    sample = make_sample(40)
+    write_dataset(
+        tmp_path / "ds", {"val": (sample.pixels, sample.table)}, sample.spec, shard_rows=40
+    )
+    checkpoint = folder / "run" / "checkpoints" / "best.pt"
+    content = probe(checkpoint, tmp_path / "ds", tmp_path / "out", options=load_options(*SMALL))
+    assert "no train split" in content["readings"]["baseline"]
+    assert "no train split" in (tmp_path / "out" / "probe.html").read_text()
 
 
 def load_options(*overrides):

@@ -1,14 +1,17 @@
 """Each probe on finders whose shortcut is known: it must tell them apart."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from lensprep.dataset import Dataset
+from lensprep.dataset.writer import write_dataset
 from lenstrain.probes import adding, looking
 from lenstrain.probes.attention import measure_attention, randomised
 from lenstrain.probes.attribution import gradcam_maps, mass_over_area, occlusion_maps
 from lenstrain.probes.options import ProbeOptions
-from lenstrain.probes.sample import Sample
+from lenstrain.probes.sample import Sample, find_partners
 from lenstrain.probes.scoring import Scorer
 
 OPTIONS = ProbeOptions(resamples=200, attribution=2, occlusion_stride_px=8, injections=20, fpr=0.1)
@@ -166,3 +169,40 @@ def test_a_randomised_twin_leaves_the_model_alone(arc_finder):
     assert not torch.equal(twin.last.weight, before)
     assert torch.equal(arc_finder.last.weight, before)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def with_column(sample, name, values):
+    place = sample.table.column_names.index(name)
+    table = sample.table.set_column(place, name, pa.array(values, pa.float64()))
+    return Sample(sample.pixels, sample.labels, table, sample.spec, sample.split)
+
+
+def test_light_behind_an_unknown_seeing_is_not_added(sample, flux_finder):
+    """It would be NaN, and pass for nothing."""
+    psf = [None if i % 4 == 0 else 1.2 for i in range(60)]
+    base, scorer = baseline(with_column(sample, "psfsize_r", psf), flux_finder)
+    found = adding.measure_flux_matched(base, scorer, OPTIONS)
+    assert (found["n"], found["pass_rate"]) == (15, 1.0)
+    assert adding.measure_rings(base, scorer, OPTIONS)["non_lens"]["1"]["n"] == 15
+    assert not adding.can_add(with_column(sample, "psfsize_r", [None] * 60))
+    assert not adding.can_add(with_column(sample, "total_injected_flux_r", [None] * 60))
+
+
+def test_one_unknown_seeing_does_not_spoil_the_removal_of_arcs(sample, arc_finder):
+    psf = [None if i == 1 else 1.2 for i in range(60)]
+    base, scorer = baseline(with_column(sample, "psfsize_r", psf), arc_finder)
+    nobody = (NOBODY, sample.take(NOBODY))
+    found = looking.measure_arc_removal(base, scorer, OPTIONS, nobody)
+    assert np.isfinite([found["removed_share"], found["control_drop"]]).all()
+    assert found["drop_all"] > 0.5
+
+
+def test_two_unknown_positions_are_not_the_same_galaxy(tmp_path, sample):
+    ra = [None if i < 4 else float(i // 2) for i in range(60)]
+    table = with_column(with_column(sample, "ra", ra), "dec", [1.0] * 60).table
+    write_dataset(tmp_path / "ds", {"val": (sample.pixels, table)}, sample.spec, shard_rows=40)
+    rows, partners = find_partners(
+        Dataset.open(tmp_path / "ds"), with_column(with_column(sample, "ra", ra), "dec", [1.0] * 60)
+    )
+    assert rows.tolist() == list(range(5, 60, 2))
+    assert (partners.labels == 0).all()

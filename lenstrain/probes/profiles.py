@@ -1,0 +1,258 @@
+"""What light profiles alone can tell, by the best cheap classifier, and the network's lead over it.
+
+A candidate sees three fluxes, or the mean stored value in rings around the centre: numbers in which
+no arc can be told from an equally bright host. Candidates are trained on rows of ``train``; the
+best is chosen there too, by cross-validation over regions, and judged on other rows once, beside
+the network and under the same draws of regions. What the network adds to it is all the evidence
+for shape that its own figures hold.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from lensprep.dataset import Dataset
+from lenstrain.evaluation import bootstrap as boot
+from lenstrain.evaluation.metrics import auroc, roc_curve
+from lenstrain.evaluation.resampling import Resampling, make_resampling
+from lenstrain.probes.linear import FOLDS, auroc_draws
+from lenstrain.probes.looking import brightness
+from lenstrain.probes.options import ProbeOptions
+from lenstrain.probes.pixels import radius_px
+from lenstrain.probes.sample import STATISTICS, Sample, sidecar_columns
+from lenstrain.probes.scoring import Scorer
+
+RING_EDGES_PX = (0.0, 1.5, 3.0, 4.5, 6.0, 8.0, 10.0, 13.0, 20.0, 32.0)
+"""Nine rings: fine where the host and arcs of 0.5 to 2.5 arcsec lie, coarse in the sky."""
+
+CHUNK = 1024
+"""Stamps in memory at a time: whole batches of the scorer."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Light:
+    """What is kept of some stamps: numbers without shape, and the network's logits if asked."""
+
+    labels: NDArray[np.int8]
+    regions: NDArray[Any]
+    features: dict[str, Floats]
+    """``profiles`` (n, 27) and, if the sidecar has the statistics, ``fluxes`` (n, 3)."""
+    logits: Floats
+    """Of the network, shape (n,); empty if it was not asked."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One cheap classifier."""
+
+    title: str
+    sees: Literal["fluxes", "profiles"]
+    make: Callable[[], Any]
+    """An untrained scikit-learn classifier; its settings leave nothing to chance."""
+
+
+def _line() -> Any:
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+
+
+def _boosting() -> Any:
+    # No early stopping: its own split would part rows, not regions.
+    return HistGradientBoostingClassifier(early_stopping=False, random_state=0)
+
+
+CANDIDATES = {
+    "flux_line": Candidate("A straight line on 3 fluxes", "fluxes", _line),
+    "flux_boosting": Candidate("Boosting on 3 fluxes", "fluxes", _boosting),
+    "profile_line": Candidate("A straight line on 27 azimuthal means", "profiles", _line),
+    "profile_boosting": Candidate("Boosting on 27 azimuthal means", "profiles", _boosting),
+}
+
+
+def measure_lead(dataset: Dataset, scorer: Scorer, options: ProbeOptions) -> dict[str, Any]:
+    """Train the candidates, judge them and the network on the same rows, and compare.
+
+    Returns
+    -------
+    dict
+        ``candidates`` (by name: ``title``, ``cross_validated_auroc`` inside train, ``auroc`` and
+        ``tpr`` on the judged rows), ``best`` (a name), ``network`` (``auroc``, ``tpr``) and
+        ``lead`` of the network over the best (``auroc``, ``tpr``), each ``{value, low, high,
+        level}``; ``fpr``, ``train_rows``, ``train_regions``, and ``rows``, ``lenses``,
+        ``non_lenses``, ``regions`` of the judged ones. Only a ``reason`` if it cannot be measured.
+    """
+    reason = _obstacle(dataset, options)
+    if reason:
+        return {"reason": reason}
+    known = read_light(dataset, "train", options.baseline_train_rows, options.core_px)
+    judged = read_light(dataset, options.split, options.baseline_rows, options.core_px, scorer)
+    if min(len(np.unique(light.labels)) for light in (known, judged)) < 2:
+        return {"reason": "the rows that were drawn hold one class only."}
+    candidates = {name: c for name, c in CANDIDATES.items() if c.sees in known.features}
+    inside = {name: cross_validate(c, known) for name, c in candidates.items()}
+    if not np.isfinite(list(inside.values())).all():
+        return {"reason": "train has too few regions with both classes to choose a candidate."}
+    return _judge(candidates, inside, known, judged, options)
+
+
+def _obstacle(dataset: Dataset, options: ProbeOptions) -> str:
+    if options.split == "train":
+        return "the network was trained on these rows. Probe val or test."
+    split = dataset.manifest.splits.get("train")
+    if split is None or not split.rows:
+        return "the dataset has no train split to learn light profiles from."
+    return ""
+
+
+def _judge(
+    candidates: dict[str, Candidate],
+    inside: dict[str, float],
+    known: Light,
+    judged: Light,
+    options: ProbeOptions,
+) -> dict[str, Any]:
+    scores = {name: _fit(c, known).decision_function(judged.features[c.sees])
+              for name, c in candidates.items()}  # fmt: skip
+    names, codes = np.unique(judged.regions, return_inverse=True)
+    resampling = make_resampling(len(names), options.resamples, options.seed, 0.95)
+
+    def drawn(values: Floats) -> dict[str, Floats]:
+        ranked = boot.rank_rows(judged.labels, values, codes.astype(np.int32), len(names))
+        rates, _ = boot.tpr_at_fprs(ranked, resampling.weights, (options.fpr,))
+        return {"auroc": auroc_draws(ranked, resampling.weights), "tpr": rates[0]}
+
+    draws = {name: drawn(values) for name, values in scores.items()}
+    network = drawn(judged.logits)
+    best = max(inside, key=inside.__getitem__)
+    lead = {what: network[what] - draws[best][what] for what in network}
+    return {
+        "fpr": options.fpr,
+        "train_rows": len(known.labels),
+        "train_regions": len(np.unique(known.regions)),
+        "rows": len(judged.labels),
+        "lenses": int((judged.labels == 1).sum()),
+        "non_lenses": int((judged.labels == 0).sum()),
+        "regions": len(names),
+        "candidates": {
+            name: {"title": candidates[name].title, "cross_validated_auroc": inside[name]}
+            | _entries(draws[name], resampling)
+            for name in candidates
+        },
+        "best": best,
+        "network": _entries(network, resampling),
+        "lead": _entries(lead, resampling),
+    }
+
+
+def _entries(draws: dict[str, Floats], resampling: Resampling) -> dict[str, Any]:
+    """Each with its interval; the ends are None with one region only."""
+    entries = {what: resampling.entry(values) for what, values in draws.items()}
+    return {
+        what: {k: v if np.isfinite(v) else None for k, v in entry.items()}
+        for what, entry in entries.items()
+    }
+
+
+def cross_validate(candidate: Candidate, light: Light, folds: int = FOLDS) -> float:
+    """Mean AUROC over folds of whole regions; NaN if no fold can be trained and judged.
+
+    Folds are judged each by itself: scores of two trainings share no scale.
+    """
+    features, labels = light.features[candidate.sees], light.labels
+    folds = min(folds, len(np.unique(light.regions)))
+    if folds < 2:
+        return float("nan")
+    areas = []
+    for rows, held_out in GroupKFold(folds).split(features, labels, light.regions):
+        if min(len(np.unique(labels[part])) for part in (rows, held_out)) == 2:
+            model = _fit(candidate, light, rows)
+            scores = model.decision_function(features[held_out])
+            areas.append(auroc(roc_curve(labels[held_out], scores)))
+    return float(np.mean(areas)) if areas else float("nan")
+
+
+def _fit(candidate: Candidate, light: Light, rows: Any = slice(None)) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return candidate.make().fit(light.features[candidate.sees][rows], light.labels[rows])
+
+
+def azimuthal_means(pixels: NDArray[np.floating]) -> Floats:
+    """Mean stored value in each ring of each band, shape (n, bands x rings)."""
+    distance = radius_px(pixels.shape[-1]).ravel()
+    rings = np.digitize(distance, RING_EDGES_PX) == np.arange(1, len(RING_EDGES_PX))[:, None]
+    weights = (rings / rings.sum(1, keepdims=True)).astype(np.float32)
+    flat = pixels.reshape(*pixels.shape[:2], -1).astype(np.float32)
+    return np.asarray(flat @ weights.T, np.float64).reshape(len(pixels), -1)
+
+
+def read_light(
+    dataset: Dataset, split: str, rows: int, core_px: float, scorer: Scorer | None = None
+) -> Light:
+    """Light profiles of up to `rows` distinct images of a split, in split order.
+
+    Fluxes are those within a radius of `core_px` pixels.
+
+    Every shard is a random sample of its split, so the first shards are one too, and no more of
+    them are read than are needed. Pixels are held `CHUNK` stamps at a time.
+    """
+    parts = []
+    for sample in _samples(dataset, split, rows):
+        features = {"profiles": azimuthal_means(sample.pixels)}
+        if sample.has(*STATISTICS):
+            features["fluxes"] = brightness(sample, core_px)
+        logits = np.empty(0) if scorer is None else scorer(sample.pixels)
+        parts.append(Light(sample.labels, sample.regions, features, logits))
+    return Light(
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.regions for part in parts]),
+        {name: np.concatenate([part.features[name] for part in parts])
+         for name in parts[0].features},
+        np.concatenate([part.logits for part in parts]),
+    )  # fmt: skip
+
+
+def _samples(dataset: Dataset, split: str, rows: int) -> Iterator[Sample]:
+    """The first `rows` distinct images of a split, some at a time."""
+    wanted = ("label", "region_id", "pixel_hash", *STATISTICS)
+    names = [name for name in sidecar_columns(dataset, split) if name in wanted]
+    seen: set[Any] = set()
+    left = rows
+    for shard in dataset.split(split).shards:
+        table = dataset.read_shard_sidecar(shard, names)
+        new = _unseen(table, seen)[:left]
+        left -= len(new)
+        for start in range(0, len(new), CHUNK):
+            index = new[start : start + CHUNK]
+            some = table.take(pa.array(index))
+            pixels = dataset.read_shard_pixels(shard, index)
+            labels = some["label"].to_numpy().astype(np.int8)
+            yield Sample(pixels, labels, some, dataset.manifest.normalization, split)
+        if not left:
+            return
+
+
+def _unseen(table: pa.Table, seen: set[Any]) -> NDArray[np.int64]:
+    """Rows of images that are not in `seen`, the first of each; they are added to it."""
+    if "pixel_hash" not in table.column_names:
+        return np.arange(table.num_rows)
+    rows = []
+    for row, image in enumerate(table["pixel_hash"].to_pylist()):
+        if image is None or image not in seen:
+            rows.append(row)
+            seen.add(image)
+    return np.array(rows, np.int64)
