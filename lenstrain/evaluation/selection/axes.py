@@ -157,24 +157,33 @@ def make_axis(name: str, values: Floats, free: bool = False) -> Axis:
     return Axis(name, bare.sign, unit, log, False, _CUBIC, knots, knots[[0, -1]])
 
 
-def with_bins(axes: Sequence[Axis], n_lenses: int, lenses_per_cell: float) -> tuple[Axis, ...]:
+def with_bins(
+    axes: Sequence[Axis], coordinates: Floats, lenses_per_cell: float
+) -> tuple[Axis, ...]:
     """Divide the continuous axes so that a cell of the support holds some lenses on average.
 
-    Cells are as wide everywhere: bins of equal count would stretch over a gap and hide it.
+    Cells are as wide everywhere: bins of equal count would stretch over a gap and hide it. The
+    width is set by the middle 98 % of the lenses, and outliers far beyond are left without a cell.
     """
     continuous = sum(not axis.is_grid for axis in axes)
     grid = int(np.prod([axis.cells for axis in axes if axis.is_grid]))
-    share = max(n_lenses / (lenses_per_cell * grid), 1.0)
+    share = max(len(coordinates) / (lenses_per_cell * grid), 1.0)
     bins = int(np.clip(share ** (1 / max(continuous, 1)), _FEWEST_BINS, _MOST_BINS))
-    return tuple(axis if axis.is_grid else _divided(axis, bins) for axis in axes)
+    return tuple(
+        axis if axis.is_grid else replace(axis, nodes=_nodes(column, bins))
+        for axis, column in zip(axes, coordinates.T, strict=True)
+    )
 
 
 _FEWEST_BINS, _MOST_BINS = 3, 12
 
 
-def _divided(axis: Axis, bins: int) -> Axis:
-    nodes = np.linspace(axis.nodes[0], axis.nodes[-1], bins + 1)
-    return replace(axis, nodes=nodes)
+def _nodes(column: Floats, bins: int) -> Floats:
+    """Edges of `bins` bins over the middle, going on to the ends but at most half as far again."""
+    first, low, high, last = np.quantile(column, [0, 0.01, 0.99, 1])
+    beyond = bins // 2
+    edges = low + (high - low) / bins * np.arange(-beyond, bins + beyond + 1)
+    return np.unique(np.clip(edges, first, last))
 
 
 @dataclass(frozen=True)
@@ -274,7 +283,7 @@ def make_terms(axes: tuple[Axis, ...]) -> Terms:
 def _kron(factors: Sequence[Floats]) -> Floats:
     product = factors[0]
     for factor in factors[1:]:
-        product = np.kron(product, factor)
+        product = np.asarray(np.kron(product, factor), dtype=np.float64)
     return product
 
 

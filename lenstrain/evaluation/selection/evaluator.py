@@ -25,10 +25,11 @@ def evaluate(*, level: float = 0.95, **values: Any) -> Any:
         for i in term:
             b[-1] = (b[-1][:, :, None] * _splines(u[i], **AXES[i])[:, None]).reshape(u[i].size, -1)
     d = np.hstack(b)
-    error = np.sqrt(np.max([((d @ np.array(v)) * d).sum(1) for v in MODEL["covariances"]], axis=0))
-    reach = error * np.array(MODEL["t"][str(level)], float)
-    logit = np.where(_supported(u), d @ np.array(MODEL["coefficients"]), np.nan)
-    return [1 / (1 + np.exp(-z).reshape(x[0].shape)) for z in (logit, logit - reach, logit + reach)]
+    v = np.max([((d @ np.array(v)) * d).sum(axis=1) for v in MODEL["covariances"]], axis=0)
+    c = 1 / (1 + np.exp(-np.where(_supported(u), d @ np.array(MODEL["coefficients"]), np.nan)))
+    r = np.array(MODEL["t"][str(level)], float) ** 2 * v * c * (1 - c)
+    m, h = c + r / 2, np.sqrt(r * c * (1 - c) + r**2 / 4)  # Wilson's, at the effective number
+    return [np.clip(z / (1 + r), 0, 1).reshape(x[0].shape) for z in (c + c * r, m - h, m + h)]
 
 
 def _splines(u: Any, knots: Any, degree: int, **_: Any) -> Any:  # by Cox and de Boor

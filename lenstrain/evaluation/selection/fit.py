@@ -36,7 +36,7 @@ _RIDGE = 1e-3
 _TIGHT, _LOOSE = 1e-8, 1e-3
 """Change of the log likelihood at which the fit may stop, and a draw or a fold of it."""
 
-_MOST_STEPS = 100
+_NEAR_STEPS, _MOST_STEPS = 8, 100
 
 
 @dataclass(frozen=True)
@@ -175,14 +175,14 @@ def _solve(
     start : ndarray, optional
         Coefficients to start from.
     near : _Quadratic, optional
-        Model at a fit to nearly the same lenses, used at every step in place of the exact one:
-        more steps, each ten times cheaper.
+        Model at a fit to nearly the same lenses, in place of the exact one: more steps, each ten
+        times cheaper. If they are many, the exact one takes over.
 
     Returns
     -------
     coefficients : ndarray, shape (p,)
     model : _Quadratic
-        Of the penalised negative log likelihood, there; or `near`.
+        Of the penalised negative log likelihood, there or near.
     """
     rate = (k.sum() + 0.5) / (n.sum() + 1)
     prior = _PRIOR_LENSES * n / n.sum()
@@ -192,10 +192,10 @@ def _solve(
         start[0] = special.logit(rate)
     at, logit, model = start, problem.design @ start, near
     loss = _loss(logit, n, k, at, penalty)
-    for _ in range(_MOST_STEPS):
+    for count in range(_MOST_STEPS):
         share = special.expit(logit)
         gradient = problem.design.T @ (n * share - k) + penalty @ at
-        if near is None:
+        if near is None or count >= _NEAR_STEPS:
             weighted = problem.design * np.sqrt(n * share * (1 - share))[:, None]
             model = _Quadratic(weighted.T @ weighted + penalty, problem.constraints)
         assert model is not None

@@ -68,12 +68,14 @@ class Support:
 def count_support(
     axes: tuple[Axis, ...], coordinates: Floats, found: NDArray[np.bool_], least: int
 ) -> Support:
-    """Count the lenses of each cell."""
-    places = [axis.position(column) for axis, column in zip(axes, coordinates.T, strict=True)]
-    # A lens lies on a node of a grid but for rounding: the nearer one is its own.
-    nearest = [np.where(share < 0.5, lower, upper) for lower, upper, share in places]
+    """Count the lenses of each cell; outliers beyond the nodes are in none."""
+    # A lens lies on a node of its grid, so the lower cell is its own.
+    places = np.stack(
+        [axis.position(column)[0] for axis, column in zip(axes, coordinates.T, strict=True)]
+    )
+    inside = places.min(axis=0) >= 0
     shape = tuple(axis.cells for axis in axes)
-    cell = np.ravel_multi_index(nearest, shape)
+    cell, found = np.ravel_multi_index(tuple(places[:, inside]), shape), found[inside]
     size = int(np.prod(shape))
     n = np.bincount(cell, minlength=size).reshape(shape)
     return Support(axes, n, np.bincount(cell[found], minlength=size).reshape(shape), least)
@@ -165,8 +167,20 @@ class SelectionFunction:
 def bounds(
     logit: Floats, error: Floats, factors: dict[float, float]
 ) -> dict[float, tuple[Floats, Floats]]:
-    """Ends of the intervals of C, symmetric on the logit."""
-    return {
-        level: (special.expit(logit - t * error), special.expit(logit + t * error))
-        for level, t in factors.items()
-    }
+    """Ends of the intervals of C: Wilson's, at the effective number of lenses.
+
+    An error s of logit C is that of ``1 / (C (1 - C) s^2)`` independent lenses (as Korn & Graubard
+    1998, Surv. Methodol. 24, 193, for shares in clusters). An interval symmetric on the logit would
+    reach far too high where few lenses are found: adding to them soon contradicts the data, taking
+    away does not.
+    """
+    share = special.expit(logit)
+    variance = share * (1 - share)
+    ends = {}
+    for level, t in factors.items():
+        inverse = (t * error) ** 2 * variance  # t^2 over the effective number
+        half = np.sqrt(inverse * variance + inverse**2 / 4)
+        middle = share + inverse / 2
+        low, high = (middle - half) / (1 + inverse), (middle + half) / (1 + inverse)
+        ends[level] = np.maximum(low, 0.0), np.minimum(high, 1.0)
+    return ends

@@ -103,17 +103,14 @@ def measure_selection(
     names, values, kept = _lens_values(scores, options)
     found = (scores.logits[scores.labels == 1] > (cut.threshold or 0.0))[kept]
     region = np.unique(scores.region[scores.labels == 1][kept], return_inverse=True)[1]
-    axes = with_bins(
-        [
-            make_axis(name, column, name in options.selection_free)
-            for name, column in zip(names, values.T, strict=True)
-        ],
-        len(values),
-        _LENSES_PER_CELL,
-    )
+    bare = [
+        make_axis(name, column, name in options.selection_free)
+        for name, column in zip(names, values.T, strict=True)
+    ]
     coordinates = np.stack(
-        [axis.coordinate(column) for axis, column in zip(axes, values.T, strict=True)], axis=1
+        [axis.coordinate(column) for axis, column in zip(bare, values.T, strict=True)], axis=1
     )
+    axes = with_bins(bare, coordinates, _LENSES_PER_CELL)
     weighed = None if population is None else _population_values(population, names)
     terms = make_terms(axes)
     lenses = count_lenses(axes, coordinates, found, region.astype(np.int64))
@@ -142,7 +139,7 @@ def measure_selection(
             "min_lenses": support.least,
             "cells": support.n.size,
             "occupied": int(support.occupied.sum()),
-            "lenses_inside": float(support.n[support.occupied].sum() / support.n.sum()),
+            "lenses_inside": float(support.n[support.occupied].sum() / len(values)),
         },
         "population": None,
     }
@@ -305,7 +302,7 @@ def _constraint_notes(held_out: dict[str, Any] | None) -> list[tuple[str, str]]:
     if cost <= max(_GAIN, _GAIN_SHARE * held_out["deviance"]):
         return []
     text = (
-        f"Without its constraints the selection function foretells new regions better (by {cost:.0f} "
-        "of deviance): the lenses contradict one. Free an axis by selection_free."
+        "Without its constraints the selection function foretells new regions better (by "
+        f"{cost:.0f} of deviance): the lenses contradict one. Free an axis by selection_free."
     )
     return [("warn", text)]
