@@ -129,7 +129,7 @@ def evaluate(
     rival = None if compare_with is None else read_scores(compare_with)
     known = None if catalog is None else read_catalog(catalog, catalog_columns)
     sky = None if known is None else _sky_scores(table, catalog_scores)
-    sought = None if population is None else read_population(population, options)
+    sought = None if population is None else read_population(population, table, options)
     found = measure(table, reference, options, tell)
     selection = None
     found.entries["selection_function"] = None

@@ -22,6 +22,9 @@ NAME = "selection_function"
 FORMAT_VERSION = 1
 """Version of the JSON and of the FITS file."""
 
+_ARRAYS = ("coefficients", "covariances", "draws", "supported")
+"""Entries of the JSON that FITS has as images instead."""
+
 
 def write_selection(folder: Path, selection: Selection) -> None:
     """Write ``selection_function`` as .parquet, .fits, .json and .py."""
@@ -34,8 +37,9 @@ def write_selection(folder: Path, selection: Selection) -> None:
     )
     arrays = [pa.array(column, from_pandas=True) for column in table.values()]
     pq.write_table(pa.table(arrays, schema=schema), folder / f"{NAME}.parquet")
-    model = json.dumps(plain(model_entries(selection)), allow_nan=False)
-    (folder / f"{NAME}.json").write_text(model + "\n", encoding="utf-8")
+    model = plain(model_entries(selection))
+    text = json.dumps(model, allow_nan=False) + "\n"
+    (folder / f"{NAME}.json").write_text(text, encoding="utf-8")
     program = files("lenstrain.evaluation.selection").joinpath("evaluator.py")
     (folder / f"{NAME}.py").write_text(program.read_text(encoding="utf-8"), encoding="utf-8")
     _write_fits(folder / f"{NAME}.fits", selection, table, units, model)
@@ -110,7 +114,7 @@ def _write_fits(
     selection: Selection,
     table: dict[str, NDArray[Any]],
     units: dict[str, str],
-    model: str,
+    model: dict[str, Any],
 ) -> None:
     """Write the table as an extension with units, and the fit as arrays beside it."""
     from astropy.io import fits
@@ -125,7 +129,8 @@ def _write_fits(
     threshold = selection.entries["threshold"]
     cells.header["THRESH"] = (threshold["value"], "logit above which a lens is found")
     cells.header["NREGION"] = (function.fit.n_regions, "regions behind the intervals")
-    said = fits.Column("json", f"{len(model)}A", array=np.array([model.encode("ascii")]))
+    rest = json.dumps({name: model[name] for name in model if name not in _ARRAYS})
+    said = fits.Column("json", f"{len(rest)}A", array=np.array([rest.encode("ascii")]))
     knots = _fits_knots(function)
     images = {
         "COEF": function.fit.coefficients,

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import special
 
@@ -30,11 +29,12 @@ _DIRECTIONS = {1: "rising", -1: "falling", 0: "none"}
 
 
 class PopulationTable(NamedTuple):
-    """Lenses of a population: their axes and weights."""
+    """Lenses of a population on the axes that the scores have, and their weights."""
 
     path: Uri
-    table: pa.Table
     sha256: str
+    values: Floats
+    weights: Floats
 
 
 @dataclass(frozen=True)
@@ -52,26 +52,43 @@ class Selection:
     notes: list[dict[str, str]]
 
 
-def read_population(uri: Uri, options: EvaluationOptions) -> PopulationTable:
-    """Read a population: the axes that are there, and ``weight``.
+def read_population(uri: Uri, scores: Scores, options: EvaluationOptions) -> PopulationTable:
+    """Read a population: every axis of the selection function, and ``weight`` if it is there.
 
     Raises
     ------
     ScoresError
-        If the table cannot be read or has no rows.
+        If the table cannot be read, has no rows, lacks an axis, or has weights that are no weights.
     """
+    names = list(_lens_columns(scores, options))
     try:
-        table, _, sha256 = read_table(uri, [*options.selection_axes, "weight"])
+        table, _, sha256 = read_table(uri, [*names, "weight"])
     except NotFoundError:
         raise ScoresError(
             f"{uri}: no such file. --population takes a parquet, CSV or FITS table of lenses."
         ) from None
-    if table.num_rows == 0 or not table.column_names:
+    missing = [name for name in names if name not in table.column_names]
+    if missing:
+        quoted = ", ".join(f'"{name}"' for name in names if name not in missing)
         raise ScoresError(
-            f"{uri} has no lenses: a population has a row a lens, with the columns "
-            f"{', '.join(options.selection_axes)} and perhaps weight."
+            f"{uri} lacks the column {', '.join(missing)}, an axis of the selection function: add "
+            f"it, or fit without it by --set 'selection_axes=[{quoted}]'."
         )
-    return PopulationTable(uri, table, sha256)
+    if table.num_rows == 0:
+        raise ScoresError(f"{uri} has no lenses: a population has a row for each.")
+    values = np.stack([to_floats(table[name], name, uri) for name in names], axis=1)
+    weights = np.ones(len(values))
+    if "weight" in table.column_names:
+        weights = to_floats(table["weight"], "weight", uri)
+    bad = ~(np.isfinite(weights) & (weights >= 0))
+    if bad.any():
+        raise ScoresError(
+            f"{uri}: {int(bad.sum())} weights are negative, null or not finite (first: row "
+            f"{int(np.argmax(bad))}); a weight is how many such lenses there are."
+        )
+    if not weights.sum() > 0:
+        raise ScoresError(f"{uri}: all weights are 0; a population needs some lenses.")
+    return PopulationTable(uri, sha256, values, weights)
 
 
 def measure_selection(
@@ -96,8 +113,7 @@ def measure_selection(
     Raises
     ------
     ScoresError
-        If the scores have none of the axes or no lens with all of them, no threshold exists, or
-        the population lacks an axis or has weights that are no weights.
+        If the scores have none of the axes or no lens with all of them, or no threshold exists.
     """
     cut = _first(cuts)
     names, values, kept = _lens_values(scores, options)
@@ -111,13 +127,14 @@ def measure_selection(
         [axis.coordinate(column) for axis, column in zip(bare, values.T, strict=True)], axis=1
     )
     axes = with_bins(bare, coordinates, _LENSES_PER_CELL)
-    weighed = None if population is None else _population_values(population, names)
     terms = make_terms(axes)
     lenses = count_lenses(axes, coordinates, found, region.astype(np.int64))
     fit = fit_selection(terms, lenses, options.selection_resamples, options.seed)
     support = count_support(axes, coordinates, found, options.selection_min_lenses)
     function = SelectionFunction(terms, fit, support)
-    averaged = None if weighed is None else average_over(function, *weighed)
+    averaged = None
+    if population is not None:
+        averaged = average_over(function, population.values, population.weights)
     entries = {
         "threshold": {
             "name": cut.name,
@@ -164,10 +181,8 @@ def _first(cuts: Sequence[FrozenThreshold]) -> FrozenThreshold:
     )
 
 
-def _lens_values(
-    scores: Scores, options: EvaluationOptions
-) -> tuple[list[str], Floats, NDArray[np.bool_]]:
-    """Axes that the table has values for, the lenses' values on them, and which lenses have all."""
+def _lens_columns(scores: Scores, options: EvaluationOptions) -> dict[str, Floats]:
+    """Values of the lenses on the axes that there are any of."""
     lens = scores.labels == 1
     columns = {
         name: scores.numbers(name)[lens] for name in options.selection_axes if scores.has(name)
@@ -179,39 +194,22 @@ def _lens_values(
             "function needs one of these columns. Score with `lenstrain infer`, or leave out "
             "--selection-function."
         )
+    return columns
+
+
+def _lens_values(
+    scores: Scores, options: EvaluationOptions
+) -> tuple[list[str], Floats, NDArray[np.bool_]]:
+    """Axes, the lenses' values on them, and which lenses have all."""
+    columns = _lens_columns(scores, options)
     values = np.stack(list(columns.values()), axis=1)
-    kept = np.isfinite(values).all(axis=1)
+    kept = np.asarray(np.isfinite(values).all(axis=1), dtype=np.bool_)
     if not kept.any():
         raise ScoresError(
             f"{scores.path}: no lens has values in all of {', '.join(columns)}; choose axes by "
             "--set selection_axes=[...]."
         )
     return list(columns), values[kept], kept
-
-
-def _population_values(population: PopulationTable, names: Sequence[str]) -> tuple[Floats, Floats]:
-    """Values on the axes, and weights."""
-    path, table, _ = population
-    missing = [name for name in names if name not in table.column_names]
-    if missing:
-        quoted = ", ".join(f'"{name}"' for name in names if name not in missing)
-        raise ScoresError(
-            f"{path} lacks the column {', '.join(missing)}, an axis of the selection function: add "
-            f"it, or fit without it by --set 'selection_axes=[{quoted}]'."
-        )
-    values = np.stack([to_floats(table[name], name, path) for name in names], axis=1)
-    weights = np.ones(len(values))
-    if "weight" in table.column_names:
-        weights = to_floats(table["weight"], "weight", path)
-    bad = ~(np.isfinite(weights) & (weights >= 0))
-    if bad.any():
-        raise ScoresError(
-            f"{path}: {int(bad.sum())} weights are negative, null or not finite (first: row "
-            f"{int(np.argmax(bad))}); a weight is how many such lenses there are."
-        )
-    if not weights.sum() > 0:
-        raise ScoresError(f"{path}: all weights are 0; a population needs some lenses.")
-    return values, weights
 
 
 def _axis_entry(axis: Axis) -> dict[str, Any]:

@@ -25,12 +25,12 @@ def scores(tmp_path_factory):
 
 
 @pytest.fixture
-def write_population(tmp_path):
+def write_population(tmp_path, scores):
     def write(name="population.parquet", **replaced):
         columns = dict(zip(NAMES, inject(50, seed=2).values.T, strict=True)) | replaced
         table = pa.table({name: c for name, c in columns.items() if c is not None})
         pq.write_table(table, tmp_path / name)
-        return read_population(tmp_path / name, QUICK)
+        return read_population(tmp_path / name, scores, QUICK)
 
     return write
 
@@ -138,17 +138,17 @@ def test_a_population_is_averaged_and_its_rest_stated(scores, write_population):
         ({"theta_e_arcsec": ["a"] * 50}, "column theta_e_arcsec holds string, not numbers"),
     ],
 )
-def test_a_population_that_cannot_be_used_is_refused(scores, write_population, change, message):
+def test_a_population_that_cannot_be_used_is_refused(write_population, change, message):
     with pytest.raises(ScoresError, match=message):
-        measure_selection(scores, given_cut(), write_population(**change), QUICK)
+        write_population(**change)
 
 
-def test_a_population_that_cannot_be_read_is_refused(tmp_path):
+def test_a_population_that_cannot_be_read_is_refused(tmp_path, scores):
     with pytest.raises(ScoresError, match=r"no such file\. --population takes"):
-        read_population(tmp_path / "none.csv", QUICK)
-    (tmp_path / "empty.csv").write_text("theta_e_arcsec\n")
+        read_population(tmp_path / "none.csv", scores, QUICK)
+    (tmp_path / "empty.csv").write_text(",".join(NAMES) + "\n")
     with pytest.raises(ScoresError, match="has no lenses"):
-        read_population(tmp_path / "empty.csv", QUICK)
+        read_population(tmp_path / "empty.csv", scores, QUICK)
 
 
 @pytest.mark.parametrize(
