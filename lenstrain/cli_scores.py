@@ -152,6 +152,16 @@ def _infer_lines(result: dict[str, Any]) -> list[str]:
 @click.option(
     "--dataset", type=LOCATION, help="Dataset to show stamps from, if not the one the scores name."
 )
+@click.option(
+    "--selection-function",
+    is_flag=True,
+    help="Fit C(theta_E, seeing, arc S/N, magnitude) and write it for others to use.",
+)
+@click.option(
+    "--population",
+    type=LOCATION,
+    help="Lenses with the same axes, and perhaps weight, to average that function over.",
+)
 @set_option("Override an option of the evaluation, such as resamples=2000.")
 @s3_options
 @json_option
@@ -180,6 +190,8 @@ def evaluate(
     columns = parse_columns(catalog_columns)
     if inputs["catalog"] is None and (columns or inputs["catalog_scores"] is not None):
         raise click.UsageError("--catalog-column and --catalog-scores need --catalog.")
+    if inputs["population"] is not None and not inputs["selection_function"]:
+        raise click.UsageError("--population needs --selection-function.")
     options = load_config(EvaluationOptions, None, overrides)
     with share_progress() as progress:
         result = run_evaluation(
@@ -204,7 +216,19 @@ def _evaluate_lines(result: dict[str, Any]) -> list[str]:
                 f"{cut['all']['k']} of {cut['all']['n']} known lenses above the threshold for "
                 f"{cut['name']}"
             )
+    if result["selection_function"] and result["selection_function"]["population"]:
+        lines.append(_population_line(result["selection_function"]["population"]))
     return [*lines, f"Report: {result['report']}"]
+
+
+def _population_line(population: dict[str, Any]) -> str:
+    outside = f"{population['outside_share']:.1%} of it lies where no injections are"
+    if population["value"] is None:
+        return f"Completeness of the population unknown: {outside}"
+    interval = "no interval: one region"
+    if population["low"] is not None:
+        interval = f"{population['low']:.4f} to {population['high']:.4f}"
+    return f"Completeness of the population {population['value']:.4f} ({interval}); {outside}"
 
 
 @click.command()

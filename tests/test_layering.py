@@ -32,6 +32,10 @@ PURE = [
     "lenstrain/evaluation/metrics.py",
     "lenstrain/evaluation/intervals.py",
     "lenstrain/evaluation/threshold.py",
+    "lenstrain/evaluation/selection/axes.py",
+    "lenstrain/evaluation/selection/fit.py",
+    "lenstrain/evaluation/selection/function.py",
+    "lenstrain/evaluation/selection/population.py",
 ]
 TOUCHES_THE_WORLD = {
     "os",

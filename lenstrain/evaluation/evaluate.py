@@ -48,6 +48,9 @@ from lenstrain.evaluation.report import (
     write_csv,
 )
 from lenstrain.evaluation.scores import Scores, SkyScores, read_scores, read_sky_scores
+from lenstrain.evaluation.selection.figure import draw_selection
+from lenstrain.evaluation.selection.files import write_selection
+from lenstrain.evaluation.selection.measure import Selection, measure_selection, read_population
 from lenstrain.tables import Uri
 
 FORMAT_VERSION = 1
@@ -66,6 +69,8 @@ def evaluate(
     catalog_columns: Mapping[str, str] | None = None,
     catalog_scores: Uri | None = None,
     dataset: Uri | None = None,
+    selection_function: bool = False,
+    population: Uri | None = None,
     options: EvaluationOptions | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -91,6 +96,10 @@ def evaluate(
         Scores to find the known lenses in, labels or not; default: `scores`.
     dataset : path or s3 URI, optional
         Where to read example stamps; default: the dataset named in the scores' metadata.
+    selection_function : bool
+        Whether to fit the selection function, and write it for others to use.
+    population : path, optional
+        Lenses, with weights or without, to average the selection function over.
     options : EvaluationOptions, optional
         Settings; the defaults if None.
     progress : callable, optional
@@ -120,7 +129,15 @@ def evaluate(
     rival = None if compare_with is None else read_scores(compare_with)
     known = None if catalog is None else read_catalog(catalog, catalog_columns)
     sky = None if known is None else _sky_scores(table, catalog_scores)
+    sought = None if population is None else read_population(population, table, options)
     found = measure(table, reference, options, tell)
+    selection = None
+    found.entries["selection_function"] = None
+    if selection_function:
+        tell("Selection function", 0.78)
+        selection = measure_selection(table, found.cuts, sought, options)
+        found.entries["selection_function"] = selection.entries
+        found.entries["notes"] += selection.notes
     if rival is not None:
         tell("Comparing models", 0.8)
         found.entries["comparison"] = {"other": str(rival.path)} | compare(table, rival, options)
@@ -136,7 +153,7 @@ def evaluate(
     content: dict[str, Any] = plain(entries)
     with written_folder(out, METRICS_NAME) as draft:
         tell("Writing the report", 0.9)
-        _write(draft, table, found, gallery, content)
+        _write(draft, table, found, selection, gallery, content)
     tell("Done", 1.0)
     return content | {"report": join_uri(out, REPORT_NAME)}
 
@@ -242,6 +259,7 @@ def _write(
     draft: Path,
     scores: Scores,
     found: Measurement,
+    selection: Selection | None,
     galleries: _Galleries,
     content: dict[str, Any],
 ) -> None:
@@ -253,7 +271,11 @@ def _write(
     write_csv(draft / "completeness.csv", {name: list(column) for name, column in cells.items()})
     figures = draft / "figures"
     figures.mkdir()
-    saved = {plot.name: save_plot(plot, figures) for plot in _plots(scores, found)}
+    drawn = _plots(scores, found)
+    if selection is not None:
+        write_selection(draft, selection)
+        drawn.append(draw_selection(selection))
+    saved = {plot.name: save_plot(plot, figures) for plot in drawn}
     page = render_page(
         page_context(content, saved, galleries.shown, galleries.stretch, found.completeness)
     )

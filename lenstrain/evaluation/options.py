@@ -93,6 +93,19 @@ class EvaluationOptions:
     unresolved_below: float = 0.5
     """A lens whose theta_E over PSF FWHM is below this is marked as unresolved."""
 
+    selection_axes: tuple[str, ...] = ("theta_e_arcsec", "psfsize_r", "arc_snr", "src_dmag")
+    """Axes of the selection function; those whose columns are missing are left out and named."""
+
+    selection_free: tuple[str, ...] = ()
+    """Axes along which the selection function may both rise and fall. Else it never falls with
+    theta_E, arc S/N and depth, and never rises with seeing and source magnitude."""
+
+    selection_resamples: int = 200
+    """Draws of regions that the selection function is fitted to again, for its intervals."""
+
+    selection_min_lenses: int = 5
+    """Lenses in a cell of the injections that support the selection function there."""
+
     match_radius_arcsec: float = 2.0
     """Farthest that a stamp's position may lie from a known lens, in arcsec."""
 
@@ -112,7 +125,7 @@ class EvaluationOptions:
         for name in ("level", "delta", "partial_max_fpr"):
             value = getattr(self, name)
             _require(0 < value < 1, f"{name} must lie between 0 and 1, got {value}")
-        for name in ("resamples", "calibration_bins", "axis_bins"):
+        for name in ("resamples", "calibration_bins", "axis_bins", "selection_min_lenses"):
             value = getattr(self, name)
             _require(value >= 1, f"{name} must be at least 1, got {value}")
         for name in ("examples", "threads", "seed"):
@@ -125,11 +138,20 @@ class EvaluationOptions:
         _require(self.interval in ("t", "percentile", "bca"), "unknown interval")
         _require(self.prevalence_dex >= 0, "prevalence_dex must not be negative")
         _require(self.match_radius_arcsec > 0, "match_radius_arcsec must be above 0")
+        _require(self.selection_resamples >= 2, "selection_resamples must be at least 2")
+        _check_selection_axes(self.selection_axes, self.selection_free)
         _check_edges(self.axis_edges)
         for axes in self.completeness_axes:
             _require(1 <= len(axes) <= 3, f"completeness takes one to three axes, got {len(axes)}")
             unknown = [axis for axis in axes if axis not in AXES]
             _require(not unknown, f"unknown completeness axis {unknown}; known: {', '.join(AXES)}")
+
+
+def _check_selection_axes(axes: tuple[str, ...], free: tuple[str, ...]) -> None:
+    known = AXES[:-1]
+    for axis in (*axes, *free):
+        _require(axis in known, f"unknown selection axis {axis!r}; known: {', '.join(known)}")
+    _require(bool(axes) and len(set(axes)) == len(axes), "selection_axes needs distinct axes")
 
 
 def _check_edges(axis_edges: dict[str, tuple[float, ...]]) -> None:

@@ -72,6 +72,13 @@ def test_the_figures_are_those_of_the_table(evaluated):
     assert list(metrics["auroc_by_theta_e"]) == ["0.3", "0.6", "1.0"]
 
 
+def test_a_selection_function_is_fitted_on_demand_alone(evaluated):
+    folder, metrics, _ = evaluated
+    assert metrics["selection_function"] is None
+    assert not list((folder / "out").glob("selection_function*"))
+    assert 'id="selection"' not in (folder / "out" / "report.html").read_text()
+
+
 def test_every_interval_holds_its_value(evaluated):
     _, metrics, _ = evaluated
     found = []
