@@ -26,6 +26,7 @@ class CalibrationSplit:
     """Whether it holds rows of the training split; None if the table names no split."""
     shared_keys: int
     shared_images: int
+    """Not counted where keys are shared."""
     shared_regions: int
 
     @property
@@ -65,8 +66,8 @@ def judge_calibration_split(scores: Scores, reference: Scores) -> CalibrationSpl
         holds rows of, the split that networks are trained on.
     """
     splits = _splits(reference)
-    images = 0
-    if scores.has("pixel_hash") and reference.has("pixel_hash"):
+    images, keys = 0, _shared(scores, reference, "key")
+    if not keys and scores.has("pixel_hash") and reference.has("pixel_hash"):
         images = _shared(scores, reference, "pixel_hash")
     return CalibrationSplit(
         scores=str(reference.path),
@@ -76,7 +77,7 @@ def judge_calibration_split(scores: Scores, reference: Scores) -> CalibrationSpl
         n_negative_unique=reference.n_negative_unique,
         n_regions=reference.n_regions,
         trained_on=_TRAINING in splits if splits else None,
-        shared_keys=_shared(scores, reference, "key"),
+        shared_keys=keys,
         shared_images=images,
         shared_regions=_shared(scores, reference, "region_id"),
     )
@@ -91,7 +92,8 @@ def _splits(table: Scores) -> set[str]:
 
 def _shared(one: Scores, other: Scores, column: str) -> int:
     """Distinct values that are in both tables; null is none."""
-    ours, theirs = (
-        pc.drop_null(table.table[column].unique().cast(pa.string())) for table in (one, other)
-    )
-    return int(pc.sum(pc.is_in(ours, value_set=theirs)).as_py() or 0)
+    ours, theirs = one.table[column], other.table[column]
+    if ours.type != theirs.type:
+        ours, theirs = ours.cast(pa.string()), theirs.cast(pa.string())
+    both = ours.filter(pc.is_in(ours, value_set=theirs.drop_null()))
+    return int(pc.count_distinct(both, mode="only_valid").as_py())

@@ -69,9 +69,9 @@ def neyman_pearson(
     n = scores.size
     regions = np.arange(n) if region is None else region
     rows = np.bincount(regions).astype(np.float64)
-    top = np.argsort(-scores, kind="stable")[: math.ceil(alpha * n) + 1]
-    if not top.size:
+    if not n:
         return None
+    top = _highest(scores, math.ceil(alpha * n) + 1)
     first = np.concatenate(([0], np.flatnonzero(np.diff(scores[top])) + 1))
     squares, products = _running_sums(regions[top], rows)
     share = first / n
@@ -82,6 +82,15 @@ def neyman_pearson(
     kept = upper_limit_of(share, worth, 1 - delta) <= alpha
     passed = int(np.argmin(kept)) if not kept.all() else kept.size
     return float(scores[top][first[passed - 1]]) if passed else None
+
+
+def _highest(scores: Floats, count: int) -> NDArray[np.intp]:
+    """Rows of the highest scores, descending, with all rows that tie with the last of them."""
+    if count >= scores.size:
+        return np.argsort(-scores, kind="stable")
+    least = np.partition(scores, scores.size - count)[scores.size - count]
+    rows = np.flatnonzero(scores >= least)
+    return rows[np.argsort(-scores[rows], kind="stable")]
 
 
 def _running_sums(region: NDArray[np.integer], rows: Floats) -> tuple[Floats, Floats]:
