@@ -24,8 +24,8 @@ def wilson(
 
     Parameters
     ----------
-    k, n : array_like of int
-        Successes and trials; with no trials the interval is [0, 1].
+    k, n : array_like
+        Successes and trials, which need not be whole; with no trials the interval is [0, 1].
     level : float
         Coverage, such as 0.95.
 
@@ -40,7 +40,7 @@ def wilson(
     """
     hits, trials = _counts(k, n)
     z = float(special.ndtri((1 + level) / 2))
-    safe = np.maximum(trials, 1.0)
+    safe = np.where(trials > 0, trials, 1.0)
     share = hits / safe
     centre = share + z * z / (2 * safe)
     spread = z * np.sqrt(share * (1 - share) / safe + z * z / (4 * safe * safe))
