@@ -129,7 +129,7 @@ def _joined(
         threshold = logit(tpr) - logit(value)
         both = own**2 + threshold**2 - 2 * correlation * np.abs(own * threshold)
         ends.append(special.expit(logit(value) + side * np.sqrt(both)))
-    return ends[0], ends[1]
+    return np.minimum(ends[0], value), np.maximum(ends[1], value)
 
 
 def _tpr(curve: RocCurve, points: NDArray[np.intp]) -> Floats:
