@@ -336,7 +336,7 @@ def _sampling_notes(
                 f"less often, and promises rest on little. {_FEW_REGIONS} or more are wanted.",
             )
         )
-    if scores.n_regions > 1 and entries["auroc"]["low"] == entries["auroc"]["high"]:
+    if scores.n_regions > 1 and not entries["auroc"]["low"] < entries["auroc"]["high"]:
         found.append(("warn", "Every draw gives the same AUROC: its interval says nothing."))
     if options.resamples < 1000:
         found.append(("info", f"{options.resamples} draws: the ends of the intervals are noisy."))
