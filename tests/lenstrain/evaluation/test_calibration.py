@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from scipy import special
+from scipy import special, stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss
 
 from lenstrain.evaluation import calibration as cal
+from lenstrain.evaluation.clustered import few_regions
 
 P = np.array([0.1, 0.3, 0.35, 0.58, 0.65, 0.78, 0.9, 0.95])
 Y = np.array([0, 0, 1, 0, 1, 1, 1, 1])
@@ -41,6 +42,94 @@ def test_debiased_ece_may_be_negative():
     found = errors(cal.equal_mass_bins(P, 2), 2)
     assert found.squared == pytest.approx(0.019603125)
     assert found.debiased_squared == pytest.approx(-0.011646875)
+
+
+def by_region(z, y, region, n_bins=10):
+    """Sums by region and bin of equal mass, added up row by row."""
+    p = special.expit(z)
+    bins, regions = cal.equal_mass_bins(p, n_bins), region.max() + 1
+    flat = cal.bin_sums(p, y, region * n_bins + bins, regions * n_bins)
+    return cal.BinSums(
+        *(getattr(flat, name).reshape(regions, n_bins) for name in ("n", "p", "y", "pp", "py"))
+    )
+
+
+def drawn(rng, offset=0.0, rows=3000, regions=40, scatter=0.0):
+    """Logits, and labels that are true to them but for an offset; `scatter` of it by region."""
+    z = rng.normal(0, 2, rows)
+    region = rng.integers(0, regions, rows)
+    truth = z + offset + scatter * rng.normal(size=regions)[region]
+    return z, (rng.random(rows) < special.expit(truth)).astype(int), region
+
+
+def error_of(z, y, region, level=0.95):
+    sums = by_region(z, y, region)
+    return cal.squared_error(sums, few_regions(sums.n.sum(axis=1), 0.0), level)
+
+
+def test_a_squared_error_by_region_is_less_its_scatter():
+    """Three regions, two bins: gaps and their scatter written out."""
+    n = np.array([[4.0, 6], [5, 5], [6, 4]])
+    p = np.array([[1.0, 4], [1.5, 4], [1.2, 3]])
+    y = np.array([[2.0, 5], [1, 3], [1, 4]])
+    expected = 0.0
+    for b in (0, 1):
+        gap = (p[:, b].sum() - y[:, b].sum()) / 15
+        scatter = sum((p[g, b] - y[g, b] - gap * n[g, b]) ** 2 for g in range(3))
+        expected += 0.5 * (gap**2 - 3 / 2 * scatter / 15**2)
+    sums = cal.BinSums(n, p, y, p, y)
+    found = cal.squared_error(sums, few_regions(np.full(3, 10.0), 0.0), 0.95)
+    assert found.value == pytest.approx(expected)
+
+
+def test_with_a_row_in_each_region_the_squared_error_is_that_of_kumar_et_al():
+    p = np.repeat([0.2, 0.5, 0.7], 400)  # alike within each bin, so only labels scatter
+    y = (np.random.default_rng(0).random(1200) < p + 0.1).astype(int)
+    z = special.logit(p)
+    kumar = cal.calibration_errors(cal.bin_sums(p, y, cal.equal_mass_bins(p, 3), 3))
+    assert error_of(z, y, np.arange(1200)).value == pytest.approx(
+        kumar.debiased_squared, rel=0.01
+    )
+
+
+@pytest.mark.parametrize("scatter", [0.0, 0.3])
+def test_the_interval_of_a_calibrated_finder_starts_at_zero(scatter):
+    rng = np.random.default_rng(1)
+    found = [error_of(*drawn(rng, scatter=scatter)) for _ in range(400)]
+    assert np.mean([error.low == 0 for error in found]) >= 0.93
+    values = np.array([error.value for error in found])
+    assert abs(values.mean()) < 3 * values.std() / 20  # without bias
+    assert all(error.high >= error.low for error in found)
+
+
+def test_the_interval_of_a_wrong_finder_holds_the_truth():
+    rng = np.random.default_rng(2)
+    z, y, region = drawn(rng, 0.5, rows=2_000_000)
+    truth = error_of(z, y, region).value
+    found = [error_of(*drawn(rng, 0.5)) for _ in range(200)]
+    assert np.mean([error.low <= truth <= error.high for error in found]) >= 0.93
+    assert np.mean([error.low > 0 for error in found]) > 0.9  # and it is found out
+
+
+@pytest.mark.xfail(reason="ends scale with the estimated variance, however small it is", strict=True)
+def test_more_rows_narrow_the_interval_of_a_wrong_finder():
+    rng = np.random.default_rng(3)
+    few, many = (error_of(*drawn(rng, 2.0, rows=rows)) for rows in (3000, 300_000))
+    assert (many.high - many.low) < 0.2 * (few.high - few.low)
+
+
+@pytest.mark.xfail(reason="no end is found where scatter is tiny", strict=True)
+def test_an_interval_is_found_whatever_the_scatter():
+    n, p = np.full((8, 1), 10.0), np.full((8, 1), 5.0)
+    y = np.full((8, 1), 9.0)
+    y[0] += 1e-12
+    found = cal.squared_error(cal.BinSums(n, p, y, p, y), few_regions(n[:, 0], 0.0), 0.95)
+    assert found.low <= found.value <= found.high
+
+
+def test_one_region_has_no_interval_of_the_squared_error():
+    z, y, region = drawn(np.random.default_rng(0), regions=1)
+    assert np.isnan(error_of(z, y, region)).all()
 
 
 def test_brier_parts_equal_the_worked_vector():
@@ -84,10 +173,31 @@ def test_equal_width_bins_hold_both_ends():
 
 
 def test_reliability_leaves_out_empty_bins_and_covers_the_rate():
-    table = cal.reliability_table(cal.bin_sums(P, Y, cal.equal_width_bins(P, 20), 20))
-    assert table["n"].sum() == P.size
-    assert np.all(table["n"] > 0)
-    assert np.all((table["low"] <= table["observed"]) & (table["observed"] <= table["high"]))
+    cell = np.arange(8) * 20 + cal.equal_width_bins(P, 20)  # each row in a region of its own
+    flat = cal.bin_sums(P, Y, cell, 160)
+    names = ("n", "p", "y", "pp", "py")
+    table = cal.reliability_table(
+        cal.BinSums(*(getattr(flat, name).reshape(8, 20) for name in names))
+    )
+    assert table["n"].tolist() == [1.0] * 8
+    assert table["mean_probability"] == pytest.approx(P)
+    for row in range(8):
+        wilson = stats.binomtest(int(Y[row]), 1).proportion_ci(0.95, "wilson")
+        assert (table["low"][row], table["high"][row]) == pytest.approx((wilson.low, wilson.high))
+
+
+def test_bands_of_reliability_are_by_region():
+    z, y, region = drawn(np.random.default_rng(5), regions=10, scatter=2.0)
+    table = cal.reliability_table(by_region(z, y, region, 4))
+    wilson = [
+        stats.binomtest(round(n * rate), int(n)).proportion_ci(0.95, "wilson")
+        for n, rate in zip(table["n"], table["observed"], strict=True)
+    ]
+    assert np.all(table["low"] < [ends.low for ends in wilson])
+    assert np.all(table["high"] > [ends.high for ends in wilson])
+    alone = cal.reliability_table(by_region(z, y, np.zeros_like(region), 4))
+    assert np.isnan(alone["low"]).all()
+    assert alone["observed"] == pytest.approx(table["observed"])
 
 
 def test_temperature_equals_the_worked_vector():

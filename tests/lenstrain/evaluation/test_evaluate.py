@@ -93,10 +93,13 @@ def test_every_interval_holds_its_value(evaluated):
             for item in tree:
                 walk(item)
 
-    walk({k: v for k, v in metrics.items() if k != "ece"})  # a plug-in ECE is biased upwards
+    walk(metrics)
     assert len(found) > 40
     for entry in found:
-        assert entry["low"] <= entry["value"] <= entry["high"]
+        if entry["low"] is None:
+            assert entry["high"] is None
+        elif "debiased_squared" not in entry:
+            assert entry["low"] <= max(entry["value"], 0.0) <= entry["high"]
 
 
 def test_rates_are_reported_in_the_agreed_form(evaluated):
@@ -108,6 +111,9 @@ def test_rates_are_reported_in_the_agreed_form(evaluated):
     assert entry["fpr"] <= 0.01
     unsupported = metrics["tpr_at_fpr"]["1e-05"]
     assert (unsupported["supported"], unsupported["negatives_needed"]) == (False, 299_572)
+    assert unsupported["value"] is None
+    assert unsupported["at_most"] == entry["high"]  # 0.01 is the least rate with support
+    assert metrics["tpr0"]["low"] is None
     assert metrics["tpr0"]["max_fp"] == 0
     assert metrics["tpr10"]["value"] >= metrics["tpr0"]["value"]
 
@@ -122,7 +128,28 @@ def test_thresholds_come_from_the_calibration_split(evaluated):
     assert (negatives > at_one_percent["threshold"]).mean() < 0.01
     none = metrics["thresholds"][3]
     assert none["threshold"] is None
-    assert "needs 299,572 unique negatives" in none["reason"]
+    assert "needs 299,572 independent non-lenses" in none["reason"]
+    split = metrics["calibration_split"]
+    assert (split["independent"], split["reasons"]) == (True, [])
+    assert split["scores_sha256"] == metrics["provenance"]["calibrate_on_sha256"]
+    assert split["n_negative"] == negatives.size
+
+
+def test_a_promise_is_withdrawn_everywhere(tmp_path, write_scores):
+    path = write_scores(**BARE)
+    trained = write_scores("train.parquet", **BARE, seed=1, split=["train"] * 1200)
+    options = EvaluationOptions(resamples=60, fprs=(0.1,), completeness_fprs=(0.1,))
+    metrics = evaluate(path, tmp_path / "out", calibrate_on=trained, options=options)
+    reason = "the finder was trained on the calibration split"
+    for name in ("thresholds", "completeness_thresholds"):
+        assert metrics[name][0]["guaranteed"] is False
+        assert metrics[name][0]["threshold"] is not None
+        assert metrics[name][0]["reason"] == reason
+    assert metrics["calibration_split"]["reasons"] == [reason]
+    assert f"No threshold is guaranteed: {reason}" in (tmp_path / "out/report.html").read_text()
+    card = (tmp_path / "out/model_card.md").read_text()
+    assert f"Not guaranteed: {reason}" in card
+    assert ", guaranteed" not in card
 
 
 def test_calibration_is_fitted_elsewhere_and_keeps_ranks(evaluated):
@@ -194,7 +221,7 @@ def test_every_key_and_column_is_described(evaluated):
     assert missing == set()
     columns = pq.read_schema(folder / "out" / "completeness.parquet").names
     assert set(columns) <= described
-    assert len(columns) == 23
+    assert len(columns) == 30
 
 
 def test_the_card_states_the_figures_of_the_page(evaluated):

@@ -91,5 +91,44 @@ def test_bca_falls_back_where_it_is_undefined():
     plain = intervals.percentile_interval(draws, 0.8)
     assert intervals.bca_interval(draws, np.full(5, 0.3), 0.3, 0.8) == plain
     assert intervals.bca_interval(draws, [0.1, 0.2], 2.0, 0.8) == plain
-    with pytest.raises(ValueError, match="jackknife"):
-        intervals.bootstrap_interval(draws, 0.3, 0.8, kind="bca")
+
+
+@pytest.mark.parametrize(("k", "n"), [(0.02, 0.03), (0.5, 0.7), (0.9, 1.0), (2.4, 6.7), (0.0, 0.1)])
+def test_trials_need_not_be_whole(k, n):
+    low, high = intervals.wilson(k, n)
+    z, share = stats.norm.ppf(0.975), k / n
+    assert 0 <= low <= share <= high <= 1
+    for end in (low, high):  # where the share lies z standard errors off
+        assert (share - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / n)
+
+
+def test_a_t_interval_is_symmetric_on_the_logit_scale():
+    draws = np.random.default_rng(3).normal(0.9, 0.02, 2000)
+    low, high = intervals.t_interval(draws, 0.9, 0.95, degrees=4, factor=1.25)
+    half = stats.t.ppf(0.975, 4) * draws.std(ddof=1) * math.sqrt(1.25)
+    for end, sign in ((low, -1), (high, 1)):
+        assert math.log(end / (1 - end)) == pytest.approx(math.log(9) + sign * half / 0.09)
+    wide = intervals.t_interval(draws * 40 - 35.1, 0.9, 0.95, degrees=1)
+    assert 0 <= wide.low < 0.01 < 0.99 < wide.high <= 1  # within 0 and 1, however wide
+
+
+def test_a_linear_t_interval_may_cross_zero():
+    draws = np.random.default_rng(3).normal(0.01, 0.02, 2000)
+    low, high = intervals.t_interval(draws, 0.01, 0.95, degrees=9, scale="linear")
+    half = stats.t.ppf(0.975, 9) * draws.std(ddof=1)
+    assert (low, high) == pytest.approx((0.01 - half, 0.01 + half))
+
+
+@pytest.mark.parametrize(
+    ("draws", "value"),
+    [([0.5, 0.5, 0.5], 0.5), ([0.9, 1.0], 1.0), ([0.0, 0.1], 0.0), ([0.3], 0.3), ([0.1, 0.2], math.nan)],
+)
+def test_draws_that_say_nothing_give_no_t_interval(draws, value):
+    assert np.isnan(intervals.t_interval(draws, value, 0.95, degrees=3)).all()
+
+
+def test_a_t_interval_leaves_out_undefined_draws():
+    draws = np.random.default_rng(3).normal(0.5, 0.02, 100)
+    gaps = np.append(draws, [math.nan] * 9)
+    found = intervals.t_interval(gaps, 0.5, 0.95, degrees=3)
+    assert found == intervals.t_interval(draws, 0.5, 0.95, degrees=3)

@@ -1,7 +1,10 @@
 """What a measurement says of awkward tables, before anything is drawn or written."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lenstrain.evaluation.evaluate import EvaluationOptions
@@ -34,7 +37,7 @@ def test_calibrating_on_the_same_stamps_is_noted(write_scores):
     path = write_scores()
     metrics = measured(path, path)
     assert any(
-        "1,200 stamps are in the calibration scores too" in n["text"] for n in metrics["notes"]
+        "1,200 stamps are both calibrated on and judged on" in n["text"] for n in metrics["notes"]
     )
 
 
@@ -42,12 +45,16 @@ def test_a_tie_block_at_the_threshold_is_named(write_scores):
     table = make_table(rows=400, theta_e_arcsec=None)
     logits = table["logit"].to_numpy().copy()
     logits[np.argsort(logits)[-280:]] = 5.0  # as a float32 sigmoid would do
-    metrics = measured(write_scores(rows=400, theta_e_arcsec=None, logit=logits))
+    options = replace(QUICK, fprs=(0.1, 1e-2))
+    metrics = measured(
+        write_scores(rows=400, theta_e_arcsec=None, logit=logits), options=options
+    )
     assert metrics["largest_tie"]["rows"] == 280
     texts = " ".join(note["text"] for note in metrics["notes"])
     assert "280 rows (70.0%) share the score 5" in texts
-    assert "280 rows are tied at the threshold of FPR 0.01" in texts
-    assert metrics["tpr_at_fpr"]["0.01"]["value"] == 0.0
+    assert "280 rows are tied at the threshold of FPR 0.1" in texts
+    assert "threshold of FPR 0.01" not in texts  # which has no support, so no threshold either
+    assert metrics["tpr_at_fpr"]["0.1"]["value"] == 0.0
 
 
 def test_an_empty_stratum_has_a_reason_not_a_number(write_scores):
@@ -56,14 +63,30 @@ def test_an_empty_stratum_has_a_reason_not_a_number(write_scores):
     metrics = measured(write_scores(rows=600, psfsize_r=psf))
     low, high = metrics["strata"]["psfsize_r"]
     assert low["fpr"]["value"] is None
-    assert low["fpr"]["reason"] == "no row in this stratum"
+    assert low["fpr"]["reason"] == "no row of this kind"
     assert high["tpr"]["value"] is None
     assert low["auroc"]["reason"] == "one class only in this stratum"
 
 
+def intervals_of(tree, place=""):
+    """Every figure with an interval, and where it is."""
+    if isinstance(tree, dict):
+        if {"value", "low", "high"} <= tree.keys():
+            yield place, tree
+        for name, item in tree.items():
+            yield from intervals_of(item, f"{place}/{name}")
+    elif isinstance(tree, list):
+        for item in tree:
+            yield from intervals_of(item, place)
+
+
 def test_one_region_has_no_interval(write_scores):
-    metrics = measured(write_scores(regions=1))
-    assert metrics["auroc"]["low"] is None
+    metrics = measured(write_scores(regions=1), write_scores("other.parquet", regions=1, seed=1))
+    metrics.pop("auroc_delong")  # of independent rows, by name
+    for place, entry in intervals_of(metrics):
+        assert (entry["low"], entry["high"]) == (None, None), place
+    assert not any(choice["guaranteed"] for choice in metrics["thresholds"])
+    assert metrics["completeness_thresholds"][0]["threshold"] is not None
     assert any(note["text"].startswith("One region only") for note in metrics["notes"])
 
 
@@ -93,6 +116,175 @@ def test_the_same_seed_gives_the_same_figures(write_scores):
     assert other["auroc"]["value"] == first["auroc"]["value"]
 
 
+@pytest.mark.parametrize("interval", ["t", "percentile", "bca"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "plain",
+        "two regions",
+        "perfect",
+        "useless",
+        pytest.param("tied", marks=pytest.mark.xfail(reason="no end of the squared error")),
+        "tiny",
+    ],
+)
+def test_every_interval_holds_its_value(write_scores, interval, case):
+    label = make_table()["label"].to_numpy()
+    row = np.arange(1200)
+    changes = {
+        "plain": {},
+        "two regions": {"regions": 2},
+        "perfect": {"logit": 10.0 * label - 5 + row / 1e3},
+        "useless": {"logit": -10.0 * label + 5 + row / 1e3},
+        "tied": {"logit": 1.0 * label},
+        "tiny": {"rows": 12, "regions": 4},
+    }
+    options = replace(
+        QUICK, interval=interval, fprs=(0.3, 0.1, 1e-2), prevalence=(0.1, 1e-3), prevalence_dex=0.3
+    )
+    metrics = measured(write_scores(**changes[case]), options=options)
+    found = 0
+    for place, entry in intervals_of(metrics):
+        assert (entry["low"] is None) == (entry["high"] is None), place
+        if entry["value"] is None:
+            assert entry["low"] is None, place
+        elif interval != "t" and "average_precision" in place:
+            assert entry["low"] <= entry["high"]  # draws are biased, and so are their percentiles
+        elif entry["low"] is not None:
+            # A squared error less its sampling part may be negative; its interval is not.
+            value = max(entry["value"], 0.0) if "debiased" in place else entry["value"]
+            assert entry["low"] - 1e-12 <= value <= entry["high"] + 1e-12, place
+            found += 1
+        if entry.get("upper_limit") is not None:
+            assert entry["upper_limit"] >= entry["value"], place
+    assert found > 20 or case == "tiny"
+
+
+def numbers_of(tree, place=""):
+    """Every leaf of the figures, and where it is."""
+    if isinstance(tree, dict):
+        for name, item in tree.items():
+            yield from numbers_of(item, f"{place}/{name}")
+    elif isinstance(tree, list):
+        for index, item in enumerate(tree):
+            yield from numbers_of(item, f"{place}/{index}")
+    else:
+        yield place, tree
+
+
+def assert_same_figures(one, other):
+    ours, theirs = dict(numbers_of(one)), dict(numbers_of(other))
+    assert ours.keys() == theirs.keys()
+    for place, value in ours.items():
+        if place.endswith("sha256"):
+            continue
+        if isinstance(value, float) and theirs[place] is not None:
+            assert theirs[place] == pytest.approx(value, rel=1e-9, abs=1e-12), place
+        else:
+            assert theirs[place] == value, place
+
+
+def shuffled(path, seed):
+    table = pq.read_table(path)
+    pq.write_table(table.take(np.random.default_rng(seed).permutation(table.num_rows)), path)
+
+
+@pytest.mark.parametrize("interval", ["t", "bca"])
+def test_no_figure_depends_on_the_order_of_rows(write_scores, interval):
+    images = np.arange(1200) % 40 + 40 * (np.arange(1200) // 40 % 10)
+    table = make_table()
+    logits = np.round(table["logit"].to_numpy(), 1)  # many ties
+    columns = {"pixel_hash": [f"{image:032x}" for image in images], "logit": logits}
+    for column in ("logit", "label"):  # an image has one score and one label
+        columns[column] = np.asarray(columns.get(column, table[column]))[images]
+    options = replace(QUICK, interval=interval, fprs=(0.3, 0.1))
+    path, other = write_scores(**columns), write_scores("other.parquet", seed=1)
+    before = measured(path, other, options)
+    assert before["correlation"]["non_lenses"] > 0
+    shuffled(path, 0)
+    shuffled(other, 1)
+    assert_same_figures(before, measured(path, other, options))
+
+
+@pytest.mark.xfail(reason="the first row in the file stands for an image", strict=True)
+def test_an_image_in_two_regions_does_not_depend_on_the_order_of_rows(write_scores):
+    path = write_scores(pixel_hash=[f"{row % 300:032x}" for row in range(1200)])
+    before = measured(path)
+    shuffled(path, 0)
+    assert_same_figures(before, measured(path))
+
+
+def test_the_correlation_is_that_of_distinct_images(write_scores):
+    """Rows that repeat an image say nothing of what a region has in common."""
+    rng = np.random.default_rng(7)
+    image = np.arange(1200) // 6
+    logit = rng.normal(size=200)[image]
+    columns = {
+        "logit": logit,
+        "label": (image % 2).astype(np.int8),
+        "region_id": image % 100,
+        "pixel_hash": [f"{i:x}" for i in image],
+    }
+    correlation = measured(write_scores(**columns))["correlation"]
+    assert set(correlation) == {"non_lenses", "lenses"}
+    assert max(correlation.values()) < 0.3
+    without = measured(write_scores(**(columns | {"pixel_hash": None})))["correlation"]
+    assert min(without.values()) > 0.3
+
+
+def test_each_bin_of_seeing_has_a_threshold_of_its_own(write_scores):
+    rows = 8000
+    psf = np.random.default_rng(0).uniform(1.0, 1.6, rows)
+    options = replace(QUICK, completeness_fprs=(0.1,), axis_bins=2)
+    paths = []
+    for seed, name in ((0, "a.parquet"), (1, "b.parquet")):
+        table = make_table(rows=rows, seed=seed)
+        logit = table["logit"].to_numpy() + 4.0 * (psf > 1.3)  # worse seeing looks like arcs
+        paths.append(write_scores(name, rows=rows, seed=seed, psfsize_r=psf, logit=logit))
+    metrics = measured(*paths, options=options)
+    sharp, blurred = metrics["thresholds_by_seeing"]
+    assert (sharp["lo"], blurred["hi"]) == (pytest.approx(psf.min()), pytest.approx(psf.max()))
+    assert sharp["hi"] == blurred["lo"] == pytest.approx(np.median(psf))
+    assert blurred["threshold"] - sharp["threshold"] == pytest.approx(4.0, abs=1.0)
+    for entry in (sharp, blurred):
+        assert (entry["guaranteed"], entry["kind"], entry["target_fpr"]) == (True, "seeing", 0.1)
+        assert entry["fpr"]["low"] < 0.1
+    one = metrics["completeness_thresholds"][0]["fpr"]["value"]
+    by_bin = [entry["fpr"]["value"] for entry in (sharp, blurred)]
+    strata = [entry["fpr"]["value"] for entry in metrics["strata"]["psfsize_r"]]
+    assert strata[0] < one < strata[1]
+    assert max(by_bin) - min(by_bin) < strata[1] - strata[0]
+
+
+def test_completeness_has_no_threshold_where_a_rate_has_no_support(write_scores):
+    options = replace(QUICK, completeness_fprs=(0.1, 1e-4))
+    found = measure(
+        read_scores(write_scores()),
+        read_scores(write_scores("other.parquet", seed=1)),
+        options,
+        lambda stage, done: None,
+    )
+    first, second = found.entries["completeness_thresholds"]
+    assert (first["kind"], first["guaranteed"]) == ("neyman_pearson", True)
+    assert (second["threshold"], second["guaranteed"]) == (None, False)
+    assert second["reason"].startswith("needs 29,956 independent non-lenses")
+    assert "tpr" not in second
+    assert {table.threshold.name for table in found.completeness} == {"FPR 0.1"}
+
+
+def test_the_sample_itself_gives_an_operating_point_where_nothing_has_support(write_scores):
+    metrics = measured(write_scores(rows=40, regions=4), options=QUICK)
+    first = metrics["completeness_thresholds"][0]
+    assert (first["kind"], first["guaranteed"]) == ("empirical", False)
+    assert first["threshold"] is not None
+    assert first["tpr"]["n"] == metrics["n_positive"]
+
+
+def test_few_regions_are_noted(write_scores):
+    metrics = measured(write_scores(regions=12))
+    assert any(note["text"].startswith("12 regions are few") for note in metrics["notes"])
+
+
 def test_a_calibration_without_an_optimum_is_not_applied(write_scores):
     labels = make_table()["label"].to_numpy()
     apart = write_scores("apart.parquet", logit=10.0 * labels - 5)
@@ -104,12 +296,17 @@ def test_a_calibration_without_an_optimum_is_not_applied(write_scores):
 
 def test_perfect_ranks_do_not_pass_for_certainty(write_scores):
     labels = make_table()["label"].to_numpy()
-    metrics = measured(write_scores(logit=10.0 * labels - 5 + np.arange(1200) / 1e3))
+    metrics = measured(
+        write_scores(logit=10.0 * labels - 5 + np.arange(1200) / 1e3),
+        options=replace(QUICK, fprs=(0.1,)),
+    )
     assert metrics["auroc"]["value"] == 1.0
+    assert (metrics["auroc"]["low"], metrics["auroc"]["high"]) == (None, None)
     assert any("Every draw gives the same AUROC" in note["text"] for note in metrics["notes"])
-    rate = metrics["tpr_at_fpr"]["0.01"]
-    assert (rate["value"], rate["method"]) == (1.0, "wilson")
-    assert 0.99 < rate["low"] < 1.0
+    rate = metrics["tpr_at_fpr"]["0.1"]
+    assert (rate["value"], rate["high"]) == (1.0, 1.0)
+    assert rate["low"] <= rate["wilson_low"] < 1.0
+    assert metrics["partial_auroc"]["low"] < metrics["partial_auroc"]["high"] == 1.0
 
 
 def test_given_edges_are_used_and_what_lies_beyond_is_counted(write_scores):

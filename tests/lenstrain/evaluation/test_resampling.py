@@ -1,18 +1,13 @@
-"""Intervals from one set of draws, where draws can say something and where they cannot."""
+"""Intervals from one set of draws of regions."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from lenstrain.evaluation.bootstrap import ratio_of_weights
+from lenstrain.evaluation.clustered import FewRegions
+from lenstrain.evaluation.intervals import percentile_interval, t_interval
 from lenstrain.evaluation.resampling import make_resampling
-
-
-def share(hits, rows, level=0.95):
-    hits, rows = np.array(hits, float), np.array(rows, float)
-    resampling = make_resampling(hits.size, 500, 0, level)
-    draws = ratio_of_weights(resampling.weights, hits, rows)
-    return resampling.share(draws, int(hits.sum()), int(rows.sum()), int((rows > 0).sum()))
 
 
 def test_the_first_row_of_weights_gives_the_value():
@@ -22,26 +17,50 @@ def test_the_first_row_of_weights_gives_the_value():
     assert resampling.weights[-1].tolist() == [1.0, 1.0, 1.0, 1.0, 0.0]
 
 
-def test_a_share_is_drawn_by_region():
-    entry = share([2, 0, 5, 1], [10, 10, 10, 10])
-    assert entry["value"] == 0.2
-    assert (entry["k"], entry["n"], entry["regions"], entry["method"]) == (8, 40, 4, "regions")
-    assert 0 < entry["low"] < 0.2 < entry["high"] <= 0.5
+def draws_of_means(kind, resamples=4000):
+    """Means of nine regions of one row each, whose t interval is the textbook's."""
+    values = np.array([1.0, 4, 2, 8, 5, 7, 1, 3, 6])
+    resampling = make_resampling(9, resamples, 0, 0.95, kind)
+    return values, resampling, ratio_of_weights(resampling.weights, values, np.ones(9))
 
 
-@pytest.mark.parametrize(
-    ("hits", "rows"), [([0, 0, 0], [10, 10, 10]), ([9, 9, 9], [9, 9, 9]), ([0, 3, 0], [0, 10, 0])]
-)
-def test_draws_that_cannot_vary_give_way_to_wilson(hits, rows):
-    entry = share(hits, rows)
-    theirs = stats.binomtest(sum(hits), sum(rows)).proportion_ci(0.95, "wilson")
-    assert entry["method"] == "wilson"
-    assert (entry["low"], entry["high"]) == pytest.approx((theirs.low, theirs.high))
+def test_a_t_interval_of_regions_is_student_s():
+    values, resampling, draws = draws_of_means("t")
+    found = resampling.entry(draws, "linear")
+    theirs = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert found["value"] == pytest.approx(values.mean())
+    assert (found["low"], found["high"]) == pytest.approx((theirs.low, theirs.high), abs=0.1)
 
 
-def test_one_region_gives_no_interval():
-    resampling = make_resampling(1, 50, 0, 0.95)
-    entry = resampling.entry(np.full(51, 0.7))
+def test_percentiles_of_the_same_draws_are_narrower():
+    _, by_t, draws = draws_of_means("t")
+    _, by_percentile, same = draws_of_means("percentile")
+    assert np.array_equal(draws, same)
+    plain = by_percentile.interval(same, "linear")
+    assert plain == percentile_interval(same[1:], 0.95)
+    t = by_t.interval(draws, "linear")
+    assert t.low < plain.low
+    assert t.high > plain.high
+
+
+def test_a_statistic_of_fewer_regions_has_its_own_degrees():
+    _, resampling, draws = draws_of_means("t")
+    few = FewRegions(np.float64(2.0), np.float64(1.0))
+    found = resampling.interval(draws / 10, "logit", few)
+    assert found == t_interval(draws[1:] / 10, float(draws[0] / 10), 0.95, 1.0, 2.0)
+
+
+@pytest.mark.parametrize("kind", ["t", "percentile", "bca"])
+def test_one_region_gives_no_interval(kind):
+    resampling = make_resampling(1, 50, 0, 0.95, kind)
+    entry = resampling.entry(np.full(resampling.weights.shape[0], 0.7))
     assert entry["value"] == 0.7
     assert np.isnan(entry["low"])
     assert np.isnan(entry["high"])
+
+
+def test_bands_are_the_intervals_of_each_row():
+    _, resampling, draws = draws_of_means("t", 200)
+    low, high = resampling.bands(np.stack([draws / 10, draws / 20]))
+    assert (low[1], high[1]) == resampling.interval(draws / 20)
+    assert low.shape == high.shape == (2,)

@@ -5,7 +5,14 @@ import pytest
 from scipy import stats
 
 from lenstrain.evaluation import threshold
+from lenstrain.evaluation.clustered import few_regions, latent_correlation, tail_correlation
 from lenstrain.evaluation.metrics import at_threshold, roc_curve
+
+
+def rank_of(n, alpha, delta=0.05):
+    """Rank of the threshold among n distinct scores, lowest first."""
+    found = threshold.neyman_pearson(np.arange(1, n + 1), alpha, delta)
+    return None if found is None else int(found)
 
 
 @pytest.mark.parametrize(
@@ -20,17 +27,96 @@ from lenstrain.evaluation.metrics import at_threshold, roc_curve
         (0, 0.05, None),
     ],
 )
-def test_neyman_pearson_rank_equals_the_worked_vectors(n, alpha, rank):
-    assert threshold.neyman_pearson_rank(n, alpha) == rank
+def test_the_rank_equals_the_worked_vectors(n, alpha, rank):
+    assert rank_of(n, alpha) == rank
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.3])
-@pytest.mark.parametrize("delta", [0.01, 0.05, 0.5])
+@pytest.mark.parametrize("delta", [0.01, 0.05, 0.3])
 def test_the_rank_is_the_least_that_keeps_the_binomial_sum(alpha, delta):
-    for n in (5, 44, 300, 1777):
+    for n in (*range(1, 60), 300, 1777):
         sums = [stats.binom.sf(k - 1, n, 1 - alpha) for k in range(1, n + 1)]
         kept = [k for k, total in enumerate(sums, 1) if total <= delta]
-        assert threshold.neyman_pearson_rank(n, alpha, delta) == (kept[0] if kept else None)
+        assert rank_of(n, alpha, delta) == (kept[0] if kept else None)
+
+
+def lowest_by_trial(scores, alpha, delta):
+    """Lowest score above which, and above all higher ones, few enough of the scores lie."""
+    kept = None
+    for cut in np.unique(scores)[::-1]:
+        k = int((scores > cut).sum())
+        # Clopper and Pearson's limit is at most alpha where so few hits are too rare at alpha.
+        if k == scores.size or stats.binom.cdf(k, scores.size, alpha) > delta:
+            break
+        kept = cut
+    return kept
+
+
+def test_ties_are_flagged_whole_or_not_at_all():
+    rng = np.random.default_rng(3)
+    for _ in range(300):
+        n, levels = rng.integers(1, 400), rng.integers(1, 60)
+        scores = rng.integers(0, levels, n).astype(float)
+        alpha, delta = rng.uniform(0.01, 0.5), rng.uniform(0.01, 0.4)
+        expected = lowest_by_trial(scores, alpha, delta)
+        assert threshold.neyman_pearson(scores, alpha, delta) == expected
+        shuffled = rng.permutation(scores)
+        assert threshold.neyman_pearson(shuffled, alpha, delta) == expected
+
+
+def test_regions_of_one_row_change_nothing():
+    rng = np.random.default_rng(4)
+    scores = np.round(rng.normal(size=500), 1)
+    for alpha in (0.01, 0.05, 0.2):
+        alone = threshold.neyman_pearson(scores, alpha, region=rng.permutation(500), correlation=0.5)
+        assert alone == threshold.neyman_pearson(scores, alpha)
+
+
+def limit_by_region(flagged, region, correlation, delta):
+    """Upper limit of a share, written out for rows that are not repeated."""
+    n, k = flagged.size, flagged.sum()
+    rows = np.bincount(region).astype(float)
+    hits = np.bincount(region, flagged)
+    shared = tail_correlation(correlation, 0.1)
+    few = few_regions(rows, shared)
+    worth = n / (1 + (np.sum(rows**2) / n - 1) * shared)
+    scatter = np.sum((hits - k / n * rows) ** 2) * few.factor
+    if scatter > 0:
+        worth = min(worth, n * k * (1 - k / n) / scatter)
+    worth *= (stats.norm.ppf(1 - delta) / stats.t.ppf(1 - delta, few.degrees)) ** 2
+    return stats.beta.ppf(1 - delta, k / n * worth + 1, worth * (1 - k / n))
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.3])
+def test_regions_keep_the_limit_at_and_above_the_threshold(correlation):
+    rng = np.random.default_rng(5)
+    region = rng.integers(0, 50, 2000)
+    scores = np.round(rng.normal(size=2000) + correlation * rng.normal(size=50)[region], 2)
+    found = threshold.neyman_pearson(scores, 0.1, region=region, correlation=correlation)
+    cuts = np.unique(scores)[::-1]
+    limits = [limit_by_region(scores > cut, region, correlation, 0.05) for cut in cuts[:400]]
+    first = int(np.argmax(np.array(limits) > 0.1))
+    assert found == cuts[first - 1]
+    assert found > threshold.neyman_pearson(scores, 0.1)
+    order = rng.permutation(2000)
+    again = threshold.neyman_pearson(
+        scores[order], 0.1, region=region[order], correlation=correlation
+    )
+    assert again == found
+
+
+def test_repeated_negatives_are_worth_their_images():
+    images = np.random.default_rng(6).normal(size=200)
+    region = np.arange(200).repeat(12)
+    found = threshold.neyman_pearson(
+        images.repeat(12), 0.05, region=region, repeats=200.0 * 12**2, correlation=0.4
+    )
+    assert found == threshold.neyman_pearson(images, 0.05)
+
+
+def test_one_region_promises_nothing():
+    scores = np.arange(10_000.0)
+    assert threshold.neyman_pearson(scores, 0.05, region=np.full(10_000, 3)) is None
 
 
 @pytest.mark.parametrize(
@@ -38,25 +124,47 @@ def test_the_rank_is_the_least_that_keeps_the_binomial_sum(alpha, delta):
 )
 def test_negatives_needed_are_just_enough(alpha, needed):
     assert threshold.negatives_needed(alpha) == needed
-    assert threshold.neyman_pearson_rank(needed, alpha) == needed
-    assert threshold.neyman_pearson_rank(needed - 1, alpha) is None
+    assert rank_of(needed, alpha) == needed
+    assert rank_of(needed - 1, alpha) is None
 
 
 def test_the_guarantee_holds_in_repeated_trials():
     rng = np.random.default_rng(5)
     trials, misses = 2000, 0
     for _ in range(trials):
-        found = threshold.neyman_pearson(rng.random(500), 0.02, 0.05)
-        misses += (1 - found.threshold) > 0.02  # the true rate of a uniform score
+        cut = threshold.neyman_pearson(rng.random(500), 0.02, 0.05)
+        misses += (1 - cut) > 0.02  # the true rate of a uniform score
     upper = stats.binom.ppf(0.999, trials, 0.05)
     assert 0.01 * trials < misses <= upper
+
+
+def test_the_guarantee_holds_for_regions_that_differ():
+    rng = np.random.default_rng(6)
+    region = np.repeat(np.arange(40), 25)
+    trials, misses, naive = 400, 0, 0
+    for _ in range(trials):
+        scores = np.sqrt(0.2) * rng.normal(size=40)[region] + np.sqrt(0.8) * rng.normal(size=1000)
+        cuts = (
+            threshold.neyman_pearson(
+                scores,
+                0.1,
+                0.05,
+                region=region,
+                correlation=latent_correlation(scores, region),
+            ),
+            threshold.neyman_pearson(scores, 0.1, 0.05),
+        )
+        kept = [stats.norm.sf(cut) <= 0.1 for cut in cuts]
+        misses, naive = misses + (not kept[0]), naive + (not kept[1])
+    assert misses <= stats.binom.ppf(0.999, trials, 0.05)
+    assert naive > 0.1 * trials  # as if all rows were independent
 
 
 def test_a_threshold_allows_what_its_rank_says():
     scores = np.random.default_rng(1).permutation(1000).astype(float)
     found = threshold.neyman_pearson(scores, 0.01)
-    assert (found.rank, found.allowed, found.threshold) == (996, 4, 995.0)
-    assert int((scores > found.threshold).sum()) == 4
+    assert found == 995.0
+    assert int((scores > found).sum()) == 4
     assert threshold.neyman_pearson(scores[:100], 0.01) is None
 
 
