@@ -87,9 +87,7 @@ def test_with_a_row_in_each_region_the_squared_error_is_that_of_kumar_et_al():
     y = (np.random.default_rng(0).random(1200) < p + 0.1).astype(int)
     z = special.logit(p)
     kumar = cal.calibration_errors(cal.bin_sums(p, y, cal.equal_mass_bins(p, 3), 3))
-    assert error_of(z, y, np.arange(1200)).value == pytest.approx(
-        kumar.debiased_squared, rel=0.01
-    )
+    assert error_of(z, y, np.arange(1200)).value == pytest.approx(kumar.debiased_squared, rel=0.01)
 
 
 @pytest.mark.parametrize("scatter", [0.0, 0.3])
@@ -111,7 +109,9 @@ def test_the_interval_of_a_wrong_finder_holds_the_truth():
     assert np.mean([error.low > 0 for error in found]) > 0.9  # and it is found out
 
 
-@pytest.mark.xfail(reason="ends scale with the estimated variance, however small it is", strict=True)
+@pytest.mark.xfail(
+    reason="ends scale with the estimated variance, however small it is", strict=True
+)
 def test_more_rows_narrow_the_interval_of_a_wrong_finder():
     rng = np.random.default_rng(3)
     few, many = (error_of(*drawn(rng, 2.0, rows=rows)) for rows in (3000, 300_000))

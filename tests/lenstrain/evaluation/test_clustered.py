@@ -112,7 +112,7 @@ def test_equal_regions_have_g_minus_one_degrees(regions, shared):
 
 
 def scatter_of(rows, shared):
-    """Covariance of what `worth_of` calls residuals, for sums of variance n (1 + (n - 1) shared)."""
+    """Variance of all hits, and covariance of what is left of each region's by its share."""
     rows = np.array(rows, float)
     centred = np.eye(rows.size) - np.outer(rows / rows.sum(), np.ones(rows.size))
     variance = rows * (1 + (rows - 1) * shared)

@@ -45,7 +45,9 @@ def test_the_order_of_rows_does_not_matter_and_both_values_are_stated(write_scor
 def test_a_difference_has_the_t_interval_of_its_draws(write_scores):
     """A gain that every region shares is sure, though each model's own figure is not."""
     table = make_table()
-    one = read_scores(write_scores("one.parquet", logit=table["logit"].to_numpy() + table["label"].to_numpy()))
+    one = read_scores(
+        write_scores("one.parquet", logit=table["logit"].to_numpy() + table["label"].to_numpy())
+    )
     other = read_scores(write_scores("other.parquet"))
     options = EvaluationOptions(resamples=400)
     there, back = compare(one, other, options), compare(other, one, options)

@@ -121,7 +121,13 @@ def test_a_linear_t_interval_may_cross_zero():
 
 @pytest.mark.parametrize(
     ("draws", "value"),
-    [([0.5, 0.5, 0.5], 0.5), ([0.9, 1.0], 1.0), ([0.0, 0.1], 0.0), ([0.3], 0.3), ([0.1, 0.2], math.nan)],
+    [
+        ([0.5, 0.5, 0.5], 0.5),
+        ([0.9, 1.0], 1.0),
+        ([0.0, 0.1], 0.0),
+        ([0.3], 0.3),
+        ([0.1, 0.2], math.nan),
+    ],
 )
 def test_draws_that_say_nothing_give_no_t_interval(draws, value):
     assert np.isnan(intervals.t_interval(draws, value, 0.95, degrees=3)).all()

@@ -46,9 +46,7 @@ def test_a_tie_block_at_the_threshold_is_named(write_scores):
     logits = table["logit"].to_numpy().copy()
     logits[np.argsort(logits)[-280:]] = 5.0  # as a float32 sigmoid would do
     options = replace(QUICK, fprs=(0.1, 1e-2))
-    metrics = measured(
-        write_scores(rows=400, theta_e_arcsec=None, logit=logits), options=options
-    )
+    metrics = measured(write_scores(rows=400, theta_e_arcsec=None, logit=logits), options=options)
     assert metrics["largest_tie"]["rows"] == 280
     texts = " ".join(note["text"] for note in metrics["notes"])
     assert "280 rows (70.0%) share the score 5" in texts

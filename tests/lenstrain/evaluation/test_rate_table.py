@@ -138,7 +138,12 @@ def test_precision_at_a_rare_prevalence_needs_non_lenses(scores_of):
     common = precision_entry(ENTRY, scores, 0.1, 0.05)
     assert {name: common[name] for name in ENTRY} == ENTRY
     rare = precision_entry(ENTRY, scores, 1e-3, 0.05)
-    assert (rare["value"], rare["low"], rare["high"], rare["supported"]) == (None, None, None, False)
+    assert (rare["value"], rare["low"], rare["high"], rare["supported"]) == (
+        None,
+        None,
+        None,
+        False,
+    )
     assert rare["reason"].startswith("needs ")
 
 

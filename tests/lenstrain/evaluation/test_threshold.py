@@ -68,7 +68,9 @@ def test_regions_of_one_row_change_nothing():
     rng = np.random.default_rng(4)
     scores = np.round(rng.normal(size=500), 1)
     for alpha in (0.01, 0.05, 0.2):
-        alone = threshold.neyman_pearson(scores, alpha, region=rng.permutation(500), correlation=0.5)
+        alone = threshold.neyman_pearson(
+            scores, alpha, region=rng.permutation(500), correlation=0.5
+        )
         assert alone == threshold.neyman_pearson(scores, alpha)
 
 
