@@ -167,18 +167,18 @@ def t_interval(
     Returns
     -------
     Interval
-        NaN if there is no scatter: at a value of 0 or 1, for example.
+        NaN if a share has no scatter: at a value of 0 or 1, for example.
     """
     values = _finite(draws)
     if values.size < 2 or not math.isfinite(value):
         return Interval(math.nan, math.nan)
     spread = float(values.std(ddof=1)) * math.sqrt(factor)
     half = float(special.stdtrit(degrees, (1 + level) / 2)) * spread
-    slope = value * (1 - value) if scale == "logit" else 1.0
-    if spread == 0 or slope <= 0:
-        return Interval(math.nan, math.nan)
     if scale == "linear":
         return Interval(value - half, value + half)
+    slope = value * (1 - value)
+    if spread == 0 or slope <= 0:
+        return Interval(math.nan, math.nan)
     centre = math.log(value / (1 - value))
     low, high = special.expit([centre - half / slope, centre + half / slope])
     return Interval(float(low), float(high))

@@ -117,6 +117,8 @@ def test_a_linear_t_interval_may_cross_zero():
     low, high = intervals.t_interval(draws, 0.01, 0.95, degrees=9, scale="linear")
     half = stats.t.ppf(0.975, 9) * draws.std(ddof=1)
     assert (low, high) == pytest.approx((0.01 - half, 0.01 + half))
+    alike = intervals.t_interval([0.0, 0.0, 0.0], 0.0, 0.95, degrees=9, scale="linear")
+    assert alike == (0.0, 0.0)  # two models that agree in every draw
 
 
 @pytest.mark.parametrize(
