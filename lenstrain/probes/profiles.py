@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from lensprep.dataset import Dataset
 from lenstrain.evaluation import bootstrap as boot
 from lenstrain.evaluation.metrics import auroc, roc_curve
-from lenstrain.evaluation.resampling import Resampling, make_resampling
+from lenstrain.evaluation.resampling import Resampling, Scale, make_resampling
 from lenstrain.probes.linear import FOLDS, auroc_draws
 from lenstrain.probes.looking import brightness
 from lenstrain.probes.options import ProbeOptions
@@ -154,13 +154,15 @@ def _judge(
         },
         "best": best,
         "network": _entries(network, resampling),
-        "lead": _entries(lead, resampling),
+        "lead": _entries(lead, resampling, "linear"),
     }
 
 
-def _entries(draws: dict[str, Floats], resampling: Resampling) -> dict[str, Any]:
+def _entries(
+    draws: dict[str, Floats], resampling: Resampling, scale: Scale = "logit"
+) -> dict[str, Any]:
     """Each with its interval; the ends are None with one region only."""
-    entries = {what: resampling.entry(values) for what, values in draws.items()}
+    entries = {what: resampling.entry(values, scale) for what, values in draws.items()}
     return {
         what: {k: v if np.isfinite(v) else None for k, v in entry.items()}
         for what, entry in entries.items()
