@@ -17,6 +17,8 @@ from lenstrain.evaluation.clustered import FewRegions, Shares
 _LARGEST_SLOPE = 1e3
 """Classes that do not overlap would send the slope to infinity; it stops here, and is marked."""
 
+_LARGE_CHI2 = 1e4
+
 Floats = NDArray[np.float64]
 
 
@@ -127,8 +129,9 @@ def squared_error(sums: BinSums, few: FewRegions, level: float) -> SquaredError:
     Gaps between mean probability and share of lenses scatter about 0 even if every probability is
     true, so their squares are positive: the interval of a plug-in error, or of draws of it, never
     holds 0. Here the sum of squares is taken for what it is, a sum of squared normal variables
-    with the covariance that regions show: a noncentral F in Satterthwaite's approximation, whose
-    noncentrality gets the interval. For a calibrated finder it starts at 0 in (1 + level) / 2.
+    with the covariance that regions show, widened by (t / z)^2 for few regions: a noncentral
+    chi-squared in Satterthwaite's approximation, whose noncentrality gets the interval. For a
+    calibrated finder it starts at 0 in (1 + level) / 2.
 
     Parameters
     ----------
@@ -157,23 +160,29 @@ def squared_error(sums: BinSums, few: FewRegions, level: float) -> SquaredError:
     trace = float(np.trace(covariance))
     if trace <= 0 or len(sums.n) < 2:
         return SquaredError(math.nan, math.nan, math.nan)
+    confidence = (1 + level) / 2
+    wider = special.stdtrit(float(few.degrees), confidence) / special.ndtri(confidence)
     scale = float((covariance**2).sum()) / trace
+    bins = trace / scale
+    scale *= float(wider) ** 2
     low, high = (
-        scale * _noncentrality(trace / scale, float(few.degrees), total / trace, share)
-        for share in ((1 + level) / 2, (1 - level) / 2)
+        scale * _noncentrality(bins, total / scale, share) for share in (confidence, 1 - confidence)
     )
     return SquaredError(total - trace, low, high)
 
 
-def _noncentrality(dfn: float, dfd: float, f: float, share: float) -> float:
-    """Noncentrality at which an F lies below `f` with probability `share`; at least 0."""
+def _noncentrality(degrees: float, chi2: float, share: float) -> float:
+    """Noncentrality at which a chi-squared lies below `chi2` with probability `share`; >= 0."""
+    if chi2 > _LARGE_CHI2:
+        # Its root is normal then, with variance 1.
+        return float(np.sqrt(chi2) - special.ndtri(share)) ** 2
 
     def excess(noncentrality: float) -> float:
-        return float(special.ncfdtr(dfn, dfd, noncentrality, f)) - share
+        return float(special.chndtr(chi2, degrees, noncentrality)) - share
 
     if excess(0.0) <= 0:
         return 0.0
-    upper = dfn * (f + 1)
+    upper = chi2 + 1
     while excess(upper) > 0:
         upper *= 2
     return float(optimize.brentq(excess, 0.0, upper, rtol=1e-9))

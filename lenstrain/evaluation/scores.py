@@ -110,21 +110,23 @@ class Scores:
     @cached_property
     def n_negative_unique(self) -> int:
         """Distinct images among the negatives."""
-        return self._first_rows(0).size
+        return np.unique(self.identity[self.labels == 0]).size
 
     @cached_property
     def correlations(self) -> tuple[float, float]:
         """Correlation of logits within regions, of non-lenses and of lenses, on distinct images."""
-        rows = [self._first_rows(label) for label in (0, 1)]
+        rows = [self._distinct(label) for label in (0, 1)]
         found = [latent_correlation(self.logits[row], self.region[row]) for row in rows]
         return found[0], found[1]
 
-    def _first_rows(self, label: int) -> NDArray[np.int64]:
-        """First row of every distinct image of a class."""
+    def _distinct(self, label: int) -> NDArray[np.int64]:
+        """One row of every distinct image of a class in every region: that of the lowest logit."""
         rows = np.flatnonzero(self.labels == label)
         if self.identity_column == "key":
             return rows
-        return rows[np.unique(self.identity[rows], return_index=True)[1]]
+        place = self.identity[rows] * self.n_clusters + self.region[rows]
+        order = np.lexsort((self.logits[rows], place))
+        return rows[order[np.append(True, np.diff(place[order]) != 0)]]
 
     def multiplicity(self, among: NDArray[np.bool_]) -> NDArray[np.int64]:
         """How often the image of each of some rows comes among them; shape (among.sum(),)."""
