@@ -7,7 +7,22 @@ from dataclasses import dataclass
 from typing import Final
 
 from lensprep.errors import ProjectError
-from lenstrain.audit import data, leaks, loader, outside, run, science, scores, trainings
+from lenstrain.audit import (
+    copies,
+    data,
+    figures,
+    hosts,
+    labels,
+    leaks,
+    loader,
+    outside,
+    rescore,
+    run,
+    science,
+    scores,
+    sky,
+    trainings,
+)
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import Finding, NotRunError, Outcome, Severity
@@ -35,11 +50,14 @@ CHECKLIST: Final = (
     Item("both_classes", "data", "blocker", data.check_both_classes),
     Item("split_disjoint", "data", "blocker", data.check_split_disjoint),
     Item("duplicates", "data", "blocker", data.check_duplicates),
+    Item("near_duplicates", "data", "blocker", copies.check_near_duplicates),
     Item("split_fractions", "data", "warn", data.check_split_fractions),
     Item("pairing", "data", "warn", data.check_pairing),
     Item("forbidden_inputs", "data", "blocker", data.check_forbidden_inputs),
     Item("metadata_probe", "data", "blocker", leaks.check_metadata_probe),
-    Item("norm_stat_probe", "data", "warn", leaks.check_norm_stat_probe),
+    Item("normalization", "data", "blocker", sky.check_normalization),
+    Item("norm_stat_probe", "data", "warn", hosts.check_norm_stat_probe),
+    Item("sky_probe", "data", "blocker", sky.check_sky_probe),
     Item("loader_coverage", "loader", "blocker", loader.check_loader_coverage),
     Item("permuted_labels", "run", "blocker", trainings.check_permuted_labels),
     Item("overfit_64", "run", "blocker", trainings.check_overfit_64),
@@ -49,13 +67,16 @@ CHECKLIST: Final = (
     Item("provenance", "run", "blocker", run.check_provenance),
     Item("test_once", "run", "blocker", run.check_test_once),
     Item("full_eval", "scores", "blocker", scores.check_full_eval),
+    Item("rescored", "scores", "blocker", rescore.check_rescored),
     Item("score_resolution", "scores", "blocker", scores.check_score_resolution),
     Item("roc_sanity", "scores", "blocker", scores.check_roc_sanity),
+    Item("report_figures", "scores", "blocker", figures.check_report_figures),
+    Item("label_noise", "scores", "warn", labels.check_label_noise),
     Item("fpr_support", "scores", "blocker", scores.check_fpr_support),
     Item("region_bootstrap", "scores", "warn", scores.check_region_bootstrap),
     Item("calibration", "scores", "warn", scores.check_calibration),
     Item("completeness_cells", "science", "warn", science.check_completeness_cells),
-    Item("unresolved_share", "science", "warn", science.check_unresolved_share),
+    Item("unresolved_share", "science", "info", science.check_unresolved_share),
     Item("null_injection", "science", "blocker", science.check_null_injection),
     Item("flux_matched_null", "science", "blocker", science.check_flux_matched, publish=True),
     Item("arc_removal", "science", "warn", science.check_arc_removal),
@@ -64,7 +85,7 @@ CHECKLIST: Final = (
     Item("core_only", "science", "warn", science.check_core_only),
     Item("ring_probe", "science", "warn", science.check_ring_probe),
     Item("psf_depth", "science", "warn", science.check_psf_depth),
-    Item("brightness_only", "science", "warn", science.check_brightness_only),
+    Item("brightness_only", "science", "warn", hosts.check_brightness_only),
     Item("leave_one_out", "science", "warn", outside.check_leave_one_out),
     Item("confusers", "science", "blocker", outside.check_confusers, publish=True),
     Item("blank", "science", "blocker", outside.check_blank, publish=True),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lensprep.dataset import BANDS
 from lenstrain.audit.columns import FORBIDDEN, IDENTITY, NORM_STATS
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
@@ -22,15 +21,25 @@ MAX_CATEGORIES = 50
 Floats = NDArray[np.float64]
 
 
+def surely_above(found: Mapping[str, Any], limit: float) -> bool:
+    """Whether an AUROC with its interval is above a limit, and surely above chance.
+
+    Under no difference the interval's low end exceeds 0.5 in about 2.5 % of the cases whatever the
+    number of rows, and less often together with a value above the limit; a limit on the upper end
+    alone would fail half of all small samples (docs/how-to/audit.md has measured rates).
+    """
+    return bool(found["value"] > limit and found["low"] > 0.5)
+
+
 def check_metadata_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Logistic regression on every column that may be known of a stamp, regions kept apart."""
     left_out = {*FORBIDDEN, *IDENTITY, *NORM_STATS}
     allowed = [name for name in evidence.columns if name not in left_out]
     table = evidence.sampled([*allowed, "label", "region_id"], config.data.probe_rows)
     features, used = metadata_features(table.select(allowed))
-    found = _probe(features, table, config)
+    found = run_probe(features, table, config)
     limits = config.data
-    passed = found["high"] <= limits.metadata_upper
+    passed = not surely_above(found, limits.metadata_upper)
     severity: Severity = "blocker" if found["low"] > limits.metadata_lower else "warn"
     alone = _telling(table, used) if not passed else {}
     named = ", ".join(f"{name} {value:.3f}" for name, value in alone.items())
@@ -46,30 +55,14 @@ def check_metadata_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
     )
 
 
-def check_norm_stat_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Logistic regression on medians, scales and clipped fractions, and the classes' clip gap."""
-    names = [name for name in NORM_STATS if name in evidence.columns]
-    if not names:
-        raise NotRunError("The sidecars have no statistics of the normalisation.")
-    table = evidence.sampled([*names, "label", "region_id"], config.data.probe_rows)
-    features, used = metadata_features(table.select(names))
-    found = _probe(features, table, config)
-    gaps = clip_gaps(table)
-    text = ", ".join(
-        f"{band} {gap['non_lenses']:.2%} and {gap['lenses']:.2%} (d = {gap['cohen_d']:.2f})"
-        for band, gap in gaps.items()
-    )
-    return Outcome(
-        passed=found["low"] <= config.data.norm_stat_lower,
-        measured=found | {"columns": used, "clip_gap": gaps},
-        threshold={"lower": config.data.norm_stat_lower},
-        detail=f"AUROC {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] from medians,"
-        f" scales and clipped fractions. Clipped in non-lenses and lenses: {text}. Arcs clip by "
-        "right; beyond that, normalise by an annulus of sky.",
-    )
+def run_probe(features: Floats, table: pa.Table, config: AuditConfig) -> dict[str, Any]:
+    """AUROC by region of a cross-validated straight line on features of a table's rows.
 
-
-def _probe(features: Floats, table: pa.Table, config: AuditConfig) -> dict[str, Any]:
+    Raises
+    ------
+    NotRunError
+        If it cannot be run, or has no interval.
+    """
     labels, regions = table["label"].to_numpy(), table["region_id"].to_numpy()
     found = linear_probe(features, labels, regions, resamples=config.resamples)
     if found is None or found["low"] is None:
@@ -124,22 +117,3 @@ def _telling(table: pa.Table, names: list[str], most: int = 3) -> dict[str, floa
         if found is not None:
             areas[name] = found["value"]
     return dict(sorted(areas.items(), key=lambda item: -item[1])[:most])
-
-
-def clip_gaps(table: pa.Table) -> dict[str, dict[str, float]]:
-    """Mean clipped fraction of both classes in each band, and Cohen's d between them."""
-    lens = table["label"].to_numpy() == 1
-    found = {}
-    for band in BANDS:
-        name = f"clip_frac_{band}"
-        if name not in table.column_names:
-            continue
-        values = table[name].to_numpy().astype(np.float64)
-        one, zero = values[lens], values[~lens]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            pooled = np.sqrt((one.var(ddof=1) + zero.var(ddof=1)) / 2)
-        d = (one.mean() - zero.mean()) / pooled if pooled > 0 else 0.0
-        found[band] = {"non_lenses": float(zero.mean()), "lenses": float(one.mean()),
-                       "cohen_d": float(d)}  # fmt: skip
-    return found
