@@ -84,7 +84,7 @@ CHECKLIST: Final = (
     Item("annulus_only", "science", "warn", science.check_annulus_only),
     Item("core_only", "science", "warn", science.check_core_only),
     Item("ring_probe", "science", "warn", science.check_ring_probe),
-    Item("psf_depth", "science", "warn", science.check_psf_depth),
+    Item("psf_depth", "science", "warn", leaks.check_psf_depth),
     Item("brightness_only", "science", "warn", hosts.check_brightness_only),
     Item("leave_one_out", "science", "warn", outside.check_leave_one_out),
     Item("confusers", "science", "blocker", outside.check_confusers, publish=True),

@@ -151,7 +151,8 @@ class ScoreThresholds:
     the share of swapped labels. Twice what a finder of this AUROC would give is always allowed."""
 
     max_bright_missed: float = 0.02
-    """Share of the lenses with bright arcs that may score below the median non-lens."""
+    """Share of the lenses with bright arcs that may score below the median non-lens. What a finder
+    of this AUROC misses of all lenses is always allowed."""
 
     seed_fpr: float = 1e-3
     """False-positive rate at which seeds and left-out values are compared."""

@@ -22,6 +22,7 @@ from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.audit.leaks import run_probe, surely_above
 from lenstrain.probes.adding import can_add, draw_donors, seeing, source_fluxes
+from lenstrain.probes.linear import linear_probe
 from lenstrain.probes.looking import brightness
 from lenstrain.probes.options import ProbeOptions
 from lenstrain.probes.pixels import band_statistics, normalize
@@ -49,15 +50,16 @@ def check_brightness_only(evidence: Evidence, config: AuditConfig) -> Outcome:
     lenses, controls, injected = (
         brightness(sample, radius) for sample in (made.lenses, made.controls, made.injected)
     )
-    bare = _probe(lenses, controls, made, config)
-    found = _probe(lenses, injected, made, config)
-    passed = not surely_above(found, config.science.brightness_upper)
+    limit = config.science.brightness_upper
+    bare = _area(lenses, controls, made)
+    found = _probe(lenses, injected, made, config, limit)
+    passed = not surely_above(found, limit)
     return Outcome(
         passed=passed,
-        measured=found | {"without_injection": bare["value"]},
-        threshold={"upper": config.science.brightness_upper},
+        measured=found | {"without_injection": bare},
+        threshold={"upper": limit},
         detail=f"AUROC {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] against "
-        f"non-lenses that got an arc's light ({bare['value']:.3f} against bare ones: that much the "
+        f"non-lenses that got an arc's light ({bare:.3f} against bare ones: that much the "
         "injections explain)."
         + ("" if passed else " Lenses have other hosts than non-lenses."),
     )  # fmt: skip
@@ -69,8 +71,8 @@ def check_norm_stat_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
     lenses, controls, injected = (
         statistics(sample) for sample in (made.lenses, made.controls, made.injected)
     )
-    bare = _probe(lenses, controls, made, config)
-    found = _probe(lenses, injected, made, config)
+    bare = _area(lenses, controls, made)
+    found = _probe(lenses, injected, made, config, 1.0)
     gaps = clip_gaps(lenses, injected)
     text = ", ".join(
         f"{band} {gap['non_lenses']:.2%} and {gap['lenses']:.2%} (d = {gap['cohen_d']:.2f})"
@@ -79,11 +81,11 @@ def check_norm_stat_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
     passed = found["low"] <= config.data.norm_stat_lower
     return Outcome(
         passed=passed,
-        measured=found | {"without_injection": bare["value"], "clip_gap": gaps},
+        measured=found | {"without_injection": bare, "clip_gap": gaps},
         threshold={"lower": config.data.norm_stat_lower},
         detail=f"AUROC {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] from medians,"
         f" scales and clipped fractions against non-lenses that got an arc's light "
-        f"({bare['value']:.3f} against bare ones). Clipped in these and in lenses: {text}."
+        f"({bare:.3f} against bare ones). Clipped in these and in lenses: {text}."
         + ("" if passed else " The classes were normalised differently, or have other hosts."),
     )  # fmt: skip
 
@@ -148,11 +150,23 @@ def statistics(sample: Sample) -> Floats:
     return np.concatenate([*sample.statistics(), clipped.mean(axis=(2, 3))], axis=1).astype(float)
 
 
-def _probe(lenses: Floats, others: Floats, made: Compared, config: AuditConfig) -> dict[str, Any]:
-    regions = np.concatenate([made.lenses.regions, made.controls.regions])
-    labels = np.repeat([1, 0], [len(lenses), len(others)])
+def _probe(
+    lenses: Floats, others: Floats, made: Compared, config: AuditConfig, limit: float
+) -> dict[str, Any]:
+    labels, regions = _labels_and_regions(made)
     table = pa.table({"label": labels, "region_id": regions})
-    return run_probe(np.concatenate([lenses, others]), table, config)
+    return run_probe(np.concatenate([lenses, others]), table, config, limit)
+
+
+def _area(lenses: Floats, others: Floats, made: Compared) -> float:
+    """AUROC alone, without an interval."""
+    found = linear_probe(np.concatenate([lenses, others]), *_labels_and_regions(made), resamples=2)
+    return float("nan") if found is None else float(found["value"])
+
+
+def _labels_and_regions(made: Compared) -> tuple[NDArray[Any], NDArray[Any]]:
+    regions = [made.lenses.regions, made.controls.regions]
+    return np.repeat([1, 0], [len(part) for part in regions]), np.concatenate(regions)
 
 
 def clip_gaps(lenses: Floats, others: Floats) -> dict[str, dict[str, float]]:

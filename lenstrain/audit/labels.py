@@ -45,7 +45,8 @@ def check_label_noise(evidence: Evidence, config: AuditConfig) -> Outcome:
     allowed = max(limits.max_top_ratio, 2 * expected_ratio(area["value"]))
     ratio = {name: top[name] / TOP for name in ("value", "low")}
     bright, faint = _faint(scores, first, lens)
-    noisy = ratio["low"] > allowed or (faint["low"] > limits.max_bright_missed)
+    may_miss = max(limits.max_bright_missed, float(stats.norm.sf(separation(area["value"]))))
+    noisy = ratio["low"] > allowed or faint["low"] > may_miss
     severity: Severity = "blocker" if blind else "warn"
     worst = {"non_lenses": _keys(scores, first[~lens], -scores.logits[first[~lens]], cut),
              "bright_lenses": _keys(scores, bright, scores.logits[bright], None)}  # fmt: skip
@@ -53,7 +54,7 @@ def check_label_noise(evidence: Evidence, config: AuditConfig) -> Outcome:
         passed=not blind and not noisy,
         measured={"auroc": area, "top_ratio": ratio, "top_non_lenses": top["k"],
                   "bright_missed": faint, "worst": worst},
-        threshold={"top_ratio": allowed, "bright_missed": limits.max_bright_missed},
+        threshold={"top_ratio": allowed, "bright_missed": may_miss},
         severity=severity,
         detail=_words(blind, noisy, area, top, ratio, faint, worst),
     )  # fmt: skip
@@ -89,8 +90,12 @@ def expected_ratio(area: float) -> float:
 
     A weak finder mistakes non-lenses at the top too; this is how many, for its AUROC.
     """
-    distance = math.sqrt(2) * float(stats.norm.ppf(min(max(area, 0.5), 1 - 1e-9)))
-    return float(stats.norm.sf(stats.norm.isf(TOP) + distance)) / TOP
+    return float(stats.norm.sf(stats.norm.isf(TOP) + separation(area))) / TOP
+
+
+def separation(area: float) -> float:
+    """Distance d' of two normal populations of one width whose AUROC is `area`, in widths."""
+    return math.sqrt(2) * float(stats.norm.ppf(min(max(area, 0.5), 1 - 1e-9)))
 
 
 def _faint(

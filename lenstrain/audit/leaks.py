@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,11 @@ from lenstrain.audit.columns import FORBIDDEN, IDENTITY, NORM_STATS
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome, Severity
-from lenstrain.probes.linear import linear_probe
+from lenstrain.evaluation.metrics import auroc, roc_curve
+from lenstrain.probes.linear import cross_validated, linear_probe
 
+SHUFFLES = 39
+"""One of 40 is 2.5 %."""
 MAX_CATEGORIES = 50
 """Text with more distinct values is a name, not a property."""
 
@@ -22,13 +25,15 @@ Floats = NDArray[np.float64]
 
 
 def surely_above(found: Mapping[str, Any], limit: float) -> bool:
-    """Whether an AUROC with its interval is above a limit, and surely above chance.
+    """Whether an AUROC of `run_probe` is above a limit, and surely no luck.
 
-    Under no difference the interval's low end exceeds 0.5 in about 2.5 % of the cases whatever the
-    number of rows, and less often together with a value above the limit; a limit on the upper end
-    alone would fail half of all small samples (docs/how-to/audit.md has measured rates).
+    Its interval must lie above 0.5, and no shuffle of the labels within regions may reach it. Under
+    no difference all shuffles and the labels themselves are equally likely to give the highest
+    AUROC, so a probe fails in at most 1 of `SHUFFLES` + 1 cases, for any number of rows and
+    regions, and whatever a region's stamps have in common.
     """
-    return bool(found["value"] > limit and found["low"] > 0.5)
+    above = found["value"] > limit and found["low"] > 0.5
+    return bool(above and found["value"] > found["shuffled_highest"])
 
 
 def check_metadata_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
@@ -37,8 +42,8 @@ def check_metadata_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
     allowed = [name for name in evidence.columns if name not in left_out]
     table = evidence.sampled([*allowed, "label", "region_id"], config.data.probe_rows)
     features, used = metadata_features(table.select(allowed))
-    found = run_probe(features, table, config)
     limits = config.data
+    found = run_probe(features, table, config, limits.metadata_upper)
     passed = not surely_above(found, limits.metadata_upper)
     severity: Severity = "blocker" if found["low"] > limits.metadata_lower else "warn"
     alone = _telling(table, used) if not passed else {}
@@ -55,8 +60,44 @@ def check_metadata_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
     )
 
 
-def run_probe(features: Floats, table: pa.Table, config: AuditConfig) -> dict[str, Any]:
+def check_psf_depth(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Seeing and depth must not tell the classes apart."""
+    names = [name for name in ("psfsize_r", "psfdepth_r") if name in evidence.columns]
+    if not names:
+        raise NotRunError("The sidecars have no psfsize_r and psfdepth_r. Convert again with them.")
+    table = evidence.sampled([*names, "label", "region_id"], config.data.probe_rows)
+    limit = config.science.psf_depth_upper
+    found = run_probe(metadata_features(table.select(names))[0], table, config, limit)
+    passed = not surely_above(found, limit)
+    return Outcome(
+        passed=passed,
+        measured=found | {"columns": names},
+        threshold={"upper": limit},
+        detail=f"AUROC {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] from "
+        f"{' and '.join(names)}, over {found['regions']} regions."
+        + ("" if passed else " The classes were taken under different skies."),
+    )
+
+
+def run_probe(
+    features: Floats, table: pa.Table, config: AuditConfig, limit: float
+) -> dict[str, Any]:
     """AUROC by region of a cross-validated straight line on features of a table's rows.
+
+    Parameters
+    ----------
+    features : ndarray of float, shape (n, k)
+    table : pyarrow.Table
+        With ``label`` and ``region_id``.
+    config : AuditConfig
+    limit : float
+        Above it labels are shuffled, to see what luck gives.
+
+    Returns
+    -------
+    dict
+        As `lenstrain.probes.linear.auroc_by_region`, and ``shuffled_highest``, the highest AUROC
+        of the shuffles, None if there was no need.
 
     Raises
     ------
@@ -69,7 +110,27 @@ def run_probe(features: Floats, table: pa.Table, config: AuditConfig) -> dict[st
         raise NotRunError(
             "A probe needs usable columns, both classes, and two regions that hold both."
         )
-    return found
+    shuffled = None
+    if found["value"] > limit and found["low"] > 0.5:
+        shuffled = max(shuffled_areas(features, labels, regions, config.seed))
+    return found | {"shuffled_highest": shuffled}
+
+
+def shuffled_areas(
+    features: Floats, labels: NDArray[Any], regions: NDArray[Any], seed: int
+) -> Iterator[float]:
+    """AUROC of the same straight line for labels shuffled within each region, `SHUFFLES` times."""
+    rng = np.random.default_rng(seed)
+    order = np.argsort(regions, kind="stable")
+    for _ in range(SHUFFLES):
+        drawn = np.lexsort((rng.random(len(labels)), regions))
+        shuffled = np.empty_like(labels)
+        shuffled[order] = labels[drawn]
+        try:
+            scores = cross_validated(features, shuffled, regions)
+        except ValueError:  # a fold whose training rows have one class
+            continue
+        yield auroc(roc_curve(shuffled, scores))
 
 
 def metadata_features(table: pa.Table) -> tuple[Floats, list[str]]:

@@ -50,8 +50,8 @@ def check_rescored(evidence: Evidence, config: AuditConfig) -> Outcome:
         threshold={"differing": 0, "tolerance": allowed},
         detail=f"{len(wrong)} of {len(rows):,} logits are not what best.pt gives on this dataset"
         + (f"{_first(scores, rows, wrong, told, again)}. Score again." if len(wrong) else
-           f" to rounding ({precision}). Had {share:.1%} of the rows or more been changed, it would "
-           f"have been seen with {CONFIDENCE:.0%}."),
+           f" to rounding ({precision}). Had {share:.1%} of the rows been changed, it would have "
+           f"been seen with {CONFIDENCE:.0%}."),
     )  # fmt: skip
 
 

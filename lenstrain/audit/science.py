@@ -10,7 +10,6 @@ import pyarrow as pa
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
-from lenstrain.audit.leaks import surely_above
 
 
 def check_completeness_cells(evidence: Evidence, config: AuditConfig) -> Outcome:
@@ -184,23 +183,6 @@ def check_ring_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
         threshold={"least": config.science.ring_score},
         detail=_reading(evidence, "ring_probe"),
     )
-
-
-def _upper(evidence: Evidence, name: str, allowed: float) -> Outcome:
-    found = evidence.probed(name)
-    if found["low"] is None:
-        raise NotRunError("One region only: the AUROC has no interval.")
-    return Outcome(
-        passed=not surely_above(found, allowed),
-        measured=found,
-        threshold={"upper": allowed},
-        detail=_reading(evidence, name),
-    )
-
-
-def check_psf_depth(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Seeing and depth must not tell the classes apart."""
-    return _upper(evidence, "psf_depth_only", config.science.psf_depth_upper)
 
 
 def check_attribution(evidence: Evidence, config: AuditConfig) -> Outcome:
