@@ -19,6 +19,8 @@ from lenstrain.probes.options import ProbeOptions
 
 TOP: Final = 0.1
 """Share of the lenses that counts as the top."""
+CHANCE: Final = 0.55
+"""An AUROC below this is luck, whatever its interval: one of forty lies above 0.5."""
 CONFIDENCE: Final = 0.95
 _SHOWN = 3
 
@@ -38,7 +40,7 @@ def check_label_noise(evidence: Evidence, config: AuditConfig) -> Outcome:
         scores.labels[first], scores.logits[first], scores.region[first],
         resamples=config.resamples, seed=config.seed,
     )  # fmt: skip
-    blind = area["low"] is not None and area["low"] <= 0.5
+    blind = area["value"] < CHANCE or (area["low"] is not None and area["low"] <= 0.5)
     lens = scores.labels[first] == 1
     cut = float(np.quantile(scores.logits[first][lens], 1 - TOP))
     top = _rate(scores, first[~lens], scores.logits[first[~lens]] > cut)
