@@ -99,14 +99,23 @@ def compared(evidence: Evidence, config: AuditConfig) -> Compared:
         If the sidecar does not say what was injected.
     """
     sample = draw_sample(evidence.dataset, "train", config.data.host_rows, config.seed)
-    if not can_add(sample) or not sample.has("theta_e_arcsec"):
+    if not _says_what_was_added(sample):
         raise NotRunError(
             "The sidecars do not say what was injected (total_injected_flux_r, src_gr, src_rz, "
             "theta_e_arcsec, psf_fwhm_used_r): what arcs explain cannot be told. Convert again "
             "with these columns."
         )
-    lenses, controls = (sample.take(np.flatnonzero(sample.labels == k)) for k in (1, 0))
+    seen = sample.numbers("psfsize_r") > 0
+    lenses, controls = (sample.take(seen & (sample.labels == k)) for k in (1, 0))
     return Compared(lenses, controls, with_arcs(controls, sample, config.seed))
+
+
+def _says_what_was_added(sample: Sample) -> bool:
+    """Whether the columns are there, and hold the injected flux of a lens."""
+    if not can_add(sample) or not sample.has("theta_e_arcsec"):
+        return False
+    flux = sample.numbers("total_injected_flux_r")
+    return bool(np.isfinite(flux[sample.labels == 1]).any())
 
 
 def with_arcs(controls: Sample, sample: Sample, seed: int) -> Sample:

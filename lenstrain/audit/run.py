@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from lensprep.configfile import to_mapping
+from lensprep.configfile import from_mapping, to_mapping
+from lensprep.errors import ConfigError
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
+from lenstrain.config import Config
 from lenstrain.evaluation.independence import judge_calibration_split
 from lenstrain.evaluation.metrics import roc_curve, tpr_at_fpr
 from lenstrain.evaluation.scores import Scores
@@ -71,7 +73,7 @@ def checkpoint_faults(evidence: Evidence) -> list[str]:
     configuration = content.get("config") or {}
     if "seed" not in configuration.get("train", {}):
         faults.append("the seed is not recorded")
-    elif differing := differing_keys(configuration, to_mapping(evidence.config)):
+    elif differing := differing_keys(_completed(configuration), to_mapping(evidence.config)):
         faults.append(f"config.toml is not the checkpoint's configuration: {', '.join(differing)}")
     commit = content.get("git_commit")
     if commit is not None and commit.endswith("+"):
@@ -79,6 +81,14 @@ def checkpoint_faults(evidence: Evidence) -> list[str]:
     if commit is None and "lenstrain" not in (content.get("versions") or {}):
         faults.append("neither commit nor version of the code is recorded")
     return faults
+
+
+def _completed(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With the defaults of keys that have come since it was written."""
+    try:
+        return to_mapping(from_mapping(Config, configuration))
+    except ConfigError:  # keys that have gone since: they are named as differing
+        return configuration
 
 
 def differing_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

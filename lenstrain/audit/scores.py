@@ -37,8 +37,8 @@ def check_full_eval(evidence: Evidence, config: AuditConfig) -> Outcome:
     known = len(scored) - foreign
     missing = table.num_rows - known
     altered = _altered(scores, table, position, names)
-    faults = [*(f"{n:,} rows have another {name} than in the dataset" for name, n in altered.items()),
-              *_origin_faults(evidence)]  # fmt: skip
+    faults = [f"{n:,} rows have another {name} than in the dataset" for name, n in altered.items()]
+    faults += _origin_faults(evidence)
     text = f"{known:,} of {table.num_rows:,} rows of {split} were scored"
     text += f", and {foreign:,} rows that are not in it" if foreign else ""
     text += ": the rest may be the hard ones." if missing else "."

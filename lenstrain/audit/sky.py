@@ -35,7 +35,9 @@ def check_sky_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
     spec = evidence.dataset.manifest.normalization
     median, scale = sidecar_statistics(table)
     level, scatter = sky_statistics(pixels, spec, median, scale)
-    features = sky_features(level, scatter, np.array(table[place].to_pylist()))
+    features = sky_features(
+        level, scatter, np.array([str(name) for name in table[place].to_pylist()])
+    )
     found = run_probe(features, table, config, limits.sky_upper)
     passed = not surely_above(found, limits.sky_upper)
     blocks = found["low"] > limits.sky_lower

@@ -50,7 +50,7 @@ from lenstrain.probes.pixels import band_statistics, normalize, radius_px
 from lenstrain.probes.probe import probe
 from lenstrain.training.train import train
 
-ROWS, SEED = 5000, 3
+ROWS, SEED = 4000, 3
 SPLITS = ("train", "val", "test")
 TRAINING = (
     "data.batch_size=128", "model.arch=resnet_small", "model.width=16", "model.crop=32",
@@ -59,7 +59,9 @@ TRAINING = (
 )  # fmt: skip
 PROBES = ProbeOptions(per_class=400, injections=100, attribution=2, occlusion_px=32,
                       occlusion_stride_px=32, resamples=200)  # fmt: skip
-OPTIONS = EvaluationOptions(resamples=200, examples=0)
+OPTIONS = EvaluationOptions(
+    resamples=200, examples=0, completeness_axes=(("theta_e_arcsec",), ("arc_snr",))
+)
 CONFIG = load_config(AuditConfig, None, (
     "resamples=200", "data.pairing=unpaired", "scores.claimed_fprs=[0.01]", "run.read_rows=0",
     "scores.min_resamples=200",

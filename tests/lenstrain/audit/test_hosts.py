@@ -53,6 +53,17 @@ def test_what_was_injected_must_be_known(tmp_path, config):
         hosts.check_brightness_only(Evidence(tmp_path, make_dataset(tmp_path / "ds")), config)
 
 
+def test_lenses_without_injected_flux_are_not_run(tmp_path, config):
+    """Real lenses: the column is there and empty."""
+    pixels, table = make_stamps()["train"]
+    at = table.column_names.index("total_injected_flux_r")
+    empty = np.full(table.num_rows, np.nan)
+    dataset = write_stamps(tmp_path / "ds", {"train": (pixels, table.set_column(
+        at, "total_injected_flux_r", [empty]))})  # fmt: skip
+    with pytest.raises(NotRunError, match="what arcs explain"):
+        hosts.check_brightness_only(Evidence(tmp_path, dataset), config)
+
+
 def test_an_arc_moves_the_statistics_as_conversion_would(evidence, config):
     made = hosts.compared(evidence(), config)
     true, added = (np.median(hosts.statistics(s), axis=0) for s in (made.lenses, made.injected))

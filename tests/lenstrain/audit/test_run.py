@@ -109,6 +109,13 @@ def test_a_configuration_unlike_the_checkpoints_is_named(complete, config):
     assert "memory_budget_gb" not in found.detail  # how it was read is not what was trained
 
 
+def test_a_key_that_came_later_has_its_default(complete, config):
+    older = complete.checkpoint["config"]
+    optim = {name: value for name, value in older["optim"].items() if name != "ema_decay"}
+    complete.checkpoint = complete.checkpoint | {"config": older | {"optim": optim}}
+    assert run.check_provenance(complete, config).passed
+
+
 def test_without_an_evaluation_provenance_is_incomplete(run_evidence, config):
     found = run.check_provenance(run_evidence, config)
     assert not found.passed
