@@ -71,6 +71,8 @@ class Evidence:
     """Whether the short trainings are allowed."""
     copied: bool = False
     """Whether `run` is a copy from an object store: what lies beside it is not the run's."""
+    made: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What one item computed and another needs too, by name."""
 
     @cached_property
     def config(self) -> Config:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -91,13 +91,15 @@ def check_norm_stat_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 
 def compared(evidence: Evidence, config: AuditConfig) -> Compared:
-    """Stamps of the training split: lenses, non-lenses, and these with arcs.
+    """Stamps of the training split: lenses, non-lenses, and these with arcs; made once.
 
     Raises
     ------
     NotRunError
         If the sidecar does not say what was injected.
     """
+    if "hosts" in evidence.made:
+        return cast(Compared, evidence.made["hosts"])
     sample = draw_sample(evidence.dataset, "train", config.data.host_rows, config.seed)
     if not _says_what_was_added(sample):
         raise NotRunError(
@@ -107,7 +109,8 @@ def compared(evidence: Evidence, config: AuditConfig) -> Compared:
         )
     seen = sample.numbers("psfsize_r") > 0
     lenses, controls = (sample.take(seen & (sample.labels == k)) for k in (1, 0))
-    return Compared(lenses, controls, with_arcs(controls, sample, config.seed))
+    evidence.made["hosts"] = Compared(lenses, controls, with_arcs(controls, sample, config.seed))
+    return cast(Compared, evidence.made["hosts"])
 
 
 def _says_what_was_added(sample: Sample) -> bool:
