@@ -132,24 +132,19 @@ def main() -> int:
     """Simulate every item and print the rates."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the table here too")
-    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--only", action="append", help="this item only (repeatable)")
     given = parser.parse_args()
-    sizes = " | ".join(f"{n} a class" for n in PER_CLASS)
-    lines = [f"| Item | {sizes} | highest, with | by upper end |",
-             "|---|" + "---|" * (len(PER_CLASS) + 2)]  # fmt: skip
+    heads = [*(f"{n} a class" for n in PER_CLASS), *(f"{n} regions" for n in REGIONS), "all"]
+    lines = [f"| Item | {' | '.join(heads)} | by upper end |", "|---|" + "---|" * (len(heads) + 1)]
     for name, fails in studies().items():
         if given.only and name not in given.only:
             continue
-        found = rates(fails, given.runs)
-        own = found[0]
-        at = np.unravel_index(np.argmax(own), own.shape)
-        where = (
-            f"{own.max():.1%}, {PER_CLASS[at[0]]} in {REGIONS[at[1]]} regions, ICC {ICC[at[2]]:g}"
-        )
-        old = f"{found[1][1].mean():.0%}" if len(found) > 1 else ""
-        cells = [f"{own[i].mean():.1%}" for i in range(len(PER_CLASS))]
-        lines.append(f"| `{name}` | " + " | ".join([*cells, where, old]) + " |")
+        own, *others = rates(fails, given.runs)
+        means = [*own.mean((1, 2)), *own.mean((0, 2)), own.mean()]
+        cells = [f"{value:.1%}" for value in means]
+        old = f"{others[0].mean():.0%}" if others else ""
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {old} |")
         print(lines[-1], file=sys.stderr, flush=True)
     text = "\n".join(lines) + f"\n\n{given.runs} runs of each size.\n"
     if given.out:

@@ -50,7 +50,7 @@ from lenstrain.probes.pixels import band_statistics, normalize, radius_px
 from lenstrain.probes.probe import probe
 from lenstrain.training.train import train
 
-ROWS, SEED = 4000, 3
+ROWS, SEED = 5000, 3
 SPLITS = ("train", "val", "test")
 TRAINING = (
     "data.batch_size=128", "model.arch=resnet_small", "model.width=16", "model.crop=32",

@@ -7,7 +7,7 @@ from tests.study import sins
 
 @pytest.mark.slow
 def test_sins_are_caught_and_a_clean_run_is_not_accused(tmp_path):
-    found = sins.study(tmp_path, 3500, [*sins.IN_THE_RUN, *sins.IN_THE_DATA], print)
+    found = sins.study(tmp_path, sins.ROWS, [*sins.IN_THE_RUN, *sins.IN_THE_DATA], print)
     assert found.missed == []
     assert found.false_alarms == []
     assert "| none (the clean run) |" in sins.markdown(found)

@@ -81,12 +81,21 @@ def test_luck_of_a_small_sample_is_told_by_shuffles(config):
     assert leaks.surely_above(found | {"value": max(areas) + 0.01}, 0.5)
 
 
-def test_shuffles_keep_the_classes_of_each_region():
-    """A region of lenses alone stays one: its level alone tells nothing within regions."""
-    labels = np.repeat([1, 0, 1, 0], 50)
-    regions = np.repeat(np.arange(4), 50)
-    features = labels[:, None] + np.random.default_rng(0).normal(0, 0.1, (200, 1))
-    assert min(leaks.shuffled_areas(features, labels, regions, 0)) > 0.99
+def test_a_leak_between_regions_is_one_too(evidence_of, config):
+    """Regions in bad seeing have few lenses; within a region seeing tells nothing."""
+
+    def labels(row):
+        bad = (row // 30) % 2 == 0
+        return pa.array((row % 30 < np.where(bad, 8, 22)).astype(np.int8))
+
+    every = {
+        "label": labels,
+        "region_id": lambda row: pa.array(row // 30, pa.int32()),
+        "psfsize_r": lambda row: 1.2 + 0.1 * ((row // 30) % 2 == 0),
+    }
+    found = leaks.check_psf_depth(evidence_of(rows=ROWS, only=("train",), every=every), config)
+    assert not found.passed
+    assert found.measured["value"] > 0.7
 
 
 def test_one_region_is_a_reason_not_to_run(evidence_of, config):
