@@ -70,6 +70,11 @@ def probe(
 @click.option("--scores", type=LOCATION, help="Scores of the test split.")
 @click.option("--evaluation", type=LOCATION, help="Folder of `lenstrain evaluate`.")
 @click.option(
+    "--calibration-scores",
+    type=LOCATION,
+    help="Scores that were given to `lenstrain evaluate --calibrate-on`, if moved since.",
+)
+@click.option(
     "--probe",
     "probe_path",
     type=LOCATION,

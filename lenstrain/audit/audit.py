@@ -139,6 +139,7 @@ def _measure(
         "checkpoint": checkpoint,
         "dataset": evidence.dataset.uri,
         "dataset_id": evidence.dataset.dataset_id,
+        "digests": evidence.digests(),
         "findings": [finding.to_dict() for finding in findings],
         "config": to_mapping(config),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

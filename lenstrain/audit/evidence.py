@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,14 +13,15 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lensprep.configfile import load_config
 from lensprep.dataset import Dataset
-from lensprep.dataset.files import exists
+from lensprep.dataset.files import exists, read_file
 from lensprep.dataset.sidecar import join_tables
-from lensprep.dataset.storage import local_path
+from lensprep.dataset.storage import is_remote, local_path
 from lensprep.errors import CheckpointError, ProjectError, ScoresError, StorageError
 from lenstrain.audit.finding import NotRunError
 from lenstrain.config import Config
@@ -42,6 +43,8 @@ class Supplied:
     """Scores table of the test split."""
     evaluation: Uri | None = None
     """Folder that `lenstrain evaluate` wrote."""
+    calibration_scores: Uri | None = None
+    """Scores that the evaluation was calibrated on, if they do not lie where they lay then."""
     probe: Uri | None = None
     """probe.json, or the folder it lies in."""
     seed_scores: tuple[Uri, ...] = ()
@@ -68,6 +71,8 @@ class Evidence:
     """Whether the short trainings are allowed."""
     copied: bool = False
     """Whether `run` is a copy from an object store: what lies beside it is not the run's."""
+    made: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What one item computed and another needs too, by name."""
 
     @cached_property
     def config(self) -> Config:
@@ -96,8 +101,7 @@ class Evidence:
     @cached_property
     def checkpoint_sha256(self) -> str:
         """Digest of the best checkpoint."""
-        with self.checkpoint_path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(self.checkpoint_path)
 
     @cached_property
     def scores(self) -> Scores:
@@ -138,6 +142,48 @@ class Evidence:
     def evaluation(self) -> dict[str, Any]:
         """Content of metrics.json."""
         return _read_evaluation(self.evaluation_folder)
+
+    @cached_property
+    def calibration(self) -> Scores:
+        """Scores that the evaluation's thresholds and calibration were fitted on."""
+        provenance = self.evaluation["provenance"]
+        stated, sha256 = provenance["calibrate_on"], provenance["calibrate_on_sha256"]
+        if stated is None:
+            raise NotRunError(
+                "The evaluation was not calibrated on another split. Evaluate with --calibrate-on."
+            )
+        named = self.supplied.calibration_scores
+        if named is not None:
+            found = read_scores(named)
+            if found.sha256 != sha256:
+                raise NotRunError(f"{named} is not the table that the evaluation calibrated on.")
+            return found
+        for path in (stated, *self._near("*.parquet")):
+            with suppress(ProjectError, OSError):
+                if file_sha256(path) == sha256:
+                    return read_scores(path)
+        raise NotRunError(
+            f"{stated}, on which the evaluation calibrated, is not there as it was. Name it with "
+            "--calibration-scores."
+        )
+
+    def digests(self) -> dict[str, str | None]:
+        """SHA-256 of what a verdict rests on, and the dataset's id; None for what is not there."""
+
+        def digest(read: Callable[[], str]) -> str | None:
+            try:
+                return read()
+            except (NotRunError, ProjectError):
+                return None
+
+        return {
+            "dataset_id": self.dataset.dataset_id,
+            "config": digest(lambda: file_sha256(self.run / CONFIG)),
+            "checkpoint": digest(lambda: self.checkpoint_sha256),
+            "scores": digest(lambda: self.scores.sha256),
+            "calibration_scores": digest(lambda: self.calibration.sha256),
+            "metrics": digest(lambda: file_sha256(self.evaluation_folder / METRICS_NAME)),
+        }
 
     @cached_property
     def completeness(self) -> pa.Table:
@@ -192,13 +238,16 @@ class Evidence:
         NotRunError
             If one is missing.
         """
+        self._require(columns)
+        return self.dataset.read_sidecar(split, list(columns))
+
+    def _require(self, columns: Sequence[str]) -> None:
         have = self.columns
         missing = [name for name in columns if name not in have]
         if missing:
             raise NotRunError(
                 f"The sidecars have no column {missing[0]!r}. Convert the source again with it."
             )
-        return self.dataset.read_sidecar(split, list(columns))
 
     @cached_property
     def columns(self) -> list[str]:
@@ -227,6 +276,53 @@ class Evidence:
                 parts.append(table.take(pa.array(np.arange(0, table.num_rows, step))))
         return join_tables(parts, f"{self.dataset.uri}: the sidecars")
 
+    def sampled_pixels(
+        self, columns: Sequence[str], rows: int
+    ) -> tuple[pa.Table, NDArray[np.float16]]:
+        """About `rows` rows as of `sampled`, with their stored pixels (n, 3, 64, 64)."""
+        total = sum(self.dataset.split(split).rows for split in self.splits)
+        step = max(1, -(-total // rows))
+        return self._chosen(columns, lambda table: np.arange(0, table.num_rows, step))
+
+    def places(
+        self, place: str, columns: Sequence[str], rows: int, seed: int
+    ) -> tuple[pa.Table, NDArray[np.float16]]:
+        """Every row of some places (bricks, regions), drawn until `rows` are reached, and pixels.
+
+        Parameters
+        ----------
+        place : str
+            Column that says where a row lies; one of `columns`.
+        columns : sequence of str
+        rows : int
+        seed : int
+        """
+        parts = [self.sidecar(split, [place])[place] for split in self.splits]
+        counted = pa.chunked_array(
+            [chunk for part in parts for chunk in part.chunks]
+        ).value_counts()
+        order = np.random.default_rng(seed).permutation(len(counted))
+        ends = np.cumsum(counted.field("counts").to_numpy()[order])
+        chosen = counted.field("values").take(order[: int(np.searchsorted(ends, rows)) + 1])
+        return self._chosen(
+            columns, lambda t: np.flatnonzero(pc.is_in(t[place], value_set=chosen).to_numpy())
+        )
+
+    def _chosen(
+        self, columns: Sequence[str], choose: Callable[[pa.Table], NDArray[np.int64]]
+    ) -> tuple[pa.Table, NDArray[np.float16]]:
+        """Rows of every shard that `choose` picks from its sidecar, with their pixels."""
+        self._require(columns)
+        tables, pixels = [], []
+        for split in self.splits:
+            for shard in self.dataset.split(split).shards:
+                table = self.dataset.read_shard_sidecar(shard, list(columns))
+                index = choose(table)
+                if len(index):
+                    tables.append(table.take(pa.array(index)))
+                    pixels.append(self.dataset.read_shard_pixels(shard, index))
+        return join_tables(tables, f"{self.dataset.uri}: the sidecars"), np.concatenate(pixels)
+
     def _near(self, pattern: str) -> list[Path]:
         """Files in the run folder and, on a disk, beside it, newest first."""
         places = [self.run] if self.copied else [self.run, self.run.parent]
@@ -243,6 +339,14 @@ class Evidence:
     def _same_checkpoint(self, sha256: str | None, path: Uri) -> None:
         if sha256 is not None and sha256 != self.checkpoint_sha256:
             raise NotRunError(f"{path} was made from another checkpoint than {self.run}'s best.pt.")
+
+
+def file_sha256(uri: Uri) -> str:
+    """Digest of a file, on a disk or in an object store."""
+    if is_remote(uri):
+        return hashlib.sha256(read_file(uri)).hexdigest()
+    with local_path(uri).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_logits(path: Uri, needed: Sequence[str] = ()) -> pa.Table:
@@ -346,7 +450,8 @@ def open_evidence(
     if not (run / CONFIG).is_file():
         raise StorageError(f"{run} is not the folder of a run (it has no {CONFIG}).")
     supplied = supplied or Supplied()
-    tables = (supplied.scores, supplied.real, supplied.confusers, *supplied.seed_scores)
+    tables = (supplied.scores, supplied.calibration_scores, supplied.real, supplied.confusers,
+              *supplied.seed_scores)  # fmt: skip
     for table in tables:
         if table is not None and not exists(table):
             raise StorageError(f"{table}: no such file.")

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lensprep.dataset import BANDS
 from lenstrain.audit.columns import FORBIDDEN, IDENTITY, NORM_STATS
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome, Severity
-from lenstrain.probes.linear import linear_probe
+from lenstrain.evaluation.metrics import auroc, roc_curve
+from lenstrain.probes.linear import cross_validated, linear_probe
 
+SHUFFLES = 39
+"""One of 40 is 2.5 %."""
 MAX_CATEGORIES = 50
 """Text with more distinct values is a name, not a property."""
 
 Floats = NDArray[np.float64]
+
+
+def surely_above(found: Mapping[str, Any], limit: float) -> bool:
+    """Whether an AUROC of `run_probe` is above a limit, and surely no luck.
+
+    Its interval, from draws of regions, must lie above 0.5: chance may give regions with more
+    lenses another level. And no shuffle of the labels may reach it: with few rows the AUROC of a
+    cross-validated probe scatters more than its interval says, and of `SHUFFLES` shuffles and the
+    labels themselves, each is the highest in one case of `SHUFFLES` + 1 if there is no difference.
+    """
+    above = found["value"] > limit and found["low"] > 0.5
+    return bool(above and found["value"] > found["shuffled_highest"])
 
 
 def check_metadata_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
@@ -28,9 +43,9 @@ def check_metadata_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
     allowed = [name for name in evidence.columns if name not in left_out]
     table = evidence.sampled([*allowed, "label", "region_id"], config.data.probe_rows)
     features, used = metadata_features(table.select(allowed))
-    found = _probe(features, table, config)
     limits = config.data
-    passed = found["high"] <= limits.metadata_upper
+    found = run_probe(features, table, config, limits.metadata_upper)
+    passed = not surely_above(found, limits.metadata_upper)
     severity: Severity = "blocker" if found["low"] > limits.metadata_lower else "warn"
     alone = _telling(table, used) if not passed else {}
     named = ", ".join(f"{name} {value:.3f}" for name, value in alone.items())
@@ -46,37 +61,71 @@ def check_metadata_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
     )
 
 
-def check_norm_stat_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Logistic regression on medians, scales and clipped fractions, and the classes' clip gap."""
-    names = [name for name in NORM_STATS if name in evidence.columns]
+def check_psf_depth(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Seeing and depth must not tell the classes apart."""
+    names = [name for name in ("psfsize_r", "psfdepth_r") if name in evidence.columns]
     if not names:
-        raise NotRunError("The sidecars have no statistics of the normalisation.")
+        raise NotRunError("The sidecars have no psfsize_r and psfdepth_r. Convert again with them.")
     table = evidence.sampled([*names, "label", "region_id"], config.data.probe_rows)
-    features, used = metadata_features(table.select(names))
-    found = _probe(features, table, config)
-    gaps = clip_gaps(table)
-    text = ", ".join(
-        f"{band} {gap['non_lenses']:.2%} and {gap['lenses']:.2%} (d = {gap['cohen_d']:.2f})"
-        for band, gap in gaps.items()
-    )
+    limit = config.science.psf_depth_upper
+    found = run_probe(metadata_features(table.select(names))[0], table, config, limit)
+    passed = not surely_above(found, limit)
     return Outcome(
-        passed=found["low"] <= config.data.norm_stat_lower,
-        measured=found | {"columns": used, "clip_gap": gaps},
-        threshold={"lower": config.data.norm_stat_lower},
-        detail=f"AUROC {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] from medians,"
-        f" scales and clipped fractions. Clipped in non-lenses and lenses: {text}. Arcs clip by "
-        "right; beyond that, normalise by an annulus of sky.",
+        passed=passed,
+        measured=found | {"columns": names},
+        threshold={"upper": limit},
+        detail=f"AUROC {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] from "
+        f"{' and '.join(names)}, over {found['regions']} regions."
+        + ("" if passed else " The classes were taken under different skies."),
     )
 
 
-def _probe(features: Floats, table: pa.Table, config: AuditConfig) -> dict[str, Any]:
+def run_probe(
+    features: Floats, table: pa.Table, config: AuditConfig, limit: float
+) -> dict[str, Any]:
+    """AUROC by region of a cross-validated straight line on features of a table's rows.
+
+    Parameters
+    ----------
+    features : ndarray of float, shape (n, k)
+    table : pyarrow.Table
+        With ``label`` and ``region_id``.
+    config : AuditConfig
+    limit : float
+        Above it labels are shuffled, to see what luck gives.
+
+    Returns
+    -------
+    dict
+        As `lenstrain.probes.linear.auroc_by_region`, and ``shuffled_highest``, the highest AUROC
+        of the shuffles, None if there was no need.
+
+    Raises
+    ------
+    NotRunError
+        If it cannot be run, or has no interval.
+    """
     labels, regions = table["label"].to_numpy(), table["region_id"].to_numpy()
     found = linear_probe(features, labels, regions, resamples=config.resamples)
     if found is None or found["low"] is None:
         raise NotRunError(
             "A probe needs usable columns, both classes, and two regions that hold both."
         )
-    return found
+    shuffled = None
+    if found["value"] > limit and found["low"] > 0.5:
+        shuffled = max(shuffled_areas(features, labels, regions, config.seed), default=0.5)
+    return found | {"shuffled_highest": shuffled}
+
+
+def shuffled_areas(
+    features: Floats, labels: NDArray[Any], regions: NDArray[Any], seed: int
+) -> Iterator[float]:
+    """AUROC of the same straight line for shuffled labels, `SHUFFLES` times."""
+    rng = np.random.default_rng(seed)
+    for _ in range(SHUFFLES):
+        shuffled = rng.permutation(labels)
+        with suppress(ValueError):  # a fold whose training rows have one class
+            yield auroc(roc_curve(shuffled, cross_validated(features, shuffled, regions)))
 
 
 def metadata_features(table: pa.Table) -> tuple[Floats, list[str]]:
@@ -124,22 +173,3 @@ def _telling(table: pa.Table, names: list[str], most: int = 3) -> dict[str, floa
         if found is not None:
             areas[name] = found["value"]
     return dict(sorted(areas.items(), key=lambda item: -item[1])[:most])
-
-
-def clip_gaps(table: pa.Table) -> dict[str, dict[str, float]]:
-    """Mean clipped fraction of both classes in each band, and Cohen's d between them."""
-    lens = table["label"].to_numpy() == 1
-    found = {}
-    for band in BANDS:
-        name = f"clip_frac_{band}"
-        if name not in table.column_names:
-            continue
-        values = table[name].to_numpy().astype(np.float64)
-        one, zero = values[lens], values[~lens]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            pooled = np.sqrt((one.var(ddof=1) + zero.var(ddof=1)) / 2)
-        d = (one.mean() - zero.mean()) / pooled if pooled > 0 else 0.0
-        found[band] = {"non_lenses": float(zero.mean()), "lenses": float(one.mean()),
-                       "cohen_d": float(d)}  # fmt: skip
-    return found

@@ -59,6 +59,11 @@ def page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
     ]
     provenance = [(name, content[name]) for name in ("run", "dataset", "dataset_id", "checkpoint",
                                                      "created", "version")]  # fmt: skip
+    provenance += [
+        (f"SHA-256 of {name.replace('_', ' ')}", value)
+        for name, value in content["digests"].items()
+        if name != "dataset_id" and value is not None
+    ]
     return render(
         "audit.html",
         {

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from lensprep.configfile import from_mapping, to_mapping
+from lensprep.errors import ConfigError
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
+from lenstrain.config import Config
+from lenstrain.evaluation.independence import judge_calibration_split
 from lenstrain.evaluation.metrics import roc_curve, tpr_at_fpr
 from lenstrain.evaluation.scores import Scores
 from lenstrain.ledger import LEDGER, read_ledger
+from lenstrain.training.resume import FIXED
 
 STATES = (
     "model",
@@ -48,7 +55,7 @@ def check_provenance(evidence: Evidence, config: AuditConfig) -> Outcome:
         threshold="complete",
         detail=_sentence(faults) if faults
         else "States, configuration, data digest, commit, versions and the frozen threshold with "
-        "its calibration set are recorded.",
+        "its calibration set are recorded and belong together.",
     )  # fmt: skip
 
 
@@ -58,13 +65,16 @@ def _sentence(faults: list[str]) -> str:
 
 
 def checkpoint_faults(evidence: Evidence) -> list[str]:
-    """What the best checkpoint lacks."""
+    """What the best checkpoint lacks, and where config.toml is not its configuration."""
     content = evidence.checkpoint
     faults = [f"the checkpoint lacks {name}" for name in STATES if content.get(name) is None]
     if content.get("dataset_id") != evidence.dataset.dataset_id:
         faults.append("the run was trained on another dataset than this one")
-    if "seed" not in (content.get("config") or {}).get("train", {}):
+    configuration = content.get("config") or {}
+    if "seed" not in configuration.get("train", {}):
         faults.append("the seed is not recorded")
+    elif differing := differing_keys(_completed(configuration), to_mapping(evidence.config)):
+        faults.append(f"config.toml is not the checkpoint's configuration: {', '.join(differing)}")
     commit = content.get("git_commit")
     if commit is not None and commit.endswith("+"):
         faults.append("the code was changed after its commit: commit it and train again")
@@ -73,17 +83,55 @@ def checkpoint_faults(evidence: Evidence) -> list[str]:
     return faults
 
 
+def _completed(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With the defaults of keys that have come since it was written."""
+    try:
+        return to_mapping(from_mapping(Config, configuration))
+    except ConfigError:  # keys that have gone since: they are named as differing
+        return configuration
+
+
+def differing_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Keys that make a run what it is (`FIXED`, so no places and no threads) and differ."""
+    found = []
+    for section, keys in FIXED.items():
+        old, new = before.get(section, {}), now.get(section, {})
+        found += [
+            f"{section}.{key} is {new.get(key)!r}, was {old.get(key)!r}"
+            for key in keys or sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        ]
+    return found
+
+
 def evaluation_faults(evidence: Evidence) -> list[str]:
-    """What the evaluation lacks of a frozen threshold."""
+    """What the evaluation lacks of a frozen threshold that belongs to the scores at hand."""
     try:
         evaluation = evidence.evaluation
         evidence.frozen_threshold()
     except NotRunError as error:
         return [str(error).rstrip(".")]
     provenance = evaluation["provenance"]
+    faults = []
+    with suppress(NotRunError):
+        if evidence.scores.sha256 != provenance["scores_sha256"]:
+            faults.append("the evaluation is of other scores than those at hand")
     if provenance["calibrate_on"] is None:
-        return ["the threshold was chosen on the scores it is judged on (--calibrate-on)"]
-    return []
+        return [*faults, "the threshold was chosen on the scores it is judged on (--calibrate-on)"]
+    return [*faults, *_threshold_faults(evidence)]
+
+
+def _threshold_faults(evidence: Evidence) -> list[str]:
+    """Why the split that the threshold came from is not independent of training and of test."""
+    try:
+        reasons = judge_calibration_split(evidence.scores, evidence.calibration).reasons
+    except NotRunError as error:
+        split = evidence.evaluation.get("calibration_split")
+        if split is None:
+            return [str(error).rstrip(".")]
+        reasons = split["reasons"]
+    return [f"the threshold was not chosen on an independent split: {', '.join(reasons)}"
+            ] if reasons else []  # fmt: skip
 
 
 def check_test_once(evidence: Evidence, config: AuditConfig) -> Outcome:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.stats import rankdata
 
 from lensprep.errors import ScoresError
@@ -13,26 +17,79 @@ from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.evaluation.metrics import auroc, largest_tie, roc_curve, step_bounds, tied_rows
-from lenstrain.evaluation.scores import Scores
-from lenstrain.evaluation.threshold import negatives_needed, unique_rows
+from lenstrain.evaluation.rate_table import support_reason, supports_of
+from lenstrain.evaluation.scores import AXIS_COLUMNS, Scores
+from lenstrain.evaluation.threshold import unique_rows
+from lenstrain.tables import to_floats
+
+COMPARED: Final = ("label", "region_id", "pixel_hash", "lens_model", *AXIS_COLUMNS)
+"""Columns of a scores table that figures rest on; they must be the sidecar's, row by row."""
 
 
 def check_full_eval(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Rows that were scored against rows of the split, key by key."""
+    """Rows that were scored against rows of the split, key by key and column by column."""
     scores = evidence.scores
     split = str(scores.metadata.get("split", "test"))
-    eligible = set(evidence.sidecar(split, ["key"])["key"].to_pylist())
-    scored = set(scores.table["key"].to_pylist())
-    missing, foreign = len(eligible - scored), len(scored - eligible)
+    names = [name for name in COMPARED if name in evidence.columns and scores.has(name)]
+    table = evidence.sidecar(split, ["key", *names])
+    eligible, scored = (t["key"].cast(pa.string()) for t in (table, scores.table))
+    position = pc.index_in(scored, value_set=eligible)
+    foreign = position.null_count
+    known = len(scored) - foreign
+    missing = table.num_rows - known
+    altered = _altered(scores, table, position, names)
+    faults = [f"{n:,} rows have another {name} than in the dataset" for name, n in altered.items()]
+    faults += _origin_faults(evidence)
+    text = f"{known:,} of {table.num_rows:,} rows of {split} were scored"
+    text += f", and {foreign:,} rows that are not in it" if foreign else ""
+    text += ": the rest may be the hard ones." if missing else "."
     return Outcome(
-        passed=not missing and not foreign,
-        measured={"scored": len(scored & eligible), "eligible": len(eligible), "foreign": foreign,
-                  "split": split},
-        threshold={"scored": len(eligible), "foreign": 0},
-        detail=f"{len(scored & eligible):,} of {len(eligible):,} rows of {split} were scored"
-        + (f", and {foreign:,} rows that are not in it" if foreign else "")
-        + ("." if not missing else ": the rest may be the hard ones."),
+        passed=not missing and not foreign and not faults,
+        measured={"scored": known, "eligible": table.num_rows, "foreign": foreign, "split": split,
+                  "altered": altered, "compared": names},
+        threshold={"scored": table.num_rows, "foreign": 0, "altered": 0},
+        detail=text + "".join(f" {fault[0].upper()}{fault[1:]}." for fault in faults),
     )  # fmt: skip
+
+
+def _altered(
+    scores: Scores, table: pa.Table, position: pa.ChunkedArray, names: Sequence[str]
+) -> dict[str, int]:
+    """Rows of a scores table whose columns are not those of the sidecar, by column."""
+    known = position.is_valid()
+    ours = scores.table.filter(known)
+    theirs = table.take(position.drop_null())
+    found = {}
+    for name in names:
+        if pa.types.is_floating(theirs[name].type):
+            one, two = (to_floats(t[name], name, scores.path) for t in (ours, theirs))
+            same = np.isclose(one, two, rtol=1e-6, atol=0.0, equal_nan=True)
+        else:
+            one, two = (t[name].cast(pa.string()) for t in (ours, theirs))
+            both_null = pc.and_(one.is_null(), two.is_null())
+            same = pc.or_kleene(pc.equal(one, two), both_null).fill_null(False).to_numpy()
+        if not same.all():
+            found[name] = int(np.count_nonzero(~same))
+    return found
+
+
+def _origin_faults(evidence: Evidence) -> list[str]:
+    """What the table says of its dataset and normalisation that is not so."""
+    metadata, dataset = evidence.scores.metadata, evidence.dataset
+    faults = []
+    stated = metadata.get("dataset_id")
+    if stated is not None and stated != dataset.dataset_id:
+        faults.append(f"the table was scored on dataset {str(stated)[:12]}, not on "
+                      f"{dataset.dataset_id[:12]}")  # fmt: skip
+    normalization = metadata.get("normalization")
+    if normalization is None:
+        return faults
+    if normalization != dataset.manifest.normalization.to_dict():
+        faults.append("its normalisation is not the dataset's")
+    with suppress(NotRunError):
+        if normalization != evidence.checkpoint.get("normalization", normalization):
+            faults.append("its normalisation is not the checkpoint's")
+    return faults
 
 
 def check_score_resolution(evidence: Evidence, config: AuditConfig) -> Outcome:
@@ -64,6 +121,7 @@ def check_roc_sanity(evidence: Evidence, config: AuditConfig) -> Outcome:
     points = [
         (entry["fp"] / scores_negatives(scores), entry["value"])
         for entry in report["tpr_at_fpr"].values()
+        if entry["value"] is not None  # a rate without support has none
     ]
     reported = float(report["auroc"]["value"])
     again = auroc(roc_curve(scores.labels, scores.logits))
@@ -97,6 +155,8 @@ def mid_rank_auroc(scores: Scores) -> float:
 
 def roc_faults(points: list[tuple[float, float]], value: float) -> list[str]:
     """What is impossible in points of a ROC curve and an area beside them."""
+    if not points:
+        return []
     try:
         low, high = step_bounds(*zip(*points, strict=True))
     except ScoresError:
@@ -107,30 +167,39 @@ def roc_faults(points: list[tuple[float, float]], value: float) -> list[str]:
 
 
 def check_fpr_support(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Distinct non-lenses against what a guarantee of each claimed rate needs."""
-    scores = evidence.scores
-    unique = len(np.unique(scores.identity[scores.labels == 0]))
-    needed = {
-        f"{fpr:g}": negatives_needed(fpr, config.scores.delta) for fpr in config.scores.claimed_fprs
+    """Non-lenses of the split the threshold came from against what each claimed rate needs."""
+    scores, delta = evidence.calibration, config.scores.delta
+    found = supports_of(scores, config.scores.claimed_fprs, delta)
+    supports = {
+        f"{fpr:g}": support for fpr, support in zip(config.scores.claimed_fprs, found, strict=True)
     }
-    wanting = [fpr for fpr, n in needed.items() if unique < n]
-    limit = -math.log(config.scores.delta) / unique
+    reasons = [f"{fpr} {support_reason(support)}" for fpr, support in supports.items()
+               if not support["supported"]]  # fmt: skip
+    everything = np.ones(scores.n, bool)
+    limit = float(scores.shares(0, everything, ~everything).upper_limit(1 - delta))
+    where = scores.metadata.get("split") or scores.path
     return Outcome(
-        passed=not wanting,
+        passed=not reasons,
         measured={
-            "unique_negatives": unique,
+            "split": str(where),
+            "unique_negatives": scores.n_negative_unique,
+            "effective_negatives": {
+                fpr: support["negatives_effective"] for fpr, support in supports.items()
+            },
             "unique_by": scores.identity_column,
             "zero_fp_upper_limit": limit,
         },
-        threshold={"needed": needed, "delta": config.scores.delta},
-        detail=f"{unique:,} distinct non-lenses"
+        threshold={
+            "needed": {fpr: support["negatives_needed"] for fpr, support in supports.items()},
+            "delta": delta,
+        },
+        detail=f"Of {where}, where the threshold was chosen: "
         + (
-            f" cannot support a false-positive rate of {', '.join(wanting)} (needs "
-            f"{', '.join(f'{needed[f]:,}' for f in wanting)}): claim no more than the upper limit "
+            f"a false-positive rate of {'; '.join(reasons)}. Claim no more than the upper limit "
             f"{limit:.2e} that zero false positives would give, or set scores.claimed_fprs to what "
             "you claim."
-            if wanting
-            else " support every claimed rate."
+            if reasons
+            else f"{scores.n_negative_unique:,} distinct non-lenses support every claimed rate."
         ),
     )
 
@@ -150,7 +219,7 @@ def check_region_bootstrap(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 
 def check_calibration(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Debiased calibration error, and bins whose band holds the diagonal, after scaling."""
+    """Whether the calibration error after scaling is surely above what is allowed."""
     report = evidence.evaluation
     repaired, fitted = report.get("calibrated"), report.get("calibration")
     if repaired is None or fitted is None:
@@ -158,17 +227,19 @@ def check_calibration(evidence: Evidence, config: AuditConfig) -> Outcome:
         raise NotRunError(
             f"The evaluation has no calibrated probabilities{why}. Evaluate with --calibrate-on."
         )
-    error = float(repaired["ece"]["debiased"])
-    covered = float(repaired["reliability"]["bins_covered"])
+    squared = repaired["ece"]["debiased_squared"]
+    if squared["low"] is None:
+        raise NotRunError("The calibration error has no interval: there is one region only.")
+    error, low = (math.sqrt(max(0.0, squared[name])) for name in ("value", "low"))
     keeps_ranks = bool(fitted["slope"] > 0)
-    limits = config.scores
-    passed = error <= limits.max_ece and covered >= limits.min_bins_covered and keeps_ranks
-    measured: dict[str, Any] = {"ece": error, "bins_covered": covered, "ranks_kept": keeps_ranks}
+    allowed = config.scores.max_ece
+    passed = low <= allowed and keeps_ranks
     return Outcome(
         passed=passed,
-        measured=measured,
-        threshold={"ece": limits.max_ece, "bins_covered": limits.min_bins_covered},
-        detail=f"After {fitted['kind']} scaling on another split: debiased ECE {error:.4f}, "
-        f"{covered:.0%} of the bins hold the diagonal."
-        + ("" if keeps_ranks else " The scaling reverses the ranks."),
+        measured={"ece": error, "low": low, "ranks_kept": keeps_ranks},
+        threshold={"low": allowed},
+        detail=f"After {fitted['kind']} scaling on another split: debiased ECE {error:.4f}, surely "
+        f"above {low:.4f}."
+        + ("" if keeps_ranks else " The scaling reverses the ranks.")
+        + ("" if low <= allowed else " The probabilities are not to be quoted."),
     )

@@ -146,6 +146,11 @@ class Shares:
         """One-sided upper limit of each share; NaN where all rows lie in one region."""
         return upper_limit_of(self.value, self.worth(confidence), confidence)
 
+    def lower_limit(self, confidence: float) -> Floats:
+        """One-sided lower limit of each share; NaN where all rows lie in one region."""
+        missed = Shares(self.rows - self.hits, self.rows, self.repeats, self.correlation)
+        return 1 - missed.upper_limit(confidence)
+
     def entry(self, level: float) -> dict[str, Any]:
         """One share for metrics.json: interval by region, Wilson's beside it, and the counts.
 

@@ -240,8 +240,8 @@ def _least_precision(scores: Scores, prevalence: float, level: float) -> float |
     everything = np.ones(scores.n, bool)
     confidence = (1 + level) / 2
     fpr = float(scores.shares(0, everything, flagged).upper_limit(confidence))
-    missed = float(scores.shares(1, everything, ~flagged).upper_limit(confidence))
-    if not (math.isfinite(fpr) and math.isfinite(missed)):
+    recall = float(scores.shares(1, everything, flagged).lower_limit(confidence))
+    if not (math.isfinite(fpr) and math.isfinite(recall)):
         return None
-    recall, c = 1 - missed, (1 - prevalence) / prevalence * fpr
+    c = (1 - prevalence) / prevalence * fpr
     return recall - c * math.log1p(recall / c)

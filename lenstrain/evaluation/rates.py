@@ -201,10 +201,7 @@ def purities(
     ends = [special.expit(centre + sign * half) for sign in (-1, 1)]
     confidence = (1 + level) / 2
     shift = 10.0 ** (-dex * stats.norm.isf(1 - level))
-    lower_tpr = 1 - Shares(
-        positive.rows - positive.hits, positive.rows, positive.repeats, positive.correlation
-    ).upper_limit(confidence)
-    least = shift * odds * lower_tpr
+    least = shift * odds * positive.lower_limit(confidence)
     flagged = odds * tpr + fpr
     value = np.where(
         (negative.k > 0) & (flagged > 0), odds * tpr / np.maximum(flagged, 1e-300), np.nan

@@ -1,1 +1,1 @@
-"""What the statistics promise, tried on simulated surveys whose truth is known."""
+"""Studies that take minutes: what statistics promise, what the audit finds, how often each errs."""

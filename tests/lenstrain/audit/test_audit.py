@@ -69,6 +69,16 @@ SCIENCE = [
     "provenance",
     "test_once",
 ]
+BEYOND = [
+    "near_duplicates",
+    "normalization",
+    "sky_probe",
+    "rescored",
+    "report_figures",
+    "label_noise",
+]
+"""Items that the reference does not name."""
+ITEMS = [*SCIENCE, *BEYOND]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +91,7 @@ def audited(finished, tmp_path_factory):
 
 
 def test_the_checklist_is_the_references():
-    assert sorted(item.name for item in CHECKLIST) == sorted(SCIENCE)
+    assert sorted(item.name for item in CHECKLIST) == sorted(ITEMS)
     assert len({item.name for item in CHECKLIST}) == len(CHECKLIST)
 
 
@@ -91,9 +101,11 @@ def test_a_fresh_run_is_no_go_and_says_why(audited):
     content = json.loads(result.stdout)
     assert content["verdict"] == "NO-GO"
     findings = {finding["item"]: finding for finding in content["findings"]}
-    assert set(findings) == set(SCIENCE)
-    for name in ("schema", "label_consistency", "both_classes", "split_disjoint", "duplicates",
-                 "forbidden_inputs", "loader_coverage", "unresolved_share"):  # fmt: skip
+    assert set(findings) == set(ITEMS)
+    sound = ("schema", "label_consistency", "both_classes", "split_disjoint", "duplicates",
+             "near_duplicates", "forbidden_inputs", "loader_coverage",
+             "unresolved_share")  # fmt: skip
+    for name in sound:
         assert findings[name]["passed"] is True, findings[name]
     assert findings["full_eval"]["passed"] is None
     assert "lenstrain infer" in findings["full_eval"]["detail"]
@@ -107,7 +119,7 @@ def test_page_markdown_and_json_hold_every_item(audited):
     written = json.loads((out / "audit.json").read_text())
     assert written["findings"] == json.loads(result.stdout)["findings"]
     html, text = (out / "audit.html").read_text(), (out / "audit.md").read_text()
-    for name in SCIENCE:
+    for name in ITEMS:
         assert f"<code>{name}</code>" in html
         assert f"| `{name}` |" in text
     assert "http" not in html
@@ -135,6 +147,8 @@ def test_a_run_in_a_store_is_audited_as_one_on_a_disk(audited, finished, s3, mon
     assert found["report"] == f"{uri}/audit/audit.html"
     assert json.loads(read_file(f"{uri}/audit/audit.json"))["run"] == uri
     assert found["checkpoint"] == f"{uri}/checkpoints/best.pt"
+    assert found["digests"] == expected["digests"]
+    assert found["digests"]["checkpoint"] == digest
 
 
 def finding(**changes):
@@ -156,10 +170,18 @@ CONTENT = {
     "run": "r",
     "dataset": "d",
     "dataset_id": "0" * 64,
+    "digests": {"scores": "ab" * 32, "checkpoint": None},
     "checkpoint": None,
     "created": "now",
     "version": "1",
 }
+
+
+def test_the_digests_are_shown():
+    shown = page(CONTENT, [finding()])
+    assert "SHA-256 of scores" in shown
+    assert "ab" * 32 in shown
+    assert "SHA-256 of checkpoint" not in shown
 
 
 def test_text_from_outside_is_escaped():
@@ -244,7 +266,8 @@ def test_scores_of_another_checkpoint_do_not_count(finished, tmp_path):
 
 def test_every_item_and_threshold_is_documented():
     text = DOCS.read_text()
-    for name in SCIENCE:
+    assert f"{len(CHECKLIST)} items" in text
+    for name in ITEMS:
         assert f"`{name}`" in text, name
     for section in ("DataThresholds", "RunThresholds", "ScoreThresholds", "ScienceThresholds"):
         for field in getattr(thresholds, section).__dataclass_fields__:
@@ -266,5 +289,6 @@ def test_a_dataset_in_an_object_store_is_judged_like_its_local_copy(
     found = {f.item: (f.passed, f.measured, f.threshold, f.severity) for f in there}
     assert found == {f.item: (f.passed, f.measured, f.threshold, f.severity) for f in here}
     data = {f.item: f.passed for f in there if f.group == "data"}
-    assert {item for item, passed in data.items() if passed is None} == {"reject_rate"}
+    unknown = {"reject_rate", "norm_stat_probe"}  # no account, and nothing was injected
+    assert {item for item, passed in data.items() if passed is None} == unknown
     assert found["loader_coverage"][0]

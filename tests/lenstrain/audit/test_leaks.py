@@ -59,21 +59,43 @@ def test_injection_columns_are_no_metadata(evidence_of, config):
     assert "arc_snr" not in found.measured["columns"]
 
 
-def test_normalisation_statistics(evidence_of, config):
-    assert leaks.check_norm_stat_probe(evidence_of(rows=ROWS), config).passed
+@pytest.mark.parametrize(("strength", "passed"), [(0.0, True), (0.6, False)])
+def test_seeing_and_depth(evidence_of, config, strength, passed):
+    every = {"psfsize_r": leaking(strength)}
+    found = leaks.check_psf_depth(evidence_of(rows=ROWS, every=every), config)
+    assert found.passed is passed
+    assert (found.measured["shuffled_highest"] is None) is passed
 
-    def clipped(row):
-        return (0.01 + 0.02 * (row % 2) + 0.01 * np.random.default_rng(0).random(len(row))).astype(
-            "f4"
-        )
 
-    found = leaks.check_norm_stat_probe(
-        evidence_of(rows=ROWS, every={"clip_frac_g": clipped}), config
-    )
+def test_luck_of_a_small_sample_is_told_by_shuffles(config):
+    """Many features and few rows: an interval above 0.5 is not rare, the highest of 40 is."""
+    rng = np.random.default_rng(5)
+    labels = np.tile([0, 1], 60)
+    regions = np.repeat(np.arange(6), 20)
+    features = rng.normal(size=(120, 12)) + rng.normal(size=(6, 12))[regions]
+    areas = list(leaks.shuffled_areas(features, labels, regions, 0))
+    assert len(areas) == leaks.SHUFFLES
+    assert 0.4 < np.mean(areas) < 0.55
+    found = {"value": np.sort(areas)[-2], "low": 0.51, "shuffled_highest": max(areas)}
+    assert not leaks.surely_above(found, 0.5)
+    assert leaks.surely_above(found | {"value": max(areas) + 0.01}, 0.5)
+
+
+def test_a_leak_between_regions_is_one_too(evidence_of, config):
+    """Regions in bad seeing have few lenses; within a region seeing tells nothing."""
+
+    def labels(row):
+        bad = (row // 30) % 2 == 0
+        return pa.array((row % 30 < np.where(bad, 8, 22)).astype(np.int8))
+
+    every = {
+        "label": labels,
+        "region_id": lambda row: pa.array(row // 30, pa.int32()),
+        "psfsize_r": lambda row: 1.2 + 0.1 * ((row // 30) % 2 == 0),
+    }
+    found = leaks.check_psf_depth(evidence_of(rows=ROWS, only=("train",), every=every), config)
     assert not found.passed
-    assert found.measured["clip_gap"]["g"]["cohen_d"] > 3
-    assert found.measured["clip_gap"]["g"]["lenses"] == pytest.approx(0.035, abs=0.001)
-    assert abs(found.measured["clip_gap"]["r"]["cohen_d"]) < 0.3
+    assert found.measured["value"] > 0.7
 
 
 def test_one_region_is_a_reason_not_to_run(evidence_of, config):

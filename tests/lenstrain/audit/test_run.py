@@ -1,6 +1,7 @@
 """Checks of the run: provenance, the ledger of test, other seeds."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,25 @@ from lenstrain.ledger import LEDGER, read_ledger, record_opening
 from tests.lenstrain.audit.conftest import good_logits, make_dataset, make_table, write_scores
 
 EVALUATION = {
-    "provenance": {"calibrate_on": "val.parquet"},
+    "provenance": {"calibrate_on": "val.parquet", "scores_sha256": None},
     "completeness_thresholds": [{"name": "FPR 0.01", "threshold": 1.0}],
     "tpr_at_fpr": {"0.001": {"low": 0.2, "high": 0.8}},
 }
 
 
+def table_of(tmp_path, split, seed=0, **metadata):
+    table = make_table(split, 120, seed)
+    path = tmp_path / f"{split}-{seed}.parquet"
+    return read_scores(write_scores(path, table, good_logits(table), split=split, **metadata))
+
+
 @pytest.fixture
-def complete(run_evidence):
+def complete(run_evidence, tmp_path):
     run_evidence.checkpoint = run_evidence.checkpoint | {"git_commit": "0" * 40}
-    run_evidence.evaluation = EVALUATION
+    run_evidence.scores = table_of(tmp_path, "test")
+    run_evidence.calibration = table_of(tmp_path, "val")
+    told = EVALUATION["provenance"] | {"scores_sha256": run_evidence.scores.sha256}
+    run_evidence.evaluation = EVALUATION | {"provenance": told}
     return run_evidence
 
 
@@ -52,8 +62,58 @@ def test_an_incomplete_checkpoint_fails(complete, config, changes, said):
 
 
 def test_a_threshold_chosen_on_its_own_scores_fails(complete, config):
-    complete.evaluation = EVALUATION | {"provenance": {"calibrate_on": None}}
-    assert not run.check_provenance(complete, config).passed
+    told = complete.evaluation["provenance"] | {"calibrate_on": None}
+    complete.evaluation = EVALUATION | {"provenance": told}
+    found = run.check_provenance(complete, config)
+    assert not found.passed
+    assert "--calibrate-on" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [("train", "were trained on"), ("test", "shares 120 stamps with the scores")],
+)
+def test_a_threshold_from_a_split_that_is_not_independent_fails(complete, config, tmp_path, split,
+                                                               said):  # fmt: skip
+    complete.calibration = table_of(tmp_path, split)
+    found = run.check_provenance(complete, config)
+    assert not found.passed
+    assert said in found.detail
+
+
+def test_without_its_table_the_reports_word_on_the_split_counts(complete, config):
+    del complete.calibration
+    told = complete.evaluation["provenance"] | {"calibrate_on_sha256": "0" * 64}
+    complete.evaluation = EVALUATION | {"provenance": told}
+    assert "--calibration-scores" in run.check_provenance(complete, config).detail
+    complete.evaluation["calibration_split"] = {"reasons": ["its rows were trained on"]}
+    assert "trained on" in run.check_provenance(complete, config).detail
+    complete.evaluation["calibration_split"] = {"reasons": []}
+    assert run.check_provenance(complete, config).passed
+
+
+def test_an_evaluation_of_other_scores_fails(complete, config, tmp_path):
+    complete.scores = table_of(tmp_path, "test", 1)
+    found = run.check_provenance(complete, config)
+    assert not found.passed
+    assert "other scores" in found.detail
+
+
+def test_a_configuration_unlike_the_checkpoints_is_named(complete, config):
+    mine = complete.config
+    complete.config = replace(mine, optim=replace(mine.optim, lr=0.5),
+                              data=replace(mine.data, memory_budget_gb=1.0))  # fmt: skip
+    found = run.check_provenance(complete, config)
+    assert not found.passed
+    assert "optim.lr is 0.5, was 0.002" in found.detail
+    assert "memory_budget_gb" not in found.detail  # how it was read is not what was trained
+
+
+def test_a_key_that_came_later_has_its_default(complete, config):
+    older = complete.checkpoint["config"]
+    optim = {name: value for name, value in older["optim"].items() if name != "ema_decay"}
+    complete.checkpoint = complete.checkpoint | {"config": older | {"optim": optim}}
+    assert run.check_provenance(complete, config).passed
 
 
 def test_without_an_evaluation_provenance_is_incomplete(run_evidence, config):

@@ -18,13 +18,12 @@ GOOD = {
                           "base_rate": 0.01, "base_upper": 0.02},
     "arc_removal": {"drop": 0.7, "n_removed": 40},
     "core_mask": {"bright_drop": 0.8, "n_bright": 60},
-    "annulus_only": {"bright_drop": 0.9, "n_bright": 60},
+    "annulus_only": {"bright_drop": 0.9, "n_bright": 60,
+                     "auroc": {"value": 0.43, "low": 0.4, "high": 0.46}},
     "core_only": {"value": 0.98, "low": 0.97, "high": 0.99},
     "ring_probe": {"blank": {"share": 0.0, "flagged": 0, "n": 500, "upper": 0.006,
                              "mean_score": 0.01},
                    "sky": {"1": {"mean_score": 0.3}}, "non_lens": {"1": {"mean_score": 0.99}}},
-    "psf_depth_only": {"value": 0.5, "low": 0.48, "high": 0.53},
-    "brightness_only": {"value": 0.55, "low": 0.5, "high": 0.59},
     "attribution": {"occlusion_mass_over_area": 2.0, "gradcam_mass_over_area": 1.5},
 }  # fmt: skip
 BAD = {
@@ -32,10 +31,13 @@ BAD = {
     "flux_matched_null": [{"pass_rate": 0.9}],
     "arc_removal": [{"drop": 0.1}],
     "core_mask": [{"bright_drop": 0.2}],
-    "annulus_only": [{"bright_drop": 0.4}],
+    "annulus_only": [
+        {"bright_drop": 0.4},
+        {"auroc": {"value": 0.978, "low": 0.97, "high": 0.98}},
+        {"auroc": {"value": 0.3, "low": 0.25, "high": 0.35}},
+        {"auroc": {"value": 0.978, "low": 0.97, "high": 0.98}, "bright_drop": None},
+    ],
     "ring_probe": [{"sky": {"1": {"mean_score": 0.97}}}],
-    "psf_depth_only": [{"high": 0.6}],
-    "brightness_only": [{"high": 0.96}],
     "attribution": [{"occlusion_mass_over_area": 0.5}],
 }
 CHECKS = {
@@ -46,8 +48,6 @@ CHECKS = {
     "annulus_only": science.check_annulus_only,
     "core_only": science.check_core_only,
     "ring_probe": science.check_ring_probe,
-    "psf_depth_only": science.check_psf_depth,
-    "brightness_only": science.check_brightness_only,
     "attribution": science.check_attribution,
 }
 FROZEN = {"name": "FPR 0.01", "threshold": 1.0, "target_fpr": 0.01, "fpr": {"value": 0.01}}
@@ -79,6 +79,8 @@ def test_a_shortcut_fails(probed, config, name, change):
 def test_what_could_not_be_removed_is_not_run(probed, config):
     with pytest.raises(NotRunError):
         science.check_arc_removal(probed(arc_removal={"drop": None}), config)
+    with pytest.raises(NotRunError):
+        science.check_annulus_only(probed(annulus_only={"bright_drop": None}), config)
 
 
 def test_without_probes_it_says_how_to_make_them(run_evidence, config):
@@ -113,13 +115,16 @@ def test_completeness_cells(probed, config, n, completeness, passed):
     assert science.check_completeness_cells(evidence, config).passed is passed
 
 
-def test_the_finest_cells_are_counted(probed, config):
+def test_cells_of_several_axes_are_reported_and_not_judged(probed, config):
     evidence = probed()
     fine = cells([30] * 4, [0.5] * 4, "theta_e_arcsec x psfsize_r")
     evidence.completeness = pa.concat_tables([cells([200] * 4, [0.2, 0.5, 0.8, 0.9]), fine])
     found = science.check_completeness_cells(evidence, config)
-    assert not found.passed
-    assert found.measured["axes"] == "theta_e_arcsec x psfsize_r"
+    assert found.passed
+    assert found.measured["finest"] == {"axes": "theta_e_arcsec x psfsize_r", "share": 0.0}
+    evidence.completeness = fine
+    with pytest.raises(NotRunError, match="one axis"):
+        science.check_completeness_cells(evidence, config)
 
 
 def test_unresolved_share(evidence_of, config):

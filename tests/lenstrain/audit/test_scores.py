@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lenstrain.audit import scores
@@ -11,7 +13,7 @@ from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError
 from lenstrain.evaluation.metrics import auroc, roc_curve, tpr_at_fpr
 from lenstrain.evaluation.scores import read_scores
-from tests.lenstrain.audit.conftest import good_logits, write_scores
+from tests.lenstrain.audit.conftest import good_logits, make_table, write_scores
 
 ROWS = 600
 
@@ -45,6 +47,26 @@ def evaluated(tmp_path):
     return make
 
 
+@pytest.fixture
+def supported(tmp_path, config):
+    """Evidence whose threshold was chosen on a table with so many distinct non-lenses."""
+
+    def make(images=None, effective=None):
+        every = {} if images is None else {
+            "pixel_hash": lambda row: [f"{i % images:016x}{0:016x}" for i in row]
+        }  # fmt: skip
+        table = make_table("val", ROWS, **every)
+        evidence = Evidence(tmp_path, None)
+        evidence.calibration = read_scores(
+            write_scores(tmp_path / "val.parquet", table, good_logits(table), split="val")
+        )
+        entry = {"value": 0.5, "negatives_unique": 1000, "negatives_effective": effective}
+        evidence.evaluation = {"tpr_at_fpr": {"0.01": entry}}
+        return evidence
+
+    return make
+
+
 def report(table):
     """The part of metrics.json that these checks read, from the scores."""
     curve = roc_curve(table.labels, table.logits)
@@ -73,6 +95,57 @@ def test_a_subset_or_foreign_rows_fail(scored, config):
     evidence = scored()
     evidence.dataset = scored(every={"key": lambda row: [f"f{i:031x}" for i in row]}).dataset
     assert scores.check_full_eval(evidence, config).measured["foreign"] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("column", "change"),
+    [
+        ("label", lambda v: 1 - v),
+        ("region_id", lambda v: v + 1),
+        ("psfsize_r", lambda v: 1.001 * v),
+        ("pixel_hash", lambda v: "0" * 32),
+    ],
+)
+def test_a_changed_column_of_the_scores_fails(scored, config, tmp_path, column, change):
+    evidence = scored()
+    table = pq.read_table(tmp_path / "s.parquet")
+    values = table[column].to_pylist()
+    values[:7] = [change(value) for value in values[:7]]
+    at, kind = table.column_names.index(column), table.schema.field(column).type
+    pq.write_table(table.set_column(at, column, pa.array(values, kind)), tmp_path / "s.parquet")
+    evidence.scores = read_scores(tmp_path / "s.parquet")
+    found = scores.check_full_eval(evidence, config)
+    assert not found.passed
+    assert found.measured["altered"] == {column: 7}
+    assert f"7 rows have another {column}" in found.detail
+
+
+def test_rows_in_another_order_are_the_same_rows(scored, config, tmp_path):
+    evidence = scored()
+    table = pq.read_table(tmp_path / "s.parquet")
+    order = np.random.default_rng(0).permutation(ROWS)
+    pq.write_table(table.take(pa.array(order)), tmp_path / "s.parquet")
+    evidence.scores = read_scores(tmp_path / "s.parquet")
+    assert scores.check_full_eval(evidence, config).passed
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"dataset_id": "f" * 64}, "scored on dataset ffffffffffff"),
+        ({"normalization": {"mode": "sqrt", "clip": 10.0, "parameters": {}}}, "not the dataset's"),
+    ],
+)
+def test_a_table_of_other_origin_fails(scored, config, metadata, said):
+    evidence = scored()
+    evidence.checkpoint = {"normalization": {"mode": "mad_stamp"}}
+    evidence.scores.metadata.update(
+        {"dataset_id": evidence.dataset.dataset_id,
+         "normalization": evidence.dataset.manifest.normalization.to_dict()} | metadata
+    )  # fmt: skip
+    found = scores.check_full_eval(evidence, config)
+    assert not found.passed
+    assert said in found.detail
 
 
 def test_distinct_scores_pass(scored, config):
@@ -134,6 +207,15 @@ def test_upstreams_impossible_auroc_is_found():
     assert scores.roc_faults(points, 0.95) == []
 
 
+def test_a_rate_without_support_has_no_point(scored, config):
+    evidence = scored()
+    evidence.evaluation["tpr_at_fpr"]["0.001"]["value"] = None
+    found = scores.check_roc_sanity(evidence, config)
+    assert found.passed
+    assert len(found.measured["points"]) == 2
+    assert scores.roc_faults([], 0.9) == []
+
+
 def test_a_report_of_other_scores_is_found(scored, config):
     evidence = scored()
     evidence.evaluation["auroc"]["value"] += 1e-4
@@ -142,18 +224,27 @@ def test_a_report_of_other_scores_is_found(scored, config):
     assert "by mid-ranks" in found.detail
 
 
-def test_claims_need_distinct_non_lenses(scored, config):
+def test_claims_need_distinct_non_lenses_where_the_threshold_was_chosen(supported, config):
     """300 non-lenses: enough for 1 %, not for 0.1 %."""
     modest = replace(config, scores=ScoreThresholds(claimed_fprs=(0.01,)))
-    assert scores.check_fpr_support(scored(), modest).passed
-    found = scores.check_fpr_support(scored(), config)
+    found = scores.check_fpr_support(supported(), modest)
+    assert found.passed
+    assert found.measured["split"] == "val"
+    found = scores.check_fpr_support(supported(), config)
     assert not found.passed
     assert "needs 2,995" in found.detail
     assert found.measured["zero_fp_upper_limit"] == pytest.approx(0.01, abs=2e-5)
-    few = scored(every={"pixel_hash": lambda row: [f"{i % 40:016x}{0:016x}" for i in row]})
-    found = scores.check_fpr_support(few, modest)
+    found = scores.check_fpr_support(supported(images=40), modest)
     assert not found.passed
     assert found.measured["unique_negatives"] == 20
+
+
+def test_non_lenses_that_come_in_regions_count_for_fewer(supported, config):
+    modest = replace(config, scores=ScoreThresholds(claimed_fprs=(0.01,)))
+    found = scores.check_fpr_support(supported(effective=500.0), modest)
+    assert not found.passed
+    assert found.measured["effective_negatives"] == {"0.01": 150.0}
+    assert scores.check_fpr_support(supported(effective=1100.0), modest).passed
 
 
 @pytest.mark.parametrize(("regions", "draws", "passed"), [(200, 1000, True), (13, 1000, False),
@@ -164,16 +255,24 @@ def test_regions_and_draws(evaluated, config, regions, draws, passed):
 
 
 @pytest.mark.parametrize(
-    ("ece", "covered", "slope", "passed"),
-    [(0.01, 1.0, 0.8, True), (0.05, 1.0, 0.8, False), (0.01, 0.5, 0.8, False),
-     (0.01, 1.0, -1.0, False)],
+    ("value", "low", "slope", "passed"),
+    [(1e-4, -1e-4, 0.8, True), (2e-3, 3.9e-4, 0.8, True), (2e-3, 4.1e-4, 0.8, False),
+     (1e-4, -1e-4, -1.0, False)],
 )  # fmt: skip
-def test_calibration(evaluated, config, ece, covered, slope, passed):
+def test_only_a_sure_miscalibration_fails(evaluated, config, value, low, slope, passed):
     evidence = evaluated(
         calibration={"kind": "temperature", "slope": slope},
-        calibrated={"ece": {"debiased": ece}, "reliability": {"bins_covered": covered}},
+        calibrated={"ece": {"debiased_squared": {"value": value, "low": low, "high": 1.0}}},
     )
     assert scores.check_calibration(evidence, config).passed is passed
+
+
+def test_a_calibration_error_without_interval_is_not_run(evaluated, config):
+    squared = {"value": 1e-4, "low": None, "high": None}
+    evidence = evaluated(calibration={"kind": "temperature", "slope": 1.0},
+                         calibrated={"ece": {"debiased_squared": squared}})  # fmt: skip
+    with pytest.raises(NotRunError, match="one region"):
+        scores.check_calibration(evidence, config)
 
 
 def test_uncalibrated_scores_are_not_run(evaluated, config):

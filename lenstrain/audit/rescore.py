@@ -1,0 +1,84 @@
+"""Check of the logits: score a sample of the stamps again and compare."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lenstrain.audit.config import AuditConfig
+from lenstrain.audit.evidence import Evidence
+from lenstrain.audit.finding import NotRunError, Outcome
+from lenstrain.ensemble import D4Mean, load_finder
+from lenstrain.evaluation.scores import Scores
+from lenstrain.probes.scoring import Scorer
+
+TOLERANCE: Final = {"float32": 1e-3, "tf32": 3e-2, "bf16": 0.3}
+"""Largest difference of a logit that rounding explains, absolute or, above 1, relative, by the
+precision of scoring. Batches of other sizes and other processors change a float32 logit by 1e-5."""
+CONFIDENCE: Final = 0.95
+
+
+def check_rescored(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Logits of a sample of rows, scored again with the best checkpoint on the CPU."""
+    scores = evidence.scores
+    members = scores.metadata.get("members") or [{}]
+    if len(members) > 1:
+        raise NotRunError(
+            f"{scores.path} holds mean logits of {len(members)} checkpoints: score again with "
+            "this run's best.pt alone."
+        )
+    split = str(scores.metadata.get("split", "test"))
+    rows, position = sample_rows(scores, evidence.sidecar(split, ["key"])["key"],
+                                 config.scores.rescored_rows, config.seed)  # fmt: skip
+    model, _, _ = load_finder(evidence.checkpoint_path, "cpu")
+    scorer = Scorer(D4Mean(model) if scores.metadata.get("tta") else model)
+    again = scorer(evidence.dataset.read_pixels(split, position))
+    precision = str(scores.metadata.get("precision", "float32"))
+    allowed = TOLERANCE.get(precision, max(TOLERANCE.values()))
+    told = scores.logits[rows]
+    difference = np.abs(again - told)
+    wrong = np.flatnonzero(difference > allowed * np.maximum(1.0, np.abs(again)))
+    share = 1.0 - (1.0 - CONFIDENCE) ** (1.0 / len(rows))
+    return Outcome(
+        passed=not len(wrong),
+        measured={"rows": len(rows), "differing": len(wrong), "precision": precision,
+                  "largest_difference": float(difference.max())},
+        threshold={"differing": 0, "tolerance": allowed},
+        detail=f"{len(wrong)} of {len(rows):,} logits are not what best.pt gives on this dataset"
+        + (f"{_first(scores, rows, wrong, told, again)}. Score again." if len(wrong) else
+           f" to rounding ({precision}). Had {share:.1%} of the rows been changed, it would have "
+           f"been seen with {CONFIDENCE:.0%}."),
+    )  # fmt: skip
+
+
+def sample_rows(
+    scores: Scores, keys: pa.ChunkedArray, rows: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of a table, drawn at random, and their positions in the split.
+
+    Raises
+    ------
+    NotRunError
+        If none is in the split.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(scores.n, min(rows, scores.n), replace=False))
+    wanted = scores.table["key"].take(pa.array(chosen)).cast(pa.string())
+    found = pc.index_in(wanted, value_set=keys.cast(pa.string()))
+    position = found.fill_null(-1).to_numpy().astype(np.int64)
+    known = position >= 0
+    if not known.any():
+        raise NotRunError(f"No row of {scores.path} is in the split of this dataset.")
+    return chosen[known], position[known]
+
+
+def _first(
+    scores: Scores, rows: NDArray[Any], wrong: NDArray[Any], told: NDArray[Any], again: NDArray[Any]
+) -> str:
+    one = int(wrong[0])
+    key = scores.table["key"][int(rows[one])].as_py()
+    return f", such as {key}: {told[one]:.4f}, scored again {again[one]:.4f}"

@@ -1,0 +1,143 @@
+"""Checks of the stored pixels: is the sky alike in both classes, and normalised as promised."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lensprep.dataset import BANDS
+from lensprep.dataset.rgb import restore
+from lensprep.errors import ConfigError
+from lenstrain.audit.config import AuditConfig
+from lenstrain.audit.evidence import Evidence
+from lenstrain.audit.finding import NotRunError, Outcome
+from lenstrain.audit.leaks import run_probe, surely_above
+from lenstrain.probes.pixels import MAD_TO_SIGMA, band_statistics, radius_px
+
+SKY_PX: Final = 20.0
+"""Beyond this radius (5.2 arcsec) lies sky: an arc of 1 arcsec leaves 1 % of a sigma there."""
+STATISTICS: Final = tuple(f"{what}_{band}" for what in ("median", "scale") for band in BANDS)
+_BLOCK = 1024
+"""Stamps at a time: 100 MB in float64."""
+
+Floats = NDArray[np.float64]
+
+
+def check_sky_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Level and scatter of the sky, in flux and beside those of the same brick, by label."""
+    limits = config.data
+    place = "brickname" if "brickname" in evidence.columns else "region_id"
+    names = list(dict.fromkeys(["label", "region_id", place, *STATISTICS]))
+    table, pixels = evidence.places(place, names, limits.sky_rows, config.seed)
+    spec = evidence.dataset.manifest.normalization
+    median, scale = sidecar_statistics(table)
+    level, scatter = sky_statistics(pixels, spec, median, scale)
+    features = sky_features(
+        level, scatter, np.array([str(name) for name in table[place].to_pylist()])
+    )
+    found = run_probe(features, table, config, limits.sky_upper)
+    passed = not surely_above(found, limits.sky_upper)
+    blocks = found["low"] > limits.sky_lower
+    return Outcome(
+        passed=passed,
+        measured=found | {"rows": table.num_rows} | class_gaps(features, table["label"].to_numpy()),
+        threshold={"upper": limits.sky_upper, "blocks_above_lower": limits.sky_lower},
+        severity="blocker" if passed or blocks else "warn",
+        detail=f"AUROC {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] from level "
+        f"and scatter of the sky beyond {SKY_PX:g} px, over {found['regions']} regions."
+        + ("" if passed else " The sky tells the classes apart: they were calibrated, subtracted "
+           "or scaled differently."),
+    )  # fmt: skip
+
+
+def sidecar_statistics(table: pa.Table) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Median and scale of each band, shapes (n, 3)."""
+    values = np.stack([np.asarray(table[name].to_numpy(), np.float32) for name in STATISTICS], 1)
+    return values[:, : len(BANDS)], values[:, len(BANDS) :]
+
+
+def sky_statistics(
+    pixels: NDArray[np.float16],
+    spec: Any,
+    median: NDArray[np.float32],
+    scale: NDArray[np.float32],
+) -> tuple[Floats, Floats]:
+    """Median and ``1.4826 MAD`` of the flux beyond `SKY_PX`, nanomaggies; shapes (n, 3)."""
+    outside = radius_px(pixels.shape[-1]) >= SKY_PX
+    level, scatter = np.empty(median.shape), np.empty(median.shape)
+    for start in range(0, len(pixels), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        sky = restore(pixels[part], spec, median[part], scale[part])[..., outside]
+        level[part] = np.median(sky, axis=-1)
+        scatter[part] = MAD_TO_SIGMA * np.median(np.abs(sky - level[part][..., None]), axis=-1)
+    return level, scatter
+
+
+def sky_features(level: Floats, scatter: Floats, place: NDArray[Any]) -> Floats:
+    """What a stamp's sky has beyond that of its place; shape (n, 6).
+
+    The logarithm of the scatter and the level in units of the scatter, each less its mean over the
+    place: seeing, depth and what sky subtraction left are those of a brick, so the rest is noise
+    of the stamp, 2 % in the scatter, and a change of 5 % in one class shows.
+    """
+    safe = np.where(scatter > 0, scatter, np.nan)
+    values = np.concatenate([np.log(safe), level / safe], axis=1)
+    values = np.where(np.isfinite(values), values, np.nanmedian(values, axis=0))
+    _, index = np.unique(place, return_inverse=True)
+    count = np.bincount(index)
+    means = np.stack([np.bincount(index, column) / count for column in values.T], 1)
+    return np.asarray(values - means[index], np.float64)
+
+
+def class_gaps(features: Floats, labels: NDArray[Any]) -> dict[str, Any]:
+    """Lenses less non-lenses: medians of the features by band."""
+    gap = np.median(features[labels == 1], axis=0) - np.median(features[labels == 0], axis=0)
+    bands = len(BANDS)
+    return {
+        "log_scatter_gap": dict(zip(BANDS, gap[:bands].tolist(), strict=True)),
+        "level_gap": dict(zip(BANDS, gap[bands:].tolist(), strict=True)),
+    }
+
+
+def check_normalization(evidence: Evidence, config: AuditConfig) -> Outcome:
+    """Statistics of the stored pixels, back in flux, against those that conversion measured."""
+    limits = config.data
+    spec = evidence.dataset.manifest.normalization
+    if spec.mode not in ("mad_stamp", "mad_annulus", "sqrt"):
+        raise NotRunError(f"Normalisation {spec.mode} has no scale of each stamp to compare with.")
+    table, pixels = evidence.sampled_pixels(["label", "key", *STATISTICS], limits.normalized_rows)
+    median, scale = sidecar_statistics(table)
+    off = np.concatenate([
+        _off(pixels[start : start + _BLOCK], spec, median[start : start + _BLOCK],
+             scale[start : start + _BLOCK])
+        for start in range(0, len(pixels), _BLOCK)
+    ])  # fmt: skip
+    allowed = limits.normalization_tolerance
+    wrong = np.flatnonzero(~(off <= allowed))
+    labels = table["label"].to_numpy()
+    by_class = {str(k): int(np.count_nonzero(labels[wrong] == k)) for k in (0, 1)}
+    return Outcome(
+        passed=not len(wrong),
+        measured={"rows": len(off), "wrong": by_class, "largest": float(np.max(off))},
+        threshold={"wrong": 0, "tolerance": allowed},
+        detail=f"{len(wrong):,} of {len(off):,} stamps ({by_class['1']:,} lenses) have not the "
+        f"median 0 and the scatter 1 that {spec.mode} promises, such as "
+        f"{table['key'][int(wrong[0])].as_py()}: pixels were changed after they were normalised. "
+        "Convert again." if len(wrong) else
+        f"The stored pixels of {len(off):,} stamps have the median and scatter that {spec.mode} "
+        "promises.",
+    )  # fmt: skip
+
+
+def _off(
+    pixels: NDArray[np.float16], spec: Any, median: NDArray[np.float32], scale: NDArray[np.float32]
+) -> Floats:
+    """Largest deviation of a stamp's statistics from the sidecar's, in units of its scale."""
+    if not (scale > 0).all():
+        raise ConfigError("the sidecar has a scale that is not positive. Convert again.")
+    own_median, own_scale = band_statistics(restore(pixels, spec, median, scale), spec)
+    off = np.maximum(np.abs(own_median - median), np.abs(own_scale - scale)) / scale
+    return np.asarray(off.max(axis=1), np.float64)

@@ -1,0 +1,107 @@
+"""The sky and the normalisation: clean stamps pass, a planted difference is found."""
+
+import numpy as np
+import pytest
+
+from lenstrain.audit import sky
+from lenstrain.audit.evidence import Evidence
+from lenstrain.audit.finding import NotRunError
+from lenstrain.probes.pixels import radius_px
+from tests.lenstrain.audit.stamps import SIGMA, make_stamps, write_stamps
+
+
+@pytest.fixture
+def evidence(tmp_path):
+    def make(change=None, spoil=None, **options):
+        made = make_stamps(change, **options)
+        if spoil is not None:
+            made = {split: spoil(*part) for split, part in made.items()}
+        return Evidence(tmp_path / "run", write_stamps(tmp_path / "ds", made))
+
+    return make
+
+
+def lift(share):
+    """A sky that lies higher in lenses, outside of what a host covers."""
+
+    def change(flux, labels, rng):
+        offset = share * SIGMA[:, None, None] * (radius_px() >= 18)
+        return flux + (labels == 1)[:, None, None, None] * offset
+
+    return change
+
+
+def scale(factor):
+    return lambda flux, labels, rng: flux * np.where(labels == 1, factor, 1)[:, None, None, None]
+
+
+def test_the_same_sky_tells_nothing(evidence, config):
+    found = sky.check_sky_probe(evidence(), config)
+    assert found.passed, found.detail
+    assert 0.4 < found.measured["value"] < 0.55
+    assert abs(found.measured["log_scatter_gap"]["r"]) < 0.01
+
+
+@pytest.mark.parametrize("change", [lift(0.2), scale(1.05)], ids=["offset", "5 percent"])
+def test_another_sky_in_lenses_blocks(evidence, config, change):
+    found = sky.check_sky_probe(evidence(change), config)
+    assert not found.passed
+    assert found.severity == "blocker"
+
+
+def test_the_gap_is_told_by_band(evidence, config):
+    found = sky.check_sky_probe(evidence(scale(1.05)), config).measured
+    assert found["log_scatter_gap"]["z"] == pytest.approx(np.log(1.05), abs=0.01)
+
+
+def test_what_a_brick_has_is_no_leak():
+    """Depth and level of the sky differ from place to place, whatever the label."""
+    rng = np.random.default_rng(0)
+    place = np.repeat(np.arange(20), 10)
+    deep, high = rng.normal(0, 1, (2, 20))
+    noise = 1 + 0.01 * rng.standard_normal((200, 3))
+    scatter = np.exp(deep[place])[:, None] * noise
+    level = high[place][:, None] * np.exp(deep[place])[:, None] * np.ones(3)
+    features = sky.sky_features(level, scatter, place)
+    assert features.shape == (200, 6)
+    assert np.abs(features[:, :3]).max() < 0.05
+    assert features[:, :3].std() == pytest.approx(0.01, rel=0.1)
+    assert np.abs(features[:, 3:]).max() < 0.1
+
+
+def test_only_so_many_rows_are_read_brick_by_brick(evidence):
+    table, pixels = evidence().places("brickname", ["brickname", "label"], 100, 0)
+    assert table.num_rows == len(pixels) == 120
+    assert len(set(table["brickname"].to_pylist())) == 3
+
+
+def test_stamps_as_conversion_made_them_are_normalised(evidence, config):
+    found = sky.check_normalization(evidence(), config)
+    assert found.passed
+    assert found.measured["largest"] < 0.002
+
+
+def scaled(pixels, table):
+    lens = table["label"].to_numpy() == 1
+    factor = np.where(lens, 1.05, 1)[:, None, None, None]
+    return (pixels.astype(np.float32) * factor).astype(np.float16), table
+
+
+def lifted(pixels, table):
+    lens = table["label"].to_numpy() == 1
+    return pixels + np.where(lens, 0.1, 0)[:, None, None, None].astype(np.float16), table
+
+
+@pytest.mark.parametrize("spoil", [scaled, lifted])
+def test_pixels_changed_after_conversion_block(evidence, config, spoil):
+    found = sky.check_normalization(evidence(spoil=spoil), config)
+    assert not found.passed
+    assert found.measured["wrong"] == {"0": 0, "1": 240}
+
+
+def test_a_common_softening_promises_no_scale(evidence, config):
+    made = evidence()
+    spec = made.dataset.manifest.normalization
+    object.__setattr__(spec, "mode", "asinh_survey")
+    with pytest.raises(NotRunError, match="asinh_survey"):
+        sky.check_normalization(made, config)
