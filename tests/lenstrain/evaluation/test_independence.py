@@ -1,6 +1,7 @@
 """A threshold is promised only where the scores it was chosen on have nothing to do with these."""
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -100,6 +101,14 @@ def test_regions_of_another_type_or_script_are_compared_by_what_they_say(write_s
         "h.parquet", region_id=[f"περιοχή {n + 39}" for n in number], **BARE, **VALIDATION
     )
     assert judged(greek, other)[0].shared_regions == 1
+
+
+def test_columns_of_a_dictionary_are_compared_too(write_scores):
+    hashes = pa.array(HASHES).dictionary_encode()
+    copy = {"key": [f"copy {row}" for row in range(1200)], "region_id": np.arange(1200) % 40 + 5000}
+    one = write_scores(pixel_hash=hashes, **BARE)
+    other = write_scores("copy.parquet", pixel_hash=hashes, **(BARE | copy), split=["val"] * 1200)
+    assert judged(one, other)[0].shared_images == 1200
 
 
 def test_a_split_that_no_table_names_is_your_word(write_scores):
