@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from lenstrain.evaluation.clustered import Shares, few_regions, tail_correlation
+from lenstrain.evaluation.clustered import FewRegions, Shares, few_regions, tail_correlation
 from lenstrain.evaluation.metrics import RocCurve, partial_auroc
 
 Floats = NDArray[np.float64]
@@ -46,8 +46,8 @@ def tpr_intervals(
     Returns
     -------
     RateIntervals
-        The interval spans what lies within the counts of negatives that the true threshold may
-        have above it (Woodruff 1952, JASA 47, 635), joined with the interval of the share itself
+        The interval spans all thresholds that have as many negatives above them as the true one
+        may have (Woodruff 1952, JASA 47, 635), joined with the interval of the share itself
         on the logit scale (Zou & Donner 2008, Stat. Med. 27, 1693, with the correlation of both
         over regions). The lower end is 0 where no negative at all may lie above. NaN for one
         region.
@@ -55,11 +55,12 @@ def tpr_intervals(
     confidence = (1 + level) / 2
     worth = negative.worth(confidence, fprs)
     fewest, most = _counts_above(curve.n_negative, worth, fprs, confidence)
-    least = _tpr(curve, np.searchsorted(curve.fp, fewest * (1 + 1e-9), side="right"))
-    largest = _tpr(curve, np.searchsorted(curve.fp, most * (1 - 1e-9), side="left") + 1)
+    reached = np.searchsorted(curve.fp, fewest * (1 - 1e-9), side="left") + 1
+    least = _tpr(curve, np.where(fewest > 0, reached, 0))
+    largest = _tpr(curve, np.searchsorted(curve.fp, most * (1 + 1e-9), side="right"))
     low, high = _joined(positive.value, negative, positive, curve, (least, largest), level)
     low = np.where(stats.binom.cdf(0, np.round(worth), fprs) > 1 - confidence, 0.0, low)
-    known = np.isfinite(worth)
+    known = np.isfinite(worth) & np.isfinite(high)
     return RateIntervals(np.where(known, low, np.nan), np.where(known, high, np.nan), worth)
 
 
@@ -193,8 +194,11 @@ def purities(
     enough = (k0 >= FEWEST_FLAGGED) & (positive.k > 0)
     safe = np.where(enough, fpr, 1.0), np.where(enough, tpr, 1.0)
     errors = _residuals(positive) / safe[1][:, None] - _residuals(negative) / safe[0][:, None]
-    few = few_regions(negative.rows, tail_correlation(negative.correlation, safe[0]))
-    one = np.where(negative.regions > 1, 1.0, np.nan)
+    few = _fewer(
+        few_regions(negative.rows, tail_correlation(negative.correlation, safe[0])),
+        few_regions(positive.rows, tail_correlation(positive.correlation, safe[1])),
+    )
+    one = np.where(np.minimum(negative.regions, positive.regions) > 1, 1.0, np.nan)
     variance = (errors**2).sum(axis=1) * few.factor + (dex * np.log(10)) ** 2
     half = stats.t.isf((1 - level) / 2, few.degrees) * np.sqrt(variance) * one
     centre = np.log(odds * safe[1] / safe[0])
@@ -212,3 +216,8 @@ def purities(
         np.where(enough, ends[1], np.nan),
         least / np.maximum(least + negative.upper_limit(confidence), 1e-300),
     )
+
+
+def _fewer(one: FewRegions, other: FewRegions) -> FewRegions:
+    """What the regions of two classes do to a figure of both: the worse of each."""
+    return FewRegions(np.maximum(one.factor, other.factor), np.minimum(one.degrees, other.degrees))
