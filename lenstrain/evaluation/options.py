@@ -28,7 +28,7 @@ class EvaluationOptions:
     """Seed of those draws; the same seed and regions give the same draws for every model."""
 
     level: float = 0.95
-    """Coverage of the intervals, between 0 and 1."""
+    """Coverage of the intervals and confidence of the limits, between 0.5 and 1."""
 
     interval: Literal["t", "percentile", "bca"] = "t"
     """Interval of areas and losses: Student's t on the logit scale, which holds with few regions
@@ -41,7 +41,7 @@ class EvaluationOptions:
     """The partial AUROC integrates the ROC curve from 0 to this false-positive rate."""
 
     delta: float = 0.05
-    """Probability with which a Neyman-Pearson threshold may miss its target rate."""
+    """Probability with which a Neyman-Pearson threshold may miss its target rate, below 0.5."""
 
     prevalence: tuple[float, ...] = (1e-3, 1e-4)
     """Shares of lenses at which purity and average precision are stated."""
@@ -122,9 +122,9 @@ class EvaluationOptions:
         _require(bool(self.fprs), "fprs must not be empty")
         frozen = bool(self.completeness_fprs or self.thresholds)
         _require(frozen, "completeness needs completeness_fprs or thresholds")
-        for name in ("level", "delta", "partial_max_fpr"):
-            value = getattr(self, name)
-            _require(0 < value < 1, f"{name} must lie between 0 and 1, got {value}")
+        _require(0 < self.partial_max_fpr < 1, "partial_max_fpr must lie between 0 and 1")
+        _require(0.5 < self.level < 1, f"level must lie between 0.5 and 1, got {self.level}")
+        _require(0 < self.delta < 0.5, f"delta must lie between 0 and 0.5, got {self.delta}")
         for name in ("resamples", "calibration_bins", "axis_bins", "selection_min_lenses"):
             value = getattr(self, name)
             _require(value >= 1, f"{name} must be at least 1, got {value}")

@@ -17,6 +17,8 @@ from lenstrain.evaluation.options import EvaluationOptions
         ({"completeness_axes": (("redshift",),)}, "unknown completeness axis"),
         ({"completeness_axes": (("arc_snr",) * 4,)}, "one to three axes, got 4"),
         ({"interval": "bayes"}, "unknown interval"),
+        ({"level": 0.5}, "level must lie between 0.5 and 1, got 0.5"),
+        ({"delta": 0.5}, "delta must lie between 0 and 0.5, got 0.5"),
         ({"prevalence_dex": -0.1}, "prevalence_dex must not be negative"),
         ({"axis_edges": {"redshift": (0, 1)}}, "unknown axis 'redshift' in axis_edges"),
         ({"axis_edges": {"arc_snr": (3, 1)}}, "two or more ascending numbers, got .3, 1."),
