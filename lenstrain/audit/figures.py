@@ -19,7 +19,7 @@ from lenstrain.evaluation.operating import long_table
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.plainjson import plain
 
-NOT_RECOMPUTED: Final = ("comparison", "known_lenses")
+NOT_RECOMPUTED: Final = ("comparison", "known_lenses", "selection_function")
 """Figures that rest on tables beside the scores; they are named, not judged."""
 _WORDS: Final = ("provenance", "notes", "format_version", *NOT_RECOMPUTED)
 RELATIVE: Final = 1e-7

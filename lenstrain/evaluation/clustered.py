@@ -191,6 +191,12 @@ class FewRegions(NamedTuple):
     degrees: Floats
     """Degrees of freedom of the estimate; G - 1 for equal regions."""
 
+    def worse(self, other: "FewRegions") -> "FewRegions":
+        """What the regions of two classes do to a figure of both: the worse of each."""
+        return FewRegions(
+            np.maximum(self.factor, other.factor), np.minimum(self.degrees, other.degrees)
+        )
+
 
 def few_regions(rows: Floats, shared: Floats | float) -> FewRegions:
     """Bias and degrees of freedom of the scatter between regions.
@@ -206,21 +212,39 @@ def few_regions(rows: Floats, shared: Floats | float) -> FewRegions:
     -------
     FewRegions
         From the variance n (1 + (n - 1) shared) of each region's sum: large regions weigh more
-        the more rows correlate, and pull the mean from which the scatter is taken.
+        the more rows correlate, and pull the mean from which the scatter is taken. With a share w
+        of the rows and a variance v of each region the residuals have the covariance
+        (I - w 1') diag(v) (I - w 1')', whose trace, and that of its square, give both.
 
     References
     ----------
     .. [1] Satterthwaite 1946; Bell & McCaffrey 2002, Survey Methodology 28, 169.
     """
-    n = np.maximum(rows.sum(axis=-1, keepdims=True), 1)
+    w = rows / np.maximum(rows.sum(axis=-1, keepdims=True), 1)
     shared = np.asarray(shared)[..., None]
-    variance = rows * (1 - shared) + rows**2 * shared
-    total = variance.sum(axis=-1)
-    expected = (variance * (1 - 2 * rows / n)).sum(axis=-1)
-    expected = expected + ((rows / n) ** 2).sum(axis=-1) * total
-    factor = total / np.where(expected > 0, expected, np.inf)
-    effective = total**2 / np.maximum((variance**2).sum(axis=-1), 1e-300)
-    return FewRegions(factor, np.maximum(effective - 1, 1.0))
+    v = rows * (1 - shared) + rows**2 * shared
+    total = v.sum(axis=-1)
+    ww, wv, vv = (w * w).sum(axis=-1), (w * v).sum(axis=-1), (v * v).sum(axis=-1)
+    trace = total - 2 * wv + total * ww
+    square = vv - 4 * (w * v * v).sum(axis=-1) + 2 * total * (w * w * v).sum(axis=-1)
+    square = square + 2 * wv**2 + 2 * ww * vv - 4 * total * wv * ww + (total * ww) ** 2
+    known = (trace > 1e-9 * total) & (square > 0)
+    factor = np.where(known, total / np.where(known, trace, 1.0), 0.0)
+    degrees = np.where(known, trace**2 / np.where(known, square, 1.0), 1.0)
+    return FewRegions(factor, np.maximum(degrees, 1.0))
+
+
+def few_of_classes(
+    labels: NDArray[np.generic], scores: Floats, region: NDArray[np.integer], n_regions: int
+) -> FewRegions:
+    """What few or unequal regions do to an area under a curve of two classes; arrays of (n,)."""
+    found = []
+    for positive in (False, True):
+        chosen = labels.astype(bool) == positive
+        rows = np.bincount(region[chosen], minlength=n_regions).astype(np.float64)
+        correlation = latent_correlation(scores[chosen], region[chosen])
+        found.append(few_regions(rows, tail_correlation(correlation, 0.5)))
+    return found[0].worse(found[1])
 
 
 def worth_of(

@@ -167,7 +167,8 @@ def t_interval(
     Returns
     -------
     Interval
-        NaN if a share has no scatter: at a value of 0 or 1, for example.
+        NaN if there is no scatter; of an area of 0 or 1 Wilson's, of as many rows as there are
+        regions.
     """
     values = _finite(draws)
     if values.size < 2 or not math.isfinite(value):
@@ -177,7 +178,10 @@ def t_interval(
     if scale == "linear":
         return Interval(value - half, value + half)
     slope = value * (1 - value)
-    if spread == 0 or slope <= 0:
+    if slope <= 0:
+        ends = wilson(np.clip(value, 0, 1) * (degrees + 1), degrees + 1, level)
+        return Interval(float(ends[0]), float(ends[1]))
+    if spread == 0:
         return Interval(math.nan, math.nan)
     centre = math.log(value / (1 - value))
     low, high = special.expit([centre - half / slope, centre + half / slope])

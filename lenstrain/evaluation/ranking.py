@@ -218,11 +218,11 @@ def few_of(scores: Scores, negatives: Floats, positives: Floats) -> FewRegions:
     negatives, positives : ndarray, shape (clusters,)
         Rows of each class.
     """
-    both = [
+    one, other = (
         few_regions(rows, tail_correlation(correlation, 0.5))
         for rows, correlation in zip((negatives, positives), scores.correlations, strict=True)
-    ]
-    return min(both, key=lambda few: float(few.degrees))
+    )
+    return one.worse(other)
 
 
 def stratum_entries(

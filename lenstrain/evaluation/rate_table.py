@@ -100,10 +100,9 @@ def support_entry(share: Shares, fpr: float, delta: float) -> dict[str, Any]:
 
 
 def _support(fpr: float, unique: int, effective: float, delta: float) -> dict[str, Any]:
-    needed = negatives_needed(fpr, delta)
     return {
-        "supported": bool(effective >= needed),
-        "negatives_needed": needed,
+        "supported": bool((1 - fpr) ** effective <= delta),
+        "negatives_needed": negatives_needed(fpr, delta),
         "negatives_unique": unique,
         "negatives_effective": effective,
     }
@@ -123,10 +122,11 @@ def _rate_entry(
     cuts: _Cuts, k: int, supports: list[dict[str, Any]], curve: metrics.RocCurve, level: float
 ) -> dict[str, Any]:
     point, support = cuts.points[k], supports[k]
-    entry = cuts.positive.at(k).entry(level)
-    entry |= {"low": float(cuts.bounds.low[k]), "high": float(cuts.bounds.high[k])}
-    if not support["supported"]:
-        entry |= no_value(level, support_reason(support)) | {"at_most": _at_most(cuts, k, supports)}
+    if support["supported"]:
+        entry = cuts.positive.at(k).entry(level)
+        entry |= {"low": float(cuts.bounds.low[k]), "high": float(cuts.bounds.high[k])}
+    else:
+        entry = no_value(level, support_reason(support)) | {"at_most": _at_most(cuts, k, supports)}
     purity = {name: _purity_entry(found, k, level, support) for name, found in cuts.purity.items()}
     return (
         entry
@@ -225,7 +225,9 @@ def precision_entry(
     """Average precision at a prevalence: a lower limit alone where the negatives are too few."""
     support = precision_support(scores, prevalence, delta)
     if not support["supported"]:
-        entry = no_value(entry["level"], support_reason(support))
+        rate = f"{_PRECISION_RATE * prevalence:g}"
+        reason = f"rests on a false-positive rate of {rate}, which {support_reason(support)}"
+        entry = no_value(entry["level"], reason)
     return entry | support | {"at_least": _least_precision(scores, prevalence, entry["level"])}
 
 

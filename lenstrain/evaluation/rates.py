@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from lenstrain.evaluation.clustered import FewRegions, Shares, few_regions, tail_correlation
+from lenstrain.evaluation.clustered import Shares, few_regions, tail_correlation
 from lenstrain.evaluation.metrics import RocCurve, partial_auroc
 
 Floats = NDArray[np.float64]
@@ -194,17 +194,17 @@ def purities(
     enough = (k0 >= FEWEST_FLAGGED) & (positive.k > 0)
     safe = np.where(enough, fpr, 1.0), np.where(enough, tpr, 1.0)
     errors = _residuals(positive) / safe[1][:, None] - _residuals(negative) / safe[0][:, None]
-    few = _fewer(
-        few_regions(negative.rows, tail_correlation(negative.correlation, safe[0])),
-        few_regions(positive.rows, tail_correlation(positive.correlation, safe[1])),
+    few = few_regions(negative.rows, tail_correlation(negative.correlation, safe[0])).worse(
+        few_regions(positive.rows, tail_correlation(positive.correlation, safe[1]))
     )
     one = np.where(np.minimum(negative.regions, positive.regions) > 1, 1.0, np.nan)
     variance = (errors**2).sum(axis=1) * few.factor + (dex * np.log(10)) ** 2
     half = stats.t.isf((1 - level) / 2, few.degrees) * np.sqrt(variance) * one
     centre = np.log(odds * safe[1] / safe[0])
     ends = [special.expit(centre + sign * half) for sign in (-1, 1)]
-    confidence = (1 + level) / 2
-    shift = 10.0 ** (-dex * stats.norm.isf(1 - level))
+    # All that is uncertain keeps to its side together (Bonferroni).
+    confidence = 1 - (1 - level) / (3 if dex else 2)
+    shift = 10.0 ** (-dex * special.ndtri(confidence))
     least = shift * odds * positive.lower_limit(confidence)
     flagged = odds * tpr + fpr
     value = np.where(
@@ -216,8 +216,3 @@ def purities(
         np.where(enough, ends[1], np.nan),
         least / np.maximum(least + negative.upper_limit(confidence), 1e-300),
     )
-
-
-def _fewer(one: FewRegions, other: FewRegions) -> FewRegions:
-    """What the regions of two classes do to a figure of both: the worse of each."""
-    return FewRegions(np.maximum(one.factor, other.factor), np.minimum(one.degrees, other.degrees))

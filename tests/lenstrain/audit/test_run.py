@@ -71,7 +71,7 @@ def test_a_threshold_chosen_on_its_own_scores_fails(complete, config):
 
 @pytest.mark.parametrize(
     ("split", "said"),
-    [("train", "were trained on"), ("test", "shares 120 stamps with the scores")],
+    [("train", "the finder was trained on"), ("test", "120 stamps are both calibrated on")],
 )
 def test_a_threshold_from_a_split_that_is_not_independent_fails(complete, config, tmp_path, split,
                                                                said):  # fmt: skip

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy import stats
 
 from lenstrain.audit import scores
 from lenstrain.audit.config import ScoreThresholds
@@ -51,17 +52,16 @@ def evaluated(tmp_path):
 def supported(tmp_path, config):
     """Evidence whose threshold was chosen on a table with so many distinct non-lenses."""
 
-    def make(images=None, effective=None):
+    def make(images=None, regions=None):
         every = {} if images is None else {
             "pixel_hash": lambda row: [f"{i % images:016x}{0:016x}" for i in row]
         }  # fmt: skip
+        every["region_id"] = lambda row: row if regions is None else row % regions
         table = make_table("val", ROWS, **every)
         evidence = Evidence(tmp_path, None)
         evidence.calibration = read_scores(
             write_scores(tmp_path / "val.parquet", table, good_logits(table), split="val")
         )
-        entry = {"value": 0.5, "negatives_unique": 1000, "negatives_effective": effective}
-        evidence.evaluation = {"tpr_at_fpr": {"0.01": entry}}
         return evidence
 
     return make
@@ -225,7 +225,7 @@ def test_a_report_of_other_scores_is_found(scored, config):
 
 
 def test_claims_need_distinct_non_lenses_where_the_threshold_was_chosen(supported, config):
-    """300 non-lenses: enough for 1 %, not for 0.1 %."""
+    """300 non-lenses, each a region of its own: enough for 1 %, not for 0.1 %."""
     modest = replace(config, scores=ScoreThresholds(claimed_fprs=(0.01,)))
     found = scores.check_fpr_support(supported(), modest)
     assert found.passed
@@ -233,7 +233,7 @@ def test_claims_need_distinct_non_lenses_where_the_threshold_was_chosen(supporte
     found = scores.check_fpr_support(supported(), config)
     assert not found.passed
     assert "needs 2,995" in found.detail
-    assert found.measured["zero_fp_upper_limit"] == pytest.approx(0.01, abs=2e-5)
+    assert found.measured["zero_fp_upper_limit"] == pytest.approx(1 - 0.05 ** (1 / 300))
     found = scores.check_fpr_support(supported(images=40), modest)
     assert not found.passed
     assert found.measured["unique_negatives"] == 20
@@ -241,10 +241,12 @@ def test_claims_need_distinct_non_lenses_where_the_threshold_was_chosen(supporte
 
 def test_non_lenses_that_come_in_regions_count_for_fewer(supported, config):
     modest = replace(config, scores=ScoreThresholds(claimed_fprs=(0.01,)))
-    found = scores.check_fpr_support(supported(effective=500.0), modest)
+    found = scores.check_fpr_support(supported(regions=10), modest)
     assert not found.passed
-    assert found.measured["effective_negatives"] == {"0.01": 150.0}
-    assert scores.check_fpr_support(supported(effective=1100.0), modest).passed
+    assert found.measured["unique_negatives"] == 300
+    # At least the ninth degree of freedom of ten regions: (z / t)^2 of 300.
+    ratio = stats.norm.isf(0.05) / stats.t.isf(0.05, 9)
+    assert found.measured["effective_negatives"]["0.01"] <= 300 * ratio**2 + 1e-6
 
 
 @pytest.mark.parametrize(("regions", "draws", "passed"), [(200, 1000, True), (13, 1000, False),

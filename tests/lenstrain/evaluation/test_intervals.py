@@ -125,14 +125,18 @@ def test_a_linear_t_interval_may_cross_zero():
     ("draws", "value"),
     [
         ([0.5, 0.5, 0.5], 0.5),
-        ([0.9, 1.0], 1.0),
-        ([0.0, 0.1], 0.0),
         ([0.3], 0.3),
         ([0.1, 0.2], math.nan),
     ],
 )
 def test_draws_that_say_nothing_give_no_t_interval(draws, value):
     assert np.isnan(intervals.t_interval(draws, value, 0.95, degrees=3)).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_perfect_area_is_known_as_well_as_so_many_regions_let_it(value):
+    found = intervals.t_interval([value] * 3, value, 0.95, degrees=39)
+    assert found == pytest.approx([float(end) for end in intervals.wilson(40 * value, 40)])
 
 
 def test_a_t_interval_leaves_out_undefined_draws():
