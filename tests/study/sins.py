@@ -69,8 +69,7 @@ CONFIG = load_config(AuditConfig, None, (
     "scores.min_resamples=200",
 ))  # fmt: skip
 CLEAN = ("flux_matched_null",)
-"""What a clean run fails by right, since it is the finder's own fault: extra flux passes for a lens.
-"""
+"""What a clean run fails by right, by the finder's own fault: extra flux passes for a lens."""
 ANNULUS = NormalizationSpec(
     mode="mad_annulus", clip=10.0, parameters={"inner_px": 20.0, "outer_px": 32.0}
 )
