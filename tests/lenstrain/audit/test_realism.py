@@ -69,7 +69,7 @@ def test_lenses_that_the_network_tells_apart_warn_however_few(judged, rows):
 
 
 def test_few_real_lenses_of_no_region_are_spread_over_the_folds(judged, tmp_path):
-    """In folds of equal size alone the twenty would fill up the smallest, and none be learnt from."""
+    """In folds of equal size alone the twenty would fill up the smallest, and none be learnt."""
     big = {"region_id": lambda row: row // 200}  # of the last a half only
     scores = scored(tmp_path / "many.parquet", rows=900, columns=big)
     found = judged(vectors(20, shift=6.0), scores)
