@@ -13,7 +13,7 @@ DEMO_SEED ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test lint format docs test-slow test-gpu faults coverage bench-peers clean
+.PHONY: help env demo test lint format docs test-slow test-gpu faults coverage sins bench-peers clean
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -77,6 +77,11 @@ faults: $(STAMP)
 # make coverage  how often intervals, promises and alarms hold on simulated surveys (30 minutes)
 coverage: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.study.coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.study.false_alarms --runs 25
+
+# make sins    what the audit finds of faults that are planted in a run (15 minutes)
+sins: $(STAMP)
+	$(BIN)/python -m tests.study.sins
 
 # make bench-peers  other loaders beside ours on the same stamps; see docs/benchmarks.md
 bench-peers:

@@ -53,8 +53,8 @@ from lenstrain.evaluation.selection.files import write_selection
 from lenstrain.evaluation.selection.measure import Selection, measure_selection, read_population
 from lenstrain.tables import Uri
 
-FORMAT_VERSION = 1
-"""Version of metrics.json."""
+FORMAT_VERSION = 2
+"""Version of metrics.json; in 1 every figure had a value, whatever supported it."""
 
 _PACKAGES = ("numpy", "scipy", "numba", "pyarrow", "matplotlib", "torch")
 
