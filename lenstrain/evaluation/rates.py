@@ -55,8 +55,8 @@ def tpr_intervals(
     confidence = (1 + level) / 2
     worth = negative.worth(confidence, fprs)
     fewest, most = _counts_above(curve.n_negative, worth, fprs, confidence)
-    reached = np.searchsorted(curve.fp, fewest * (1 - 1e-9), side="left") + 1
-    least = _tpr(curve, np.where(fewest > 0, reached, 0))
+    # At the true threshold the rate is kept, and at the next score it is not: ties in between.
+    least = _tpr(curve, np.searchsorted(curve.fp, fewest * (1 - 1e-9), side="left"))
     largest = _tpr(curve, np.searchsorted(curve.fp, most * (1 + 1e-9), side="right"))
     low, high = _joined(positive.value, negative, positive, curve, (least, largest), level)
     low = np.where(stats.binom.cdf(0, np.round(worth), fprs) > 1 - confidence, 0.0, low)
