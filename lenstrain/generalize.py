@@ -282,6 +282,8 @@ def _compare(
     others = lens & ~unseen
     if others.any():
         entry["others"] = _differences(scores, everything, others, options)
+    if entry["tpr"]["value"] is None:
+        return entry | {"reason": entry["tpr"]["reason"]}
     if entry["n"] < _FEWEST_LENSES:
         return entry | {"reason": f"{entry['n']} lenses are too few to say"}
     entry["passed"] = bool(entry["tpr"]["value"] >= -_LARGEST_DROP or entry["tpr"]["high"] >= 0)
@@ -355,7 +357,7 @@ def as_markdown(result: dict[str, Any]) -> str:
 
 def _row(factor: str, case: dict[str, Any]) -> str:
     head = f"| {factor} {case['value']} | {case['n']:,} |"
-    if case["tpr"] is None:
+    if case["tpr"] is None or case["tpr"]["value"] is None:
         return f"{head} | | | | {case['reason']} |"
     tpr = case["tpr"]
     others = case["others"]["tpr"]["value"] if case["others"] else None

@@ -105,13 +105,14 @@ def check_score_resolution(evidence: Evidence, config: AuditConfig) -> Outcome:
             at[entry["name"]] = tied_rows(curve, entry["threshold"])
     # A threshold that is a row's own score ties with that row alone.
     blocked = {name: n for name, n in at.items() if n > 1}
+    passed = share <= config.scores.max_tie_share and not blocked
     return Outcome(
-        passed=share <= config.scores.max_tie_share and not blocked,
+        passed=passed,
         measured={"largest_tie": rows, "share": share, "score": score, "tied_at_threshold": at},
         threshold={"share": config.scores.max_tie_share, "tied_at_threshold": 1},
         detail=f"The largest block of equal scores holds {rows} of {len(first):,} distinct images "
         f"({share:.3%})."
-        + (" No threshold can part them: rank on float32 logits." if share or blocked else ""),
+        + (" No threshold can part them: rank on float32 logits." if not passed else ""),
     )
 
 

@@ -15,7 +15,7 @@ from lensprep.errors import ConfigError
 from lenstrain.cli import main
 from lenstrain.config import Config
 from lenstrain.evaluation.options import EvaluationOptions
-from lenstrain.generalize import check_factors, generalize, plan_cases
+from lenstrain.generalize import as_markdown, check_factors, generalize, plan_cases
 from tests.datasets import SPEC, tiny_table
 
 SETTINGS = (
@@ -172,3 +172,15 @@ def test_a_place_of_one_run_is_refused_for_many(dataset, tmp_path):
     with pytest.raises(ConfigError, match="is the place of one run"):
         generalize(dataset, config, tmp_path / "o", factors=["lens_model"])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_rate_without_support_is_no_verdict():
+    case = {
+        "value": "0.6", "n": 40, "supported": False, "passed": None, "others": None,
+        "tpr": {"value": None, "low": None, "high": None, "this": None, "other": None},
+        "reason": "needs 2,995 independent non-lenses, there are 900 distinct",
+    }  # fmt: skip
+    factors = {"theta_e_arcsec": {"testable": True, "reason": None, "cases": [case]}}
+    text = as_markdown({"fpr": 0.001, "split": "test", "factors": factors})
+    assert "| theta_e_arcsec 0.6 | 40 | | | | | needs 2,995 independent" in text
+    assert "too few to support FPR 0.1%" in text
