@@ -26,6 +26,19 @@ def measured(path, reference=None, options=QUICK):
     return plain(found.entries)
 
 
+def test_fewer_than_thirty_regions_promise_nothing(write_scores):
+    judged = write_scores("judged.parquet")
+    for regions, promised in ((20, False), (30, True)):
+        reference = write_scores(f"{regions}.parquet", rows=6000, regions=regions, seed=1)
+        metrics = measured(judged, reference)
+        choice = metrics["thresholds"][0]
+        assert choice["threshold"] is not None
+        assert choice["guaranteed"] is promised
+        assert ("20 regions are too few to promise a rate" in choice["reason"]) is not promised
+        said = any("No threshold is guaranteed" in note["text"] for note in metrics["notes"])
+        assert said is not promised
+
+
 def test_without_another_split_nothing_is_guaranteed(write_scores):
     metrics = measured(write_scores())
     assert not any(choice["guaranteed"] for choice in metrics["thresholds"])
