@@ -494,9 +494,9 @@ def test_a_process_killed_in_a_download_leaves_nothing_that_hurts(s3, uri, root,
     child.stdin.write(b"go\n")
     child.stdin.flush()
     wait_for(lambda: any(name.endswith(".partial") for name in leftovers(folder)), 60)
-    claimed = status(folder)
-    assert claimed["datasets"][0]["coming"] >= 1
-    assert claimed["datasets"][0]["in_use"]
+    # The first partial file may be there before the claim of the shards to come.
+    wait_for(lambda: any(entry["coming"] for entry in status(folder)["datasets"]), 60)
+    assert status(folder)["datasets"][0]["in_use"]
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.communicate()
