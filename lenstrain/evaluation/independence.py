@@ -1,6 +1,8 @@
 """Whether a threshold that was chosen on some scores may be promised for others."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +28,6 @@ class CalibrationSplit:
     """Whether it holds rows of the training split; None if the table names no split."""
     shared_keys: int
     shared_images: int
-    """Not counted where keys are shared."""
     shared_regions: int
 
     @property
@@ -66,9 +67,12 @@ def judge_calibration_split(scores: Scores, reference: Scores) -> CalibrationSpl
         holds rows of, the split that networks are trained on.
     """
     splits = _splits(reference)
-    images, keys = 0, _shared(scores, reference, "key")
-    if not keys and scores.has("pixel_hash") and reference.has("pixel_hash"):
-        images = _shared(scores, reference, "pixel_hash")
+    columns = ["key", "region_id"]
+    if scores.has("pixel_hash") and reference.has("pixel_hash"):
+        columns.append("pixel_hash")
+    with ThreadPoolExecutor(len(columns)) as pool:
+        counts = pool.map(partial(_shared, scores, reference), columns)
+        shared = dict(zip(columns, counts, strict=True))
     return CalibrationSplit(
         scores=str(reference.path),
         scores_sha256=reference.sha256,
@@ -77,9 +81,9 @@ def judge_calibration_split(scores: Scores, reference: Scores) -> CalibrationSpl
         n_negative_unique=reference.n_negative_unique,
         n_regions=reference.n_regions,
         trained_on=_TRAINING in splits if splits else None,
-        shared_keys=keys,
-        shared_images=images,
-        shared_regions=_shared(scores, reference, "region_id"),
+        shared_keys=shared["key"],
+        shared_images=shared.get("pixel_hash", 0),
+        shared_regions=shared["region_id"],
     )
 
 

@@ -105,7 +105,7 @@ def _by_rate(
             fpr,
             delta,
             region=reference.region[among],
-            repeats=reference.repeats(among),
+            repeats=reference.class_repeats[0] if within is None else reference.repeats(among),
             correlation=reference.correlations[0],
         )
     reason = "; ".join(doubts)

@@ -122,7 +122,7 @@ class Scores:
     def _distinct(self, label: int) -> NDArray[np.int64]:
         """One row of every distinct image of a class in every region: that of the lowest logit."""
         rows = np.flatnonzero(self.labels == label)
-        if self.identity_column == "key":
+        if self.class_repeats[label] == rows.size:
             return rows
         place = self.identity[rows] * self.n_clusters + self.region[rows]
         order = np.lexsort((self.logits[rows], place))
@@ -140,7 +140,8 @@ class Scores:
         return float(self.multiplicity(among).sum())
 
     @cached_property
-    def _class_repeats(self) -> tuple[float, float]:
+    def class_repeats(self) -> tuple[float, float]:
+        """`repeats` of all non-lenses and of all lenses."""
         return self.repeats(self.labels == 0), self.repeats(self.labels == 1)
 
     def shares(self, label: int, within: NDArray[np.bool_], flagged: NDArray[np.bool_]) -> Shares:
@@ -165,7 +166,7 @@ class Scores:
         hits = np.empty((thresholds.size, self.n_clusters))
         hits[order] = np.cumsum(counts[:-1], axis=0)
         total = np.broadcast_to(counts.sum(axis=0), hits.shape)
-        repeats = np.full(thresholds.size, self._class_repeats[label])
+        repeats = np.full(thresholds.size, self.class_repeats[label])
         return Shares(hits, total, repeats, self.correlations[label])
 
 
