@@ -62,9 +62,9 @@ def latent_correlation(scores: Floats, region: NDArray[np.integer]) -> float:
 def tail_correlation(correlation: float, rate: Floats | float) -> Floats:
     """Correlation of "flagged or not" between two rows whose normal scores correlate.
 
-    It falls with the rate: at a correlation of 0.1 it is 0.05 for a rate of one half and 0.01 for
-    one in a hundred. From the probability that both are flagged, ``P(0) + integral of the bivariate
-    normal density over the correlation`` (Plackett 1954, Biometrika 41, 351).
+    It falls with the rate: at a correlation of 0.1 it is 0.064 for a rate of one half and 0.009
+    for one in a hundred. From the probability that both are flagged, ``P(0) + integral of the
+    bivariate normal density over the correlation`` (Plackett 1954, Biometrika 41, 351).
     """
     share = np.asarray(rate, dtype=np.float64)
     cut = -special.ndtri(np.clip(share, 1e-12, 1 - 1e-12))[..., None]

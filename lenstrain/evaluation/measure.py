@@ -12,6 +12,7 @@ from lenstrain.evaluation.completeness import AxisBins
 from lenstrain.evaluation.independence import judge_calibration_split
 from lenstrain.evaluation.operating import (
     BOTH_CLASSES,
+    FEW_REGIONS,
     CompletenessTable,
     FrozenThreshold,
     bins_of_axes,
@@ -32,7 +33,6 @@ from lenstrain.evaluation.scores import Scores, SkyScores
 Progress = Callable[[str, float], None]
 """Called with the name of the stage that begins and the share of the work done before it."""
 
-FEW_REGIONS = 30
 _MANY_TIES = 1e-3
 _MANY_UNRESOLVED = 0.3
 _FEW_LENSES = 30
@@ -94,7 +94,7 @@ def measure(
     entries |= _groups(scores, bins, resampling, options)
     split = None if reference is None else judge_calibration_split(scores, reference)
     entries["calibration_split"] = None if split is None else split.to_entry()
-    doubts = [_IN_SAMPLE] if split is None else split.reasons + _few_regions(reference or scores)
+    doubts = [_IN_SAMPLE] if split is None else split.reasons
     cuts = completeness_thresholds(reference or scores, reference is None, doubts, options)
     tables, found = _thresholds(scores, reference or scores, doubts, bins, cuts, options)
     entries |= found
@@ -103,19 +103,6 @@ def measure(
     entries |= {"comparison": None, "known_lenses": None}
     entries["notes"] = notes(scores, reference, entries, options)
     return Measurement(entries, ranking.band, tables, cuts)
-
-
-def _few_regions(reference: Scores) -> list[str]:
-    """Why nothing is promised from few regions: they do not show how their rows correlate.
-
-    By simulation with ten regions and a correlation of 0.2, one in seven of the thresholds that
-    could be stated for a rate at the edge of support failed.
-    """
-    if reference.n_regions >= FEW_REGIONS:
-        return []
-    return [
-        f"{reference.n_regions} regions are too few to promise a rate; {FEW_REGIONS} are wanted"
-    ]
 
 
 def check_same_model(scores: Scores, reference: Scores | SkyScores) -> None:
@@ -390,6 +377,11 @@ def _reference_notes(
         ]
     found: list[tuple[str, str]] = []
     split = entries["calibration_split"]
+    by_rate = [
+        choice
+        for choice in entries["thresholds"]
+        if choice["kind"] == "neyman_pearson" and choice["threshold"] is not None
+    ]
     if split["reasons"]:
         found.append(
             (
@@ -398,8 +390,8 @@ def _reference_notes(
                 "of its own.",
             )
         )
-    elif few := _few_regions(reference):
-        found.append(("warn", f"No threshold is guaranteed: {few[0]}."))
+    elif withdrawn := [choice["reason"] for choice in by_rate if not choice["guaranteed"]]:
+        found.append(("warn", f"No threshold is guaranteed: {withdrawn[0]}."))
     elif split["split"] is None:
         found.append(
             (

@@ -26,6 +26,11 @@ from lenstrain.evaluation.rate_table import (
 )
 from lenstrain.evaluation.scores import Scores
 
+FEW_REGIONS = 30
+"""Fewer regions of non-lenses do not show how rows correlate, so nothing is promised from them. By
+simulation with ten, and a correlation of 0.2, one in seven of the thresholds that could be stated
+for a rate at the edge of support failed."""
+
 BOTH_CLASSES = ("psfsize_r", "psfdepth_r")
 """Quantities that non-lenses have too: their bins are those of all rows."""
 
@@ -108,6 +113,10 @@ def _by_rate(
             repeats=reference.class_repeats[0] if within is None else reference.repeats(among),
             correlation=reference.correlations[0],
         )
+    regions = np.unique(reference.region[among]).size
+    if regions < FEW_REGIONS:
+        few = f"{regions} regions are too few to promise a rate; {FEW_REGIONS} are wanted"
+        doubts = [*doubts, few]
     reason = "; ".join(doubts)
     if value is None:
         share = reference.shares(0, among, np.zeros(reference.n, bool))
@@ -169,8 +178,9 @@ def thresholds_by_seeing(
     Returns
     -------
     list of dict
-        ``lo``, ``hi``, ``label`` of ``psfsize_r``, the fields of `FrozenThreshold`, and ``tpr`` and
-        ``fpr`` of the bin's rows. Empty if a table has no seeing, or no rate is asked for.
+        ``lo``, ``hi`` of ``psfsize_r``, the fields of `FrozenThreshold` (``name`` is that of the
+        bin), and ``tpr`` and ``fpr`` of the bin's rows. Empty if a table has no seeing, or no rate
+        is asked for.
     """
     seeing = "psfsize_r"
     if not (options.completeness_fprs and scores.has(seeing) and reference.has(seeing)):

@@ -39,6 +39,25 @@ def test_fewer_than_thirty_regions_promise_nothing(write_scores):
         assert said is not promised
 
 
+def test_regions_that_promise_are_those_of_the_non_lenses_in_question(write_scores):
+    """Seeing is a region's own: each bin of it holds about a quarter of the regions."""
+    judged = write_scores("judged.parquet")
+    metrics = measured(judged, write_scores("plain.parquet", rows=8000, regions=40, seed=1))
+    assert metrics["thresholds"][0]["guaranteed"]
+    bins = metrics["thresholds_by_seeing"]
+    assert bins
+    assert not any(choice["guaranteed"] for choice in bins)
+    assert any("too few to promise" in choice["reason"] for choice in bins)
+    # Non-lenses in ten regions alone, lenses in all forty.
+    table = make_table(rows=8000, regions=40, seed=1)
+    region, lens = table["region_id"].to_numpy(), table["label"].to_numpy() == 1
+    narrow = np.where(lens, region, 5000 + region % 10).astype(np.int32)
+    few = write_scores("few.parquet", rows=8000, regions=40, seed=1, region_id=narrow)
+    choice = measured(judged, few)["thresholds"][0]
+    assert not choice["guaranteed"]
+    assert "10 regions are too few to promise a rate" in choice["reason"]
+
+
 def test_without_another_split_nothing_is_guaranteed(write_scores):
     metrics = measured(write_scores())
     assert not any(choice["guaranteed"] for choice in metrics["thresholds"])
