@@ -31,6 +31,8 @@ PURE = [
     "lenstrain/monitor/diagnosis.py",
     "lenstrain/evaluation/metrics.py",
     "lenstrain/evaluation/intervals.py",
+    "lenstrain/evaluation/clustered.py",
+    "lenstrain/evaluation/rates.py",
     "lenstrain/evaluation/threshold.py",
     "lenstrain/evaluation/selection/axes.py",
     "lenstrain/evaluation/selection/fit.py",

@@ -59,6 +59,16 @@ def latent_correlation(scores: Floats, region: NDArray[np.integer]) -> float:
     return float(np.clip(found, 0.0, _LARGEST_CORRELATION))
 
 
+def class_correlations(
+    labels: NDArray[np.generic], scores: Floats, region: NDArray[np.integer]
+) -> tuple[float, float]:
+    """`latent_correlation` of non-lenses and of lenses; arrays of shape (n,), distinct images."""
+    zero, one = (
+        latent_correlation(scores[labels == label], region[labels == label]) for label in (0, 1)
+    )
+    return zero, one
+
+
 def tail_correlation(correlation: float, rate: Floats | float) -> Floats:
     """Correlation of "flagged or not" between two rows whose normal scores correlate.
 
@@ -235,16 +245,30 @@ def few_regions(rows: Floats, shared: Floats | float) -> FewRegions:
 
 
 def few_of_classes(
-    labels: NDArray[np.generic], scores: Floats, region: NDArray[np.integer], n_regions: int
+    labels: NDArray[np.generic],
+    region: NDArray[np.integer],
+    n_regions: int,
+    correlations: tuple[float, float],
 ) -> FewRegions:
-    """What few or unequal regions do to an area under a curve of two classes; arrays of (n,)."""
-    found = []
-    for positive in (False, True):
-        chosen = labels.astype(bool) == positive
-        rows = np.bincount(region[chosen], minlength=n_regions).astype(np.float64)
-        correlation = latent_correlation(scores[chosen], region[chosen])
-        found.append(few_regions(rows, tail_correlation(correlation, 0.5)))
-    return found[0].worse(found[1])
+    """What few or unequal regions do to an area under a curve: that of the worse class.
+
+    Parameters
+    ----------
+    labels, region : ndarray, shape (n,)
+        Label, and region numbered from 0.
+    n_regions : int
+        Number of regions.
+    correlations : tuple of float
+        Of the scores of non-lenses and of lenses, see `latent_correlation`.
+    """
+    one, other = (
+        few_regions(
+            np.bincount(region[labels == label], minlength=n_regions).astype(np.float64),
+            tail_correlation(correlation, 0.5),
+        )
+        for label, correlation in enumerate(correlations)
+    )
+    return one.worse(other)
 
 
 def worth_of(

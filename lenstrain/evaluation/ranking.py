@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lenstrain.evaluation import bootstrap as boot
 from lenstrain.evaluation import metrics
-from lenstrain.evaluation.clustered import FewRegions, few_regions, no_value, tail_correlation
+from lenstrain.evaluation.clustered import FewRegions, few_of_classes, no_value
 from lenstrain.evaluation.completeness import AxisBins
 from lenstrain.evaluation.intervals import delong_se
 from lenstrain.evaluation.options import EvaluationOptions
@@ -122,17 +122,13 @@ def _delong(scores: Scores, value: float, level: float) -> dict[str, Any] | None
 
 def region_draws(scores: Scores, options: EvaluationOptions) -> Resampling:
     """Draws of the regions of a table, as its options ask for."""
-    counts = [
-        np.bincount(scores.region[scores.labels == label], minlength=scores.n_clusters)
-        for label in (0, 1)
-    ]
     return make_resampling(
         scores.n_clusters,
         options.resamples,
         options.seed,
         options.level,
         options.interval,
-        few_of(scores, *(count.astype(np.float64) for count in counts)),
+        few_of(scores, np.ones(scores.n, bool)),
     )
 
 
@@ -186,7 +182,7 @@ def auroc_by(
             draws = _auroc_of_rows(
                 scores, (scores.labels == 0) | (groups == group), resampling, threads
             )
-        few = few_of(scores, n0, n1)
+        few = few_of(scores, (scores.labels == 0) | (groups == group))
         entries[name] = resampling.entry(draws, few=few) | {"n": int(n1.sum())}
     return entries
 
@@ -208,21 +204,10 @@ def _auroc_of_rows(
     return boot.curve_draws(rows, resampling.weights, 0.01, threads=threads).auroc
 
 
-def few_of(scores: Scores, negatives: Floats, positives: Floats) -> FewRegions:
-    """What few or unequal regions do to a statistic of both classes: that of the worse class.
-
-    Parameters
-    ----------
-    scores : Scores
-        The table, whose logits correlate within regions.
-    negatives, positives : ndarray, shape (clusters,)
-        Rows of each class.
-    """
-    one, other = (
-        few_regions(rows, tail_correlation(correlation, 0.5))
-        for rows, correlation in zip((negatives, positives), scores.correlations, strict=True)
-    )
-    return one.worse(other)
+def few_of(scores: Scores, among: NDArray[np.bool_]) -> FewRegions:
+    """What few or unequal regions do to an area under a curve of some rows."""
+    labels, region = scores.labels[among], scores.region[among]
+    return few_of_classes(labels, region, scores.n_clusters, scores.correlations)
 
 
 def stratum_entries(
@@ -253,11 +238,7 @@ def stratum_entries(
         }
         if positive.any() and negative.any():
             draws = _auroc_of_rows(scores, inside, resampling, threads)
-            counts = [
-                np.bincount(scores.region[chosen], minlength=scores.n_clusters).astype(np.float64)
-                for chosen in (negative, positive)
-            ]
-            entry["auroc"] = resampling.entry(draws, few=few_of(scores, *counts))
+            entry["auroc"] = resampling.entry(draws, few=few_of(scores, inside))
             if np.unique(scores.region[inside]).size < 2:
                 entry["auroc"] |= {"low": None, "high": None}
         else:

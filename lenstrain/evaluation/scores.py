@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.errors import NotFoundError, ScoresError
-from lenstrain.evaluation.clustered import Shares, latent_correlation
+from lenstrain.evaluation.clustered import Shares, class_correlations
 from lenstrain.evaluation.metrics import RocCurve, roc_curve
 from lenstrain.tables import METADATA_KEY as METADATA_KEY
 from lenstrain.tables import TableFile, Uri, read_table, to_floats
@@ -115,9 +115,8 @@ class Scores:
     @cached_property
     def correlations(self) -> tuple[float, float]:
         """Correlation of logits within regions, of non-lenses and of lenses, on distinct images."""
-        rows = [self._distinct(label) for label in (0, 1)]
-        found = [latent_correlation(self.logits[row], self.region[row]) for row in rows]
-        return found[0], found[1]
+        rows = np.concatenate([self._distinct(label) for label in (0, 1)])
+        return class_correlations(self.labels[rows], self.logits[rows], self.region[rows])
 
     def _distinct(self, label: int) -> NDArray[np.int64]:
         """One row of every distinct image of a class in every region: that of the lowest logit."""

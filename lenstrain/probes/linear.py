@@ -13,7 +13,7 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from lenstrain.evaluation import bootstrap as boot
-from lenstrain.evaluation.clustered import few_of_classes
+from lenstrain.evaluation.clustered import class_correlations, few_of_classes
 from lenstrain.evaluation.resampling import make_resampling
 
 Floats = NDArray[np.float64]
@@ -93,7 +93,8 @@ def auroc_by_region(
     names, region = np.unique(np.asarray(regions), return_inverse=True)
     positive, values = np.asarray(labels) == 1, np.asarray(scores, np.float64)
     ranked = boot.rank_rows(positive, values, region.astype(np.int32), len(names))
-    few = few_of_classes(positive, values, region, len(names))
+    correlations = class_correlations(positive, values, region)
+    few = few_of_classes(positive, region, len(names), correlations)
     resampling = make_resampling(len(names), resamples, seed, level, few=few)
     entry = resampling.entry(auroc_draws(ranked, resampling.weights))
     for end in ("low", "high"):

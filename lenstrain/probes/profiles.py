@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 
 from lensprep.dataset import Dataset
 from lenstrain.evaluation import bootstrap as boot
-from lenstrain.evaluation.clustered import few_of_classes
+from lenstrain.evaluation.clustered import class_correlations, few_of_classes
 from lenstrain.evaluation.metrics import auroc, roc_curve
 from lenstrain.evaluation.resampling import Resampling, Scale, make_resampling
 from lenstrain.probes.linear import FOLDS, auroc_draws
@@ -129,7 +129,8 @@ def _judge(
     scores = {name: _fit(c, known).decision_function(judged.features[c.sees])
               for name, c in candidates.items()}  # fmt: skip
     names, codes = np.unique(judged.regions, return_inverse=True)
-    few = few_of_classes(judged.labels, judged.logits, codes, len(names))
+    correlations = class_correlations(judged.labels, judged.logits, codes)
+    few = few_of_classes(judged.labels, codes, len(names), correlations)
     resampling = make_resampling(len(names), options.resamples, options.seed, 0.95, few=few)
 
     def drawn(values: Floats) -> dict[str, Floats]:
