@@ -151,5 +151,5 @@ def generalize(
             fpr=fpr,
             progress=progress,
         )
-    table = as_markdown(result).splitlines()[4:]
+    table = as_markdown(result).splitlines()[2:]
     report(result, [*table, "", f"Written to {join_uri(out, TABLE_NAME)}"], as_json)

@@ -43,8 +43,8 @@ TABLE_NAME = "generalize.md"
 
 _BINS = 4
 """Bins of a factor that is continuous, by its quantiles."""
-_LARGEST_DROP = 0.05
-"""Loss of completeness that counts as none, if the interval does not hold zero anyway."""
+TOLERATED_LOSS = 0.05
+"""Loss of completeness that is as good as none (a convention, said beside every verdict)."""
 _FEWEST_LENSES = 30
 
 Progress = Callable[[str, float], None]
@@ -162,10 +162,10 @@ def generalize(
     -------
     dict
         The content of generalize.json: ``factors`` {name: {testable, reason, cases[]}}, ``passed``
-        (None if nothing was testable). A case holds ``value``, ``train_lenses``, ``n``,
+        (None unless one case falls, or all hold). A case holds ``value``, ``train_lenses``, ``n``,
         ``tpr`` and ``auroc`` ``{value, low, high, level, this, other}`` on the lenses left out
         (``this`` is the network without them, ``other`` the one with all), the same for the
-        ``others``, ``supported`` and ``passed``.
+        ``others``, ``supported``, ``passed`` and, where that is None, ``reason``.
 
     Raises
     ------
@@ -286,8 +286,33 @@ def _compare(
         return entry | {"reason": entry["tpr"]["reason"]}
     if entry["n"] < _FEWEST_LENSES:
         return entry | {"reason": f"{entry['n']} lenses are too few to say"}
-    entry["passed"] = bool(entry["tpr"]["value"] >= -_LARGEST_DROP or entry["tpr"]["high"] >= 0)
-    return entry
+    return entry | judge(entry["tpr"]["low"], entry["tpr"]["high"])
+
+
+def judge(low: float | None, high: float | None) -> dict[str, Any]:
+    """Whether lenses left out are found as well, by the interval of the difference alone.
+
+    It holds if the interval leaves out every loss larger than `TOLERATED_LOSS` (a test of
+    non-inferiority), falls if it leaves out "no loss", and is open otherwise: an interval that is
+    wide enough to hold both is no evidence for either.
+
+    Parameters
+    ----------
+    low, high : float or None
+        Interval of the completeness without these lenses less that with all; None if there is none.
+
+    Returns
+    -------
+    dict
+        ``passed`` (True, False, or None for open) and ``reason`` (None unless open).
+    """
+    if low is None or high is None:
+        return {"passed": None, "reason": "too few to say: there is no interval"}
+    if low >= -TOLERATED_LOSS:
+        return {"passed": True, "reason": None}
+    if high < 0:
+        return {"passed": False, "reason": None}
+    return {"passed": None, "reason": f"too few to say: the loss may be {-100 * low:.1f} pp"}
 
 
 def _kept(scores: Scores, case: Case) -> NDArray[np.bool_]:
@@ -323,13 +348,9 @@ def _result(plans: dict[str, list[Case] | str], found: dict[str, dict[str, Any]]
         else:
             rows = [found[case.name] for case in plan]
             factors[factor] = {"testable": True, "reason": None, "cases": rows}
-    verdicts = [
-        case["passed"]
-        for factor in factors.values()
-        for case in factor["cases"]
-        if case["passed"] is not None
-    ]
-    return {"factors": factors, "passed": all(verdicts) if verdicts else None}
+    verdicts = {case["passed"] for factor in factors.values() for case in factor["cases"]}
+    passed = False if False in verdicts else True if verdicts == {True} else None
+    return {"factors": factors, "passed": passed, "tolerated_loss": TOLERATED_LOSS}
 
 
 def as_markdown(result: dict[str, Any]) -> str:
@@ -340,7 +361,9 @@ def as_markdown(result: dict[str, Any]) -> str:
         "",
         f"Completeness at {rate} on the {result['split']} split, of the network that never saw "
         "such lenses and of the one trained with all; brackets are intervals of the difference "
-        "from draws of whole regions.",
+        "from draws of whole regions. A kind holds if its interval leaves out every loss of more "
+        f"than {100 * TOLERATED_LOSS:g} pp, falls if it leaves out zero; else there are too few "
+        "lenses to say.",
         "",
         "| left out | lenses | without | with all | difference | others | verdict |",
         "|---|---|---|---|---|---|---|",

@@ -15,7 +15,15 @@ from lensprep.errors import ConfigError
 from lenstrain.cli import main
 from lenstrain.config import Config
 from lenstrain.evaluation.options import EvaluationOptions
-from lenstrain.generalize import as_markdown, check_factors, generalize, plan_cases
+from lenstrain.generalize import (
+    Case,
+    _result,
+    as_markdown,
+    check_factors,
+    generalize,
+    judge,
+    plan_cases,
+)
 from tests.datasets import SPEC, tiny_table
 
 SETTINGS = (
@@ -172,6 +180,42 @@ def test_a_place_of_one_run_is_refused_for_many(dataset, tmp_path):
     with pytest.raises(ConfigError, match="is the place of one run"):
         generalize(dataset, config, tmp_path / "o", factors=["lens_model"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "passed"),
+    [
+        (-0.03, 0.02, True),
+        (-0.05, 0.30, True),
+        (-0.04, -0.01, True),  # a loss, but one that is tolerated
+        (-0.116, 0.006, None),
+        (-0.0501, 0.0, None),
+        (-0.20, -0.001, False),
+        (-0.12, -0.06, False),
+        (None, None, None),
+    ],
+)
+def test_the_verdict_is_that_of_the_interval(low, high, passed):
+    assert judge(low, high)["passed"] is passed
+    assert (judge(low, high)["reason"] is None) is (passed is not None)
+
+
+def test_an_open_case_is_neither_holds_nor_falls_and_leaves_the_whole_open():
+    cases = [
+        {"value": value, "n": 40, "supported": True, "others": None,
+         "tpr": {"value": -0.014, "low": low, "high": high, "this": 0.9, "other": 0.914}}
+        | judge(low, high)
+        for value, low, high in (("0.6", -0.03, 0.01), ("1.0", -0.116, 0.006))
+    ]  # fmt: skip
+    plan = [Case("theta_e_arcsec", case["value"], "label == 0", 100) for case in cases]
+    found = {case.name: entry for case, entry in zip(plan, cases, strict=True)}
+    result = _result({"theta_e_arcsec": plan}, found)
+    assert result["passed"] is None
+    text = as_markdown(result | {"fpr": 0.001, "split": "test"})
+    assert "-1.4 pp [-3.0, +1.0] |  | holds |" in text
+    assert "-1.4 pp [-11.6, +0.6] |  | too few to say: the loss may be 11.6 pp |" in text
+    fallen = cases[1] | judge(-0.2, -0.1)
+    assert _result({"theta_e_arcsec": plan}, found | {plan[1].name: fallen})["passed"] is False
 
 
 def test_a_rate_without_support_is_no_verdict():
