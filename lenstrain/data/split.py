@@ -6,12 +6,13 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lensprep.dataset import Dataset
+from lensprep.dataset import MANIFEST_NAME, Dataset
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import is_remote
 from lensprep.dataset.where import check_columns, compile_where
@@ -20,7 +21,7 @@ from lenstrain.data.copies import LocalCopies
 from lenstrain.data.fetch import Reading, RemoteSource
 from lenstrain.data.sidecar import Column, SidecarColumn, SidecarColumns
 from lenstrain.data.source import LocalSource, ShardSource
-from lenstrain.data.tars import TarSource, index_tar, tar_paths, tars_digest
+from lenstrain.data.tars import TAR_SUFFIXES, TarSource, index_tar, tar_paths, tars_digest
 
 
 class SplitData(Protocol):
@@ -133,13 +134,13 @@ class TarSplit:
 
     def checksums(self) -> Column:
         """Refuse: tars hold no checksum of their contents."""
-        raise ConfigError(
-            f"{self.title} has no checksums to verify; convert it with lensprep first."
-        )
+        raise ConfigError(f"{self.title} has no checksums to verify: tars alone hold none.")
 
     def matching(self, where: str) -> NDArray[np.int64]:
         """Refuse: there are no sidecar columns."""
-        raise ConfigError(f"where {where!r}: {self.title} has no sidecars; convert it first.")
+        raise ConfigError(
+            f"where {where!r}: {self.title} has no sidecar tables, which a converted dataset has."
+        )
 
 
 def open_split(
@@ -175,7 +176,7 @@ def open_split(
         If the memory budget is too small.
     """
     text = os.fspath(uri)
-    if not text.endswith(".tar"):
+    if not text.lower().endswith(TAR_SUFFIXES):
         dataset = Dataset.open(uri, options)
         if copies_of is not None and is_remote(text):
             reading = replace(reading or Reading(), copies=copies_of(dataset))
@@ -185,9 +186,13 @@ def open_split(
             f"{text}: tars without a manifest are read from a local disk only. Give the folder of "
             'a converted dataset, or read them with stock stages: wds.WebDataset("s3://...").'
         )
+    found, home = TarSplit(text), Path(text).parent.parent
+    what = "is not a converted dataset"
+    if (home / MANIFEST_NAME).is_file():
+        what = f"is a shard of the dataset {home}, which is fast if that is named"
     warnings.warn(
-        f"{text} is not a converted dataset: its samples are found, read and decoded one by one by "
-        "the stock WebDataset stages, many times slower. `lensprep convert` makes fast ones.",
+        f"{text} {what}: its samples are read and decoded one by one by the stock WebDataset "
+        "stages, many times slower.",
         stacklevel=3,
     )
-    return TarSplit(text)
+    return found

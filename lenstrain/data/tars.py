@@ -11,8 +11,10 @@ import glob
 import hashlib
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +32,18 @@ from lenstrain.data.source import check_gather
 _STAMP_BYTES: Final = 1 << 20
 """No ``.npy`` of a stamp is longer, in any dtype."""
 _LABEL_BYTES: Final = 1 << 16
+TAR_SUFFIXES: Final = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_PACKED: Final = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK": "zip",
+}
+"""How files begin that hold members which nobody can reach by an offset."""
+
+
+_Group = dict[str, tarfile.TarInfo]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +58,34 @@ class Member:
 
 
 def tar_paths(uri: str) -> list[Path]:
-    """Tars that a location names: a file, a brace pattern (``{000..003}``) or a wildcard."""
-    paths = [Path(url) for url in expand_urls(uri)]
-    if len(paths) == 1 and any(mark in uri for mark in "*?["):
-        paths = sorted(map(Path, glob.glob(uri)))
-    if not paths:
-        raise DatasetError(f"{uri}: no such tar.")
+    """Tars that a location names: a file, a brace pattern (``{000..003}``) or a wildcard.
+
+    What exists under the very name is no pattern, be it the file or a folder on the way to it.
+    Several locations are separated by ``::``.
+
+    Raises
+    ------
+    DatasetError
+        If there is no such tar.
+    """
+    literal = Path(uri).exists()
+    paths = [path for one in ([uri] if literal else uri.split("::")) for path in _expand(one)]
+    missing = next((path for path in paths if not path.is_file()), None)
+    if not paths or missing is not None:
+        what = "is a folder" if missing is not None and missing.is_dir() else "no such tar"
+        raise DatasetError(f"{missing or uri}: {what}.")
     return paths
+
+
+def _expand(uri: str) -> list[Path]:
+    path = Path(uri)
+    if path.exists():
+        return [path]
+    folder = next(parent for parent in path.parents if parent.exists())
+    names = expand_urls(str(path.relative_to(folder)))
+    if len(names) == 1 and any(mark in names[0] for mark in "*?["):
+        names = sorted(glob.glob(names[0], root_dir=folder))
+    return [folder / name for name in names]
 
 
 def index_tar(path: Path) -> list[Member]:
@@ -60,33 +95,51 @@ def index_tar(path: Path) -> list[Member]:
     ----------
     path : Path
         Not compressed. A sample is a run of members of one key: one ``.npy`` member of shape
-        (3, 64, 64), and a label in ``.cls`` (a number) or ``.json`` (its entry ``label``).
+        (3, 64, 64), and a label in ``.cls`` (a number) or ``.json`` (its entry ``label``). A key
+        ends at the first dot of the name, as in WebDataset, but where that makes several stamps
+        one sample (``J1234.5.npy``, ``J1234.6.npy``) at the last.
 
     Raises
     ------
     ShardError
-        If it cannot be read, is cut or has a damaged header, or a sample lacks stamp or label.
+        If it cannot be read, is compressed, cut or has a damaged header, or a sample lacks stamp
+        or label.
     """
     try:
         with tarfile.open(path, "r:") as tar:
-            members = [_sample(path, tar, group) for group in _groups(path, tar)]
+            groups = (part for group in _groups(path, tar) for part in _by_stamp(group))
+            members = [_sample(path, tar, key, group) for key, group in groups]
             _check_end(path, tar)
     except ProjectError:
         raise
     except OSError as error:
         raise ShardError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # of damaged headers the library raises what it comes upon
-        raise ShardError(
-            f"{path} is no plain tar, or cut ({_in_a_line(error)}). Copy it again."
-        ) from error
-    if len({member.key for member in members}) != len(members):
-        raise ShardError(f"{path} holds two samples of one key.")
+        raise ShardError(f"{path} {_fault(path, error)}") from error
+    key, times = max(Counter(m.key for m in members).items(), key=itemgetter(1), default=("", 0))
+    if times > 1:
+        raise ShardError(f"{path} holds {times} samples of key {key!r:.100}.")
     return members
 
 
-def _groups(path: Path, tar: tarfile.TarFile) -> Iterator[dict[str, tarfile.TarInfo]]:
-    """Members of each sample by suffix, as the stock reader groups them."""
-    key, group = None, dict[str, tarfile.TarInfo]()
+def _fault(path: Path, error: Exception) -> str:
+    """What keeps a file from being read as a tar, by how it begins."""
+    with path.open("rb") as file:
+        head = file.read(tarfile.BLOCKSIZE)
+    for magic, name in _PACKED.items():
+        if head.startswith(magic):
+            return (
+                f"is packed with {name}, in which no sample can be reached by itself. Unpack it "
+                "once, and name the plain tar."
+            )
+    if b"ustar" not in head:
+        return f"is no tar: it begins with {head[:16]!r}." if head else "is empty: no tar."
+    return f"is damaged or cut ({_in_a_line(error)}). Copy it again."
+
+
+def _groups(path: Path, tar: tarfile.TarFile) -> Iterator[tuple[str, _Group]]:
+    """Key of each sample, and its members by suffix, as the stock reader groups them."""
+    key, group = "", _Group()
     end = path.stat().st_size
     for info in tar:
         if info.size < 0 or info.offset_data + info.size > end:
@@ -95,7 +148,7 @@ def _groups(path: Path, tar: tarfile.TarFile) -> Iterator[dict[str, tarfile.TarI
         if not info.isreg() or prefix is None:
             continue
         if prefix != key and group:
-            yield group
+            yield key, group
             group = {}
         key, suffix = prefix, suffix.lower()
         if suffix in group or info.issparse():
@@ -103,15 +156,28 @@ def _groups(path: Path, tar: tarfile.TarFile) -> Iterator[dict[str, tarfile.TarI
             raise tarfile.ReadError(f"member {info.name!r:.100} {what}")
         group[suffix] = info
     if group:
-        yield group
+        yield key, group
 
 
-def _sample(path: Path, tar: tarfile.TarFile, group: dict[str, tarfile.TarInfo]) -> Member:
-    key = base_plus_ext(next(iter(group.values())).name)[0]
-    stamps = [suffix for suffix in group if suffix.rsplit(".", 1)[-1] == "npy"]
+def _by_stamp(sample: tuple[str, _Group]) -> Iterator[tuple[str, _Group]]:
+    """Samples whose keys hold dots, which the stock reader takes for one of many stamps."""
+    parts: dict[str, _Group] = {}
+    for suffix, info in sample[1].items():
+        parts.setdefault(info.name.rpartition(".")[0], {})[suffix] = info
+    whole = [len(part) > 1 and sum(map(_is_stamp, part)) == 1 for part in parts.values()]
+    return iter(parts.items() if all(whole) else [sample])
+
+
+def _is_stamp(suffix: str) -> bool:
+    return suffix.rpartition(".")[2] == "npy"
+
+
+def _sample(path: Path, tar: tarfile.TarFile, key: str, group: _Group) -> Member:
+    stamps = list(filter(_is_stamp, group))
     if len(stamps) != 1:
         raise ShardError(
-            f"{path}: sample {key!r:.100} has {len(stamps)} .npy members; 1 is needed."
+            f"{path}: sample {key!r:.100} has {len(stamps)} .npy members; 1 is needed (a key ends "
+            "at the first dot of a name)."
         )
     stamp = group[stamps[0]]
     if stamp.size > _STAMP_BYTES:
@@ -119,11 +185,12 @@ def _sample(path: Path, tar: tarfile.TarFile, group: dict[str, tarfile.TarInfo])
     return Member(key, stamps[0], stamp.offset_data, stamp.size, _label(path, tar, key, group))
 
 
-def _label(path: Path, tar: tarfile.TarFile, key: str, group: dict[str, tarfile.TarInfo]) -> int:
+def _label(path: Path, tar: tarfile.TarFile, key: str, group: _Group) -> int:
     for suffix in ("cls", "json"):
-        if suffix not in group:
+        names = [suffix] if suffix in group else [s for s in group if s.endswith(f".{suffix}")]
+        if len(names) != 1:
             continue
-        file = tar.extractfile(group[suffix])
+        file = tar.extractfile(group[names[0]])
         text = b"" if file is None else file.read(_LABEL_BYTES)
         try:
             label = int(text) if suffix == "cls" else parse_json(text)["label"]
@@ -166,7 +233,9 @@ class TarSource:
     def check(self) -> None:
         """Compare the size of every tar with what was indexed."""
         for path, size in zip(self._paths, self._sizes, strict=True):
-            found = path.stat().st_size if path.exists() else 0
+            if not path.exists():
+                raise ShardError(f"{path} is gone since it was indexed.")
+            found = path.stat().st_size
             if found != size:
                 raise ShardError(f"{path} has {found} bytes where {size} were indexed.")
 

@@ -522,7 +522,7 @@ def by_stock_tar(rng, case, truth):
         else truth.root / "train/train-000000.tar"
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is not a converted dataset")
+        warnings.filterwarnings("ignore", message=".*one by one by the stock WebDataset")
         loader = StampLoader(str(path), batch_size=2)
     for _, pixels, labels in rows_of(loader):
         assert np.isfinite(pixels).all()
