@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lensprep.dataset import MANIFEST_NAME
+from lensprep.dataset.cutoutnames import cutout_stem
 from lensprep.dataset.files import (
     join_uri,
     local_file,
@@ -203,15 +204,15 @@ def _open(
     """The kind of origin that a location is: a manifest makes a dataset, a catalogue cutouts."""
     if catalog is not None:
         # The decoder reads them file by file, from a disk.
-        folder = copies.enter_context(local_folder(uri))
+        folder = copies.enter_context(local_folder(uri, wanted=_is_cutout))
         table, columns = copies.enter_context(local_file(catalog[0])), catalog[1]
         origin = FeedOrigin(
-            folder, None, batch_size, meta["normalization"], table, workers, columns
+            folder, None, batch_size, meta["normalization"], table, workers, columns, str(uri)
         )
-        origin.facts["dataset"] = str(uri)
         origin.facts["source"]["catalog"] = str(catalog[0])
         return origin
     if not _is_tree(uri):
+        _require_no_cutouts(uri)
         return DatasetOrigin(uri, split, batch_size, **loading)
     return FeedOrigin(uri, split, batch_size, meta["normalization"], None, workers)
 
@@ -234,6 +235,29 @@ def _is_tree(uri: Uri) -> bool:
     if not path.is_dir() or (path / MANIFEST_NAME).exists() or (path / ".work").exists():
         return False
     return next(path.rglob("*.parquet"), None) is not None
+
+
+def _require_no_cutouts(uri: Uri) -> None:
+    """Refuse cutouts without a catalogue, before they are taken for a dataset without manifest."""
+    if is_remote(uri):
+        store = open_store(uri)
+        names: Iterable[str] = (
+            entry.name for entry in (() if store.has(MANIFEST_NAME) else store.entries())
+        )
+    else:
+        path = local_path(uri)
+        bare = path.is_dir() and not (path / MANIFEST_NAME).exists()
+        names = (file.name for file in path.rglob("*")) if bare else (path.name,)
+    found = next(filter(_is_cutout, names), None)
+    if found is not None:
+        raise InputError(
+            f"{uri} holds cutouts ({found}), not a dataset. Give their folder, and with --catalog "
+            "TABLE a table of their ra, dec (and key or file)."
+        )
+
+
+def _is_cutout(name: str) -> bool:
+    return cutout_stem(name) is not None
 
 
 def _facts(
