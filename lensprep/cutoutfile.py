@@ -52,10 +52,16 @@ _PACKED: Final[dict[bytes, Callable[[Path, Any], Any]]] = {
 _CARD_BYTES: Final = 80
 _POSITIONS: Final = (("ra", "dec"), ("meta_ra", "meta_dec"))
 _DETAIL: Final = 200
-_COUNT: Final = re.compile(rb"(?:HIERARCH +)?(Z?NAXIS|TFIELDS|[AB]P?_ORDER) *= *\+?(\d+)", re.I)
-_MOST_COUNTED: Final = {"NAXIS": 999, "TFIELDS": 999, "ORDER": 9}
-"""Astropy makes as many of something as these keywords say, whatever the file holds; more than this
-the FITS standard, or that of SIP, does not allow."""
+_COUNT: Final = re.compile(rb"(?:HIERARCH +)?(Z?NAXIS|TFIELDS) *= *\+?(\d+)", re.I)
+_MOST_COUNTED: Final = 999
+"""Astropy makes as many axes and columns as a header states, whatever the file holds; the FITS
+standard allows no more."""
+_SKY_WORDS: Final = re.compile(
+    r"(CTYPE|CUNIT|CRVAL|CRPIX|CDELT|CROTA)[12]|(CD|PC)[12]_[12]|PV[12]_\d\d?|LONPOLE|LATPOLE"
+    r"|RADESYS|RADECSYS|EQUINOX|EPOCH|[AB]P?_(ORDER|\d_\d)"
+)
+"""What says where pixels lie; WCSLIB is told nothing else, since it believes what it is told."""
+_MOST_SIP_ORDER: Final = 9
 _SOUND_TILES: Final = ("RICE_1", "RICE_ONE", "GZIP_1", "GZIP_2", "NOCOMPRESS")
 """Compressions whose decoder in astropy never writes past the tile that a header states."""
 
@@ -253,7 +259,9 @@ def _fits_bands(content: bytes) -> list[NDArray[Any]]:
         cube = next((hdu for hdu in images if len(hdu.shape) == 3), None)
         if cube is not None:
             return _of_cube(
-                _section(cube), cube.shape, _band_order(cube.header.get("BANDS", "grz"))
+                _section(cube, len(content)),
+                cube.shape,
+                _band_order(cube.header.get("BANDS", "grz")),
             )
         named: dict[str, list[Any]] = {}
         for hdu in images:
@@ -268,7 +276,7 @@ def _fits_bands(content: bytes) -> list[NDArray[Any]]:
                 raise _RefusedError(
                     RejectReason.DUPLICATE_MEMBER, f"{band} is in it more than once"
                 )
-            chosen.append(_of_image(_section(hdu), hdu.shape))
+            chosen.append(_of_image(_section(hdu, len(content)), hdu.shape))
         return chosen
 
 
@@ -305,10 +313,8 @@ def _opened_fits(content: bytes) -> Iterator[list[Any]]:
 
 def _check_counts(content: bytes) -> None:
     for found in _COUNT.finditer(content):
-        name = found[1].decode().upper()
-        most = _MOST_COUNTED[name.removeprefix("Z").rsplit("_")[-1]]
-        if found.start() % _CARD_BYTES == 0 and int(found[2]) > most:
-            raise _RefusedError(UNREADABLE, f"{name} is {found[2].decode():.40}")
+        if found.start() % _CARD_BYTES == 0 and int(found[2]) > _MOST_COUNTED:
+            raise _RefusedError(UNREADABLE, f"{found[1].decode()} is {found[2].decode():.40}")
 
 
 def _band_order(text: object) -> tuple[str, ...]:
@@ -316,12 +322,18 @@ def _band_order(text: object) -> tuple[str, ...]:
     return tuple(re.sub("[^a-z]", "", str(text).lower()))
 
 
-def _section(hdu: Any) -> Any:
-    """Pixels of an image that are read when they are asked for; of the right scale."""
+def _section(hdu: Any, size: int) -> Any:
+    """Pixels of an image in a file of some bytes, read when they are asked for."""
     from astropy.io import fits
 
     _check_scale(hdu)
-    if isinstance(hdu, fits.CompImageHDU) and hdu.compression_type not in _SOUND_TILES:
+    if not isinstance(hdu, fits.CompImageHDU):
+        left = size - hdu.fileinfo()["datLoc"]
+        if hdu.size > left:
+            raise _RefusedError(
+                UNREADABLE, f"cut: {hdu.size} bytes of pixels are stated, the file has {left}"
+            )
+    elif hdu.compression_type not in _SOUND_TILES:
         raise _RefusedError(
             UNREADABLE,
             f"{hdu.compression_type} tiles, which damage would let write outside their memory; "
@@ -344,11 +356,16 @@ def _check_scale(hdu: Any) -> None:
 
 def _wcs(header: Any) -> Any:
     """Where a header says that the pixels lie; None if it does not."""
+    from astropy.io import fits
     from astropy.wcs import WCS
 
     if "CRVAL1" not in header:
         return None
-    return WCS(header, naxis=2)
+    told = fits.Header([card for card in header.cards if _SKY_WORDS.fullmatch(card.keyword)])
+    for name in ("A_ORDER", "B_ORDER", "AP_ORDER", "BP_ORDER"):
+        if not 0 <= int(told.get(name, 0)) <= _MOST_SIP_ORDER:
+            raise _RefusedError(UNREADABLE, f"{name} is {told[name]}")
+    return WCS(told)
 
 
 # --------------------------------------------------------------------------------- middles

@@ -97,8 +97,9 @@ def open_cutouts(
         counts = keys.value_counts()
         worst = counts[int(np.argmax(counts.field("counts")))]
         raise InputError(
-            f"{catalog}: key {worst['values']} comes {worst['counts']} times; every stamp needs a "
-            "key of its own."
+            f"{catalog}: key {worst['values']} comes {worst['counts']} times"
+            f"{'' if 'key' in table.column_names else ' among the names of the files'}; every "
+            "stamp needs a key of its own, in a column key."
         )
     head = {
         "key": keys,
@@ -250,27 +251,25 @@ def _match_positions(
             "catalogue."
         )
     from astropy import units
-    from astropy.coordinates import SkyCoord
+    from astropy.coordinates import SkyCoord, search_around_sky
 
     names, places = list(stated), np.array(list(stated.values()))
     sky = SkyCoord(*places.T * units.deg)
     rows = SkyCoord(table["ra"].to_numpy() * units.deg, table["dec"].to_numpy() * units.deg)
-    # The second nearest of one file is itself.
-    (nearest, arcsec), (second, farther) = (
-        (np.atleast_1d(index), np.atleast_1d(distance.arcsec))
-        for index, distance, _ in (
-            rows.match_to_catalog_sky(sky, nthneighbor=nth) for nth in (1, min(2, len(names)))
-        )
-    )
-    close = arcsec <= MATCH_ARCSEC
-    for row in np.flatnonzero(close & (farther - arcsec < _TIE_ARCSEC)):
-        pair = [names[nearest[row]], names[second[row]]]
+    nearest, distance, _ = rows.match_to_catalog_sky(sky)
+    arcsec = np.atleast_1d(distance.arcsec)
+    within = search_around_sky(rows, sky, MATCH_ARCSEC * units.arcsec)
+    tied: dict[int, list[str]] = {}
+    for row, index, apart in zip(*within[:2], within[2].arcsec, strict=True):
+        if apart - arcsec[row] < _TIE_ARCSEC:
+            tied.setdefault(int(row), []).append(names[index])
+    for row, pair in sorted(tied.items()):
         _require_one(pair, root, called, f"row {row + 1} of the catalogue, by position")
     return [
         names[index]
-        if near
-        else _Miss(f"the nearest, {names[index]}, is {distance:.3g} arcsec away{unread}")
-        for index, near, distance in zip(nearest, close, arcsec, strict=True)
+        if apart <= MATCH_ARCSEC
+        else _Miss(f"the nearest, {names[index]}, is {apart:.3g} arcsec away{unread}")
+        for index, apart in zip(np.atleast_1d(nearest), arcsec, strict=True)
     ]
 
 

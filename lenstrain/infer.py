@@ -494,7 +494,8 @@ def _merge(out: Uri, folder: Store, origin: Origin, facts: dict[str, Any]) -> di
     rows = int(sum(kept.sum() for kept in first))
     account = _account(rows, rejects)
     if not rows:
-        raise InputError(f"{facts['dataset']} has no stamp to score: {_in_words(account)}.")
+        why = f"{_in_words(account)}{_first_detail(rejects)}"
+        raise InputError(f"{facts['dataset']} has no stamp to score: {why}.")
     _write_scores(out, folder, files, first, facts | {"account": account})
     parent, name = split_uri(out)
     beside = f"{name[: -len(uri_suffix(name))]}.rejects.parquet"
@@ -549,6 +550,14 @@ def _account(rows: int, rejects: pa.Table | None) -> dict[str, Any]:
 def _in_words(account: dict[str, Any]) -> str:
     left_out = account["filtered"] | account["rejected"]
     return ", ".join(f"{reason} {count:,}" for reason, count in left_out.items()) or "no rows"
+
+
+def _first_detail(rejects: pa.Table | None) -> str:
+    """What was found in the first file, where rejects say it: then there is no table to look in."""
+    if rejects is None or "detail" not in rejects.column_names:
+        return ""
+    first = rejects.slice(0, 1).to_pylist()[0]
+    return f" (first: {first['source_file'] or first['task_id']}, {first['detail']})"
 
 
 def _write_scores(
