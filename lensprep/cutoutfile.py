@@ -300,7 +300,7 @@ def _opened_fits(content: bytes) -> Iterator[list[Any]]:
     if b"DATASUM =" in content or b"CHECKSUM=" in content:
         # Those of a compressed image are of the table that it is stored as.
         with fits.open(BytesIO(content), memmap=False, disable_image_compression=True) as hdus:
-            for number, hdu in enumerate(hdus):
+            for number, hdu in enumerate(_forward(hdus)):
                 if not (hdu.verify_datasum() and hdu.verify_checksum()):
                     raise _RefusedError(
                         UNREADABLE,
@@ -308,7 +308,15 @@ def _opened_fits(content: bytes) -> Iterator[list[Any]]:
                         "was copied from another file (then write it again with checksums)",
                     )
     with fits.open(BytesIO(content), memmap=False) as hdus:
-        yield [hdu for hdu in hdus if hdu.is_image and len(hdu.shape) >= 2]
+        yield [hdu for hdu in _forward(hdus) if hdu.is_image and len(hdu.shape) >= 2]
+
+
+def _forward(hdus: Any) -> Iterator[Any]:
+    """HDUs one after the other; after a negative size Astropy would read the same for ever."""
+    for number, hdu in enumerate(hdus):
+        if hdu.fileinfo()["datSpan"] < 0:
+            raise _RefusedError(UNREADABLE, f"HDU {number}: its data have a negative size")
+        yield hdu
 
 
 def _check_counts(content: bytes) -> None:

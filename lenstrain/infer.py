@@ -251,7 +251,7 @@ def _require_no_cutouts(uri: Uri) -> None:
     found = next(filter(_is_cutout, names), None)
     if found is not None:
         raise InputError(
-            f"{uri} holds cutouts ({found}), not a dataset. Give their folder, and with --catalog "
+            f"{uri}: no dataset, but cutouts ({found}). Give their folder, and with --catalog "
             "TABLE a table of their ra, dec (and key or file)."
         )
 

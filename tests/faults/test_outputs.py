@@ -279,7 +279,7 @@ def test_stamps_that_must_be_decoded_are_read_from_the_store(store, sample, tmp_
     assert read_table(again).table["logit"].to_pylist() == pytest.approx(
         found.table["logit"].to_pylist()
     )
-    with pytest.raises(InputError, match=r"holds cutouts \('=c0.npz\)"):
+    with pytest.raises(InputError, match=r"no dataset, but cutouts \('=c0.npz\)"):
         infer(best, cutouts.uri, out=again)
     call(lenstrain.cli.main, "evaluate", scores, "--out", report, "--set", "resamples=100")
     notes = json.loads(read_file(f"{report}/metrics.json"))["notes"]

@@ -173,6 +173,11 @@ REFUSED = {
         "unreadable",
         "NAXIS is 2147483648",
     ),
+    "a negative side": (
+        replaced(fits_bytes(cube()), card("NAXIS1", SIDE), card("NAXIS1", -SIDE)),
+        "unreadable",
+        "HDU 0: its data have a negative size",
+    ),
     "distortion": (
         replaced(fits_bytes(cube()), card("LATPOLE", 2.0), card("A_ORDER", 10**6)),
         "unreadable",

@@ -265,7 +265,9 @@ def test_cutouts_of_which_none_can_be_scored_are_one_clear_error(cutouts, best, 
 def test_cutouts_without_a_catalogue_are_told_apart_from_a_dataset(cutouts, best, tmp_path):
     folder, _ = cutouts
     for place in (folder, tmp_path, folder / "b.fits"):
-        with pytest.raises(InputError, match=r"holds cutouts \(\w\.(fits|npz)\).* --catalog TABLE"):
+        with pytest.raises(
+            InputError, match=r"no dataset, but cutouts \(\w\.(fits|npz)\).* --catalog TABLE"
+        ):
             score(best, place, tmp_path / "s.parquet")
 
 
