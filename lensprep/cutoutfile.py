@@ -255,7 +255,7 @@ def _npz_position(content: bytes) -> tuple[float, float] | None:
 
 
 def _fits_bands(content: bytes) -> list[NDArray[Any]]:
-    with _opened_fits(content) as images:
+    with _opened_fits(content) as (images, rest):
         cube = next((hdu for hdu in images if len(hdu.shape) == 3), None)
         if cube is not None:
             return _of_cube(
@@ -268,7 +268,9 @@ def _fits_bands(content: bytes) -> list[NDArray[Any]]:
             named.setdefault(hdu.name.lower().removeprefix("image_"), []).append(hdu)
         if any(band not in named for band in BANDS):
             told = ", ".join(f"{hdu.name or 'without name'} {_size(hdu.shape)}" for hdu in images)
-            raise _RefusedError(RejectReason.MISSING_BAND, f"no cube, and images: {told or 'none'}")
+            raise _RefusedError(
+                RejectReason.MISSING_BAND, f"no cube, and images: {told or 'none'}{rest}"
+            )
         chosen = []
         for band in BANDS:
             hdu, *others = named[band]
@@ -281,7 +283,7 @@ def _fits_bands(content: bytes) -> list[NDArray[Any]]:
 
 
 def _fits_position(content: bytes) -> tuple[float, float] | None:
-    with _opened_fits(content) as images:
+    with _opened_fits(content) as (images, _):
         for hdu in images:
             sky = _wcs(hdu.header)
             if sky is not None and sky.has_celestial:
@@ -292,8 +294,8 @@ def _fits_position(content: bytes) -> tuple[float, float] | None:
 
 
 @contextmanager
-def _opened_fits(content: bytes) -> Iterator[list[Any]]:
-    """The images of a FITS file whose checksums, if it has any, agree."""
+def _opened_fits(content: bytes) -> Iterator[tuple[list[Any], str]]:
+    """The images of a FITS file whose checksums, if it has any, agree; and what is behind them."""
     from astropy.io import fits
 
     _check_counts(content)
@@ -308,7 +310,11 @@ def _opened_fits(content: bytes) -> Iterator[list[Any]]:
                         "was copied from another file (then write it again with checksums)",
                     )
     with fits.open(BytesIO(content), memmap=False) as hdus:
-        yield [hdu for hdu in _forward(hdus) if hdu.is_image and len(hdu.shape) >= 2]
+        found = list(_forward(hdus))
+        last = found[-1].fileinfo()
+        left = len(content) - last["datLoc"] - last["datSpan"]
+        rest = f"; then {left} bytes that are no HDU" if left > 0 else "; cut" if left < 0 else ""
+        yield [hdu for hdu in found if hdu.is_image and len(hdu.shape) >= 2], rest
 
 
 def _forward(hdus: Any) -> Iterator[Any]:

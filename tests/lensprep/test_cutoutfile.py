@@ -174,9 +174,11 @@ REFUSED = {
         "NAXIS is 2147483648",
     ),
     "a negative side": (
-        replaced(fits_bytes(cube()), card("NAXIS1", SIDE), card("NAXIS1", -SIDE)),
+        fits_bytes(fits.PrimaryHDU(), *by_band(fits.ImageHDU)).replace(
+            card("NAXIS2", SIDE), card("NAXIS2", -20), 1
+        ),
         "unreadable",
-        "HDU 0: its data have a negative size",
+        "HDU 1: its data have a negative size",
     ),
     "distortion": (
         replaced(fits_bytes(cube()), card("LATPOLE", 2.0), card("A_ORDER", 10**6)),
@@ -219,6 +221,18 @@ REFUSED = {
     ),
     "bands that differ": (
         fits_bytes(cube(bands="gri")), "missing_band", "the cube is 3 x 71 x 71, its bands 'gri'"
+    ),
+    "extension cut": (
+        fits_bytes(fits.PrimaryHDU(), *by_band(fits.ImageHDU))[:50000],
+        "missing_band",
+        "no cube, and images: IMAGE_G 71 x 71, IMAGE_R 71 x 71; cut",
+    ),
+    "extension lost": (
+        fits_bytes(fits.PrimaryHDU(), *by_band(fits.ImageHDU)).replace(
+            card("NAXIS2", SIDE), card("NAXIS2", -32), 1
+        ),
+        "missing_band",
+        "no cube, and images: none; then 69120 bytes that are no HDU",
     ),
     "a band lacks": (npz_bytes(image_g=NOISE[0]), "missing_band", "holds image_g"),
     "small": (npz_bytes(cutout=NOISE[:, 9:]), "wrong_shape", "a band is 62 x 71"),
