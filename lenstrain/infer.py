@@ -246,8 +246,8 @@ def _require_no_cutouts(uri: Uri) -> None:
         )
     else:
         path = local_path(uri)
-        bare = path.is_dir() and not (path / MANIFEST_NAME).exists()
-        names = (file.name for file in path.rglob("*")) if bare else (path.name,)
+        below = path.rglob("*") if not (path / MANIFEST_NAME).exists() else ()
+        names = (file.name for file in ([path] if path.is_file() else below))
     found = next(filter(_is_cutout, names), None)
     if found is not None:
         raise InputError(

@@ -22,7 +22,7 @@ from astropy.wcs import WCS
 from lensprep.configfile import load_config, to_mapping
 from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import NormalizationSpec
-from lensprep.errors import CheckpointError, InputError
+from lensprep.errors import CheckpointError, DatasetError, InputError
 from lenstrain import origins
 from lenstrain.config import Config
 from lenstrain.infer import infer
@@ -269,6 +269,8 @@ def test_cutouts_without_a_catalogue_are_told_apart_from_a_dataset(cutouts, best
             InputError, match=r"no dataset, but cutouts \(\w\.(fits|npz)\).* --catalog TABLE"
         ):
             score(best, place, tmp_path / "s.parquet")
+    with pytest.raises(DatasetError, match=r"gone\.fits: no such dataset"):
+        score(best, folder / "gone.fits", tmp_path / "s.parquet")
 
 
 def test_cutouts_that_cannot_be_scored_have_a_reason_each(cutouts, best, tmp_path):
