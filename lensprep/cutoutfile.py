@@ -52,7 +52,7 @@ _PACKED: Final[dict[bytes, Callable[[Path, Any], Any]]] = {
 _CARD_BYTES: Final = 80
 _POSITIONS: Final = (("ra", "dec"), ("meta_ra", "meta_dec"))
 _DETAIL: Final = 200
-_COUNT: Final = re.compile(rb"(?:HIERARCH +)?(Z?NAXIS|TFIELDS) *= *\+?(\d+)", re.I)
+_COUNTS: Final = tuple(re.compile(word + rb" *= *\+?(\d+)") for word in (b"NAXIS", b"TFIELDS"))
 _MOST_COUNTED: Final = 999
 """Astropy makes as many axes and columns as a header states, whatever the file holds; the FITS
 standard allows no more."""
@@ -326,9 +326,13 @@ def _forward(hdus: Any) -> Iterator[Any]:
 
 
 def _check_counts(content: bytes) -> None:
-    for found in _COUNT.finditer(content):
-        if found.start() % _CARD_BYTES == 0 and int(found[2]) > _MOST_COUNTED:
-            raise _RefusedError(UNREADABLE, f"{found[1].decode()} is {found[2].decode():.40}")
+    cards = content.upper()  # as Astropy reads keywords
+    for pattern in _COUNTS:
+        for found in pattern.finditer(cards):
+            start = found.start()
+            before = cards[start - start % _CARD_BYTES : start].removeprefix(b"HIERARCH").strip()
+            if before in (b"", b"Z") and int(found[1]) > _MOST_COUNTED:
+                raise _RefusedError(UNREADABLE, found[0].decode())
 
 
 def _band_order(text: object) -> tuple[str, ...]:
@@ -389,7 +393,7 @@ def _of_image(image: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     """The middle of an image, or of a section that reads from a file."""
     if len(shape) != 2 or min(shape) < STAMP_SIZE:
         raise _RefusedError(RejectReason.WRONG_SHAPE, f"a band is {_size(shape)}")
-    middle: NDArray[Any] = image[_middle(shape[0]), _middle(shape[1])]
+    middle: NDArray[Any] = image[_middle(shape[0]), :][:, _middle(shape[1])]
     return middle
 
 
@@ -407,7 +411,8 @@ def _of_cube(cube: Any, shape: tuple[int, ...], order: tuple[str, ...]) -> list[
     if min(sides) < STAMP_SIZE:
         raise _RefusedError(RejectReason.WRONG_SHAPE, f"a band is {_size(sides)}")
     y, x = (_middle(side) for side in sides)
-    stamps = np.moveaxis(cube[y, x, :], 2, 0) if last else cube[:, y, x]
+    # Whole rows first: a section of a file is read stretch by stretch.
+    stamps = np.moveaxis(cube[y, :, :][:, x], 2, 0) if last else cube[:, y, :][:, :, x]
     return [stamps[order.index(band)] for band in BANDS]
 
 

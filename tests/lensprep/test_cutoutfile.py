@@ -171,7 +171,7 @@ REFUSED = {
     "many axes": (
         replaced(fits_bytes(cube()), card("NAXIS", 3), card("NAXIS", 2**31)),
         "unreadable",
-        "NAXIS is 2147483648",
+        "NAXIS = 2147483648",
     ),
     "a negative side": (
         fits_bytes(fits.PrimaryHDU(), *by_band(fits.ImageHDU)).replace(
