@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lensprep.dataset import MANIFEST_NAME
+from lensprep.dataset.cutoutnames import cutout_stem
 from lensprep.dataset.files import (
     join_uri,
     local_file,
@@ -203,15 +204,15 @@ def _open(
     """The kind of origin that a location is: a manifest makes a dataset, a catalogue cutouts."""
     if catalog is not None:
         # The decoder reads them file by file, from a disk.
-        folder = copies.enter_context(local_folder(uri))
+        folder = copies.enter_context(local_folder(uri, wanted=_is_cutout))
         table, columns = copies.enter_context(local_file(catalog[0])), catalog[1]
         origin = FeedOrigin(
-            folder, None, batch_size, meta["normalization"], table, workers, columns
+            folder, None, batch_size, meta["normalization"], table, workers, columns, str(uri)
         )
-        origin.facts["dataset"] = str(uri)
         origin.facts["source"]["catalog"] = str(catalog[0])
         return origin
     if not _is_tree(uri):
+        _require_no_cutouts(uri)
         return DatasetOrigin(uri, split, batch_size, **loading)
     return FeedOrigin(uri, split, batch_size, meta["normalization"], None, workers)
 
@@ -234,6 +235,29 @@ def _is_tree(uri: Uri) -> bool:
     if not path.is_dir() or (path / MANIFEST_NAME).exists() or (path / ".work").exists():
         return False
     return next(path.rglob("*.parquet"), None) is not None
+
+
+def _require_no_cutouts(uri: Uri) -> None:
+    """Refuse cutouts without a catalogue, before they are taken for a dataset without manifest."""
+    if is_remote(uri):
+        store = open_store(uri)
+        names: Iterable[str] = (
+            entry.name for entry in (() if store.has(MANIFEST_NAME) else store.entries())
+        )
+    else:
+        path = local_path(uri)
+        below = path.rglob("*") if not (path / MANIFEST_NAME).exists() else ()
+        names = (file.name for file in ([path] if path.is_file() else below))
+    found = next(filter(_is_cutout, names), None)
+    if found is not None:
+        raise InputError(
+            f"{uri}: no dataset, but cutouts ({found}). Give their folder, and with --catalog "
+            "TABLE a table of their ra, dec (and key or file)."
+        )
+
+
+def _is_cutout(name: str) -> bool:
+    return cutout_stem(name) is not None
 
 
 def _facts(
@@ -470,7 +494,8 @@ def _merge(out: Uri, folder: Store, origin: Origin, facts: dict[str, Any]) -> di
     rows = int(sum(kept.sum() for kept in first))
     account = _account(rows, rejects)
     if not rows:
-        raise InputError(f"{facts['dataset']} has no stamp to score: {_in_words(account)}.")
+        why = f"{_in_words(account)}{_first_detail(rejects)}"
+        raise InputError(f"{facts['dataset']} has no stamp to score: {why}.")
     _write_scores(out, folder, files, first, facts | {"account": account})
     parent, name = split_uri(out)
     beside = f"{name[: -len(uri_suffix(name))]}.rejects.parquet"
@@ -525,6 +550,14 @@ def _account(rows: int, rejects: pa.Table | None) -> dict[str, Any]:
 def _in_words(account: dict[str, Any]) -> str:
     left_out = account["filtered"] | account["rejected"]
     return ", ".join(f"{reason} {count:,}" for reason, count in left_out.items()) or "no rows"
+
+
+def _first_detail(rejects: pa.Table | None) -> str:
+    """What was found in the first file, where rejects say it: then there is no table to look in."""
+    if rejects is None or "detail" not in rejects.column_names:
+        return ""
+    first = rejects.slice(0, 1).to_pylist()[0]
+    return f" (first: {first['source_file'] or first['task_id']}, {first['detail']})"
 
 
 def _write_scores(

@@ -229,6 +229,8 @@ class FeedOrigin:
         Decoding processes; one for each processor if not given.
     columns : dict, optional
         What the catalogue calls ``ra`` and ``dec``.
+    called : str, optional
+        What the user calls the folder, if `uri` is a copy of one in a store.
     """
 
     def __init__(
@@ -240,6 +242,7 @@ class FeedOrigin:
         catalog: str | PathLike[str] | None = None,
         workers: int | None = None,
         columns: dict[str, str] | None = None,
+        called: str | None = None,
     ) -> None:
         kind = "tree" if catalog is None else "cutouts"
         self._batch, self._workers = batch_size, workers
@@ -253,11 +256,15 @@ class FeedOrigin:
         source: dict[str, Any] = {"kind": kind}
         if catalog is not None:
             self._request["catalog"] = source["catalog"] = str(catalog)
-            self._request["columns"] = columns
+            self._request |= {"columns": columns, "called": called or str(uri)}
         plan = ask(self._request | {"ask": "plan"})
         self.parts: Sequence[int] = plan["parts"]
         source |= {"digest": plan["digest"], "files_of_no_row": plan["unused"]}
-        self.facts: dict[str, Any] = {"dataset": str(uri), "dataset_id": None, "source": source}
+        self.facts: dict[str, Any] = {
+            "dataset": called or str(uri),
+            "dataset_id": None,
+            "source": source,
+        }
 
     def check(self, meta: dict[str, Any], checkpoint: str) -> None:
         """Stamps are normalised as the first checkpoint asks; another must ask for the same.

@@ -20,6 +20,7 @@ from lensprep.dataset import Dataset
 from lensprep.dataset.files import read_file, send_file
 from lensprep.dataset.storage import open_store
 from lensprep.dataset.writer import write_dataset
+from lensprep.errors import InputError
 from lensprep.terminal import LocalPath, Location
 from lenstrain import origins
 from lenstrain.config import Config
@@ -268,6 +269,18 @@ def test_stamps_that_must_be_decoded_are_read_from_the_store(store, sample, tmp_
     assert found.metadata["dataset"] == cutouts.uri
     assert found.metadata["source"]["catalog"] == f"{store.uri}/positions.csv"
     assert found.table["key"][0].as_py() == "'=c0"
+    lines = [
+        "file,ra,dec",
+        *(f"{cutouts.uri}/'=c{number}.npz,{number},1.0" for number in range(12)),
+    ]
+    open_store(store.uri).write("files.csv", "\n".join(lines).encode())
+    again, files = f"{store.uri}/again.csv", ("--catalog", f"{store.uri}/files.csv")
+    call(lenstrain.cli.main, "infer", best, cutouts.uri, *files, "--out", again, "--workers", 1)
+    assert read_table(again).table["logit"].to_pylist() == pytest.approx(
+        found.table["logit"].to_pylist()
+    )
+    with pytest.raises(InputError, match=r"no dataset, but cutouts \('=c0.npz\)"):
+        infer(best, cutouts.uri, out=again)
     call(lenstrain.cli.main, "evaluate", scores, "--out", report, "--set", "resamples=100")
     notes = json.loads(read_file(f"{report}/metrics.json"))["notes"]
     assert not [note for note in notes if "No example stamps" in note["text"]]

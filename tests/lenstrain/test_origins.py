@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from astropy.wcs import WCS
 from lensprep.configfile import load_config, to_mapping
 from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import NormalizationSpec
-from lensprep.errors import CheckpointError, InputError
+from lensprep.errors import CheckpointError, DatasetError, InputError
 from lenstrain import origins
 from lenstrain.config import Config
 from lenstrain.infer import infer
@@ -252,15 +253,24 @@ def test_a_catalogue_with_other_headings_is_read_alike(cutouts, best, tmp_path):
     assert set(named.column_names) == set(expected.column_names)
 
 
-def test_a_cutout_that_states_a_place_off_the_sky_is_one_clear_error(cutouts, best, tmp_path):
-    folder, stamps = cutouts
-    np.savez(folder / "odd.npz", cutout=stamps[0], ra=10.0, dec=95.0)
-    catalog = csv(tmp_path / "c.csv", ["10.1,-5.0001"], "ra,dec")
-    with pytest.raises(InputError, match=r"odd\.npz states a position .* ra 10, dec 95"):
+def test_cutouts_of_which_none_can_be_scored_are_one_clear_error(cutouts, best, tmp_path):
+    folder, _ = cutouts
+    (folder / "a.fits").write_text("<html>")
+    catalog = csv(tmp_path / "c.csv", ["a,10,-5"])
+    message = r"no stamp to score: unreadable 1 \(first: a.fits, neither FITS nor NPZ"
+    with pytest.raises(InputError, match=message):
         score(best, folder, tmp_path / "s.parquet", catalog=catalog)
-    np.savez(folder / "odd.npz", cutout=stamps[0], ra=np.nan, dec=np.nan)
-    _, table = score(best, folder, tmp_path / "s.parquet", catalog=catalog)
-    assert table["key"].to_pylist() == ["b"]
+
+
+def test_cutouts_without_a_catalogue_are_told_apart_from_a_dataset(cutouts, best, tmp_path):
+    folder, _ = cutouts
+    for place in (folder, tmp_path, folder / "b.fits"):
+        with pytest.raises(
+            InputError, match=r"no dataset, but cutouts \(\w\.(fits|npz)\).* --catalog TABLE"
+        ):
+            score(best, place, tmp_path / "s.parquet")
+    with pytest.raises(DatasetError, match=r"gone\.fits: no such dataset"):
+        score(best, folder / "gone.fits", tmp_path / "s.parquet")
 
 
 def test_cutouts_that_cannot_be_scored_have_a_reason_each(cutouts, best, tmp_path):
@@ -274,8 +284,10 @@ def test_cutouts_that_cannot_be_scored_have_a_reason_each(cutouts, best, tmp_pat
     np.savez(folder / "flat.npz", cutout=np.ones_like(cube))
     np.savez(folder / "pickle.npz", cutout=np.array([{}], dtype=object))
     (folder / "text.fits").write_text("this is no FITS file")
+    packed = gzip.compress((folder / "b.fits").read_bytes())
+    (folder / "altered.fits.gz").write_bytes(packed[:-4000] + bytes(9) + packed[-3991:])
     write_fits(folder / "hst.fits", cube, scale=0.05)
-    names = ["nan", "small", "two", "flat", "pickle", "text", "hst", "gone", "a"]
+    names = ["nan", "small", "two", "flat", "pickle", "text", "altered", "hst", "gone", "a"]
     catalog = csv(tmp_path / "c.csv", [f"{name},1,2" for name in names])
     result, table = score(best, folder, tmp_path / "s.parquet", catalog=catalog)
     assert table["key"].to_pylist() == ["a"]
@@ -288,9 +300,14 @@ def test_cutouts_that_cannot_be_scored_have_a_reason_each(cutouts, best, tmp_pat
         "flat": "constant_band",
         "pickle": "unreadable",
         "text": "unreadable",
+        "altered": "unreadable",
         "hst": "wrong_pixel_scale",
         "gone": "no_cutout",
     }
+    details = dict(zip(found["task_id"].to_pylist(), found["detail"].to_pylist(), strict=True))
+    assert details["text"] == "neither FITS nor NPZ: begins with b'this is no FITS '"
+    assert details["gone"] == "no file is called gone.fits, gone.npz, ..."
+    assert all(details.values())
 
 
 @pytest.mark.parametrize(
