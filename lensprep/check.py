@@ -190,7 +190,7 @@ def _tally_groups(task: _Task, file: SourceFile) -> Tally:
     """Count a file row group by row group; those that cannot be read are noted and passed over."""
     tally = Tally()
     columns, batch_rows = _reading(task)
-    for index, group in enumerate(file.row_groups):
+    for index, group in file.filled:
         pieces = task.source.iter_row_group(file, index, columns, batch_rows=batch_rows)
         try:
             part = _tally_pieces(task, pieces)

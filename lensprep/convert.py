@@ -323,7 +323,7 @@ def _group_rows(source: Source) -> Iterator[tuple[tuple[SourceFile, int], ...]]:
     parts: list[tuple[SourceFile, int]] = []
     rows = 0
     for file in source.files:
-        for number, group in enumerate(file.row_groups):
+        for number, group in file.filled:
             if parts and rows + group.rows > RUN_ROWS:
                 yield tuple(parts)
                 parts, rows = [], 0
@@ -361,17 +361,21 @@ def _check_rejects(account: Account, rows: int, limit: float, *, final: bool = F
     summary = account.summary()
     rejected = sum(summary["rejected"].values())
     if rejected > limit * rows:
-        reasons = ", ".join(f"{name} {n:,}" for name, n in summary["rejected"].items())
         raise BudgetError(
-            f"{rejected:,} of {rows:,} rows are rejected ({reasons}), more than "
+            f"{rejected:,} of {rows:,} rows are rejected ({_counts(summary['rejected'])}), more than "
             f"--max-reject-rate {limit:g}; nothing is committed. Look at them with "
             "`lensprep check`, or run it again with a higher rate; what is done is kept."
         )
     if final and not summary["accepted"]:
+        reasons = _counts({**summary["filtered"], **summary["rejected"]})
         raise BudgetError(
-            "No row was accepted; there is nothing to commit. Change --where or another cut, and "
-            "run it again."
+            f"No row of {rows:,} was accepted ({reasons}); there is nothing to commit. If it is a "
+            "cut of yours, change it and run the same command again."
         )
+
+
+def _counts(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {rows:,}" for name, rows in reasons.items())
 
 
 def _second_round(

@@ -145,10 +145,10 @@ class Tree:
         """Rows and parts; a part may hold rows of other splits, which are left out when read."""
         parts = self._parts()
         if not parts:
-            known = {file.split for file in self.source.files}
+            known = sorted({file.split for file in self.source.files if file.split and file.rows})
             raise InputError(
-                f"{self.source.uri} has no split {self.split!r}; it has: "
-                f"{', '.join(sorted(name for name in known if name))}."
+                f"{self.source.uri} has no rows of split {self.split!r}; it has some of: "
+                f"{', '.join(known) or 'none'}."
             )
         rows = [sum(file.row_groups[group].rows for file, group in part) for part in parts]
         return {"rows": sum(rows), "parts": rows, "digest": self.source.digest(), "unused": 0}
@@ -160,7 +160,7 @@ class Tree:
         for file in self.source.files:
             if file.split not in (None, self.split):
                 continue
-            for group, info in enumerate(file.row_groups):
+            for group, info in file.filled:
                 if held and rows + info.rows > PART_ROWS:
                     parts.append(tuple(held))
                     held, rows = [], 0

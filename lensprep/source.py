@@ -88,6 +88,11 @@ class SourceFile:
     version: str | None = None
     """ETag of an object when its footer was read: it is read again only as that version."""
 
+    @property
+    def filled(self) -> list[tuple[int, RowGroup]]:
+        """Row groups that have rows, with their numbers: the others are no work for anybody."""
+        return [(number, group) for number, group in enumerate(self.row_groups) if group.rows]
+
 
 @dataclass(frozen=True, slots=True)
 class BadFile:
