@@ -160,7 +160,7 @@ def check(
 def _circumstances(
     source: Source, pixels: bool, declared: Mapping[str, float] | None
 ) -> Circumstances:
-    widths = [len({*file.columns, "region_split"}) for file in source.files]
+    widths = [len({*file.columns, *dict(file.stated), "region_split"}) for file in source.files]
     return Circumstances(
         schema=source.schema,
         row_groups=sum(len(file.row_groups) for file in source.files),

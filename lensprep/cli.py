@@ -232,6 +232,13 @@ def check(
 @click.option(
     "--skip-bad-files", is_flag=True, help="Leave out corrupt parquet, and account for it."
 )
+@click.option(
+    "--drop-column",
+    "drop_columns",
+    multiple=True,
+    metavar="NAME",
+    help="Leave out this column of SRC, which may not be a required one; repeatable.",
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted conversion.")
 @click.option(
     "--engine",

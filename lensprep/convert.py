@@ -11,7 +11,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -50,6 +50,7 @@ from lensprep.errors import (
     DatasetError,
     NotFoundError,
     ProjectError,
+    SchemaError,
     StorageError,
 )
 from lensprep.listing import filesystem_for
@@ -106,7 +107,10 @@ class ConvertConfig:
     max_reject_rate: float = 0.01
     """Commit nothing if a larger share of the input rows is rejected."""
     skip_bad_files: bool = False
-    """Leave out parquet files and row groups that cannot be read, and account for them."""
+    """Leave out parquet files and row groups that cannot be read, and account for them; take what a
+    job that did not finish has written."""
+    drop_columns: Sequence[str] | None = None
+    """Columns of the source to leave out of the sidecars, none of them required."""
 
     def __post_init__(self) -> None:
         if self.shard_rows < 1:
@@ -116,6 +120,8 @@ class ConvertConfig:
         if not -(2**63) <= self.seed < 2**63:
             raise ConfigError(f"seed must fit 64 bits, got {self.seed}.")
         normalization_spec(self.normalize, self.clip)  # refuses what it does not know
+        # As JSON gives it back; None, as a version that did not know it has it.
+        object.__setattr__(self, "drop_columns", sorted({*(self.drop_columns or ())}) or None)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -211,7 +217,13 @@ def convert(
     before = find_plan(store, resume=resume)
     finished = store.has(MANIFEST_NAME)
     filesystem = filesystem_for(src, options)
-    source = Source.open(src, skip_bad_files=config.skip_bad_files, filesystem=filesystem)
+    source = Source.open(
+        src,
+        skip_bad_files=config.skip_bad_files,
+        drop_columns=config.drop_columns or (),
+        filesystem=filesystem,
+    )
+    _require_one_type(source)
     rules = config.rules(source.schema)
     # What `plan_runs` makes of a source depends on it: a resumed task must read the same rows.
     identity = {**config.identity, "run_rows": RUN_ROWS}
@@ -267,6 +279,18 @@ def convert(
     others = workers if workers > 1 or places.elsewhere else 0
     peak = peak_rss_bytes() + others * max(first, second)
     return _report(manifest, time.monotonic() - started, peak)
+
+
+def _require_one_type(source: Source) -> None:
+    """What the files of a source do not agree on is left out only if the user says so."""
+    if source.left_out:
+        column, what = next(iter(source.left_out.items()))
+        more = sorted({*source.left_out} - {column})
+        raise SchemaError(
+            f"{source.uri}: column {column} {what}. Write the files again with one type, or leave "
+            f"it out with --drop-column {column}"
+            + (f" (the same holds for {', '.join(more)})." if more else ".")
+        )
 
 
 def _finish(places: Places, options: S3Options) -> None:
@@ -362,8 +386,8 @@ def _check_rejects(account: Account, rows: int, limit: float, *, final: bool = F
     rejected = sum(summary["rejected"].values())
     if rejected > limit * rows:
         raise BudgetError(
-            f"{rejected:,} of {rows:,} rows are rejected ({_counts(summary['rejected'])}), more than "
-            f"--max-reject-rate {limit:g}; nothing is committed. Look at them with "
+            f"{rejected:,} of {rows:,} rows are rejected ({_counts(summary['rejected'])}), more "
+            f"than --max-reject-rate {limit:g}; nothing is committed. Look at them with "
             "`lensprep check`, or run it again with a higher rate; what is done is kept."
         )
     if final and not summary["accepted"]:
@@ -477,6 +501,7 @@ def _listing(source: Source) -> dict[str, Any]:
         "rows": source.rows,
         "bytes": source.bytes,
         "skipped_files": [asdict(bad) for bad in source.bad_files],
+        "unfinished": source.unfinished,
     }
 
 

@@ -1,0 +1,66 @@
+"""What a location holds when it is not what was asked for, told from names alone (pure).
+
+Whoever is given a dataset, a Phase 4c tree, shards, cutouts, a run or a table in place of another
+says what it is and which command wants it, and not what is missing in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+from lensprep.dataset.layout import MANIFEST_NAME
+
+DATASET: Final = (
+    "a converted dataset. `lensprep inspect` shows what is in it, `lensprep verify` checks it"
+)
+_BEGUN: Final = (
+    "a conversion that did not finish, or is running. `lensprep convert ... --resume` goes on "
+    "with it"
+)
+_RUN: Final = "the folder of a training run. `lenstrain monitor` shows it"
+_BY_ENDING: Final = {
+    (".tar",): "a folder of shards. `lensprep inspect` shows one, or the folder of their manifest",
+    (".parquet",): "a tree of parquet files. `lensprep check` says what is in it, and `lensprep "
+    "convert` makes a dataset of it",
+    (
+        ".fits",
+        ".fit",
+        ".fits.gz",
+        ".fit.gz",
+        ".fits.fz",
+        ".npz",
+    ): "a folder of cutouts. `lenstrain infer CHECKPOINT FOLDER --catalog TABLE` scores them",
+}
+_BY_COLUMNS: Final = (
+    ({"key", "payload_crc32"}, "the sidecar of a shard. `lensprep inspect` takes the .tar of it"),
+    ({"kind", "reason", "source_row_group"}, "a list of rows that were left out, and why"),
+    ({"logit"}, "a table of scores. `lenstrain evaluate` reads it"),
+)
+
+
+def folder_kind(names: Collection[str]) -> str | None:
+    """What a folder is, and what to do with it; None if nothing is known.
+
+    Parameters
+    ----------
+    names : collection of str
+        Files in it, relative to it, with ``/``.
+    """
+    if MANIFEST_NAME in names:
+        return DATASET
+    if ".work/plan.json" in names:
+        return _BEGUN
+    if "config.toml" in names and any(name.startswith("checkpoints/") for name in names):
+        return _RUN
+    found = (kind for ends, kind in _BY_ENDING.items() if any(_ends(n, ends) for n in names))
+    return next(found, None)
+
+
+def table_kind(columns: Collection[str]) -> str | None:
+    """What a table of this project is, if it is one, and what to do with it."""
+    return next((kind for some, kind in _BY_COLUMNS if some <= {*columns}), None)
+
+
+def _ends(name: str, endings: tuple[str, ...]) -> bool:
+    return name.lower().endswith(endings)
