@@ -17,10 +17,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lensprep.account import ACCEPTED, Account
@@ -264,7 +266,7 @@ def convert(
             shards, second = _second_round(config, places, runs, account, pool, progress)
         if engine is not None:
             _remove_unfinished(places)  # of workers that were lost on the way
-        _check_rejects(account, source.rows, config.max_reject_rate, final=True)
+        _check_rejects(account, source, config, places.work, final=True)
         manifest = Manifest(
             normalization=normalization_spec(config.normalize, config.clip),
             splits=shards,
@@ -376,19 +378,26 @@ def _first_round(
         done += result["rows"]
         if progress is not None:
             progress("decode", done, source.rows)
-        _check_rejects(account, source.rows, config.max_reject_rate)
+        _check_rejects(account, source, config, work)
     return account, sorted(runs), peak
 
 
-def _check_rejects(account: Account, rows: int, limit: float, *, final: bool = False) -> None:
+def _check_rejects(
+    account: Account, source: Source, config: ConvertConfig, work: Work, *, final: bool = False
+) -> None:
     """Stop as soon as it is sure that too many rows will have been rejected."""
-    summary = account.summary()
+    summary, rows, limit = account.summary(), source.rows, config.max_reject_rate
     rejected = sum(summary["rejected"].values())
     if rejected > limit * rows:
+        least = "" if final else "at least "
+        twice = RejectReason.DUPLICATE_ROW in summary["rejected"]
         raise BudgetError(
-            f"{rejected:,} of {rows:,} rows are rejected ({_counts(summary['rejected'])}), more "
-            f"than --max-reject-rate {limit:g}; nothing is committed. Look at them with "
-            "`lensprep check`, or run it again with a higher rate; what is done is kept."
+            f"{source.uri}: {least}{rejected:,} of {rows:,} rows are rejected "
+            f"({_counts(summary['rejected'])}), more than --max-reject-rate {limit:g}; nothing is "
+            f"committed. The first: {'; '.join(_first_rejected(work))}. `lensprep check "
+            f"{source.uri} --rejects FILE.csv` lists them all{' but duplicates' * twice}. If they "
+            "are to be left out, run the same command again with a higher rate: what is done is "
+            "kept."
         )
     if final and not summary["accepted"]:
         reasons = _counts({**summary["filtered"], **summary["rejected"]})
@@ -396,6 +405,17 @@ def _check_rejects(account: Account, rows: int, limit: float, *, final: bool = F
             f"No row of {rows:,} was accepted ({reasons}); there is nothing to commit. If it is a "
             "cut of yours, change it and run the same command again."
         )
+
+
+def _first_rejected(work: Work, most: int = 3) -> list[str]:
+    """Where the first rejected rows stand, each with its reason."""
+    rows = (
+        f"{row['source_file']}, row group {row['source_row_group']}, row {row['source_row']}: "
+        f"{row['reason']}"
+        for table in work.left_out()
+        for row in table.filter(pc.field("kind") == "rejected").to_pylist()
+    )
+    return list(islice(rows, most))
 
 
 def _counts(reasons: Mapping[str, int]) -> str:

@@ -6,10 +6,11 @@ says what it is and which command wants it, and not what is missing in it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Final
 
-from lensprep.dataset.layout import MANIFEST_NAME
+from lensprep.dataset.layout import MANIFEST_NAME, SPLITS
 
 DATASET: Final = (
     "a converted dataset. `lensprep inspect` shows what is in it, `lensprep verify` checks it"
@@ -19,18 +20,22 @@ _BEGUN: Final = (
     "with it"
 )
 _RUN: Final = "the folder of a training run. `lenstrain monitor` shows it"
+_SHARDS: Final = (
+    "a folder of shards, part of a dataset or one whose copy or upload did not finish. Give the "
+    "folder with the manifest, or copy it again"
+)
+_TREE: Final = (
+    "a tree of parquet files. `lensprep check` says what is in it, `lensprep convert` makes a "
+    "dataset of it"
+)
+_CUTOUTS: Final = (
+    "a folder of cutouts. `lenstrain infer CHECKPOINT FOLDER --catalog TABLE` scores them"
+)
+_SIDECAR: Final = re.compile(rf"({'|'.join(SPLITS)})-[0-9]{{6}}\.parquet$")
 _BY_ENDING: Final = {
-    (".tar",): "a folder of shards. `lensprep inspect` shows one, or the folder of their manifest",
-    (".parquet",): "a tree of parquet files. `lensprep check` says what is in it, and `lensprep "
-    "convert` makes a dataset of it",
-    (
-        ".fits",
-        ".fit",
-        ".fits.gz",
-        ".fit.gz",
-        ".fits.fz",
-        ".npz",
-    ): "a folder of cutouts. `lenstrain infer CHECKPOINT FOLDER --catalog TABLE` scores them",
+    (".tar",): _SHARDS,
+    (".parquet",): _TREE,
+    (".fits", ".fit", ".fits.gz", ".fit.gz", ".fits.fz", ".npz"): _CUTOUTS,
 }
 _BY_COLUMNS: Final = (
     ({"key", "payload_crc32"}, "the sidecar of a shard. `lensprep inspect` takes the .tar of it"),
@@ -53,14 +58,25 @@ def folder_kind(names: Collection[str]) -> str | None:
         return _BEGUN
     if "config.toml" in names and any(name.startswith("checkpoints/") for name in names):
         return _RUN
-    found = (kind for ends, kind in _BY_ENDING.items() if any(_ends(n, ends) for n in names))
-    return next(found, None)
+    if any(_SIDECAR.search(name) for name in names):
+        return _SHARDS
+    for endings, kind in _BY_ENDING.items():
+        if any(name.lower().endswith(endings) for name in names):
+            return kind
+    return None
+
+
+def no_manifest(uri: str, names: Collection[str]) -> str:
+    """What to say of a folder that was given as a dataset and has no manifest."""
+    kind = folder_kind(names)
+    if kind is not None:
+        return f"{uri} has no {MANIFEST_NAME}; it is {kind}."
+    return (
+        f"{uri} has no {MANIFEST_NAME}: it is no dataset, or converting or copying one did not "
+        "finish."
+    )
 
 
 def table_kind(columns: Collection[str]) -> str | None:
     """What a table of this project is, if it is one, and what to do with it."""
     return next((kind for some, kind in _BY_COLUMNS if some <= {*columns}), None)
-
-
-def _ends(name: str, endings: tuple[str, ...]) -> bool:
-    return name.lower().endswith(endings)

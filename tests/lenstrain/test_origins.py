@@ -149,7 +149,7 @@ def test_a_tree_without_the_split_or_with_damage_is_one_clear_error(tree, best, 
     with pytest.raises(InputError, match="no split 'tset'; there are: train, val, test"):
         score(best, tree, tmp_path / "s.parquet", split="tset")
     only = write_tree(tmp_path / "val", tiny_table(8, region_split="val"))
-    with pytest.raises(InputError, match=r"has no split 'test'; it has: val"):
+    with pytest.raises(InputError, match=r"has no rows of split 'test'; it has some of: val"):
         score(best, only, tmp_path / "s.parquet")
     damaged = write_tree(tmp_path / "damaged", tiny_table(16, region_split="test"))
     file = sorted(damaged.rglob("*.parquet"))[1]
