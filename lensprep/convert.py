@@ -8,6 +8,7 @@ or in an object store (`lensprep.places`).
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from collections import Counter
@@ -55,7 +56,7 @@ from lensprep.errors import (
     SchemaError,
     StorageError,
 )
-from lensprep.listing import filesystem_for
+from lensprep.listing import UNFINISHED, filesystem_for
 from lensprep.normalize import Mode, normalization_spec
 from lensprep.placement import shard_count
 from lensprep.places import (
@@ -79,6 +80,8 @@ from lensprep.stampnpz import RejectReason
 from lensprep.upload import DatasetFile, dataset_files, download, require_all
 from lensprep.witness import WitnessEngine
 from lensprep.workfolder import Work
+
+_log = logging.getLogger("lensprep.convert")
 
 _SYNC_THREADS = 2
 
@@ -226,6 +229,8 @@ def convert(
         filesystem=filesystem,
     )
     _require_one_type(source)
+    if source.unfinished is not None:
+        _log.warning("%s holds %s: %s.", source.uri, source.unfinished, UNFINISHED)
     rules = config.rules(source.schema)
     # What `plan_runs` makes of a source depends on it: a resumed task must read the same rows.
     identity = {**config.identity, "run_rows": RUN_ROWS}

@@ -9,7 +9,8 @@ the checkpoint, and ``ask`` one of
 ======  ==========================================================================================
 ask     answer, one JSON object a line on standard output
 ======  ==========================================================================================
-plan    ``{"rows": n, "parts": [rows of each], "digest": ..., "unused": n}``
+plan    ``{"rows": n, "parts": [rows of each], "digest": ..., "unused": n}``, of a tree also
+        ``notes``: lines for the user
 parts   for each number in ``parts``, in any order: ``{"part": k, "file": path}``: an Arrow file in
         the folder ``scratch``, made by one of ``workers`` processes. The next answer comes when a
         line is written to standard input, so a slow reader never fills the disk
@@ -151,7 +152,12 @@ class Tree:
                 f"{', '.join(known) or 'none'}."
             )
         rows = [sum(file.row_groups[group].rows for file, group in part) for part in parts]
-        return {"rows": sum(rows), "parts": rows, "digest": self.source.digest(), "unused": 0}
+        notes = [
+            f"{self.source.uri}: column {name} {what}; it is left out."
+            for name, what in self.source.left_out.items()
+        ]
+        digest = self.source.digest()
+        return {"rows": sum(rows), "parts": rows, "digest": digest, "unused": 0, "notes": notes}
 
     def _parts(self) -> list[tuple[tuple[SourceFile, int], ...]]:
         parts: list[tuple[tuple[SourceFile, int], ...]] = []

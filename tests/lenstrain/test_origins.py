@@ -136,6 +136,30 @@ def test_stamps_of_a_tree_are_normalised_as_the_checkpoint_asks(tree, tmp_path):
     assert facts_of(tmp_path / "tree.parquet")["normalization"] == spec.to_dict()
 
 
+def test_row_groups_without_rows_and_columns_without_a_type_cost_a_tree_no_score(
+    best, tmp_path, caplog
+):
+    table = tiny_table(24, region_split="test")
+    whole, _ = score(best, write_tree(tmp_path / "whole", table), tmp_path / "whole.parquet")
+
+    def change(part, name):
+        first = "part-00000" in name
+        return part.append_column("night", pa.array([1 if first else "1"] * part.num_rows))
+
+    root = write_tree(tmp_path / "holes", table, change=change)
+    path = next(root.rglob("part-00000*.parquet"))
+    part = pq.ParquetFile(path).read()
+    with pq.ParquetWriter(path, part.schema) as writer:
+        for rows in (part.slice(0, 0), part.slice(0, 5), part.slice(0, 0), part.slice(5)):
+            writer.write_table(rows)
+    pq.write_table(part.slice(0, 0), path.with_name("part-00009.parquet"))
+    found, scores = score(best, root, tmp_path / "holes.parquet")
+    assert found["rows"] == whole["rows"] == 24
+    expected = pq.read_table(tmp_path / "whole.parquet", columns=["key", "logit"])
+    assert scores.select(["key", "logit"]).equals(expected)
+    assert "column night is int64 in region_split=test/part-00000" in caplog.text
+
+
 def test_a_flat_tree_gives_the_rows_of_the_split_alone(best, tmp_path):
     table = tiny_table(48)
     tree = write_tree(tmp_path / "flat", table, hive=False, row_group_rows=48)
