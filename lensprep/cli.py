@@ -33,6 +33,7 @@ from lensprep.terminal import (
     LOCATION,
     PICTURE,
     LocalPath,
+    Location,
     ProjectGroup,
     log_lines,
     print_json,
@@ -174,7 +175,7 @@ def _fractions(text: str | None) -> dict[str, float] | None:
 @click.option("--fractions", metavar="train=F,val=F,test=F", help="What the splits should be.")
 @click.option(
     "--rejects",
-    type=LOCATION,
+    type=Location(".csv", ".parquet"),
     metavar="FILE",
     help="List every row that conversion would leave out, with its reason: .csv or .parquet.",
 )

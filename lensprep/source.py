@@ -549,6 +549,11 @@ def _values(parquet: pq.ParquetFile, column: str) -> set[Any]:
 
 def _bad_file_error(bad: Sequence[BadFile], files: int) -> InputError:
     first = bad[0]
+    if files == 1 and not first.path.lower().endswith(".parquet"):
+        return InputError(
+            f"{first.path} is no parquet file. Give the folder of a Phase 4c tree, or a .parquet "
+            "file of one."
+        )
     more = f" ({len(bad)} of {files} files are like that)" if len(bad) > 1 else ""
     return InputError(
         f"{first.path} ({first.bytes} bytes) is not a readable parquet file{more}: {first.reason}. "
