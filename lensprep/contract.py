@@ -169,13 +169,15 @@ def accepts(wanted: pa.DataType, found: pa.DataType) -> bool:
 
 
 def plain_type(found: pa.DataType) -> pa.DataType:
-    """The type without views and encodings, which Arrow can hold but hardly compute with.
+    """The type without views, encodings and extensions, which few readers compute with.
 
-    Text and bytes are no views (``string_view``), no value is an index (``dictionary``); the same
-    holds inside lists, structs and maps.
+    Text and bytes are no views (``string_view``), no value is an index (``dictionary``), a UUID is
+    its 16 bytes; the same holds inside lists, structs and maps.
     """
     if pa.types.is_dictionary(found):
         return plain_type(found.value_type)
+    if isinstance(found, pa.BaseExtensionType):
+        return plain_type(found.storage_type)
     if pa.types.is_string_view(found):
         return pa.string()
     if pa.types.is_binary_view(found):

@@ -93,11 +93,15 @@ def _nothing(uri: str, files: Collection[str]) -> str:
 def unfinished_job(names: Collection[str]) -> str | None:
     """What a job that did not finish has left among some files and folders, if it has."""
     for name in names:
-        if any(p == "_temporary" or p.startswith(_STAGING) for p in PurePosixPath(name).parts):
-            return name
+        parts = PurePosixPath(name).parts
+        for depth, part in enumerate(parts, 1):
+            if part == "_temporary" or part.startswith(_STAGING):
+                return "/".join(parts[:depth])
         # Databricks: a job has a name, and commits under it.
-        begun = PurePosixPath(name).name.startswith("_started_")
-        if begun and name.replace("_started_", "_committed_") not in names:
+        if (
+            parts[-1].startswith("_started_")
+            and name.replace("_started_", "_committed_") not in names
+        ):
             return name
     return None
 

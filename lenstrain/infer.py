@@ -470,7 +470,8 @@ def _merge(out: Uri, folder: Store, origin: Origin, facts: dict[str, Any]) -> di
     rows = int(sum(kept.sum() for kept in first))
     account = _account(rows, rejects)
     if not rows:
-        raise InputError(f"{facts['dataset']} has no stamp to score: {_in_words(account)}.")
+        of = f" of split {facts['split']!r}" if facts["split"] else ""
+        raise InputError(f"{facts['dataset']} has no stamp{of} to score: {_in_words(account)}.")
     _write_scores(out, folder, files, first, facts | {"account": account})
     parent, name = split_uri(out)
     beside = f"{name[: -len(uri_suffix(name))]}.rejects.parquet"

@@ -38,9 +38,9 @@ _BY_ENDING: Final = {
     (".fits", ".fit", ".fits.gz", ".fit.gz", ".fits.fz", ".npz"): _CUTOUTS,
 }
 _BY_COLUMNS: Final = (
+    ({"logit"}, "a table of scores. `lenstrain evaluate` reads it"),
     ({"key", "payload_crc32"}, "the sidecar of a shard. `lensprep inspect` takes the .tar of it"),
     ({"kind", "reason", "source_row_group"}, "a list of rows that were left out, and why"),
-    ({"logit"}, "a table of scores. `lenstrain evaluate` reads it"),
 )
 
 

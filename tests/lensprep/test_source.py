@@ -457,14 +457,14 @@ def test_a_tree_without_rows_is_told(tmp_path, rows):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["a.tar", "b.tar"], "it is a folder of shards. `lensprep inspect`"),
+        (["a.tar", "b.tar"], "it is a folder of shards, part of a dataset"),
         (
             ["x/a.fits.gz", "b.npz", "list.csv"],
             "it is a folder of cutouts. `lenstrain infer CHECKPOINT",
         ),
         (["config.toml", "checkpoints/best.pt"], "the folder of a training run. `lenstrain mon"),
         (["notes.txt"], "(1 other files). Give the folder above"),
-        (["_temporary/0/a.parquet"], "a.parquet: the job that writes it is running, or did not f"),
+        (["_temporary/0/a.parquet"], "_temporary: the job that writes it is running, or did not f"),
     ],
 )
 def test_a_folder_of_other_things_is_named(tmp_path, names, message):

@@ -32,7 +32,7 @@ def test_a_folder_is_told_by_its_files(names, kind):
     [
         (["key", "label", "payload_crc32"], "the sidecar of a shard"),
         (["task_id", "kind", "reason", "source_row_group"], "a list of rows that were left out"),
-        (["key", "label", "logit"], "a table of scores"),
+        (["key", "label", "logit", "payload_crc32"], "a table of scores"),
         (["key", "label"], None),
     ],
 )
