@@ -30,6 +30,7 @@ from rich.text import Text
 from lensprep.checks import Circumstances, Finding, Tally, all_findings
 from lensprep.checks.tally import tally_rows
 from lensprep.contract import STAMP_COLUMN
+from lensprep.dataset.csvtext import guard_table
 from lensprep.dataset.files import uri_suffix, written_file
 from lensprep.dataset.s3client import S3Options
 from lensprep.engine import default_workers, run_tasks
@@ -182,11 +183,16 @@ def _rejects_table(
     if uri is None:
         yield lambda _: None
         return
-    writer = {".csv": csv.CSVWriter, ".parquet": pq.ParquetWriter}.get(uri_suffix(uri))
-    if writer is None:
+    suffix = uri_suffix(uri)
+    if suffix not in (".csv", ".parquet"):
         raise StorageError(f"{uri}: the rejects are written as .csv or .parquet.")
-    with written_file(uri, options) as path, writer(path, REJECT_SCHEMA) as table:
-        yield table.write_table
+    with written_file(uri, options) as path:
+        if suffix == ".parquet":
+            with pq.ParquetWriter(path, REJECT_SCHEMA) as table:
+                yield table.write_table
+        else:
+            with csv.CSVWriter(path, REJECT_SCHEMA) as table:
+                yield lambda rows: table.write_table(guard_table(rows))
 
 
 def _circumstances(

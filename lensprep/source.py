@@ -9,10 +9,12 @@
     source.iter_file(file, columns, batch_rows=8192)  -> a whole file in such pieces
 
 Opening reads footers only (in threads, for thousands of files) and checks every one of them
-against the contract. Hidden files and ``_SUCCESS`` are passed over. The split comes from the folder
-(``region_split=train``), from the column, or from both if they agree. Columns that a file lacks are
-null, types are those of the contract whatever the file stores, and the order of files depends on
-their names alone. A Source can be pickled; workers need no second look at the tree.
+against the contract. Hidden files and ``_SUCCESS`` are passed over; what a job has left that did
+not finish is an error. A column comes from the file, from folders (``region_split=train``, by the
+rules of Hive), or from both if they agree. Columns that a file lacks are null, types are those of
+the contract whatever the file stores, extra columns have one that holds what every file has, and
+the order of files depends on their names alone. A Source can be pickled; workers need no second
+look at the tree.
 
 Everything goes through a `pyarrow.fs.FileSystem`, so that another store is another file system.
 """

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -16,6 +15,7 @@ from lensprep.checks.leaks import _auroc
 from lensprep.checks.splits import MIN_SEPARATION_ARCSEC, _nearest_arcsec
 from lensprep.checks.tally import Tally, tally_rows
 from lensprep.convert import ConvertConfig, convert
+from lensprep.dataset.csvtext import read_csv
 from lensprep.errors import ConfigError, SchemaError, StorageError
 from tests.phase4c import set_columns, stamp_blob, tiny_pixels, tiny_table, write_tree
 
@@ -336,7 +336,7 @@ def test_rejects_are_those_of_a_conversion(tmp_path, stamps, suffix):
     blobs = column(stamps, "stamp_npz")
     blobs[3], blobs[10] = b"", b"no zip"
     models, region = column(stamps, "lens_model"), column(stamps, "region_id")
-    models[20], region[40] = "UNK", None
+    models[20], region[40] = "=1+1", None  # which a spreadsheet would run
     cutout = [0 if i == 60 else 1 for i in range(ROWS)]
     table = set_columns(
         stamps,
@@ -353,9 +353,11 @@ def test_rejects_are_those_of_a_conversion(tmp_path, stamps, suffix):
     config = ConvertConfig(max_reject_rate=1.0, skip_bad_files=True)
     convert(str(root), str(tmp_path / "ds"), config, workers=1)
     expected = pq.read_table(tmp_path / "ds" / "rejects.parquet")
-    found = pq.read_table(out) if suffix == ".parquet" else pacsv.read_csv(out)
+    if suffix == ".csv":
+        assert b',"=1+1"' not in out.read_bytes()
+    found = pq.read_table(out) if suffix == ".parquet" else read_csv(out)
     order = [(name, "ascending") for name in ("source_file", "source_row_group", "source_row")]
-    names = ["kind", "reason", "source_file", "source_row_group", "source_row"]
+    names = ["lens_model", "kind", "reason", *(name for name, _ in order)]
     assert found.sort_by(order).select(names).to_pylist() == (
         expected.sort_by(order).select(names).to_pylist()
     )
