@@ -9,7 +9,8 @@ calls the folder, if it is a copy), ``normalization`` that of the checkpoint, an
 ======  ==========================================================================================
 ask     answer, one JSON object a line on standard output
 ======  ==========================================================================================
-plan    ``{"rows": n, "parts": [rows of each], "digest": ..., "unused": n}``
+plan    ``{"rows": n, "parts": [rows of each], "digest": ..., "unused": n}``, of a tree also
+        ``notes``: lines for the user
 parts   for each number in ``parts``, in any order: ``{"part": k, "file": path}``: an Arrow file in
         the folder ``scratch``, made by one of ``workers`` processes. The next answer comes when a
         line is written to standard input, so a slow reader never fills the disk
@@ -147,13 +148,18 @@ class Tree:
         """Rows and parts; a part may hold rows of other splits, which are left out when read."""
         parts = self._parts()
         if not parts:
-            known = {file.split for file in self.source.files}
+            known = sorted({file.split for file in self.source.files if file.split and file.rows})
             raise InputError(
-                f"{self.source.uri} has no split {self.split!r}; it has: "
-                f"{', '.join(sorted(name for name in known if name))}."
+                f"{self.source.uri} has no rows of split {self.split!r}; it has some of: "
+                f"{', '.join(known) or 'none'}."
             )
         rows = [sum(file.row_groups[group].rows for file, group in part) for part in parts]
-        return {"rows": sum(rows), "parts": rows, "digest": self.source.digest(), "unused": 0}
+        notes = [
+            f"{self.source.uri}: column {name} {what}; it is left out."
+            for name, what in self.source.left_out.items()
+        ]
+        digest = self.source.digest()
+        return {"rows": sum(rows), "parts": rows, "digest": digest, "unused": 0, "notes": notes}
 
     def _parts(self) -> list[tuple[tuple[SourceFile, int], ...]]:
         parts: list[tuple[tuple[SourceFile, int], ...]] = []
@@ -162,7 +168,7 @@ class Tree:
         for file in self.source.files:
             if file.split not in (None, self.split):
                 continue
-            for group, info in enumerate(file.row_groups):
+            for group, info in file.filled:
                 if held and rows + info.rows > PART_ROWS:
                     parts.append(tuple(held))
                     held, rows = [], 0

@@ -212,7 +212,6 @@ def _open(
         origin.facts["source"]["catalog"] = str(catalog[0])
         return origin
     if not _is_tree(uri):
-        _require_no_cutouts(uri)
         return DatasetOrigin(uri, split, batch_size, **loading)
     return FeedOrigin(uri, split, batch_size, meta["normalization"], None, workers)
 
@@ -235,25 +234,6 @@ def _is_tree(uri: Uri) -> bool:
     if not path.is_dir() or (path / MANIFEST_NAME).exists() or (path / ".work").exists():
         return False
     return next(path.rglob("*.parquet"), None) is not None
-
-
-def _require_no_cutouts(uri: Uri) -> None:
-    """Refuse cutouts without a catalogue, before they are taken for a dataset without manifest."""
-    if is_remote(uri):
-        store = open_store(uri)
-        names: Iterable[str] = (
-            entry.name for entry in (() if store.has(MANIFEST_NAME) else store.entries())
-        )
-    else:
-        path = local_path(uri)
-        below = path.rglob("*") if not (path / MANIFEST_NAME).exists() else ()
-        names = (file.name for file in ([path] if path.is_file() else below))
-    found = next(filter(_is_cutout, names), None)
-    if found is not None:
-        raise InputError(
-            f"{uri}: no dataset, but cutouts ({found}). Give their folder, and with --catalog "
-            "TABLE a table of their ra, dec (and key or file)."
-        )
 
 
 def _is_cutout(name: str) -> bool:
@@ -494,8 +474,9 @@ def _merge(out: Uri, folder: Store, origin: Origin, facts: dict[str, Any]) -> di
     rows = int(sum(kept.sum() for kept in first))
     account = _account(rows, rejects)
     if not rows:
+        of = f" of split {facts['split']!r}" if facts["split"] else ""
         why = f"{_in_words(account)}{_first_detail(rejects)}"
-        raise InputError(f"{facts['dataset']} has no stamp to score: {why}.")
+        raise InputError(f"{facts['dataset']} has no stamp{of} to score: {why}.")
     _write_scores(out, folder, files, first, facts | {"account": account})
     parent, name = split_uri(out)
     beside = f"{name[: -len(uri_suffix(name))]}.rejects.parquet"

@@ -9,6 +9,7 @@ of its own: the decoder stays on its side of the line between the two packages.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from lensprep.dataset import STAMP_DTYPE, Dataset, NormalizationSpec
 from lensprep.errors import CheckpointError, DatasetError, ShardError
 from lenstrain.data import StampLoader
 from lenstrain.feed import ask, feeding, read_arrow, stamps_of
+
+_log = logging.getLogger("lenstrain.origins")
 
 PART_ROWS = 8192
 """Rows of a part of a dataset, rounded to whole batches."""
@@ -258,6 +261,8 @@ class FeedOrigin:
             self._request["catalog"] = source["catalog"] = str(catalog)
             self._request |= {"columns": columns, "called": called or str(uri)}
         plan = ask(self._request | {"ask": "plan"})
+        for note in plan.get("notes", ()):
+            _log.warning("%s", note)
         self.parts: Sequence[int] = plan["parts"]
         source |= {"digest": plan["digest"], "files_of_no_row": plan["unused"]}
         self.facts: dict[str, Any] = {
