@@ -289,7 +289,7 @@ def test_cutouts_of_which_none_can_be_scored_are_one_clear_error(cutouts, best, 
 def test_cutouts_without_a_catalogue_are_not_called_a_dataset(cutouts, best, tmp_path):
     folder, _ = cutouts
     for place in (folder, tmp_path):
-        with pytest.raises(DatasetError, match="it is a folder of cutouts.* --catalog TABLE"):
+        with pytest.raises(DatasetError, match=r"it is a folder of cutouts.* --catalog TABLE"):
             score(best, place, tmp_path / "s.parquet")
 
 
