@@ -1,6 +1,6 @@
 """A folder of FITS or NPZ cutouts and a table of positions -> raw stamps, or why there is none.
 
-    catalog = open_cutouts(folder, "positions.csv")     CSV or parquet with ra, dec (and key)
+    catalog = open_cutouts(folder, "positions.csv")     any table with ra, dec (and key)
     catalog.table                                       its rows, with key and file
     read_cutout(path, out) -> str                       pixels into out, or the reason why not
 
@@ -26,14 +26,13 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lensprep.dataset.csvtext import read_csv
 from lensprep.dataset.layout import BANDS, PIXEL_SCALE_ARCSEC, STAMP_SIZE
 from lensprep.dataset.sky import on_sky, position_columns, read_positions
-from lensprep.errors import InputError
+from lensprep.errors import InputError, NotFoundError
 from lensprep.stampnpz import RejectReason
+from lensprep.tables import check_ids, read_table
 
 SUFFIXES: Final = (".fits", ".fits.gz", ".fit", ".npz")
 NO_CUTOUT: Final = "no_cutout"
@@ -72,11 +71,11 @@ def open_cutouts(
     folder : path
         Folder of cutouts; subfolders are searched too.
     catalog : path
-        CSV (``.csv``, ``.csv.gz``) or parquet with ``ra`` and ``dec`` in degrees, or under a name
-        that `lensprep.dataset.sky` knows; ``key`` or ``file`` (relative to the folder) say which
-        file is whose.
+        Any table that `lensprep.tables` reads, with ``ra`` and ``dec``, or under a name that
+        `lensprep.dataset.sky` knows; ``key`` or ``file`` (relative to the folder) say which file is
+        whose.
     columns : mapping, optional
-        What the catalogue calls ``ra`` and ``dec``.
+        What the catalogue calls ``ra``, ``dec``, ``key`` and ``file``.
 
     Raises
     ------
@@ -90,7 +89,7 @@ def open_cutouts(
     files = _list_files(root)
     if not files:
         raise InputError(f"{root} has no cutouts: no file ends in {', '.join(SUFFIXES)}.")
-    table = _positions(_read_table(Path(catalog)), str(catalog), columns)
+    table = _positions(_read_table(catalog, columns or {}), str(catalog), columns)
     matched = _match(table, root, files, str(catalog))
     if matched.null_count == len(matched):
         raise InputError(
@@ -119,16 +118,12 @@ def _list_files(root: Path) -> list[str]:
     )
 
 
-def _read_table(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise InputError(f"{path}: no such catalogue.")
+def _read_table(path: str | os.PathLike[str], given: Mapping[str, str]) -> pa.Table:
+    own = {name: given[name] for name in ("key", "file") if name in given}
     try:
-        if path.name.lower().endswith((".csv", ".csv.gz")):
-            return read_csv(path, ("key", "file"))
-        return pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"{path} is neither CSV nor parquet that can be read: {first}") from error
+        return read_table(path, text=("key", "file"), rename=own, error=InputError).table
+    except NotFoundError:
+        raise InputError(f"{path}: no such catalogue.") from None
 
 
 def _positions(table: pa.Table, name: str, given: Mapping[str, str] | None) -> pa.Table:
@@ -143,10 +138,10 @@ def _positions(table: pa.Table, name: str, given: Mapping[str, str] | None) -> p
     table = rest
     for column in ("key", "file"):
         if column in table.column_names:
+            if column == "key":
+                check_ids(table[column], column, name, InputError)
             text = table[column].cast(pa.string())
             table = table.set_column(table.column_names.index(column), column, text)
-    if "key" in table.column_names and table["key"].null_count:
-        raise InputError(f"{name}: {table['key'].null_count} rows have no key.")
     return table
 
 

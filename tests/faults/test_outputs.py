@@ -27,7 +27,7 @@ from lenstrain.evaluation.scores import read_scores
 from lenstrain.infer import infer
 from lenstrain.mine import read_weights
 from lenstrain.model import build_model
-from lenstrain.tables import read_table
+from lensprep.tables import read_table
 from lenstrain.training.checkpoint import save_checkpoint
 from tests.checkpoints import blank_content
 from tests.lenstrain.probes.conftest import make_sample

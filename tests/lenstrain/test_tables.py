@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from lensprep.dataset.storage import open_store
 from lensprep.errors import NotFoundError, ScoresError, StorageError
-from lenstrain.tables import TABLE_SUFFIXES, check_table, read_table, table_writer
+from lensprep.tables import read_table
+from lenstrain.tables import TABLE_SUFFIXES, check_table, table_writer
 
 FACTS = {"checkpoint_sha256": "ab", "normalization": {"mode": "mad_stamp"}, "dataset": "Sérsic"}
 TEXTS = ["=cmd|' /C calc'!A0", "0012", "é ✓", "back\\slash", "a\nb\t", "ends  ", None, "NA", "x,y"]
