@@ -260,9 +260,11 @@ def _read_parquet(
     """A file, or all parts of a folder; partition columns stand in the names of its subfolders."""
     tables, raw, names = [], b"{}", []
     for number, file in enumerate(_parts(path) if path.is_dir() else [path]):
-        parquet, keys = pq.ParquetFile(file), _partition(file.relative_to(path))
+        parquet = pq.ParquetFile(file)
         schema = parquet.schema_arrow
         inside = list(schema.names)
+        stated = _partition(file.relative_to(path))
+        keys = {name: value for name, value in stated.items() if name not in inside}
         chosen = plan([*inside, *keys])
         table = parquet.read(columns=[name for name in chosen if name in inside])
         for name in keys.keys() & chosen.keys():
@@ -390,10 +392,6 @@ def _plain_array(array: pa.Array) -> pa.Array:
         return _plain_array(array.storage)
     if types.is_dictionary(kind):
         return _plain_array(array.dictionary).take(array.indices)
-    if types.is_run_end_encoded(kind):
-        values = _plain_array(array.values)
-        whole = pa.RunEndEncodedArray.from_arrays(array.run_ends, values)
-        return pc.run_end_decode(whole.slice(array.offset, len(array)))
     if types.is_nested(kind) or _is_span(kind):
         raise pa.ArrowInvalid("not plain")
     if types.is_fixed_size_binary(kind):
@@ -409,7 +407,7 @@ def _plain_array(array: pa.Array) -> pa.Array:
 
 _TEXTS: Final = (
     pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary, pa.types.is_large_binary,
-    pa.types.is_binary_view,
+    pa.types.is_binary_view, pa.types.is_null,
 )  # fmt: skip
 
 

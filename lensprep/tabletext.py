@@ -242,7 +242,7 @@ def _skip_comment(row: Any) -> str:
 def _refuse_comments(file: Any, form: _Form) -> None:
     """A row that begins with ``#``, unquoted, is a comment or none: not for a reader to decide."""
     file.seek(0)
-    for number, line in enumerate(io.TextIOWrapper(file, form.encoding, newline="")):
+    for number, line in enumerate(io.StringIO(file.read().decode(form.encoding), newline="")):
         if number >= form.skip and line.startswith("#"):
             raise ValueError(
                 f"its line {number + 1} begins with # and has as many cells as a row. Remove it if "
@@ -252,7 +252,7 @@ def _refuse_comments(file: Any, form: _Form) -> None:
 
 def _read_rows(file: Any, form: _Form, chosen: list[str]) -> pa.Table:
     """The same of what pyarrow does not read: many blanks between cells, or before a quote."""
-    lines = io.TextIOWrapper(file, form.encoding, newline="")
+    lines = io.StringIO(file.read().decode(form.encoding), newline="")
     kept = [line for line in islice(lines, form.skip, None) if not _is_comment(line)]
     rows = list(_Rows(kept, form.separator))
     for number, row in enumerate(rows):

@@ -40,9 +40,9 @@ _SEXAGESIMAL: Final = {"ra": {"h:m:s", "hms", "hh:mm:ss"}, "dec": {"d:m:s", "dms
 _UNITS: Final = {"ra": _DEGREES | _HOURS | _SEXAGESIMAL["ra"] | _SEXAGESIMAL["dec"],
                  "dec": _DEGREES | _SEXAGESIMAL["dec"]}  # fmt: skip
 _PARTS: Final = (
-    r"^\s*(?P<sign>[+\-−]?)\s*(?P<whole>\d{1,3})\s*(?P<mark>[hHdD°:]|\s)\s*"
+    r"^(?P<sign>[+\-−]?)\s*(?P<whole>\d{1,3})\s*(?P<mark>[hd°:]|\s)\s*"
     r"(?P<minutes>\d{1,2}(?:[.,]\d*)?)"
-    r"(?:\s*(?:[mM:'′]|\s)\s*(?:(?P<seconds>\d{1,2}(?:[.,]\d*)?)\s*(?:[sS\"″]|'')?)?)?\s*$"
+    r"(?:\s*(?:[m:'′]|\s)\s*(?:(?P<seconds>\d{1,2}(?:[.,]\d*)?)\s*(?:[s\"″]|'')?)?)?$"
 )
 _EQUINOXES: Final = {"j2000", "2000", "j2000.0", "2000.0", "icrs", "fk5"}
 
@@ -197,6 +197,8 @@ def _degrees(
         values = np.asarray(column.cast(pa.float64()).to_numpy(), np.float64)
     except pa.ArrowException:
         return _sexagesimal(column, name, ours, unit, where, error)
+    if unit not in _DEGREES | _HOURS:
+        raise error(f"{where}: column {name} is said to be in {unit}, and holds numbers.")
     return values * 15 if unit in _HOURS else values
 
 
@@ -210,14 +212,14 @@ def _sexagesimal(
 ) -> Floats:
     """Hours or degrees, minutes and seconds as degrees; what its cells say goes before the unit."""
     text = column.combine_chunks() if pa.types.is_string(column.type) else pa.nulls(len(column))
-    text = text.cast(pa.string())
+    text = pc.utf8_lower(pc.utf8_trim_whitespace(text.cast(pa.string())))
     parts = pc.extract_regex(text, _PARTS)
     sizes = {}
     for part in ("whole", "minutes", "seconds"):
         digits = pc.replace_substring(pc.struct_field(parts, part), ",", ".")
         digits = pc.if_else(pc.equal(digits, ""), "0", digits).cast(pa.float64())
         sizes[part] = np.asarray(digits.to_numpy(zero_copy_only=False), np.float64)
-    mark = pc.utf8_lower(pc.struct_field(parts, "mark"))
+    mark = pc.struct_field(parts, "mark")
     named = np.asarray(pc.is_in(mark, pa.array(["h", "d", "°"])))
     hours = np.asarray(pc.equal(mark, "h").fill_null(False))
     if ours == "ra" and unit not in _SEXAGESIMAL["dec"]:
@@ -229,7 +231,8 @@ def _sexagesimal(
     elif unit and unit in _DEGREES:
         good &= named  # degrees are stated and hours are what such cells are
     minus = np.asarray(pc.is_in(pc.struct_field(parts, "sign"), pa.array(["-", "−"])))
-    bad = ~good & np.asarray(pc.is_valid(column.combine_chunks()))
+    missing = pc.is_in(text, pa.array(["", "nan", "null", "none"]))
+    bad = ~good & np.asarray(pc.is_valid(column.combine_chunks())) & ~np.asarray(missing)
     if bad.any():
         first = f" ({column[int(np.argmax(bad))].as_py()!r:.40})"
         among = f" in {int(bad.sum()):,} of {len(bad):,} rows" if good.any() else ""

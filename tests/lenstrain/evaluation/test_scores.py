@@ -67,7 +67,7 @@ BROKEN = [
     ({"key": [["a"]] * 60}, "column key holds list<.*>, not plain values"),
     ({"region_id": [{"a": 1}] * 60}, "column region_id holds struct<.*>, not plain values"),
     ({"key": None}, "lacks the column key"),
-    ({"logit": None}, r"lacks the column logit \(or probability\)"),
+    ({"logit": None}, "lacks the column logit or probability"),
     ({"label": [1] * 60}, r"lenses \(label 1\) alone: ranking needs both classes"),
     ({"label": [0] * 60}, r"non-lenses \(label 0\) alone"),
     ({"label": [0, 2] * 30}, r"30 labels are neither 0 nor 1 \(first: 2\)"),
