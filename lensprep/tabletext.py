@@ -242,12 +242,17 @@ def _skip_comment(row: Any) -> str:
 def _refuse_comments(file: Any, form: _Form) -> None:
     """A row that begins with ``#``, unquoted, is a comment or none: not for a reader to decide."""
     file.seek(0)
-    for number, line in enumerate(io.StringIO(file.read().decode(form.encoding), newline="")):
+    text = _QUOTED.sub(_ends_of_lines, file.read().decode(form.encoding))
+    for number, line in enumerate(io.StringIO(text, newline="")):
         if number >= form.skip and line.startswith("#"):
             raise ValueError(
                 f"its line {number + 1} begins with # and has as many cells as a row. Remove it if "
                 "it is a comment, or put its first cell in quotes."
             )
+
+
+def _ends_of_lines(quoted: re.Match[str]) -> str:
+    return '"' + "\n" * quoted.group().count("\n")
 
 
 def _read_rows(file: Any, form: _Form, chosen: list[str]) -> pa.Table:
