@@ -36,6 +36,8 @@ _BLOCK_BYTES: Final = 1 << 24
 _QUOTED: Final = re.compile(r'"(?:[^"]|"")*(?:"|\Z)')
 _COMMA_DECIMAL: Final = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
 _POINT_DECIMAL: Final = re.compile(r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?")
+_VALUE: Final = re.compile(r"(?:nan|NaN|[+\-−]?[\d.][\d.,:hmsd°′″'\"eE+\- ]*)")
+"""What no heading looks like: a number, or sexagesimal text."""
 _NULLS: Final = pa.array(
     ["", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "-nan", "-NaN", "NULL", "null", "None", "<NA>"]
 )
@@ -181,26 +183,18 @@ class _Rows(Iterator[list[str]]):
 
 def _headings(comments: Sequence[str], top: list[str], separator: str) -> list[str] | None:
     """Headings that stand in the last comment, if the first line holds numbers; else None."""
-    if not any(map(_is_number, top)):
+    if not any(map(_VALUE.fullmatch, top)):
         return None
     last = next((line.lstrip("# ") for line in reversed(comments) if line.strip("#\r\n ")), "")
     for each in (separator, " "):
         names = next(_Rows([last], each), [])
-        if len(names) == len(top) and not any(map(_is_number, names)):
+        if len(names) == len(top) and not any(map(_VALUE.fullmatch, names)):
             return names
-    if all(map(_is_number, top)):
+    if all(map(_VALUE.fullmatch, top)):
         raise ValueError(
             "its first line holds numbers, not the names of columns. Add a line that names them."
         )
     return None
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell.replace(",", "."))
-    except ValueError:
-        return False
-    return True
 
 
 # --------------------------------------------------------------------------------- its rows

@@ -71,6 +71,12 @@ def test_every_layout_holds_the_same(tmp_path, content):
     assert rows_of(tmp_path, content) == PLAIN
 
 
+def test_sexagesimal_text_under_a_comment_is_no_heading(tmp_path):
+    found = rows_of(tmp_path, "# key ra\nA 00:40:00\nB 00h41m00s\n")
+    assert found == {"key": ["A", "B"], "ra": ["00:40:00", "00h41m00s"]}
+    assert rows_of(tmp_path, "# by us\n2mass ra\nA 1\n") == {"2mass": ["A"], "ra": [1]}
+
+
 def test_units_under_the_headings_are_kept(tmp_path):
     path = tmp_path / "t.tsv"
     path.write_text("Name\t_RAJ2000\tRAJ2000\n \tdeg\t\"h:m:s\"\n--\t---\t---\nA\t10.5\t00 42 00\n")

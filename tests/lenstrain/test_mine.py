@@ -185,3 +185,22 @@ def test_a_control_off_the_sky_is_one_clear_error(tmp_path):
     without = CliRunner().invoke(main, [*arguments[:4], *arguments[6:]])
     assert without.exit_code == 2
     assert "--catalog-column needs --catalog" in without.output
+
+
+def test_scores_of_somebody_else_say_what_they_are(tmp_path):
+    columns = {"id": [f"k{i}" for i in range(30)], "label": [0] * 30,
+               "logit": np.linspace(0.01, 0.99, 30), "psfsize_r": [1.0] * 30}  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "theirs.parquet")
+    ours = {"key": [f"k{i}" for i in range(30)], "label": pa.array([0] * 30, pa.int8()),
+            "logit": np.full(30, 2.0), "psfsize_r": [1.0] * 30}  # fmt: skip
+    infer = {b"lenstrain": b'{"checkpoint_sha256": "ab"}'}
+    pq.write_table(pa.table(ours).replace_schema_metadata(infer), tmp_path / "ours.parquet")
+    paths = [str(tmp_path / f"{name}.parquet") for name in ("theirs", "ours")]
+    arguments = ["mine", *paths, "--out", str(tmp_path / "hard.parquet"), "--columns", "id=id"]
+    arguments += ["--set", "psf_bins=1", "--set", "fraction=0.02"]
+    assert "as probabilities do" in CliRunner().invoke(main, arguments).output
+    done = CliRunner().invoke(main, [*arguments, "--scores-are", "probability"])
+    assert done.exit_code == 0, done.output
+    found = mined(tmp_path / "hard.parquet")
+    assert found["key"] == ["k29"]
+    assert found["logit"] == pytest.approx([(np.log(0.99 / 0.01) + 2) / 2])

@@ -241,3 +241,18 @@ def test_scores_off_the_sky_are_one_clear_error_and_unknown_places_match_nothing
     scores = sky(tmp_path / "s.parquet", ra=[350.0, 10.0], dec=[0.0, -90.5])
     with pytest.raises(ScoresError, match=r"s\.parquet: 1 rows .* row 2, key s1: ra 10, dec -90.5"):
         match_catalog(known, scores, 2.0)
+
+
+def test_scores_and_catalogue_of_others_are_matched_as_they_are(tmp_path):
+    """Decimal commas and hours in the one, sexagesimal text under a comment in the other."""
+    lines = [f"{i:04d};{i - 5};{i / 10};{-i / 5}".replace(".", ",") for i in range(20)]
+    path = tmp_path / "own.csv"
+    path.write_text("\r\n".join(["objid;score;RA [h];DEJ2000", *lines]), encoding="utf-8-sig")
+    scores = read_sky_scores(path, {"key": "objid", "logit": "score"})
+    path = tmp_path / "known.dat"
+    path.write_text("# id ra dec\nL1 00:06:00 -00:12:00\nL3 00h18m00s -00d36m00s\n")
+    known = read_catalog(path)
+    match = match_catalog(known, scores, 2.0)
+    assert known.name == ["L1", "L3"]
+    assert scores.table["key"].take(pa.array(match.stamp)).to_pylist() == ["0001", "0003"]
+    assert scores.logits[match.stamp].tolist() == [-4, -2]
