@@ -85,7 +85,7 @@ def test_fixed_bytes_and_extensions_that_hold_text_are_text(tmp_path):
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary(1)], ids=str)
 def test_bytes_that_are_no_text_are_refused_by_name(tmp_path, kind):
     pq.write_table(pa.table({"key": pa.array([b"\xff"], kind)}), tmp_path / "t.parquet")
-    with pytest.raises(ScoresError, match="column key holds .*binary.* that cannot be read"):
+    with pytest.raises(ScoresError, match=r"column key holds .*binary.* that cannot be read"):
         read_table(tmp_path / "t.parquet", ["key"])
 
 
@@ -137,15 +137,14 @@ def write_all(folder):
     """The same rows in every format that others write."""
     masks = {name: [value is None for value in values] for name, values in ROWS.items()}
     filled = {"key": ["0012", "b c", ""], "n": ROWS["n"], "x": [0.5, -1e-3, 0.0]}
-    theirs = Table(
-        {name: MaskedColumn(filled[name], mask=masks[name], name=name) for name in ROWS}
-    )
+    theirs = Table({name: MaskedColumn(filled[name], mask=masks[name], name=name) for name in ROWS})
     theirs["x"].unit = units.deg
     theirs.write(folder / "t.vot", format="votable")
     theirs.write(folder / "binary.xml", format="votable", tabledata_format="binary2")
     theirs.write(folder / "t.ecsv", format="ascii.ecsv")
     theirs.write(folder / "t.fits")
-    columns = [fits.Column("key", "A4", array=filled["key"]), fits.Column("n", "I8", array=[5, -3, 7]),
+    columns = [fits.Column("key", "A4", array=filled["key"]),
+               fits.Column("n", "I8", array=[5, -3, 7]),
                fits.Column("x", "E15.7", array=[0.5, -1e-3, np.nan])]  # fmt: skip
     fits.TableHDU.from_columns(columns).writeto(folder / "ascii.fit")
     pq.write_table(pa.table(ROWS), folder / "t.parquet")
@@ -186,7 +185,7 @@ def test_one_bit_of_a_gzipped_table_is_noticed(tmp_path, name):
     data = bytearray((tmp_path / name).read_bytes())
     data[-6] ^= 1
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(ScoresError, match="no table that can be read .*CRC"):
+    with pytest.raises(ScoresError, match=r"no table that can be read .*CRC"):
         read_table(tmp_path / name)
 
 
@@ -240,7 +239,7 @@ def test_a_folder_of_parts_in_a_store_is_read(s3, monkeypatch, tmp_path):
         store.write(f"part-{number}.parquet", (tmp_path / "t.parquet").read_bytes())
     for uri in (f"{s3.uri}/parts", f"{s3.uri}/parts/"):
         assert read_table(uri, ["n"]).table["n"].to_pylist() == ROWS["n"] * 2
-    with pytest.raises(NotFoundError, match="none.parquet: no such file"):
+    with pytest.raises(NotFoundError, match=r"none\.parquet: no such file"):
         read_table(f"{s3.uri}/none.parquet")
 
 
@@ -306,7 +305,9 @@ def test_a_missing_column_lists_what_is_there_the_likeliest_first(tmp_path):
     (tmp_path / "t.csv").write_text("a,b,REGIONID,probability\n1,2,3,0.5\n")
     found = read_table(tmp_path / "t.csv", ["region_id", "probability"])
     require_columns(found, ["logit or probability"], "t.csv", "")
-    message = r"^t lacks the column region_id, key; it has: REGIONID, a, b, probability. Add region_id!$"
+    message = (
+        r"^t lacks the column region_id, key; it has: REGIONID, a, b, probability. Add region_id!$"
+    )
     with pytest.raises(ScoresError, match=message):
         require_columns(found, ["region_id", "key"], "t", "Add {}!")
 

@@ -79,7 +79,7 @@ def test_sexagesimal_text_under_a_comment_is_no_heading(tmp_path):
 
 def test_units_under_the_headings_are_kept(tmp_path):
     path = tmp_path / "t.tsv"
-    path.write_text("Name\t_RAJ2000\tRAJ2000\n \tdeg\t\"h:m:s\"\n--\t---\t---\nA\t10.5\t00 42 00\n")
+    path.write_text('Name\t_RAJ2000\tRAJ2000\n \tdeg\t"h:m:s"\n--\t---\t---\nA\t10.5\t00 42 00\n')
     found = read(path)
     assert found.to_pydict() == {"Name": ["A"], "_RAJ2000": [10.5], "RAJ2000": ["00 42 00"]}
     assert [f.metadata[UNIT] for f in found.schema] == [b"", b"deg", b"h:m:s"]

@@ -177,7 +177,9 @@ def test_a_control_off_the_sky_is_one_clear_error(tmp_path):
                  str(catalog), "--catalog-column", "dec=lat"]  # fmt: skip
     failed = CliRunner().invoke(main, arguments)
     assert failed.exit_code == 1
-    assert failed.output.startswith(f"Error: {scores}: 1 rows have a position that is not on the sky")
+    assert failed.output.startswith(
+        f"Error: {scores}: 1 rows have a position that is not on the sky"
+    )
     assert "row 2, key b: ra 10, dec 91" in failed.output
     pq.write_table(table.set_column(5, "dec", [[2.0, None]]), scores)
     done = CliRunner().invoke(main, [*arguments, "--json"], catch_exceptions=False)

@@ -168,7 +168,9 @@ def test_what_is_stated_and_what_is_written_must_agree():
     for name, ra, column in (("RA [deg]", "12:30:00", "RA"), ("RA [h:m:s]", "12d30m00s", "")):
         rows = table(name, "DEC", ra=ra)
         if column:
-            with pytest.raises(ScoresError, match=r"RA \[deg\] holds string \('12:30:00'\), not deg"):
+            with pytest.raises(
+                ScoresError, match=r"RA \[deg\] holds string \('12:30:00'\), not deg"
+            ):
                 read_positions(rows, "c", ScoresError, (name, "DEC"))
         else:
             assert read_positions(rows, "c", ScoresError, (name, "DEC"))[0] == 12.5
@@ -194,7 +196,9 @@ def test_a_missing_position_is_nan_where_it_may_be_missing():
     ra, dec = read_positions(rows, "s.csv", ScoresError, unknown=True)
     np.testing.assert_array_equal(ra, [1.0, np.nan, np.nan])
     np.testing.assert_array_equal(dec, [2.0, np.nan, np.nan])
-    with pytest.raises(ScoresError, match=r"2 rows have no position \(null or NaN\) \(first: row 2: ra nan"):
+    with pytest.raises(
+        ScoresError, match=r"2 rows have no position \(null or NaN\) \(first: row 2: ra nan"
+    ):
         read_positions(rows, "s.csv", ScoresError)
 
 

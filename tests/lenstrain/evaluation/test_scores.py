@@ -91,7 +91,10 @@ BROKEN = [
     ({"key": 2.0**60 + 256 * np.arange(60)}, "60 values of key are floats beyond 2.53"),
     ({"key": [f"{i}" for i in range(58)] + ["", "NaN"]}, "2 rows have no key"),
     ({"region_id": None, "regionid": [1] * 60}, "region_id; it has: regionid, .*--columns region_"),
-    ({"logit": np.linspace(0, 1, 60)}, r"all 60 values of logit lie between 0 and 1 .*--scores-are"),
+    (
+        {"logit": np.linspace(0, 1, 60)},
+        r"all 60 values of logit lie between 0 and 1 .*--scores-are",
+    ),
 ]
 
 
@@ -161,7 +164,9 @@ def test_numbers_of_any_type_are_judged_alike(tmp_path, name, kind):
     elif pa.types.is_date(kind):
         theirs = column.cast(pa.int32()).cast(kind)
     else:
-        theirs = column.cast(pa.int8()).cast(kind) if pa.types.is_boolean(kind) else column.cast(kind)
+        theirs = (
+            column.cast(pa.int8()).cast(kind) if pa.types.is_boolean(kind) else column.cast(kind)
+        )
     pq.write_table(table.set_column(place, name, theirs), tmp_path / "theirs.parquet")
     one, other = (read_scores(tmp_path / f"{each}.parquet") for each in ("plain", "theirs"))
     assert one.labels.tolist() == other.labels.tolist()
@@ -183,7 +188,9 @@ def test_what_the_scores_are_can_be_said(write_scores):
     assert read.logits.tolist() == share.tolist()
     assert read.notes == ("Column logit: logit, as --scores-are says.",)
     path = write_scores(rows=60, logit=None, probability=np.linspace(-3, 3, 60))
-    with pytest.raises(ScoresError, match=r"lie outside \[0, 1\]. If these are logits, .*-are logit"):
+    with pytest.raises(
+        ScoresError, match=r"lie outside \[0, 1\]. If these are logits, .*-are logit"
+    ):
         read_scores(path)
     assert read_scores(path, scores_are="logit").logits[0] == -3
 
