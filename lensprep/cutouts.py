@@ -75,7 +75,7 @@ def open_cutouts(
         `lensprep.dataset.sky` knows; ``key`` or ``file`` (relative to the folder) say which file is
         whose.
     columns : mapping, optional
-        What the catalogue calls ``ra``, ``dec``, ``key`` and ``file``.
+        What the catalogue calls ``ra``, ``dec``, ``key``, ``file`` or any other column.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def _list_files(root: Path) -> list[str]:
 
 
 def _read_table(path: str | os.PathLike[str], given: Mapping[str, str]) -> pa.Table:
-    own = {name: given[name] for name in ("key", "file") if name in given}
+    own = {ours: name for ours, name in given.items() if ours not in ("ra", "dec")}
     try:
         return read_table(path, text=("key", "file"), rename=own, error=InputError).table
     except NotFoundError:

@@ -96,10 +96,12 @@ def infer(
     Example:
       lenstrain infer runs/a/checkpoints/best.pt data/ds --split test --out test.parquet
     """
+    from lenstrain.evaluation.scores import AXIS_COLUMNS
     from lenstrain.infer import infer as score
     from lenstrain.progress import stage_progress
 
-    columns = _catalog_columns(catalog_columns, options["catalog"], ("key", "file", "ra", "dec"))
+    known = ("key", "file", "ra", "dec", "label", "region_id", *AXIS_COLUMNS)
+    columns = _catalog_columns(catalog_columns, options["catalog"], known)
     with stage_progress("scoring") as progress:
         result = score(
             [checkpoint, *members],

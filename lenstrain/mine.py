@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lensprep.dataset.sky import read_positions
 from lensprep.errors import ConfigError, ProjectError, ScoresError
-from lensprep.tables import Uri, read_table, to_floats
+from lensprep.tables import Uri, check_ids, read_table, require_columns, to_floats
 from lenstrain.tables import check_table, table_writer
 
 if TYPE_CHECKING:
@@ -104,7 +104,8 @@ def mine(
     """
     options = options or MiningOptions()
     check_table(out)
-    table, splits, sources = read_tables(scores, columns, scores_are)
+    places = () if catalog is None else ("ra", "dec")
+    table, splits, sources = read_tables(scores, columns, scores_are, places)
     controls = table.filter(pa.array(to_floats(table["label"], "label", scores[0]) == 0))
     if not controls.num_rows:
         raise ScoresError(f"{scores[0]} has no control (label 0) to mine.")
@@ -146,6 +147,7 @@ def read_tables(
     paths: Sequence[Uri],
     columns: Mapping[str, str] | None = None,
     scores_are: ScoresAre | None = None,
+    needed: Sequence[str] = (),
 ) -> tuple[pa.Table, list[str], list[dict[str, Any]]]:
     """Read tables of scores and average the logits of rows that several of them hold.
 
@@ -154,6 +156,8 @@ def read_tables(
     paths : sequence of str or path
     columns, scores_are
         As of `mine`; the first table must have these columns, others may have ours instead.
+    needed : sequence of str
+        Columns that must be there beside key, label, logit and psfsize_r.
 
     Returns
     -------
@@ -163,7 +167,7 @@ def read_tables(
     tables: list[pa.Table] = []
     sources: list[dict[str, Any]] = []
     for path in paths:
-        table, source = _read_one(path, columns, scores_are, if_there=bool(tables))
+        table, source = _read_one(path, columns, scores_are, needed, if_there=bool(tables))
         tables.append(table)
         sources.append({"file": str(path), **source})
     datasets = {source["dataset_id"] for source in sources if source.get("dataset_id")}
@@ -196,14 +200,15 @@ def _read_one(
     path: Uri,
     columns: Mapping[str, str] | None,
     scores_are: ScoresAre | None,
+    needed: Sequence[str],
     *,
     if_there: bool,
 ) -> tuple[pa.Table, dict[str, Any]]:
     # Its module needs SciPy, which a loader that reads weights does not.
     from lenstrain.evaluation.scores import LOGIT, check_keys, read_rows
 
-    needed = ("key", "label", LOGIT, "psfsize_r")
-    found, logit, _ = read_rows(path, needed, columns, scores_are, if_there=if_there)
+    every = ("key", "label", LOGIT, "psfsize_r", *needed)
+    found, logit, _ = read_rows(path, every, columns, scores_are, if_there=if_there)
     check_keys(found.table["key"], path)
     for name in ("label", "psfsize_r"):
         to_floats(found.table[name], name, path)
@@ -238,11 +243,6 @@ def near_lenses(
     near = np.zeros(controls.num_rows, bool)
     if catalog is None:
         return near
-    missing = [name for name in ("ra", "dec") if name not in controls.column_names]
-    if missing:
-        raise ScoresError(
-            f"{source} has no column {missing[0]}: a catalogue is matched by position."
-        )
     from lenstrain.evaluation.catalog import read_catalog
 
     lenses = read_catalog(catalog, columns)
@@ -369,14 +369,16 @@ def read_weights(path: Uri, keys: pa.ChunkedArray | pa.Array) -> NDArray[np.floa
     """
     where = f"data.sample_weights = {str(path)!r}"
     try:
-        table = read_table(path, ("key", "weight"), ("key",)).table
-        values = np.asarray(table["weight"].cast(pa.float64()).to_numpy())
-        listed = table["key"].cast(pa.string()).combine_chunks()
-    except (pa.ArrowException, ProjectError, KeyError) as error:
+        found = read_table(path, ("key", "weight"), ("key",))
+        require_columns(found, ("key", "weight"), path, "")
+        check_ids(found.table["key"], "key", path)
+        values = to_floats(found.table["weight"], "weight", path)
+    except ProjectError as error:
         raise ConfigError(
-            f"{where}: {str(error).splitlines()[0]}. A table with columns key and weight is "
-            "needed; `lenstrain mine` writes one."
+            f"{where}: {error} A table with columns key and weight is needed; `lenstrain mine` "
+            "writes one."
         ) from error
+    listed = found.table["key"].cast(pa.string()).combine_chunks()
     if not np.isfinite(values).all() or (values < 0).any():
         raise ConfigError(f"{where}: a weight is negative or not finite.")
     if pc.count_distinct(listed).as_py() != len(listed):

@@ -141,7 +141,8 @@ def match_catalog(catalog: Catalog, scores: SkyScores, radius_arcsec: float) -> 
     for name in ("ra", "dec"):
         if name not in scores.table.column_names:
             raise ScoresError(
-                f"{scores.path} has no column {name}: a catalogue is matched by position."
+                f"{scores.path} has no column {name}: a catalogue is matched by position. It has: "
+                f"{names_text(scores.names, name)}. Name it with --columns {name}=COLUMN."
             )
     ra, dec = read_positions(scores.table, str(scores.path), ScoresError, unknown=True)
     injected = _injected(scores)

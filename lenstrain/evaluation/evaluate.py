@@ -185,7 +185,7 @@ def _sky_scores(
 ) -> SkyScores:
     """Scores in which known lenses are looked for, of the same model."""
     if path is None:
-        return SkyScores(scores.path, scores.table, scores.logits, scores.metadata)
+        return SkyScores(scores.path, scores.table, scores.logits, scores.metadata, scores.names)
     sky = read_sky_scores(path, columns, scores_are)
     check_same_model(scores, sky)
     return sky

@@ -57,6 +57,8 @@ class Scores:
     """Digest of the file."""
     notes: tuple[str, ...] = field(default=())
     """What a reader of the results must know."""
+    names: tuple[str, ...] = ()
+    """All headings of the file."""
 
     @property
     def n(self) -> int:
@@ -183,6 +185,8 @@ class SkyScores:
     table: pa.Table
     logits: Floats
     metadata: dict[str, Any]
+    names: tuple[str, ...]
+    """All headings of the file."""
 
 
 def read_scores(
@@ -245,6 +249,7 @@ def read_scores(
         found.metadata,
         found.sha256,
         tuple(notes),
+        tuple(found.names),
     )
 
 
@@ -266,7 +271,7 @@ def read_sky_scores(
         If the file cannot be read, is empty, lacks key or logit, or holds non-finite scores.
     """
     found, logits, _ = read_rows(path, ("key", LOGIT), columns, scores_are, if_there=True)
-    return SkyScores(path, found.table, logits, found.metadata)
+    return SkyScores(path, found.table, logits, found.metadata, tuple(found.names))
 
 
 def read_rows(

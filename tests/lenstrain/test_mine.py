@@ -151,6 +151,21 @@ def test_weights_that_do_not_fit_the_split_are_refused(dataset, tmp_path, keys, 
         read_weights(tmp_path / "w.parquet", dataset.read_sidecar("train", ["key"])["key"])
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [(pa.large_string(), pa.int8()), (pa.string_view(), pa.float32()), (pa.binary(), pa.string()),
+     (pa.dictionary(pa.int32(), pa.string()), pa.decimal128(20, 0))],
+    ids=str,
+)  # fmt: skip
+def test_weights_of_any_writer_are_read_alike(dataset, tmp_path, text, number):
+    keys = dataset.read_sidecar("train", ["key"])["key"].combine_chunks()
+    listed = keys.slice(2, 2)
+    listed = listed.dictionary_encode() if pa.types.is_dictionary(text) else listed.cast(text)
+    table = {"key": listed, "weight": pa.array([3, 4]).cast(number)}
+    pq.write_table(pa.table(table), tmp_path / "w.parquet")
+    assert read_weights(tmp_path / "w.parquet", keys)[:5].tolist() == [1, 1, 3, 4, 1]
+
+
 def test_a_file_that_is_no_list_of_weights_is_refused_in_one_line(dataset, tmp_path):
     (tmp_path / "w.parquet").write_text("no parquet")
     with pytest.raises(ConfigError, match="lenstrain mine"):

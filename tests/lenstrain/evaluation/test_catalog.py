@@ -256,3 +256,23 @@ def test_scores_and_catalogue_of_others_are_matched_as_they_are(tmp_path):
     assert known.name == ["L1", "L3"]
     assert scores.table["key"].take(pa.array(match.stamp)).to_pylist() == ["0001", "0003"]
     assert scores.logits[match.stamp].tolist() == [-4, -2]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [(pa.large_string(), pa.float32()), (pa.string_view(), pa.decimal128(12, 3)),
+     (pa.binary(), pa.string()), (pa.dictionary(pa.int32(), pa.string()), pa.float64()),
+     (pa.binary_view(), pa.int16())],
+    ids=str,
+)  # fmt: skip
+def test_a_catalogue_of_any_writer_is_read_alike(tmp_path, text, number):
+    table = {"name": ["A", "B", "B"], "grading": ["confident", "probable", None]}
+    for name, values in table.items():
+        column = pa.array(values)
+        is_dictionary = pa.types.is_dictionary(text)
+        table[name] = column.dictionary_encode() if is_dictionary else column.cast(text)
+    table |= {name: pa.array([1.0, 2.0, 3.0]).cast(number) for name in ("RA", "DEC")}
+    pq.write_table(pa.table(table), tmp_path / "c.parquet")
+    known = read_catalog(tmp_path / "c.parquet")
+    assert (known.name, known.grade) == (["A", "B", "B"], ["confident", "probable", "ungraded"])
+    assert (known.ra.tolist(), known.dec.tolist()) == ([1, 2, 3], [1, 2, 3])
