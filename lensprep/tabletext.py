@@ -96,7 +96,10 @@ def read_text(path: Path, plan: Plan, text: Sequence[str] = ()) -> tuple[pa.Tabl
         chosen = plan(form.names)
         file.seek(0)
         slow = form.separator == " " or form.quotes_after_blanks
-        table = (_read_rows if slow else _read_arrow)(file, form, list(chosen))
+        try:
+            table = (_read_rows if slow else _read_arrow)(file, form, list(chosen))
+        except UnicodeDecodeError as error:
+            raise ValueError("its text is not UTF-8. Save it as CSV in UTF-8.") from error
     units = dict(zip(form.names, form.units, strict=True))
     columns, fields = [], []
     for name, column in zip(chosen, table.columns, strict=True):
@@ -204,26 +207,21 @@ def _read_arrow(file: Any, form: _Form, chosen: list[str]) -> pa.Table:
     """Cells as they are, of the columns that are wanted."""
     first = form.names[0]
     include = list(dict.fromkeys([first, *chosen]))
-    try:
-        table = pcsv.read_csv(
-            file,
-            pcsv.ReadOptions(
-                skip_rows=form.skip,
-                column_names=form.names,
-                block_size=_BLOCK_BYTES,
-                encoding=form.encoding.replace("utf-8-sig", "utf8"),
-            ),
-            pcsv.ParseOptions(
-                delimiter=form.separator, newlines_in_values=True, invalid_row_handler=_skip_comment
-            ),
-            pcsv.ConvertOptions(
-                column_types=dict.fromkeys(form.names, pa.string()), include_columns=include
-            ),
-        )
-    except pa.ArrowException as error:
-        if "UTF8" in str(error):
-            raise ValueError("its text is not UTF-8. Save it as CSV in UTF-8.") from error
-        raise
+    table = pcsv.read_csv(
+        file,
+        pcsv.ReadOptions(
+            skip_rows=form.skip,
+            column_names=form.names,
+            block_size=_BLOCK_BYTES,
+            encoding=form.encoding,  # by Python's codec, which is strict
+        ),
+        pcsv.ParseOptions(
+            delimiter=form.separator, newlines_in_values=True, invalid_row_handler=_skip_comment
+        ),
+        pcsv.ConvertOptions(
+            column_types=dict.fromkeys(form.names, pa.string()), include_columns=include
+        ),
+    )
     if form.names.count(first) == 1 and pc.any(pc.starts_with(table[first], "#")).as_py():
         _refuse_comments(file, form)
     return table.select(chosen)

@@ -126,6 +126,8 @@ def test_a_column_is_judged_by_its_end_too(tmp_path):
         ("a b\n1 2\n3\n", "its row 2 has 1 cells and its heading 2"),
         ("a,b\n1,2\n3\n", "Expected 2 columns, got 1"),
         ("a,b\nS\xe9te,2\n".encode("latin-1"), "its text is not UTF-8"),
+        ("a,b\n1,2\n# S\xe9te\n".encode("latin-1"), "its text is not UTF-8"),
+        ("a b\nS\xe9te 2\n".encode("latin-1"), "its text is not UTF-8"),
         (bytes(3000), "it holds bytes that are no text"),
     ],
 )  # fmt: skip
@@ -144,8 +146,7 @@ def test_decimal_points_and_commas_together_are_text_and_not_guessed(tmp_path):
 
 
 def test_only_the_columns_that_are_wanted_are_read(tmp_path):
-    content = "a,key,b\n1,x,S\xe9te\n".encode("latin-1")
-    assert rows_of(tmp_path, content, columns=["key"]) == {"key": ["x"]}
+    assert rows_of(tmp_path, "a,key,b\n1,x,2\n", columns=["b", "key"]) == {"b": [2], "key": ["x"]}
 
 
 @settings(max_examples=60)
