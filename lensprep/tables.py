@@ -244,7 +244,8 @@ def _renamed(table: pa.Table, plan: Plan) -> pa.Table:
     fields = []
     for name, ours in plan.items():
         field = table.schema.field(name)
-        fields.append(field.with_name(ours).with_metadata({UNIT: unit_of(field)}))
+        unit = unit_of(field)
+        fields.append(pa.field(ours, field.type, metadata={UNIT: unit} if unit else None))
     return pa.table([table[name] for name in plan], schema=pa.schema(fields))
 
 
@@ -269,8 +270,7 @@ def _read_parquet(
         table = parquet.read(columns=[name for name in chosen if name in inside])
         for name in keys.keys() & chosen.keys():
             table = table.append_column(name, pa.array([keys[name]] * len(table), pa.string()))
-        tables.append(_plain(_renamed(table, chosen), asked=False) if path.is_dir() else
-                      _renamed(table, chosen))  # fmt: skip
+        tables.append(_plain(_renamed(table, chosen), asked=False))
         if number == 0:
             raw = (schema.metadata or {}).get(METADATA_KEY, b"{}")
             names, partitions = [*inside, *keys], [chosen[n] for n in keys.keys() & chosen.keys()]
@@ -291,10 +291,10 @@ def _parts(folder: Path) -> list[Path]:
     """
     if (folder / "_temporary").exists():
         raise ValueError("the Spark job that wrote it did not finish: it has a folder _temporary.")
-    for mark, what in (("_delta_log", "Delta"), ("metadata/*.metadata.json", "Iceberg")):
+    for mark, what in (("_delta_log", "a Delta"), ("metadata/*.metadata.json", "an Iceberg")):
         if next(folder.glob(mark), None):
             raise ValueError(
-                f"it is a {what} table, of which old files stay in the folder. Write its rows to "
+                f"it is {what} table, of which old files stay in the folder. Write its rows to "
                 "parquet."
             )
     found = sorted(

@@ -379,7 +379,7 @@ def _read_logits(
 def check_logits(
     values: Floats,
     path: Uri,
-    remedy: str = "Say --scores-are probability, or --scores-are logit if they are logits.",
+    remedy: str = "Tell evaluate or mine by --scores-are probability, or logit if they are logits.",
 ) -> None:
     """Refuse probabilities in a column of logits: ranks alone would be right.
 
@@ -409,7 +409,7 @@ def _from_probability(values: Floats, path: Uri) -> tuple[Floats, list[str]]:
     if outside.any():
         raise ScoresError(
             f"{path}: {int(outside.sum())} probabilities lie outside [0, 1]. If these are logits, "
-            "say --scores-are logit."
+            "tell evaluate or mine by --scores-are logit."
         )
     notes = ["Ranked by probability: rounding near 1 ties the best candidates; logits do not."]
     ends = int(((values == 0) | (values == 1)).sum())

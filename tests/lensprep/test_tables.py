@@ -178,7 +178,7 @@ def test_parts_that_differ_in_width_are_one_table_and_in_kind_one_line(tmp_path)
     [
         ("_temporary/0/x.parquet", "the Spark job that wrote it did not finish"),
         ("_delta_log/0.json", "it is a Delta table, of which old files stay in the folder"),
-        ("metadata/v1.metadata.json", "it is a Iceberg table"),
+        ("metadata/v1.metadata.json", "it is an Iceberg table"),
         ("readme.txt", "it is a folder without parquet files"),
     ],
 )
@@ -245,6 +245,11 @@ def test_positions_are_found_by_any_usual_heading_with_their_unit(tmp_path):
         assert [each[0] for each in read_positions(table, "t", ScoresError)] == [22.5, -2]
     (tmp_path / "t.csv").write_text("key,RA_ICRS,RAJ2000,dec\na,1,2,3\n")
     assert read_table(tmp_path / "t.csv", ["ra", "dec"]).table.column_names == ["dec"]
+
+
+def test_nothing_is_said_of_columns_without_a_unit(tmp_path):
+    pq.write_table(pa.table(ROWS), tmp_path / "t.parquet")
+    assert all(field.metadata is None for field in read_table(tmp_path / "t.parquet").table.schema)
 
 
 def test_a_column_is_read_under_another_name(tmp_path):
