@@ -369,16 +369,16 @@ def read_weights(path: Uri, keys: pa.ChunkedArray | pa.Array) -> NDArray[np.floa
     """
     where = f"data.sample_weights = {str(path)!r}"
     try:
-        found = read_table(path, ("key", "weight"), ("key",))
-        require_columns(found, ("key", "weight"), path, "")
-        check_ids(found.table["key"], "key", path)
-        values = to_floats(found.table["weight"], "weight", path)
+        file = read_table(path, ("key", "weight"), ("key",))
+        require_columns(file, ("key", "weight"), path, "")
+        check_ids(file.table["key"], "key", path)
+        values = to_floats(file.table["weight"], "weight", path)
     except ProjectError as error:
         raise ConfigError(
             f"{where}: {error} A table with columns key and weight is needed; `lenstrain mine` "
             "writes one."
         ) from error
-    listed = found.table["key"].cast(pa.string()).combine_chunks()
+    listed = file.table["key"].cast(pa.string()).combine_chunks()
     if not np.isfinite(values).all() or (values < 0).any():
         raise ConfigError(f"{where}: a weight is negative or not finite.")
     if pc.count_distinct(listed).as_py() != len(listed):
