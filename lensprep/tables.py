@@ -449,7 +449,12 @@ def _first_text(column: pa.ChunkedArray) -> str:
 
 
 def check_ids(
-    column: pa.ChunkedArray, name: str, uri: Uri, error: type[ProjectError] = ScoresError
+    column: pa.ChunkedArray,
+    name: str,
+    uri: Uri,
+    error: type[ProjectError] = ScoresError,
+    *,
+    repeated: bool = False,
 ) -> None:
     """Refuse ids of which some are missing, or cannot be told apart.
 
@@ -461,12 +466,15 @@ def check_ids(
     uri : str or path
     error : type
         What is raised.
+    repeated : bool
+        Whether many rows share an id. Then ``nan``, ``None`` and the like, which programs write for
+        nothing, are none; an id that comes once may be such a name.
 
     Raises
     ------
     ProjectError
-        Of the given type, with the count: null, NaN, empty text and what programs write for these
-        are no ids; floats from 2^53 (2^24 of float32) on stand for several whole numbers each.
+        Of the given type, with the count: null, NaN and empty text are no ids; floats from 2^53
+        (2^24 of float32) on stand for several whole numbers each.
     """
     kind, missing = column.type, column.null_count
     if pa.types.is_floating(kind):
@@ -481,7 +489,8 @@ def check_ids(
             )
     elif pa.types.is_string(kind):
         folded = pc.utf8_lower(pc.utf8_trim_whitespace(column))
-        missing += pc.sum(pc.is_in(folded.drop_null(), pa.array(_NOT_THERE))).as_py() or 0
+        nothing = pa.array(_NOT_THERE if repeated else _NOT_THERE[:1])
+        missing += pc.sum(pc.is_in(folded.drop_null(), nothing)).as_py() or 0
     if missing:
         raise error(
             f"{uri}: {missing:,} rows have no {name} (null, NaN or empty); every row needs one."

@@ -229,7 +229,7 @@ def read_scores(
     table = found.table
     check_keys(table["key"], path)
     labels = _read_labels(table["label"], path)
-    check_ids(table["region_id"], "region_id", path)
+    check_ids(table["region_id"], "region_id", path, repeated=True)
     region, regions = _codes(table["region_id"])
     n_regions = len(regions)
     n_clusters = min(n_regions, MAX_CLUSTERS)

@@ -302,7 +302,13 @@ MISSING = [
 def test_ids_that_are_none_are_counted(column, count):
     message = rf"t: {count} rows have no region_id \(null, NaN or empty\)"
     with pytest.raises(ScoresError, match=message):
-        check_ids(pa.chunked_array([column]), "region_id", "t")
+        check_ids(pa.chunked_array([column]), "region_id", "t", repeated=True)
+
+
+def test_a_name_that_comes_once_may_be_nan():
+    check_ids(pa.chunked_array([["nan", "None", "a"]]), "key", "t")
+    with pytest.raises(InputError, match="t: 2 rows have no key"):
+        check_ids(pa.chunked_array([["nan", "", " "]]), "key", "t", InputError)
 
 
 @pytest.mark.parametrize(("kind", "digits"), [(np.float64, 53), (np.float32, 24)])

@@ -290,7 +290,7 @@ def test_a_catalogue_of_any_format_is_read_alike(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "head", "message"),
     [
-        (["a,1,2", ",1,2", "NaN,1,2"], "key,ra,dec", "2 rows have no key"),
+        (["a,1,2", ",1,2", '" ",1,2'], "key,ra,dec", "2 rows have no key"),
         (["a,1,2", "b,,2", "c,1,nan"], "key,ra,dec", r"2 rows have no position \(null or NaN\)"),
         (["a,1,2"], "key,ra,ra", "has the column 'ra' more than once"),
         (["a,1,2"], "objid,ra,dec", "No row of .* has a cutout|states its position"),
