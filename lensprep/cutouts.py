@@ -1,6 +1,6 @@
 """A folder of FITS or NPZ cutouts and a table of positions: which file belongs to which row.
 
-    catalog = open_cutouts(folder, "positions.csv")     CSV or parquet with ra, dec (and key)
+    catalog = open_cutouts(folder, "positions.csv")     any table with ra, dec (and key)
     catalog.table                                       its rows, with key and file
 
 A file belongs to a row by the column ``file``, else by ``key`` (``<key>.fits``, ``<key>.npz``),
@@ -20,14 +20,13 @@ from typing import Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lensprep.cutoutfile import UNREADABLE, Refusal, read_position
-from lensprep.dataset.csvtext import read_csv
 from lensprep.dataset.cutoutnames import SUFFIXES, cutout_stem
 from lensprep.dataset.sky import position_columns, read_positions
 from lensprep.dataset.storage import is_remote
-from lensprep.errors import InputError
+from lensprep.errors import InputError, NotFoundError
+from lensprep.tables import check_ids, read_table
 
 NO_CUTOUT: Final = "no_cutout"
 """Reason of a row to which no file belongs, and the column that says what was looked for."""
@@ -63,11 +62,11 @@ def open_cutouts(
     folder : path
         Folder of cutouts; subfolders are searched too, also those that are links.
     catalog : path
-        CSV (``.csv``, ``.csv.gz``) or parquet with ``ra`` and ``dec`` in degrees, or under a name
-        that `lensprep.dataset.sky` knows; ``key`` or ``file`` (relative to the folder, or with the
+        Any table that `lensprep.tables` reads, with ``ra`` and ``dec``, or under a name that
+        `lensprep.dataset.sky` knows; ``key`` or ``file`` (relative to the folder, or with the
         folder's own place before it) say which file is whose.
     columns : mapping, optional
-        What the catalogue calls ``ra`` and ``dec``.
+        What the catalogue calls ``ra``, ``dec``, ``key``, ``file`` or any other column.
     called : str, optional
         What the user calls the folder, if it is a copy of one in a store.
 
@@ -84,7 +83,7 @@ def open_cutouts(
     files = _list_files(root)
     if not files:
         raise InputError(f"{called} has no cutouts: no file ends in {', '.join(SUFFIXES)}.")
-    table = _positions(_read_table(Path(catalog)), str(catalog), columns)
+    table = _positions(_read_table(catalog, columns or {}), str(catalog), columns)
     matched = _match(table, root, called, files, str(catalog))
     misses = [file.why for file in matched if isinstance(file, _Miss)]
     if len(misses) == len(matched):
@@ -140,16 +139,12 @@ def _raise_unlisted(error: OSError) -> None:
     raise InputError(f"{error.filename} cannot be listed: {error.strerror}.") from error
 
 
-def _read_table(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise InputError(f"{path}: no such catalogue.")
+def _read_table(path: str | os.PathLike[str], given: Mapping[str, str]) -> pa.Table:
+    own = {ours: name for ours, name in given.items() if ours not in ("ra", "dec")}
     try:
-        if path.name.lower().endswith((".csv", ".csv.gz")):
-            return read_csv(path, ("key", "file"))
-        return pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"{path} is neither CSV nor parquet that can be read: {first}") from error
+        return read_table(path, text=("key", "file"), rename=own, error=InputError).table
+    except NotFoundError:
+        raise InputError(f"{path}: no such catalogue.") from None
 
 
 def _positions(table: pa.Table, name: str, given: Mapping[str, str] | None) -> pa.Table:
@@ -164,10 +159,10 @@ def _positions(table: pa.Table, name: str, given: Mapping[str, str] | None) -> p
     table = rest
     for column in ("key", "file"):
         if column in table.column_names:
+            if column == "key":
+                check_ids(table[column], column, name, InputError)
             text = table[column].cast(pa.string())
             table = table.set_column(table.column_names.index(column), column, text)
-    if "key" in table.column_names and table["key"].null_count:
-        raise InputError(f"{name}: {table['key'].null_count} rows have no key.")
     return table
 
 

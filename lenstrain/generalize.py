@@ -28,6 +28,7 @@ from lensprep.dataset.files import check_file, exists, join_uri
 from lensprep.dataset.storage import is_remote, open_store
 from lensprep.dataset.where import compile_where
 from lensprep.errors import ConfigError, DatasetError
+from lensprep.tables import Uri, read_table
 from lenstrain.config import Config
 from lenstrain.evaluation.compare import compare
 from lenstrain.evaluation.completeness import AxisBins, axis_bins
@@ -35,7 +36,6 @@ from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.plainjson import plain
 from lenstrain.evaluation.rate_table import supports_of
 from lenstrain.evaluation.scores import Scores, read_scores
-from lenstrain.tables import Uri, read_table
 
 FACTORS = ("theta_e_arcsec", "src_dmag", "lens_model")
 RESULT_NAME = "generalize.json"

@@ -30,7 +30,6 @@ from lensprep.dataset import MANIFEST_NAME
 from lensprep.dataset.cutoutnames import cutout_stem
 from lensprep.dataset.files import (
     join_uri,
-    local_file,
     local_folder,
     split_uri,
     uri_suffix,
@@ -43,11 +42,12 @@ from lensprep.errors import (
     InputError,
     StorageError,
 )
+from lensprep.tables import Uri, local_table
 from lenstrain.data.cache import CacheOptions
 from lenstrain.ensemble import Ensemble, load_finder
 from lenstrain.ledger import record_opening
 from lenstrain.origins import DatasetOrigin, FeedOrigin, Origin, Part
-from lenstrain.tables import Uri, check_table, table_writer
+from lenstrain.tables import check_table, table_writer
 from lenstrain.training.distributed import Context, process_group
 from lenstrain.training.transfer import send, widen
 from lenstrain.training.validate import full_float32
@@ -205,7 +205,7 @@ def _open(
     if catalog is not None:
         # The decoder reads them file by file, from a disk.
         folder = copies.enter_context(local_folder(uri, wanted=_is_cutout))
-        table, columns = copies.enter_context(local_file(catalog[0])), catalog[1]
+        table, columns = copies.enter_context(local_table(catalog[0])), catalog[1]
         origin = FeedOrigin(
             folder, None, batch_size, meta["normalization"], table, workers, columns, str(uri)
         )

@@ -20,12 +20,12 @@ from lensprep.dataset.files import (
 )
 from lensprep.dataset.storage import is_remote
 from lensprep.errors import ConfigError
+from lensprep.tables import Uri
 from lenstrain.audit.checklist import CHECKLIST, Item, run_item
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence, Supplied, open_evidence
 from lenstrain.audit.finding import EXIT_CODES, Finding, NotRunError, decide
 from lenstrain.audit.report import JSON_NAME, PAGE_NAME, write_report
-from lenstrain.tables import Uri
 from lenstrain.training.run import CHECKPOINTS
 from lenstrain.training.train import BEST
 

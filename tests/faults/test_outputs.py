@@ -21,6 +21,7 @@ from lensprep.dataset.files import read_file, send_file
 from lensprep.dataset.storage import open_store
 from lensprep.dataset.writer import write_dataset
 from lensprep.errors import InputError
+from lensprep.tables import read_table
 from lensprep.terminal import LocalPath, Location
 from lenstrain import origins
 from lenstrain.config import Config
@@ -28,7 +29,6 @@ from lenstrain.evaluation.scores import read_scores
 from lenstrain.infer import infer
 from lenstrain.mine import read_weights
 from lenstrain.model import build_model
-from lenstrain.tables import read_table
 from lenstrain.training.checkpoint import save_checkpoint
 from tests.checkpoints import blank_content
 from tests.lenstrain.probes.conftest import make_sample

@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from astropy.io import fits
+from astropy.table import Table
 from astropy.wcs import WCS
 
 from lensprep.configfile import load_config, to_mapping
 from lensprep.convert import ConvertConfig, convert
+from lensprep.cutouts import open_cutouts
 from lensprep.dataset import NormalizationSpec
 from lensprep.errors import CheckpointError, DatasetError, InputError
 from lenstrain import origins
@@ -277,6 +279,53 @@ def test_a_catalogue_with_other_headings_is_read_alike(cutouts, best, tmp_path):
     assert set(named.column_names) == set(expected.column_names)
 
 
+def test_a_catalogue_of_any_format_is_read_alike(tmp_path):
+    folder = tmp_path / "cutouts"
+    folder.mkdir()
+    for name in "ab":
+        np.savez(folder / f"{name}.npz", cutout=np.zeros((3, 64, 64), np.float32))
+    rows = {"key": ["a", "b"], "ra": [10.0, 202.5], "dec": [5.5, -5.5], "label": [1, 0]}
+    Table(rows).write(tmp_path / "c.vot", format="votable")
+    Table(rows).write(tmp_path / "c.fits")
+    pq.write_table(pa.table(rows | {
+        "key": pa.array(rows["key"]).dictionary_encode(), "label": pa.array([True, False])
+    }), tmp_path / "c.parquet")  # fmt: skip
+    view = pa.array(rows["key"]).cast(pa.string_view())
+    pq.write_table(pa.table(rows | {"key": view}), tmp_path / "view.parquet")
+    (tmp_path / "c.csv").write_text("key;ra;dec;label\r\na;10,0;5,5;1\r\nb;202,5;-5,5;0\r\n")
+    (tmp_path / "c.txt").write_text(
+        "# key  RAJ2000    DEJ2000   label\na 00:40:00 +05:30:00 1\nb 13:30:00 -05:30:00 0\n"
+    )
+    names = ["c.vot", "c.fits", "c.parquet", "view.parquet", "c.csv", "c.txt"]
+    for name in names:
+        found = open_cutouts(folder, tmp_path / name).table
+        assert found.column_names[:4] == ["key", "ra", "dec", "file"]
+        assert found["file"].to_pylist() == ["a.npz", "b.npz"], name
+        assert found["ra"].to_pylist() == pytest.approx(rows["ra"]), name
+        assert found["dec"].to_pylist() == pytest.approx(rows["dec"]), name
+        assert found["label"].cast(pa.int8()).to_pylist() == [1, 0], name
+    own = csv(tmp_path / "own.csv", ["a,1,2,b.npz", "b,3,4,a.npz"], "objid,ra,dec,path")
+    columns = {"key": "objid", "file": "path"}
+    found = open_cutouts(folder, own, columns).table
+    assert found.select(["key", "file"]).to_pylist() == [
+        {"key": "a", "file": "b.npz"}, {"key": "b", "file": "a.npz"}
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "head", "message"),
+    [
+        (["a,1,2", ",1,2", '" ",1,2'], "key,ra,dec", "2 rows have no key"),
+        (["a,1,2", "b,,2", "c,1,nan"], "key,ra,dec", r"2 rows have no position \(null or NaN\)"),
+        (["a,1,2"], "key,ra,ra", "has the column 'ra' more than once"),
+        (["a,1,2"], "objid,ra,dec", "No row of .* has a cutout|states its position"),
+    ],
+)
+def test_what_a_catalogue_lacks_is_counted(cutouts, tmp_path, rows, head, message):
+    with pytest.raises(InputError, match=message):
+        open_cutouts(cutouts[0], csv(tmp_path / "c.csv", rows, head))
+
+
 def test_cutouts_of_which_none_can_be_scored_are_one_clear_error(cutouts, best, tmp_path):
     folder, _ = cutouts
     (folder / "a.fits").write_text("<html>")
@@ -334,12 +383,12 @@ def test_cutouts_that_cannot_be_scored_have_a_reason_each(cutouts, best, tmp_pat
     ("rows", "head", "message"),
     [
         (["a,10"], "key,ra", "has no column dec .* --catalog-column dec=COLUMN"),
-        (["a,10,95"], "key,ra,dec", "1 rows have no position .*first: row 1, key a: ra 10, dec 95"),
+        (["a,10,95"], "key,ra,dec", "1 rows have a position .*first: row 1, key a: ra 10, dec 95"),
         (["a,10,5", "a,11,5"], "key,ra,dec", "key a comes 2 times"),
         (["x,10,5"], "key,ra,dec", "No row of .* has a cutout"),
         (["../c.csv,10,5"], "file,ra,dec", "lies outside"),
         (["a,ten,5"], "key,ra,dec", "ra holds string .'ten'., not degrees"),
-        (["a,10,5"], "key,RA [h],DEC [deg]", "column RA .h. is in h, not in degrees"),
+        (["a,10,5"], "key,RA [rad],DEC [deg]", "column RA .rad. is in rad, not in degrees"),
         ([], "key,ra,dec", "has no rows"),
         (["a,10,5,lens"], "key,ra,dec,label", "label holds string, not 0 and 1"),
     ],
