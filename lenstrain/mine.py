@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lensprep.configfile import typed
 from lensprep.dataset.sky import read_positions
 from lensprep.errors import ConfigError, NotFoundError, ProjectError, ScoresError
 from lenstrain.tables import Uri, check_table, read_table, table_writer, to_floats
@@ -23,6 +24,7 @@ _TEXT = ("key", "task_id", "split", "pixel_hash")
 _OPTIONAL = ("task_id", "split", "region_id", "pixel_hash", "ra", "dec")
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MiningOptions:
     """What counts as a hard negative, and how much more often it is shown."""
