@@ -44,8 +44,10 @@ TABLE_NAME = "generalize.md"
 _BINS = 4
 """Bins of a factor that is continuous, by its quantiles."""
 _LARGEST_DROP = 0.05
-"""Loss of completeness that counts as none, if the interval does not hold zero anyway."""
+"""Loss of completeness that is tolerated. The verdict is the interval's: a finder holds if a larger
+loss is excluded, falls if a smaller one is, and otherwise the lenses are too few to say."""
 _FEWEST_LENSES = 30
+"""With fewer an interval from draws of regions is too narrow to be believed."""
 
 Progress = Callable[[str, float], None]
 """Told what begins and the share of the work done before it."""
@@ -161,11 +163,13 @@ def generalize(
     Returns
     -------
     dict
-        The content of generalize.json: ``factors`` {name: {testable, reason, cases[]}}, ``passed``
-        (None if nothing was testable). A case holds ``value``, ``train_lenses``, ``n``,
+        The content of generalize.json: ``factors`` {name: {testable, reason, cases[]}},
+        ``tolerated_loss``, ``passed`` (False if a case falls, True if all hold, else None). A case
+        holds ``value``, ``train_lenses``, ``n``,
         ``tpr`` and ``auroc`` ``{value, low, high, level, this, other}`` on the lenses left out
         (``this`` is the network without them, ``other`` the one with all), the same for the
-        ``others``, ``supported`` and ``passed``.
+        ``others``, ``supported`` and ``passed``: True if the interval excludes a loss larger than
+        the tolerated one, False if it excludes a smaller one, None (with ``reason``) if neither.
 
     Raises
     ------
@@ -204,7 +208,8 @@ def generalize(
             left_out = _without(config, case)
             scores = _scores(data, left_out, join_uri(out, case.name), split)
             found[case.name] = _compare(case, scores, everything, options, fpr)
-    result = plain(_result(plans, found) | {"split": split, "fpr": fpr, "dataset": dataset})
+    settings = {"split": split, "fpr": fpr, "dataset": dataset, "tolerated_loss": _LARGEST_DROP}
+    result = plain(_result(plans, found) | settings)
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     store = open_store(out)
     store.write(RESULT_NAME, text.encode())
@@ -284,10 +289,39 @@ def _compare(
         entry["others"] = _differences(scores, everything, others, options)
     if entry["tpr"]["value"] is None:
         return entry | {"reason": entry["tpr"]["reason"]}
-    if entry["n"] < _FEWEST_LENSES:
-        return entry | {"reason": f"{entry['n']} lenses are too few to say"}
-    entry["passed"] = bool(entry["tpr"]["value"] >= -_LARGEST_DROP or entry["tpr"]["high"] >= 0)
-    return entry
+    passed, reason = judge(entry["tpr"], entry["n"])
+    return entry | {"passed": passed, "reason": reason}
+
+
+def judge(difference: dict[str, Any], n: int) -> tuple[bool | None, str | None]:
+    """Whether completeness holds on lenses never seen, by the interval of its difference.
+
+    Parameters
+    ----------
+    difference : dict
+        ``low`` and ``high`` of completeness without such lenses less with them, or None.
+    n : int
+        Lenses of this kind that were compared on.
+
+    Returns
+    -------
+    passed : bool or None
+        True if a loss of more than 5 points is excluded, False if one of 5 points or less is.
+    reason : str or None
+        Why neither can be said.
+    """
+    low, high = difference["low"], difference["high"]
+    if n < _FEWEST_LENSES:
+        return None, f"{n} lenses are too few to say"
+    if low is None or high is None:
+        return None, "too few regions to say: one has no interval"
+    if low >= -_LARGEST_DROP:
+        return True, None
+    if high < -_LARGEST_DROP:
+        return False, None
+    return None, (
+        f"too few to say: a loss of {100 * _LARGEST_DROP:g} pp is neither excluded nor certain"
+    )
 
 
 def _kept(scores: Scores, case: Case) -> NDArray[np.bool_]:
@@ -323,13 +357,9 @@ def _result(plans: dict[str, list[Case] | str], found: dict[str, dict[str, Any]]
         else:
             rows = [found[case.name] for case in plan]
             factors[factor] = {"testable": True, "reason": None, "cases": rows}
-    verdicts = [
-        case["passed"]
-        for factor in factors.values()
-        for case in factor["cases"]
-        if case["passed"] is not None
-    ]
-    return {"factors": factors, "passed": all(verdicts) if verdicts else None}
+    verdicts = {case["passed"] for factor in factors.values() for case in factor["cases"]}
+    passed = False if False in verdicts else True if verdicts == {True} else None
+    return {"factors": factors, "passed": passed}
 
 
 def as_markdown(result: dict[str, Any]) -> str:
@@ -340,7 +370,8 @@ def as_markdown(result: dict[str, Any]) -> str:
         "",
         f"Completeness at {rate} on the {result['split']} split, of the network that never saw "
         "such lenses and of the one trained with all; brackets are intervals of the difference "
-        "from draws of whole regions.",
+        "from draws of whole regions. It holds where a loss of more than "
+        f"{100 * _LARGEST_DROP:g} pp is excluded, and falls where one is certain.",
         "",
         "| left out | lenses | without | with all | difference | others | verdict |",
         "|---|---|---|---|---|---|---|",

@@ -23,6 +23,7 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from lensprep.dataset import STAMP_SHAPE
+from lensprep.dataset.storage import is_remote, local_path
 from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import DatasetError, ProjectError, ShardError
 from lenstrain.data.source import check_gather
@@ -30,6 +31,19 @@ from lenstrain.data.source import check_gather
 _STAMP_BYTES: Final = 1 << 20
 """No ``.npy`` of a stamp is longer, in any dtype."""
 _LABEL_BYTES: Final = 1 << 16
+
+
+COMPRESSED_SUFFIXES: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
+_FORMATS: Final = {
+    magic: (f"compressed ({tool})", f"Decompress it first: `{tool} -dc FILE > PLAIN.tar`")
+    for magic, tool in (
+        (b"\x1f\x8b", "gzip"),
+        (b"BZh", "bzip2"),
+        (b"\xfd7zXZ\0", "xz"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+    )
+} | {b"PK\x03\x04": ("a zip file", "Pack its files into a tar: `unzip` and `tar -cf PLAIN.tar`")}
+"""First bytes of what is taken for a tar, what it is, and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +57,28 @@ class Member:
     label: int
 
 
+def names_tars(uri: str) -> bool:
+    """Whether a location names tars, also compressed ones, and not a folder."""
+    named = uri.endswith((".tar", *COMPRESSED_SUFFIXES))
+    return named and (is_remote(uri) or not local_path(uri).is_dir())
+
+
 def tar_paths(uri: str) -> list[Path]:
-    """Tars that a location names: a file, a brace pattern (``{000..003}``) or a wildcard."""
-    paths = [Path(url) for url in expand_urls(uri)]
-    if len(paths) == 1 and any(mark in uri for mark in "*?["):
-        paths = sorted(map(Path, glob.glob(uri)))
+    """Tars that a location names: a file, a brace pattern (``{000..003}``) or a wildcard.
+
+    What is there by that very name, or a folder on the way to it, is no pattern.
+    """
+    paths: list[Path] = []
+    for given in [uri] if Path(uri).exists() else uri.split("::"):
+        path = Path(given)
+        if path.exists():
+            paths.append(path)
+            continue
+        folder = next((folder for folder in path.parents if folder.is_dir()), Path())
+        for name in expand_urls(str(path.relative_to(folder))):
+            wild = any(mark in name for mark in "*?[") and not (folder / name).exists()
+            names = sorted(glob.glob(name, root_dir=folder)) if wild else [name]
+            paths += [folder / name for name in names]
     if not paths:
         raise DatasetError(f"{uri}: no such tar.")
     return paths
@@ -77,11 +108,24 @@ def index_tar(path: Path) -> list[Member]:
         raise ShardError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # of damaged headers the library raises what it comes upon
         raise ShardError(
-            f"{path} is no plain tar, or cut ({_in_a_line(error)}). Copy it again."
+            _not_a_tar(path)
+            or (f"{path} is no plain tar, or cut ({_in_a_line(error)}). Copy it again.")
         ) from error
     if len({member.key for member in members}) != len(members):
         raise ShardError(f"{path} holds two samples of one key.")
     return members
+
+
+def _not_a_tar(path: Path) -> str | None:
+    """What a file is instead of a tar, by its first bytes, and what to do."""
+    with path.open("rb") as file:
+        begin = file.read(8)
+    if not begin:
+        return f"{path} is empty, 0 bytes. Copy it again."
+    for magic, (name, command) in _FORMATS.items():
+        if begin.startswith(magic):
+            return f"{path} is {name}: no stamp in it can be read by its offset. {command}."
+    return None
 
 
 def _groups(path: Path, tar: tarfile.TarFile) -> Iterator[dict[str, tarfile.TarInfo]]:
@@ -98,9 +142,16 @@ def _groups(path: Path, tar: tarfile.TarFile) -> Iterator[dict[str, tarfile.TarI
             yield group
             group = {}
         key, suffix = prefix, suffix.lower()
-        if suffix in group or info.issparse():
-            what = "is there twice" if suffix in group else "is stored with holes"
-            raise tarfile.ReadError(f"member {info.name!r:.100} {what}")
+        if suffix in group:
+            raise ShardError(
+                f"{path}: member {info.name!r:.100} is there twice in one sample."
+                + _dotted({suffix: info})
+            )
+        if info.issparse():
+            raise ShardError(
+                f"{path}: member {info.name!r:.100} is stored with holes, without its zeros. Pack "
+                "the tar without --sparse."
+            )
         group[suffix] = info
     if group:
         yield group
@@ -112,6 +163,7 @@ def _sample(path: Path, tar: tarfile.TarFile, group: dict[str, tarfile.TarInfo])
     if len(stamps) != 1:
         raise ShardError(
             f"{path}: sample {key!r:.100} has {len(stamps)} .npy members; 1 is needed."
+            + _dotted(group)
         )
     stamp = group[stamps[0]]
     if stamp.size > _STAMP_BYTES:
@@ -131,7 +183,21 @@ def _label(path: Path, tar: tarfile.TarFile, key: str, group: dict[str, tarfile.
             break
         if type(label) is int and label in (0, 1):
             return label
-    raise ShardError(f"{path}: sample {key!r:.100} has no label 0 or 1 in a .cls or .json member.")
+    raise ShardError(
+        f"{path}: sample {key!r:.100} has no label 0 or 1 in a .cls or .json member."
+        + _dotted(group)
+    )
+
+
+def _dotted(group: dict[str, tarfile.TarInfo]) -> str:
+    """A hint, where the name of an object may have been torn at a dot in it."""
+    for suffix, info in group.items():
+        if suffix not in ("cls", "json") and suffix.endswith((".cls", ".json")):
+            return (
+                f" WebDataset takes a name apart at its first dot, here {info.name!r:.100}: if "
+                "that dot belongs to the object's name, write another character there."
+            )
+    return ""
 
 
 def _check_end(path: Path, tar: tarfile.TarFile) -> None:

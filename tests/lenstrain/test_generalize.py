@@ -15,7 +15,15 @@ from lensprep.errors import ConfigError
 from lenstrain.cli import main
 from lenstrain.config import Config
 from lenstrain.evaluation.options import EvaluationOptions
-from lenstrain.generalize import as_markdown, check_factors, generalize, plan_cases
+from lenstrain.generalize import (
+    Case,
+    _result,
+    as_markdown,
+    check_factors,
+    generalize,
+    judge,
+    plan_cases,
+)
 from tests.datasets import SPEC, tiny_table
 
 SETTINGS = (
@@ -172,6 +180,50 @@ def test_a_place_of_one_run_is_refused_for_many(dataset, tmp_path):
     with pytest.raises(ConfigError, match="is the place of one run"):
         generalize(dataset, config, tmp_path / "o", factors=["lens_model"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "passed"),
+    [
+        (-0.05, 0.02, True),  # a loss of 5 points is tolerated, a larger one excluded
+        (-0.04, -0.02, True),  # a loss for certain, but a small one
+        (0.01, 0.05, True),
+        (-0.0501, 0.02, None),
+        (-0.116, 0.006, None),  # -1.4 points of 11.6 lost or 0.6 gained: nothing is shown
+        (-0.30, 0.30, None),
+        (-0.12, -0.05, None),
+        (-0.12, -0.0501, False),
+        (-0.90, -0.60, False),
+    ],
+)
+def test_the_interval_decides_and_may_leave_it_open(low, high, passed):
+    found, reason = judge({"value": (low + high) / 2, "low": low, "high": high}, 30)
+    assert found is passed
+    assert (reason is None) == (passed is not None)
+    assert judge({"low": low, "high": high}, 29) == (None, "29 lenses are too few to say")
+
+
+def test_without_an_interval_nothing_is_decided():
+    passed, reason = judge({"value": 0.0, "low": None, "high": None}, 500)
+    assert passed is None
+    assert "one has no interval" in reason
+
+
+@pytest.mark.parametrize(
+    ("cases", "passed"),
+    [
+        ([True, True], True),
+        ([True, None], None),
+        ([True, None, False], False),
+        ([None], None),
+        ([], None),
+    ],
+)
+def test_all_must_hold_and_one_that_falls_is_enough(cases, passed):
+    kinds = [Case("a", str(i), "label == 0", 40) for i in range(len(cases))]
+    found = {case.name: {"passed": verdict} for case, verdict in zip(kinds, cases, strict=True)}
+    plans = {"a": kinds or "the dataset has no column a", "b": "the dataset has no column b"}
+    assert _result(plans, found)["passed"] is passed
 
 
 def test_a_rate_without_support_is_no_verdict():

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import bz2
 import io
 import json
+import lzma
 import tarfile
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import webdataset as wds
 
 from lensprep.errors import ConfigError, DatasetError, ShardError
 from lenstrain.data import StampLoader
+from lenstrain.data.tars import tar_paths
 from tests.datasets import tiny_dataset, tiny_pixels
 
 ROWS = 23
@@ -252,15 +256,104 @@ def test_a_folder_of_tars_without_a_manifest_is_refused(tmp_path):
         StampLoader(root)
 
 
-def test_a_missing_or_compressed_tar_is_one_clear_error(tmp_path):
+def test_a_missing_tar_is_one_clear_error(tmp_path):
     with warned(), pytest.raises(ShardError, match="cannot be read: No such file"):
         StampLoader(tmp_path / "no.tar")
     with warned(), pytest.raises(DatasetError, match="no such tar"):
         StampLoader(str(tmp_path / "*.tar"))
-    with tarfile.open(tmp_path / "z.tar", "w:gz") as tar:
+
+
+@pytest.mark.parametrize("name", ["z.tar", "z.tar.gz", "z.tgz"])
+def test_a_compressed_tar_is_said_to_be_one_with_the_command_that_helps(tmp_path, name):
+    with tarfile.open(tmp_path / name, "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a"))
-    with warned(), pytest.raises(ShardError, match="is no plain tar"):
-        StampLoader(tmp_path / "z.tar")
+    with warned(), pytest.raises(ShardError, match=r"is compressed \(gzip\).*`gzip -dc FILE >"):
+        StampLoader(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (bz2.compress(b"a"), r"compressed \(bzip2\).*bzip2 -dc"),
+        (lzma.compress(b"a"), r"compressed \(xz\).*xz -dc"),
+        (pa.compress(b"a", "zstd", asbytes=True), r"compressed \(zstd\).*zstd -dc"),
+        (b"PK\x03\x04" + bytes(100), "is a zip file.*`unzip`"),
+        (b"", "is empty, 0 bytes"),
+        (b"<html>" * 300, "is no plain tar"),
+    ],
+)
+def test_what_is_no_tar_is_called_what_it_is(tmp_path, data, message):
+    (tmp_path / "x.tar").write_bytes(data)
+    with warned(), pytest.raises(ShardError, match=message):
+        StampLoader(tmp_path / "x.tar")
+
+
+def test_a_tar_without_members_has_no_row_and_may_stand_among_others(tmp_path):
+    write_members(tmp_path / "a.tar")
+    with warned(), pytest.raises(ConfigError, match="there is no row in"):
+        StampLoader(tmp_path / "a.tar")
+    write_members(tmp_path / "b.tar", ("k.npy", STAMP), ("k.cls", b"1"))
+    assert rows(open_tars(str(tmp_path / "{a,b}.tar"))) == [0]
+
+
+@pytest.mark.parametrize("name", ["a[1]{x,y}.tar", "a{0..3}.tar", "a*?.tar", "a::b.tar", "~a.tar"])
+@pytest.mark.parametrize("folder", ["plain", "set[1]", "set{a,b}", "v1.5.tar"])
+def test_what_is_there_by_its_very_name_is_no_pattern(tmp_path, folder, name):
+    place = tmp_path / folder
+    place.mkdir()
+    sample = (("k.npy", STAMP), ("k.cls", b"1"))
+    write_members(place / name, *sample)
+    assert rows(open_tars(place / name)) == [0]
+    write_members(place / "b-0.tar", *sample)
+    write_members(place / "b-1.tar", *sample)
+    for pattern in ("b-{0..1}.tar", "b-*.tar", "b-[01].tar", "b-{0,?}.tar"):
+        found = [path.name for path in tar_paths(str(place / pattern))]
+        assert sorted(set(found)) == ["b-0.tar", "b-1.tar"]
+    assert tar_paths(f"{place}/b-0.tar::{place}/b-1.tar") == [place / "b-0.tar", place / "b-1.tar"]
+
+
+# Stock webdataset leaves its files to the garbage collector to close.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("prefix", ["", "./", "a.b/c.d/", "./v1.5/", "x" * 120 + "/"])
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_folders_with_dots_and_long_names_keep_their_samples_apart(tmp_path, prefix, kind):
+    members = [(f"{prefix}s{i}.{suffix}", data) for i in range(2)
+               for suffix, data in (("npy", npy(np.full((3, 64, 64), i, np.float32))),
+                                    ("cls", b"%d" % i))]  # fmt: skip
+    with tarfile.open(tmp_path / "x.tar", "w", format=kind) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    (batch,) = open_tars(tmp_path / "x.tar", batch_size=2, shuffle=None)
+    assert batch.pixels[:, 0, 0, 0].tolist() == batch.labels.tolist() == [0, 1]
+    assert len(list(wds.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False))) == 2
+
+
+def test_a_member_with_holes_is_told_with_its_remedy(tmp_path):
+    """As GNU tar --sparse --format=pax stores it."""
+    sizes = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a.npy",
+             "GNU.sparse.realsize": str(len(STAMP))}  # fmt: skip
+    data = f"1\n0\n{len(STAMP)}\n".encode().ljust(512, b"\0") + STAMP
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("GNUSparseFile.0/a.npy")
+        info.size, info.pax_headers = len(data), sizes
+        tar.addfile(info, io.BytesIO(data))
+    with warned(), pytest.raises(ShardError, match=r"'a\.npy' is stored with holes.*--sparse"):
+        StampLoader(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("second", ["J1234.5+0012", "J1234.7-3301"])
+def test_a_name_torn_at_its_dot_is_said_to_be(tmp_path, second):
+    names = dict.fromkeys(["J1234.5+0012", second])
+    path = write_members(
+        tmp_path / "x.tar",
+        *((f"{name}{end}", data) for name in names for end, data in ((".npy", STAMP),
+                                                                    (".cls", b"1"))),
+    )  # fmt: skip
+    with warned(), pytest.raises(ShardError, match="apart at its first dot, here 'J1234"):
+        StampLoader(path)
 
 
 def test_a_tar_that_changes_its_size_is_noticed(tars, tmp_path):
