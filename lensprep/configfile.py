@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lensprep.dataset.files import read_file
+from lensprep.dataset.storage import is_remote, local_path
 from lensprep.errors import ConfigError, NotFoundError, StorageError
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ def load_config(
         If the file cannot be read, a key is unknown (the message names the nearest known one), or
         a value has the wrong type or range.
     """
-    mapping = _read_toml(path) if path is not None else {}
+    mapping = _read_toml(path, cls) if path is not None else {}
     for override in overrides:
         _apply_override(mapping, override)
     return from_mapping(cls, mapping)
@@ -108,15 +109,43 @@ def to_toml(config: Any) -> str:
     return _toml_table(to_mapping(config), "")
 
 
-def _read_toml(path: str | PathLike[str]) -> dict[str, Any]:
+_KINDS: Mapping[str, frozenset[str]] = {
+    "a training configuration: `lenstrain train DATASET --config`": frozenset(
+        ("data", "model", "optim", "loss", "train", "eval")
+    ),
+    "the file of a sweep: `lenstrain sweep DATASET --config`": frozenset(
+        ("base", "fixed", "search", "refit", "space")
+    ),
+    "a file of thresholds: `lenstrain audit RUN DATASET --config`": frozenset(
+        ("purpose", "data", "run", "scores", "science", "seed", "resamples")
+    ),
+}
+"""The project's own configuration files by their sections, for who hands one to another command."""
+
+
+def _read_toml(path: str | PathLike[str], cls: type) -> dict[str, Any]:
+    if not is_remote(path) and local_path(path).is_dir():
+        raise ConfigError(f"{path} is a folder. Name a file in it, such as config.toml.")
     try:
-        return tomllib.loads(read_file(path).decode())
+        data = read_file(path)
+        mapping = tomllib.loads(data.decode())
     except NotFoundError:
         raise ConfigError(f"{path}: no such configuration file.") from None
     except StorageError as error:
         raise ConfigError(str(error)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+        what = f"is not valid TOML: {error}"
+        if data.startswith(b"PK"):
+            what = "is a zip file or a checkpoint, not TOML"
+        elif data.lstrip()[:1] == b"{":
+            what = "is JSON, not TOML"
+        raise ConfigError(f"{path} {what}. Name a configuration file, such as RUN/config.toml."
+                          ) from None  # fmt: skip
+    foreign = mapping.keys() - {field.name for field in dataclasses.fields(typing.cast(Any, cls))}
+    for kind, sections in _KINDS.items():
+        if foreign and foreign <= sections:
+            raise ConfigError(f"{path} is {kind} takes it.")
+    return mapping
 
 
 def _apply_override(mapping: dict[str, Any], override: str) -> None:
@@ -137,7 +166,7 @@ def _apply_override(mapping: dict[str, Any], override: str) -> None:
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    nearest = difflib.get_close_matches(key, known, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return f"Unknown configuration key {key!r}.{hint} Known here: {', '.join(known)}."
 

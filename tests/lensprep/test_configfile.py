@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -48,6 +48,7 @@ def test_an_override_beats_the_file_and_the_file_beats_the_default(tmp_path):
     [
         (["optim.lrr=1"], "Did you mean 'optim.lr'"),
         (["epoch=1"], "Did you mean 'epochs'"),
+        (["base=1"], "Unknown configuration key 'base'. Known here: optim, names, epochs, fast."),
         (["optim.lr=-1"], "lr must be positive, got -1.0"),
         (["optim.lr=fast"], "optim.lr must be of type float, got 'fast'"),
         (["epochs=1.5"], "epochs must be of type int"),
@@ -143,3 +144,38 @@ def test_a_configuration_made_in_python_is_held_to_its_types_like_one_from_a_fil
         replace(config, fast=1)
     with pytest.raises(TypeError, match="epoch"):  # a name that Python itself refuses
         Config(epoch=1)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            b"[space]\n[search]\n",
+            "is the file of a sweep: `lenstrain sweep DATASET --config` takes",
+        ),
+        (b"[data]\n[optim]\n", "is a training configuration: `lenstrain train DATASET --config`"),
+        (b"[scores]\n", "is a file of thresholds: `lenstrain audit RUN DATASET --config`"),
+        (b' {"epochs": 3}', "is JSON, not TOML"),
+        (b"PK\x03\x04\xff", "is a zip file or a checkpoint, not TOML"),
+        (b"epochs = ", "is not valid TOML"),
+        (b"\xff", "is not valid TOML"),
+        (None, "is a folder. Name a file in it, such as config.toml"),
+    ],
+)
+def test_another_kind_of_file_is_called_what_it_is(tmp_path, data, message):
+    path = tmp_path / "c.toml"
+    path.mkdir() if data is None else path.write_bytes(data)
+    with pytest.raises(ConfigError) as error:
+        load_config(Config, path)
+    assert message in str(error.value)
+
+
+def test_the_files_of_the_commands_are_told_apart():
+    """By the sections that they really have."""
+    from lensprep.configfile import _KINDS
+    from lenstrain.audit.config import AuditConfig
+    from lenstrain.config import Config as TrainingConfig
+    from lenstrain.sweep.config import SweepConfig
+
+    classes = (TrainingConfig, SweepConfig, AuditConfig)
+    assert list(_KINDS.values()) == [{field.name for field in fields(cls)} for cls in classes]
