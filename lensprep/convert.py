@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lensprep.account import ACCEPTED, Account
+from lensprep.configfile import typed
 from lensprep.contract import FilterRules
 from lensprep.dataset.layout import MANIFEST_NAME, REJECTS_NAME, SPLITS
 from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
@@ -93,6 +94,7 @@ Progress = Callable[[str, int, int], None]
 """Called with a phase ("decode" or "shards"), the rows done and all rows."""
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConvertConfig:
     """What decides the content of a dataset, and the limits within which it is accepted."""

@@ -50,7 +50,12 @@ def _scores_options(command: F) -> F:
 @click.command()
 @click.argument("checkpoint", type=LOCATION)
 @click.argument("dataset", type=LOCATION)
-@click.option("--split", default="test", show_default=True, help="Split to score.")
+@click.option(
+    "--split",
+    default="val",
+    show_default=True,
+    help="Split to score. Test is for the end: each way of opening it is counted.",
+)
 @click.option("--out", required=True, type=TABLE, help=OUT_HELP)
 @click.option(
     "--member",

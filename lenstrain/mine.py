@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lensprep.configfile import typed
 from lensprep.dataset.sky import read_positions
 from lensprep.errors import ConfigError, ProjectError, ScoresError
 from lensprep.tables import Uri, check_ids, read_table, require_columns, to_floats
@@ -25,6 +26,7 @@ UNKNOWN_BIN = -1
 _OPTIONAL = ("task_id", "split", "region_id", "pixel_hash", "ra", "dec")
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MiningOptions:
     """What counts as a hard negative, and how much more often it is shown."""

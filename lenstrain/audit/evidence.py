@@ -28,6 +28,7 @@ from lenstrain.audit.finding import NotRunError
 from lenstrain.config import Config
 from lenstrain.evaluation.publish import METRICS_NAME
 from lenstrain.evaluation.scores import METADATA_KEY, Scores, check_logits, read_scores
+from lenstrain.lookalikes import no_run
 from lenstrain.probes.probe import PROBE_NAME
 from lenstrain.training.checkpoint import load_checkpoint
 from lenstrain.training.run import CHECKPOINTS
@@ -116,7 +117,7 @@ class Evidence:
                 return read_scores(path)
         raise NotRunError(
             f"There are no scores of the test split by this run's best.pt {self._searched}. Make "
-            "them with `lenstrain infer`, or name them with --scores."
+            "them with `lenstrain infer --split test`, or name them with --scores."
         )
 
     @cached_property
@@ -449,7 +450,7 @@ def open_evidence(
         If the dataset cannot be opened.
     """
     if not (run / CONFIG).is_file():
-        raise StorageError(f"{run} is not the folder of a run (it has no {CONFIG}).")
+        raise StorageError(no_run(run))
     supplied = supplied or Supplied()
     tables = (supplied.scores, supplied.calibration_scores, supplied.real, supplied.confusers,
               *supplied.seed_scores)  # fmt: skip

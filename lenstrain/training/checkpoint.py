@@ -24,6 +24,7 @@ from lensprep.configfile import from_mapping
 from lensprep.dataset.storage import atomic_writer, sync_folder
 from lensprep.errors import CheckpointError, ConfigError
 from lenstrain.config import Config
+from lenstrain.lookalikes import no_checkpoint
 from lenstrain.model import build_model
 
 FORMAT = "lenstrain-checkpoint"
@@ -117,12 +118,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         _check_parts(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint. `lenstrain train` makes one.") from None
-    except IsADirectoryError:
-        raise CheckpointError(
-            f"{path} is a folder. Name the file, such as {path / 'checkpoints' / 'best.pt'}."
-        ) from None
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise CheckpointError(no_checkpoint(path)) from None
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(

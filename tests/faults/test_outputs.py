@@ -176,7 +176,7 @@ def test_scores_are_made_judged_and_mined_in_a_store(store, sample):
     tables = []
     for suffix in (".parquet", ".csv", ".fits"):
         out = f"{store.uri}/scores{suffix}"
-        call(lenstrain.cli.main, "infer", *where, "--member", best, "--out", out)
+        call(lenstrain.cli.main, "infer", *where, "--split", "test", "--member", best, "--out", out)
         tables.append(read_scores(out))
     first, *others = tables
     for other in others:

@@ -708,3 +708,12 @@ def test_the_work_may_lie_elsewhere_and_is_found_again(tree, tmp_path, monkeypat
 def test_a_copy_is_kept_only_of_what_is_elsewhere(tree, tmp_path):
     with pytest.raises(ConfigError, match="object store"):
         convert(str(tree), str(tmp_path / "ds"), CONFIG, keep_local=str(tmp_path / "kept"))
+
+
+def test_a_seed_of_numpy_is_a_plain_number_in_plan_and_manifest():
+    config = ConvertConfig(seed=np.int64(3), clip=np.float32(5), skip_bad_files=np.bool_(True))
+    assert json.dumps(config.identity) == json.dumps(ConvertConfig(seed=3, clip=5.0).identity)
+    assert config.skip_bad_files is True
+    for options in ({"seed": 1.5}, {"shard_rows": True}, {"normalize": "MAD"}):
+        with pytest.raises(ConfigError):
+            ConvertConfig(**options)
