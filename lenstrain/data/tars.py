@@ -88,10 +88,11 @@ def _expand(uri: str) -> list[Path]:
     if path.exists():
         return [path]
     folder = next(parent for parent in path.parents if parent.exists())
-    names = expand_urls(str(path.relative_to(folder)))
-    if len(names) == 1 and any(mark in names[0] for mark in "*?["):
-        names = sorted(glob.glob(names[0], root_dir=folder))
-    return [folder / name for name in names]
+    found: list[str] = []
+    for name in expand_urls(str(path.relative_to(folder))):
+        wild = any(mark in name for mark in "*?[") and not (folder / name).exists()
+        found += sorted(glob.glob(name, root_dir=folder)) if wild else [name]
+    return [folder / name for name in found]
 
 
 def index_tar(path: Path) -> list[Member]:
