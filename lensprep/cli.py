@@ -17,7 +17,6 @@ os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")
 os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 
 import click
-from rich.console import Console
 
 from lensprep import __version__
 from lensprep.dataset.files import check_file
@@ -26,7 +25,7 @@ from lensprep.dataset.layout import SPLITS
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import is_remote
 from lensprep.engine import ENGINES, EngineName, make_engine
-from lensprep.errors import size_text
+from lensprep.errors import plain_text, size_text
 from lensprep.normalize import MODES
 from lensprep.terminal import (
     LOCAL,
@@ -37,6 +36,7 @@ from lensprep.terminal import (
     ProjectGroup,
     log_lines,
     print_json,
+    print_rich,
     progress_bar,
     s3_options,
     write_options,
@@ -218,7 +218,7 @@ def check(
     if as_json:
         print_json(report.to_dict())
     else:
-        Console().print(render_text(report))
+        print_rich(render_text(report))
     sys.exit(report.exit_code)
 
 
@@ -428,7 +428,7 @@ def verify(
         for fault in result["faults"]:
             row = "" if fault["row"] is None else f", row {fault['row']}"
             offset = "" if fault["offset"] is None else f", offset {fault['offset']}"
-            click.echo(f"{fault['file']}{row}{offset}: {fault['what']}")
+            click.echo(plain_text(f"{fault['file']}{row}{offset}: {fault['what']}"))
         compared = f", {result['compared']:,} compared with the source" if against else ""
         state = "ok" if result["ok"] else f"{len(result['faults'])} faults"
         click.echo(f"{result['shards']} shards, {result['rows']:,} stamps{compared}: {state}")
@@ -545,7 +545,7 @@ def inspect(
     if as_json:
         print_json({**inspection.to_dict(), "montage": montage})
         return
-    Console().print(render_text(inspection))
+    print_rich(render_text(inspection))
     if montage is not None:
         click.echo(f"{montage}: {len(keys)} stamps")
 

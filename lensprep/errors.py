@@ -14,10 +14,18 @@ ProjectError
 └── BudgetError         a limit on rejects, memory or disk
 
 `size_text` writes sizes in them, and wherever else a person reads one. `passing_fault` tells what
-kept a file from being read from what is wrong with the file.
+kept a file from being read from what is wrong with the file, and `plain_text` is what may be shown
+of a text that others wrote.
 """
 
 import os
+import re
+from collections.abc import Collection
+from typing import Final
+
+_CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# In the address of a server a password may have slashes; in that of an object a name may have "@".
+_LOGIN: Final = re.compile(r"(?<=http://)\S*@|(?<=https://)\S*@|(?<=://)[^/@\s]*@")
 
 
 def size_text(count: float) -> str:
@@ -27,6 +35,31 @@ def size_text(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def plain_text(text: str, most: int | None = None) -> str:
+    """One line for a terminal, without control characters or the passwords of URLs.
+
+    Parameters
+    ----------
+    text : str
+        Names, columns, messages of others.
+    most : int, optional
+        Characters to keep.
+    """
+    line = without_control(_LOGIN.sub("", " ".join(text.split())))
+    return line if most is None or len(line) <= most else f"{line[:most]}..."
+
+
+def without_control(text: str) -> str:
+    """Lines of text without what a terminal would take for an order, such as a change of colour."""
+    return _CONTROL.sub("?", text)
+
+
+def listed(names: Collection[str], most: int = 30) -> str:
+    """Names in their order, of thousands the first: "a, b, c and 4,970 more"."""
+    text = ", ".join(list(names)[:most]) or "none"
+    return f"{text} and {len(names) - most:,} more" if len(names) > most else text
 
 
 class ProjectError(Exception):

@@ -49,7 +49,7 @@ from lensprep.contract import (
 )
 from lensprep.dataset.kinds import DATASET, table_kind
 from lensprep.dataset.layout import MANIFEST_NAME, MEASURED_COLUMNS, SOURCE_COLUMNS, SPLITS
-from lensprep.errors import ConfigError, InputError, SchemaError
+from lensprep.errors import ConfigError, InputError, SchemaError, listed, passing_fault
 from lensprep.listing import (
     UNFINISHED,
     Listing,
@@ -75,7 +75,8 @@ _HIVE_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 _WHOLE: Final = re.compile(r"-?(0|[1-9][0-9]*)")
 _REAL: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 _UNREADABLE: Final = (OSError, pa.ArrowException, ValueError)
-"""What pyarrow raises for files that are cut, altered or not parquet at all."""
+"""What pyarrow raises for files that are cut, altered or not parquet at all; `passing_fault` tells
+what is none of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,6 +372,8 @@ class Source:
                     rows += batch.num_rows
                     yield _conform(pa.Table.from_batches([batch]), schema, file, where)
         except _UNREADABLE as error:
+            if fault := passing_fault(f"{self.root}/{where}", error):
+                raise fault from error
             raise InputError(
                 f"{where} cannot be read: {_first_line(error)}. {_LEAVE_OUT}"
             ) from error
@@ -387,9 +390,7 @@ class Source:
         wanted, known = set(columns), self.schema.names
         unknown = [name for name in columns if name not in known]
         if unknown:
-            raise SchemaError(
-                f"{self.uri} has no column {unknown[0]!r}; it has: {', '.join(known)}."
-            )
+            raise SchemaError(f"{self.uri} has no column {unknown[0]!r}; it has: {listed(known)}.")
         return pa.schema([f for f in self.schema if f.name in wanted])
 
     def _open(self, file: SourceFile, stream: bool, checked: bool) -> pq.ParquetFile:
@@ -454,6 +455,8 @@ def _read_footer(
     except _UNREADABLE as error:
         if not (again or isinstance(filesystem, pafs.LocalFileSystem)):
             return _read_footer(filesystem, root, drop, info, again=True)
+        if fault := passing_fault(info.path, error):
+            raise fault from error
         return BadFile(name, info.size, _first_line(error))
     file = SourceFile(
         name,
@@ -597,7 +600,7 @@ def _check_dropped(columns: Collection[str], footers: Sequence[_Footer], uri: st
             names = {name for footer in footers for name in footer.file.columns}
             raise ConfigError(
                 f"{uri} has no column {name!r} to leave out; it has: "
-                f"{', '.join(sorted(names - {*REQUIRED_COLUMNS}))}."
+                f"{listed(sorted(names - {*REQUIRED_COLUMNS}))}."
             )
 
 

@@ -145,7 +145,7 @@ class Dataset:
                     return np.empty((0, RECORD_STRIDE), np.uint8)
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise ShardError(f"{path} cannot be read: {error.strerror}.") from error
+            raise unreadable(str(path), error) from error
         records = np.frombuffer(mapped, np.uint8, shard.rows * RECORD_STRIDE)
         return records.reshape(shard.rows, RECORD_STRIDE)
 
@@ -201,7 +201,7 @@ class Dataset:
         try:
             return np.memmap(path, np.uint8, "r")
         except (OSError, ValueError) as error:  # ValueError: an empty file
-            raise ShardError(f"{path} cannot be read: {error}.") from error
+            raise unreadable(str(path), error) from error
 
     def read_shard_sidecar(
         self, shard: ShardInfo, columns: Sequence[str] | None = None
