@@ -36,6 +36,7 @@ from tests.s3server import Place
 NO_PLACES = {
     "catalog_columns",
     "dataset_ids",
+    "drop_columns",
     "encryption",
     "endpoint_url",
     "engine_name",

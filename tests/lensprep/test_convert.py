@@ -56,6 +56,13 @@ def tree(table, tmp_path_factory):
     return write_tree(tmp_path_factory.mktemp("src"), table)
 
 
+@pytest.fixture(scope="module")
+def dataset(tree, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "ds"
+    convert(str(tree), str(out), CONFIG, workers=1)
+    return out
+
+
 def test_every_row_of_a_clean_tree_is_in_the_dataset(tree, table, tmp_path):
     report = convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1)
     assert report["input_rows"] == report["accepted"] == 120
@@ -116,8 +123,7 @@ def with_empty_groups(path):
         writer.write_table(part.slice(0, 0))
 
 
-def test_row_groups_and_files_without_rows_change_no_byte(tree, tmp_path):
-    convert(str(tree), str(tmp_path / "a"), CONFIG, workers=1)
+def test_row_groups_and_files_without_rows_change_no_byte(tree, dataset, tmp_path):
     source = tmp_path / "src"
     shutil.copytree(tree, source)
     for path in list(source.rglob("*.parquet")):
@@ -127,7 +133,7 @@ def test_row_groups_and_files_without_rows_change_no_byte(tree, tmp_path):
         pq.ParquetWriter(path.with_name(f"z-{path.name}"), empty.schema).close()  # no row group
     report = convert(str(source), str(tmp_path / "b"), CONFIG, workers=1)
     assert report["input_rows"] == report["accepted"] == 120
-    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    assert digests(dataset) == digests(tmp_path / "b")
     assert verify(str(tmp_path / "b"), against=str(source), sample=None, workers=1)["ok"]
 
 
@@ -214,8 +220,8 @@ def test_a_column_without_one_type_is_left_out_only_if_the_user_says_so(table, t
         convert(str(source), str(out), other, workers=1, resume=True)
 
 
-def test_a_dataset_of_a_version_that_dropped_nothing_may_be_resumed(tree, tmp_path):
-    convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1)
+def test_a_dataset_of_a_version_that_dropped_nothing_may_be_resumed(tree, dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "ds")
     path = tmp_path / "ds" / "manifest.json"
     manifest = json.loads(path.read_text())
     del manifest["config"]["drop_columns"]
@@ -608,10 +614,9 @@ def packed_anew(folder, tree):
         (packed_anew, r"Every row that was compared is the same\."),
     ],
 )  # fmt: skip
-def test_verify_tells_another_source_in_one_fault(tree, tmp_path, change, difference):
-    convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1)
+def test_verify_tells_another_source_in_one_fault(tree, dataset, tmp_path, change, difference):
     other = change(tmp_path / "other", tree)
-    result = verify(str(tmp_path / "ds"), against=str(other), sample=None, workers=1)
+    result = verify(str(dataset), against=str(other), sample=None, workers=1)
     assert not result["ok"]
     (fault,) = result["faults"]
     assert fault["file"] == "manifest.json"
@@ -619,9 +624,9 @@ def test_verify_tells_another_source_in_one_fault(tree, tmp_path, change, differ
     assert re.fullmatch(rf"{stated} files, 120 rows, \d+ bytes\. {difference}", fault["what"])
 
 
-def test_rows_altered_in_place_are_counted_beyond_the_first_few(tree, tmp_path):
+def test_rows_altered_in_place_are_counted_beyond_the_first_few(tree, dataset, tmp_path):
     """Same files, sizes and rows: by its listing it is the source."""
-    convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1)
+    shutil.copytree(dataset, tmp_path / "ds")
     path = tmp_path / "ds" / "manifest.json"
     other = other_rows(tmp_path / "other", tree)
     manifest = json.loads(path.read_text())

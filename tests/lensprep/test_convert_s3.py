@@ -167,8 +167,9 @@ def test_a_tree_in_the_store_is_read_as_one_on_a_disk(tree, table, s3):
     found = [t for file in source.files for t in source.iter_file(file, ["task_id", "psf_bin"])]
     expected = table.select(["task_id", "psf_bin"]).sort_by("task_id")
     assert pa.concat_tables(found).sort_by("task_id").equals(expected)
+    strict = ConvertConfig(max_reject_rate=0.0)
     with pytest.raises(BudgetError, match=r"The first: psf_bin=\d/part-0\.parquet, .*: empty_blob"):
-        convert(store.uri, s3.uri, ConvertConfig(), workers=1, options=s3.options())
+        convert(store.uri, s3.uri, strict, workers=1, options=s3.options())
     convert(store.uri, s3.uri, CONFIG, workers=1, options=s3.options())
     (fault,) = verify(s3.uri, against=str(tree), options=s3.options(), workers=1)["faults"]
     assert f"names another source than {tree}: {store.uri} with 4 files, 120 rows" in fault["what"]
