@@ -82,7 +82,7 @@ class ProjectGroup(click.Group):
             click.echo("Stopped.", err=True)
             ctx.exit(INTERRUPTED)
         except click.ClickException as error:
-            error.message = plain_text(error.message)
+            vars(error).update(message=plain_text(error.message))
             raise
         except Exception as error:
             if isinstance(error, BrokenPipeError) and _nobody_reads():
