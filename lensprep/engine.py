@@ -214,13 +214,14 @@ def run_tasks(
 
 def require_patience(losses: int, tasks: Sequence[Any], number: int, fate: str) -> None:
     """Tell of a worker that was killed while it did a task; there is an end to that."""
-    said = f"A worker process was killed ({fate}){while_it_did(tasks, number)}"
+    how = "ended" if fate.startswith(_ENDED) else "was killed"
+    said = f"A worker process {how} ({fate}){while_it_did(tasks, number)}"
     if losses < MOST_LOSSES:
         _log.warning("%s. It is done again.", said)
         return
     raise ProjectError(
-        f"{said}, {losses} times. What is finished is kept: run the same command again with "
-        "--resume, perhaps with fewer --workers."
+        f"{said}, {losses} times. Run the same command again, perhaps with fewer --workers; a "
+        "conversion goes on with --resume."
     )
 
 
@@ -233,11 +234,12 @@ def while_it_did(tasks: Sequence[Any], number: int) -> str:
 def _fate(exit_code: int) -> str:
     """What a process died of."""
     if exit_code > 0:
-        return f"exit status {exit_code}"
+        return f"{_ENDED} {exit_code}"
     name = signal.Signals(-exit_code).name
     return f"{name}: out of memory?" if exit_code == -signal.SIGKILL else name
 
 
+_ENDED = "exit status"
 _NOBODY = -1
 """In place of a process or a task that is not there."""
 
