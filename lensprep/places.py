@@ -286,20 +286,26 @@ def _is_occupied(dataset: Store) -> bool:
     return root.exists() and any(root.iterdir())
 
 
-def require_apart(source: str, *places: str | None) -> None:
-    """Refuse to write where the source lies: what is written would be read as rows of it.
+def require_apart(source: str, dataset: str, *others: str | None) -> None:
+    """Refuse to write where the source lies, which would be read as rows of it, or around it.
+
+    Parameters
+    ----------
+    source, dataset : str
+    *others : str, optional
+        Folders that may well hold the source, besides what is written.
 
     Raises
     ------
     ConfigError
     """
-    for place in filter(None, places):
-        for inner, outer in ((place, source), (source, place)):
-            if is_within(inner, outer):
-                raise ConfigError(
-                    f"{inner} lies in {outer}: what is written would be taken for rows of the "
-                    "source. Choose a folder apart from it."
-                )
+    pairs = [(source, dataset), *((place, source) for place in (dataset, *others) if place)]
+    for inner, outer in pairs:
+        if is_within(inner, outer):
+            raise ConfigError(
+                f"{inner} lies in {outer}: what is written would be taken for rows of the source. "
+                "Choose a folder apart from it."
+            )
 
 
 def make_plan(identity: Mapping[str, Any], digest: str, work: str | None) -> dict[str, Any]:

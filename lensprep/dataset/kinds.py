@@ -67,7 +67,7 @@ def folder_kind(names: Collection[str]) -> str | None:
 def no_manifest(uri: str, names: Collection[str]) -> str:
     """What to say of a folder that was given as a dataset and has no manifest."""
     if not names:
-        return f"{uri} is empty."
+        return f"{uri} has no {MANIFEST_NAME}: it is empty."
     kind = folder_kind(names)
     if kind is not None:
         return f"{uri} has no {MANIFEST_NAME}; it is {kind}."

@@ -172,11 +172,12 @@ class RemoteDataset(Dataset):
 
 def _no_dataset(store: S3Store, options: S3Options | None) -> str:
     """What to say of a location without a manifest."""
-    for above in PurePosixPath(store.prefix).parents[:2]:
+    names, place = [entry.name for entry in store.entries()], PurePosixPath(store.prefix)
+    for above in place.parents[:2]:
         holder = S3Store(f"s3://{store.bucket}/{above}".removesuffix("/."), options)
-        if holder.has(MANIFEST_NAME):
+        is_there = names or holder.has(place.relative_to(above).as_posix())
+        if is_there and holder.has(MANIFEST_NAME):
             return part_of(store.uri, holder.uri)
-    names = [entry.name for entry in store.entries()]
     return no_manifest(store.uri, names) if names else f"{store.uri}: nothing is there."
 
 

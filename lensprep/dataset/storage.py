@@ -69,7 +69,7 @@ def check_place(folder: Path) -> None:
     if there.is_dir():
         return
     if there == folder:
-        raise StorageError(f"{folder} is a file; a folder is written here.")
+        raise StorageError(f"{folder} is a file; a folder is needed here.")
     raise StorageError(f"{there} is a file, so {folder} cannot be made.")
 
 

@@ -418,6 +418,11 @@ def test_a_bad_where_is_told_before_anything_is_made(tree, tmp_path):
     assert not (tmp_path / "ds").exists()
 
 
+def test_the_work_folder_may_hold_the_source_too(tree, dataset, tmp_path):
+    convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1, work=str(tree.parent))
+    assert digests(tmp_path / "ds") == digests(dataset)
+
+
 def test_a_folder_that_holds_something_is_refused(tree, tmp_path):
     out = tmp_path / "ds"
     out.mkdir()

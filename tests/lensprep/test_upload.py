@@ -147,7 +147,7 @@ def test_until_the_manifest_is_there_there_is_no_dataset(s3, source, proxy):
     with pytest.raises(StorageError, match="Access denied"):
         upload(str(source), s3.uri, s3.options(endpoint_url=proxy.url))
     assert unfinished(s3) == []
-    with pytest.raises(DatasetError, match="did not finish"):
+    with pytest.raises(DatasetError, match="nothing is there"):
         Dataset.open(s3.uri, s3.options())
     assert upload(str(source), s3.uri, s3.options())["files"] == 6
     assert Dataset.open(s3.uri, s3.options()).dataset_id == Dataset.open(source).dataset_id
