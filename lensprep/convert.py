@@ -12,7 +12,7 @@ import logging
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -118,7 +118,7 @@ class ConvertConfig:
     skip_bad_files: bool = False
     """Leave out parquet files and row groups that cannot be read, and account for them; take what a
     job that did not finish has written."""
-    drop_columns: Sequence[str] | None = None
+    drop_columns: tuple[str, ...] | None = None
     """Columns of the source to leave out of the sidecars, none of them required."""
 
     def __post_init__(self) -> None:
@@ -133,14 +133,22 @@ class ConvertConfig:
         if not -(2**63) <= self.seed < 2**63:
             raise ConfigError(f"seed must fit 64 bits, got {self.seed}.")
         normalization_spec(self.normalize, self.clip)  # refuses what it does not know
-        # As JSON gives it back; None, as a version that did not know it has it.
-        object.__setattr__(self, "drop_columns", sorted({*(self.drop_columns or ())}) or None)
+        # None rather than empty, as in the plan of a version that did not know it.
+        dropped = tuple(sorted({*(self.drop_columns or ())})) or None
+        object.__setattr__(self, "drop_columns", dropped)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The part that decides the bytes: an interrupted run may go on only with the same."""
+        """The part that decides the bytes: an interrupted run may go on only with the same.
+
+        Values are as JSON gives them back.
+        """
         tolerances = ("max_reject_rate", "skip_bad_files")
-        return {name: value for name, value in asdict(self).items() if name not in tolerances}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+            if name not in tolerances
+        }
 
     def rules(self, schema: pa.Schema) -> FilterRules:
         """The user's cuts, compiled and tried on no rows, so that a mistake in them is told first.
