@@ -13,8 +13,11 @@ ProjectError
 │   └── ChangedError    ... holds something else than it should, or than it did a moment ago
 └── BudgetError         a limit on rejects, memory or disk
 
-`size_text` writes sizes in them, and wherever else a person reads one.
+`size_text` writes sizes in them, and wherever else a person reads one. `passing_fault` tells what
+kept a file from being read from what is wrong with the file.
 """
+
+import os
 
 
 def size_text(count: float) -> str:
@@ -72,3 +75,34 @@ class ChangedError(StorageError):
 
 class BudgetError(ProjectError):
     """A limit set by the user (rejected rows, memory, disk) would be passed."""
+
+
+def passing_fault(where: object, error: BaseException) -> StorageError | None:
+    """The error of a file that could not be read for a reason outside of it, if that is what it is.
+
+    Permission, a disk or a network that fails, too many open files, memory: nothing is known of the
+    content then, so it must not be called damaged, left out, or replaced by something older.
+
+    Parameters
+    ----------
+    where : object
+        The file, as the message is to name it.
+    error : exception
+        What the system, or a parser such as pyarrow's, raised.
+
+    Returns
+    -------
+    StorageError or None
+        NotFoundError if there is no such file; None if the fault lies in what was read.
+    """
+    if isinstance(error, FileNotFoundError):
+        return NotFoundError(f"{where}: no such file.")
+    if isinstance(error, MemoryError):
+        return StorageError(
+            f"There is not enough memory to read {where}. Use fewer processes, or a machine with "
+            "more of it."
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        # pyarrow's text has the path and a "Detail" of its own.
+        return StorageError(f"{where} cannot be read: {os.strerror(error.errno)}.")
+    return None

@@ -1,10 +1,14 @@
-"""Words of errors: a size is told in the unit that fits it."""
+"""Words of errors: sizes, and what kept a file from being read."""
 
 from __future__ import annotations
 
+import errno
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from lensprep.errors import size_text
+from lensprep.errors import NotFoundError, StorageError, passing_fault, size_text
 
 
 @pytest.mark.parametrize(
@@ -13,3 +17,30 @@ from lensprep.errors import size_text
 )
 def test_a_size_comes_in_the_unit_that_fits_it(count, text):
     assert size_text(count) == text
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (
+            PermissionError(errno.EACCES, "why"),
+            StorageError,
+            "a/b cannot be read: Permission denied.",
+        ),
+        (OSError(errno.EIO, "why"), StorageError, "a/b cannot be read: Input/output error."),
+        (FileNotFoundError(errno.ENOENT, "why"), NotFoundError, "a/b: no such file."),
+        (pa.ArrowMemoryError("malloc"), StorageError, "There is not enough memory to read a/b."),
+    ],
+)
+def test_what_lies_outside_of_a_file_is_no_fault_of_its_content(error, kind, text):
+    found = passing_fault("a/b", error)
+    assert type(found) is kind
+    assert str(found).startswith(text)
+
+
+def test_bytes_that_are_not_parquet_are_a_fault_of_the_content(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and then nothing of the kind")
+    with pytest.raises(pa.ArrowInvalid) as caught:
+        pq.ParquetFile(tmp_path / "a.parquet")
+    assert passing_fault("a.parquet", caught.value) is None
+    assert passing_fault("a.parquet", OSError("Unexpected end of stream")) is None
