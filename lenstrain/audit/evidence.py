@@ -95,7 +95,7 @@ class Evidence:
         """Content of the best checkpoint."""
         try:
             return load_checkpoint(self.checkpoint_path)
-        except CheckpointError as error:
+        except (CheckpointError, StorageError) as error:
             raise NotRunError(str(error)) from error
 
     @cached_property
