@@ -173,8 +173,8 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors by name, and the section ``model`` of the configuration of a checkpoint of ours."""
     try:
         content = load_tensors(path, "file of weights")
-    except NotFoundError:
-        raise CheckpointError(f"{path}: no such file of weights.") from None
+    except NotFoundError as error:
+        raise CheckpointError(str(error)) from None
     made: Any = {}
     if isinstance(content, dict):
         config = content.get("config")

@@ -8,10 +8,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from lensprep.dataset.layout import MANIFEST_NAME
-from lensprep.errors import CheckpointError, ProjectError, passing_fault
-
-_INNER = ("checkpoints/best.pt", "best.pt")
+from lensprep.errors import CheckpointError, NotFoundError, ProjectError, passing_fault
+from lenstrain.lookalikes import no_checkpoint
 
 
 def load_tensors(
@@ -43,8 +41,10 @@ def load_tensors(
             return torch.load(file, map_location="cpu", weights_only=True)
     except ProjectError:
         raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(no_checkpoint(path)) from None
     except IsADirectoryError:
-        raise CheckpointError(_what_folder(path, wanted)) from None
+        raise CheckpointError(no_checkpoint(path)) from None
     except Exception as error:  # torch raises many kinds for a file that is not its own
         raise_passing(path, error)
         reason = type(error).__name__
@@ -63,12 +63,3 @@ def raise_passing(path: Path, error: Exception) -> None:
     for cause in (error, error.__context__):
         if cause is not None and (fault := passing_fault(path, cause)) is not None:
             raise fault from error
-
-
-def _what_folder(path: Path, wanted: str) -> str:
-    if (path / MANIFEST_NAME).is_file():
-        return f"{path} is a dataset; a {wanted} is asked for here."
-    inner = next((path / name for name in _INNER if (path / name).is_file()), None)
-    if inner is not None:
-        return f"{path} is a folder. Name the file: {inner}."
-    return f"{path} is a folder, and holds no {_INNER[0]}; a {wanted} is a file."

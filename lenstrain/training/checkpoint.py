@@ -129,10 +129,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         content = load_tensors(path, WANTED, functools.partial(_check_parts, path))
-    except NotFoundError:
-        raise LostCheckpointError(
-            f"{path}: no such checkpoint. `lenstrain train` makes one."
-        ) from None
+    except NotFoundError as error:
+        raise LostCheckpointError(str(error)) from None
     if not isinstance(content, dict) or str(content.get("format")) != FORMAT:
         raise CheckpointError(f"{path} is no {WANTED}.")
     version = content.get("format_version")

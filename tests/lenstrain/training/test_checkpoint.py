@@ -196,15 +196,15 @@ def test_a_foreign_or_incomplete_file_is_refused(tmp_path, content, change, mess
 def test_a_missing_file_and_a_folder_are_refused_with_a_remedy(tmp_path):
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "none.pt")
-    with pytest.raises(CheckpointError, match=r"is a folder, and holds no checkpoints/best\.pt"):
+    with pytest.raises(CheckpointError, match=r"is a folder.*best\.pt"):
         load_checkpoint(tmp_path)
     best = tmp_path / "checkpoints" / "best.pt"
     best.parent.mkdir()
     best.touch()
-    with pytest.raises(CheckpointError, match=f"Name the file: {best}"):
+    with pytest.raises(CheckpointError, match=f"Name a file, such as {best}"):
         load_checkpoint(tmp_path)
     (tmp_path / "manifest.json").touch()
-    with pytest.raises(CheckpointError, match="is a dataset; a checkpoint of lenstrain is asked"):
+    with pytest.raises(CheckpointError, match="it is a converted dataset"):
         load_checkpoint(tmp_path)
 
 
