@@ -407,7 +407,7 @@ def _write_part(table: pa.Table, path: Path) -> None:
 def _some_rows(src: str, rows: int, options: S3Options | None = None) -> pa.Table:
     """At most so many rows of a source, from row groups at equal distances."""
     source = Source.open(src, filesystem=filesystem_for(src, options))
-    groups = [(f, i) for f in source.files for i, g in enumerate(f.row_groups) if g.rows]
+    groups = [(f, i) for f in source.files for i, _ in f.filled]
     if not groups:
         raise InputError(f"{src} has no rows to measure with.")
     each = max(1, min(source.rows // len(groups), _GROUP_ROWS))

@@ -15,11 +15,14 @@ and NO-GO belong to `lenstrain audit`, which judges a finder and not its data.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -27,10 +30,14 @@ from rich.text import Text
 from lensprep.checks import Circumstances, Finding, Tally, all_findings
 from lensprep.checks.tally import tally_rows
 from lensprep.contract import STAMP_COLUMN
+from lensprep.dataset.csvtext import guard_table
+from lensprep.dataset.files import uri_suffix, written_file
 from lensprep.dataset.s3client import S3Options
 from lensprep.engine import default_workers, run_tasks
-from lensprep.errors import ConfigError, InputError, SchemaError, size_text
+from lensprep.errors import ConfigError, InputError, SchemaError, StorageError, size_text
 from lensprep.listing import filesystem_for
+from lensprep.prepare import REJECT_SCHEMA
+from lensprep.rounds import left_out_rows
 from lensprep.source import Progress, Source, SourceFile
 
 Verdict = Literal["ok", "warnings", "failed"]
@@ -91,6 +98,7 @@ class _Task:
     source: Source
     sample_step: int
     pixels: bool
+    rejects: bool
 
     @property
     def label(self) -> str:
@@ -103,6 +111,7 @@ def check(
     *,
     pixels: bool = False,
     declared_fractions: Mapping[str, float] | None = None,
+    rejects: str | os.PathLike[str] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
     options: S3Options | None = None,
@@ -117,6 +126,9 @@ def check(
         Also decode every stamp: count those that cannot be decoded, and compare images.
     declared_fractions : mapping of str to float, optional
         Split fractions that are believed, such as {"train": 0.8, "val": 0.1, "test": 0.1}.
+    rejects : str or path, optional
+        Table to write, ``.csv`` or ``.parquet``: every row that conversion would leave out, with
+        its reason, as `lensprep.rounds.left_out_rows` gives them. Every stamp is decoded for it.
     workers : int, optional
         Processes; by default one for small sources, else one per processor.
     progress : callable, optional
@@ -133,16 +145,22 @@ def check(
         filesystem = filesystem_for(source, options)
         source = Source.open(source, skip_bad_files=True, filesystem=filesystem)
     if workers is None:
-        cost = source.rows * (_PIXELS_COST if pixels else 1)
+        cost = source.rows * (_PIXELS_COST if pixels or rejects else 1)
         workers = default_workers() if cost > _IN_PROCESS_ROWS else 1
     step = max(1, source.rows // SAMPLE_ROWS)
-    tasks = [_Task(replace(source, files=(file,)), step, pixels) for file in source.files]
+    tasks = [
+        _Task(replace(source, files=(file,)), step, pixels, rejects is not None)
+        for file in source.files
+    ]
     tally, done = Tally(), 0
-    for part, rows in run_tasks(_tally_file, tasks, workers=workers):
-        tally.merge(part)
-        done += rows
-        if progress is not None:
-            progress(done, source.rows)
+    with _rejects_table(rejects, options) as write:
+        for part, rows, left_out in run_tasks(_tally_file, tasks, workers=workers):
+            tally.merge(part)
+            if left_out is not None:
+                write(left_out)
+            done += rows
+            if progress is not None:
+                progress(done, source.rows)
     findings = all_findings(tally, _circumstances(source, pixels, declared_fractions))
     return CheckReport(
         source=source.uri,
@@ -157,28 +175,51 @@ def check(
     )
 
 
+@contextmanager
+def _rejects_table(
+    uri: str | os.PathLike[str] | None, options: S3Options | None
+) -> Iterator[Callable[[pa.Table], object]]:
+    """A function that adds rows to the table, which is there when all have been added."""
+    if uri is None:
+        yield lambda _: None
+        return
+    suffix = uri_suffix(uri)
+    if suffix not in (".csv", ".parquet"):
+        raise StorageError(f"{uri}: the rejects are written as .csv or .parquet.")
+    with written_file(uri, options) as path:
+        if suffix == ".parquet":
+            with pq.ParquetWriter(path, REJECT_SCHEMA) as table:
+                yield table.write_table
+        else:
+            with csv.CSVWriter(path, REJECT_SCHEMA) as table:
+                yield lambda rows: table.write_table(guard_table(rows))
+
+
 def _circumstances(
     source: Source, pixels: bool, declared: Mapping[str, float] | None
 ) -> Circumstances:
-    widths = [len({*file.columns, "region_split"}) for file in source.files]
+    widths = [len({*file.columns, *dict(file.stated), "region_split"}) for file in source.files]
     return Circumstances(
         schema=source.schema,
         row_groups=sum(len(file.row_groups) for file in source.files),
         file_columns=(min(widths), max(widths)),
         bad_files=tuple(f"{bad.path}: {bad.reason}" for bad in source.bad_files),
+        left_out=source.left_out,
+        unfinished=source.unfinished,
+        is_marked=source.is_marked,
         pixels=pixels,
         declared=declared,
     )
 
 
-def _tally_file(task: _Task) -> tuple[Tally, int]:
-    """Count the rows of one file."""
+def _tally_file(task: _Task) -> tuple[Tally, int, pa.Table | None]:
+    """Count the rows of one file, and find those that conversion would leave out."""
     (file,) = task.source.files
     try:
         tally = _tally_pieces(task, _whole_file(task, file))
     except InputError:
         tally = _tally_groups(task, file)
-    return tally, file.rows
+    return tally, file.rows, left_out_rows(task.source, file) if task.rejects else None
 
 
 def _whole_file(task: _Task, file: SourceFile) -> Iterator[pa.Table]:
@@ -190,7 +231,7 @@ def _tally_groups(task: _Task, file: SourceFile) -> Tally:
     """Count a file row group by row group; those that cannot be read are noted and passed over."""
     tally = Tally()
     columns, batch_rows = _reading(task)
-    for index, group in enumerate(file.row_groups):
+    for index, group in file.filled:
         pieces = task.source.iter_row_group(file, index, columns, batch_rows=batch_rows)
         try:
             part = _tally_pieces(task, pieces)

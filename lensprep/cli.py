@@ -33,6 +33,7 @@ from lensprep.terminal import (
     LOCATION,
     PICTURE,
     LocalPath,
+    Location,
     ProjectGroup,
     log_lines,
     print_json,
@@ -172,6 +173,12 @@ def _fractions(text: str | None) -> dict[str, float] | None:
 @click.argument("src", type=LOCATION)
 @click.option("--pixels", is_flag=True, help="Decode the stamps too: duplicate images, bad blobs.")
 @click.option("--fractions", metavar="train=F,val=F,test=F", help="What the splits should be.")
+@click.option(
+    "--rejects",
+    type=Location(".csv", ".parquet"),
+    metavar="FILE",
+    help="List every row that conversion would leave out, with its reason: .csv or .parquet.",
+)
 @s3_options
 @workers_option
 @json_option
@@ -179,25 +186,30 @@ def check(
     src: str,
     pixels: bool,
     fractions: str | None,
+    rejects: str | None,
     workers: int | None,
     as_json: bool,
     options: S3Options,
 ) -> None:
-    """Check that SRC is the data that you think it is. Reads no stamps unless asked.
+    """Check that SRC is the data that you think it is. Reads no stamps unless asked to.
 
     The verdict is "ok" or "warnings" (exit status 0), or "failed" (1).
 
     \b
     Example:
       lensprep check s3a-copy/stamps --json > check.json
+      lensprep check s3a-copy/stamps --rejects rejects.csv
     """
     from lensprep.check import check as run_check
     from lensprep.check import parse_fractions, render_text
 
+    if rejects is not None:
+        check_file(rejects, options)
     with progress_bar() as show:
         report = run_check(
             src,
             pixels=pixels,
+            rejects=rejects,
             declared_fractions=parse_fractions(fractions) if fractions else None,
             workers=workers,
             progress=lambda done, total: show("rows", done, total),
@@ -231,6 +243,13 @@ def check(
 @click.option("--where", help="Keep only rows for which this is true: 'psfsize_r < 1.4'.")
 @click.option(
     "--skip-bad-files", is_flag=True, help="Leave out corrupt parquet, and account for it."
+)
+@click.option(
+    "--drop-column",
+    "drop_columns",
+    multiple=True,
+    metavar="NAME",
+    help="Leave out this column of SRC, which may not be a required one; repeatable.",
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted conversion.")
 @click.option(

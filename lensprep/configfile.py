@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
+import numbers
+import operator
+import os
 import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from typing import Any, TypeVar
 
+import numpy as np
+
 from lensprep.dataset.files import read_file
+from lensprep.dataset.storage import is_remote, local_path
 from lensprep.errors import ConfigError, NotFoundError, StorageError
 
 T = TypeVar("T")
@@ -42,10 +50,27 @@ def load_config(
         If the file cannot be read, a key is unknown (the message names the nearest known one), or
         a value has the wrong type or range.
     """
-    mapping = _read_toml(path) if path is not None else {}
+    mapping = _read_toml(path, cls) if path is not None else {}
     for override in overrides:
         _apply_override(mapping, override)
     return from_mapping(cls, mapping)
+
+
+def typed(cls: type[T]) -> type[T]:
+    """Have a configuration hold the plain types it declares, however it is made.
+
+    Class decorator for dataclasses whose fields are named when they are made. A value is converted
+    as `converted` does before the class's own checks see it: NumPy's 3 becomes the 3 that a
+    checkpoint can be loaded with, and 1.5 is no seed.
+    """
+    hints, make = typing.get_type_hints(cls), cls.__init__
+
+    @functools.wraps(make)
+    def made(self: Any, **given: Any) -> None:
+        make(self, **{n: converted(hints[n], v, n) if n in hints else v for n, v in given.items()})
+
+    cls.__init__ = made  # type: ignore[method-assign]
+    return cls
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], prefix: str = "") -> T:
@@ -56,7 +81,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], prefix: str = "") -> 
     for key, value in mapping.items():
         if key not in fields:
             raise ConfigError(_unknown(prefix + key, [prefix + name for name in fields]))
-        values[key] = _convert(hints[key], value, prefix + key)
+        values[key] = converted(hints[key], value, prefix + key)
     try:
         return cls(**values)
     except (TypeError, ValueError) as error:
@@ -84,15 +109,43 @@ def to_toml(config: Any) -> str:
     return _toml_table(to_mapping(config), "")
 
 
-def _read_toml(path: str | PathLike[str]) -> dict[str, Any]:
+_KINDS: Mapping[str, frozenset[str]] = {
+    "a training configuration: `lenstrain train DATASET --config`": frozenset(
+        ("data", "model", "optim", "loss", "train", "eval")
+    ),
+    "the file of a sweep: `lenstrain sweep DATASET --config`": frozenset(
+        ("base", "fixed", "search", "refit", "space")
+    ),
+    "a file of thresholds: `lenstrain audit RUN DATASET --config`": frozenset(
+        ("purpose", "data", "run", "scores", "science", "seed", "resamples")
+    ),
+}
+"""The project's own configuration files by their sections, for who hands one to another command."""
+
+
+def _read_toml(path: str | PathLike[str], cls: type) -> dict[str, Any]:
+    if not is_remote(path) and local_path(path).is_dir():
+        raise ConfigError(f"{path} is a folder. Name a file in it, such as config.toml.")
     try:
-        return tomllib.loads(read_file(path).decode())
+        data = read_file(path)
+        mapping = tomllib.loads(data.decode())
     except NotFoundError:
         raise ConfigError(f"{path}: no such configuration file.") from None
     except StorageError as error:
         raise ConfigError(str(error)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+        what = f"is not valid TOML: {error}"
+        if data.startswith(b"PK"):
+            what = "is a zip file or a checkpoint, not TOML"
+        elif data.lstrip()[:1] == b"{":
+            what = "is JSON, not TOML"
+        raise ConfigError(f"{path} {what}. Name a configuration file, such as RUN/config.toml."
+                          ) from None  # fmt: skip
+    foreign = mapping.keys() - {field.name for field in dataclasses.fields(typing.cast(Any, cls))}
+    for kind, sections in _KINDS.items():
+        if foreign and foreign <= sections:
+            raise ConfigError(f"{path} is {kind} takes it.")
+    return mapping
 
 
 def _apply_override(mapping: dict[str, Any], override: str) -> None:
@@ -113,15 +166,33 @@ def _apply_override(mapping: dict[str, Any], override: str) -> None:
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    nearest = difflib.get_close_matches(key, known, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return f"Unknown configuration key {key!r}.{hint} Known here: {', '.join(known)}."
 
 
-def _convert(hint: Any, value: Any, key: str) -> Any:
-    """Check a value against a field's type; ints become floats where a float is asked for."""
+def converted(hint: Any, value: Any, key: str) -> Any:
+    """Give a value the plain type asked for, or refuse it.
+
+    Parameters
+    ----------
+    hint : type
+        ``int``, ``float``, ``str``, ``bool``, a ``Literal``, tuple, union or dataclass of them.
+    value : object
+        Numbers and text of NumPy become Python's, ints floats, paths text and mappings the
+        dataclass asked for. A bool is no number, and a float no int.
+    key : str
+        What messages call it.
+
+    Raises
+    ------
+    ConfigError
+        If it is of another type.
+    """
     origin = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
         if not isinstance(value, Mapping):
             raise ConfigError(f"{key} is a section; write [{key}] and its keys below.")
         return from_mapping(hint, value, key + ".")
@@ -133,20 +204,35 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         return _tuple(typing.get_args(hint), value, key)
     if origin is dict and isinstance(value, Mapping):
         return dict(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(hint, type) and type(value) is hint:
-        if isinstance(value, float) and math.isnan(value):
-            raise ConfigError(f"{key} must be a number, got nan.")
-        return value
-    name = getattr(hint, "__name__", str(hint))
-    raise ConfigError(f"{key} must be of type {name}, got {value!r}.")
+    plain = _plain(hint, value)
+    if plain is None:
+        name = getattr(hint, "__name__", str(hint))
+        raise ConfigError(f"{key} must be of type {name}, got {value!r}.")
+    if isinstance(plain, float) and math.isnan(plain):
+        raise ConfigError(f"{key} must be a number, got nan.")
+    return plain
+
+
+def _plain(hint: Any, value: Any) -> Any:
+    """The value as just this type, or None."""
+    if hint is bool or isinstance(value, bool | np.bool_):
+        return bool(value) if hint is bool and isinstance(value, bool | np.bool_) else None
+    if hint is int:
+        with suppress(TypeError):
+            return operator.index(value)
+    elif hint is float and isinstance(value, numbers.Real):
+        return float(value)
+    elif hint is str and isinstance(value, PathLike):
+        value = os.fspath(value)
+    if hint is str and isinstance(value, str):
+        return str.__str__(value)
+    return None
 
 
 def _literal(choices: tuple[Any, ...], value: Any, key: str) -> Any:
     for choice in choices:
-        if type(choice) is type(value) and choice == value:
-            return value
+        if _plain(type(choice), value) == choice:
+            return choice
     raise ConfigError(f"{key} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
@@ -158,7 +244,7 @@ def _union(hints: tuple[Any, ...], value: Any, key: str) -> Any:
                 return None
             continue
         try:
-            return _convert(hint, value, key)
+            return converted(hint, value, key)
         except ConfigError as error:
             errors.append(error)
     raise errors[0]
@@ -168,11 +254,11 @@ def _tuple(hints: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{key} must be a list, got {value!r}.")
     if len(hints) == 2 and hints[1] is Ellipsis:
-        return tuple(_convert(hints[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+        return tuple(converted(hints[0], item, f"{key}[{i}]") for i, item in enumerate(value))
     if len(value) != len(hints):
         raise ConfigError(f"{key} must have {len(hints)} values, got {len(value)}.")
     pairs = enumerate(zip(hints, value, strict=True))
-    return tuple(_convert(hint, item, f"{key}[{i}]") for i, (hint, item) in pairs)
+    return tuple(converted(hint, item, f"{key}[{i}]") for i, (hint, item) in pairs)
 
 
 def _toml_table(mapping: Mapping[str, Any], name: str) -> str:

@@ -6,7 +6,7 @@ checked against two other columns, and a row that is left out has a reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -156,25 +156,46 @@ def accepts(wanted: pa.DataType, found: pa.DataType) -> bool:
     or dictionary-encoded, and a column of nothing but nulls may have the null type. A float is
     never taken for an integer, nor a number for text.
     """
-    if pa.types.is_dictionary(found):
-        found = found.value_type
+    found = plain_type(found)
     if pa.types.is_null(found):
         return True
     if pa.types.is_string(wanted):
-        return bool(
-            pa.types.is_string(found)
-            or pa.types.is_large_string(found)
-            or pa.types.is_string_view(found)
-        )
+        return bool(pa.types.is_string(found) or pa.types.is_large_string(found))
     if pa.types.is_binary(wanted):
-        return bool(
-            pa.types.is_binary(found)
-            or pa.types.is_large_binary(found)
-            or pa.types.is_binary_view(found)
-        )
+        return bool(pa.types.is_binary(found) or pa.types.is_large_binary(found))
     if pa.types.is_integer(wanted):
         return bool(pa.types.is_integer(found))
     return bool(pa.types.is_floating(found))
+
+
+def plain_type(found: pa.DataType) -> pa.DataType:
+    """The type without views, encodings and extensions, which few readers compute with.
+
+    Text and bytes are no views (``string_view``), no value is an index (``dictionary``), a UUID is
+    its 16 bytes; the same holds inside lists, structs and maps.
+    """
+    if pa.types.is_dictionary(found):
+        return plain_type(found.value_type)
+    if isinstance(found, pa.BaseExtensionType):
+        return plain_type(found.storage_type)
+    if pa.types.is_string_view(found):
+        return pa.string()
+    if pa.types.is_binary_view(found):
+        return pa.binary()
+    if pa.types.is_map(found):
+        return pa.map_(plain_type(found.key_type), plain_type(found.item_type), found.keys_sorted)
+    if not pa.types.is_nested(found):
+        return found
+    inner = [f.with_type(plain_type(f.type)) for f in map(found.field, range(found.num_fields))]
+    if pa.types.is_struct(found):
+        return pa.struct(inner)
+    if pa.types.is_fixed_size_list(found):
+        return pa.list_(inner[0], found.list_size)
+    if pa.types.is_large_list(found):
+        return pa.large_list(inner[0])
+    if pa.types.is_list(found):
+        return pa.list_(inner[0])
+    return found
 
 
 class SchemaFault(NamedTuple):
@@ -185,15 +206,15 @@ class SchemaFault(NamedTuple):
     """Such as "is missing" or "is string, not int32"."""
 
 
-def schema_faults(schema: pa.Schema, *, has_split: bool = False) -> list[SchemaFault]:
+def schema_faults(schema: pa.Schema, stated: Collection[str] = ()) -> list[SchemaFault]:
     """What keeps a file of this schema from being read; an empty list if nothing.
 
     Parameters
     ----------
     schema : pyarrow.Schema
         Schema of one file.
-    has_split : bool
-        Whether the split is known from the folder (``region_split=train``).
+    stated : collection of str
+        Columns that a folder states (``region_split=train``), which the file may lack.
     """
     faults = []
     for column in COLUMNS:
@@ -204,7 +225,7 @@ def schema_faults(schema: pa.Schema, *, has_split: bool = False) -> list[SchemaF
             found = schema.field(indices[0]).type
             if not accepts(column.type, found):
                 faults.append(SchemaFault(column.name, f"is {found}, not {column.type}"))
-        elif column.required and not (column.name == SPLIT_COLUMN and has_split):
+        elif column.required and column.name not in stated:
             faults.append(SchemaFault(column.name, "is missing"))
     return faults
 

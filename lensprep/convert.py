@@ -8,22 +8,26 @@ or in an object store (`lensprep.places`).
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lensprep.account import ACCEPTED, Account
+from lensprep.configfile import typed
 from lensprep.contract import FilterRules
 from lensprep.dataset.layout import MANIFEST_NAME, REJECTS_NAME, SPLITS
 from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
@@ -50,9 +54,10 @@ from lensprep.errors import (
     DatasetError,
     NotFoundError,
     ProjectError,
+    SchemaError,
     StorageError,
 )
-from lensprep.listing import filesystem_for
+from lensprep.listing import UNFINISHED, filesystem_for
 from lensprep.normalize import Mode, normalization_spec
 from lensprep.placement import shard_count
 from lensprep.places import (
@@ -77,6 +82,8 @@ from lensprep.upload import DatasetFile, dataset_files, download, require_all
 from lensprep.witness import WitnessEngine
 from lensprep.workfolder import Work
 
+_log = logging.getLogger("lensprep.convert")
+
 _SYNC_THREADS = 2
 
 _WORKER_CONNECTIONS = 3
@@ -87,6 +94,7 @@ Progress = Callable[[str, int, int], None]
 """Called with a phase ("decode" or "shards"), the rows done and all rows."""
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConvertConfig:
     """What decides the content of a dataset, and the limits within which it is accepted."""
@@ -106,7 +114,10 @@ class ConvertConfig:
     max_reject_rate: float = 0.01
     """Commit nothing if a larger share of the input rows is rejected."""
     skip_bad_files: bool = False
-    """Leave out parquet files and row groups that cannot be read, and account for them."""
+    """Leave out parquet files and row groups that cannot be read, and account for them; take what a
+    job that did not finish has written."""
+    drop_columns: Sequence[str] | None = None
+    """Columns of the source to leave out of the sidecars, none of them required."""
 
     def __post_init__(self) -> None:
         if self.shard_rows < 1:
@@ -116,6 +127,8 @@ class ConvertConfig:
         if not -(2**63) <= self.seed < 2**63:
             raise ConfigError(f"seed must fit 64 bits, got {self.seed}.")
         normalization_spec(self.normalize, self.clip)  # refuses what it does not know
+        # As JSON gives it back; None, as a version that did not know it has it.
+        object.__setattr__(self, "drop_columns", sorted({*(self.drop_columns or ())}) or None)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -211,7 +224,15 @@ def convert(
     before = find_plan(store, resume=resume)
     finished = store.has(MANIFEST_NAME)
     filesystem = filesystem_for(src, options)
-    source = Source.open(src, skip_bad_files=config.skip_bad_files, filesystem=filesystem)
+    source = Source.open(
+        src,
+        skip_bad_files=config.skip_bad_files,
+        drop_columns=config.drop_columns or (),
+        filesystem=filesystem,
+    )
+    _require_one_type(source)
+    if source.unfinished is not None:
+        _log.warning("%s holds %s: %s.", source.uri, source.unfinished, UNFINISHED)
     rules = config.rules(source.schema)
     # What `plan_runs` makes of a source depends on it: a resumed task must read the same rows.
     identity = {**config.identity, "run_rows": RUN_ROWS}
@@ -252,7 +273,7 @@ def convert(
             shards, second = _second_round(config, places, runs, account, pool, progress)
         if engine is not None:
             _remove_unfinished(places)  # of workers that were lost on the way
-        _check_rejects(account, source.rows, config.max_reject_rate, final=True)
+        _check_rejects(account, source, config, places.work, final=True)
         manifest = Manifest(
             normalization=normalization_spec(config.normalize, config.clip),
             splits=shards,
@@ -267,6 +288,18 @@ def convert(
     others = workers if workers > 1 or places.elsewhere else 0
     peak = peak_rss_bytes() + others * max(first, second)
     return _report(manifest, time.monotonic() - started, peak)
+
+
+def _require_one_type(source: Source) -> None:
+    """What the files of a source do not agree on is left out only if the user says so."""
+    if source.left_out:
+        column, what = next(iter(source.left_out.items()))
+        more = sorted({*source.left_out} - {column})
+        raise SchemaError(
+            f"{source.uri}: column {column} {what}. Write the files again with one type, or leave "
+            f"it out with --drop-column {column}"
+            + (f" (the same holds for {', '.join(more)})." if more else ".")
+        )
 
 
 def _finish(places: Places, options: S3Options) -> None:
@@ -323,7 +356,7 @@ def _group_rows(source: Source) -> Iterator[tuple[tuple[SourceFile, int], ...]]:
     parts: list[tuple[SourceFile, int]] = []
     rows = 0
     for file in source.files:
-        for number, group in enumerate(file.row_groups):
+        for number, group in file.filled:
             if parts and rows + group.rows > RUN_ROWS:
                 yield tuple(parts)
                 parts, rows = [], 0
@@ -352,26 +385,48 @@ def _first_round(
         done += result["rows"]
         if progress is not None:
             progress("decode", done, source.rows)
-        _check_rejects(account, source.rows, config.max_reject_rate)
+        _check_rejects(account, source, config, work)
     return account, sorted(runs), peak
 
 
-def _check_rejects(account: Account, rows: int, limit: float, *, final: bool = False) -> None:
+def _check_rejects(
+    account: Account, source: Source, config: ConvertConfig, work: Work, *, final: bool = False
+) -> None:
     """Stop as soon as it is sure that too many rows will have been rejected."""
-    summary = account.summary()
+    summary, rows, limit = account.summary(), source.rows, config.max_reject_rate
     rejected = sum(summary["rejected"].values())
     if rejected > limit * rows:
-        reasons = ", ".join(f"{name} {n:,}" for name, n in summary["rejected"].items())
+        least = "" if final else "at least "
+        twice = RejectReason.DUPLICATE_ROW in summary["rejected"]
         raise BudgetError(
-            f"{rejected:,} of {rows:,} rows are rejected ({reasons}), more than "
-            f"--max-reject-rate {limit:g}; nothing is committed. Look at them with "
-            "`lensprep check`, or run it again with a higher rate; what is done is kept."
+            f"{source.uri}: {least}{rejected:,} of {rows:,} rows are rejected "
+            f"({_counts(summary['rejected'])}), more than --max-reject-rate {limit:g}; nothing is "
+            f"committed. The first: {'; '.join(_first_rejected(work))}. `lensprep check "
+            f"{source.uri} --rejects FILE.csv` lists them all{' but duplicates' * twice}. If they "
+            "are to be left out, run the same command again with a higher rate: what is done is "
+            "kept."
         )
     if final and not summary["accepted"]:
+        reasons = _counts({**summary["filtered"], **summary["rejected"]})
         raise BudgetError(
-            "No row was accepted; there is nothing to commit. Change --where or another cut, and "
-            "run it again."
+            f"No row of {rows:,} was accepted ({reasons}); there is nothing to commit. If it is a "
+            "cut of yours, change it and run the same command again."
         )
+
+
+def _first_rejected(work: Work, most: int = 3) -> list[str]:
+    """Where the first rejected rows stand, each with its reason."""
+    rows = (
+        f"{row['source_file']}, row group {row['source_row_group']}, row {row['source_row']}: "
+        f"{row['reason']}"
+        for table in work.left_out()
+        for row in table.filter(pc.field("kind") == "rejected").to_pylist()
+    )
+    return list(islice(rows, most))
+
+
+def _counts(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {rows:,}" for name, rows in reasons.items())
 
 
 def _second_round(
@@ -473,6 +528,7 @@ def _listing(source: Source) -> dict[str, Any]:
         "rows": source.rows,
         "bytes": source.bytes,
         "skipped_files": [asdict(bad) for bad in source.bad_files],
+        "unfinished": source.unfinished,
     }
 
 

@@ -13,11 +13,14 @@ ProjectError
 │   └── ChangedError    ... holds something else than it should, or than it did a moment ago
 └── BudgetError         a limit on rejects, memory or disk
 
-`size_text` writes sizes in them, and wherever else a person reads one. `passing_fault` tells what
-kept a file from being read from what is wrong with the file.
+`size_text` writes sizes in them, and wherever else a person reads one; `names_text` what there is
+where a name is missing; `passing_fault` tells what kept a file from being read from what is wrong
+with the file.
 """
 
 import os
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 def size_text(count: float) -> str:
@@ -27,6 +30,16 @@ def size_text(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def names_text(names: Iterable[str], wanted: str, most: int = 40) -> str:
+    """Names that were found, those most like the one that is missing first: "RA_DEG, dec, key"."""
+    found = list(dict.fromkeys(names))
+    folded = {name.casefold(): name for name in found}
+    near = [folded[name] for name in get_close_matches(wanted.casefold(), folded)]
+    ordered = [*near, *(name for name in found if name not in near)]
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(ordered[:most]) + more
 
 
 class ProjectError(Exception):

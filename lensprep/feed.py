@@ -3,13 +3,14 @@
 `lenstrain` may not import the decoder, and an interpreter with torch in it is a poor place to start
 decoding processes from. So it starts this one, ``python -m lensprep.feed``, and writes a request
 into it: one JSON object on the first line of standard input. ``kind`` is ``tree`` (Phase 4c;
-``uri``, ``split``) or ``cutouts`` (``uri``, ``catalog``, ``columns``), ``normalization`` that of
-the checkpoint, and ``ask`` one of
+``uri``, ``split``) or ``cutouts`` (``uri``, ``catalog``, ``columns``, and ``called``: what the user
+calls the folder, if it is a copy), ``normalization`` that of the checkpoint, and ``ask`` one of
 
 ======  ==========================================================================================
 ask     answer, one JSON object a line on standard output
 ======  ==========================================================================================
-plan    ``{"rows": n, "parts": [rows of each], "digest": ..., "unused": n}``
+plan    ``{"rows": n, "parts": [rows of each], "digest": ..., "unused": n}``, of a tree also
+        ``notes``: lines for the user
 parts   for each number in ``parts``, in any order: ``{"part": k, "file": path}``: an Arrow file in
         the folder ``scratch``, made by one of ``workers`` processes. The next answer comes when a
         line is written to standard input, so a slow reader never fills the disk
@@ -28,6 +29,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -39,7 +41,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from lensprep.contract import SPLIT_COLUMN, STAMP_COLUMN, FilterRules
-from lensprep.cutouts import NO_CUTOUT, open_cutouts, read_cutout
+from lensprep.cutoutfile import Refusal, read_cutout
+from lensprep.cutouts import NO_CUTOUT, open_cutouts
 from lensprep.dataset.layout import BANDS, MEASURED_COLUMNS, PAYLOAD_BYTES, SPLITS, STAMP_SHAPE
 from lensprep.dataset.manifest import NormalizationSpec
 from lensprep.dataset.record import new_records, payload_view
@@ -145,13 +148,18 @@ class Tree:
         """Rows and parts; a part may hold rows of other splits, which are left out when read."""
         parts = self._parts()
         if not parts:
-            known = {file.split for file in self.source.files}
+            known = sorted({file.split for file in self.source.files if file.split and file.rows})
             raise InputError(
-                f"{self.source.uri} has no split {self.split!r}; it has: "
-                f"{', '.join(sorted(name for name in known if name))}."
+                f"{self.source.uri} has no rows of split {self.split!r}; it has some of: "
+                f"{', '.join(known) or 'none'}."
             )
         rows = [sum(file.row_groups[group].rows for file, group in part) for part in parts]
-        return {"rows": sum(rows), "parts": rows, "digest": self.source.digest(), "unused": 0}
+        notes = [
+            f"{self.source.uri}: column {name} {what}; it is left out."
+            for name, what in self.source.left_out.items()
+        ]
+        digest = self.source.digest()
+        return {"rows": sum(rows), "parts": rows, "digest": digest, "unused": 0, "notes": notes}
 
     def _parts(self) -> list[tuple[tuple[SourceFile, int], ...]]:
         parts: list[tuple[tuple[SourceFile, int], ...]] = []
@@ -160,7 +168,7 @@ class Tree:
         for file in self.source.files:
             if file.split not in (None, self.split):
                 continue
-            for group, info in enumerate(file.row_groups):
+            for group, info in file.filled:
                 if held and rows + info.rows > PART_ROWS:
                     parts.append(tuple(held))
                     held, rows = [], 0
@@ -260,7 +268,9 @@ class CutoutFolder:
         """Read the catalogue and find the files."""
         if request["ask"] == "stamps":
             return cls(Path(request["uri"]), pa.table({}), 0, None)
-        found = open_cutouts(request["uri"], request["catalog"], request.get("columns"))
+        found = open_cutouts(
+            request["uri"], request["catalog"], request.get("columns"), request.get("called")
+        )
         return cls(found.folder, found.table, found.unused, _spec(request))
 
     def plan(self) -> dict[str, Any]:
@@ -268,8 +278,10 @@ class CutoutFolder:
         rows = self.table.num_rows
         digest = hashlib.sha256()
         for row in self.table.to_pylist():
-            file = row["file"]
-            size = (self.folder / file).stat().st_size if file else None
+            size = None
+            if row["file"] is not None:
+                with suppress(OSError):  # a link to nothing; the row will say so
+                    size = (self.folder / row["file"]).stat().st_size
             digest.update(json.dumps([row, size], default=str).encode())
         parts = [min(PART_ROWS, rows - first) for first in range(0, rows, PART_ROWS)]
         return {"rows": rows, "parts": parts, "digest": digest.hexdigest(), "unused": self.unused}
@@ -288,13 +300,18 @@ class CutoutFolder:
         ]
 
     def raw_stamps(self, places: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
-        """Nanomaggies of some files, shape (n, 3, 64, 64)."""
+        """Nanomaggies of some files, shape (n, 3, 64, 64); where the user's links lead is read."""
         out = np.zeros((len(places), *STAMP_SHAPE), np.float32)
         for k, place in enumerate(places):
-            path = self.folder / place["source_file"]
-            inside = path.resolve().is_relative_to(self.folder.resolve())
-            if not inside or read_cutout(path, out[k]):
-                raise InputError(f"{path} is no cutout that can be read any more.")
+            name = Path(str(place["source_file"]))
+            if name.is_absolute() or ".." in name.parts:
+                raise InputError(f"{name} lies outside {self.folder}.")
+            refusal = read_cutout(self.folder / name, out[k])
+            if refusal is not None:
+                raise InputError(
+                    f"{self.folder / name} is no cutout that can be read any more "
+                    f"({refusal.reason}: {refusal.detail})."
+                )
         return out
 
 
@@ -312,19 +329,19 @@ class CutoutTask:
         """Rows with a stamp, and rows without."""
         rows = self.table.num_rows
         raw = np.zeros((rows, *STAMP_SHAPE), np.float32)
-        files = self.table["file"].to_pylist()
-        reason = np.array(
-            [
-                NO_CUTOUT if file is None else str(read_cutout(self.folder / file, raw[row]))
-                for row, file in enumerate(files)
-            ],
-            dtype=object,
-        )
-        good = np.flatnonzero(reason == "")
+        files, misses = (self.table[name].to_pylist() for name in ("file", NO_CUTOUT))
+        refusals = [
+            Refusal(NO_CUTOUT, misses[row])
+            if file is None
+            else read_cutout(self.folder / file, raw[row])
+            for row, file in enumerate(files)
+        ]
+        good = np.array([row for row in range(rows) if refusals[row] is None], int)
         raw = np.ascontiguousarray(raw[good])
         stored = np.empty(raw.shape, "<f2")
         measured = Normalizer(self.spec)(raw, stored)
-        reason[good[measured.constant]] = RejectReason.CONSTANT_BAND.value
+        for row in good[measured.constant]:
+            refusals[row] = Refusal(RejectReason.CONSTANT_BAND, "a band has no scatter")
         sound = np.flatnonzero(~measured.constant)
         good, raw, stored, measured = good[sound], raw[sound], stored[sound], measured.take(sound)
         columns = self._columns(good)
@@ -333,12 +350,13 @@ class CutoutTask:
                 columns[f"{name}_{band}"] = pa.array(getattr(measured, name)[:, number])
         columns["pixel_hash"] = pa.array([xxhash.xxh3_128_hexdigest(s) for s in raw], pa.string())
         columns[PIXELS] = _bytes_column(stored, PIXELS_TYPE)
-        return pa.table(columns), self._rejects(reason)
+        return pa.table(columns), self._rejects(refusals)
 
     def _columns(self, rows: NDArray[np.int64]) -> dict[str, Any]:
         """Scalar columns; what scores have and a catalogue lacks is null."""
         taken = self.table.take(pa.array(rows))
-        taken_names = {*MEASURED_COLUMNS, PIXELS, "file", "split", "logit"} - {"key", "label"}
+        taken_names = {*MEASURED_COLUMNS, PIXELS, NO_CUTOUT, "file", "split", "logit"}
+        taken_names -= {"key", "label"}
         columns = {n: taken[n] for n in taken.column_names if n not in taken_names}
         empty = {"label": pa.int8(), "region_id": pa.int32(), "task_id": pa.string()}
         for name, kind in empty.items():
@@ -350,23 +368,22 @@ class CutoutTask:
         columns["source_row"] = pa.array(rows + self.index * PART_ROWS)
         return columns
 
-    def _rejects(self, reason: NDArray[np.object_]) -> pa.Table:
-        rows = np.flatnonzero(reason != "")
+    def _rejects(self, refusals: Sequence[Refusal | None]) -> pa.Table:
+        """Rows that have no stamp: as in ``rejects.parquet``, with what was found."""
+        found = {row: refusal for row, refusal in enumerate(refusals) if refusal is not None}
+        rows = np.array(list(found), int)
         taken = self.table.take(pa.array(rows))
         known: dict[str, Any] = {
             "task_id": taken["key"],
             "kind": pa.array(["rejected"] * len(rows), pa.string()),
-            "reason": pa.array([str(r) for r in reason[rows]], pa.string()),
+            "reason": pa.array([str(r.reason) for r in found.values()], pa.string()),
             "source_file": taken["file"],
             "source_row": pa.array(rows + self.index * PART_ROWS),
+            "detail": pa.array([r.detail for r in found.values()], pa.string()),
         }
-        return pa.table(
-            {
-                field.name: known.get(field.name, pa.nulls(len(rows), field.type))
-                for field in REJECT_SCHEMA
-            },
-            schema=REJECT_SCHEMA,
-        )
+        schema = REJECT_SCHEMA.append(pa.field("detail", pa.string()))
+        columns = [known.get(field.name, pa.nulls(len(rows), field.type)) for field in schema]
+        return pa.table(columns, schema=schema)
 
 
 def _labels(column: Any) -> Any:

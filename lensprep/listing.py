@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Final, NamedTuple
 
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from lensprep.dataset.kinds import folder_kind
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.s3file import S3Handler, s3_filesystem
 from lensprep.dataset.storage import is_remote, local_path
@@ -18,6 +20,20 @@ from lensprep.errors import InputError
 _SUFFIX: Final = ".parquet"
 _READ_BUFFER: Final = 4 << 20
 """Bytes read at once from a local file: without it a whole column chunk (140 MB) is held."""
+_STAGING: Final = (".spark-staging-", "__magic", ".hive-staging_")
+"""Beginnings of folders, beside ``_temporary``, in which a job writes until it is finished."""
+UNFINISHED: Final = "the job that writes it is running, or did not finish, and rows may be missing"
+
+
+class Listing(NamedTuple):
+    """What is at a location."""
+
+    root: str
+    """Folder that names are relative to."""
+    files: list[pafs.FileInfo]
+    """The parquet files, sorted by name."""
+    others: tuple[str, ...] = ()
+    """Names of what else is there, hidden files and (of a disk) folders too."""
 
 
 def filesystem_for(
@@ -39,27 +55,55 @@ def locate(
     return filesystem, (text.split("://", 1)[1] if is_remote(text) else text).rstrip("/")
 
 
-def list_parquet(
-    filesystem: pafs.FileSystem, path: str, uri: str
-) -> tuple[str, list[pafs.FileInfo]]:
-    """Folder that names are relative to, and the parquet files in it, sorted by name."""
+def list_parquet(filesystem: pafs.FileSystem, path: str, uri: str) -> Listing:
+    """The parquet files of a tree, or the one file that a location names."""
     try:
         info = filesystem.get_file_info(path)
         if info.type == pafs.FileType.NotFound:
             raise InputError(f"{uri}: no such file or folder. Give the folder of a Phase 4c tree.")
         if info.type == pafs.FileType.File:
-            return str(PurePosixPath(path).parent), [info]
+            return Listing(str(PurePosixPath(path).parent), [info])
         found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
     except OSError as error:
         raise InputError(f"{uri} cannot be listed: {str(error).splitlines()[0]}.") from error
-    files = [entry for entry in found if entry.type == pafs.FileType.File]
-    chosen = [entry for entry in files if _is_data(relative(entry.path, path))]
+    named = {relative(entry.path, path): entry for entry in found}
+    chosen = {
+        name: entry
+        for name, entry in sorted(named.items())
+        if entry.type == pafs.FileType.File and _is_data(name)
+    }
+    others = tuple(sorted({*named} - {*chosen}))
     if not chosen:
-        raise InputError(
-            f"{uri} holds no {_SUFFIX} file ({len(files)} other files). Give the folder above the "
-            "region_split=... folders of a Phase 4c tree."
-        )
-    return path, sorted(chosen, key=lambda entry: relative(entry.path, path))
+        raise InputError(_nothing(uri, [n for n in others if named[n].type == pafs.FileType.File]))
+    return Listing(path, list(chosen.values()), others)
+
+
+def _nothing(uri: str, files: Collection[str]) -> str:
+    """What to say of a folder without data."""
+    if mark := unfinished_job(files):
+        return f"{uri} holds no {_SUFFIX} file but {mark}: {UNFINISHED}."
+    if kind := folder_kind([name for name in files if not name.lower().endswith(_SUFFIX)]):
+        return f"{uri} holds no {_SUFFIX} file of a Phase 4c tree; it is {kind}."
+    return (
+        f"{uri} holds no {_SUFFIX} file ({len(files)} other files). Give the folder above the "
+        "region_split=... folders of a Phase 4c tree."
+    )
+
+
+def unfinished_job(names: Collection[str]) -> str | None:
+    """What a job that did not finish has left among some files and folders, if it has."""
+    for name in names:
+        parts = PurePosixPath(name).parts
+        for depth, part in enumerate(parts, 1):
+            if part == "_temporary" or part.startswith(_STAGING):
+                return "/".join(parts[:depth])
+        # Databricks: a job has a name, and commits under it.
+        if (
+            parts[-1].startswith("_started_")
+            and name.replace("_started_", "_committed_") not in names
+        ):
+            return name
+    return None
 
 
 def open_parquet(

@@ -31,7 +31,7 @@ from lensprep.dataset.record import blank_records
 from lensprep.dataset.s3 import S3Store
 from lensprep.dataset.writer import send_shard, write_shard
 from lensprep.errors import InputError
-from lensprep.normalize import Normalizer
+from lensprep.normalize import Normalizer, normalization_spec
 from lensprep.placement import shard_range
 from lensprep.places import Scratch
 from lensprep.prepare import REJECT_SCHEMA, Prepared, Preparer, duplicate_rows, unreadable_rows
@@ -39,7 +39,7 @@ from lensprep.source import Source, SourceFile
 from lensprep.spill import ShardRows, Stretch, arrange, read_records
 from lensprep.stampnpz import RejectReason
 from lensprep.trial import find_fatal
-from lensprep.workfolder import Work
+from lensprep.workfolder import LocalWork, Work
 
 _log = logging.getLogger("lensprep.rounds")
 
@@ -202,6 +202,20 @@ def _try_part(task: RunTask, part: tuple[SourceFile, int]) -> None:
     """All that is done with a row group until its records are written."""
     for _ in _prepared(replace(task, parts=(part,)), [], _scratch, Account(), []):
         pass
+
+
+def left_out_rows(source: Source, file: SourceFile) -> pa.Table:
+    """Rows of a file that conversion leaves out without being asked to, as in ``rejects.parquet``.
+
+    Rows that are there twice are not among them: they are found when shards are gathered.
+    """
+    parts = tuple((file, number) for number, _ in file.filled)
+    spec = normalization_spec("mad_stamp", 10.0)
+    task = RunTask(0, source, parts, 0, FilterRules(), spec, True, LocalWork(Path()))
+    left_out = [REJECT_SCHEMA.empty_table()]
+    for _ in _prepared(task, [], _scratch, Account(), left_out):
+        pass
+    return pa.concat_tables(left_out)
 
 
 def _prepared(

@@ -9,10 +9,12 @@
     source.iter_file(file, columns, batch_rows=8192)  -> a whole file in such pieces
 
 Opening reads footers only (in threads, for thousands of files) and checks every one of them
-against the contract. Hidden files and ``_SUCCESS`` are passed over. The split comes from the folder
-(``region_split=train``), from the column, or from both if they agree. Columns that a file lacks are
-null, types are those of the contract whatever the file stores, and the order of files depends on
-their names alone. A Source can be pickled; workers need no second look at the tree.
+against the contract. Hidden files and ``_SUCCESS`` are passed over; what a job has left that did
+not finish is an error. A column comes from the file, from folders (``region_split=train``, by the
+rules of Hive), or from both if they agree. Columns that a file lacks are null, types are those of
+the contract whatever the file stores, extra columns have one that holds what every file has, and
+the order of files depends on their names alone. A Source can be pickled; workers need no second
+look at the tree.
 
 Everything goes through a `pyarrow.fs.FileSystem`, so that another store is another file system.
 """
@@ -22,12 +24,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Container, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -38,13 +41,24 @@ import pyarrow.parquet as pq
 from lensprep.contract import (
     COLUMN_BY_NAME,
     COLUMNS,
+    REQUIRED_COLUMNS,
     SPLIT_COLUMN,
     STAMP_COLUMN,
+    plain_type,
     schema_faults,
 )
-from lensprep.dataset.layout import MEASURED_COLUMNS, SOURCE_COLUMNS, SPLITS
-from lensprep.errors import InputError, SchemaError
-from lensprep.listing import list_parquet, locate, open_parquet, relative
+from lensprep.dataset.kinds import DATASET, table_kind
+from lensprep.dataset.layout import MANIFEST_NAME, MEASURED_COLUMNS, SOURCE_COLUMNS, SPLITS
+from lensprep.errors import ConfigError, InputError, SchemaError
+from lensprep.listing import (
+    UNFINISHED,
+    Listing,
+    list_parquet,
+    locate,
+    open_parquet,
+    relative,
+    unfinished_job,
+)
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work goes on."""
@@ -56,7 +70,10 @@ _TAKEN: Final = frozenset((*MEASURED_COLUMNS, *SOURCE_COLUMNS, "place"))
 """Names that conversion gives to columns of its own."""
 _PREFIX: Final = "phase4c_"
 """Put before an extra column's name if conversion has a column of that name itself."""
-_LEAVE_OUT: Final = "Copy the file again, or leave it out with --skip-bad-files."
+_LEAVE_OUT: Final = "Copy the file again, or leave it out with `lensprep convert --skip-bad-files`."
+_HIVE_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
+_WHOLE: Final = re.compile(r"-?(0|[1-9][0-9]*)")
+_REAL: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 _UNREADABLE: Final = (OSError, pa.ArrowException, ValueError)
 """What pyarrow raises for files that are cut, altered or not parquet at all."""
 
@@ -82,11 +99,17 @@ class SourceFile:
     split: str | None
     """The split of all its rows, from folder or column; None if its rows differ."""
     columns: tuple[str, ...]
-    """Columns in the file itself, under the names of `Source.schema`."""
-    hive_split: str | None = None
-    """The split that the folder states, if it does."""
+    """Columns to be read from the file itself, under the names of `Source.schema`."""
+    stated: tuple[tuple[str, str | None], ...] = ()
+    """Columns that folders state (``region_split=train``) under such names, each with its text, or
+    None for null."""
     version: str | None = None
     """ETag of an object when its footer was read: it is read again only as that version."""
+
+    @property
+    def filled(self) -> list[tuple[int, RowGroup]]:
+        """Row groups that have rows, with their numbers: the others are no work for anybody."""
+        return [(number, group) for number, group in enumerate(self.row_groups) if group.rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +130,13 @@ class Source:
     files: tuple[SourceFile, ...]
     schema: pa.Schema
     bad_files: tuple[BadFile, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Extra columns that are not in ``schema``, since no one type holds what the files have, each
+    with what was found: "is double in a.parquet and string in b.parquet"."""
+    unfinished: str | None = None
+    """File or folder that a job has left that did not finish, if there is one."""
+    is_marked: bool = False
+    """Whether the job that wrote the files has left its ``_SUCCESS``."""
     filesystem: pafs.FileSystem = field(repr=False)
     root: str = field(repr=False)
     """Path of the folder that `SourceFile.path` is relative to, in ``filesystem``."""
@@ -117,6 +147,7 @@ class Source:
         uri: str | os.PathLike[str],
         *,
         skip_bad_files: bool = False,
+        drop_columns: Collection[str] = (),
         progress: Progress | None = None,
         filesystem: pafs.FileSystem | None = None,
     ) -> Source:
@@ -127,8 +158,11 @@ class Source:
         uri : str or path
             Folder or parquet file.
         skip_bad_files : bool
-            List files whose footer cannot be read in ``bad_files`` instead of stopping. A file
-            that can be read but breaks the contract is an error all the same.
+            List files whose footer cannot be read in ``bad_files`` instead of stopping, and take
+            what a job that did not finish has written. A file that can be read but breaks the
+            contract is an error all the same.
+        drop_columns : collection of str
+            Columns to pass over, none of them required.
         progress : callable, optional
             Called with (footers read, files).
         filesystem : pyarrow.fs.FileSystem, optional
@@ -137,29 +171,48 @@ class Source:
         Raises
         ------
         InputError
-            No such path, no parquet in it, or a file that cannot be read.
+            No such path, no parquet in it, no rows in that, a file that cannot be read, or a job
+            that did not finish.
         SchemaError
-            A required column is missing or has another type; the split is unknown or given twice
-            and not the same. The message names column and file.
+            A required column is missing or has another type; the split is unknown; or a column is
+            stated by a folder and holds something else. The message names column and file.
+        ConfigError
+            A column to be dropped is required, or not there.
         StorageError
             The location has a scheme that needs a file system that was not given.
         """
+        if required := {*drop_columns} & {*REQUIRED_COLUMNS}:
+            raise ConfigError(f"Phase 4c data must have the column {min(required)}: keep it.")
         filesystem, path = locate(uri, filesystem)
-        root, infos = list_parquet(filesystem, path, str(uri))
-        results = _read_footers(filesystem, root, infos, progress)
+        listing = list_parquet(filesystem, path, str(uri))
+        unfinished = unfinished_job(listing.others)
+        if unfinished and not skip_bad_files:
+            raise InputError(
+                f"{uri} holds {unfinished}: {UNFINISHED}. Run the job again; if nothing is "
+                "missing, remove that, or pass over it with `lensprep convert --skip-bad-files`."
+            )
+        results = _read_footers(filesystem, listing, frozenset(drop_columns), progress)
         bad = tuple(result for result in results if isinstance(result, BadFile))
         good = [result for result in results if isinstance(result, _Footer)]
         if bad and (not skip_bad_files or not good):
             raise _bad_file_error(bad, len(results))
-        _check_schemas(good)
-        return cls(
+        _check_schemas(good, str(uri), listing.others)
+        _check_dropped(drop_columns, good, str(uri))
+        schema, left_out = _unified_schema(good)
+        source = cls(
             uri=str(uri),
             files=tuple(footer.file for footer in good),
-            schema=_unified_schema(good),
+            schema=schema,
             bad_files=bad,
+            left_out=left_out,
+            unfinished=unfinished,
+            is_marked=any(PurePosixPath(name).name == "_SUCCESS" for name in listing.others),
             filesystem=filesystem,
-            root=root,
+            root=listing.root,
         )
+        if not source.rows:
+            raise InputError(f"{uri} has no rows: none of its {len(good)} parquet files has any.")
+        return source
 
     @property
     def is_remote(self) -> bool:
@@ -306,11 +359,12 @@ class Source:
             checked = stored == [STAMP_COLUMN] and not careful
             with self._open(file, STAMP_COLUMN in stored, checked) as parquet:
                 have = set(parquet.schema_arrow.names)
+                # A narrow column gives the number of rows where nothing else is read.
+                narrow = [name for name in file.columns if name != STAMP_COLUMN][:1]
                 batches = parquet.iter_batches(
                     batch_rows,
                     row_groups=list(groups),
-                    # A narrow column gives the number of rows where nothing else is read.
-                    columns=[_stored_name(name, have) for name in stored] or ["region_id"],
+                    columns=[_stored_name(name, have) for name in stored or narrow],
                     use_threads=False,
                 )
                 for batch in batches:
@@ -351,82 +405,136 @@ class _Footer:
 
     file: SourceFile
     schema: pa.Schema
-    split_problem: str | None
-    """Why the split of the rows is in doubt."""
+    """Columns in the file itself, under their own names, without those that are dropped."""
+    dropped: frozenset[str]
+    """Columns of the file or its folders that are dropped."""
+    problem: str | None
+    """What a folder states that cannot be."""
 
 
 def _read_footers(
     filesystem: pafs.FileSystem,
-    root: str,
-    infos: Sequence[pafs.FileInfo],
+    listing: Listing,
+    drop: frozenset[str],
     progress: Progress | None,
 ) -> list[_Footer | BadFile]:
     """Read all footers in threads; the answers come in the order of the files."""
     results: list[_Footer | BadFile] = []
-    with ThreadPoolExecutor(min(_THREADS, len(infos))) as pool:
-        for result in pool.map(lambda info: _read_footer(filesystem, root, info), infos):
+    read = partial(_read_footer, filesystem, listing.root, drop)
+    with ThreadPoolExecutor(min(_THREADS, len(listing.files))) as pool:
+        for result in pool.map(read, listing.files):
             results.append(result)
             if progress is not None:
-                progress(len(results), len(infos))
+                progress(len(results), len(listing.files))
     return results
 
 
 def _read_footer(
-    filesystem: pafs.FileSystem, root: str, info: pafs.FileInfo, again: bool = False
+    filesystem: pafs.FileSystem,
+    root: str,
+    drop: frozenset[str],
+    info: pafs.FileInfo,
+    again: bool = False,
 ) -> _Footer | BadFile:
     name = relative(info.path, root)
     try:
         parquet, version = open_parquet(filesystem, info.path, stream=False)
         with parquet:
-            metadata, schema = parquet.metadata, parquet.schema_arrow
+            metadata, whole = parquet.metadata, parquet.schema_arrow
             groups = tuple(
                 RowGroup(group.num_rows, group.total_byte_size)
                 for group in map(metadata.row_group, range(metadata.num_row_groups))
             )
-            hive = _hive_split(info.path)
-            split, problem = _split_of(parquet, hive)
+            stated = _stated(info.path, root)
+            dropped = {n for n in (*whole.names, *stated) if {n, _public_name(n)} & drop}
+            stated = {n: text for n, text in stated.items() if n not in dropped}
+            schema = pa.schema([column for column in whole if column.name not in dropped])
+            problem = _problem_of(parquet, schema, stated)
+            split = None if problem else _split_of(parquet, schema, stated)
     except _UNREADABLE as error:
         if not (again or isinstance(filesystem, pafs.LocalFileSystem)):
-            return _read_footer(filesystem, root, info, again=True)
+            return _read_footer(filesystem, root, drop, info, again=True)
         return BadFile(name, info.size, _first_line(error))
-    columns = tuple(_public_name(column) for column in schema.names)
-    rows = sum(group.rows for group in groups)
-    file = SourceFile(name, info.size, rows, groups, split, columns, hive, version)
-    return _Footer(file, schema, problem)
+    file = SourceFile(
+        name,
+        info.size,
+        sum(group.rows for group in groups),
+        groups,
+        split,
+        tuple(_public_name(column) for column in schema.names if column not in stated),
+        tuple((_public_name(column), text) for column, text in stated.items()),
+        version,
+    )
+    return _Footer(file, schema, frozenset(dropped), problem)
 
 
-def _hive_split(path: str) -> str | None:
-    """Split that a folder states as ``region_split=train``; the innermost one counts."""
-    for part in reversed(PurePosixPath(path).parts[:-1]):
-        name, equals, value = part.partition("=")
-        if equals and name == SPLIT_COLUMN:
-            return unquote(value)
+def _stated(path: str, root: str) -> dict[str, str | None]:
+    """Columns that folders state as ``name=value``, by the rules of Hive; the innermost counts.
+
+    Above the folder that was given only columns of the contract are meant.
+    """
+    above = len(PurePosixPath(root).parts)
+    stated: dict[str, str | None] = {}
+    for depth, folder in enumerate(PurePosixPath(path).parts[:-1]):
+        name, equals, value = folder.partition("=")
+        name = unquote(name)
+        if name and equals and (depth >= above or name in COLUMN_BY_NAME):
+            stated[name] = None if value == _HIVE_NULL else unquote(value)
+    return stated
+
+
+def _split_of(
+    parquet: pq.ParquetFile, schema: pa.Schema, stated: Mapping[str, str | None]
+) -> str | None:
+    """Split of a file's rows, from folder or column; None if they differ."""
+    if SPLIT_COLUMN in stated or SPLIT_COLUMN not in schema.names:
+        return stated.get(SPLIT_COLUMN)
+    if pa.types.is_nested(schema.field(SPLIT_COLUMN).type):
+        return None
+    values = _values(parquet, SPLIT_COLUMN)
+    return values.pop() if len(values) == 1 else None
+
+
+def _problem_of(
+    parquet: pq.ParquetFile, schema: pa.Schema, stated: Mapping[str, str | None]
+) -> str | None:
+    """What a folder states that cannot be, or that the file contradicts."""
+    for name, text in stated.items():
+        if name == SPLIT_COLUMN and text is not None and text not in SPLITS:
+            return f"the folder states {name}={text}; known are {', '.join(SPLITS)}"
+        if name in COLUMN_BY_NAME and not _is_of(text, COLUMN_BY_NAME[name].type):
+            return f"the folder states {name}={text}, which is no {COLUMN_BY_NAME[name].type}"
+        if schema.names.count(name) != 1 or pa.types.is_nested(schema.field(name).type):
+            continue
+        kind = plain_type(schema.field(name).type)
+        same = _scalar(text, kind).as_py() if _is_of(text, kind) else text
+        if other := sorted(map(str, _values(parquet, name) - {same, None})):
+            return (
+                f"the folder states {name}={text} but the column holds {other[0]!r}; one of them "
+                "is wrong"
+            )
     return None
 
 
-def _split_of(parquet: pq.ParquetFile, hive: str | None) -> tuple[str | None, str | None]:
-    """Split of a file's rows if they have one, and what is wrong with it if something is."""
-    if hive is not None and hive not in SPLITS:
-        return None, f"the folder states region_split={hive}; known are {', '.join(SPLITS)}"
-    if SPLIT_COLUMN not in parquet.schema_arrow.names:
-        return hive, None
-    if not pa.types.is_nested(parquet.schema_arrow.field(SPLIT_COLUMN).type):
-        values = _split_values(parquet)
-        if hive is None:
-            return (values.pop() if len(values) == 1 else None), None
-        if values - {hive, None}:
-            other = sorted(str(value) for value in values - {hive, None})[0]
-            return hive, (
-                f"the folder states region_split={hive} but the column holds {other!r}; "
-                "one of them is wrong"
-            )
-    return hive, None
+def _is_of(text: str | None, kind: pa.DataType) -> bool:
+    try:
+        _scalar(text, kind)
+    except pa.ArrowException:
+        return False
+    return True
 
 
-def _split_values(parquet: pq.ParquetFile) -> set[str | None]:
-    """Distinct values of the split's column, from statistics where these are enough."""
-    index = parquet.metadata.schema.names.index(SPLIT_COLUMN)
-    values: set[str | None] = set()
+def _scalar(text: str | None, kind: pa.DataType) -> pa.Scalar:
+    """What a folder states, in a column's type."""
+    return pa.scalar(text, pa.string()).cast(kind)
+
+
+def _values(parquet: pq.ParquetFile, column: str) -> set[Any]:
+    """Distinct values of a column, from statistics where these are enough."""
+    columns = parquet.metadata.schema
+    index = next(i for i in range(len(columns)) if columns.column(i).path == column)
+    kind = plain_type(parquet.schema_arrow.field(column).type)
+    values: set[Any] = set()
     for number in range(parquet.metadata.num_row_groups):
         group = parquet.metadata.row_group(number)
         if not group.num_rows:
@@ -434,33 +542,40 @@ def _split_values(parquet: pq.ParquetFile) -> set[str | None]:
         stats = group.column(index).statistics
         no_null = stats is not None and stats.has_null_count and stats.null_count == 0
         if stats is not None and no_null and stats.has_min_max and stats.min == stats.max:
-            values.add(str(stats.min))
+            values.add(stats.min)
         else:
-            column = parquet.read_row_group(number, [SPLIT_COLUMN], use_threads=False)
-            values.update(pc.unique(column.column(0).cast(pa.string())).to_pylist())
+            read = parquet.read_row_group(number, [column], use_threads=False)
+            values.update(pc.unique(read.column(0).cast(kind)).to_pylist())
     return values
 
 
 def _bad_file_error(bad: Sequence[BadFile], files: int) -> InputError:
     first = bad[0]
+    if files == 1 and not first.path.lower().endswith(".parquet"):
+        return InputError(
+            f"{first.path} is no parquet file. Give the folder of a Phase 4c tree, or a .parquet "
+            "file of one."
+        )
     more = f" ({len(bad)} of {files} files are like that)" if len(bad) > 1 else ""
     return InputError(
         f"{first.path} ({first.bytes} bytes) is not a readable parquet file{more}: {first.reason}. "
-        "Copy it again, or leave such files out with --skip-bad-files."
+        "Copy or write it again, or leave such files out with `lensprep convert --skip-bad-files`."
     )
 
 
-def _check_schemas(footers: Sequence[_Footer]) -> None:
+def _check_schemas(footers: Sequence[_Footer], uri: str, others: Collection[str]) -> None:
     """Refuse files that break the contract, naming the first and how many there are."""
     faults = []
     for footer in footers:
-        path = footer.file.path
-        if footer.split_problem is not None:
-            faults.append(f"{path}: {footer.split_problem}.")
+        path, stated = footer.file.path, dict(footer.file.stated)
+        kind = None if STAMP_COLUMN in footer.schema.names else table_kind(footer.schema.names)
+        if kind is not None:
+            what = f"{uri} is {DATASET}" if MANIFEST_NAME in others else f"{path} is {kind}"
+            raise SchemaError(f"{what}.")
+        if footer.problem is not None:
+            faults.append(f"{path}: {footer.problem}.")
             continue
-        for column, problem in schema_faults(
-            footer.schema, has_split=footer.file.hive_split is not None
-        ):
+        for column, problem in schema_faults(footer.schema, stated):
             if column == SPLIT_COLUMN and problem == "is missing":
                 problem = "is missing and no folder region_split=... states the split"
             faults.append(f"{path}: column {column} {problem}.")
@@ -472,30 +587,87 @@ def _check_schemas(footers: Sequence[_Footer]) -> None:
         )
 
 
-def _unified_schema(footers: Sequence[_Footer]) -> pa.Schema:
-    """Contract columns that any file has, in the contract's order, then extra ones by name."""
-    present = {name for footer in footers for name in footer.file.columns} | {SPLIT_COLUMN}
+def _check_dropped(columns: Collection[str], footers: Sequence[_Footer], uri: str) -> None:
+    """Refuse to drop what is not there."""
+    dropped = {
+        n for footer in footers for name in footer.dropped for n in (name, _public_name(name))
+    }
+    for name in columns:
+        if name not in dropped:
+            names = {name for footer in footers for name in footer.file.columns}
+            raise ConfigError(
+                f"{uri} has no column {name!r} to leave out; it has: "
+                f"{', '.join(sorted(names - {*REQUIRED_COLUMNS}))}."
+            )
+
+
+def _unified_schema(footers: Sequence[_Footer]) -> tuple[pa.Schema, dict[str, str]]:
+    """Contract columns that any file has, in the contract's order, then extra ones by name.
+
+    Extra columns get a type that holds what every file has; those for which there is none are left
+    out, and come with what was found.
+    """
+    stated = _stated_types(footers)
+    present = {name for footer in footers for name in footer.file.columns}
+    present |= {*stated, SPLIT_COLUMN}
     known = [pa.field(c.name, c.type) for c in COLUMNS if c.name in present]
-    extra = pa.schema([])
-    seen: set[pa.Schema] = set()
+    found: dict[str, tuple[pa.DataType, str]] = {}
+    left_out: dict[str, str] = {}
+    seen: set[tuple[pa.Schema, frozenset[str]]] = set()
     for footer in footers:
-        fields = pa.schema([_extra_field(f) for f in footer.schema if f.name not in COLUMN_BY_NAME])
-        if fields in seen:
+        path = footer.file.path
+        folders = frozenset(name for name, _ in footer.file.stated)
+        if (footer.schema, folders) in seen:
             continue
-        seen.add(fields)
-        try:
-            extra = pa.unify_schemas([extra, fields], promote_options="permissive")
-        except pa.ArrowException as error:
-            raise SchemaError(
-                f"{footer.file.path}: an extra column has a type that does not go with that of the "
-                f"files before it: {_first_line(error)}."
-            ) from error
-    return pa.schema([*known, *sorted(extra, key=lambda extra_field: extra_field.name)])
+        seen.add((footer.schema, folders))
+        fields = [(_public_name(f.name), plain_type(f.type)) for f in footer.schema]
+        names = [name for name, _ in fields]
+        fields += [(name, stated[name]) for name in folders - {*names}]
+        for name, kind in fields:
+            if name in COLUMN_BY_NAME or name in left_out:
+                continue
+            if names.count(name) > 1:
+                left_out[name] = f"is there {names.count(name)} times in {path}"
+                continue
+            before, first = found.setdefault(name, (kind, path))
+            common = _common_type(before, kind)
+            if common is None:
+                left_out[name] = f"is {before} in {first} and {kind} in {path}"
+            elif common != before:
+                found[name] = common, path
+    extra = [pa.field(n, kind) for n, (kind, _) in sorted(found.items()) if n not in left_out]
+    return pa.schema([*known, *extra]), left_out
 
 
-def _extra_field(stored: pa.Field) -> pa.Field:
-    encoded = pa.types.is_dictionary(stored.type)
-    return pa.field(_public_name(stored.name), stored.type.value_type if encoded else stored.type)
+def _common_type(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
+    """A type that holds the values of both."""
+    if first == second:
+        return first
+    schemas = [pa.schema([("column", kind)]) for kind in (first, second)]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        return None
+
+
+def _stated_types(footers: Sequence[_Footer]) -> dict[str, pa.DataType]:
+    """Types of the columns that folders state: the contract's, or those that all texts have."""
+    texts: dict[str, set[str]] = {}
+    for footer in footers:
+        for name, text in footer.file.stated:
+            texts.setdefault(name, set()).update([] if text is None else [text])
+    return {
+        name: COLUMN_BY_NAME[name].type if name in COLUMN_BY_NAME else _type_of_texts(values)
+        for name, values in texts.items()
+    }
+
+
+def _type_of_texts(texts: Collection[str]) -> pa.DataType:
+    """Whole numbers, numbers or text; what would not be written so again (``007``) is text."""
+    for kind, form in ((pa.int64(), _WHOLE), (pa.float64(), _REAL)):
+        if texts and all(form.fullmatch(text) and _is_of(text, kind) for text in texts):
+            return kind
+    return pa.string()
 
 
 def _public_name(stored: str) -> str:
@@ -512,9 +684,10 @@ def _stored_name(name: str, have: Container[str]) -> str:
 def _conform(table: pa.Table, schema: pa.Schema, file: SourceFile, where: str) -> pa.Table:
     """Bring rows to the unified schema: names, types, missing columns, the split."""
     columns = dict(zip(map(_public_name, table.column_names), table.columns, strict=True))
-    if file.hive_split is not None and SPLIT_COLUMN in schema.names:
-        split = pa.repeat(pa.scalar(file.hive_split, pa.string()), table.num_rows)
-        columns[SPLIT_COLUMN] = pa.chunked_array([split])
+    for name, text in file.stated:
+        if name in schema.names:
+            value = _scalar(text, schema.field(name).type)
+            columns[name] = pa.chunked_array([pa.repeat(value, table.num_rows)])
     arrays = []
     for wanted in schema:
         column = columns.get(wanted.name)
@@ -530,9 +703,12 @@ def _cast(column: pa.ChunkedArray, wanted: pa.Field, where: str) -> pa.ChunkedAr
         try:
             column = column.cast(wanted.type)
         except pa.ArrowException as error:
+            remedy = ""
+            if wanted.name not in REQUIRED_COLUMNS:
+                remedy = f" Leave it out with `lensprep convert --drop-column {wanted.name}`."
             raise SchemaError(
                 f"{where}: column {wanted.name} is {column.type} and holds a value that does not "
-                f"fit {wanted.type}: {_first_line(error)}."
+                f"fit {wanted.type}: {_first_line(error)}.{remedy}"
             ) from error
     if pa.types.is_string(wanted.type):
         column.validate(full=True)

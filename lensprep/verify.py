@@ -44,7 +44,7 @@ from lensprep.source import Source
 from lensprep.stampnpz import decode_batch
 
 MAX_FAULTS = 20
-"""Faults listed for one shard; what is beyond is counted in a last line."""
+"""Faults listed for one shard, or one file of a source; those beyond are counted in a last line."""
 
 _BLOCK_ROWS = 256
 
@@ -186,10 +186,15 @@ def _verify_shard(task: _Task) -> _Checked:
             faults += _record_faults(dataset, shard, tar, side)
         except (ShardError, NotFoundError, ChangedError) as error:
             faults.append(Fault(shard.name, None, None, str(error)))
-    if len(faults) > MAX_FAULTS:
-        more = len(faults) - MAX_FAULTS
-        faults = [*faults[:MAX_FAULTS], Fault(shard.name, None, None, f"and {more} faults more")]
-    return _Checked(task.split, faults, shard.rows, classes, regions)
+    return _Checked(task.split, _first_of(faults, shard.name), shard.rows, classes, regions)
+
+
+def _first_of(faults: list[Fault], name: str) -> list[Fault]:
+    """As many as are listed, and how many more there are."""
+    if len(faults) <= MAX_FAULTS:
+        return faults
+    more = len(faults) - MAX_FAULTS
+    return [*faults[:MAX_FAULTS], Fault(name, None, None, f"and {more} faults more")]
 
 
 def _size_faults(store: Store, name: str, expected: int) -> Iterator[Fault]:
@@ -301,13 +306,16 @@ def _reject_faults(dataset: Dataset) -> Iterator[Fault]:
 def _compare_with_source(
     dataset: Dataset, against: str, sample: int | None, seed: int, options: S3Options | None
 ) -> tuple[int, list[Fault]]:
-    """Derive rows again from the source and compare pixels and identity, bit by bit."""
+    """Derive rows again from the source and compare pixels and identity, bit by bit.
+
+    Of a source that is not the manifest's one fault tells how it differs.
+    """
     filesystem = filesystem_for(against, options)
     source = Source.open(against, skip_bad_files=True, filesystem=filesystem)
     files = {file.path: file for file in source.files}
     normalizer = Normalizer(dataset.manifest.normalization)
-    faults: list[Fault] = []
-    compared = 0
+    faults: dict[str, list[Fault]] = {}
+    compared, named = 0, set[str]()
     wanted = ["task_id", "source_file", "source_row_group", "source_row"]
     total = sum(split.rows for split in dataset.manifest.splits.values())
     for name, split in dataset.manifest.splits.items():
@@ -315,28 +323,57 @@ def _compare_with_source(
         for column in wanted:
             if side[column].null_count:
                 text = f"the sidecars of {name} have nulls in {column}: nothing to compare"
-                return compared, [*faults, Fault(name, None, None, text)]
+                return compared, [Fault(name, None, None, text)]
+        named.update(pc.unique(side["source_file"]).to_pylist())
         index = np.arange(split.rows)
         if sample is not None and sample < total:
             share = -(-sample * split.rows // total)
             index = np.sort(np.random.default_rng(seed).choice(index, share, replace=False))
         side = side.take(pa.array(index)).append_column("index", pa.array(index))
         for (path, group), rows in _by_row_group(side).items():
+            found = faults.setdefault(path, [])
             if path not in files:
-                faults.append(Fault(path, None, None, f"is not in {against}"))
+                found.append(Fault(path, None, None, f"is not in {against}"))
                 continue
             groups = files[path].row_groups
             if not 0 <= group < len(groups) or not groups[group].rows:
-                faults.append(Fault(path, None, None, f"has no row group {group} with rows"))
+                found.append(Fault(path, None, None, f"has no row group {group} with rows"))
                 continue
             try:
                 table = source.read_row_group(files[path], group, ["task_id", STAMP_COLUMN])
             except InputError as error:
-                faults.append(Fault(path, None, None, str(error)))
+                found.append(Fault(path, None, None, str(error)))
                 continue
             compared += rows.num_rows
-            faults += _row_faults(dataset, name, rows, table, normalizer)
-    return compared, faults
+            found += _row_faults(dataset, name, rows, table, normalizer)
+    if dataset.manifest.source.get("digest") not in (None, source.digest()):
+        altered = {path for path, found in faults.items() if found} & {*files}
+        return compared, [_other_source(dataset, source, named, altered)]
+    return compared, [f for path, found in faults.items() for f in _first_of(found, path)]
+
+
+def _other_source(dataset: Dataset, source: Source, named: set[str], altered: set[str]) -> Fault:
+    """How a source differs from the one that the manifest names."""
+    files, about = {file.path for file in source.files}, dataset.manifest.source
+    differences = [
+        f"{what}: {len(paths)} ({', '.join(sorted(paths)[:2])}{', ...' * (len(paths) > 2)})"
+        for what, paths in (
+            ("files that are missing", named - files),
+            ("files with other rows", altered),
+            ("files that gave no stamp to the dataset", files - named),
+        )
+        if paths
+    ]
+    stated = ", ".join(f"{about.get(name)!s:.30} {name}" for name in ("files", "rows", "bytes"))
+    return Fault(
+        MANIFEST_NAME,
+        None,
+        None,
+        f"names another source than {source.uri}: {about.get('uri')!s:.200} with {stated}, not "
+        f"{len(source.files)} files, {source.rows} rows, {source.bytes} bytes. "
+        + ("; ".join(differences) or "Every row that was compared is the same")
+        + ".",
+    )
 
 
 def _by_row_group(side: pa.Table) -> dict[tuple[str, int], pa.Table]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -19,25 +19,43 @@ from lenstrain.cli_base import (
     set_option,
 )
 
+if TYPE_CHECKING:
+    from lenstrain.evaluation.scores import ScoresAre
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 OUT_HELP = "Table to write: .parquet, .csv, .csv.gz or .fits."
 
 
-def _catalog_column_option(names: str) -> Callable[[F], F]:
+def _columns_option(*names: str, of: str) -> Callable[[F], F]:
+    """Add an option that says what a table calls its columns; see `parse_columns`."""
     return click.option(
-        "--catalog-column",
-        "catalog_columns",
+        *names,
         multiple=True,
         metavar="NAME=COLUMN",
-        help=f"What the catalogue calls {names}. Repeatable.",
+        help=f"What {of} calls a column: ra=RA_DEG,dec=DEC_DEG. Repeatable.",
     )
+
+
+def _scores_options(command: F) -> F:
+    """Add what says how SCORES are to be read: ``--columns`` and ``--scores-are``."""
+    are = click.option(
+        "--scores-are",
+        type=click.Choice(["probability", "logit"]),
+        help="What the scores are, whatever their column is called.",
+    )
+    return _columns_option("--columns", of="SCORES")(are(command))
 
 
 @click.command()
 @click.argument("checkpoint", type=LOCATION)
 @click.argument("dataset", type=LOCATION)
-@click.option("--split", default="test", show_default=True, help="Split to score.")
+@click.option(
+    "--split",
+    default="val",
+    show_default=True,
+    help="Split to score. Test is for the end: each way of opening it is counted.",
+)
 @click.option("--out", required=True, type=TABLE, help=OUT_HELP)
 @click.option(
     "--member",
@@ -51,7 +69,7 @@ def _catalog_column_option(names: str) -> Callable[[F], F]:
     type=LOCATION,
     help="DATASET is a folder of FITS or NPZ cutouts; their ra, dec (and key or file) are here.",
 )
-@_catalog_column_option("ra or dec")
+@_columns_option("--columns", "--catalog-column", "catalog_columns", of="the catalogue")
 @click.option("--tta", is_flag=True, help="Average the logit over the 8 turns and flips.")
 @click.option("--embeddings", is_flag=True, help="Add what the network's last layer sees.")
 @click.option("--batch-size", default=512, show_default=True, type=click.IntRange(min=1))
@@ -83,10 +101,12 @@ def infer(
     Example:
       lenstrain infer runs/a/checkpoints/best.pt data/ds --split test --out test.parquet
     """
+    from lenstrain.evaluation.scores import AXIS_COLUMNS
     from lenstrain.infer import infer as score
     from lenstrain.progress import stage_progress
 
-    columns = _catalog_columns(catalog_columns, options["catalog"], ("ra", "dec"))
+    known = ("key", "file", "ra", "dec", "label", "region_id", *AXIS_COLUMNS)
+    columns = _catalog_columns(catalog_columns, options["catalog"], known)
     with stage_progress("scoring") as progress:
         result = score(
             [checkpoint, *members],
@@ -101,16 +121,22 @@ def infer(
 
 
 def _catalog_columns(
-    pairs: tuple[str, ...], catalog: str | None, known: tuple[str, ...]
+    texts: tuple[str, ...], catalog: str | None, known: tuple[str, ...]
 ) -> dict[str, str]:
-    """What --catalog-column says."""
-    if not pairs:
-        return {}
-    if catalog is None:
+    """What the catalogue calls its columns."""
+    if texts and catalog is None:
         raise click.UsageError("--catalog-column needs --catalog.")
-    from lenstrain.evaluation.catalog import parse_columns
+    from lensprep.tables import parse_columns
 
-    return parse_columns(pairs, known)
+    return parse_columns(texts, known, "--catalog-column")
+
+
+def _score_columns(texts: tuple[str, ...]) -> dict[str, str]:
+    """What SCORES calls its columns."""
+    from lensprep.tables import parse_columns
+    from lenstrain.evaluation.scores import COLUMNS
+
+    return parse_columns(texts, COLUMNS)
 
 
 def _infer_lines(result: dict[str, Any]) -> list[str]:
@@ -141,9 +167,9 @@ def _infer_lines(result: dict[str, Any]) -> list[str]:
 @click.option(
     "--catalog",
     type=LOCATION,
-    help="Known lenses, CSV, FITS or parquet in lenscat's columns: recall by grade.",
+    help="Known lenses, a table in lenscat's columns: recall by grade.",
 )
-@_catalog_column_option("name, ra, dec or grade")
+@_columns_option("--catalog-column", "catalog_columns", of="the catalogue")
 @click.option(
     "--catalog-scores",
     type=LOCATION,
@@ -162,6 +188,7 @@ def _infer_lines(result: dict[str, Any]) -> list[str]:
     type=LOCATION,
     help="Lenses with the same axes, and perhaps weight, to average that function over.",
 )
+@_scores_options
 @set_option("Override an option of the evaluation, such as resamples=2000.")
 @s3_options
 @json_option
@@ -169,33 +196,40 @@ def evaluate(
     scores: str,
     out: str,
     catalog_columns: tuple[str, ...],
+    columns: tuple[str, ...],
     overrides: tuple[str, ...],
     as_json: bool,
     **inputs: Any,
 ) -> None:
     """Measure how good SCORES are, with intervals by region, and write a report.
 
-    SCORES is what `lenstrain infer` writes, or any parquet, CSV or FITS table with key, label,
-    logit (or probability) and region_id.
+    SCORES is what `lenstrain infer` writes, or any table (parquet, CSV, FITS, VOTable, ...) with
+    key, label, logit (or probability) and region_id.
 
     \b
     Example:
       lenstrain evaluate test.parquet --calibrate-on val.parquet --out report
     """
-    from lenstrain.evaluation.catalog import parse_columns
+    from lenstrain.evaluation.catalog import LENSCAT
     from lenstrain.evaluation.evaluate import evaluate as run_evaluation
     from lenstrain.evaluation.options import EvaluationOptions
     from lenstrain.progress import share_progress
 
-    columns = parse_columns(catalog_columns)
-    if inputs["catalog"] is None and (columns or inputs["catalog_scores"] is not None):
-        raise click.UsageError("--catalog-column and --catalog-scores need --catalog.")
+    named = _catalog_columns(catalog_columns, inputs["catalog"], tuple(LENSCAT))
+    if inputs["catalog"] is None and inputs["catalog_scores"] is not None:
+        raise click.UsageError("--catalog-scores needs --catalog.")
     if inputs["population"] is not None and not inputs["selection_function"]:
         raise click.UsageError("--population needs --selection-function.")
     options = load_config(EvaluationOptions, None, overrides)
     with share_progress() as progress:
         result = run_evaluation(
-            scores, out, catalog_columns=columns, options=options, progress=progress, **inputs
+            scores,
+            out,
+            catalog_columns=named,
+            columns=_score_columns(columns),
+            options=options,
+            progress=progress,
+            **inputs,
         )
     report(result, _evaluate_lines(result), as_json)
 
@@ -237,9 +271,10 @@ def _population_line(population: dict[str, Any]) -> str:
 @click.option(
     "--catalog",
     type=LOCATION,
-    help="Known lenses (CSV, FITS or parquet with ra, dec): controls near one are left out.",
+    help="Known lenses, a table with ra, dec: controls near one are left out.",
 )
-@_catalog_column_option("ra or dec")
+@_columns_option("--catalog-column", "catalog_columns", of="the catalogue")
+@_scores_options
 @set_option("Override an option: fraction=0.05, factor=4.0, psf_bins=4, radius_arcsec=5.0.")
 @s3_options
 @json_option
@@ -248,6 +283,8 @@ def mine(
     out: str,
     catalog: str | None,
     catalog_columns: tuple[str, ...],
+    columns: tuple[str, ...],
+    scores_are: ScoresAre | None,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -264,8 +301,15 @@ def mine(
     from lenstrain.mine import mine as run_mining
 
     options = load_config(MiningOptions, None, overrides)
-    columns = _catalog_columns(catalog_columns, catalog, ("ra", "dec"))
-    result = run_mining(scores, out, catalog=catalog, catalog_columns=columns, options=options)
+    result = run_mining(
+        scores,
+        out,
+        catalog=catalog,
+        catalog_columns=_catalog_columns(catalog_columns, catalog, ("ra", "dec")),
+        columns=_score_columns(columns),
+        scores_are=scores_are,
+        options=options,
+    )
     lines = [f"Note: {note}" for note in result["notes"]]
     lines.append(
         f"{result['hard']:,} hard of {result['controls']:,} controls in {len(result['bins'])} bins "

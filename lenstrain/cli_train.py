@@ -86,8 +86,8 @@ def _train_lines(result: dict[str, Any]) -> list[str]:
 def monitor(runs: tuple[str, ...], watch: bool, once: bool, interval: float, as_json: bool) -> None:
     """Show how RUN is doing and what that means; nothing is ever written into it.
 
-    RUN is a run folder, local or s3://, that may be running, over, or not there yet; or a folder of
-    runs, such as the trials of a sweep.
+    RUN is a run folder, local or s3://, that may be running or over, or with --watch not there yet;
+    or a folder of runs, such as the trials of a sweep.
 
     \b
     Example:

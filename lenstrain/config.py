@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lensprep.configfile import typed
 from lensprep.dataset import STAMP_SIZE
 
 Arch = Literal["resnet18", "resnet34", "convnext_tiny", "efficientnet_b0", "resnet_small"]
 Metric = Literal["auroc", "nll", "tpr_at_fpr"]
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """What a step is fed with."""
@@ -82,6 +84,7 @@ class DataConfig:
             _at_least(self, "limit", 1)
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """The network: (B, 3, 64, 64) normalised pixels to one logit each."""
@@ -138,6 +141,7 @@ class ModelConfig:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
     """AdamW and its schedule."""
@@ -180,6 +184,7 @@ class OptimConfig:
         _at_least(self, "accumulate", 1)
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
     """What is minimised."""
@@ -199,6 +204,7 @@ class LossConfig:
         _at_least(self, "focal_gamma", 0)
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """The run: length, stopping, precision, records."""
@@ -265,6 +271,7 @@ class TrainConfig:
             raise ValueError(f"timeout_minutes must be above 0, got {self.timeout_minutes}")
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig:
     """The validation after each epoch, always on every row of the split."""
@@ -284,6 +291,7 @@ class EvalConfig:
             raise ValueError(f"fpr must lie between 0 and 1, got {self.fpr}")
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """A whole run."""

@@ -28,6 +28,7 @@ from lensprep.dataset.files import check_file, exists, join_uri
 from lensprep.dataset.storage import is_remote, open_store
 from lensprep.dataset.where import compile_where
 from lensprep.errors import ConfigError, DatasetError
+from lensprep.tables import Uri, read_table
 from lenstrain.config import Config
 from lenstrain.evaluation.compare import compare
 from lenstrain.evaluation.completeness import AxisBins, axis_bins
@@ -35,7 +36,6 @@ from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.plainjson import plain
 from lenstrain.evaluation.rate_table import supports_of
 from lenstrain.evaluation.scores import Scores, read_scores
-from lenstrain.tables import Uri, read_table
 
 FACTORS = ("theta_e_arcsec", "src_dmag", "lens_model")
 RESULT_NAME = "generalize.json"
@@ -43,9 +43,11 @@ TABLE_NAME = "generalize.md"
 
 _BINS = 4
 """Bins of a factor that is continuous, by its quantiles."""
-TOLERATED_LOSS = 0.05
-"""Loss of completeness that is as good as none (a convention, said beside every verdict)."""
+_LARGEST_DROP = 0.05
+"""Loss of completeness that is tolerated. The verdict is the interval's: a finder holds if a larger
+loss is excluded, falls if a smaller one is, and otherwise the lenses are too few to say."""
 _FEWEST_LENSES = 30
+"""With fewer an interval from draws of regions is too narrow to be believed."""
 
 Progress = Callable[[str, float], None]
 """Told what begins and the share of the work done before it."""
@@ -161,11 +163,13 @@ def generalize(
     Returns
     -------
     dict
-        The content of generalize.json: ``factors`` {name: {testable, reason, cases[]}}, ``passed``
-        (None unless one case falls, or all hold). A case holds ``value``, ``train_lenses``, ``n``,
+        The content of generalize.json: ``factors`` {name: {testable, reason, cases[]}},
+        ``tolerated_loss``, ``passed`` (False if a case falls, True if all hold, else None). A case
+        holds ``value``, ``train_lenses``, ``n``,
         ``tpr`` and ``auroc`` ``{value, low, high, level, this, other}`` on the lenses left out
         (``this`` is the network without them, ``other`` the one with all), the same for the
-        ``others``, ``supported``, ``passed`` and, where that is None, ``reason``.
+        ``others``, ``supported`` and ``passed``: True if the interval excludes a loss larger than
+        the tolerated one, False if it excludes a smaller one, None (with ``reason``) if neither.
 
     Raises
     ------
@@ -204,7 +208,8 @@ def generalize(
             left_out = _without(config, case)
             scores = _scores(data, left_out, join_uri(out, case.name), split)
             found[case.name] = _compare(case, scores, everything, options, fpr)
-    result = plain(_result(plans, found) | {"split": split, "fpr": fpr, "dataset": dataset})
+    settings = {"split": split, "fpr": fpr, "dataset": dataset, "tolerated_loss": _LARGEST_DROP}
+    result = plain(_result(plans, found) | settings)
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     store = open_store(out)
     store.write(RESULT_NAME, text.encode())
@@ -284,35 +289,39 @@ def _compare(
         entry["others"] = _differences(scores, everything, others, options)
     if entry["tpr"]["value"] is None:
         return entry | {"reason": entry["tpr"]["reason"]}
-    if entry["n"] < _FEWEST_LENSES:
-        return entry | {"reason": f"{entry['n']} lenses are too few to say"}
-    return entry | judge(entry["tpr"]["low"], entry["tpr"]["high"])
+    passed, reason = judge(entry["tpr"], entry["n"])
+    return entry | {"passed": passed, "reason": reason}
 
 
-def judge(low: float | None, high: float | None) -> dict[str, Any]:
-    """Whether lenses left out are found as well, by the interval of the difference alone.
-
-    It holds if the interval leaves out every loss larger than `TOLERATED_LOSS` (a test of
-    non-inferiority), falls if it leaves out "no loss", and is open otherwise: an interval that is
-    wide enough to hold both is no evidence for either.
+def judge(difference: dict[str, Any], n: int) -> tuple[bool | None, str | None]:
+    """Whether completeness holds on lenses never seen, by the interval of its difference.
 
     Parameters
     ----------
-    low, high : float or None
-        Interval of the completeness without these lenses less that with all; None if there is none.
+    difference : dict
+        ``low`` and ``high`` of completeness without such lenses less with them, or None.
+    n : int
+        Lenses of this kind that were compared on.
 
     Returns
     -------
-    dict
-        ``passed`` (True, False, or None for open) and ``reason`` (None unless open).
+    passed : bool or None
+        True if a loss of more than 5 points is excluded, False if one of 5 points or less is.
+    reason : str or None
+        Why neither can be said.
     """
+    low, high = difference["low"], difference["high"]
+    if n < _FEWEST_LENSES:
+        return None, f"{n} lenses are too few to say"
     if low is None or high is None:
-        return {"passed": None, "reason": "too few to say: there is no interval"}
-    if low >= -TOLERATED_LOSS:
-        return {"passed": True, "reason": None}
-    if high < 0:
-        return {"passed": False, "reason": None}
-    return {"passed": None, "reason": f"too few to say: the loss may be {-100 * low:.1f} pp"}
+        return None, "too few regions to say: one has no interval"
+    if low >= -_LARGEST_DROP:
+        return True, None
+    if high < -_LARGEST_DROP:
+        return False, None
+    return None, (
+        f"too few to say: a loss of {100 * _LARGEST_DROP:g} pp is neither excluded nor certain"
+    )
 
 
 def _kept(scores: Scores, case: Case) -> NDArray[np.bool_]:
@@ -350,7 +359,7 @@ def _result(plans: dict[str, list[Case] | str], found: dict[str, dict[str, Any]]
             factors[factor] = {"testable": True, "reason": None, "cases": rows}
     verdicts = {case["passed"] for factor in factors.values() for case in factor["cases"]}
     passed = False if False in verdicts else True if verdicts == {True} else None
-    return {"factors": factors, "passed": passed, "tolerated_loss": TOLERATED_LOSS}
+    return {"factors": factors, "passed": passed}
 
 
 def as_markdown(result: dict[str, Any]) -> str:
@@ -361,9 +370,8 @@ def as_markdown(result: dict[str, Any]) -> str:
         "",
         f"Completeness at {rate} on the {result['split']} split, of the network that never saw "
         "such lenses and of the one trained with all; brackets are intervals of the difference "
-        "from draws of whole regions. A kind holds if its interval leaves out every loss of more "
-        f"than {100 * TOLERATED_LOSS:g} pp, falls if it leaves out zero; else there are too few "
-        "lenses to say.",
+        "from draws of whole regions. It holds where a loss of more than "
+        f"{100 * _LARGEST_DROP:g} pp is excluded, and falls where one is certain.",
         "",
         "| left out | lenses | without | with all | difference | others | verdict |",
         "|---|---|---|---|---|---|---|",

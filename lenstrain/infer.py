@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections import Counter
@@ -26,10 +27,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lensprep.configfile import converted
 from lensprep.dataset import MANIFEST_NAME
+from lensprep.dataset.cutoutnames import cutout_stem
 from lensprep.dataset.files import (
     join_uri,
-    local_file,
     local_folder,
     split_uri,
     uri_suffix,
@@ -43,14 +45,17 @@ from lensprep.errors import (
     ShardError,
     StorageError,
 )
+from lensprep.tables import Uri, local_table
 from lenstrain.data.cache import CacheOptions
 from lenstrain.ensemble import Ensemble, load_finder
-from lenstrain.ledger import record_opening
+from lenstrain.ledger import LEDGER, opening, openings, read_ledger, record_opening, run_of
 from lenstrain.origins import DatasetOrigin, FeedOrigin, Origin, Part
-from lenstrain.tables import Uri, check_table, table_writer
+from lenstrain.tables import check_table, table_writer
 from lenstrain.training.distributed import Context, process_group
 from lenstrain.training.transfer import send, widen
 from lenstrain.training.validate import full_float32
+
+logger = logging.getLogger("lenstrain.infer")
 
 FIRST_COLUMNS = ("key", "task_id", "label", "logit", "region_id", "split")
 """Columns that every scores table begins with; the source's others follow."""
@@ -66,7 +71,7 @@ def infer(
     checkpoint: Uri | Sequence[Uri],
     dataset: Uri,
     *,
-    split: str = "test",
+    split: str = "val",
     out: Uri,
     catalog: Uri | None = None,
     catalog_columns: Mapping[str, str] | None = None,
@@ -95,7 +100,8 @@ def infer(
         A converted dataset, whose normalisation must be the checkpoint's; a Phase 4c tree, whose
         stamps are normalised as the checkpoint asks; or a folder of cutouts, with `catalog`.
     split : str
-        ``"train"``, ``"val"`` or ``"test"``; cutouts have none.
+        ``"train"``, ``"val"`` or ``"test"``; cutouts have none. Opening test is said, and noted in
+        the ledger of each checkpoint's run, which `lenstrain audit` reads.
     out : str or path
         The table to write, parquet, CSV or FITS by its suffix; it appears whole or not at all.
         Parts that are finished lie in the folder ``.NAME.parts`` beside it, also in an object
@@ -127,7 +133,10 @@ def infer(
     dict
         ``rows``, ``filtered`` and ``rejected`` (by reason; none of a dataset), ``resumed_rows``,
         ``split``, ``out``, ``rejects`` (path or None), ``checkpoint_sha256``, ``members``,
-        ``dataset_id``, ``tta``, ``device``, ``seconds``, ``stamps_per_s``.
+        ``dataset_id``, ``tta``, ``device``, ``seconds``, ``stamps_per_s``; and ``test_openings``,
+        for each checkpoint if the split is test: ``ledger`` (path or None), ``before`` (other
+        openings, by other weights or options; None if not known), ``repeated`` (whether this one
+        is there already) and ``fault`` (why it could not be read or written, or None).
 
     Raises
     ------
@@ -142,6 +151,9 @@ def infer(
         If `out` cannot be written or its suffix names no format: said before the work.
     """
     start = time.perf_counter()
+    split, tta = converted(str, split, "split"), converted(bool, tta, "tta")
+    batch_size = converted(int, batch_size, "batch_size")
+    embeddings = converted(bool, embeddings, "embeddings")
     paths = [checkpoint] if isinstance(checkpoint, str | PathLike) else list(checkpoint)
     check_table(out, vectors=embeddings)
     with process_group(device, _WAIT_MINUTES) as context, ExitStack() as copies:
@@ -158,6 +170,7 @@ def infer(
             origin.check(meta, str(path))
         model = Ensemble([m for m, _, _ in loaded], tta=tta, embeddings=embeddings)
         facts = _facts(paths, loaded, origin, tta)
+        opened = [_look(path, facts) for path in paths] if context.is_main else []
         parent, name = split_uri(out)
         folder = open_store(join_uri(parent, f".{name}.parts"))
         done, todo = _share_work(folder, facts, origin, batch_size, embeddings, context)
@@ -171,8 +184,9 @@ def infer(
             raise
         if context.is_main:
             _remove(folder)
-            for path, member in zip(paths, facts["members"], strict=True):
-                record_opening(path, facts | member)
+            for found, member in zip(opened, facts["members"], strict=True):
+                _record(found, facts, member)
+            account["test_openings"] = opened if origin.split == "test" else []
         account = context.from_main(account)
         context.barrier()
     seconds = time.perf_counter() - start
@@ -204,12 +218,11 @@ def _open(
     """The kind of origin that a location is: a manifest makes a dataset, a catalogue cutouts."""
     if catalog is not None:
         # The decoder reads them file by file, from a disk.
-        folder = copies.enter_context(local_folder(uri))
-        table, columns = copies.enter_context(local_file(catalog[0])), catalog[1]
+        folder = copies.enter_context(local_folder(uri, wanted=_is_cutout))
+        table, columns = copies.enter_context(local_table(catalog[0])), catalog[1]
         origin = FeedOrigin(
-            folder, None, batch_size, meta["normalization"], table, workers, columns
+            folder, None, batch_size, meta["normalization"], table, workers, columns, str(uri)
         )
-        origin.facts["dataset"] = str(uri)
         origin.facts["source"]["catalog"] = str(catalog[0])
         return origin
     if not _is_tree(uri):
@@ -235,6 +248,10 @@ def _is_tree(uri: Uri) -> bool:
     if not path.is_dir() or (path / MANIFEST_NAME).exists() or (path / ".work").exists():
         return False
     return next(path.rglob("*.parquet"), None) is not None
+
+
+def _is_cutout(name: str) -> bool:
+    return cutout_stem(name) is not None
 
 
 def _facts(
@@ -270,6 +287,64 @@ def _facts(
         "split": origin.split,
         "tta": tta,
     }
+
+
+# ---------------------------------------------------------------------------------- ledger
+
+
+def _look(checkpoint: Uri, facts: dict[str, Any]) -> dict[str, Any]:
+    """What is known of earlier openings of the test split, said before it is opened again."""
+    found: dict[str, Any] = {"ledger": None, "before": None, "repeated": False, "fault": None}
+    if facts["split"] != "test":
+        return found
+    run = run_of(checkpoint)
+    what = f"This opens the test split of {facts['dataset']}"
+    if run is None:
+        found["fault"] = f"{checkpoint} lies in no run folder"
+        logger.warning("%s, and no ledger counts it: %s.", what, found["fault"])
+        return found
+    found["ledger"] = join_uri(run, LEDGER)
+    try:
+        before = openings(read_ledger(run) or [], facts["dataset_id"])
+    except StorageError as error:
+        found["fault"] = str(error)
+        logger.warning("%s. %s", what, error)
+        return found
+    found["repeated"] = _opening(facts) in before
+    found["before"] = len(before - {_opening(facts)})
+    if found["before"]:
+        logger.warning(
+            "%s, which was opened with other weights or options of %s %s before (%s): choosing "
+            "among them spends it.", what, run, _times(found["before"]), LEDGER,
+        )  # fmt: skip
+    elif found["repeated"]:
+        logger.info("%s again, with the same weights and options: the same opening.", what)
+    else:
+        logger.info("%s for the first time with %s. Do so once all choices are made.", what, run)
+    return found
+
+
+def _record(found: dict[str, Any], facts: dict[str, Any], member: dict[str, Any]) -> None:
+    """Note an opening; where that is not possible, say so."""
+    if found["ledger"] is None:
+        return
+    try:
+        record_opening(split_uri(found["ledger"])[0], facts | member | _digests(facts))
+    except StorageError as error:
+        found["fault"] = str(error)
+        logger.warning("This opening of the test split is in no ledger: %s", error)
+
+
+def _digests(facts: dict[str, Any]) -> dict[str, Any]:
+    return {"members": [member["checkpoint_sha256"] for member in facts["members"]]}
+
+
+def _opening(facts: dict[str, Any]) -> str:
+    return opening(facts | _digests(facts))
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
 
 
 # ----------------------------------------------------------------------------------- parts
@@ -509,7 +584,9 @@ def _merge(
     rows = int(sum(kept.sum() for kept in first))
     account = _account(rows, rejects)
     if not rows:
-        raise InputError(f"{facts['dataset']} has no stamp to score: {_in_words(account)}.")
+        of = f" of split {facts['split']!r}" if facts["split"] else ""
+        why = f"{_in_words(account)}{_first_detail(rejects)}"
+        raise InputError(f"{facts['dataset']} has no stamp{of} to score: {why}.")
     _write_scores(out, folder, files, first, facts | {"account": account})
     parent, name = split_uri(out)
     beside = f"{name[: -len(uri_suffix(name))]}.rejects.parquet"
@@ -564,6 +641,14 @@ def _account(rows: int, rejects: pa.Table | None) -> dict[str, Any]:
 def _in_words(account: dict[str, Any]) -> str:
     left_out = account["filtered"] | account["rejected"]
     return ", ".join(f"{reason} {count:,}" for reason, count in left_out.items()) or "no rows"
+
+
+def _first_detail(rejects: pa.Table | None) -> str:
+    """What was found in the first file, where rejects say it: then there is no table to look in."""
+    if rejects is None or "detail" not in rejects.column_names:
+        return ""
+    first = rejects.slice(0, 1).to_pylist()[0]
+    return f" (first: {first['source_file'] or first['task_id']}, {first['detail']})"
 
 
 def _write_scores(

@@ -6,7 +6,7 @@ import difflib
 from os import PathLike
 from pathlib import Path
 
-from lensprep.dataset import MANIFEST_NAME
+from lensprep.dataset.kinds import folder_kind
 from lensprep.dataset.storage import is_remote, local_path, open_store
 
 Uri = str | PathLike[str]
@@ -51,15 +51,12 @@ def _nothing(path: Path, what: str = "file or folder") -> str:
 
 
 def _folder(path: Path) -> str:
-    if (path / MANIFEST_NAME).is_file():
-        return "it is a converted dataset"
-    if (path / "config.toml").is_file():
-        return "it is the folder of a run"
-    return _content(sorted(found.name for found in path.iterdir()))
+    return _content(sorted(entry.name for entry in open_store(path).entries()))
 
 
 def _content(names: list[str]) -> str:
-    return f"it holds {_listed(names)}"
+    kind = folder_kind(names)
+    return f"it is {kind}" if kind else f"it holds {_listed(names)}"
 
 
 def _listed(names: list[str]) -> str:

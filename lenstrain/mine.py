@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lensprep.configfile import typed
 from lensprep.dataset.sky import read_positions
-from lensprep.errors import ConfigError, NotFoundError, ProjectError, ScoresError
-from lenstrain.tables import Uri, check_table, read_table, table_writer, to_floats
+from lensprep.errors import ConfigError, ProjectError, ScoresError
+from lensprep.tables import Uri, check_ids, read_table, require_columns, to_floats
+from lenstrain.tables import check_table, table_writer
+
+if TYPE_CHECKING:
+    from lenstrain.evaluation.scores import ScoresAre
 
 UNKNOWN_BIN = -1
 """Bin of the rows without a PSF FWHM."""
 
-_NEEDED = ("key", "label", "logit", "psfsize_r")
-_TEXT = ("key", "task_id", "split", "pixel_hash")
 _OPTIONAL = ("task_id", "split", "region_id", "pixel_hash", "ra", "dec")
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MiningOptions:
     """What counts as a hard negative, and how much more often it is shown."""
@@ -62,6 +66,8 @@ def mine(
     *,
     catalog: Uri | None = None,
     catalog_columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    scores_are: ScoresAre | None = None,
     options: MiningOptions | None = None,
 ) -> dict[str, Any]:
     """List the top-scored controls of each PSF bin, with weights for ``data.sample_weights``.
@@ -70,8 +76,8 @@ def mine(
     ----------
     scores : sequence of str or path
         Tables of `lenstrain infer` on the training split. Of a row that several of them hold, the
-        mean logit counts, as in an ensemble. These and all others: parquet, CSV or FITS, local or
-        s3://.
+        mean logit counts, as in an ensemble. These and all others: what `lensprep.tables` reads,
+        local or s3://.
     out : str or path
         Table to write: key, weight, label, logit, psf_bin, rank (from 1, in its bin) and what else
         the scores say.
@@ -79,6 +85,10 @@ def mine(
         Known lenses with positions.
     catalog_columns : mapping, optional
         What it calls ``ra`` and ``dec``, where the heading is not known.
+    columns : mapping, optional
+        What the scores call some of their columns.
+    scores_are : {"probability", "logit"}, optional
+        What the scores are, if no `lenstrain infer` wrote them.
     options : MiningOptions, optional
 
     Returns
@@ -96,7 +106,8 @@ def mine(
     """
     options = options or MiningOptions()
     check_table(out)
-    table, splits, sources = read_tables(scores)
+    places = () if catalog is None else ("ra", "dec")
+    table, splits, sources = read_tables(scores, columns, scores_are, places)
     controls = table.filter(pa.array(to_floats(table["label"], "label", scores[0]) == 0))
     if not controls.num_rows:
         raise ScoresError(f"{scores[0]} has no control (label 0) to mine.")
@@ -134,17 +145,31 @@ def mine(
     return result
 
 
-def read_tables(paths: Sequence[Uri]) -> tuple[pa.Table, list[str], list[dict[str, Any]]]:
+def read_tables(
+    paths: Sequence[Uri],
+    columns: Mapping[str, str] | None = None,
+    scores_are: ScoresAre | None = None,
+    needed: Sequence[str] = (),
+) -> tuple[pa.Table, list[str], list[dict[str, Any]]]:
     """Read tables of scores and average the logits of rows that several of them hold.
+
+    Parameters
+    ----------
+    paths : sequence of str or path
+    columns, scores_are
+        As of `mine`; the first table must have these columns, others may have ours instead.
+    needed : sequence of str
+        Columns that must be there beside key, label, logit and psfsize_r.
 
     Returns
     -------
     table, splits, sources
         The rows; the splits they are of, as far as is known; what each file says of itself.
     """
-    tables, sources = [], []
+    tables: list[pa.Table] = []
+    sources: list[dict[str, Any]] = []
     for path in paths:
-        table, source = _read_one(path)
+        table, source = _read_one(path, columns, scores_are, needed, if_there=bool(tables))
         tables.append(table)
         sources.append({"file": str(path), **source})
     datasets = {source["dataset_id"] for source in sources if source.get("dataset_id")}
@@ -155,7 +180,12 @@ def read_tables(paths: Sequence[Uri]) -> tuple[pa.Table, list[str], list[dict[st
         )
     shared = set.intersection(*(set(table.column_names) for table in tables))
     names = [name for name in tables[0].column_names if name in shared]
-    table = pa.concat_tables([table.select(names) for table in tables])
+    try:
+        table = pa.concat_tables([t.select(names) for t in tables], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ScoresError(
+            f"The tables of scores do not agree: {str(error).splitlines()[0]} Write them alike."
+        ) from error
     splits = [] if "split" not in names else table["split"].unique().to_pylist()
     if len(tables) > 1:
         rest = [name for name in names if name not in ("key", "logit")]
@@ -168,27 +198,27 @@ def read_tables(paths: Sequence[Uri]) -> tuple[pa.Table, list[str], list[dict[st
     return table, splits, sources
 
 
-def _read_one(path: Uri) -> tuple[pa.Table, dict[str, Any]]:
-    try:
-        table, facts, _ = read_table(path, (*_NEEDED, *_OPTIONAL), _TEXT)
-    except NotFoundError:
-        raise ScoresError(
-            f"{path}: no such file. Write one with `lenstrain infer --split train`."
-        ) from None
-    missing = [name for name in _NEEDED if name not in table.column_names]
-    if missing:
-        raise ScoresError(
-            f"{path} lacks the column {', '.join(missing)}. Write it with `lenstrain infer`."
-        )
-    _, logit, _ = (to_floats(table[name], name, path) for name in ("label", "logit", "psfsize_r"))
-    if not np.isfinite(logit).all():
-        raise ScoresError(f"{path}: a logit is not finite. Score the split again.")
-    if table["key"].null_count:
-        raise ScoresError(f"{path}: {table['key'].null_count} rows have no key.")
-    if pc.count_distinct(table["key"]).as_py() != table.num_rows:
-        raise ScoresError(f"{path}: a key comes more than once; every stamp must be scored once.")
-    table = table.set_column(table.column_names.index("logit"), "logit", pa.array(logit))
-    return table, {name: facts.get(name) for name in ("checkpoint_sha256", "dataset_id")}
+def _read_one(
+    path: Uri,
+    columns: Mapping[str, str] | None,
+    scores_are: ScoresAre | None,
+    needed: Sequence[str],
+    *,
+    if_there: bool,
+) -> tuple[pa.Table, dict[str, Any]]:
+    # Its module needs SciPy, which a loader that reads weights does not.
+    from lenstrain.evaluation.scores import LOGIT, check_keys, read_rows
+
+    every = ("key", "label", LOGIT, "psfsize_r", *needed)
+    found, logit, _ = read_rows(path, every, columns, scores_are, if_there=if_there)
+    check_keys(found.table["key"], path)
+    for name in ("label", "psfsize_r"):
+        to_floats(found.table[name], name, path)
+    names = [name for name in ("psfsize_r", *_OPTIONAL) if name in found.table.column_names]
+    table = found.table.select(["key", "label"]).append_column("logit", pa.array(logit))
+    for name in names:
+        table = table.append_column(found.table.schema.field(name), found.table[name])
+    return table, {name: found.metadata.get(name) for name in ("checkpoint_sha256", "dataset_id")}
 
 
 def near_lenses(
@@ -215,11 +245,6 @@ def near_lenses(
     near = np.zeros(controls.num_rows, bool)
     if catalog is None:
         return near
-    missing = [name for name in ("ra", "dec") if name not in controls.column_names]
-    if missing:
-        raise ScoresError(
-            f"{source} has no column {missing[0]}: a catalogue is matched by position."
-        )
     from lenstrain.evaluation.catalog import read_catalog
 
     lenses = read_catalog(catalog, columns)
@@ -346,14 +371,16 @@ def read_weights(path: Uri, keys: pa.ChunkedArray | pa.Array) -> NDArray[np.floa
     """
     where = f"data.sample_weights = {str(path)!r}"
     try:
-        table = read_table(path, ("key", "weight"), ("key",)).table
-        values = np.asarray(table["weight"].cast(pa.float64()).to_numpy())
-        listed = table["key"].cast(pa.string()).combine_chunks()
-    except (pa.ArrowException, ProjectError, KeyError) as error:
+        file = read_table(path, ("key", "weight"), ("key",))
+        require_columns(file, ("key", "weight"), path, "")
+        check_ids(file.table["key"], "key", path)
+        values = to_floats(file.table["weight"], "weight", path)
+    except ProjectError as error:
         raise ConfigError(
-            f"{where}: {str(error).splitlines()[0]}. A table with columns key and weight is "
-            "needed; `lenstrain mine` writes one."
+            f"{where}: {error} A table with columns key and weight is needed; `lenstrain mine` "
+            "writes one."
         ) from error
+    listed = file.table["key"].cast(pa.string()).combine_chunks()
     if not np.isfinite(values).all() or (values < 0).any():
         raise ConfigError(f"{where}: a weight is negative or not finite.")
     if pc.count_distinct(listed).as_py() != len(listed):

@@ -9,6 +9,7 @@ of its own: the decoder stays on its side of the line between the two packages.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from lensprep.dataset import STAMP_DTYPE, Dataset, NormalizationSpec
 from lensprep.errors import CheckpointError, DatasetError, ShardError
 from lenstrain.data import StampLoader
 from lenstrain.feed import ask, feeding, read_arrow, stamps_of
+
+_log = logging.getLogger("lenstrain.origins")
 
 PART_ROWS = 8192
 """Rows of a part of a dataset, rounded to whole batches."""
@@ -229,6 +232,8 @@ class FeedOrigin:
         Decoding processes; one for each processor if not given.
     columns : dict, optional
         What the catalogue calls ``ra`` and ``dec``.
+    called : str, optional
+        What the user calls the folder, if `uri` is a copy of one in a store.
     """
 
     def __init__(
@@ -240,6 +245,7 @@ class FeedOrigin:
         catalog: str | PathLike[str] | None = None,
         workers: int | None = None,
         columns: dict[str, str] | None = None,
+        called: str | None = None,
     ) -> None:
         kind = "tree" if catalog is None else "cutouts"
         self._batch, self._workers = batch_size, workers
@@ -253,11 +259,17 @@ class FeedOrigin:
         source: dict[str, Any] = {"kind": kind}
         if catalog is not None:
             self._request["catalog"] = source["catalog"] = str(catalog)
-            self._request["columns"] = columns
+            self._request |= {"columns": columns, "called": called or str(uri)}
         plan = ask(self._request | {"ask": "plan"})
+        for note in plan.get("notes", ()):
+            _log.warning("%s", note)
         self.parts: Sequence[int] = plan["parts"]
         source |= {"digest": plan["digest"], "files_of_no_row": plan["unused"]}
-        self.facts: dict[str, Any] = {"dataset": str(uri), "dataset_id": None, "source": source}
+        self.facts: dict[str, Any] = {
+            "dataset": called or str(uri),
+            "dataset_id": None,
+            "source": source,
+        }
 
     def check(self, meta: dict[str, Any], checkpoint: str) -> None:
         """Stamps are normalised as the first checkpoint asks; another must ask for the same.

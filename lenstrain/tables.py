@@ -1,58 +1,40 @@
-"""Tables that a user names: parquet, CSV or FITS, on a disk or in a store; the suffix decides.
+"""Tables that a user names, written: parquet, CSV or FITS, on a disk or in a store, by the suffix.
 
     check_table("s3://bucket/scores.fits")             before the work
     with table_writer(uri, schema, facts) as write:    write(table), piece by piece
-    found = read_table(uri, ["key", "logit"])          found.table, .metadata, .sha256
 
-FITS holds ASCII: text is written with Python's escapes (backslash-u00e9), and undone. What made a
-table is JSON in the metadata of parquet, and in a second extension of FITS; CSV says nothing of it.
+`lensprep.tables` reads them. FITS holds ASCII: text is written with Python's escapes
+(backslash-u00e9), and undone. What made a table is JSON in the metadata of parquet, and in a second
+extension of FITS; CSV says nothing of it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from os import PathLike
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from lensprep.dataset.csvtext import guard_table, read_csv
-from lensprep.dataset.files import check_file, local_file, uri_suffix, written_file
-from lensprep.dataset.sky import UNIT
-from lensprep.errors import ScoresError, StorageError
+from lensprep.dataset.csvtext import guard_table
+from lensprep.dataset.files import check_file, uri_suffix, written_file
+from lensprep.errors import StorageError
+from lensprep.tables import METADATA_KEY, Uri
 
-METADATA_KEY: Final = b"lenstrain"
-"""Key of parquet's metadata, and name of FITS's extension, that say what made a table."""
 TABLE_SUFFIXES: Final = (".parquet", ".csv", ".csv.gz", ".fits")
 
-Uri = str | PathLike[str]
 _CSV: Final = (".csv", ".csv.gz")
-_FITS: Final = (".fits", ".fits.gz", ".fit")
 _FITS_NUMBERS: Final = {"int8": "I", "uint8": "I", "int16": "I", "uint16": "J", "int32": "J",
                         "uint32": "K", "int64": "K", "halffloat": "E", "float": "E",
                         "double": "D", "bool": "L"}  # fmt: skip
 _NULLS: Final = {"I": -(2**15), "J": -(2**31), "K": -(2**63)}
 """What stands for null."""
-
-
-class TableFile(NamedTuple):
-    """A table as it was read."""
-
-    table: pa.Table
-    metadata: dict[str, Any]
-    """What `table_writer` was told; {} of CSV and of foreign tables."""
-    sha256: str
-    """Digest of the file."""
 
 
 def check_table(uri: Uri, *, vectors: bool = False) -> None:
@@ -126,165 +108,6 @@ def table_writer(
             _write_fits(path, pa.concat_tables(pieces), facts, uri)
 
 
-def read_table(
-    uri: Uri, columns: Sequence[str] | None = None, text: Sequence[str] = ()
-) -> TableFile:
-    """Read a table, parquet unless its suffix says CSV or FITS.
-
-    Parameters
-    ----------
-    uri : str or path
-    columns : sequence of str, optional
-        Those of these that are there, which must hold plain values; by default all, as they are.
-    text : sequence of str
-        Columns of CSV that are text, whatever they look like.
-
-    Raises
-    ------
-    NotFoundError
-        If there is no such file.
-    ScoresError
-        If it cannot be read, or a column that was asked for holds lists and the like.
-    """
-    suffix = uri_suffix(uri)
-    with local_file(uri) as path:
-        try:
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            if suffix in _FITS:
-                table, raw = _read_fits(path, columns)
-            elif suffix in _CSV:
-                table, raw = read_csv(path, text), b"{}"
-                table = table.select(_present(table.column_names, columns))
-            else:
-                parquet = pq.ParquetFile(path)
-                schema = parquet.schema_arrow
-                table = parquet.read(columns=_present(schema.names, columns))
-                table.validate(full=True)  # or text that is not UTF-8 would end whoever shows it
-                raw = (schema.metadata or {}).get(METADATA_KEY, b"{}")
-        except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ScoresError(
-                f"{uri} is no table that can be read (parquet, or by its suffix CSV or FITS): "
-                f"{first}"
-            ) from error
-    if columns is not None:
-        table = _plain(table, uri)
-    return TableFile(table, _facts(raw), sha256)
-
-
-def read_vectors(uri: Uri, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
-    """Some rows of a column of vectors, without holding the others of parquet.
-
-    Parameters
-    ----------
-    uri : str or path
-    name : str
-    rows : ndarray of int, shape (n,)
-        Ascending.
-
-    Returns
-    -------
-    ndarray of float64, shape (n, width), or None
-        None if the table has no such column; CSV has none.
-
-    Raises
-    ------
-    ScoresError
-        If the table cannot be read, is shorter, or the column holds something else.
-    """
-    suffix = uri_suffix(uri)
-    if suffix in _CSV:
-        return None
-    with local_file(uri) as path:
-        try:
-            if suffix in _FITS:
-                whole = _read_fits(path, [name])[0]
-                pieces: Iterable[pa.RecordBatch] = whole.to_batches()
-            else:
-                parquet = pq.ParquetFile(path)
-                known = name in parquet.schema_arrow.names
-                pieces = parquet.iter_batches(columns=[name]) if known else ()
-            parts, start = [], 0
-            for piece in pieces:
-                first, last = np.searchsorted(rows, [start, start + piece.num_rows])
-                if last > first:
-                    parts.append(_matrix(piece.column(0).take(pa.array(rows[first:last] - start))))
-                start += piece.num_rows
-        except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ScoresError(f"{uri}: vectors of {name} cannot be read: {first_line}") from error
-    found = np.concatenate(parts) if parts else None
-    if found is not None and len(found) != len(rows):
-        raise ScoresError(f"{uri} has {len(found)} of {len(rows)} rows of {name}.")
-    return found
-
-
-def _matrix(vectors: pa.Array) -> NDArray[np.float64]:
-    """Vectors of one width as rows."""
-    if vectors.null_count:
-        raise ValueError("a vector is null.")
-    lengths = np.unique(pc.list_value_length(vectors).to_numpy(zero_copy_only=False))
-    if len(lengths) > 1:
-        raise ValueError("they differ in width.")
-    flat = vectors.flatten().cast(pa.float64()).to_numpy(zero_copy_only=False)
-    return np.asarray(flat.reshape(len(vectors), -1))
-
-
-def to_floats(column: pa.ChunkedArray, name: str, uri: Uri) -> NDArray[np.float64]:
-    """Numbers as float64, NaN for null.
-
-    Raises
-    ------
-    ScoresError
-        If the column holds something else.
-    """
-    kind = column.type
-    try:
-        if pa.types.is_boolean(kind):
-            column = column.cast(pa.int8())
-        floats = column.cast(pa.float64())
-    except pa.ArrowException:
-        raise ScoresError(f"{uri}: column {name} holds {kind!s:.60}, not numbers.") from None
-    return np.asarray(floats.to_numpy(), dtype=np.float64)
-
-
-_RANKED: Final = (
-    pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating,
-    pa.types.is_decimal128, pa.types.is_decimal256, pa.types.is_date, pa.types.is_timestamp,
-    pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary,
-)  # fmt: skip
-"""Types of values that Arrow counts and ranks; of float16 it does neither."""
-
-
-def _plain(table: pa.Table, uri: Uri) -> pa.Table:
-    """Columns of types that Arrow counts and ranks, and no dictionaries."""
-    for place, (name, kind) in enumerate(zip(table.column_names, table.schema.types, strict=True)):
-        value = kind.value_type if pa.types.is_dictionary(kind) else kind
-        plain = pa.float32() if pa.types.is_float16(value) else value
-        if not any(is_kind(plain) for is_kind in _RANKED):
-            raise ScoresError(f"{uri}: column {name} holds {kind!s:.60}, not plain values.")
-        if plain != kind:
-            table = table.set_column(place, name, table[name].cast(value).cast(plain))
-    return table
-
-
-def _present(names: Sequence[str], columns: Sequence[str] | None) -> list[str]:
-    wanted = list(names) if columns is None else [name for name in columns if name in names]
-    for name in wanted:
-        if names.count(name) > 1:
-            raise ValueError(f"it has the column {name!r} more than once. Remove the others.")
-    return wanted
-
-
-def _facts(raw: bytes | str) -> dict[str, Any]:
-    try:
-        found = json.loads(raw)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _require_flat(schema: pa.Schema, uri: Uri) -> None:
     for field in schema:
         if pa.types.is_nested(field.type):
@@ -351,40 +174,3 @@ def _escape(text: str) -> bytes:
     cell = text.encode("unicode_escape")
     bare = cell.rstrip(b" ")
     return bare + rb"\x20" * (len(cell) - len(bare))
-
-
-def _read_fits(path: Path, columns: Sequence[str] | None) -> tuple[pa.Table, bytes]:
-    """The first table of a file, and what is said of it; text of others than ours is no escapes."""
-    from astropy.io import fits
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of units and names that others write
-        with fits.open(path, memmap=False, character_as_bytes=True) as hdus:
-            name = METADATA_KEY.decode().upper()
-            ours = name in hdus
-            raw = bytes(hdus[name].data["json"][0]) if ours else b"{}"
-            tables = [hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU)]
-            if not tables:
-                raise ValueError("it holds no table.")
-            found = tables[0]
-            names = _present(found.columns.names, columns)
-            arrays = [_from_fits(found, each, ours) for each in names]
-            units = [{UNIT: str(found.columns[each].unit or "")} for each in names]
-    fields = [pa.field(name, array.type, metadata=unit)
-              for name, array, unit in zip(names, arrays, units, strict=True)]  # fmt: skip
-    return pa.table(arrays, schema=pa.schema(fields)), raw
-
-
-def _from_fits(hdu: Any, name: str, ours: bool) -> pa.Array:
-    values: NDArray[Any] = np.asarray(hdu.data[name])
-    if values.dtype.kind == "S":
-        code = "unicode_escape" if ours else "ascii"
-        texts = [cell.rstrip().decode(code, "strict" if ours else "replace") for cell in values]
-        return pa.array([text or None for text in texts], pa.string())
-    values = values.astype(values.dtype.newbyteorder("="))
-    if values.ndim > 1:
-        flat = pa.array(values.reshape(-1))
-        return pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:])))
-    null = hdu.columns[name].null
-    mask = None if null is None else values == null
-    return pa.array(values, mask=mask, from_pandas=values.dtype.kind == "f")  # NaN is its null

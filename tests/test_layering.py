@@ -17,6 +17,7 @@ OPEN_TO_LENSTRAIN = (
     "lensprep.errors",
     "lensprep.configfile",
     "lensprep.kernel",
+    "lensprep.tables",
     "lensprep.terminal",
 )
 PURE = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -42,6 +42,12 @@ class Circumstances:
     """Fewest and most columns of a file."""
     bad_files: tuple[str, ...] = ()
     """Files without a readable footer."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Extra columns without a type that holds what all files have, each with what was found."""
+    unfinished: str | None = None
+    """What a job has left that did not finish."""
+    is_marked: bool = False
+    """Whether there is the ``_SUCCESS`` of a job that did."""
     pixels: bool = False
     declared: Mapping[str, float] | None = None
     """Split fractions that the user believes in."""

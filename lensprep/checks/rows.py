@@ -7,6 +7,7 @@ from typing import Final
 from lensprep.checks.finding import Circumstances, Finder, Finding, both_classes, counted, listing
 from lensprep.checks.tally import BAD_PIXEL_LIMIT, RESOLVED_RATIO, Tally
 from lensprep.contract import COLUMN_BY_NAME, COLUMNS
+from lensprep.listing import UNFINISHED
 
 REJECT_RATE: Final = 0.001
 REJECT_RATE_BLOCKER: Final = 0.01
@@ -30,6 +31,28 @@ def _readable(tally: Tally, about: Circumstances) -> Finding:
     )
 
 
+def _finished(tally: Tally, about: Circumstances) -> Finding:
+    detail = (
+        "The job that wrote the files has marked them as complete (_SUCCESS)."
+        if about.is_marked
+        else "No _SUCCESS beside the files. Many writers never leave one; of a Spark job it may "
+        "mean that rows are missing."
+    )
+    if about.unfinished:
+        detail = (
+            f"There is {about.unfinished}: {UNFINISHED}. Run the job again, or, if nothing is "
+            "missing, remove that; `convert` refuses it without --skip-bad-files."
+        )
+    return Finding(
+        item="finished",
+        severity="blocker" if about.unfinished else "info",
+        passed=False if about.unfinished else about.is_marked or None,
+        measured={"unfinished": about.unfinished, "success": about.is_marked},
+        threshold=None,
+        detail=detail,
+    )
+
+
 def _schema(tally: Tally, about: Circumstances) -> Finding:
     """A file that lacks a required column cannot be opened at all, so only values are left."""
     missing = [column.name for column in COLUMNS if column.name not in about.schema.names]
@@ -41,14 +64,21 @@ def _schema(tally: Tally, about: Circumstances) -> Finding:
         parts.append(f"Optional columns that no file has: {listing(missing)}.")
     if extra:
         parts.append(f"Extra columns, kept: {listing(extra)}.")
+    if about.left_out:
+        found = [f"{name} {what}" for name, what in about.left_out.items()]
+        parts.append(
+            f"Extra columns without a type for all files: {listing(found)}. `convert` refuses them "
+            "unless they are left out with --drop-column."
+        )
     return Finding(
         item="schema",
-        severity="blocker",
-        passed=not tally.misfits,
+        severity="blocker" if tally.misfits or not about.left_out else "warn",
+        passed=not (tally.misfits or about.left_out),
         measured={
             "columns": list(about.file_columns),
             "missing": missing,
             "extra": extra,
+            "without_a_type": dict(about.left_out),
             "bad_row_groups": len(tally.misfits),
         },
         threshold="all required columns",
@@ -210,6 +240,7 @@ def _unresolved(tally: Tally, about: Circumstances) -> Finding:
 
 FINDERS: Final[tuple[Finder, ...]] = (
     _readable,
+    _finished,
     _schema,
     _null_rules,
     _control_rules,

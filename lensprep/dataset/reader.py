@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lensprep.dataset.kinds import no_manifest
 from lensprep.dataset.layout import (
     MANIFEST_NAME,
     RECORD_STRIDE,
@@ -79,10 +80,8 @@ class Dataset:
             with path.open("rb") as file:
                 text = file.read(MANIFEST_BYTES + 1)
         except FileNotFoundError:
-            raise DatasetError(
-                f"{root} has no {MANIFEST_NAME}: it is not a dataset, or its conversion did not "
-                "finish. Run `lensprep convert ... --resume`."
-            ) from None
+            names = [entry.name for entry in LocalStore(root).entries()]
+            raise DatasetError(no_manifest(str(root), names)) from None
         except OSError as error:
             raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error
         return cls(LocalStore(root), Manifest.from_json(text, str(path)))

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lensprep.dataset.kinds import no_manifest
 from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, STAMP_DTYPE, STAMP_SHAPE
 from lensprep.dataset.manifest import MANIFEST_BYTES, Manifest, ShardInfo
 from lensprep.dataset.reader import Dataset
@@ -51,10 +52,8 @@ class RemoteDataset(Dataset):
             with store.open(MANIFEST_NAME) as file:
                 text = file.read(MANIFEST_BYTES + 1)
         except NotFoundError:
-            raise DatasetError(
-                f"{store.uri} has no {MANIFEST_NAME}: it is not a dataset, or its upload did not "
-                "finish. Run `lensprep upload` again."
-            ) from None
+            names = [entry.name for entry in store.entries()]
+            raise DatasetError(no_manifest(store.uri, names)) from None
         return cls(store, Manifest.from_json(text, f"{store.uri}/{MANIFEST_NAME}"))
 
     def read_records(

@@ -18,14 +18,15 @@ from lensprep.dataset.files import (
     local_folder,
     written_folder,
 )
-from lensprep.dataset.storage import is_remote
-from lensprep.errors import ConfigError
+from lensprep.dataset.storage import is_remote, local_path
+from lensprep.errors import ConfigError, StorageError
+from lensprep.tables import Uri
 from lenstrain.audit.checklist import CHECKLIST, Item, run_item
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence, Supplied, open_evidence
 from lenstrain.audit.finding import EXIT_CODES, Finding, NotRunError, decide
 from lenstrain.audit.report import JSON_NAME, PAGE_NAME, write_report
-from lenstrain.tables import Uri
+from lenstrain.lookalikes import no_run
 from lenstrain.training.run import CHECKPOINTS
 from lenstrain.training.train import BEST
 
@@ -81,6 +82,8 @@ def audit(
     config = config or AuditConfig()
     _check_names(only)
     out = join_uri(run, "audit") if out is None else out
+    if not is_remote(run) and not local_path(run).is_dir():
+        raise StorageError(no_run(run))
     with local_folder(run, wanted=_is_looked_at) as folder, ExitStack() as copies:
         supplied = _here(supplied or Supplied(), copies)
         evidence = open_evidence(

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lensprep.configfile import typed
 
+
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataThresholds:
     """What the dataset must be like."""
@@ -85,6 +88,7 @@ class DataThresholds:
     """Correlation of the noise from which two stamps are copies; unrelated ones reach 0.1."""
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunThresholds:
     """What the run and the loader must do."""
@@ -121,6 +125,7 @@ class RunThresholds:
     """Where the short trainings run. Resuming is exact on a CPU."""
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreThresholds:
     """What the scores must support."""
@@ -158,6 +163,7 @@ class ScoreThresholds:
     """False-positive rate at which seeds and left-out values are compared."""
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScienceThresholds:
     """What the finder must have learnt."""
@@ -216,6 +222,7 @@ class ScienceThresholds:
     to 0.997 by 5 to 9 %. Some difference is left where hosts were selected in another way."""
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditConfig:
     """The whole audit."""

@@ -23,12 +23,13 @@ from lensprep.dataset.files import exists, read_file
 from lensprep.dataset.sidecar import join_tables
 from lensprep.dataset.storage import is_remote, local_path
 from lensprep.errors import CheckpointError, ProjectError, ScoresError, StorageError
+from lensprep.tables import Uri, read_table, require_columns, to_floats
 from lenstrain.audit.finding import NotRunError
 from lenstrain.config import Config
 from lenstrain.evaluation.publish import METRICS_NAME
-from lenstrain.evaluation.scores import METADATA_KEY, Scores, read_scores
+from lenstrain.evaluation.scores import METADATA_KEY, Scores, check_logits, read_scores
+from lenstrain.lookalikes import no_run
 from lenstrain.probes.probe import PROBE_NAME
-from lenstrain.tables import Uri, read_table, to_floats
 from lenstrain.training.checkpoint import load_checkpoint
 from lenstrain.training.run import CHECKPOINTS
 from lenstrain.training.runlog import CONFIG
@@ -116,7 +117,7 @@ class Evidence:
                 return read_scores(path)
         raise NotRunError(
             f"There are no scores of the test split by this run's best.pt {self._searched}. Make "
-            "them with `lenstrain infer`, or name them with --scores."
+            "them with `lenstrain infer --split test`, or name them with --scores."
         )
 
     @cached_property
@@ -357,13 +358,14 @@ def read_logits(path: Uri, needed: Sequence[str] = ()) -> pa.Table:
     ScoresError
         If it cannot be read, lacks a column, or holds logits that are not finite.
     """
-    table = read_table(path, ("logit", *needed)).table
-    for name in ("logit", *needed):
-        if name not in table.column_names:
-            raise ScoresError(f"{path} has no column {name!r}.")
+    found = read_table(path, ("logit", *needed))
+    require_columns(found, ("logit", *needed), path, "Add it, or name another table.")
+    table = found.table
     logits = to_floats(table["logit"], "logit", path)
     if table.num_rows == 0 or not np.isfinite(logits).all():
         raise ScoresError(f"{path} is empty, or has logits that are not finite.")
+    if "checkpoint_sha256" not in found.metadata:
+        check_logits(logits, path, "Write their logits, log(p / (1 - p)).")
     return table
 
 
@@ -448,7 +450,7 @@ def open_evidence(
         If the dataset cannot be opened.
     """
     if not (run / CONFIG).is_file():
-        raise StorageError(f"{run} is not the folder of a run (it has no {CONFIG}).")
+        raise StorageError(no_run(run))
     supplied = supplied or Supplied()
     tables = (supplied.scores, supplied.calibration_scores, supplied.real, supplied.confusers,
               *supplied.seed_scores)  # fmt: skip

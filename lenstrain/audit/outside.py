@@ -8,14 +8,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lensprep.errors import ScoresError
+from lensprep.tables import read_table, require_columns
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence, logits_of, parse_left_out, read_logits
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.evaluation.intervals import upper_limit, wilson
 from lenstrain.evaluation.metrics import roc_curve, tpr_at_fpr
 from lenstrain.evaluation.scores import Scores
-from lenstrain.tables import read_table
 
 BLANK_KINDS = ("blank", "blank_sky", "sky")
 ARTEFACT_KINDS = ("artefact", "artifact")
@@ -63,10 +62,9 @@ def _left_out(
 
 
 def _lenses_with(table: Scores, column: str, value: str) -> NDArray[np.bool_]:
-    found = read_table(table.path, [column]).table
-    if column not in found.column_names:
-        raise ScoresError(f"{table.path} has no column {column!r} for --left-out.")
-    values = found[column]
+    found = read_table(table.path, [column])
+    require_columns(found, (column,), table.path, "Name one of them in --left-out.")
+    values = found.table[column]
     if pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
         same = np.isclose(values.cast(pa.float64()).to_numpy(), float(value))
     else:

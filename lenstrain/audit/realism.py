@@ -13,11 +13,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lensprep.errors import ScoresError
+from lensprep.tables import Uri, read_table, read_vectors
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.probes.linear import linear_probe
-from lenstrain.tables import Uri, read_table, read_vectors
 
 EMBEDDING = "embedding"
 MOST_ROWS = 5_000
@@ -90,7 +90,7 @@ def _real(evidence: Evidence) -> tuple[NDArray[np.float64], NDArray[np.str_], di
             "No real lenses were supplied. Score real ones and the test split with `lenstrain "
             "infer --embeddings`, and name the table of the real ones with --real."
         )
-    table, facts, _ = read_table(path, ("logit", "region_id"))
+    table, facts, *_ = read_table(path, ("logit", "region_id"))
     if not table.num_rows:
         raise NotRunError(f"{path} has no rows. Score at least 30 real lenses.")
     rows = _spread(np.arange(table.num_rows))

@@ -18,7 +18,7 @@ from lenstrain.config import Config
 from lenstrain.evaluation.independence import judge_calibration_split
 from lenstrain.evaluation.metrics import roc_curve, tpr_at_fpr
 from lenstrain.evaluation.scores import Scores
-from lenstrain.ledger import LEDGER, read_ledger
+from lenstrain.ledger import LEDGER, openings, read_ledger
 from lenstrain.training.resume import FIXED
 
 STATES = (
@@ -152,13 +152,13 @@ def check_test_once(evidence: Evidence, config: AuditConfig) -> Outcome:
             f"{evidence.run / LEDGER} names no scoring of this dataset's test split: `lenstrain "
             "infer --split test` writes it when it scores a checkpoint where it lies in the run."
         )
-    different = {(line["checkpoint_sha256"], line["tta"]) for line in lines}
+    different = openings(lines, mine)
     return Outcome(
         passed=len(different) <= 1,
         measured={"openings": len(lines), "different": len(different)},
         threshold={"different": 1},
         detail=f"Test was scored {len(lines)} times, in {len(different)} different ways "
-        "(checkpoint, averaging)."
+        "(weights, averaging)."
         + ("" if len(different) <= 1 else " Choosing among them spends the split."),
     )
 

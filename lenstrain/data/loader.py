@@ -17,6 +17,7 @@ import torch
 import webdataset as wds
 from numpy.typing import ArrayLike, NDArray
 
+from lensprep.configfile import converted
 from lensprep.dataset import PAYLOAD_BYTES, Dataset
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import is_remote
@@ -29,7 +30,7 @@ from lenstrain.data.order import EpochOrder, OrderSpec, Shuffle, block_bounds, o
 from lenstrain.data.selection import Sampling, select
 from lenstrain.data.sidecar import PayloadCheck
 from lenstrain.data.split import SplitData, open_split
-from lenstrain.data.stream import PlanSteps, announce, gather_pixels, read_ahead
+from lenstrain.data.stream import OneProcess, PlanSteps, announce, gather_pixels, read_ahead
 
 logger = logging.getLogger("lenstrain.data")
 
@@ -42,7 +43,7 @@ _MOST_AHEAD = 8
 _STATE_KEYS = ("dataset_id", "split", "selection", "seed", "shuffle", "global_batch", "drop_last")
 
 
-class StampLoader(wds.PipelineStage):
+class StampLoader(OneProcess, wds.PipelineStage):
     """Batches of stamps from a converted dataset.
 
     Every row comes exactly once an epoch over all ranks, every rank takes the same number of
@@ -51,6 +52,9 @@ class StampLoader(wds.PipelineStage):
 
     Iterating gives one epoch and then moves on to the next by itself; `set_epoch` says which one
     comes. An iteration that is broken off starts its epoch again, unless a state is loaded.
+
+    It belongs to the process that made it: in a worker process of a `torch.utils.data.DataLoader`
+    every worker would give every row again, so it is refused there, and after a fork.
 
     Parameters
     ----------
@@ -100,7 +104,7 @@ class StampLoader(wds.PipelineStage):
     DatasetError, ShardError
         If the dataset is not there, or a shard is missing or cut.
     ConfigError
-        If an option does not fit.
+        If an option does not fit or is of another type, or in a worker process of a DataLoader.
     BudgetError
         If a dataset in an object store is to be read in an order that needs more memory: a global
         shuffle needs all of its rows in memory (or in a cache), a block shuffle a mixing window.
@@ -130,6 +134,15 @@ class StampLoader(wds.PipelineStage):
         s3: S3Options | None = None,
         cache: CacheOptions | None = None,
     ) -> None:
+        super().__init__()
+        # Plain types from here on: they end up in the state, which is loaded with weights_only.
+        split, sampling = converted(str, split, "split"), converted(str, sampling, "sampling")
+        batch_size, seed = converted(int, batch_size, "batch_size"), converted(int, seed, "seed")
+        rank, world_size = converted(int, rank, "rank"), converted(int, world_size, "world_size")
+        drop_last = converted(bool, drop_last, "drop_last")
+        shuffle = shuffle if shuffle is None else converted(str, shuffle, "shuffle")
+        where = converted(str | None, where, "where")
+        limit = converted(int | None, limit, "limit")
         remote = is_remote(uri)
         verify = verify or ("crc" if remote else "size")
         _check_options(batch_size, rank, world_size, pin_memory, verify)
@@ -263,6 +276,7 @@ class StampLoader(wds.PipelineStage):
 
         A step set by `load_state_dict` is kept if it belongs to this epoch.
         """
+        epoch = converted(int, epoch, "epoch")
         if epoch < 0:
             raise ConfigError(f"epoch must not be negative, got {epoch}")
         if epoch != self._epoch:
@@ -307,6 +321,7 @@ class StampLoader(wds.PipelineStage):
 
     def __iter__(self) -> Iterator[Batch]:
         """Give the batches of the present epoch, from the step of a loaded state on."""
+        self.require_own_process()
         if self._current is not None:
             self._current.close()
         self.source.check()
@@ -349,7 +364,10 @@ class StampLoader(wds.PipelineStage):
                     f"loader has {mine!r}: the order would be another one. Use the same, or start "
                     "a new run."
                 )
-        epoch, step = int(state["epoch"]), int(state["step"])
+        try:
+            epoch, step = (converted(int, state.get(name), name) for name in ("epoch", "step"))
+        except ConfigError as error:
+            raise CheckpointError(f"the loader's state is damaged: {error}") from None
         if epoch < 0 or not 0 <= step <= len(self):
             raise CheckpointError(
                 f"the loader's state has no such place: epoch {epoch}, step {step}"
@@ -379,6 +397,7 @@ class StampLoader(wds.PipelineStage):
 
     def close(self) -> None:
         """End reading and unmap the shards; batches handed out stay valid."""
+        self.require_own_process()
         if self._current is not None:
             self._current.close()
         self.source.close()
@@ -395,15 +414,17 @@ class StampLoader(wds.PipelineStage):
             self._done += 1
 
 
-class _Epoch(Iterator[Batch]):
+class _Epoch(OneProcess, Iterator[Batch]):
     """Iterator over one epoch; several threads may take batches from it."""
 
     def __init__(self, loader: StampLoader, batches: Iterator[Batch]) -> None:
         # Weak, so that no cycle keeps an abandoned iterator and its thread until a collection.
         self._loader, self._batches = weakref.ref(loader), batches
+        super().__init__()
         self._lock = threading.Lock()
 
     def __next__(self) -> Batch:
+        self.require_own_process()
         with self._lock:
             try:
                 batch = next(self._batches)

@@ -21,7 +21,7 @@ from lenstrain.data.copies import LocalCopies
 from lenstrain.data.fetch import Reading, RemoteSource
 from lenstrain.data.sidecar import Column, SidecarColumn, SidecarColumns
 from lenstrain.data.source import LocalSource, ShardSource
-from lenstrain.data.tars import TAR_SUFFIXES, TarSource, index_tar, tar_paths, tars_digest
+from lenstrain.data.tars import TarSource, index_tar, names_tars, tar_paths, tars_digest
 
 
 class SplitData(Protocol):
@@ -176,7 +176,7 @@ def open_split(
         If the memory budget is too small.
     """
     text = os.fspath(uri)
-    if not text.lower().endswith(TAR_SUFFIXES):
+    if not names_tars(text):
         dataset = Dataset.open(uri, options)
         if copies_of is not None and is_remote(text):
             reading = replace(reading or Reading(), copies=copies_of(dataset))

@@ -8,6 +8,7 @@ is paid for once a batch. They compose with stock ones in both directions::
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,9 @@ import numpy as np
 import torch
 import webdataset as wds
 from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
 
+from lensprep.errors import ConfigError
 from lenstrain.data.batch import Batch, PixelPool
 from lenstrain.data.order import EpochOrder
 from lenstrain.data.sidecar import Column
@@ -39,7 +42,45 @@ class StepPlan:
     weight: NDArray[np.float32]
 
 
-class PlanSteps(wds.PipelineStage):
+class OneProcess:
+    """Base of what gives every row of an epoch once, and so belongs to one process.
+
+    Each worker process of a `torch.utils.data.DataLoader` would give all of them again; and after
+    a fork the threads that read are not there, so that a batch would be waited for without end.
+    """
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self.require_own_process()
+
+    def require_own_process(self) -> None:
+        """Refuse to go on anywhere but in the process that made this.
+
+        Raises
+        ------
+        ConfigError
+            In a worker process of a DataLoader, or after a fork.
+        """
+        if get_worker_info() is not None:
+            raise ConfigError(f"This is a worker process of a DataLoader. {_ONE_PROCESS}")
+        if os.getpid() != self._process:
+            raise ConfigError(
+                f"This is process {os.getpid()}, forked from {self._process}, which opened the "
+                "StampLoader: its reading threads were not forked with it. Open one in each "
+                "process, with its rank and world_size, after the fork."
+            )
+
+    def __getstate__(self) -> Any:
+        raise ConfigError(f"A StampLoader cannot be sent to another process. {_ONE_PROCESS}")
+
+
+_ONE_PROCESS = (
+    "A StampLoader reads ahead in threads and divides an epoch among ranks: every worker would "
+    "give every row again. Iterate over it directly, or use num_workers=0."
+)
+
+
+class PlanSteps(OneProcess, wds.PipelineStage):
     """First stage: the steps of an epoch as `StepPlan`, from any step on.
 
     Parameters
@@ -63,11 +104,13 @@ class PlanSteps(wds.PipelineStage):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        super().__init__()
         self.order, self.rows, self.start = order, rows, start
         self.rank, self.world_size = rank, world_size
 
     def run(self, *_: Any) -> Iterator[StepPlan]:
         """Yield the plan of each step."""
+        self.require_own_process()
         for step in range(self.start, self.order.spec.steps):
             places, weight = self.order.part(step, self.rank, self.world_size)
             yield StepPlan(step, places if self.rows is None else self.rows[places], weight)

@@ -25,6 +25,7 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from lensprep.dataset import STAMP_SHAPE
+from lensprep.dataset.storage import is_remote
 from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import DatasetError, ProjectError, ShardError
 from lenstrain.data.source import check_gather
@@ -32,7 +33,7 @@ from lenstrain.data.source import check_gather
 _STAMP_BYTES: Final = 1 << 20
 """No ``.npy`` of a stamp is longer, in any dtype."""
 _LABEL_BYTES: Final = 1 << 16
-TAR_SUFFIXES: Final = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_TAR_SUFFIXES: Final = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _PACKED: Final = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -55,6 +56,11 @@ class Member:
     offset: int
     size: int
     label: int
+
+
+def names_tars(uri: str) -> bool:
+    """Whether a location names tars, also packed ones, and not a folder called like one."""
+    return uri.lower().endswith(_TAR_SUFFIXES) and (is_remote(uri) or not Path(uri).is_dir())
 
 
 def tar_paths(uri: str) -> list[Path]:
@@ -82,10 +88,11 @@ def _expand(uri: str) -> list[Path]:
     if path.exists():
         return [path]
     folder = next(parent for parent in path.parents if parent.exists())
-    names = expand_urls(str(path.relative_to(folder)))
-    if len(names) == 1 and any(mark in names[0] for mark in "*?["):
-        names = sorted(glob.glob(names[0], root_dir=folder))
-    return [folder / name for name in names]
+    found: list[str] = []
+    for name in expand_urls(str(path.relative_to(folder))):
+        wild = any(mark in name for mark in "*?[") and not (folder / name).exists()
+        found += sorted(glob.glob(name, root_dir=folder)) if wild else [name]
+    return [folder / name for name in found]
 
 
 def index_tar(path: Path) -> list[Member]:
@@ -151,9 +158,13 @@ def _groups(path: Path, tar: tarfile.TarFile) -> Iterator[tuple[str, _Group]]:
             yield key, group
             group = {}
         key, suffix = prefix, suffix.lower()
-        if suffix in group or info.issparse():
-            what = "is there twice" if suffix in group else "is stored with holes"
-            raise tarfile.ReadError(f"member {info.name!r:.100} {what}")
+        if suffix in group:
+            raise ShardError(f"{path}: member {info.name!r:.100} is there twice in one sample.")
+        if info.issparse():
+            raise ShardError(
+                f"{path}: member {info.name!r:.100} is stored with holes, without its zeros. Pack "
+                "the tar without --sparse."
+            )
         group[suffix] = info
     if group:
         yield key, group

@@ -15,12 +15,12 @@ from astropy.coordinates import SkyCoord
 from numpy.typing import NDArray
 
 from lensprep.dataset.sky import position_columns, read_positions
-from lensprep.errors import ConfigError, NotFoundError, ScoresError
+from lensprep.errors import NotFoundError, ScoresError, names_text
+from lensprep.tables import Uri, read_table
 from lenstrain.evaluation.clustered import Shares, latent_correlation, no_value
 from lenstrain.evaluation.operating import FrozenThreshold
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.scores import SkyScores
-from lenstrain.tables import Uri, read_table
 
 LENSCAT = {"name": "name", "ra": "RA", "dec": "DEC", "grade": "grading"}
 """What the columns are called in lenscat (Vujeva et al. 2025, arXiv:2406.04398)."""
@@ -60,33 +60,13 @@ class Match:
     """Scored stamps left out because an arc was injected into them."""
 
 
-def parse_columns(pairs: Sequence[str], known: Sequence[str] = tuple(LENSCAT)) -> dict[str, str]:
-    """Mapping of columns from ``ra=RAJ2000`` and the like.
-
-    Raises
-    ------
-    ConfigError
-        If a pair is not of that form, or names something that is not in `known`.
-    """
-    found = {}
-    for pair in pairs:
-        ours, equals, theirs = pair.partition("=")
-        if not equals or ours not in known or not theirs:
-            raise ConfigError(
-                f"--catalog-column {pair!r}: write it as NAME=COLUMN; NAME is one of "
-                f"{', '.join(known)}."
-            )
-        found[ours] = theirs
-    return found
-
-
 def read_catalog(path: Uri, columns: Mapping[str, str] | None = None) -> Catalog:
     """Read a catalogue of known lenses.
 
     Parameters
     ----------
     path : str or path
-        CSV (``.csv``, ``.csv.gz``), FITS or parquet; local or s3://.
+        Any table that `lensprep.tables` reads; local or s3://.
     columns : mapping, optional
         What the catalogue calls ``name``, ``ra``, ``dec``, ``grade``; lenscat's names are known,
         and of positions those that `lensprep.dataset.sky` knows. Without a grade all lenses are
@@ -100,9 +80,10 @@ def read_catalog(path: Uri, columns: Mapping[str, str] | None = None) -> Catalog
     given = columns or {}
     texts = [name for ours in ("name", "grade") for name in _names(ours, given)]
     try:
-        table, _, sha256 = read_table(path, text=texts)
+        found = read_table(path, text=texts)
     except NotFoundError:
         raise ScoresError(f"{path}: no such catalogue.") from None
+    table = found.table
     places = position_columns(table, str(path), ScoresError, given)
     ra, dec = read_positions(table, str(path), ScoresError, places)
     names = {ours: _column(table, ours, given, path) for ours in _OTHER_NAMES}
@@ -111,7 +92,7 @@ def read_catalog(path: Uri, columns: Mapping[str, str] | None = None) -> Catalog
     rows = [str(row + 1) for row in range(ra.size)]
     return Catalog(
         path,
-        sha256,
+        found.sha256,
         _texts(table, names["name"], rows, path),
         ra,
         dec,
@@ -130,8 +111,9 @@ def _column(table: pa.Table, ours: str, given: Mapping[str, str], path: Uri) -> 
     found = next((name for name in known if name in table.column_names), None)
     if found is None and ours in given:
         raise ScoresError(
-            f"{path} has no column {known[0]!r}; it has: {', '.join(table.column_names)}. Name it "
-            f"with --catalog-column {ours}=COLUMN."
+            f"{path} has no column {known[0]!r}; it has: "
+            f"{names_text(table.column_names, known[0])}. Name it with --catalog-column "
+            f"{ours}=COLUMN."
         )
     return found
 
@@ -159,7 +141,8 @@ def match_catalog(catalog: Catalog, scores: SkyScores, radius_arcsec: float) -> 
     for name in ("ra", "dec"):
         if name not in scores.table.column_names:
             raise ScoresError(
-                f"{scores.path} has no column {name}: a catalogue is matched by position."
+                f"{scores.path} has no column {name}: a catalogue is matched by position. It has: "
+                f"{names_text(scores.names, name)}. Name it with --columns {name}=COLUMN."
             )
     ra, dec = read_positions(scores.table, str(scores.path), ScoresError, unknown=True)
     injected = _injected(scores)

@@ -79,7 +79,7 @@ def _statistics(
 
 def _matched_rows(one: Scores, other: Scores) -> NDArray[np.int64]:
     """Row of `other` for each row of `one`; labels and regions must be the same."""
-    where = pc.index_in(one.table["key"], value_set=other.table["key"].cast(one.table["key"].type))
+    where = pc.index_in(one.table["key"], value_set=other.table["key"])
     rows = where.fill_null(-1).to_numpy().astype(np.int64)
     same = {"keys": one.n == other.n and bool((rows >= 0).all())}
     if same["keys"]:

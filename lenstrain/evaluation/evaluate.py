@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from lensprep import __version__
 from lensprep.dataset.files import check_folder, join_uri, written_folder
 from lensprep.errors import ProjectError
+from lensprep.tables import Uri
 from lenstrain.evaluation import plots
 from lenstrain.evaluation.card import card_context
 from lenstrain.evaluation.catalog import measure_catalog, read_catalog
@@ -47,11 +49,16 @@ from lenstrain.evaluation.report import (
     save_plot,
     write_csv,
 )
-from lenstrain.evaluation.scores import Scores, SkyScores, read_scores, read_sky_scores
+from lenstrain.evaluation.scores import (
+    Scores,
+    ScoresAre,
+    SkyScores,
+    read_scores,
+    read_sky_scores,
+)
 from lenstrain.evaluation.selection.figure import draw_selection
 from lenstrain.evaluation.selection.files import write_selection
 from lenstrain.evaluation.selection.measure import Selection, measure_selection, read_population
-from lenstrain.tables import Uri
 
 FORMAT_VERSION = 2
 """Version of metrics.json; in 1 every figure had a value, whatever supported it."""
@@ -68,6 +75,8 @@ def evaluate(
     catalog: Uri | None = None,
     catalog_columns: Mapping[str, str] | None = None,
     catalog_scores: Uri | None = None,
+    columns: Mapping[str, str] | None = None,
+    scores_are: ScoresAre | None = None,
     dataset: Uri | None = None,
     selection_function: bool = False,
     population: Uri | None = None,
@@ -79,8 +88,8 @@ def evaluate(
     Parameters
     ----------
     scores : str or path
-        Parquet, CSV or FITS with key, label, logit (or probability) and region_id. This and all
-        other places may be local or s3://.
+        Any table that `lensprep.tables` reads with key, label, logit (or probability) and
+        region_id. This and all other places may be local or s3://.
     out : str or path
         Folder to write. An earlier evaluation there is replaced whole; any other non-empty
         folder is refused. Nothing appears there if the evaluation fails.
@@ -89,11 +98,16 @@ def evaluate(
     compare_with : path, optional
         Another model's scores of the same stamps: differences on the same draws.
     catalog : path, optional
-        Known lenses (CSV, FITS or parquet, in lenscat's columns), whose recall is measured.
+        Known lenses (any table in lenscat's columns), whose recall is measured.
     catalog_columns : mapping, optional
         What the catalogue calls ``name``, ``ra``, ``dec`` and ``grade`` instead.
     catalog_scores : path, optional
         Scores to find the known lenses in, labels or not; default: `scores`.
+    columns : mapping, optional
+        What `scores` calls some of its columns; the other tables of scores, and the population, may
+        do so too.
+    scores_are : {"probability", "logit"}, optional
+        What the scores are, of tables that no `lenstrain infer` wrote.
     dataset : path or s3 URI, optional
         Where to read example stamps; default: the dataset named in the scores' metadata.
     selection_function : bool
@@ -124,12 +138,13 @@ def evaluate(
     tell = progress or _silent
     check_folder(out, METRICS_NAME)
     tell("Reading scores", 0.0)
-    table = read_scores(scores)
-    reference = None if calibrate_on is None else read_scores(calibrate_on)
-    rival = None if compare_with is None else read_scores(compare_with)
+    table = read_scores(scores, columns, scores_are)
+    read = partial(read_scores, columns=columns, scores_are=scores_are, if_there=True)
+    reference = None if calibrate_on is None else read(calibrate_on)
+    rival = None if compare_with is None else read(compare_with)
     known = None if catalog is None else read_catalog(catalog, catalog_columns)
-    sky = None if known is None else _sky_scores(table, catalog_scores)
-    sought = None if population is None else read_population(population, table, options)
+    sky = None if known is None else _sky_scores(table, catalog_scores, columns, scores_are)
+    sought = None if population is None else read_population(population, table, options, columns)
     found = measure(table, reference, options, tell)
     selection = None
     found.entries["selection_function"] = None
@@ -162,11 +177,16 @@ def _silent(stage: str, done: float) -> None:
     pass
 
 
-def _sky_scores(scores: Scores, path: Uri | None) -> SkyScores:
+def _sky_scores(
+    scores: Scores,
+    path: Uri | None,
+    columns: Mapping[str, str] | None,
+    scores_are: ScoresAre | None,
+) -> SkyScores:
     """Scores in which known lenses are looked for, of the same model."""
     if path is None:
-        return SkyScores(scores.path, scores.table, scores.logits, scores.metadata)
-    sky = read_sky_scores(path)
+        return SkyScores(scores.path, scores.table, scores.logits, scores.metadata, scores.names)
+    sky = read_sky_scores(path, columns, scores_are)
     check_same_model(scores, sky)
     return sky
 

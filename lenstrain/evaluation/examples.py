@@ -21,10 +21,10 @@ from lensprep.dataset.files import local_folder
 from lensprep.dataset.rgb import denormalize, lupton_rgb
 from lensprep.dataset.storage import is_remote
 from lensprep.errors import ScoresError
+from lensprep.tables import read_table
 from lenstrain.evaluation.scores import Scores, SkyScores
 from lenstrain.evaluation.threshold import unique_rows
 from lenstrain.feed import ask, read_arrow, stamps_of
-from lenstrain.tables import read_table
 
 _FLUX_MODES = ("mad_stamp", "mad_annulus")
 _FACTS = ("theta_e_arcsec", "psfsize_r", "arc_snr")

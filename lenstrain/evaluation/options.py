@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
+from lensprep.configfile import typed
 from lensprep.errors import ConfigError
 
 AXES = (
@@ -17,6 +18,7 @@ AXES = (
 """The axes along which completeness can be measured; the last is theta_E over ``psfsize_r``."""
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationOptions:
     """Settings of one evaluation; every figure of the report follows from these and the scores."""

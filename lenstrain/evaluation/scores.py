@@ -1,8 +1,9 @@
 """Read a table of scores and refuse what cannot be judged, with the reason in one line."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,24 +12,29 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.errors import NotFoundError, ScoresError
+from lensprep.tables import METADATA_KEY as METADATA_KEY
+from lensprep.tables import TableFile, Uri, check_ids, read_table, require_columns, to_floats
 from lenstrain.evaluation.clustered import Shares, class_correlations
 from lenstrain.evaluation.metrics import RocCurve, roc_curve
-from lenstrain.tables import METADATA_KEY as METADATA_KEY
-from lenstrain.tables import TableFile, Uri, read_table, to_floats
 
 MAX_CLUSTERS = 10_000
 """With more regions than this, neighbouring numbers are drawn together (whole regions)."""
 
 AXIS_COLUMNS = ("theta_e_arcsec", "psfsize_r", "psfdepth_r", "arc_snr", "src_dmag")
 _OTHER_COLUMNS = ("task_id", "split", "lens_model", "pixel_hash", "ra", "dec")
-_COLUMNS = (
+COLUMNS = (
     "key", "label", "logit", "probability", "region_id", *AXIS_COLUMNS, *_OTHER_COLUMNS
 )  # fmt: skip
 _TEXT_COLUMNS = ("key", "task_id", "split", "lens_model", "pixel_hash")
+LOGIT = "logit or probability"
+"""The column that is needed, of either name."""
+_FEWEST = 20
+"""Rows from which on logits that all lie in [0, 1] are no accident."""
 _LEAST_LOGIT, _GREATEST_LOGIT = -745.0, 40.0
 """Beyond the logit of any probability in float64 that is neither 0 nor 1."""
 
 Floats = NDArray[np.float64]
+ScoresAre = Literal["probability", "logit"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class Scores:
     """Digest of the file."""
     notes: tuple[str, ...] = field(default=())
     """What a reader of the results must know."""
+    names: tuple[str, ...] = ()
+    """All headings of the file."""
 
     @property
     def n(self) -> int:
@@ -177,43 +185,53 @@ class SkyScores:
     table: pa.Table
     logits: Floats
     metadata: dict[str, Any]
+    names: tuple[str, ...]
+    """All headings of the file."""
 
 
-def read_scores(path: Uri) -> Scores:
+def read_scores(
+    path: Uri,
+    columns: Mapping[str, str] | None = None,
+    scores_are: ScoresAre | None = None,
+    *,
+    if_there: bool = False,
+) -> Scores:
     """Read and check a table of scores.
 
     Parameters
     ----------
     path : str or path
-        Parquet, CSV (``.csv``, ``.csv.gz``) or FITS, local or s3://, with key, label, logit or
+        Any table that `lensprep.tables` reads, local or s3://, with key, label, logit or
         probability, and region_id; further columns are used if they have the names of the
         dataset's sidecar.
+    columns : mapping, optional
+        What the table calls some of them instead.
+    scores_are : {"probability", "logit"}, optional
+        What the scores are, whatever their column is called. Tables of `lenstrain infer` say so
+        themselves.
+    if_there : bool
+        Whether the table may have our names where it has not those of `columns`.
 
     Returns
     -------
     Scores
-        The rows in file order.
+        The rows in file order; keys are text.
 
     Raises
     ------
     ScoresError
         If the file cannot be read, lacks a column, is empty, has one class only, or holds null or
-        non-finite scores, labels other than 0 and 1, rows without a region, or a key twice.
+        non-finite scores, probabilities called logits, labels other than 0 and 1, rows without a
+        region, or a key twice.
     """
-    table, metadata, sha256 = _read_table(path)
-    _require_columns(table, path)
-    if table.num_rows == 0:
-        raise ScoresError(f"{path} has no rows: score a split that is not empty.")
-    _check_keys(table["key"], path)
+    needed = ("key", "label", LOGIT, "region_id")
+    found, logits, notes = read_rows(path, needed, columns, scores_are, if_there=if_there)
+    table = found.table
+    check_keys(table["key"], path)
     labels = _read_labels(table["label"], path)
-    logits, notes = _read_logits(table, path)
+    check_ids(table["region_id"], "region_id", path, repeated=True)
     region, regions = _codes(table["region_id"])
     n_regions = len(regions)
-    if (region < 0).any():
-        raise ScoresError(
-            f"{path}: {int((region < 0).sum())} rows have no region_id; intervals are drawn by "
-            "region, so every row needs one."
-        )
     n_clusters = min(n_regions, MAX_CLUSTERS)
     if n_clusters < n_regions:
         region = region * n_clusters // n_regions
@@ -228,53 +246,82 @@ def read_scores(path: Uri) -> Scores:
         region.astype(np.int32),
         n_regions,
         n_clusters,
-        metadata,
-        sha256,
+        found.metadata,
+        found.sha256,
         tuple(notes),
+        tuple(found.names),
     )
 
 
-def read_sky_scores(path: Uri) -> SkyScores:
+def read_sky_scores(
+    path: Uri,
+    columns: Mapping[str, str] | None = None,
+    scores_are: ScoresAre | None = None,
+) -> SkyScores:
     """Read scores for their positions: a table without labels or regions will do.
+
+    Parameters
+    ----------
+    path, columns, scores_are
+        As of `read_scores`, where ``if_there``.
 
     Raises
     ------
     ScoresError
         If the file cannot be read, is empty, lacks key or logit, or holds non-finite scores.
     """
-    table, metadata, _ = _read_table(path)
-    missing = [] if "key" in table.column_names else ["key"]
-    if "logit" not in table.column_names and "probability" not in table.column_names:
-        missing.append("logit (or probability)")
-    if missing:
-        raise ScoresError(f"{path} lacks the column {', '.join(missing)}.")
-    if table.num_rows == 0:
-        raise ScoresError(f"{path} has no rows.")
-    logits, _ = _read_logits(table, path)
-    return SkyScores(path, table, logits, metadata)
+    found, logits, _ = read_rows(path, ("key", LOGIT), columns, scores_are, if_there=True)
+    return SkyScores(path, found.table, logits, found.metadata, tuple(found.names))
 
 
-def _read_table(path: Uri) -> TableFile:
+def read_rows(
+    path: Uri,
+    needed: tuple[str, ...],
+    columns: Mapping[str, str] | None = None,
+    scores_are: ScoresAre | None = None,
+    *,
+    if_there: bool = False,
+) -> tuple[TableFile, Floats, list[str]]:
+    """Read the columns of `COLUMNS` that a table has, for whatever use.
+
+    Parameters
+    ----------
+    path, columns, scores_are, if_there
+        As of `read_scores`.
+    needed : tuple of str
+        Columns that must be there: key, `LOGIT`, and others.
+
+    Returns
+    -------
+    TableFile
+        With keys as text.
+    ndarray of float64, shape (rows,)
+        Logits.
+    list of str
+        What a reader of results must know.
+
+    Raises
+    ------
+    ScoresError
+        As `read_scores`, of what concerns these columns.
+    """
     try:
-        return read_table(path, _COLUMNS, _TEXT_COLUMNS)
+        found = read_table(path, COLUMNS, _TEXT_COLUMNS, rename=columns, if_there=if_there)
     except NotFoundError:
         raise ScoresError(f"{path}: no such file. Write one with `lenstrain infer`.") from None
+    require_columns(found, needed, path, "Name it with --columns {}=COLUMN.")
+    table = found.table
+    if table.num_rows == 0:
+        raise ScoresError(f"{path} has no rows: score a split that is not empty.")
+    check_ids(table["key"], "key", path)
+    logits, notes = _read_logits(found, path, scores_are)
+    place = table.column_names.index("key")
+    table = table.set_column(place, "key", table["key"].cast(pa.string()))
+    return found._replace(table=table), logits, notes
 
 
-def _require_columns(table: pa.Table, path: Uri) -> None:
-    missing = [name for name in ("key", "label", "region_id") if name not in table.column_names]
-    if "logit" not in table.column_names and "probability" not in table.column_names:
-        missing.append("logit (or probability)")
-    if missing:
-        raise ScoresError(
-            f"{path} lacks the column {', '.join(missing)}; a table of scores has key, label, "
-            "logit (or probability) and region_id."
-        )
-
-
-def _check_keys(keys: pa.ChunkedArray, path: Uri) -> None:
-    if keys.null_count:
-        raise ScoresError(f"{path}: {keys.null_count} rows have no key.")
+def check_keys(keys: pa.ChunkedArray, path: Uri) -> None:
+    """Refuse keys that come more than once, with ScoresError."""
     if pc.count_distinct(keys).as_py() == len(keys):
         return
     counts = keys.value_counts()
@@ -304,7 +351,10 @@ def _read_labels(column: pa.ChunkedArray, path: Uri) -> NDArray[np.int8]:
     return values.astype(np.int8)
 
 
-def _read_logits(table: pa.Table, path: Uri) -> tuple[Floats, list[str]]:
+def _read_logits(
+    found: TableFile, path: Uri, scores_are: ScoresAre | None
+) -> tuple[Floats, list[str]]:
+    table = found.table
     name = "logit" if "logit" in table.column_names else "probability"
     values = to_floats(table[name], name, path)
     bad = ~np.isfinite(values)
@@ -314,17 +364,52 @@ def _read_logits(table: pa.Table, path: Uri) -> tuple[Floats, list[str]]:
             f"{path}: {int(bad.sum())} of {values.size} values of {name} are not finite (first: "
             f"key {key!s:.100}). Score these stamps again, or remove the rows and say so."
         )
-    if name == "logit":
-        return values, []
-    return _from_probability(values, path)
+    if "checkpoint_sha256" in found.metadata:
+        odd = scores_are == "probability"
+        return values, ["--scores-are is not heeded: `lenstrain infer` wrote logits."] * odd
+    if name == "logit" and scores_are is None:
+        check_logits(values, path)
+    notes = [] if scores_are is None else [f"Column {name}: {scores_are}, as --scores-are says."]
+    if (scores_are or name) == "logit":
+        return values, notes
+    logits, more = _from_probability(values, path)
+    return logits, notes + more
+
+
+def check_logits(
+    values: Floats,
+    path: Uri,
+    remedy: str = "Tell evaluate or mine by --scores-are probability, or logit if they are logits.",
+) -> None:
+    """Refuse probabilities in a column of logits: ranks alone would be right.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (n,)
+        Finite. Few rows, and rows that are all alike, say nothing.
+    path : str or path
+    remedy : str
+
+    Raises
+    ------
+    ScoresError
+        If all lie in [0, 1].
+    """
+    if values.size < _FEWEST or values.min() == values.max():
+        return
+    if values.min() >= 0 and values.max() <= 1:
+        raise ScoresError(
+            f"{path}: all {values.size:,} values of logit lie between 0 and 1 "
+            f"({values.min():.3g} to {values.max():.3g}), as probabilities do. {remedy}"
+        )
 
 
 def _from_probability(values: Floats, path: Uri) -> tuple[Floats, list[str]]:
     outside = (values < 0) | (values > 1)
     if outside.any():
         raise ScoresError(
-            f"{path}: {int(outside.sum())} probabilities lie outside [0, 1]; name the column logit "
-            "if these are logits."
+            f"{path}: {int(outside.sum())} probabilities lie outside [0, 1]. If these are logits, "
+            "tell evaluate or mine by --scores-are logit."
         )
     notes = ["Ranked by probability: rounding near 1 ties the best candidates; logits do not."]
     ends = int(((values == 0) | (values == 1)).sum())
@@ -356,8 +441,6 @@ def _unsorted_codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], int]:
 
 
 def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
     encoded = column.dictionary_encode().combine_chunks()
     return encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
 

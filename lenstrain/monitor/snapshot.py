@@ -107,13 +107,31 @@ def expand(runs: Sequence[str]) -> list[str]:
     return found
 
 
+def may_be_run(run: str, absent: bool) -> bool:
+    """Whether a place is a run, or an empty one that may become it.
+
+    Parameters
+    ----------
+    run : str
+    absent : bool
+        What to answer if there is nothing at all.
+    """
+    if is_remote(run):
+        store = open_store(run)
+        return store.has(_CONFIG) or (absent and not store.entries())
+    folder = local_path(run)
+    if not folder.exists():
+        return absent
+    return folder.is_dir() and ((folder / _CONFIG).exists() or not any(folder.iterdir()))
+
+
 def read_snapshot(run: str, now: float | None = None) -> Snapshot:
     """Read a run as it is now.
 
     Parameters
     ----------
     run : str
-        A run folder, local or ``s3://``; it need not exist yet.
+        A run folder, local or ``s3://``; one that is not there yet is "not started".
     now : float, optional
         Time in seconds since the epoch, if not the present.
 

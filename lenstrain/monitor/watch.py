@@ -8,13 +8,31 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.live import Live
 
-from lenstrain.monitor.snapshot import OVER, Snapshot, expand, read_snapshot
+from lensprep.errors import StorageError
+from lenstrain.lookalikes import no_run
+from lenstrain.monitor.snapshot import OVER, Snapshot, expand, may_be_run, read_snapshot
 from lenstrain.monitor.view import screen
 
 
-def read_all(runs: Sequence[str]) -> list[Snapshot]:
-    """Snapshots of all runs; a folder of runs gives those in it."""
-    return [read_snapshot(run) for run in expand(runs)]
+def read_all(runs: Sequence[str], *, to_come: bool = False) -> list[Snapshot]:
+    """Snapshots of all runs; a folder of runs gives those in it.
+
+    Parameters
+    ----------
+    runs : sequence of str
+    to_come : bool
+        Whether a run may be one that is not there yet.
+
+    Raises
+    ------
+    StorageError
+        If one is no run, and none that may be beginning.
+    """
+    found = expand(runs)
+    for run in found:
+        if not may_be_run(run, to_come):
+            raise StorageError(no_run(run))
+    return [read_snapshot(run) for run in found]
 
 
 def show(snapshots: Sequence[Snapshot]) -> None:
@@ -23,12 +41,12 @@ def show(snapshots: Sequence[Snapshot]) -> None:
 
 
 def watch(runs: Sequence[str], seconds: float) -> list[Snapshot]:
-    """Draw the runs again and again until all are over; returns the last snapshots."""
-    snapshots = read_all(runs)
+    """Draw the runs again and again until all are over, also from before they begin."""
+    snapshots = read_all(runs, to_come=True)
     console = Console(stderr=True)
     with Live(screen(snapshots), console=console, auto_refresh=False) as live:
         while not all(snapshot.status in OVER for snapshot in snapshots):
             time.sleep(seconds)
-            snapshots = read_all(runs)
+            snapshots = read_all(runs, to_come=True)
             live.update(screen(snapshots), refresh=True)
     return snapshots

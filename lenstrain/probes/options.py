@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lensprep.configfile import typed
 
+
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeOptions:
     """Settings of the probes; every figure follows from these, the checkpoint and the dataset."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lensprep.dataset import Dataset
 from lensprep.dataset.files import check_folder, join_uri, split_uri, written_folder
 from lensprep.errors import CheckpointError
+from lensprep.tables import Uri
 from lenstrain.ensemble import load_finder
 from lenstrain.evaluation.plainjson import plain
 from lenstrain.evaluation.plots import Plot
@@ -41,7 +42,6 @@ from lenstrain.probes.profiles import measure_lead
 from lenstrain.probes.sample import Sample, draw_sample, find_partners
 from lenstrain.probes.scoring import Scorer
 from lenstrain.probes.words import MEANINGS, TITLES, readings
-from lenstrain.tables import Uri
 from lenstrain.training.checkpoint import versions
 from lenstrain.training.distributed import choose_device
 

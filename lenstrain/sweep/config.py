@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
-from lensprep.configfile import from_mapping, load_config, to_mapping
+from lensprep.configfile import from_mapping, load_config, to_mapping, typed
 from lensprep.dataset.files import join_uri, split_uri
 from lensprep.errors import ConfigError
 from lenstrain.config import Config, Metric
 from lenstrain.sweep.space import Dimension, apply, parse_space
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
     """The search."""
@@ -61,6 +62,7 @@ class SearchConfig:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefitConfig:
     """What follows the search: the best trials again, from several starts."""
@@ -81,6 +83,7 @@ class RefitConfig:
             raise ValueError(f"epochs must be at least 1, got {self.epochs}")
 
 
+@typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepConfig:
     """A sweep as its file states it."""

@@ -93,7 +93,7 @@ def mutant(number):
     blob = bytearray(seeds[int(rng.random() * len(seeds))])
     for _ in range(rng.choice((1, 1, 1, 1, 2, 2, 3, 6))):
         if blob:
-            rng.choice(_DAMAGES)(rng, blob)
+            rng.choice(DAMAGES)(rng, blob)
     return bytes(blob)
 
 
@@ -173,7 +173,7 @@ def _copy(rng, blob):
     blob[at : at + width] = blob[other : other + width]
 
 
-_DAMAGES = (
+DAMAGES = (
     _change_field, _change_field, _change_field, _change_zip64, _change_zip64, _change_zip64,
     _change_zip64, _change_zip64_end, _change_name, _change_byte, _change_byte, _cut, _double,
     _copy,

@@ -300,6 +300,7 @@ def test_a_stamp_that_was_altered_is_read_again(
 
 def test_a_check_and_the_scoring_of_a_tree_read_it_again_too(tree, s3, proxy, tmp_path):
     put(tree, s3)
+    s3.store().write("_SUCCESS", b"")
     options, block = s3.options(endpoint_url=proxy.url), b"bytes=0-"
     altered = Fault("alter", b"GET ", holding=block, after=place_of_stamp(tree), times=2)
     proxy.add(altered)

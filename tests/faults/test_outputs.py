@@ -20,6 +20,8 @@ from lensprep.dataset import Dataset
 from lensprep.dataset.files import read_file, send_file
 from lensprep.dataset.storage import open_store
 from lensprep.dataset.writer import write_dataset
+from lensprep.errors import InputError
+from lensprep.tables import read_table
 from lensprep.terminal import LocalPath, Location
 from lenstrain import origins
 from lenstrain.config import Config
@@ -27,7 +29,6 @@ from lenstrain.evaluation.scores import read_scores
 from lenstrain.infer import infer
 from lenstrain.mine import read_weights
 from lenstrain.model import build_model
-from lenstrain.tables import read_table
 from lenstrain.training.checkpoint import save_checkpoint
 from tests.checkpoints import blank_content
 from tests.lenstrain.probes.conftest import make_sample
@@ -36,6 +37,7 @@ from tests.s3server import Place
 NO_PLACES = {
     "catalog_columns",
     "dataset_ids",
+    "drop_columns",
     "encryption",
     "endpoint_url",
     "engine_name",
@@ -174,7 +176,7 @@ def test_scores_are_made_judged_and_mined_in_a_store(store, sample):
     tables = []
     for suffix in (".parquet", ".csv", ".fits"):
         out = f"{store.uri}/scores{suffix}"
-        call(lenstrain.cli.main, "infer", *where, "--member", best, "--out", out)
+        call(lenstrain.cli.main, "infer", *where, "--split", "test", "--member", best, "--out", out)
         tables.append(read_scores(out))
     first, *others = tables
     for other in others:
@@ -268,6 +270,18 @@ def test_stamps_that_must_be_decoded_are_read_from_the_store(store, sample, tmp_
     assert found.metadata["dataset"] == cutouts.uri
     assert found.metadata["source"]["catalog"] == f"{store.uri}/positions.csv"
     assert found.table["key"][0].as_py() == "'=c0"
+    lines = [
+        "file,ra,dec",
+        *(f"{cutouts.uri}/'=c{number}.npz,{number},1.0" for number in range(12)),
+    ]
+    open_store(store.uri).write("files.csv", "\n".join(lines).encode())
+    again, files = f"{store.uri}/again.csv", ("--catalog", f"{store.uri}/files.csv")
+    call(lenstrain.cli.main, "infer", best, cutouts.uri, *files, "--out", again, "--workers", 1)
+    assert read_table(again).table["logit"].to_pylist() == pytest.approx(
+        found.table["logit"].to_pylist()
+    )
+    with pytest.raises(InputError, match=r"no dataset, but cutouts \('=c0.npz\)"):
+        infer(best, cutouts.uri, out=again)
     call(lenstrain.cli.main, "evaluate", scores, "--out", report, "--set", "resamples=100")
     notes = json.loads(read_file(f"{report}/metrics.json"))["notes"]
     assert not [note for note in notes if "No example stamps" in note["text"]]

@@ -14,7 +14,9 @@ from lensprep.check import check, parse_fractions, render_text
 from lensprep.checks.leaks import _auroc
 from lensprep.checks.splits import MIN_SEPARATION_ARCSEC, _nearest_arcsec
 from lensprep.checks.tally import Tally, tally_rows
-from lensprep.errors import ConfigError, SchemaError
+from lensprep.convert import ConvertConfig, convert
+from lensprep.dataset.csvtext import read_csv
+from lensprep.errors import ConfigError, SchemaError, StorageError
 from tests.phase4c import set_columns, stamp_blob, tiny_pixels, tiny_table, write_tree
 
 ROWS = 160
@@ -302,6 +304,69 @@ def test_bad_files_and_row_groups_are_findings_not_a_stop(tmp_path, rows):
     assert readable.measured == {"bad_files": 1, "bad_row_groups": 1}
     assert "part-9.parquet" in readable.detail
     assert sum(split["rows"] for split in report.splits.values()) == ROWS - 8
+
+
+def test_a_job_that_did_not_finish_fails_and_a_missing_mark_is_a_note(tmp_path, rows):
+    root = write_tree(tmp_path / "t", rows)
+    assert finding(check(root), "finished").passed is True
+    (root / "_SUCCESS").unlink()
+    note = finding(check(root), "finished")
+    assert (note.passed, note.severity) == (None, "info")
+    (root / "_temporary" / "0" / "task_3").mkdir(parents=True)
+    report = check(root)
+    assert report.verdict == "failed"
+    assert failed(report) == {"finished", "regions_per_split"}
+    assert "_temporary: the job that writes it is running" in finding(report, "finished").detail
+
+
+def test_an_extra_column_without_one_type_is_a_warning_with_its_remedy(tmp_path, rows):
+    def change(table, name):
+        first = "part-00000" in name
+        return table.append_column("night", pa.array([1 if first else "1"] * table.num_rows))
+
+    found = finding(check(write_tree(tmp_path / "t", rows, change=change)), "schema")
+    assert (found.passed, found.severity) == (False, "warn")
+    assert list(found.measured["without_a_type"]) == ["night"]
+    assert "night is int64 in region_split=test/part-00000" in found.detail
+    assert "--drop-column" in found.detail
+
+
+def test_rejects_are_those_of_a_conversion(tmp_path, stamps):
+    blobs = column(stamps, "stamp_npz")
+    blobs[3], blobs[10] = b"", b"no zip"
+    models, region = column(stamps, "lens_model"), column(stamps, "region_id")
+    models[20], region[40] = "=1+1", None  # which a spreadsheet would run
+    cutout = [0 if i == 60 else 1 for i in range(ROWS)]
+    table = set_columns(
+        stamps,
+        {"stamp_npz": blobs, "lens_model": models, "region_id": region, "cutout_ok": cutout},
+    )
+    root = write_tree(tmp_path / "t", table)
+    path = next((root / "region_split=test").glob("part-00001*"))
+    chunk = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    with path.open("r+b") as file:
+        file.seek(chunk.dictionary_page_offset or chunk.data_page_offset)
+        file.write(b"\0" * chunk.total_compressed_size)
+    for suffix in ("csv", "parquet"):
+        check(root, rejects=tmp_path / f"rejects.{suffix}", workers=1)
+    config = ConvertConfig(max_reject_rate=1.0, skip_bad_files=True)
+    convert(str(root), str(tmp_path / "ds"), config, workers=1)
+    expected = pq.read_table(tmp_path / "ds" / "rejects.parquet")
+    assert b',"=1+1"' not in (tmp_path / "rejects.csv").read_bytes()
+    order = [(name, "ascending") for name in ("source_file", "source_row_group", "source_row")]
+    names = ["lens_model", "kind", "reason", *(name for name, _ in order)]
+    for found in (read_csv(tmp_path / "rejects.csv"), pq.read_table(tmp_path / "rejects.parquet")):
+        assert found.sort_by(order).select(names).to_pylist() == (
+            expected.sort_by(order).select(names).to_pylist()
+        )
+    assert set(expected["reason"].to_pylist()) == {
+        "empty_blob", "not_zip", "unknown_label", "missing_region", "cutout_not_ok", "unreadable",
+    }  # fmt: skip
+
+
+def test_a_list_of_rejects_has_a_known_format(tmp_path, rows):
+    with pytest.raises(StorageError, match=r"rejects.txt: the rejects are written as .csv or"):
+        report_on(tmp_path, rows, rejects=tmp_path / "rejects.txt")
 
 
 def test_value_that_does_not_fit_its_type_fails_the_schema(tmp_path, rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pyarrow.parquet as pq
 import pytest
@@ -100,7 +101,42 @@ def test_bad_input_is_one_line_with_status_1(arguments, message, tree, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["convert"], ["convert", "a", "b", "--shard-rows", "0"], ["nonsense"]]
+    ("arguments", "message"),
+    [
+        (["check", "DATASET"], "DATASET is a converted dataset. `lensprep inspect` shows what"),
+        (["convert", "DATASET", "OUT"], "DATASET is a converted dataset."),
+        (["check", "DATASET/val"], "val-000000.parquet is the sidecar of a shard."),
+        (["check", "DATASET/val/val-000000.parquet"], "val-000000.parquet is the sidecar of a sh"),
+        (["check", "DATASET/val/val-000000.tar"], "val-000000.tar is no parquet file. Give"),
+        (["check", "DATASET/rejects.parquet"], "rejects.parquet is a list of rows that were left"),
+        (["verify", "TREE"], "TREE has no manifest.json; it is a tree of parquet files. `lensprep"),
+        (["inspect", "TREE"], "TREE has no manifest.json; it is a tree of parquet files."),
+        (["verify", "DATASET/val"], "val has no manifest.json; it is a folder of shards"),
+        (["convert", "TREE", "OUT", "--drop-column", "ra"], "must have the column ra"),
+        (["convert", "TREE", "OUT", "--drop-column", "typo"], "no column 'typo' to leave out"),
+    ],
+)
+def test_what_was_given_is_named_in_one_line(arguments, message, tree, dataset, tmp_path):
+    names = {"OUT": str(tmp_path / "out"), "TREE": str(tree), "DATASET": str(dataset)}
+
+    def full(text):
+        return re.sub("|".join(names), lambda found: names[found[0]], text)
+
+    result = run(*map(full, arguments))
+    assert result.exit_code == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert full(message) in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert"],
+        ["convert", "a", "b", "--shard-rows", "0"],
+        ["check", "a", "--rejects", "x.txt"],
+        ["nonsense"],
+    ],
 )
 def test_a_mistake_in_the_command_line_is_status_2(arguments):
     assert run(*arguments).exit_code == 2

@@ -76,7 +76,7 @@ def test_optional_columns_and_a_split_known_from_the_folder_may_be_missing():
     for name in ("physics_warnings", "psf_source_g", "ebv"):
         assert schema_faults(SCHEMA.remove(SCHEMA.get_field_index(name))) == []
     without = SCHEMA.remove(SCHEMA.get_field_index("region_split"))
-    assert schema_faults(without, has_split=True) == []
+    assert schema_faults(without, ["region_split"]) == []
 
 
 def test_wrong_type_and_doubled_column_are_faults():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 
 import numpy as np
@@ -10,12 +12,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from lensprep import rounds
+from lensprep.contract import plain_type
 from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import Dataset
 from lensprep.errors import BudgetError, ConfigError, DatasetError, InputError, SchemaError
 from lensprep.places import ROW_BYTES
+from lensprep.source import Source
 from lensprep.verify import verify
-from tests.phase4c import stamp_blob, tiny_pixels, tiny_table, tiny_tree, write_tree
+from tests.phase4c import (
+    set_columns,
+    stamp_blob,
+    tiny_pixels,
+    tiny_table,
+    tiny_tree,
+    write_tree,
+)
 
 CONFIG = ConvertConfig(shard_rows=20, max_reject_rate=1.0)
 CONFIG_40 = ConvertConfig(max_reject_rate=1.0)
@@ -43,6 +54,13 @@ def table():
 @pytest.fixture(scope="module")
 def tree(table, tmp_path_factory):
     return write_tree(tmp_path_factory.mktemp("src"), table)
+
+
+@pytest.fixture(scope="module")
+def dataset(tree, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "ds"
+    convert(str(tree), str(out), CONFIG, workers=1)
+    return out
 
 
 def test_every_row_of_a_clean_tree_is_in_the_dataset(tree, table, tmp_path):
@@ -94,6 +112,132 @@ def test_files_row_groups_order_and_workers_do_not_change_the_bytes(
     assert first.dataset_id == second.dataset_id
     names = [n for n in first.read_sidecar("train").column_names if not n.startswith("source_")]
     assert first.read_sidecar("train", names).equals(second.read_sidecar("train", names))
+
+
+def with_empty_groups(path):
+    """The same rows, with row groups without rows before, between and after them."""
+    part = pq.ParquetFile(path).read()
+    with pq.ParquetWriter(path, part.schema) as writer:
+        for rows in (part.slice(0, 0), part.slice(0, 5), part.slice(0, 0), part.slice(5)):
+            writer.write_table(rows)
+        writer.write_table(part.slice(0, 0))
+
+
+def test_row_groups_and_files_without_rows_change_no_byte(tree, dataset, tmp_path):
+    source = tmp_path / "src"
+    shutil.copytree(tree, source)
+    for path in list(source.rglob("*.parquet")):
+        with_empty_groups(path)
+        empty = pq.ParquetFile(path).schema_arrow.empty_table()
+        pq.write_table(empty, path.with_name(f"a-{path.name}"))  # the first, and all of a task
+        pq.ParquetWriter(path.with_name(f"z-{path.name}"), empty.schema).close()  # no row group
+    report = convert(str(source), str(tmp_path / "b"), CONFIG, workers=1)
+    assert report["input_rows"] == report["accepted"] == 120
+    assert digests(dataset) == digests(tmp_path / "b")
+    assert verify(str(tmp_path / "b"), against=str(source), sample=None, workers=1)["ok"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "splits"),
+    [
+        ({"region_split": "test"}, {"test": {"0": 10, "1": 10}}),
+        ({"region_split": ["train"] * 10 + ["val"] * 10, "cutout_ok": [1] * 10 + [0] * 10},
+         {"train": {"0": 5, "1": 5}}),
+        ({"lens_model": "SIE", "is_control": 0, "theta_e_arcsec": 1.0, "region_split": "val"},
+         {"val": {"0": 0, "1": 20}}),
+    ],
+    ids=["one split", "a split that is all filtered", "one class"],
+)  # fmt: skip
+def test_a_split_or_class_without_rows_is_simply_not_there(tmp_path, rows, splits):
+    table = set_columns(tiny_table(20), {n: v if isinstance(v, list) else [v] * 20
+                                         for n, v in rows.items()})  # fmt: skip
+    source = write_tree(tmp_path / "src", table)
+    report = convert(str(source), str(tmp_path / "ds"), CONFIG, workers=1)
+    assert {name: split["classes"] for name, split in report["splits"].items()} == splits
+    assert verify(str(tmp_path / "ds"), against=str(source), workers=1)["ok"]
+
+
+NUMBERS = (
+    pa.int8(), pa.uint64(), pa.float16(), pa.float32(), pa.date32(), pa.time32("ms"),
+    pa.timestamp("ns"), pa.timestamp("us", "UTC"), pa.duration("us"), pa.decimal128(10, 2),
+    pa.dictionary(pa.int8(), pa.int64()), pa.dictionary(pa.int8(), pa.float64()), pa.null(),
+)  # fmt: skip
+TEXTS = (
+    pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.uint32(), pa.string()),
+    pa.binary(), pa.binary_view(), pa.binary(1),
+)  # fmt: skip
+EXTRA = {
+    **{str(kind): pa.array([None if pa.types.is_null(kind) else 1, None], kind)
+       for kind in NUMBERS},
+    **{str(kind): pa.array(["a", None], kind) for kind in TEXTS},
+    "bool": pa.array([True, None]),
+    "list": pa.array([["a"], None], pa.list_(pa.string_view())),
+    "struct": pa.array([{"x": "a"}, None], pa.struct([("x", pa.string_view())])),
+    "map": pa.array([[("a", 1)], None], pa.map_(pa.string(), pa.int64())),
+    "uuid": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16, None], pa.binary(16))),
+}  # fmt: skip
+
+
+def test_extra_columns_of_every_type_come_back_from_the_sidecar(tmp_path):
+    """All at once, each column with a value and a null, beside each other in every row."""
+    table = tiny_table(2, region_split="val")
+    for name, array in EXTRA.items():
+        table = table.append_column(f"extra {name}", array)
+    (tmp_path / "src").mkdir()
+    pq.write_table(table, tmp_path / "src" / "part-0.parquet")
+    convert(str(tmp_path / "src"), str(tmp_path / "ds"), CONFIG, workers=1)
+    (shard,) = Dataset.open(tmp_path / "ds").split("val").shards
+    side = pq.read_table(tmp_path / "ds" / shard.sidecar)
+    order = [side["task_id"].to_pylist().index(task_id) for task_id in table["task_id"].to_pylist()]
+    for name, array in EXTRA.items():
+        plain = array.cast(plain_type(array.type))
+        assert side[f"extra {name}"].take(order).to_pylist() == plain.to_pylist(), name
+    read = Dataset.open(tmp_path / "ds").read_sidecar("val")
+    nested = {f"extra {name}" for name in ("list", "struct", "map")}
+    assert {*side.column_names} - {*read.column_names} == nested
+    assert verify(str(tmp_path / "ds"), against=str(tmp_path / "src"), workers=1)["ok"]
+
+
+def test_a_column_without_one_type_is_left_out_only_if_the_user_says_so(table, tmp_path):
+    def change(part, name):
+        first = "part-00000" in name
+        return part.append_column("night", pa.array([1 if first else "1"] * part.num_rows))
+
+    source, out = write_tree(tmp_path / "src", table, change=change), tmp_path / "ds"
+    with pytest.raises(SchemaError, match=r"is int64 in .*part-00000.* and string in .*--drop-col"):
+        convert(str(source), str(out), CONFIG, workers=1)
+    assert not out.exists()
+    dropping = ConvertConfig(shard_rows=20, drop_columns=["night"])
+    convert(str(source), str(out), dropping, workers=1)
+    dataset = Dataset.open(out)
+    assert "night" not in dataset.read_sidecar("val").column_names
+    assert dataset.manifest.config["drop_columns"] == ["night"]
+    assert verify(str(out), against=str(source), workers=1)["ok"]
+    again = ConvertConfig(shard_rows=20, drop_columns=("night", "night"))
+    convert(str(source), str(out), again, workers=1, resume=True)
+    other = ConvertConfig(shard_rows=20, drop_columns=("night", "ebv"))
+    with pytest.raises(DatasetError, match=r"was made with drop_columns = \['night'\], not"):
+        convert(str(source), str(out), other, workers=1, resume=True)
+
+
+def test_a_dataset_of_a_version_that_dropped_nothing_may_be_resumed(tree, dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "ds")
+    path = tmp_path / "ds" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["config"]["drop_columns"]
+    path.write_text(json.dumps(manifest))
+    assert convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1, resume=True)["accepted"]
+
+
+def test_what_a_job_did_not_finish_is_converted_only_if_asked_to_and_said(tree, tmp_path, caplog):
+    source, out = tmp_path / "src", str(tmp_path / "ds")
+    shutil.copytree(tree, source)
+    (source / "_temporary" / "0").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"holds _temporary: the job .*did not finish"):
+        convert(str(source), out, CONFIG, workers=1)
+    convert(str(source), out, ConvertConfig(skip_bad_files=True), workers=1)
+    assert "did not finish, and rows may be missing" in caplog.text
+    assert Dataset.open(out).manifest.source["unfinished"] == "_temporary"
 
 
 def test_small_runs_and_batches_do_not_change_the_bytes(tree, tmp_path, monkeypatch):
@@ -184,7 +328,12 @@ def test_too_many_rejects_commit_nothing_and_a_higher_rate_goes_on(tmp_path, mon
     blobs[5] = blobs[6] = b""
     tree = tiny_tree(tmp_path, 40, stamp_npz=blobs)
     out = tmp_path / "ds"
-    with pytest.raises(BudgetError, match=r"2 of 40 rows are rejected \(empty_blob 2\)"):
+    said = (
+        r"at least 2 of 40 rows are rejected \(empty_blob 2\), more than --max-reject-rate 0.01; "
+        r".*The first: region_split=\w+/part-\S+, row group 0, row \d: empty_blob; \S+, row group "
+        r"0, row \d: empty_blob\. `lensprep check \S+ --rejects FILE.csv` lists them all\."
+    )
+    with pytest.raises(BudgetError, match=said):
         convert(str(tree), str(out), ConvertConfig(), workers=1)
     with pytest.raises(DatasetError, match="did not finish"):
         Dataset.open(out)
@@ -196,7 +345,7 @@ def test_too_many_rejects_commit_nothing_and_a_higher_rate_goes_on(tmp_path, mon
 @pytest.mark.parametrize("resume", [False, True])
 def test_after_a_conversion_that_accepted_nothing_the_corrected_one_works(tree, tmp_path, resume):
     out = tmp_path / "ds"
-    with pytest.raises(BudgetError, match="No row was accepted"):
+    with pytest.raises(BudgetError, match=r"No row of 120 was accepted \(where 120\)"):
         convert(str(tree), str(out), ConvertConfig(where="ra > 1000"), workers=1)
     convert(str(tree), str(out), CONFIG, workers=1, resume=resume)
     convert(str(tree), str(tmp_path / "whole"), CONFIG, workers=1)
@@ -207,7 +356,7 @@ def test_shards_of_a_conversion_that_failed_are_gone_in_the_corrected_one(tmp_pa
     """Rows that are there twice are found only when the shards are written."""
     doubled = pa.concat_tables([tiny_table(40), tiny_table(40)])
     tree, out = write_tree(tmp_path / "src", doubled), tmp_path / "ds"
-    with pytest.raises(BudgetError, match="duplicate_row 40"):
+    with pytest.raises(BudgetError, match=r"duplicate_row 40\).*them all but duplicates\."):
         convert(str(tree), str(out), ConvertConfig(shard_rows=4), workers=1)
     assert len(list(out.rglob("*.tar"))) > 6
     convert(str(tree), str(out), CONFIG, workers=1)
@@ -437,6 +586,59 @@ def test_verify_names_what_was_altered(tree, tmp_path):
     assert "not named by the manifest" in whats["train/extra.tar", None]
 
 
+def other_rows(folder, tree):
+    return write_tree(folder, tiny_table(120, seed=1))
+
+
+def a_file_renamed(folder, tree):
+    shutil.copytree(tree, folder)
+    next((folder / "region_split=val").glob("part-00000*")).rename(
+        folder / "region_split=val" / "part-7.parquet"
+    )
+    return folder
+
+
+def packed_anew(folder, tree):
+    shutil.copytree(tree, folder)
+    path = next((folder / "region_split=val").glob("part-00000*"))
+    pq.write_table(pq.ParquetFile(path).read(), path, row_group_size=8, compression="none")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (other_rows, r"files with other rows: 6 \(region_split=test/part-00000\S+, \S+, ...\)\."),
+        (a_file_renamed, r"files that are missing: 1 \(region_split=val/part-00000\S*\); files "
+                         r"that gave no stamp to the dataset: 1 \(region_split=val/part-7\S*\)\."),
+        (packed_anew, r"Every row that was compared is the same\."),
+    ],
+)  # fmt: skip
+def test_verify_tells_another_source_in_one_fault(tree, dataset, tmp_path, change, difference):
+    other = change(tmp_path / "other", tree)
+    result = verify(str(dataset), against=str(other), sample=None, workers=1)
+    assert not result["ok"]
+    (fault,) = result["faults"]
+    assert fault["file"] == "manifest.json"
+    stated = rf"names another source than {other}: {tree} with 6 files, 120 rows, \d+ bytes, not 6"
+    assert re.fullmatch(rf"{stated} files, 120 rows, \d+ bytes\. {difference}", fault["what"])
+
+
+def test_rows_altered_in_place_are_counted_beyond_the_first_few(tree, dataset, tmp_path):
+    """Same files, sizes and rows: by its listing it is the source."""
+    shutil.copytree(dataset, tmp_path / "ds")
+    path = tmp_path / "ds" / "manifest.json"
+    other = other_rows(tmp_path / "other", tree)
+    manifest = json.loads(path.read_text())
+    manifest["source"]["digest"] = Source.open(other).digest()
+    path.write_text(json.dumps(manifest))
+    result = verify(str(tmp_path / "ds"), against=str(other), sample=None, workers=1)
+    whats = [fault["what"] for fault in result["faults"]]
+    # Two files of train gave 30 rows each.
+    assert whats.count("and 10 faults more") == 2
+    assert len(whats) == 2 * 21 + 60
+
+
 def test_an_error_in_a_worker_keeps_its_words(tree, tmp_path):
     source = tmp_path / "src"
     shutil.copytree(tree, source)
@@ -506,3 +708,12 @@ def test_the_work_may_lie_elsewhere_and_is_found_again(tree, tmp_path, monkeypat
 def test_a_copy_is_kept_only_of_what_is_elsewhere(tree, tmp_path):
     with pytest.raises(ConfigError, match="object store"):
         convert(str(tree), str(tmp_path / "ds"), CONFIG, keep_local=str(tmp_path / "kept"))
+
+
+def test_a_seed_of_numpy_is_a_plain_number_in_plan_and_manifest():
+    config = ConvertConfig(seed=np.int64(3), clip=np.float32(5), skip_bad_files=np.bool_(True))
+    assert json.dumps(config.identity) == json.dumps(ConvertConfig(seed=3, clip=5.0).identity)
+    assert config.skip_bad_files is True
+    for options in ({"seed": 1.5}, {"shard_rows": True}, {"normalize": "MAD"}):
+        with pytest.raises(ConfigError):
+            ConvertConfig(**options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -26,7 +28,16 @@ from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import Dataset
 from lensprep.dataset.layout import RECORD_STRIDE
 from lensprep.dataset.s3 import S3Store
-from lensprep.errors import BudgetError, ChangedError, DatasetError, ProjectError, StorageError
+from lensprep.dataset.s3file import s3_filesystem
+from lensprep.errors import (
+    BudgetError,
+    ChangedError,
+    DatasetError,
+    InputError,
+    ProjectError,
+    StorageError,
+)
+from lensprep.source import Source
 from lensprep.verify import verify
 from tests.faultproxy import Fault, FaultProxy
 from tests.phase4c import tiny_table, tiny_tree, write_tree
@@ -142,6 +153,29 @@ def test_it_is_the_dataset_that_a_local_conversion_makes(tree, whole, s3, tmp_pa
     assert verify(s3.uri, against=str(tree), sample=None, options=s3.options(), workers=1)["ok"]
     assert unfinished(s3) == []
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_tree_in_the_store_is_read_as_one_on_a_disk(tree, table, s3):
+    """Columns in folders, files that a job left, and the first rows that are rejected."""
+    store = S3Store(f"{s3.uri}-source", s3.options())
+    for psf_bin in range(4):
+        part = table.filter(pc.equal(table["psf_bin"], psf_bin)).drop_columns(["psf_bin"])
+        sink = io.BytesIO()
+        pq.write_table(part, sink, row_group_size=8)
+        store.write(f"psf_bin={psf_bin}/part-0.parquet", sink.getvalue())
+    source = Source.open(store.uri, filesystem=s3_filesystem(s3.options()))
+    found = [t for file in source.files for t in source.iter_file(file, ["task_id", "psf_bin"])]
+    expected = table.select(["task_id", "psf_bin"]).sort_by("task_id")
+    assert pa.concat_tables(found).sort_by("task_id").equals(expected)
+    strict = ConvertConfig(max_reject_rate=0.0)
+    with pytest.raises(BudgetError, match=r"The first: psf_bin=\d/part-0\.parquet, .*: empty_blob"):
+        convert(store.uri, s3.uri, strict, workers=1, options=s3.options())
+    convert(store.uri, s3.uri, CONFIG, workers=1, options=s3.options())
+    (fault,) = verify(s3.uri, against=str(tree), options=s3.options(), workers=1)["faults"]
+    assert f"names another source than {tree}: {store.uri} with 4 files, 120 rows" in fault["what"]
+    store.write("_temporary/0/task_2/psf_bin=3/part-0.parquet", b"")
+    with pytest.raises(InputError, match="holds _temporary: the job that writes it is running"):
+        convert(store.uri, s3.uri, CONFIG, workers=1, resume=True, options=s3.options())
 
 
 def test_two_workers_from_a_source_in_the_store(tree, whole, s3):

@@ -2,7 +2,9 @@
 
 import pickle
 import random
+import re
 import shutil
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,8 +12,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from lensprep.contract import COLUMNS, LIGHT_COLUMNS
-from lensprep.errors import InputError, ProjectError, SchemaError
+from lensprep.contract import COLUMNS, LIGHT_COLUMNS, plain_type
+from lensprep.errors import ConfigError, InputError, ProjectError, SchemaError
 from lensprep.source import Source
 from tests.phase4c import set_columns, tiny_table, tiny_tree, write_tree
 
@@ -55,7 +57,8 @@ def test_files_are_sorted_and_hidden_ones_passed_over(tree):
         ".part.crc",
         "._x.parquet",
         "_SUCCESS",
-        "_temporary/0/part-9.parquet",
+        "_metadata",
+        "_delta_log/0/part-9.parquet",
         "notes.txt",
     ):
         path = tree / "region_split=train" / name
@@ -219,13 +222,257 @@ def test_extra_column_named_like_one_of_conversion_is_kept_under_another_name(tm
     assert set(read_all(source)["phase4c_label"].to_pylist()) == {"lens"}
 
 
-def test_extra_columns_of_types_that_do_not_go_together_are_an_error(tmp_path, rows):
-    def extra(table, name):
-        values = [1.5] if "part-00000" in name else ["text"]
-        return table.append_column("extra", pa.array(values * table.num_rows))
+def with_extra(first, other):
+    """A change of a tree: the column ``extra`` of one type in half of the files."""
 
-    with pytest.raises(SchemaError, match="an extra column has a type that does not go"):
-        Source.open(write_tree(tmp_path / "t", rows, change=extra))
+    def change(table, name):
+        array = first if "part-00000" in name else other
+        return table.append_column("extra", pa.repeat(array[0], table.num_rows))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "common"),
+    [
+        (pa.int32(), pa.int64(), pa.int64()),
+        (pa.int32(), pa.float32(), pa.float64()),
+        (pa.null(), pa.int8(), pa.int8()),
+        (pa.null(), pa.list_(pa.int8()), pa.list_(pa.int8())),
+        (pa.string(), pa.large_string(), pa.large_string()),
+        (pa.string(), pa.dictionary(pa.int8(), pa.string()), pa.string()),
+        (pa.date32(), pa.string(), None),
+        (pa.bool_(), pa.int8(), None),
+        (pa.float64(), pa.string(), None),
+        (pa.timestamp("us"), pa.timestamp("us", "UTC"), None),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("swap", [False, True], ids=["", "swapped"])
+def test_extra_columns_get_a_type_that_holds_what_every_file_has(
+    tmp_path, rows, first, other, common, swap
+):
+    arrays = [pa.nulls(1, kind) for kind in ((other, first) if swap else (first, other))]
+    source = Source.open(write_tree(tmp_path / "t", rows, change=with_extra(*arrays)))
+    if common is None:
+        assert "extra" not in source.schema.names
+        (what,) = source.left_out.values()
+        assert re.fullmatch(r"is .+ in .*part-00000\S* and .+ in .*part-00001\S*", what)
+    else:
+        assert source.schema.field("extra").type == common
+        assert not source.left_out
+        assert read_all(source, ["extra"])["extra"].type == common
+
+
+def test_values_survive_a_wider_type_and_what_does_not_fit_names_the_remedy(tmp_path, rows):
+    root = write_tree(tmp_path / "t", rows, change=with_extra(pa.array([7]), pa.array([0.5])))
+    assert sorted(set(read_all(Source.open(root))["extra"].to_pylist())) == [0.5, 7.0]
+    root = write_tree(
+        tmp_path / "u", rows, change=with_extra(pa.array([2**53 + 1]), pa.array([0.5]))
+    )
+    with pytest.raises(SchemaError, match=r"row group 0: column extra .* --drop-column extra"):
+        read_all(Source.open(root))
+
+
+VIEW = pa.string_view()
+
+
+@pytest.mark.parametrize(
+    ("array", "kind"),
+    [
+        (pa.array(["a"], VIEW), pa.string()),
+        (pa.array([b"a"], pa.binary_view()), pa.binary()),
+        (pa.array([["a"]], pa.list_(VIEW)), pa.list_(pa.string())),
+        (pa.array([["a"]], pa.large_list(VIEW)), pa.large_list(pa.string())),
+        (pa.array([["a"]], pa.list_(VIEW, 1)), pa.list_(pa.string(), 1)),
+        (pa.array([{"x": "a"}], pa.struct([("x", VIEW)])), pa.struct([("x", pa.string())])),
+        (pa.array([[("a", "b")]], pa.map_(pa.string(), VIEW)), pa.map_(pa.string(), pa.string())),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_views_become_plain_text_and_bytes_wherever_they_are(tmp_path, rows, array, kind):
+    path = tmp_path / "part-0.parquet"
+    some = rows.slice(0, 1).append_column("extra", array)
+    pq.write_table(some, path)
+    table = read_all(Source.open(path))
+    assert plain_type(array.type) == table["extra"].type == kind
+    assert table.take([0])["extra"].to_pylist() == array.to_pylist()
+
+
+def test_text_of_the_contract_may_be_a_view(tmp_path, rows):
+    path = tmp_path / "part-0.parquet"
+    kinds = {pa.string(): VIEW, pa.binary(): pa.binary_view()}
+    views = pa.schema([f.with_type(kinds.get(f.type, f.type)) for f in rows.schema])
+    pq.write_table(rows.cast(views), path)
+    assert read_all(Source.open(path)).equals(rows)
+
+
+def test_a_column_that_a_file_has_twice_is_left_out_or_named(tmp_path, rows):
+    path = tmp_path / "part-0.parquet"
+    ones = pa.array([1] * 48)
+    pq.write_table(rows.append_column("extra", ones).append_column("extra", ones), path)
+    source = Source.open(path)
+    assert source.left_out == {"extra": "is there 2 times in part-0.parquet"}
+    assert read_all(source).equals(rows)
+    # Both would be phase4c_label.
+    pq.write_table(rows.append_column("label", ones).append_column("phase4c_label", ones), path)
+    assert "phase4c_label" in Source.open(path).left_out
+    assert "phase4c_label" in Source.open(path, drop_columns=["label"]).schema.names
+    pq.write_table(rows.append_column("ra", rows["ra"]), path)
+    with pytest.raises(SchemaError, match=r"part-0.parquet: column ra is there 2 times"):
+        Source.open(path)
+
+
+def test_a_dropped_column_is_not_read_and_must_be_there_and_not_be_needed(tmp_path, rows):
+    change = with_extra(pa.array([1.5]), pa.array(["text"]))
+    root = write_tree(tmp_path / "t", rows, change=change)
+    source = Source.open(root, drop_columns=["extra", "ebv"])
+    assert {"extra", "ebv"}.isdisjoint(source.schema.names)
+    assert not source.left_out
+    assert source.digest() == Source.open(root).digest()
+    assert read_all(source).num_rows == 48
+    with pytest.raises(ConfigError, match=r"has no column 'extr' to leave out; it has: .*extra"):
+        Source.open(root, drop_columns=["extr"])
+    with pytest.raises(ConfigError, match="must have the column ra"):
+        Source.open(root, drop_columns=["extra", "ra"])
+
+
+# ------------------------------------------------------------------------- columns in folders
+
+
+def folders(root, rows, *names):
+    """A tree as Spark partitions it by some columns, which the files then lack."""
+    for row in range(rows.num_rows):
+        part = rows.slice(row, 1)
+        folder = root.joinpath(*(f"{name}={quote(str(part[name][0]))}" for name in names))
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(part.drop_columns(names), folder / f"part-{row}.parquet")
+    return root
+
+
+def test_columns_of_the_contract_are_read_from_folders_in_their_types(tmp_path, rows):
+    names = ["region_split", "psf_bin", "theta_e_arcsec", "region_id", "config_id"]
+    root = folders(tmp_path / "t", rows, *names)
+    source = Source.open(root)
+    assert read_all(source).sort_by("task_id").equals(rows.sort_by("task_id"))
+    file = source.files[0]
+    assert source.read_row_group(file, 0, ["region_id"]).num_rows == 1
+    inner = next(root.rglob("*.parquet")).parent
+    assert read_all(Source.open(inner)).num_columns == rows.num_columns
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind", "values"),
+    [
+        (["2", "-10"], pa.int64(), [2, -10]),
+        (["0.6", "1"], pa.float64(), [0.6, 1.0]),
+        (["0.6", "1e-3", "__HIVE_DEFAULT_PARTITION__"], pa.float64(), [0.6, 0.001, None]),
+        (["007", "8"], pa.string(), ["007", "8"]),
+        (["nan", "1"], pa.string(), ["nan", "1"]),
+        (["a b/c=d%", "ä"], pa.string(), ["a b/c=d%", "ä"]),
+        (["99999999999999999999"], pa.float64(), [1e20]),
+        (["__HIVE_DEFAULT_PARTITION__"], pa.string(), [None]),
+    ],
+)
+def test_other_columns_in_folders_get_a_type_that_all_texts_have(
+    tmp_path, rows, texts, kind, values
+):
+    for number, text in enumerate(texts):
+        folder = tmp_path / "t" / f"bin%3D={quote(text, safe='')}"
+        folder.mkdir(parents=True)
+        pq.write_table(rows.slice(number, 1), folder / "part-0.parquet")
+    source = Source.open(tmp_path / "t")
+    assert source.schema.field("bin=").type == kind
+    found = read_all(source).sort_by("task_id")
+    expected = dict(zip(rows["task_id"].to_pylist(), values, strict=False))
+    assert dict(zip(found["task_id"].to_pylist(), found["bin="].to_pylist(), strict=True)) == (
+        expected
+    )
+    assert "bin=" not in Source.open(tmp_path / "t", drop_columns=["bin="]).schema.names
+    # Above the folder that was given nothing but the contract's columns is meant.
+    assert "bin=" not in Source.open(next((tmp_path / "t").iterdir())).schema.names
+
+
+def test_a_folder_and_the_column_that_it_states_must_agree(tmp_path, rows):
+    same = rows.slice(0, 1)
+    stated = same["psf_bin"][0].as_py()
+    for text in (str(stated), "7"):
+        folder = tmp_path / text / f"psf_bin={text}"
+        folder.mkdir(parents=True)
+        pq.write_table(same.append_column("night", pa.array([1])), folder / "part-0.parquet")
+    assert read_all(Source.open(tmp_path / str(stated)))["psf_bin"].to_pylist() == [stated]
+    with pytest.raises(SchemaError, match=rf"states psf_bin=7 but the column holds '{stated}'"):
+        Source.open(tmp_path / "7")
+    (tmp_path / "7" / "psf_bin=7").rename(tmp_path / "7" / "night=2")
+    with pytest.raises(SchemaError, match="states night=2 but the column holds '1'"):
+        Source.open(tmp_path / "7")
+
+
+def test_a_folder_that_states_no_value_of_its_columns_type_is_an_error(tmp_path, rows):
+    (tmp_path / "psf_bin=wide").mkdir()
+    pq.write_table(rows.drop_columns(["psf_bin"]), tmp_path / "psf_bin=wide" / "part-0.parquet")
+    with pytest.raises(SchemaError, match=r"states psf_bin=wide, which is no int32"):
+        Source.open(tmp_path)
+
+
+# ------------------------------------------------------------------ what is no finished tree
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        "_temporary/0/_temporary/attempt_1/region_split=val/part-7.parquet",
+        "region_split=val/_temporary/0/task_2/part-7.parquet",
+        ".spark-staging-4f/region_split=val/part-7.parquet",
+        "region_split=val/_started_811",
+    ],
+)
+def test_what_a_job_left_that_did_not_finish_is_refused_or_said(tree, left):
+    (tree / left).parent.mkdir(parents=True, exist_ok=True)
+    (tree / left).write_bytes(b"")
+    with pytest.raises(InputError, match=r"did not finish, and rows may be missing.*--skip-bad"):
+        Source.open(tree)
+    source = Source.open(tree, skip_bad_files=True)
+    assert source.unfinished
+    assert len(source.files) == 6
+
+
+@pytest.mark.parametrize("left", ["_temporary_$folder$", "_started_811", "_logs/1.json"])
+def test_what_a_finished_job_leaves_is_in_nobodys_way(tree, left):
+    (tree / left).parent.mkdir(exist_ok=True)
+    (tree / left).touch()
+    (tree / left.replace("started", "committed")).touch()
+    source = Source.open(tree)
+    assert (source.unfinished, source.is_marked) == (None, True)
+    (tree / "_SUCCESS").unlink()
+    assert not Source.open(tree).is_marked
+
+
+def test_a_tree_without_rows_is_told(tmp_path, rows):
+    root = write_tree(tmp_path / "t", rows, change=lambda table, _: table.slice(0, 0))
+    with pytest.raises(InputError, match="has no rows: none of its 6 parquet files has any"):
+        Source.open(root)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a.tar", "b.tar"], "it is a folder of shards, part of a dataset"),
+        (
+            ["x/a.fits.gz", "b.npz", "list.csv"],
+            "it is a folder of cutouts. `lenstrain infer CHECKPOINT",
+        ),
+        (["config.toml", "checkpoints/best.pt"], "the folder of a training run. `lenstrain mon"),
+        (["notes.txt"], "(1 other files). Give the folder above"),
+        (["_temporary/0/a.parquet"], "_temporary: the job that writes it is running, or did not f"),
+    ],
+)
+def test_a_folder_of_other_things_is_named(tmp_path, names, message):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=re.escape(message)):
+        Source.open(tmp_path)
 
 
 def test_wider_types_read_as_those_of_the_contract(tmp_path, rows):

@@ -192,21 +192,28 @@ def test_sigterm_saves_exits_with_its_own_code_and_resume_finishes(dataset, tmp_
 
 
 def test_one_region_gives_no_interval_and_no_traceback(tmp_path):
-    rows = "\n".join(f"k{i},{i % 2},{(i * 7) % 10 + i % 2},5" for i in range(40))
+    rows = "\n".join(f"k{i};{i % 2};0,{(i * 7) % 10 + i % 2:02d};5" for i in range(40))
     scores = tmp_path / "own.csv"
-    scores.write_text(f"key,label,logit,region_id\n{rows}\n")
+    scores.write_text(f"objid;is_lens;logit;region_id\n{rows}\n")
     out = tmp_path / "report"
-    result = invoke("evaluate", str(scores), "--out", str(out), "--set", "resamples=50")
+    arguments = ["evaluate", str(scores), "--out", str(out), "--set", "resamples=50"]
+    arguments += ["--columns", "id=objid,label=is_lens"]
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert "all 40 values of logit lie between 0 and 1" in result.stderr
+    result = invoke(*arguments, "--scores-are", "probability")
     assert result.exit_code == 0, result.stderr
     assert "AUROC 0.6800 (no interval: one region)" in result.stderr
+    notes = json.loads((out / "metrics.json").read_text())["notes"]
+    assert "Column logit: probability, as --scores-are says." in [note["text"] for note in notes]
 
 
 def test_options_of_a_catalogue_need_one(tmp_path):
     arguments = ["evaluate", "s.parquet", "--out", str(tmp_path / "r")]
     result = invoke(*arguments, "--catalog-column", "ra=RA")
     assert result.exit_code == 2
-    assert "need --catalog" in result.stderr
-    result = invoke(*arguments, "--catalog-column", "redshift=z")
+    assert "needs --catalog" in result.stderr
+    result = invoke(*arguments, "--catalog", "c.csv", "--catalog-column", "redshift=z")
     assert result.exit_code == 1
     assert "write it as NAME=COLUMN" in result.stderr
 

@@ -4,12 +4,13 @@ import ast
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import lenstrain.config
 from lensprep.configfile import load_config, to_toml
 from lensprep.errors import ConfigError
-from lenstrain.config import Config
+from lenstrain.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 OTHERS = ("sweep.toml",)  # of other commands, under test there
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -108,3 +109,23 @@ def test_every_key_is_documented():
             if isinstance(field, ast.AnnAssign):
                 documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
                 assert documented, f"{section.name}.{field.target.id}"
+
+
+def test_numbers_of_numpy_reach_neither_run_folder_nor_checkpoint():
+    made = Config(
+        train=TrainConfig(seed=np.int64(3), patience=np.uint8(2)),
+        optim=OptimConfig(lr=np.float32(0.5)),
+        data=DataConfig(batch_size=np.int32(64), d4=np.bool_(False), cache_dir=Path("/nvme")),
+        model=ModelConfig(arch=np.str_("resnet_small"), blocks=[np.int64(1), 1]),
+    )
+    overrides = ["train.seed=3", "train.patience=2", "optim.lr=0.5", "data.batch_size=64",
+                 "data.d4=false", "data.cache_dir=/nvme", "model.arch=resnet_small",
+                 "model.blocks=[1, 1]"]  # fmt: skip
+    assert to_toml(made) == to_toml(load_config(Config, None, overrides))
+    assert "np." not in to_toml(made)
+
+
+@pytest.mark.parametrize("options", [{"seed": 1.5}, {"seed": True}, {"epochs": "3"}])
+def test_a_configuration_made_in_python_refuses_other_types(options):
+    with pytest.raises(ConfigError, match="must be of type int"):
+        TrainConfig(**options)

@@ -17,7 +17,7 @@ import torch
 from lensprep.configfile import load_config, to_mapping
 from lensprep.dataset import Dataset, NormalizationSpec
 from lensprep.dataset.layout import PAYLOAD_OFFSET, RECORD_STRIDE
-from lensprep.errors import CheckpointError, DatasetError, ShardError
+from lensprep.errors import CheckpointError, ConfigError, DatasetError, ShardError
 from lenstrain.augment import transform
 from lenstrain.config import Config
 from lenstrain.ensemble import D4Mean
@@ -107,6 +107,15 @@ def test_the_table_names_its_origin(root, best, tmp_path):
     assert facts["dataset"] == str(root)
     assert NormalizationSpec.from_dict(facts["normalization"]) == SPEC
     assert (facts["split"], facts["step"], facts["tta"]) == ("test", 12, False)
+
+
+def test_options_of_numpy_are_plain_ones(root, best, tmp_path):
+    infer(best, root, split="test", out=tmp_path / "a.parquet", device="cpu", batch_size=16)
+    infer(best, root, split=np.str_("test"), out=tmp_path / "b.parquet", device="cpu",
+          batch_size=np.int64(16), tta=np.bool_(False))  # fmt: skip
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    with pytest.raises(ConfigError, match="batch_size must be of type int"):
+        infer(best, root, out=tmp_path / "c.parquet", batch_size=16.0)
 
 
 def test_averaged_weights_are_used_where_the_run_kept_them(root, tmp_path):

@@ -151,6 +151,21 @@ def test_weights_that_do_not_fit_the_split_are_refused(dataset, tmp_path, keys, 
         read_weights(tmp_path / "w.parquet", dataset.read_sidecar("train", ["key"])["key"])
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [(pa.large_string(), pa.int8()), (pa.string_view(), pa.float32()), (pa.binary(), pa.string()),
+     (pa.dictionary(pa.int32(), pa.string()), pa.decimal128(20, 0))],
+    ids=str,
+)  # fmt: skip
+def test_weights_of_any_writer_are_read_alike(dataset, tmp_path, text, number):
+    keys = dataset.read_sidecar("train", ["key"])["key"].combine_chunks()
+    listed = keys.slice(2, 2)
+    listed = listed.dictionary_encode() if pa.types.is_dictionary(text) else listed.cast(text)
+    table = {"key": listed, "weight": pa.array([3, 4]).cast(number)}
+    pq.write_table(pa.table(table), tmp_path / "w.parquet")
+    assert read_weights(tmp_path / "w.parquet", keys)[:5].tolist() == [1, 1, 3, 4, 1]
+
+
 def test_a_file_that_is_no_list_of_weights_is_refused_in_one_line(dataset, tmp_path):
     (tmp_path / "w.parquet").write_text("no parquet")
     with pytest.raises(ConfigError, match="lenstrain mine"):
@@ -177,7 +192,9 @@ def test_a_control_off_the_sky_is_one_clear_error(tmp_path):
                  str(catalog), "--catalog-column", "dec=lat"]  # fmt: skip
     failed = CliRunner().invoke(main, arguments)
     assert failed.exit_code == 1
-    assert failed.output.startswith(f"Error: {scores}: 1 rows have no position on the sky")
+    assert failed.output.startswith(
+        f"Error: {scores}: 1 rows have a position that is not on the sky"
+    )
     assert "row 2, key b: ra 10, dec 91" in failed.output
     pq.write_table(table.set_column(5, "dec", [[2.0, None]]), scores)
     done = CliRunner().invoke(main, [*arguments, "--json"], catch_exceptions=False)
@@ -185,3 +202,22 @@ def test_a_control_off_the_sky_is_one_clear_error(tmp_path):
     without = CliRunner().invoke(main, [*arguments[:4], *arguments[6:]])
     assert without.exit_code == 2
     assert "--catalog-column needs --catalog" in without.output
+
+
+def test_scores_of_somebody_else_say_what_they_are(tmp_path):
+    columns = {"id": [f"k{i}" for i in range(30)], "label": [0] * 30,
+               "logit": np.linspace(0.01, 0.99, 30), "psfsize_r": [1.0] * 30}  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "theirs.parquet")
+    ours = {"key": [f"k{i}" for i in range(30)], "label": pa.array([0] * 30, pa.int8()),
+            "logit": np.full(30, 2.0), "psfsize_r": [1.0] * 30}  # fmt: skip
+    infer = {b"lenstrain": b'{"checkpoint_sha256": "ab"}'}
+    pq.write_table(pa.table(ours).replace_schema_metadata(infer), tmp_path / "ours.parquet")
+    paths = [str(tmp_path / f"{name}.parquet") for name in ("theirs", "ours")]
+    arguments = ["mine", *paths, "--out", str(tmp_path / "hard.parquet"), "--columns", "id=id"]
+    arguments += ["--set", "psf_bins=1", "--set", "fraction=0.02"]
+    assert "as probabilities do" in CliRunner().invoke(main, arguments).output
+    done = CliRunner().invoke(main, [*arguments, "--scores-are", "probability"])
+    assert done.exit_code == 0, done.output
+    found = mined(tmp_path / "hard.parquet")
+    assert found["key"] == ["k29"]
+    assert found["logit"] == pytest.approx([(np.log(0.99 / 0.01) + 2) / 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -16,12 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from astropy.io import fits
+from astropy.table import Table
 from astropy.wcs import WCS
 
 from lensprep.configfile import load_config, to_mapping
 from lensprep.convert import ConvertConfig, convert
+from lensprep.cutouts import open_cutouts
 from lensprep.dataset import NormalizationSpec
-from lensprep.errors import CheckpointError, InputError
+from lensprep.errors import CheckpointError, DatasetError, InputError
 from lenstrain import origins
 from lenstrain.config import Config
 from lenstrain.infer import infer
@@ -136,6 +139,30 @@ def test_stamps_of_a_tree_are_normalised_as_the_checkpoint_asks(tree, tmp_path):
     assert facts_of(tmp_path / "tree.parquet")["normalization"] == spec.to_dict()
 
 
+def test_row_groups_without_rows_and_columns_without_a_type_cost_a_tree_no_score(
+    best, tmp_path, caplog
+):
+    table = tiny_table(24, region_split="test")
+    whole, _ = score(best, write_tree(tmp_path / "whole", table), tmp_path / "whole.parquet")
+
+    def change(part, name):
+        first = "part-00000" in name
+        return part.append_column("night", pa.array([1 if first else "1"] * part.num_rows))
+
+    root = write_tree(tmp_path / "holes", table, change=change)
+    path = next(root.rglob("part-00000*.parquet"))
+    part = pq.ParquetFile(path).read()
+    with pq.ParquetWriter(path, part.schema) as writer:
+        for rows in (part.slice(0, 0), part.slice(0, 5), part.slice(0, 0), part.slice(5)):
+            writer.write_table(rows)
+    pq.write_table(part.slice(0, 0), path.with_name("part-00009.parquet"))
+    found, scores = score(best, root, tmp_path / "holes.parquet")
+    assert found["rows"] == whole["rows"] == 24
+    expected = pq.read_table(tmp_path / "whole.parquet", columns=["key", "logit"])
+    assert scores.select(["key", "logit"]).equals(expected)
+    assert "column night is int64 in region_split=test/part-00000" in caplog.text
+
+
 def test_a_flat_tree_gives_the_rows_of_the_split_alone(best, tmp_path):
     table = tiny_table(48)
     tree = write_tree(tmp_path / "flat", table, hive=False, row_group_rows=48)
@@ -149,7 +176,7 @@ def test_a_tree_without_the_split_or_with_damage_is_one_clear_error(tree, best, 
     with pytest.raises(InputError, match="no split 'tset'; there are: train, val, test"):
         score(best, tree, tmp_path / "s.parquet", split="tset")
     only = write_tree(tmp_path / "val", tiny_table(8, region_split="val"))
-    with pytest.raises(InputError, match=r"has no split 'test'; it has: val"):
+    with pytest.raises(InputError, match=r"has no rows of split 'test'; it has some of: val"):
         score(best, only, tmp_path / "s.parquet")
     damaged = write_tree(tmp_path / "damaged", tiny_table(16, region_split="test"))
     file = sorted(damaged.rglob("*.parquet"))[1]
@@ -252,15 +279,67 @@ def test_a_catalogue_with_other_headings_is_read_alike(cutouts, best, tmp_path):
     assert set(named.column_names) == set(expected.column_names)
 
 
-def test_a_cutout_that_states_a_place_off_the_sky_is_one_clear_error(cutouts, best, tmp_path):
-    folder, stamps = cutouts
-    np.savez(folder / "odd.npz", cutout=stamps[0], ra=10.0, dec=95.0)
-    catalog = csv(tmp_path / "c.csv", ["10.1,-5.0001"], "ra,dec")
-    with pytest.raises(InputError, match=r"odd\.npz states a position .* ra 10, dec 95"):
+def test_a_catalogue_of_any_format_is_read_alike(tmp_path):
+    folder = tmp_path / "cutouts"
+    folder.mkdir()
+    for name in "ab":
+        np.savez(folder / f"{name}.npz", cutout=np.zeros((3, 64, 64), np.float32))
+    rows = {"key": ["a", "b"], "ra": [10.0, 202.5], "dec": [5.5, -5.5], "label": [1, 0]}
+    Table(rows).write(tmp_path / "c.vot", format="votable")
+    Table(rows).write(tmp_path / "c.fits")
+    pq.write_table(pa.table(rows | {
+        "key": pa.array(rows["key"]).dictionary_encode(), "label": pa.array([True, False])
+    }), tmp_path / "c.parquet")  # fmt: skip
+    view = pa.array(rows["key"]).cast(pa.string_view())
+    pq.write_table(pa.table(rows | {"key": view}), tmp_path / "view.parquet")
+    (tmp_path / "c.csv").write_text("key;ra;dec;label\r\na;10,0;5,5;1\r\nb;202,5;-5,5;0\r\n")
+    (tmp_path / "c.txt").write_text(
+        "# key  RAJ2000    DEJ2000   label\na 00:40:00 +05:30:00 1\nb 13:30:00 -05:30:00 0\n"
+    )
+    names = ["c.vot", "c.fits", "c.parquet", "view.parquet", "c.csv", "c.txt"]
+    for name in names:
+        found = open_cutouts(folder, tmp_path / name).table
+        assert found.column_names[:4] == ["key", "ra", "dec", "file"]
+        assert found["file"].to_pylist() == ["a.npz", "b.npz"], name
+        assert found["ra"].to_pylist() == pytest.approx(rows["ra"]), name
+        assert found["dec"].to_pylist() == pytest.approx(rows["dec"]), name
+        assert found["label"].cast(pa.int8()).to_pylist() == [1, 0], name
+    own = csv(tmp_path / "own.csv", ["a,1,2,b.npz", "b,3,4,a.npz"], "objid,ra,dec,path")
+    columns = {"key": "objid", "file": "path"}
+    found = open_cutouts(folder, own, columns).table
+    assert found.select(["key", "file"]).to_pylist() == [
+        {"key": "a", "file": "b.npz"}, {"key": "b", "file": "a.npz"}
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "head", "message"),
+    [
+        (["a,1,2", ",1,2", '" ",1,2'], "key,ra,dec", "2 rows have no key"),
+        (["a,1,2", "b,,2", "c,1,nan"], "key,ra,dec", r"2 rows have no position \(null or NaN\)"),
+        (["a,1,2"], "key,ra,ra", "has the column 'ra' more than once"),
+        (["a,1,2"], "objid,ra,dec", "No row of .* has a cutout|states its position"),
+    ],
+)
+def test_what_a_catalogue_lacks_is_counted(cutouts, tmp_path, rows, head, message):
+    with pytest.raises(InputError, match=message):
+        open_cutouts(cutouts[0], csv(tmp_path / "c.csv", rows, head))
+
+
+def test_cutouts_of_which_none_can_be_scored_are_one_clear_error(cutouts, best, tmp_path):
+    folder, _ = cutouts
+    (folder / "a.fits").write_text("<html>")
+    catalog = csv(tmp_path / "c.csv", ["a,10,-5"])
+    message = r"no stamp to score: unreadable 1 \(first: a.fits, neither FITS nor NPZ"
+    with pytest.raises(InputError, match=message):
         score(best, folder, tmp_path / "s.parquet", catalog=catalog)
-    np.savez(folder / "odd.npz", cutout=stamps[0], ra=np.nan, dec=np.nan)
-    _, table = score(best, folder, tmp_path / "s.parquet", catalog=catalog)
-    assert table["key"].to_pylist() == ["b"]
+
+
+def test_cutouts_without_a_catalogue_are_not_called_a_dataset(cutouts, best, tmp_path):
+    folder, _ = cutouts
+    for place in (folder, tmp_path):
+        with pytest.raises(DatasetError, match=r"it is a folder of cutouts.* --catalog TABLE"):
+            score(best, place, tmp_path / "s.parquet")
 
 
 def test_cutouts_that_cannot_be_scored_have_a_reason_each(cutouts, best, tmp_path):
@@ -274,8 +353,10 @@ def test_cutouts_that_cannot_be_scored_have_a_reason_each(cutouts, best, tmp_pat
     np.savez(folder / "flat.npz", cutout=np.ones_like(cube))
     np.savez(folder / "pickle.npz", cutout=np.array([{}], dtype=object))
     (folder / "text.fits").write_text("this is no FITS file")
+    packed = gzip.compress((folder / "b.fits").read_bytes())
+    (folder / "altered.fits.gz").write_bytes(packed[:-4000] + bytes(9) + packed[-3991:])
     write_fits(folder / "hst.fits", cube, scale=0.05)
-    names = ["nan", "small", "two", "flat", "pickle", "text", "hst", "gone", "a"]
+    names = ["nan", "small", "two", "flat", "pickle", "text", "altered", "hst", "gone", "a"]
     catalog = csv(tmp_path / "c.csv", [f"{name},1,2" for name in names])
     result, table = score(best, folder, tmp_path / "s.parquet", catalog=catalog)
     assert table["key"].to_pylist() == ["a"]
@@ -288,21 +369,26 @@ def test_cutouts_that_cannot_be_scored_have_a_reason_each(cutouts, best, tmp_pat
         "flat": "constant_band",
         "pickle": "unreadable",
         "text": "unreadable",
+        "altered": "unreadable",
         "hst": "wrong_pixel_scale",
         "gone": "no_cutout",
     }
+    details = dict(zip(found["task_id"].to_pylist(), found["detail"].to_pylist(), strict=True))
+    assert details["text"] == "neither FITS nor NPZ: begins with b'this is no FITS '"
+    assert details["gone"] == "no file is called gone.fits, gone.npz, ..."
+    assert all(details.values())
 
 
 @pytest.mark.parametrize(
     ("rows", "head", "message"),
     [
         (["a,10"], "key,ra", "has no column dec .* --catalog-column dec=COLUMN"),
-        (["a,10,95"], "key,ra,dec", "1 rows have no position .*first: row 1, key a: ra 10, dec 95"),
+        (["a,10,95"], "key,ra,dec", "1 rows have a position .*first: row 1, key a: ra 10, dec 95"),
         (["a,10,5", "a,11,5"], "key,ra,dec", "key a comes 2 times"),
         (["x,10,5"], "key,ra,dec", "No row of .* has a cutout"),
         (["../c.csv,10,5"], "file,ra,dec", "lies outside"),
         (["a,ten,5"], "key,ra,dec", "ra holds string .'ten'., not degrees"),
-        (["a,10,5"], "key,RA [h],DEC [deg]", "column RA .h. is in h, not in degrees"),
+        (["a,10,5"], "key,RA [rad],DEC [deg]", "column RA .rad. is in rad, not in degrees"),
         ([], "key,ra,dec", "has no rows"),
         (["a,10,5,lens"], "key,ra,dec,label", "label holds string, not 0 and 1"),
     ],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from astropy.table import Table
@@ -13,7 +12,8 @@ from hypothesis import strategies as st
 
 from lensprep.dataset.storage import open_store
 from lensprep.errors import NotFoundError, ScoresError, StorageError
-from lenstrain.tables import TABLE_SUFFIXES, check_table, read_table, table_writer
+from lensprep.tables import read_table
+from lenstrain.tables import TABLE_SUFFIXES, check_table, table_writer
 
 FACTS = {"checkpoint_sha256": "ab", "normalization": {"mode": "mad_stamp"}, "dataset": "Sérsic"}
 TEXTS = ["=cmd|' /C calc'!A0", "0012", "é ✓", "back\\slash", "a\nb\t", "ends  ", None, "NA", "x,y"]
@@ -129,35 +129,3 @@ def test_a_number_that_stands_for_null_is_refused(tmp_path):
         write(tmp_path / "x.fits", table)
     write(tmp_path / "x.parquet", table)
     assert pq.read_table(tmp_path / "x.parquet")["n"].to_pylist() == [None, -(2**31)]
-
-
-PLAIN = [
-    pa.bool_(), pa.int8(), pa.uint64(), pa.float16(), pa.float32(), pa.float64(),
-    pa.decimal128(9, 2), pa.decimal256(40, 2), pa.date32(), pa.timestamp("us"), pa.string(),
-    pa.large_string(), pa.binary(), pa.dictionary(pa.int8(), pa.string()),
-    pa.dictionary(pa.int32(), pa.float64()),
-]  # fmt: skip
-OTHERS = [
-    pa.decimal32(5, 1), pa.decimal64(5, 1), pa.time32("s"), pa.duration("us"), pa.string_view(),
-    pa.binary_view(), pa.binary(2), pa.list_(pa.int8()), pa.list_(pa.float32(), 2),
-    pa.map_(pa.string(), pa.int8()), pa.struct([("a", pa.int8())]),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", PLAIN, ids=str)
-def test_what_is_asked_for_can_be_counted_and_ranked(tmp_path, kind):
-    path = tmp_path / "t.parquet"
-    pq.write_table(pa.table({"a": pa.nulls(3, kind), "b": pa.nulls(3, kind)}), path)
-    (column,) = read_table(path, ["a"]).table.columns
-    values = column.dictionary_encode().combine_chunks().dictionary
-    assert len(pc.sort_indices(values)) == 0
-    assert len(column.value_counts()) == 1
-
-
-@pytest.mark.parametrize("kind", OTHERS, ids=str)
-def test_what_can_not_is_refused_where_it_is_asked_for(tmp_path, kind):
-    path = tmp_path / "t.parquet"
-    pq.write_table(pa.table({"a": pa.nulls(3, kind), "b": [1, 2, 3]}), path)
-    with pytest.raises(ScoresError, match=r"column a holds .*, not plain values"):
-        read_table(path, ["a", "b"])
-    assert read_table(path, ["b"]).table["b"].to_pylist() == [1, 2, 3]

@@ -295,7 +295,8 @@ def change_config(world: World) -> None:
 def open_test_twice(world: World) -> None:
     path = world.path(LEDGER)
     line = json.loads(path.read_text().splitlines()[0])
-    path.write_text(path.read_text() + json.dumps(line | {"checkpoint_sha256": "0" * 64}) + "\n")
+    other = {"checkpoint_sha256": "0" * 64, "members": ["0" * 64]}
+    path.write_text(path.read_text() + json.dumps(line | other) + "\n")
 
 
 # --------------------------------------------------------------------------------- sins of data

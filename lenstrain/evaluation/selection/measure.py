@@ -1,6 +1,6 @@
 """From a table of scores to its selection function: axes, fit, checks, and a given population."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.errors import NotFoundError, ScoresError
+from lensprep.tables import Uri, read_table, require_columns, to_floats
 from lenstrain.evaluation.operating import FrozenThreshold
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.scores import Scores
@@ -16,7 +17,6 @@ from lenstrain.evaluation.selection.axes import Axis, Floats, make_axis, make_te
 from lenstrain.evaluation.selection.fit import Fit, HeldOut, count_lenses, fit_selection
 from lenstrain.evaluation.selection.function import SelectionFunction, count_support
 from lenstrain.evaluation.selection.population import Population, average_over
-from lenstrain.tables import Uri, read_table, to_floats
 
 _LENSES_PER_CELL = 20
 """Lenses that a cell of the support holds on average; the axes are divided so."""
@@ -52,8 +52,15 @@ class Selection:
     notes: list[dict[str, str]]
 
 
-def read_population(uri: Uri, scores: Scores, options: EvaluationOptions) -> PopulationTable:
+def read_population(
+    uri: Uri,
+    scores: Scores,
+    options: EvaluationOptions,
+    columns: Mapping[str, str] | None = None,
+) -> PopulationTable:
     """Read a population: every axis of the selection function, and ``weight`` if it is there.
+
+    `columns` says what it calls some of these, where it does.
 
     Raises
     ------
@@ -62,18 +69,18 @@ def read_population(uri: Uri, scores: Scores, options: EvaluationOptions) -> Pop
     """
     names = list(_lens_columns(scores, options))
     try:
-        table, _, sha256 = read_table(uri, [*names, "weight"])
+        found = read_table(uri, [*names, "weight"], rename=columns, if_there=True)
     except NotFoundError:
         raise ScoresError(
-            f"{uri}: no such file. --population takes a parquet, CSV or FITS table of lenses."
+            f"{uri}: no such file. --population takes a table of lenses (parquet, CSV, FITS, ...)."
         ) from None
-    missing = [name for name in names if name not in table.column_names]
-    if missing:
-        quoted = ", ".join(f'"{name}"' for name in names if name not in missing)
-        raise ScoresError(
-            f"{uri} lacks the column {', '.join(missing)}, an axis of the selection function: add "
-            f"it, or fit without it by --set 'selection_axes=[{quoted}]'."
-        )
+    table = found.table
+    quoted = ", ".join(f'"{name}"' for name in names if name in table.column_names)
+    remedy = (
+        "Add this axis of the selection function, or fit without it by --set "
+        f"'selection_axes=[{quoted}]'."
+    )
+    require_columns(found, names, uri, remedy)
     if table.num_rows == 0:
         raise ScoresError(f"{uri} has no lenses: a population has a row for each.")
     values = np.stack([to_floats(table[name], name, uri) for name in names], axis=1)
@@ -88,7 +95,7 @@ def read_population(uri: Uri, scores: Scores, options: EvaluationOptions) -> Pop
         )
     if not weights.sum() > 0:
         raise ScoresError(f"{uri}: all weights are 0; a population needs some lenses.")
-    return PopulationTable(uri, sha256, values, weights)
+    return PopulationTable(uri, found.sha256, values, weights)
 
 
 def measure_selection(

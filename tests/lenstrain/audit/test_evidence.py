@@ -76,7 +76,7 @@ def test_a_damaged_ledger_is_told(tmp_path, line):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"kind": ["ring"]}, "has no column 'logit'"),
+        ({"kind": ["ring"]}, "lacks the column logit"),
         ({"logit": ["high"], "kind": ["ring"]}, "column logit holds string, not numbers"),
         ({"logit": [[1.0]], "kind": ["ring"]}, "column logit holds list.*, not plain values"),
         ({"logit": [None], "kind": ["ring"]}, "logits that are not finite"),

@@ -6,11 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from lensprep.errors import ScoresError
+from lensprep.tables import read_vectors
 from lenstrain.audit.evidence import Supplied
 from lenstrain.audit.finding import NotRunError
 from lenstrain.audit.realism import MOST_ROWS, check_realism
 from lenstrain.infer import infer
-from lenstrain.tables import read_vectors, table_writer
+from lenstrain.tables import table_writer
 from tests.lenstrain.audit.conftest import good_logits, make_table, write_scores
 
 WIDTH = 8

@@ -1,8 +1,8 @@
 """Checks of the run: provenance, the ledger of test, other seeds."""
 
 import json
+import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +12,7 @@ from lenstrain.audit.finding import NotRunError
 from lenstrain.config import Config, EvalConfig
 from lenstrain.evaluation.scores import read_scores
 from lenstrain.infer import infer
-from lenstrain.ledger import LEDGER, read_ledger, record_opening
+from lenstrain.ledger import LEDGER, openings, read_ledger, record_opening
 from tests.lenstrain.audit.conftest import good_logits, make_dataset, make_table, write_scores
 
 EVALUATION = {
@@ -128,16 +128,24 @@ def test_test_is_opened_once(tmp_path, config):
     with pytest.raises(NotRunError, match="names no scoring"):
         run.check_test_once(evidence, config)
     facts = {"checkpoint_sha256": "a", "step": 1, "epoch": 1, "split": "test", "tta": False,
-             "dataset_id": evidence.dataset.dataset_id}  # fmt: skip
-    checkpoint = tmp_path / "checkpoints" / "best.pt"
-    assert record_opening(checkpoint, facts) == tmp_path / LEDGER
-    record_opening(checkpoint, facts)
-    record_opening(checkpoint, facts | {"dataset_id": "real lenses"})
+             "dataset_id": evidence.dataset.dataset_id, "members": ["a", "b"]}  # fmt: skip
+    record_opening(tmp_path, facts)
+    record_opening(tmp_path, facts | {"members": ["b", "a"]})  # the mean is the same
+    record_opening(tmp_path, facts | {"dataset_id": "real lenses"})
     assert run.check_test_once(evidence, config).passed
-    record_opening(checkpoint, facts | {"checkpoint_sha256": "b"})
+    record_opening(tmp_path, facts | {"members": ["a"]})
     found = run.check_test_once(evidence, config)
     assert not found.passed
     assert found.measured == {"openings": 3, "different": 2}
+
+
+def test_a_line_of_an_older_version_is_of_its_checkpoint_alone(tmp_path):
+    line = {"checkpoint_sha256": "a", "step": 1, "epoch": 1, "split": "test", "tta": False,
+            "dataset_id": "d", "opened": "2025-01-01"}  # fmt: skip
+    (tmp_path / LEDGER).write_text(json.dumps(line) + "\n")
+    record_opening(tmp_path, line | {"members": ["a"]})
+    record_opening(tmp_path, line | {"members": ["a"], "tta": True})
+    assert len(openings(read_ledger(tmp_path), "d")) == 2
 
 
 def test_a_run_steered_by_test_fails(tmp_path, evidence_of, config):
@@ -146,21 +154,62 @@ def test_a_run_steered_by_test_fails(tmp_path, evidence_of, config):
     assert not run.check_test_once(evidence, config).passed
 
 
-def test_infer_writes_the_ledger_for_test_alone(finished, tmp_path):
-    folder, dataset = finished
-    checkpoint = folder / "checkpoints" / "best.pt"
-    infer(checkpoint, dataset, split="val", out=tmp_path / "val.parquet", device="cpu")
+@pytest.fixture
+def own_run(finished, tmp_path):
+    """A run whose ledger the test may write, and the dataset."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    shutil.copy(finished[0] / "checkpoints" / "best.pt", tmp_path / "run" / "checkpoints")
+    return tmp_path / "run", finished[1]
+
+
+def test_test_is_opened_when_asked_for_and_each_way_counts_once(own_run, tmp_path, caplog):
+    folder, dataset = own_run
+
+    def score(**options):
+        caplog.clear()
+        with caplog.at_level("INFO", "lenstrain.infer"):
+            found = infer(folder / "checkpoints" / "best.pt", dataset, device="cpu",
+                          out=tmp_path / "s.parquet", **options)  # fmt: skip
+        return found, caplog.text
+
+    found, said = score()
+    assert (found["split"], found["test_openings"], said) == ("val", [], "")
     assert read_ledger(folder) is None
-    infer(checkpoint, dataset, split="test", out=tmp_path / "test.parquet", device="cpu")
+    found, said = score(split="test")
     (line,) = read_ledger(folder)
-    told = read_scores(tmp_path / "test.parquet").metadata
+    told = read_scores(tmp_path / "s.parquet").metadata
     assert line["checkpoint_sha256"] == told["checkpoint_sha256"]
-    (folder / LEDGER).unlink()
+    assert "for the first time" in said
+    known = {"ledger": str(folder / LEDGER), "repeated": False, "fault": None}
+    assert found["test_openings"] == [known | {"before": 0}]
+    found, said = score(split="test", batch_size=64)
+    assert "again, with the same weights and options" in said
+    assert found["test_openings"] == [known | {"before": 0, "repeated": True}]
+    found, said = score(split="test", tta=True)
+    assert "opened with other weights or options" in said
+    assert found["test_openings"] == [known | {"before": 1}]
+    assert len(read_ledger(folder)) == 3
+    assert len(openings(read_ledger(folder), found["dataset_id"])) == 2
 
 
-def test_a_loose_checkpoint_has_no_ledger(tmp_path):
-    assert record_opening(Path(tmp_path / "best.pt"), {"split": "test"}) is None
-    assert list(tmp_path.iterdir()) == []
+def test_a_ledger_that_cannot_be_written_is_said(own_run, tmp_path, caplog):
+    folder, dataset = own_run
+    (folder / LEDGER).symlink_to(tmp_path / "no such folder" / LEDGER)  # root may write anywhere
+    checkpoint, out = folder / "checkpoints" / "best.pt", tmp_path / "s.parquet"
+    found = infer(checkpoint, dataset, split="test", out=out, device="cpu")
+    (opened,) = found["test_openings"]
+    assert "cannot be written: No such file or directory" in opened["fault"]
+    assert "This opening of the test split is in no ledger" in caplog.text
+    assert out.exists()
+
+
+def test_a_loose_checkpoint_has_no_ledger_and_that_is_said(own_run, tmp_path, caplog):
+    folder, dataset = own_run
+    loose = shutil.copy(folder / "checkpoints" / "best.pt", tmp_path / "best.pt")
+    found = infer(loose, dataset, split="test", out=tmp_path / "s.parquet", device="cpu")
+    assert found["test_openings"][0]["ledger"] is None
+    assert "lies in no run folder" in caplog.text
+    assert list(tmp_path.rglob(LEDGER)) == []
 
 
 def seeds(tmp_path, strengths, names="abc"):
@@ -198,10 +247,3 @@ def test_one_seed_is_not_run(tmp_path, config):
     evidence = seeds(tmp_path, (3.0,), "a")
     with pytest.raises(NotRunError, match="--seed-scores"):
         run.check_seeds(evidence, config)
-
-
-def test_the_ledger_is_json(tmp_path):
-    facts = {"checkpoint_sha256": "a", "step": 1, "epoch": 1, "dataset_id": "d", "split": "test",
-             "tta": True}  # fmt: skip
-    path = record_opening(tmp_path / "checkpoints" / "best.pt", facts)
-    assert json.loads(path.read_text())["tta"] is True

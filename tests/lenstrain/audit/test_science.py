@@ -242,7 +242,7 @@ def test_a_value_that_no_lens_has_is_not_run(probed, config, tmp_path):
     with pytest.raises(NotRunError, match=r"no lens with theta_e_arcsec = 0\.3"):
         outside.check_leave_one_out(evidence, config)
     supply(evidence, left_out=(f"colour=1:{tmp_path / 'other.parquet'}",))
-    with pytest.raises(ScoresError, match="no column 'colour'"):
+    with pytest.raises(ScoresError, match="lacks the column colour"):
         outside.check_leave_one_out(evidence, config)
 
 

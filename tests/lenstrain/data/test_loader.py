@@ -6,7 +6,9 @@ The faults of other loaders are in `test_complaints`, one test each.
 from __future__ import annotations
 
 import gc
+import io
 import itertools
+import multiprocessing
 import os
 import resource
 import threading
@@ -234,7 +236,10 @@ def test_a_state_of_another_dataset_is_refused(root, tmp_path):
         StampLoader(other).load_state_dict(state)
 
 
-@pytest.mark.parametrize("bad", [{"version": 2}, {"step": 99}, {"epoch": -1}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"version": 2}, {"step": 99}, {"epoch": -1}, {"step": 0.5}, {"epoch": None}, {"epoch": "1"}],
+)
 def test_an_impossible_state_is_refused(root, bad):
     loader = StampLoader(root)
     with pytest.raises(CheckpointError):
@@ -636,6 +641,146 @@ def test_read_ahead_hands_on_an_error_after_the_items_before_it():
     assert next(stream) == 1
     with pytest.raises(KeyError, match="lost"):
         next(stream)
+
+
+# One process
+
+
+class FirstInAWorker(torch.utils.data.IterableDataset):
+    """What a user would wrap around a loader, which it opens where it is iterated over."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def __iter__(self):
+        return iter(StampLoader(self.root, batch_size=16))
+
+
+IN_WORKERS = {
+    "loader": lambda root, loader: wds.DataPipeline(loader),
+    "stages": lambda root, loader: loader.pipeline(),
+    "opened there": lambda root, loader: FirstInAWorker(root),
+}
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("read_before", [False, True])
+@pytest.mark.parametrize(
+    ("start", "dataset"),
+    [
+        ("fork", "loader"),
+        ("fork", "stages"),
+        ("fork", "opened there"),
+        ("spawn", "loader"),
+        ("spawn", "stages"),
+        pytest.param("spawn", "opened there", marks=pytest.mark.faults),  # imports torch thrice
+    ],
+)
+def test_workers_of_a_dataloader_are_refused_instead_of_giving_every_row_twice(
+    root, start, dataset, read_before, monkeypatch
+):
+    for module in (torch.utils.data._utils, torch.utils.data._utils.worker):
+        monkeypatch.setattr(module, "MP_STATUS_CHECK_INTERVAL", 0.2)  # how soon workers end
+    loader = StampLoader(root, batch_size=16)
+    iterator = iter(loader)
+    if read_before:
+        next(iterator)  # its reading thread is not forked with it: a batch would never come
+    batches = torch.utils.data.DataLoader(
+        IN_WORKERS[dataset](root, loader),
+        batch_size=None,
+        num_workers=2,
+        multiprocessing_context=start,
+        timeout=60,
+    )
+    with pytest.raises(ConfigError, match=r"would give every row again\..*num_workers=0"):
+        list(batches)
+    del batches
+    gc.collect()  # ends the workers here, and not in a fork of a later test
+
+
+def test_a_dataloader_without_workers_gives_every_row_once(root):
+    batches = torch.utils.data.DataLoader(wds.DataPipeline(StampLoader(root)), batch_size=None)
+    assert sorted(real_index(batches)) == list(range(ROWS))
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda loader, iterator: next(iterator),
+        lambda loader, iterator: next(iter(loader)),
+        lambda loader, iterator: loader.close(),
+    ],
+    ids=["next", "iter", "close"],
+)
+def test_a_forked_process_is_refused_the_loader_of_its_parent(root, use):
+    loader = StampLoader(root, batch_size=16)
+    iterator = iter(loader)
+    next(iterator)
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+
+    def child():
+        try:
+            answers.put(str(use(loader, iterator)))
+        except ConfigError as error:
+            answers.put(str(error))
+
+    process = context.Process(target=child)
+    process.start()
+    process.join(60)
+    try:
+        assert process.exitcode == 0  # None: it hangs
+        assert "Open one in each process" in answers.get()
+    finally:
+        process.kill()
+
+
+# Plain types
+
+
+def test_numbers_of_numpy_end_as_plain_ones_in_the_state(root):
+    loader = StampLoader(
+        root, np.str_("train"), np.int64(16), np.int64(3), np.str_("global"), np.int32(0),
+        np.uint8(1), drop_last=np.bool_(False), limit=np.int64(50),
+    )  # fmt: skip
+    loader.set_epoch(np.int64(2))
+    file = io.BytesIO()
+    torch.save(loader.state_dict(), file)
+    state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    assert {type(value) for value in state.values()} == {str, int, bool}
+    plain = StampLoader(root, batch_size=16, seed=3, limit=50)
+    plain.load_state_dict(state)
+    assert plain.epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 1.5}, "seed must be of type int, got 1.5"),
+        ({"seed": "1"}, "seed must be of type int, got '1'"),
+        ({"seed": None}, "seed must be of type int, got None"),
+        ({"batch_size": True}, "batch_size must be of type int, got True"),
+        ({"batch_size": 16.0}, "batch_size must be of type int"),
+        ({"rank": np.bool_(False)}, "rank must be of type int"),
+        ({"world_size": 1.0}, "world_size must be of type int"),
+        ({"drop_last": 1}, "drop_last must be of type bool, got 1"),
+        ({"shuffle": "Global"}, "shuffle must be 'global', 'block' or None"),
+        ({"shuffle": False}, "shuffle must be of type str"),
+        ({"limit": 2.5}, "limit must be of type int"),
+        ({"where": 3}, "where must be of type str"),
+        ({"split": 0}, "split must be of type str"),
+    ],
+)
+def test_an_option_of_another_type_is_refused_at_the_door(root, options, message):
+    with pytest.raises(ConfigError, match=message):
+        StampLoader(root, **options)
+
+
+@pytest.mark.parametrize("epoch", [1.5, True, "1", None])
+def test_an_epoch_of_another_type_is_refused(root, epoch):
+    with pytest.raises(ConfigError, match="epoch must be of type int"):
+        StampLoader(root).set_epoch(epoch)
 
 
 # The source

@@ -16,6 +16,7 @@ import webdataset as wds
 
 from lensprep.errors import ConfigError, DatasetError, ShardError
 from lenstrain.data import StampLoader
+from lenstrain.data.tars import tar_paths
 from tests.datasets import tiny_dataset, tiny_pixels
 
 ROWS = 23
@@ -268,7 +269,7 @@ def test_a_missing_tar_is_named_before_any_warning(tmp_path):
         with pytest.raises(DatasetError, match="no such tar"):
             StampLoader(str(tmp_path / name))
     (tmp_path / "x.tar").mkdir()
-    with pytest.raises(DatasetError, match="is a folder"):
+    with pytest.raises(DatasetError, match="has no manifest"):
         StampLoader(tmp_path / "x.tar")
 
 
@@ -294,27 +295,6 @@ def test_what_is_no_plain_tar_is_not_called_damaged(tmp_path, name, data, messag
         StampLoader(tmp_path / name)
 
 
-def test_a_tar_without_samples_is_said_to_have_no_rows(tmp_path):
-    tarfile.open(tmp_path / "x.tar", "w").close()
-    with warned(), pytest.raises(ConfigError, match=r"there is no row in .*x\.tar"):
-        StampLoader(tmp_path / "x.tar", batch_size=4)
-
-
-@pytest.mark.parametrize("folder", ["data [v2]", "{a,b}", "a*", "{1..3}", "x.y"])
-@pytest.mark.parametrize("pattern", ["a-000000.tar", "a-00000{0..0}.tar", "a-*.tar"])
-def test_what_exists_under_the_very_name_is_no_pattern(tmp_path, folder, pattern):
-    (tmp_path / folder).mkdir()
-    stock_tar(tmp_path / folder / "a-000000.tar", tiny_pixels(4).astype(np.float32))
-    assert sorted(rows(open_tars(str(tmp_path / folder / pattern)))) == [0, 1, 2, 3]
-
-
-def test_a_tar_with_brackets_in_its_name_is_no_pattern_either(tmp_path):
-    path = stock_tar(tmp_path / "a[1]{x,y}.tar", tiny_pixels(4).astype(np.float32))
-    other = stock_tar(tmp_path / "b.tar", tiny_pixels(2).astype(np.float32))
-    assert len(rows(open_tars(path))) == 4
-    assert len(rows(open_tars(f"{path}::{other}"))) == 6
-
-
 @pytest.mark.parametrize("folder", ["", "./", "v1.2/deep/"])
 def test_keys_with_dots_are_samples_of_their_own(tmp_path, folder):
     members = []
@@ -336,6 +316,62 @@ def test_a_shard_of_a_dataset_says_whose_it_is(tmp_path):
     root = tiny_dataset(tmp_path, 20)
     with pytest.warns(UserWarning, match=rf"is a shard of the dataset {root}, which is fast"):
         StampLoader(root / "train" / "train-000000.tar")
+
+
+def test_a_tar_without_members_has_no_row_and_may_stand_among_others(tmp_path):
+    write_members(tmp_path / "a.tar")
+    with warned(), pytest.raises(ConfigError, match="there is no row in"):
+        StampLoader(tmp_path / "a.tar")
+    write_members(tmp_path / "b.tar", ("k.npy", STAMP), ("k.cls", b"1"))
+    assert rows(open_tars(str(tmp_path / "{a,b}.tar"))) == [0]
+
+
+@pytest.mark.parametrize("name", ["a[1]{x,y}.tar", "a{0..3}.tar", "a*?.tar", "a::b.tar", "~a.tar"])
+@pytest.mark.parametrize("folder", ["plain", "set[1]", "set{a,b}", "v1.5.tar"])
+def test_what_is_there_by_its_very_name_is_no_pattern(tmp_path, folder, name):
+    place = tmp_path / folder
+    place.mkdir()
+    sample = (("k.npy", STAMP), ("k.cls", b"1"))
+    write_members(place / name, *sample)
+    assert rows(open_tars(place / name)) == [0]
+    write_members(place / "b-0.tar", *sample)
+    write_members(place / "b-1.tar", *sample)
+    for pattern in ("b-{0..1}.tar", "b-*.tar", "b-[01].tar", "b-{0,?}.tar"):
+        found = [path.name for path in tar_paths(str(place / pattern))]
+        assert sorted(set(found)) == ["b-0.tar", "b-1.tar"]
+    assert tar_paths(f"{place}/b-0.tar::{place}/b-1.tar") == [place / "b-0.tar", place / "b-1.tar"]
+
+
+# Stock webdataset leaves its files to the garbage collector to close.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("prefix", ["", "./", "a.b/c.d/", "./v1.5/", "x" * 120 + "/"])
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_folders_with_dots_and_long_names_keep_their_samples_apart(tmp_path, prefix, kind):
+    members = [(f"{prefix}s{i}.{suffix}", data) for i in range(2)
+               for suffix, data in (("npy", npy(np.full((3, 64, 64), i, np.float32))),
+                                    ("cls", b"%d" % i))]  # fmt: skip
+    with tarfile.open(tmp_path / "x.tar", "w", format=kind) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    (batch,) = open_tars(tmp_path / "x.tar", batch_size=2, shuffle=None)
+    assert batch.pixels[:, 0, 0, 0].tolist() == batch.labels.tolist() == [0, 1]
+    assert len(list(wds.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False))) == 2
+
+
+def test_a_member_with_holes_is_told_with_its_remedy(tmp_path):
+    """As GNU tar --sparse --format=pax stores it."""
+    sizes = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a.npy",
+             "GNU.sparse.realsize": str(len(STAMP))}  # fmt: skip
+    data = f"1\n0\n{len(STAMP)}\n".encode().ljust(512, b"\0") + STAMP
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("GNUSparseFile.0/a.npy")
+        info.size, info.pax_headers = len(data), sizes
+        tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(ShardError, match=r"'a\.npy' is stored with holes.*--sparse"):
+        StampLoader(tmp_path / "x.tar")
 
 
 def test_a_tar_that_changes_its_size_is_noticed(tars, tmp_path):

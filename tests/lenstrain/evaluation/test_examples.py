@@ -52,12 +52,13 @@ def test_stamps_of_cutouts_are_their_middles_and_stay_in_the_folder(tmp_path):
     for name, stamp in zip("ab", pixels, strict=True):
         large = np.pad(stamp, ((0, 0), (3, 3), (3, 3)))
         np.savez(folder / f"{name}.npz", cutout=large)
-    np.savez(tmp_path / "outside.npz", cutout=pixels[0])
-    table = places(["b.npz", "../outside.npz"], [0, 0], [0, 1])
+    (tmp_path / "outside.npz").write_bytes((folder / "a.npz").read_bytes())
+    (folder / "link.npz").symlink_to(tmp_path / "outside.npz")
+    table = places(["b.npz", "../outside.npz", "link.npz"], [0] * 3, [0, 1, 2])
     scores = write(tmp_path / "s.parquet", table, "cutouts", folder)
     reader = open_stamps(str(folder), scores)
-    np.testing.assert_array_equal(reader.rgb(np.array([0])), lupton_rgb(pixels[1:]))
-    with pytest.raises(InputError, match=r"outside\.npz is no cutout that can be read"):
+    np.testing.assert_array_equal(reader.rgb(np.array([0, 2])), lupton_rgb(pixels[::-1]))
+    with pytest.raises(InputError, match=r"outside\.npz lies outside"):
         reader.rgb(np.array([1]))
 
 

@@ -166,7 +166,7 @@ def test_every_interval_holds_its_value(write_scores, interval, case):
         "two regions": {"regions": 2},
         "perfect": {"logit": 10.0 * label - 5 + row / 1e3},
         "useless": {"logit": -10.0 * label + 5 + row / 1e3},
-        "tied": {"logit": 1.0 * label},
+        "tied": {"logit": 2.0 * label},
         "tiny": {"rows": 12, "regions": 4},
     }
     options = replace(

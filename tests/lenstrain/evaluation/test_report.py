@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 
-from lensprep.dataset.csvtext import read_csv
+from lensprep.tables import read_table
 from lenstrain.evaluation.report import write_csv
 
 
@@ -17,6 +17,6 @@ def test_no_cell_of_a_csv_is_a_formula_and_all_of_it_comes_back(tmp_path):
     assert head == ["name", "'=logit"]
     assert [row[0] for row in rows] == [f"'{name}" if name[0] != "J" else name for name in names]
     assert [row[1] for row in rows] == ["-1.5", "2.0", "", "1e-07", "3.0"]
-    found = read_csv(tmp_path / "x.csv")
+    found = read_table(tmp_path / "x.csv").table
     assert found["name"].to_pylist() == names
     assert found["=logit"].to_pylist() == [-1.5, 2.0, None, 1e-7, 3.0]

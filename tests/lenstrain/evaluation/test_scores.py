@@ -11,6 +11,8 @@ from lensprep.errors import ScoresError
 from lenstrain.evaluation import scores as module
 from lenstrain.evaluation.scores import read_scores
 
+from .conftest import make_table
+
 
 def test_a_table_is_read_in_file_order(write_scores):
     path = write_scores(rows=90, regions=9, seed=2)
@@ -67,7 +69,7 @@ BROKEN = [
     ({"key": [["a"]] * 60}, "column key holds list<.*>, not plain values"),
     ({"region_id": [{"a": 1}] * 60}, "column region_id holds struct<.*>, not plain values"),
     ({"key": None}, "lacks the column key"),
-    ({"logit": None}, r"lacks the column logit \(or probability\)"),
+    ({"logit": None}, "lacks the column logit or probability"),
     ({"label": [1] * 60}, r"lenses \(label 1\) alone: ranking needs both classes"),
     ({"label": [0] * 60}, r"non-lenses \(label 0\) alone"),
     ({"label": [0, 2] * 30}, r"30 labels are neither 0 nor 1 \(first: 2\)"),
@@ -83,6 +85,16 @@ BROKEN = [
     ),
     ({"key": pa.array([None] + [f"{i}" for i in range(59)])}, "1 rows have no key"),
     ({"region_id": pa.array([None] * 3 + [1] * 57)}, "3 rows have no region_id"),
+    ({"region_id": [float("nan")] * 4 + [1.0] * 56}, "4 rows have no region_id"),
+    ({"region_id": ["nan", "None", ""] + ["a"] * 57}, "3 rows have no region_id"),
+    ({"region_id": 2.0**53 + 2 * np.arange(60)}, "60 values of region_id are floats beyond 2.53"),
+    ({"key": 2.0**60 + 256 * np.arange(60)}, "60 values of key are floats beyond 2.53"),
+    ({"key": [f"{i}" for i in range(58)] + ["", " "]}, "2 rows have no key"),
+    ({"region_id": None, "regionid": [1] * 60}, "region_id; it has: regionid, .*--columns region_"),
+    (
+        {"logit": np.linspace(0, 1, 60)},
+        r"all 60 values of logit lie between 0 and 1 .*--scores-are",
+    ),
 ]
 
 
@@ -93,6 +105,119 @@ def test_an_unusable_table_is_refused_with_its_reason(write_scores, change, mess
         read_scores(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+TEXTS = ("key", "region_id", "pixel_hash", "lens_model", "split", "task_id")
+TEXT_TYPES = [
+    pa.large_string(), pa.string_view(), pa.binary(), pa.binary_view(),
+    pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.uint32(), pa.large_string()),
+]  # fmt: skip
+LABELS = [pa.bool_(), pa.uint8(), pa.int64(), pa.float64(), pa.string(), pa.decimal128(20, 0),
+          pa.dictionary(pa.int8(), pa.int64())]  # fmt: skip
+REGIONS = [pa.int8(), pa.uint64(), pa.float32(), pa.float64(), pa.decimal128(20, 0), pa.date32(),
+           pa.timestamp("ns"), pa.dictionary(pa.int8(), pa.int64())]  # fmt: skip
+
+
+def text_table(rows=60):
+    values = [f"v{i // 2:03d}" for i in range(rows)]
+    columns = dict.fromkeys(TEXTS, values) | {"key": [f"k{i}" for i in range(rows)]}
+    return make_table(rows=rows, **columns)
+
+
+def same_scores(one, other):
+    for name in ("labels", "logits", "region", "identity"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    for name in TEXTS:
+        assert one.strings(name) == other.strings(name)
+        assert one.codes(name)[1] == other.codes(name)[1]
+
+
+@pytest.mark.parametrize("kind", TEXT_TYPES, ids=str)
+def test_text_of_any_writer_is_judged_alike(tmp_path, kind):
+    table = text_table()
+    pq.write_table(table, tmp_path / "plain.parquet")
+    for name in TEXTS:
+        column = table[name]
+        if pa.types.is_dictionary(kind):
+            column = column.cast(kind.value_type).dictionary_encode()
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, column.cast(kind))
+    pq.write_table(table, tmp_path / "theirs.parquet")
+    same_scores(read_scores(tmp_path / "plain.parquet"), read_scores(tmp_path / "theirs.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*(("label", kind) for kind in LABELS), *(("region_id", kind) for kind in REGIONS),
+     ("key", pa.int64()), ("logit", pa.float16()), ("logit", pa.decimal128(12, 6))],
+    ids=str,
+)  # fmt: skip
+def test_numbers_of_any_type_are_judged_alike(tmp_path, name, kind):
+    table = text_table()
+    values = {"label": table["label"].to_pylist(), "region_id": [i % 10 for i in range(60)],
+              "key": list(range(60)), "logit": [i / 4 - 7 for i in range(60)]}[name]  # fmt: skip
+    place = table.column_names.index(name)
+    column = pa.chunked_array([pa.array(values, pa.float64() if name == "logit" else pa.int64())])
+    pq.write_table(table.set_column(place, name, column), tmp_path / "plain.parquet")
+    if pa.types.is_dictionary(kind):
+        theirs = column.dictionary_encode().cast(kind)
+    elif pa.types.is_date(kind):
+        theirs = column.cast(pa.int32()).cast(kind)
+    else:
+        theirs = (
+            column.cast(pa.int8()).cast(kind) if pa.types.is_boolean(kind) else column.cast(kind)
+        )
+    pq.write_table(table.set_column(place, name, theirs), tmp_path / "theirs.parquet")
+    one, other = (read_scores(tmp_path / f"{each}.parquet") for each in ("plain", "theirs"))
+    assert one.labels.tolist() == other.labels.tolist()
+    assert one.logits.tolist() == other.logits.tolist()
+    assert one.region.tolist() == other.region.tolist()
+    assert one.strings("key") == other.strings("key")
+
+
+# ------------------------------------------------------------------- probability or logit
+
+
+def test_what_the_scores_are_can_be_said(write_scores):
+    share = np.linspace(0.001, 0.999, 60)
+    path = write_scores(rows=60, logit=share)
+    read = read_scores(path, scores_are="probability")
+    assert read.logits == pytest.approx(special.logit(share))
+    assert read.notes[0] == "Column logit: probability, as --scores-are says."
+    read = read_scores(path, scores_are="logit")
+    assert read.logits.tolist() == share.tolist()
+    assert read.notes == ("Column logit: logit, as --scores-are says.",)
+    path = write_scores(rows=60, logit=None, probability=np.linspace(-3, 3, 60))
+    with pytest.raises(
+        ScoresError, match=r"lie outside \[0, 1\]. If these are logits, .*-are logit"
+    ):
+        read_scores(path)
+    assert read_scores(path, scores_are="logit").logits[0] == -3
+
+
+def test_few_or_equal_logits_and_those_that_infer_wrote_are_no_probabilities(write_scores):
+    assert read_scores(write_scores(rows=19, logit=np.linspace(0, 1, 19), regions=5)).n == 19
+    assert read_scores(write_scores(rows=60, logit=[0.5] * 60)).n == 60
+    assert read_scores(write_scores(rows=60, logit=np.linspace(0, 1.01, 60))).n == 60
+    path = write_scores(metadata={"checkpoint_sha256": "ab"}, rows=60, logit=np.linspace(0, 1, 60))
+    assert read_scores(path).logits[-1] == 1
+    read = read_scores(path, scores_are="probability")
+    assert read.logits[-1] == 1
+    assert read.notes == ("--scores-are is not heeded: `lenstrain infer` wrote logits.",)
+
+
+def test_columns_may_have_other_names(write_scores, tmp_path):
+    path = write_scores(rows=60)
+    table = pq.read_table(path)
+    names = {"key": "objid", "logit": "score", "region_id": "brick"}
+    renamed = table.rename_columns([names.get(name, name) for name in table.column_names])
+    pq.write_table(renamed, tmp_path / "theirs.parquet")
+    read = read_scores(tmp_path / "theirs.parquet", names)
+    assert read.logits.tolist() == read_scores(path).logits.tolist()
+    assert read.strings("key") == read_scores(path).strings("key")
+    with pytest.raises(ScoresError, match="has no column 'objid', which was named for key"):
+        read_scores(path, names)
+    assert read_scores(path, names, if_there=True).n == 60
 
 
 def test_a_missing_empty_or_foreign_file_is_refused(write_scores, tmp_path):

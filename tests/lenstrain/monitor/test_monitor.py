@@ -19,6 +19,7 @@ from lenstrain.cli import main
 from lenstrain.config import Config
 from lenstrain.monitor.snapshot import expand, read_snapshot
 from lenstrain.monitor.view import screen, sparkline
+from lenstrain.monitor.watch import read_all
 from tests.datasets import tiny_dataset
 
 SETTINGS = [
@@ -167,6 +168,40 @@ def test_the_command_prints_one_object_and_writes_nothing(tmp_path):
     assert told["diagnoses"][0]["name"] == "converges"
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("trails", "trails: no such file or folder; near it: trials."),
+        ("zzz", "zzz: no such file or folder; {0} holds data, empty, other and 1 more."),
+        ("no/a", "no/a: no such file or folder, and no folder {0}/no."),
+        ("data", "it is a converted dataset."),
+        ("other", "(it has no config.toml): it holds 0.txt, 1.txt, 2.txt and 1 more."),
+        ("trials/a/checkpoints", "(it has no config.toml): it holds best.pt."),
+        ("trials/a/checkpoints/best.pt", "not the folder of a run. Its run is {0}/trials/a."),
+        ("other/0.txt", "is a file, not the folder of a run. Name a run's folder."),
+    ],
+)  # fmt: skip
+def test_what_is_no_run_is_an_error_that_says_what_is_there(tmp_path, name, message):
+    make_run(tmp_path / "trials" / "a")
+    (tmp_path / "trials" / "a" / "checkpoints").mkdir()
+    (tmp_path / "trials" / "a" / "checkpoints" / "best.pt").touch()
+    for folder, files in (("data", ["manifest.json"]), ("empty", []),
+                          ("other", [f"{i}.txt" for i in range(4)])):  # fmt: skip
+        (tmp_path / folder).mkdir()
+        for file in files:
+            (tmp_path / folder / file).touch()
+    done = CliRunner().invoke(main, ["monitor", str(tmp_path / name)])
+    assert done.exit_code == 1
+    assert message.format(tmp_path) in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_empty_folder_may_become_a_run_and_with_watch_an_absent_one(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert read_all([str(tmp_path / "empty")])[0].status == "not started"
+    assert read_all([str(tmp_path / "none")], to_come=True)[0].status == "not started"
+
+
 def test_watch_and_json_exclude_each_other(tmp_path):
     done = CliRunner().invoke(main, ["monitor", str(tmp_path), "--watch", "--json"])
     assert done.exit_code == 2
@@ -197,6 +232,8 @@ def test_a_run_in_an_object_store_is_read_there(tmp_path, s3, monkeypatch):
     make_run(tmp_path / "run")
     store = open_store(f"{s3.uri}/run")
     assert read_snapshot(f"{s3.uri}/run").status == "not started"
+    with pytest.raises(StorageError, match="it holds nothing"):
+        read_all([f"{s3.uri}/run"])
     for name in ("config.toml", "environment.json", "metrics.jsonl"):
         store.write(name, (tmp_path / "run" / name).read_bytes())
     snapshot = read_snapshot(f"{s3.uri}/run")

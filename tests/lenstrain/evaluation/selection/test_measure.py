@@ -131,7 +131,7 @@ def test_a_population_is_averaged_and_its_rest_stated(scores, write_population):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"arc_snr": None}, r"lacks the column arc_snr, .*selection_axes=\[\"theta_e_arcsec\""),
+        ({"arc_snr": None}, r"lacks the column arc_snr; .*selection_axes=\[\"theta_e_arcsec\""),
         ({"weight": np.full(50, -1.0)}, "50 weights are negative, null or not finite"),
         ({"weight": np.full(50, np.nan)}, "50 weights are negative, null or not finite"),
         ({"weight": np.zeros(50)}, "all weights are 0"),

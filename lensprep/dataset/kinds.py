@@ -1,0 +1,80 @@
+"""What a location holds when it is not what was asked for, told from names alone (pure).
+
+Whoever is given a dataset, a Phase 4c tree, shards, cutouts, a run or a table in place of another
+says what it is and which command wants it, and not what is missing in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Final
+
+from lensprep.dataset.cutoutnames import SUFFIXES as CUTOUT_SUFFIXES
+from lensprep.dataset.layout import MANIFEST_NAME, SPLITS
+
+DATASET: Final = (
+    "a converted dataset. `lensprep inspect` shows what is in it, `lensprep verify` checks it"
+)
+_BEGUN: Final = (
+    "a conversion that did not finish, or is running. `lensprep convert ... --resume` goes on "
+    "with it"
+)
+_RUN: Final = "the folder of a training run. `lenstrain monitor` shows it"
+_SHARDS: Final = (
+    "a folder of shards, part of a dataset or one whose copy or upload did not finish. Give the "
+    "folder with the manifest, or copy it again"
+)
+_TREE: Final = (
+    "a tree of parquet files. `lensprep check` says what is in it, `lensprep convert` makes a "
+    "dataset of it"
+)
+_CUTOUTS: Final = (
+    "a folder of cutouts. `lenstrain infer CHECKPOINT FOLDER --catalog TABLE` scores them; TABLE "
+    "has their ra, dec (and key or file)"
+)
+_SIDECAR: Final = re.compile(rf"({'|'.join(SPLITS)})-[0-9]{{6}}\.parquet$")
+_BY_ENDING: Final = {(".tar",): _SHARDS, (".parquet",): _TREE, CUTOUT_SUFFIXES: _CUTOUTS}
+_BY_COLUMNS: Final = (
+    ({"logit"}, "a table of scores. `lenstrain evaluate` reads it"),
+    ({"key", "payload_crc32"}, "the sidecar of a shard. `lensprep inspect` takes the .tar of it"),
+    ({"kind", "reason", "source_row_group"}, "a list of rows that were left out, and why"),
+)
+
+
+def folder_kind(names: Collection[str]) -> str | None:
+    """What a folder is, and what to do with it; None if nothing is known.
+
+    Parameters
+    ----------
+    names : collection of str
+        Files in it, relative to it, with ``/``.
+    """
+    if MANIFEST_NAME in names:
+        return DATASET
+    if ".work/plan.json" in names:
+        return _BEGUN
+    if "config.toml" in names and any(name.startswith("checkpoints/") for name in names):
+        return _RUN
+    if any(_SIDECAR.search(name) for name in names):
+        return _SHARDS
+    for endings, kind in _BY_ENDING.items():
+        if any(name.lower().endswith(endings) for name in names):
+            return kind
+    return None
+
+
+def no_manifest(uri: str, names: Collection[str]) -> str:
+    """What to say of a folder that was given as a dataset and has no manifest."""
+    kind = folder_kind(names)
+    if kind is not None:
+        return f"{uri} has no {MANIFEST_NAME}; it is {kind}."
+    return (
+        f"{uri} has no {MANIFEST_NAME}: it is no dataset, or converting or copying one did not "
+        "finish."
+    )
+
+
+def table_kind(columns: Collection[str]) -> str | None:
+    """What a table of this project is, if it is one, and what to do with it."""
+    return next((kind for some, kind in _BY_COLUMNS if some <= {*columns}), None)
