@@ -38,7 +38,7 @@ from lensprep.errors import ConfigError, InputError, SchemaError, StorageError, 
 from lensprep.listing import filesystem_for
 from lensprep.prepare import REJECT_SCHEMA
 from lensprep.rounds import left_out_rows
-from lensprep.source import Progress, Source, SourceFile
+from lensprep.source import LEAVE_OUT, Progress, Source, SourceFile
 
 Verdict = Literal["ok", "warnings", "failed"]
 
@@ -238,7 +238,9 @@ def _tally_groups(task: _Task, file: SourceFile) -> Tally:
         except SchemaError as error:
             tally.misfits.append(str(error))
         except InputError as error:
-            tally.unread.append((f"{file.path}, row group {index}", group.rows, str(error)))
+            where = f"{file.path}, row group {index}"
+            reason = str(error).removeprefix(where).removesuffix(LEAVE_OUT).strip(" .")
+            tally.unread.append((where, group.rows, reason))
         else:
             tally.merge(part)
     return tally
@@ -287,8 +289,11 @@ def parse_fractions(text: str) -> dict[str, float]:
         raise ConfigError(
             f"split fractions {text!r} cannot be read. Write train=0.8,val=0.1,test=0.1."
         ) from None
-    if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) < 0:
-        raise ConfigError(f"split fractions {text!r} must be positive and add up to 1.")
+    total = sum(fractions.values())
+    if not abs(total - 1) <= 1e-6 or min(fractions.values()) < 0:
+        raise ConfigError(
+            f"split fractions {text!r} must be positive and add up to 1, not {total:g}."
+        )
     return fractions
 
 

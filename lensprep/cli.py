@@ -17,7 +17,6 @@ os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")
 os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 
 import click
-from rich.console import Console
 
 from lensprep import __version__
 from lensprep.dataset.files import check_file
@@ -26,7 +25,7 @@ from lensprep.dataset.layout import SPLITS
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import is_remote
 from lensprep.engine import ENGINES, EngineName, make_engine
-from lensprep.errors import size_text
+from lensprep.errors import plain_text, size_text
 from lensprep.normalize import MODES
 from lensprep.terminal import (
     LOCAL,
@@ -37,6 +36,7 @@ from lensprep.terminal import (
     ProjectGroup,
     log_lines,
     print_json,
+    print_rich,
     progress_bar,
     s3_options,
     write_options,
@@ -79,7 +79,13 @@ def main(ctx: click.Context) -> None:
 @main.command()
 @click.argument("out", type=LOCATION)
 @click.option("--rows", type=click.IntRange(1), required=True, help="Stamps to make.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, another sky.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Another seed, another sky.",
+)
 @click.option("--regions", type=click.IntRange(3), help="Regions of sky [default: by rows].")
 @click.option("--split-fractions", metavar="T/V/T", help="Train/val/test [default: 60/15/25].")
 @click.option("--defects", is_flag=True, help="Plant the known defects, and write their truth.")
@@ -156,7 +162,8 @@ def _rate(text: str) -> tuple[str, float]:
     try:
         return name, float(value)
     except ValueError:
-        raise click.BadParameter(f"write it as NAME=RATE, got {text!r}") from None
+        what = f"write it as NAME=RATE, got {text!r}"
+        raise click.BadParameter(what, param_hint="--defect") from None
 
 
 def _fractions(text: str | None) -> dict[str, float] | None:
@@ -166,7 +173,8 @@ def _fractions(text: str | None) -> dict[str, float] | None:
     try:
         return dict(zip(SPLITS, map(float, text.split("/")), strict=True))
     except ValueError:
-        raise click.BadParameter(f"write them as 60/15/25, got {text!r}") from None
+        what = f"write them as 60/15/25, got {text!r}"
+        raise click.BadParameter(what, param_hint="--split-fractions") from None
 
 
 @main.command()
@@ -218,7 +226,7 @@ def check(
     if as_json:
         print_json(report.to_dict())
     else:
-        Console().print(render_text(report))
+        print_rich(render_text(report))
     sys.exit(report.exit_code)
 
 
@@ -428,9 +436,10 @@ def verify(
         for fault in result["faults"]:
             row = "" if fault["row"] is None else f", row {fault['row']}"
             offset = "" if fault["offset"] is None else f", offset {fault['offset']}"
-            click.echo(f"{fault['file']}{row}{offset}: {fault['what']}")
+            click.echo(plain_text(f"{fault['file']}{row}{offset}: {fault['what']}"))
         compared = f", {result['compared']:,} compared with the source" if against else ""
-        state = "ok" if result["ok"] else f"{len(result['faults'])} faults"
+        count = len(result["faults"])
+        state = "ok" if result["ok"] else f"{count} fault{'s' * (count > 1)}"
         click.echo(f"{result['shards']} shards, {result['rows']:,} stamps{compared}: {state}")
     sys.exit(0 if result["ok"] else 1)
 
@@ -511,7 +520,13 @@ def _transfer(
 @click.option(
     "--count", type=click.IntRange(1), default=48, show_default=True, help="Stamps in it."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the montage's draw.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of the montage's draw.",
+)
 @s3_options
 @json_option
 def inspect(
@@ -545,7 +560,7 @@ def inspect(
     if as_json:
         print_json({**inspection.to_dict(), "montage": montage})
         return
-    Console().print(render_text(inspection))
+    print_rich(render_text(inspection))
     if montage is not None:
         click.echo(f"{montage}: {len(keys)} stamps")
 

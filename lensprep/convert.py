@@ -38,6 +38,7 @@ from lensprep.dataset.s3transfer import abort_unfinished
 from lensprep.dataset.storage import (
     LocalStore,
     atomic_writer,
+    check_place,
     is_remote,
     local_path,
     member_path,
@@ -71,6 +72,7 @@ from lensprep.places import (
     make_plan,
     mark_failed,
     release,
+    require_apart,
     require_disk,
     require_finished,
 )
@@ -124,6 +126,10 @@ class ConvertConfig:
             raise ConfigError(f"shard_rows must be at least 1, got {self.shard_rows}.")
         if not 0 <= self.max_reject_rate <= 1:
             raise ConfigError(f"max_reject_rate must lie in [0, 1], got {self.max_reject_rate}.")
+        if self.max_bad_pixel_frac is not None and not self.max_bad_pixel_frac >= 0:
+            raise ConfigError(
+                f"max_bad_pixel_frac must be at least 0, got {self.max_bad_pixel_frac}."
+            )
         if not -(2**63) <= self.seed < 2**63:
             raise ConfigError(f"seed must fit 64 bits, got {self.seed}.")
         normalization_spec(self.normalize, self.clip)  # refuses what it does not know
@@ -220,6 +226,9 @@ def convert(
     options = replace(options, connections=min(options.connections, _WORKER_CONNECTIONS))
     if engine is not None and not is_remote(dataset):
         dataset = str(local_path(dataset).absolute())  # a worker elsewhere runs in another folder
+    require_apart(src, dataset, work, keep_local)
+    if work is not None and not is_remote(work):
+        check_place(local_path(work))
     store = open_store(dataset, options)
     before = find_plan(store, resume=resume)
     finished = store.has(MANIFEST_NAME)

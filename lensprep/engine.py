@@ -26,6 +26,7 @@ from functools import partial
 from typing import Any, Literal, Protocol, Self, TypeVar, get_args
 
 from lensprep import __version__
+from lensprep.dataset.interrupts import killed_by
 from lensprep.dataset.s3client import WAKE_SECONDS
 from lensprep.errors import ConfigError, ProjectError
 from lensprep.kernel import notice
@@ -214,13 +215,14 @@ def run_tasks(
 
 def require_patience(losses: int, tasks: Sequence[Any], number: int, fate: str) -> None:
     """Tell of a worker that was killed while it did a task; there is an end to that."""
-    said = f"A worker process was killed ({fate}){while_it_did(tasks, number)}"
+    how = "ended" if fate.startswith(_ENDED) else "was killed"
+    said = f"A worker process {how} ({fate}){while_it_did(tasks, number)}"
     if losses < MOST_LOSSES:
         _log.warning("%s. It is done again.", said)
         return
     raise ProjectError(
-        f"{said}, {losses} times. What is finished is kept: run the same command again with "
-        "--resume, perhaps with fewer --workers."
+        f"{said}, {losses} times. Run the same command again, perhaps with fewer --workers; a "
+        "conversion goes on with --resume."
     )
 
 
@@ -232,12 +234,10 @@ def while_it_did(tasks: Sequence[Any], number: int) -> str:
 
 def _fate(exit_code: int) -> str:
     """What a process died of."""
-    if exit_code > 0:
-        return f"exit status {exit_code}"
-    name = signal.Signals(-exit_code).name
-    return f"{name}: out of memory?" if exit_code == -signal.SIGKILL else name
+    return f"{_ENDED} {exit_code}" if exit_code > 0 else killed_by(exit_code)
 
 
+_ENDED = "exit status"
 _NOBODY = -1
 """In place of a process or a task that is not there."""
 

@@ -99,7 +99,12 @@ class DaskEngine:
                 client = Client(scheduler_file=str(file))
             else:
                 client = Client(where)
-        except (OSError, ValueError, TimeoutError) as error:
+        except (FileNotFoundError, ValueError) as error:
+            raise ProjectError(
+                f"--scheduler {where}: {_first_line(error)}. Give the address of a Dask "
+                "scheduler, such as tcp://host:8786, or the file that it has written."
+            ) from error
+        except (OSError, TimeoutError) as error:
             raise ProjectError(
                 f"No Dask scheduler answers at {where} ({_first_line(error)}). Start one with "
                 "`dask scheduler`, and workers with `dask worker`."

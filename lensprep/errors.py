@@ -14,13 +14,19 @@ ProjectError
 └── BudgetError         a limit on rejects, memory or disk
 
 `size_text` writes sizes in them, and wherever else a person reads one; `names_text` what there is
-where a name is missing; `passing_fault` tells what kept a file from being read from what is wrong
-with the file.
+where a name is missing. `passing_fault` tells what kept a file from being read from what is wrong
+with the file, and `plain_text` is what may be shown of a text that others wrote.
 """
 
 import os
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Final
+
+_CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# In the address of a server a password may have slashes; in that of an object a name may have "@".
+_LOGIN: Final = re.compile(r"(?<=http://)\S*@|(?<=https://)\S*@|(?<=://)[^/@\s]*@")
 
 
 def size_text(count: float) -> str:
@@ -32,14 +38,33 @@ def size_text(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def names_text(names: Iterable[str], wanted: str, most: int = 40) -> str:
+def names_text(names: Iterable[str], wanted: str = "", most: int = 40) -> str:
     """Names that were found, those most like the one that is missing first: "RA_DEG, dec, key"."""
     found = list(dict.fromkeys(names))
     folded = {name.casefold(): name for name in found}
     near = [folded[name] for name in get_close_matches(wanted.casefold(), folded)]
     ordered = [*near, *(name for name in found if name not in near)]
-    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
-    return ", ".join(ordered[:most]) + more
+    more = f" and {len(ordered) - most:,} more" if len(ordered) > most else ""
+    return (", ".join(ordered[:most]) or "none") + more
+
+
+def plain_text(text: str, most: int | None = None) -> str:
+    """One line for a terminal, without control characters or the passwords of URLs.
+
+    Parameters
+    ----------
+    text : str
+        Names, columns, messages of others.
+    most : int, optional
+        Characters to keep.
+    """
+    line = without_control(_LOGIN.sub("", " ".join(text.split())))
+    return line if most is None or len(line) <= most else f"{line[:most]}..."
+
+
+def without_control(text: str) -> str:
+    """Lines of text without what a terminal would take for an order, such as a change of colour."""
+    return _CONTROL.sub("?", text)
 
 
 class ProjectError(Exception):

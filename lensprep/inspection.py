@@ -370,7 +370,8 @@ def _locate(target: Target, position: int) -> tuple[Part, int]:
             before += rows
     else:
         before = sum(target.shard_rows(split))
-    raise DatasetError(f"{target.location}: there is no record {position}; {split} has {before}.")
+    records = f"records 0 to {before - 1}" if before else "none"
+    raise DatasetError(f"{target.location}: there is no record {position}: {split} has {records}.")
 
 
 def _plain(value: Any) -> Any:

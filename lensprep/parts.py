@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from lensprep.dataset import Dataset, ShardInfo
 from lensprep.dataset.layout import JSON_FIELDS, MANIFEST_NAME, RECORD_STRIDE, TRAILER_BYTES
 from lensprep.dataset.record import header_faults, payload_view, record_json, record_key
-from lensprep.dataset.s3client import S3Options
+from lensprep.dataset.s3client import S3Options, parse_s3
 from lensprep.dataset.sidecar import read_table
-from lensprep.dataset.storage import is_remote, local_path
+from lensprep.dataset.storage import is_remote, local_path, open_store
 from lensprep.errors import DatasetError, ShardError
 
 _JSON_TYPES: Final = {
@@ -134,14 +134,20 @@ def open_target(
     if not (root / MANIFEST_NAME).is_file():
         return Target(str(location), "tar", None, (path.parent.name,), tar=path)
     name = path.absolute().relative_to(root).as_posix()
-    return _one_shard(str(location), Dataset.open(root), name)
+    return _one_shard(str(location), Dataset.open(root), name, split)
 
 
 def _open_remote(location: str, split: str | None, options: S3Options | None) -> Target:
     if not location.endswith(".tar"):
         return _whole_dataset(location, Dataset.open(location, options), split)
-    folder, holder, name = location.rsplit("/", 2)
-    return _one_shard(location, Dataset.open(folder, options), str(PurePosixPath(holder, name)))
+    bucket, key = parse_s3(location)
+    names = key.split("/")
+    root, name = "/".join([f"s3://{bucket}", *names[:-2]]), "/".join(names[-2:])
+    if not open_store(root, options).has(MANIFEST_NAME):
+        raise DatasetError(
+            f"{location}: a tar in an object store is read by its dataset, and {root} holds none."
+        )
+    return _one_shard(location, Dataset.open(root, options), name, split)
 
 
 def _whole_dataset(location: str, dataset: Dataset, split: str | None) -> Target:
@@ -150,7 +156,9 @@ def _whole_dataset(location: str, dataset: Dataset, split: str | None) -> Target
     return Target(location, "dataset", dataset, names, shards)
 
 
-def _one_shard(location: str, dataset: Dataset, name: str) -> Target:
+def _one_shard(location: str, dataset: Dataset, name: str, split: str | None) -> Target:
+    if split not in (None, PurePosixPath(name).parts[0]):
+        raise DatasetError(f"{location} is no shard of {split}.")
     for holder, info in dataset.manifest.splits.items():
         for shard in info.shards:
             if shard.name == name:

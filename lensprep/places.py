@@ -25,11 +25,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from lensprep.dataset.files import is_within
 from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, SPLITS
 from lensprep.dataset.manifest import Manifest
 from lensprep.dataset.s3 import S3Store
 from lensprep.dataset.s3client import S3Options
-from lensprep.dataset.storage import LocalStore, Store, is_remote, local_path, open_store
+from lensprep.dataset.storage import (
+    LocalStore,
+    Store,
+    check_place,
+    is_remote,
+    local_path,
+    open_store,
+)
 from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import BudgetError, ChangedError, ConfigError, DatasetError, size_text
 from lensprep.workfolder import PLAN_NAME, LocalWork, Work, open_work
@@ -239,6 +247,8 @@ def find_plan(dataset: Store, *, resume: bool) -> dict[str, Any] | None:
         If the place holds something else, or a finished dataset or an interrupted conversion and
         ``resume`` is not set. One that ended by itself (`mark_failed`) is in nobody's way.
     """
+    if isinstance(dataset, LocalStore):
+        check_place(dataset.root)
     if not _is_occupied(dataset):
         return None
     finished = dataset.has(MANIFEST_NAME)
@@ -247,7 +257,8 @@ def find_plan(dataset: Store, *, resume: bool) -> dict[str, Any] | None:
     if not dataset.has(_PLAN):
         if finished:
             return None
-        raise DatasetError(f"{dataset.uri} is not empty. Choose another folder.")
+        what = "no interrupted conversion but other files" if resume else "other files"
+        raise DatasetError(f"{dataset.uri} holds {what}. Choose another folder.")
     plan = {"id": "", "work": None, "failed": False, **_read_plan(dataset)}
     if not (resume or plan["failed"]):
         raise DatasetError(
@@ -268,11 +279,33 @@ def _read_plan(dataset: Store) -> dict[str, Any]:
 
 
 def _is_occupied(dataset: Store) -> bool:
-    """Whether there is anything in a folder, or something else than a folder."""
+    """Whether there is anything in a folder."""
     if isinstance(dataset, S3Store):
         return dataset.has_any()
     root = Path(dataset.uri)
-    return root.exists() and (not root.is_dir() or any(root.iterdir()))
+    return root.exists() and any(root.iterdir())
+
+
+def require_apart(source: str, dataset: str, *others: str | None) -> None:
+    """Refuse to write where the source lies, which would be read as rows of it, or around it.
+
+    Parameters
+    ----------
+    source, dataset : str
+    *others : str, optional
+        Folders that may well hold the source, besides what is written.
+
+    Raises
+    ------
+    ConfigError
+    """
+    pairs = [(source, dataset), *((place, source) for place in (dataset, *others) if place)]
+    for inner, outer in pairs:
+        if is_within(inner, outer):
+            raise ConfigError(
+                f"{inner} lies in {outer}: what is written would be taken for rows of the source. "
+                "Choose a folder apart from it."
+            )
 
 
 def make_plan(identity: Mapping[str, Any], digest: str, work: str | None) -> dict[str, Any]:
@@ -431,8 +464,9 @@ def kept_folder(dataset: Store, keep: str | None, *, resume: bool) -> Path | Non
     if isinstance(dataset, LocalStore):
         raise ConfigError("--keep-local is for a dataset in an object store; this one is local.")
     folder = LocalStore(local_path(keep))
+    check_place(folder.root)
     if folder.has(MANIFEST_NAME) and not dataset.has(MANIFEST_NAME):
         raise DatasetError(f"{keep} is a finished dataset already. Choose another folder.")
     if _is_occupied(folder) and not resume:
-        raise DatasetError(f"{keep} is not empty. Choose another folder.")
+        raise DatasetError(f"{keep} holds other files. Choose another folder.")
     return folder.root

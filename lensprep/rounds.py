@@ -30,7 +30,7 @@ from lensprep.dataset.manifest import NormalizationSpec
 from lensprep.dataset.record import blank_records
 from lensprep.dataset.s3 import S3Store
 from lensprep.dataset.writer import send_shard, write_shard
-from lensprep.errors import InputError
+from lensprep.errors import InputError, size_text
 from lensprep.normalize import Normalizer, normalization_spec
 from lensprep.placement import shard_range
 from lensprep.places import Scratch
@@ -176,8 +176,9 @@ def run_rows(task: RunTask) -> dict[str, Any]:
         file, group = fatal[0]
         raise InputError(
             f"{file.path}, row group {group} kills the process that reads it; a second one, which "
-            "read nothing else, died too. Copy the file again, or leave the row group out with "
-            "--skip-bad-files."
+            "read nothing else, died too: it is damaged, or there is not enough memory for its "
+            f"{size_text(file.row_groups[group].bytes)}. Use fewer --workers, copy the file again, "
+            "or leave the row group out with --skip-bad-files."
         )
     task.work.write_marker(note, task.label)
     account, left_out = Account(), [REJECT_SCHEMA.empty_table()]

@@ -49,7 +49,7 @@ from lensprep.contract import (
 )
 from lensprep.dataset.kinds import DATASET, table_kind
 from lensprep.dataset.layout import MANIFEST_NAME, MEASURED_COLUMNS, SOURCE_COLUMNS, SPLITS
-from lensprep.errors import ConfigError, InputError, SchemaError
+from lensprep.errors import ConfigError, InputError, SchemaError, names_text, passing_fault
 from lensprep.listing import (
     UNFINISHED,
     Listing,
@@ -70,12 +70,15 @@ _TAKEN: Final = frozenset((*MEASURED_COLUMNS, *SOURCE_COLUMNS, "place"))
 """Names that conversion gives to columns of its own."""
 _PREFIX: Final = "phase4c_"
 """Put before an extra column's name if conversion has a column of that name itself."""
-_LEAVE_OUT: Final = "Copy the file again, or leave it out with `lensprep convert --skip-bad-files`."
+LEAVE_OUT: Final = "Copy the file again, or leave it out with `lensprep convert --skip-bad-files`."
+_MAGIC: Final = b"PAR1"
+_NOT_PARQUET: Final = "it does not begin as parquet does"
 _HIVE_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 _WHOLE: Final = re.compile(r"-?(0|[1-9][0-9]*)")
 _REAL: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 _UNREADABLE: Final = (OSError, pa.ArrowException, ValueError)
-"""What pyarrow raises for files that are cut, altered or not parquet at all."""
+"""What pyarrow raises for files that are cut, altered or not parquet at all; `passing_fault` tells
+what is none of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +198,7 @@ class Source:
         bad = tuple(result for result in results if isinstance(result, BadFile))
         good = [result for result in results if isinstance(result, _Footer)]
         if bad and (not skip_bad_files or not good):
-            raise _bad_file_error(bad, len(results))
+            raise _bad_file_error(bad, len(results), str(uri))
         _check_schemas(good, str(uri), listing.others)
         _check_dropped(drop_columns, good, str(uri))
         schema, left_out = _unified_schema(good)
@@ -333,7 +336,7 @@ class Source:
                     yield table
                 return
             except InputError as error:
-                _log.warning("%s Reading it again.", str(error).removesuffix(_LEAVE_OUT).strip())
+                _log.warning("%s Reading it again.", str(error).removesuffix(LEAVE_OUT).strip())
             if on_again is not None:
                 on_again()
         for table in read(careful=True):
@@ -371,12 +374,14 @@ class Source:
                     rows += batch.num_rows
                     yield _conform(pa.Table.from_batches([batch]), schema, file, where)
         except _UNREADABLE as error:
+            if fault := passing_fault(f"{self.root}/{where}", error):
+                raise fault from error
             raise InputError(
-                f"{where} cannot be read: {_first_line(error)}. {_LEAVE_OUT}"
+                f"{where} cannot be read: {_first_line(error)}. {LEAVE_OUT}"
             ) from error
         if rows != stated:
             raise InputError(
-                f"{where} has {rows} rows where its footer states {stated}. {_LEAVE_OUT}"
+                f"{where} has {rows} rows where its footer states {stated}. {LEAVE_OUT}"
             )
         if not rows:
             yield schema.empty_table()
@@ -388,7 +393,7 @@ class Source:
         unknown = [name for name in columns if name not in known]
         if unknown:
             raise SchemaError(
-                f"{self.uri} has no column {unknown[0]!r}; it has: {', '.join(known)}."
+                f"{self.uri} has no column {unknown[0]!r}; it has: {names_text(known, unknown[0])}."
             )
         return pa.schema([f for f in self.schema if f.name in wanted])
 
@@ -454,7 +459,9 @@ def _read_footer(
     except _UNREADABLE as error:
         if not (again or isinstance(filesystem, pafs.LocalFileSystem)):
             return _read_footer(filesystem, root, drop, info, again=True)
-        return BadFile(name, info.size, _first_line(error))
+        if fault := passing_fault(info.path, error):
+            raise fault from error
+        return BadFile(name, info.size, _what_is_wrong(filesystem, info, error))
     file = SourceFile(
         name,
         info.size,
@@ -466,6 +473,21 @@ def _read_footer(
         version,
     )
     return _Footer(file, schema, frozenset(dropped), problem)
+
+
+def _what_is_wrong(filesystem: pafs.FileSystem, info: pafs.FileInfo, error: Exception) -> str:
+    """Whether a file is parquet at all, and if it is, what could not be read of it."""
+    if not info.size:
+        return "it is empty"
+    with filesystem.open_input_file(info.path) as file:
+        begins = file.read(len(_MAGIC)) == _MAGIC
+        file.seek(max(0, info.size - len(_MAGIC)))
+        ends = file.read() == _MAGIC
+    if not begins:
+        return _NOT_PARQUET
+    return (
+        _first_line(error) if ends else "it begins as parquet does but does not end so: it is cut"
+    )
 
 
 def _stated(path: str, root: str) -> dict[str, str | None]:
@@ -549,22 +571,22 @@ def _values(parquet: pq.ParquetFile, column: str) -> set[Any]:
     return values
 
 
-def _bad_file_error(bad: Sequence[BadFile], files: int) -> InputError:
+def _bad_file_error(bad: Sequence[BadFile], files: int, uri: str) -> InputError:
     first = bad[0]
-    if files == 1 and not first.path.lower().endswith(".parquet"):
+    if files == 1 and uri.endswith(first.path) and first.reason == _NOT_PARQUET:
         return InputError(
-            f"{first.path} is no parquet file. Give the folder of a Phase 4c tree, or a .parquet "
-            "file of one."
+            f"{uri} is no parquet file: {first.reason}. Give the folder of a Phase 4c tree, or a "
+            ".parquet file of one."
         )
     more = f" ({len(bad)} of {files} files are like that)" if len(bad) > 1 else ""
     return InputError(
-        f"{first.path} ({first.bytes} bytes) is not a readable parquet file{more}: {first.reason}. "
+        f"{first.path} ({first.bytes} bytes) cannot be read{more}: {first.reason}. "
         "Copy or write it again, or leave such files out with `lensprep convert --skip-bad-files`."
     )
 
 
 def _check_schemas(footers: Sequence[_Footer], uri: str, others: Collection[str]) -> None:
-    """Refuse files that break the contract, naming the first and how many there are."""
+    """Refuse files that break the contract, naming the first fault and how many there are."""
     faults = []
     for footer in footers:
         path, stated = footer.file.path, dict(footer.file.stated)
@@ -575,16 +597,22 @@ def _check_schemas(footers: Sequence[_Footer], uri: str, others: Collection[str]
         if footer.problem is not None:
             faults.append(f"{path}: {footer.problem}.")
             continue
-        for column, problem in schema_faults(footer.schema, stated):
-            if column == SPLIT_COLUMN and problem == "is missing":
-                problem = "is missing and no folder region_split=... states the split"
-            faults.append(f"{path}: column {column} {problem}.")
+        found = schema_faults(footer.schema, stated)
+        missing = [column for column, problem in found if problem == "is missing"]
+        if missing:
+            faults.append(f"{path}: {_lacking(missing)}.")
+        faults += [f"{path}: column {name} {what}." for name, what in found if name not in missing]
     if faults:
         more = f" (and {len(faults) - 1} more such faults)" if len(faults) > 1 else ""
-        raise SchemaError(
-            f"{faults[0]}{more} Phase 4c data must have it; `lensprep check --help` says what is "
-            "read."
-        )
+        raise SchemaError(f"{faults[0]}{more}")
+
+
+def _lacking(columns: Sequence[str]) -> str:
+    if [*columns] == [SPLIT_COLUMN]:
+        return f"column {SPLIT_COLUMN} is missing and no folder {SPLIT_COLUMN}=... states the split"
+    if len(columns) == 1:
+        return f"column {columns[0]} is missing, which Phase 4c data must have"
+    return f"{len(columns)} columns are missing that Phase 4c data must have: {names_text(columns)}"
 
 
 def _check_dropped(columns: Collection[str], footers: Sequence[_Footer], uri: str) -> None:
@@ -597,7 +625,7 @@ def _check_dropped(columns: Collection[str], footers: Sequence[_Footer], uri: st
             names = {name for footer in footers for name in footer.file.columns}
             raise ConfigError(
                 f"{uri} has no column {name!r} to leave out; it has: "
-                f"{', '.join(sorted(names - {*REQUIRED_COLUMNS}))}."
+                f"{names_text(sorted(names - {*REQUIRED_COLUMNS}), name)}."
             )
 
 

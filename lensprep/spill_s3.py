@@ -186,15 +186,19 @@ def _read_index(store: S3Store, name: str) -> _Index:
     text = metadata[b"schema"]
     if text not in _schemas:
         _schemas[text] = pa.ipc.read_schema(pa.py_buffer(text))
-    if _CRC not in _schemas[text].names:  # a run of a version before
-        raise _damaged(store, name)
+    if _CRC not in _schemas[text].names:
+        raise _unusable(store, name, "was written by an earlier version")
     offsets = index["offset"].to_numpy() + starts[-1] * RECORD_STRIDE
     return _Index(name, starts, rows, offsets, index["place"].to_numpy()[:-1], _schemas[text])
 
 
 def _damaged(store: S3Store, name: str) -> StorageError:
+    return _unusable(store, name, "is damaged")
+
+
+def _unusable(store: S3Store, name: str, what: str) -> StorageError:
     return StorageError(
-        f"{store.locate(name + RUN_SUFFIX)} is damaged. Remove it and "
+        f"{store.locate(name + RUN_SUFFIX)} {what}. Remove it and "
         f"{name.rpartition('-')[0]}.json beside it, and run the same command with --resume."
     )
 

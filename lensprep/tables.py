@@ -35,7 +35,14 @@ from numpy.typing import NDArray
 from lensprep.dataset.files import exists, local_file, local_folder, uri_suffix
 from lensprep.dataset.sky import UNIT, likely_columns, unit_of
 from lensprep.dataset.storage import is_remote, local_path
-from lensprep.errors import ConfigError, NotFoundError, ProjectError, ScoresError, names_text
+from lensprep.errors import (
+    ConfigError,
+    NotFoundError,
+    ProjectError,
+    ScoresError,
+    names_text,
+    passing_fault,
+)
 from lensprep.tabletext import infer_type, open_bytes, read_text
 
 METADATA_KEY: Final = b"lenstrain"
@@ -112,6 +119,8 @@ def read_table(
         except ProjectError:
             raise
         except Exception as problem:  # of foreign parsers on foreign bytes: any
+            if fault := passing_fault(uri, problem):
+                raise fault from problem
             raise error(
                 f"{uri} is no table that can be read ({_FORMATS}): {_line(problem)}"
             ) from problem

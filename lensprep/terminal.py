@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -31,12 +31,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 
 from lensprep.dataset.files import uri_suffix
 from lensprep.dataset.interrupts import INTERRUPTED, Watchdog, interruptible
 from lensprep.dataset.s3client import S3Options
 from lensprep.dataset.storage import local_path
-from lensprep.errors import ProjectError, StorageError
+from lensprep.errors import ProjectError, StorageError, plain_text, without_control
 from lensprep.extras import install_hint
 
 R = TypeVar("R")
@@ -80,6 +81,9 @@ class ProjectGroup(click.Group):
         except KeyboardInterrupt:
             click.echo("Stopped.", err=True)
             ctx.exit(INTERRUPTED)
+        except click.ClickException as error:
+            vars(error).update(message=plain_text(error.message))
+            raise
         except Exception as error:
             if isinstance(error, BrokenPipeError) and _nobody_reads():
                 sys.stderr.close()  # `lensprep inspect ... | head` is no error
@@ -94,7 +98,7 @@ class ProjectGroup(click.Group):
 def one_line(error: BaseException) -> str | None:
     """What a user is told about an error; None if it is one that nobody expected."""
     if isinstance(error, ProjectError):
-        return " ".join(str(error).split())
+        return plain_text(str(error))
     if isinstance(error, ModuleNotFoundError):
         return install_hint(error.name or "")
     if isinstance(error, BrokenPipeError):  # Click would end without a word
@@ -102,9 +106,9 @@ def one_line(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in _OF_FILES:
         files = [str(name) for name in (error.filename, error.filename2) if name is not None]
         where = " and ".join(files) or "A file"
-        return f"{where} could not be read or written: {error.strerror}."
+        return plain_text(f"{where} could not be read or written: {error.strerror}.")
     if isinstance(error, sqlite3.OperationalError):
-        return f"The database could not be read or written: {error}."
+        return plain_text(f"The database could not be read or written: {error}.")
     return one_line(error.__cause__) if error.__cause__ is not None else None
 
 
@@ -162,6 +166,20 @@ def write_options(function: Callable[..., R]) -> Callable[..., R]:
 def print_json(data: Any) -> None:
     """Print exactly one JSON object on stdout."""
     click.echo(json.dumps(data, indent=2, allow_nan=False))
+
+
+def print_rich(renderable: RenderableType) -> None:
+    """Print on stdout what holds names of others: of what it writes, only styles are orders."""
+    Console().print(_Shown(renderable))
+
+
+class _Shown:
+    def __init__(self, renderable: RenderableType) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for text, style, control in console.render(self._renderable, options):
+            yield Segment(without_control(text), style, control)
 
 
 @contextmanager
@@ -244,7 +262,7 @@ class LogLines(logging.Handler):
             return
         mark = "Warning: " if record.levelno >= logging.WARNING else ""
         # Not a stream of its own: a progress bar stands in for standard error while it is drawn.
-        click.echo(f"{mark}{record.getMessage()}", err=True)
+        click.echo(f"{mark}{plain_text(record.getMessage())}", err=True)
 
 
 @contextmanager

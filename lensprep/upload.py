@@ -35,6 +35,7 @@ from lensprep.dataset.storage import (
     Entry,
     LocalStore,
     Store,
+    check_place,
     is_remote,
     local_path,
     member_path,
@@ -46,6 +47,7 @@ from lensprep.errors import (
     DatasetError,
     NotFoundError,
     StorageError,
+    names_text,
     size_text,
 )
 
@@ -229,6 +231,7 @@ def download(
     started = time.monotonic()
     _require_remote(uri)
     root = local_path(dataset)
+    check_place(root)
     source = Dataset.open(uri, options)
     store = source.store
     assert isinstance(store, S3Store)
@@ -242,6 +245,11 @@ def download(
         files = (*files, DatasetFile(REJECTS_NAME, rejects.bytes, rejects.sha256))
     except NotFoundError:
         pass
+    if there and not there.keys() & {MANIFEST_NAME, *(file.name for file in files)}:
+        raise DatasetError(
+            f"{root} holds other files ({names_text(there, most=3)}), none of this dataset. Choose "
+            "a folder that is empty or does not exist."
+        )
     todo, _ = _compare(target, files, there, committed, progress)
     _require_disk(root, sum(file.bytes for file in todo))
     remove_partials(root)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,12 +34,12 @@ from lensprep.dataset.record import (
     record_key,
 )
 from lensprep.dataset.s3client import S3Options
-from lensprep.dataset.storage import Store
+from lensprep.dataset.storage import Store, is_remote
 from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import ChangedError, InputError, NotFoundError, ShardError, StorageError
 from lensprep.listing import filesystem_for
 from lensprep.normalize import Normalizer
-from lensprep.source import Source
+from lensprep.source import LEAVE_OUT, Source
 from lensprep.stampnpz import decode_batch
 
 MAX_FAULTS = 20
@@ -79,6 +78,8 @@ class _Checked:
     rows: int
     classes: dict[str, int]
     regions: list[int]
+    is_read: bool
+    """Whether its sidecar could be read, so that there is something to count."""
 
 
 def verify(
@@ -123,6 +124,8 @@ def verify(
         If there is no manifest to verify against.
     """
     opened = Dataset.open(dataset, options)
+    # Before hours of reading: it may not be there.
+    source = None if against is None else _open_source(against, options)
     splits = opened.manifest.splits
     total = sum(split.rows for split in splits.values())
     tasks = [
@@ -140,8 +143,8 @@ def verify(
     faults += _count_faults(opened, checked)
     faults += _reject_faults(opened)
     compared = 0
-    if against is not None:
-        compared, found = _compare_with_source(opened, against, sample, seed, options)
+    if source is not None:
+        compared, found = _compare_with_source(opened, source, sample, seed)
         faults += found
     faults.sort(key=lambda fault: (fault.file, fault.row or 0))
     return {
@@ -169,6 +172,7 @@ def _verify_shard(task: _Task) -> _Checked:
     dataset = Dataset.open(task.uri, task.options)
     shard = dataset.split(task.split).shards[task.index]
     classes, regions, faults = dict[str, int](), list[int](), list[Fault]()
+    is_read = False
     # Sizes first: a file may be replaced by one that no memory holds.
     faults += _size_faults(dataset.store, shard.name, shard.bytes)
     faults += _size_faults(dataset.store, shard.sidecar, shard.sidecar_bytes)
@@ -183,10 +187,27 @@ def _verify_shard(task: _Task) -> _Checked:
                 str(e["values"]): e["counts"] for e in pc.value_counts(side["label"]).to_pylist()
             }
             regions = pc.unique(side["region_id"]).to_pylist()
+            is_read = True
             faults += _record_faults(dataset, shard, tar, side)
-        except (ShardError, NotFoundError, ChangedError) as error:
-            faults.append(Fault(shard.name, None, None, str(error)))
-    return _Checked(task.split, _first_of(faults, shard.name), shard.rows, classes, regions)
+        except (ShardError, StorageError) as error:
+            # What a disk refuses is said of each file; a store that does not answer, once.
+            if is_remote(task.uri) and not isinstance(
+                error, ShardError | NotFoundError | ChangedError
+            ):
+                raise
+            faults.append(_fault_of(dataset, error, shard.name, shard.sidecar))
+    faults = _first_of(faults, shard.name)
+    return _Checked(task.split, faults, shard.rows, classes, regions, is_read)
+
+
+def _fault_of(dataset: Dataset, error: Exception, *names: str) -> Fault:
+    """An error of one of some files, which need not be named twice."""
+    text = str(error).splitlines()[0].rstrip(".")
+    for name in names:
+        _, place, what = text.partition(f"{dataset.uri}/{name}")
+        if place and text.startswith(place):
+            return Fault(name, None, None, what.removeprefix(":").strip())
+    return Fault(names[0], None, None, text)
 
 
 def _first_of(faults: list[Fault], name: str) -> list[Fault]:
@@ -194,14 +215,14 @@ def _first_of(faults: list[Fault], name: str) -> list[Fault]:
     if len(faults) <= MAX_FAULTS:
         return faults
     more = len(faults) - MAX_FAULTS
-    return [*faults[:MAX_FAULTS], Fault(name, None, None, f"and {more} faults more")]
+    return [*faults[:MAX_FAULTS], Fault(name, None, None, f"and {more} more faults")]
 
 
 def _size_faults(store: Store, name: str, expected: int) -> Iterator[Fault]:
     try:
         found = store.stat(name).bytes
-    except NotFoundError as error:
-        yield Fault(name, None, None, str(error))
+    except NotFoundError:
+        yield Fault(name, None, None, "is missing")
         return
     if found != expected:
         what = f"has {found} bytes where the manifest states {expected}: cut or replaced"
@@ -254,8 +275,11 @@ def _record_faults(
         labels = np.array([label_map.get(name, -1) for name in models], np.int64)
         for row in np.flatnonzero(labels != side["label"].to_numpy()):
             add(int(row), JSON_OFFSET, "the label is not the label map's of lens_model")
-    if len(set(keys)) != len(keys):
-        faults.append(Fault(shard.sidecar, None, None, "a key is there twice"))
+    first: dict[str, int] = {}
+    for row, key in enumerate(keys):
+        if first.setdefault(key, row) != row:
+            what = f"the key {key} is that of row {first[key]} too"
+            faults.append(Fault(shard.sidecar, row, None, what))
     return faults
 
 
@@ -270,6 +294,8 @@ def _count_faults(dataset: Dataset, checked: list[_Checked]) -> Iterator[Fault]:
     """What the sidecars add up to, against the manifest."""
     for name, split in dataset.manifest.splits.items():
         parts = [part for part in checked if part.split == name]
+        if not all(part.is_read for part in parts):
+            continue  # what could not be counted contradicts nothing
         classes = Counter({"0": 0, "1": 0})
         for part in parts:
             classes.update(part.classes)
@@ -291,27 +317,32 @@ def _reject_faults(dataset: Dataset) -> Iterator[Fault]:
     left_out = sum(account["filtered"].values()) + sum(account["rejected"].values())
     accepted = sum(split.rows for split in dataset.manifest.splits.values())
     if account["input_rows"] != account["accepted"] + left_out or accepted != account["accepted"]:
-        text = f"the account does not balance: {json.dumps(account)}"
+        text = (
+            f"the account does not balance: of {account['input_rows']} rows "
+            f"{account['accepted']} accepted and {left_out} left out; the splits have {accepted}"
+        )
         yield Fault(MANIFEST_NAME, None, None, text)
     try:
         with dataset.store.open(REJECTS_NAME) as file:
             rows = pq.ParquetFile(file).metadata.num_rows
     except (StorageError, OSError, ValueError, pa.ArrowException) as error:
-        yield Fault(REJECTS_NAME, None, None, f"cannot be read: {str(error).splitlines()[0]}")
+        yield _fault_of(dataset, error, REJECTS_NAME)
         return
     if rows != left_out:
         yield Fault(REJECTS_NAME, None, None, f"has {rows} rows where {left_out} were left out")
 
 
+def _open_source(uri: str, options: S3Options | None) -> Source:
+    return Source.open(uri, skip_bad_files=True, filesystem=filesystem_for(uri, options))
+
+
 def _compare_with_source(
-    dataset: Dataset, against: str, sample: int | None, seed: int, options: S3Options | None
+    dataset: Dataset, source: Source, sample: int | None, seed: int
 ) -> tuple[int, list[Fault]]:
     """Derive rows again from the source and compare pixels and identity, bit by bit.
 
     Of a source that is not the manifest's one fault tells how it differs.
     """
-    filesystem = filesystem_for(against, options)
-    source = Source.open(against, skip_bad_files=True, filesystem=filesystem)
     files = {file.path: file for file in source.files}
     normalizer = Normalizer(dataset.manifest.normalization)
     faults: dict[str, list[Fault]] = {}
@@ -333,7 +364,7 @@ def _compare_with_source(
         for (path, group), rows in _by_row_group(side).items():
             found = faults.setdefault(path, [])
             if path not in files:
-                found.append(Fault(path, None, None, f"is not in {against}"))
+                found.append(Fault(path, None, None, f"is not in {source.uri}"))
                 continue
             groups = files[path].row_groups
             if not 0 <= group < len(groups) or not groups[group].rows:
@@ -342,7 +373,7 @@ def _compare_with_source(
             try:
                 table = source.read_row_group(files[path], group, ["task_id", STAMP_COLUMN])
             except InputError as error:
-                found.append(Fault(path, None, None, str(error)))
+                found.append(Fault(path, None, None, str(error).removesuffix(LEAVE_OUT).strip()))
                 continue
             compared += rows.num_rows
             found += _row_faults(dataset, name, rows, table, normalizer)
@@ -355,10 +386,12 @@ def _compare_with_source(
 def _other_source(dataset: Dataset, source: Source, named: set[str], altered: set[str]) -> Fault:
     """How a source differs from the one that the manifest names."""
     files, about = {file.path for file in source.files}, dataset.manifest.source
+    bad = {file.path: f"{file.path}: {file.reason}" for file in source.bad_files}
     differences = [
         f"{what}: {len(paths)} ({', '.join(sorted(paths)[:2])}{', ...' * (len(paths) > 2)})"
         for what, paths in (
-            ("files that are missing", named - files),
+            ("files that cannot be read", {*bad.values()}),
+            ("files that are missing", named - files - {*bad}),
             ("files with other rows", altered),
             ("files that gave no stamp to the dataset", files - named),
         )
@@ -400,10 +433,19 @@ def _row_faults(
         derived = np.empty_like(stored)
         normalizer(pixels, derived)
         same = (derived.view(np.uint16) == stored.view(np.uint16)).all(axis=(1, 2, 3))
-        same &= np.array(fresh["task_id"].to_pylist()) == np.array(part["task_id"].to_pylist())
-        same &= known[start : start + _BLOCK_ROWS]
-        same &= np.array([reason is None for reason in reasons])
-        for row in np.flatnonzero(~same).tolist():
+        tasks = part["task_id"].to_pylist()
+        there = fresh["task_id"].to_pylist()
+        good = known[start : start + _BLOCK_ROWS] & same & (np.array(there) == np.array(tasks))
+        good &= np.array([reason is None for reason in reasons])
+        for row in np.flatnonzero(~good).tolist():
+            if not known[start + row]:
+                what = "the source has no such row"
+            elif there[row] != tasks[row]:
+                what = f"that is the object {there[row]}, not {tasks[row]}"
+            elif reasons[row] is not None:
+                what = f"its stamp cannot be decoded ({reasons[row]})"
+            else:
+                what = "the pixels differ"
             index = int(part["index"][row].as_py())
-            where = f"{part['source_file'][row]} row {part['source_row'][row]}"
-            yield Fault(split, index, None, f"row {index} of {split} is not {where} of the source")
+            where = f"{part['source_file'][row]} row {part['source_row'][row]} of the source"
+            yield Fault(split, index, None, f"row {index} of {split} is not {where}: {what}")

@@ -17,7 +17,7 @@ MAX_UNRESOLVED: Final = 0.3
 
 
 def _readable(tally: Tally, about: Circumstances) -> Finding:
-    groups = [f"{file} ({rows} rows): {reason}" for file, rows, reason in sorted(tally.unread)]
+    groups = [f"{file} ({rows} rows) {reason}" for file, rows, reason in sorted(tally.unread)]
     names = [*about.bad_files, *groups]
     return Finding(
         item="readable",

@@ -36,7 +36,9 @@ def _both_classes(tally: Tally, about: Circumstances) -> Finding:
         detail=f"One class is missing in: {listing(lacking)}. Nothing can be learnt or measured "
         "there."
         if lacking
-        else "Every split has lenses and non-lenses.",
+        else "Every split has lenses and non-lenses."
+        if counts
+        else "No row could be read.",
     )
 
 
@@ -214,7 +216,7 @@ def _shared(item: str, pairs: Sequence[tuple[Any, str]], what: str) -> Finding:
         detail=f"{len(shared)} of {len(splits)} {what} are in more than one split: "
         f"{listing(shared)}. Their stamps share calibration, seeing and neighbours."
         if shared
-        else f"No one of {len(splits)} {what} is in two splits.",
+        else f"None of the {len(splits)} {what} is in two splits.",
     )
 
 

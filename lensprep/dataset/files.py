@@ -23,6 +23,7 @@ from lensprep.dataset.storage import (
     PARTIAL_SUFFIX,
     Entry,
     Store,
+    check_place,
     is_remote,
     local_path,
     member_path,
@@ -66,6 +67,16 @@ def uri_suffix(uri: Uri) -> str:
     """Ending of a location that says what kind of file it is, in small letters: ``.csv.gz``."""
     suffixes = PurePosixPath(str(uri).lower()).suffixes
     return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+
+
+def is_within(uri: Uri, folder: Uri) -> bool:
+    """Whether a location is a folder, or lies in it."""
+    if is_remote(uri) != is_remote(folder):
+        return False
+    if not is_remote(uri):
+        return local_path(uri).resolve().is_relative_to(local_path(folder).resolve())
+    inner, outer = (str(text).split("://", 1)[1].rstrip("/") + "/" for text in (uri, folder))
+    return inner.startswith(outer)
 
 
 def exists(uri: Uri, options: S3Options | None = None) -> bool:
@@ -189,6 +200,7 @@ def check_file(uri: Uri, options: S3Options | None = None) -> None:
     path = local_path(uri)
     if path.is_dir():
         raise StorageError(f"{path} is a folder; a file is written here.")
+    check_place(path.parent)
     with _errors(uri, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=path.parent).close()
@@ -208,8 +220,8 @@ def check_folder(uri: Uri, mark: str, options: S3Options | None = None) -> None:
     StorageError
         If it holds other things than an earlier output, or could not be written.
     """
-    if not is_remote(uri) and local_path(uri).exists() and not local_path(uri).is_dir():
-        raise StorageError(f"{uri} is a file; --out names a folder.")
+    if not is_remote(uri):
+        check_place(local_path(uri))
     store = open_store(uri, options)
     if not store.has(mark) and _holds_anything(store, uri):
         raise StorageError(

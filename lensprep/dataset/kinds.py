@@ -66,6 +66,8 @@ def folder_kind(names: Collection[str]) -> str | None:
 
 def no_manifest(uri: str, names: Collection[str]) -> str:
     """What to say of a folder that was given as a dataset and has no manifest."""
+    if not names:
+        return f"{uri} has no {MANIFEST_NAME}: it is empty."
     kind = folder_kind(names)
     if kind is not None:
         return f"{uri} has no {MANIFEST_NAME}; it is {kind}."
@@ -73,6 +75,11 @@ def no_manifest(uri: str, names: Collection[str]) -> str:
         f"{uri} has no {MANIFEST_NAME}: it is no dataset, or converting or copying one did not "
         "finish."
     )
+
+
+def part_of(uri: str, dataset: str) -> str:
+    """What to say of a part of a dataset that was given in its place."""
+    return f"{uri} is a part of the dataset {dataset}. Give that folder."
 
 
 def table_kind(columns: Collection[str]) -> str | None:

@@ -6,6 +6,7 @@ A dataset on a local disk is mapped and lies here; one in an object store is rea
 
 from __future__ import annotations
 
+import difflib
 import mmap
 import os
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lensprep.dataset.kinds import no_manifest
+from lensprep.dataset.kinds import no_manifest, part_of
 from lensprep.dataset.layout import (
     MANIFEST_NAME,
     RECORD_STRIDE,
@@ -75,11 +76,13 @@ class Dataset:
         root = local_path(uri)
         path = root / MANIFEST_NAME
         if not root.is_dir():
-            raise DatasetError(f"{root}: no such dataset. Make one with `lensprep convert`.")
+            raise DatasetError(_no_folder(root))
         try:
             with path.open("rb") as file:
                 text = file.read(MANIFEST_BYTES + 1)
         except FileNotFoundError:
+            if holder := _holder(root):
+                raise DatasetError(part_of(str(root), str(holder))) from None
             names = [entry.name for entry in LocalStore(root).entries()]
             raise DatasetError(no_manifest(str(root), names)) from None
         except OSError as error:
@@ -145,7 +148,7 @@ class Dataset:
                     return np.empty((0, RECORD_STRIDE), np.uint8)
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise ShardError(f"{path} cannot be read: {error.strerror}.") from error
+            raise unreadable(str(path), error) from error
         records = np.frombuffer(mapped, np.uint8, shard.rows * RECORD_STRIDE)
         return records.reshape(shard.rows, RECORD_STRIDE)
 
@@ -201,7 +204,7 @@ class Dataset:
         try:
             return np.memmap(path, np.uint8, "r")
         except (OSError, ValueError) as error:  # ValueError: an empty file
-            raise ShardError(f"{path} cannot be read: {error}.") from error
+            raise unreadable(str(path), error) from error
 
     def read_shard_sidecar(
         self, shard: ShardInfo, columns: Sequence[str] | None = None
@@ -295,3 +298,20 @@ class Dataset:
             chosen = which == number
             out[chosen] = self.map_shard(shards[number])[positions[chosen] - starts[number]]
         return out
+
+
+def _no_folder(root: Path) -> str:
+    """What to say of a dataset that is a file, or not there."""
+    if root.exists():
+        holder = _holder(root)
+        return part_of(str(root), str(holder)) if holder else f"{root} is a file, not a dataset."
+    beside = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
+    near = difflib.get_close_matches(root.name, beside, n=1)
+    hint = f"Did you mean {root.parent / near[0]}?" if near else "`lensprep convert` makes one."
+    return f"{root}: no such dataset. {hint}"
+
+
+def _holder(path: Path) -> Path | None:
+    """Dataset that something lies in: its manifest, a split's folder or a shard."""
+    above = path.absolute().parents[:2]
+    return next((folder for folder in above if (folder / MANIFEST_NAME).is_file()), None)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lensprep.dataset.kinds import no_manifest
+from lensprep.dataset.kinds import no_manifest, part_of
 from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, STAMP_DTYPE, STAMP_SHAPE
 from lensprep.dataset.manifest import MANIFEST_BYTES, Manifest, ShardInfo
 from lensprep.dataset.reader import Dataset
@@ -52,8 +53,7 @@ class RemoteDataset(Dataset):
             with store.open(MANIFEST_NAME) as file:
                 text = file.read(MANIFEST_BYTES + 1)
         except NotFoundError:
-            names = [entry.name for entry in store.entries()]
-            raise DatasetError(no_manifest(store.uri, names)) from None
+            raise DatasetError(_no_dataset(store, options)) from None
         return cls(store, Manifest.from_json(text, f"{store.uri}/{MANIFEST_NAME}"))
 
     def read_records(
@@ -165,9 +165,20 @@ class RemoteDataset(Dataset):
             yield
         except (NotFoundError, ChangedError) as error:
             raise ShardError(
-                f"{str(error).rstrip('.')}{place}. Upload the dataset again, or run `lensprep "
-                "verify`."
+                f"{str(error).rstrip('.')}{place}. Upload or convert the dataset again, or run "
+                "`lensprep verify`."
             ) from error
+
+
+def _no_dataset(store: S3Store, options: S3Options | None) -> str:
+    """What to say of a location without a manifest."""
+    names, place = [entry.name for entry in store.entries()], PurePosixPath(store.prefix)
+    for above in place.parents[:2]:
+        holder = S3Store(f"s3://{store.bucket}/{above}".removesuffix("/."), options)
+        is_there = names or holder.has(place.relative_to(above).as_posix())
+        if is_there and holder.has(MANIFEST_NAME):
+            return part_of(store.uri, holder.uri)
+    return no_manifest(store.uri, names) if names else f"{store.uri}: nothing is there."
 
 
 def _piece(shard: ShardInfo, row: int, records: NDArray[np.uint8]) -> Piece:

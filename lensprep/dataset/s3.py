@@ -656,8 +656,8 @@ def _is_range(response: Mapping[str, Any], start: int, stop: int) -> bool:
 def damaged(where: str, found: str, expected: str) -> ChangedError:
     """Error for an object that is not what was written."""
     return ChangedError(
-        f"{where} is damaged: its SHA-256 begins with {found[:12]}, not {expected[:12]}. Upload it "
-        "again."
+        f"{where} is damaged: its SHA-256 begins with {found[:12]}, not {expected[:12]}. Upload or "
+        "convert it again."
     )
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
-from lensprep.errors import ChangedError, NotFoundError, StorageError
+from lensprep.errors import ChangedError, NotFoundError, StorageError, plain_text
 
 logger = logging.getLogger("lensprep.s3")
 
@@ -85,12 +85,17 @@ def parse_s3(uri: str) -> tuple[str, str]:
     Raises
     ------
     StorageError
-        If the location is not of that form.
+        If the location is not of that form, or holds a key or a password, which is not repeated.
     """
     scheme = next((scheme for scheme in _SCHEMES if uri.startswith(scheme)), None)
     bucket, _, prefix = uri.removeprefix(scheme or "").partition("/")
     if scheme is None or not bucket:
         raise StorageError(f"{uri!r} names no bucket. Write it like s3://bucket/folder.")
+    if {*bucket} & {*":@"}:
+        raise StorageError(
+            "A location holds no credentials. Write it like s3://bucket/folder, and give the keys "
+            "by --profile or the AWS variables."
+        )
     return bucket, prefix.strip("/")
 
 
@@ -134,8 +139,14 @@ def connect(options: S3Options | None = None) -> Connection:
     key = (options, os.getpid(), state)
     with _lock:
         if key not in _connections or _connections[key].watcher.stopped:
-            with clear_errors("reach", options.endpoint_url or "S3"):
-                _connections[key] = Connection(options)
+            try:
+                with clear_errors("reach", options.endpoint_url or "S3"):
+                    _connections[key] = Connection(options)
+            except ValueError as error:  # botocore's of an endpoint, which may hold a password
+                raise StorageError(
+                    "The endpoint of the store (--endpoint-url or AWS_ENDPOINT_URL) is no URL. "
+                    "Write it like http://host:port."
+                ) from error
         return _connections[key]
 
 
@@ -365,6 +376,12 @@ _ELSEWHERE: Final = (
 )
 
 
+_CLOCK: Final = ("RequestTimeTooSkewed", "RequestInTheFuture")
+_MOST_TEXT: Final = 300
+"""Characters shown of what a store or botocore says."""
+_REGION: Final = re.compile(r"[a-z0-9-]+")
+
+
 @contextmanager
 def clear_errors(action: str, uri: str) -> Iterator[None]:
     """Turn what boto3 raises into a StorageError that says what to do; no credential is in it.
@@ -385,9 +402,9 @@ def clear_errors(action: str, uri: str) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        raise _answered(error.response, action, uri) from error
+        raise _answered(error.response, action, plain_text(uri)) from error
     except BotoCoreError as error:
-        raise _unanswered(error, action, uri) from error
+        raise _unanswered(error, action, plain_text(uri)) from error
 
 
 def _code(response: Mapping[str, Any]) -> str:
@@ -397,9 +414,9 @@ def _code(response: Mapping[str, Any]) -> str:
 
 def _answered(response: Mapping[str, Any], action: str, uri: str) -> StorageError:
     """Error for an answer of the store."""
-    code = _code(response)
+    code = plain_text(_code(response), 60)
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    message = str(response.get("Error", {}).get("Message", "")).rstrip(".")
+    message = plain_text(str(response.get("Error", {}).get("Message", "")), _MOST_TEXT).rstrip(".")
     if code == "NoSuchBucket":
         bucket = "s3://" + uri.split("://", 1)[-1].split("/")[0]
         return StorageError(
@@ -415,29 +432,58 @@ def _answered(response: Mapping[str, Any], action: str, uri: str) -> StorageErro
             f"The store does not accept the credentials ({code}): cannot {action} {uri}. Check "
             "--profile, --endpoint-url and the AWS variables."
         )
+    if code in _CLOCK:
+        return StorageError(
+            f"The clock of this machine is not that of the store ({code}): cannot {action} {uri}. "
+            "Set it."
+        )
+    if code == "InvalidObjectState":
+        return StorageError(
+            f"{uri} is in an archive of the store ({code}): it has to be restored before it can be "
+            "read (`aws s3api restore-object`)."
+        )
     if code in _ELSEWHERE:
-        return StorageError(f"{uri} is in another region ({code}). Give it with --region.")
-    if code == _NOT_A_STORE or 300 <= status < 400:
-        sent = message if code == _NOT_A_STORE else f"us elsewhere (status {status})"
+        region = _region(response)
+        where = f"in the region {region}" if region else "in another region"
+        remedy = " ".join(filter(None, ("Give it with --region", region)))
+        return StorageError(f"{uri} is {where} ({code}). {remedy}.")
+    # An object that is asked for may be missing; the listing of a bucket never is.
+    listing = status == 404 and action == "list" and code in ("", "404")
+    if code == _NOT_A_STORE or 300 <= status < 400 or listing:
+        sent = message if code == _NOT_A_STORE else f"status {status}"
         return StorageError(
             f"What answered is not an object store: it sent {sent}. Is it the login page of a "
             f"proxy, or a wrong --endpoint-url? Cannot {action} {uri}."
         )
     if status == 403:
+        if code in ("", "403"):  # the answer to a HEAD has no reason
+            return StorageError(
+                f"Access denied, without a reason: cannot {action} {uri}. Check --profile, the AWS "
+                "variables, the bucket's policy and, where it does not let you list, the name."
+            )
         return StorageError(
-            f"Access denied: cannot {action} {uri}. Check --profile, the AWS variables and the "
-            "bucket's policy."
+            f"Access denied ({code}: {message}): cannot {action} {uri}. Check --profile, the AWS "
+            "variables and the bucket's policy."
         )
     if status == 404:
         return NotFoundError(f"{uri}: no such object.")
-    if status in (409, 412):  # 409: another conditional write of the name is under way
+    if status == 412:
         return ChangedError(f"{uri} was replaced while it was read or written.")
-    if status == 501:
+    if status == 409:
+        return ChangedError(f"Cannot {action} {uri}: something else is writing it ({code}).")
+    if status == 501 and action == "write":
         return StorageError(
             f"The store cannot do this request ({code or status}): {action} {uri}. Conditional "
             "writes are needed, which S3 has had since 2024."
         )
     return StorageError(f"Cannot {action} {uri}: the store answered {status} {code}: {message}.")
+
+
+def _region(response: Mapping[str, Any]) -> str:
+    """The region that a store names as the right one; empty if it names none."""
+    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    region = headers.get("x-amz-bucket-region") or response.get("Error", {}).get("Region") or ""
+    return region if _REGION.fullmatch(region) else ""
 
 
 def _unanswered(error: Exception, action: str, uri: str) -> StorageError:
@@ -453,11 +499,20 @@ def _unanswered(error: Exception, action: str, uri: str) -> StorageError:
             f"The AWS login has expired or is missing ({name}): cannot {action} {uri}. Log in "
             "(such as `aws sso login`) and run the same command again; what is done is kept."
         )
-    if name == "SSLError":
+    # The messages of botocore name hosts, profiles and files.
+    text = plain_text(str(error), _MOST_TEXT).rstrip(".")
+    if name == "SSLError" and "certificate verify failed" in str(error).lower():
         return StorageError(
             f"The store's TLS certificate is not accepted: cannot {action} {uri}. Name the file of "
             "its authority in AWS_CA_BUNDLE."
         )
-    # The messages of botocore name hosts, profiles and files; a URL may hold a password.
-    text = re.sub(r"://[^/@\s]*@", "://", str(error)).rstrip(".")
+    if name == "SSLError" and re.search("WRONG_VERSION_NUMBER|record layer", str(error)):
+        return StorageError(
+            f"The store does not speak TLS: cannot {action} {uri}. Give --endpoint-url "
+            "http://host:port."
+        )
+    if name == "ParamValidationError" and "Invalid bucket name" in text:
+        return StorageError(f"Cannot {action} {uri}: that is no name of a bucket.")
+    if name == "ConnectionClosedError" and "http://" in text:
+        text += " (is it https://?)"
     return StorageError(f"Cannot {action} {uri}: {name}: {text}.")

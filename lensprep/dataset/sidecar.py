@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lensprep.dataset.layout import BANDS, RECORD_STRIDE
-from lensprep.errors import DatasetError, ShardError
+from lensprep.errors import DatasetError, ShardError, names_text, passing_fault
 
 REQUIRED: Final = ("key", "label", "region_id", "payload_crc32")
 """Columns that every sidecar has, without nulls."""
@@ -139,7 +139,9 @@ def read_table(
         names = list(columns)
         for name in names:
             if name not in types:
-                raise DatasetError(f"{where} has no column {name!r}; it has: {', '.join(types)}.")
+                raise DatasetError(
+                    f"{where} has no column {name!r}; it has: {names_text(types, name)}."
+                )
     texts = [name for name in names if _is_text(types[name]) or _is_bytes(types[name])]
     try:
         if texts:
@@ -199,7 +201,9 @@ def join_tables(tables: Iterable[pa.Table], where: str, **options: Any) -> pa.Ta
 
 
 def unreadable(where: str, error: BaseException) -> ShardError:
-    """The error of a sidecar that no Parquet reader reads, in one line."""
+    """The error of a file of a dataset that cannot be read, in one line."""
+    if fault := passing_fault(where, error):
+        return ShardError(str(fault))
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ShardError(f"{where} cannot be read: {text:.300}. Copy it again, or convert again.")
 

@@ -45,13 +45,32 @@ def local_path(uri: str | os.PathLike[str]) -> Path:
         return Path(text.removeprefix("file://"))
     if "://" in text:
         scheme = text.split("://", 1)[0]
-        raise StorageError(
-            f"{text}: a local path is needed here, not {scheme}://. Copy the data to a local disk "
-            "first (a dataset with `lensprep download`)."
-        )
+        if is_remote(text):
+            raise StorageError(
+                f"{text}: a local path is needed here. Copy the data to a local disk first (a "
+                "dataset with `lensprep download`)."
+            )
+        raise StorageError(f"{text}: {scheme}:// is not read; local paths and s3:// are.")
     if text.startswith(("s3:/", "s3a:/")):
-        raise StorageError(f"{text}: a location in a store is text; as a Path it lost a slash.")
+        scheme, path = text.split(":/", 1)
+        raise StorageError(f"{text} lacks a slash: write {scheme}://{path} (in Python as a str).")
     return Path(text)
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder that cannot be made, before the work that is to fill it.
+
+    Raises
+    ------
+    StorageError
+        If it is a file, or would lie in one.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if there.is_dir():
+        return
+    if there == folder:
+        raise StorageError(f"{folder} is a file; a folder is needed here.")
+    raise StorageError(f"{there} is a file, so {folder} cannot be made.")
 
 
 def member_name(root: object, name: str) -> PurePosixPath:

@@ -248,21 +248,29 @@ def _evaluate(node: ast.expr, table: pa.Table) -> Any:
 def _compare(node: ast.Compare, table: pa.Table) -> Any:
     """A comparison; a chained one is the conjunction of its links."""
     links = []
-    left = _evaluate(node.left, table)
+    left_node, left = node.left, _evaluate(node.left, table)
     for op, right_node in zip(node.ops, node.comparators, strict=True):
-        if isinstance(op, ast.Is | ast.IsNot):
-            right = None
-            link = pc.is_null(left)
-        elif isinstance(op, ast.In | ast.NotIn):
-            right = None
-            equal = [pc.equal(left, pa.scalar(v)) for v in _members(right_node, "")]
-            link = _fold(pc.or_kleene, equal) if equal else pa.scalar(False)
-        else:
-            right = _evaluate(right_node, table)
-            link = pc.call_function(_COMPARE[type(op)], [left, right])
+        try:
+            right, link = _link(left, op, right_node, table)
+        except pa.ArrowNotImplementedError:
+            raise pa.ArrowTypeError(
+                f"{ast.unparse(left_node)} is {left.type} and cannot be compared with "
+                f"{ast.unparse(right_node)}"
+            ) from None
         links.append(pc.invert(link) if isinstance(op, ast.IsNot | ast.NotIn) else link)
-        left = right
+        left_node, left = right_node, right
     return _fold(pc.and_kleene, links)
+
+
+def _link(left: Any, op: ast.cmpop, right_node: ast.expr, table: pa.Table) -> tuple[Any, Any]:
+    """What is compared with, if it has a value of its own, and the outcome."""
+    if isinstance(op, ast.Is | ast.IsNot):
+        return None, pc.is_null(left)
+    if isinstance(op, ast.In | ast.NotIn):
+        equal = [pc.equal(left, pa.scalar(v)) for v in _members(right_node, "")]
+        return None, _fold(pc.or_kleene, equal) if equal else pa.scalar(False)
+    right = _evaluate(right_node, table)
+    return right, pc.call_function(_COMPARE[type(op)], [left, right])
 
 
 def _fold(join: Callable[[Any, Any], Any], values: list[Any]) -> Any:

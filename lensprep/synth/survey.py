@@ -100,6 +100,8 @@ def plan_survey(
     ConfigError
         If a number is out of range.
     """
+    if seed < 0:
+        raise ConfigError(f"A seed is at least 0, not {seed}.")
     count = _region_count(rows, regions)
     rng = np.random.default_rng([seed, 1])
     centres = _region_centres(rng, count)

@@ -35,7 +35,7 @@ from lensprep.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.dataset.files import check_folder, join_uri, written_folder
 from lensprep.dataset.layout import SPLITS
 from lensprep.dataset.s3client import S3Options
-from lensprep.dataset.storage import is_remote, local_path, open_store
+from lensprep.dataset.storage import check_place, is_remote, local_path, open_store
 from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import BudgetError, ProjectError, StorageError, size_text
 from lensprep.extras import install_hint
@@ -193,7 +193,7 @@ def synthesize(
     if not is_remote(out):
         return make(local_path(out))
     if open_store(out, options).entries():
-        raise StorageError(f"{out} is in use. Name a folder that does not exist or is empty.")
+        raise StorageError(f"{out} is not empty. Name a folder that does not exist or is empty.")
     mark = f"{STAMPS_DIR}/{_MARKER}"
     check_folder(out, mark, options)
     with written_folder(out, mark, options) as folder:
@@ -360,9 +360,8 @@ def _write_table(path: Path, table: pa.Table, group_rows: int) -> None:
         )
         _write_checksums(path)
     except OSError as error:
-        raise StorageError(
-            f"Cannot write {path}: {error}. Free some space and try again."
-        ) from error
+        reason = os.strerror(error.errno) if error.errno else error
+        raise StorageError(f"Cannot write {path}: {reason}.") from error
 
 
 def _write_marker(path: Path) -> None:
@@ -399,8 +398,9 @@ def _require_disk(out: Path, rows: int) -> None:
 @contextmanager
 def _finished_folder(out: Path) -> Iterator[Path]:
     """A folder that gets its name when the block ends well, and vanishes when it does not."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StorageError(f"{out} is in use. Name a folder that does not exist or is empty.")
+    check_place(out)
+    if out.exists() and any(out.iterdir()):
+        raise StorageError(f"{out} is not empty. Name a folder that does not exist or is empty.")
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

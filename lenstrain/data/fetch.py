@@ -51,7 +51,7 @@ _FEWEST_BUFFERS = 4
 _LEAST_AHEAD = 2
 """Ranges on their way besides those in use, or there would be no reading ahead."""
 _MOST_STEPS = 1024
-_REMEDY = "Upload the dataset again, or run `lensprep verify`."
+_REMEDY = "Upload or convert the dataset again, or run `lensprep verify`."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,10 +106,7 @@ def fetch_shard(
             progress=progress,
         )
     except (NotFoundError, ChangedError) as error:
-        raise ShardError(
-            f"{str(error).rstrip('.')} ({shard.name}, offset 0). Upload the dataset again, or run "
-            "`lensprep verify`."
-        ) from error
+        raise ShardError(f"{str(error).rstrip('.')} ({shard.name}, offset 0). {_REMEDY}") from error
 
 
 class RemoteSource:

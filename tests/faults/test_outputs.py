@@ -303,7 +303,7 @@ def test_a_synthetic_tree_is_made_in_a_store_with_its_marker(store):
     assert made["out"] == out
     assert any(name.endswith("/_SUCCESS") for name in names(store, "tree"))
     assert json.loads(call(lensprep.cli.main, "check", out, "--json"))["rows"] == 24
-    assert "is in use" in call(lensprep.cli.main, *arguments, status=1)
+    assert "is not empty" in call(lensprep.cli.main, *arguments, status=1)
 
 
 @pytest.mark.parametrize(

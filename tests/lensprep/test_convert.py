@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from lensprep import rounds
-from lensprep.contract import plain_type
+from lensprep.contract import STAMP_COLUMN, plain_type
 from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import Dataset
-from lensprep.errors import BudgetError, ConfigError, DatasetError, InputError, SchemaError
+from lensprep.errors import (
+    BudgetError,
+    ConfigError,
+    DatasetError,
+    InputError,
+    NotFoundError,
+    SchemaError,
+)
 from lensprep.places import ROW_BYTES
 from lensprep.source import Source
 from lensprep.verify import verify
@@ -27,6 +37,7 @@ from tests.phase4c import (
     tiny_tree,
     write_tree,
 )
+from tests.plainuser import PLAIN_USER
 
 CONFIG = ConvertConfig(shard_rows=20, max_reject_rate=1.0)
 CONFIG_40 = ConvertConfig(max_reject_rate=1.0)
@@ -407,11 +418,16 @@ def test_a_bad_where_is_told_before_anything_is_made(tree, tmp_path):
     assert not (tmp_path / "ds").exists()
 
 
+def test_the_work_folder_may_hold_the_source_too(tree, dataset, tmp_path):
+    convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1, work=str(tree.parent))
+    assert digests(tmp_path / "ds") == digests(dataset)
+
+
 def test_a_folder_that_holds_something_is_refused(tree, tmp_path):
     out = tmp_path / "ds"
     out.mkdir()
     (out / "thesis.tex").write_text("precious")
-    with pytest.raises(DatasetError, match="is not empty"):
+    with pytest.raises(DatasetError, match="conversion but other files"):
         convert(str(tree), str(out), workers=1, resume=True)
     assert (out / "thesis.tex").read_text() == "precious"
 
@@ -494,7 +510,7 @@ def test_resume_refuses_a_source_that_changed(tree, tmp_path):
 
 
 def test_a_corrupt_row_group_stops_the_run_or_is_left_out_whole(table, tmp_path):
-    tree = write_tree(tmp_path, table, files_per_split=2, row_group_rows=10)
+    tree = write_tree(tmp_path / "src", table, files_per_split=2, row_group_rows=10)
     victim = sorted(tree.rglob("*.parquet"))[0]
     metadata = pq.read_metadata(victim)
     column = metadata.row_group(1).column(metadata.schema.names.index("stamp_npz"))
@@ -551,7 +567,7 @@ def test_a_shard_is_a_random_sample_of_its_split(tmp_path):
 
     table = tiny_table(600, regions=8)
     convert(
-        str(write_tree(tmp_path, table, files_per_split=3, row_group_rows=20)),
+        str(write_tree(tmp_path / "src", table, files_per_split=3, row_group_rows=20)),
         str(tmp_path / "ds"),
         ConvertConfig(shard_rows=75),
         workers=1,
@@ -584,6 +600,110 @@ def test_verify_names_what_was_altered(tree, tmp_path):
     assert "SHA-256" in whats[shard.name, None]
     assert "CRC-32" in whats[shard.name, 1]
     assert "not named by the manifest" in whats["train/extra.tar", None]
+
+
+def test_what_could_not_be_read_contradicts_no_count(dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "ds")
+    (tmp_path / "ds" / "val" / "val-000000.tar").unlink()
+    result = verify(str(tmp_path / "ds"), workers=1)
+    assert [(fault["file"], fault["what"]) for fault in result["faults"]] == [
+        ("val/val-000000.tar", "is missing")
+    ]
+
+
+def test_the_source_is_looked_for_before_the_dataset_is_read(dataset, tmp_path):
+    def progress(*_):
+        raise AssertionError("read already")
+
+    with pytest.raises(InputError, match="no such file"):
+        verify(str(dataset), against=str(tmp_path / "none"), workers=1, progress=progress)
+
+
+def side_altered(dataset, folder, column, change):
+    """A copy in which one column of the sidecar of val is another; its first shard's tar stays."""
+    shutil.copytree(dataset, folder)
+    shard = Dataset.open(dataset).split("val").shards[0]
+    path = folder / shard.sidecar
+    table = pq.read_table(path)
+    values = table[column].to_pylist()
+    values[1] = change(values)
+    place = table.schema.get_field_index(column)
+    array = pa.array(values, table.schema.field(place).type)
+    pq.write_table(table.set_column(place, table.schema.field(place), array), path)
+    text = (folder / "manifest.json").read_text()
+    for old, new in (
+        (shard.sidecar_sha256, hashlib.sha256(path.read_bytes()).hexdigest()),
+        (f'"sidecar_bytes": {shard.sidecar_bytes}', f'"sidecar_bytes": {path.stat().st_size}'),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "manifest.json").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "what"),
+    [
+        ("source_row", lambda values: 999, "the source has no such row"),
+        ("task_id", lambda values: "another", r"that is the object \S+, not another"),
+        ("key", lambda values: values[0], r"the key \S+ is that of row 0 too"),
+    ],
+)
+def test_verify_says_what_a_row_contradicts(tree, dataset, tmp_path, column, change, what):
+    altered = side_altered(dataset, tmp_path / "ds", column, change)
+    result = verify(str(altered), against=str(tree), sample=None, workers=1)
+    assert any(re.search(what, fault["what"]) for fault in result["faults"]), result["faults"]
+
+
+def test_verify_says_that_only_the_pixels_differ_or_that_a_stamp_is_damaged(
+    table, tree, dataset, tmp_path
+):
+    blobs = table[STAMP_COLUMN].to_pylist()
+    blobs[0], blobs[1] = blobs[1], blobs[1][:100]
+    other = set_columns(table, {STAMP_COLUMN: blobs})
+    source = write_tree(tmp_path / "other", other)
+    shutil.copytree(dataset, tmp_path / "ds")
+    path = tmp_path / "ds" / "manifest.json"
+    before = Dataset.open(dataset).manifest.source["digest"]
+    path.write_text(path.read_text().replace(before, Source.open(source).digest()))
+    result = verify(str(tmp_path / "ds"), against=str(source), sample=None, workers=1)
+    whats = " ".join(fault["what"] for fault in result["faults"])
+    assert len(result["faults"]) == 2
+    assert "the pixels differ" in whats
+    assert "its stamp cannot be decoded (" in whats
+
+
+def test_a_source_file_that_is_cut_is_not_missing(tree, dataset, tmp_path):
+    shutil.copytree(tree, tmp_path / "other")
+    victim = sorted((tmp_path / "other").rglob("*.parquet"))[0]
+    victim.write_bytes(victim.read_bytes()[:1000])
+    result = verify(str(dataset), against=str(tmp_path / "other"), sample=None, workers=1)
+    (fault,) = result["faults"]
+    assert re.search(r"files that cannot be read: 1 \(\S+: it begins .*it is cut\)", fault["what"])
+    assert "missing" not in fault["what"]
+
+
+def test_a_file_that_may_not_be_read_is_neither_damaged_nor_left_out(tree, dataset, tmp_path):
+    for name, whole in (("src", tree), ("ds", dataset)):
+        shutil.copytree(whole, tmp_path / name)
+    victim = sorted((tmp_path / "src").rglob("*.parquet"))[0]
+    shard = tmp_path / "ds" / "val" / "val-000000.tar"
+    for path in (victim, shard):
+        path.chmod(0)
+    lines = {}
+    for command, *arguments in (
+        ["convert", tmp_path / "src", tmp_path / "out", "--skip-bad-files"],
+        ["verify", tmp_path / "ds", "--workers", "1"],
+    ):
+        done = subprocess.run(
+            [*PLAIN_USER, sys.executable, "-m", "lensprep.cli", command, *map(str, arguments)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        lines[command] = (done.stdout + done.stderr).splitlines()
+    assert lines["convert"] == [f"Error: {victim} cannot be read: Permission denied."]
+    assert lines["verify"][0] == "val/val-000000.tar: cannot be read: Permission denied"
+    assert len(lines["verify"]) == 2
 
 
 def other_rows(folder, tree):
@@ -635,7 +755,7 @@ def test_rows_altered_in_place_are_counted_beyond_the_first_few(tree, dataset, t
     result = verify(str(tmp_path / "ds"), against=str(other), sample=None, workers=1)
     whats = [fault["what"] for fault in result["faults"]]
     # Two files of train gave 30 rows each.
-    assert whats.count("and 10 faults more") == 2
+    assert whats.count("and 10 more faults") == 2
     assert len(whats) == 2 * 21 + 60
 
 
@@ -643,7 +763,7 @@ def test_an_error_in_a_worker_keeps_its_words(tree, tmp_path):
     source = tmp_path / "src"
     shutil.copytree(tree, source)
     victim = sorted(source.rglob("*.parquet"))[0]
-    with pytest.raises(InputError, match="row group 0 cannot be read"):
+    with pytest.raises(NotFoundError, match=rf"{victim}, row group 0: no such file"):
         convert(
             str(source),
             str(tmp_path / "ds"),

@@ -45,10 +45,22 @@ def test_an_error_of_a_task_arrives_as_it_is(workers):
         list(run_tasks(fail_at_three, range(20), workers=workers))
 
 
-def test_a_killed_worker_is_told_with_the_remedy():
-    message = r"killed \(SIGKILL: out of memory\?\), 4 times.*--resume"
+def end_at_three(n):
+    if n == 3:
+        os._exit(7)
+    return n
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (die_at_three, r"was killed \(SIGKILL: out of memory\?\), 4 times.*a conversion.*--resume"),
+        (end_at_three, r"A worker process ended \(exit status 7\), 4 times"),
+    ],
+)
+def test_a_worker_that_dies_is_told_with_the_remedy(task, message):
     with pytest.raises(ProjectError, match=message):
-        list(run_tasks(die_at_three, range(6), workers=2))
+        list(run_tasks(task, range(6), workers=2))
 
 
 def tell_of_compiling(n):

@@ -526,11 +526,18 @@ def test_neither_engine_is_imported_unless_asked_for():
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense", "file:///nowhere/s.json"])
-def test_a_scheduler_that_is_not_there_is_told(address):
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("tcp://127.0.0.1:9", "No Dask scheduler answers at tcp"),
+        ("nonsense", "--scheduler nonsense: missing port.*such as tcp://host:8786"),
+        ("file:///nowhere/s.json", "--scheduler file:///nowhere/s.json: .*No such file"),
+    ],
+)
+def test_a_scheduler_that_is_not_there_is_told(address, message):
     with (
         dask_timeout("1s"),
-        pytest.raises(ProjectError, match="No Dask scheduler answers at"),
+        pytest.raises(ProjectError, match=message),
     ):
         DaskEngine(address).__enter__()
 

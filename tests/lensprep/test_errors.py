@@ -8,7 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lensprep.errors import NotFoundError, StorageError, passing_fault, size_text
+from lensprep.errors import (
+    NotFoundError,
+    StorageError,
+    names_text,
+    passing_fault,
+    plain_text,
+    size_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,3 +51,21 @@ def test_bytes_that_are_not_parquet_are_a_fault_of_the_content(tmp_path):
         pq.ParquetFile(tmp_path / "a.parquet")
     assert passing_fault("a.parquet", caught.value) is None
     assert passing_fault("a.parquet", OSError("Unexpected end of stream")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at http://me:a/b@host:9/x", "at http://host:9/x"),
+        ("at s3://KEY:secret@bucket/x", "at s3://bucket/x"),
+        ("s3://bucket/a@b.tar", "s3://bucket/a@b.tar"),
+        ("two\nlines\x1b[31m", "two lines?[31m"),
+    ],
+)
+def test_what_others_wrote_is_shown_in_one_line_without_passwords_and_orders(text, shown):
+    assert plain_text(text) == shown
+
+
+def test_of_thousands_of_names_the_first_are_names_text():
+    assert names_text("abc") == "a, b, c"
+    assert names_text([str(n) for n in range(5000)], most=3) == "0, 1, 2 and 4,997 more"

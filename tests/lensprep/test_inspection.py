@@ -165,7 +165,7 @@ def test_inspection_is_one_json_object_and_a_page_of_text(dataset):
 
 @pytest.mark.parametrize("sample", [-1, 48, 10**9])
 def test_record_that_is_not_there_says_how_many_there_are(dataset, sample):
-    with pytest.raises(DatasetError, match=f"no record {sample}; train has 48"):
+    with pytest.raises(DatasetError, match=f"no record {sample}: train has records 0 to 47"):
         inspect_dataset(dataset, split="train", sample=sample)
 
 

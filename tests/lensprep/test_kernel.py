@@ -11,6 +11,7 @@ import pytest
 
 import lensprep
 import lenstrain
+from tests.plainuser import PLAIN_USER
 
 MODULE = """
 from lensprep.kernel import kernel
@@ -35,13 +36,6 @@ print(sum(quick.thrice.stats.cache_hits.values()))
 
 NOWHERE = "/dev/null/home"
 """A home that nobody can make."""
-
-# Permissions hold for root too, once it gives up the right to pass over them.
-PLAIN_USER = (
-    ["setpriv", "--bounding-set=-dac_override,-dac_read_search",
-     "--inh-caps=-dac_override,-dac_read_search", "--"]
-    if os.geteuid() == 0 else []
-)  # fmt: skip
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from lensprep.contract import COLUMNS, LIGHT_COLUMNS, plain_type
+from lensprep.contract import COLUMNS, LIGHT_COLUMNS, REQUIRED_COLUMNS, plain_type
 from lensprep.errors import ConfigError, InputError, ProjectError, SchemaError
 from lensprep.source import Source
 from tests.phase4c import set_columns, tiny_table, tiny_tree, write_tree
@@ -533,10 +533,35 @@ def test_file_that_is_no_parquet_is_named(tree):
     assert len(source.files) == 5
 
 
-def test_nothing_but_bad_files_is_an_error_even_when_they_may_be_skipped(tmp_path):
-    (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match="not a readable parquet file"):
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "it is empty"),
+        (b"\x89PNG\r\n\x1a\n and more", "it does not begin as parquet does"),
+        (b"PAR1 and no more", "it begins as parquet does but does not end so: it is cut"),
+        (b"PAR1 and altered\0\1PAR1", "size reported by footer"),
+    ],
+)
+def test_nothing_but_bad_files_is_an_error_even_when_they_may_be_skipped(tmp_path, data, what):
+    (tmp_path / "a.parquet").write_bytes(data)
+    with pytest.raises(InputError, match=rf"a.parquet \(\d+ bytes\) cannot be read: .*{what}"):
         Source.open(tmp_path, skip_bad_files=True)
+
+
+def test_a_file_that_is_no_parquet_is_named_as_it_was_given(tmp_path):
+    path = tmp_path / "pic.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n and more")
+    with pytest.raises(InputError, match=f"{path} is no parquet file: it does not begin"):
+        Source.open(path)
+
+
+def test_the_columns_that_are_missing_are_all_named(tmp_path):
+    pq.write_table(pa.table({"ra": [1.0], "x": [2]}), tmp_path / "a.parquet")
+    with pytest.raises(SchemaError) as caught:
+        Source.open(tmp_path)
+    count = len(REQUIRED_COLUMNS) - 1  # all but ra
+    assert f"a.parquet: {count} columns are missing" in str(caught.value)
+    assert all(name in str(caught.value) for name in ("task_id", "dec", "region_split"))
 
 
 def test_corrupt_row_group_is_named_and_the_others_still_read(tmp_path, rows):

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.text import Text
 
 from lensprep import terminal
+from lensprep.errors import InputError
 from lensprep.extras import EXTRAS, install_hint
-from lensprep.terminal import one_line, progress_bar
+from lensprep.terminal import one_line, print_rich, progress_bar
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,6 +82,13 @@ def test_a_bar_counts_from_the_beginning_too(now, monkeypatch):
 )  # fmt: skip
 def test_what_a_disk_refuses_is_one_line_and_what_nobody_expected_keeps_its_trace(error, line):
     assert one_line(error) == line
+
+
+def test_a_name_or_a_password_of_others_reaches_no_terminal_as_it_is(capsys):
+    line = one_line(InputError("bad/\x1b[31mx\nat postgresql://me:secret@host/db\u202e"))
+    assert line == "bad/?[31mx at postgresql://host/db?"
+    print_rich(Text("a column \x1b[31mred\nnext", "bold"))
+    assert capsys.readouterr().out == "a column ?[31mred\nnext\n"
 
 
 def test_the_database_of_a_study_on_a_full_disk_is_one_line():

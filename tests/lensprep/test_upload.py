@@ -147,7 +147,7 @@ def test_until_the_manifest_is_there_there_is_no_dataset(s3, source, proxy):
     with pytest.raises(StorageError, match="Access denied"):
         upload(str(source), s3.uri, s3.options(endpoint_url=proxy.url))
     assert unfinished(s3) == []
-    with pytest.raises(DatasetError, match="did not finish"):
+    with pytest.raises(DatasetError, match="nothing is there"):
         Dataset.open(s3.uri, s3.options())
     assert upload(str(source), s3.uri, s3.options())["files"] == 6
     assert Dataset.open(s3.uri, s3.options()).dataset_id == Dataset.open(source).dataset_id
@@ -266,6 +266,15 @@ def test_a_damaged_object_is_found_by_download_and_mended_by_upload(s3, converte
     store.write(name, bytes(data))  # now its stated digest is its own
     assert upload(str(converted), s3.uri, s3.options())["sent_files"] == 1
     assert verify(s3.uri, options=s3.options(), workers=1)["ok"]
+
+
+def test_a_dataset_is_not_mixed_into_a_folder_of_other_files(s3, source, tmp_path):
+    upload(str(source), s3.uri, s3.options())
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text("")
+    with pytest.raises(DatasetError, match=r"run holds other files \(config\.toml\)"):
+        download(s3.uri, str(tmp_path / "run"), s3.options())
+    assert os.listdir(tmp_path / "run") == ["config.toml"]
 
 
 def test_a_damaged_local_copy_is_mended_by_download(s3, converted, tmp_path):

@@ -88,7 +88,7 @@ def test_a_cut_or_missing_shard_is_named_with_its_offset(tmp_path):
     with pytest.raises(ShardError, match=rf"train-000001\.tar has {RECORD_STRIDE} bytes.*offset"):
         dataset.map_shard(shard)
     path.unlink()
-    with pytest.raises(ShardError, match=r"train-000001\.tar cannot be read"):
+    with pytest.raises(ShardError, match=r"train-000001\.tar: no such file"):
         dataset.map_shard(shard)
 
 
@@ -99,7 +99,7 @@ def test_no_manifest_means_no_dataset(tmp_path):
         Dataset.open(root)
     with pytest.raises(DatasetError, match="no such dataset"):
         Dataset.open(tmp_path / "nowhere")
-    with pytest.raises(StorageError, match="a local path is needed"):
+    with pytest.raises(StorageError, match="gs:// is not read"):
         Dataset.open("gs://bucket/x")
 
 

@@ -86,7 +86,7 @@ def test_what_names_no_file_is_refused(uri):
 def test_a_location_that_became_a_path_is_refused_and_no_folder_of_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for use in (split_uri, read_file, check_file, open_store, lambda p: check_folder(p, "mark")):
-        with pytest.raises(StorageError, match="lost a slash"):
+        with pytest.raises(StorageError, match="lacks a slash"):
             use(Path("s3://bucket/x.csv"))
     assert list(tmp_path.iterdir()) == []
 
@@ -208,8 +208,12 @@ def test_a_store_that_would_refuse_is_told_before(s3, monkeypatch):
 
 def test_a_disk_that_would_refuse_is_told_before(tmp_path):
     (tmp_path / "file").touch()
-    for place in (tmp_path / "file" / "x", "/proc/x"):
-        with pytest.raises(StorageError, match="could not be written"):
+    for place, what in (
+        (tmp_path / "file" / "x", "file is a file; a folder is needed here"),
+        (tmp_path / "file" / "y" / "x", "file is a file, so .*y cannot be made"),
+        ("/proc/x", "could not be written"),
+    ):
+        with pytest.raises(StorageError, match=what):
             check_file(place)
     with pytest.raises(StorageError, match="is a folder"):
         check_file(tmp_path)

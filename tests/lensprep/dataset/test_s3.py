@@ -39,6 +39,7 @@ from lensprep.errors import (
     ShardError,
     StorageError,
 )
+from lensprep.parts import open_target
 from tests.datasets import tiny_dataset
 from tests.faultproxy import ALWAYS, DRAWN, Fault, FaultProxy
 from tests.s3server import SECRET_KEY, free_ports
@@ -636,6 +637,17 @@ def test_a_folder_without_manifest_is_no_dataset(s3, local):
     store.delete("manifest.json")
     with pytest.raises(DatasetError, match="did not finish"):
         Dataset.open(s3.uri, s3.options())
+
+
+def test_a_part_of_a_dataset_or_nothing_is_told_from_a_dataset(s3, local):
+    put(s3.store(), local)
+    for part in ("train", "manifest.json", "train/train-000000.tar"):
+        with pytest.raises(DatasetError, match=f"{part} is a part of the dataset {s3.uri}[.]"):
+            Dataset.open(f"{s3.uri}/{part}", s3.options())
+    with pytest.raises(DatasetError, match="nosuch/ds: nothing is there"):
+        Dataset.open(f"{s3.uri}/nosuch/ds", s3.options())
+    with pytest.raises(DatasetError, match=r"nosuch/a/b\.tar: a tar in an object store"):
+        open_target(f"{s3.uri}/nosuch/a/b.tar", None, s3.options())
 
 
 def test_a_missing_cut_or_replaced_shard_is_an_error_that_names_it(s3, local):

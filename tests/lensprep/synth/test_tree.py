@@ -189,7 +189,7 @@ def test_another_seed_is_another_sky(built, tmp_path, table):
 
 def test_used_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(StorageError, match="in use"):
+    with pytest.raises(StorageError, match="is not empty"):
         synthesize(tmp_path, rows=10, seed=1)
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 
