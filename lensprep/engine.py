@@ -26,6 +26,7 @@ from functools import partial
 from typing import Any, Literal, Protocol, Self, TypeVar, get_args
 
 from lensprep import __version__
+from lensprep.dataset.interrupts import killed_by
 from lensprep.dataset.s3client import WAKE_SECONDS
 from lensprep.errors import ConfigError, ProjectError
 from lensprep.kernel import notice
@@ -233,10 +234,7 @@ def while_it_did(tasks: Sequence[Any], number: int) -> str:
 
 def _fate(exit_code: int) -> str:
     """What a process died of."""
-    if exit_code > 0:
-        return f"{_ENDED} {exit_code}"
-    name = signal.Signals(-exit_code).name
-    return f"{name}: out of memory?" if exit_code == -signal.SIGKILL else name
+    return f"{_ENDED} {exit_code}" if exit_code > 0 else killed_by(exit_code)
 
 
 _ENDED = "exit status"

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from lensprep.configfile import load_config
+from lensprep.dataset.files import exists, join_uri
 from lensprep.terminal import LOCATION
 from lenstrain.cli_base import (
     config_option,
@@ -54,6 +55,9 @@ def train(
     from lenstrain.progress import TrainProgress
     from lenstrain.training.train import train as run_training
 
+    elsewhere = config.train.checkpoint_copy is not None
+    if resume and not elsewhere and not exists(join_uri(out, "config.toml")):
+        report({}, [f"Note: {out} holds no run yet: a new one begins."], False)
     with TrainProgress() as progress:
         result = run_training(dataset, config, out, resume=resume, progress=progress)
     report(result, _train_lines(result), as_json)

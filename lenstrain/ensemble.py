@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lensprep.dataset.files import local_file
 from lensprep.dataset.storage import is_remote, local_path
-from lensprep.errors import CheckpointError, NotFoundError
+from lensprep.errors import CheckpointError, NotFoundError, StorageError
 from lenstrain.augment import D4_ORDER, transform
 from lenstrain.training.checkpoint import MOST_BYTES, load_model
 
@@ -36,16 +36,16 @@ def load_finder(
 
     Raises
     ------
-    CheckpointError
-        If it cannot be used.
+    CheckpointError, StorageError
+        If it cannot be used, or not be read.
     """
     try:
         copy = local_file(uri, most_bytes=MOST_BYTES) if is_remote(uri) else None
         with copy or nullcontext(local_path(uri)) as path:
             try:
                 model, meta = load_model(path, device)
-            except CheckpointError as error:
-                raise CheckpointError(str(error).replace(str(path), str(uri))) from error
+            except (CheckpointError, StorageError) as error:
+                raise type(error)(str(error).replace(str(path), str(uri))) from error
             with path.open("rb") as file:
                 return model, meta, hashlib.file_digest(file, "sha256").hexdigest()
     except NotFoundError:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lensprep.dataset import STAMP_SHAPE
+from lensprep.dataset.interrupts import killed_by
 from lensprep.errors import InputError
 
 
@@ -93,5 +94,11 @@ def _answers(process: subprocess.Popen[str], request: dict[str, Any]) -> Iterato
             process.stdin.flush()
         yield json.loads(line)
     reason = process.stderr.read().strip()
-    if process.wait() != 0:
-        raise InputError(reason.splitlines()[-1] if reason else "lensprep.feed was killed.")
+    status = process.wait()
+    if status < 0:  # what is on standard error then is older, and not why
+        raise InputError(
+            f"The process that decodes the stamps was killed ({killed_by(status)}). Run the same "
+            "command again, with fewer processes if memory ran out."
+        )
+    if status != 0:
+        raise InputError(reason.splitlines()[-1] if reason else f"Decoding ended with {status}.")

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from lensprep.configfile import to_toml
 from lensprep.dataset import Dataset
-from lensprep.dataset.files import check_file, exists, join_uri
+from lensprep.dataset.files import check_file, check_folder, exists, join_uri
 from lensprep.dataset.storage import is_remote, open_store
 from lensprep.dataset.where import compile_where
-from lensprep.errors import ConfigError, DatasetError
+from lensprep.errors import ConfigError, DatasetError, names_text
 from lensprep.tables import Uri, read_table
 from lenstrain.config import Config
 from lenstrain.evaluation.compare import compare
@@ -48,6 +48,8 @@ _LARGEST_DROP = 0.05
 loss is excluded, falls if a smaller one is, and otherwise the lenses are too few to say."""
 _FEWEST_LENSES = 30
 """With fewer an interval from draws of regions is too narrow to be believed."""
+_BEGUN = "all/run/config.toml"
+"""The first file of a comparison, by which one that was interrupted is known."""
 
 Progress = Callable[[str, float], None]
 """Told what begins and the share of the work done before it."""
@@ -184,9 +186,13 @@ def generalize(
         raise ConfigError(
             "train.checkpoint_copy is the place of one run, and here are many. Leave it out."
         )
-    check_file(join_uri(out, RESULT_NAME))
+    if exists(join_uri(out, _BEGUN)):
+        check_file(join_uri(out, RESULT_NAME))
+    else:
+        check_folder(out, RESULT_NAME)
     data = Dataset.open(dataset)
     data.split(split)
+    _check_columns(data, factors)
     config = replace(config, train=replace(config.train, patience=0))
     options = replace(options or EvaluationOptions(), fprs=(fpr,))
     plans = {factor: plan_cases(_lenses(data, factor), factor) for factor in factors}
@@ -217,6 +223,17 @@ def generalize(
     if progress is not None:
         progress("done", 1.0)
     return result
+
+
+def _check_columns(data: Dataset, factors: Sequence[str]) -> None:
+    """A usual factor may be missing; any other name is somebody's, and may be mistyped."""
+    have = data.read_shard_sidecar(data.split("train").shards[0]).column_names
+    for factor in factors:
+        if factor not in have and factor not in FACTORS:
+            raise ConfigError(
+                f"{data.uri} has no column {factor!r} to leave values of out; it has: "
+                f"{names_text(have, factor)}."
+            )
 
 
 def _lenses(data: Dataset, factor: str) -> pa.Table:

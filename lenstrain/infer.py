@@ -42,6 +42,7 @@ from lensprep.errors import (
     ConfigError,
     DatasetError,
     InputError,
+    ShardError,
     StorageError,
 )
 from lensprep.tables import Uri, local_table
@@ -175,9 +176,9 @@ def infer(
         done, todo = _share_work(folder, facts, origin, batch_size, embeddings, context)
         told = _Told(origin.parts, done, context, progress)
         try:
-            _score_parts(model, origin, todo, folder, context, told, str(paths[0]))
+            _score_parts(model, origin, todo, folder, context, told, [str(path) for path in paths])
             context.barrier()
-            account = _merge(out, folder, origin, facts) if context.is_main else {}
+            account = _merge(out, folder, origin, facts, context) if context.is_main else {}
         except BaseException:
             _leave_finished_parts(folder)
             raise
@@ -449,14 +450,14 @@ def _score_parts(
     folder: Store,
     context: Context,
     told: _Told,
-    checkpoint: str,
+    checkpoints: Sequence[str],
 ) -> None:
     if not todo:
         return
     with torch.inference_mode(), full_float32():
         for part in origin.read(todo, pin_memory=context.device.type == "cuda"):
             logit_RM, features = _score(model, part.batches, context, told)
-            _require_finite(logit_RM, checkpoint)
+            _require_finite(logit_RM, model, origin, part, checkpoints)
             table = _scored(part.table(), origin.split, logit_RM, features)
             if part.rejects is not None and part.rejects.num_rows:
                 told.add(part.rejects.num_rows)
@@ -483,13 +484,48 @@ def _score(
     return torch.cat(logits).cpu().numpy(), joined
 
 
-def _require_finite(logit_RM: NDArray[np.float32], checkpoint: str) -> None:
-    broken = int(np.count_nonzero(~np.isfinite(logit_RM).all(axis=1)))
-    if broken:
-        raise CheckpointError(
-            f"{checkpoint} gives logits that are not finite for {broken} of {len(logit_RM)} "
-            "stamps: its training has diverged. Use an earlier checkpoint."
+def _require_finite(
+    logit_RM: NDArray[np.float32],
+    model: Ensemble,
+    origin: Origin,
+    part: Part,
+    checkpoints: Sequence[str],
+) -> None:
+    """Refuse logits that are not finite, and say whether the pixels or the weights are the cause.
+
+    Raises
+    ------
+    ShardError
+        If the first such stamp has pixels that are not finite.
+    CheckpointError
+        If they are.
+    """
+    broken_RM = ~np.isfinite(logit_RM)
+    if not broken_RM.any():
+        return
+    row, member = (int(place[0]) for place in np.nonzero(broken_RM))
+    name = f"stamp {part.table()['key'][row]} of {origin.facts['dataset']}"
+    if not torch.isfinite(_stamp(origin, part.index, row)).all():
+        raise ShardError(
+            f"The pixels of {name} are not finite. `lensprep verify` finds damaged shards."
         )
+    sound = all(value.isfinite().all() for value in model.members[member].state_dict().values())
+    raise CheckpointError(
+        f"{checkpoints[member]} gives logits that are not finite for {broken_RM[:, member].sum()} "
+        f"of {len(logit_RM)} stamps. The pixels of the first, {name}, are finite, and its weights "
+        + ("are too: numbers overflow." if sound else "are not: its training has diverged.")
+        + " Use an earlier checkpoint."
+    )
+
+
+def _stamp(origin: Origin, index: int, row: int) -> Tensor:
+    """Pixels of one row of a part, read again."""
+    parts = origin.read([index])  # held: it ends when nothing refers to it
+    for pixels in next(parts).batches:
+        if row < len(pixels):
+            return pixels[row].clone()
+        row -= len(pixels)
+    raise DatasetError(f"{origin.facts['dataset']} has become smaller while it was read.")
 
 
 def _scored(
@@ -527,20 +563,23 @@ def _check_whole(part: Part, table: pa.Table, origin: Origin) -> None:
 # ----------------------------------------------------------------------------------- merge
 
 
-def _merge(out: Uri, folder: Store, origin: Origin, facts: dict[str, Any]) -> dict[str, Any]:
+def _merge(
+    out: Uri, folder: Store, origin: Origin, facts: dict[str, Any], context: Context
+) -> dict[str, Any]:
     """Join the parts in order, each row once; returns the account."""
     found = {entry.name for entry in folder.entries("part-")}
     files = [_part_file(index) for index in range(len(origin.parts))]
     missing = [name for name in files if name not in found]
     if missing:
         raise ConfigError(
-            f"{folder.uri} lacks {missing[0]}: the processes do not share that folder. Give --out "
-            "a place that all of them see."
-        )
+            f"{folder.uri} lacks {missing[0]}. "
+            + ("Is --out a place that all processes see?" if context.world_size > 1 else
+               "It was removed meanwhile: does another `lenstrain infer` write the same --out?")
+        )  # fmt: skip
     first = _first_of_each_key(folder, files)
     repeats = int(sum((~kept).sum() for kept in first))
     if repeats and facts["source"]["kind"] != "tree":
-        raise DatasetError(f"{facts['dataset']} has {repeats} keys twice. Run `lensprep verify`.")
+        raise DatasetError(f"{facts['dataset']}: {repeats} rows have a key that came before.")
     rejects = _rejects(folder, sorted(found - set(files)), files, first)
     rows = int(sum(kept.sum() for kept in first))
     account = _account(rows, rejects)

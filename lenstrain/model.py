@@ -14,8 +14,9 @@ from torchvision.models.resnet import BasicBlock
 
 from lensprep.dataset.files import local_file
 from lensprep.dataset.storage import is_remote
-from lensprep.errors import CheckpointError
+from lensprep.errors import CheckpointError, NotFoundError
 from lenstrain.config import ModelConfig
+from lenstrain.tensorfile import load_tensors
 
 RESNET_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet_small": (1, 1, 1)}
 DEFAULT_WIDTH = {"resnet18": 64, "resnet34": 64, "resnet_small": 16}
@@ -144,9 +145,11 @@ def load_weights(model: nn.Module, path: Path) -> list[str]:
     Raises
     ------
     CheckpointError
-        If the file cannot be read safely, or fills less than half of the parameters.
+        If there is no such file, it is of another kind, or fills less than half of the parameters.
+    StorageError
+        If it cannot be read.
     """
-    state = _read_state(path)
+    state, made = _read_state(path)
     own = model.state_dict()
     bare = {name.removeprefix("backbone."): name for name in own}
     found = {}
@@ -156,30 +159,33 @@ def load_weights(model: nn.Module, path: Path) -> list[str]:
             found[target] = value
     filled = sum(own[name].numel() for name in found)
     if 2 * filled < sum(value.numel() for value in own.values()):
+        known = [f"model.{k}={made[k]!s:.40}" for k in ("arch", "width", "blocks") if made.get(k)]
         raise CheckpointError(
-            f"{path} does not fit this model: it fills {len(found)} of {len(own)} tensors. "
-            "Set model.arch and model.width to what the weights were made with."
+            f"{path} does not fit this model: it fills {len(found)} of {len(own)} tensors. Set "
+            + (" ".join(known) or "model.arch and model.width to what the weights were made with")
+            + "."
         )
     model.load_state_dict(found, strict=False)
     return [name for name in own if name not in found]
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by name, and the section ``model`` of the configuration of a checkpoint of ours."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file of weights.") from None
-    except Exception as error:  # torch raises many kinds for a file that is not its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read as weights: {reason}") from error
+        content = load_tensors(path, "file of weights")
+    except NotFoundError as error:
+        raise CheckpointError(str(error)) from None
+    made: Any = {}
     if isinstance(content, dict):
+        config = content.get("config")
+        made = config.get("model") if isinstance(config, dict) else {}
         for inner in ("ema", "model"):
             if isinstance(content.get(inner), dict):
                 content = content[inner]
                 break
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise CheckpointError(f"{path} holds no table of tensors. Save model.state_dict() in it.")
-    return content
+    return content, made if isinstance(made, dict) else {}
 
 
 def _backbone(config: ModelConfig) -> tuple[nn.Module, int]:

@@ -39,6 +39,15 @@ _AGAIN_SECONDS: Final = 1.0
 _SHOW_CURSOR: Final = "\x1b[?25h"
 
 
+def killed_by(status: int) -> str:
+    """Signal that ended a process, from its exit status as `subprocess` has it: -9 is SIGKILL."""
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    return f"{name}: out of memory?" if status == -signal.SIGKILL else name
+
+
 @contextmanager
 def interruptible(*numbers: int) -> Iterator[None]:
     """Have signals raise KeyboardInterrupt inside the block, and nothing under way be tried again.

@@ -13,12 +13,13 @@ from lensprep import __version__
 from lensprep.configfile import to_mapping
 from lensprep.dataset.files import (
     check_folder,
+    exists,
     join_uri,
     local_file,
     local_folder,
     written_folder,
 )
-from lensprep.dataset.storage import is_remote, local_path
+from lensprep.dataset.storage import is_remote
 from lensprep.errors import ConfigError, StorageError
 from lensprep.tables import Uri
 from lenstrain.audit.checklist import CHECKLIST, Item, run_item
@@ -28,6 +29,7 @@ from lenstrain.audit.finding import EXIT_CODES, Finding, NotRunError, decide
 from lenstrain.audit.report import JSON_NAME, PAGE_NAME, write_report
 from lenstrain.lookalikes import no_run
 from lenstrain.training.run import CHECKPOINTS
+from lenstrain.training.runlog import CONFIG
 from lenstrain.training.train import BEST
 
 Progress = Callable[[str, float], None]
@@ -82,7 +84,7 @@ def audit(
     config = config or AuditConfig()
     _check_names(only)
     out = join_uri(run, "audit") if out is None else out
-    if not is_remote(run) and not local_path(run).is_dir():
+    if not exists(join_uri(run, CONFIG)):  # before a whole folder of another kind is copied
         raise StorageError(no_run(run))
     with local_folder(run, wanted=_is_looked_at) as folder, ExitStack() as copies:
         supplied = _here(supplied or Supplied(), copies)

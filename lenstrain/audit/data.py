@@ -43,9 +43,13 @@ def check_schema(evidence: Evidence, config: AuditConfig) -> Outcome:
         measured={"sidecars": sidecars, "row_groups": groups, "columns": len(types),
                   "faults": len(faults)},
         threshold="no fault in any row group",
-        detail=f"{'; '.join(faults[:3])}. Convert again." if faults
+        detail=f"{'; '.join(faults[:3])}{_and_more(len(faults) - 3)}. Convert again." if faults
         else "Every sidecar has the same columns with the same types.",
     )  # fmt: skip
+
+
+def _and_more(count: int) -> str:
+    return f"; and {count:,} more" if count > 0 else ""
 
 
 def check_reject_rate(evidence: Evidence, config: AuditConfig) -> Outcome:
@@ -150,8 +154,9 @@ def check_split_disjoint(evidence: Evidence, config: AuditConfig) -> Outcome:
         measured={"shared": shared, "nearest_arcsec": nearest, "close_positions": close},
         threshold={"shared": 0, "nearest_arcsec": limit},
         detail="; ".join(bad) + ". What was trained on is what is tested on." if bad
-        else f"No region or brick is in two splits; the nearest stamps of two splits are "
-        f"{min(nearest.values(), default=float('nan')):,.0f} arcsec apart.",
+        else "No region or brick is in two splits" + (
+            f"; the nearest stamps of two splits are {min(nearest.values()):,.0f} arcsec apart."
+            if nearest else "; no two splits have positions to compare."),
     )  # fmt: skip
 
 

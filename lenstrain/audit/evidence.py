@@ -30,6 +30,7 @@ from lenstrain.evaluation.publish import METRICS_NAME
 from lenstrain.evaluation.scores import METADATA_KEY, Scores, check_logits, read_scores
 from lenstrain.lookalikes import no_run
 from lenstrain.probes.probe import PROBE_NAME
+from lenstrain.probes.words import not_run
 from lenstrain.training.checkpoint import load_checkpoint
 from lenstrain.training.run import CHECKPOINTS
 from lenstrain.training.runlog import CONFIG
@@ -88,7 +89,9 @@ class Evidence:
         """The best checkpoint."""
         path = self.run / CHECKPOINTS / BEST
         if not path.is_file():
-            raise NotRunError(f"{path} is missing: the run has no finished epoch.")
+            raise NotRunError(
+                f"{path}: no such file. A run has it after the first epoch with a finite metric."
+            )
         return path
 
     @cached_property
@@ -96,7 +99,7 @@ class Evidence:
         """Content of the best checkpoint."""
         try:
             return load_checkpoint(self.checkpoint_path)
-        except CheckpointError as error:
+        except (CheckpointError, StorageError) as error:
             raise NotRunError(str(error)) from error
 
     @cached_property
@@ -201,6 +204,8 @@ class Evidence:
         path = local_path(self.supplied.probe or self.run / "probe")
         path = path / PROBE_NAME if path.is_dir() else path
         if not path.is_file():
+            if self.supplied.probe is not None:
+                raise NotRunError(f"{self.supplied.probe} holds no {PROBE_NAME}.")
             raise NotRunError(
                 f"Not probed. Run `lenstrain probe {self.run}/{CHECKPOINTS}/{BEST} "
                 f"{self.dataset.uri}`."
@@ -214,7 +219,7 @@ class Evidence:
         """One result of the probes."""
         entry: dict[str, Any] | None = self.probe["probes"].get(name)
         if entry is None:
-            raise NotRunError(f"The probe {name} could not be run: the sidecar lacks its columns.")
+            raise NotRunError(f"The probe {name} could not be run. {not_run(self.probe)}")
         return entry
 
     def frozen_threshold(self) -> dict[str, Any]:
@@ -247,7 +252,8 @@ class Evidence:
         missing = [name for name in columns if name not in have]
         if missing:
             raise NotRunError(
-                f"The sidecars have no column {missing[0]!r}. Convert the source again with it."
+                f"The sidecars have no column {missing[0]!r}. Convert the source again with it, "
+                "if it is there."
             )
 
     @cached_property
@@ -455,8 +461,9 @@ def open_evidence(
     tables = (supplied.scores, supplied.calibration_scores, supplied.real, supplied.confusers,
               *supplied.seed_scores)  # fmt: skip
     for table in tables:
-        if table is not None and not exists(table):
-            raise StorageError(f"{table}: no such file.")
+        if table is None or exists(table) or (not is_remote(table) and local_path(table).is_dir()):
+            continue  # a folder may hold the parts of a table
+        raise StorageError(f"{table}: no such file.")
     for place in (supplied.evaluation, supplied.probe):
         if place is not None and not local_path(place).exists():
             raise StorageError(f"{place}: no such file or folder.")

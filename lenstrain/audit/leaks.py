@@ -108,8 +108,11 @@ def run_probe(
     labels, regions = table["label"].to_numpy(), table["region_id"].to_numpy()
     found = linear_probe(features, labels, regions, resamples=config.resamples)
     if found is None or found["low"] is None:
+        both = len(set(regions[labels == 1].tolist()) & set(regions[labels == 0].tolist()))
         raise NotRunError(
-            "A probe needs usable columns, both classes, and two regions that hold both."
+            "A probe needs usable columns, both classes, and two regions that hold both: here are "
+            f"{features.shape[1]} columns, {(labels == 1).sum()} lenses, {(labels == 0).sum()} "
+            f"non-lenses, and {both} such regions."
         )
     shuffled = None
     if found["value"] > limit and found["low"] > 0.5:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lensprep.errors import ScoresError
 from lensprep.tables import read_table, require_columns
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence, logits_of, parse_left_out, read_logits
@@ -66,7 +67,13 @@ def _lenses_with(table: Scores, column: str, value: str) -> NDArray[np.bool_]:
     require_columns(found, (column,), table.path, "Name one of them in --left-out.")
     values = found.table[column]
     if pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
-        same = np.isclose(values.cast(pa.float64()).to_numpy(), float(value))
+        try:
+            number = float(value)
+        except ValueError:
+            raise ScoresError(
+                f"--left-out {column}={value}: {column} of {table.path} holds numbers."
+            ) from None
+        same = np.isclose(values.cast(pa.float64()).to_numpy(), number)
     else:
         same = np.array([str(item) == value for item in values.to_pylist()])
     chosen = same & (table.labels == 1)

@@ -127,7 +127,7 @@ def _threshold_faults(evidence: Evidence) -> list[str]:
         reasons = judge_calibration_split(evidence.scores, evidence.calibration).reasons
     except NotRunError as error:
         split = evidence.evaluation.get("calibration_split")
-        if split is None:
+        if split is None or evidence.supplied.calibration_scores is not None:
             return [str(error).rstrip(".")]
         reasons = split["reasons"]
     return [f"the threshold was not chosen on an independent split: {', '.join(reasons)}"
@@ -157,8 +157,8 @@ def check_test_once(evidence: Evidence, config: AuditConfig) -> Outcome:
         passed=len(different) <= 1,
         measured={"openings": len(lines), "different": len(different)},
         threshold={"different": 1},
-        detail=f"Test was scored {len(lines)} times, in {len(different)} different ways "
-        "(weights, averaging)."
+        detail=f"Test was scored {'once' if len(lines) == 1 else f'{len(lines)} times'}, in "
+        f"{len(different)} different way{'s' * (len(different) != 1)} (weights, averaging)."
         + ("" if len(different) <= 1 else " Choosing among them spends the split."),
     )
 

@@ -110,6 +110,12 @@ def check_normalization(evidence: Evidence, config: AuditConfig) -> Outcome:
         raise NotRunError(f"Normalisation {spec.mode} has no scale of each stamp to compare with.")
     table, pixels = evidence.sampled_pixels(["label", "key", *STATISTICS], limits.normalized_rows)
     median, scale = sidecar_statistics(table)
+    flat = np.flatnonzero(~(scale > 0).all(axis=1))
+    if len(flat):
+        raise ConfigError(
+            f"{evidence.dataset.uri}: {len(flat):,} stamps have a scale in the sidecar that is not "
+            f"positive, such as {table['key'][int(flat[0])].as_py()}. Convert again."
+        )
     off = np.concatenate([
         _off(pixels[start : start + _BLOCK], spec, median[start : start + _BLOCK],
              scale[start : start + _BLOCK])
@@ -123,10 +129,11 @@ def check_normalization(evidence: Evidence, config: AuditConfig) -> Outcome:
         passed=not len(wrong),
         measured={"rows": len(off), "wrong": by_class, "largest": float(np.max(off))},
         threshold={"wrong": 0, "tolerance": allowed},
-        detail=f"{len(wrong):,} of {len(off):,} stamps ({by_class['1']:,} lenses) have not the "
-        f"median 0 and the scatter 1 that {spec.mode} promises, such as "
-        f"{table['key'][int(wrong[0])].as_py()}: pixels were changed after they were normalised. "
-        "Convert again." if len(wrong) else
+        detail=f"{len(wrong):,} of {len(off):,} stamps ({by_class['1']:,} lenses) do not have "
+        f"the median 0 and the scatter 1 that {spec.mode} promises, such as "
+        f"{table['key'][int(wrong[0])].as_py()}: the pixels, the statistics in the sidecar or the "
+        "stated normalisation are wrong. `lensprep verify` tells whether a file was changed."
+        if len(wrong) else
         f"The stored pixels of {len(off):,} stamps have the median and scatter that {spec.mode} "
         "promises.",
     )  # fmt: skip
@@ -136,8 +143,6 @@ def _off(
     pixels: NDArray[np.float16], spec: Any, median: NDArray[np.float32], scale: NDArray[np.float32]
 ) -> Floats:
     """Largest deviation of a stamp's statistics from the sidecar's, in units of its scale."""
-    if not (scale > 0).all():
-        raise ConfigError("the sidecar has a scale that is not positive. Convert again.")
     own_median, own_scale = band_statistics(restore(pixels, spec, median, scale), spec)
     off = np.maximum(np.abs(own_median - median), np.abs(own_scale - scale)) / scale
     return np.asarray(off.max(axis=1), np.float64)

@@ -278,7 +278,8 @@ def _infer(checkpoint: Path, uri: str, out: Path, processes: int) -> pa.Table:
         [sys.executable, *program], capture_output=True, text=True, timeout=_PROCESS_TIMEOUT_S
     )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        last = next((line for line in reversed(lines) if line.startswith("Error: ")), lines[-1])
         raise NotRunError(f"Scoring on {processes} processes failed: {last}")
     return pq.read_table(out)
 

@@ -126,8 +126,8 @@ class CacheFolder:
                 others = _other_files(root)
                 if others:
                     raise StorageError(
-                        f"{root} is no cache: it holds other files (such as {others[0]}). Name an "
-                        "empty or new folder on a local disk."
+                        f"{root} is no cache: it holds other files (such as {others[0]})."
+                        + (" Name an empty or new folder on a local disk." if create else "")
                     )
                 if not create:
                     raise StorageError(f"{root}: there is no cache. Check the folder's name.")

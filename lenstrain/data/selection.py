@@ -120,8 +120,17 @@ def _checked_weights(
             f"weights have shape {values.shape}; one for each of the split's {total} rows is needed"
         )
     values = values if rows is None else values[rows]
-    if not np.isfinite(values).all() or values.min() < 0 or not values.any():
-        raise ConfigError("weights must be finite and not negative, and not all zero")
+    wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if len(wrong):
+        row = wrong[0] if rows is None else rows[wrong[0]]
+        raise ConfigError(
+            f"weights must be finite and not negative; {len(wrong):,} are not, the first that of "
+            f"row {row:,}: {values[wrong[0]]:g}"
+        )
+    if not values.any():
+        raise ConfigError(
+            f"weights must not all be zero, and those of all {len(values):,} rows are"
+        )
     return values
 
 
@@ -130,8 +139,10 @@ def _balanced(classes: NDArray[np.int8], rates: NDArray[np.float64] | None) -> N
     rates = np.ones(len(classes)) if rates is None else rates
     sums = np.bincount(classes, weights=rates, minlength=2)
     if not sums.all():
-        missing = "lens" if sums[0] else "non-lens"
-        raise ConfigError(f"sampling 'balanced' needs both classes; there is no {missing} row.")
+        missing = 1 if sums[0] else 0
+        name, count = ("non-lens", "lens")[missing], np.count_nonzero(classes == missing)
+        found = f"all {count:,} {name} rows have weight 0" if count else f"there is no {name} row"
+        raise ConfigError(f"sampling 'balanced' needs both classes; {found}.")
     return rates / sums[classes]
 
 

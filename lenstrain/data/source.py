@@ -8,6 +8,7 @@ cache) is the source's own affair.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import threading
@@ -147,10 +148,9 @@ def _identity(path: Path, size: int) -> tuple[int, int, int, int]:
     try:
         status = path.stat()
     except OSError as error:
-        raise ShardError(
-            f"{path} (offset 0) cannot be read: {error.strerror}. Copy the shard again, or convert "
-            "again."
-        ) from error
+        # Only of one that is not there is known that another copy would help.
+        again = " Copy it again." if isinstance(error, FileNotFoundError) else ""
+        raise ShardError(f"{path} (offset 0) cannot be read: {error.strerror}.{again}") from error
     if status.st_size != size:
         raise ShardError(
             f"{path} has {status.st_size} bytes where the manifest states {size}: cut or replaced, "
@@ -201,8 +201,9 @@ def _libc() -> ctypes.CDLL:
 def _mmap(descriptor: int, size: int, path: Path) -> int:
     address = _libc().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
     if address is None or address == ctypes.c_void_p(-1).value:
-        reason = os.strerror(ctypes.get_errno())
-        raise ShardError(f"{path} cannot be mapped: {reason}. See the limits of `ulimit -v`.")
+        number = ctypes.get_errno()
+        advice = " See the limits of `ulimit -v`." if number == errno.ENOMEM else ""
+        raise ShardError(f"{path} cannot be mapped: {os.strerror(number)}.{advice}")
     return int(address)
 
 

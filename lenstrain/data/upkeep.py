@@ -14,7 +14,7 @@ from typing import Any
 
 from lensprep.dataset import Dataset
 from lensprep.dataset.s3client import S3Options
-from lensprep.dataset.storage import is_remote
+from lensprep.dataset.storage import is_remote, local_path
 from lensprep.errors import ConfigError
 from lenstrain.data.cache import CacheFolder
 from lenstrain.data.filling import CachedSplit
@@ -75,7 +75,8 @@ def fill(
         If it cannot be read, or the disk cannot be written to.
     """
     if not is_remote(uri):
-        raise ConfigError(f"{uri} is on a disk already; only datasets in object stores are cached.")
+        where = "is on a disk already" if local_path(uri).exists() else "is no s3:// location"
+        raise ConfigError(f"{uri} {where}; only datasets in object stores are cached.")
     started = time.monotonic()
     dataset = Dataset.open(uri, s3)
     names = list(splits) or [name for name, split in dataset.manifest.splits.items() if split.rows]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lensprep.dataset import Dataset
+from lensprep.dataset import Dataset, NormalizationSpec
 from lensprep.dataset.files import check_folder, join_uri, split_uri, written_folder
 from lensprep.errors import CheckpointError
 from lensprep.tables import Uri
@@ -20,6 +20,7 @@ from lenstrain.ensemble import load_finder
 from lenstrain.evaluation.plainjson import plain
 from lenstrain.evaluation.plots import Plot
 from lenstrain.evaluation.report import PagePlot, save_plot
+from lenstrain.origins import spell
 from lenstrain.pages import interval, number, percent, render
 from lenstrain.probes import figures
 from lenstrain.probes.adding import (
@@ -255,8 +256,9 @@ def _check_normalization(meta: dict[str, Any], data: Dataset, path: str) -> None
     stored = data.manifest.normalization.to_dict()
     if dict(meta["normalization"]) != stored:
         raise CheckpointError(
-            f"{path} was trained on pixels of normalisation {meta['normalization']}, but "
-            f"{data.uri} holds {stored}. Probe it on the dataset it was trained on."
+            f"{path} was trained on pixels of normalisation "
+            f"{spell(NormalizationSpec.from_dict(meta['normalization']))}, but {data.uri} holds "
+            f"{spell(data.manifest.normalization)}. Probe it on the dataset it was trained on."
         )
 
 

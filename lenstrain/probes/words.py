@@ -64,6 +64,14 @@ MEANINGS = {
 }
 
 
+def not_run(content: Mapping[str, Any]) -> str:
+    """What a probe without a result lacked: columns, or rows of both classes in several regions."""
+    sample = content.get("sample") or {}
+    held = ", ".join(f"{sample.get(name, '?')} {name.replace('_', '-')}"
+                     for name in ("lenses", "non_lenses", "regions"))  # fmt: skip
+    return f"It needs columns that the sidecar lacks, or more than the {held} of the sample."
+
+
 def readings(content: Mapping[str, Any]) -> dict[str, str]:
     """What each probe found on this run."""
     probes = content["probes"]
@@ -71,7 +79,7 @@ def readings(content: Mapping[str, Any]) -> dict[str, str]:
     for name in TITLES:
         entry = probes.get(name)
         if entry is None:
-            found[name] = "Not run: the sidecar lacks what it needs."
+            found[name] = f"Not run. {not_run(content)}"
         elif "reason" in entry:
             found[name] = f"Not run: {entry['reason']}"
         elif "auroc" in entry:

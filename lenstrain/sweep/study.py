@@ -14,11 +14,13 @@ from typing import IO, Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from lensprep.errors import ConfigError, StorageError
+from lensprep.errors import ConfigError, StorageError, passing_fault
 from lenstrain.sweep.config import Plan, baseline_values
 
 STUDY_NAME = "lenstrain"
+_SQLITE = b"SQLite format 3\0"
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -58,14 +60,43 @@ def make_places(database: Path) -> Places:
     ------
     StorageError
     """
+    if database.is_dir():
+        raise StorageError(f"{database} is a folder; the study is a file, such as {database}.db.")
     if not database.suffix:
         raise StorageError(f"{database}: name the study's database with an ending, such as .db.")
+    _check_kind(database)
     places = Places(database)
     try:
         places.lock("").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{places.folder} cannot be made: {error.strerror}.") from error
     return places
+
+
+def _check_kind(database: Path) -> None:
+    """Refuse a file of another kind before anything is made beside it."""
+    try:
+        with database.open("rb") as file:
+            start = file.read(len(_SQLITE))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise passing_fault(database, error) or error from error
+    if start not in (b"", _SQLITE):
+        raise StorageError(f"{database} is no SQLite database, and so no study. Name another file.")
+
+
+@contextmanager
+def database_errors(database: Path) -> Iterator[None]:
+    """What SQLite says (read-only, locked, full) in one line, beneath what Optuna makes of it."""
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, DBAPIError):
+            cause = cause.__cause__ or cause.__context__
+        reason = str(error if cause is None else cause.orig).splitlines()[0]
+        raise StorageError(f"{database} cannot be used: SQLite says: {reason}.") from error
 
 
 @contextmanager
@@ -100,12 +131,12 @@ def open_study(places: Places, plan: Plan, dataset_id: str) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     search = plan.search
     identity = {"dataset_id": dataset_id, **plan.identity()}
-    with locked(places.lock("study")), quiet():
+    with locked(places.lock("study")), quiet(), database_errors(places.database):
         fresh = not places.database.exists()
         if fresh and (places.folder / "trials").exists():
             raise StorageError(
                 f"{places.folder} holds trials of a study whose database {places.database} is "
-                "gone. Remove the folder, or name another --study."
+                "gone. Put the database back, or name another --study."
             )
         try:
             study = optuna.create_study(
@@ -119,10 +150,10 @@ def open_study(places: Places, plan: Plan, dataset_id: str) -> optuna.Study:
                     n_warmup_steps=search.pruner_warmup_epochs,
                 ),
             )
-        except Exception as error:
-            if fresh:
-                raise
-            raise StorageError(f"{places.database} is not a study: {error}") from error
+        except RuntimeError as error:  # Optuna's, of a database of another version
+            raise StorageError(
+                f"{places.database} is no study of this version: {str(error).splitlines()[0]}"
+            ) from error
         check_identity(study, identity, places.database)
         if search.baseline and "identity" not in study.user_attrs:
             values = baseline_values(plan)
@@ -138,10 +169,24 @@ def check_identity(study: optuna.Study, identity: dict[str, Any], database: Path
     now = json.loads(json.dumps(identity))
     for name, value in now.items() if before is not None else ():
         if before.get(name) != value:
+            key, old, new = _first_difference(name, before.get(name), value)
             raise ConfigError(
-                f"{database} was begun with another {name}: its trials could not be compared with "
-                "new ones. Go on with what it was begun with, or name another --study."
+                f"{database} was begun with {key} = {old!s:.100}, and now it is {new!s:.100}: its "
+                "trials could not be compared with new ones. Go on with what it was begun with, or "
+                "name another --study."
             )
+
+
+def _first_difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    """Name of the innermost value that differs, and both."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = [(str(key), old.get(key), new.get(key)) for key in [*new, *(old.keys() - new)]]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(str(k), *pair) for k, pair in enumerate(zip(old, new, strict=True))]
+    else:
+        return name, old, new
+    key, before, now = next(pair for pair in pairs if pair[1] != pair[2])
+    return _first_difference(f"{name}.{key}", before, now)
 
 
 @contextmanager
@@ -168,7 +213,7 @@ class Claim:
 
 def claim(study: optuna.Study, places: Places, plan: Plan) -> Claim | None:
     """The next trial to work on: an orphan first, then a new one, or None if all are given out."""
-    with locked(places.lock("study")), quiet():
+    with locked(places.lock("study")), quiet(), database_errors(places.database):
         trials = study.get_trials(deepcopy=False)
         for frozen in trials:
             if frozen.state == TrialState.RUNNING:
@@ -208,7 +253,7 @@ def _adopt(study: optuna.Study, places: Places, frozen: FrozenTrial, attempts: i
     if frozen.user_attrs.get("interrupted"):
         trial.set_user_attr("interrupted", False)  # it was asked to stop: that is no death
     elif died >= attempts:
-        trial.set_user_attr("failure", f"its process died {died} times; out of memory, perhaps")
+        trial.set_user_attr("failure", f"its process died {died} times")
         study.tell(trial, state=TrialState.FAIL)
         lock.close()
         return None

@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 
 from lensprep.dataset import Dataset
-from lensprep.dataset.interrupts import PREEMPTED, grace
+from lensprep.dataset.interrupts import PREEMPTED, grace, killed_by
 from lensprep.errors import ProjectError
 from lenstrain.sweep.config import Plan
 from lenstrain.sweep.report import recommend
@@ -150,9 +150,10 @@ def _check_deaths(status: int, deaths: int) -> None:
     if status > 0 and status != PREEMPTED:
         raise WorkerError("A worker of the sweep ended with an error; see the lines above.")
     if deaths >= MOST_DEATHS:
+        how = "stopped from outside" if status == PREEMPTED else f"killed ({killed_by(status)})"
+        advice = "Use fewer --workers or smaller models; then repeat" if status == -9 else "Repeat"
         raise WorkerError(
-            f"{deaths} workers were killed (signal {-status}) without ending a trial: this machine "
-            "has not enough memory for them. Use fewer --workers or smaller models; then repeat "
+            f"{deaths} workers one after the other ended no trial; the last was {how}. {advice} "
             "the command, and it goes on."
         )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from types import UnionType
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ from torch import nn
 import lenstrain
 from lensprep.configfile import from_mapping
 from lensprep.dataset.storage import atomic_writer, sync_folder
-from lensprep.errors import CheckpointError, ConfigError
+from lensprep.errors import CheckpointError, ConfigError, NotFoundError
 from lenstrain.config import Config
-from lenstrain.lookalikes import no_checkpoint
 from lenstrain.model import build_model
+from lenstrain.tensorfile import load_tensors, raise_passing
 
 FORMAT = "lenstrain-checkpoint"
 FORMAT_VERSION = 1
@@ -57,6 +57,10 @@ REQUIRED: Final[dict[str, type | UnionType]] = {
 
 MOST_BYTES = 16 << 30
 """No checkpoint is larger: ten times that of the largest network of torchvision."""
+
+WANTED = "checkpoint of lenstrain"
+
+_ANOTHER = " Use another one of its run."
 
 PACKAGES = ("torch", "torchvision", "numpy", "webdataset")
 
@@ -107,26 +111,28 @@ def link(source: Path, target: Path) -> None:
     temporary.replace(target)
 
 
+class LostCheckpointError(CheckpointError):
+    """There is none, or its bytes are not what was written: an older one may take its place."""
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read and check a checkpoint; tensors stay on the CPU.
 
     Raises
     ------
+    LostCheckpointError
+        If there is none, or it is damaged.
     CheckpointError
-        If there is none, it is damaged, or it is not one of this program and version.
+        If it is not one of this program and version.
+    StorageError
+        If it cannot be read, which says nothing of its content.
     """
     try:
-        _check_parts(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise CheckpointError(no_checkpoint(path)) from None
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path} is damaged or no checkpoint ({reason}). Use another one of the run."
-        ) from error
+        content = load_tensors(path, WANTED, functools.partial(_check_parts, path))
+    except NotFoundError as error:
+        raise LostCheckpointError(str(error)) from None
     if not isinstance(content, dict) or str(content.get("format")) != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of lenstrain.")
+        raise CheckpointError(f"{path} is no {WANTED}.")
     version = content.get("format_version")
     if not isinstance(version, int) or version != FORMAT_VERSION:
         raise CheckpointError(
@@ -144,19 +150,29 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_parts(path: Path) -> None:
+def _check_parts(path: Path, file: BinaryIO) -> None:
     """Compare the CRC-32 of every part of the file, which torch writes and does not read.
 
     It also writes them as they are: a small file whose parts unfold to many bytes is not its own.
     """
-    if path.stat().st_size > MOST_BYTES:
-        raise zipfile.BadZipFile(f"{path.stat().st_size:,} bytes are too many")
-    with zipfile.ZipFile(path) as parts:
-        if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
-            raise zipfile.BadZipFile("it is compressed")
-        broken = parts.testzip()
+    size = os.fstat(file.fileno()).st_size
+    if size > MOST_BYTES:
+        raise CheckpointError(f"{path} has {size:,} bytes, too many for a {WANTED}.")
+    try:
+        with zipfile.ZipFile(file) as parts:
+            plain = all(part.compress_type == zipfile.ZIP_STORED for part in parts.infolist())
+            broken = parts.testzip() if plain else None
+    except Exception as error:  # zipfile raises many kinds for a damaged file
+        raise_passing(path, error)
+        file.seek(0)
+        if file.read(2) == b"PK":
+            raise LostCheckpointError(f"{path} is damaged ({error!s:.200}).{_ANOTHER}") from error
+        what = "no zip archive" if size else "empty"
+        raise LostCheckpointError(f"{path} is no {WANTED}: it is {what}.") from error
     if broken is not None:
-        raise zipfile.BadZipFile(f"wrong CRC-32 of {broken}")
+        raise LostCheckpointError(f"{path} is damaged (wrong CRC-32 of {broken!r:.80}).{_ANOTHER}")
+    if not plain:
+        raise CheckpointError(f"{path} is no {WANTED}: its archive is compressed.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +188,15 @@ def load_latest(folder: Path) -> Found:
 
     Raises
     ------
-    CheckpointError
-        If neither can be read.
+    LostCheckpointError
+        If neither is whole.
+    CheckpointError, StorageError
+        If the last is not of this version, or cannot be read: it may still be the newest state.
     """
     last = folder / LAST
     try:
         return Found(last, load_checkpoint(last))
-    except CheckpointError as error:
+    except LostCheckpointError as error:
         if not (folder / PREVIOUS).exists():
             raise
         warnings.warn(f"{error} Falling back to {folder / PREVIOUS}.", stacklevel=2)
@@ -196,13 +214,15 @@ def keep_as_last(path: Path) -> None:
         sync_folder(path.parent)
 
 
-def checkpoint_config(content: dict[str, Any]) -> Config:
+def _config(path: Path, content: dict[str, Any]) -> Config:
     """Configuration that a checkpoint was made with."""
     try:
         return from_mapping(Config, content["config"])
     except ConfigError as error:
+        made = content["versions"].get("lenstrain", "unknown")
         raise CheckpointError(
-            f"The checkpoint's configuration is of another version of lenstrain: {error}"
+            f"{path}, made by lenstrain {made!s:.20}, has a configuration that lenstrain "
+            f"{lenstrain.__version__} cannot use: {error}"
         ) from error
 
 
@@ -229,7 +249,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
         As `load_checkpoint`, or if the weights do not fit the configuration.
     """
     content = load_checkpoint(path)
-    config = checkpoint_config(content)
+    config = _config(path, content)
     # Local starting weights may be gone by now, and are overwritten anyway.
     described, weights = replace(config.model, weights=None), content["ema"] or content["model"]
     with torch.device("meta"):  # no memory is asked for before the weights are known to fit

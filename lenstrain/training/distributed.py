@@ -111,7 +111,7 @@ class Context:
 
 
 @contextmanager
-def process_group(device: str, timeout_minutes: float) -> Iterator[Context]:
+def process_group(device: str, timeout_minutes: float, advice: str = "") -> Iterator[Context]:
     """Join the processes that torchrun started, if it did; leave them at the end.
 
     Parameters
@@ -119,6 +119,8 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Context]:
     device : {"auto", "cpu", "cuda"}
     timeout_minutes : float
         A process that waits longer for another gives up with an error, so that all end.
+    advice : str
+        What to do then, for the message.
 
     Raises
     ------
@@ -145,8 +147,8 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Context]:
             raise
         raise LostProcessError(
             f"Process {os.environ['RANK']} of {world_size} gave up: another one has ended, or did "
-            f"not answer within train.timeout_minutes = {timeout_minutes:g} ({reason}). Its own "
-            "message tells why; the last checkpoint is kept, go on with --resume."
+            f"not answer within {timeout_minutes:g} minutes ({reason}). Its own message, if it has "
+            f"one, tells why. {advice}".rstrip()
         ) from error
     finally:
         if dist.is_initialized():
@@ -194,8 +196,8 @@ def choose_device(device: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError(
-            "train.device is 'cuda' but PyTorch finds no GPU. Check `nvidia-smi`, or set "
-            "train.device=cpu."
+            "The device is to be 'cuda', and PyTorch finds no GPU. Check `nvidia-smi`, or choose "
+            "'cpu' or 'auto'."
         )
     number, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if number >= there:

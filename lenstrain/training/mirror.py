@@ -53,6 +53,7 @@ from lenstrain.training.checkpoint import (
     LAST,
     MOST_BYTES,
     PREVIOUS,
+    LostCheckpointError,
     link,
     load_checkpoint,
     load_latest,
@@ -268,7 +269,7 @@ def _step(folder: Path) -> int | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `find_state` reads it again, and tells
             return int(load_latest(folder / CHECKPOINTS).content["step"])
-    except CheckpointError:
+    except LostCheckpointError:
         return None
 
 
@@ -326,7 +327,10 @@ def _newest(folder: Path, uri: str) -> tuple[Path, int]:
         try:
             found.append((int(load_checkpoint(path)["step"]), path.name == LAST, path))
         except CheckpointError as error:
-            faults.append(str(error).replace(str(folder), f"{uri}/{CHECKPOINTS}"))
+            fault = str(error).replace(str(folder), f"{uri}/{CHECKPOINTS}")
+            if path.name == LAST and not isinstance(error, LostCheckpointError):
+                raise CheckpointError(fault) from None  # it is whole, and may be the newest state
+            faults.append(fault)
     if not found:
         raise CheckpointError(faults[0])
     for fault in faults:

@@ -255,7 +255,7 @@ def make_loaders(
         training.close()
         raise BudgetError(
             f"Validation has a quarter of data.memory_budget_gb = {data.memory_budget_gb:g}, which "
-            f"does not do. Raise it. ({error})"
+            f"is too little. Raise it. ({error})"
         ) from error
     return training, validation
 

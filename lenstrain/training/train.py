@@ -43,6 +43,8 @@ from lenstrain.training.validate import score_split, validation_metrics
 
 T = TypeVar("T")
 
+_GO_ON = "The last checkpoint is kept: go on with --resume. (train.timeout_minutes is the wait.)"
+
 logger = logging.getLogger("lenstrain.train")
 
 
@@ -91,7 +93,7 @@ def train(
         At the end, if the run was asked for in a store and that does not have all of it.
     """
     started = time.monotonic()
-    with process_group(config.train.device, config.train.timeout_minutes) as context:
+    with process_group(config.train.device, config.train.timeout_minutes, _GO_ON) as context:
         run = open_run(dataset, config, out, context, resume=resume, progress=progress)
         try:
             with stop_signals() as signals:

@@ -175,6 +175,19 @@ def test_names_that_are_no_columns_are_refused():
             check_factors([wrong])
 
 
+def test_a_mistyped_column_and_a_folder_of_other_things_are_errors(dataset, tmp_path):
+    def said(*arguments):
+        done = CliRunner().invoke(main, ["generalize", dataset, *map(str, arguments)])
+        assert done.exit_code == 1
+        return done.stderr
+
+    typo = said("--out", tmp_path / "o", "--hold-out", "lens_modle")
+    assert "no column 'lens_modle' to leave values of out; it has: lens_model, " in typo
+    (tmp_path / "thesis.tex").touch()
+    assert "is not empty" in said("--out", tmp_path, "--hold-out", "lens_model")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_a_place_of_one_run_is_refused_for_many(dataset, tmp_path):
     config = load_config(Config, None, [*SETTINGS, f"train.checkpoint_copy={tmp_path / 'copy'}"])
     with pytest.raises(ConfigError, match="is the place of one run"):

@@ -16,6 +16,7 @@ import torch
 
 from lensprep.configfile import load_config, to_mapping
 from lensprep.dataset import Dataset, NormalizationSpec
+from lensprep.dataset.layout import PAYLOAD_OFFSET, RECORD_STRIDE
 from lensprep.errors import CheckpointError, ConfigError, DatasetError, ShardError
 from lenstrain.augment import transform
 from lenstrain.config import Config
@@ -184,9 +185,24 @@ def test_logits_that_are_not_finite_are_no_scores(root, tmp_path):
     with torch.no_grad():
         model.head.bias.fill_(float("nan"))
     path = checkpoint(tmp_path / "a.pt", model)
-    with pytest.raises(CheckpointError, match="not finite for 50 of 50 stamps"):
-        infer(path, root, split="test", out=tmp_path / "s.parquet", device="cpu")
+    sound = checkpoint(tmp_path / "sound.pt", weights(1))
+    with pytest.raises(CheckpointError, match="not finite for 50 of 50 stamps") as caught:
+        infer([sound, path], root, split="test", out=tmp_path / "s.parquet", device="cpu")
+    assert str(caught.value).startswith(str(path))
+    assert "its weights are not: its training has diverged" in str(caught.value)
     assert not (tmp_path / "s.parquet").exists()
+
+
+def test_a_damaged_pixel_does_not_condemn_the_network(best, tmp_path):
+    own = tiny_dataset(tmp_path, {"test": ROWS}, shard_rows=16)
+    data = Dataset.open(own)
+    shard = data.split("test").shards[1]
+    with (own / shard.name).open("r+b") as file:
+        file.seek(3 * RECORD_STRIDE + PAYLOAD_OFFSET + 40 * 64)  # within the crop of the network
+        file.write(np.full(64 * 10, np.nan, "<f2").tobytes())
+    key = data.read_shard_sidecar(shard)["key"][3]
+    with pytest.raises(ShardError, match=f"pixels of stamp {key} of .* are not finite"):
+        infer(best, own, split="test", out=tmp_path / "s.parquet", device="cpu")
 
 
 def test_an_error_leaves_the_older_table_and_nothing_else(best, tmp_path):

@@ -81,7 +81,7 @@ def test_a_threshold_from_a_split_that_is_not_independent_fails(complete, config
     assert said in found.detail
 
 
-def test_without_its_table_the_reports_word_on_the_split_counts(complete, config):
+def test_without_its_table_the_reports_word_on_the_split_counts(complete, config, tmp_path):
     del complete.calibration
     told = complete.evaluation["provenance"] | {"calibrate_on_sha256": "0" * 64}
     complete.evaluation = EVALUATION | {"provenance": told}
@@ -90,6 +90,12 @@ def test_without_its_table_the_reports_word_on_the_split_counts(complete, config
     assert "trained on" in run.check_provenance(complete, config).detail
     complete.evaluation["calibration_split"] = {"reasons": []}
     assert run.check_provenance(complete, config).passed
+    # But a table that was named is what is judged, and not passed over.
+    other = table_of(tmp_path, "train").path
+    complete.supplied = replace(complete.supplied, calibration_scores=other)
+    found = run.check_provenance(complete, config)
+    assert not found.passed
+    assert "train-0.parquet is not the table that the evaluation calibrated on" in found.detail
 
 
 def test_an_evaluation_of_other_scores_fails(complete, config, tmp_path):

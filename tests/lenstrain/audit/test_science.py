@@ -244,6 +244,9 @@ def test_a_value_that_no_lens_has_is_not_run(probed, config, tmp_path):
     supply(evidence, left_out=(f"colour=1:{tmp_path / 'other.parquet'}",))
     with pytest.raises(ScoresError, match="lacks the column colour"):
         outside.check_leave_one_out(evidence, config)
+    supply(evidence, left_out=(f"theta_e_arcsec=abc:{tmp_path / 'other.parquet'}",))
+    with pytest.raises(ScoresError, match=r"theta_e_arcsec=abc: .* holds numbers"):
+        outside.check_leave_one_out(evidence, config)
 
 
 def test_left_out_is_parsed(tmp_path):

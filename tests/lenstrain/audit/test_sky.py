@@ -1,8 +1,10 @@
 """The sky and the normalisation: clean stamps pass, a planted difference is found."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from lensprep.errors import ConfigError
 from lenstrain.audit import sky
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError
@@ -97,6 +99,17 @@ def test_pixels_changed_after_conversion_block(evidence, config, spoil):
     found = sky.check_normalization(evidence(spoil=spoil), config)
     assert not found.passed
     assert found.measured["wrong"] == {"0": 0, "1": 240}
+
+
+def test_a_scale_that_is_not_positive_is_told_with_its_stamp(evidence, config):
+    def flat(pixels, table):
+        place = table.column_names.index("scale_r")
+        return pixels, table.set_column(
+            place, "scale_r", pa.array([0.0] * len(table), pa.float32())
+        )
+
+    with pytest.raises(ConfigError, match=r"480 stamps have a scale .* such as \w{32}\. "):
+        sky.check_normalization(evidence(spoil=flat), config)
 
 
 def test_a_common_softening_promises_no_scale(evidence, config):

@@ -189,6 +189,8 @@ def test_a_folder_with_other_things_in_it_is_no_cache(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(StorageError, match=r"is no cache: it holds other files \(such as thesis"):
         CacheFolder.open(tmp_path)
+    with pytest.raises(StorageError, match=r"such as thesis\.tex\)\.$"):
+        CacheFolder.open(tmp_path, create=False)
     assert os.listdir(tmp_path) == ["thesis.tex"]
     with pytest.raises(StorageError, match="there is no cache"):
         CacheFolder.open(tmp_path / "nowhere", create=False)

@@ -506,7 +506,12 @@ def test_limit_keeps_the_first_rows(root, shuffle):
         ({"sampling": "fair"}, "sampling must be 'uniform' or 'balanced', got 'fair'"),
         ({"sampling": "balanced", "where": "label == 1"}, "there is no non-lens row"),
         ({"weights": np.ones(3)}, "one for each of the split's 100 rows"),
-        ({"weights": np.zeros(ROWS)}, "not all zero"),
+        ({"weights": np.zeros(ROWS)}, "must not all be zero, and those of all 100 rows are"),
+        ({"weights": np.r_[np.ones(ROWS - 1), -2.0]}, "1 are not, the first that of row 99: -2"),
+        (
+            {"weights": np.arange(ROWS) % 2 == 0, "sampling": "balanced"},
+            "all 50 lens rows have weight 0",
+        ),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"rank": 2, "world_size": 2}, "rank 2 is not one of 2 ranks"),
         ({"shuffle": "blocks"}, "shuffle must be 'global', 'block' or None"),

@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 from lensprep.configfile import load_config
 from lensprep.dataset import Dataset
+from lensprep.dataset.interrupts import PREEMPTED
 from lensprep.errors import ConfigError, StorageError
 from lenstrain.config import Config
 from lenstrain.sweep.config import load_plan
@@ -178,15 +179,32 @@ def test_a_study_refuses_other_data_or_another_space(dataset, write_sweep, tmp_p
     plan = load_plan(write_sweep("[8, 16]"))
     places = make_places(tmp_path / "s.db")
     open_again(places, plan, dataset)
-    with pytest.raises(ConfigError, match="another dataset_id"):
+    with pytest.raises(ConfigError, match=r"begun with dataset_id = \w{64}, and now it is other"):
         open_study(places, plan, "other")
-    with pytest.raises(ConfigError, match="another space"):
+    with pytest.raises(ConfigError, match=r"begun with space\..* = 16, and now it is 24"):
         open_again(places, load_plan(write_sweep("[8, 24]")), dataset)
     more = load_plan(write_sweep("[8, 16]"), ("search.trials=50",))
     open_again(places, more, dataset)  # more trials of the same is no other study
+
+
+def test_what_is_no_study_is_told_before_anything_is_made(tmp_path):
     (tmp_path / "broken.db").write_text("no database")
-    with pytest.raises(StorageError, match="not a study"):
-        open_again(make_places(tmp_path / "broken.db"), plan, dataset)
+    with pytest.raises(StorageError, match=r"broken\.db is no SQLite database"):
+        make_places(tmp_path / "broken.db")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match="is a folder"):
+        make_places(tmp_path / "folder")
+    assert {path.name for path in tmp_path.iterdir()} == {"broken.db", "folder"}
+
+
+def test_what_the_database_says_is_told_and_not_that_it_is_none(dataset, write_sweep, tmp_path):
+    plan, places = load_plan(write_sweep("[8, 16]")), make_places(tmp_path / "s.db")
+    open_again(places, plan, dataset)
+    with places.database.open("r+b") as file:  # a format that SQLite reads and does not write
+        file.seek(18)
+        file.write(b"\3")
+    with pytest.raises(StorageError, match=r"s\.db cannot be used: .*readonly database\.$"):
+        open_again(places, plan, dataset)
 
 
 @pytest.mark.parametrize("name", ["a?b.db", "a#b.db", "a%20b {c}.db", "x?mode=memory.db"])
@@ -232,8 +250,12 @@ def test_a_signal_while_workers_are_started_ends_them_all(tmp_path, monkeypatch)
 
 def test_a_killed_worker_is_replaced_but_not_for_ever():
     _check_deaths(-9, MOST_DEATHS - 1)
-    with pytest.raises(WorkerError, match="memory"):
+    with pytest.raises(WorkerError, match=r"SIGKILL: out of memory\?.*fewer --workers"):
         _check_deaths(-9, MOST_DEATHS)
+    with pytest.raises(WorkerError, match=r"killed \(SIGSEGV\)\. Repeat"):
+        _check_deaths(-signal.SIGSEGV, MOST_DEATHS)
+    with pytest.raises(WorkerError, match=r"stopped from outside\. Repeat"):
+        _check_deaths(PREEMPTED, MOST_DEATHS)
     with pytest.raises(WorkerError, match="lines above"):
         _check_deaths(1, 1)
 

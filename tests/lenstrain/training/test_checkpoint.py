@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, nothing executed, the damaged one not fatal."""
 
 import random
+import resource
 import zipfile
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from lensprep.configfile import to_mapping
-from lensprep.errors import CheckpointError
+from lensprep.errors import CheckpointError, StorageError
 from lensprep.rounds import peak_rss_bytes
 from lenstrain.model import build_model
 from lenstrain.training import checkpoint
@@ -116,7 +117,49 @@ def test_after_a_fall_back_the_damaged_file_never_becomes_the_one_before(tmp_pat
 
 def test_a_damaged_only_checkpoint_is_an_error(tmp_path):
     (tmp_path / LAST).write_bytes(b"nonsense")
-    with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
+    with pytest.raises(CheckpointError, match="it is no zip archive"):
+        load_latest(tmp_path)
+
+
+def no_more_files(folder):
+    """Too many open files: as full as the system is, or this process's share of it."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (folder / LAST).open("rb") as file:
+        lowest = file.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limit[1]))
+    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+def a_disk_that_fails(folder):
+    """The file opens, and reading it fails."""
+    kept = folder / "kept"
+    (folder / LAST).rename(kept)
+    (folder / LAST).symlink_to("/proc/self/mem")
+    return lambda: kept.replace(folder / LAST)
+
+
+@pytest.mark.parametrize(
+    ("refuse", "text"),
+    [(no_more_files, "Too many open files"), (a_disk_that_fails, "Invalid argument")],
+)
+def test_a_last_that_cannot_be_read_just_now_is_not_replaced(tmp_path, content, refuse, text):
+    save_last(tmp_path, {**content, "step": 1}, [])
+    save_last(tmp_path, {**content, "step": 2}, [])
+    allow = refuse(tmp_path)
+    try:
+        with pytest.raises(StorageError) as caught:
+            load_latest(tmp_path)
+    finally:
+        allow()
+    assert str(caught.value) == f"{tmp_path / LAST} cannot be read: {text}."
+    assert load_latest(tmp_path).content["step"] == 2
+
+
+def test_a_whole_last_of_another_version_is_not_replaced_either(tmp_path, content):
+    save_last(tmp_path, {**content, "step": 1}, [])
+    save_last(tmp_path, content, [])
+    torch.save({**load_checkpoint(tmp_path / LAST), "format_version": 2}, tmp_path / LAST)
+    with pytest.raises(CheckpointError, match="checkpoint format 2"):
         load_latest(tmp_path)
 
 
@@ -136,7 +179,7 @@ def test_loading_executes_nothing(tmp_path, content, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "other"}, "not a checkpoint of lenstrain"),
+        ({"format": "other"}, "is no checkpoint of lenstrain"),
         ({"format_version": FORMAT_VERSION + 1}, "checkpoint format 2; this version reads 1"),
         ({"stopper": ...}, "lacks 'stopper'"),
     ],
@@ -155,6 +198,51 @@ def test_a_missing_file_and_a_folder_are_refused_with_a_remedy(tmp_path):
         load_checkpoint(tmp_path / "none.pt")
     with pytest.raises(CheckpointError, match=r"is a folder.*best\.pt"):
         load_checkpoint(tmp_path)
+    best = tmp_path / "checkpoints" / "best.pt"
+    best.parent.mkdir()
+    best.touch()
+    with pytest.raises(CheckpointError, match=f"Name a file, such as {best}"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "manifest.json").touch()
+    with pytest.raises(CheckpointError, match="it is a converted dataset"):
+        load_checkpoint(tmp_path)
+
+
+def foreign_archive(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "text")
+
+
+@pytest.mark.parametrize(
+    ("write", "text"),
+    [
+        (lambda path: path.touch(), "it is empty."),
+        (lambda path: path.write_text("text"), "it is no zip archive."),
+        (foreign_archive, "(torch.load: RuntimeError: "),
+        (lambda path: torch.save({"x": Payload()}, path), "(torch.load: UnpicklingError)."),
+    ],
+    ids=["empty", "text", "archive", "pickle"],
+)
+def test_what_is_no_checkpoint_is_not_called_damaged(tmp_path, write, text):
+    path = tmp_path / "a.pt"
+    write(path)
+    with pytest.raises(CheckpointError, match="is no checkpoint of lenstrain") as caught:
+        load_checkpoint(path)
+    message = str(caught.value)
+    assert text in message
+    assert "damaged" not in message
+    assert "\n" not in message
+    assert len(message) < len(str(path)) + 300
+
+
+def test_a_configuration_that_is_not_understood_is_told_with_the_file_and_its_maker(
+    tmp_path, content
+):
+    path = tmp_path / "a.pt"
+    content["config"]["data"]["batch_size"] = "x"
+    save_checkpoint(path, {**content, "versions": {"lenstrain": "0.0.7"}})
+    with pytest.raises(CheckpointError, match=f"{path}, made by lenstrain 0.0.7, .*batch_size"):
+        load_model(path)
 
 
 def test_the_averaged_weights_are_scored_with_if_there_are_any(tmp_path, content):
@@ -235,8 +323,8 @@ def test_what_torch_would_not_have_written_is_not_unpacked(tmp_path, content, mo
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
-    with pytest.raises(CheckpointError, match=r"packed.pt is damaged .*compressed"):
+    with pytest.raises(CheckpointError, match=r"packed.pt is no checkpoint.*compressed"):
         load_checkpoint(packed)
     monkeypatch.setattr(checkpoint, "MOST_BYTES", path.stat().st_size - 1)
-    with pytest.raises(CheckpointError, match="bytes are too many"):
+    with pytest.raises(CheckpointError, match="too many for a checkpoint"):
         load_checkpoint(path)

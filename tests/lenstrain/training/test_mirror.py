@@ -348,7 +348,7 @@ def test_the_newest_checkpoint_is_what_a_run_goes_on_from(whole, tmp_path):
     shutil.rmtree(home.folder)
     with (
         pytest.warns(UserWarning, match="was fetched"),
-        pytest.warns(UserWarning, match="there/checkpoints/last.pt is damaged"),
+        pytest.warns(UserWarning, match="there/checkpoints/last.pt is no checkpoint"),
     ):
         fetch_newer(home)
     assert load_checkpoint(home.folder / "checkpoints/last.pt")["step"] == max(steps)

@@ -306,3 +306,5 @@ def test_a_local_dataset_is_no_matter_for_the_cache(dataset, tmp_path):
     done = invoke("cache", "fill", dataset, "--dir", tmp_path / "cache")
     assert done.exit_code == 1
     assert "is on a disk already" in done.stderr
+    done = invoke("cache", "fill", tmp_path / "typo", "--dir", tmp_path / "cache")
+    assert "typo is no s3:// location" in done.stderr
