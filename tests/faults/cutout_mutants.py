@@ -26,6 +26,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from lensprep.cutoutfile import read_cutout, read_position
+from lensprep.rounds import peak_rss_bytes
 from tests.faults.mutants import DAMAGES as ZIP_DAMAGES
 
 MEMORY = 2**30
@@ -280,7 +281,7 @@ def main(first, count, folder):
             checked += 1
         elif refusal and refusal.reason == "unreadable":
             details[refusal.detail.split(":")[0]] += 1
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_rss_bytes()  # not `ru_maxrss`: a new process begins with that of its parent
     told = {"reasons": reasons, "details": details, "checked": checked}
     told |= {"slowest": slowest, "peak": peak}
     (folder / "found.json").write_text(json.dumps(told))

@@ -37,6 +37,7 @@ from tests.s3server import Place
 NO_PLACES = {
     "catalog_columns",
     "dataset_ids",
+    "columns",
     "drop_columns",
     "encryption",
     "endpoint_url",
@@ -344,4 +345,6 @@ def test_a_place_that_refuses_is_told_before_the_scoring(sample, tmp_path, monke
         line = call(
             lenstrain.cli.main, "infer", tmp_path / "no.pt", sample / "ds", "--out", out, status=1
         )
-        assert "could not be written" in line  # and not that there is no such checkpoint
+        assert (
+            "file is a file; a folder is needed" in line
+        )  # and not that there is no such checkpoint

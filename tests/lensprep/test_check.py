@@ -15,8 +15,8 @@ from lensprep.checks.leaks import _auroc
 from lensprep.checks.splits import MIN_SEPARATION_ARCSEC, _nearest_arcsec
 from lensprep.checks.tally import Tally, tally_rows
 from lensprep.convert import ConvertConfig, convert
-from lensprep.dataset.csvtext import read_csv
 from lensprep.errors import ConfigError, SchemaError, StorageError
+from lensprep.tables import read_table
 from tests.phase4c import set_columns, stamp_blob, tiny_pixels, tiny_table, write_tree
 
 ROWS = 160
@@ -355,7 +355,7 @@ def test_rejects_are_those_of_a_conversion(tmp_path, stamps):
     assert b',"=1+1"' not in (tmp_path / "rejects.csv").read_bytes()
     order = [(name, "ascending") for name in ("source_file", "source_row_group", "source_row")]
     names = ["lens_model", "kind", "reason", *(name for name, _ in order)]
-    for found in (read_csv(tmp_path / "rejects.csv"), pq.read_table(tmp_path / "rejects.parquet")):
+    for found in (read_table(tmp_path / name).table for name in ("rejects.csv", "rejects.parquet")):
         assert found.sort_by(order).select(names).to_pylist() == (
             expected.sort_by(order).select(names).to_pylist()
         )

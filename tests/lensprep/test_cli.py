@@ -84,7 +84,7 @@ def test_check_says_ok_and_inspect_shows_the_account(tree, dataset, tmp_path):
         (["check", "gs://bucket/x"], "gs:// is not read; local paths and s3:// are"),
         (["check", "s3:/bucket/x"], "s3:/bucket/x lacks a slash: write s3://bucket/x"),
         (["check", "TREE", "--fractions", "train=0.9,val=0.2"], "add up to 1, not 1.1"),
-        (["convert", "TREE", "OUT", "--max-bad-pixel-frac", "nan"], "at least 0, got nan"),
+        (["convert", "TREE", "OUT", "--max-bad-pixel-frac", "nan"], "must be a number, got nan"),
         (["inspect", "/nowhere"], "/nowhere"),
         (["convert", "TREE", "OUT", "--where", "theta > 1"], "theta"),
         (["convert", "TREE", "OUT", "--clip", "-1"], "clip"),

@@ -16,7 +16,7 @@ from lenstrain.evaluation.options import EvaluationOptions
         ({"resamples": 0}, "resamples must be at least 1, got 0"),
         ({"completeness_axes": (("redshift",),)}, "unknown completeness axis"),
         ({"completeness_axes": (("arc_snr",) * 4,)}, "one to three axes, got 4"),
-        ({"interval": "bayes"}, "unknown interval"),
+        ({"interval": "bayes"}, "interval must be one of"),
         ({"level": 0.5}, "level must lie between 0.5 and 1, got 0.5"),
         ({"delta": 0.5}, "delta must lie between 0 and 0.5, got 0.5"),
         ({"prevalence_dex": -0.1}, "prevalence_dex must not be negative"),
