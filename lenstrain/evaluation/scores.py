@@ -208,7 +208,7 @@ def read_scores(
         What the table calls some of them instead.
     scores_are : {"probability", "logit"}, optional
         What the scores are, whatever their column is called. Tables of `lenstrain infer` say so
-        themselves.
+        themselves, unless they lie in [0, 1]: somebody may have changed them.
     if_there : bool
         Whether the table may have our names where it has not those of `columns`.
 
@@ -364,7 +364,7 @@ def _read_logits(
             f"{path}: {int(bad.sum())} of {values.size} values of {name} are not finite (first: "
             f"key {key!s:.100}). Score these stamps again, or remove the rows and say so."
         )
-    if "checkpoint_sha256" in found.metadata:
+    if "checkpoint_sha256" in found.metadata and ((values < 0) | (values > 1)).any():
         odd = scores_are == "probability"
         return values, ["--scores-are is not heeded: `lenstrain infer` wrote logits."] * odd
     if name == "logit" and scores_are is None:

@@ -195,12 +195,22 @@ def test_what_the_scores_are_can_be_said(write_scores):
     assert read_scores(path, scores_are="logit").logits[0] == -3
 
 
-def test_few_or_equal_logits_and_those_that_infer_wrote_are_no_probabilities(write_scores):
+def test_few_or_equal_logits_are_no_probabilities(write_scores):
     assert read_scores(write_scores(rows=19, logit=np.linspace(0, 1, 19), regions=5)).n == 19
     assert read_scores(write_scores(rows=60, logit=[0.5] * 60)).n == 60
     assert read_scores(write_scores(rows=60, logit=np.linspace(0, 1.01, 60))).n == 60
+
+
+def test_a_table_of_infer_may_have_been_changed_to_probabilities(write_scores):
+    """What made a table stays in its metadata when pyarrow writes it again."""
     path = write_scores(metadata={"checkpoint_sha256": "ab"}, rows=60, logit=np.linspace(0, 1, 60))
-    assert read_scores(path).logits[-1] == 1
+    with pytest.raises(ScoresError, match="all 60 values of logit lie between 0 and 1"):
+        read_scores(path)
+    assert read_scores(path, scores_are="logit").logits[-1] == 1
+    assert read_scores(path, scores_are="probability").logits[30] == pytest.approx(
+        special.logit(30 / 59)
+    )
+    path = write_scores(metadata={"checkpoint_sha256": "ab"}, rows=60, logit=np.linspace(-1, 1, 60))
     read = read_scores(path, scores_are="probability")
     assert read.logits[-1] == 1
     assert read.notes == ("--scores-are is not heeded: `lenstrain infer` wrote logits.",)
