@@ -263,7 +263,7 @@ def _scores(data: Dataset, config: Config, folder: str, split: str) -> Scores:
     path, run = join_uri(folder, f"{split}.parquet"), join_uri(folder, "run")
     store, stated, text = open_store(folder), "config.toml", to_toml(config).encode()
     if exists(path) and store.has(stated) and store.read(stated) == text:
-        scores = read_scores(path, scores_are="logit")  # as `infer` wrote them
+        scores = read_scores(path)
         if scores.metadata.get("dataset_id") == data.dataset_id:
             return scores
     place: Any = run if is_remote(run) else Path(run)
@@ -279,7 +279,7 @@ def _scores(data: Dataset, config: Config, folder: str, split: str) -> Scores:
         device=config.train.device,
     )
     store.write(stated, text)
-    return read_scores(path, scores_are="logit")
+    return read_scores(path)
 
 
 def _compare(

@@ -1,5 +1,6 @@
 """Read a table of scores and refuse what cannot be judged, with the reason in one line."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,8 @@ from lensprep.tables import METADATA_KEY as METADATA_KEY
 from lensprep.tables import TableFile, Uri, check_ids, read_table, require_columns, to_floats
 from lenstrain.evaluation.clustered import Shares, class_correlations
 from lenstrain.evaluation.metrics import RocCurve, roc_curve
+
+_log = logging.getLogger("lenstrain.evaluation")
 
 MAX_CLUSTERS = 10_000
 """With more regions than this, neighbouring numbers are drawn together (whole regions)."""
@@ -208,7 +211,7 @@ def read_scores(
         What the table calls some of them instead.
     scores_are : {"probability", "logit"}, optional
         What the scores are, whatever their column is called. Tables of `lenstrain infer` say so
-        themselves, unless they lie in [0, 1]: somebody may have changed them.
+        themselves; if they lie in [0, 1] all the same, a note asks whether they were changed.
     if_there : bool
         Whether the table may have our names where it has not those of `columns`.
 
@@ -364,9 +367,15 @@ def _read_logits(
             f"{path}: {int(bad.sum())} of {values.size} values of {name} are not finite (first: "
             f"key {key!s:.100}). Score these stamps again, or remove the rows and say so."
         )
-    if "checkpoint_sha256" in found.metadata and ((values < 0) | (values > 1)).any():
-        odd = scores_are == "probability"
-        return values, ["--scores-are is not heeded: `lenstrain infer` wrote logits."] * odd
+    alike = _like_probabilities(values)
+    if "checkpoint_sha256" in found.metadata and name == "logit":
+        if not alike:
+            odd = scores_are == "probability"
+            return values, ["--scores-are is not heeded: `lenstrain infer` wrote logits."] * odd
+        if scores_are is None:  # an untrained network may give such logits
+            note = f"{alike} If the table was changed since, say --scores-are probability."
+            _log.warning("%s: %s", path, note)
+            return values, [note]
     if name == "logit" and scores_are is None:
         check_logits(values, path)
     notes = [] if scores_are is None else [f"Column {name}: {scores_are}, as --scores-are says."]
@@ -395,13 +404,19 @@ def check_logits(
     ScoresError
         If all lie in [0, 1].
     """
-    if values.size < _FEWEST or values.min() == values.max():
-        return
-    if values.min() >= 0 and values.max() <= 1:
-        raise ScoresError(
-            f"{path}: all {values.size:,} values of logit lie between 0 and 1 "
-            f"({values.min():.3g} to {values.max():.3g}), as probabilities do. {remedy}"
-        )
+    if alike := _like_probabilities(values):
+        raise ScoresError(f"{path}: {alike} {remedy}")
+
+
+def _like_probabilities(values: Floats) -> str:
+    """What makes logits look like probabilities; "" if nothing does."""
+    low, high = (values.min(), values.max()) if values.size >= _FEWEST else (0.0, 0.0)
+    if low == high or low < 0 or high > 1:
+        return ""
+    return (
+        f"all {values.size:,} values of logit lie between 0 and 1 ({low:.3g} to {high:.3g}), as "
+        "probabilities do."
+    )
 
 
 def _from_probability(values: Floats, path: Uri) -> tuple[Floats, list[str]]:
