@@ -206,7 +206,7 @@ def test_a_table_of_infer_may_have_been_changed_to_probabilities(write_scores):
     path = write_scores(metadata={"checkpoint_sha256": "ab"}, rows=60, logit=np.linspace(0, 1, 60))
     read = read_scores(path)  # an untrained network gives such logits too
     assert read.logits[-1] == 1
-    assert "all 60 values of logit lie between 0 and 1" in read.notes[0]
+    assert read.notes[0].startswith("All 60 values of logit lie between 0 and 1")
     assert "--scores-are probability" in read.notes[0]
     assert read_scores(path, scores_are="logit").logits[-1] == 1
     assert read_scores(path, scores_are="probability").logits[30] == pytest.approx(
