@@ -373,7 +373,8 @@ def _read_logits(
             odd = scores_are == "probability"
             return values, ["--scores-are is not heeded: `lenstrain infer` wrote logits."] * odd
         if scores_are is None:  # an untrained network may give such logits
-            note = f"{alike.capitalize()} If the table was changed since, say --scores-are probability."
+            remedy = "If the table was changed since, say --scores-are probability."
+            note = f"{alike.capitalize()} {remedy}"
             _log.warning("%s: %s", path, note)
             return values, [note]
     if name == "logit" and scores_are is None:
