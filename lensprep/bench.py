@@ -4,7 +4,7 @@ Three things are timed on the same rows, in turn, in one process on one core:
 
     seed path       as upstream reads: pyarrow, ``np.load``, three keys, ``np.median`` twice a band,
                     clip, float16, ``webdataset.TarWriter``
-    ours            `lensprep.convert.convert`, from parquet to the committed dataset
+    ours            `lensprep.convert.conversion.convert`, from parquet to the committed dataset
     inflate floor   libdeflate inflating the members of the same blobs, already in memory and
                     already found: the part that no reader can leave out
 
@@ -44,18 +44,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deflate import deflate_decompress
 
-from lensprep import zipwalk
-from lensprep.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
-from lensprep.convert import ConvertConfig, convert
+from lensprep.convert.conversion import ConvertConfig, convert
+from lensprep.convert.rounds import BATCH_ROWS
 from lensprep.dataset.layout import BANDS, JSON_FIELDS, RECORD_STRIDE, STAMP_SHAPE
-from lensprep.dataset.s3client import S3Options
-from lensprep.engine import LocalEngine, default_workers
+from lensprep.decode import zipwalk
+from lensprep.decode.normalize import DEFAULT_CLIP, MAD_TO_SIGMA, Normalizer, normalization_spec
+from lensprep.decode.stampnpz import decode_batch
+from lensprep.engine.local import LocalEngine, default_workers
 from lensprep.errors import InputError
-from lensprep.listing import filesystem_for
-from lensprep.normalize import DEFAULT_CLIP, MAD_TO_SIGMA, Normalizer, normalization_spec
-from lensprep.rounds import BATCH_ROWS
-from lensprep.source import Source
-from lensprep.stampnpz import decode_batch
+from lensprep.source.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
+from lensprep.source.listing import filesystem_for
+from lensprep.source.tree import Source
+from lensprep.store.s3client import S3Options
 
 DEFAULT_ROWS: Final = 8192
 """So many that what a conversion costs once (60 ms) is a small part, as of millions."""

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lensprep.dataset.files import read_file
-from lensprep.dataset.storage import is_remote, local_path
 from lensprep.errors import ConfigError, NotFoundError, StorageError
+from lensprep.store.files import read_file
+from lensprep.store.local import is_remote, local_path
 
 T = TypeVar("T")
 

@@ -33,12 +33,12 @@ from rich.progress import (
 )
 from rich.segment import Segment
 
-from lensprep.dataset.files import uri_suffix
-from lensprep.dataset.interrupts import INTERRUPTED, Watchdog, interruptible
-from lensprep.dataset.s3client import S3Options
-from lensprep.dataset.storage import local_path
 from lensprep.errors import ProjectError, StorageError, plain_text, without_control
 from lensprep.extras import install_hint
+from lensprep.store.files import uri_suffix
+from lensprep.store.interrupts import INTERRUPTED, Watchdog, interruptible
+from lensprep.store.local import local_path
+from lensprep.store.s3client import S3Options
 
 R = TypeVar("R")
 
@@ -58,7 +58,7 @@ class ProjectGroup(click.Group):
 
     The project's own errors, disks that are full or read-only, and packages that are not installed
     are one line and exit status 1; anything else keeps its traceback. Ctrl-C and SIGTERM end a
-    command with 130, cleaning up, and a second one at once; see `lensprep.dataset.interrupts`.
+    command with 130, cleaning up, and a second one at once; see `lensprep.store.interrupts`.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -24,18 +24,18 @@ from numpy.typing import NDArray
 
 from lensprep.configfile import to_toml
 from lensprep.dataset import Dataset
-from lensprep.dataset.files import check_file, check_folder, exists, join_uri
-from lensprep.dataset.storage import is_remote, open_store
 from lensprep.dataset.where import compile_where
 from lensprep.errors import ConfigError, DatasetError, names_text
-from lensprep.tables import Uri, read_table
+from lensprep.store.files import check_file, check_folder, exists, join_uri
+from lensprep.store.local import is_remote, open_store
+from lensprep.tables.reader import Uri, read_table
 from lenstrain.config import Config
 from lenstrain.evaluation.compare import compare
 from lenstrain.evaluation.completeness import AxisBins, axis_bins
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.plainjson import plain
 from lenstrain.evaluation.rate_table import supports_of
-from lenstrain.evaluation.scores import Scores, read_scores
+from lenstrain.scoring.table import Scores, read_scores
 
 FACTORS = ("theta_e_arcsec", "src_dmag", "lens_model")
 RESULT_NAME = "generalize.json"
@@ -257,7 +257,7 @@ def _without(config: Config, case: Case) -> Config:
 def _scores(data: Dataset, config: Config, folder: str, split: str) -> Scores:
     """Scores of the run of one configuration; both are made only if they are not there."""
     # Torch takes seconds to import, and what cannot be tested needs none of it.
-    from lenstrain.infer import infer
+    from lenstrain.scoring.infer import infer
     from lenstrain.training.train import train
 
     path, run = join_uri(folder, f"{split}.parquet"), join_uri(folder, "run")

@@ -22,8 +22,8 @@ from random import SystemRandom
 
 import pytest
 
-from lensprep.dataset.s3 import S3Options, S3Store
 from lensprep.errors import StorageError
+from lensprep.store.s3 import S3Options, S3Store
 
 ACCESS_KEY, SECRET_KEY = "testkey", "testsecret-never-shown"
 BUCKET = "bucket"

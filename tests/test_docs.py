@@ -35,7 +35,7 @@ def test_every_page_is_linked_from_another():
 
 
 def test_every_reject_reason_is_in_the_reference():
-    from lensprep.stampnpz import RejectReason
+    from lensprep.decode.stampnpz import RejectReason
 
     text = (ROOT / "docs" / "reference" / "dataset.md").read_text()
     for reason in RejectReason:

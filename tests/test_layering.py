@@ -21,13 +21,13 @@ OPEN_TO_LENSTRAIN = (
     "lensprep.terminal",
 )
 PURE = [
-    "lensprep/placement.py",
-    "lensprep/account.py",
-    "lensprep/contract.py",
+    "lensprep/convert/placement.py",
+    "lensprep/convert/account.py",
+    "lensprep/source/contract.py",
     "lensprep/dataset/layout.py",
     "lensprep/dataset/rgb.py",
     "lenstrain/data/order.py",
-    "lenstrain/schedule.py",
+    "lenstrain/training/schedule.py",
     "lenstrain/sweep/space.py",
     "lenstrain/monitor/diagnosis.py",
     "lenstrain/evaluation/metrics.py",

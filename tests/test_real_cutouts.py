@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from lensprep.check import check
-from lensprep.convert import ConvertConfig, convert
+from lensprep.checks.check import check
+from lensprep.convert.conversion import ConvertConfig, convert
 from lensprep.dataset import Dataset
 from lensprep.dataset.rgb import restore
-from lensprep.inspection import inspect_dataset
-from lensprep.montage import write_montage
-from lensprep.verify import verify
+from lensprep.inspection.inspect import inspect_dataset
+from lensprep.inspection.montage import write_montage
+from lensprep.inspection.verify import verify
 from tests.realstamps import needs_real_cutouts, real_table, real_tree, real_windows
 
 

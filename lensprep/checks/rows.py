@@ -6,8 +6,8 @@ from typing import Final
 
 from lensprep.checks.finding import Circumstances, Finder, Finding, both_classes, counted, listing
 from lensprep.checks.tally import BAD_PIXEL_LIMIT, RESOLVED_RATIO, Tally
-from lensprep.contract import COLUMN_BY_NAME, COLUMNS
-from lensprep.listing import UNFINISHED
+from lensprep.source.contract import COLUMN_BY_NAME, COLUMNS
+from lensprep.source.listing import UNFINISHED
 
 REJECT_RATE: Final = 0.001
 REJECT_RATE_BLOCKER: Final = 0.01

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from lensprep.contract import (
+from lensprep.dataset.layout import STAMP_SHAPE
+from lensprep.source.contract import (
     COLUMNS,
     LEAKING_COLUMNS,
     SPLIT_COLUMN,
@@ -26,8 +27,7 @@ from lensprep.contract import (
     filter_rows,
     label_rows,
 )
-from lensprep.dataset.layout import STAMP_SHAPE
-from lensprep.dataset.sky import on_sky
+from lensprep.tables.positions import on_sky
 
 CLASSES: Final = ("0", "1", "unknown")
 """Names of the classes: non-lens, lens, and rows whose label could not be told."""
@@ -254,8 +254,8 @@ def _tally_pixels(
 ) -> None:
     """Decode the stamps of some rows: hash each, or count why conversion would reject it."""
     # compiled kernels: imported only where pixels are read
-    from lensprep.robust import median_mad
-    from lensprep.stampnpz import RejectReason, decode_batch
+    from lensprep.decode.robust import median_mad
+    from lensprep.decode.stampnpz import RejectReason, decode_batch
 
     out = np.zeros((_BATCH, *STAMP_SHAPE), np.float32)
     hashes: dict[tuple[str, str], list[int]] = defaultdict(list)

@@ -16,8 +16,8 @@ from lensprep.dataset.layout import (
     STAMP_SHAPE,
     STAMP_SIZE,
 )
+from lensprep.dataset.local import Dataset
 from lensprep.dataset.manifest import Manifest, NormalizationSpec, ShardInfo, SplitInfo
-from lensprep.dataset.reader import Dataset
 
 __all__ = [
     "BANDS",

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from lensprep.dataset.kinds import no_manifest, part_of
 from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, STAMP_DTYPE, STAMP_SHAPE
+from lensprep.dataset.local import Dataset
 from lensprep.dataset.manifest import MANIFEST_BYTES, Manifest, ShardInfo
-from lensprep.dataset.reader import Dataset
 from lensprep.dataset.record import payload_view
-from lensprep.dataset.s3 import Piece, S3Store, damaged
-from lensprep.dataset.s3client import S3Options
-from lensprep.dataset.s3file import S3File
 from lensprep.dataset.sidecar import join_tables, open_sidecar, read_table
 from lensprep.errors import ChangedError, DatasetError, NotFoundError, ShardError
+from lensprep.store.s3 import Piece, S3Store, damaged
+from lensprep.store.s3client import S3Options
+from lensprep.store.s3file import S3File
 
 _GAP_ROWS: Final = 16
 """Rows that are read though nobody asked, to save a request: 0.4 MB."""

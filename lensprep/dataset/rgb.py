@@ -37,7 +37,7 @@ def denormalize(
 def restore(
     pixels: NDArray[np.floating], spec: NormalizationSpec, median: ArrayLike, scale: ArrayLike
 ) -> NDArray[np.float32]:
-    """Stored pixels back to nanomaggies, for every mode of `lensprep.normalize`.
+    """Stored pixels back to nanomaggies, for every mode of `lensprep.decode.normalize`.
 
     Parameters
     ----------

@@ -33,11 +33,11 @@ from lensprep.dataset.record import (
     set_json,
     set_keys,
 )
-from lensprep.dataset.storage import atomic_writer, member_path, sync_file, write_atomic
 from lensprep.errors import ChangedError, DatasetError
+from lensprep.store.local import atomic_writer, member_path, sync_file, write_atomic
 
 if TYPE_CHECKING:
-    from lensprep.dataset.s3 import S3Store
+    from lensprep.store.s3 import S3Store
 
 _PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_statistics": True}
 
@@ -133,7 +133,7 @@ def send_file(store: S3Store, path: Path, name: str, sha256: str | None = None) 
     DatasetError
         If the name is taken by other content.
     """
-    from lensprep.dataset.s3transfer import SMALL_PART_BYTES, upload_file
+    from lensprep.store.transfer import SMALL_PART_BYTES, upload_file
 
     try:
         return upload_file(store, path, name, sha256, part_bytes=SMALL_PART_BYTES)

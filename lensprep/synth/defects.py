@@ -1,8 +1,8 @@
 """The known defects of Phase 4c, planted on purpose, with the truth about each (pure).
 
 A defect spoils a row that would be fine, or repeats it. What conversion must make of the row is
-part of its definition; the names of the reasons are those of `lensprep.stampnpz` and
-`lensprep.contract`.
+part of its definition; the names of the reasons are those of `lensprep.decode.stampnpz` and
+`lensprep.source.contract`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lensprep.contract import BANDSET_LACKS_BAND, CUTOUT_NOT_OK
 from lensprep.dataset.layout import BANDS, SPLITS, STAMP_SIZE
+from lensprep.decode.stampnpz import RejectReason
 from lensprep.errors import ConfigError
-from lensprep.stampnpz import RejectReason
+from lensprep.source.contract import BANDSET_LACKS_BAND, CUTOUT_NOT_OK
 from lensprep.synth.rows import Row, encode_stamp, repeat_task
 
 Outcome = Literal["accepted", "filtered", "rejected"]

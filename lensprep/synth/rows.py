@@ -12,8 +12,8 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from lensprep.contract import COLUMNS
 from lensprep.dataset.layout import BANDS, STAMP_SIZE
+from lensprep.source.contract import COLUMNS
 from lensprep.synth.hosts import Host, draw_host, draw_scene
 from lensprep.synth.imaging import ZERO_POINT, Camera, make_camera, observe, to_fourier
 from lensprep.synth.lenses import Arc, Lens, draw_lens, trace

@@ -31,14 +31,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lensprep.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
-from lensprep.dataset.files import check_folder, join_uri, written_folder
 from lensprep.dataset.layout import SPLITS
-from lensprep.dataset.s3client import S3Options
-from lensprep.dataset.storage import check_place, is_remote, local_path, open_store
-from lensprep.engine import default_workers, run_tasks
+from lensprep.engine.local import default_workers, run_tasks
 from lensprep.errors import BudgetError, ProjectError, StorageError, size_text
 from lensprep.extras import install_hint
+from lensprep.source.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
+from lensprep.store.files import check_folder, join_uri, written_folder
+from lensprep.store.local import check_place, is_remote, local_path, open_store
+from lensprep.store.s3client import S3Options
 from lensprep.synth.defects import (
     DEFECT_BY_NAME,
     DROPPED_COLUMNS,

@@ -11,7 +11,8 @@ from typing import Any
 
 from lensprep import __version__
 from lensprep.configfile import to_mapping
-from lensprep.dataset.files import (
+from lensprep.errors import ConfigError, StorageError
+from lensprep.store.files import (
     check_folder,
     exists,
     join_uri,
@@ -19,9 +20,8 @@ from lensprep.dataset.files import (
     local_folder,
     written_folder,
 )
-from lensprep.dataset.storage import is_remote
-from lensprep.errors import ConfigError, StorageError
-from lensprep.tables import Uri
+from lensprep.store.local import is_remote
+from lensprep.tables.reader import Uri
 from lenstrain.audit.checklist import CHECKLIST, Item, run_item
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence, Supplied, open_evidence

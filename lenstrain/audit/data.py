@@ -13,8 +13,8 @@ from astropy.coordinates import SkyCoord
 from numpy.typing import NDArray
 
 from lensprep.dataset import BANDS
-from lensprep.dataset.sky import read_positions
 from lensprep.errors import DatasetError
+from lensprep.tables.positions import read_positions
 from lenstrain.audit.columns import FORBIDDEN, REQUIRED
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence

@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 
 from lensprep.configfile import load_config
 from lensprep.dataset import Dataset
-from lensprep.dataset.files import exists, read_file
 from lensprep.dataset.sidecar import join_tables
-from lensprep.dataset.storage import is_remote, local_path
 from lensprep.errors import CheckpointError, ProjectError, ScoresError, StorageError
-from lensprep.tables import Uri, read_table, require_columns, to_floats
+from lensprep.store.files import exists, read_file
+from lensprep.store.local import is_remote, local_path
+from lensprep.tables.reader import Uri, read_table, require_columns, to_floats
 from lenstrain.audit.finding import NotRunError
 from lenstrain.config import Config
-from lenstrain.evaluation.publish import METRICS_NAME
-from lenstrain.evaluation.scores import METADATA_KEY, Scores, check_logits, read_scores
 from lenstrain.lookalikes import no_run
+from lenstrain.pages.publish import METRICS_NAME
 from lenstrain.probes.probe import PROBE_NAME
 from lenstrain.probes.words import not_run
+from lenstrain.scoring.table import METADATA_KEY, Scores, check_logits, read_scores
 from lenstrain.training.checkpoint import load_checkpoint
 from lenstrain.training.run import CHECKPOINTS
 from lenstrain.training.runlog import CONFIG

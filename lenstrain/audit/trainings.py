@@ -28,7 +28,7 @@ from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.config import Config, ModelConfig
 from lenstrain.evaluation.metrics import auroc, roc_curve
-from lenstrain.model import build_model
+from lenstrain.networks.finder import build_model
 from lenstrain.probes.scoring import Scorer
 from lenstrain.training.checkpoint import LAST, load_checkpoint
 from lenstrain.training.distributed import choose_device

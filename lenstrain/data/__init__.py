@@ -1,7 +1,7 @@
 """Stamps for training and scoring: exact, resumable epochs from shards, ahead of the consumer."""
 
 from lenstrain.data.batch import Batch
-from lenstrain.data.cache import CacheOptions
+from lenstrain.data.cache.folder import CacheOptions
 from lenstrain.data.loader import StampLoader
 from lenstrain.data.opener import register_s3
 from lenstrain.data.selection import hard_negative_weights

@@ -19,16 +19,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from lensprep.configfile import converted
 from lensprep.dataset import PAYLOAD_BYTES, Dataset
-from lensprep.dataset.s3client import S3Options
-from lensprep.dataset.storage import is_remote
 from lensprep.errors import BudgetError, CheckpointError, ConfigError
+from lensprep.store.local import is_remote
+from lensprep.store.s3client import S3Options
 from lenstrain.data.batch import Batch, PixelPool
-from lenstrain.data.cache import CacheOptions
-from lenstrain.data.fetch import MEMORY_BUDGET, Reading, RemoteSource, resident_bytes
-from lenstrain.data.filling import CachedSplit, beside_bytes, open_copies
+from lenstrain.data.cache.filling import CachedSplit, beside_bytes, open_copies
+from lenstrain.data.cache.folder import CacheOptions
 from lenstrain.data.order import EpochOrder, OrderSpec, Shuffle, block_bounds, order_key
 from lenstrain.data.selection import Sampling, select
 from lenstrain.data.sidecar import PayloadCheck
+from lenstrain.data.sources.remote import MEMORY_BUDGET, Reading, RemoteSource, resident_bytes
 from lenstrain.data.split import SplitData, open_split
 from lenstrain.data.stream import OneProcess, PlanSteps, announce, gather_pixels, read_ahead
 
@@ -74,8 +74,9 @@ class StampLoader(OneProcess, wds.PipelineStage):
         This process among those that share the epoch.
     cache_dir : path, optional
         Folder on a fast disk for copies of the shards of an object store, shared by the processes
-        of a node (`lenstrain.data.cache`); a local dataset is read where it is. With a global
-        shuffle the shards are fetched before the first batch; otherwise beside the first epoch.
+        of a node (`lenstrain.data.cache.folder`); a local dataset is read where it is. With a
+        global shuffle the shards are fetched before the first batch; otherwise beside the first
+        epoch.
     drop_last : bool
         Leave out the last, incomplete global batch instead of filling it.
     pin_memory : bool

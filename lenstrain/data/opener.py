@@ -13,8 +13,8 @@ from typing import Any
 
 import webdataset as wds
 
-from lensprep.dataset.s3client import S3Options
 from lensprep.errors import ChangedError, NotFoundError, ShardError
+from lensprep.store.s3client import S3Options
 
 _END_BYTES = 1024
 """Two zero blocks end every tar."""
@@ -61,7 +61,7 @@ def open_s3(url: str, mode: str = "rb", options: S3Options | None = None) -> io.
     StorageError
         If the store does not let us, or does not answer.
     """
-    from lensprep.dataset.s3 import S3Store
+    from lensprep.store.s3 import S3Store
 
     if mode not in ("r", "rb"):
         raise ValueError(f"{url}: opened for reading only, not with mode {mode!r}")
@@ -81,7 +81,7 @@ def open_s3(url: str, mode: str = "rb", options: S3Options | None = None) -> io.
 
 
 def _file_class() -> Any:
-    from lensprep.dataset.s3file import S3File
+    from lensprep.store.s3file import S3File
 
     class ShardFile(S3File):
         """An object whose faults are the shard's."""

@@ -12,9 +12,9 @@ from deflate import crc32
 from numpy.typing import DTypeLike, NDArray
 
 from lensprep.dataset import Dataset
-from lensprep.dataset.storage import is_remote
 from lensprep.errors import ShardError
-from lenstrain.data.source import ShardSource
+from lensprep.store.local import is_remote
+from lenstrain.data.sources.local import ShardSource
 
 _THREADS = 4
 _REMOTE_THREADS = 16

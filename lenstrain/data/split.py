@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lensprep.dataset import MANIFEST_NAME, Dataset
-from lensprep.dataset.s3client import S3Options
-from lensprep.dataset.storage import is_remote
 from lensprep.dataset.where import check_columns, compile_where
 from lensprep.errors import ConfigError, DatasetError, StorageError
-from lenstrain.data.copies import LocalCopies
-from lenstrain.data.fetch import Reading, RemoteSource
+from lensprep.store.local import is_remote
+from lensprep.store.s3client import S3Options
+from lenstrain.data.cache.mapped import LocalCopies
 from lenstrain.data.sidecar import Column, SidecarColumn, SidecarColumns
-from lenstrain.data.source import LocalSource, ShardSource
-from lenstrain.data.tars import TarSource, index_tar, names_tars, tar_paths, tars_digest
+from lenstrain.data.sources.local import LocalSource, ShardSource
+from lenstrain.data.sources.remote import Reading, RemoteSource
+from lenstrain.data.sources.tars import TarSource, index_tar, names_tars, tar_paths, tars_digest
 
 
 class SplitData(Protocol):
@@ -117,7 +117,7 @@ class TarSplit:
     Parameters
     ----------
     uri : str
-        See `lenstrain.data.tars.tar_paths`.
+        See `lenstrain.data.sources.tars.tar_paths`.
     """
 
     def __init__(self, uri: str) -> None:

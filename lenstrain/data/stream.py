@@ -27,7 +27,7 @@ from lensprep.errors import ConfigError
 from lenstrain.data.batch import Batch, PixelPool
 from lenstrain.data.order import EpochOrder
 from lenstrain.data.sidecar import Column
-from lenstrain.data.source import ShardSource
+from lenstrain.data.sources.local import ShardSource
 
 T = TypeVar("T")
 

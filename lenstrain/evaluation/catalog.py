@@ -14,13 +14,13 @@ from astropy import units
 from astropy.coordinates import SkyCoord
 from numpy.typing import NDArray
 
-from lensprep.dataset.sky import position_columns, read_positions
 from lensprep.errors import NotFoundError, ScoresError, names_text
-from lensprep.tables import Uri, read_table
+from lensprep.tables.positions import position_columns, read_positions
+from lensprep.tables.reader import Uri, read_table
 from lenstrain.evaluation.clustered import Shares, latent_correlation, no_value
 from lenstrain.evaluation.operating import FrozenThreshold
 from lenstrain.evaluation.options import EvaluationOptions
-from lenstrain.evaluation.scores import SkyScores
+from lenstrain.scoring.table import SkyScores
 
 LENSCAT = {"name": "name", "ra": "RA", "dec": "DEC", "grade": "grading"}
 """What the columns are called in lenscat (Vujeva et al. 2025, arXiv:2406.04398)."""
@@ -66,11 +66,11 @@ def read_catalog(path: Uri, columns: Mapping[str, str] | None = None) -> Catalog
     Parameters
     ----------
     path : str or path
-        Any table that `lensprep.tables` reads; local or s3://.
+        Any table that `lensprep.tables.reader` reads; local or s3://.
     columns : mapping, optional
         What the catalogue calls ``name``, ``ra``, ``dec``, ``grade``; lenscat's names are known,
-        and of positions those that `lensprep.dataset.sky` knows. Without a grade all lenses are
-        ``ungraded``.
+        and of positions those that `lensprep.tables.positions` knows. Without a grade all lenses
+        are ``ungraded``.
 
     Raises
     ------

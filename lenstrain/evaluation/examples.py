@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.dataset import BANDS, STAMP_SIZE, Dataset
-from lensprep.dataset.files import local_folder
 from lensprep.dataset.rgb import denormalize, lupton_rgb
-from lensprep.dataset.storage import is_remote
 from lensprep.errors import ScoresError
-from lensprep.tables import read_table
-from lenstrain.evaluation.scores import Scores, SkyScores
+from lensprep.store.files import local_folder
+from lensprep.store.local import is_remote
+from lensprep.tables.reader import read_table
 from lenstrain.evaluation.threshold import unique_rows
-from lenstrain.feed import ask, read_arrow, stamps_of
+from lenstrain.scoring.feed import ask, read_arrow, stamps_of
+from lenstrain.scoring.table import Scores, SkyScores
 
 _FLUX_MODES = ("mad_stamp", "mad_annulus")
 _FACTS = ("theta_e_arcsec", "psfsize_r", "arc_snr")

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lensprep.configfile import from_mapping
-from lensprep.dataset.storage import Store, is_remote, local_path, open_store
 from lensprep.errors import ConfigError, NotFoundError, StorageError
+from lensprep.store.local import Store, is_remote, local_path, open_store
 from lenstrain.config import Config
 from lenstrain.monitor.diagnosis import Diagnosis, History, diagnose, since_best, values
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from lenstrain.evaluation.plots import BLUE, GREY, HEIGHT, RED, STYLE, WIDTH, Plot
+from lenstrain.pages.figures import BLUE, GREY, HEIGHT, RED, STYLE, WIDTH, Plot
 from lenstrain.probes.attention import Attention
 
 VIEW_TITLES = {

@@ -13,7 +13,6 @@ from scipy import special
 
 from lensprep.dataset import PIXEL_SCALE_ARCSEC
 from lensprep.dataset.rgb import restore
-from lenstrain.augment import D4_ORDER, transform
 from lenstrain.evaluation.intervals import upper_limit
 from lenstrain.evaluation.metrics import auroc, roc_curve, tpr_at_fpr
 from lenstrain.probes import views
@@ -22,6 +21,7 @@ from lenstrain.probes.options import ProbeOptions
 from lenstrain.probes.pixels import radius_px
 from lenstrain.probes.sample import Sample
 from lenstrain.probes.scoring import Scorer
+from lenstrain.training.augment import D4_ORDER, transform
 
 Floats = NDArray[np.float64]
 PERMUTATIONS = 10

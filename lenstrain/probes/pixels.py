@@ -1,8 +1,8 @@
 """From stored pixels to flux and back, and masks of a stamp (pure NumPy).
 
-`lensprep.normalize` made the stored pixels from flux; a probe that adds flux has to do it again.
-The arithmetic here is the same, float32 step by step, so that a stamp to which nothing is added
-comes back bit for bit.
+`lensprep.decode.normalize` made the stored pixels from flux; a probe that adds flux has to do it
+again. The arithmetic here is the same, float32 step by step, so that a stamp to which nothing is
+added comes back bit for bit.
 """
 
 from __future__ import annotations

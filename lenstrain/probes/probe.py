@@ -13,15 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensprep.dataset import Dataset, NormalizationSpec
-from lensprep.dataset.files import check_folder, join_uri, split_uri, written_folder
 from lensprep.errors import CheckpointError
-from lensprep.tables import Uri
-from lenstrain.ensemble import load_finder
+from lensprep.store.files import check_folder, join_uri, split_uri, written_folder
+from lensprep.tables.reader import Uri
 from lenstrain.evaluation.plainjson import plain
-from lenstrain.evaluation.plots import Plot
-from lenstrain.evaluation.report import PagePlot, save_plot
-from lenstrain.origins import spell
+from lenstrain.networks.ensemble import load_finder
 from lenstrain.pages import interval, number, percent, render
+from lenstrain.pages.figures import Plot
+from lenstrain.pages.files import PagePlot, save_plot
 from lenstrain.probes import figures
 from lenstrain.probes.adding import (
     can_add,
@@ -43,6 +42,7 @@ from lenstrain.probes.profiles import measure_lead
 from lenstrain.probes.sample import Sample, draw_sample, find_partners
 from lenstrain.probes.scoring import Scorer
 from lenstrain.probes.words import MEANINGS, TITLES, readings
+from lenstrain.scoring.origins import spell
 from lenstrain.training.checkpoint import versions
 from lenstrain.training.distributed import choose_device
 

@@ -18,8 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lensprep.configfile import to_toml
 from lensprep.dataset import Dataset
-from lensprep.dataset.storage import write_atomic
-from lenstrain.evaluation.plots import BLUE, GREEN, GREY, RED, STYLE
+from lensprep.store.local import write_atomic
+from lenstrain.pages.figures import BLUE, GREEN, GREY, RED, STYLE
 from lenstrain.sweep.config import Plan
 from lenstrain.sweep.study import Places, best_trials, hopeless, quiet
 from lenstrain.sweep.work import RESULT, refit_config

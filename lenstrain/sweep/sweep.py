@@ -15,8 +15,8 @@ from typing import Any
 import optuna
 
 from lensprep.dataset import Dataset
-from lensprep.dataset.interrupts import PREEMPTED, grace, killed_by
 from lensprep.errors import ProjectError
+from lensprep.store.interrupts import PREEMPTED, grace, killed_by
 from lenstrain.sweep.config import Plan
 from lenstrain.sweep.report import recommend
 from lenstrain.sweep.study import Places, open_study

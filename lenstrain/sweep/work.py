@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lensprep.configfile import from_mapping, load_config, to_mapping
 from lensprep.dataset import Dataset
-from lensprep.dataset.storage import write_atomic
 from lensprep.errors import ProjectError
+from lensprep.store.local import write_atomic
 from lenstrain.config import Config
 from lenstrain.sweep.config import Plan, trial_config
 from lenstrain.sweep.space import draw_all

@@ -21,11 +21,11 @@ from torch import nn
 
 import lenstrain
 from lensprep.configfile import from_mapping
-from lensprep.dataset.storage import atomic_writer, sync_folder
 from lensprep.errors import CheckpointError, ConfigError, NotFoundError
+from lensprep.store.local import atomic_writer, sync_folder
 from lenstrain.config import Config
-from lenstrain.model import build_model
-from lenstrain.tensorfile import load_tensors, raise_passing
+from lenstrain.networks.finder import build_model
+from lenstrain.networks.tensorfile import load_tensors, raise_passing
 
 FORMAT = "lenstrain-checkpoint"
 FORMAT_VERSION = 1

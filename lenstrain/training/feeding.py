@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from lenstrain.augment import augment
 from lenstrain.data import Batch
+from lenstrain.training.augment import augment
 from lenstrain.training.run import Run
 from lenstrain.training.step import StepBatch
 from lenstrain.training.transfer import send, widen

@@ -31,9 +31,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from lensprep.dataset.interrupts import grace
-from lensprep.dataset.s3client import WAKE_SECONDS, S3Options
-from lensprep.dataset.storage import (
+from lensprep.errors import (
+    ChangedError,
+    CheckpointError,
+    ConfigError,
+    NotFoundError,
+    StorageError,
+)
+from lensprep.store.interrupts import grace
+from lensprep.store.local import (
     Entry,
     Store,
     is_remote,
@@ -42,13 +48,7 @@ from lensprep.dataset.storage import (
     open_store,
     write_atomic,
 )
-from lensprep.errors import (
-    ChangedError,
-    CheckpointError,
-    ConfigError,
-    NotFoundError,
-    StorageError,
-)
+from lensprep.store.s3client import WAKE_SECONDS, S3Options
 from lenstrain.training.checkpoint import (
     LAST,
     MOST_BYTES,
@@ -300,7 +300,7 @@ def _is_checkpoint(name: str) -> bool:
 
 def _fetch(store: Store, entries: list[Entry], draft: Path) -> None:
     """Fetch files; those of one size and version, such as last.pt and best.pt, only once."""
-    from lensprep.dataset.s3transfer import download_file
+    from lensprep.store.transfer import download_file
 
     arrived: dict[tuple[int, str], Path] = {}
     for entry in entries:
@@ -569,7 +569,7 @@ class Mirror:
             store.write(WRITER, self._mark)
         write_atomic(self.folder / WRITER, self._mark)
         if is_remote(self.uri):
-            from lensprep.dataset.s3transfer import abort_unfinished
+            from lensprep.store.transfer import abort_unfinished
 
             with suppress(StorageError):  # to see them takes a right that not everybody has
                 remote: Any = store
@@ -631,8 +631,8 @@ def _put(store: Store, name: str, file: BinaryIO) -> None:
     if not is_remote(store.uri):
         store.write(name, file.read())
         return
-    from lensprep.dataset.s3 import PART_BYTES
-    from lensprep.dataset.s3transfer import upload_parts
+    from lensprep.store.s3 import PART_BYTES
+    from lensprep.store.transfer import upload_parts
 
     size = os.fstat(file.fileno()).st_size
     # metrics.jsonl and TensorBoard's files grow while they are read.

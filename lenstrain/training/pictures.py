@@ -13,7 +13,7 @@ from scipy.special import expit
 from lensprep.dataset import BANDS, Dataset
 from lensprep.dataset.rgb import lupton_rgb, restore
 from lenstrain.evaluation import calibration
-from lenstrain.evaluation.plots import draw_reliability
+from lenstrain.pages.figures import draw_reliability
 
 HARDEST = 32
 """Stamps of each class that are shown."""

@@ -17,12 +17,12 @@ from lensprep.dataset import Dataset
 from lensprep.errors import BudgetError, ConfigError, DatasetError, StorageError
 from lenstrain.config import Config, DataConfig
 from lenstrain.data import StampLoader
-from lenstrain.data.cache import CacheOptions
-from lenstrain.mine import read_weights
-from lenstrain.model import build_model, count_parameters
-from lenstrain.schedule import plan_schedule
+from lenstrain.data.cache.folder import CacheOptions
+from lenstrain.networks.finder import build_model, count_parameters
+from lenstrain.scoring.mine import read_weights
 from lenstrain.training.distributed import Context, launch_id
 from lenstrain.training.runlog import INTERRUPTED, NONFINITE, RunLog, write_setup
+from lenstrain.training.schedule import plan_schedule
 from lenstrain.training.step import Learner, Totals, check_precision, make_learner
 from lenstrain.training.stopping import Stopper
 

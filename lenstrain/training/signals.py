@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Final
 
-from lensprep.dataset.interrupts import grace
+from lensprep.store.interrupts import grace
 
 SAVE_SECONDS: Final = 25.0
 """Time from a signal to the end of a training that cannot save: torchrun kills after 30 s."""

@@ -17,9 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lensprep.errors import ConfigError
 from lenstrain.config import Config, LossConfig, OptimConfig
-from lenstrain.loss import loss_per_stamp, weighted_sum
-from lenstrain.schedule import Schedule, ema_decay
 from lenstrain.training.distributed import Context
+from lenstrain.training.loss import loss_per_stamp, weighted_sum
+from lenstrain.training.schedule import Schedule, ema_decay
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 
 from lensprep.dataset import Dataset
-from lensprep.dataset.storage import write_atomic
 from lensprep.errors import ProjectError, StorageError
+from lensprep.store.local import write_atomic
 from lenstrain.config import Config
 from lenstrain.data import Batch, StampLoader
 from lenstrain.training.checkpoint import BEST as BEST

@@ -30,10 +30,10 @@ import numpy as np
 import pytest
 
 from lensprep.dataset.layout import RECORD_STRIDE
-from lensprep.dataset.s3 import PART_BYTES, Piece, S3Store, results
-from lensprep.dataset.s3client import S3Options
-from lensprep.dataset.s3transfer import upload_parts
-from lensprep.upload import download, upload
+from lensprep.store.s3 import PART_BYTES, Piece, S3Store, results
+from lensprep.store.s3client import S3Options
+from lensprep.store.transfer import upload_parts
+from lensprep.transfer import download, upload
 from tests.datasets import tiny_dataset
 from tests.s3server import S3Server, set_environment
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 
 from lensprep.dataset import PAYLOAD_BYTES, STAMP_SHAPE
-from lenstrain.bench import LIMIT_BUFFERS
+from lenstrain.bench.loader import LIMIT_BUFFERS
 from tests.benchmarks.stamps import SPLIT, Stamps
 
 BATCH = 256

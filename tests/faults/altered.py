@@ -31,15 +31,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from lensprep.convert.rounds import peak_rss_bytes
 from lensprep.dataset import Dataset
 from lensprep.dataset.layout import BLOCK, JSON_BYTES, JSON_OFFSET, PAYLOAD_OFFSET, RECORD_STRIDE
 from lensprep.errors import ProjectError
-from lensprep.inspection import inspect_dataset
-from lensprep.inspection_text import render_text
-from lensprep.rounds import peak_rss_bytes
-from lensprep.verify import verify
+from lensprep.inspection.inspect import inspect_dataset
+from lensprep.inspection.text import render_text
+from lensprep.inspection.verify import verify
 from lenstrain.data import StampLoader
-from lenstrain.evaluation.scores import read_scores
+from lenstrain.scoring.table import read_scores
 from tests.datasets import tiny_dataset
 
 HEADROOM_BYTES = 3 << 30

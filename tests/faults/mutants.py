@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numba import config
 
-from lensprep import stampnpz, zipwalk
+from lensprep.decode import stampnpz, zipwalk
 from tests.lensprep.blobs import (
     BAD,
     GOOD,

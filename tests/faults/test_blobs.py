@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lensprep import zipwalk
+from lensprep.decode import zipwalk
 
 UNIT_TESTS = [
     f"tests/{name}.py"

@@ -16,17 +16,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from lensprep.check import check
-from lensprep.convert import ConvertConfig, convert
-from lensprep.dataset.s3file import s3_filesystem
-from lensprep.engine import make_engine
+from lensprep.checks.check import check
+from lensprep.convert.conversion import ConvertConfig, convert
+from lensprep.decode.feed import PartTask
+from lensprep.decode.normalize import normalization_spec
+from lensprep.engine.local import make_engine
+from lensprep.engine.trial import find_fatal
 from lensprep.errors import InputError, ProjectError
-from lensprep.feed import PartTask
-from lensprep.normalize import normalization_spec
-from lensprep.source import Source
-from lensprep.trial import find_fatal
-from lensprep.upload import download
-from lensprep.verify import verify
+from lensprep.inspection.verify import verify
+from lensprep.source.tree import Source
+from lensprep.store.s3file import s3_filesystem
+from lensprep.transfer import download
 from tests.faultproxy import ALWAYS, DRAWN, Fault, FaultProxy
 from tests.phase4c import tiny_table, write_tree
 
@@ -56,7 +56,7 @@ def whole(tree, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def many_tasks(monkeypatch):
     """Two row groups to a task."""
-    monkeypatch.setattr("lensprep.convert.RUN_ROWS", 16)
+    monkeypatch.setattr("lensprep.convert.conversion.RUN_ROWS", 16)
 
 
 def contents(root):
@@ -72,9 +72,9 @@ def contents(root):
 
 HOOK = """
 import hashlib, os, resource, signal
-import lensprep.prepare
+import lensprep.decode.prepare
 
-decode, folder = lensprep.prepare.decode_batch, os.environ["DEADLY_FOLDER"]
+decode, folder = lensprep.decode.prepare.decode_batch, os.environ["DEADLY_FOLDER"]
 
 def deadly(blobs, out):
     for blob in blobs.to_pylist():
@@ -86,7 +86,7 @@ def deadly(blobs, out):
                 os.kill(os.getpid(), getattr(signal, os.environ["DEADLY_SIGNAL"]))
     return decode(blobs, out)
 
-lensprep.prepare.decode_batch = deadly
+lensprep.decode.prepare.decode_batch = deadly
 """
 """In every process that starts with it, decoding one blob ends the process."""
 

@@ -17,7 +17,7 @@ import pytest
 
 from lensprep.cli import main as lensprep_main
 from lenstrain.cli import main as lenstrain_main
-from lenstrain.infer import infer
+from lenstrain.scoring.infer import infer
 from tests.datasets import tiny_dataset
 from tests.phase4c import tiny_tree
 

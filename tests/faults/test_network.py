@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from lensprep.dataset import Dataset
-from lensprep.dataset.s3transfer import run_files, upload_file
 from lensprep.errors import ProjectError
-from lensprep.upload import dataset_files, download, upload
+from lensprep.store.transfer import run_files, upload_file
+from lensprep.transfer import dataset_files, download, upload
 from lenstrain.data import StampLoader
 from tests.datasets import tiny_dataset
 from tests.faultproxy import ALWAYS, DRAWN, Fault, FaultProxy

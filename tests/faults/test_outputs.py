@@ -17,18 +17,18 @@ import lensprep.cli
 import lenstrain.cli
 from lensprep.configfile import load_config, to_mapping
 from lensprep.dataset import Dataset
-from lensprep.dataset.files import read_file, send_file
-from lensprep.dataset.storage import open_store
 from lensprep.dataset.writer import write_dataset
 from lensprep.errors import DatasetError
-from lensprep.tables import read_table
+from lensprep.store.files import read_file, send_file
+from lensprep.store.local import open_store
+from lensprep.tables.reader import read_table
 from lensprep.terminal import LocalPath, Location
-from lenstrain import origins
 from lenstrain.config import Config
-from lenstrain.evaluation.scores import read_scores
-from lenstrain.infer import infer
-from lenstrain.mine import read_weights
-from lenstrain.model import build_model
+from lenstrain.networks.finder import build_model
+from lenstrain.scoring import origins
+from lenstrain.scoring.infer import infer
+from lenstrain.scoring.mine import read_weights
+from lenstrain.scoring.table import read_scores
 from lenstrain.training.checkpoint import save_checkpoint
 from tests.checkpoints import blank_content
 from tests.lenstrain.probes.conftest import make_sample
@@ -83,7 +83,10 @@ def walk(group: click.Command, names: tuple[str, ...] = ()) -> Iterator[tuple[st
 
 PARAMETERS = [
     pytest.param(program, name, command, parameter, id=f"{program} {name} {parameter.name}")
-    for program, main in (("lensprep", lensprep.cli.main), ("lenstrain", lenstrain.cli.main))
+    for program, main in (
+        ("lensprep", lensprep.cli.main),
+        ("lenstrain", lenstrain.cli.main),
+    )
     for name, command in walk(main)
     for parameter in command.params
 ]
@@ -177,7 +180,17 @@ def test_scores_are_made_judged_and_mined_in_a_store(store, sample):
     tables = []
     for suffix in (".parquet", ".csv", ".fits"):
         out = f"{store.uri}/scores{suffix}"
-        call(lenstrain.cli.main, "infer", *where, "--split", "test", "--member", best, "--out", out)
+        call(
+            lenstrain.cli.main,
+            "infer",
+            *where,
+            "--split",
+            "test",
+            "--member",
+            best,
+            "--out",
+            out,
+        )
         # CSV does not say who wrote it, and an untrained network gives logits like probabilities.
         tables.append(read_scores(out, scores_are="logit"))
     first, *others = tables
@@ -240,7 +253,16 @@ def test_a_probe_goes_beside_its_checkpoint_in_the_store(store, sample):
     sets = [part for each in (*small, "resamples=50") for part in ("--set", each)]
     best = f"{store.uri}/run/checkpoints/best.pt"
     content = json.loads(
-        call(lenstrain.cli.main, "probe", best, sample / "ds", "--json", "--device", "cpu", *sets)
+        call(
+            lenstrain.cli.main,
+            "probe",
+            best,
+            sample / "ds",
+            "--json",
+            "--device",
+            "cpu",
+            *sets,
+        )
     )
     assert content["report"] == f"{store.uri}/run/probe/probe.html"
     assert content["checkpoint"] == best
@@ -253,7 +275,16 @@ def test_stamps_that_must_be_decoded_are_read_from_the_store(store, sample, tmp_
     send_file(open_store(store.uri), sample / "best.pt", "best.pt")
     best, tree = f"{store.uri}/best.pt", f"{store.uri}/tree"
     call(lensprep.cli.main, "synth", tree, "--rows", 24, "--regions", 3, "--workers", 1)
-    call(lenstrain.cli.main, "infer", best, tree, "--out", f"{store.uri}/tree.csv", "--workers", 1)
+    call(
+        lenstrain.cli.main,
+        "infer",
+        best,
+        tree,
+        "--out",
+        f"{store.uri}/tree.csv",
+        "--workers",
+        1,
+    )
     assert read_table(f"{store.uri}/tree.csv").table.num_rows > 0
 
     cutouts, report = open_store(f"{store.uri}/cutouts"), f"{store.uri}/report"
@@ -344,6 +375,12 @@ def test_a_place_that_refuses_is_told_before_the_scoring(sample, tmp_path, monke
     (tmp_path / "file").touch()
     for out in (tmp_path / "file" / "s.parquet", tmp_path / "file" / "deep" / "s.csv"):
         line = call(
-            lenstrain.cli.main, "infer", tmp_path / "no.pt", sample / "ds", "--out", out, status=1
+            lenstrain.cli.main,
+            "infer",
+            tmp_path / "no.pt",
+            sample / "ds",
+            "--out",
+            out,
+            status=1,
         )
         assert "file is a file" in line  # and not that there is no such checkpoint

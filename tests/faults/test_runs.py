@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from lensprep.configfile import load_config, to_toml
-from lensprep.dataset.s3 import S3Store
 from lensprep.errors import ProjectError
+from lensprep.store.s3 import S3Store
 from lenstrain.config import Config
 from lenstrain.training import mirror
 from lenstrain.training.checkpoint import load_checkpoint

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from lensprep.errors import ScoresError
-from lensprep.tables import read_table
+from lensprep.tables.reader import read_table
 from tests.usertables import write_all
 
 

@@ -17,8 +17,8 @@ from functools import partial
 
 import numpy as np
 
-from lensprep.stampnpz import RejectReason
-from lensprep.zipwalk import MAX_HEADER_CHARS, MAX_MEMBER_BYTES
+from lensprep.decode.stampnpz import RejectReason
+from lensprep.decode.zipwalk import MAX_HEADER_CHARS, MAX_MEMBER_BYTES
 
 NAMES = ("image_g", "image_r", "image_z")
 

@@ -139,7 +139,7 @@ def test_all_kernels_have_this_decorator():
 @pytest.mark.slow
 def test_a_first_conversion_says_that_it_compiles_and_a_second_does_not(tmp_path):
     """Once, although two workers compile, and not on standard output."""
-    command = [sys.executable, "-m", "lensprep.cli"]
+    command = [sys.executable, "-m", "lensprep"]
     env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
 
     def call(*arguments):

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from scipy import special
 
 from lensprep.configfile import load_config
-from lensprep.convert import convert
+from lensprep.convert.conversion import convert
 from lensprep.dataset import BANDS, Dataset, NormalizationSpec
 from lensprep.dataset.rgb import restore
 from lensprep.dataset.writer import write_dataset
@@ -40,14 +40,14 @@ from lenstrain.audit.columns import FORBIDDEN
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.finding import Finding
 from lenstrain.config import Config
-from lenstrain.evaluation.evaluate import evaluate
 from lenstrain.evaluation.options import EvaluationOptions
-from lenstrain.evaluation.scores import METADATA_KEY
-from lenstrain.infer import infer
-from lenstrain.ledger import LEDGER
+from lenstrain.pages.evaluate import evaluate
 from lenstrain.probes.options import ProbeOptions
 from lenstrain.probes.pixels import band_statistics, normalize, radius_px
 from lenstrain.probes.probe import probe
+from lenstrain.scoring.infer import infer
+from lenstrain.scoring.ledger import LEDGER
+from lenstrain.scoring.table import METADATA_KEY
 from lenstrain.training.train import train
 
 ROWS, SEED = 6000, 3

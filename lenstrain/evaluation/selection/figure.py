@@ -7,9 +7,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from lenstrain.evaluation.plots import AXIS_LABELS, HEIGHT, SERIES, STYLE, WIDTH, Plot
 from lenstrain.evaluation.selection.axes import Floats
 from lenstrain.evaluation.selection.measure import Selection
+from lenstrain.pages.figures import AXIS_LABELS, HEIGHT, SERIES, STYLE, WIDTH, Plot
 
 _POINTS = 201
 

@@ -12,7 +12,7 @@ import pytest
 
 from lensprep.dataset import Dataset
 from lensprep.errors import DatasetError, ShardError
-from lensprep.verify import verify
+from lensprep.inspection.verify import verify
 from tests.datasets import replace_sidecar, tiny_dataset
 from tests.faults.altered import deep_schema
 

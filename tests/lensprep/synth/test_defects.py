@@ -6,10 +6,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from lensprep.contract import filter_rows, label_rows
+from lensprep.decode.stampnpz import RejectReason, decode_batch
 from lensprep.errors import ConfigError
-from lensprep.source import Source
-from lensprep.stampnpz import RejectReason, decode_batch
+from lensprep.source.contract import filter_rows, label_rows
+from lensprep.source.tree import Source
 from lensprep.synth import DEFAULT_RATES, synthesize
 from lensprep.synth.defects import DEFECTS, plan_defects
 

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lensprep.contract import COLUMNS, label_rows
+from lensprep.decode.stampnpz import decode_batch
 from lensprep.errors import BudgetError, ProjectError, StorageError
-from lensprep.source import Source
-from lensprep.stampnpz import decode_batch
+from lensprep.source.contract import COLUMNS, label_rows
+from lensprep.source.tree import Source
 from lensprep.synth import synthesize
 from lensprep.synth.survey import brick_at
 

@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from lensprep.configfile import load_config
-from lensprep.dataset.files import read_file, send_file
-from lensprep.dataset.storage import open_store
-from lensprep.upload import upload
+from lensprep.store.files import read_file, send_file
+from lensprep.store.local import open_store
+from lensprep.transfer import upload
 from lenstrain.audit import config as thresholds
 from lenstrain.audit.audit import audit
 from lenstrain.audit.checklist import CHECKLIST
@@ -21,7 +21,7 @@ from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.finding import Finding
 from lenstrain.audit.report import markdown, page, pressing, spell
 from lenstrain.cli import main
-from lenstrain.evaluation.scores import METADATA_KEY
+from lenstrain.scoring.table import METADATA_KEY
 
 DOCS = Path(__file__).parents[3] / "docs" / "how-to" / "audit.md"
 SCIENCE = [
@@ -245,7 +245,7 @@ def test_a_folder_that_is_no_run_is_refused(finished, tmp_path):
 
 
 def test_scores_of_another_checkpoint_do_not_count(finished, tmp_path):
-    from lenstrain.infer import infer
+    from lenstrain.scoring.infer import infer
 
     run, dataset = finished
     copy = tmp_path / "copy"

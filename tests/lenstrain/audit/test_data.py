@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lensprep.contract import LEAKING_COLUMNS
 from lensprep.errors import DatasetError
+from lensprep.source.contract import LEAKING_COLUMNS
 from lenstrain.audit import data
 from lenstrain.audit.columns import FORBIDDEN
 from lenstrain.audit.config import AuditConfig, DataThresholds

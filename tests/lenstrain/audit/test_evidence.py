@@ -11,7 +11,7 @@ from lensprep.errors import ScoresError, StorageError
 from lenstrain.audit import run, scores
 from lenstrain.audit.evidence import Evidence, Supplied, read_logits
 from lenstrain.audit.finding import NotRunError
-from lenstrain.ledger import LEDGER, read_ledger
+from lenstrain.scoring.ledger import LEDGER, read_ledger
 
 WHOLE = {"provenance": {"scores_metadata": {}}, "auroc": {}, "tpr_at_fpr": {},
          "completeness_thresholds": []}  # fmt: skip

@@ -6,12 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from lensprep.errors import ScoresError
-from lensprep.tables import read_vectors
+from lensprep.tables.reader import read_vectors
+from lensprep.tables.writer import table_writer
 from lenstrain.audit.evidence import Supplied
 from lenstrain.audit.finding import NotRunError
 from lenstrain.audit.realism import MOST_ROWS, check_realism
-from lenstrain.infer import infer
-from lenstrain.tables import table_writer
+from lenstrain.scoring.infer import infer
 from tests.lenstrain.audit.conftest import good_logits, make_table, write_scores
 
 WIDTH = 8

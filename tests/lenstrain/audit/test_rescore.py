@@ -11,8 +11,8 @@ from lensprep.dataset import Dataset
 from lenstrain.audit import rescore
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError
-from lenstrain.evaluation.scores import METADATA_KEY, read_scores
-from lenstrain.infer import infer
+from lenstrain.scoring.infer import infer
+from lenstrain.scoring.table import METADATA_KEY, read_scores
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "tta"])

@@ -22,7 +22,7 @@ import webdataset as wds
 
 from lensprep.dataset import PAYLOAD_BYTES, PAYLOAD_OFFSET, RECORD_STRIDE, Dataset
 from lensprep.errors import ShardError
-from lensprep.upload import upload
+from lensprep.transfer import upload
 from lenstrain.data import CacheOptions, StampLoader, register_s3
 from tests.datasets import tiny_dataset
 from tests.faultproxy import Fault, FaultProxy

@@ -24,7 +24,7 @@ from lensprep.dataset import PAYLOAD_BYTES, PAYLOAD_OFFSET, RECORD_STRIDE, Datas
 from lensprep.errors import CheckpointError, ConfigError, DatasetError, ShardError, StorageError
 from lenstrain.data import Batch, StampLoader, hard_negative_weights
 from lenstrain.data.batch import PixelPool
-from lenstrain.data.source import LocalSource, copy_rows
+from lenstrain.data.sources.local import LocalSource, copy_rows
 from lenstrain.data.stream import read_ahead
 from tests.datasets import tiny_dataset
 

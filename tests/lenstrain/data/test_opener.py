@@ -8,7 +8,7 @@ import webdataset as wds
 
 from lensprep.dataset import RECORD_STRIDE, Dataset
 from lensprep.errors import ShardError, StorageError
-from lensprep.upload import upload
+from lensprep.transfer import upload
 from lenstrain.data import register_s3
 from tests.datasets import tiny_dataset
 from tests.faultproxy import Fault, FaultProxy

@@ -10,10 +10,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pyarrow.parquet as pq
 import pytest
 
-from lenstrain.evaluation.evaluate import evaluate
 from lenstrain.evaluation.options import EvaluationOptions
-
-from .conftest import make_table
+from lenstrain.pages.evaluate import evaluate
+from tests.scoretables import make_table
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome")

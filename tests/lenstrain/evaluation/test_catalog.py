@@ -12,13 +12,12 @@ from scipy import stats
 
 from lensprep.errors import ScoresError
 from lenstrain.evaluation.catalog import match_catalog, measure_catalog, read_catalog
-from lenstrain.evaluation.evaluate import evaluate
 from lenstrain.evaluation.measure import known_lens_notes
 from lenstrain.evaluation.operating import FrozenThreshold
 from lenstrain.evaluation.options import EvaluationOptions
-from lenstrain.evaluation.scores import read_sky_scores
-
-from .conftest import BARE, make_table
+from lenstrain.pages.evaluate import evaluate
+from lenstrain.scoring.table import read_sky_scores
+from tests.scoretables import BARE, make_table
 
 QUICK = EvaluationOptions(resamples=60, examples=2, completeness_axes=(("theta_e_arcsec",),))
 CUTS = [

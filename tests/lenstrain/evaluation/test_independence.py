@@ -8,9 +8,8 @@ import pytest
 from lenstrain.evaluation.independence import judge_calibration_split
 from lenstrain.evaluation.measure import measure
 from lenstrain.evaluation.options import EvaluationOptions
-from lenstrain.evaluation.scores import read_scores
-
-from .conftest import BARE, make_table
+from lenstrain.scoring.table import read_scores
+from tests.scoretables import BARE, make_table
 
 QUICK = EvaluationOptions(
     resamples=20, fprs=(0.1,), completeness_fprs=(0.1,), completeness_axes=(("theta_e_arcsec",),)

@@ -7,12 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lenstrain.evaluation.evaluate import EvaluationOptions
 from lenstrain.evaluation.measure import measure
 from lenstrain.evaluation.plainjson import plain
-from lenstrain.evaluation.scores import read_scores
-
-from .conftest import make_table
+from lenstrain.pages.evaluate import EvaluationOptions
+from lenstrain.scoring.table import read_scores
+from tests.scoretables import make_table
 
 # Few draws: these tests are about what is said, not about precision.
 QUICK = EvaluationOptions(

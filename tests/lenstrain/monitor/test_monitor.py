@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from lensprep.configfile import load_config, to_toml
-from lensprep.dataset.storage import open_store
 from lensprep.errors import StorageError
+from lensprep.store.local import open_store
 from lenstrain.cli import main
 from lenstrain.config import Config
 from lenstrain.monitor.snapshot import expand, read_snapshot

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lensprep.dataset import NormalizationSpec
-from lensprep.normalize import Normalizer
+from lensprep.decode.normalize import Normalizer
 from lenstrain.probes.sample import Sample
 
 SPEC = NormalizationSpec(mode="mad_stamp", clip=10.0)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lensprep.dataset import NormalizationSpec
+from lensprep.decode.normalize import Normalizer, normalization_spec
 from lensprep.errors import ConfigError
-from lensprep.normalize import Normalizer, normalization_spec
 from lenstrain.probes.pixels import band_statistics, inject, normalize, radius_px
 
 SPECS = [

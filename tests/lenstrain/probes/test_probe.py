@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from lensprep.configfile import load_config
 from lensprep.dataset import NormalizationSpec
 from lensprep.dataset.writer import write_dataset
-from lensprep.upload import upload
+from lensprep.transfer import upload
 from lenstrain.cli import main
 from lenstrain.config import Config
 from lenstrain.probes.options import ProbeOptions

@@ -15,8 +15,8 @@ from optuna.trial import TrialState
 
 from lensprep.configfile import load_config
 from lensprep.dataset import Dataset
-from lensprep.dataset.interrupts import PREEMPTED
 from lensprep.errors import ConfigError, StorageError
+from lensprep.store.interrupts import PREEMPTED
 from lenstrain.config import Config
 from lenstrain.sweep.config import load_plan
 from lenstrain.sweep.report import draw, importance, recommend

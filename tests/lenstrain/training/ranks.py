@@ -23,7 +23,7 @@ from lensprep.dataset import Dataset
 from lensprep.errors import StorageError
 from lenstrain.config import Config
 from lenstrain.data import StampLoader
-from lenstrain.model import build_model
+from lenstrain.networks.finder import build_model
 from lenstrain.training import train as program
 from lenstrain.training.distributed import process_group
 from lenstrain.training.stopping import Stopper

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from lensprep.configfile import to_mapping
+from lensprep.convert.rounds import peak_rss_bytes
 from lensprep.errors import CheckpointError, StorageError
-from lensprep.rounds import peak_rss_bytes
-from lenstrain.model import build_model
+from lenstrain.networks.finder import build_model
 from lenstrain.training import checkpoint
 from lenstrain.training.checkpoint import (
     FORMAT,

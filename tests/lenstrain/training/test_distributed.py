@@ -17,7 +17,7 @@ from lensprep.configfile import to_toml
 from lensprep.dataset import Dataset
 from lensprep.errors import ConfigError
 from lenstrain.data import StampLoader
-from lenstrain.model import build_model
+from lenstrain.networks.finder import build_model
 from lenstrain.training import distributed
 from lenstrain.training.checkpoint import load_checkpoint
 from lenstrain.training.distributed import Context, choose_device, launch_id, process_group

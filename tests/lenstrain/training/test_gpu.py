@@ -13,9 +13,9 @@ import torch
 
 from lensprep.configfile import to_toml
 from lensprep.dataset import Dataset
-from lenstrain.bench_train import run_train_bench
+from lenstrain.bench.train import run_train_bench
 from lenstrain.data import StampLoader
-from lenstrain.model import build_model
+from lenstrain.networks.finder import build_model
 from lenstrain.training.checkpoint import load_checkpoint, load_model
 from lenstrain.training.distributed import Context
 from lenstrain.training.feeding import IntervalClock, copy_stream, device_batches, to_device

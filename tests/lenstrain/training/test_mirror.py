@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lensprep.dataset.s3 import S3Store
 from lensprep.errors import ConfigError, StorageError
-from lenstrain.infer import infer
+from lensprep.store.s3 import S3Store
 from lenstrain.monitor.snapshot import read_snapshot
+from lenstrain.scoring.infer import infer
 from lenstrain.training import mirror as module
 from lenstrain.training.checkpoint import load_checkpoint
 from lenstrain.training.mirror import (

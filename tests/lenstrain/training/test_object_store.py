@@ -17,11 +17,11 @@ from click.testing import CliRunner
 from lensprep.configfile import to_toml
 from lensprep.dataset import RECORD_STRIDE
 from lensprep.errors import BudgetError
-from lensprep.upload import upload
+from lensprep.transfer import upload
 from lenstrain.cli import main
-from lenstrain.data.cache import CacheFolder, CacheOptions
-from lenstrain.data.upkeep import fill
-from lenstrain.infer import infer
+from lenstrain.data.cache.folder import CacheFolder, CacheOptions
+from lenstrain.data.cache.upkeep import fill
+from lenstrain.scoring.infer import infer
 from lenstrain.training.checkpoint import load_checkpoint
 from lenstrain.training.train import train
 from tests.faultproxy import Fault, FaultProxy

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from lenstrain.config import LossConfig, ModelConfig
-from lenstrain.loss import loss_per_stamp
-from lenstrain.model import build_model
-from lenstrain.schedule import Schedule
+from lenstrain.networks.finder import build_model
 from lenstrain.training.distributed import Context
+from lenstrain.training.loss import loss_per_stamp
+from lenstrain.training.schedule import Schedule
 from lenstrain.training.step import (
     Average,
     StepBatch,

@@ -1,0 +1,344 @@
+"""`lensprep check`: is this the data you think it is? Reads a source, returns findings, a verdict.
+
+    report = check(source_or_uri, pixels=False)     -> CheckReport
+    report.verdict                                  "ok", "warnings" or "failed"
+    report.exit_code                                0, 0 or 1
+    report.to_dict()                                one JSON object
+    render_text(report)                             for a terminal (rich)
+
+Without ``pixels`` only the light columns are read, not the blobs, so thousands of files take
+minutes. "failed" means that a blocker did not pass: what is trained or measured on such data cannot
+be believed, or cannot be made. "warnings" are for a person to judge. The verdicts GO, CONDITIONAL
+and NO-GO belong to `lenstrain audit`, which judges a finder and not its data.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lensprep.checks import Circumstances, Finding, Tally, all_findings
+from lensprep.checks.tally import tally_rows
+from lensprep.convert.rounds import left_out_rows
+from lensprep.decode.prepare import REJECT_SCHEMA
+from lensprep.engine.local import default_workers, run_tasks
+from lensprep.errors import ConfigError, InputError, SchemaError, StorageError, size_text
+from lensprep.source.contract import STAMP_COLUMN
+from lensprep.source.listing import filesystem_for
+from lensprep.source.tree import LEAVE_OUT, Progress, Source, SourceFile
+from lensprep.store.files import uri_suffix, written_file
+from lensprep.store.s3client import S3Options
+from lensprep.tables.csvtext import guard_table
+
+Verdict = Literal["ok", "warnings", "failed"]
+
+SAMPLE_ROWS: Final = 200_000
+"""About so many rows are kept to look for columns that tell the label."""
+
+_IN_PROCESS_ROWS: Final = 50_000
+"""Up to so many rows one process is faster than starting others."""
+_PIXELS_COST: Final = 50
+"""A row with its stamp takes as long as so many without."""
+_BATCH_ROWS: Final = 1024
+"""Rows with blobs held at once: about 45 MB."""
+_LIGHT_BATCH_ROWS: Final = 8192
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckReport:
+    """What was found in a source."""
+
+    source: str
+    digest: str
+    """Digest of the listing, as the manifest of a conversion states it."""
+    files: int
+    row_groups: int
+    rows: int
+    bytes: int
+    pixels: bool
+    """Whether stamps were decoded."""
+    splits: dict[str, dict[str, Any]]
+    """By split: rows, fraction, classes {"0", "1", "unknown"}, regions."""
+    findings: tuple[Finding, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst finding that did not pass."""
+        failed = {finding.severity for finding in self.findings if finding.passed is False}
+        if "blocker" in failed:
+            return "failed"
+        return "warnings" if "warn" in failed else "ok"
+
+    @property
+    def exit_code(self) -> int:
+        """Exit status of the command: 1 if a blocker failed, else 0."""
+        return int(self.verdict == "failed")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        data = {name: getattr(self, name) for name in self.__slots__ if name != "findings"}
+        findings = [finding.to_dict() for finding in self.findings]
+        return {"verdict": self.verdict, **data, "findings": findings}
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One file to count."""
+
+    source: Source
+    sample_step: int
+    pixels: bool
+    rejects: bool
+
+    @property
+    def label(self) -> str:
+        """What a person calls it."""
+        return self.source.files[0].path
+
+
+def check(
+    source: Source | str | os.PathLike[str],
+    *,
+    pixels: bool = False,
+    declared_fractions: Mapping[str, float] | None = None,
+    rejects: str | os.PathLike[str] | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    options: S3Options | None = None,
+) -> CheckReport:
+    """Check a Phase 4c source.
+
+    Parameters
+    ----------
+    source : Source, str or path
+        A location is opened with ``skip_bad_files``, so that every bad file is reported.
+    pixels : bool
+        Also decode every stamp: count those that cannot be decoded, and compare images.
+    declared_fractions : mapping of str to float, optional
+        Split fractions that are believed, such as {"train": 0.8, "val": 0.1, "test": 0.1}.
+    rejects : str or path, optional
+        Table to write, ``.csv`` or ``.parquet``: every row that conversion would leave out, with
+        its reason, as `lensprep.convert.rounds.left_out_rows` gives them. Every stamp is decoded
+        for it.
+    workers : int, optional
+        Processes; by default one for small sources, else one per processor.
+    progress : callable, optional
+        Called with (rows read, rows).
+    options : S3Options, optional
+        How to reach an object store.
+
+    Raises
+    ------
+    InputError, SchemaError
+        If the source cannot be opened at all: no such path, no parquet, a required column missing.
+    """
+    if not isinstance(source, Source):
+        filesystem = filesystem_for(source, options)
+        source = Source.open(source, skip_bad_files=True, filesystem=filesystem)
+    if workers is None:
+        cost = source.rows * (_PIXELS_COST if pixels or rejects else 1)
+        workers = default_workers() if cost > _IN_PROCESS_ROWS else 1
+    step = max(1, source.rows // SAMPLE_ROWS)
+    tasks = [
+        _Task(replace(source, files=(file,)), step, pixels, rejects is not None)
+        for file in source.files
+    ]
+    tally, done = Tally(), 0
+    with _rejects_table(rejects, options) as write:
+        for part, rows, left_out in run_tasks(_tally_file, tasks, workers=workers):
+            tally.merge(part)
+            if left_out is not None:
+                write(left_out)
+            done += rows
+            if progress is not None:
+                progress(done, source.rows)
+    findings = all_findings(tally, _circumstances(source, pixels, declared_fractions))
+    return CheckReport(
+        source=source.uri,
+        digest=source.digest(),
+        files=len(source.files),
+        row_groups=sum(len(file.row_groups) for file in source.files),
+        rows=source.rows,
+        bytes=source.bytes,
+        pixels=pixels,
+        splits=_split_counts(tally),
+        findings=findings,
+    )
+
+
+@contextmanager
+def _rejects_table(
+    uri: str | os.PathLike[str] | None, options: S3Options | None
+) -> Iterator[Callable[[pa.Table], object]]:
+    """A function that adds rows to the table, which is there when all have been added."""
+    if uri is None:
+        yield lambda _: None
+        return
+    suffix = uri_suffix(uri)
+    if suffix not in (".csv", ".parquet"):
+        raise StorageError(f"{uri}: the rejects are written as .csv or .parquet.")
+    with written_file(uri, options) as path:
+        if suffix == ".parquet":
+            with pq.ParquetWriter(path, REJECT_SCHEMA) as table:
+                yield table.write_table
+        else:
+            with csv.CSVWriter(path, REJECT_SCHEMA) as table:
+                yield lambda rows: table.write_table(guard_table(rows))
+
+
+def _circumstances(
+    source: Source, pixels: bool, declared: Mapping[str, float] | None
+) -> Circumstances:
+    widths = [len({*file.columns, *dict(file.stated), "region_split"}) for file in source.files]
+    return Circumstances(
+        schema=source.schema,
+        row_groups=sum(len(file.row_groups) for file in source.files),
+        file_columns=(min(widths), max(widths)),
+        bad_files=tuple(f"{bad.path}: {bad.reason}" for bad in source.bad_files),
+        left_out=source.left_out,
+        unfinished=source.unfinished,
+        is_marked=source.is_marked,
+        pixels=pixels,
+        declared=declared,
+    )
+
+
+def _tally_file(task: _Task) -> tuple[Tally, int, pa.Table | None]:
+    """Count the rows of one file, and find those that conversion would leave out."""
+    (file,) = task.source.files
+    try:
+        tally = _tally_pieces(task, _whole_file(task, file))
+    except InputError:
+        tally = _tally_groups(task, file)
+    return tally, file.rows, left_out_rows(task.source, file) if task.rejects else None
+
+
+def _whole_file(task: _Task, file: SourceFile) -> Iterator[pa.Table]:
+    columns, batch_rows = _reading(task)
+    return task.source.iter_file(file, columns, batch_rows=batch_rows)
+
+
+def _tally_groups(task: _Task, file: SourceFile) -> Tally:
+    """Count a file row group by row group; those that cannot be read are noted and passed over."""
+    tally = Tally()
+    columns, batch_rows = _reading(task)
+    for index, group in file.filled:
+        pieces = task.source.iter_row_group(file, index, columns, batch_rows=batch_rows)
+        try:
+            part = _tally_pieces(task, pieces)
+        except SchemaError as error:
+            tally.misfits.append(str(error))
+        except InputError as error:
+            where = f"{file.path}, row group {index}"
+            reason = str(error).removeprefix(where).removesuffix(LEAVE_OUT).strip(" .")
+            tally.unread.append((where, group.rows, reason))
+        else:
+            tally.merge(part)
+    return tally
+
+
+def _reading(task: _Task) -> tuple[list[str] | None, int]:
+    """Columns to read, and rows to hold at once."""
+    if task.pixels:
+        return None, _BATCH_ROWS
+    return [name for name in task.source.schema.names if name != STAMP_COLUMN], _LIGHT_BATCH_ROWS
+
+
+def _tally_pieces(task: _Task, pieces: Iterable[pa.Table]) -> Tally:
+    """Count pieces; nothing of them is counted if one of them cannot be read."""
+    tally = Tally()
+    for piece in pieces:
+        tally.merge(tally_rows(piece, sample_step=task.sample_step, pixels=task.pixels))
+    return tally
+
+
+def _split_counts(tally: Tally) -> dict[str, dict[str, Any]]:
+    total = max(1, sum(tally.rows.values()))
+    return {
+        split: {
+            "rows": rows,
+            "fraction": rows / total,
+            "classes": tally.classes(split),
+            "regions": len({region for region, name in tally.regions if name == split}),
+        }
+        for split, rows in tally.splits().items()
+    }
+
+
+def parse_fractions(text: str) -> dict[str, float]:
+    """Split fractions from text such as ``train=0.8,val=0.1,test=0.1``.
+
+    Raises
+    ------
+    ConfigError
+        If the text is not of that form, or the fractions do not add up to 1.
+    """
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        fractions = {name.strip(): float(value) for name, value in pairs}
+    except ValueError:
+        raise ConfigError(
+            f"split fractions {text!r} cannot be read. Write train=0.8,val=0.1,test=0.1."
+        ) from None
+    total = sum(fractions.values())
+    if not abs(total - 1) <= 1e-6 or min(fractions.values()) < 0:
+        raise ConfigError(
+            f"split fractions {text!r} must be positive and add up to 1, not {total:g}."
+        )
+    return fractions
+
+
+_MARKS: Final = {True: ("passed", "green"), None: ("-", "dim")}
+_FAILED_STYLE: Final = {"blocker": "bold red", "warn": "yellow", "info": "cyan"}
+_VERDICT_STYLE: Final = {"ok": "bold green", "warnings": "bold yellow", "failed": "bold red"}
+
+
+def render_text(report: CheckReport) -> RenderableType:
+    """The report for a terminal: counts, findings, verdict."""
+    head = Text(
+        f"{report.source}: {report.files:,} files, {report.row_groups:,} row groups, "
+        f"{report.rows:,} rows, {size_text(report.bytes)}"
+    )
+    verdict = Text("verdict: ")
+    verdict.append(report.verdict, _VERDICT_STYLE[report.verdict])
+    failed = [f for f in report.findings if f.passed is False]
+    blockers = sum(finding.severity == "blocker" for finding in failed)
+    verdict.append(f" ({blockers} blockers, {len(failed) - blockers} warnings)")
+    return Group(head, _split_table(report), _finding_table(report), verdict)
+
+
+def _split_table(report: CheckReport) -> Table:
+    table = Table("split", box=None, pad_edge=False)
+    for name in ("rows", "share", "non-lenses", "lenses", "unknown", "regions"):
+        table.add_column(name, justify="right")
+    for split, counts in report.splits.items():
+        classes = counts["classes"]
+        table.add_row(
+            split,
+            f"{counts['rows']:,}",
+            f"{counts['fraction']:.1%}",
+            *(f"{classes.get(name, 0):,}" for name in ("0", "1", "unknown")),
+            f"{counts['regions']:,}",
+        )
+    return table
+
+
+def _finding_table(report: CheckReport) -> Table:
+    table = Table("result", "item", "detail", box=None, pad_edge=False)
+    for finding in report.findings:
+        if finding.passed is False:
+            mark = Text(finding.severity.upper(), _FAILED_STYLE[finding.severity])
+        else:
+            mark = Text(*_MARKS[finding.passed])
+        table.add_row(mark, finding.item, Text(finding.detail))
+    return table

@@ -1,0 +1,5 @@
+"""The command `lensprep`: parse, call, print."""
+
+from lensprep.cli.group import main
+
+__all__ = ["main"]

@@ -1,0 +1,239 @@
+"""Sorted runs of finished records on local disk: the external shuffle of a conversion.
+
+Runs in an object store are in `lensprep.convert.spill_remote`; they come back as the same
+stretches.
+
+A run is two files: ``NAME.dat``, the records, and ``NAME.arrow``, their sidecar rows. Both are
+sorted by (split, place), so the rows of any shard, or of several neighbours, are one stretch of
+each run, found by bisection. Memory is that of one run while writing and of a part of a shard while
+reading, however many rows there are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lensprep.dataset.layout import RECORD_STRIDE, SOURCE_COLUMNS, SPLITS
+from lensprep.decode.placement import PLACE, sort_order
+from lensprep.errors import StorageError
+from lensprep.store.local import atomic_writer
+
+_IOV_MAX = 1024
+"""Buffers that the kernel takes in one vectored read."""
+
+_WRITE_ROWS = 64
+"""Records gathered and written at a time: 1.7 MB. One vectored write of many rows without the
+gather is no faster, and several times slower where memory is fragmented, since the kernel then
+looks for large stretches of free pages."""
+
+
+def write_run(stem: Path, records: NDArray[np.uint8], table: pa.Table) -> None:
+    """Write one run, sorted.
+
+    Parameters
+    ----------
+    stem : Path
+        Path of both files without their endings.
+    records : ndarray of uint8, shape (rows, RECORD_STRIDE)
+    table : pyarrow.Table
+        Sidecar rows in the same order, with ``place`` (uint64), ``key`` and ``region_split``.
+
+    Raises
+    ------
+    StorageError
+        If the disk refuses; nothing is left under the final names.
+    """
+    order, sorted_table, starts = sort_run(table)
+    with atomic_writer(stem.with_suffix(".dat")) as file:
+        for first in range(0, len(order), _WRITE_ROWS):
+            file.write(records[order[first : first + _WRITE_ROWS]].data)
+    metadata = {"starts": ",".join(map(str, starts))}
+    sorted_table = sorted_table.replace_schema_metadata(metadata)
+    with (
+        atomic_writer(stem.with_suffix(".arrow")) as file,
+        pa.ipc.new_file(file, sorted_table.schema) as writer,
+    ):
+        writer.write_table(sorted_table)
+
+
+def sort_run(table: pa.Table) -> tuple[NDArray[np.intp], pa.Table, list[int]]:
+    """Order of a run's rows, its sorted table, and where each split begins (and the last ends)."""
+    split = _split_codes(table["region_split"])
+    places = table[PLACE].to_numpy()
+    order = np.lexsort((table["key"].to_numpy(zero_copy_only=False), places, split))
+    starts = np.searchsorted(split[order], np.arange(len(SPLITS) + 1))
+    return order, table.take(order).combine_chunks(), starts.tolist()
+
+
+def _split_codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    return pc.index_in(column, pa.array(SPLITS)).to_numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Rows of one run that belong to a range of places of one split; there may be none."""
+
+    data: Path
+    first: int
+    """Row of the run's data file at which the stretch begins."""
+    table: pa.Table
+    """Sidecar rows of the stretch, sorted by place."""
+
+    def between(self, low: int, high: int) -> Stretch:
+        """The part with ``low <= place < high``; both in [0, 2**64]."""
+        places = self.table[PLACE].to_numpy()
+        start, stop = bisect_places(places, low), bisect_places(places, high)
+        return Stretch(self.data, self.first + start, self.table.slice(start, stop - start))
+
+
+def bisect_places(places: NDArray[np.uint64], place: int) -> int:
+    """Number of sorted places below one in [0, 2**64]."""
+    return len(places) if place >= 1 << 64 else int(np.searchsorted(places, np.uint64(place)))
+
+
+def read_stretches(stems: Sequence[Path], split: str, low: int, high: int) -> list[Stretch]:
+    """Sidecar rows of a split with ``low <= place < high``, one stretch a run.
+
+    Parameters
+    ----------
+    stems : sequence of Path
+        Runs.
+    split : str
+    low, high : int
+        Range of places, in [0, 2**64].
+    """
+    return [_read_stretch(stem, SPLITS.index(split), low, high) for stem in stems]
+
+
+def _read_stretch(stem: Path, split: int, low: int, high: int) -> Stretch:
+    with pa.memory_map(str(stem.with_suffix(".arrow"))) as source:
+        table = pa.ipc.open_file(source).read_all()
+        starts = [int(n) for n in table.schema.metadata[b"starts"].split(b",")]
+        begin, end = starts[split], starts[split + 1]
+        places = table[PLACE].slice(begin, end - begin).to_numpy()
+        first, stop = begin + bisect_places(places, low), begin + bisect_places(places, high)
+        # A copy: a slice would keep the whole run mapped, and count as this process's memory.
+        rows = table.take(pa.array(np.arange(first, stop)))
+        return Stretch(stem.with_suffix(".dat"), first, rows.replace_schema_metadata(None))
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRows:
+    """What one shard is made of: its rows in final order, and where their records lie."""
+
+    table: pa.Table
+    """Sidecar rows in tar order."""
+    dropped: pa.Table
+    """Rows left out because an equal row (same task_id and pixels) is there already."""
+    sources: list[tuple[Path, int, NDArray[np.int64]]]
+    """For each stretch: data file, first row, and each row's place in the tar (-1: dropped)."""
+
+
+def arrange(stretches: Sequence[Stretch]) -> ShardRows:
+    """Put the rows of a shard in order and drop the ones that are there twice.
+
+    Of rows with the same key the one is kept whose other columns sort first, so that it does not
+    depend on the order of the files; only if all are equal does the source decide.
+    """
+    table = pa.concat_tables(s.table for s in stretches)
+    keys = table["key"].to_numpy(zero_copy_only=False).astype("S")
+    order = sort_order(table[PLACE].to_numpy(), keys)
+    doubled = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+    keep = np.ones(len(order), bool)
+    if len(doubled):
+        order = _order_equals(table, keys, order)
+        keep[1:] = keys[order][1:] != keys[order][:-1]
+    target = np.full(len(order), -1, np.int64)
+    target[order[keep]] = np.arange(keep.sum())
+    sources, start = [], 0
+    for stretch in stretches:
+        stop = start + stretch.table.num_rows
+        sources.append((stretch.data, stretch.first, target[start:stop]))
+        start = stop
+    return ShardRows(
+        table.take(order[keep]).drop_columns([PLACE]),
+        table.take(order[~keep]).drop_columns([PLACE]),
+        sources,
+    )
+
+
+def _order_equals(
+    table: pa.Table, keys: NDArray[np.bytes_], order: NDArray[np.intp]
+) -> NDArray[np.intp]:
+    """Sort rows of equal keys by their content, then by their source."""
+    content = [name for name in table.column_names if name not in (PLACE, *SOURCE_COLUMNS)]
+    ordered = keys[order]
+    twice = np.zeros(len(order), bool)
+    twice[1:] |= ordered[1:] == ordered[:-1]
+    twice[:-1] |= ordered[1:] == ordered[:-1]
+    rows = table.take(order[twice]).select([*content, *SOURCE_COLUMNS]).to_pylist()
+    texts = [repr(tuple(row.values())) for row in rows]
+    positions = np.flatnonzero(twice)
+    # Rows of one key are neighbours already: they are sorted inside their group only.
+    group = np.cumsum(np.r_[True, ordered[positions][1:] != ordered[positions][:-1]])
+    ranked = sorted(range(len(texts)), key=lambda i: (group[i], texts[i]))
+    result = order.copy()
+    result[positions] = order[positions[ranked]]
+    return result
+
+
+def read_records(rows: ShardRows, records: NDArray[np.uint8], first: int = 0) -> NDArray[np.uint8]:
+    """Some neighbouring records of a shard in tar order, each read straight to its place.
+
+    Parameters
+    ----------
+    rows : ShardRows
+    records : ndarray of uint8, shape (n, RECORD_STRIDE)
+        Where to put them; also returned.
+    first : int
+        Row of the tar that comes first in `records`.
+
+    Raises
+    ------
+    StorageError
+        If a run is shorter than its sidecar says.
+    """
+    scratch = np.empty(RECORD_STRIDE, np.uint8).data
+    for path, start, targets in rows.sources:
+        places = targets - first
+        wanted = np.flatnonzero((places >= 0) & (places < len(records)))
+        if not len(wanted):
+            continue
+        # Sorted by place: the wanted rows are neighbours, but for those left out among them.
+        low, high = int(wanted[0]), int(wanted[-1]) + 1
+        inside = (places[low:high] >= 0) & (places[low:high] < len(records))
+        buffers = [
+            records[place].data if kept else scratch
+            for place, kept in zip(places[low:high].tolist(), inside.tolist(), strict=True)
+        ]
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            for i in range(0, len(buffers), _IOV_MAX):
+                offset = (start + low + i) * RECORD_STRIDE
+                _read_all(descriptor, buffers[i : i + _IOV_MAX], offset, path)
+        finally:
+            os.close(descriptor)
+    return records
+
+
+def _read_all(descriptor: int, buffers: list[memoryview], offset: int, path: Path) -> None:
+    expected = len(buffers) * RECORD_STRIDE
+    if os.preadv(descriptor, buffers, offset) == expected:
+        return
+    # A short read in the middle is legal though rare: then row by row, each to its end.
+    for number, buffer in enumerate(buffers):
+        view, position = buffer, offset + number * RECORD_STRIDE
+        while len(view):
+            count = os.preadv(descriptor, [view], position)
+            if not count:
+                size = os.fstat(descriptor).st_size
+                raise StorageError(f"{path} ends at byte {size}: cut while converting.")
+            view, position = view[count:], position + count

@@ -1,0 +1,295 @@
+"""One batch of source rows -> finished records, their sidecar rows, and the rows left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+from numpy.typing import NDArray
+
+from lensprep.dataset.layout import (
+    BANDS,
+    JSON_FIELDS,
+    SPLITS,
+    STAMP_SHAPE,
+)
+from lensprep.dataset.record import encode_json, payload_crc32, payload_view, set_json, set_keys
+from lensprep.decode.account import UNLABELLED, Account, class_names
+from lensprep.decode.normalize import Measured, Normalizer
+from lensprep.decode.placement import PLACE, row_key, row_place
+from lensprep.decode.stampnpz import RejectReason, decode_batch
+from lensprep.source.contract import (
+    FILTER_REASONS,
+    SPLIT_COLUMN,
+    FilterRules,
+    filter_rows,
+    label_rows,
+)
+
+REJECT_SCHEMA = pa.schema(
+    [
+        ("task_id", pa.string()),
+        ("region_split", pa.string()),
+        ("region_id", pa.int32()),
+        ("lens_model", pa.string()),
+        ("class", pa.string()),
+        ("kind", pa.string()),
+        ("reason", pa.string()),
+        ("source_file", pa.string()),
+        ("source_row_group", pa.int32()),
+        ("source_row", pa.int64()),
+    ]
+)
+"""Columns of ``rejects.parquet``; ``kind`` is ``filtered`` or ``rejected``."""
+
+
+DAMAGE = frozenset(
+    {
+        RejectReason.NULL_BLOB,
+        RejectReason.EMPTY_BLOB,
+        RejectReason.NOT_ZIP,
+        RejectReason.TRUNCATED,
+        RejectReason.BAD_ZIP,
+        RejectReason.UNSUPPORTED_ZIP,
+        RejectReason.MISSING_BAND,
+        RejectReason.DUPLICATE_MEMBER,
+        RejectReason.OVERSIZED,
+        RejectReason.BAD_STREAM,
+        RejectReason.CRC_MISMATCH,
+    }
+)
+"""What a row is refused for when a bit of its blob, or of the page that holds it, was altered on
+the way: all that comes before the CRC-32 is known to be right."""
+
+BLOB_ROWS = 32
+"""Blobs decoded at a time: pixels (1.5 MB) and records stay in the cache while they are needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What became of one batch of source rows."""
+
+    rows: int
+    """Records written at the start of the space that was given."""
+    table: pa.Table
+    """Their sidecar rows, with ``place``."""
+    left_out: pa.Table
+    """The other rows, as in ``rejects.parquet``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stamps:
+    """The accepted stamps of a few source rows."""
+
+    rows: NDArray[np.intp]
+    """Where they are in the batch."""
+    hashes: list[str]
+    measured: Measured
+    crc: NDArray[np.uint32]
+
+
+class Preparer:
+    """Turns batches of source rows into records; holds the scratch space for it.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the placement.
+    rules : FilterRules
+        The cuts that the user asked for.
+    normalizer : Normalizer
+    blob_rows : int
+        Most blobs that come at a time.
+    """
+
+    def __init__(
+        self, seed: int, rules: FilterRules, normalizer: Normalizer, blob_rows: int
+    ) -> None:
+        self._seed = seed
+        self._rules = rules
+        self._normalizer = normalizer
+        self._pixels = np.empty((blob_rows, *STAMP_SHAPE), np.float32)
+        self.account = Account()
+
+    def __call__(
+        self,
+        table: pa.Table,
+        blobs: Iterable[pa.ChunkedArray],
+        records: NDArray[np.uint8],
+        again: Callable[[], pa.ChunkedArray | None] | None = None,
+    ) -> Prepared:
+        """Prepare one batch.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            Scalar columns of the source rows, with the ``source_*`` columns.
+        blobs : iterable of pyarrow.ChunkedArray
+            Their ``stamp_npz``, a few rows at a time: blob, pixels and record of a stamp then
+            stay in the processor's cache from inflating to the float16.
+        records : ndarray of uint8, shape (n, RECORD_STRIDE)
+            Space for at least as many records, made by `lensprep.dataset.record.new_records`.
+        again : callable, optional
+            Gives the blobs that came last once more, if a second reading may give others.
+        """
+        labels = label_rows(table)
+        reason = self._light_reasons(table, labels.reason)
+        texts = _json_members(table, labels.label, reason)
+        first, used = 0, 0
+        stamps: list[_Stamps] = []
+        for part in blobs:
+            stop = first + len(part)
+            found = self._stamps(part, reason[first:stop], records[used:], again)
+            stamps.append(found)
+            found.rows[:] += first
+            first, used = stop, used + len(found.rows)
+        side = self._sidecar(table, labels.label, stamps)
+        rows = [row for found in stamps for row in found.rows.tolist()]
+        set_keys(records[:used], side["key"].to_pylist())
+        set_json(records[:used], [texts[row] for row in rows])
+        side = side.append_column("payload_crc32", pa.array(_joined(s.crc for s in stamps)))
+        classes = class_names(labels.label)
+        self.account.add(_split_names(table), classes, reason.tolist())
+        return Prepared(used, side, _left_out(table, reason, classes))
+
+    def _stamps(
+        self,
+        blobs: pa.ChunkedArray,
+        reason: NDArray[np.object_],
+        records: NDArray[np.uint8],
+        again: Callable[[], pa.ChunkedArray | None] | None,
+    ) -> _Stamps:
+        """Decode, normalise and hash the rows that have no reason yet; others may get one."""
+        rows = np.flatnonzero(reason == "")
+        pixels = self._pixels[: len(rows)]
+        rejects = decode_batch(_taken(blobs, rows), pixels)
+        fresh = None
+        if again is not None and not DAMAGE.isdisjoint(rejects):
+            fresh = again()
+        if fresh is not None:
+            rejects = decode_batch(_taken(fresh, rows), pixels)
+        bad = [i for i, reject in enumerate(rejects) if reject is not None]
+        if bad:
+            reason[rows[bad]] = [str(rejects[i]) for i in bad]
+            good = np.setdiff1d(np.arange(len(rows)), bad)
+            rows, pixels = rows[good], pixels[good]
+        measured = self._normalizer(pixels, payload_view(records[: len(rows)]))
+        if measured.constant.any():
+            reason[rows[measured.constant]] = RejectReason.CONSTANT_BAND.value
+            kept = np.flatnonzero(~measured.constant)
+            records[: len(kept)] = records[kept]
+            rows, pixels, measured = rows[kept], pixels[kept], measured.take(kept)
+        hashes = [xxhash.xxh3_128_hexdigest(stamp) for stamp in pixels]
+        return _Stamps(rows, hashes, measured, payload_crc32(records[: len(rows)]))
+
+    def _light_reasons(
+        self, table: pa.Table, label_reason: NDArray[np.str_]
+    ) -> NDArray[np.object_]:
+        """Why a row stays out by its light columns: a cut of the user's comes before a defect."""
+        reason = filter_rows(table, self._rules).astype(object)
+        split_known = pc.is_in(table[SPLIT_COLUMN], pa.array(SPLITS)).to_numpy()
+        region_known = table["region_id"].is_valid().to_numpy()
+        for defect in (
+            label_reason.astype(object),
+            np.where(split_known, "", RejectReason.UNKNOWN_SPLIT.value),
+            np.where(region_known, "", RejectReason.MISSING_REGION.value),
+        ):
+            reason = np.where(reason == "", defect, reason)
+        return reason
+
+    def _sidecar(
+        self, table: pa.Table, label: NDArray[np.int8], stamps: Sequence[_Stamps]
+    ) -> pa.Table:
+        """Scalar columns of the accepted rows, with key, place, label and what was measured."""
+        rows = _joined(s.rows for s in stamps)
+        light = table if len(rows) == table.num_rows else table.take(pa.array(rows))
+        hashes = [pixel_hash for s in stamps for pixel_hash in s.hashes]
+        pairs = zip(light["task_id"].to_pylist(), hashes, strict=True)
+        keys = [row_key(task_id, pixel_hash) for task_id, pixel_hash in pairs]
+        places = [row_place(self._seed, key) for key in keys]
+        columns: dict[str, Any] = {
+            "key": pa.array(keys, pa.string()),
+            PLACE: pa.array(places, pa.uint64()),
+            "label": pa.array(label[rows], pa.int8()),
+        }
+        for name in ("median", "scale", "clip_frac"):
+            values = _joined(getattr(s.measured, name) for s in stamps)
+            for number, band in enumerate(BANDS):
+                columns[f"{name}_{band}"] = pa.array(values[:, number], pa.float32())
+        columns["pixel_hash"] = pa.array(hashes, pa.string())
+        return pa.table({**columns, **dict(zip(light.column_names, light.columns, strict=True))})
+
+
+def _taken(blobs: pa.ChunkedArray, rows: NDArray[np.intp]) -> pa.ChunkedArray:
+    return blobs if len(rows) == len(blobs) else blobs.take(pa.array(rows))
+
+
+def _joined(arrays: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate(list(arrays))
+
+
+def _split_names(table: pa.Table) -> list[str]:
+    """Split of each row for the account."""
+    return [s if s in SPLITS else UNLABELLED for s in table[SPLIT_COLUMN].to_pylist()]
+
+
+def _json_members(
+    table: pa.Table, label: NDArray[np.int8], reason: NDArray[np.object_]
+) -> list[bytes]:
+    """JSON member of every row; a row whose text is too long gets its reason."""
+    columns = {name: table[name].to_pylist() for name in JSON_FIELDS if name in table.column_names}
+    columns |= {"label": label.tolist(), "split": table[SPLIT_COLUMN].to_pylist()}
+    members = encode_json(columns)
+    for row, member in enumerate(members):
+        if member is None and reason[row] == "":
+            reason[row] = RejectReason.LONG_METADATA.value
+    return [member or b"" for member in members]
+
+
+def _left_out(table: pa.Table, reason: NDArray[np.object_], classes: list[str]) -> pa.Table:
+    """Rows that have a reason, as in ``rejects.parquet``."""
+    rows = np.flatnonzero(reason != "")
+    if not len(rows):
+        return REJECT_SCHEMA.empty_table()
+    names = [name for name in REJECT_SCHEMA.names if name in table.column_names]
+    taken = table.select(names).take(pa.array(rows))
+    columns = dict(zip(names, taken.columns, strict=True))
+    columns["class"] = pa.array([classes[row] for row in rows.tolist()])
+    columns["reason"] = pa.array(reason[rows].tolist(), pa.string())
+    kinds = ["filtered" if r in FILTER_REASONS else "rejected" for r in reason[rows].tolist()]
+    columns["kind"] = pa.array(kinds, pa.string())
+    return pa.table([columns[name] for name in REJECT_SCHEMA.names], REJECT_SCHEMA.names).cast(
+        REJECT_SCHEMA
+    )
+
+
+def unreadable_rows(
+    path: str, split: str | None, group: int, rows: int, reason: RejectReason
+) -> pa.Table:
+    """Rows of a row group left out whole, as in ``rejects.parquet``: only their place is known."""
+    known: dict[str, list[Any]] = {
+        "region_split": [split] * rows,
+        "class": [UNLABELLED] * rows,
+        "kind": ["rejected"] * rows,
+        "reason": [reason.value] * rows,
+        "source_file": [path] * rows,
+        "source_row_group": [group] * rows,
+        "source_row": list(range(rows)),
+    }
+    empty = [None] * rows
+    return pa.table({n: known.get(n, empty) for n in REJECT_SCHEMA.names}, schema=REJECT_SCHEMA)
+
+
+def duplicate_rows(dropped: pa.Table) -> pa.Table:
+    """Sidecar rows of records that were there twice, as in ``rejects.parquet``."""
+    rows = dropped.num_rows
+    columns = {name: dropped[name] for name in REJECT_SCHEMA.names if name in dropped.column_names}
+    columns["class"] = pc.cast(dropped["label"], pa.string())
+    columns["kind"] = pa.array(["rejected"] * rows, pa.string())
+    columns["reason"] = pa.array([RejectReason.DUPLICATE_ROW.value] * rows, pa.string())
+    return pa.table({n: columns[n] for n in REJECT_SCHEMA.names}).cast(REJECT_SCHEMA)

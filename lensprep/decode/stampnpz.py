@@ -1,0 +1,376 @@
+"""The pixels of one ``stamp_npz`` blob, or the reason why it has none.
+
+    decode(blob, out) -> RejectReason | None            one blob into out, float32 (3, 64, 64)
+    decode_batch(blobs, out) -> list[RejectReason | None]   a pyarrow binary column, or a sequence
+    RejectReason                                         every reason a row can be refused for
+
+A blob is what ``np.savez_compressed`` writes: a zip archive with the members ``image_g.npy``,
+``image_r.npy`` and ``image_z.npy``. ``np.load`` spends several times longer on its own objects than
+on the data, so the archive is walked by `lensprep.decode.zipwalk` and inflated by libdeflate. What
+is read is what ``np.load`` would read: whenever a blob is accepted, ``np.load`` gives the same
+pixels (the reverse has the few exceptions listed under `decode`). No input raises: a blob is
+decoded or has a reason.
+
+Nothing a blob says is believed before it is checked. Sizes are claims, and a large one is refused
+before anything is inflated, so no blob costs more memory than one stamp. Every CRC-32 is checked.
+Object arrays are never loaded: there is no pickle in this file.
+
+Source of the .npy layout: NumPy NEP 1.
+"""
+
+from __future__ import annotations
+
+import ast
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from deflate import DeflateError, crc32
+from deflate import deflate_decompress as inflate
+
+from lensprep.dataset.layout import STAMP_SHAPE
+from lensprep.decode import zipwalk
+from lensprep.decode.zipwalk import DEFLATED, FIELDS, MAX_HEADER_CHARS
+from lensprep.kernel import kernel
+
+
+class RejectReason(StrEnum):
+    """Why a row did not get in. The docstring of a member is its meaning, for people.
+
+    One place for all of them, so that the account of a conversion is complete. The value is the
+    name that stands in the manifest and in ``rejects.parquet``.
+    """
+
+    def __new__(cls, value: str, meaning: str) -> RejectReason:
+        """Make a string member that carries its meaning as its docstring."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.__doc__ = meaning
+        return member
+
+    # the blob
+    NULL_BLOB = "null_blob", "stamp_npz is null"
+    EMPTY_BLOB = "empty_blob", "stamp_npz has no bytes"
+    NOT_ZIP = "not_zip", "the blob is no zip archive (a bare .npy, a pickle, text)"
+    TRUNCATED = "truncated", "the blob, or a member, ends before the data it announces"
+    BAD_ZIP = "bad_zip", "the zip directory contradicts itself or the archive"
+    UNSUPPORTED_ZIP = "unsupported_zip", "a band is encrypted, or not stored or deflated"
+    DUPLICATE_MEMBER = "duplicate_member", "a band is in the archive more than once"
+    MISSING_BAND = "missing_band", "a band is not in the archive"
+    OVERSIZED = "oversized", "a member claims more bytes than a stamp can have"
+    BAD_STREAM = "bad_stream", "the deflate stream of a member is damaged"
+    CRC_MISMATCH = "crc_mismatch", "a member does not have the CRC-32 of the directory"
+    # the array
+    BAD_NPY = "bad_npy", "a member is no .npy file that can be read"
+    OBJECT_ARRAY = "object_array", "a band is a pickled object array, which is never loaded"
+    WRONG_DTYPE = "wrong_dtype", "a band is not float16, float32 or float64"
+    WRONG_SHAPE = "wrong_shape", "a band is not 64 x 64"
+    NONFINITE = "nonfinite", "a pixel is NaN, infinite, or too large to compute with (4e37)"
+    CONSTANT_BAND = "constant_band", "the MAD of a band is 0, so it has no scale"
+    # the row
+    UNKNOWN_LABEL = "unknown_label", "lens_model is null or none of CONTROL, SIE, SIS"
+    LABEL_CONFLICT = "label_conflict", "lens_model contradicts is_control or theta_e_arcsec"
+    MISSING_TASK_ID = "missing_task_id", "task_id is null or empty"
+    UNKNOWN_SPLIT = "unknown_split", "region_split is null or none of train, val, test"
+    MISSING_REGION = "missing_region", "region_id is null, so no interval could count the row"
+    LONG_METADATA = "long_metadata", "the row's text columns do not fit the record's JSON"
+    DUPLICATE_ROW = "duplicate_row", "the same task_id with the same pixels came before"
+    UNREADABLE = "unreadable", "the parquet row group is corrupt (--skip-bad-files)"
+    CRASHED = "crashed", "reading the row group killed two processes (--skip-bad-files)"
+
+
+_BY_CODE: dict[int, RejectReason] = {
+    zipwalk.EMPTY: RejectReason.EMPTY_BLOB,
+    zipwalk.NOT_ZIP: RejectReason.NOT_ZIP,
+    zipwalk.TRUNCATED: RejectReason.TRUNCATED,
+    zipwalk.BAD_ZIP: RejectReason.BAD_ZIP,
+    zipwalk.UNSUPPORTED: RejectReason.UNSUPPORTED_ZIP,
+    zipwalk.DUPLICATE: RejectReason.DUPLICATE_MEMBER,
+    zipwalk.MISSING: RejectReason.MISSING_BAND,
+    zipwalk.OVERSIZED: RejectReason.OVERSIZED,
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# The .npy array
+# ---------------------------------------------------------------------------------------------
+
+
+def _header_text(text: str) -> bytes:
+    """The bytes of a version 1.0 header as NumPy 1.14 and later pads it, to 64 bytes."""
+    padding = -(10 + len(text) + 1) % 64
+    body = text.encode("latin1") + b" " * padding + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(body)) + body
+
+
+_NATIVE = np.dtype(np.float32).newbyteorder("=").str
+_PLAIN_HEADER = _header_text(
+    f"{{'descr': '{_NATIVE}', 'fortran_order': False, 'shape': (64, 64), }}"
+)
+_PLAIN_START = len(_PLAIN_HEADER)
+_PLAIN_BYTES = _PLAIN_START + 64 * 64 * 4
+_BAND_BYTES = 64 * 64 * 4
+
+
+class _ArraySpec(NamedTuple):
+    """What a .npy header says: the type on disk and the order of the axes."""
+
+    dtype: np.dtype[Any]
+    fortran: bool
+
+
+def _cast_array(member: bytes | bytearray, raw: memoryview) -> RejectReason | None:
+    """Write the pixels of one .npy file to `raw`, as native float32; a reason if it cannot."""
+    version = member[6] if len(member) > 6 else 0
+    prefix = {1: 10, 2: 12, 3: 12}.get(version)
+    if prefix is None or len(member) < prefix or not member.startswith(b"\x93NUMPY"):
+        return RejectReason.BAD_NPY
+    length = int.from_bytes(member[8:prefix], "little")
+    # A character of version 3 is at most four bytes.
+    if member[7] != 0 or length > 4 * MAX_HEADER_CHARS or prefix + length > len(member):
+        return RejectReason.BAD_NPY
+    spec = _parse_header(bytes(member[prefix : prefix + length]), version)
+    if isinstance(spec, RejectReason):
+        return spec
+    if len(member) - prefix - length < 64 * 64 * spec.dtype.itemsize:
+        return RejectReason.TRUNCATED
+    values = np.frombuffer(member, spec.dtype, 64 * 64, prefix + length).reshape(64, 64)
+    band = np.frombuffer(raw, np.float32).reshape(64, 64)
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32: seen to be nonfinite
+        band[...] = values.T if spec.fortran else values
+    return None
+
+
+@lru_cache(maxsize=256)
+def _parse_header(raw: bytes, version: int) -> _ArraySpec | RejectReason:
+    """Read the dictionary of a .npy header by the rules of NumPy, without evaluating it.
+
+    Cached, since the stamps of one pipeline share a handful of headers.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a string escape inside what somebody sent us
+            text = raw.decode("utf-8" if version == 3 else "latin1")
+            header = ast.literal_eval(text) if len(text) <= MAX_HEADER_CHARS else None
+    except Exception:  # SyntaxError, ValueError, MemoryError, RecursionError: by the interpreter
+        return RejectReason.BAD_NPY
+    if not isinstance(header, dict) or header.keys() != {"descr", "fortran_order", "shape"}:
+        return RejectReason.BAD_NPY
+    shape, fortran = header["shape"], header["fortran_order"]
+    integers = isinstance(shape, tuple) and all(isinstance(n, int) for n in shape)
+    if not integers or not isinstance(fortran, bool):
+        return RejectReason.BAD_NPY
+    dtype = _float_dtype(header["descr"])
+    if isinstance(dtype, RejectReason):
+        return dtype
+    return _ArraySpec(dtype, fortran) if shape == (64, 64) else RejectReason.WRONG_SHAPE
+
+
+def _float_dtype(descr: object) -> np.dtype[Any] | RejectReason:
+    """Type of the array on disk, if it is one of the three floats in either byte order."""
+    if not isinstance(descr, str):
+        return RejectReason.WRONG_DTYPE
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dtype = np.dtype(descr)
+    except Exception:  # np.dtype parses strings in its own ways: TypeError, SyntaxError, ...
+        return RejectReason.BAD_NPY
+    if dtype.hasobject:
+        return RejectReason.OBJECT_ARRAY
+    known = dtype.kind == "f" and dtype.itemsize in (2, 4, 8) and dtype.subdtype is None
+    return dtype if known else RejectReason.WRONG_DTYPE
+
+
+# ---------------------------------------------------------------------------------------------
+# A stamp, and many
+# ---------------------------------------------------------------------------------------------
+
+
+@kernel
+def _unusable_rows(bits: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Rows of float32, given as int32, that hold a NaN, an infinity or 2**125 and more."""
+    n, m = bits.shape
+    found = np.zeros(n, np.bool_)
+    for i in range(n):
+        row = bits[i]
+        bad = np.int32(0)
+        for j in range(m):
+            size = np.int32(row[j] & np.int32(0x7FFFFFFF))
+            bad = np.int32(bad | np.int32(size >= np.int32(0x7E000000)))
+        found[i] = bad != 0
+    return found
+
+
+def decode(blob: Any, out: npt.NDArray[np.float32]) -> RejectReason | None:
+    """Decode one blob into `out`.
+
+    Parameters
+    ----------
+    blob : bytes-like or None
+        Anything with the buffer interface: bytes, memoryview, ``pyarrow.Buffer``.
+    out : ndarray of float32, shape (3, 64, 64), C-contiguous, writable
+        Receives the bands g, r, z in the units of the blob (nanomaggies per pixel). Undefined when
+        a reason is returned.
+
+    Returns
+    -------
+    RejectReason or None
+        None if `out` holds the pixels, else why it does not.
+
+    Raises
+    ------
+    ValueError
+        If `out` has another shape, type or layout. No blob raises anything.
+
+    Notes
+    -----
+    float16, float64, big-endian and Fortran-ordered arrays are cast, as ``.astype(np.float32)``
+    would. Stored, deflated, streamed and Zip64 members are read; other members are ignored.
+
+    Stricter than ``np.load``, on purpose:
+
+    - a band that is there twice, also as ``image_z`` and ``image_z.npy``, of which ``np.load``
+      takes the former, or with a NUL in its name, which ends it there (``duplicate_member``);
+    - a band with a NUL in its name alone; members that overlap; offsets beyond the blob, and
+      Zip64 numbers of 2**63 and more, of any member; a Zip64 end record that its locator does not
+      point to, or that is longer than it must be (``zipfile`` of later Pythons refuses most of
+      them); a stored band of two sizes (``bad_zip``);
+    - a band that is compressed with bzip2 or LZMA (``unsupported_zip``);
+    - a member of another length than the directory says (``truncated``, ``bad_stream``), or larger
+      than a stamp can be, `lensprep.decode.zipwalk.MAX_MEMBER_BYTES` (``oversized``);
+    - a CRC-32 that ``np.load`` would not have looked at, in bytes after the array
+      (``crc_mismatch``);
+    - headers that only Python 2 wrote, ``64L`` (``bad_npy``);
+    - pixels of 2**125 (4e37) and more, whose sums overflow (``nonfinite``).
+
+    Broader: the names of other members need not be UTF-8, and a deflate stream may announce more
+    codes than zlib allows (libdeflate allows all that the format can say). All else that
+    ``np.load`` refuses is refused: a local name that differs from the directory's, encryption,
+    ``.npy`` versions other than (1, 0), (2, 0) and (3, 0), object arrays.
+    """
+    return decode_batch([blob], out[None])[0]
+
+
+def decode_batch(
+    blobs: pa.Array | pa.ChunkedArray | Sequence[Any], out: npt.NDArray[np.float32]
+) -> list[RejectReason | None]:
+    """Decode many blobs, each into its row of `out`.
+
+    Parameters
+    ----------
+    blobs : pyarrow.Array or ChunkedArray of a binary type, or sequence of bytes-like or None
+        N blobs. The buffers of an arrow array are read in place, without a copy per row.
+    out : ndarray of float32, shape (N, 3, 64, 64) or longer, C-contiguous, writable
+        Row i receives blob i; undefined where a reason is returned.
+
+    Returns
+    -------
+    list of RejectReason or None
+        One entry for each blob, None where it was decoded. See `decode`.
+
+    Raises
+    ------
+    ValueError
+        If `out` does not fit. No blob raises anything.
+    """
+    _check_out(out, len(blobs))
+    reasons: list[RejectReason | None] = []
+    for data, bounds, null in _stretches(blobs):
+        n = len(bounds) - 1
+        rows = out[len(reasons) : len(reasons) + n]
+        found = _decode_stretch(data, bounds, rows)
+        for row in null:
+            found[row] = RejectReason.NULL_BLOB
+        reasons += found
+    return reasons
+
+
+def _decode_stretch(
+    data: memoryview, bounds: npt.NDArray[np.int64], out: npt.NDArray[np.float32]
+) -> list[RejectReason | None]:
+    """Decode blobs that lie one after the other in memory."""
+    n = len(out)
+    bands, codes = zipwalk.walk(data, bounds)
+    reasons = [_BY_CODE.get(code) for code in codes]
+    raw = memoryview(out.reshape(-1).view(np.uint8).data)
+    for row in range(n):
+        if reasons[row] is None:
+            reasons[row] = _inflate_bands(data, bands, row, raw)
+    for row in np.flatnonzero(_unusable_rows(out.reshape(n, 3 * 64 * 64).view(np.int32))).tolist():
+        reasons[row] = reasons[row] or RejectReason.NONFINITE
+    return reasons
+
+
+def _inflate_bands(
+    data: memoryview, bands: list[int], row: int, raw: memoryview
+) -> RejectReason | None:
+    """Inflate the three members of a row, check length and CRC-32, and write their pixels."""
+    at = row * 3 * _BAND_BYTES
+    for k in range(row * 3 * FIELDS, (row + 1) * 3 * FIELDS, FIELDS):
+        start, compressed, size, crc, method = bands[k : k + FIELDS]
+        stream = data[start : start + compressed]
+        try:
+            member = inflate(stream, size) if method == DEFLATED else bytes(stream)
+        except DeflateError:
+            return RejectReason.BAD_STREAM
+        if len(member) != size:
+            return RejectReason.TRUNCATED
+        if crc32(member) != crc:
+            return RejectReason.CRC_MISMATCH
+        if size == _PLAIN_BYTES and member.startswith(_PLAIN_HEADER):
+            raw[at : at + _BAND_BYTES] = memoryview(member)[_PLAIN_START:]
+        else:
+            reason = _cast_array(member, raw[at : at + _BAND_BYTES])
+            if reason is not None:
+                return reason
+        at += _BAND_BYTES
+    return None
+
+
+def _check_out(out: npt.NDArray[np.float32], rows: int) -> None:
+    """Refuse an output that the blobs cannot be written into as plain bytes."""
+    fits = out.ndim == 4 and out.shape[1:] == STAMP_SHAPE and len(out) >= rows
+    plain = out.dtype == np.float32 and out.dtype.isnative
+    if not (fits and plain and out.flags.c_contiguous and out.flags.writeable):
+        raise ValueError(
+            f"out must be writable C-contiguous float32 of shape ({rows}, 3, 64, 64) or longer, "
+            f"not {out.dtype} {out.shape}"
+        )
+
+
+def _stretches(blobs: Any) -> Iterator[tuple[memoryview, npt.NDArray[np.int64], list[int]]]:
+    """Memory, bounds of the blobs in it, and which of them are null: one for each arrow chunk.
+
+    A blob of a sequence is a stretch of its own.
+    """
+    if isinstance(blobs, pa.ChunkedArray):
+        for chunk in blobs.chunks:
+            yield from _stretches(chunk)
+    elif isinstance(blobs, pa.Array):
+        yield _arrow_stretch(blobs)
+    else:
+        for blob in blobs:
+            view = memoryview(b"" if blob is None else blob).cast("B")
+            yield view, np.array([0, len(view)]), [0] if blob is None else []
+
+
+def _arrow_stretch(blobs: pa.Array) -> tuple[memoryview, npt.NDArray[np.int64], list[int]]:
+    """Data buffer, offsets and null rows of one arrow array."""
+    if not (pa.types.is_binary(blobs.type) or pa.types.is_large_binary(blobs.type)):
+        blobs = blobs.cast(pa.large_binary())
+    _, offsets, data = blobs.buffers()
+    null: list[int] = []
+    if blobs.null_count:
+        null = np.flatnonzero(blobs.is_null().to_numpy(zero_copy_only=False)).tolist()
+    if offsets is None or len(blobs) == 0:
+        return memoryview(b""), np.zeros(len(blobs) + 1, np.int64), null
+    width = np.int64 if pa.types.is_large_binary(blobs.type) else np.int32
+    bounds = np.frombuffer(offsets, width)[blobs.offset : blobs.offset + len(blobs) + 1]
+    return memoryview(b"" if data is None else data), bounds.astype(np.int64), null

@@ -1,0 +1,383 @@
+"""`lensprep inspect`: what is in a dataset, or in one shard of it.
+
+    inspection = inspect_dataset(location, split=None, sample=None)   -> Inspection
+    inspection.to_dict()                                              one JSON object
+    render_text(inspection)                                           for a terminal (rich)
+
+A location is a dataset, a shard of one, or a tar alone. Counts come from the manifest. Statistics
+come from all rows, or, of large datasets, from whole shards, as many as hold `STATISTICS_ROWS`:
+conversion makes every shard a random sample of its split.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lensprep.dataset.layout import (
+    BANDS,
+    BLOCK,
+    JSON_BYTES,
+    JSON_HEADER_OFFSET,
+    JSON_OFFSET,
+    JSON_SUFFIX,
+    NPY_BYTES,
+    PAYLOAD_OFFSET,
+    RECORD_STRIDE,
+    STAMP_SHAPE,
+    STAMP_SUFFIX,
+)
+from lensprep.dataset.manifest import geometry
+from lensprep.dataset.record import payload_crc32, payload_view, record_json, record_key
+from lensprep.dataset.sidecar import join_tables
+from lensprep.errors import DatasetError, ShardError
+from lensprep.inspection.target import Part, Target, open_target, table_numbers
+from lensprep.store.s3client import S3Options
+from lensprep.tables.positions import on_sky
+
+STATISTICS_ROWS: Final = 100_000
+"""Statistics are taken from whole shards of each split until they hold so many rows."""
+PIXEL_ROWS: Final = 256
+"""Stamps of each split whose pixels are read for the pixel statistics."""
+HISTOGRAM_BINS: Final = 24
+
+_DESCRIBED: Final = (
+    "theta_e_arcsec",
+    "src_dmag",
+    "src_reff_arcsec",
+    "arc_snr",
+    "magnification",
+    "psfsize_r",
+    "psfdepth_r",
+    "ebv",
+    "bad_pixel_frac",
+    "wise_brightmask_frac",
+    *(f"{name}_{band}" for name in ("median", "scale", "clip_frac") for band in BANDS),
+)
+"""Columns that are described, where they are there."""
+_HISTOGRAMS: Final = (
+    "theta_e_arcsec",
+    "psfsize_r",
+    "psfdepth_r",
+    "arc_snr",
+    "bad_pixel_frac",
+    "scale_r",
+    "clip_frac_r",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """What was found; every field holds plain types."""
+
+    kind: str
+    """``dataset``, ``shard`` (of a dataset) or ``tar`` (alone, without manifest)."""
+    location: str
+    dataset_id: str | None
+    manifest: dict[str, Any]
+    """Format version, normalisation, source, account, versions and configuration."""
+    geometry: dict[str, Any]
+    splits: dict[str, dict[str, Any]]
+    """By split: rows, classes, regions, shards, bytes, and statistics_rows: how many were read."""
+    sky: dict[str, dict[str, Any]]
+    """By split: right ascension and declination that it spans, degrees; bricks, regions."""
+    models: dict[str, int]
+    """Rows read, by ``lens_model``."""
+    statistics: dict[str, dict[str, dict[str, float | int]]]
+    """By column and class ("0", "1"): n, nulls, min, p5, median, p95, max."""
+    histograms: dict[str, dict[str, Any]]
+    """By column: ``edges`` (of ``bins`` + 1) and counts by class."""
+    pixels: dict[str, dict[str, float]]
+    """By band, of finite stored values: mean, std, min, median, max, the fraction at the clip; and
+    ``not_finite``, the fraction of values that are not, if there are any."""
+    record: dict[str, Any] | None
+    """One record in full, if it was asked for."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def inspect_dataset(
+    location: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    sample: int | None = None,
+    options: S3Options | None = None,
+) -> Inspection:
+    """Look at a dataset, at one shard, or at a tar alone.
+
+    Parameters
+    ----------
+    location : str or path
+        Folder of a dataset, or a ``.tar`` of one.
+    split : str, optional
+        Only this split of a dataset.
+    sample : int, optional
+        Show this record in full: its position in the split (in the first one, if ``split`` is
+        not given) or in the shard.
+    options : S3Options, optional
+        How to reach an object store.
+
+    Raises
+    ------
+    DatasetError, ShardError
+        If there is no such dataset, split, shard or record, or it is damaged.
+    """
+    target = open_target(location, split, options)
+    read = [part for name in target.splits for part in _statistics_parts(target, name)]
+    tables = {name: _joined([p.sidecar for p in read if p.split == name]) for name in target.splits}
+    every = _joined([part.sidecar for part in read])
+    manifest = target.dataset.manifest if target.dataset is not None else None
+    return Inspection(
+        kind=target.kind,
+        location=str(location),
+        dataset_id=manifest.dataset_id if manifest else None,
+        manifest=_manifest_facts(target),
+        geometry=geometry(),
+        splits={name: _split_facts(target, name, tables[name]) for name in target.splits},
+        sky={name: _sky(table) for name, table in tables.items()},
+        models=_value_counts(every, "lens_model"),
+        statistics=_statistics(every),
+        histograms=_histograms(every),
+        pixels=_pixel_statistics(read, manifest.normalization.clip if manifest else None),
+        record=None if sample is None else _record(target, sample),
+    )
+
+
+def _statistics_parts(target: Target, split: str) -> Iterator[Part]:
+    """Whole shards of a split, until they hold enough rows."""
+    rows = 0
+    for part in target.parts(split):
+        yield part
+        rows += part.rows
+        if rows >= STATISTICS_ROWS:
+            return
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    if not tables:
+        return pa.table({})
+    return join_tables(tables, "The sidecars", promote_options="default")
+
+
+def _manifest_facts(target: Target) -> dict[str, Any]:
+    if target.dataset is None:
+        return {}
+    manifest = target.dataset.manifest
+    return {
+        "format_version": manifest.format_version,
+        "normalization": manifest.normalization.to_dict(),
+        "bands": list(manifest.bands),
+        "pixel_scale_arcsec": manifest.pixel_scale_arcsec,
+        "label_map": manifest.label_map,
+        "source": manifest.source,
+        "account": manifest.account,
+        "versions": manifest.versions,
+        "config": manifest.config,
+    }
+
+
+def _split_facts(target: Target, name: str, table: pa.Table) -> dict[str, Any]:
+    """Counts of a split: from the manifest, or, for a shard, from its rows."""
+    facts: dict[str, Any] = {"statistics_rows": table.num_rows}
+    if target.kind == "dataset" and target.dataset is not None:
+        info = target.dataset.split(name)
+        return {
+            "rows": info.rows,
+            "classes": dict(info.classes),
+            "regions": info.regions,
+            "shards": len(info.shards),
+            "bytes": sum(shard.bytes for shard in info.shards),
+            **facts,
+        }
+    return {
+        "rows": table.num_rows,
+        "classes": _value_counts(table, "label"),
+        "regions": len(_value_counts(table, "region_id")),
+        "shards": 1,
+        "bytes": target.tar_bytes,
+        **facts,
+    }
+
+
+def _value_counts(table: pa.Table, name: str) -> dict[str, int]:
+    if name not in table.column_names:
+        return {}
+    counts = pc.value_counts(table[name]).to_pylist()
+    return {str(c["values"]): c["counts"] for c in sorted(counts, key=lambda c: str(c["values"]))}
+
+
+def _sky(table: pa.Table) -> dict[str, Any]:
+    """Extent on the sky; right ascension as the shortest arc that holds all, so 0h is no edge."""
+    if not {"ra", "dec"} <= set(table.column_names) or not table.num_rows:
+        return {}
+    ra, dec = table_numbers(table, "ra", "dec")
+    here = on_sky(ra, dec)
+    if not here.any():
+        return {}
+    ra, dec = np.sort(ra[here] % 360), np.sort(dec[here])
+    gaps = np.diff(np.append(ra, ra[0] + 360.0))
+    widest = int(gaps.argmax())
+    return {
+        "ra_from_deg": float(ra[(widest + 1) % len(ra)]),
+        "ra_to_deg": float(ra[widest]),
+        "ra_width_deg": float(360.0 - gaps[widest]),
+        "dec_from_deg": float(dec[0]),
+        "dec_to_deg": float(dec[-1]),
+        "bricks": len(_value_counts(table, "brickname")),
+    }
+
+
+def _by_class(table: pa.Table, name: str) -> dict[str, NDArray[np.float64]]:
+    values, label = table_numbers(table, name, "label")
+    return {str(c): values[label == c] for c in (0, 1)}
+
+
+def _statistics(table: pa.Table) -> dict[str, dict[str, dict[str, float | int]]]:
+    names = [name for name in _DESCRIBED if {name, "label"} <= set(table.column_names)]
+    return {
+        name: {label: _describe(values) for label, values in _by_class(table, name).items()}
+        for name in names
+    }
+
+
+def _usable(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Finite values whose differences are finite too."""
+    return values[np.abs(values) < 1e300]
+
+
+def _describe(values: NDArray[np.float64]) -> dict[str, float | int]:
+    """Order statistics of the finite values, and how many are null or not finite."""
+    finite = _usable(values)
+    counts: dict[str, float | int] = {"n": len(finite), "nulls": len(values) - len(finite)}
+    if not len(finite):
+        return counts
+    names = ("min", "p5", "median", "p95", "max")
+    points = np.percentile(finite, [0, 5, 50, 95, 100])
+    return counts | {name: float(v) for name, v in zip(names, points, strict=True)}
+
+
+def _histograms(table: pa.Table) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name in _HISTOGRAMS:
+        if not {name, "label"} <= set(table.column_names):
+            continue
+        groups = {c: _usable(v) for c, v in _by_class(table, name).items()}
+        every = np.concatenate(list(groups.values()))
+        if not len(every):
+            continue
+        # A long tail would leave one full bin: what lies beyond the 99th percentile is put in the
+        # last one.
+        low, high = float(every.min()), float(np.percentile(every, 99))
+        edges = np.linspace(low, high if high > low else low + 1.0, HISTOGRAM_BINS + 1)
+        counts = {
+            c: np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0].tolist()
+            for c, v in groups.items()
+        }
+        found[name] = {"edges": edges.tolist(), **counts}
+    return found
+
+
+def _pixel_statistics(parts: Sequence[Part], clip: float | None) -> dict[str, dict[str, float]]:
+    """Stored values by band, of the first stamps of each split (shards are shuffled)."""
+    chosen, taken = [], dict[str, int]()
+    for part in parts:
+        room = PIXEL_ROWS - taken.get(part.split, 0)
+        stamps = payload_view(part.records(0, min(part.rows, max(0, room))))
+        taken[part.split] = taken.get(part.split, 0) + len(stamps)
+        chosen.append(stamps)
+    pixels = np.concatenate(chosen) if chosen else np.empty((0, *STAMP_SHAPE), np.float16)
+    if not len(pixels):
+        return {}
+    return {band: _band_numbers(pixels[:, i], clip) for i, band in enumerate(BANDS)}
+
+
+def _band_numbers(values: NDArray[np.float16], clip: float | None) -> dict[str, float]:
+    finite = values[np.isfinite(values)].astype(np.float64)
+    numbers = {} if finite.size == values.size else {"not_finite": 1 - finite.size / values.size}
+    if not finite.size:
+        return numbers
+    numbers |= {
+        "mean": float(finite.mean()),
+        "std": float(finite.std()),
+        "min": float(finite.min()),
+        "median": float(np.median(finite)),
+        "max": float(finite.max()),
+    }
+    if clip is not None:
+        numbers["at_clip"] = float(np.mean(np.abs(finite) >= clip))
+    return numbers
+
+
+def _record(target: Target, position: int) -> dict[str, Any]:
+    """One record in full."""
+    part, row = _locate(target, position)
+    records = part.records(row, row + 1)
+    record = records[0]
+    key = record_key(record)
+    start = row * RECORD_STRIDE
+    sidecar = part.sidecar.slice(row, 1).to_pylist()[0] if part.has_sidecar else {}
+    try:
+        fields = record_json(record)
+    except ValueError as error:
+        raise ShardError(
+            f"{part.name}, row {row}, offset {start + JSON_OFFSET}: the JSON member cannot be "
+            f"read: {error}."
+        ) from error
+    crc = int(payload_crc32(records)[0])
+    clip = target.dataset.manifest.normalization.clip if target.dataset else None
+    pixels = payload_view(records)[0]
+    return {
+        "split": part.split,
+        "position": position,
+        "shard": part.name,
+        "row": row,
+        "key": key,
+        "members": [
+            _member(key + STAMP_SUFFIX, start, NPY_BYTES),
+            _member(key + JSON_SUFFIX, start + JSON_HEADER_OFFSET, JSON_BYTES),
+        ],
+        "payload": {"offset": start + PAYLOAD_OFFSET, "crc32": crc},
+        "crc32_agrees": crc == sidecar["payload_crc32"] if "payload_crc32" in sidecar else None,
+        "json": fields,
+        "sidecar": {name: _plain(value) for name, value in sidecar.items()},
+        "pixels": {b: _band_numbers(pixels[i], clip) for i, b in enumerate(BANDS)},
+    }
+
+
+def _member(name: str, offset: int, size: int) -> dict[str, Any]:
+    """One member of the tar: its header's offset, that of its data, and its size."""
+    return {"name": name, "offset": offset, "data": offset + BLOCK, "bytes": size}
+
+
+def _locate(target: Target, position: int) -> tuple[Part, int]:
+    split, before = next(iter(target.splits), None), 0
+    if split is None:
+        raise DatasetError(f"{target.location}: there is no record {position}: it has no split.")
+    if position >= 0:
+        for number, rows in enumerate(target.shard_rows(split)):
+            if position < before + rows:
+                return target.part(split, number), position - before
+            before += rows
+    else:
+        before = sum(target.shard_rows(split))
+    records = f"records 0 to {before - 1}" if before else "none"
+    raise DatasetError(f"{target.location}: there is no record {position}: {split} has {records}.")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no bytes, dates or decimals."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, bytes):
+        return value.hex()
+    return value if value is None or isinstance(value, (int, float, str)) else str(value)

@@ -1,0 +1,165 @@
+"""An inspection as text for a terminal: counts, sky, statistics, histograms, one record."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lensprep.inspection.inspect import Inspection
+
+_BARS: Final = " ▁▂▃▄▅▆▇█"
+_CLASSES: Final = {"0": "non-lenses", "1": "lenses"}
+
+
+def render_text(inspection: Inspection) -> RenderableType:
+    """The inspection for a terminal.
+
+    Parameters
+    ----------
+    inspection : Inspection
+    """
+    parts: list[RenderableType] = [
+        _head(inspection),
+        _splits(inspection),
+        _sky(inspection),
+        _statistics(inspection),
+        _histograms(inspection),
+        _pixels(inspection),
+    ]
+    if inspection.record is not None:
+        parts.append(_record(inspection.record))
+    spaced: list[RenderableType] = []
+    for part in parts:
+        spaced.extend((part, Text()))
+    return Group(*spaced[:-1])
+
+
+def _head(inspection: Inspection) -> Text:
+    text = Text(f"{inspection.kind} {inspection.location}")
+    if inspection.dataset_id is not None:
+        text.append(f"\ndataset id {inspection.dataset_id}")
+    facts = inspection.manifest
+    if facts:
+        norm = facts["normalization"]
+        text.append(
+            f"\nformat {facts['format_version']}, bands {''.join(facts['bands'])}, "
+            f"{facts['pixel_scale_arcsec']} arcsec/pixel, {norm['mode']}, "
+            f"clipped at {norm['clip']:g}"
+        )
+        if "uri" in facts["source"]:
+            text.append(f"\nfrom {facts['source']['uri']}")
+        if "input_rows" in facts["account"]:
+            text.append(f"\n{_account(facts['account'])}")
+    shape = " x ".join(map(str, inspection.geometry["shape"]))
+    text.append(f"\nrecords of {inspection.geometry['stride']:,} bytes, stamps {shape} float16")
+    return text
+
+
+def _account(account: dict[str, Any]) -> str:
+    out = {kind: sum(account[kind].values()) for kind in ("filtered", "rejected")}
+    return (
+        f"{account['input_rows']:,} input rows = {account['accepted']:,} accepted + "
+        f"{out['filtered']:,} filtered + {out['rejected']:,} rejected"
+        + (f"; {again:,} read twice" if (again := account.get("read_again")) else "")
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
+    return table
+
+
+def _splits(inspection: Inspection) -> RenderableType:
+    table = _table("split", "stamps", "non-lenses", "lenses", "regions", "shards", "MB", "read")
+    for name, facts in inspection.splits.items():
+        table.add_row(
+            name,
+            f"{facts['rows']:,}",
+            *(f"{facts['classes'].get(label, 0):,}" for label in ("0", "1")),
+            f"{facts['regions']:,}",
+            f"{facts['shards']:,}",
+            f"{facts['bytes'] / 1e6:,.1f}",
+            f"{facts['statistics_rows']:,}",
+        )
+    models = ", ".join(f"{name} {rows:,}" for name, rows in inspection.models.items())
+    return Group(table, Text(f"lens models: {models}")) if models else table
+
+
+def _sky(inspection: Inspection) -> Table:
+    table = _table("sky", "RA from", "to", "width", "Dec from", "to", "bricks")
+    for name, sky in inspection.sky.items():
+        if sky:
+            names = ("ra_from_deg", "ra_to_deg", "ra_width_deg", "dec_from_deg", "dec_to_deg")
+            table.add_row(name, *(f"{sky[n]:.3f}" for n in names), f"{sky['bricks']:,}")
+    return table
+
+
+def _statistics(inspection: Inspection) -> Table:
+    points = ("min", "p5", "median", "p95", "max")
+    table = _table("column", "class", "n", "null", *points)
+    for name, classes in inspection.statistics.items():
+        for number, (label, numbers) in enumerate(classes.items()):
+            table.add_row(
+                name if number == 0 else "",
+                _CLASSES[label],
+                f"{numbers['n']:,}",
+                f"{numbers['nulls']:,}",
+                *(f"{numbers[p]:.4g}" if p in numbers else "" for p in points),
+            )
+    return table
+
+
+def _histograms(inspection: Inspection) -> Table:
+    table = _table("histogram", "class", "from", "counts", "to")
+    for name, histogram in inspection.histograms.items():
+        for number, label in enumerate(("0", "1")):
+            table.add_row(
+                name if number == 0 else "",
+                _CLASSES[label],
+                f"{histogram['edges'][0]:.3g}",
+                _bars(histogram[label]),
+                f"{histogram['edges'][-1]:.3g}",
+            )
+    return table
+
+
+def _bars(counts: list[int]) -> str:
+    """A histogram in one line; what is not empty shows."""
+    top = max(counts) or 1
+    steps = len(_BARS) - 1
+    return "".join(_BARS[-(-count * steps // top)] for count in counts)
+
+
+def _pixels(inspection: Inspection) -> Table:
+    names = ("mean", "std", "min", "median", "max", "at_clip")
+    table = _table("stored pixels", *names)
+    for band, numbers in inspection.pixels.items():
+        table.add_row(band, *(f"{numbers[n]:.4g}" if n in numbers else "" for n in names))
+    return table
+
+
+def _record(record: dict[str, Any]) -> RenderableType:
+    """One record in full."""
+    agreement = {True: "agrees with the sidecar", False: "DIFFERS from the sidecar", None: ""}
+    text = Text(
+        f"record {record['position']} of {record['split']}: {record['shard']}, row {record['row']}"
+        f"\nkey {record['key']}"
+    )
+    for member in record["members"]:
+        text.append(
+            f"\n  {member['name']}  {member['bytes']:,} bytes, header at {member['offset']:,}, "
+            f"data at {member['data']:,}"
+        )
+    text.append(
+        f"\n  pixels at {record['payload']['offset']:,}, CRC-32 {record['payload']['crc32']:08x} "
+        f"{agreement[record['crc32_agrees']]}"
+    )
+    table = Table("field", "value", box=None, pad_edge=False)
+    for name, value in (record["sidecar"] or record["json"]).items():
+        table.add_row(Text(name), Text("null", "dim") if value is None else Text(str(value)))
+    return Group(text, table)

@@ -1,0 +1,394 @@
+"""Files and folders that a user names one by one: read, and written whole, here or in a store.
+
+    read_file("s3://bucket/known.csv")                      bytes
+    with local_file(uri) as path: ...                       the file itself, or a copy for the block
+    with written_file("s3://bucket/scores.fits") as path:   a draft that gets its name at the end
+    with written_folder("s3://bucket/report", "metrics.json") as folder: ...
+    check_file(uri), check_folder(uri, "metrics.json")      before the work: could it be written
+
+What a program can only write to a disk is written to one, and sent when it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import TYPE_CHECKING, cast
+
+from lensprep.errors import NotFoundError, StorageError
+from lensprep.store.local import (
+    PARTIAL_SUFFIX,
+    Entry,
+    Store,
+    check_place,
+    is_remote,
+    local_path,
+    member_path,
+    open_store,
+)
+
+if TYPE_CHECKING:
+    from lensprep.store.s3 import S3Store
+    from lensprep.store.s3client import S3Options
+
+Uri = str | os.PathLike[str]
+
+
+def split_uri(uri: Uri) -> tuple[str, str]:
+    """Folder and name of a file: ``("s3://bucket/a", "b.csv")``.
+
+    Raises
+    ------
+    StorageError
+        If the location names no file, or has a scheme that this version does not read.
+    """
+    if not is_remote(uri):
+        path = local_path(uri)
+        if path.name in ("", ".."):
+            raise StorageError(f"{uri} names a folder, not a file in it.")
+        return str(path.parent), path.name
+    folder, _, name = str(uri).rpartition("/")
+    if not name or folder in ("s3:/", "s3a:/"):
+        raise StorageError(f"{uri} names no file. Write it like s3://bucket/folder/{name or 'x'}.")
+    return folder, name
+
+
+def join_uri(folder: Uri, name: str) -> str:
+    """Location of a file in a folder."""
+    text = str(folder)
+    return f"{text.rstrip('/')}/{name}" if is_remote(text) else str(local_path(text) / name)
+
+
+def uri_suffix(uri: Uri) -> str:
+    """Ending of a location that says what kind of file it is, in small letters: ``.csv.gz``."""
+    suffixes = PurePosixPath(str(uri).lower()).suffixes
+    return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+
+
+def is_within(uri: Uri, folder: Uri) -> bool:
+    """Whether a location is a folder, or lies in it."""
+    if is_remote(uri) != is_remote(folder):
+        return False
+    if not is_remote(uri):
+        return local_path(uri).resolve().is_relative_to(local_path(folder).resolve())
+    inner, outer = (str(text).split("://", 1)[1].rstrip("/") + "/" for text in (uri, folder))
+    return inner.startswith(outer)
+
+
+def exists(uri: Uri, options: S3Options | None = None) -> bool:
+    """Whether there is such a file."""
+    if not is_remote(uri):
+        return local_path(uri).is_file()
+    folder, name = split_uri(uri)
+    return open_store(folder, options).has(name)
+
+
+def read_file(uri: Uri, options: S3Options | None = None) -> bytes:
+    """A whole file.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none.
+    StorageError
+        If it cannot be read.
+    """
+    if is_remote(uri):
+        folder, name = split_uri(uri)
+        return bytes(open_store(folder, options).read(name))
+    path = local_path(uri)
+    with _errors(uri, "read"):
+        return path.read_bytes()
+
+
+@contextmanager
+def local_file(
+    uri: Uri, options: S3Options | None = None, *, most_bytes: int | None = None
+) -> Iterator[Path]:
+    """Path at which a file can be read: its own, or that of a copy which goes with the block.
+
+    Parameters
+    ----------
+    uri : str or path
+    options : S3Options, optional
+    most_bytes : int, optional
+        Of what is larger no copy is made.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none.
+    StorageError
+        If it cannot be read, or there is no room for a copy in the folder for temporary files.
+    """
+    if not is_remote(uri):
+        path = local_path(uri)
+        with _errors(uri, "read"):
+            path.open("rb").close()
+        yield path
+        return
+    folder, name = split_uri(uri)
+    store = open_store(folder, options)
+    entry = store.stat(name)
+    if most_bytes is not None and entry.bytes > most_bytes:
+        raise StorageError(f"{uri} has {entry.bytes:,} bytes; is it the right file?")
+    with _temporary(uri) as draft:
+        _fetch(store, entry, draft / name)
+        yield draft / name
+
+
+@contextmanager
+def local_folder(
+    uri: Uri,
+    options: S3Options | None = None,
+    *,
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> Iterator[Path]:
+    """Path at which a folder can be read: its own, or that of a copy which goes with the block.
+
+    Parameters
+    ----------
+    uri : str or path
+    options : S3Options, optional
+    wanted : callable
+        Told the name of each file below the folder: whether a copy of it is needed.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such folder.
+    StorageError
+        If a file cannot be read, or there is no room for the copies.
+    """
+    if not is_remote(uri):
+        path = local_path(uri)
+        if not path.is_dir():
+            raise NotFoundError(f"{path}: no such folder.")
+        yield path
+        return
+    store = open_store(uri, options)
+    entries = store.entries("")
+    if not entries:
+        raise NotFoundError(f"{uri}: no such folder.")
+    with _temporary(uri) as draft:
+        from lensprep.store.transfer import run_files
+
+        chosen = [entry for entry in entries if wanted(entry.name)]
+        jobs = [partial(_fetch, store, e, member_path(draft, e.name)) for e in chosen]
+        run_files(_remote(store), jobs)
+        yield draft
+
+
+def check_file(uri: Uri, options: S3Options | None = None) -> None:
+    """Refuse a place where no file could be written, before the work that makes it.
+
+    Raises
+    ------
+    StorageError
+        If a folder has that name, the disk or the store refuses, or there is no such bucket.
+    """
+    folder, name = split_uri(uri)
+    if is_remote(uri):
+        from lensprep.store.transfer import try_upload
+
+        try_upload(_remote(open_store(folder, options)), name)
+        return
+    path = local_path(uri)
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder; a file is written here.")
+    check_place(path.parent)
+    with _errors(uri, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=path.parent).close()
+
+
+def check_folder(uri: Uri, mark: str, options: S3Options | None = None) -> None:
+    """Refuse a folder that must not be replaced or cannot be written, before the work.
+
+    Parameters
+    ----------
+    uri : str or path
+    mark : str
+        Name of the file by which an earlier folder of this kind is known.
+
+    Raises
+    ------
+    StorageError
+        If it holds other things than an earlier output, or could not be written.
+    """
+    if not is_remote(uri):
+        check_place(local_path(uri))
+    store = open_store(uri, options)
+    if not store.has(mark) and _holds_anything(store, uri):
+        raise StorageError(
+            f"{uri} is not empty and holds no {mark} of an earlier time; give --out another folder."
+        )
+    inside = is_remote(uri) or local_path(uri).is_dir()
+    check_file(join_uri(uri, mark) if inside else local_path(uri), options)
+
+
+@contextmanager
+def written_file(uri: Uri, options: S3Options | None = None) -> Iterator[Path]:
+    """Path to write a file to, with its name; it gets to its place when the block has ended well.
+
+    An older file of that name is replaced. After an error nothing has changed.
+
+    Raises
+    ------
+    StorageError
+        If the disk or the store refuses, in the block or at its end.
+    """
+    folder, name = split_uri(uri)
+    if is_remote(uri):
+        store = open_store(folder, options)
+        with _errors(uri, "written"), _temporary(uri) as draft:
+            yield draft / name
+            send_file(store, draft / name, name)
+        return
+    path = local_path(uri)
+    with _errors(uri, "written"), _draft_in(path.parent, name) as draft:
+        yield draft / name
+        (draft / name).replace(path)
+
+
+@contextmanager
+def written_folder(uri: Uri, mark: str, options: S3Options | None = None) -> Iterator[Path]:
+    """Path of a folder to write into; it takes its place when the block has ended well.
+
+    An earlier folder of this kind is replaced as a whole (see `check_folder`); ``mark`` is the last
+    file to come.
+
+    Raises
+    ------
+    StorageError
+        If the disk or the store refuses, or the place holds other things.
+    """
+    if is_remote(uri):
+        with _errors(uri, "written"), _temporary(uri) as draft:
+            yield draft
+            check_folder(uri, mark, options)
+            _send_folder(open_store(uri, options), draft, mark)
+        return
+    path = local_path(uri).absolute()
+    place = path if path.is_dir() else path.parent
+    with _errors(uri, "written"), _draft_in(place, path.name) as draft:
+        new = draft / "new"
+        new.mkdir()
+        yield new
+        check_folder(path, mark)
+        if path.is_dir():
+            _replace_content(path, draft, mark)
+        else:
+            new.rename(path)
+
+
+def _replace_content(path: Path, draft: Path, mark: str) -> None:
+    """Exchange what is in a folder, which may be a mount point that nothing can take the place of.
+
+    Where the mark is, the folder is whole: it goes first and comes last.
+    """
+    old = draft / "old"
+    old.mkdir()
+    before = sorted(path.iterdir(), key=lambda entry: entry.name != mark)
+    after = sorted((draft / "new").iterdir(), key=lambda entry: entry.name == mark)
+    moves = [(entry, old / entry.name) for entry in before if entry != draft]
+    moves += [(entry, path / entry.name) for entry in after]
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            source.rename(target)
+            done.append((source, target))
+    except OSError:
+        for source, target in reversed(done):
+            target.rename(source)
+        raise
+
+
+def send_file(store: Store, path: Path, name: str) -> None:
+    """Write a local file into a store, in place of an older one.
+
+    Raises
+    ------
+    StorageError
+        If the file cannot be read, or the store refuses.
+    """
+    from lensprep.store.s3 import PART_BYTES
+    from lensprep.store.transfer import upload_parts
+
+    with _errors(path, "read"), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        parts = iter(partial(file.read, PART_BYTES), b"")
+        upload_parts(_remote(store), name, parts, size, PART_BYTES)
+
+
+def _send_folder(store: Store, draft: Path, mark: str) -> None:
+    """Send all files, the one that says that there is something last; then remove older ones."""
+    from lensprep.store.transfer import run_files
+
+    old = {entry.name for entry in store.entries("")}
+    names = {p.relative_to(draft).as_posix() for p in draft.rglob("*") if p.is_file()}
+    run_files(_remote(store), [
+        partial(send_file, store, draft / name, name) for name in sorted(names - {mark})
+    ])  # fmt: skip
+    send_file(store, draft / mark, mark)
+    for name in sorted(old - names):
+        store.delete(name)
+
+
+def _fetch(store: Store, entry: Entry, path: Path) -> None:
+    from lensprep.store.transfer import download_file
+
+    download_file(_remote(store), entry.name, path, size=entry.bytes, sha256=None)
+
+
+def _remote(store: Store) -> S3Store:
+    """A store that is known to be remote; the class is imported only where one is."""
+    return cast("S3Store", store)
+
+
+def _holds_anything(store: Store, uri: Uri) -> bool:
+    if is_remote(uri):
+        return bool(_remote(store).has_any())
+    path = local_path(uri)
+    return path.is_dir() and any(entry.suffix != PARTIAL_SUFFIX for entry in path.iterdir())
+
+
+@contextmanager
+def _temporary(uri: Uri) -> Iterator[Path]:
+    """A folder of the temporary ones, removed after the block."""
+    with _errors(uri, "kept on the local disk"):
+        folder = TemporaryDirectory(prefix="lensprep-", ignore_cleanup_errors=True)
+    with folder as name:
+        yield Path(name)
+
+
+@contextmanager
+def _draft_in(place: Path, name: str) -> Iterator[Path]:
+    """A hidden folder on the disk of the output, removed after the block."""
+    place.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(
+        PARTIAL_SUFFIX, f".{name[:40]}.", place, ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _errors(uri: Uri, done: str) -> Iterator[None]:
+    """What a disk refuses in one line, also when pyarrow says it in several."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if done == "read":
+            raise NotFoundError(f"{uri}: no such file.") from error
+        raise _refusal(uri, done, error) from error
+    except OSError as error:
+        raise _refusal(uri, done, error) from error
+
+
+def _refusal(uri: Uri, done: str, error: OSError) -> StorageError:
+    reason = str(error.strerror or error).splitlines()[0] if str(error) else type(error).__name__
+    return StorageError(f"{uri} could not be {done}: {reason}.")

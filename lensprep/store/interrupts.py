@@ -1,0 +1,197 @@
+"""Being told to stop: a signal ends what runs, in order where that is soon, and soon in any case.
+
+    with interruptible(SIGINT, SIGTERM):   a signal raises KeyboardInterrupt; nothing is tried again
+    Watchdog.start()                       a program that does not hear its signal is ended
+    with grace(25.0, "What is kept ..."):  ... later, in a block that has something to save
+
+Python runs the handler of a signal in the main thread, between two of its own instructions: not
+while that thread is in compiled code, be it for minutes (a step of a network, a kernel, a lock of a
+database). But the number of the signal is written into a socket at once, by C
+(`signal.set_wakeup_fd`), and there a thread waits. Only code that never lets go of Python's global
+lock would keep this thread waiting too; what we call for long (torch, numba with ``nogil``,
+pyarrow, zlib, sqlite, sockets) lets go of it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import ClassVar, Final, NoReturn
+
+from lensprep.store.s3client import stop_retries
+
+INTERRUPTED: Final = 130
+"""Exit status after Ctrl-C or SIGTERM, as shells have it for the first."""
+PREEMPTED: Final = 75
+"""Exit status after SIGTERM where the state is kept: start again with --resume (EX_TEMPFAIL)."""
+GRACE_SECONDS: Final = 8.0
+"""Time from a signal to the end of a program that keeps no state: Docker kills after 10 s."""
+_AGAIN_SECONDS: Final = 1.0
+"""The same from a second signal."""
+_SHOW_CURSOR: Final = "\x1b[?25h"
+
+
+def killed_by(status: int) -> str:
+    """Signal that ended a process, from its exit status as `subprocess` has it: -9 is SIGKILL."""
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    return f"{name}: out of memory?" if status == -signal.SIGKILL else name
+
+
+@contextmanager
+def interruptible(*numbers: int) -> Iterator[None]:
+    """Have signals raise KeyboardInterrupt inside the block, and nothing under way be tried again.
+
+    A request may be about to wait for a minute, and whatever is interrupted waits for its threads
+    as it is left. A second signal has its own effect: it ends the process at once. Outside of a
+    main thread nothing is done, and a signal that is ignored stays so.
+
+    Parameters
+    ----------
+    *numbers : int
+        Of signals.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        for each in mine:
+            signal.signal(each, signal.SIG_DFL)
+        stop_retries()
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in numbers if main}
+    # None is a handler that was not set by Python, which Python cannot give back.
+    mine = [n for n, handler in before.items() if handler not in (None, signal.SIG_IGN)]
+    for number in mine:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, before[number])
+
+
+@dataclass(frozen=True, slots=True)
+class _Grace:
+    """How long the main thread may go on after a signal, and how the process ends after that."""
+
+    seconds: float
+    advice: str
+    keeps_state: bool
+
+
+class Watchdog:
+    """A thread that ends the process when its main thread does not answer a signal in time."""
+
+    active: ClassVar[Watchdog | None] = None
+    """That of this process; a program has one, whoever only calls a function of ours has none."""
+
+    def __init__(self) -> None:
+        self._graces = [_Grace(GRACE_SECONDS, "", keeps_state=False)]
+        self._received: int | None = None
+        self._deadline: float | None = None
+        self._lock = threading.Lock()
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+
+    @classmethod
+    def start(cls) -> None:
+        """Watch this process from now to its end; call it in the main thread of a program."""
+        if cls.active is None:
+            cls.active = cls()
+            signal.set_wakeup_fd(cls.active._writer.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=cls.active._watch, name="watchdog", daemon=True).start()
+
+    def push(self, grace: _Grace) -> None:
+        """Begin a block with a grace of its own."""
+        with self._lock:
+            self._read()
+            self._graces.append(grace)
+            self._restart()
+
+    def pop(self, answered: bool) -> None:
+        """End it; a signal that was answered in it is forgotten."""
+        with self._lock:
+            self._read()
+            self._graces.pop()
+            if answered:
+                self._received = None
+            self._restart()
+
+    def _restart(self) -> None:
+        waiting = self._received is not None
+        self._deadline = time.monotonic() + self._graces[-1].seconds if waiting else None
+        self._writer.send(b"\0")  # have the thread look at it
+
+    def _watch(self) -> None:
+        while True:
+            deadline = self._deadline
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            heard = select.select([self._reader], [], [], left)[0]
+            with self._lock:
+                self._read()
+                if not heard and deadline == self._deadline:
+                    self._end()
+
+    def _read(self) -> None:
+        """Take in what has come; whoever does so holds the lock."""
+        with suppress(BlockingIOError):  # the other thread was first
+            for number in self._reader.recv(4096):
+                if number in (signal.SIGINT, signal.SIGTERM):
+                    self._note(number)
+
+    def _note(self, number: int) -> None:
+        grace, now = self._graces[-1], time.monotonic()
+        if self._received is None:
+            self._received, self._deadline = number, now + grace.seconds
+        elif number == signal.SIGINT or not grace.keeps_state:
+            self._deadline = min(self._deadline or now, now + _AGAIN_SECONDS)
+
+    def _end(self) -> NoReturn:
+        grace = self._graces[-1]
+        text = f"Stopped in the middle of something that would not end. {grace.advice}".rstrip()
+        cursor = _SHOW_CURSOR if os.isatty(2) else ""
+        try:
+            os.write(2, f"{cursor}{text}\n".encode())  # not sys.stderr: its lock may be held
+        finally:
+            preempted = grace.keeps_state and self._received == signal.SIGTERM
+            os._exit(PREEMPTED if preempted else INTERRUPTED)
+
+
+@contextmanager
+def grace(seconds: float, advice: str = "", *, keeps_state: bool = False) -> Iterator[None]:
+    """Give the block its own time to end after a signal, counted from the signal or its beginning.
+
+    Without a `Watchdog`, or outside of a main thread, nothing is done.
+
+    Parameters
+    ----------
+    seconds : float
+    advice : str
+        What is said when the time is over: what is kept, and how to go on.
+    keeps_state : bool
+        The block has handlers of its own, which keep its state; when it has ended, the signal is
+        answered and the process may go on. SIGTERM then stands for `PREEMPTED`, and a second one
+        does not shorten the time: some schedulers send it to a launcher, which hands it on, and
+        to its processes.
+    """
+    watchdog = Watchdog.active
+    if watchdog is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    watchdog.push(_Grace(seconds, advice, keeps_state))
+    try:
+        yield
+    finally:
+        watchdog.pop(answered=keeps_state)

@@ -1,0 +1,482 @@
+"""Whole files to and from an object store: in parallel parts, digests compared, nothing half there.
+
+upload_file(store, path, name, sha256)                  the object appears whole or not at all
+upload_parts(store, name, parts, size)                  the same from memory
+download_file(store, name, path, size=..., sha256=...)  the file gets its name when it is right
+run_files(store, jobs)                                  a few of these at once
+abort_unfinished(store, names)                          what killed uploads left behind
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from lensprep.dataset.layout import RECORD_STRIDE
+from lensprep.errors import ChangedError, NotFoundError, StorageError
+from lensprep.store.local import Entry, atomic_writer
+from lensprep.store.s3 import (
+    DIGEST_KEY,
+    LEAST_PART_BYTES,
+    PART_BYTES,
+    BrokenOffError,
+    Piece,
+    S3Store,
+    cancel,
+    crc32_text,
+    damaged,
+    finish,
+    raise_failed,
+    results,
+)
+from lensprep.store.s3client import clear_errors
+
+logger = logging.getLogger("lensprep.s3")
+
+FILES_AT_ONCE: Final = 4
+"""Files under way: their digests are computed side by side. Requests are limited by themselves."""
+SMALL_PART_BYTES: Final = 200 * RECORD_STRIDE
+"""For workers, of which there are many on a machine: each holds a few parts. S3 asks for 5 MiB."""
+_MOST_PARTS: Final = 10_000
+_LARGE_BYTES: Final = 2 * LEAST_PART_BYTES
+"""Of what is larger smaller parts can be made."""
+
+Progress = Callable[[int], None]
+"""Told, from any thread, how many bytes more have been moved."""
+
+
+def download_file(
+    store: S3Store,
+    name: str,
+    path: Path,
+    *,
+    size: int,
+    sha256: str | None,
+    progress: Progress | None = None,
+) -> str:
+    """Download a file in parallel ranges; it gets its name when it is right and on the disk.
+
+    Parameters
+    ----------
+    name : str
+    path : Path
+    size : int
+        Its size in bytes.
+    sha256 : str or None
+        Its digest; with None that which is stated with the object, if any.
+    progress : callable, optional
+
+    Returns
+    -------
+    str
+        The digest of what arrived.
+
+    Raises
+    ------
+    ChangedError
+        If the object has another size or digest.
+    StorageError
+        If the disk is full, or as `fetch`.
+    """
+    try:
+        return _download(store, name, path, size, sha256, progress, checked=sha256 is not None)
+    except _AlteredError as error:
+        if not store.connection.plain or sha256 is None:
+            raise
+        # On the way, or in the store? Of a part read twice one knows.
+        logger.warning("%s Reading it again.", error)
+        return _download(store, name, path, size, sha256, None, checked=False)
+
+
+class _AlteredError(ChangedError):
+    """What came is not what was written."""
+
+
+def _download(
+    store: S3Store,
+    name: str,
+    path: Path,
+    size: int,
+    sha256: str | None,
+    progress: Progress | None,
+    *,
+    checked: bool,
+) -> str:
+    digest, answers, arrived = hashlib.sha256(), list[Entry](), deque[Any]()
+    slots, threads = store.connection.slots, store.connection.threads
+    buffers = store.connection.buffers
+
+    def take() -> None:
+        """Write the oldest part; parts arrive in any order but are written in theirs."""
+        part, future = arrived.popleft()
+        try:
+            answers.append(future.result())
+            digest.update(part.view)
+            file.write(part.view)
+            buffers.append(part.view.obj)
+        finally:
+            slots.release()
+        if progress is not None:
+            progress(len(part.view))
+
+    with atomic_writer(path, sync=True) as file:
+        try:
+            for start in range(0, size, PART_BYTES):
+                # Never wait for memory while holding parts that could be written.
+                while not slots.acquire(blocking=not arrived):
+                    take()
+                view = memoryview(take_memory(store, PART_BYTES))[: min(PART_BYTES, size - start)]
+                part = Piece(name, start, view, size, sha256, checked=checked)
+                arrived.append((part, threads.submit(store.fill, part)))
+            while arrived:
+                take()
+        finally:
+            for _, future in arrived:
+                future.cancel()
+                slots.release()
+        _check_arrived(store, name, digest.hexdigest(), sha256, answers)
+    return digest.hexdigest()
+
+
+def take_memory(store: S3Store, size: int) -> bytearray:
+    """Memory for a part, used before if there is any of this size.
+
+    Fresh memory for each part would be spread over the heap and add a tenth to a worker's peak.
+    """
+    try:
+        memory = store.connection.buffers.pop()
+    except IndexError:
+        return bytearray(size)
+    return memory if len(memory) == size else bytearray(size)
+
+
+def give_back(store: S3Store, memory: bytes | bytearray, size: int) -> None:
+    """Keep memory for another part, if it was taken for one of this size."""
+    if isinstance(memory, bytearray) and len(memory) == size:
+        store.connection.buffers.append(memory)
+
+
+def _check_arrived(
+    store: S3Store, name: str, found: str, expected: str | None, answers: Sequence[Entry]
+) -> None:
+    if len({answer.version for answer in answers}) > 1:
+        raise ChangedError(f"{store.locate(name)} was replaced while it was read.")
+    stated = {answer.sha256 for answer in answers} - {None}
+    for digest in {expected} - {None} or stated:
+        if found != digest:
+            raise _AlteredError(str(damaged(store.locate(name), found, str(digest))))
+
+
+def upload_file(
+    store: S3Store,
+    path: Path,
+    name: str,
+    sha256: str | None = None,
+    progress: Progress | None = None,
+    part_bytes: int = PART_BYTES,
+) -> str:
+    """Upload a file, in parallel parts if it is large, unless the name is taken.
+
+    Its digest is computed on the way and stated with the object. The store compares a CRC-32
+    of each part, and the object appears only when all parts are there and the digest is right.
+
+    Parameters
+    ----------
+    path : Path
+    name : str
+    sha256 : str, optional
+        The digest that the file must have.
+    progress : callable, optional
+    part_bytes : int
+        Size of a part.
+
+    Returns
+    -------
+    str
+        The digest.
+
+    Raises
+    ------
+    ChangedError
+        If the local file has another digest, or the name is taken by other content.
+    StorageError
+        If the file cannot be read, or the store does not let us or does not answer.
+    """
+    try:
+        return _upload_file(store, path, name, sha256, progress, part_bytes)
+    except BrokenOffError as error:
+        if part_bytes <= SMALL_PART_BYTES:
+            raise
+        logger.warning("%s Trying smaller parts.", error)
+        return _upload_file(store, path, name, sha256, progress, SMALL_PART_BYTES)
+
+
+def _upload_file(
+    store: S3Store,
+    path: Path,
+    name: str,
+    sha256: str | None,
+    progress: Progress | None,
+    part_bytes: int,
+) -> str:
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > part_bytes:
+                if sha256 is None:
+                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                parts = _hashed_parts(store, file.fileno(), size, part_bytes, path, sha256)
+                _put_parts(store, name, parts, size, part_bytes, sha256, progress)
+                return sha256
+            data = file.read()
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}.") from error
+    found = hashlib.sha256(data).hexdigest()
+    _check_local(path, found, sha256)
+    try:
+        store.put(name, data, {"IfNoneMatch": "*"}, large=size > SMALL_PART_BYTES)
+    except ChangedError:
+        _settle(store, name, len(data), found)
+    if progress is not None:
+        progress(len(data))
+    return found
+
+
+def upload_parts(
+    store: S3Store,
+    name: str,
+    parts: Iterable[bytes | bytearray],
+    size: int,
+    part_bytes: int = PART_BYTES,
+) -> None:
+    """Write an object from memory, in place of an older one; for what can be made again.
+
+    Parameters
+    ----------
+    name : str
+    parts : iterable of bytes
+        Each but the last of the same size, at least 5 MiB. What is a bytearray of `part_bytes` is
+        kept by `give_back` when it has been sent.
+    size : int
+        Of all parts, bytes.
+    part_bytes : int
+
+    Raises
+    ------
+    StorageError
+        If the store does not let us or does not answer; nothing unfinished is left.
+    """
+    if size > part_bytes:
+        _put_parts(store, name, parts, size, part_bytes, None, None)
+    else:
+        store.put(name, b"".join(parts), {})
+
+
+def try_upload(store: S3Store, name: str) -> None:
+    """Begin an upload and drop it: whether the store would take a file, without leaving one.
+
+    Raises
+    ------
+    StorageError
+        If the store does not let us or does not answer.
+    """
+    with clear_errors("write", store.locate(name)):
+        upload = store.client.create_multipart_upload(
+            Bucket=store.bucket, Key=store.key(name), **store.options.put_arguments()
+        )["UploadId"]
+    _abort(store, name, upload)
+
+
+def _put_parts(
+    store: S3Store,
+    name: str,
+    parts: Iterable[bytes | bytearray],
+    size: int,
+    part_bytes: int,
+    sha256: str | None,
+    progress: Progress | None,
+) -> None:
+    """Write an object in parts; a failure leaves no unfinished upload behind.
+
+    With a digest it is stated with the object, which is written only if its name is not taken.
+    """
+    metadata = {} if sha256 is None else {DIGEST_KEY: sha256}
+    with clear_errors("write", store.locate(name)):
+        upload = store.client.create_multipart_upload(
+            Bucket=store.bucket,
+            Key=store.key(name),
+            ChecksumAlgorithm="CRC32",
+            Metadata=metadata,
+            **store.options.put_arguments(),
+        )["UploadId"]
+    futures: list[Future[dict[str, Any]]] = []
+    finished, over = False, threading.Event()
+    try:
+        for data in parts:
+            store.connection.slots.acquire()
+            future = store.connection.threads.submit(
+                _put_part, store, name, upload, over, len(futures) + 1, data, progress
+            )
+            future.add_done_callback(lambda _: store.connection.slots.release())
+            future.add_done_callback(partial(_sent, store, data, part_bytes))
+            futures.append(future)
+            raise_failed(futures)
+        _complete(store, name, upload, results(futures, store.connection.watcher), size, sha256)
+        finished = True
+    finally:
+        if not finished:
+            over.set()
+            cancel(futures)
+            _abort(store, name, upload)
+
+
+def _put_part(
+    store: S3Store,
+    name: str,
+    upload: str,
+    over: threading.Event,
+    number: int,
+    data: bytes | bytearray,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    crc = crc32_text(data)
+    answer = store.send(
+        name,
+        lambda: store.client.upload_part(
+            Bucket=store.bucket,
+            Key=store.key(name),
+            UploadId=upload,
+            PartNumber=number,
+            Body=data,
+            ChecksumCRC32=crc,
+        ),
+        large=len(data) >= _LARGE_BYTES,
+        over=over,
+    )
+    store.confirm(name, data, answer)
+    if progress is not None:
+        progress(len(data))
+    return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32": crc}
+
+
+def _complete(
+    store: S3Store,
+    name: str,
+    upload: str,
+    parts: list[dict[str, Any]],
+    size: int,
+    sha256: str | None,
+) -> None:
+    condition = {} if sha256 is None else {"IfNoneMatch": "*"}
+    try:
+        with clear_errors("write", store.locate(name)):
+            store.client.complete_multipart_upload(
+                Bucket=store.bucket,
+                Key=store.key(name),
+                UploadId=upload,
+                MultipartUpload={"Parts": parts},
+                **condition,
+            )
+    except (ChangedError, NotFoundError):
+        # Taken, or our own upload was complete already and only the answer was lost.
+        _settle(store, name, size, sha256)
+        _abort(store, name, upload)
+
+
+def _settle(store: S3Store, name: str, size: int, sha256: str | None) -> None:
+    """Decide whether an object whose name was taken is the one that was to be written."""
+    try:
+        entry = store.stat(name)
+    except NotFoundError:
+        raise StorageError(
+            f"The upload of {store.locate(name)} was ended from elsewhere. Is another upload to "
+            "the same place going on? Run the same command again; what is done is kept."
+        ) from None
+    if (entry.bytes, entry.sha256) != (size, sha256):
+        raise ChangedError(
+            f"{store.locate(name)} is there already, with other content; it is left as it is."
+        )
+    logger.warning("%s is there already, with this content", store.locate(name))
+
+
+def _abort(store: S3Store, name: str, upload: str) -> None:
+    try:
+        with clear_errors("abort the upload of", store.locate(name)):
+            store.client.abort_multipart_upload(
+                Bucket=store.bucket, Key=store.key(name), UploadId=upload
+            )
+    except NotFoundError:
+        pass
+    except StorageError as error:
+        logger.warning("%s An unfinished upload is left there.", error)
+
+
+def abort_unfinished(store: S3Store, names: Sequence[str] | None = None) -> int:
+    """Abort multipart uploads of these files, or of all, that were left; returns how many."""
+    base = f"{store.prefix}/" if store.prefix else ""
+    wanted = None if names is None else set(names)
+    with clear_errors("list uploads of", store.uri):
+        pages = store.client.get_paginator("list_multipart_uploads")
+        found = [
+            (item["Key"].removeprefix(base), item["UploadId"])
+            for page in pages.paginate(Bucket=store.bucket, Prefix=base)
+            for item in page.get("Uploads", ())
+        ]
+    mine = [(name, upload) for name, upload in found if wanted is None or name in wanted]
+    for name, upload in mine:
+        _abort(store, name, upload)
+    return len(mine)
+
+
+def _hashed_parts(
+    store: S3Store, descriptor: int, size: int, part_bytes: int, path: Path, sha256: str
+) -> Iterator[bytes | bytearray]:
+    """A file in parts of equal size, the last one smaller; its digest is compared at the end."""
+    step = part_bytes * -(-size // (part_bytes * _MOST_PARTS))
+    digest = hashlib.sha256()
+    for start in range(0, size, step):
+        data: bytes | bytearray
+        if start + step <= size:
+            data = take_memory(store, step)
+            if os.preadv(descriptor, [data], start) != step:  # cut meanwhile, or a rare short read
+                data = os.pread(descriptor, step, start)
+        else:
+            data = os.pread(descriptor, step, start)
+        digest.update(data)
+        yield data
+    _check_local(path, digest.hexdigest(), sha256)
+
+
+def _sent(store: S3Store, data: bytes | bytearray, part_bytes: int, _: Future[Any]) -> None:
+    give_back(store, data, part_bytes)
+
+
+def _check_local(path: Path, found: str, expected: str | None) -> None:
+    if expected is not None and found != expected:
+        raise ChangedError(
+            f"{path} is damaged: its SHA-256 begins with {found[:12]}, not {expected[:12]}. Run "
+            "`lensprep verify`, and convert again."
+        )
+
+
+def run_files(store: S3Store, jobs: Sequence[Callable[[], object]]) -> None:
+    """Run transfers of files, a few at once; at the first failure or interrupt, end them all."""
+    with ThreadPoolExecutor(FILES_AT_ONCE, "lensprep-files") as threads:
+        futures: list[Future[object]] = []
+        try:
+            futures.extend(threads.submit(job) for job in jobs)
+            finish(futures)
+        except KeyboardInterrupt:
+            store.connection.stop()
+            raise
+        finally:
+            cancel(futures)
+            store.connection.buffers.clear()

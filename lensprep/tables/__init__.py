@@ -1,0 +1,1 @@
+"""Tables that a user names: read in every common form, and written."""

@@ -1,0 +1,286 @@
+"""Tables of text as people have them: CSV, TSV, with ``;`` or ``|`` or blanks between columns.
+
+    table, headings = read_text(path, plan, ["key"])    numbers where all cells of a column are
+
+What is known: quoted cells and headings, blanks after a separator, a byte order mark, UTF-16, all
+ends of lines, gzip; lines that begin with ``#`` are comments, of which the last may be the heading
+(``# ra dec``); VizieR's lines of units and dashes under the headings; decimal commas where another
+separator stands between the columns. A cell that is guarded from spreadsheets is bared.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NamedTuple, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pcsv
+
+from lensprep.tables.csvtext import unguard_column, unguard_text
+from lensprep.tables.positions import UNIT
+
+GZIP: Final = b"\x1f\x8b"
+
+Plan = Callable[[list[str]], dict[str, str]]
+
+_SEPARATORS: Final = ("\t", ";", "|", ",")
+_HEAD_BYTES: Final = 1 << 18
+_BLOCK_BYTES: Final = 1 << 24
+_QUOTED: Final = re.compile(r'"(?:[^"]|"")*(?:"|\Z)')
+_COMMA_DECIMAL: Final = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
+_POINT_DECIMAL: Final = re.compile(r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?")
+_VALUE: Final = re.compile(r"(?:nan|NaN|[+\-−]?[\d.][\d.,:hmsd°′″'\"eE+\- ]*)")
+"""What no heading looks like: a number, or sexagesimal text."""
+_NULLS: Final = pa.array(
+    ["", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "-nan", "-NaN", "NULL", "null", "None", "<NA>"]
+)
+"""What stands for no number in a column of numbers; in a column of text it is text."""
+
+
+class _Form(NamedTuple):
+    """How the text of a table is laid out."""
+
+    encoding: str
+    separator: str
+    names: list[str]
+    units: list[str]
+    skip: int
+    """Lines before the first row."""
+    blanks: bool
+    """Blanks stand around cells and belong to none of them."""
+    quotes_after_blanks: bool
+    decimal_comma: bool
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """A file as it was before gzip, whatever its name is."""
+    with path.open("rb") as file:
+        packed = file.read(2) == GZIP
+    return cast("BinaryIO", gzip.open(path)) if packed else path.open("rb")
+
+
+def read_text(path: Path, plan: Plan, text: Sequence[str] = ()) -> tuple[pa.Table, list[str]]:
+    """Read a table of text.
+
+    Parameters
+    ----------
+    path : Path
+    plan : callable
+        Told the headings; returns those of the columns to be read, and what each is called here.
+    text : sequence of str
+        What columns are called here that are text, whatever they look like (``0012``).
+
+    Returns
+    -------
+    pyarrow.Table
+        The columns under their headings: int64, uint64, float64, bool or string; an empty cell is
+        null. The units that stand under the headings are in the fields' metadata.
+    list of str
+        All headings.
+
+    Raises
+    ------
+    ValueError, OSError, EOFError, csv.Error, pyarrow.ArrowException
+        If it cannot be read.
+    """
+    with open_bytes(path) as file:
+        head = file.read(_HEAD_BYTES)
+        form = _read_form(head, whole=len(head) < _HEAD_BYTES)
+        chosen = plan(form.names)
+        file.seek(0)
+        slow = form.separator == " " or form.quotes_after_blanks
+        try:
+            table = (_read_rows if slow else _read_arrow)(file, form, list(chosen))
+        except UnicodeDecodeError as error:
+            raise ValueError("its text is not UTF-8. Save it as CSV in UTF-8.") from error
+    units = dict(zip(form.names, form.units, strict=True))
+    columns, fields = [], []
+    for name, column in zip(chosen, table.columns, strict=True):
+        cells = pc.utf8_trim_whitespace(column) if form.blanks else column
+        is_text = chosen[name] in text
+        column = _text(cells) if is_text else infer_type(cells, form.decimal_comma)
+        columns.append(column)
+        fields.append(pa.field(name, column.type, metadata={UNIT: units[name]}))
+    return pa.table(columns, schema=pa.schema(fields)), form.names
+
+
+# --------------------------------------------------------------------------------- its form
+
+
+def _read_form(head: bytes, whole: bool) -> _Form:
+    """What the first lines show; of a longer file the last of them may be cut."""
+    encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    shown = head.decode(encoding, "replace")
+    lines = list(io.StringIO(shown, newline=""))
+    lines = lines if whole or len(lines) == 1 else lines[:-1]
+    first = next((n for n, line in enumerate(lines) if not _is_comment(line)), None)
+    if first is None:
+        raise ValueError("it is empty.")
+    separator = _separator(lines[first : first + 2])
+    rows = _Rows(lines[first:], separator)
+    top = next(rows)
+    if any("\x00" in cell for cell in top):
+        raise ValueError("it holds bytes that are no text.")
+    names, units, skip = _headings(lines[:first], top, separator), [""] * len(top), first
+    if names is None:
+        names, skip = top, first + rows.line_num
+        for number, row in enumerate(islice(rows, 2)):
+            if all(re.fullmatch(r"-+", cell) for cell in row) and len(row) == len(names):
+                skip = first + rows.line_num
+                break
+            units = row if number == 0 and len(row) == len(names) else units
+        else:
+            units = [""] * len(names)
+    bare = _QUOTED.sub('""', "".join(lines[first:]))
+    cells = [cell for row in _Rows(lines[skip:], separator) for cell in row]
+    return _Form(
+        encoding,
+        separator,
+        [unguard_text(name) for name in names],
+        units,
+        skip,
+        blanks=re.search(re.escape(separator) + " ", bare) is not None,
+        quotes_after_blanks=re.search(re.escape(separator) + ' +"', bare) is not None,
+        decimal_comma=separator != ","
+        and any(map(_COMMA_DECIMAL.fullmatch, cells))
+        and not any(map(_POINT_DECIMAL.fullmatch, cells)),
+    )
+
+
+def _is_comment(line: str) -> bool:
+    return not line.strip() or line.startswith("#")
+
+
+def _separator(lines: Sequence[str]) -> str:
+    """The separator that the first lines have alike; else the first that the first of them has."""
+    counts = {each: [_QUOTED.sub("", line).count(each) for line in lines] for each in _SEPARATORS}
+    alike = [each for each, count in counts.items() if count[0] and len(set(count)) == 1]
+    some = [each for each, count in counts.items() if count[0]]
+    blank = [" "] if " " in _QUOTED.sub("", lines[0]).strip() else []
+    return [*alike, *some, *blank, ","][0]
+
+
+class _Rows(Iterator[list[str]]):
+    """Cells of each row, without the blanks around them."""
+
+    def __init__(self, lines: Sequence[str], separator: str) -> None:
+        if separator == " ":
+            lines = [" ".join(line.split()) for line in lines]
+        self._reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+
+    def __next__(self) -> list[str]:
+        return [cell.strip() for cell in next(self._reader)]
+
+    @property
+    def line_num(self) -> int:
+        """Lines that were read so far."""
+        return self._reader.line_num
+
+
+def _headings(comments: Sequence[str], top: list[str], separator: str) -> list[str] | None:
+    """Headings that stand in the last comment, if the first line holds numbers; else None."""
+    if not any(map(_VALUE.fullmatch, top)):
+        return None
+    last = next((line.lstrip("# ") for line in reversed(comments) if line.strip("#\r\n ")), "")
+    for each in (separator, " "):
+        names = next(_Rows([last], each), [])
+        if len(names) == len(top) and not any(map(_VALUE.fullmatch, names)):
+            return names
+    if all(map(_VALUE.fullmatch, top)):
+        raise ValueError(
+            "its first line holds numbers, not the names of columns. Add a line that names them."
+        )
+    return None
+
+
+# --------------------------------------------------------------------------------- its rows
+
+
+def _read_arrow(file: Any, form: _Form, chosen: list[str]) -> pa.Table:
+    """Cells as they are, of the columns that are wanted."""
+    first = form.names[0]
+    include = list(dict.fromkeys([first, *chosen]))
+    table = pcsv.read_csv(
+        file,
+        pcsv.ReadOptions(
+            skip_rows=form.skip,
+            column_names=form.names,
+            block_size=_BLOCK_BYTES,
+            encoding=form.encoding,  # by Python's codec, which is strict
+        ),
+        pcsv.ParseOptions(
+            delimiter=form.separator, newlines_in_values=True, invalid_row_handler=_skip_comment
+        ),
+        pcsv.ConvertOptions(
+            column_types=dict.fromkeys(form.names, pa.string()), include_columns=include
+        ),
+    )
+    if form.names.count(first) == 1 and pc.any(pc.starts_with(table[first], "#")).as_py():
+        _refuse_comments(file, form)
+    return table.select(chosen)
+
+
+def _skip_comment(row: Any) -> str:
+    return "skip" if row.text.startswith("#") else "error"
+
+
+def _refuse_comments(file: Any, form: _Form) -> None:
+    """A row that begins with ``#``, unquoted, is a comment or none: not for a reader to decide."""
+    file.seek(0)
+    text = _QUOTED.sub(_ends_of_lines, file.read().decode(form.encoding))
+    for number, line in enumerate(io.StringIO(text, newline="")):
+        if number >= form.skip and line.startswith("#"):
+            raise ValueError(
+                f"its line {number + 1} begins with # and has as many cells as a row. Remove it if "
+                "it is a comment, or put its first cell in quotes."
+            )
+
+
+def _ends_of_lines(quoted: re.Match[str]) -> str:
+    return '"' + "\n" * quoted.group().count("\n")
+
+
+def _read_rows(file: Any, form: _Form, chosen: list[str]) -> pa.Table:
+    """The same of what pyarrow does not read: many blanks between cells, or before a quote."""
+    lines = io.StringIO(file.read().decode(form.encoding), newline="")
+    kept = [line for line in islice(lines, form.skip, None) if not _is_comment(line)]
+    rows = list(_Rows(kept, form.separator))
+    for number, row in enumerate(rows):
+        if len(row) != len(form.names):
+            raise ValueError(
+                f"its row {number + 1} has {len(row)} cells and its heading {len(form.names)}."
+            )
+    places = [form.names.index(name) for name in chosen]
+    return pa.table(
+        [pa.array([row[place] for row in rows], pa.string()) for place in places], names=chosen
+    )
+
+
+# ------------------------------------------------------------------------------- its values
+
+
+def _text(cells: pa.ChunkedArray) -> pa.ChunkedArray:
+    bare = unguard_column(cells)
+    return pc.if_else(pc.equal(bare, ""), None, bare)
+
+
+def infer_type(cells: pa.ChunkedArray, decimal_comma: bool = False) -> pa.ChunkedArray:
+    """Numbers, or true and false, if every cell is one; a whole column decides, not its start."""
+    bare = pc.utf8_trim_whitespace(cells)
+    bare = pc.if_else(pc.is_in(bare, _NULLS), None, bare)
+    if decimal_comma:
+        bare = pc.replace_substring(bare, ",", ".")
+    unsigned = pc.replace_substring_regex(bare, r"\A\+([0-9.])", r"\1")
+    for kind in (pa.int64(), pa.uint64(), pa.float64(), pa.bool_()):
+        try:
+            return unsigned.cast(kind)
+        except pa.ArrowInvalid:
+            continue
+    return _text(cells)

@@ -1,0 +1,1 @@
+"""Benchmarks: the loader, the way from an object store, and training."""

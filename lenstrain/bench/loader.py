@@ -1,0 +1,280 @@
+"""Measure the loader on a dataset, beside its upper limit and stock WebDataset, in one run."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset as wds
+
+from lensprep.dataset import PAYLOAD_BYTES, STAMP_SHAPE, Dataset
+from lensprep.errors import ConfigError, DatasetError
+from lenstrain.data import Batch, StampLoader
+from lenstrain.data.order import Shuffle
+from lenstrain.data.sources.remote import MEMORY_BUDGET
+
+Progress = Callable[[str, float], None]
+"""Called with what is being measured and the fraction done."""
+
+ROUNDS = 5
+_MOST_ROWS = (1 << 30) // PAYLOAD_BYTES
+"""Rows that are read: 1 GiB of stamps, beyond every cache but the page cache."""
+LIMIT_BUFFERS = 10
+"""As many output buffers as the loader has in turn: fewer would stay in the cache and flatter."""
+
+
+def run_loader_bench(
+    dataset: str | Path,
+    *,
+    split: str = "train",
+    batch_size: int = 256,
+    consumer_rate: float | None = None,
+    seconds: float = 20.0,
+    shuffle: Shuffle = "global",
+    memory_budget: int = MEMORY_BUDGET,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Time the loader, the memmap limit and stock WebDataset on the same shards, by turns.
+
+    Each is measured `ROUNDS` times for a share of `seconds`, one after the other in every round,
+    so that a busy machine slows all of them; the medians are reported. They read the first GiB of
+    the split, which is in the page cache (it is read once before); torch uses one thread.
+
+    Parameters
+    ----------
+    dataset : str or path
+    split : str
+    batch_size : int
+    consumer_rate : float, optional
+        Samples per second of a simulated consumer, which sleeps for a batch's time without the
+        interpreter lock, as a training step on a GPU does. Without it the stalled share is not
+        measured (None).
+    seconds : float
+        Time for all measurements together, besides reading the data into the page cache.
+    shuffle : {"global", "block", None}
+    memory_budget : int
+        Most bytes that the loader's read-ahead holds.
+    progress : callable, optional
+
+    Returns
+    -------
+    dict
+        Medians ``samples_per_s``, ``memmap_limit_samples_per_s``, ``webdataset_samples_per_s``,
+        ``crc_samples_per_s`` (with the CRC-32 of every stamp checked), ``stall_fraction``, and
+        ``cpu_cores`` (processor time of the loader per wall time); ``over_limit`` and
+        ``over_webdataset``, medians of the ratios within a round; ``rounds`` and the conditions.
+
+    Raises
+    ------
+    DatasetError, ConfigError
+        If there is no such dataset or split, or an option does not fit.
+    """
+    check_times(seconds, consumer_rate)
+    tell = progress or (lambda what, done: None)
+    data = Dataset.open(dataset)
+    check_rows(data, split)
+    share = seconds / (ROUNDS * (4 if consumer_rate is None else 5))
+    options: dict[str, Any] = {"shuffle": shuffle, "limit": _MOST_ROWS}
+    options["memory_budget"] = memory_budget
+    loader = StampLoader(dataset, split, batch_size, **options)
+    checking = StampLoader(dataset, split, batch_size, verify="crc", **options)
+    rounds: list[dict[str, float]] = []
+    with one_thread():
+        tell("Reading once", 0.0)
+        contiguous = _warm_up(loader)
+        for number in range(ROUNDS):
+            tell("Measuring", number / ROUNDS)
+            rounds.append(_measure(loader, checking, contiguous, data, split, share, consumer_rate))
+    tell("Done", 1.0)
+    loader.close()
+    checking.close()
+    return _summary(rounds) | conditions(data, split, loader, consumer_rate) | {"rounds": rounds}
+
+
+def check_times(seconds: float, consumer_rate: float | None) -> None:
+    """Refuse what cannot be measured."""
+    if seconds <= 0 or (consumer_rate is not None and consumer_rate <= 0):
+        raise ConfigError("seconds and consumer_rate must be above 0")
+
+
+def check_rows(data: Dataset, split: str) -> None:
+    """Refuse a split without rows."""
+    if not data.split(split).rows:
+        raise DatasetError(f"{data.uri}: split {split!r} is empty, there is nothing to measure.")
+
+
+def conditions(
+    data: Dataset, split: str, loader: StampLoader, consumer_rate: float | None
+) -> dict[str, Any]:
+    """What was read, in which way, and with what: part of a bench's answer."""
+    return {
+        "dataset": data.uri,
+        "dataset_id": data.dataset_id,
+        "split": split,
+        "rows": loader.spec.rows,
+        "batch_size": loader.batch_size,
+        "shuffle": loader.spec.shuffle,
+        "consumer_rate": consumer_rate,
+        "mixing_window_samples": loader.mixing_window,
+        "read_ahead_batches": loader.depth,
+        "cpus": os.cpu_count(),
+        "versions": {
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "webdataset": wds.__version__,
+        },
+    }
+
+
+def _measure(
+    loader: StampLoader,
+    checking: StampLoader,
+    contiguous: torch.Tensor,
+    data: Dataset,
+    split: str,
+    seconds: float,
+    consumer_rate: float | None,
+) -> dict[str, float]:
+    """One round: every candidate for `seconds`."""
+    cpu = time.process_time()
+    start = time.perf_counter()
+    rate = loader_rate(loader, seconds)
+    cores = (time.process_time() - cpu) / (time.perf_counter() - start)
+    found = {
+        "samples_per_s": rate,
+        "cpu_cores": cores,
+        "memmap_limit_samples_per_s": memmap_limit_rate(contiguous, loader.batch_size, seconds),
+        "webdataset_samples_per_s": webdataset_rate(data, split, loader.batch_size, seconds),
+        "crc_samples_per_s": loader_rate(checking, seconds),
+    }
+    if consumer_rate is not None:
+        found["stall_fraction"] = stall_fraction(loader, consumer_rate, seconds)
+    return found
+
+
+def _summary(rounds: list[dict[str, float]]) -> dict[str, float | None]:
+    def median(values: Iterator[float]) -> float:
+        return statistics.median(values)
+
+    names = (
+        "samples_per_s",
+        "memmap_limit_samples_per_s",
+        "webdataset_samples_per_s",
+        "crc_samples_per_s",
+        "cpu_cores",
+    )
+    summary: dict[str, float | None] = {n: median(r[n] for r in rounds) for n in names}
+    for ratio, below in (("over_limit", names[1]), ("over_webdataset", names[2])):
+        summary[ratio] = median(r["samples_per_s"] / r[below] for r in rounds)
+    stalled = "stall_fraction" in rounds[0]
+    summary["stall_fraction"] = median(r["stall_fraction"] for r in rounds) if stalled else None
+    return summary
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _warm_up(loader: StampLoader) -> torch.Tensor:
+    """Bring the rows into the page cache, and into one array."""
+    array = torch.empty((len(loader) * loader.batch_size, *STAMP_SHAPE), dtype=torch.float16)
+    for number, batch in enumerate(loader):
+        array[number * loader.batch_size :][: len(batch.pixels)] = batch.pixels
+    return array
+
+
+def _epochs(loader: StampLoader) -> Iterator[Any]:
+    while True:
+        loader.forget_checks()
+        yield from loader
+
+
+def loader_rate(loader: StampLoader, seconds: float) -> float:
+    """Samples per second of a consumer that takes batches as fast as they come."""
+    batches = _epochs(loader)
+    next(batches)
+    samples, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds:
+        samples += len(next(batches).labels)
+    return samples / spent
+
+
+def memmap_limit_rate(contiguous: torch.Tensor, batch_size: int, seconds: float) -> float:
+    """Samples per second of `torch.index_select` from one array into buffers that are there.
+
+    Parameters
+    ----------
+    contiguous : tensor of float16, shape (rows, 3, 64, 64)
+    batch_size : int
+    seconds : float
+    """
+    rng = np.random.default_rng(0)
+    orders = torch.from_numpy(rng.integers(0, len(contiguous), (64, batch_size)))
+    shape = (batch_size, *contiguous.shape[1:])
+    outs = [torch.empty(shape, dtype=torch.float16) for _ in range(LIMIT_BUFFERS)]
+    for out in outs:
+        torch.index_select(contiguous, 0, orders[0], out=out)
+    turns, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds:
+        torch.index_select(contiguous, 0, orders[turns % 64], out=outs[turns % LIMIT_BUFFERS])
+        turns += 1
+    return turns * batch_size / spent
+
+
+def webdataset_rate(data: Dataset, split: str, batch_size: int, seconds: float) -> float:
+    """Samples per second of ``WebDataset(...).shuffle(1000).decode()`` with its own batching."""
+    urls, rows = [], 0
+    for shard in data.split(split).shards:
+        if rows < _MOST_ROWS:
+            urls.append(str(data.path(shard.name)))
+            rows += shard.rows
+    pipeline = (
+        wds.WebDataset(urls, shardshuffle=len(urls), empty_check=False)
+        .shuffle(1000, initial=100)
+        .decode()
+        .to_tuple("stamp.npy", "json")
+        .batched(batch_size)
+        .repeat()
+    )
+    batches = iter(pipeline)
+    samples, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds:
+        samples += len(next(batches)[0])
+    return samples / spent
+
+
+def stall_fraction(loader: StampLoader, rate: float, seconds: float) -> float:
+    """Share of time that a consumer of `rate` samples per second waits for its next batch.
+
+    The consumer holds each batch for its step time in `time.sleep`, without the interpreter lock,
+    and lets go of it when it takes the next. What a sleep overshoots counts as work, not as wait.
+    """
+    return waited_share(_epochs(loader), rate, seconds)
+
+
+def waited_share(batches: Iterator[Batch], rate: float, seconds: float) -> float:
+    """`stall_fraction` of some batches, the first one left out; at most to their end."""
+    batch: Batch | None = next(batches)
+    assert batch is not None
+    step = len(batch.labels) / rate
+    waited, start = 0.0, time.perf_counter()
+    while (now := time.perf_counter()) - start < seconds:
+        if (batch := next(batches, None)) is None:
+            break
+        waited += time.perf_counter() - now
+        time.sleep(step)
+    return waited / (time.perf_counter() - start)

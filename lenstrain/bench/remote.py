@@ -1,0 +1,257 @@
+"""Measure the loader on an object store, beside what the same client reads without it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from lensprep.dataset import RECORD_STRIDE, Dataset, ShardInfo
+from lensprep.errors import StorageError
+from lensprep.store.s3 import Piece, S3Store
+from lensprep.store.s3client import S3Options
+from lenstrain.bench.loader import (
+    ROUNDS,
+    Progress,
+    check_rows,
+    check_times,
+    conditions,
+    one_thread,
+    waited_share,
+)
+from lenstrain.data import StampLoader
+from lenstrain.data.order import BLOCK_ROWS, Shuffle
+from lenstrain.data.sources.reader import RUN_CELLS, RangeReader
+from lenstrain.data.sources.remote import MEMORY_BUDGET, RemoteSource
+
+_LONG_ROWS = RUN_CELLS * BLOCK_ROWS
+"""Rows of the longest request that the loader makes."""
+_PROBE_ROWS = 8192
+"""Read first, to know how much can be read in the time that there is."""
+_RATES = ("samples_per_s", "plain_client_samples_per_s", "long_ranges_samples_per_s")
+_COUNTERS = ("requests", "bytes", "raced", "reread", "evicted", "waited_s")
+
+Range = tuple[str, int, int]
+"""Shard, first byte and length of one request."""
+
+
+def run_remote_bench(
+    dataset: str,
+    *,
+    split: str = "train",
+    batch_size: int = 256,
+    consumer_rate: float | None = None,
+    seconds: float = 20.0,
+    shuffle: Shuffle = "block",
+    memory_budget: int = MEMORY_BUDGET,
+    s3: S3Options | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Time the loader and a plain client on the same objects, by turns.
+
+    The loader reads one epoch untimed, and its requests are noted. Then, in every round, it reads
+    an epoch with nothing of the dataset in memory, from its first request to its last batch; and
+    the same client, with as many requests at once, makes the same requests in the same order into
+    memory that is there, and does nothing with the bytes. Besides, it reads the same rows in the
+    longest ranges that the loader ever asks for. An epoch has as many rows, from the start of the
+    split, as the client can read in a round's share of `seconds`.
+
+    Parameters
+    ----------
+    dataset : str
+        ``s3://bucket/folder``.
+    split : str
+    batch_size : int
+    consumer_rate : float, optional
+        Samples per second of a simulated consumer (`lenstrain.bench.loader.stall_fraction`), in an
+        epoch of its own; its waiting for the first batch does not count.
+    seconds : float
+        Time for all measurements together, besides the untimed epoch.
+    shuffle : {"global", "block", None}
+        A global shuffle needs all the rows in memory.
+    memory_budget : int
+        Most bytes that the loader's read-ahead holds.
+    s3 : S3Options, optional
+        How to reach the store; the usual AWS variables and profiles apply in any case.
+    progress : callable, optional
+
+    Returns
+    -------
+    dict
+        Medians ``samples_per_s``, ``plain_client_samples_per_s``, ``long_ranges_samples_per_s``,
+        ``over_plain_client`` (of the ratios of the first two within a round), ``first_batch_s``,
+        ``cpu_cores``, ``stall_fraction`` (None without a `consumer_rate`); ``open_s`` (making the
+        loader: manifest and listing), ``request_bytes`` (mean), ``rounds`` with what the loader
+        counted in each, and the conditions.
+
+    Raises
+    ------
+    DatasetError, ConfigError, StorageError
+        If there is no such dataset or split, an option does not fit, or the store does not let us.
+    """
+    check_times(seconds, consumer_rate)
+    tell = progress or (lambda what, done: None)
+    data = Dataset.open(dataset, s3)
+    check_rows(data, split)
+    store = data.store
+    if not isinstance(store, S3Store):
+        raise StorageError(f"{data.uri} is on a local disk: use `run_loader_bench`.")
+    share = seconds / (ROUNDS * (3 if consumer_rate is None else 4))
+    tell("Reading once", 0.0)
+    shards = data.split(split).shards
+    limit = _rows_to_read(store, shards, share)
+    start = time.perf_counter()
+    loader = StampLoader(
+        dataset, split, batch_size, shuffle=shuffle, limit=limit, memory_budget=memory_budget, s3=s3
+    )
+    opened = time.perf_counter() - start
+    rounds: list[dict[str, float]] = []
+    try:
+        with one_thread():
+            requests = _noted_requests(loader)
+            for number in range(ROUNDS):
+                tell("Measuring", number / ROUNDS)
+                long = list(long_ranges(shards, loader.spec.rows))
+                rounds.append(_measure(loader, store, requests, long, consumer_rate, share))
+    finally:
+        loader.close()
+    tell("Done", 1.0)
+    return _summary(rounds) | conditions(data, split, loader, consumer_rate) | {
+        "open_s": opened,
+        "memory_budget": memory_budget,
+        "connections": store.options.connections,
+        "request_bytes": sum(length for _, _, length in requests) / len(requests),
+        "rounds": rounds,
+    }  # fmt: skip
+
+
+def _rows_to_read(store: S3Store, shards: Sequence[ShardInfo], seconds: float) -> int:
+    """Rows that the plain client reads in so many seconds, of those that there are."""
+    total = sum(shard.rows for shard in shards)
+    few = min(total, _PROBE_ROWS)
+    for _ in range(2):  # the first one connects
+        spent = plain_client_seconds(store, list(long_ranges(shards, few)))
+    return int(min(total, max(_PROBE_ROWS, few / spent * seconds)))
+
+
+class _NotingStore:
+    """A store that notes the ranges it is asked for, one that two requests race for once."""
+
+    def __init__(self, store: S3Store) -> None:
+        self._store = store
+        self.ranges: dict[Range, None] = {}
+
+    def fill(self, piece: Piece, **options: Any) -> Any:
+        self.ranges[piece.name, piece.start, len(piece.view)] = None
+        return self._store.fill(piece, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def _noted_requests(loader: StampLoader) -> list[Range]:
+    """What the loader asks for in an epoch; its memory has been used once afterwards."""
+    reader = _reader(loader)
+    store, noting = reader.store, _NotingStore(reader.store)
+    reader.store = noting  # type: ignore[assignment]
+    try:
+        for _ in loader:
+            pass
+    finally:
+        reader.store = store
+    return list(noting.ranges)
+
+
+def _reader(loader: StampLoader) -> RangeReader:
+    assert isinstance(loader.source, RemoteSource)
+    return loader.source.reader
+
+
+def _measure(
+    loader: StampLoader,
+    store: S3Store,
+    requests: Sequence[Range],
+    long: Sequence[Range],
+    consumer_rate: float | None,
+    seconds: float,
+) -> dict[str, float]:
+    """One round: an epoch of the loader, and the same objects by the plain client."""
+    rows = loader.spec.rows
+    found = epoch_from_store(loader)
+    found["plain_client_samples_per_s"] = rows / plain_client_seconds(store, requests)
+    found["long_ranges_samples_per_s"] = rows / plain_client_seconds(store, long)
+    if consumer_rate is not None:
+        _reader(loader).drop_idle()
+        batches = iter(loader)
+        found["stall_fraction"] = waited_share(batches, consumer_rate, seconds)
+        for _ in batches:  # or the rest would be on its way during the next measurement
+            pass
+    return found
+
+
+def epoch_from_store(loader: StampLoader) -> dict[str, float]:
+    """Read one epoch as fast as it comes, with nothing of it in memory."""
+    _reader(loader).drop_idle()
+    before = loader.source.describe()  # type: ignore[attr-defined]  # a RemoteSource
+    start, cpu = time.perf_counter(), time.process_time()
+    batches = iter(loader)
+    next(batches)
+    first = time.perf_counter()
+    for batch in batches:
+        del batch
+    spent = time.perf_counter() - start
+    after = loader.source.describe()  # type: ignore[attr-defined]
+    return {
+        "samples_per_s": loader.spec.rows / spent,
+        "first_batch_s": first - start,
+        "cpu_cores": (time.process_time() - cpu) / spent,
+        **{name: after[name] - before[name] for name in _COUNTERS},
+    }
+
+
+def plain_client_seconds(store: S3Store, requests: Sequence[Range]) -> float:
+    """Time that the client alone takes for some requests.
+
+    Parameters
+    ----------
+    store : S3Store
+    requests : sequence of (str, int, int)
+        Shard, first byte and length of each.
+    """
+    longest = max(length for _, _, length in requests)
+    # Written once: fresh pages would be paid for while reading.
+    memory = [np.ones(longest, np.uint8).data for _ in range(store.options.connections)]
+
+    def read(request: Range) -> None:
+        name, start, length = request
+        view = memory.pop()
+        store.fill(Piece(name, start, view[:length], checked=True))
+        memory.append(view)
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(store.options.connections) as pool:
+        list(pool.map(read, requests))
+    return time.perf_counter() - start
+
+
+def long_ranges(shards: Sequence[ShardInfo], rows: int) -> Iterator[Range]:
+    """The longest requests that the loader makes, over the first rows of a split."""
+    for shard in shards:
+        take = min(rows, shard.rows)
+        for first in range(0, take, _LONG_ROWS):
+            count = min(_LONG_ROWS, take - first)
+            yield shard.name, first * RECORD_STRIDE, count * RECORD_STRIDE
+        rows -= take
+
+
+def _summary(rounds: list[dict[str, float]]) -> dict[str, float | None]:
+    names = (*_RATES, "first_batch_s", "cpu_cores")
+    summary: dict[str, float | None] = {n: statistics.median(r[n] for r in rounds) for n in names}
+    summary["over_plain_client"] = statistics.median(r[_RATES[0]] / r[_RATES[1]] for r in rounds)
+    stalls = [r["stall_fraction"] for r in rounds if "stall_fraction" in r]
+    summary["stall_fraction"] = statistics.median(stalls) if stalls else None
+    return summary

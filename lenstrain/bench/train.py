@@ -1,0 +1,260 @@
+"""Measure training on a dataset: its rate, what it waits for, and how much of the machine it uses.
+
+    found = run_train_bench("data/ds", Config(), seconds=30)
+
+The steps are those of `lenstrain train`: the same loader, preparation, step and averages.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lensprep.dataset import STAMP_SHAPE, Dataset
+from lensprep.errors import ConfigError
+from lenstrain.bench.loader import Progress
+from lenstrain.config import Config
+from lenstrain.data import Batch
+from lenstrain.networks.finder import count_parameters
+from lenstrain.training.checkpoint import versions
+from lenstrain.training.distributed import Context, process_group
+from lenstrain.training.feeding import IntervalClock, device_batches
+from lenstrain.training.run import Run, build_run
+from lenstrain.training.step import StepBatch, train_step
+
+ROUNDS = 5
+PHASES = ("forward", "backward", "optimizer")
+WARM_UP = 2
+"""Steps that are not counted: memory is taken, kernels are chosen or compiled."""
+MATRIX = {"cpu": 1024, "cuda": 8192}
+"""Side of the matrices whose product is the ceiling: large enough to reach a device's best."""
+CEILING_SHARE = 0.15
+"""Share of the time that goes into measuring the ceiling."""
+
+
+class PhaseClock:
+    """Times the parts of steps: with events on a GPU, whose work goes on behind the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._gpu = device.type == "cuda"
+        self._marks: list[tuple[str, Any, Any]] = []
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time a part of a step."""
+        before = self._now()
+        yield
+        self._marks.append((name, before, self._now()))
+
+    def _now(self) -> Any:
+        if not self._gpu:
+            return time.perf_counter()
+        make_event: Any = torch.cuda.Event
+        event = make_event(enable_timing=True)
+        event.record()
+        return event
+
+    def read(self) -> dict[str, float]:
+        """Seconds of each part since the last reading; on a GPU this waits for it."""
+        if self._gpu:
+            torch.cuda.synchronize()
+        found = dict.fromkeys(PHASES, 0.0)
+        for name, before, after in self._marks:
+            found[name] += before.elapsed_time(after) / 1e3 if self._gpu else after - before
+        self._marks.clear()
+        return found
+
+
+def run_train_bench(
+    dataset: str | Path,
+    config: Config,
+    *,
+    seconds: float = 30.0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Time training steps on a dataset beside the machine's best matrix product, by turns.
+
+    After `WARM_UP` steps come `ROUNDS` rounds, each of a matrix product and of as many steps as
+    fit into its share of `seconds` (one at least), so that a busy machine slows both; medians over
+    the rounds are reported. Nothing is written. Under torchrun all processes take part.
+
+    Parameters
+    ----------
+    dataset : str or path
+    config : Config
+        As for training.
+    seconds : float
+        Time for all rounds.
+    progress : callable, optional
+
+    Returns
+    -------
+    dict
+        Medians ``samples_per_s`` (of all processes), ``step_seconds``, ``data_wait_share``;
+        ``forward_share``, ``backward_share``, ``optimizer_share`` and ``other_share``, shares of a
+        step without its wait for data that add up to 1; ``achieved_flops_per_s`` and
+        ``matmul_flops_per_s`` of one process and their ratio ``of_matmul``;
+        ``flops_per_stamp`` (forward and backward, a product and a sum are two);
+        ``gpu_memory_gib`` (None on a CPU); ``rounds`` and the conditions.
+
+    Raises
+    ------
+    ConfigError, DatasetError
+        If it cannot be trained on the dataset so.
+    """
+    if seconds <= 0:
+        raise ConfigError(f"seconds must be above 0, got {seconds}")
+    tell = progress or (lambda what, done: None)
+    with process_group(config.train.device, config.train.timeout_minutes) as context:
+        run = build_run(Dataset.open(str(dataset)), config, Path(), context, None)
+        try:
+            tell("Warming up", 0.0)
+            flops = stamp_flops(run.learner.model)
+            rounds = list(_rounds(run, flops, seconds, tell))
+        finally:
+            run.close()
+    tell("Done", 1.0)
+    return _summary(rounds) | {"flops_per_stamp": flops, "rounds": rounds} | _conditions(run)
+
+
+def _rounds(run: Run, flops: float, seconds: float, tell: Progress) -> Iterator[dict[str, float]]:
+    clock, phases = IntervalClock(), PhaseClock(run.context.device)
+    batches = device_batches(_endless(run), run, clock)
+    for _ in range(WARM_UP):
+        started = time.perf_counter()
+        _step(run, next(batches), phases)
+        phases.read()
+        per_step = time.perf_counter() - started
+    share = seconds / ROUNDS
+    # One number for all processes, which have to make equal steps.
+    fitting = int((1 - CEILING_SHARE) * share / per_step)
+    steps = max(1, run.context.from_main(fitting))
+    for number in range(ROUNDS):
+        tell("Measuring", number / ROUNDS)
+        yield _measure(run, batches, clock, phases, steps, flops, CEILING_SHARE * share)
+
+
+def _endless(run: Run) -> Iterator[Batch]:
+    while True:
+        yield from run.train_loader
+
+
+def _measure(
+    run: Run,
+    batches: Iterator[StepBatch],
+    clock: IntervalClock,
+    phases: PhaseClock,
+    steps: int,
+    flops: float,
+    ceiling_seconds: float,
+) -> dict[str, float]:
+    """One round: the ceiling, then steps."""
+    ceiling = matmul_rate(run.context, run.learner.amp_dtype, ceiling_seconds)
+    clock.restart()
+    for _ in range(steps):
+        _step(run, next(batches), phases)
+    parts = phases.read()
+    spent, waited, _ = clock.restart()
+    working = spent - waited
+    rows = run.config.data.batch_size
+    achieved = flops * rows / run.context.world_size * steps / spent
+    return {
+        "samples_per_s": rows * steps / spent,
+        "step_seconds": spent / steps,
+        "data_wait_share": waited / spent,
+        **{f"{name}_share": value / working for name, value in parts.items()},
+        "other_share": 1 - sum(parts.values()) / working,
+        "achieved_flops_per_s": achieved,
+        "matmul_flops_per_s": ceiling,
+        "of_matmul": achieved / ceiling,
+    }
+
+
+def _step(run: Run, batch: StepBatch, phases: PhaseClock) -> None:
+    train_step(
+        run.learner,
+        batch,
+        run.totals,
+        loss=run.config.loss,
+        clip_norm=run.config.optim.clip_norm,
+        accumulate=run.config.optim.accumulate,
+        context=run.context,
+        phase=phases,
+    )
+
+
+def stamp_flops(model: nn.Module) -> float:
+    """Floating-point operations of a stamp's forward and backward pass: convolutions, products.
+
+    Counted by torch on two stamps; gradients, batch statistics and mode are left as they were.
+    """
+    device = next(model.parameters()).device
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    counter = FlopCounterMode(display=False)
+    with counter:
+        model(torch.zeros((2, *STAMP_SHAPE), device=device)).sum().backward()
+    model.zero_grad(set_to_none=True)
+    model.load_state_dict(state)
+    return counter.get_total_flops() / 2
+
+
+def matmul_rate(context: Context, dtype: torch.dtype | None, seconds: float) -> float:
+    """Floating-point operations per second of a large product in the precision of the network.
+
+    Parameters
+    ----------
+    context : Context
+    dtype : torch.dtype or None
+        None is float32, with TF32 where the run uses it.
+    seconds : float
+    """
+    side = MATRIX[context.device.type]
+    a, b, out = (
+        torch.ones((side, side), dtype=dtype or torch.float32, device=context.device)
+        for _ in range(3)
+    )
+    torch.mm(a, b, out=out)
+    _wait(context)
+    turns, started = 0, time.perf_counter()
+    while (spent := time.perf_counter() - started) < seconds or not turns:
+        torch.mm(a, b, out=out)
+        _wait(context)
+        turns += 1
+    return turns * 2 * side**3 / spent
+
+
+def _wait(context: Context) -> None:
+    if context.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _summary(rounds: list[dict[str, float]]) -> dict[str, Any]:
+    return {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+
+
+def _conditions(run: Run) -> dict[str, Any]:
+    device, config = run.context.device, run.config
+    gpu = device.type == "cuda"
+    return {
+        "gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if gpu else None,
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "processes": run.context.world_size,
+        "torch_threads": torch.get_num_threads(),
+        "precision": str(run.learner.amp_dtype or torch.float32).removeprefix("torch."),
+        "compile": config.train.compile,
+        "channels_last": config.train.channels_last,
+        "arch": config.model.arch,
+        "parameters": count_parameters(run.learner.model),
+        "batch_size": config.data.batch_size,
+        "dataset": run.dataset.uri,
+        "dataset_id": run.dataset.dataset_id,
+        "versions": versions(),
+    }

@@ -1,0 +1,149 @@
+"""`lenstrain probe` and `audit`: is a run fit to be published, and what does it look at."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from lensprep.configfile import load_config
+from lensprep.terminal import LOCATION
+from lenstrain.cli.options import (
+    config_option,
+    device_option,
+    json_option,
+    report,
+    s3_options,
+    set_option,
+)
+
+
+@click.command()
+@click.argument("checkpoint", type=LOCATION)
+@click.argument("dataset", type=LOCATION)
+@click.option(
+    "--out",
+    type=LOCATION,
+    help="Folder for the results  [default: probe in the run folder].",
+)
+@device_option
+@set_option("Override an option of the probes, such as per_class=500.")
+@s3_options
+@json_option
+def probe(
+    checkpoint: str,
+    dataset: str,
+    out: str | None,
+    device: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Probe CHECKPOINT for shortcuts on stamps of DATASET.
+
+    \b
+    Example:
+      lenstrain probe runs/a/checkpoints/best.pt data/ds
+    """
+    from lenstrain.probes.options import ProbeOptions
+
+    options = load_config(ProbeOptions, None, overrides)
+    from lenstrain.cli.progress import share_progress
+    from lenstrain.probes.probe import probe as run_probes
+
+    with share_progress() as progress:
+        result = run_probes(
+            checkpoint, dataset, out, options=options, device=device, progress=progress
+        )
+    lines = [f"{name:18} {text}" for name, text in result["readings"].items()]
+    report(result, [*lines, f"Report: {result['report']}"], as_json)
+
+
+@click.command()
+@click.argument("run", type=LOCATION)
+@click.argument("dataset", type=LOCATION)
+@click.option(
+    "--out",
+    type=LOCATION,
+    help="Folder for the results  [default: audit in the run folder].",
+)
+@click.option("--scores", type=LOCATION, help="Scores of the test split.")
+@click.option("--evaluation", type=LOCATION, help="Folder of `lenstrain evaluate`.")
+@click.option(
+    "--calibration-scores",
+    type=LOCATION,
+    help="Scores that were given to `lenstrain evaluate --calibrate-on`, if moved since.",
+)
+@click.option(
+    "--probe",
+    "probe_path",
+    type=LOCATION,
+    help="Folder of `lenstrain probe`.",
+)
+@click.option(
+    "--seed-scores",
+    multiple=True,
+    type=LOCATION,
+    help="Scores of the same split by a run with another seed. Repeatable.",
+)
+@click.option(
+    "--left-out",
+    multiple=True,
+    metavar="COLUMN=VALUE:SCORES",
+    help="Scores by a run that was trained without a value. Repeatable.",
+)
+@click.option("--real", type=LOCATION, help="Scores of real lenses.")
+@click.option(
+    "--confusers",
+    type=LOCATION,
+    help="Scores of confusers, blank fields and artefacts, with a column `kind`.",
+)
+@click.option("--run-checks", is_flag=True, help="Also run the short trainings (minutes).")
+@click.option("--only", multiple=True, metavar="ITEM", help="Measure this item only. Repeatable.")
+@config_option("TOML file of thresholds.")
+@set_option("Override a threshold, such as scores.claimed_fprs=[0.01].")
+@s3_options
+@json_option
+def audit(
+    run: str,
+    dataset: str,
+    out: str | None,
+    probe_path: str | None,
+    run_checks: bool,
+    only: tuple[str, ...],
+    config_path: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    **named: Any,
+) -> None:
+    """Go through the readiness checklist: is RUN, trained on DATASET, fit to be published.
+
+    Scores, evaluation and probes of the run's best checkpoint are found in the run folder and,
+    on a disk, beside it. Exit status: 0 GO, 3 CONDITIONAL, 4 NO-GO.
+
+    \b
+    Example:
+      lenstrain audit runs/a data/ds --run-checks
+    """
+    from lenstrain.audit.config import AuditConfig
+
+    config = load_config(AuditConfig, config_path, overrides)
+    from lenstrain.audit.audit import audit as run_audit
+    from lenstrain.audit.evidence import Supplied
+    from lenstrain.audit.report import lines
+    from lenstrain.cli.progress import share_progress
+
+    supplied = Supplied(probe=probe_path, **named)
+    with share_progress() as progress:
+        content, findings = run_audit(
+            run,
+            dataset,
+            out,
+            supplied=supplied,
+            config=config,
+            run_checks=run_checks,
+            only=only,
+            progress=progress,
+        )
+    report(content, [*lines(content, findings), f"Report: {content['report']}"], as_json)
+    sys.exit(content["exit_code"])

@@ -1,0 +1,110 @@
+"""`lenstrain train` and `monitor`: make a run, and see how it is doing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from lensprep.configfile import load_config
+from lensprep.store.files import exists, join_uri
+from lensprep.terminal import LOCATION
+from lenstrain.cli.options import (
+    config_option,
+    exit_if_interrupted,
+    json_option,
+    report,
+    s3_options,
+    set_option,
+)
+
+
+@click.command()
+@click.argument("dataset", type=LOCATION)
+@config_option()
+@click.option(
+    "--out", required=True, type=LOCATION, help="Run folder, new or empty; local or s3://."
+)
+@set_option("Override a key of the configuration, such as optim.lr=1e-3.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the run folder.")
+@s3_options
+@json_option
+def train(
+    dataset: str,
+    config_path: str | None,
+    out: str,
+    overrides: tuple[str, ...],
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Train a finder on DATASET.
+
+    DATASET is a folder or s3://bucket/folder; data.cache_dir names a folder on a fast disk that
+    keeps its shards. Runs alone or under torchrun. SIGTERM saves the state and exits with 75; start
+    it again with --resume, also on another machine if RUN is s3://: what a run there gets is
+    written to a folder of this machine and sent as it comes.
+
+    \b
+    Example:
+      lenstrain train data/ds --config configs/resnet18.toml --out runs/a --set optim.lr=1e-3
+    """
+    from lenstrain.config import Config
+
+    config = load_config(Config, config_path, overrides)
+    # Torch takes seconds to import: a wrong key is answered before.
+    from lenstrain.cli.progress import TrainProgress
+    from lenstrain.training.train import train as run_training
+
+    elsewhere = config.train.checkpoint_copy is not None
+    if resume and not elsewhere and not exists(join_uri(out, "config.toml")):
+        report({}, [f"Note: {out} holds no run yet: a new one begins."], False)
+    with TrainProgress() as progress:
+        result = run_training(dataset, config, out, resume=resume, progress=progress)
+    report(result, _train_lines(result), as_json)
+    exit_if_interrupted(result)
+
+
+def _train_lines(result: dict[str, Any]) -> list[str]:
+    if result["status"] == "interrupted":
+        return [f"Interrupted at step {result['step']}; saved. Go on with --resume."]
+    if result["best"] is None:
+        return [f"{result['run']}: no epoch had a finite {result['monitor']}."]
+    best = f"{result['monitor']} {result['best_value']:.5f} in epoch {result['best_epoch']}"
+    how = "stopped early after" if result["status"] == "stopped" else "finished"
+    return [f"{how} {result['epochs']} epochs; best {best}: {result['best']}"]
+
+
+@click.command()
+@click.argument("runs", type=LOCATION, nargs=-1, required=True, metavar="RUN...")
+@click.option("--watch", is_flag=True, help="Draw again and again until all runs are over.")
+@click.option("--once", is_flag=True, help="Look once and end (the default).")
+@click.option(
+    "--interval",
+    default=5.0,
+    show_default=True,
+    type=click.FloatRange(min=0.2),
+    help="Seconds between two looks.",
+)
+@s3_options
+@json_option
+def monitor(runs: tuple[str, ...], watch: bool, once: bool, interval: float, as_json: bool) -> None:
+    """Show how RUN is doing and what that means; nothing is ever written into it.
+
+    RUN is a run folder, local or s3://, that may be running or over, or with --watch not there yet;
+    or a folder of runs, such as the trials of a sweep.
+
+    \b
+    Example:
+      lenstrain monitor runs/a runs/b --watch
+    """
+    if watch and (once or as_json):
+        raise click.UsageError("--watch goes with neither --once nor --json.")
+    from lenstrain.monitor import watch as watching
+
+    if watch:
+        watching.watch(runs, interval)
+        return
+    snapshots = watching.read_all(runs)
+    if not as_json:
+        watching.show(snapshots)
+    report({"runs": [snapshot.to_dict() for snapshot in snapshots]}, [], as_json)

@@ -1,0 +1,1 @@
+"""A folder of local copies of shards that lie in an object store."""

@@ -1,0 +1,155 @@
+"""Shards of an object store of which there are copies on a local disk, mapped and checked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from deflate import crc32
+from numpy.typing import NDArray
+
+from lensprep.dataset import PAYLOAD_OFFSET, RECORD_STRIDE, ShardInfo
+from lensprep.errors import ShardError
+from lenstrain.data.sidecar import Column
+from lenstrain.data.sources.local import FileMap, file_identity
+
+logger = logging.getLogger("lenstrain.data")
+
+
+class LocalCopies(Protocol):
+    """Shards that are on a local disk too, such as a cache; asked from several threads."""
+
+    def path(self, shard: ShardInfo) -> Path | None:
+        """Path of a complete, checked copy of a shard, or None to read it from the store.
+
+        Asked whenever a part of the shard is about to be read. From then on the file must stay as
+        it is until the reader is closed (it is mapped; its name may go, as the map keeps it).
+        """
+
+    def damaged(self, shard: ShardInfo) -> None:
+        """The copy is not what it should be: it shall not be offered again."""
+
+
+class MappedCopies:
+    """Copies of a split's shards, mapped when first needed.
+
+    The bytes were right when they were fetched; disks forget. So each stamp's CRC-32 is compared
+    when it is first read from a copy. A copy that is not right is given up with a warning, and the
+    store is read instead.
+
+    Parameters
+    ----------
+    copies : LocalCopies
+    shards : sequence of ShardInfo
+        Of the split, in manifest order.
+    starts : ndarray of int64
+        First row of each shard, and the number of rows.
+    expected : column or None
+        CRC-32 of every row of the split; nothing is compared without.
+    """
+
+    def __init__(
+        self,
+        copies: LocalCopies,
+        shards: Sequence[ShardInfo],
+        starts: NDArray[np.int64],
+        expected: Column | None,
+    ) -> None:
+        self._copies, self._shards, self._starts = copies, shards, starts
+        self._expected = expected
+        self._checked = np.zeros(starts[-1] if expected is not None else 0, np.bool_)
+        self._maps: dict[int, tuple[FileMap, Path]] = {}
+        self.bases = np.zeros(len(shards), np.int64)
+        """Address of each shard's records, 0 where it is not mapped."""
+        self.complete = False
+        """Every shard of the split is mapped."""
+
+    def map(self, numbers: NDArray[np.int64]) -> None:
+        """Map those of these shards of which there is a copy; one thread at a time."""
+        for number in numbers[self.bases[numbers] == 0].tolist():
+            shard = self._shards[number]
+            path = self._copies.path(shard)
+            if path is None:
+                continue
+            try:
+                mapped = FileMap(path, shard.bytes)
+            except ShardError as error:
+                logger.warning("%s It is read from the store.", error)
+                continue
+            self._maps[number] = mapped, path
+            self.bases[number] = mapped.address
+        self.complete = bool(self.bases.all())
+
+    def path_of(self, number: int) -> Path | None:
+        """Path of the copy that a shard is read from, if it is."""
+        found = self._maps.get(number)
+        return None if found is None else found[1]
+
+    def changed(self) -> list[int]:
+        """Mapped shards whose files were written to; one that has no name any more is as it was."""
+        found = []
+        for number, (mapped, path) in list(self._maps.items()):
+            try:
+                same = file_identity(path) in (None, mapped.identity)
+            except OSError:
+                same = False
+            if not same:
+                name = self._shards[number].name
+                logger.warning("%s (%s) was written to; the store is read instead.", path, name)
+                found.append(number)
+        return found
+
+    def faulty(
+        self,
+        rows: NDArray[np.int64],
+        pixels: NDArray[np.float16],
+        copied: NDArray[np.bool_] | None = None,
+    ) -> list[int]:
+        """Shards whose copies gave another stamp than was written; each row is looked at once.
+
+        Parameters
+        ----------
+        rows : ndarray of int64
+        pixels : ndarray of float16
+        copied : ndarray of bool, optional
+            Which of them came from a copy; all if not given.
+        """
+        if self._expected is None:
+            return []
+        unchecked = ~self._checked[rows]
+        new = np.flatnonzero(unchecked if copied is None else unchecked & copied)
+        if not new.size:
+            return []
+        numbers = np.searchsorted(self._starts, rows[new], side="right") - 1
+        bad: dict[int, int] = {}
+        expected = self._expected[rows[new]]
+        for i, number, stated in zip(new.tolist(), numbers, expected.tolist(), strict=True):
+            if crc32(pixels[i].reshape(-1).view(np.uint8)) == stated:
+                self._checked[rows[i]] = True
+            else:
+                bad.setdefault(int(number), int(rows[i]))
+        for number, row in bad.items():
+            offset = int(row - self._starts[number]) * RECORD_STRIDE + PAYLOAD_OFFSET
+            logger.warning(
+                "%s (%s): the stamp at offset %d is not the one that was written (CRC-32). The "
+                "copy is removed, and the store is read instead.",
+                self.path_of(number),
+                self._shards[number].name,
+                offset,
+            )
+        return list(bad)
+
+    def drop(self, number: int) -> None:
+        """Give up a copy; nobody may be copying from it now."""
+        self.bases[number], self.complete = 0, False
+        self._maps.pop(number, None)
+        self._checked[self._starts[number] : self._starts[number + 1]] = False
+        self._copies.damaged(self._shards[number])
+
+    def close(self) -> None:
+        """Unmap all; nobody may be copying now."""
+        self.bases[:], self.complete = 0, False
+        self._maps.clear()

@@ -1,0 +1,1 @@
+"""Where the bytes of shards come from: mapped files, ranged reads, bare tars."""

@@ -1,0 +1,453 @@
+"""Shards of an object store: read by ranges ahead of their use, or whole to a local file.
+
+    RemoteSource(dataset, split, ...)       rows of a split, within a memory budget
+    fetch_shard(dataset, shard, path)       one shard to a file, whole and of the right digest
+
+`lenstrain.data.split.open_split` chooses the source: a local dataset is mapped, one in an object
+store is read by ranges, and shards of which `Reading.copies` (`lenstrain.data.cache.mapped`) has a
+local copy are mapped instead.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lensprep.dataset import (
+    PAYLOAD_OFFSET,
+    RECORD_STRIDE,
+    Dataset,
+    ShardInfo,
+)
+from lensprep.dataset.record import payload_crc32
+from lensprep.errors import (
+    BudgetError,
+    ChangedError,
+    NotFoundError,
+    ShardError,
+    StorageError,
+)
+from lenstrain.data.cache.mapped import LocalCopies, MappedCopies
+from lenstrain.data.order import BLOCK_ROWS, block_bounds
+from lenstrain.data.sidecar import Column
+from lenstrain.data.sources.local import check_gather, copy_rows
+from lenstrain.data.sources.reader import RACES_AT_ONCE, RUN_CELLS, Cells, RangeReader
+
+logger = logging.getLogger("lenstrain.data")
+
+MEMORY_BUDGET = 1 << 30
+"""Bytes that read-ahead may hold by default."""
+
+
+_FEWEST_BUFFERS = 4
+_LEAST_AHEAD = 2
+"""Ranges on their way besides those in use, or there would be no reading ahead."""
+_MOST_STEPS = 1024
+_REMEDY = "Upload or convert the dataset again, or run `lensprep verify`."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """How the shards of an object store are read."""
+
+    memory_budget: int = MEMORY_BUDGET
+    """Most bytes of shards held at once."""
+    check: bool = True
+    """Compare the CRC-32 of every stamp on arrival, and when it is first read from a copy."""
+    copies: LocalCopies | None = None
+    """Shards that need not be read from the store."""
+
+
+def fetch_shard(
+    dataset: Dataset,
+    shard: ShardInfo,
+    path: Path,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Copy a shard of an object store to a file, in parallel ranges.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        In an object store.
+    shard : ShardInfo
+    path : Path
+        It gets this name when it is whole, has the manifest's SHA-256, and is on the disk.
+    progress : callable, optional
+        Told, from any thread, how many bytes more have come.
+
+    Raises
+    ------
+    ShardError
+        If the shard is missing, or has not the size or digest that the manifest states.
+    StorageError
+        If the store or the disk refuses.
+    """
+    from lensprep.store.s3 import S3Store
+    from lensprep.store.transfer import download_file
+
+    if not isinstance(dataset.store, S3Store):
+        raise StorageError(f"{dataset.uri} is on a local disk already; there is nothing to fetch.")
+    try:
+        download_file(
+            dataset.store,
+            shard.name,
+            path,
+            size=shard.bytes,
+            sha256=shard.sha256,
+            progress=progress,
+        )
+    except (NotFoundError, ChangedError) as error:
+        raise ShardError(f"{str(error).rstrip('.')} ({shard.name}, offset 0). {_REMEDY}") from error
+
+
+class RemoteSource:
+    """Rows of a split in an object store (`lenstrain.data.sources.local.ShardSource`).
+
+    Announced rows are read ahead in ranges of whole records into memory that is used again and
+    again, never more than the budget; a row is copied once, from there into its batch.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        In an object store.
+    split : str
+    checksums : column
+        CRC-32 of every row of the split, by position.
+    reading : Reading
+
+    Raises
+    ------
+    ShardError
+        If a shard is missing or has not the size that the manifest states.
+    BudgetError
+        If the budget holds less than a few ranges.
+    """
+
+    def __init__(
+        self, dataset: Dataset, split: str, checksums: Column, reading: Reading | None = None
+    ) -> None:
+        reading = reading or Reading()
+        self._store = dataset.store
+        self._split, self._uri = split, dataset.uri
+        self._shards = dataset.split(split).shards
+        rows = np.array([shard.rows for shard in self._shards], np.int64)
+        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows)])
+        self.cells = _cells(self._starts)
+        self.cell_rows = int(np.diff(self.cells.bounds).max(initial=1))
+        self.buffers = reading.memory_budget // (self.cell_rows * RECORD_STRIDE)
+        if self.buffers < _FEWEST_BUFFERS:
+            raise BudgetError(
+                f"The memory budget leaves {max(0, reading.memory_budget) / 2**20:.1f} MiB for "
+                f"ranges of {self._uri}, which hold {self.cell_rows * RECORD_STRIDE / 2**20:.1f} "
+                f"MiB each; {_FEWEST_BUFFERS} are the least. Raise memory_budget "
+                "(data.memory_budget_gb), or use smaller batches."
+            )
+        self.local: MappedCopies | None = None
+        if reading.copies is not None:
+            expected = checksums if reading.check else None
+            self.local = MappedCopies(reading.copies, self._shards, self._starts, expected)
+        self._copying, self._mapping = threading.Lock(), threading.Lock()
+        arrival = _Arrival(self.cells, self._shards, self._starts, self._uri, checksums)
+        self.reader = RangeReader(
+            dataset.store,  # type: ignore[arg-type]  # an S3Store, as the dataset is remote
+            self._shards,
+            self.cells,
+            self.buffers,
+            arrival.compare if reading.check else None,
+        )
+        # The reading threads know the reader alone: they end when nobody has the source any more.
+        weakref.finalize(self, self.reader.stop).atexit = False
+        self.check()
+
+    def check(self) -> None:
+        """Compare every shard with the manifest, and its version with what was read, by listing.
+
+        Where listing is not allowed, each range is compared when it is read.
+        """
+        if not self._shards:
+            return
+        if self.local is not None:
+            for number in self.local.changed():
+                self._drop_copy(number)
+        try:
+            entries = self._store.entries(f"{self._split}/")
+        except StorageError as error:
+            logger.warning("%s Shards are compared as they are read.", error)
+            return
+        found = {entry.name: entry for entry in entries}
+        for number, shard in enumerate(self._shards):
+            where, entry = f"{self._uri}/{shard.name}", found.get(shard.name)
+            if entry is None:
+                raise ShardError(f"{where} (offset 0) is missing. {_REMEDY}")
+            if entry.bytes != shard.bytes:
+                raise ShardError(
+                    f"{where} has {entry.bytes} bytes where the manifest states {shard.bytes}: "
+                    f"cut or replaced, offset {min(entry.bytes, shard.bytes)}. {_REMEDY}"
+                )
+            if self.reader.versions.setdefault(number, entry.version) != entry.version:
+                raise ShardError(
+                    f"{where} (offset 0) was replaced while it was in use. Leave a dataset alone "
+                    "while it is read, run `lensprep verify`, and start again."
+                )
+
+    def lookahead(self, batch_size: int) -> int:
+        """Steps worth knowing of in advance: as many rows as fit into memory."""
+        return min(_MOST_STEPS, max(1, self.buffers * self.cell_rows // batch_size))
+
+    def check_budget(self, plans: Iterable[NDArray[np.int64]]) -> None:
+        """Refuse an order for which the memory does not do: it would read rows again and again.
+
+        Parameters
+        ----------
+        plans : iterable of ndarray
+            Rows of some steps that follow each other.
+
+        Raises
+        ------
+        BudgetError
+            Naming the budget that is needed.
+        """
+        if len(self.cells.shard) + RACES_AT_ONCE <= self.buffers:
+            return
+        used = [self._streamed(self.cells.of(rows)) for rows in plans]
+        first = np.full(len(self.cells.shard), len(used))
+        last = np.full(len(self.cells.shard), -1)
+        for step, cells in enumerate(used):
+            first[cells] = np.minimum(first[cells], step)
+            last[cells] = step
+        change = np.zeros(len(used) + 1, np.int64)
+        seen = last >= 0
+        np.add.at(change, first[seen], 1)
+        np.add.at(change, last[seen] + 1, -1)
+        held = int(np.cumsum(change).max(initial=0))
+        demand = min(held + _LEAST_AHEAD, len(self.cells.shard)) + RACES_AT_ONCE
+        self._demand(demand)
+        self.reader.reach = min(2 * RUN_CELLS, 1 + self.buffers - demand)
+
+    def check_resident(self, rows: NDArray[np.int64] | None) -> None:
+        """Refuse a global order of rows that do not all fit into memory."""
+        cells = np.arange(len(self.cells.shard)) if rows is None else self.cells.of(rows)
+        streamed = len(self._streamed(cells))
+        if streamed:
+            self._demand(streamed + RACES_AT_ONCE, 'shuffle="block", ')
+
+    def shards_of(self, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """Numbers of the shards that hold these rows; None is all rows."""
+        if rows is None:
+            return np.arange(len(self._shards))
+        return np.unique(np.searchsorted(self._starts, rows, side="right") - 1)
+
+    def _streamed(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of these cells that are not read from a local copy."""
+        if self.local is None:
+            return cells
+        with self._mapping:
+            self.local.map(np.unique(self.cells.shard[cells]))
+        return cells[self.local.bases[self.cells.shard[cells]] == 0]
+
+    def _demand(self, buffers: int, other_order: str = "") -> None:
+        if buffers > self.buffers:
+            missing = (buffers - self.buffers) * self.cell_rows * RECORD_STRIDE
+            raise BudgetError(
+                f"This order of {self._uri} needs {buffers} ranges of {self.cell_rows} stamps in "
+                f"memory at once, and the budget holds {self.buffers}: every range would be read "
+                f"many times. Use {other_order}a cache_dir, or a memory_budget larger by "
+                f"{-(-missing // (1 << 20))} MiB (data.shuffle, data.cache_dir, "
+                "data.memory_budget_gb)."
+            )
+
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """Have these rows on their way, as soon as there is memory."""
+        if self.local is None or not self.local.complete:
+            cells = self.cells.of(rows)
+            self._use_copies(cells)  # or they would be read from the store meanwhile
+            self.reader.expect(cells)
+
+    def forget(self, rows: NDArray[np.int64]) -> None:
+        """Take back one `expect` whose rows will not be gathered after all."""
+        self.reader.forget(self.cells.of(rows))
+
+    def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
+        """Copy the pixels of `rows` into `out`, when they have come.
+
+        Raises
+        ------
+        ShardError
+            If a shard is missing, cut, replaced or altered.
+        StorageError
+            If the store does not let us, or does not answer.
+        IndexError, ValueError
+            If a row lies outside the split; if `out` does not fit, or the source is closed.
+        """
+        check_gather(rows, int(self._starts[-1]), out)
+        while True:
+            copied = None if self._copy_mapped(rows, out) else self._copy_streamed(rows, out)
+            faulty = [] if self.local is None else self.local.faulty(rows, out, copied)
+            if not faulty:
+                return
+            for number in faulty:
+                self._drop_copy(number)
+
+    def _copy_mapped(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> bool:
+        """Copy rows of a split that is on the local disk as a whole: as from a local dataset."""
+        if self.local is None or not self.local.complete:
+            return False
+        with self._copying:
+            if self.reader.closed:
+                raise ValueError("the loader is closed")
+            done = bool(copy_rows(rows, self._starts, self.local.bases, out.ctypes.data))
+        if done and self.reader.holds_anything():  # of the time before the split was complete
+            self.reader.forget(self.cells.of(rows))
+            self.reader.release_idle()
+        return done
+
+    def _copy_streamed(
+        self, rows: NDArray[np.int64], out: NDArray[np.float16]
+    ) -> NDArray[np.bool_]:
+        """Copy rows of which some are read from the store; tells which came from a local copy."""
+        cells = self.cells.of(rows)
+        try:
+            while True:
+                self._use_copies(cells)
+                self.reader.need(cells)
+                with self._copying:
+                    if self.reader.closed:
+                        raise ValueError("the loader is closed")
+                    if copy_rows(rows, self.cells.bounds, self.reader.addresses, out.ctypes.data):
+                        return self._from_copies(rows)
+                # Another thread has just given up a copy: its cells are read from the store now.
+        except (NotFoundError, ChangedError) as error:
+            raise ShardError(
+                f"{str(error).rstrip('.')} ({self._place_of(cells, error)}). {_REMEDY}"
+            ) from error
+        except StorageError as error:
+            raise StorageError(
+                f"{str(error).rstrip('.')} ({self._place_of(cells, error)})."
+            ) from error
+        finally:
+            self.reader.forget(cells)
+
+    def _from_copies(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which rows lie in a mapped copy; memory may hold a cell of its shard from before."""
+        if self.local is None:
+            return np.zeros(len(rows), np.bool_)
+        cells = np.searchsorted(self.cells.bounds, rows, side="right") - 1
+        bases = self.local.bases[self.cells.shard[cells]]
+        places = bases + self.cells.first[cells] * RECORD_STRIDE
+        mine: NDArray[np.bool_] = (bases != 0) & (self.reader.addresses[cells] == places)
+        return mine
+
+    def _use_copies(self, cells: NDArray[np.int64]) -> None:
+        """Have these cells in memory if their shards are mapped or can be."""
+        if self.local is None:
+            return
+        numbers = self.cells.shard[cells]
+        with self._mapping:
+            self.local.map(np.unique(numbers))
+            bases = self.local.bases[numbers]
+            new = (bases != 0) & (self.reader.addresses[cells] == 0)
+            if new.any():
+                starts = self.cells.first[cells[new]] * RECORD_STRIDE
+                self.reader.put(cells[new], bases[new] + starts)
+
+    def _drop_copy(self, number: int) -> None:
+        """Read a shard from the store although there was a copy."""
+        assert self.local is not None
+        with self._mapping, self._copying:
+            self.reader.withdraw(np.flatnonzero(self.cells.shard == number))
+            self.local.drop(number)
+
+    def _place_of(self, cells: NDArray[np.int64], error: Exception) -> str:
+        """Shard and offset of the first of these cells in the shard that an error names."""
+        numbers = self.cells.shard[cells]
+        named = [int(c) for c, n in zip(cells, numbers, strict=True)
+                 if self._shards[n].name in str(error)]  # fmt: skip
+        cell = named[0] if named else int(cells[0])
+        name = self._shards[self.cells.shard[cell]].name
+        return f"{name}, offset {int(self.cells.first[cell]) * RECORD_STRIDE}"
+
+    def place(self, row: int) -> tuple[str, int]:
+        """URI of the shard that holds a row (or path of its copy), and the offset of its pixels."""
+        shard, offset = _offset(self._starts, row)
+        path = None if self.local is None else self.local.path_of(shard)
+        return str(path or f"{self._uri}/{self._shards[shard].name}"), offset
+
+    def describe(self) -> dict[str, Any]:
+        """What was read so far and in which way, for logs and benches."""
+        mapped = 0 if self.local is None else int(np.count_nonzero(self.local.bases))
+        return asdict(self.reader.counters) | {
+            "mapped_shards": mapped,
+            "buffers": self.buffers,
+            "buffer_bytes": self.cell_rows * RECORD_STRIDE,
+        }
+
+    def close(self) -> None:
+        """End the reading threads, after the copy that is under way."""
+        self.reader.stop()
+        with self._copying:
+            self.reader.addresses[:] = 0
+            if self.local is not None:
+                self.local.close()
+
+
+class _Arrival:
+    """Compares what has come with what was written.
+
+    It knows nothing of the source: the reading threads hold it, and they end when nobody has the
+    source any more.
+    """
+
+    def __init__(
+        self,
+        cells: Cells,
+        shards: Sequence[ShardInfo],
+        starts: NDArray[np.int64],
+        uri: str,
+        checksums: Column,
+    ) -> None:
+        self._cells, self._shards, self._starts = cells, shards, starts
+        self._uri, self._checksums = uri, checksums
+
+    def compare(self, cell: int, data: NDArray[np.uint8]) -> None:
+        """Compare the CRC-32 of every stamp of a cell with what conversion stored."""
+        start = int(self._cells.bounds[cell])
+        found = payload_crc32(data.reshape(-1, RECORD_STRIDE))
+        expected = self._checksums[np.arange(start, start + len(found))]
+        bad = np.flatnonzero(found != expected)
+        if bad.size:
+            shard, offset = _offset(self._starts, start + int(bad[0]))
+            raise ShardError(
+                f"{self._uri}/{self._shards[shard].name}: the stamp at offset {offset} is not the "
+                f"one that was written (CRC-32 {found[bad[0]]:08x}, expected "
+                f"{expected[bad[0]]:08x}). {_REMEDY}"
+            )
+
+
+def _offset(starts: NDArray[np.int64], row: int) -> tuple[int, int]:
+    """Number of the shard that holds a row, and the offset of its pixels there."""
+    shard = int(np.searchsorted(starts, row, side="right")) - 1
+    return shard, int(row - starts[shard]) * RECORD_STRIDE + PAYLOAD_OFFSET
+
+
+def resident_bytes(shard_rows: Sequence[int]) -> int:
+    """Memory for all rows of these shards at once: what a global shuffle from a store needs."""
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.array(shard_rows, np.int64))])
+    bounds = _cells(starts).bounds
+    most = int(np.diff(bounds).max(initial=1))
+    return (len(bounds) - 1 + RACES_AT_ONCE) * most * RECORD_STRIDE
+
+
+def _cells(starts: NDArray[np.int64]) -> Cells:
+    """Cells of a split, which are the blocks of its block shuffle."""
+    bounds = block_bounds(np.diff(starts), BLOCK_ROWS)
+    shard = np.searchsorted(starts, bounds[:-1], side="right") - 1
+    return Cells(bounds, shard, bounds[:-1] - starts[shard])

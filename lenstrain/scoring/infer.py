@@ -1,0 +1,666 @@
+"""Score stamps with one checkpoint or several: one row a stamp, one float32 logit a row.
+
+The rows are cut into parts that depend on the source and the batch size alone. Every process
+scores some of the parts and leaves each as a file beside the table; the first process joins them.
+A part that is there already is not scored again, so an interrupted run goes on where it was, on
+any number of processes, and the table has the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lensprep.configfile import converted
+from lensprep.dataset import MANIFEST_NAME
+from lensprep.dataset.cutoutnames import cutout_stem
+from lensprep.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    InputError,
+    ShardError,
+    StorageError,
+)
+from lensprep.store.files import (
+    join_uri,
+    local_folder,
+    split_uri,
+    uri_suffix,
+)
+from lensprep.store.local import Store, is_remote, local_path, open_store
+from lensprep.tables.reader import Uri, local_table
+from lensprep.tables.writer import check_table, table_writer
+from lenstrain.data.cache.folder import CacheOptions
+from lenstrain.networks.ensemble import Ensemble, load_finder
+from lenstrain.scoring.ledger import LEDGER, opening, openings, read_ledger, record_opening, run_of
+from lenstrain.scoring.origins import DatasetOrigin, FeedOrigin, Origin, Part
+from lenstrain.training.distributed import Context, process_group
+from lenstrain.training.transfer import send, widen
+from lenstrain.training.validate import full_float32
+
+logger = logging.getLogger("lenstrain.infer")
+
+FIRST_COLUMNS = ("key", "task_id", "label", "logit", "region_id", "split")
+"""Columns that every scores table begins with; the source's others follow."""
+
+_WAIT_MINUTES = 24 * 60.0
+"""A process that is done waits for the slowest; one that is lost ends all through torchrun."""
+
+Progress = Callable[[int, int], None]
+"""Called with rows done and rows in all."""
+
+
+def infer(
+    checkpoint: Uri | Sequence[Uri],
+    dataset: Uri,
+    *,
+    split: str = "val",
+    out: Uri,
+    catalog: Uri | None = None,
+    catalog_columns: Mapping[str, str] | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+    tta: bool = False,
+    embeddings: bool = False,
+    workers: int | None = None,
+    cache_dir: Uri | None = None,
+    cache_limit_gb: float = 900.0,
+    memory_budget_gb: float = 1.0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score every row of a split exactly once, in float32, and write the scores table.
+
+    Under torchrun each process scores its parts and the first one writes; the table is the same.
+    Repeating an interrupted call goes on where it was.
+
+    Parameters
+    ----------
+    checkpoint : str or path, or sequence of them
+        From `lenstrain train`; averaged weights are used if a run kept an average. With several
+        the logit is the mean of the members', which are in ``logit_0``, ``logit_1``, ... This and
+        all other places may be local or s3://.
+    dataset : str or path
+        A converted dataset, whose normalisation must be the checkpoint's; a Phase 4c tree, whose
+        stamps are normalised as the checkpoint asks; or a folder of cutouts, with `catalog`.
+    split : str
+        ``"train"``, ``"val"`` or ``"test"``; cutouts have none. Opening test is said, and noted in
+        the ledger of each checkpoint's run, which `lenstrain audit` reads.
+    out : str or path
+        The table to write, parquet, CSV or FITS by its suffix; it appears whole or not at all.
+        Parts that are finished lie in the folder ``.NAME.parts`` beside it, also in an object
+        store: another machine can go on with them.
+    catalog : str or path, optional
+        CSV or parquet with ``ra``, ``dec`` (and ``key`` or ``file``) of each cutout.
+    catalog_columns : mapping, optional
+        What it calls ``ra`` and ``dec``, where the heading is not known.
+    batch_size : int
+        Stamps at a time, in each process.
+    device : {"auto", "cpu", "cuda"}
+    tta : bool
+        Average the logit over the 8 turns and flips of each stamp.
+    embeddings : bool
+        Add the columns ``embedding`` (or ``embedding_0``, ...): the features that a head sees.
+    workers : int, optional
+        Decoding processes of each process, where stamps must be decoded.
+    cache_dir : path, optional
+        Folder on a fast disk for shards of an object store (see `StampLoader`).
+    cache_limit_gb : float
+        Most that it may hold.
+    memory_budget_gb : float
+        Memory that reading ahead may take in each process.
+    progress : callable, optional
+        Called with rows done and rows in all (by the first process; the others' are estimated).
+
+    Returns
+    -------
+    dict
+        ``rows``, ``filtered`` and ``rejected`` (by reason; none of a dataset), ``resumed_rows``,
+        ``split``, ``out``, ``rejects`` (path or None), ``checkpoint_sha256``, ``members``,
+        ``dataset_id``, ``tta``, ``device``, ``seconds``, ``stamps_per_s``; and ``test_openings``,
+        for each checkpoint if the split is test: ``ledger`` (path or None), ``before`` (other
+        openings, by other weights or options; None if not known), ``repeated`` (whether this one
+        is there already) and ``fault`` (why it could not be read or written, or None).
+
+    Raises
+    ------
+    CheckpointError
+        If a checkpoint is unusable, was trained with another normalisation or other labels, or
+        gives logits that are not finite.
+    DatasetError, ShardError
+        If the dataset or a shard is not what it should be.
+    InputError
+        If a tree or the cutouts cannot be read, or none of them can be scored.
+    StorageError
+        If `out` cannot be written or its suffix names no format: said before the work.
+    """
+    start = time.perf_counter()
+    split, tta = converted(str, split, "split"), converted(bool, tta, "tta")
+    batch_size = converted(int, batch_size, "batch_size")
+    embeddings = converted(bool, embeddings, "embeddings")
+    paths = [checkpoint] if isinstance(checkpoint, str | PathLike) else list(checkpoint)
+    check_table(out, vectors=embeddings)
+    with process_group(device, _WAIT_MINUTES) as context, ExitStack() as copies:
+        loaded = [load_finder(path, context.device) for path in paths]
+        metas = [meta for _, meta, _ in loaded]
+        loading = {
+            "cache_dir": cache_dir,
+            "cache": CacheOptions(limit_bytes=int(cache_limit_gb * 1e9)),
+            "memory_budget": int(memory_budget_gb * 1e9),
+        }
+        listed = None if catalog is None else (catalog, dict(catalog_columns or {}))
+        origin = _open(dataset, split, listed, batch_size, metas[0], workers, loading, copies)
+        for path, meta in zip(paths, metas, strict=True):
+            origin.check(meta, str(path))
+        model = Ensemble([m for m, _, _ in loaded], tta=tta, embeddings=embeddings)
+        facts = _facts(paths, loaded, origin, tta)
+        opened = [_look(path, facts) for path in paths] if context.is_main else []
+        parent, name = split_uri(out)
+        folder = open_store(join_uri(parent, f".{name}.parts"))
+        done, todo = _share_work(folder, facts, origin, batch_size, embeddings, context)
+        told = _Told(origin.parts, done, context, progress)
+        try:
+            _score_parts(model, origin, todo, folder, context, told, [str(path) for path in paths])
+            context.barrier()
+            account = _merge(out, folder, origin, facts, context) if context.is_main else {}
+        except BaseException:
+            _leave_finished_parts(folder)
+            raise
+        if context.is_main:
+            _remove(folder)
+            for found, member in zip(opened, facts["members"], strict=True):
+                _record(found, facts, member)
+            account["test_openings"] = opened if origin.split == "test" else []
+        account = context.from_main(account)
+        context.barrier()
+    seconds = time.perf_counter() - start
+    resumed = sum(origin.parts[index] for index in done)
+    return account | {
+        "resumed_rows": resumed,
+        "split": origin.split,
+        "out": str(out),
+        "checkpoint_sha256": facts["checkpoint_sha256"],
+        "members": [member["checkpoint_sha256"] for member in facts["members"]],
+        "dataset_id": facts["dataset_id"],
+        "tta": tta,
+        "device": str(context.device),
+        "seconds": seconds,
+        "stamps_per_s": (sum(origin.parts) - resumed) / seconds,
+    }
+
+
+def _open(
+    uri: Uri,
+    split: str,
+    catalog: tuple[Uri, dict[str, str]] | None,
+    batch_size: int,
+    meta: dict[str, Any],
+    workers: int | None,
+    loading: dict[str, Any],
+    copies: ExitStack,
+) -> Origin:
+    """The kind of origin that a location is: a manifest makes a dataset, a catalogue cutouts."""
+    if catalog is not None:
+        # The decoder reads them file by file, from a disk.
+        folder = copies.enter_context(local_folder(uri, wanted=_is_cutout))
+        table, columns = copies.enter_context(local_table(catalog[0])), catalog[1]
+        origin = FeedOrigin(
+            folder, None, batch_size, meta["normalization"], table, workers, columns, str(uri)
+        )
+        origin.facts["source"]["catalog"] = str(catalog[0])
+        return origin
+    if not _is_tree(uri):
+        return DatasetOrigin(uri, split, batch_size, **loading)
+    return FeedOrigin(uri, split, batch_size, meta["normalization"], None, workers)
+
+
+def _is_tree(uri: Uri) -> bool:
+    """Whether a location holds parquet and was never meant to be a dataset."""
+    if is_remote(uri):
+        if str(uri).endswith(".parquet"):
+            return True
+        store = open_store(uri)
+        if store.has(MANIFEST_NAME):
+            return False
+        names = [entry.name for entry in store.entries()]
+        return any(name.endswith(".parquet") for name in names) and not any(
+            name.startswith(".work/") for name in names
+        )
+    path = local_path(uri)
+    if path.is_file():
+        return path.name.endswith(".parquet")
+    if not path.is_dir() or (path / MANIFEST_NAME).exists() or (path / ".work").exists():
+        return False
+    return next(path.rglob("*.parquet"), None) is not None
+
+
+def _is_cutout(name: str) -> bool:
+    return cutout_stem(name) is not None
+
+
+def _facts(
+    paths: Sequence[Uri],
+    loaded: Sequence[tuple[torch.nn.Module, dict[str, Any], str]],
+    origin: Origin,
+    tta: bool,
+) -> dict[str, Any]:
+    """What the scores table says about its origin, in plain types."""
+    members = [
+        {
+            "checkpoint": str(path),
+            "checkpoint_sha256": digest,
+            "step": meta["step"],
+            "epoch": meta["epoch"],
+            "trained_on": meta["dataset_id"],
+            "config": meta["config"],
+            "versions": meta["versions"],
+            "git_commit": meta.get("git_commit"),
+        }
+        for path, (_, meta, digest) in zip(paths, loaded, strict=True)
+    ]
+    first = loaded[0][1]
+    digests = [member["checkpoint_sha256"] for member in members]
+    joined = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return {
+        **members[0],
+        "checkpoint_sha256": digests[0] if len(digests) == 1 else joined,
+        "members": members,
+        **origin.facts,
+        "normalization": first["normalization"],
+        "label_map": dict(first["label_map"]),
+        "split": origin.split,
+        "tta": tta,
+    }
+
+
+# ---------------------------------------------------------------------------------- ledger
+
+
+def _look(checkpoint: Uri, facts: dict[str, Any]) -> dict[str, Any]:
+    """What is known of earlier openings of the test split, said before it is opened again."""
+    found: dict[str, Any] = {"ledger": None, "before": None, "repeated": False, "fault": None}
+    if facts["split"] != "test":
+        return found
+    run = run_of(checkpoint)
+    what = f"This opens the test split of {facts['dataset']}"
+    if run is None:
+        found["fault"] = f"{checkpoint} lies in no run folder"
+        logger.warning("%s, and no ledger counts it: %s.", what, found["fault"])
+        return found
+    found["ledger"] = join_uri(run, LEDGER)
+    try:
+        before = openings(read_ledger(run) or [], facts["dataset_id"])
+    except StorageError as error:
+        found["fault"] = str(error)
+        logger.warning("%s. %s", what, error)
+        return found
+    found["repeated"] = _opening(facts) in before
+    found["before"] = len(before - {_opening(facts)})
+    if found["before"]:
+        logger.warning(
+            "%s, which was opened with other weights or options of %s %s before (%s): choosing "
+            "among them spends it.", what, run, _times(found["before"]), LEDGER,
+        )  # fmt: skip
+    elif found["repeated"]:
+        logger.info("%s again, with the same weights and options: the same opening.", what)
+    else:
+        logger.info("%s for the first time with %s. Do so once all choices are made.", what, run)
+    return found
+
+
+def _record(found: dict[str, Any], facts: dict[str, Any], member: dict[str, Any]) -> None:
+    """Note an opening; where that is not possible, say so."""
+    if found["ledger"] is None:
+        return
+    try:
+        record_opening(split_uri(found["ledger"])[0], facts | member | _digests(facts))
+    except StorageError as error:
+        found["fault"] = str(error)
+        logger.warning("This opening of the test split is in no ledger: %s", error)
+
+
+def _digests(facts: dict[str, Any]) -> dict[str, Any]:
+    return {"members": [member["checkpoint_sha256"] for member in facts["members"]]}
+
+
+def _opening(facts: dict[str, Any]) -> str:
+    return opening(facts | _digests(facts))
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
+
+
+# ----------------------------------------------------------------------------------- parts
+
+
+_PLAN = "plan.json"
+
+
+def _part_file(index: int) -> str:
+    return f"part-{index:06d}.parquet"
+
+
+def _rejects_file(index: int) -> str:
+    return f"part-{index:06d}.rejects"
+
+
+def _share_work(
+    folder: Store,
+    facts: dict[str, Any],
+    origin: Origin,
+    batch_size: int,
+    embeddings: bool,
+    context: Context,
+) -> tuple[list[int], list[int]]:
+    """Parts that are done already, and those that this process is to score.
+
+    The first process looks and the others take its word: one that comes late would see parts that
+    were finished since.
+    """
+    plan = {
+        "members": [member["checkpoint_sha256"] for member in facts["members"]],
+        "origin": {name: facts[name] for name in ("dataset_id", "source", "split")},
+        "parts": list(origin.parts),
+        "batch_size": batch_size,
+        "tta": facts["tta"],
+        "embeddings": embeddings,
+    }
+    done = context.from_main(_begin(folder, plan, len(origin.parts)) if context.is_main else [])
+    remaining = sorted(set(range(len(origin.parts))) - set(done))
+    mine = np.array_split(np.array(remaining, dtype=int), context.world_size)[context.rank]
+    return done, mine.tolist()
+
+
+def _begin(folder: Store, plan: dict[str, Any], parts: int) -> list[int]:
+    """Make the folder of parts, or take up the one that is there if it is of the same run."""
+    text = json.dumps(plan, sort_keys=True).encode()
+    if not folder.has(_PLAN) or folder.read(_PLAN) != text:
+        _remove(folder)
+    folder.write(_PLAN, text)
+    found = {entry.name for entry in folder.entries("part-")}
+    return [index for index in range(parts) if _part_file(index) in found]
+
+
+def _leave_finished_parts(folder: Store) -> None:
+    """Keep what is done for another try; a folder without any goes."""
+    with suppress(StorageError):  # what went wrong before says more
+        if not any(entry.name.endswith(".parquet") for entry in folder.entries("part-")):
+            _remove(folder)
+
+
+def _remove(folder: Store) -> None:
+    for entry in folder.entries():
+        folder.delete(entry.name)
+    if not is_remote(folder.uri):
+        shutil.rmtree(folder.uri, ignore_errors=True)
+
+
+def _read(folder: Store, name: str, columns: list[str] | None = None) -> pa.Table:
+    return pq.read_table(pa.BufferReader(folder.read(name)), columns=columns)
+
+
+def _write(folder: Store, name: str, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    folder.write(name, sink.getvalue().to_pybytes())
+
+
+class _Told:
+    """Progress over all processes: what the others did is taken to be what this one did."""
+
+    def __init__(
+        self,
+        parts: Sequence[int],
+        done: Sequence[int],
+        context: Context,
+        progress: Progress | None,
+    ) -> None:
+        self._rows, self._done = sum(parts), sum(parts[index] for index in done)
+        self._times = context.world_size
+        self._progress = progress if context.is_main else None
+
+    def add(self, rows: int) -> None:
+        """Count rows of this process."""
+        self._done = min(self._rows, self._done + rows * self._times)
+        if self._progress is not None:
+            self._progress(self._done, self._rows)
+
+
+def _score_parts(
+    model: Ensemble,
+    origin: Origin,
+    todo: Sequence[int],
+    folder: Store,
+    context: Context,
+    told: _Told,
+    checkpoints: Sequence[str],
+) -> None:
+    if not todo:
+        return
+    with torch.inference_mode(), full_float32():
+        for part in origin.read(todo, pin_memory=context.device.type == "cuda"):
+            logit_RM, features = _score(model, part.batches, context, told)
+            _require_finite(logit_RM, model, origin, part, checkpoints)
+            table = _scored(part.table(), origin.split, logit_RM, features)
+            if part.rejects is not None and part.rejects.num_rows:
+                told.add(part.rejects.num_rows)
+                _write(folder, _rejects_file(part.index), part.rejects)
+            _write(folder, _part_file(part.index), table)
+            _check_whole(part, table, origin)
+
+
+def _score(
+    model: Ensemble, batches: Iterable[Tensor], context: Context, told: _Told
+) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+    """Logits (rows, members) and embeddings (rows, features) of a part."""
+    logits: list[Tensor] = []
+    features: list[list[Tensor]] = []
+    for pixels in batches:
+        logit_BM, seen = model(widen(send(pixels, context.device), channels_last=True))
+        # Nothing is copied from the device before the part is done: it would wait each time.
+        logits.append(logit_BM)
+        features.append(seen)
+        told.add(len(pixels))
+    if not logits:
+        return np.empty((0, len(model.members)), np.float32), []
+    joined = [torch.cat(member).cpu().numpy() for member in zip(*features, strict=True)]
+    return torch.cat(logits).cpu().numpy(), joined
+
+
+def _require_finite(
+    logit_RM: NDArray[np.float32],
+    model: Ensemble,
+    origin: Origin,
+    part: Part,
+    checkpoints: Sequence[str],
+) -> None:
+    """Refuse logits that are not finite, and say whether the pixels or the weights are the cause.
+
+    Raises
+    ------
+    ShardError
+        If the first such stamp has pixels that are not finite.
+    CheckpointError
+        If they are.
+    """
+    broken_RM = ~np.isfinite(logit_RM)
+    if not broken_RM.any():
+        return
+    row, member = (int(place[0]) for place in np.nonzero(broken_RM))
+    name = f"stamp {part.table()['key'][row]} of {origin.facts['dataset']}"
+    if not torch.isfinite(_stamp(origin, part.index, row)).all():
+        raise ShardError(
+            f"The pixels of {name} are not finite. `lensprep verify` finds damaged shards."
+        )
+    sound = all(value.isfinite().all() for value in model.members[member].state_dict().values())
+    raise CheckpointError(
+        f"{checkpoints[member]} gives logits that are not finite for {broken_RM[:, member].sum()} "
+        f"of {len(logit_RM)} stamps. The pixels of the first, {name}, are finite, and its weights "
+        + ("are too: numbers overflow." if sound else "are not: its training has diverged.")
+        + " Use an earlier checkpoint."
+    )
+
+
+def _stamp(origin: Origin, index: int, row: int) -> Tensor:
+    """Pixels of one row of a part, read again."""
+    parts = origin.read([index])  # held: it ends when nothing refers to it
+    for pixels in next(parts).batches:
+        if row < len(pixels):
+            return pixels[row].clone()
+        row -= len(pixels)
+    raise DatasetError(f"{origin.facts['dataset']} has become smaller while it was read.")
+
+
+def _scored(
+    light: pa.Table,
+    split: str | None,
+    logit_RM: NDArray[np.float32],
+    features: Sequence[NDArray[np.float32]],
+) -> pa.Table:
+    """Columns of the source with the logits, in the order of columns that readers rely on."""
+    rows, members = logit_RM.shape
+    if light.num_rows != rows:
+        raise DatasetError(f"{rows} stamps came with {light.num_rows} rows of columns.")
+    columns: dict[str, Any] = {name: light[name] for name in light.column_names}
+    columns["logit"] = pa.array(logit_RM.mean(axis=1, dtype=np.float64), pa.float32())
+    columns["split"] = pa.array([split] * rows, pa.string())
+    if members > 1:
+        columns |= {f"logit_{m}": pa.array(logit_RM[:, m], pa.float32()) for m in range(members)}
+    for m, vector in enumerate(features):
+        name = "embedding" if members == 1 else f"embedding_{m}"
+        flat = pa.array(vector.ravel(), pa.float32())
+        columns[name] = pa.FixedSizeListArray.from_arrays(flat, vector.shape[1])
+    rest = [name for name in columns if name not in FIRST_COLUMNS]
+    return pa.table({name: columns[name] for name in (*FIRST_COLUMNS, *rest)})
+
+
+def _check_whole(part: Part, table: pa.Table, origin: Origin) -> None:
+    """Rows of a dataset are all scored; of a tree some may be of other splits."""
+    if part.rejects is None and table.num_rows != origin.parts[part.index]:
+        raise DatasetError(
+            f"{table.num_rows} rows were scored where the manifest states "
+            f"{origin.parts[part.index]}."
+        )
+
+
+# ----------------------------------------------------------------------------------- merge
+
+
+def _merge(
+    out: Uri, folder: Store, origin: Origin, facts: dict[str, Any], context: Context
+) -> dict[str, Any]:
+    """Join the parts in order, each row once; returns the account."""
+    found = {entry.name for entry in folder.entries("part-")}
+    files = [_part_file(index) for index in range(len(origin.parts))]
+    missing = [name for name in files if name not in found]
+    if missing:
+        raise ConfigError(
+            f"{folder.uri} lacks {missing[0]}. "
+            + ("Is --out a place that all processes see?" if context.world_size > 1 else
+               "It was removed meanwhile: does another `lenstrain infer` write the same --out?")
+        )  # fmt: skip
+    first = _first_of_each_key(folder, files)
+    repeats = int(sum((~kept).sum() for kept in first))
+    if repeats and facts["source"]["kind"] != "tree":
+        raise DatasetError(f"{facts['dataset']}: {repeats} rows have a key that came before.")
+    rejects = _rejects(folder, sorted(found - set(files)), files, first)
+    rows = int(sum(kept.sum() for kept in first))
+    account = _account(rows, rejects)
+    if not rows:
+        of = f" of split {facts['split']!r}" if facts["split"] else ""
+        why = f"{_in_words(account)}{_first_detail(rejects)}"
+        raise InputError(f"{facts['dataset']} has no stamp{of} to score: {why}.")
+    _write_scores(out, folder, files, first, facts | {"account": account})
+    parent, name = split_uri(out)
+    beside = f"{name[: -len(uri_suffix(name))]}.rejects.parquet"
+    if rejects is not None and rejects.num_rows:
+        _write(open_store(parent), beside, rejects)
+        return account | {"rejects": join_uri(parent, beside)}
+    open_store(parent).delete(beside)
+    return account | {"rejects": None}
+
+
+def _first_of_each_key(folder: Store, files: Sequence[str]) -> list[NDArray[np.bool_]]:
+    """Which rows of each part have a key that did not come before."""
+    columns = [_read(folder, file, ["key"])["key"] for file in files]
+    keys = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
+    first = np.ones(len(keys), bool)
+    if pc.count_distinct(keys).as_py() < len(keys):
+        codes = keys.combine_chunks().dictionary_encode().indices.to_numpy()
+        first[:] = False
+        first[np.unique(codes, return_index=True)[1]] = True
+    return np.split(first, np.cumsum([len(column) for column in columns])[:-1])
+
+
+def _rejects(
+    folder: Store, named: Sequence[str], files: Sequence[str], first: Sequence[NDArray[np.bool_]]
+) -> pa.Table | None:
+    """Rows without a score: those that could not be decoded, and those that came before."""
+    tables = [_read(folder, name) for name in named]
+    for file, kept in zip(files, first, strict=True):
+        if kept.all():
+            continue
+        again = _read(folder, file).filter(pa.array(~kept))
+        columns = {
+            name: again[name]
+            for name in ("task_id", "source_file", "source_row_group", "source_row")
+        }
+        count = again.num_rows
+        columns["kind"] = pa.array(["rejected"] * count)
+        columns["reason"] = pa.array(["duplicate_row"] * count)
+        tables.append(pa.table(columns))
+    return pa.concat_tables(tables, promote_options="default") if tables else None
+
+
+def _account(rows: int, rejects: pa.Table | None) -> dict[str, Any]:
+    kinds: dict[str, Counter[str]] = {"filtered": Counter(), "rejected": Counter()}
+    if rejects is not None:
+        pairs = zip(rejects["kind"].to_pylist(), rejects["reason"].to_pylist(), strict=True)
+        for kind, reason in pairs:
+            kinds[kind][reason] += 1
+    return {"rows": rows} | {kind: dict(sorted(found.items())) for kind, found in kinds.items()}
+
+
+def _in_words(account: dict[str, Any]) -> str:
+    left_out = account["filtered"] | account["rejected"]
+    return ", ".join(f"{reason} {count:,}" for reason, count in left_out.items()) or "no rows"
+
+
+def _first_detail(rejects: pa.Table | None) -> str:
+    """What was found in the first file, where rejects say it: then there is no table to look in."""
+    if rejects is None or "detail" not in rejects.column_names:
+        return ""
+    first = rejects.slice(0, 1).to_pylist()[0]
+    return f" (first: {first['source_file'] or first['task_id']}, {first['detail']})"
+
+
+def _write_scores(
+    out: Uri,
+    folder: Store,
+    files: Sequence[str],
+    first: Sequence[NDArray[np.bool_]],
+    facts: dict[str, Any],
+) -> None:
+    """Copy part by part, so that memory does not grow with the table."""
+    schema = _read(folder, files[0]).schema.remove_metadata()
+    with table_writer(out, schema, facts) as write:
+        for name, kept in zip(files, first, strict=True):
+            table = _read(folder, name)
+            write(table if kept.all() else table.filter(pa.array(kept)))

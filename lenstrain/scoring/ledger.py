@@ -1,0 +1,106 @@
+"""The ledger of a run: every time its checkpoints are scored on the test split.
+
+A test split is opened once, after all choices are made. The ledger does not forbid a second look;
+it makes one visible to `lenstrain audit`. Scoring again with the same weights and options shows
+nothing new: that is the same opening.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from lensprep.dataset.strictjson import parse_json
+from lensprep.errors import StorageError
+from lensprep.store.files import join_uri, split_uri
+from lensprep.store.local import is_remote, local_path, open_store
+from lensprep.tables.reader import Uri
+
+LEDGER = "test_ledger.jsonl"
+"""File in the run folder, one JSON object a line."""
+
+CHECKPOINTS = "checkpoints"
+_KEPT = ("checkpoint_sha256", "step", "epoch", "dataset_id", "split", "tta")
+_MEMBERS = "members"
+
+
+def run_of(checkpoint: Uri) -> str | None:
+    """Run folder of ``RUN/checkpoints/NAME.pt``; None for a loose file, which has no ledger."""
+    if is_remote(checkpoint):
+        run, _, inner = split_uri(checkpoint)[0].rpartition("/")
+        return run if inner == CHECKPOINTS else None
+    folder = local_path(checkpoint).resolve().parent
+    return str(folder.parent) if folder.name == CHECKPOINTS else None
+
+
+def record_opening(run: Uri, facts: dict[str, Any]) -> None:
+    """Add a line to the ledger of a run.
+
+    Parameters
+    ----------
+    run : str or path
+        Local or s3://.
+    facts : dict
+        As `lenstrain infer` writes them into the scores; ``members`` are the digests of all
+        checkpoints whose mean the scores are.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written, as in a run that is read-only.
+    """
+    opened = datetime.now(UTC).isoformat(timespec="seconds")
+    line = json.dumps({name: facts[name] for name in (*_KEPT, _MEMBERS)} | {"opened": opened})
+    if not is_remote(run):
+        try:
+            with (local_path(run) / LEDGER).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise StorageError(
+                f"{join_uri(run, LEDGER)} cannot be written: {error.strerror or error}."
+            ) from error
+        return
+    store = open_store(run)  # where nothing can be appended to a file
+    before = bytes(store.read(LEDGER)) if store.has(LEDGER) else b""
+    store.write(LEDGER, before + line.encode() + b"\n")
+
+
+def read_ledger(run: Uri) -> list[dict[str, Any]] | None:
+    """Lines of a run's ledger, or None if there is none.
+
+    Raises
+    ------
+    StorageError
+        If one is damaged: how often the test split was opened is not known then.
+    """
+    store = open_store(run)
+    if not store.has(LEDGER):
+        return None
+    lines = []
+    for number, line in enumerate(bytes(store.read(LEDGER)).splitlines(), 1):
+        if not line:
+            continue
+        try:
+            entry = parse_json(line)
+            kept = {name: entry[name] for name in (*_KEPT, "opened")}
+            # Lines of older versions name no members: the checkpoint itself was scored.
+            kept[_MEMBERS] = sorted(entry.get(_MEMBERS, [entry["checkpoint_sha256"]]))
+            lines.append(kept)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise StorageError(
+                f"{join_uri(run, LEDGER)}, line {number} is damaged: who opened the test split is "
+                "not known."
+            ) from None
+    return lines
+
+
+def openings(lines: Sequence[dict[str, Any]], dataset_id: str) -> set[str]:
+    """The different openings of one dataset's test split: by other weights or options."""
+    return {opening(line) for line in lines if line["dataset_id"] == dataset_id}
+
+
+def opening(facts: dict[str, Any]) -> str:
+    """What two scorings have in common if they are the same opening."""
+    return json.dumps([sorted(facts[_MEMBERS]), facts["dataset_id"], facts["split"], facts["tta"]])

@@ -1,0 +1,314 @@
+"""Where stamps to be scored come from: a converted dataset, a Phase 4c tree, a folder of cutouts.
+
+Every origin is cut into parts of neighbouring rows, whatever the number of processes. A part is
+read, scored and written as a whole, so that finished parts can be kept and no row comes twice.
+
+Datasets are read by the loader. What must be decoded first is decoded by `lensprep.decode.feed`, a
+process of its own: the decoder stays on its side of the line between the two packages.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lensprep.dataset import STAMP_DTYPE, Dataset, NormalizationSpec
+from lensprep.errors import CheckpointError, DatasetError, ShardError
+from lenstrain.data import StampLoader
+from lenstrain.scoring.feed import ask, feeding, read_arrow, stamps_of
+
+_log = logging.getLogger("lenstrain.origins")
+
+PART_ROWS = 8192
+"""Rows of a part of a dataset, rounded to whole batches."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part, while it is read."""
+
+    index: int
+    batches: Iterator[Tensor]
+    """Normalised pixels on the CPU, (B, 3, 64, 64), in order."""
+    table: Callable[[], pa.Table]
+    """Columns of the same rows; to be called after the last batch."""
+    rejects: pa.Table | None = None
+    """Rows of the part that have no stamp, with their reasons."""
+
+
+class Origin(Protocol):
+    """What `lenstrain infer` asks of a place where stamps are."""
+
+    parts: Sequence[int]
+    """Rows of each part; of a tree also rows that will be rejected."""
+    split: str | None
+    facts: dict[str, Any]
+    """What the scores say about it: dataset, dataset_id, source."""
+
+    def check(self, meta: dict[str, Any], checkpoint: str) -> None:
+        """Refuse a checkpoint whose pixels or labels mean something else."""
+
+    def read(self, parts: Sequence[int], *, pin_memory: bool = False) -> Iterator[Part]:
+        """Parts in any order; each must be used up before the next."""
+
+
+# ------------------------------------------------------------------------------- datasets
+
+
+class DatasetOrigin:
+    """A split of a converted dataset, in the order of the split.
+
+    Parameters
+    ----------
+    uri : str or path
+    split : str
+    batch_size : int
+    cache_dir : path, optional
+    **loading : Any
+        ``cache`` and ``memory_budget``; all as for `StampLoader`.
+    """
+
+    def __init__(
+        self,
+        uri: str | PathLike[str],
+        split: str,
+        batch_size: int,
+        cache_dir: str | PathLike[str] | None = None,
+        **loading: Any,
+    ) -> None:
+        self.split: str | None = split
+        self._data = Dataset.open(uri)
+        self._shards = self._data.split(split).shards
+        self._name, self._batch = split, batch_size
+        self._loading = {"cache_dir": cache_dir, **loading}
+        self._steps = max(1, PART_ROWS // batch_size)
+        self._rows = sum(shard.rows for shard in self._shards)
+        size = self._steps * batch_size
+        self.parts: Sequence[int] = [
+            min(size, self._rows - first) for first in range(0, self._rows, size)
+        ]
+        self._schema: pa.Schema | None = None
+        self._held: tuple[int, pa.Table] = (-1, pa.table({}))
+        self.facts = {
+            "dataset": self._data.uri,
+            "dataset_id": self._data.dataset_id,
+            "source": {"kind": "dataset"},
+        }
+
+    def check(self, meta: dict[str, Any], checkpoint: str) -> None:
+        """Refuse a dataset whose pixels or labels mean something else than those trained with.
+
+        Raises
+        ------
+        CheckpointError
+            If the normalisation or the label map differ.
+        """
+        trained = NormalizationSpec.from_dict(meta["normalization"])
+        stored = self._data.manifest.normalization
+        if trained.to_dict() != stored.to_dict():
+            raise CheckpointError(
+                f"{checkpoint} was trained on pixels of normalisation {spell(trained)}, but "
+                f"{self._data.uri} holds {spell(stored)}. Convert the source again with the "
+                "checkpoint's, or use a checkpoint trained with the dataset's."
+            )
+        if dict(meta["label_map"]) != dict(self._data.manifest.label_map):
+            raise CheckpointError(
+                f"{checkpoint} was trained with labels {meta['label_map']}, but "
+                f"{self._data.uri} has {self._data.manifest.label_map}. Convert the source again "
+                "with this version."
+            )
+
+    def read(self, parts: Sequence[int], *, pin_memory: bool = False) -> Iterator[Part]:
+        """Parts in ascending order, with one look-ahead over neighbouring ones."""
+        loader = StampLoader(
+            self._data.uri,
+            self._name,
+            self._batch,
+            shuffle=None,
+            pin_memory=pin_memory,
+            **self._loading,
+        )
+        try:
+            for first, last in stretches(sorted(parts)):
+                state = loader.state_dict()
+                loader.load_state_dict(state | {"epoch": 0, "step": first * self._steps})
+                batches = iter(loader)
+                for index in range(first, last):
+                    yield Part(index, self._batches(batches, index), self._table_of(index))
+        finally:
+            loader.close()
+
+    def _batches(self, batches: Iterator[Any], index: int) -> Iterator[Tensor]:
+        row = index * self._steps * self._batch
+        for batch in islice(batches, self._steps):
+            real = int((batch.weight > 0).sum())
+            expected = torch.arange(row, row + real)
+            if not torch.equal(batch.index[:real], expected):
+                raise DatasetError(
+                    f"{self._data.uri}: row {row} of split {self._name} did not come in its turn. "
+                    "The loader must read with shuffle=None."
+                )
+            row += real
+            yield batch.pixels[:real]
+
+    def _table_of(self, index: int) -> Callable[[], pa.Table]:
+        first = index * self._steps * self._batch
+        return lambda: self._columns(first, first + self.parts[index])
+
+    def _columns(self, first: int, stop: int) -> pa.Table:
+        """Sidecar rows of a range of the split."""
+        tables, start = [], 0
+        for number, shard in enumerate(self._shards):
+            low, high = max(first, start), min(stop, start + shard.rows)
+            if low < high:
+                tables.append(self._sidecar(number).slice(low - start, high - low))
+            start += shard.rows
+        return pa.concat_tables(tables)
+
+    def _sidecar(self, number: int) -> pa.Table:
+        if self._held[0] != number:
+            shard = self._shards[number]
+            table = self._data.read_shard_sidecar(shard)
+            missing = {"key", "task_id", "label", "region_id"} - set(table.column_names)
+            if missing:
+                raise ShardError(
+                    f"{shard.sidecar} has no column {min(missing)!r}. Convert the source again."
+                )
+            if self._schema is None:
+                self._schema = self._data.read_shard_sidecar(self._shards[0]).schema
+            if table.schema != self._schema:
+                raise ShardError(
+                    f"{self._data.uri}/{shard.sidecar} has other columns than the shards before "
+                    "it. Run `lensprep verify`, and convert again."
+                )
+            self._held = (number, table)
+        return self._held[1]
+
+
+def stretches(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Runs of consecutive numbers as (first, one past the last)."""
+    start = 0
+    for k in range(1, len(numbers) + 1):
+        if k == len(numbers) or numbers[k] != numbers[k - 1] + 1:
+            yield numbers[start], numbers[k - 1] + 1
+            start = k
+
+
+def spell(spec: NormalizationSpec) -> str:
+    """Name a normalisation with all its numbers."""
+    parameters = "".join(f", {name} {value}" for name, value in sorted(spec.parameters.items()))
+    return f"{spec.mode} (clip {spec.clip:g}{parameters})"
+
+
+# --------------------------------------------------------------------- what must be decoded
+
+
+class FeedOrigin:
+    """Rows that `lensprep.decode.feed` decodes and normalises as the checkpoint asks.
+
+    Parameters
+    ----------
+    uri : str or path
+        Phase 4c tree, or folder of cutouts if there is a catalogue.
+    split : str or None
+        Of a tree.
+    batch_size : int
+    normalization : dict
+        That of the checkpoint, as plain types.
+    catalog : path, optional
+        CSV or parquet with the positions of the cutouts.
+    workers : int, optional
+        Decoding processes; one for each processor if not given.
+    columns : dict, optional
+        What the catalogue calls ``ra`` and ``dec``.
+    called : str, optional
+        What the user calls the folder, if `uri` is a copy of one in a store.
+    """
+
+    def __init__(
+        self,
+        uri: str | PathLike[str],
+        split: str | None,
+        batch_size: int,
+        normalization: dict[str, Any],
+        catalog: str | PathLike[str] | None = None,
+        workers: int | None = None,
+        columns: dict[str, str] | None = None,
+        called: str | None = None,
+    ) -> None:
+        kind = "tree" if catalog is None else "cutouts"
+        self._batch, self._workers = batch_size, workers
+        self.split = split if catalog is None else None
+        self._request: dict[str, Any] = {
+            "kind": kind,
+            "uri": str(uri),
+            "split": self.split,
+            "normalization": normalization,
+        }
+        source: dict[str, Any] = {"kind": kind}
+        if catalog is not None:
+            self._request["catalog"] = source["catalog"] = str(catalog)
+            self._request |= {"columns": columns, "called": called or str(uri)}
+        plan = ask(self._request | {"ask": "plan"})
+        for note in plan.get("notes", ()):
+            _log.warning("%s", note)
+        self.parts: Sequence[int] = plan["parts"]
+        source |= {"digest": plan["digest"], "files_of_no_row": plan["unused"]}
+        self.facts: dict[str, Any] = {
+            "dataset": called or str(uri),
+            "dataset_id": None,
+            "source": source,
+        }
+
+    def check(self, meta: dict[str, Any], checkpoint: str) -> None:
+        """Stamps are normalised as the first checkpoint asks; another must ask for the same.
+
+        Raises
+        ------
+        CheckpointError
+            If it does not.
+        """
+        wanted = self._request["normalization"]
+        if dict(meta["normalization"]) != wanted:
+            ours = NormalizationSpec.from_dict(wanted)
+            theirs = NormalizationSpec.from_dict(meta["normalization"])
+            raise CheckpointError(
+                f"{checkpoint} was trained on pixels of normalisation {spell(theirs)}, the first "
+                f"checkpoint with {spell(ours)}. An ensemble needs the same pixels."
+            )
+
+    def read(self, parts: Sequence[int], *, pin_memory: bool = False) -> Iterator[Part]:
+        """Parts as they are decoded; each file goes when its part has been used."""
+        with tempfile.TemporaryDirectory(prefix="lenstrain-feed-") as scratch:
+            request = self._request | {
+                "ask": "parts",
+                "parts": list(parts),
+                "scratch": scratch,
+                "workers": self._workers,
+            }
+            with feeding(request) as answers:
+                for answer in answers:
+                    file = Path(answer["file"])
+                    table = read_arrow(file)
+                    pixels = stamps_of(table["pixels"], STAMP_DTYPE)
+                    rejects = read_arrow(Path(f"{file}.rejects"))
+                    light = table.drop_columns(["pixels"])
+                    batches = self._batches(pixels)
+                    yield Part(answer["part"], batches, lambda light=light: light, rejects)  # type: ignore[misc]
+                    file.unlink()
+
+    def _batches(self, pixels: NDArray[Any]) -> Iterator[Tensor]:
+        for first in range(0, len(pixels), self._batch):
+            # Copied: the file that these are mapped from will go.
+            yield torch.from_numpy(pixels[first : first + self._batch].copy())

@@ -1,0 +1,468 @@
+"""Read a table of scores and refuse what cannot be judged, with the reason in one line."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from scipy import special
+
+from lensprep.errors import NotFoundError, ScoresError
+from lensprep.tables.reader import METADATA_KEY as METADATA_KEY
+from lensprep.tables.reader import TableFile, Uri, check_ids, read_table, require_columns, to_floats
+from lenstrain.evaluation.clustered import Shares, class_correlations
+from lenstrain.evaluation.metrics import RocCurve, roc_curve
+
+_log = logging.getLogger("lenstrain.evaluation")
+
+MAX_CLUSTERS = 10_000
+"""With more regions than this, neighbouring numbers are drawn together (whole regions)."""
+
+AXIS_COLUMNS = ("theta_e_arcsec", "psfsize_r", "psfdepth_r", "arc_snr", "src_dmag")
+_OTHER_COLUMNS = ("task_id", "split", "lens_model", "pixel_hash", "ra", "dec")
+COLUMNS = (
+    "key", "label", "logit", "probability", "region_id", *AXIS_COLUMNS, *_OTHER_COLUMNS
+)  # fmt: skip
+_TEXT_COLUMNS = ("key", "task_id", "split", "lens_model", "pixel_hash")
+LOGIT = "logit or probability"
+"""The column that is needed, of either name."""
+_FEWEST = 20
+"""Rows from which on logits that all lie in [0, 1] are no accident."""
+_LEAST_LOGIT, _GREATEST_LOGIT = -745.0, 40.0
+"""Beyond the logit of any probability in float64 that is neither 0 nor 1."""
+
+Floats = NDArray[np.float64]
+ScoresAre = Literal["probability", "logit"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A table of scores, checked: one row a stamp."""
+
+    path: Uri
+    table: pa.Table
+    """The columns that evaluation reads, in file order."""
+    labels: NDArray[np.int8]
+    logits: Floats
+    region: NDArray[np.int32]
+    """Cluster of each row, numbered from 0; a cluster is a region unless there are too many."""
+    n_regions: int
+    """Distinct region_id."""
+    n_clusters: int
+    metadata: dict[str, Any]
+    """What `lenstrain infer` wrote: checkpoint, dataset_id, normalization, ...; {} elsewhere."""
+    sha256: str
+    """Digest of the file."""
+    notes: tuple[str, ...] = field(default=())
+    """What a reader of the results must know."""
+    names: tuple[str, ...] = ()
+    """All headings of the file."""
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return self.labels.size
+
+    def has(self, column: str) -> bool:
+        """Whether a column (or the derived ``theta_e_over_psf``) is there."""
+        if column == "theta_e_over_psf":
+            return self.has("theta_e_arcsec") and self.has("psfsize_r")
+        return column in self.table.column_names
+
+    def numbers(self, column: str) -> Floats:
+        """Column of numbers; null becomes NaN. ``theta_e_over_psf`` is derived."""
+        if column == "theta_e_over_psf":
+            psf = self.numbers("psfsize_r")
+            positive = psf > 0
+            safe = np.where(positive, psf, 1.0)
+            return np.where(positive, self.numbers("theta_e_arcsec") / safe, np.nan)
+        return to_floats(self.table[column], column, self.path)
+
+    def strings(self, column: str) -> list[str | None]:
+        """Column as text."""
+        values: list[str | None] = self.table[column].cast(pa.string()).to_pylist()
+        return values
+
+    def codes(self, column: str) -> tuple[NDArray[np.int64], list[Any]]:
+        """Number of each row's value among the distinct ones, -1 for null; and these, in order."""
+        codes, values = _codes(self.table[column])
+        return codes, values.to_pylist()
+
+    @cached_property
+    def order(self) -> NDArray[np.intp]:
+        """Rows by descending logit."""
+        return np.argsort(self.logits)[::-1]
+
+    @cached_property
+    def curve(self) -> RocCurve:
+        """Counts of both classes at or above every distinct logit."""
+        return roc_curve(self.labels, self.logits, self.order)
+
+    @cached_property
+    def identity(self) -> NDArray[np.int64]:
+        """Number of each distinct image: the same control may come up to 24 times."""
+        if self.identity_column == "key":
+            return np.arange(self.n, dtype=np.int64)
+        codes, count = _unsorted_codes(self.table["pixel_hash"])
+        missing = codes < 0
+        codes[missing] = count + np.arange(int(missing.sum()))
+        return codes
+
+    @property
+    def identity_column(self) -> str:
+        """Column that tells images apart: the decoded pixels' hash if the table has it."""
+        return "pixel_hash" if self.has("pixel_hash") else "key"
+
+    @cached_property
+    def n_negative_unique(self) -> int:
+        """Distinct images among the negatives."""
+        return np.unique(self.identity[self.labels == 0]).size
+
+    @cached_property
+    def correlations(self) -> tuple[float, float]:
+        """Correlation of logits within regions, of non-lenses and of lenses, on distinct images."""
+        rows = np.concatenate([self._distinct(label) for label in (0, 1)])
+        return class_correlations(self.labels[rows], self.logits[rows], self.region[rows])
+
+    def _distinct(self, label: int) -> NDArray[np.int64]:
+        """One row of every distinct image of a class in every region: that of the lowest logit."""
+        rows = np.flatnonzero(self.labels == label)
+        if self.class_repeats[label] == rows.size:
+            return rows
+        place = self.identity[rows] * self.n_clusters + self.region[rows]
+        order = np.lexsort((self.logits[rows], place))
+        return rows[order[np.append(True, np.diff(place[order]) != 0)]]
+
+    def multiplicity(self, among: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """How often the image of each of some rows comes among them; shape (among.sum(),)."""
+        if self.identity_column == "key":
+            return np.ones(np.count_nonzero(among), np.int64)
+        images = self.identity[among]
+        return np.bincount(images, minlength=1)[images]
+
+    def repeats(self, among: NDArray[np.bool_]) -> float:
+        """Sum, over the distinct images among some rows, of the square of their rows."""
+        return float(self.multiplicity(among).sum())
+
+    @cached_property
+    def class_repeats(self) -> tuple[float, float]:
+        """`repeats` of all non-lenses and of all lenses."""
+        return self.repeats(self.labels == 0), self.repeats(self.labels == 1)
+
+    def shares(self, label: int, within: NDArray[np.bool_], flagged: NDArray[np.bool_]) -> Shares:
+        """Flagged share of the rows of a class within a part of the table; arrays of shape (n,)."""
+        among = within & (self.labels == label)
+        counts = [
+            np.bincount(self.region[chosen], minlength=self.n_clusters).astype(np.float64)
+            for chosen in (among & flagged, among)
+        ]
+        repeats = np.asarray(self.repeats(among))
+        return Shares(counts[0], counts[1], repeats, self.correlations[label])
+
+    def shares_above(self, label: int, thresholds: Floats) -> Shares:
+        """Shares of a class strictly above each of m thresholds; hits of shape (m, clusters)."""
+        rows = self.order[self.labels[self.order] == label]
+        order = np.argsort(-thresholds, kind="stable")
+        upto = np.searchsorted(-self.logits[rows], -thresholds[order], side="left")
+        step = np.searchsorted(upto, np.arange(rows.size), side="right")
+        cell = step * self.n_clusters + self.region[rows]
+        counts = np.bincount(cell, minlength=(thresholds.size + 1) * self.n_clusters)
+        counts = counts.reshape(-1, self.n_clusters).astype(np.float64)
+        hits = np.empty((thresholds.size, self.n_clusters))
+        hits[order] = np.cumsum(counts[:-1], axis=0)
+        total = np.broadcast_to(counts.sum(axis=0), hits.shape)
+        repeats = np.full(thresholds.size, self.class_repeats[label])
+        return Shares(hits, total, repeats, self.correlations[label])
+
+
+@dataclass(frozen=True)
+class SkyScores:
+    """Scores with positions; labels are not needed."""
+
+    path: Uri
+    table: pa.Table
+    logits: Floats
+    metadata: dict[str, Any]
+    names: tuple[str, ...]
+    """All headings of the file."""
+
+
+def read_scores(
+    path: Uri,
+    columns: Mapping[str, str] | None = None,
+    scores_are: ScoresAre | None = None,
+    *,
+    if_there: bool = False,
+) -> Scores:
+    """Read and check a table of scores.
+
+    Parameters
+    ----------
+    path : str or path
+        Any table that `lensprep.tables.reader` reads, local or s3://, with key, label, logit or
+        probability, and region_id; further columns are used if they have the names of the
+        dataset's sidecar.
+    columns : mapping, optional
+        What the table calls some of them instead.
+    scores_are : {"probability", "logit"}, optional
+        What the scores are, whatever their column is called. Tables of `lenstrain infer` say so
+        themselves; if they lie in [0, 1] all the same, a note asks whether they were changed.
+    if_there : bool
+        Whether the table may have our names where it has not those of `columns`.
+
+    Returns
+    -------
+    Scores
+        The rows in file order; keys are text.
+
+    Raises
+    ------
+    ScoresError
+        If the file cannot be read, lacks a column, is empty, has one class only, or holds null or
+        non-finite scores, probabilities called logits, labels other than 0 and 1, rows without a
+        region, or a key twice.
+    """
+    needed = ("key", "label", LOGIT, "region_id")
+    found, logits, notes = read_rows(path, needed, columns, scores_are, if_there=if_there)
+    table = found.table
+    check_keys(table["key"], path)
+    labels = _read_labels(table["label"], path)
+    check_ids(table["region_id"], "region_id", path, repeated=True)
+    region, regions = _codes(table["region_id"])
+    n_regions = len(regions)
+    n_clusters = min(n_regions, MAX_CLUSTERS)
+    if n_clusters < n_regions:
+        region = region * n_clusters // n_regions
+        notes.append(
+            f"{n_regions:,} regions are drawn in {n_clusters:,} clusters of whole regions."
+        )
+    return Scores(
+        path,
+        table,
+        labels,
+        logits,
+        region.astype(np.int32),
+        n_regions,
+        n_clusters,
+        found.metadata,
+        found.sha256,
+        tuple(notes),
+        tuple(found.names),
+    )
+
+
+def read_sky_scores(
+    path: Uri,
+    columns: Mapping[str, str] | None = None,
+    scores_are: ScoresAre | None = None,
+) -> SkyScores:
+    """Read scores for their positions: a table without labels or regions will do.
+
+    Parameters
+    ----------
+    path, columns, scores_are
+        As of `read_scores`, where ``if_there``.
+
+    Raises
+    ------
+    ScoresError
+        If the file cannot be read, is empty, lacks key or logit, or holds non-finite scores.
+    """
+    found, logits, _ = read_rows(path, ("key", LOGIT), columns, scores_are, if_there=True)
+    return SkyScores(path, found.table, logits, found.metadata, tuple(found.names))
+
+
+def read_rows(
+    path: Uri,
+    needed: tuple[str, ...],
+    columns: Mapping[str, str] | None = None,
+    scores_are: ScoresAre | None = None,
+    *,
+    if_there: bool = False,
+) -> tuple[TableFile, Floats, list[str]]:
+    """Read the columns of `COLUMNS` that a table has, for whatever use.
+
+    Parameters
+    ----------
+    path, columns, scores_are, if_there
+        As of `read_scores`.
+    needed : tuple of str
+        Columns that must be there: key, `LOGIT`, and others.
+
+    Returns
+    -------
+    TableFile
+        With keys as text.
+    ndarray of float64, shape (rows,)
+        Logits.
+    list of str
+        What a reader of results must know.
+
+    Raises
+    ------
+    ScoresError
+        As `read_scores`, of what concerns these columns.
+    """
+    try:
+        found = read_table(path, COLUMNS, _TEXT_COLUMNS, rename=columns, if_there=if_there)
+    except NotFoundError:
+        raise ScoresError(f"{path}: no such file. Write one with `lenstrain infer`.") from None
+    require_columns(found, needed, path, "Name it with --columns {}=COLUMN.")
+    table = found.table
+    if table.num_rows == 0:
+        raise ScoresError(f"{path} has no rows: score a split that is not empty.")
+    check_ids(table["key"], "key", path)
+    logits, notes = _read_logits(found, path, scores_are)
+    place = table.column_names.index("key")
+    table = table.set_column(place, "key", table["key"].cast(pa.string()))
+    return found._replace(table=table), logits, notes
+
+
+def check_keys(keys: pa.ChunkedArray, path: Uri) -> None:
+    """Refuse keys that come more than once, with ScoresError."""
+    if pc.count_distinct(keys).as_py() == len(keys):
+        return
+    counts = keys.value_counts()
+    twice = counts.filter(pc.greater(counts.field("counts"), 1))
+    first = twice[0]
+    raise ScoresError(
+        f"{path}: {len(twice)} keys come more than once ({first['values']!s:.100} comes "
+        f"{first['counts']} times); every stamp must be scored once. Remove the repeats."
+    )
+
+
+def _read_labels(column: pa.ChunkedArray, path: Uri) -> NDArray[np.int8]:
+    if column.null_count:
+        raise ScoresError(f"{path}: {column.null_count} labels are null; only 0 and 1 can be.")
+    values = to_floats(column, "label", path)
+    odd = ~np.isin(values, (0.0, 1.0))
+    if odd.any():
+        raise ScoresError(
+            f"{path}: {int(odd.sum())} labels are neither 0 nor 1 (first: {values[odd][0]:g})."
+        )
+    positives = int(values.sum())
+    if positives in (0, values.size):
+        only = "lenses (label 1)" if positives else "non-lenses (label 0)"
+        raise ScoresError(
+            f"{path} has {only} alone: ranking needs both classes. Score a split that has them."
+        )
+    return values.astype(np.int8)
+
+
+def _read_logits(
+    found: TableFile, path: Uri, scores_are: ScoresAre | None
+) -> tuple[Floats, list[str]]:
+    table = found.table
+    name = "logit" if "logit" in table.column_names else "probability"
+    values = to_floats(table[name], name, path)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        key = table["key"][int(np.argmax(bad))]
+        raise ScoresError(
+            f"{path}: {int(bad.sum())} of {values.size} values of {name} are not finite (first: "
+            f"key {key!s:.100}). Score these stamps again, or remove the rows and say so."
+        )
+    alike = _like_probabilities(values)
+    if "checkpoint_sha256" in found.metadata and name == "logit":
+        if not alike:
+            odd = scores_are == "probability"
+            return values, ["--scores-are is not heeded: `lenstrain infer` wrote logits."] * odd
+        if scores_are is None:  # an untrained network may give such logits
+            remedy = "If the table was changed since, say --scores-are probability."
+            note = f"{alike.capitalize()} {remedy}"
+            _log.warning("%s: %s", path, note)
+            return values, [note]
+    if name == "logit" and scores_are is None:
+        check_logits(values, path)
+    notes = [] if scores_are is None else [f"Column {name}: {scores_are}, as --scores-are says."]
+    if (scores_are or name) == "logit":
+        return values, notes
+    logits, more = _from_probability(values, path)
+    return logits, notes + more
+
+
+def check_logits(
+    values: Floats,
+    path: Uri,
+    remedy: str = "Tell evaluate or mine by --scores-are probability, or logit if they are logits.",
+) -> None:
+    """Refuse probabilities in a column of logits: ranks alone would be right.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (n,)
+        Finite. Few rows, and rows that are all alike, say nothing.
+    path : str or path
+    remedy : str
+
+    Raises
+    ------
+    ScoresError
+        If all lie in [0, 1].
+    """
+    if alike := _like_probabilities(values):
+        raise ScoresError(f"{path}: {alike} {remedy}")
+
+
+def _like_probabilities(values: Floats) -> str:
+    """What makes logits look like probabilities; "" if nothing does."""
+    low, high = (values.min(), values.max()) if values.size >= _FEWEST else (0.0, 0.0)
+    if low == high or low < 0 or high > 1:
+        return ""
+    return (
+        f"all {values.size:,} values of logit lie between 0 and 1 ({low:.3g} to {high:.3g}), as "
+        "probabilities do."
+    )
+
+
+def _from_probability(values: Floats, path: Uri) -> tuple[Floats, list[str]]:
+    outside = (values < 0) | (values > 1)
+    if outside.any():
+        raise ScoresError(
+            f"{path}: {int(outside.sum())} probabilities lie outside [0, 1]. If these are logits, "
+            "tell evaluate or mine by --scores-are logit."
+        )
+    notes = ["Ranked by probability: rounding near 1 ties the best candidates; logits do not."]
+    ends = int(((values == 0) | (values == 1)).sum())
+    if ends:
+        notes.append(
+            f"{ends:,} probabilities are exactly 0 or 1; their likelihood is taken at logits "
+            f"{_LEAST_LOGIT:g} and {_GREATEST_LOGIT:g}."
+        )
+    return np.clip(special.logit(values), _LEAST_LOGIT, _GREATEST_LOGIT), notes
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:
+    """Number of each distinct value in sorted order, -1 for null; and the distinct values."""
+    encoded = _encoded(column)
+    order = pc.sort_indices(encoded.dictionary).to_numpy()
+    rank = np.empty(order.size, np.int64)
+    rank[order] = np.arange(order.size)
+    indices = _indices(encoded)
+    values = encoded.dictionary.take(pa.array(order))
+    if not order.size:
+        return indices, values
+    return np.where(indices >= 0, rank[np.maximum(indices, 0)], -1), values
+
+
+def _unsorted_codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], int]:
+    """As `_codes`, in order of appearance: millions of distinct hashes need no sorting."""
+    encoded = _encoded(column)
+    return _indices(encoded), len(encoded.dictionary)
+
+
+def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    encoded = column.dictionary_encode().combine_chunks()
+    return encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
+
+
+def _indices(encoded: pa.DictionaryArray) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = (
+        encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    )
+    return found

@@ -1,0 +1,258 @@
+"""Reading blobs: what np.load reads is read, all else has its reason, and nothing raises."""
+
+import io
+import tracemalloc
+import warnings
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from lensprep.decode import stampnpz
+from lensprep.decode.stampnpz import RejectReason, decode, decode_batch
+from lensprep.decode.zipwalk import MAX_MEMBER_BYTES, walk
+from tests.lensprep.blobs import (
+    BAD,
+    GOOD,
+    bands,
+    by_numpy,
+    noise,
+    npy,
+    npz,
+    patched,
+    saved,
+    strictness,
+)
+
+
+def decoded(blob):
+    """(reason, pixels) of one blob."""
+    out = np.full((3, 64, 64), np.nan, np.float32)
+    return decode(blob, out), out
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_blob_gives_its_pixels(name):
+    blob, pixels = GOOD[name]()
+    reason, out = decoded(blob)
+    assert reason is None
+    assert out.tobytes() == np.ascontiguousarray(pixels).tobytes()
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_blob_is_what_numpy_reads(name):
+    blob, pixels = GOOD[name]()
+    assert by_numpy(blob).tobytes() == np.ascontiguousarray(pixels).tobytes()
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_blob_has_its_reason(name):
+    blob, reason = BAD[name]()
+    assert decoded(blob)[0] is reason
+
+
+@pytest.mark.parametrize("name", [name for name in BAD if BAD[name]()[0]])
+def test_bad_blob_is_refused_by_numpy_too_or_by_a_documented_strictness(name):
+    blob, reason = BAD[name]()
+    assert not isinstance(by_numpy(blob), np.ndarray) or strictness(blob, reason)
+
+
+def test_float64_beyond_float32_is_nonfinite_without_a_warning():
+    blob, reason = BAD["infinite_as_float32"]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decoded(blob)[0] is reason is RejectReason.NONFINITE
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_no_blob_costs_more_memory_than_one_stamp(name):
+    blob, _ = BAD[name]()
+    out = np.empty((3, 64, 64), np.float32)
+    decode(blob, out)  # compiled, and parsed once
+    tracemalloc.start()
+    try:
+        decode(blob, out)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < MAX_MEMBER_BYTES + 64_000
+
+
+def test_oversized_member_is_refused_before_anything_is_inflated(monkeypatch):
+    def inflate(*_):
+        raise AssertionError("inflated")
+
+    monkeypatch.setattr(stampnpz, "inflate", inflate)
+    blob = npz({**bands(noise()), "image_z.npy": bytes(MAX_MEMBER_BYTES + 1)})
+    assert decoded(blob)[0] is RejectReason.OVERSIZED
+
+
+UNPICKLED = []
+
+
+def _explode():
+    UNPICKLED.append(1)
+
+
+class Bomb:
+    """Its unpickling is seen."""
+
+    def __reduce__(self):
+        return (_explode, ())
+
+
+def test_object_array_is_never_unpickled():
+    blob = npz({**bands(noise()), "image_g.npy": npy(np.full((64, 64), Bomb()))})
+    assert decoded(blob)[0] is RejectReason.OBJECT_ARRAY
+    assert UNPICKLED == []
+    with np.load(io.BytesIO(blob), allow_pickle=True) as archive:
+        assert archive["image_g"].shape == (64, 64)
+    assert UNPICKLED != []  # the bomb was live
+
+
+def test_buffers_of_all_kinds_are_read():
+    blob = saved(noise(11))
+    for kind in (bytes, bytearray, memoryview, pa.py_buffer, lambda b: np.frombuffer(b, np.uint8)):
+        reason, out = decoded(kind(blob))
+        assert reason is None
+        assert np.array_equal(out, noise(11))
+
+
+# -- batches ---------------------------------------------------------------------------------------
+
+
+def column_of(kinds, arrow_type):
+    return pa.array([(BAD | GOOD)[kind]()[0] for kind in kinds], arrow_type)
+
+
+MIXED = ["nan", "stored", "null", "deflated", "empty", "half", "float64", "96_pixels"]
+
+
+@pytest.mark.parametrize("arrow_type", [pa.binary(), pa.large_binary(), pa.binary_view()], ids=str)
+def test_batch_equals_one_by_one(arrow_type):
+    column = column_of(MIXED, arrow_type)
+    out = np.zeros((len(MIXED), 3, 64, 64), np.float32)
+    reasons = decode_batch(column, out)
+    for kind, reason, stamp in zip(MIXED, reasons, out, strict=True):
+        expected, alone = decoded((BAD | GOOD)[kind]()[0])
+        assert reason is expected
+        assert reason is not None or np.array_equal(stamp, alone)
+
+
+def test_batch_reads_slices_chunks_and_sequences_alike():
+    column = column_of(MIXED, pa.binary())
+    chunked = pa.chunked_array([column[2:5], column[5:5], column[5:]])
+    whole = decode_batch(column, np.empty((8, 3, 64, 64), np.float32))
+    assert decode_batch(chunked, np.empty((8, 3, 64, 64), np.float32)) == whole[2:]
+    assert decode_batch(column[3:6], np.empty((8, 3, 64, 64), np.float32)) == whole[3:6]
+    assert decode_batch(column.to_pylist(), np.empty((8, 3, 64, 64), np.float32)) == whole
+
+
+@pytest.mark.parametrize("bounds", [[0, 2**62], [-1, 4], [3, 2], [0, 5]])
+def test_bounds_outside_the_memory_are_refused(bounds):
+    with pytest.raises(ValueError, match="bounds of blobs descend, or lie outside of 4 bytes"):
+        walk(memoryview(b"PK\3\4"), np.array(bounds))
+
+
+def test_batch_of_nothing_is_nothing():
+    out = np.empty((0, 3, 64, 64), np.float32)
+    assert decode_batch([], out) == []
+    assert decode_batch(pa.array([], pa.binary()), out) == []
+    assert decode_batch(pa.chunked_array([], pa.binary()), out) == []
+
+
+def test_batch_of_nulls_alone():
+    out = np.empty((2, 3, 64, 64), np.float32)
+    for column in (pa.array([None, None], pa.binary()), pa.nulls(2)):
+        assert decode_batch(column, out) == [RejectReason.NULL_BLOB] * 2
+
+
+def test_rows_after_the_batch_are_not_touched():
+    out = np.full((3, 3, 64, 64), 7.0, np.float32)
+    decode_batch([saved(noise()), b"junk"], out)
+    assert (out[2] == 7.0).all()
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        np.empty((1, 3, 64, 64), np.float64),
+        np.empty((1, 3, 64, 64), ">f4"),
+        np.empty((1, 3, 64, 63), np.float32),
+        np.empty((0, 3, 64, 64), np.float32),
+        np.empty((1, 64, 64, 3), np.float32).transpose(0, 3, 1, 2),
+        np.frombuffer(bytes(3 * 64 * 64 * 4), np.float32).reshape(1, 3, 64, 64),
+    ],
+    ids=["float64", "big-endian", "shape", "too short", "layout", "read-only"],
+)
+def test_output_that_does_not_fit_is_an_error_of_the_caller(out):
+    with pytest.raises(ValueError, match="out must be writable C-contiguous float32"):
+        decode_batch([saved(noise())], out)
+
+
+# -- properties ------------------------------------------------------------------------------------
+
+
+def as_stored(array, dtype, fortran):
+    with np.errstate(over="ignore"):
+        return np.asarray(array, dtype, order="F" if fortran else "C")
+
+
+FILL = st.one_of(st.floats(-1.0, 1.0), st.floats(), st.just(1e300))
+ARRAYS = st.builds(
+    as_stored,
+    hnp.arrays(np.float64, (64, 64), elements=st.floats(-60_000, 60_000, width=16), fill=FILL),
+    st.sampled_from(["<f2", ">f2", "<f4", ">f4", "<f8", ">f8"]),
+    st.booleans(),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(ARRAYS, ARRAYS, ARRAYS),
+    st.sampled_from([(1, 0), (2, 0), (3, 0)]),
+    st.sampled_from([0, 8]),
+    st.booleans(),
+    st.booleans(),
+    st.binary(max_size=40),
+)
+def test_what_numpy_reads_is_decoded_identically(arrays, version, method, streamed, zip64, comment):
+    blob = npz(bands(arrays, version), method, streamed=streamed, zip64=zip64, comment=comment)
+    expected = by_numpy(blob)
+    reason, pixels = decoded(blob)
+    if isinstance(expected, np.ndarray):
+        assert reason is None
+        assert pixels.tobytes() == expected.tobytes()
+    else:
+        assert reason is RejectReason.NONFINITE
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=400), st.booleans())
+def test_noise_is_refused(data, signed):
+    assert decoded(b"PK\x03\x04" + data if signed else data)[0] is not None
+
+
+def test_truncated_anywhere_never_decodes():
+    blob = saved(noise())
+    for length in [*range(0, 200), *range(200, len(blob), 997), *range(len(blob) - 200, len(blob))]:
+        assert decoded(blob[:length])[0] is not None
+
+
+def test_flipped_bit_anywhere_is_harmless_or_found():
+    blob, pixels = saved(noise(21)), noise(21)
+    rng = np.random.default_rng(0)
+    for at in rng.integers(0, len(blob), 400).tolist():
+        reason, out = decoded(patched(blob, at, bytes([blob[at] ^ (1 << at % 8)])))
+        assert reason is not None or np.array_equal(out, pixels)
+
+
+def test_reasons_have_a_meaning_and_a_name_of_their_own():
+    assert len({reason.value for reason in RejectReason}) == len(RejectReason)
+    for reason in RejectReason:
+        assert reason.value == reason.name.lower()
+        assert reason.__doc__
+        assert RejectReason(str(reason)) is reason

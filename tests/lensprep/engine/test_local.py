@@ -1,0 +1,127 @@
+"""The engine: every task once, errors as they are, no process left behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lensprep.engine.local import run_tasks
+from lensprep.errors import InputError, ProjectError
+from lensprep.kernel import notice
+
+
+def square(n):
+    return n * n
+
+
+def fail_at_three(n):
+    if n == 3:
+        raise InputError("three is bad")
+    return n
+
+
+def die_at_three(n):
+    if n == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return n
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_task_is_done_once(workers):
+    assert sorted(run_tasks(square, range(20), workers=workers)) == [n * n for n in range(20)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_of_a_task_arrives_as_it_is(workers):
+    with pytest.raises(InputError, match="three is bad"):
+        list(run_tasks(fail_at_three, range(20), workers=workers))
+
+
+def end_at_three(n):
+    if n == 3:
+        os._exit(7)
+    return n
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (die_at_three, r"was killed \(SIGKILL: out of memory\?\), 4 times.*a conversion.*--resume"),
+        (end_at_three, r"A worker process ended \(exit status 7\), 4 times"),
+    ],
+)
+def test_a_worker_that_dies_is_told_with_the_remedy(task, message):
+    with pytest.raises(ProjectError, match=message):
+        list(run_tasks(task, range(6), workers=2))
+
+
+def tell_of_compiling(n):
+    notice.tell()
+    return n
+
+
+def test_workers_that_compile_are_said_once_by_the_driver(caplog, monkeypatch):
+    monkeypatch.setattr(notice, "_said", False)
+    caplog.set_level(logging.INFO, "lensprep")
+    assert sorted(run_tasks(tell_of_compiling, range(6), workers=2)) == list(range(6))
+    assert [r.getMessage().split(":")[0] for r in caplog.records] == ["Compiling for this machine"]
+
+
+class Named(int):
+    @property
+    def label(self):
+        return f"number {int(self)}"
+
+
+def die_once_at_three(folder, n):
+    if n == 3 and not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return n
+
+
+def test_the_task_of_a_killed_worker_is_named_and_done_again(tmp_path, caplog):
+    function = partial(die_once_at_three, tmp_path)
+    done = list(run_tasks(function, [Named(n) for n in range(9)], workers=2))
+    assert sorted(done) == list(range(9))
+    assert "killed (SIGSEGV) while it did number 3. It is done again." in caplog.text
+
+
+def test_workers_end_when_the_driver_is_killed(tmp_path):
+    program = tmp_path / "driver.py"
+    program.write_text(
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from lensprep.engine import run_tasks\n"
+        "def work(n):\n"
+        f"    Path({str(tmp_path)!r}, f'pid{{n}}').write_text(str(os.getpid()))\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    list(run_tasks(work, range(2), workers=2))\n"
+    )
+    driver = subprocess.Popen([sys.executable, program])
+    files = [tmp_path / "pid0", tmp_path / "pid1"]
+    deadline = time.monotonic() + 60
+    while not all(f.exists() and f.read_text() for f in files) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pids = [int(f.read_text()) for f in files]
+    driver.kill()
+    driver.wait()
+    while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_running(pid) for pid in pids)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False

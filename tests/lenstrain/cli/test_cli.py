@@ -1,0 +1,234 @@
+"""The command line: one line for bad input, one object for --json, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from lensprep.store.interrupts import PREEMPTED
+from lensprep.terminal import ProjectGroup
+from lenstrain.cli import main
+from tests.datasets import tiny_dataset
+
+SETTINGS = [
+    "model.arch=resnet_small", "model.width=8", "model.blocks=[1,1]", "model.crop=16",
+    "data.batch_size=12", "train.epochs=1", "train.device=cpu",
+]  # fmt: skip
+SETS = [part for setting in SETTINGS for part in ("--set", setting)]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    rows = {"train": 48, "val": 30, "test": 30}
+    return str(tiny_dataset(folder, rows, shard_rows=32, signal=True))
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli-run") / "run"
+    result = invoke("train", dataset, "--out", str(out), *SETS, "--json")
+    assert result.exit_code == 0, result.stderr
+    return out, json.loads(result.stdout)
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, list(arguments), catch_exceptions=False)
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_has_help_with_an_example(command):
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert "Example:" in result.output
+    assert f"lenstrain {command} " in result.output
+
+
+def test_train_prints_one_object_on_standard_output(run):
+    out, result = run
+    assert result["status"] == "completed"
+    assert result["best"] == str(out / "checkpoints" / "best.pt")
+    assert result["step"] == 4
+
+
+def test_without_json_standard_output_stays_empty(dataset, tmp_path):
+    result = invoke("train", dataset, "--out", str(tmp_path / "run"), *SETS)
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert "epoch 1/1" in result.stderr
+    assert "best.pt" in result.stderr
+
+
+def test_the_whole_path_from_training_to_a_report(run, dataset, tmp_path):
+    out, _ = run
+    scores = tmp_path / "test.parquet"
+    checkpoint = str(out / "checkpoints" / "best.pt")
+    result = invoke("infer", checkpoint, dataset, "--split", "test", "--out", str(scores), "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["rows"] == 30
+    folder = tmp_path / "report"
+    result = invoke(
+        "evaluate", str(scores), "--out", str(folder), "--set", "resamples=100", "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["n"] == 30
+    assert (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--set", "optim.lrr=1"],
+            "key 'optim.lrr'. Did you mean 'optim.lr'",
+        ),
+        (["--set", "optim.lr=fast"], "optim.lr must be of type float"),
+        (["--set", "optim.lr"], "write it as section.key=value"),
+        (["--config", "none.toml"], "none.toml: no such configuration file"),
+    ],
+)
+def test_a_bad_configuration_gives_one_line_and_no_run_folder(
+    dataset, tmp_path, arguments, message
+):
+    out = tmp_path / "run"
+    result = invoke("train", dataset, "--out", str(out), *arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not out.exists()
+
+
+def test_bad_datasets_and_folders_give_one_line(run, dataset, tmp_path):
+    out, _ = run
+    (tmp_path / "empty").mkdir()
+    cases = [
+        (["train", str(tmp_path / "none"), "--out", str(tmp_path / "r")], "no such dataset"),
+        (["train", str(tmp_path / "empty"), "--out", str(tmp_path / "r")], "has no manifest.json"),
+        (["train", dataset, "--out", str(out), *SETS], "go on with --resume"),
+        (["infer", "none.pt", dataset, "--out", str(tmp_path / "s.csv")], "no such checkpoint"),
+        (["evaluate", str(tmp_path / "none"), "--out", str(tmp_path / "e")], str(tmp_path)),
+    ]
+    for arguments, message in cases:
+        result = invoke(*arguments)
+        assert result.exit_code == 1, arguments
+        assert message in result.stderr
+        assert result.stderr.startswith("Error: ")
+        assert result.stderr.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty"]
+
+
+def test_usage_errors_exit_with_2(dataset):
+    assert invoke("train", dataset).exit_code == 2
+    assert invoke("train", dataset, "--outt", "x").exit_code == 2
+    assert invoke("nonsense").exit_code == 2
+
+
+def test_a_wrong_key_is_answered_without_importing_torch(dataset, tmp_path):
+    code = (
+        "import sys; from lenstrain.cli import main\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "train", dataset, "--out", "x", "--set", "modell.arch=a"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_command_with_130_and_one_line(number):
+    @click.group(cls=ProjectGroup)
+    def program():
+        pass
+
+    @program.command()
+    def wait():
+        signal.raise_signal(number)
+        time.sleep(5)
+
+    done = CliRunner().invoke(program, ["wait"])
+    assert (done.exit_code, done.output) == (130, "Stopped.\n")
+
+
+@pytest.mark.timeout(900)
+def test_sigterm_saves_exits_with_its_own_code_and_resume_finishes(dataset, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "lenstrain", "train", dataset, "--out", str(out), *SETS]
+    command += ["--set", "train.epochs=2000", "--set", "train.patience=0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not (out / "checkpoints" / "last.pt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == PREEMPTED
+    assert "Go on with --resume" in err
+    again = subprocess.Popen(
+        [*command, "--resume"], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    lines = out / "metrics.jsonl"
+    before = len(lines.read_text().splitlines())
+    deadline = time.monotonic() + 240
+    while len(lines.read_text().splitlines()) <= before + 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    again.send_signal(signal.SIGINT)
+    again.communicate(timeout=120)
+    assert again.returncode == 130
+    steps = [json.loads(line)["step"] for line in lines.read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert len(steps) > before + 2
+
+
+def test_one_region_gives_no_interval_and_no_traceback(tmp_path):
+    rows = "\n".join(f"k{i};{i % 2};0,{(i * 7) % 10 + i % 2:02d};5" for i in range(40))
+    scores = tmp_path / "own.csv"
+    scores.write_text(f"objid;is_lens;logit;region_id\n{rows}\n")
+    out = tmp_path / "report"
+    arguments = ["evaluate", str(scores), "--out", str(out), "--set", "resamples=50"]
+    arguments += ["--columns", "id=objid,label=is_lens"]
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert "all 40 values of logit lie between 0 and 1" in result.stderr
+    result = invoke(*arguments, "--scores-are", "probability")
+    assert result.exit_code == 0, result.stderr
+    assert "AUROC 0.6800 (no interval: one region)" in result.stderr
+    notes = json.loads((out / "metrics.json").read_text())["notes"]
+    assert "Column logit: probability, as --scores-are says." in [note["text"] for note in notes]
+
+
+def test_options_of_a_catalogue_need_one(tmp_path):
+    arguments = ["evaluate", "s.parquet", "--out", str(tmp_path / "r")]
+    result = invoke(*arguments, "--catalog-column", "ra=RA")
+    assert result.exit_code == 2
+    assert "needs --catalog" in result.stderr
+    result = invoke(*arguments, "--catalog", "c.csv", "--catalog-column", "redshift=z")
+    assert result.exit_code == 1
+    assert "write it as NAME=COLUMN" in result.stderr
+
+
+def test_infer_takes_an_ensemble_and_embeddings(run, dataset, tmp_path):
+    import pyarrow.parquet as pq
+
+    out, _ = run
+    checkpoints = [str(out / "checkpoints" / f"{name}.pt") for name in ("best", "last")]
+    scores = tmp_path / "s.parquet"
+    result = invoke(
+        "infer", checkpoints[0], dataset, "--member", checkpoints[1], "--embeddings", "--tta",
+        "--out", str(scores),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    names = pq.read_schema(scores).names
+    assert {"logit", "logit_0", "logit_1", "embedding_0", "embedding_1"} <= set(names)
+    assert "30 rows scored" in result.stderr

@@ -1,0 +1,389 @@
+"""From a table of scores to the folder: figures that agree with each other, whole or not at all."""
+
+import csv
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from lensprep.dataset import NormalizationSpec
+from lensprep.dataset.writer import write_dataset
+from lensprep.errors import DatasetError, ScoresError, StorageError
+from lenstrain.pages.evaluate import EvaluationOptions, evaluate
+from tests.scoretables import BARE, make_table
+
+# Few draws and one combination of axes: these tests are about agreement, not precision.
+QUICK = EvaluationOptions(
+    resamples=60,
+    examples=3,
+    completeness_axes=(("theta_e_arcsec",), ("theta_e_arcsec", "psfsize_r")),
+)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """One full evaluation with calibration, shared by the tests that only read it."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    for name, seed in (("test", 1), ("val", 2)):
+        pq.write_table(make_table(rows=3000, seed=seed), folder / f"{name}.parquet")
+    real = {"key": ["a", "b"], "logit": [9.0, -9.0], "ra": [1.0, 2.0], "dec": [0.0, 0.0]}
+    pq.write_table(pa.table(real), folder / "real.parquet")
+    (folder / "known.csv").write_text("name,RA,DEC,grading\nA,1,0,confident\nB,2,0,probable\n")
+    stages = []
+    result = evaluate(
+        folder / "test.parquet",
+        folder / "out",
+        calibrate_on=folder / "val.parquet",
+        compare_with=folder / "test.parquet",
+        catalog=folder / "known.csv",
+        catalog_scores=folder / "real.parquet",
+        options=EvaluationOptions(resamples=200),
+        progress=lambda stage, done: stages.append((stage, done)),
+    )
+    return folder, result, stages
+
+
+def test_the_figures_are_those_of_the_table(evaluated):
+    folder, metrics, _ = evaluated
+    table = pq.read_table(folder / "test.parquet")
+    labels, logits = table["label"].to_numpy(), table["logit"].to_numpy()
+    assert metrics["auroc"]["value"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-12)
+    assert metrics["average_precision"]["value"] == pytest.approx(
+        average_precision_score(labels, logits), abs=1e-12
+    )
+    assert metrics["partial_auroc"]["value"] == pytest.approx(
+        roc_auc_score(labels, logits, max_fpr=0.01), abs=1e-9
+    )
+    assert (metrics["n"], metrics["n_positive"]) == (3000, int(labels.sum()))
+    assert (metrics["n_negative"], metrics["n_regions"]) == (int((labels == 0).sum()), 40)
+    theta = table["theta_e_arcsec"].to_numpy()
+    for name, entry in metrics["auroc_by_theta_e"].items():
+        kept = (labels == 0) | (theta == float(name))
+        assert entry["value"] == pytest.approx(roc_auc_score(labels[kept], logits[kept]), abs=1e-12)
+        assert entry["n"] == int((theta == float(name)).sum())
+    assert list(metrics["auroc_by_theta_e"]) == ["0.3", "0.6", "1.0"]
+
+
+def test_a_selection_function_is_fitted_on_demand_alone(evaluated):
+    folder, metrics, _ = evaluated
+    assert metrics["selection_function"] is None
+    assert not list((folder / "out").glob("selection_function*"))
+    assert 'id="selection"' not in (folder / "out" / "report.html").read_text()
+
+
+def test_every_interval_holds_its_value(evaluated):
+    _, metrics, _ = evaluated
+    found = []
+
+    def walk(tree):
+        if isinstance(tree, dict):
+            if {"value", "low", "high"} <= tree.keys() and tree["value"] is not None:
+                found.append(tree)
+            for item in tree.values():
+                walk(item)
+        elif isinstance(tree, list):
+            for item in tree:
+                walk(item)
+
+    walk(metrics)
+    assert len(found) > 40
+    for entry in found:
+        if entry["low"] is None:
+            assert entry["high"] is None
+        elif "debiased_squared" not in entry:
+            assert entry["low"] <= max(entry["value"], 0.0) <= entry["high"]
+
+
+def test_rates_are_reported_in_the_agreed_form(evaluated):
+    _, metrics, _ = evaluated
+    assert list(metrics["tpr_at_fpr"]) == ["0.01", "0.001", "0.0001", "1e-05"]
+    entry = metrics["tpr_at_fpr"]["0.01"]
+    assert {"value", "low", "high", "threshold", "supported"} <= entry.keys()
+    assert entry["supported"] is True
+    assert entry["fpr"] <= 0.01
+    unsupported = metrics["tpr_at_fpr"]["1e-05"]
+    assert (unsupported["supported"], unsupported["negatives_needed"]) == (False, 299_572)
+    assert unsupported["value"] is None
+    assert unsupported["at_most"] == entry["high"]  # 0.01 is the least rate with support
+    assert metrics["tpr0"]["low"] is None
+    assert metrics["tpr0"]["max_fp"] == 0
+    assert metrics["tpr10"]["value"] >= metrics["tpr0"]["value"]
+
+
+def test_thresholds_come_from_the_calibration_split(evaluated):
+    folder, metrics, _ = evaluated
+    table = pq.read_table(folder / "val.parquet")
+    negatives = np.sort(table["logit"].to_numpy()[table["label"].to_numpy() == 0])
+    at_one_percent = metrics["thresholds"][0]
+    assert at_one_percent["guaranteed"] is True
+    assert at_one_percent["threshold"] in negatives
+    assert (negatives > at_one_percent["threshold"]).mean() < 0.01
+    none = metrics["thresholds"][3]
+    assert none["threshold"] is None
+    assert "needs 299,572 independent non-lenses" in none["reason"]
+    split = metrics["calibration_split"]
+    assert (split["independent"], split["reasons"]) == (True, [])
+    assert split["scores_sha256"] == metrics["provenance"]["calibrate_on_sha256"]
+    assert split["n_negative"] == negatives.size
+
+
+def test_a_promise_is_withdrawn_everywhere(tmp_path, write_scores):
+    path = write_scores(**BARE)
+    trained = write_scores("train.parquet", **BARE, seed=1, split=["train"] * 1200)
+    options = EvaluationOptions(resamples=60, fprs=(0.1,), completeness_fprs=(0.1,))
+    metrics = evaluate(path, tmp_path / "out", calibrate_on=trained, options=options)
+    reason = "the finder was trained on the calibration split"
+    for name in ("thresholds", "completeness_thresholds"):
+        assert metrics[name][0]["guaranteed"] is False
+        assert metrics[name][0]["threshold"] is not None
+        assert metrics[name][0]["reason"] == reason
+    assert metrics["calibration_split"]["reasons"] == [reason]
+    assert f"No threshold is guaranteed: {reason}" in (tmp_path / "out/report.html").read_text()
+    card = (tmp_path / "out/model_card.md").read_text()
+    assert f"Not guaranteed: {reason}" in card
+    assert ", guaranteed" not in card
+
+
+def test_calibration_is_fitted_elsewhere_and_keeps_ranks(evaluated):
+    _, metrics, _ = evaluated
+    assert metrics["calibration"]["fitted_on"].endswith("val.parquet")
+    assert metrics["calibrated"]["nll"]["value"] < metrics["nll"]["value"]
+    parts = metrics["brier"]
+    assert parts["reliability"] - parts["resolution"] + parts["uncertainty"] + parts[
+        "within_variance"
+    ] - parts["within_covariance"] == pytest.approx(parts["value"])
+
+
+def test_the_completeness_table_is_the_same_in_both_forms(evaluated):
+    folder, metrics, _ = evaluated
+    table = pq.read_table(folder / "out" / "completeness.parquet")
+    with (folder / "out" / "completeness.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == table.column_names
+    assert len(rows) == table.num_rows
+    for name in ("n", "recovered", "completeness", "lo68", "hi68", "lo95", "hi95", "threshold"):
+        as_text = [float(row[name]) if row[name] else np.nan for row in rows]
+        assert np.allclose(as_text, table[name].to_numpy().astype(float), equal_nan=True)
+    by_theta = table.filter(pa.compute.equal(table["axes"], "theta_e_arcsec"))
+    assert by_theta["psfsize_r_lo"].null_count == by_theta.num_rows
+    first = by_theta.slice(0, 3).to_pydict()
+    assert sum(first["n"]) == metrics["n_positive"]
+    cut = metrics["completeness_thresholds"][0]
+    assert sum(first["recovered"]) == cut["tpr"]["k"]
+
+
+def test_metrics_json_is_strict_json_and_what_is_returned(evaluated):
+    folder, metrics, _ = evaluated
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    text = (folder / "out" / "metrics.json").read_text()
+    read = json.loads(text, parse_constant=refuse)
+    assert read == {name: value for name, value in metrics.items() if name != "report"}
+
+
+def test_every_key_and_column_is_described(evaluated):
+    """What is written is in docs/reference/metrics.md, by name."""
+    folder, metrics, _ = evaluated
+    root = Path(__file__).parents[3]
+    text = (root / "docs/reference/metrics.md").read_text()
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    described = set(re.findall(r"`([^`]+)`", text))
+    words = set(re.findall(r"\w+", " ".join(described)))
+    free = {"options", "versions", "scores_metadata", "purity", "by_grade"}
+    named = {"tpr_at_fpr", "average_precision_at_prevalence", "strata"}
+
+    def keys(tree):
+        for key, item in tree.items():
+            yield key
+            inner = item if isinstance(item, list) else [item]
+            if key in free:
+                continue
+            for entry in inner:
+                if not isinstance(entry, dict):
+                    continue
+                if key in named or key.startswith("auroc_by_"):
+                    for part in entry.values():
+                        yield from keys(part if isinstance(part, dict) else part[0])
+                else:
+                    yield from keys(entry)
+
+    missing = {key for key in keys(metrics) if key != "report" and key not in words}
+    assert missing == set()
+    columns = pq.read_schema(folder / "out" / "completeness.parquet").names
+    assert set(columns) <= described
+    assert len(columns) == 30
+
+
+def test_the_card_states_the_figures_of_the_page(evaluated):
+    folder, metrics, _ = evaluated
+    card = (folder / "out" / "model_card.md").read_text()
+    for heading in ("Model", "Intended use", "Evaluation data", "Measured", "Limits", "Provenance"):
+        assert f"## {heading}" in card
+    assert f"| AUROC | {metrics['auroc']['value']:.4f} [" in card
+    assert metrics["provenance"]["scores_sha256"] in card
+    assert "1 of 2" in card
+    assert "{{" not in card
+    # A row of a table that is cut by an empty line is no row.
+    for block in re.split(r"\n\s*\n", card):
+        rows = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in rows}) <= 1, block
+
+
+def test_the_page_needs_nothing_beside_it(evaluated):
+    folder, metrics, _ = evaluated
+    page = (folder / "out" / "report.html").read_text()
+    assert metrics["report"] == str(folder / "out" / "report.html")
+
+    class Links(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.outside, self.images = [], 0
+
+        def handle_starttag(self, tag, attributes):
+            assert tag not in ("script", "link", "iframe", "object")
+            for name, value in attributes:
+                if name in ("src", "href", "srcset", "data") and not value.startswith(
+                    ("data:", "#")
+                ):
+                    self.outside.append(value)
+            self.images += tag == "img"
+
+    parser = Links()
+    parser.feed(page)
+    assert parser.outside == []
+    assert parser.images >= 10
+    assert "@import" not in page
+    assert not re.search(r"url\((?!['\"]?data:)", page)
+    assert f"{metrics['auroc']['value']:.3f}" in page
+
+
+def test_each_figure_comes_as_pdf_png_and_numbers(evaluated):
+    folder, _, _ = evaluated
+    figures = folder / "out" / "figures"
+    names = {path.stem for path in figures.iterdir()}
+    assert {"roc", "roc_log", "reliability", "scores", "purity"} <= names
+    assert {"completeness_theta_e_arcsec", "completeness_theta_e_arcsec_psfsize_r"} <= names
+    assert {"fpr_psfsize_r", "fpr_psfdepth_r", "auroc_theta_e"} <= names
+    for name in names:
+        assert (figures / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert (figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert len((figures / f"{name}.csv").read_text().splitlines()) > 1
+
+
+def test_progress_rises_to_one(evaluated):
+    _, _, stages = evaluated
+    shares = [done for _, done in stages]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, 1.0)
+
+
+def test_calibrating_on_another_model_is_refused(write_scores, tmp_path):
+    one = write_scores("one.parquet", {"checkpoint_sha256": "aa"})
+    other = write_scores("other.parquet", {"checkpoint_sha256": "bb"}, seed=1)
+    with pytest.raises(ScoresError, match="another checkpoint_sha256"):
+        evaluate(one, tmp_path / "out", calibrate_on=other, options=QUICK)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """An evaluation of a table with four columns, of a checkpoint with an evil name."""
+    folder = tmp_path_factory.mktemp("bare")
+    table = make_table(**BARE, split=None)
+    metadata = {"lenstrain": json.dumps({"checkpoint": "<script>alert(1)</script>"})}
+    pq.write_table(table.replace_schema_metadata(metadata), folder / "scores.parquet")
+    return folder, evaluate(folder / "scores.parquet", folder / "out", options=QUICK)
+
+
+def test_four_columns_are_enough(bare):
+    folder, metrics = bare
+    assert metrics["strata"] == {}
+    assert "auroc_by_theta_e" not in metrics
+    assert len(metrics["completeness_left_out"]) == 2
+    table = pq.read_table(folder / "out" / "completeness.parquet")
+    assert table.num_rows == 0
+    assert {"theta_e_arcsec_lo", "threshold", "n", "lo95"} <= set(table.column_names)
+
+
+def test_text_from_outside_is_escaped(bare):
+    page = (bare[0] / "out" / "report.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_a_failure_leaves_nothing_and_keeps_what_was_there(bare, monkeypatch):
+    folder, before = bare
+    listing = sorted(path.name for path in folder.iterdir())
+    monkeypatch.setattr("lenstrain.pages.evaluate.save_plot", lambda plot, figures: 1 / 0)
+    for name in ("out", "new"):
+        with pytest.raises(ZeroDivisionError):
+            evaluate(folder / "scores.parquet", folder / name, options=QUICK)
+    assert sorted(path.name for path in folder.iterdir()) == listing
+    kept = json.loads((folder / "out" / "metrics.json").read_text())
+    assert kept["provenance"] == before["provenance"]
+
+
+def test_an_earlier_evaluation_is_replaced_whole(bare, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(bare[0] / "out", out)
+    (out / "figures" / "old.txt").write_text("stale")
+    evaluate(bare[0] / "scores.parquet", out, options=QUICK)
+    assert not (out / "figures" / "old.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_other_folders_are_refused(bare, tmp_path):
+    (tmp_path / "chapter1.tex").write_text("years of work")
+    scores = bare[0] / "scores.parquet"
+    with pytest.raises(StorageError, match=r"not empty and holds no metrics\.json"):
+        evaluate(scores, tmp_path, options=QUICK)
+    with pytest.raises(StorageError, match="is a file"):
+        evaluate(scores, scores, options=QUICK)
+
+
+@pytest.fixture
+def stamped(tmp_path):
+    """A small dataset, and scores of its test split."""
+    rng = np.random.default_rng(0)
+    table = make_table(rows=64, regions=8)
+    for statistic, value in (("median", 0.01), ("scale", 0.02)):
+        for band in "grz":
+            numbers = pa.array(np.full(64, value, np.float32))
+            table = table.append_column(f"{statistic}_{band}", numbers)
+    pixels = rng.normal(size=(64, 3, 64, 64)).astype(np.float16)
+    spec = NormalizationSpec(mode="mad_stamp", clip=10.0)
+    manifest = write_dataset(tmp_path / "ds", {"test": (pixels, table)}, spec, shard_rows=40)
+    metadata = {"dataset": str(tmp_path / "ds"), "dataset_id": manifest.dataset_id}
+    return tmp_path, metadata
+
+
+def test_stamps_come_from_the_dataset_that_the_scores_name(stamped, write_scores):
+    folder, metadata = stamped
+    path = write_scores(rows=64, regions=8, metadata=metadata, **BARE)
+    evaluate(path, folder / "out", options=QUICK)
+    page = (folder / "out" / "report.html").read_text()
+    assert page.count('alt="Stamp ') == 9
+    table = pq.read_table(path)
+    negative = table.filter(pa.compute.equal(table["label"], 0)).sort_by([("logit", "descending")])
+    shown = re.findall(r'alt="Stamp (\w+)"', page)
+    assert shown[:3] == negative["key"].to_pylist()[:3]
+
+
+def test_a_dataset_that_is_not_the_one_scored_is_refused_if_given(stamped, write_scores):
+    folder, metadata = stamped
+    path = write_scores(rows=64, regions=8, metadata=metadata | {"dataset_id": "0" * 64}, **BARE)
+    with pytest.raises(ScoresError, match="was scored on dataset 000000000000"):
+        evaluate(path, folder / "out", dataset=folder / "ds", options=QUICK)
+    with pytest.raises(DatasetError, match="no such dataset"):
+        evaluate(path, folder / "out", dataset=folder / "gone", options=QUICK)
+    metrics = evaluate(path, folder / "out", options=QUICK)
+    assert any(note["text"].startswith("No example stamps") for note in metrics["notes"])

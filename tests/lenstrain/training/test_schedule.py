@@ -1,0 +1,57 @@
+"""Learning rate and averaging against hand-computed values."""
+
+import math
+
+import pytest
+
+from lenstrain.training.schedule import Schedule, ema_decay, plan_schedule
+
+VECTOR = Schedule(peak=3e-4, floor=1e-6, warmup_steps=4, total_steps=12)
+
+
+@pytest.mark.parametrize(
+    ("update", "rate"),
+    [(0, 7.5e-5), (3, 3e-4), (4, 3e-4), (6, 2.562125e-4), (8, 1.505e-4), (11, 1.238001e-5)],
+)
+def test_warm_up_and_cosine_give_the_known_rates(update, rate):
+    assert VECTOR.rate(update) == pytest.approx(rate, rel=1e-6)
+
+
+def test_no_update_is_made_at_rate_zero_or_above_the_peak():
+    rates = VECTOR.rates()
+    assert len(rates) == 12
+    assert min(rates) > VECTOR.floor
+    assert max(rates) == VECTOR.peak
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_without_warm_up_the_first_update_has_the_peak():
+    assert Schedule(peak=1.0, floor=0.1, warmup_steps=0, total_steps=3).rate(0) == 1.0
+
+
+def test_after_the_last_update_the_rate_stays():
+    assert VECTOR.rate(12) == VECTOR.rate(99) == VECTOR.rate(11)
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(5, 4), (-1, 4), (0, 0)])
+def test_an_impossible_schedule_is_refused(warmup, total):
+    with pytest.raises(ValueError, match="cannot warm up"):
+        Schedule(peak=1.0, floor=0.1, warmup_steps=warmup, total_steps=total)
+
+
+@pytest.mark.parametrize(
+    ("warmup_epochs", "epochs", "steps", "warmup", "total"),
+    [(1.0, 10, 7, 7, 70), (0.5, 3, 10, 5, 30), (9.0, 4, 5, 10, 20), (0.0, 2, 5, 0, 10)],
+)
+def test_epochs_become_optimiser_steps(warmup_epochs, epochs, steps, warmup, total):
+    schedule = plan_schedule(
+        peak=1.0, floor=0.1, warmup_epochs=warmup_epochs, epochs=epochs, steps_per_epoch=steps
+    )
+    assert (schedule.warmup_steps, schedule.total_steps) == (warmup, total)
+
+
+def test_the_average_starts_short_and_ends_long():
+    assert ema_decay(0, 0.999) == pytest.approx(0.1)
+    assert ema_decay(10, 0.999) == pytest.approx(11 / 20)
+    assert ema_decay(10**6, 0.999) == 0.999
+    assert math.isclose(ema_decay(3, 0.2), 0.2)
