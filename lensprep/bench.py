@@ -55,7 +55,7 @@ from lensprep.errors import InputError
 from lensprep.source.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.source.listing import filesystem_for
 from lensprep.source.tree import Source
-from lensprep.store.s3client import S3Options
+from lensprep.store import S3Options
 
 DEFAULT_ROWS: Final = 8192
 """So many that what a conversion costs once (60 ms) is a small part, as of millions."""

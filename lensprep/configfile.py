@@ -20,8 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lensprep.errors import ConfigError, NotFoundError, StorageError
-from lensprep.store.files import read_file
-from lensprep.store.local import is_remote, local_path
+from lensprep.store import is_remote, local_path, read_file
 
 T = TypeVar("T")
 

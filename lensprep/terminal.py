@@ -35,10 +35,8 @@ from rich.segment import Segment
 
 from lensprep.errors import ProjectError, StorageError, plain_text, without_control
 from lensprep.extras import install_hint
-from lensprep.store.files import uri_suffix
+from lensprep.store import S3Options, local_path, uri_suffix
 from lensprep.store.interrupts import INTERRUPTED, Watchdog, interruptible
-from lensprep.store.local import local_path
-from lensprep.store.s3client import S3Options
 
 R = TypeVar("R")
 

@@ -32,9 +32,10 @@ from lensprep.errors import (
     names_text,
     size_text,
 )
-from lensprep.store.local import (
+from lensprep.store import (
     Entry,
     LocalStore,
+    S3Options,
     Store,
     check_place,
     is_remote,
@@ -43,7 +44,6 @@ from lensprep.store.local import (
     remove_partials,
 )
 from lensprep.store.s3 import S3Store
-from lensprep.store.s3client import S3Options
 from lensprep.store.transfer import (
     abort_unfinished,
     download_file,

@@ -26,8 +26,7 @@ from lensprep.configfile import to_toml
 from lensprep.dataset import Dataset
 from lensprep.dataset.where import compile_where
 from lensprep.errors import ConfigError, DatasetError, names_text
-from lensprep.store.files import check_file, check_folder, exists, join_uri
-from lensprep.store.local import is_remote, open_store
+from lensprep.store import check_file, check_folder, exists, is_remote, join_uri, open_store
 from lensprep.tables.reader import Uri, read_table
 from lenstrain.config import Config
 from lenstrain.evaluation.compare import compare

@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 
 from lensprep.dataset.kinds import folder_kind
-from lensprep.store.local import is_remote, local_path, open_store
+from lensprep.store import is_remote, local_path, open_store
 
 Uri = str | PathLike[str]
 

@@ -23,7 +23,8 @@ from random import SystemRandom
 import pytest
 
 from lensprep.errors import StorageError
-from lensprep.store.s3 import S3Options, S3Store
+from lensprep.store import S3Options
+from lensprep.store.s3 import S3Store
 
 ACCESS_KEY, SECRET_KEY = "testkey", "testsecret-never-shown"
 BUCKET = "bucket"

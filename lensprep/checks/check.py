@@ -36,8 +36,7 @@ from lensprep.errors import ConfigError, InputError, SchemaError, StorageError, 
 from lensprep.source.contract import STAMP_COLUMN
 from lensprep.source.listing import filesystem_for
 from lensprep.source.tree import LEAVE_OUT, Progress, Source, SourceFile
-from lensprep.store.files import uri_suffix, written_file
-from lensprep.store.s3client import S3Options
+from lensprep.store import S3Options, uri_suffix, written_file
 from lensprep.tables.csvtext import guard_table
 
 Verdict = Literal["ok", "warnings", "failed"]

@@ -23,10 +23,8 @@ from lensprep.dataset.layout import SPLITS
 from lensprep.decode.normalize import MODES
 from lensprep.engine.local import ENGINES, EngineName, make_engine
 from lensprep.errors import plain_text, size_text
-from lensprep.store.files import check_file
+from lensprep.store import S3Options, check_file, is_remote
 from lensprep.store.interrupts import INTERRUPTED, grace
-from lensprep.store.local import is_remote
-from lensprep.store.s3client import S3Options
 from lensprep.terminal import (
     LOCAL,
     LOCATION,

@@ -75,8 +75,9 @@ from lensprep.errors import (
 from lensprep.source.contract import FilterRules
 from lensprep.source.listing import UNFINISHED, filesystem_for
 from lensprep.source.tree import Source, SourceFile
-from lensprep.store.local import (
+from lensprep.store import (
     LocalStore,
+    S3Options,
     atomic_writer,
     check_place,
     is_remote,
@@ -87,7 +88,6 @@ from lensprep.store.local import (
     sync_file,
 )
 from lensprep.store.s3 import S3Store
-from lensprep.store.s3client import S3Options
 from lensprep.store.transfer import abort_unfinished
 from lensprep.transfer import DatasetFile, dataset_files, download, require_all
 

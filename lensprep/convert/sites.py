@@ -30,17 +30,17 @@ from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, SPLITS
 from lensprep.dataset.manifest import Manifest
 from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import BudgetError, ChangedError, ConfigError, DatasetError, size_text
-from lensprep.store.files import is_within
-from lensprep.store.local import (
+from lensprep.store import (
     LocalStore,
+    S3Options,
     Store,
     check_place,
     is_remote,
+    is_within,
     local_path,
     open_store,
 )
 from lensprep.store.s3 import S3Store
-from lensprep.store.s3client import S3Options
 
 WORK_FOLDER: Final = ".work"
 """Folder in the dataset that holds the plan and, unless told otherwise, runs and progress."""

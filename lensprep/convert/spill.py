@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from lensprep.dataset.layout import RECORD_STRIDE, SOURCE_COLUMNS, SPLITS
 from lensprep.decode.placement import PLACE, sort_order
 from lensprep.errors import StorageError
-from lensprep.store.local import atomic_writer
+from lensprep.store import atomic_writer
 
 _IOV_MAX = 1024
 """Buffers that the kernel takes in one vectored read."""

@@ -31,14 +31,7 @@ from numpy.typing import NDArray
 from lensprep.convert.spill import Stretch, read_stretches, write_run
 from lensprep.convert.spill_remote import fetch_stretches, send_run
 from lensprep.errors import NotFoundError, StorageError
-from lensprep.store.local import (
-    Entry,
-    LocalStore,
-    Store,
-    atomic_writer,
-    remove_partials,
-    write_atomic,
-)
+from lensprep.store import Entry, LocalStore, Store, atomic_writer, remove_partials, write_atomic
 from lensprep.store.s3 import S3Store
 from lensprep.store.transfer import abort_unfinished
 

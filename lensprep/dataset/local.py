@@ -29,10 +29,10 @@ from lensprep.dataset.manifest import MANIFEST_BYTES, Manifest, ShardInfo, Split
 from lensprep.dataset.record import payload_view
 from lensprep.dataset.sidecar import join_tables, open_sidecar, read_table, unreadable
 from lensprep.errors import DatasetError, ShardError, StorageError
-from lensprep.store.local import LocalStore, Store, is_remote, local_path, member_path
+from lensprep.store import LocalStore, Store, is_remote, local_path, member_path
 
 if TYPE_CHECKING:
-    from lensprep.store.s3client import S3Options
+    from lensprep.store import S3Options
 
 
 class Dataset:

@@ -22,8 +22,8 @@ from lensprep.dataset.manifest import MANIFEST_BYTES, Manifest, ShardInfo
 from lensprep.dataset.record import payload_view
 from lensprep.dataset.sidecar import join_tables, open_sidecar, read_table
 from lensprep.errors import ChangedError, DatasetError, NotFoundError, ShardError
+from lensprep.store import S3Options
 from lensprep.store.s3 import Piece, S3Store, damaged
-from lensprep.store.s3client import S3Options
 from lensprep.store.s3file import S3File
 
 _GAP_ROWS: Final = 16

@@ -34,7 +34,7 @@ from lensprep.dataset.record import (
     set_keys,
 )
 from lensprep.errors import ChangedError, DatasetError
-from lensprep.store.local import atomic_writer, member_path, sync_file, write_atomic
+from lensprep.store import atomic_writer, member_path, sync_file, write_atomic
 
 if TYPE_CHECKING:
     from lensprep.store.s3 import S3Store

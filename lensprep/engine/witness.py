@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from lensprep.engine.local import Engine, Result, Task
 from lensprep.errors import StorageError
-from lensprep.store.local import write_atomic
+from lensprep.store import write_atomic
 
 
 class WitnessEngine:

@@ -40,7 +40,7 @@ from lensprep.dataset.record import payload_crc32, payload_view, record_json, re
 from lensprep.dataset.sidecar import join_tables
 from lensprep.errors import DatasetError, ShardError
 from lensprep.inspection.target import Part, Target, open_target, table_numbers
-from lensprep.store.s3client import S3Options
+from lensprep.store import S3Options
 from lensprep.tables.positions import on_sky
 
 STATISTICS_ROWS: Final = 100_000

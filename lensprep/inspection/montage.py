@@ -26,9 +26,7 @@ from lensprep.inspection.target import Part, Target, open_target, table_numbers
 from lensprep.source.contract import filter_rows, label_rows
 from lensprep.source.listing import filesystem_for
 from lensprep.source.tree import Source
-from lensprep.store.files import uri_suffix, written_file
-from lensprep.store.local import is_remote, local_path, open_store
-from lensprep.store.s3client import S3Options
+from lensprep.store import S3Options, is_remote, local_path, open_store, uri_suffix, written_file
 
 _COLUMNS: Final = 4
 """Stamps beside each other in each half of the picture."""

@@ -21,8 +21,8 @@ from lensprep.dataset.layout import JSON_FIELDS, MANIFEST_NAME, RECORD_STRIDE, T
 from lensprep.dataset.record import header_faults, payload_view, record_json, record_key
 from lensprep.dataset.sidecar import read_table
 from lensprep.errors import DatasetError, ShardError
-from lensprep.store.local import is_remote, local_path, open_store
-from lensprep.store.s3client import S3Options, parse_s3
+from lensprep.store import S3Options, is_remote, local_path, open_store
+from lensprep.store.s3client import parse_s3
 
 _JSON_TYPES: Final = {
     "label": pa.int64(),

@@ -39,8 +39,7 @@ from lensprep.errors import ChangedError, InputError, NotFoundError, ShardError,
 from lensprep.source.contract import STAMP_COLUMN
 from lensprep.source.listing import filesystem_for
 from lensprep.source.tree import LEAVE_OUT, Source
-from lensprep.store.local import Store, is_remote
-from lensprep.store.s3client import S3Options
+from lensprep.store import S3Options, Store, is_remote
 
 MAX_FAULTS = 20
 """Faults listed for one shard, or one file of a source; those beyond are counted in a last line."""

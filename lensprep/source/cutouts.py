@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from lensprep.dataset.cutoutnames import SUFFIXES, cutout_stem
 from lensprep.errors import InputError, NotFoundError
 from lensprep.source.cutoutfile import UNREADABLE, Refusal, read_position
-from lensprep.store.local import is_remote
+from lensprep.store import is_remote
 from lensprep.tables.positions import position_columns, read_positions
 from lensprep.tables.reader import check_ids, read_table
 

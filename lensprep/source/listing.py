@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 
 from lensprep.dataset.kinds import folder_kind
 from lensprep.errors import InputError
-from lensprep.store.local import is_remote, local_path
-from lensprep.store.s3client import S3Options
+from lensprep.store import S3Options, is_remote, local_path
 from lensprep.store.s3file import S3Handler, s3_filesystem
 
 _SUFFIX: Final = ".parquet"

@@ -36,9 +36,16 @@ from lensprep.engine.local import default_workers, run_tasks
 from lensprep.errors import BudgetError, ProjectError, StorageError, size_text
 from lensprep.extras import install_hint
 from lensprep.source.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
-from lensprep.store.files import check_folder, join_uri, written_folder
-from lensprep.store.local import check_place, is_remote, local_path, open_store
-from lensprep.store.s3client import S3Options
+from lensprep.store import (
+    S3Options,
+    check_folder,
+    check_place,
+    is_remote,
+    join_uri,
+    local_path,
+    open_store,
+    written_folder,
+)
 from lensprep.synth.defects import (
     DEFECT_BY_NAME,
     DROPPED_COLUMNS,

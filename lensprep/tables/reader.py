@@ -40,8 +40,7 @@ from lensprep.errors import (
     names_text,
     passing_fault,
 )
-from lensprep.store.files import exists, local_file, local_folder, uri_suffix
-from lensprep.store.local import is_remote, local_path
+from lensprep.store import exists, is_remote, local_file, local_folder, local_path, uri_suffix
 from lensprep.tables.positions import UNIT, likely_columns, unit_of
 from lensprep.tables.text import infer_type, open_bytes, read_text
 

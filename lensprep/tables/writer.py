@@ -23,7 +23,7 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from lensprep.errors import StorageError
-from lensprep.store.files import check_file, uri_suffix, written_file
+from lensprep.store import check_file, uri_suffix, written_file
 from lensprep.tables.csvtext import guard_table
 from lensprep.tables.reader import METADATA_KEY, Uri
 

@@ -12,15 +12,15 @@ from typing import Any
 from lensprep import __version__
 from lensprep.configfile import to_mapping
 from lensprep.errors import ConfigError, StorageError
-from lensprep.store.files import (
+from lensprep.store import (
     check_folder,
     exists,
+    is_remote,
     join_uri,
     local_file,
     local_folder,
     written_folder,
 )
-from lensprep.store.local import is_remote
 from lensprep.tables.reader import Uri
 from lenstrain.audit.checklist import CHECKLIST, Item, run_item
 from lenstrain.audit.config import AuditConfig

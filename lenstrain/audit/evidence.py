@@ -21,8 +21,7 @@ from lensprep.configfile import load_config
 from lensprep.dataset import Dataset
 from lensprep.dataset.sidecar import join_tables
 from lensprep.errors import CheckpointError, ProjectError, ScoresError, StorageError
-from lensprep.store.files import exists, read_file
-from lensprep.store.local import is_remote, local_path
+from lensprep.store import exists, is_remote, local_path, read_file
 from lensprep.tables.reader import Uri, read_table, require_columns, to_floats
 from lenstrain.audit.finding import NotRunError
 from lenstrain.config import Config

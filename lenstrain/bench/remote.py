@@ -12,8 +12,8 @@ import numpy as np
 
 from lensprep.dataset import RECORD_STRIDE, Dataset, ShardInfo
 from lensprep.errors import StorageError
+from lensprep.store import S3Options
 from lensprep.store.s3 import Piece, S3Store
-from lensprep.store.s3client import S3Options
 from lenstrain.bench.loader import (
     ROUNDS,
     Progress,

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from lensprep.configfile import load_config
-from lensprep.store.local import is_remote
+from lensprep.store import is_remote
 from lensprep.terminal import LOCATION
 from lenstrain.cli.options import (
     config_option,

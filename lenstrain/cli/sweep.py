@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from lensprep.configfile import load_config
-from lensprep.store.files import join_uri
+from lensprep.store import join_uri
 from lensprep.store.interrupts import PREEMPTED
 from lensprep.terminal import LOCAL, LOCATION
 from lenstrain.cli.options import (

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from lensprep.configfile import load_config
-from lensprep.store.files import exists, join_uri
+from lensprep.store import exists, join_uri
 from lensprep.terminal import LOCATION
 from lenstrain.cli.options import (
     config_option,

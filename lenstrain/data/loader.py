@@ -20,8 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from lensprep.configfile import converted
 from lensprep.dataset import PAYLOAD_BYTES, Dataset
 from lensprep.errors import BudgetError, CheckpointError, ConfigError
-from lensprep.store.local import is_remote
-from lensprep.store.s3client import S3Options
+from lensprep.store import S3Options, is_remote
 from lenstrain.data.batch import Batch, PixelPool
 from lenstrain.data.cache.filling import CachedSplit, beside_bytes, open_copies
 from lenstrain.data.cache.folder import CacheOptions

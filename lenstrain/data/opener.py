@@ -14,7 +14,7 @@ from typing import Any
 import webdataset as wds
 
 from lensprep.errors import ChangedError, NotFoundError, ShardError
-from lensprep.store.s3client import S3Options
+from lensprep.store import S3Options
 
 _END_BYTES = 1024
 """Two zero blocks end every tar."""

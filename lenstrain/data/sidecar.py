@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from lensprep.dataset import Dataset
 from lensprep.errors import ShardError
-from lensprep.store.local import is_remote
+from lensprep.store import is_remote
 from lenstrain.data.sources.local import ShardSource
 
 _THREADS = 4

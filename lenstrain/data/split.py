@@ -15,8 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from lensprep.dataset import MANIFEST_NAME, Dataset
 from lensprep.dataset.where import check_columns, compile_where
 from lensprep.errors import ConfigError, DatasetError, StorageError
-from lensprep.store.local import is_remote
-from lensprep.store.s3client import S3Options
+from lensprep.store import S3Options, is_remote
 from lenstrain.data.cache.mapped import LocalCopies
 from lenstrain.data.sidecar import Column, SidecarColumn, SidecarColumns
 from lenstrain.data.sources.local import LocalSource, ShardSource

@@ -19,8 +19,7 @@ from scipy import special
 from lensprep.dataset import BANDS, STAMP_SIZE, Dataset
 from lensprep.dataset.rgb import denormalize, lupton_rgb
 from lensprep.errors import ScoresError
-from lensprep.store.files import local_folder
-from lensprep.store.local import is_remote
+from lensprep.store import is_remote, local_folder
 from lensprep.tables.reader import read_table
 from lenstrain.evaluation.threshold import unique_rows
 from lenstrain.scoring.feed import ask, read_arrow, stamps_of

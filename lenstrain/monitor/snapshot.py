@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from lensprep.configfile import from_mapping
 from lensprep.errors import ConfigError, NotFoundError, StorageError
-from lensprep.store.local import Store, is_remote, local_path, open_store
+from lensprep.store import Store, is_remote, local_path, open_store
 from lenstrain.config import Config
 from lenstrain.monitor.diagnosis import Diagnosis, History, diagnose, since_best, values
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lensprep.errors import CheckpointError, NotFoundError, StorageError
-from lensprep.store.files import local_file
-from lensprep.store.local import is_remote, local_path
+from lensprep.store import is_remote, local_file, local_path
 from lenstrain.training.augment import D4_ORDER, transform
 from lenstrain.training.checkpoint import MOST_BYTES, load_model
 

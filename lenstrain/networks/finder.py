@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from lensprep.errors import CheckpointError, NotFoundError
-from lensprep.store.files import local_file
-from lensprep.store.local import is_remote
+from lensprep.store import is_remote, local_file
 from lenstrain.config import ModelConfig
 from lenstrain.networks.tensorfile import load_tensors
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lensprep.dataset import Dataset, NormalizationSpec
 from lensprep.errors import CheckpointError
-from lensprep.store.files import check_folder, join_uri, split_uri, written_folder
+from lensprep.store import check_folder, join_uri, split_uri, written_folder
 from lensprep.tables.reader import Uri
 from lenstrain.evaluation.plainjson import plain
 from lenstrain.networks.ensemble import load_finder

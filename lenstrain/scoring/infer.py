@@ -38,13 +38,16 @@ from lensprep.errors import (
     ShardError,
     StorageError,
 )
-from lensprep.store.files import (
+from lensprep.store import (
+    Store,
+    is_remote,
     join_uri,
     local_folder,
+    local_path,
+    open_store,
     split_uri,
     uri_suffix,
 )
-from lensprep.store.local import Store, is_remote, local_path, open_store
 from lensprep.tables.reader import Uri, local_table
 from lensprep.tables.writer import check_table, table_writer
 from lenstrain.data.cache.folder import CacheOptions

@@ -14,8 +14,7 @@ from typing import Any
 
 from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import StorageError
-from lensprep.store.files import join_uri, split_uri
-from lensprep.store.local import is_remote, local_path, open_store
+from lensprep.store import is_remote, join_uri, local_path, open_store, split_uri
 from lensprep.tables.reader import Uri
 
 LEDGER = "test_ledger.jsonl"

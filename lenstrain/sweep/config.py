@@ -8,7 +8,7 @@ from typing import Any
 
 from lensprep.configfile import from_mapping, load_config, to_mapping, typed
 from lensprep.errors import ConfigError
-from lensprep.store.files import join_uri, split_uri
+from lensprep.store import join_uri, split_uri
 from lenstrain.config import Config, Metric
 from lenstrain.sweep.space import Dimension, apply, parse_space
 

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lensprep.configfile import to_toml
 from lensprep.dataset import Dataset
-from lensprep.store.local import write_atomic
+from lensprep.store import write_atomic
 from lenstrain.pages.figures import BLUE, GREEN, GREY, RED, STYLE
 from lenstrain.sweep.config import Plan
 from lenstrain.sweep.study import Places, best_trials, hopeless, quiet

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from lensprep.configfile import from_mapping, load_config, to_mapping
 from lensprep.dataset import Dataset
 from lensprep.errors import ProjectError
-from lensprep.store.local import write_atomic
+from lensprep.store import write_atomic
 from lenstrain.config import Config
 from lenstrain.sweep.config import Plan, trial_config
 from lenstrain.sweep.space import draw_all

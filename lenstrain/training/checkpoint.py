@@ -22,7 +22,7 @@ from torch import nn
 import lenstrain
 from lensprep.configfile import from_mapping
 from lensprep.errors import CheckpointError, ConfigError, NotFoundError
-from lensprep.store.local import atomic_writer, sync_folder
+from lensprep.store import atomic_writer, sync_folder
 from lenstrain.config import Config
 from lenstrain.networks.finder import build_model
 from lenstrain.networks.tensorfile import load_tensors, raise_passing

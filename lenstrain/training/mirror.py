@@ -38,9 +38,9 @@ from lensprep.errors import (
     NotFoundError,
     StorageError,
 )
-from lensprep.store.interrupts import grace
-from lensprep.store.local import (
+from lensprep.store import (
     Entry,
+    S3Options,
     Store,
     is_remote,
     local_path,
@@ -48,7 +48,8 @@ from lensprep.store.local import (
     open_store,
     write_atomic,
 )
-from lensprep.store.s3client import WAKE_SECONDS, S3Options
+from lensprep.store.interrupts import grace
+from lensprep.store.s3client import WAKE_SECONDS
 from lenstrain.training.checkpoint import (
     LAST,
     MOST_BYTES,

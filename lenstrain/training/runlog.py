@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lensprep.configfile import to_mapping, to_toml
 from lensprep.dataset import Dataset
-from lensprep.store.local import write_atomic
+from lensprep.store import write_atomic
 from lenstrain.config import Config
 from lenstrain.training.checkpoint import git_commit, versions
 from lenstrain.training.stopping import DIRECTIONS

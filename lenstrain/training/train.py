@@ -16,7 +16,7 @@ import torch
 
 from lensprep.dataset import Dataset
 from lensprep.errors import ProjectError, StorageError
-from lensprep.store.local import write_atomic
+from lensprep.store import write_atomic
 from lenstrain.config import Config
 from lenstrain.data import Batch, StampLoader
 from lenstrain.training.checkpoint import BEST as BEST

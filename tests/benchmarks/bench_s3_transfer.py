@@ -30,8 +30,8 @@ import numpy as np
 import pytest
 
 from lensprep.dataset.layout import RECORD_STRIDE
+from lensprep.store import S3Options
 from lensprep.store.s3 import PART_BYTES, Piece, S3Store, results
-from lensprep.store.s3client import S3Options
 from lensprep.store.transfer import upload_parts
 from lensprep.transfer import download, upload
 from tests.datasets import tiny_dataset

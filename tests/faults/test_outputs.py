@@ -19,8 +19,7 @@ from lensprep.configfile import load_config, to_mapping
 from lensprep.dataset import Dataset
 from lensprep.dataset.writer import write_dataset
 from lensprep.errors import DatasetError
-from lensprep.store.files import read_file, send_file
-from lensprep.store.local import open_store
+from lensprep.store import open_store, read_file, send_file
 from lensprep.tables.reader import read_table
 from lensprep.terminal import LocalPath, Location
 from lenstrain.config import Config

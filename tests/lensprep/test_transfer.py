@@ -27,7 +27,7 @@ from lensprep.errors import (
     StorageError,
 )
 from lensprep.inspection.verify import verify
-from lensprep.store.local import Entry
+from lensprep.store import Entry
 from lensprep.store.s3 import PART_BYTES, S3Store
 from lensprep.transfer import DatasetFile, download, plan_transfer, upload
 from tests.datasets import tiny_dataset

@@ -35,7 +35,7 @@ from typing import Any, Literal
 from lensprep.dataset import Dataset, ShardInfo
 from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import StorageError
-from lensprep.store.local import PARTIAL_SUFFIX, local_path, write_atomic
+from lensprep.store import PARTIAL_SUFFIX, local_path, write_atomic
 
 MARKER = "lenstrain-cache.json"
 FORMAT = 1

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from lensprep.dataset import Dataset, ShardInfo
 from lensprep.errors import StorageError
-from lensprep.store.local import write_atomic
+from lensprep.store import write_atomic
 from lensprep.store.s3 import PART_BYTES, Piece, Reception, S3Store, Scatter
 from lenstrain.data.cache.folder import CacheFolder
 

@@ -14,8 +14,7 @@ from typing import Any
 
 from lensprep.dataset import Dataset
 from lensprep.errors import ConfigError
-from lensprep.store.local import is_remote, local_path
-from lensprep.store.s3client import S3Options
+from lensprep.store import S3Options, is_remote, local_path
 from lenstrain.data.cache.filling import CachedSplit
 from lenstrain.data.cache.folder import CacheFolder
 from lenstrain.data.cache.rates import known_rates

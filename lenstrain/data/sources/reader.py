@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from lensprep.dataset import RECORD_STRIDE, ShardInfo
 from lensprep.errors import BudgetError, ChangedError, ProjectError
-from lensprep.store.local import Entry
+from lensprep.store import Entry
 from lensprep.store.s3 import Piece, Reception, S3Store, Scatter
 
 logger = logging.getLogger("lenstrain.data")

@@ -27,7 +27,7 @@ from webdataset.tariterators import base_plus_ext
 from lensprep.dataset import STAMP_SHAPE
 from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import DatasetError, ProjectError, ShardError
-from lensprep.store.local import is_remote
+from lensprep.store import is_remote
 from lenstrain.data.sources.local import check_gather
 
 _STAMP_BYTES: Final = 1 << 20

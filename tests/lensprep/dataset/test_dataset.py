@@ -19,7 +19,7 @@ from lensprep.dataset import (
 from lensprep.dataset.record import header_faults, payload_crc32, record_json
 from lensprep.dataset.writer import write_dataset
 from lensprep.errors import DatasetError, ShardError, StorageError
-from lensprep.store.local import atomic_writer, member_path
+from lensprep.store import atomic_writer, member_path
 
 SPEC = NormalizationSpec(mode="mad_stamp", clip=10.0)
 

@@ -11,20 +11,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from lensprep.errors import NotFoundError, StorageError
-from lensprep.store.files import (
+from lensprep.store import (
+    LocalStore,
     check_file,
     check_folder,
     exists,
     join_uri,
     local_file,
     local_folder,
+    open_store,
     read_file,
     split_uri,
     uri_suffix,
     written_file,
     written_folder,
 )
-from lensprep.store.local import LocalStore, open_store
 from lensprep.store.s3 import PART_BYTES
 from lensprep.store.transfer import abort_unfinished
 

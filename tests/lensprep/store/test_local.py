@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from lensprep.errors import ChangedError, NotFoundError, StorageError
-from lensprep.store.local import LocalStore, open_store
+from lensprep.store import LocalStore, open_store
 
 
 @pytest.fixture(params=["local", "http", "https"])

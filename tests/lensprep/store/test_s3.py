@@ -29,9 +29,10 @@ from lensprep.errors import (
     StorageError,
 )
 from lensprep.inspection.target import open_target
+from lensprep.store import S3Options
 from lensprep.store.interrupts import interruptible
 from lensprep.store.s3 import PART_BYTES, Piece, S3Store
-from lensprep.store.s3client import S3Options, connect
+from lensprep.store.s3client import connect
 from lensprep.store.s3file import BLOCK_BYTES, S3File, s3_filesystem
 from lensprep.store.transfer import (
     abort_unfinished,

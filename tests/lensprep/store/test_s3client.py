@@ -4,8 +4,9 @@ import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError, SSLError
 
 from lensprep.errors import ChangedError, NotFoundError, StorageError
+from lensprep.store import S3Options
 from lensprep.store.s3 import S3Store
-from lensprep.store.s3client import S3Options, clear_errors, connect, parse_s3
+from lensprep.store.s3client import clear_errors, connect, parse_s3
 from tests.s3server import free_ports
 
 

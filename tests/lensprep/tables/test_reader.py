@@ -193,7 +193,7 @@ def test_a_folder_that_is_no_table_says_what_it_is(tmp_path, name, message):
 
 def test_a_folder_of_parts_in_a_store_is_read(s3, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.server.http)
-    from lensprep.store.local import open_store
+    from lensprep.store import open_store
 
     pq.write_table(pa.table(ROWS), tmp_path / "t.parquet")
     store = open_store(f"{s3.uri}/parts")

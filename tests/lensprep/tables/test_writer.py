@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lensprep.errors import NotFoundError, ScoresError, StorageError
-from lensprep.store.local import open_store
+from lensprep.store import open_store
 from lensprep.tables.reader import read_table
 from lensprep.tables.writer import TABLE_SUFFIXES, check_table, table_writer
 

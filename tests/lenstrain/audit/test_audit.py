@@ -11,8 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from lensprep.configfile import load_config
-from lensprep.store.files import read_file, send_file
-from lensprep.store.local import open_store
+from lensprep.store import open_store, read_file, send_file
 from lensprep.transfer import upload
 from lenstrain.audit import config as thresholds
 from lenstrain.audit.audit import audit

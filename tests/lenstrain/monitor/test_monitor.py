@@ -14,7 +14,7 @@ from rich.console import Console
 
 from lensprep.configfile import load_config, to_toml
 from lensprep.errors import StorageError
-from lensprep.store.local import open_store
+from lensprep.store import open_store
 from lenstrain.cli import main
 from lenstrain.config import Config
 from lenstrain.monitor.snapshot import expand, read_snapshot

@@ -12,8 +12,7 @@ import torch
 
 from lensprep.dataset import PAYLOAD_OFFSET, RECORD_STRIDE, Dataset
 from lensprep.errors import BudgetError, ShardError, StorageError
-from lensprep.store.local import open_store
-from lensprep.store.s3client import S3Options
+from lensprep.store import S3Options, open_store
 from lensprep.transfer import upload
 from lenstrain.data import StampLoader
 from lenstrain.data.sources.remote import Reading, RemoteSource, fetch_shard
