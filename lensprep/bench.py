@@ -50,7 +50,8 @@ from lensprep.dataset.layout import BANDS, JSON_FIELDS, RECORD_STRIDE, STAMP_SHA
 from lensprep.decode import zipwalk
 from lensprep.decode.normalize import DEFAULT_CLIP, MAD_TO_SIGMA, Normalizer, normalization_spec
 from lensprep.decode.stampnpz import decode_batch
-from lensprep.engine.local import LocalEngine, default_workers
+from lensprep.engine import default_workers
+from lensprep.engine.local import LocalEngine
 from lensprep.errors import InputError
 from lensprep.source.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.source.listing import filesystem_for

@@ -11,7 +11,7 @@ from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any
 
-from lensprep.engine.local import Engine
+from lensprep.engine import Engine
 from lensprep.errors import ChangedError, InputError
 
 PATIENCE_SECONDS = 120

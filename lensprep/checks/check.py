@@ -31,7 +31,7 @@ from lensprep.checks import Circumstances, Finding, Tally, all_findings
 from lensprep.checks.tally import tally_rows
 from lensprep.convert.rounds import left_out_rows
 from lensprep.decode.prepare import REJECT_SCHEMA
-from lensprep.engine.local import default_workers, run_tasks
+from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import ConfigError, InputError, SchemaError, StorageError, size_text
 from lensprep.source.contract import STAMP_COLUMN
 from lensprep.source.listing import filesystem_for

@@ -21,7 +21,7 @@ import click
 from lensprep import __version__
 from lensprep.dataset.layout import SPLITS
 from lensprep.decode.normalize import MODES
-from lensprep.engine.local import ENGINES, EngineName, make_engine
+from lensprep.engine import ENGINES, make_engine
 from lensprep.errors import plain_text, size_text
 from lensprep.store import S3Options, check_file, is_remote
 from lensprep.store.interrupts import INTERRUPTED, grace
@@ -261,7 +261,7 @@ def check(
 @click.option(
     "--engine",
     "engine_name",
-    type=click.Choice(ENGINES),
+    type=click.Choice(list(ENGINES)),
     default="local",
     show_default=True,
     help="What runs the work: processes of this machine, or a cluster.",
@@ -293,7 +293,7 @@ def convert(
     dataset: str,
     workers: int | None,
     resume: bool,
-    engine_name: EngineName,
+    engine_name: str,
     scheduler: str | None,
     work: str | None,
     keep_local: Path | None,

@@ -47,7 +47,7 @@ from lensprep.decode.normalize import Normalizer
 from lensprep.decode.placement import PLACE
 from lensprep.decode.prepare import BLOB_ROWS, REJECT_SCHEMA, Preparer
 from lensprep.decode.stampnpz import RejectReason, decode_batch
-from lensprep.engine.local import default_workers, run_tasks
+from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import ConfigError, InputError, ProjectError
 from lensprep.source.contract import SPLIT_COLUMN, STAMP_COLUMN, FilterRules
 from lensprep.source.cutoutfile import Refusal, read_cutout

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from lensprep.engine.local import (
+from lensprep.engine.base import (
     AHEAD,
     Result,
     Task,
@@ -25,8 +25,7 @@ from lensprep.engine.local import (
     pack,
     while_it_did,
 )
-from lensprep.errors import ConfigError, ProjectError
-from lensprep.extras import install_hint
+from lensprep.errors import ProjectError
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -40,7 +39,7 @@ _log = logging.getLogger("lensprep.engine")
 
 
 class DaskEngine:
-    """Workers of a Dask cluster (see `lensprep.engine.local.Engine`).
+    """Workers of a Dask cluster (see `lensprep.engine.base.Engine`).
 
     Parameters
     ----------
@@ -52,11 +51,6 @@ class DaskEngine:
         Processes of that local cluster; as many as processors if not given.
     client : distributed.Client, optional
         A client that is open already, such as one of dask-jobqueue; it is left open.
-
-    Raises
-    ------
-    ConfigError
-        If Dask is not installed.
     """
 
     def __init__(
@@ -66,10 +60,6 @@ class DaskEngine:
         workers: int | None = None,
         client: Client | None = None,
     ) -> None:
-        try:
-            import distributed  # noqa: F401
-        except ModuleNotFoundError:
-            raise ConfigError(install_hint("distributed")) from None
         self._scheduler = scheduler
         self._local_workers = workers or default_workers()
         self._client = client

@@ -1,124 +1,29 @@
-"""Runs independent tasks and yields their small results: here, or on a cluster that exists.
-
-    with make_engine("dask", scheduler="tcp://host:8786") as engine:
-        for result in engine.run(function, tasks): ...
-
-A task may run twice (after a kill, or on another machine): its files have fixed names and fixed
-bytes, so that is harmless. Only the caller commits. Scheduling, and trying again what a lost worker
-was doing, are the cluster's own; `lensprep.engine.dask` and `lensprep.engine.spark` speak to it.
-"""
+"""Processes of this machine that run tasks."""
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
-import socket
 import threading
-import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from typing import Any, Literal, Protocol, Self, TypeVar, get_args
+from typing import Any, Self
 
-from lensprep import __version__
-from lensprep.errors import ConfigError, ProjectError
+from lensprep.engine.base import AHEAD, Result, Task, default_workers, while_it_did
+from lensprep.errors import ProjectError
 from lensprep.kernel import notice
 from lensprep.store.interrupts import killed_by
 from lensprep.store.s3client import WAKE_SECONDS
-
-Task = TypeVar("Task")
-Result = TypeVar("Result")
-
-EngineName = Literal["local", "dask", "spark"]
-ENGINES: tuple[EngineName, ...] = get_args(EngineName)
-
-AHEAD = 2
-"""Tasks handed out per worker: one running, one waiting, so that none is idle."""
 
 MOST_LOSSES = 4
 """A task that has lost so many workers ends the run, as it does on Dask and Spark."""
 
 _log = logging.getLogger("lensprep.engine")
-
-
-def default_workers() -> int:
-    """Number of processors that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-class Engine(Protocol):
-    """Something that runs tasks; a context manager that gives its workers back at the end."""
-
-    @property
-    def workers(self) -> int:
-        """Tasks that run at the same time."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None: ...
-
-    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        """Run a function over tasks; results come as they finish, in no fixed order.
-
-        Parameters
-        ----------
-        function : callable
-            A module-level function of one task; must be harmless when repeated.
-        tasks : sequence
-
-        Yields
-        ------
-        object
-            What the function returned.
-
-        Raises
-        ------
-        ProjectError
-            If the workers are lost. Any error of a task ends the run; tasks not begun are dropped.
-        """
-        ...
-
-
-def make_engine(
-    name: EngineName, *, workers: int | None = None, scheduler: str | None = None
-) -> Engine:
-    """Choose an engine; it starts when it is entered.
-
-    Parameters
-    ----------
-    name : {"local", "dask", "spark"}
-    workers : int, optional
-        Processes of this machine; as many as processors if not given.
-    scheduler : str, optional
-        Address of a Dask scheduler, or master URL of a Spark cluster, to use instead.
-
-    Raises
-    ------
-    ConfigError
-        If the options contradict each other, or the engine is not installed.
-    """
-    if scheduler is not None and name == "local":
-        raise ConfigError("--scheduler needs --engine dask or --engine spark.")
-    if scheduler is not None and workers is not None:
-        raise ConfigError(
-            "--workers counts processes of this machine; a cluster (--scheduler) has its own. "
-            "Give one of the two."
-        )
-    if name == "dask":
-        from lensprep.engine.dask import DaskEngine
-
-        return DaskEngine(scheduler, workers=workers)
-    if name == "spark":
-        from lensprep.engine.spark import SparkEngine
-
-        return SparkEngine(scheduler, workers=workers)
-    return LocalEngine(workers)
 
 
 class LocalEngine:
@@ -226,12 +131,6 @@ def require_patience(losses: int, tasks: Sequence[Any], number: int, fate: str) 
     )
 
 
-def while_it_did(tasks: Sequence[Any], number: int) -> str:
-    """Words to follow "was killed"; none if the task is not known, or has no name for people."""
-    label = getattr(tasks[number], "label", None) if 0 <= number < len(tasks) else None
-    return f" while it did {label}" if label else ""
-
-
 def _fate(exit_code: int) -> str:
     """What a process died of."""
     return f"{_ENDED} {exit_code}" if exit_code > 0 else killed_by(exit_code)
@@ -283,41 +182,3 @@ def _shut_down(pool: ProcessPoolExecutor, finished: bool) -> None:
             process.terminate()
         for process in processes:
             process.join()
-
-
-# ------------------------------------------------------------------- calls sent to a cluster
-
-
-def pack(function: Callable[[Task], Any], task: Task) -> bytes:
-    """A call as bytes for a worker elsewhere.
-
-    Compressed, since a task of the second round names all runs, which are alike: of 100 million
-    rows 390 kB, as 50 kB. And bytes, so that no scheduler looks into a task or takes it apart.
-    """
-    call = zlib.compress(pickle.dumps((function, task), pickle.HIGHEST_PROTOCOL), 1)
-    return pickle.dumps((__version__, call))
-
-
-_one_at_a_time = threading.Lock()
-
-
-def call_packed(packed: bytes) -> Any:
-    """Make a packed call: what a worker of a cluster runs.
-
-    One at a time in each process: tasks use memory that belongs to the process, and a worker with
-    threads would give them to several at once.
-
-    Raises
-    ------
-    ConfigError
-        If this worker has another version of the package than the driver.
-    """
-    version, call = pickle.loads(packed)
-    if version != __version__:
-        raise ConfigError(
-            f"The worker on {socket.gethostname()} has lensprep {__version__}, the driver "
-            f"{version}. Give both the same environment."
-        )
-    function, task = pickle.loads(zlib.decompress(call))
-    with _one_at_a_time:
-        return function(task)

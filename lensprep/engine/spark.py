@@ -21,9 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from lensprep.engine.local import Result, Task, call_packed, default_workers, pack, while_it_did
-from lensprep.errors import ConfigError, ProjectError
-from lensprep.extras import install_hint
+from lensprep.engine.base import Result, Task, call_packed, default_workers, pack, while_it_did
+from lensprep.errors import ProjectError
 
 if TYPE_CHECKING:
     from pyspark import Accumulator, SparkContext
@@ -44,7 +43,7 @@ Outcome = tuple[bool, bytes]
 
 
 class SparkEngine:
-    """Executors of a Spark cluster (see `lensprep.engine.local.Engine`).
+    """Executors of a Spark cluster (see `lensprep.engine.base.Engine`).
 
     Parameters
     ----------
@@ -53,18 +52,9 @@ class SparkEngine:
         ``spark-submit`` says if that started this program, and else this machine.
     workers : int, optional
         Processes on this machine, if it is to be that; as many as processors if not given.
-
-    Raises
-    ------
-    ConfigError
-        If pyspark is not installed.
     """
 
     def __init__(self, master: str | None = None, *, workers: int | None = None) -> None:
-        try:
-            import pyspark  # noqa: F401
-        except ModuleNotFoundError:
-            raise ConfigError(install_hint("pyspark")) from None
         self._master = master
         self._local_workers = workers or default_workers()
         self._context: SparkContext | None = None

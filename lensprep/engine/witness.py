@@ -14,7 +14,7 @@ from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any, Self
 
-from lensprep.engine.local import Engine, Result, Task
+from lensprep.engine.base import Engine, Result, Task
 from lensprep.errors import StorageError
 from lensprep.store import write_atomic
 

@@ -34,7 +34,7 @@ from lensprep.dataset.record import (
 )
 from lensprep.decode.normalize import Normalizer
 from lensprep.decode.stampnpz import decode_batch
-from lensprep.engine.local import default_workers, run_tasks
+from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import ChangedError, InputError, NotFoundError, ShardError, StorageError
 from lensprep.source.contract import STAMP_COLUMN
 from lensprep.source.listing import filesystem_for

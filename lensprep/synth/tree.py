@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lensprep.dataset.layout import SPLITS
-from lensprep.engine.local import default_workers, run_tasks
+from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import BudgetError, ProjectError, StorageError, size_text
 from lensprep.extras import install_hint
 from lensprep.source.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN

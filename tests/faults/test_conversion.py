@@ -20,7 +20,7 @@ from lensprep.checks.check import check
 from lensprep.convert.conversion import ConvertConfig, convert
 from lensprep.decode.feed import PartTask
 from lensprep.decode.normalize import normalization_spec
-from lensprep.engine.local import make_engine
+from lensprep.engine import make_engine
 from lensprep.engine.trial import find_fatal
 from lensprep.errors import InputError, ProjectError
 from lensprep.inspection.verify import verify

@@ -14,7 +14,7 @@ from lensprep import bench
 from lensprep.bench import run_bench, seed_path
 from lensprep.convert.conversion import convert
 from lensprep.dataset import Dataset
-from lensprep.engine.local import default_workers
+from lensprep.engine import default_workers
 from lensprep.errors import InputError
 from tests.lensprep.blobs import BAD
 from tests.phase4c import tiny_table, tiny_tree, write_tree

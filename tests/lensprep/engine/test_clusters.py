@@ -17,9 +17,10 @@ import pytest
 
 from lensprep.convert.conversion import ConvertConfig, convert
 from lensprep.dataset import Dataset
-from lensprep.engine import local as engine_module
+from lensprep.engine import base, make_engine
+from lensprep.engine.base import call_packed, pack
 from lensprep.engine.dask import DaskEngine
-from lensprep.engine.local import LocalEngine, call_packed, make_engine, pack
+from lensprep.engine.local import LocalEngine
 from lensprep.engine.witness import WitnessEngine
 from lensprep.errors import ConfigError, InputError, ProjectError, StorageError
 from lensprep.inspection.verify import verify
@@ -446,7 +447,7 @@ def test_a_task_that_a_cluster_begins_after_the_end_does_nothing(tmp_path):
 def test_a_worker_with_another_version_is_refused(monkeypatch):
     packed = pack(square, 3)
     assert call_packed(packed) == 9
-    monkeypatch.setattr(engine_module, "__version__", "0.0.1")
+    monkeypatch.setattr(base, "__version__", "0.0.1")
     with pytest.raises(ConfigError, match=r"has lensprep 0\.0\.1, the driver .*same environment"):
         call_packed(packed)
 
@@ -499,24 +500,6 @@ def test_a_task_of_the_second_round_is_small_however_many_runs_there_are():
 # ---------------------------------------------------------------------------------- mistakes
 
 
-def test_options_that_contradict_each_other_are_refused():
-    with pytest.raises(ConfigError, match="--scheduler needs --engine"):
-        make_engine("local", scheduler="tcp://h:8786")
-    with pytest.raises(ConfigError, match="Give one of the two"):
-        make_engine("dask", scheduler="tcp://h:8786", workers=2)
-
-
-@pytest.mark.parametrize(
-    ("name", "module", "extra"),
-    [("dask", "distributed", ".[dask]"), ("spark", "pyspark", ".[spark]")],
-)
-def test_a_missing_engine_is_told_with_its_extra(name, module, extra, monkeypatch):
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError) as caught:
-        make_engine(name)
-    assert f"pip install '{extra}'" in str(caught.value)
-
-
 def test_neither_engine_is_imported_unless_asked_for():
     code = (
         "import sys, lensprep.cli, lensprep.convert, lensprep.engine.dask, lensprep.engine.spark;"
@@ -555,6 +538,6 @@ def test_spark_without_java_is_told(tmp_path):
 
 
 def test_spark_with_a_master_that_is_nonsense_is_told():
-    code = "from lensprep.engine_spark import SparkEngine\nSparkEngine('nonsense').__enter__()"
+    code = "from lensprep.engine.spark import SparkEngine\nSparkEngine('nonsense').__enter__()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
     assert "ProjectError: Spark does not start with master nonsense" in done.stderr

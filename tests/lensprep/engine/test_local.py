@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lensprep.engine.local import run_tasks
+from lensprep.engine import run_tasks
 from lensprep.errors import InputError, ProjectError
 from lensprep.kernel import notice
 
