@@ -1,4 +1,4 @@
-"""`lenstrain probe` and `audit`: is a run fit to be published, and what does it look at."""
+"""`lenstrain audit`: is a run fit to be published."""
 
 from __future__ import annotations
 
@@ -9,54 +9,7 @@ import click
 
 from lensprep.configfile import load_config
 from lensprep.terminal import LOCATION
-from lenstrain.cli.options import (
-    config_option,
-    device_option,
-    json_option,
-    report,
-    s3_options,
-    set_option,
-)
-
-
-@click.command()
-@click.argument("checkpoint", type=LOCATION)
-@click.argument("dataset", type=LOCATION)
-@click.option(
-    "--out",
-    type=LOCATION,
-    help="Folder for the results  [default: probe in the run folder].",
-)
-@device_option
-@set_option("Override an option of the probes, such as per_class=500.")
-@s3_options
-@json_option
-def probe(
-    checkpoint: str,
-    dataset: str,
-    out: str | None,
-    device: str,
-    overrides: tuple[str, ...],
-    as_json: bool,
-) -> None:
-    """Probe CHECKPOINT for shortcuts on stamps of DATASET.
-
-    \b
-    Example:
-      lenstrain probe runs/a/checkpoints/best.pt data/ds
-    """
-    from lenstrain.probes.options import ProbeOptions
-
-    options = load_config(ProbeOptions, None, overrides)
-    from lenstrain.cli.progress import share_progress
-    from lenstrain.probes.probe import probe as run_probes
-
-    with share_progress() as progress:
-        result = run_probes(
-            checkpoint, dataset, out, options=options, device=device, progress=progress
-        )
-    lines = [f"{name:18} {text}" for name, text in result["readings"].items()]
-    report(result, [*lines, f"Report: {result['report']}"], as_json)
+from lenstrain.cli.options import config_option, json_option, report, s3_options, set_option
 
 
 @click.command()

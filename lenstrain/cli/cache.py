@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -13,21 +13,14 @@ from lensprep.errors import size_text
 from lensprep.terminal import LOCAL, LOCATION
 from lenstrain.cli.options import json_option, report, s3_options
 
-C = TypeVar("C")
-
-
-def dir_option(command: C) -> C:
-    """Add ``--dir``, as ``folder``."""
-    option: Any = click.option(
-        "--dir",
-        "folder",
-        required=True,
-        type=LOCAL,
-        envvar="LENSTRAIN_CACHE_DIR",
-        help="The cache's folder; or the variable LENSTRAIN_CACHE_DIR.",
-    )
-    decorated: C = option(command)
-    return decorated
+dir_option = click.option(
+    "--dir",
+    "folder",
+    required=True,
+    type=LOCAL,
+    envvar="LENSTRAIN_CACHE_DIR",
+    help="The cache's folder; or the variable LENSTRAIN_CACHE_DIR.",
+)
 
 
 @click.group()

@@ -1,4 +1,4 @@
-"""The command `lenstrain`; each command stands in one of the modules ``cli_*``."""
+"""The command `lenstrain`; each of its commands is a module beside this one, and a line here."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ import click
 
 from lensprep.terminal import ProjectGroup, log_lines
 from lenstrain import __version__
-from lenstrain.cli.audit import audit, probe
+from lenstrain.cli.audit import audit
 from lenstrain.cli.bench import bench
 from lenstrain.cli.cache import cache
-from lenstrain.cli.scores import evaluate, infer, mine
-from lenstrain.cli.sweep import generalize, sweep
-from lenstrain.cli.train import monitor, train
+from lenstrain.cli.evaluate import evaluate
+from lenstrain.cli.generalize import generalize
+from lenstrain.cli.infer import infer
+from lenstrain.cli.mine import mine
+from lenstrain.cli.monitor import monitor
+from lenstrain.cli.probe import probe
+from lenstrain.cli.sweep import sweep
+from lenstrain.cli.train import train
 
 
 @click.group(cls=ProjectGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,7 +53,7 @@ def warnings_in_one_line() -> Iterator[None]:
         yield
 
 
-for command in (train, monitor, infer, evaluate, mine, probe, audit, sweep, generalize):
+for command in (
+    train, monitor, infer, evaluate, mine, probe, audit, sweep, generalize, bench, cache
+):  # fmt: skip
     main.add_command(command)
-main.add_command(bench)
-main.add_command(cache)

@@ -20,6 +20,22 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 TABLE = Location(*TABLE_SUFFIXES)
 """Type of an option that names a table to be written."""
+OUT_HELP = "Table to write: .parquet, .csv, .csv.gz or .fits."
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
+)
+device_option = click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
+)
+memory_option = click.option(
+    "--memory-budget",
+    "memory_budget_gb",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Memory in GB for reading ahead, in each process.",
+)
 
 
 def config_option(help: str = "TOML file; see configs/.", *, required: bool = False) -> Any:
@@ -32,12 +48,6 @@ def set_option(help: str) -> Any:
     return click.option(
         "--set", "overrides", multiple=True, metavar="KEY=VALUE", help=f"{help} Repeatable."
     )
-
-
-def device_option(command: F) -> F:
-    """Add ``--device``."""
-    choices = click.Choice(["auto", "cpu", "cuda"])
-    return click.option("--device", default="auto", show_default=True, type=choices)(command)
 
 
 def s3_options(command: F) -> F:
@@ -83,23 +93,43 @@ def reading_options(command: F) -> F:
     return memory_option(command)
 
 
-def memory_option(command: F) -> F:
-    """Add ``--memory-budget``, as ``memory_budget_gb``."""
+def columns_option(*names: str, of: str) -> Callable[[F], F]:
+    """Add an option that says what a table calls its columns; see `parse_columns`."""
     return click.option(
-        "--memory-budget",
-        "memory_budget_gb",
-        default=1.0,
-        show_default=True,
-        type=click.FloatRange(min=0, min_open=True),
-        help="Memory in GB for reading ahead, in each process.",
-    )(command)
+        *names,
+        multiple=True,
+        metavar="NAME=COLUMN",
+        help=f"What {of} calls a column: ra=RA_DEG,dec=DEC_DEG. Repeatable.",
+    )
 
 
-def json_option(command: F) -> F:
-    """Add ``--json``."""
-    return click.option(
-        "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
-    )(command)
+def scores_options(command: F) -> F:
+    """Add what says how SCORES are to be read: ``--columns`` and ``--scores-are``."""
+    are = click.option(
+        "--scores-are",
+        type=click.Choice(["probability", "logit"]),
+        help="What the scores are, whatever their column is called.",
+    )
+    return columns_option("--columns", of="SCORES")(are(command))
+
+
+def catalog_columns_of(
+    texts: tuple[str, ...], catalog: str | None, known: tuple[str, ...]
+) -> dict[str, str]:
+    """What the catalogue calls its columns."""
+    if texts and catalog is None:
+        raise click.UsageError("--catalog-column needs --catalog.")
+    from lensprep.tables.reader import parse_columns
+
+    return parse_columns(texts, known, "--catalog-column")
+
+
+def score_columns_of(texts: tuple[str, ...]) -> dict[str, str]:
+    """What SCORES calls its columns."""
+    from lensprep.tables.reader import parse_columns
+    from lenstrain.scoring.table import COLUMNS
+
+    return parse_columns(texts, COLUMNS)
 
 
 def report(result: dict[str, Any], lines: list[str], as_json: bool) -> None:

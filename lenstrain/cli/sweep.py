@@ -1,4 +1,4 @@
-"""`lenstrain sweep` and `generalize`: many runs, and what they say together."""
+"""`lenstrain sweep`: search hyper-parameters."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 
 import click
 
-from lensprep.configfile import load_config
-from lensprep.store import join_uri
 from lensprep.store.interrupts import PREEMPTED
 from lensprep.terminal import LOCAL, LOCATION
 from lenstrain.cli.options import (
@@ -90,66 +88,3 @@ def _sweep_lines(result: dict[str, Any]) -> list[str]:
     if found is None:
         return [*lines, "No trial succeeded: nothing to recommend. See the failures in sweep.json."]
     return [*lines, f"Figures: {', '.join(result['plots'])}", "Recommended:", found["command"]]
-
-
-@click.command()
-@click.argument("dataset", type=LOCATION)
-@config_option()
-@click.option("--out", required=True, type=LOCATION, help="Folder for runs and result.")
-@click.option(
-    "--hold-out",
-    "factors",
-    multiple=True,
-    metavar="COLUMN",
-    help="Leave out one value of this column after the other. Repeatable  [default: "
-    "theta_e_arcsec, src_dmag, lens_model].",
-)
-@click.option("--split", default="test", show_default=True, help="Split to compare on.")
-@click.option(
-    "--fpr",
-    default=1e-3,
-    show_default=True,
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="False-positive rate at which completeness is compared.",
-)
-@set_option("Override a key of the training configuration.")
-@s3_options
-@json_option
-def generalize(
-    dataset: str,
-    config_path: str | None,
-    out: str,
-    factors: tuple[str, ...],
-    split: str,
-    fpr: float,
-    overrides: tuple[str, ...],
-    as_json: bool,
-) -> None:
-    """Train without one kind of lens after the other, and compare on the ones left out.
-
-    One run with all lenses, and one for each value of each column. Finished runs are kept: the
-    same command goes on after an interruption. What has one value only is "not testable".
-
-    \b
-    Example:
-      lenstrain generalize data/ds --config configs/resnet18.toml --out runs/generalize
-    """
-    from lenstrain.cli.progress import share_progress
-    from lenstrain.config import Config
-    from lenstrain.generalize import FACTORS, TABLE_NAME, as_markdown, check_factors
-    from lenstrain.generalize import generalize as run_generalization
-
-    config = load_config(Config, config_path, overrides)
-    check_factors(factors)
-    with share_progress() as progress:
-        result = run_generalization(
-            dataset,
-            config,
-            out,
-            factors=factors or FACTORS,
-            split=split,
-            fpr=fpr,
-            progress=progress,
-        )
-    table = as_markdown(result).splitlines()[2:]
-    report(result, [*table, "", f"Written to {join_uri(out, TABLE_NAME)}"], as_json)

@@ -1,4 +1,4 @@
-"""`lenstrain train` and `monitor`: make a run, and see how it is doing."""
+"""`lenstrain train`: make a run."""
 
 from __future__ import annotations
 
@@ -72,39 +72,3 @@ def _train_lines(result: dict[str, Any]) -> list[str]:
     best = f"{result['monitor']} {result['best_value']:.5f} in epoch {result['best_epoch']}"
     how = "stopped early after" if result["status"] == "stopped" else "finished"
     return [f"{how} {result['epochs']} epochs; best {best}: {result['best']}"]
-
-
-@click.command()
-@click.argument("runs", type=LOCATION, nargs=-1, required=True, metavar="RUN...")
-@click.option("--watch", is_flag=True, help="Draw again and again until all runs are over.")
-@click.option("--once", is_flag=True, help="Look once and end (the default).")
-@click.option(
-    "--interval",
-    default=5.0,
-    show_default=True,
-    type=click.FloatRange(min=0.2),
-    help="Seconds between two looks.",
-)
-@s3_options
-@json_option
-def monitor(runs: tuple[str, ...], watch: bool, once: bool, interval: float, as_json: bool) -> None:
-    """Show how RUN is doing and what that means; nothing is ever written into it.
-
-    RUN is a run folder, local or s3://, that may be running or over, or with --watch not there yet;
-    or a folder of runs, such as the trials of a sweep.
-
-    \b
-    Example:
-      lenstrain monitor runs/a runs/b --watch
-    """
-    if watch and (once or as_json):
-        raise click.UsageError("--watch goes with neither --once nor --json.")
-    from lenstrain.monitor import watch as watching
-
-    if watch:
-        watching.watch(runs, interval)
-        return
-    snapshots = watching.read_all(runs)
-    if not as_json:
-        watching.show(snapshots)
-    report({"runs": [snapshot.to_dict() for snapshot in snapshots]}, [], as_json)

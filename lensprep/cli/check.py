@@ -1,0 +1,64 @@
+"""`lensprep check`: is the source what one thinks it is."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from lensprep.cli.options import json_option, workers_option
+from lensprep.store import S3Options, check_file
+from lensprep.terminal import LOCATION, Location, print_json, print_rich, progress_bar, s3_options
+
+
+@click.command()
+@click.argument("src", type=LOCATION)
+@click.option("--pixels", is_flag=True, help="Decode the stamps too: duplicate images, bad blobs.")
+@click.option("--fractions", metavar="train=F,val=F,test=F", help="What the splits should be.")
+@click.option(
+    "--rejects",
+    type=Location(".csv", ".parquet"),
+    metavar="FILE",
+    help="List every row that conversion would leave out, with its reason: .csv or .parquet.",
+)
+@s3_options
+@workers_option
+@json_option
+def check(
+    src: str,
+    pixels: bool,
+    fractions: str | None,
+    rejects: str | None,
+    workers: int | None,
+    as_json: bool,
+    options: S3Options,
+) -> None:
+    """Check that SRC is the data that you think it is. Reads no stamps unless asked to.
+
+    The verdict is "ok" or "warnings" (exit status 0), or "failed" (1).
+
+    \b
+    Example:
+      lensprep check s3a-copy/stamps --json > check.json
+      lensprep check s3a-copy/stamps --rejects rejects.csv
+    """
+    from lensprep.checks.check import check as run_check
+    from lensprep.checks.check import parse_fractions, render_text
+
+    if rejects is not None:
+        check_file(rejects, options)
+    with progress_bar() as show:
+        report = run_check(
+            src,
+            pixels=pixels,
+            rejects=rejects,
+            declared_fractions=parse_fractions(fractions) if fractions else None,
+            workers=workers,
+            progress=lambda done, total: show("rows", done, total),
+            options=options,
+        )
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print_rich(render_text(report))
+    sys.exit(report.exit_code)

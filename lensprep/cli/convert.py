@@ -1,0 +1,186 @@
+"""`lensprep convert`: a source becomes a dataset."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lensprep.cli.options import json_option, workers_option
+from lensprep.decode.normalize import MODES
+from lensprep.engine import ENGINES, make_engine
+from lensprep.errors import size_text
+from lensprep.store import S3Options, is_remote
+from lensprep.store.interrupts import INTERRUPTED, grace
+from lensprep.terminal import LOCAL, LOCATION, print_json, progress_bar, s3_options, write_options
+
+if TYPE_CHECKING:
+    from lensprep.convert.sites import Need
+
+
+_CLUSTER_SECONDS = 30.0
+"""Time from a signal to the end of a conversion on a cluster; Slurm kills after as long."""
+
+
+@click.command()
+@click.argument("src", type=LOCATION)
+@click.argument("dataset", type=LOCATION)
+@workers_option
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the global shuffle.")
+@click.option("--shard-rows", type=click.IntRange(1), default=8192, show_default=True)
+@click.option("--normalize", type=click.Choice(MODES), default="mad_stamp", show_default=True)
+@click.option("--clip", type=float, default=10.0, show_default=True, help="Largest stored value.")
+@click.option(
+    "--max-reject-rate",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="Commit nothing if a larger share of the rows is rejected.",
+)
+@click.option(
+    "--max-bad-pixel-frac", type=float, help="Leave out rows with a larger bad_pixel_frac."
+)
+@click.option("--where", help="Keep only rows for which this is true: 'psfsize_r < 1.4'.")
+@click.option(
+    "--skip-bad-files", is_flag=True, help="Leave out corrupt parquet, and account for it."
+)
+@click.option(
+    "--drop-column",
+    "drop_columns",
+    multiple=True,
+    metavar="NAME",
+    help="Leave out this column of SRC, which may not be a required one; repeatable.",
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted conversion.")
+@click.option(
+    "--engine",
+    "engine_name",
+    type=click.Choice(list(ENGINES)),
+    default="local",
+    show_default=True,
+    help="What runs the work: processes of this machine, or a cluster.",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Of the Dask scheduler or Spark master [default: a cluster of --workers processes here, "
+    "or that of spark-submit].",
+)
+@click.option(
+    "--work",
+    type=LOCATION,
+    metavar="FOLDER",
+    help="Where the runs between the two rounds lie, as large as the dataset: a local folder or "
+    "s3:// [default: DATASET/.work].",
+)
+@click.option(
+    "--keep-local",
+    type=LOCAL,
+    metavar="FOLDER",
+    help="Have a dataset that is made in an object store in this local folder as well.",
+)
+@write_options
+@s3_options
+@json_option
+def convert(
+    src: str,
+    dataset: str,
+    workers: int | None,
+    resume: bool,
+    engine_name: str,
+    scheduler: str | None,
+    work: str | None,
+    keep_local: Path | None,
+    as_json: bool,
+    options: S3Options,
+    **settings: Any,
+) -> None:
+    """Convert the Phase 4c tree SRC into DATASET.
+
+    Every row gets in, or is counted with its reason and listed in rejects.parquet. The same rows
+    and seed give the same bytes, whatever the workers, engine, files or interruptions. With a
+    cluster all its workers must see SRC and DATASET under the same paths.
+
+    SRC and DATASET may each be s3://. Shards are then sent as they are finished, and only those
+    under way are on the local disk (the folder for temporary files: TMPDIR).
+
+    \b
+    Example:
+      lensprep convert demo/phase4c demo/dataset --workers 2
+      lensprep convert /shared/phase4c /shared/lenses --engine dask --scheduler tcp://host:8786
+      lensprep convert s3://survey/phase4c s3://lenses/v1 --work /nvme/work
+    """
+    from lensprep.convert.conversion import ConvertConfig
+    from lensprep.convert.conversion import convert as run_convert
+
+    if options.put_arguments() and not (is_remote(dataset) or is_remote(work or "")):
+        raise click.UsageError("--storage-class and --encryption are for objects: give s3://.")
+    try:
+        config = ConvertConfig(**settings)
+        chosen = make_engine(engine_name, workers=workers, scheduler=scheduler)
+        # Its own processes a conversion ends itself, before it tidies up behind them.
+        # A cluster is given back, which takes longer than to end processes of this machine.
+        lent = engine_name != "local"
+        with (
+            grace(_CLUSTER_SECONDS) if lent else nullcontext(),
+            chosen if lent else nullcontext() as engine,
+            progress_bar() as show,
+        ):
+            result = run_convert(
+                src,
+                dataset,
+                config,
+                workers=workers,
+                engine=engine,
+                resume=resume,
+                work=work,
+                keep_local=None if keep_local is None else str(keep_local),
+                progress=show,
+                options=options,
+                announce=_announce,
+            )
+    except KeyboardInterrupt:
+        click.echo("Stopped. What is done is kept: run the same command with --resume.", err=True)
+        sys.exit(INTERRUPTED)
+    if as_json:
+        print_json(result)
+        return
+    _print_account(result)
+    click.echo(
+        f"{dataset}: {result['accepted']:,} stamps in {result['seconds']:.1f} s "
+        f"({result['stamps_per_s']:,.0f}/s), dataset {result['dataset_id'][:12]}"
+    )
+
+
+def _announce(rows: int, needs: list[Need]) -> None:
+    """Say before the work what room it takes, and where."""
+    if len(needs) == 1 and needs[0].is_local:
+        click.echo(
+            f"{rows:,} rows; up to {size_text(needs[0].bytes)} of disk while it runs", err=True
+        )
+        return
+    click.echo(f"{rows:,} rows; while it runs up to", err=True)
+    for need in needs:
+        kind = "local disk" if need.is_local else "object store"
+        click.echo(f"{size_text(need.bytes):>12} in {need.where} ({kind})", err=True)
+
+
+def _print_account(result: dict[str, Any]) -> None:
+    click.echo(f"input rows {result['input_rows']:>12,}")
+    click.echo(f"accepted   {result['accepted']:>12,}")
+    for kind in ("filtered", "rejected"):
+        click.echo(f"{kind:<11}{sum(result[kind].values()):>12,}")
+        for reason, rows in result[kind].items():
+            click.echo(f"  {reason:<20}{rows:>12,}")
+    if result["read_again"]:
+        rows = result["read_again"]
+        click.echo(f"read twice {rows:>12,}  rows of row groups that came damaged over the network")
+    for name, split in result["splits"].items():
+        classes = split["classes"]
+        click.echo(
+            f"{name:<6} {split['rows']:>12,} stamps in {split['shards']} shards: "
+            f"{classes['0']:,} non-lenses, {classes['1']:,} lenses"
+        )

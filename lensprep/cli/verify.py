@@ -1,0 +1,65 @@
+"""`lensprep verify`: read every byte of a dataset."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from lensprep.cli.options import json_option, workers_option
+from lensprep.errors import plain_text
+from lensprep.store import S3Options
+from lensprep.terminal import LOCATION, print_json, progress_bar, s3_options
+
+
+@click.command()
+@click.argument("dataset", type=LOCATION)
+@click.option(
+    "--against",
+    type=LOCATION,
+    metavar="SRC",
+    help="Derive rows again from this source and compare.",
+)
+@click.option("--sample", type=click.IntRange(1), default=1000, show_default=True)
+@click.option("--all", "every", is_flag=True, help="Compare every row with the source.")
+@s3_options
+@workers_option
+@json_option
+def verify(
+    dataset: str,
+    against: str | None,
+    sample: int,
+    every: bool,
+    workers: int | None,
+    as_json: bool,
+    options: S3Options,
+) -> None:
+    """Read every byte of DATASET and compare it with the manifest. Exit status 1 on any fault.
+
+    \b
+    Example:
+      lensprep verify demo/dataset --against demo/phase4c
+    """
+    from lensprep.inspection.verify import verify as run_verify
+
+    with progress_bar() as show:
+        result = run_verify(
+            dataset,
+            against=against,
+            sample=None if every else sample,
+            workers=workers,
+            progress=lambda done, total: show("stamps", done, total),
+            options=options,
+        )
+    if as_json:
+        print_json(result)
+    else:
+        for fault in result["faults"]:
+            row = "" if fault["row"] is None else f", row {fault['row']}"
+            offset = "" if fault["offset"] is None else f", offset {fault['offset']}"
+            click.echo(plain_text(f"{fault['file']}{row}{offset}: {fault['what']}"))
+        compared = f", {result['compared']:,} compared with the source" if against else ""
+        count = len(result["faults"])
+        state = "ok" if result["ok"] else f"{count} fault{'s' * (count > 1)}"
+        click.echo(f"{result['shards']} shards, {result['rows']:,} stamps{compared}: {state}")
+    sys.exit(0 if result["ok"] else 1)

@@ -1,0 +1,135 @@
+"""`lenstrain evaluate`: how good scores are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from lensprep.configfile import load_config
+from lensprep.terminal import LOCATION
+from lenstrain.cli.options import (
+    catalog_columns_of,
+    columns_option,
+    json_option,
+    report,
+    s3_options,
+    score_columns_of,
+    scores_options,
+    set_option,
+)
+
+
+@click.command()
+@click.argument("scores", type=LOCATION)
+@click.option(
+    "--calibrate-on",
+    type=LOCATION,
+    help="Scores of another split, to fit calibration and thresholds on.",
+)
+@click.option("--out", required=True, type=LOCATION, help="Folder for the report.")
+@click.option(
+    "--compare",
+    "compare_with",
+    type=LOCATION,
+    help="Another model's scores of the same stamps.",
+)
+@click.option(
+    "--catalog",
+    type=LOCATION,
+    help="Known lenses, a table in lenscat's columns: recall by grade.",
+)
+@columns_option("--catalog-column", "catalog_columns", of="the catalogue")
+@click.option(
+    "--catalog-scores",
+    type=LOCATION,
+    help="Scores to find the known lenses in; labels are not needed [default: SCORES].",
+)
+@click.option(
+    "--dataset", type=LOCATION, help="Dataset to show stamps from, if not the one the scores name."
+)
+@click.option(
+    "--selection-function",
+    is_flag=True,
+    help="Fit C(theta_E, seeing, arc S/N, magnitude) and write it for others to use.",
+)
+@click.option(
+    "--population",
+    type=LOCATION,
+    help="Lenses with the same axes, and perhaps weight, to average that function over.",
+)
+@scores_options
+@set_option("Override an option of the evaluation, such as resamples=2000.")
+@s3_options
+@json_option
+def evaluate(
+    scores: str,
+    out: str,
+    catalog_columns: tuple[str, ...],
+    columns: tuple[str, ...],
+    overrides: tuple[str, ...],
+    as_json: bool,
+    **inputs: Any,
+) -> None:
+    """Measure how good SCORES are, with intervals by region, and write a report.
+
+    SCORES is what `lenstrain infer` writes, or any table (parquet, CSV, FITS, VOTable, ...) with
+    key, label, logit (or probability) and region_id.
+
+    \b
+    Example:
+      lenstrain evaluate test.parquet --calibrate-on val.parquet --out report
+    """
+    from lenstrain.cli.progress import share_progress
+    from lenstrain.evaluation.catalog import LENSCAT
+    from lenstrain.evaluation.options import EvaluationOptions
+    from lenstrain.pages.evaluate import evaluate as run_evaluation
+
+    named = catalog_columns_of(catalog_columns, inputs["catalog"], tuple(LENSCAT))
+    if inputs["catalog"] is None and inputs["catalog_scores"] is not None:
+        raise click.UsageError("--catalog-scores needs --catalog.")
+    if inputs["population"] is not None and not inputs["selection_function"]:
+        raise click.UsageError("--population needs --selection-function.")
+    options = load_config(EvaluationOptions, None, overrides)
+    with share_progress() as progress:
+        result = run_evaluation(
+            scores,
+            out,
+            catalog_columns=named,
+            columns=score_columns_of(columns),
+            options=options,
+            progress=progress,
+            **inputs,
+        )
+    report(result, _evaluate_lines(result), as_json)
+
+
+def _evaluate_lines(result: dict[str, Any]) -> list[str]:
+    auroc = result["auroc"]
+    interval = "no interval: one region"
+    if auroc["low"] is not None:
+        interval = f"{auroc['low']:.4f} to {auroc['high']:.4f}"
+    lines = [f"AUROC {auroc['value']:.4f} ({interval})"]
+    if result["comparison"]:
+        gain = result["comparison"]["auroc"]
+        lines.append(f"AUROC {gain['value']:+.4f} against {result['comparison']['other']}")
+    if result["known_lenses"]:
+        known = result["known_lenses"]
+        for cut in known["recall"]:
+            lines.append(
+                f"{cut['all']['k']} of {cut['all']['n']} known lenses above the threshold for "
+                f"{cut['name']}"
+            )
+    if result["selection_function"] and result["selection_function"]["population"]:
+        lines.append(_population_line(result["selection_function"]["population"]))
+    return [*lines, f"Report: {result['report']}"]
+
+
+def _population_line(population: dict[str, Any]) -> str:
+    outside = f"{population['outside_share']:.1%} of it lies where no injections are"
+    if population["value"] is None:
+        return f"Completeness of the population unknown: {outside}"
+    interval = "no interval: one region"
+    if population["low"] is not None:
+        interval = f"{population['low']:.4f} to {population['high']:.4f}"
+    return f"Completeness of the population {population['value']:.4f} ({interval}); {outside}"
