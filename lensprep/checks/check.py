@@ -29,8 +29,8 @@ from rich.text import Text
 
 from lensprep.checks import Circumstances, Finding, Tally, all_findings
 from lensprep.checks.tally import tally_rows
-from lensprep.convert.rounds import left_out_rows
 from lensprep.decode.prepare import REJECT_SCHEMA
+from lensprep.decode.rowgroup import left_out_rows
 from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import ConfigError, InputError, SchemaError, StorageError, size_text
 from lensprep.source.contract import STAMP_COLUMN
@@ -127,7 +127,7 @@ def check(
         Split fractions that are believed, such as {"train": 0.8, "val": 0.1, "test": 0.1}.
     rejects : str or path, optional
         Table to write, ``.csv`` or ``.parquet``: every row that conversion would leave out, with
-        its reason, as `lensprep.convert.rounds.left_out_rows` gives them. Every stamp is decoded
+        its reason, as `lensprep.decode.rowgroup.left_out_rows` gives them. Every stamp is decoded
         for it.
     workers : int, optional
         Processes; by default one for small sources, else one per processor.

@@ -9,13 +9,11 @@ to them.
 from __future__ import annotations
 
 import gc
-import logging
 import resource
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,39 +24,23 @@ from numpy.typing import NDArray
 
 from lensprep.convert.sites import Scratch
 from lensprep.convert.spill import ShardRows, Stretch, arrange, read_records
-from lensprep.convert.workfolder import LocalWork, Work
-from lensprep.dataset.layout import RECORD_STRIDE, shard_name
+from lensprep.convert.workfolder import Work
+from lensprep.dataset.layout import shard_name
 from lensprep.dataset.manifest import NormalizationSpec
 from lensprep.dataset.record import blank_records
 from lensprep.dataset.writer import send_shard, write_shard
-from lensprep.decode.account import UNLABELLED, Account
-from lensprep.decode.normalize import Normalizer, normalization_spec
+from lensprep.decode.normalize import Normalizer
 from lensprep.decode.placement import shard_range
-from lensprep.decode.prepare import (
-    BLOB_ROWS,
-    REJECT_SCHEMA,
-    Prepared,
-    Preparer,
-    duplicate_rows,
-    unreadable_rows,
-)
-from lensprep.decode.stampnpz import RejectReason
+from lensprep.decode.prepare import REJECT_SCHEMA, Prepared, Preparer, duplicate_rows
+from lensprep.decode.rowgroup import prepare_row_groups, record_memory
 from lensprep.engine.trial import find_fatal
 from lensprep.errors import InputError, size_text
-from lensprep.source.contract import STAMP_COLUMN, FilterRules
+from lensprep.source.contract import FilterRules
 from lensprep.source.tree import Source, SourceFile
 from lensprep.store.s3 import S3Store
 
-_log = logging.getLogger("lensprep.rounds")
-
 RUN_ROWS = 4096
 """Rows of one run: 109 MB of records in memory."""
-
-BATCH_ROWS = 1024
-"""Rows whose scalar columns are handled at a time; a multiple of ``READ_ROWS``."""
-
-READ_ROWS = 128
-"""Blobs read from parquet at a time."""
 
 _WRITE_ROWS = 64
 """Records hashed and written at a time: 1.7 MB, still in the cache when they are written."""
@@ -186,11 +168,19 @@ def run_rows(task: RunTask) -> dict[str, Any]:
             "or leave the row group out with --skip-bad-files."
         )
     task.work.write_marker(note, task.label)
-    account, left_out = Account(), [REJECT_SCHEMA.empty_table()]
-    runs = _RunWriter(task)
-    for prepared in _prepared(task, fatal, runs.space, account, left_out):
+    preparer, runs, left_out = _preparer(task), _RunWriter(task), [REJECT_SCHEMA.empty_table()]
+    for prepared in prepare_row_groups(
+        task.source,
+        task.parts,
+        preparer,
+        runs.space,
+        skip_unreadable=task.skip_bad_files,
+        fatal=fatal,
+    ):
+        left_out.append(prepared.left_out)
         runs.add(prepared)
     runs.flush()
+    account = preparer.account
     task.work.write_left_out(task.name, pa.concat_tables(left_out))
     result = {
         "rows": account.input_rows,
@@ -204,56 +194,15 @@ def run_rows(task: RunTask) -> dict[str, Any]:
     return result
 
 
+def _preparer(task: RunTask) -> Preparer:
+    return Preparer(task.seed, task.rules, Normalizer(task.spec))
+
+
 def _try_part(task: RunTask, part: tuple[SourceFile, int]) -> None:
     """All that is done with a row group until its records are written."""
-    for _ in _prepared(replace(task, parts=(part,)), [], _scratch, Account(), []):
+    skip = task.skip_bad_files
+    for _ in prepare_row_groups(task.source, [part], _preparer(task), skip_unreadable=skip):
         pass
-
-
-def left_out_rows(source: Source, file: SourceFile) -> pa.Table:
-    """Rows of a file that conversion leaves out without being asked to, as in ``rejects.parquet``.
-
-    Rows that are there twice are not among them: they are found when shards are gathered.
-    """
-    parts = tuple((file, number) for number, _ in file.filled)
-    spec = normalization_spec("mad_stamp", 10.0)
-    task = RunTask(0, source, parts, 0, FilterRules(), spec, True, LocalWork(Path()))
-    left_out = [REJECT_SCHEMA.empty_table()]
-    for _ in _prepared(task, [], _scratch, Account(), left_out):
-        pass
-    return pa.concat_tables(left_out)
-
-
-def _prepared(
-    task: RunTask,
-    fatal: Sequence[tuple[SourceFile, int]],
-    space: Callable[[int], NDArray[np.uint8]],
-    account: Account,
-    left_out: list[pa.Table],
-) -> Iterator[Prepared]:
-    """Finished records of a task's rows, in room that is asked for; other rows are accounted for.
-
-    With ``skip_bad_files`` each row group is read to its end before its first row is used, since
-    it is left out whole if any part of it is corrupt.
-    """
-    preparer = Preparer(task.seed, task.rules, Normalizer(task.spec), BLOB_ROWS)
-    for file, group in task.parts:
-        rows, reading = file.row_groups[group].rows, _RowGroup(task.source, file, group)
-        lost = None
-        if (file, group) in fatal:
-            lost = RejectReason.CRASHED
-        elif task.skip_bad_files and not reading.is_readable(rows):
-            lost = RejectReason.UNREADABLE
-        if lost is not None:
-            left_out.append(unreadable_rows(file.path, file.split, group, rows, lost))
-            account.counts[file.split or UNLABELLED, UNLABELLED, lost.value] += rows
-            continue
-        for table, blobs in reading.batches():
-            prepared = preparer(table, blobs, space(table.num_rows), reading.again)
-            left_out.append(prepared.left_out)
-            yield prepared
-        account.read_again += rows if reading.was_again else 0
-    account.merge(preparer.account)
 
 
 class _RunWriter:
@@ -262,7 +211,7 @@ class _RunWriter:
     def __init__(self, task: RunTask) -> None:
         rows = sum(file.row_groups[group].rows for file, group in task.parts)
         self._task = task
-        self._records = _scratch(min(rows, RUN_ROWS))
+        self._records = record_memory(min(rows, RUN_ROWS))
         blank_records(self._records)
         self._tables: list[pa.Table] = []
         self._used = 0
@@ -276,8 +225,9 @@ class _RunWriter:
 
     def add(self, prepared: Prepared) -> None:
         """Count what was put into the room as written."""
-        self._used += prepared.rows
-        self._tables.append(prepared.table)
+        if prepared.rows:
+            self._used += prepared.rows
+            self._tables.append(prepared.table)
 
     def flush(self) -> None:
         """Write what there is."""
@@ -289,88 +239,6 @@ class _RunWriter:
             self._tables, self._used = [], 0
             # What parquet pages were decoded in would stay with the allocator, a third of a worker.
             pa.default_memory_pool().release_unused()
-
-
-_memory: NDArray[np.uint8] = np.empty((0, RECORD_STRIDE), np.uint8)
-
-
-def _scratch(rows: int) -> NDArray[np.uint8]:
-    """Memory for so many records, the same at each call: fresh memory must be zeroed first."""
-    global _memory
-    if len(_memory) < rows:
-        _memory = np.empty((rows, RECORD_STRIDE), np.uint8)
-    return _memory[:rows]
-
-
-class _RowGroup:
-    """One row group: scalar columns a batch at a time, stamps a few at a time.
-
-    What comes over a network and is damaged is read a second time, carefully, before it is believed
-    (`Source.iter_row_group`).
-    """
-
-    def __init__(self, source: Source, file: SourceFile, group: int) -> None:
-        self._source, self._file, self._group = source, file, group
-        self._read = partial(source.iter_row_group, file, group, on_again=self._begin_again)
-        self._careful = not source.is_remote
-        self._blobs, self._taken = self._pieces(careful=False), 0
-        self.was_again = False
-        """Whether something was read a second time."""
-
-    def _begin_again(self) -> None:
-        self.was_again = True
-
-    def is_readable(self, rows: int) -> bool:
-        """Read it to its end."""
-        try:
-            return rows == sum(table.num_rows for table in self._read(batch_rows=BLOB_ROWS))
-        except InputError:
-            return False
-
-    def batches(self) -> Iterator[tuple[pa.Table, Iterator[pa.ChunkedArray]]]:
-        """Scalar columns with the ``source_*`` columns, and the blobs of the same rows."""
-        light = [name for name in self._source.schema.names if name != STAMP_COLUMN]
-        row = 0
-        for table in self._read(light, batch_rows=BATCH_ROWS):
-            yield self._with_source(table, row), self._next_blobs(table.num_rows)
-            row += table.num_rows
-        next(self._blobs, None)  # a damaged end of the column is found only by reading on
-
-    def again(self) -> pa.ChunkedArray | None:
-        """The blobs that came last, from a careful reading, as are those that follow.
-
-        None if they are from one already.
-        """
-        if self._careful:
-            return None
-        _log.warning(
-            "%s, row group %d has a damaged stamp. Reading it again.", self._file.path, self._group
-        )
-        self._careful = self.was_again = True
-        self._blobs = islice(self._pieces(careful=True), self._taken - 1, None)
-        return next(self._blobs)
-
-    def _pieces(self, *, careful: bool) -> Iterator[pa.ChunkedArray]:
-        """All blobs, a few at a time."""
-        for table in self._read([STAMP_COLUMN], batch_rows=READ_ROWS, careful=careful):
-            for start in range(0, table.num_rows, BLOB_ROWS):
-                yield table[STAMP_COLUMN].slice(start, BLOB_ROWS)
-
-    def _next_blobs(self, rows: int) -> Iterator[pa.ChunkedArray]:
-        """The next blobs, as many as there are rows."""
-        while rows > 0:
-            piece = next(self._blobs)
-            self._taken += 1
-            rows -= len(piece)
-            yield piece
-
-    def _with_source(self, table: pa.Table, first: int) -> pa.Table:
-        rows = table.num_rows
-        return (
-            table.append_column("source_file", pa.array([self._file.path] * rows, pa.string()))
-            .append_column("source_row_group", pa.array(np.full(rows, self._group, np.int32)))
-            .append_column("source_row", pa.array(np.arange(first, first + rows)))
-        )
 
 
 # -------------------------------------------------------------------------- second round
@@ -428,7 +296,7 @@ def _record_blocks(rows: ShardRows) -> Iterator[NDArray[np.uint8]]:
     """Records of a shard in tar order, a few at a time; no more is in memory than in a run."""
     count = rows.table.num_rows
     for first in range(0, count, RUN_ROWS):
-        records = read_records(rows, _scratch(min(RUN_ROWS, count - first)), first)
+        records = read_records(rows, record_memory(min(RUN_ROWS, count - first)), first)
         for start in range(0, len(records), _WRITE_ROWS):
             yield records[start : start + _WRITE_ROWS]
 

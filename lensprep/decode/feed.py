@@ -219,7 +219,7 @@ class PartTask:
 
     def run(self) -> tuple[pa.Table, pa.Table]:
         """Rows with a stamp, and rows without."""
-        preparer = Preparer(0, FilterRules(), Normalizer(self.spec), BLOB_ROWS)
+        preparer = Preparer(0, FilterRules(), Normalizer(self.spec))
         tables, rejects, pixels = [], [REJECT_SCHEMA.empty_table()], []
         for table, blobs in self._batches():
             records = new_records(table.num_rows)

@@ -103,17 +103,13 @@ class Preparer:
     rules : FilterRules
         The cuts that the user asked for.
     normalizer : Normalizer
-    blob_rows : int
-        Most blobs that come at a time.
     """
 
-    def __init__(
-        self, seed: int, rules: FilterRules, normalizer: Normalizer, blob_rows: int
-    ) -> None:
+    def __init__(self, seed: int, rules: FilterRules, normalizer: Normalizer) -> None:
         self._seed = seed
         self._rules = rules
         self._normalizer = normalizer
-        self._pixels = np.empty((blob_rows, *STAMP_SHAPE), np.float32)
+        self._pixels = np.empty((BLOB_ROWS, *STAMP_SHAPE), np.float32)
         self.account = Account()
 
     def __call__(
@@ -130,8 +126,8 @@ class Preparer:
         table : pyarrow.Table
             Scalar columns of the source rows, with the ``source_*`` columns.
         blobs : iterable of pyarrow.ChunkedArray
-            Their ``stamp_npz``, a few rows at a time: blob, pixels and record of a stamp then
-            stay in the processor's cache from inflating to the float16.
+            Their ``stamp_npz``, at most ``BLOB_ROWS`` at a time: blob, pixels and record of a stamp
+            then stay in the processor's cache from inflating to the float16.
         records : ndarray of uint8, shape (n, RECORD_STRIDE)
             Space for at least as many records, made by `lensprep.dataset.record.new_records`.
         again : callable, optional

@@ -18,6 +18,7 @@ from lensprep.convert import rounds
 from lensprep.convert.conversion import ConvertConfig, convert
 from lensprep.convert.sites import ROW_BYTES
 from lensprep.dataset import Dataset
+from lensprep.decode import rowgroup
 from lensprep.errors import (
     BudgetError,
     ConfigError,
@@ -254,9 +255,9 @@ def test_what_a_job_did_not_finish_is_converted_only_if_asked_to_and_said(tree, 
 def test_small_runs_and_batches_do_not_change_the_bytes(tree, tmp_path, monkeypatch):
     convert(str(tree), str(tmp_path / "a"), CONFIG, workers=1)
     monkeypatch.setattr(rounds, "RUN_ROWS", 7)
-    monkeypatch.setattr(rounds, "BATCH_ROWS", 6)
-    monkeypatch.setattr(rounds, "READ_ROWS", 3)
-    monkeypatch.setattr(rounds, "BLOB_ROWS", 2)
+    monkeypatch.setattr(rowgroup, "BATCH_ROWS", 6)
+    monkeypatch.setattr(rowgroup, "READ_ROWS", 3)
+    monkeypatch.setattr(rowgroup, "BLOB_ROWS", 2)
     monkeypatch.setattr("lensprep.convert.conversion.RUN_ROWS", 7)
     convert(str(tree), str(tmp_path / "b"), CONFIG, workers=1)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
