@@ -4,7 +4,7 @@ Three things are timed on the same rows, in turn, in one process on one core:
 
     seed path       as upstream reads: pyarrow, ``np.load``, three keys, ``np.median`` twice a band,
                     clip, float16, ``webdataset.TarWriter``
-    ours            `lensprep.convert.conversion.convert`, from parquet to the committed dataset
+    ours            `lensprep.convert.convert`, from parquet to the committed dataset
     inflate floor   libdeflate inflating the members of the same blobs, already in memory and
                     already found: the part that no reader can leave out
 
@@ -44,7 +44,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deflate import deflate_decompress
 
-from lensprep.convert.conversion import ConvertConfig, convert
+from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset.layout import BANDS, JSON_FIELDS, RECORD_STRIDE, STAMP_SHAPE
 from lensprep.decode import zipwalk
 from lensprep.decode.normalize import DEFAULT_CLIP, MAD_TO_SIGMA, Normalizer, normalization_spec

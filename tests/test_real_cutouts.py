@@ -3,7 +3,7 @@
 import numpy as np
 
 from lensprep.checks.check import check
-from lensprep.convert.conversion import ConvertConfig, convert
+from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import Dataset
 from lensprep.dataset.rgb import restore
 from lensprep.inspection.inspect import inspect_dataset

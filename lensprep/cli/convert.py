@@ -113,8 +113,8 @@ def convert(
       lensprep convert /shared/phase4c /shared/lenses --engine dask --scheduler tcp://host:8786
       lensprep convert s3://survey/phase4c s3://lenses/v1 --work /nvme/work
     """
-    from lensprep.convert.conversion import ConvertConfig
-    from lensprep.convert.conversion import convert as run_convert
+    from lensprep.convert import ConvertConfig
+    from lensprep.convert import convert as run_convert
 
     if options.put_arguments() and not (is_remote(dataset) or is_remote(work or "")):
         raise click.UsageError("--storage-class and --encryption are for objects: give s3://.")

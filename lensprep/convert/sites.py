@@ -1,35 +1,27 @@
 """Where a conversion writes: the dataset, its work folder, a kept copy, local disk for a moment.
 
-    plan = find_plan(store, resume=...)       of an earlier conversion; refuses what is occupied
-    plan = make_plan(...)                     of a new one
-    places = Places.of(plan, store, options, keep)
-    require_disk(places.needs(rows, ...))     refuse to start what cannot end
-    claim(store, plan)                        from here on the place is taken
+    sites = Sites.of(plan, store, options, keep)
+    require_disk(sites.needs(rows, ...))      refuse to start what cannot end
 
-Dataset and work folder may each be local or in an object store. The file ``.work/plan.json`` in
-the dataset says what the conversion is of and where it works; it is there from the first moment
-until after the manifest.
+Dataset and work folder may each be local or in an object store.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from lensprep.convert.workfolder import PLAN_NAME, LocalWork, Work, open_work
+from lensprep.convert.plan import PLAN, WORK_FOLDER, Plan, is_occupied, read_plan, taken
+from lensprep.convert.workfolder import LocalWork, Work, open_work
 from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, SPLITS
-from lensprep.dataset.manifest import Manifest
-from lensprep.dataset.strictjson import parse_json
-from lensprep.errors import BudgetError, ChangedError, ConfigError, DatasetError, size_text
+from lensprep.errors import BudgetError, ConfigError, DatasetError, size_text
 from lensprep.store import (
     LocalStore,
     S3Options,
@@ -41,11 +33,6 @@ from lensprep.store import (
     open_store,
 )
 from lensprep.store.s3 import S3Store
-
-WORK_FOLDER: Final = ".work"
-"""Folder in the dataset that holds the plan and, unless told otherwise, runs and progress."""
-
-_PLAN: Final = f"{WORK_FOLDER}/{PLAN_NAME}"
 
 GROUP_SHARDS: Final = 16
 """Most shards of one task of the second round: a run's index is opened once for all of them."""
@@ -105,7 +92,7 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class Sites:
     """Where one conversion writes."""
 
     dataset: Store
@@ -118,16 +105,21 @@ class Places:
 
     @classmethod
     def of(
-        cls, plan: Mapping[str, Any], dataset: Store, options: S3Options, keep: Path | None
-    ) -> Places:
-        """Places of the conversion that a plan is about."""
-        folder = plan["work"]
+        cls,
+        plan: Plan,
+        dataset: Store,
+        options: S3Options,
+        keep: Path | None = None,
+        *,
+        elsewhere: bool = False,
+    ) -> Sites:
+        """Sites of the conversion that a plan is about."""
         # Objects that are gone in an hour do not belong into a class with a minimum of 30 days.
         plain = replace(options, storage_class=None)
-        store = open_store(folder or f"{dataset.uri}/{WORK_FOLDER}", plain)
-        parent = Path(folder) if folder and isinstance(store, LocalStore) else None
-        scratch = Scratch(plan["id"], parent)
-        return cls(dataset, open_work(store, plan["id"]), scratch, keep)
+        store = open_store(plan.work or f"{dataset.uri}/{WORK_FOLDER}", plain)
+        parent = Path(plan.work) if plan.work and isinstance(store, LocalStore) else None
+        scratch = Scratch(plan.id, parent)
+        return cls(dataset, open_work(store, plan.id), scratch, keep, elsewhere)
 
     @property
     def shard_folder(self) -> Path | None:
@@ -160,7 +152,7 @@ class Places:
         return max(1, min(GROUP_SHARDS, int(room / _shard_bytes(shard_rows)) - 1))
 
     def needs(self, rows: int, shard_rows: int, workers: int) -> list[Need]:
-        """Room that a conversion of so many rows takes, place by place.
+        """Room that a conversion of so many rows takes, site by site.
 
         Parameters
         ----------
@@ -212,10 +204,10 @@ def require_disk(needs: list[Need], rows: int) -> None:
         free = _disk(Path(together[0].where))[1] + sum(_held(need.where) for need in together)
         if needed > free:
             lasting = sum(need.lasting for need in together)
-            part = "all" if not lasting else f"{1 - lasting / needed:.0%}"
+            share = "all" if not lasting else f"{1 - lasting / needed:.0%}"
             raise BudgetError(
                 f"{' and '.join(need.where for need in together)}: converting {rows:,} rows takes "
-                f"up to {size_text(needed)} of disk ({part} of it only while it runs), but "
+                f"up to {size_text(needed)} of disk ({share} of it only while it runs), but "
                 f"{size_text(free)} are free. Choose another disk"
                 + ("." if lasting else " with --work, or with TMPDIR for temporary files.")
             )
@@ -232,60 +224,6 @@ def _held(folder: str) -> int:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
-# ------------------------------------------------------------------------------------ the plan
-
-
-def find_plan(dataset: Store, *, resume: bool) -> dict[str, Any] | None:
-    """Plan of a conversion that began here; None where there is nothing yet.
-
-    A finished dataset may still have its plan: killed between its commit and its last line. With
-    ``resume`` it may as well have none.
-
-    Raises
-    ------
-    DatasetError
-        If the place holds something else, or a finished dataset or an interrupted conversion and
-        ``resume`` is not set. One that ended by itself (`mark_failed`) is in nobody's way.
-    """
-    if isinstance(dataset, LocalStore):
-        check_place(dataset.root)
-    if not _is_occupied(dataset):
-        return None
-    finished = dataset.has(MANIFEST_NAME)
-    if finished and not resume:
-        raise DatasetError(f"{dataset.uri} is a finished dataset already. Choose another folder.")
-    if not dataset.has(_PLAN):
-        if finished:
-            return None
-        what = "no interrupted conversion but other files" if resume else "other files"
-        raise DatasetError(f"{dataset.uri} holds {what}. Choose another folder.")
-    plan = {"id": "", "work": None, "failed": False, **_read_plan(dataset)}
-    if not (resume or plan["failed"]):
-        raise DatasetError(
-            f"{dataset.uri} holds an interrupted conversion, or one that is running. Add --resume "
-            "to go on with it, or remove the folder."
-        )
-    return plan
-
-
-def _read_plan(dataset: Store) -> dict[str, Any]:
-    try:
-        return dict(parse_json(bytes(dataset.read(_PLAN))))
-    except (ValueError, TypeError):
-        raise DatasetError(
-            f"{dataset.uri} holds a {_PLAN} that is not the plan of a conversion. Remove the "
-            "folder, or choose another one."
-        ) from None
-
-
-def _is_occupied(dataset: Store) -> bool:
-    """Whether there is anything in a folder."""
-    if isinstance(dataset, S3Store):
-        return dataset.has_any()
-    root = Path(dataset.uri)
-    return root.exists() and any(root.iterdir())
-
-
 def require_apart(source: str, dataset: str, *others: str | None) -> None:
     """Refuse to write where the source lies, which would be read as rows of it, or around it.
 
@@ -299,7 +237,7 @@ def require_apart(source: str, dataset: str, *others: str | None) -> None:
     ------
     ConfigError
     """
-    pairs = [(source, dataset), *((place, source) for place in (dataset, *others) if place)]
+    pairs = [(source, dataset), *((folder, source) for folder in (dataset, *others) if folder)]
     for inner, outer in pairs:
         if is_within(inner, outer):
             raise ConfigError(
@@ -308,117 +246,7 @@ def require_apart(source: str, dataset: str, *others: str | None) -> None:
             )
 
 
-def make_plan(identity: Mapping[str, Any], digest: str, work: str | None) -> dict[str, Any]:
-    """Plan of a new conversion.
-
-    Parameters
-    ----------
-    identity : mapping
-        Settings that decide the bytes.
-    digest : str
-        Of the source's listing.
-    work : str, optional
-        Folder, local or ``s3://``, in which the work folder is to be made; the dataset's own if
-        not given.
-    """
-    conversion = secrets.token_hex(8)
-    return {
-        "id": conversion,
-        "work": _work_folder(work, conversion),
-        "config": dict(identity),
-        "source": digest,
-        "failed": False,
-    }
-
-
-def _work_folder(work: str | None, conversion: str) -> str | None:
-    if work is None:
-        return None
-    if is_remote(work):
-        return f"{work.rstrip('/')}/lensprep-{conversion}".replace("s3a://", "s3://", 1)
-    return str(local_path(work).absolute() / f"lensprep-{conversion}")
-
-
-def difference(
-    before: Mapping[str, Any],
-    plan: Mapping[str, Any],
-    dataset: Store,
-    source: str,
-    work: str | None,
-) -> str | None:
-    """Why an earlier conversion cannot go on as this one; None if it can.
-
-    It must be of the same rows, settings and work folder.
-    """
-    if before["source"] != plan["source"]:
-        return (
-            f"{dataset.uri} is an interrupted conversion of other source files than {source} has "
-            "now. Remove the folder and convert again."
-        )
-    if changed := _changed(before["config"], plan["config"]):
-        return (
-            f"{dataset.uri} was begun with {changed}. Resume with the same settings and version, "
-            "or remove the folder."
-        )
-    if work is not None and _work_folder(work, before["id"]) != before["work"]:
-        return (
-            f"{dataset.uri} was begun with its work in {before['work'] or WORK_FOLDER}, not in "
-            f"{work}. Resume without --work."
-        )
-    return None
-
-
-def require_finished(
-    manifest: Manifest, identity: Mapping[str, Any], digest: str, dataset: Store, source: str
-) -> None:
-    """A finished dataset is what this conversion would make only of the same rows and settings.
-
-    Raises
-    ------
-    DatasetError
-    """
-    if manifest.source.get("digest") != digest:
-        raise DatasetError(
-            f"{dataset.uri} is a finished dataset of other source files than {source} has now. "
-            "Choose another folder."
-        )
-    if changed := _changed(manifest.config, identity):
-        raise DatasetError(
-            f"{dataset.uri} is a finished dataset that was made with {changed}. Choose another "
-            "folder."
-        )
-
-
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first setting that is another now, with both values."""
-    for name, value in now.items():
-        if before.get(name) != value:
-            return f"{name} = {before.get(name)!r}, not {value!r}"
-    return None
-
-
-def claim(dataset: Store, plan: Mapping[str, Any]) -> None:
-    """Take a place: of two conversions that begin there at the same moment, one does.
-
-    Raises
-    ------
-    DatasetError
-        If another one was faster.
-    """
-    try:
-        dataset.create(_PLAN, json.dumps(plan, indent=2).encode())
-    except ChangedError:
-        raise DatasetError(
-            f"Another conversion to {dataset.uri} has just begun. Choose another folder."
-        ) from None
-
-
-def mark_failed(dataset: Store, plan: Mapping[str, Any], failed: bool) -> None:
-    """Say of a conversion that it ended by itself without a dataset, or that it goes on again."""
-    dataset.write(_PLAN, json.dumps({**plan, "failed": failed}, indent=2).encode())
-
-
-def discard(places: Places, plan: Mapping[str, Any]) -> None:
+def discard(sites: Sites, plan: Plan) -> None:
     """Remove what a conversion that failed has left: its shards, and all that `release` does.
 
     Raises
@@ -426,23 +254,21 @@ def discard(places: Places, plan: Mapping[str, Any]) -> None:
     DatasetError
         If another one is there by now.
     """
-    dataset = places.dataset
-    if _read_plan(dataset) != plan:
-        raise DatasetError(
-            f"Another conversion to {dataset.uri} has just begun. Choose another folder."
-        )
+    dataset = sites.dataset
+    if read_plan(dataset) != plan:
+        raise taken(dataset)
     for split in SPLITS:
         for entry in dataset.entries(f"{split}/{split}-"):
             dataset.delete(entry.name)
-    release(places)
+    release(sites)
 
 
-def release(places: Places) -> None:
+def release(sites: Sites) -> None:
     """Remove the work folder, and then the plan: what is left is a dataset, or nothing."""
-    places.scratch.remove()
-    places.work.remove()
-    dataset = places.dataset
-    dataset.delete(_PLAN)
+    sites.scratch.remove()
+    sites.work.remove()
+    dataset = sites.dataset
+    dataset.delete(PLAN)
     if isinstance(dataset, LocalStore):
         for folder in (dataset.root / WORK_FOLDER, dataset.root):
             if folder.exists() and not any(folder.iterdir()):
@@ -467,6 +293,6 @@ def kept_folder(dataset: Store, keep: str | None, *, resume: bool) -> Path | Non
     check_place(folder.root)
     if folder.has(MANIFEST_NAME) and not dataset.has(MANIFEST_NAME):
         raise DatasetError(f"{keep} is a finished dataset already. Choose another folder.")
-    if _is_occupied(folder) and not resume:
+    if is_occupied(folder) and not resume:
         raise DatasetError(f"{keep} holds other files. Choose another folder.")
     return folder.root

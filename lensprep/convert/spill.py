@@ -5,8 +5,8 @@ stretches.
 
 A run is two files: ``NAME.dat``, the records, and ``NAME.arrow``, their sidecar rows. Both are
 sorted by (split, place), so the rows of any shard, or of several neighbours, are one stretch of
-each run, found by bisection. Memory is that of one run while writing and of a part of a shard while
-reading, however many rows there are.
+each run, found by bisection. Memory is that of one run while writing and of a block of a shard
+while reading, however many rows there are.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Stretch:
     """Sidecar rows of the stretch, sorted by place."""
 
     def between(self, low: int, high: int) -> Stretch:
-        """The part with ``low <= place < high``; both in [0, 2**64]."""
+        """The rows with ``low <= place < high``; both in [0, 2**64]."""
         places = self.table[PLACE].to_numpy()
         start, stop = bisect_places(places, low), bisect_places(places, high)
         return Stretch(self.data, self.first + start, self.table.slice(start, stop - start))
@@ -114,8 +114,8 @@ def read_stretches(stems: Sequence[Path], split: str, low: int, high: int) -> li
 
 
 def _read_stretch(stem: Path, split: int, low: int, high: int) -> Stretch:
-    with pa.memory_map(str(stem.with_suffix(".arrow"))) as source:
-        table = pa.ipc.open_file(source).read_all()
+    with pa.memory_map(str(stem.with_suffix(".arrow"))) as file:
+        table = pa.ipc.open_file(file).read_all()
         starts = [int(n) for n in table.schema.metadata[b"starts"].split(b",")]
         begin, end = starts[split], starts[split + 1]
         places = table[PLACE].slice(begin, end - begin).to_numpy()
@@ -133,8 +133,8 @@ class ShardRows:
     """Sidecar rows in tar order."""
     dropped: pa.Table
     """Rows left out because an equal row (same task_id and pixels) is there already."""
-    sources: list[tuple[Path, int, NDArray[np.int64]]]
-    """For each stretch: data file, first row, and each row's place in the tar (-1: dropped)."""
+    stretches: list[tuple[Path, int, NDArray[np.int64]]]
+    """For each stretch: data file, first row, and each row's row in the tar (-1: dropped)."""
 
 
 def arrange(stretches: Sequence[Stretch]) -> ShardRows:
@@ -153,15 +153,15 @@ def arrange(stretches: Sequence[Stretch]) -> ShardRows:
         keep[1:] = keys[order][1:] != keys[order][:-1]
     target = np.full(len(order), -1, np.int64)
     target[order[keep]] = np.arange(keep.sum())
-    sources, start = [], 0
+    found, start = [], 0
     for stretch in stretches:
         stop = start + stretch.table.num_rows
-        sources.append((stretch.data, stretch.first, target[start:stop]))
+        found.append((stretch.data, stretch.first, target[start:stop]))
         start = stop
     return ShardRows(
         table.take(order[keep]).drop_columns([PLACE]),
         table.take(order[~keep]).drop_columns([PLACE]),
-        sources,
+        found,
     )
 
 
@@ -186,7 +186,7 @@ def _order_equals(
 
 
 def read_records(rows: ShardRows, records: NDArray[np.uint8], first: int = 0) -> NDArray[np.uint8]:
-    """Some neighbouring records of a shard in tar order, each read straight to its place.
+    """Some neighbouring records of a shard in tar order, each read straight to where it belongs.
 
     Parameters
     ----------
@@ -202,17 +202,17 @@ def read_records(rows: ShardRows, records: NDArray[np.uint8], first: int = 0) ->
         If a run is shorter than its sidecar says.
     """
     scratch = np.empty(RECORD_STRIDE, np.uint8).data
-    for path, start, targets in rows.sources:
-        places = targets - first
-        wanted = np.flatnonzero((places >= 0) & (places < len(records)))
+    for path, start, in_tar in rows.stretches:
+        targets = in_tar - first
+        wanted = np.flatnonzero((targets >= 0) & (targets < len(records)))
         if not len(wanted):
             continue
         # Sorted by place: the wanted rows are neighbours, but for those left out among them.
         low, high = int(wanted[0]), int(wanted[-1]) + 1
-        inside = (places[low:high] >= 0) & (places[low:high] < len(records))
+        inside = (targets[low:high] >= 0) & (targets[low:high] < len(records))
         buffers = [
-            records[place].data if kept else scratch
-            for place, kept in zip(places[low:high].tolist(), inside.tolist(), strict=True)
+            records[row].data if kept else scratch
+            for row, kept in zip(targets[low:high].tolist(), inside.tolist(), strict=True)
         ]
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -240,9 +240,9 @@ def fetch_stretches(
     firsts = [0, *accumulate(table.num_rows for _, table in found)]
     with _local_file(path) as descriptor:
         jobs = [
-            threads.submit(_fetch_records, store, index.name, row, part, descriptor, place, path)
-            for index, (row, table), place in zip(indexes, found, firsts, strict=False)
-            for row, part, place in _pieces(row, table, place)
+            threads.submit(_fetch_records, store, index.name, row, piece, descriptor, target, path)
+            for index, (row, table), first in zip(indexes, found, firsts, strict=False)
+            for row, piece, target in _pieces(row, table, first)
         ]
         results(jobs, store.connection.watcher)
     return [
@@ -281,10 +281,10 @@ def _fetch_rows(
     return row + skip + start, table.take(pa.array(np.arange(start, end))).combine_chunks()
 
 
-def _pieces(row: int, table: pa.Table, place: int) -> Iterator[tuple[int, pa.Table, int]]:
+def _pieces(row: int, table: pa.Table, target: int) -> Iterator[tuple[int, pa.Table, int]]:
     """A stretch in pieces of one request: row of the run, sidecar rows, row of the local file."""
     for first in range(0, table.num_rows, _PART_ROWS):
-        yield row + first, table.slice(first, _PART_ROWS), place + first
+        yield row + first, table.slice(first, _PART_ROWS), target + first
 
 
 def _fetch_records(
@@ -293,12 +293,12 @@ def _fetch_records(
     row: int,
     table: pa.Table,
     descriptor: int,
-    place: int,
+    target: int,
     path: Path,
 ) -> None:
-    """Copy neighbouring records to their place in the local file, once their CRC-32 is right."""
+    """Copy neighbouring records to their rows of the local file, once their CRC-32 is right."""
     data = take_memory(store, SMALL_PART_BYTES)
-    view, offset = memoryview(data)[: table.num_rows * RECORD_STRIDE], place * RECORD_STRIDE
+    view, offset = memoryview(data)[: table.num_rows * RECORD_STRIDE], target * RECORD_STRIDE
     records = np.frombuffer(view, np.uint8).reshape(-1, RECORD_STRIDE)
     for _ in range(_READINGS):
         store.fill(Piece(name + RUN_SUFFIX, row * RECORD_STRIDE, view, checked=True))

@@ -15,13 +15,14 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,9 +32,12 @@ from numpy.typing import NDArray
 from lensprep.convert.spill import Stretch, read_stretches, write_run
 from lensprep.convert.spill_remote import fetch_stretches, send_run
 from lensprep.errors import NotFoundError, StorageError
-from lensprep.store import Entry, LocalStore, Store, atomic_writer, remove_partials, write_atomic
+from lensprep.store import LocalStore, Store, remove_partials, write_atomic
 from lensprep.store.s3 import S3Store
 from lensprep.store.transfer import abort_unfinished
+
+Result = TypeVar("Result")
+Buffer = bytes | bytearray
 
 PLAN_NAME: Final = "plan.json"
 """What the conversion is of; the last file that goes."""
@@ -43,48 +47,81 @@ _AT_ONCE: Final = 16
 _SMALL_BYTES: Final = 256 << 10
 
 
-class Work(Protocol):
+class Work(ABC):
     """Files of a conversion that goes on. Errors are StorageError or its subclasses."""
 
+    __slots__ = ()
+
     @property
+    @abstractmethod
     def uri(self) -> str:
         """Where it is."""
 
-    def read_markers(self, names: Sequence[str]) -> list[Any]:
-        """What tasks left when they were done; None for each that is not."""
-
-    def write_marker(self, name: str, result: Any) -> None:
-        """Say that a task is done, and what came of it; the last thing that it does."""
-
-    def remove_marker(self, name: str) -> None:
-        """Take back what was said with `write_marker`."""
-
-    def write_left_out(self, name: str, table: pa.Table) -> None:
-        """Keep rows for ``rejects.parquet``."""
-
-    def left_out(self) -> Iterator[pa.Table]:
-        """These rows: of the first round in the order of its tasks, then of the second."""
-
+    @abstractmethod
     def write_run(self, name: str, records: NDArray[np.uint8], table: pa.Table) -> None:
         """Write one run, sorted; see `lensprep.convert.spill.write_run`."""
 
-    @contextmanager
+    @abstractmethod
     def stretches(
         self, names: Sequence[str], split: str, low: int, high: int, scratch: Path
-    ) -> Iterator[list[Stretch]]:
+    ) -> AbstractContextManager[list[Stretch]]:
         """Stretches of all runs, for as long as it lasts (`lensprep.convert.spill.read_stretches`).
 
         What has to lie on a local disk for that goes into the folder ``scratch``.
         """
 
-    def is_begun(self) -> bool:
-        """Whether a task of the first round is done."""
-
+    @abstractmethod
     def tidy(self) -> None:
         """Remove what tasks that were killed left half done; nobody may be writing there now."""
 
+    @abstractmethod
     def remove(self) -> None:
-        """Remove all of it."""
+        """Remove all of it; the plan goes last."""
+
+    @abstractmethod
+    def _names(self, prefix: str) -> list[str]:
+        """Names that begin with ``prefix``, sorted."""
+
+    @abstractmethod
+    def _read(self, names: Iterable[str]) -> Iterator[Buffer | None]:
+        """Files in the order of their names, only a few of them ahead; None if one is not there."""
+
+    @abstractmethod
+    def _write(self, name: str, data: bytes) -> None:
+        """Write a file whole or not at all."""
+
+    @abstractmethod
+    def _delete(self, name: str) -> None:
+        """Remove a file if it is there."""
+
+    def read_markers(self, names: Sequence[str]) -> list[Any]:
+        """What tasks left when they were done; None for each that is not."""
+        found = self._read(f"{name}.json" for name in names)
+        return [None if data is None else json.loads(data) for data in found]
+
+    def write_marker(self, name: str, result: Any) -> None:
+        """Say that a task is done, and what came of it; the last thing that it does."""
+        self._write(f"{name}.json", json.dumps(result).encode())
+
+    def remove_marker(self, name: str) -> None:
+        """Take back what was said with `write_marker`."""
+        self._delete(f"{name}.json")
+
+    def write_left_out(self, name: str, table: pa.Table) -> None:
+        """Keep rows for ``rejects.parquet``."""
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        self._write(f"{name}{_LEFT_OUT}", buffer.getvalue())
+
+    def left_out(self) -> Iterator[pa.Table]:
+        """These rows: of the first round in the order of its tasks, then of the second."""
+        names = [name for kind in ("run-", "shard-") for name in self._names(kind)]
+        for data in self._read(name for name in names if name.endswith(_LEFT_OUT)):
+            yield pq.ParquetFile(pa.BufferReader(data)).read()
+
+    def is_begun(self) -> bool:
+        """Whether a task of the first round is done."""
+        return any(name.endswith(".json") for name in self._names("run-"))
 
 
 def open_work(store: Store, conversion: str) -> Work:
@@ -95,7 +132,7 @@ def open_work(store: Store, conversion: str) -> Work:
     store : Store
         Folder that is used for nothing else.
     conversion : str
-        What tells this conversion from an earlier one at the same place.
+        What tells this conversion from an earlier one in the same folder.
     """
     if isinstance(store, S3Store):
         return RemoteWork(store, conversion)
@@ -104,7 +141,7 @@ def open_work(store: Store, conversion: str) -> Work:
 
 
 @dataclass(frozen=True, slots=True)
-class LocalWork:
+class LocalWork(Work):
     """A folder on a local disk, or on one that all machines share (see `Work`)."""
 
     folder: Path
@@ -113,30 +150,6 @@ class LocalWork:
     def uri(self) -> str:
         """Path of the folder."""
         return str(self.folder)
-
-    def read_markers(self, names: Sequence[str]) -> list[Any]:
-        """What tasks left when they were done; None for each that is not."""
-        paths = [self.folder / f"{name}.json" for name in names]
-        return [json.loads(path.read_bytes()) if path.exists() else None for path in paths]
-
-    def write_marker(self, name: str, result: Any) -> None:
-        """Say that a task is done."""
-        write_atomic(self.folder / f"{name}.json", json.dumps(result).encode(), sync=False)
-
-    def remove_marker(self, name: str) -> None:
-        """Take back what was said with `write_marker`."""
-        (self.folder / f"{name}.json").unlink(missing_ok=True)
-
-    def write_left_out(self, name: str, table: pa.Table) -> None:
-        """Keep rows for ``rejects.parquet``."""
-        with atomic_writer(self.folder / f"{name}{_LEFT_OUT}") as file:
-            pq.write_table(table, file)
-
-    def left_out(self) -> Iterator[pa.Table]:
-        """These rows, in order."""
-        for kind in ("run", "shard"):
-            for path in sorted(self.folder.glob(f"{kind}-*{_LEFT_OUT}")):
-                yield pq.ParquetFile(path).read()
 
     def write_run(self, name: str, records: NDArray[np.uint8], table: pa.Table) -> None:
         """Write one run, sorted."""
@@ -148,10 +161,6 @@ class LocalWork:
     ) -> Iterator[list[Stretch]]:
         """Stretches of all runs, where they are."""
         yield read_stretches([self.folder / name for name in names], split, low, high)
-
-    def is_begun(self) -> bool:
-        """Whether a task of the first round is done."""
-        return any(self.folder.glob("run-*.json"))
 
     def tidy(self) -> None:
         """Remove what tasks that were killed left half done."""
@@ -168,9 +177,22 @@ class LocalWork:
                 path.unlink()
         shutil.rmtree(self.folder)
 
+    def _names(self, prefix: str) -> list[str]:
+        return sorted(path.name for path in self.folder.glob(f"{prefix}*"))
+
+    def _read(self, names: Iterable[str]) -> Iterator[Buffer | None]:
+        paths = (self.folder / name for name in names)
+        return (path.read_bytes() if path.exists() else None for path in paths)
+
+    def _write(self, name: str, data: bytes) -> None:
+        write_atomic(self.folder / name, data, sync=False)
+
+    def _delete(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
+
 
 @dataclass(frozen=True, slots=True)
-class RemoteWork:
+class RemoteWork(Work):
     """A folder in an object store (see `Work`)."""
 
     store: S3Store
@@ -180,56 +202,6 @@ class RemoteWork:
     def uri(self) -> str:
         """URI of the folder."""
         return self.store.uri
-
-    def read_markers(self, names: Sequence[str]) -> list[Any]:
-        """What tasks left when they were done; None for each that is not."""
-        if len(names) == 1:
-            return [self._read_marker(names[0])]
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            return list(threads.map(self._read_marker, names))
-
-    def _read_marker(self, name: str) -> Any:
-        try:
-            text, entry = self.store.read_tail(f"{name}.json", _SMALL_BYTES)
-        except NotFoundError:
-            return None
-        if entry.bytes > len(text):
-            text = self.store.read(f"{name}.json")
-        return json.loads(text)
-
-    def write_marker(self, name: str, result: Any) -> None:
-        """Say that a task is done."""
-        self.store.write(f"{name}.json", json.dumps(result).encode())
-
-    def remove_marker(self, name: str) -> None:
-        """Take back what was said with `write_marker`."""
-        self.store.delete(f"{name}.json")
-
-    def write_left_out(self, name: str, table: pa.Table) -> None:
-        """Keep rows for ``rejects.parquet``."""
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer)
-        self.store.write(f"{name}{_LEFT_OUT}", buffer.getvalue())
-
-    def left_out(self) -> Iterator[pa.Table]:
-        """These rows, in order; a few files are on their way while one is used."""
-        entries = [
-            entry
-            for kind in ("run", "shard")
-            for entry in self.store.entries(f"{kind}-")
-            if entry.name.endswith(_LEFT_OUT)
-        ]
-        ahead: deque[Future[pa.Table]] = deque()
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            for entry in entries:
-                ahead.append(threads.submit(self._read_table, entry))
-                if len(ahead) > _AT_ONCE:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-
-    def _read_table(self, entry: Entry) -> pa.Table:
-        return pq.read_table(pa.BufferReader(self.store.read_version(entry, 0, entry.bytes)))
 
     def write_run(self, name: str, records: NDArray[np.uint8], table: pa.Table) -> None:
         """Write one run, sorted."""
@@ -246,10 +218,6 @@ class RemoteWork:
         finally:
             path.unlink(missing_ok=True)
 
-    def is_begun(self) -> bool:
-        """Whether a task of the first round is done."""
-        return any(entry.name.endswith(".json") for entry in self.store.entries("run-"))
-
     def tidy(self) -> None:
         """Nothing is ever half there, but uploads may be unfinished."""
         with suppress(StorageError):  # they cost little, and are aborted at the end at the latest
@@ -258,7 +226,37 @@ class RemoteWork:
     def remove(self) -> None:
         """Remove every object, and uploads that were left unfinished; the plan goes last."""
         abort_unfinished(self.store)
-        names = [entry.name for entry in self.store.entries() if entry.name != PLAN_NAME]
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            list(threads.map(self.store.delete, names))
-        self.store.delete(PLAN_NAME)
+        for _ in _side_by_side(self._delete, (n for n in self._names("") if n != PLAN_NAME)):
+            pass
+        self._delete(PLAN_NAME)
+
+    def _names(self, prefix: str) -> list[str]:
+        return [entry.name for entry in self.store.entries(prefix)]
+
+    def _read(self, names: Iterable[str]) -> Iterator[Buffer | None]:
+        return _side_by_side(self._read_one, names)
+
+    def _read_one(self, name: str) -> Buffer | None:
+        try:
+            data, entry = self.store.read_tail(name, _SMALL_BYTES)
+        except NotFoundError:
+            return None
+        return data if entry.bytes == len(data) else self.store.read(name)
+
+    def _write(self, name: str, data: bytes) -> None:
+        self.store.write(name, data)
+
+    def _delete(self, name: str) -> None:
+        self.store.delete(name)
+
+
+def _side_by_side(function: Callable[[str], Result], names: Iterable[str]) -> Iterator[Result]:
+    """Results in the order of the names; a few requests are on their way while one is used."""
+    ahead: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        for name in names:
+            ahead.append(threads.submit(function, name))
+            if len(ahead) > _AT_ONCE:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()

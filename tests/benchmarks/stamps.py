@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lensprep.convert.conversion import ConvertConfig, convert
+from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import Dataset
 from tests.phase4c import stamp_blob, tiny_pixels, tiny_table, write_tree
 from tests.realdata import FOLDER as REAL

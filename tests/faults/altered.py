@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from lensprep.convert.rounds import peak_rss_bytes
+from lensprep.convert.tasks import peak_rss_bytes
 from lensprep.dataset import Dataset
 from lensprep.dataset.layout import BLOCK, JSON_BYTES, JSON_OFFSET, PAYLOAD_OFFSET, RECORD_STRIDE
 from lensprep.errors import ProjectError

@@ -25,7 +25,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from lensprep.convert.rounds import peak_rss_bytes
+from lensprep.convert.tasks import peak_rss_bytes
 from lensprep.source.cutoutfile import read_cutout, read_position
 from tests.faults.mutants import DAMAGES as ZIP_DAMAGES
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lensprep.checks.check import check
-from lensprep.convert.conversion import ConvertConfig, convert
+from lensprep.convert import ConvertConfig, convert
 from lensprep.decode.feed import PartTask
 from lensprep.decode.normalize import normalization_spec
 from lensprep.engine import make_engine
@@ -56,7 +56,7 @@ def whole(tree, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def many_tasks(monkeypatch):
     """Two row groups to a task."""
-    monkeypatch.setattr("lensprep.convert.conversion.RUN_ROWS", 16)
+    monkeypatch.setattr("lensprep.convert.runs.RUN_ROWS", 16)
 
 
 def contents(root):

@@ -12,7 +12,7 @@ import pytest
 
 from lensprep import bench
 from lensprep.bench import run_bench, seed_path
-from lensprep.convert.conversion import convert
+from lensprep.convert import convert
 from lensprep.dataset import Dataset
 from lensprep.engine import default_workers
 from lensprep.errors import InputError

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from lensprep.cli import main
-from lensprep.convert.conversion import ConvertConfig, convert
+from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import Dataset
 from lensprep.errors import (
     BudgetError,

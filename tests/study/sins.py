@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from scipy import special
 
 from lensprep.configfile import load_config
-from lensprep.convert.conversion import convert
+from lensprep.convert import convert
 from lensprep.dataset import BANDS, Dataset, NormalizationSpec
 from lensprep.dataset.rgb import restore
 from lensprep.dataset.writer import write_dataset

@@ -14,7 +14,7 @@ from lensprep.checks.check import check, parse_fractions, render_text
 from lensprep.checks.leaks import _auroc
 from lensprep.checks.splits import MIN_SEPARATION_ARCSEC, _nearest_arcsec
 from lensprep.checks.tally import Tally, tally_rows
-from lensprep.convert.conversion import ConvertConfig, convert
+from lensprep.convert import ConvertConfig, convert
 from lensprep.errors import ConfigError, SchemaError, StorageError
 from lensprep.tables.reader import read_table
 from tests.phase4c import set_columns, stamp_blob, tiny_pixels, tiny_table, write_tree

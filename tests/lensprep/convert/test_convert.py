@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lensprep.convert import rounds
-from lensprep.convert.conversion import ConvertConfig, convert
+from lensprep.convert import ConvertConfig, convert, shards
 from lensprep.convert.sites import ROW_BYTES
 from lensprep.dataset import Dataset
 from lensprep.decode import rowgroup
@@ -254,11 +253,11 @@ def test_what_a_job_did_not_finish_is_converted_only_if_asked_to_and_said(tree, 
 
 def test_small_runs_and_batches_do_not_change_the_bytes(tree, tmp_path, monkeypatch):
     convert(str(tree), str(tmp_path / "a"), CONFIG, workers=1)
-    monkeypatch.setattr(rounds, "RUN_ROWS", 7)
+    monkeypatch.setattr(shards, "BLOCK_ROWS", 7)
     monkeypatch.setattr(rowgroup, "BATCH_ROWS", 6)
     monkeypatch.setattr(rowgroup, "READ_ROWS", 3)
     monkeypatch.setattr(rowgroup, "BLOB_ROWS", 2)
-    monkeypatch.setattr("lensprep.convert.conversion.RUN_ROWS", 7)
+    monkeypatch.setattr("lensprep.convert.runs.RUN_ROWS", 7)
     convert(str(tree), str(tmp_path / "b"), CONFIG, workers=1)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
@@ -461,7 +460,7 @@ def test_resume_of_what_is_finished_is_done(tree, tmp_path, monkeypatch):
     out = tmp_path / "ds"
     first = convert(str(tree), str(out), CONFIG, workers=1, resume=True)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    monkeypatch.setattr("lensprep.convert.conversion.run_rows", None)  # nothing is read again
+    monkeypatch.setattr("lensprep.convert.runs.run_rows", None)  # nothing is read again
     again = convert(str(tree), str(out), CONFIG, workers=1, resume=True)
     clock = ("seconds", "stamps_per_s", "peak_rss_bytes")
     assert {k: v for k, v in again.items() if k not in clock} == {
@@ -471,7 +470,7 @@ def test_resume_of_what_is_finished_is_done(tree, tmp_path, monkeypatch):
 
 
 def test_resume_repeats_nothing_and_refuses_another_configuration(tree, tmp_path, monkeypatch):
-    monkeypatch.setattr("lensprep.convert.conversion.RUN_ROWS", 16)
+    monkeypatch.setattr("lensprep.convert.runs.RUN_ROWS", 16)
     convert(str(tree), str(tmp_path / "whole"), CONFIG, workers=1)
     out = tmp_path / "ds"
     seen = []
@@ -778,7 +777,7 @@ def test_an_error_in_a_worker_keeps_its_words(tree, tmp_path):
 def test_killed_between_commit_and_clean_up_is_finished_by_resume(tree, tmp_path, monkeypatch):
     out = tmp_path / "ds"
     with monkeypatch.context() as patch:
-        patch.setattr("lensprep.convert.conversion.release", interrupt)
+        patch.setattr("lensprep.convert.commit.release", interrupt)
         with pytest.raises(KeyboardInterrupt):
             convert(str(tree), str(out), CONFIG, workers=1)
     assert (out / ".work").exists()
@@ -798,7 +797,7 @@ def test_of_two_that_begin_at_once_one_is_refused(tree, tmp_path, monkeypatch):
 
     def other_begins(*_):
         with monkeypatch.context() as patch:
-            patch.setattr("lensprep.convert.conversion._first_round", interrupt)
+            patch.setattr("lensprep.convert.conversion.first_round", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 convert(str(tree), str(out), CONFIG, workers=1)
 
@@ -810,7 +809,7 @@ def test_of_two_that_begin_at_once_one_is_refused(tree, tmp_path, monkeypatch):
 def test_the_work_may_lie_elsewhere_and_is_found_again(tree, tmp_path, monkeypatch):
     out, work = tmp_path / "ds", tmp_path / "work"
     with monkeypatch.context() as patch:
-        patch.setattr("lensprep.convert.conversion._second_round", interrupt)
+        patch.setattr("lensprep.convert.conversion.second_round", interrupt)
         with pytest.raises(KeyboardInterrupt):
             convert(str(tree), str(out), CONFIG, workers=1, work=str(work))
     assert [p.name for p in out.rglob("*") if p.is_file()] == ["plan.json"]

@@ -24,7 +24,7 @@ import pytest
 from click.testing import CliRunner
 
 from lensprep.cli import main
-from lensprep.convert.conversion import ConvertConfig, convert
+from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import Dataset
 from lensprep.dataset.layout import RECORD_STRIDE
 from lensprep.errors import (
@@ -70,8 +70,7 @@ def whole(tree, tmp_path_factory):
 
 def small_runs(patch):
     """Many runs from few rows."""
-    patch.setattr("lensprep.convert.rounds.RUN_ROWS", 16)
-    patch.setattr("lensprep.convert.conversion.RUN_ROWS", 16)
+    patch.setattr("lensprep.convert.runs.RUN_ROWS", 16)
     patch.setattr("lensprep.convert.spill_remote._INDEX_ROWS", 4)
 
 
@@ -208,8 +207,7 @@ def test_the_work_may_lie_elsewhere(tree, whole, s3, tmp_path, kind):
 
 
 def test_large_shards_and_runs_go_in_parts(s3, tmp_path, monkeypatch):
-    monkeypatch.setattr("lensprep.convert.conversion.RUN_ROWS", 4096)
-    monkeypatch.setattr("lensprep.convert.rounds.RUN_ROWS", 4096)
+    monkeypatch.setattr("lensprep.convert.runs.RUN_ROWS", 4096)
     tree = tiny_tree(tmp_path / "src", 600, region_split="train", hive=False)
     config = ConvertConfig(shard_rows=600)
     convert(str(tree), s3.uri, config, workers=1, options=s3.options())
@@ -282,9 +280,9 @@ def test_a_disk_that_is_full_in_the_middle_leaves_nothing_half_done(tree, whole,
     # A limit on the size of files refuses a write in the middle, as a full disk does.
     code = """
         import resource, signal, sys
-        import lensprep.convert.conversion, lensprep.convert.rounds
         from lensprep.cli import main
-        lensprep.convert.rounds.RUN_ROWS = lensprep.convert.conversion.RUN_ROWS = 16
+        from lensprep.convert import runs
+        runs.RUN_ROWS = 16
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
         main(sys.argv[1:])
@@ -327,7 +325,7 @@ def test_a_kept_copy_is_made_whole_by_resume(tree, whole, s3, tmp_path, monkeypa
     begin_and_stop(tree, s3, keep_local=str(kept))
     shutil.rmtree(kept)  # as if it had begun on another machine
     with monkeypatch.context() as patch:
-        patch.setattr("lensprep.convert.conversion.release", interrupt)
+        patch.setattr("lensprep.convert.commit.release", interrupt)
         with pytest.raises(KeyboardInterrupt):
             convert(
                 str(tree), s3.uri, CONFIG, workers=1, resume=True, keep_local=str(kept),
@@ -449,7 +447,7 @@ def test_resume_is_asked_for_repeats_nothing_and_refuses_other_settings(
     with pytest.raises(DatasetError, match="Add --resume"):
         convert(str(tree), s3.uri, CONFIG, workers=1, options=s3.options())
     with monkeypatch.context() as patch:
-        patch.setattr("lensprep.convert.conversion.RUN_ROWS", 32)
+        patch.setattr("lensprep.convert.runs.RUN_ROWS", 32)
         with pytest.raises(DatasetError, match="begun with run_rows = 16, not 32"):
             convert(str(tree), s3.uri, CONFIG, workers=1, resume=True, options=s3.options())
     other = ConvertConfig(shard_rows=20, max_reject_rate=1.0, seed=9)
@@ -478,9 +476,8 @@ def test_what_killed_uploads_left_is_aborted(tree, whole, s3):
 
 PROGRAM = """
 import sys
-import lensprep.convert.conversion, lensprep.convert.rounds
-from lensprep.convert import conversion, rounds
-rounds.RUN_ROWS = conversion.RUN_ROWS = 40  # many tasks
+from lensprep.convert import runs
+runs.RUN_ROWS = 40  # many tasks
 from lensprep.cli import main
 if __name__ == "__main__":
     main(sys.argv[1:])
@@ -695,8 +692,7 @@ def test_too_many_rejects_commit_nothing_and_a_higher_rate_goes_on(tree, whole, 
 @pytest.mark.slow
 def test_the_server_killed_and_started_again_in_the_middle(larger, tmp_path, monkeypatch, caplog):
     tree, whole = larger
-    monkeypatch.setattr("lensprep.convert.rounds.RUN_ROWS", 40)
-    monkeypatch.setattr("lensprep.convert.conversion.RUN_ROWS", 40)
+    monkeypatch.setattr("lensprep.convert.runs.RUN_ROWS", 40)
     server = S3Server(tmp_path)
     set_environment(monkeypatch, server)
     server.start()

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from lensprep.convert.conversion import ConvertConfig, convert
+from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import Dataset
 from lensprep.inspection.verify import verify
 from tests.phase4c import tiny_table, write_tree
@@ -19,9 +19,8 @@ from tests.phase4c import tiny_table, write_tree
 SHARD_ROWS = 50
 PROGRAM = """
 import sys
-import lensprep.convert.conversion, lensprep.convert.rounds
-from lensprep.convert import conversion, rounds
-rounds.RUN_ROWS = conversion.RUN_ROWS = 40  # many tasks
+from lensprep.convert import runs
+runs.RUN_ROWS = 40  # many tasks
 from lensprep.cli import main
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lensprep.convert.conversion import ConvertConfig, convert
+from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import Dataset
 from lensprep.engine import base, make_engine
 from lensprep.engine.base import call_packed, pack
@@ -84,7 +84,7 @@ def local(tree, tmp_path_factory):
 
 @pytest.fixture
 def many_tasks(monkeypatch):
-    monkeypatch.setattr("lensprep.convert.conversion.RUN_ROWS", 40)
+    monkeypatch.setattr("lensprep.convert.runs.RUN_ROWS", 40)
 
 
 def contents(root):
@@ -299,7 +299,7 @@ from tests.lensprep.engine.test_clusters import CONFIG
 
 if __name__ == "__main__":
     master, tree, out, calls = sys.argv[1:]
-    lensprep.convert.conversion.RUN_ROWS = 40
+    lensprep.convert.runs.RUN_ROWS = 40
     with SparkEngine(master) as engine:
         assert engine.workers == 2
         lensprep.convert.convert(tree, out, CONFIG, engine=HoldingEngine(engine, Path(calls)))
@@ -323,7 +323,7 @@ def spark_home(folder):
 PROGRAM = """
 import sys
 import lensprep.convert
-lensprep.convert.conversion.RUN_ROWS = 20
+lensprep.convert.runs.RUN_ROWS = 20
 from lensprep.cli import main
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lensprep.convert.conversion import ConvertConfig, convert
+from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import PAYLOAD_OFFSET, RECORD_STRIDE, Dataset
 from lensprep.dataset.layout import JSON_OFFSET
 from lensprep.errors import DatasetError, ShardError

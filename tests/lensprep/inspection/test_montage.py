@@ -4,7 +4,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from lensprep.convert.conversion import ConvertConfig, convert
+from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import Dataset
 from lensprep.dataset.rgb import lupton_rgb
 from lensprep.errors import DatasetError, InputError

@@ -21,7 +21,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 
 from lensprep.configfile import load_config, to_mapping
-from lensprep.convert.conversion import ConvertConfig, convert
+from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import NormalizationSpec
 from lensprep.errors import CheckpointError, DatasetError, InputError
 from lensprep.source.cutouts import open_cutouts

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lensprep.configfile import to_mapping
-from lensprep.convert.rounds import peak_rss_bytes
+from lensprep.convert.tasks import peak_rss_bytes
 from lensprep.errors import CheckpointError, StorageError
 from lenstrain.networks.finder import build_model
 from lenstrain.training import checkpoint

@@ -1,0 +1,69 @@
+"""Rows left out: what they come to while a conversion runs, and `rejects.parquet`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lensprep.convert.config import ConvertConfig
+from lensprep.convert.workfolder import Work
+from lensprep.decode.account import Account
+from lensprep.decode.prepare import REJECT_SCHEMA
+from lensprep.decode.stampnpz import RejectReason
+from lensprep.errors import BudgetError
+from lensprep.source.tree import Source
+from lensprep.store import atomic_writer
+
+
+def check_rejects(
+    account: Account, source: Source, config: ConvertConfig, work: Work, *, final: bool = False
+) -> None:
+    """Stop as soon as it is sure that too many rows will have been rejected."""
+    summary, rows, limit = account.summary(), source.rows, config.max_reject_rate
+    rejected = sum(summary["rejected"].values())
+    if rejected > limit * rows:
+        least = "" if final else "at least "
+        twice = RejectReason.DUPLICATE_ROW in summary["rejected"]
+        raise BudgetError(
+            f"{source.uri}: {least}{rejected:,} of {rows:,} rows are rejected "
+            f"({_counts(summary['rejected'])}), more than --max-reject-rate {limit:g}; nothing is "
+            f"committed. The first: {'; '.join(_first_rejected(work))}. `lensprep check "
+            f"{source.uri} --rejects FILE.csv` lists them all{' but duplicates' * twice}. If they "
+            "are to be left out, run the same command again with a higher rate: what is done is "
+            "kept."
+        )
+    if final and not summary["accepted"]:
+        reasons = _counts({**summary["filtered"], **summary["rejected"]})
+        raise BudgetError(
+            f"No row of {rows:,} was accepted ({reasons}); there is nothing to commit. If it is a "
+            "cut of yours, change it and run the same command again."
+        )
+
+
+def _first_rejected(work: Work, most: int = 3) -> list[str]:
+    """Where the first rejected rows stand, each with its reason."""
+    rows = (
+        f"{row['source_file']}, row group {row['source_row_group']}, row {row['source_row']}: "
+        f"{row['reason']}"
+        for table in work.left_out()
+        for row in table.filter(pc.field("kind") == "rejected").to_pylist()
+    )
+    return list(islice(rows, most))
+
+
+def _counts(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {rows:,}" for name, rows in reasons.items())
+
+
+def write_rejects(path: Path, work: Work) -> None:
+    """Collect the rows left out in the order of the source, then those that were there twice."""
+    with (
+        atomic_writer(path) as file,
+        pq.ParquetWriter(file, REJECT_SCHEMA, compression="zstd") as writer,
+    ):
+        for table in work.left_out():
+            writer.write_table(table)

@@ -1,0 +1,228 @@
+"""The first round of a conversion: row groups -> sorted runs of finished records.
+
+A task leaves a small JSON file when it is done. Its files have fixed names and the same content
+whoever writes them, so doing it again, here or elsewhere, is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lensprep.convert.config import ConvertConfig
+from lensprep.convert.rejects import check_rejects
+from lensprep.convert.tasks import Progress, first_and_last, peak_rss_bytes, without_collector
+from lensprep.convert.workfolder import Work
+from lensprep.dataset.manifest import NormalizationSpec
+from lensprep.dataset.record import blank_records
+from lensprep.decode.account import Account
+from lensprep.decode.normalize import Normalizer, normalization_spec
+from lensprep.decode.prepare import REJECT_SCHEMA, Prepared, Preparer
+from lensprep.decode.rowgroup import prepare_row_groups, record_memory
+from lensprep.engine import Engine
+from lensprep.engine.trial import find_fatal
+from lensprep.errors import InputError, size_text
+from lensprep.source.contract import FilterRules
+from lensprep.source.tree import Source, SourceFile
+
+RUN_ROWS = 4096
+"""Rows of one run: 109 MB of records in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunTask:
+    """First round: some row groups -> sorted runs."""
+
+    index: int
+    source: Source
+    row_groups: tuple[tuple[SourceFile, int], ...]
+    """File and row group."""
+    seed: int
+    rules: FilterRules
+    spec: NormalizationSpec
+    skip_bad_files: bool
+    work: Work
+
+    @property
+    def name(self) -> str:
+        """Name of the task's files without ending."""
+        return f"run-{self.index:06d}"
+
+    @property
+    def label(self) -> str:
+        """What a person calls it."""
+        groups: dict[str, list[int]] = {}
+        for file, group in self.row_groups:
+            groups.setdefault(file.path, []).append(group)
+        return "; ".join(
+            f"{path}, row group{'s' * (len(ends) > 1)} {' to '.join(map(str, ends))}"
+            for path, ends in ((path, first_and_last(of)) for path, of in groups.items())
+        )
+
+
+@without_collector()
+def run_rows(task: RunTask) -> dict[str, Any]:
+    """Do one task of the first round; a task that is done already only reports.
+
+    While it goes on a note says so. One that is there already was left by a process that died, of
+    what it read or of something else: that is found out before any of it is read here.
+
+    Returns
+    -------
+    dict
+        ``rows`` read, ``account`` (see `Account.to_list`), ``read_again``: rows, ``runs``: names,
+        ``peak_rss_bytes``.
+
+    Raises
+    ------
+    InputError
+        If a row group cannot be read, or kills whoever reads it, and ``skip_bad_files`` is not set.
+    """
+    note = f"begun-{task.name}"
+    done, begun = task.work.read_markers([task.name, note])
+    if done is not None:
+        return dict(done)
+    fatal = find_fatal(partial(_try_row_group, task), task.row_groups) if begun is not None else []
+    if fatal and not task.skip_bad_files:
+        file, group = fatal[0]
+        raise InputError(
+            f"{file.path}, row group {group} kills the process that reads it; a second one, which "
+            "read nothing else, died too: it is damaged, or there is not enough memory for its "
+            f"{size_text(file.row_groups[group].bytes)}. Use fewer --workers, copy the file again, "
+            "or leave the row group out with --skip-bad-files."
+        )
+    task.work.write_marker(note, task.label)
+    preparer, runs, left_out = _preparer(task), _RunWriter(task), [REJECT_SCHEMA.empty_table()]
+    for prepared in prepare_row_groups(
+        task.source,
+        task.row_groups,
+        preparer,
+        runs.space,
+        skip_unreadable=task.skip_bad_files,
+        fatal=fatal,
+    ):
+        left_out.append(prepared.left_out)
+        runs.add(prepared)
+    runs.flush()
+    account = preparer.account
+    task.work.write_left_out(task.name, pa.concat_tables(left_out))
+    result = {
+        "rows": account.input_rows,
+        "account": account.to_list(),
+        "read_again": account.read_again,
+        "runs": runs.names,
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+    task.work.write_marker(task.name, result)
+    task.work.remove_marker(note)
+    return result
+
+
+def _preparer(task: RunTask) -> Preparer:
+    return Preparer(task.seed, task.rules, Normalizer(task.spec))
+
+
+def _try_row_group(task: RunTask, row_group: tuple[SourceFile, int]) -> None:
+    """All that is done with a row group until its records are written."""
+    skip = task.skip_bad_files
+    for _ in prepare_row_groups(task.source, [row_group], _preparer(task), skip_unreadable=skip):
+        pass
+
+
+class _RunWriter:
+    """Collects finished records in memory and writes them as a run when it is full."""
+
+    def __init__(self, task: RunTask) -> None:
+        rows = sum(file.row_groups[group].rows for file, group in task.row_groups)
+        self._task = task
+        self._records = record_memory(min(rows, RUN_ROWS))
+        blank_records(self._records)
+        self._tables: list[pa.Table] = []
+        self._used = 0
+        self.names: list[str] = []
+
+    def space(self, rows: int) -> NDArray[np.uint8]:
+        """Room for so many records more."""
+        if self._used + rows > len(self._records):
+            self.flush()
+        return self._records[self._used :]
+
+    def add(self, prepared: Prepared) -> None:
+        """Count what was put into the room as written."""
+        if prepared.rows:
+            self._used += prepared.rows
+            self._tables.append(prepared.table)
+
+    def flush(self) -> None:
+        """Write what there is."""
+        if self._used:
+            name = f"{self._task.name}-{len(self.names):03d}"
+            table = pa.concat_tables(self._tables)
+            self._task.work.write_run(name, self._records[: self._used], table)
+            self.names.append(name)
+            self._tables, self._used = [], 0
+            # What parquet pages were decoded in would stay with the allocator, a third of a worker.
+            pa.default_memory_pool().release_unused()
+
+
+def identity(config: ConvertConfig) -> dict[str, Any]:
+    """What bytes and tasks depend on: an interrupted conversion goes on only with the same.
+
+    `plan_runs` gives a task its rows by the rows of a run, and a resumed one must read the same.
+    """
+    return {**config.identity, "run_rows": RUN_ROWS}
+
+
+def plan_runs(
+    source: Source, config: ConvertConfig, rules: FilterRules, work: Work
+) -> list[RunTask]:
+    """Group neighbouring row groups into tasks of about one run each."""
+    spec = normalization_spec(config.normalize, config.clip)
+    bare = replace(source, files=(), bad_files=())  # a task carries only the files it reads
+    return [
+        RunTask(index, bare, row_groups, config.seed, rules, spec, config.skip_bad_files, work)
+        for index, row_groups in enumerate(_group_rows(source))
+    ]
+
+
+def _group_rows(source: Source) -> Iterator[tuple[tuple[SourceFile, int], ...]]:
+    together: list[tuple[SourceFile, int]] = []
+    rows = 0
+    for file in source.files:
+        for number, group in file.filled:
+            if together and rows + group.rows > RUN_ROWS:
+                yield tuple(together)
+                together, rows = [], 0
+            together.append((file, number))
+            rows += group.rows
+    if together:
+        yield tuple(together)
+
+
+def first_round(
+    source: Source,
+    config: ConvertConfig,
+    rules: FilterRules,
+    work: Work,
+    engine: Engine,
+    progress: Progress | None,
+) -> tuple[Account, list[str], int]:
+    """Read all rows into runs; returns the account, the runs' names and the workers' peak RSS."""
+    tasks = plan_runs(source, config, rules, work)
+    account, runs, peak, done = Account(), list[str](), 0, 0
+    for result in engine.run(run_rows, tasks):
+        account.merge(Account.from_list(result["account"]))
+        account.read_again += result.get("read_again", 0)  # of a version before: not told
+        runs += result["runs"]
+        peak = max(peak, result["peak_rss_bytes"])
+        done += result["rows"]
+        if progress is not None:
+            progress("decode", done, source.rows)
+        check_rejects(account, source, config, work)
+    return account, sorted(runs), peak

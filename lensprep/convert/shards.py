@@ -1,0 +1,197 @@
+"""The second round of a conversion: sorted runs -> shards.
+
+A task leaves a small JSON file when a shard is done. Shards have fixed names and bytes, so writing
+one again, here or elsewhere, is harmless. Where runs lie (`lensprep.convert.workfolder`) and where
+shards go, here or in an object store, makes no difference to a task.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lensprep.convert.config import ConvertConfig
+from lensprep.convert.sites import Scratch, Sites
+from lensprep.convert.spill import ShardRows, Stretch, arrange, read_records
+from lensprep.convert.tasks import Progress, first_and_last, peak_rss_bytes, without_collector
+from lensprep.convert.workfolder import Work
+from lensprep.dataset.layout import SPLITS, shard_name
+from lensprep.dataset.manifest import ShardInfo, SplitInfo
+from lensprep.dataset.writer import send_shard, write_shard
+from lensprep.decode.account import ACCEPTED, Account
+from lensprep.decode.placement import shard_count, shard_range
+from lensprep.decode.prepare import duplicate_rows
+from lensprep.decode.rowgroup import record_memory
+from lensprep.decode.stampnpz import RejectReason
+from lensprep.engine import Engine
+from lensprep.store import LocalStore, member_path, sync_file
+from lensprep.store.s3 import S3Store
+
+BLOCK_ROWS = 4096
+"""Records of a shard that are in memory at a time: as many as those of a run."""
+
+_WRITE_ROWS = 64
+"""Records hashed and written at a time: 1.7 MB, still in the cache when they are written."""
+
+_SYNC_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """Second round: the rows of some neighbouring shards -> those shards."""
+
+    split: str
+    first: int
+    stop: int
+    shards: int
+    """Number of shards of the whole split."""
+    root: Path | None
+    """Local folder in which the shards stay; they go through ``scratch`` if there is none."""
+    store: S3Store | None
+    """Object store that they are sent to."""
+    work: Work
+    scratch: Scratch
+    runs: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the shards' files in the work folder, without ending."""
+        return [f"shard-{self.split}-{index:06d}" for index in range(self.first, self.stop)]
+
+    @property
+    def label(self) -> str:
+        """What a person calls it."""
+        ends = first_and_last(range(self.first, self.stop))
+        return " to ".join(shard_name(self.split, index) for index in ends)
+
+
+@without_collector()
+def write_shards(task: ShardTask) -> list[dict[str, Any]]:
+    """Do one task of the second round; shards that are done already are only reported.
+
+    Returns
+    -------
+    list of dict
+        For each shard ``shard`` (as `ShardInfo`), ``classes``, ``regions``, ``dropped``: the
+        rows that were there twice, by class, and ``peak_rss_bytes``.
+    """
+    found = task.work.read_markers(task.names)
+    if all(result is not None for result in found):
+        return found
+    low, _ = shard_range(task.first, task.shards)
+    _, high = shard_range(task.stop - 1, task.shards)
+    with (
+        task.scratch.folder(task.names[0]) as scratch,
+        task.work.stretches(task.runs, task.split, low, high, scratch) as stretches,
+    ):
+        return [
+            result or _write_shard(task, index, stretches, scratch)
+            for index, result in zip(range(task.first, task.stop), found, strict=True)
+        ]
+
+
+def _write_shard(
+    task: ShardTask, index: int, stretches: Sequence[Stretch], scratch: Path
+) -> dict[str, Any]:
+    """Write one shard, send it if it is to go elsewhere, and say that it is done."""
+    places = shard_range(index, task.shards)
+    rows = arrange([stretch.between(*places) for stretch in stretches])
+    root = task.root or scratch
+    shard = write_shard(root, task.split, index, _record_blocks(rows), rows.table)
+    if task.store is not None:
+        send_shard(root, shard, task.store, keep=task.root is not None)
+    name = task.names[index - task.first]
+    task.work.write_left_out(name, duplicate_rows(rows.dropped))
+    result = {
+        "shard": asdict(shard),
+        "classes": _value_counts(rows.table["label"]),
+        "regions": pc.unique(rows.table["region_id"]).to_pylist(),
+        "dropped": _value_counts(rows.dropped["label"]),
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+    task.work.write_marker(name, result)
+    return result
+
+
+def _record_blocks(rows: ShardRows) -> Iterator[NDArray[np.uint8]]:
+    """Records of a shard in tar order, a few at a time."""
+    count = rows.table.num_rows
+    for first in range(0, count, BLOCK_ROWS):
+        records = read_records(rows, record_memory(min(BLOCK_ROWS, count - first)), first)
+        for start in range(0, len(records), _WRITE_ROWS):
+            yield records[start : start + _WRITE_ROWS]
+
+
+def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return {str(e["values"]): e["counts"] for e in pc.value_counts(column).to_pylist()}
+
+
+def second_round(
+    config: ConvertConfig,
+    sites: Sites,
+    runs: list[str],
+    account: Account,
+    engine: Engine,
+    progress: Progress | None,
+) -> tuple[dict[str, SplitInfo], int]:
+    """Gather the shards and complete the account; returns the splits and the workers' peak RSS."""
+    accepted = Counter[str]()
+    for (split, _, outcome), rows in account.counts.items():
+        accepted[split] += rows if outcome == ACCEPTED else 0
+    splits = [split for split in SPLITS if accepted[split]]
+    task = partial(
+        ShardTask,
+        root=sites.shard_folder,
+        store=sites.shard_store,
+        work=sites.work,
+        scratch=sites.scratch,
+        runs=tuple(runs),  # one for all tasks: of 100 million rows 25,000 names
+    )
+    most = sites.group_shards(config.shard_rows, engine.workers)
+    tasks = [
+        task(split, first, min(first + step, count), count)
+        for split in splits
+        for count in [shard_count(accepted[split], config.shard_rows)]
+        for step in [max(1, min(most, count // (4 * engine.workers)))]
+        for first in range(0, count, step)
+    ]
+    results: dict[str, list[dict[str, Any]]] = {split: [] for split in splits}
+    done = 0
+    with ThreadPoolExecutor(_SYNC_THREADS) as syncing:
+        for result in (r for rs in engine.run(write_shards, tasks) for r in rs):
+            name = str(result["shard"]["name"])
+            if isinstance(sites.dataset, LocalStore):
+                # Begun now, the way to the disk is short when the commit makes sure of it.
+                syncing.submit(sync_file, member_path(sites.dataset.root, name))
+            split = name.split("/")[0]
+            results[split].append(result)
+            for label, rows in result["dropped"].items():
+                account.move(split, label, RejectReason.DUPLICATE_ROW.value, rows)
+            done += int(result["shard"]["rows"]) + sum(result["dropped"].values())
+            if progress is not None:
+                progress("shards", done, accepted.total())
+    peak = max((r["peak_rss_bytes"] for of_split in results.values() for r in of_split), default=0)
+    return {split: _split_info(found) for split, found in results.items()}, peak
+
+
+def _split_info(results: list[dict[str, Any]]) -> SplitInfo:
+    classes = Counter({"0": 0, "1": 0})
+    for result in results:
+        classes.update(result["classes"])
+    shards = sorted((ShardInfo(**r["shard"]) for r in results), key=lambda shard: shard.name)
+    return SplitInfo(
+        rows=sum(shard.rows for shard in shards),
+        classes=dict(classes),
+        regions=len({region for result in results for region in result["regions"]}),
+        shards=tuple(shards),
+    )
