@@ -57,6 +57,7 @@ from lensprep.source.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.source.listing import filesystem_for
 from lensprep.source.tree import Source
 from lensprep.store import S3Options
+from lensprep.synth.rows import encode_stamp
 
 DEFAULT_ROWS: Final = 8192
 """So many that what a conversion costs once (60 ms) is a small part, as of millions."""
@@ -463,9 +464,4 @@ def _made_blob(seed: int) -> bytes:
     y, x = np.mgrid[:64, :64] - 31.5 + rng.uniform(-2, 2, (2, 1, 1))
     galaxy = np.exp(-np.hypot(x, y) / rng.uniform(1.5, 6)) * rng.uniform(0.02, 0.5)
     pixels = rng.normal(0, noise, STAMP_SHAPE) + galaxy * np.array([0.4, 1, 1.8])[:, None, None]
-    buffer = io.BytesIO()
-    bands: dict[str, Any] = {
-        f"image_{band}": pixels[i].astype("<f4") for i, band in enumerate(BANDS)
-    }
-    np.savez_compressed(buffer, **bands)
-    return buffer.getvalue()
+    return encode_stamp(pixels.astype(np.float32))

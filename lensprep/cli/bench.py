@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import click
 
 from lensprep.cli.options import json_option
-from lensprep.store import S3Options
 from lensprep.terminal import LOCATION, LocalPath, print_json, progress_bar, s3_options
 
 
@@ -23,12 +22,7 @@ from lensprep.terminal import LOCATION, LocalPath, print_json, progress_bar, s3_
 @s3_options
 @json_option
 def bench(
-    src: str | None,
-    rows: int | None,
-    rounds: int | None,
-    folder: Path | None,
-    as_json: bool,
-    options: S3Options,
+    src: str | None, rows: int | None, rounds: int | None, as_json: bool, **named: Any
 ) -> None:
     """Measure this machine: the usual way, ours, and inflating alone, on one core; two workers.
 
@@ -45,9 +39,8 @@ def bench(
             src,
             rows=rows or DEFAULT_ROWS,
             rounds=rounds or DEFAULT_ROUNDS,
-            folder=folder,
             progress=show,
-            options=options,
+            **named,
         )
     if as_json:
         print_json(result)

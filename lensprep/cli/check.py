@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
+from typing import Any
 
 import click
 
@@ -26,12 +28,11 @@ from lensprep.terminal import LOCATION, Location, print_json, print_rich, progre
 @json_option
 def check(
     src: str,
-    pixels: bool,
     fractions: str | None,
     rejects: str | None,
-    workers: int | None,
     as_json: bool,
     options: S3Options,
+    **named: Any,
 ) -> None:
     """Check that SRC is the data that you think it is. Reads no stamps unless asked to.
 
@@ -50,12 +51,11 @@ def check(
     with progress_bar() as show:
         report = run_check(
             src,
-            pixels=pixels,
             rejects=rejects,
             declared_fractions=parse_fractions(fractions) if fractions else None,
-            workers=workers,
-            progress=lambda done, total: show("rows", done, total),
+            progress=partial(show, "rows"),
             options=options,
+            **named,
         )
     if as_json:
         print_json(report.to_dict())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from lensprep.cli.options import json_option, workers_option
 from lensprep.dataset.layout import SPLITS
 from lensprep.errors import size_text
-from lensprep.store import S3Options
 from lensprep.terminal import LOCATION, print_json, progress_bar, s3_options
 
 
@@ -37,14 +38,11 @@ from lensprep.terminal import LOCATION, print_json, progress_bar, s3_options
 def synth(
     out: str,
     rows: int,
-    seed: int,
-    regions: int | None,
     split_fractions: str | None,
     defects: bool,
     rates: tuple[str, ...],
-    workers: int | None,
     as_json: bool,
-    options: S3Options,
+    **named: Any,
 ) -> None:
     """Make a synthetic Phase 4c tree in OUT: galaxies, lenses, seeing and noise like DECaLS.
 
@@ -69,13 +67,10 @@ def synth(
         result = synthesize(
             out,
             rows=rows,
-            seed=seed,
-            workers=workers,
-            regions=regions,
             split_fractions=_fractions(split_fractions),
             defects=planted or None,
             progress=progress,
-            options=options,
+            **named,
         )
     if as_json:
         print_json(result)

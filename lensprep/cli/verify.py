@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
+from typing import Any
 
 import click
 
 from lensprep.cli.options import json_option, workers_option
 from lensprep.errors import plain_text
-from lensprep.store import S3Options
 from lensprep.terminal import LOCATION, print_json, progress_bar, s3_options
 
 
@@ -26,13 +27,7 @@ from lensprep.terminal import LOCATION, print_json, progress_bar, s3_options
 @workers_option
 @json_option
 def verify(
-    dataset: str,
-    against: str | None,
-    sample: int,
-    every: bool,
-    workers: int | None,
-    as_json: bool,
-    options: S3Options,
+    dataset: str, against: str | None, sample: int, every: bool, as_json: bool, **named: Any
 ) -> None:
     """Read every byte of DATASET and compare it with the manifest. Exit status 1 on any fault.
 
@@ -47,9 +42,8 @@ def verify(
             dataset,
             against=against,
             sample=None if every else sample,
-            workers=workers,
-            progress=lambda done, total: show("stamps", done, total),
-            options=options,
+            progress=partial(show, "stamps"),
+            **named,
         )
     if as_json:
         print_json(result)
