@@ -27,7 +27,7 @@ from lenstrain.data.cache.folder import CacheOptions
 from lenstrain.data.order import EpochOrder, OrderSpec, Shuffle, block_bounds, order_key
 from lenstrain.data.selection import Sampling, select
 from lenstrain.data.sidecar import PayloadCheck
-from lenstrain.data.sources.remote import MEMORY_BUDGET, Reading, RemoteSource, resident_bytes
+from lenstrain.data.sources.remote import MEMORY_BUDGET, Reading, RemoteSource
 from lenstrain.data.split import SplitData, open_split
 from lenstrain.data.stream import OneProcess, PlanSteps, announce, gather_pixels, read_ahead
 
@@ -97,7 +97,7 @@ class StampLoader(OneProcess, wds.PipelineStage):
     s3 : S3Options, optional
         How to reach an object store; the usual AWS variables and profiles apply in any case.
     cache : CacheOptions, optional
-        Limits of the cache, and what is known of the rates of disk and store.
+        Limits of the cache.
 
     Raises
     ------
@@ -157,7 +157,7 @@ class StampLoader(OneProcess, wds.PipelineStage):
         self.copies: CachedSplit | None = None
         copies_of: Callable[[Dataset], CachedSplit | None] | None = None
         if remote:
-            caching = _Caching(cache_dir, cache, split, left, shuffle == "global", rank == 0)
+            caching = _Caching(cache_dir, cache, split, left, rank == 0)
             left = caching.memory_left
             copies_of = partial(self._keep_copies, caching)
         reading = Reading(memory_budget=left, check=verify == "crc")
@@ -454,8 +454,6 @@ class _Caching:
     split: str
     memory: int
     """For what is read ahead, and for fetching beside it."""
-    whole: bool
-    """The order needs all rows at once."""
     tell: bool
 
     @property
@@ -470,13 +468,11 @@ class _Caching:
                 what = f"split {self.split!r} of {dataset.uri}"
                 logger.info("%s is streamed: there is no cache (data.cache_dir).", what)
             return None
-        rows = [shard.rows for shard in dataset.split(self.split).shards]
         return open_copies(
             dataset,
             self.split,
             self.cache_dir,
             self.options,
-            required=self.whole and resident_bytes(rows) > self.memory_left,
             memory=self.memory,
             tell=self.tell,
         )

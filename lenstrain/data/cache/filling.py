@@ -33,7 +33,6 @@ from lenstrain.data.cache.folder import (
     download_slot,
     is_disk_full,
 )
-from lenstrain.data.cache.rates import available_memory, choose, disk_rate, store_rate
 from lenstrain.data.sources.remote import fetch_shard
 
 logger = logging.getLogger("lenstrain.data")
@@ -45,6 +44,8 @@ _LOOK_SECONDS = 0.2
 """Time between two looks at what other processes fetch."""
 _LONGEST_PAUSE = 2.0
 _LINE_SECONDS = 10.0
+_ENOUGH_BYTES = 1 << 30
+"""Of less it cannot be said how fast a disk is."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes that are in the cache and bytes of all shards."""
@@ -56,11 +57,10 @@ def open_copies(
     cache_dir: str | PathLike[str],
     options: CacheOptions | None,
     *,
-    required: bool,
     memory: int,
     tell: bool,
-) -> CachedSplit | None:
-    """The copies of a split in a cache, or None where streaming is faster; says which and why.
+) -> CachedSplit:
+    """The copies of a split in a cache.
 
     Parameters
     ----------
@@ -69,12 +69,10 @@ def open_copies(
     split : str
     cache_dir : path
     options : CacheOptions, optional
-    required : bool
-        The order cannot be read from the store.
     memory : int
         Most bytes that filling may hold.
     tell : bool
-        Write the one line that says it.
+        Log how much of the split is there.
 
     Raises
     ------
@@ -83,31 +81,17 @@ def open_copies(
     """
     folder = CacheFolder.open(cache_dir, options)
     copies = CachedSplit(folder, dataset, split, memory)
-    choice = choose(
-        disk_rate(folder),
-        store_rate(folder, dataset, split),
-        copies.bytes,
-        available_memory(),
-        required=required,
-        always=folder.options.use == "always",
-    )
-    what = f"split {split!r} of {dataset.uri}"
-    if not choice.cached:
-        if tell:
-            logger.info("%s is streamed, past the cache %s: %s.", what, folder.root, choice.why)
-        copies.close()
-        return None
     if tell:
         there = copies.present()
         logger.info(
-            "%s is read from the cache %s (%d of %d shards are there, %s of %s): %s.",
-            what,
+            "split %r of %s is read from the cache %s (%d of %d shards are there, %s of %s).",
+            split,
+            dataset.uri,
             folder.root,
             len(there),
             len(copies.shards),
             size_text(sum(shard.bytes for shard in there)),
             size_text(copies.bytes),
-            choice.why,
         )
     return copies
 
@@ -334,6 +318,8 @@ class _Work:
         self._lock = threading.Lock()
         self._fetched: list[int] = []
         self._errors: list[BaseException] = []
+        self._began = time.monotonic()
+        self._fetching, self._settling = 0.0, 0.0
 
     def run(self, shards: Sequence[ShardInfo]) -> None:
         """Have these shards there, or know that there is no room for them; keeps what fails."""
@@ -374,8 +360,15 @@ class _Work:
                 return self._fetch(shard)
 
     def _fetch(self, shard: ShardInfo) -> Refusal:
+        began = arrived = time.monotonic()
+
+        def moved(count: int) -> None:
+            nonlocal arrived
+            self._moved(count)
+            arrived = time.monotonic()
+
         try:
-            fetch_shard(self.dataset, shard, self.held.file(shard), self._moved)
+            fetch_shard(self.dataset, shard, self.held.file(shard), moved)
         except StorageError as error:
             if not is_disk_full(error):
                 raise
@@ -384,6 +377,8 @@ class _Work:
             return "full"
         with self._lock:
             self._fetched.append(shard.bytes)
+            self._fetching += arrived - began
+            self._settling += time.monotonic() - arrived
         return "there"
 
     def _moved(self, count: int) -> None:
@@ -392,8 +387,23 @@ class _Work:
         self.moved(count)
 
     def result(self) -> Filled:
-        """What was done."""
-        return Filled(len(self._fetched), sum(self._fetched), self.full.is_set())
+        """What was done; the log tells how fast, and warns of a disk slower than the store."""
+        filled = Filled(len(self._fetched), sum(self._fetched), self.full.is_set())
+        if filled.fetched:
+            rate = filled.fetched_bytes / (time.monotonic() - self._began) / 1e6
+            size = size_text(filled.fetched_bytes)
+            logger.info("filled the cache with %s, %.0f MB/s", size, rate)
+            # What has arrived is in memory; a disk that keeps up has written most of it by then.
+            if self._settling > self._fetching and filled.fetched_bytes >= _ENOUGH_BYTES:
+                logger.warning(
+                    "The disk of the cache %s is slower than the store: %s came in %.0f s, and "
+                    "writing them took %.0f s more. Streaming, without the cache, may be faster.",
+                    self.folder.root,
+                    size,
+                    self._fetching,
+                    self._settling,
+                )
+        return filled
 
 
 def _fill_quietly(work: _Work, shards: Sequence[ShardInfo]) -> None:
@@ -401,6 +411,7 @@ def _fill_quietly(work: _Work, shards: Sequence[ShardInfo]) -> None:
     try:
         work.run(shards)
         work.raise_error()
+        work.result()
     except ShardError as error:
         logger.warning("%s It is not cached.", error)
     except ProjectError as error:

@@ -438,14 +438,6 @@ def _offset(starts: NDArray[np.int64], row: int) -> tuple[int, int]:
     return shard, int(row - starts[shard]) * RECORD_STRIDE + PAYLOAD_OFFSET
 
 
-def resident_bytes(shard_rows: Sequence[int]) -> int:
-    """Memory for all rows of these shards at once: what a global shuffle from a store needs."""
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.array(shard_rows, np.int64))])
-    bounds = _cells(starts).bounds
-    most = int(np.diff(bounds).max(initial=1))
-    return (len(bounds) - 1 + RACES_AT_ONCE) * most * RECORD_STRIDE
-
-
 def _cells(starts: NDArray[np.int64]) -> Cells:
     """Cells of a split, which are the blocks of its block shuffle."""
     bounds = block_bounds(np.diff(starts), BLOCK_ROWS)

@@ -237,7 +237,7 @@ def test_7_shards_of_one_basename_are_taken_for_each_other(tmp_path, s3):
         for made, uri in places:
             for split in ("train", "val"):
                 options = {"shuffle": None, "cache_dir": ours, "s3": s3.options()}
-                options["cache"] = CacheOptions(use="always", reserve_bytes=0)
+                options["cache"] = CacheOptions(reserve_bytes=0)
                 loader = StampLoader(uri, split, 24, **options)
                 stored = Dataset.open(made).read_pixels(split, np.arange(24))
                 np.testing.assert_array_equal(next(iter(loader)).pixels.numpy(), stored)
