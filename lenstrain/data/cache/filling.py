@@ -1,6 +1,6 @@
 """One split of a dataset in a cache: which of its shards are there, and getting the others.
 
-copies = CachedSplit(folder, dataset, "train")      a `lenstrain.data.sources.remote.LocalCopies`
+copies = CachedSplit(folder, dataset, "train")      a `lenstrain.data.cache.mapped.LocalCopies`
 copies.fill(...)                                    now, all that fits, several shards at once
 copies.fill_beside(hungry)                          in a thread, while the epoch streams
 """
@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +21,26 @@ from numpy.typing import NDArray
 
 from lensprep.dataset import Dataset, ShardInfo
 from lensprep.dataset.remote import RemoteDataset
-from lensprep.errors import ProjectError, ShardError, StorageError, size_text
+from lensprep.errors import (
+    ChangedError,
+    NotFoundError,
+    ProjectError,
+    ShardError,
+    StorageError,
+    size_text,
+)
 from lensprep.store.s3 import PART_BYTES, S3Store
+from lensprep.store.transfer import download_file
 from lenstrain.data.cache.folder import (
     CachedDataset,
     CacheFolder,
-    CacheOptions,
     Claim,
     Refusal,
     download_slot,
     is_disk_full,
 )
-from lenstrain.data.sources.remote import fetch_shard
+from lenstrain.data.cache.mapped import LocalCopies
+from lenstrain.data.sources.base import Reading
 
 logger = logging.getLogger("lenstrain.data")
 
@@ -51,58 +58,83 @@ Progress = Callable[[int, int], None]
 """Called with bytes that are in the cache and bytes of all shards."""
 
 
-def open_copies(
-    dataset: Dataset,
-    split: str,
-    cache_dir: str | PathLike[str],
-    options: CacheOptions | None,
-    *,
-    memory: int,
-    tell: bool,
-) -> CachedSplit:
-    """The copies of a split in a cache.
+def open_copies(dataset: Dataset, split: str, reading: Reading) -> LocalCopies:
+    """The copies of a split in the cache that is named, if one is; logs which.
 
     Parameters
     ----------
     dataset : Dataset
         In an object store.
     split : str
-    cache_dir : path
-    options : CacheOptions, optional
-    memory : int
-        Most bytes that filling may hold.
-    tell : bool
-        Log how much of the split is there.
+    reading : Reading
 
     Raises
     ------
     StorageError
         If the folder cannot be a cache.
     """
-    folder = CacheFolder.open(cache_dir, options)
-    copies = CachedSplit(folder, dataset, split, memory)
-    if tell:
-        there = copies.present()
-        logger.info(
-            "split %r of %s is read from the cache %s (%d of %d shards are there, %s of %s).",
-            split,
-            dataset.uri,
-            folder.root,
-            len(there),
-            len(copies.shards),
-            size_text(sum(shard.bytes for shard in there)),
-            size_text(copies.bytes),
-        )
+    level = logging.INFO if reading.log else logging.DEBUG
+    what = f"split {split!r} of {dataset.uri}"
+    if reading.cache_dir is None:
+        logger.log(level, "%s is streamed: there is no cache (data.cache_dir).", what)
+        return LocalCopies()
+    folder = CacheFolder.open(reading.cache_dir, reading.cache)
+    copies = CachedSplit(folder, dataset, split, reading.streamed_bytes)
+    there = copies.present()
+    logger.log(
+        level,
+        "%s is read from the cache %s (%d of %d shards are there, %s of %s).",
+        what,
+        folder.root,
+        len(there),
+        len(copies.shards),
+        size_text(sum(shard.bytes for shard in there)),
+        size_text(copies.bytes),
+    )
     return copies
 
 
-def beside_bytes(memory: int) -> int:
-    """Memory that fetching beside the stream takes, of so much."""
-    return (_beside_connections(memory) + 2) * PART_BYTES
+def fetch_shard(
+    dataset: Dataset,
+    shard: ShardInfo,
+    path: Path,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Copy a shard of an object store to a file, in parallel ranges.
 
+    Parameters
+    ----------
+    dataset : Dataset
+        In an object store.
+    shard : ShardInfo
+    path : Path
+        It gets this name when it is whole, has the manifest's SHA-256, and is on the disk.
+    progress : callable, optional
+        Told, from any thread, how many bytes more have come.
 
-def _beside_connections(memory: int) -> int:
-    return min(_MOST_BESIDE, max(1, memory // 4 // PART_BYTES - 2))
+    Raises
+    ------
+    ShardError
+        If the shard is missing, or has not the size or digest that the manifest states.
+    StorageError
+        If the store or the disk refuses.
+    """
+    if not isinstance(dataset.store, S3Store):
+        raise StorageError(f"{dataset.uri} is on a local disk already; there is nothing to fetch.")
+    try:
+        download_file(
+            dataset.store,
+            shard.name,
+            path,
+            size=shard.bytes,
+            sha256=shard.sha256,
+            progress=progress,
+        )
+    except (NotFoundError, ChangedError) as error:
+        raise ShardError(
+            f"{str(error).rstrip('.')} ({shard.name}, offset 0). Upload or convert the dataset "
+            "again, or run `lensprep verify`."
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +148,7 @@ class Filled:
     """There was no room for some."""
 
 
-class CachedSplit:
+class CachedSplit(LocalCopies):
     """Shards of one split in a cache; in use, hence never evicted, until `close`.
 
     Parameters
@@ -130,12 +162,16 @@ class CachedSplit:
         `beside_bytes` of them.
     """
 
+    offers_any = True
+
     def __init__(
         self, folder: CacheFolder, dataset: Dataset, split: str, memory: int = 1 << 30
     ) -> None:
         self.folder, self.dataset, self.split = folder, dataset, split
         self.shards: Sequence[ShardInfo] = dataset.split(split).shards
         self._memory = memory
+        self._beside_connections = min(_MOST_BESIDE, max(1, memory // 4 // PART_BYTES - 2))
+        self.beside_bytes = (self._beside_connections + 2) * PART_BYTES
         self.held: CachedDataset = folder.use(dataset)
         self._asked: dict[str, float] = {}
         self._stop = threading.Event()
@@ -193,6 +229,10 @@ class CachedSplit:
 
     # ------------------------------------------------------------------ filling
 
+    def fill_first(self) -> str:
+        """Fetch every shard that is missing and fits; what lacks, in words, if some do not."""
+        return self.shortage() if self.fill().full else ""
+
     def fill(self, progress: Progress | None = None) -> Filled:
         """Fetch every shard that is missing and fits, and wait for those that others fetch.
 
@@ -243,7 +283,7 @@ class CachedSplit:
         if not missing:
             return
         pace = _Pace(self._stop, hungry)
-        beside = _with_connections(self.dataset, _beside_connections(self._memory))
+        beside = _with_connections(self.dataset, self._beside_connections)
         self._beside = beside.store if isinstance(beside.store, S3Store) else None
         work = _Work(self.folder, self.held, beside, self._stop, pace)
         self._thread = threading.Thread(
