@@ -35,7 +35,7 @@ class DataConfig:
     of a node and by later runs. A local dataset is read where it is."""
 
     cache: Literal["auto", "always"] = "auto"
-    """``auto`` streams past a cache whose disk is slower than the store; ``always`` uses it."""
+    """Without effect: a cache that is named is used. Read so that older configurations are."""
 
     cache_limit_gb: float = 900.0
     """Most GB of shards in the cache, of all datasets. What does not fit is streamed."""
@@ -44,10 +44,10 @@ class DataConfig:
     """GB of the cache's disk that stay free."""
 
     disk_mb_per_s: float | None = None
-    """Rate of the cache's disk in MB/s; measured if not set (less than a second, kept a day)."""
+    """Without effect, as ``cache``."""
 
     store_mb_per_s: float | None = None
-    """Rate of the object store in MB/s; measured if not set (less than a second, kept a day)."""
+    """Without effect, as ``cache``."""
 
     where: str | None = None
     """Train only on rows for which this is true, such as ``"psfsize_r < 1.4"``."""

@@ -18,7 +18,7 @@ from lensprep.dataset import PAYLOAD_BYTES, STAMP_SHAPE, Dataset
 from lensprep.errors import ConfigError, DatasetError
 from lenstrain.data import Batch, StampLoader
 from lenstrain.data.order import Shuffle
-from lenstrain.data.sources.remote import MEMORY_BUDGET
+from lenstrain.data.sources.base import MEMORY_BUDGET
 
 Progress = Callable[[str, float], None]
 """Called with what is being measured and the fraction done."""

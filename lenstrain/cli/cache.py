@@ -72,8 +72,7 @@ def _status_lines(result: dict[str, Any]) -> list[str]:
         f"{result['dir']}: {size_text(result['bytes'])} of shards, "
         f"{size_text(result['free_bytes'])} of the disk free"
     )
-    rates = result["rates_mb_per_s"].items()
-    return lines + [f"measured: {name} {rate:,.0f} MB/s" for name, rate in rates]
+    return lines
 
 
 @cache.command()

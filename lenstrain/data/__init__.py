@@ -7,5 +7,3 @@ from lenstrain.data.opener import register_s3
 from lenstrain.data.selection import hard_negative_weights
 
 __all__ = ["Batch", "CacheOptions", "StampLoader", "hard_negative_weights", "register_s3"]
-
-register_s3(replace=False)

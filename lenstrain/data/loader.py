@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
 from itertools import islice
 from os import PathLike
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,28 +16,19 @@ import webdataset as wds
 from numpy.typing import ArrayLike, NDArray
 
 from lensprep.configfile import converted
-from lensprep.dataset import PAYLOAD_BYTES, Dataset
-from lensprep.errors import BudgetError, CheckpointError, ConfigError
-from lensprep.store import S3Options, is_remote
+from lensprep.errors import CheckpointError, ConfigError
+from lensprep.store import S3Options
 from lenstrain.data.batch import Batch, PixelPool
-from lenstrain.data.cache.filling import CachedSplit, beside_bytes, open_copies
 from lenstrain.data.cache.folder import CacheOptions
 from lenstrain.data.order import EpochOrder, OrderSpec, Shuffle, block_bounds, order_key
-from lenstrain.data.selection import Sampling, select
-from lenstrain.data.sidecar import PayloadCheck
-from lenstrain.data.sources.remote import MEMORY_BUDGET, Reading, RemoteSource, resident_bytes
+from lenstrain.data.selection import Sampling, Selecting, select
+from lenstrain.data.sources.base import MEMORY_BUDGET, Reading, Verify
 from lenstrain.data.split import SplitData, open_split
 from lenstrain.data.stream import OneProcess, PlanSteps, announce, gather_pixels, read_ahead
 
 logger = logging.getLogger("lenstrain.data")
 
-Verify = Literal["size", "crc"]
-
 STATE_VERSION = 1
-_MOST_AHEAD = 8
-"""Batches read ahead from a local disk: enough to ride out a pause, few enough to stay in cache."""
-
-_STATE_KEYS = ("dataset_id", "split", "selection", "seed", "shuffle", "global_batch", "drop_last")
 
 
 class StampLoader(OneProcess, wds.PipelineStage):
@@ -97,7 +86,7 @@ class StampLoader(OneProcess, wds.PipelineStage):
     s3 : S3Options, optional
         How to reach an object store; the usual AWS variables and profiles apply in any case.
     cache : CacheOptions, optional
-        Limits of the cache, and what is known of the rates of disk and store.
+        Limits of the cache.
 
     Raises
     ------
@@ -136,71 +125,49 @@ class StampLoader(OneProcess, wds.PipelineStage):
     ) -> None:
         super().__init__()
         # Plain types from here on: they end up in the state, which is loaded with weights_only.
-        split, sampling = converted(str, split, "split"), converted(str, sampling, "sampling")
-        batch_size, seed = converted(int, batch_size, "batch_size"), converted(int, seed, "seed")
-        rank, world_size = converted(int, rank, "rank"), converted(int, world_size, "world_size")
-        drop_last = converted(bool, drop_last, "drop_last")
-        shuffle = shuffle if shuffle is None else converted(str, shuffle, "shuffle")
-        where = converted(str | None, where, "where")
-        limit = converted(int | None, limit, "limit")
-        remote = is_remote(uri)
-        verify = verify or ("crc" if remote else "size")
-        _check_options(batch_size, rank, world_size, pin_memory, verify)
-        self.split, self.batch_size, self.rank, self.world_size = (
-            split,
-            batch_size,
-            rank,
-            world_size,
+        self.split = converted(str, split, "split")
+        self.batch_size = converted(int, batch_size, "batch_size")
+        self.rank = converted(int, rank, "rank")
+        self.world_size = converted(int, world_size, "world_size")
+        selecting = Selecting(
+            where=converted(str | None, where, "where"),
+            limit=converted(int | None, limit, "limit"),
+            sampling=converted(str, sampling, "sampling"),
+            weights=weights,
         )
-        self.depth = _depth(batch_size, memory_budget, 0.25 if remote else 1.0)
-        left = memory_budget - (self.depth + 1) * batch_size * PAYLOAD_BYTES
-        self.copies: CachedSplit | None = None
-        copies_of: Callable[[Dataset], CachedSplit | None] | None = None
-        if remote:
-            caching = _Caching(cache_dir, cache, split, left, shuffle == "global", rank == 0)
-            left = caching.memory_left
-            copies_of = partial(self._keep_copies, caching)
-        reading = Reading(memory_budget=left, check=verify == "crc")
-        try:
-            self.data: SplitData = open_split(uri, split, reading, s3, copies_of)
-            self.source = self.data.source
-            self._set_up(seed, shuffle, drop_last, pin_memory, verify,
-                         where=where, limit=limit, sampling=sampling, weights=weights)  # fmt: skip
-        except BaseException:
-            if self.copies is not None:
-                self.copies.close()
-            raise
-
-    def _keep_copies(self, caching: _Caching, dataset: Dataset) -> CachedSplit | None:
-        self.copies = caching.open(dataset)
-        return self.copies
-
-    def _set_up(
-        self,
-        seed: int,
-        shuffle: Shuffle,
-        drop_last: bool,
-        pin_memory: bool,
-        verify: Verify,
-        **selection: Any,
-    ) -> None:
-        """What follows once the split is open."""
-        self.selection = select(self.data, **selection)
-        self.spec = self._make_spec(seed, shuffle, drop_last)
-        self._verify = verify
-        self._check: PayloadCheck | None = None
-        self._pool = PixelPool(self.batch_size, keep=self.depth + 2, pin_memory=pin_memory)
+        order = {
+            "seed": converted(int, seed, "seed"),
+            "shuffle": shuffle if shuffle is None else converted(str, shuffle, "shuffle"),
+            "drop_last": converted(bool, drop_last, "drop_last"),
+        }
+        reading = Reading(
+            batch_size=self.batch_size,
+            memory_budget=memory_budget,
+            verify=verify,
+            cache_dir=cache_dir,
+            cache=cache,
+            log=self.rank == 0,
+        )
+        if not 0 <= self.rank < self.world_size:
+            ranks = f"{self.world_size} ranks (0 ... {self.world_size - 1})"
+            raise ConfigError(f"rank {self.rank} is not one of {ranks}")
+        if pin_memory and not torch.cuda.is_available():
+            raise ConfigError("pin_memory needs a CUDA device, and there is none. Leave it out.")
         self._epoch, self._next_step, self._done = 0, 0, 0
         self._current: _Epoch | None = None
-        if isinstance(self.source, RemoteSource):
-            if self.copies is not None:
-                self.copies.narrow(self.source.shards_of(self.selection.rows))
-            if self.spec.shuffle == "global":
-                self._prepare_global(self.source)
-            else:
-                self._check_window(self.source)
-                self._fill_beside()  # from now on: a validation is cached before it begins
-        if shuffle == "block" and self.rank == 0:
+        self.data: SplitData = open_split(uri, self.split, reading, s3)
+        self.source = self.data.source
+        try:
+            self.selection = select(self.data, selecting)
+            self.spec = self._make_spec(**order)
+            any_order = self.spec.shuffle == "global"
+            self.source.prepare(self.selection.rows, None if any_order else self._first_steps())
+        except BaseException:
+            self.source.close()
+            raise
+        self.depth = self.source.depth
+        self._pool = PixelPool(self.batch_size, keep=self.depth + 2, pin_memory=pin_memory)
+        if self.spec.shuffle == "block" and self.rank == 0:
             logger.info(
                 "%s: the block shuffle mixes over %s of %s samples.",
                 self.data.title,
@@ -208,24 +175,7 @@ class StampLoader(OneProcess, wds.PipelineStage):
                 f"{self.spec.rows:,}",
             )
 
-    def _prepare_global(self, source: RemoteSource) -> None:
-        """Have every row in the cache or, if there is none, see that memory holds them all."""
-        full = self.copies is not None and self.copies.fill().full
-        try:
-            source.check_resident(self.selection.rows)
-        except BudgetError as error:
-            if not full or self.copies is None:
-                raise
-            raise BudgetError(f"{self.copies.shortage()} {error}") from error
-
-    def _check_window(self, source: RemoteSource) -> None:
-        """Refuse a block shuffle whose mixing window is larger than the memory."""
-        order, rows = self._order()
-        steps = min(len(self), 2 * self.mixing_window // self.spec.global_batch + 2, 1024)
-        plans = PlanSteps(order, rows, rank=self.rank, world_size=self.world_size).run()
-        source.check_budget(plan.index for plan in islice(plans, steps))
-
-    def _make_spec(self, seed: int, shuffle: Shuffle, drop_last: bool) -> OrderSpec:
+    def _make_spec(self, **order: Any) -> OrderSpec:
         name = "/".join(
             part for part in (self.data.identity, self.split, self.selection.digest) if part
         )
@@ -233,10 +183,8 @@ class StampLoader(OneProcess, wds.PipelineStage):
             spec = OrderSpec(
                 rows=self.selection.epoch_rows,
                 global_batch=self.batch_size * self.world_size,
-                seed=seed,
                 dataset_id=name,
-                shuffle=shuffle,
-                drop_last=drop_last,
+                **order,
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
@@ -247,10 +195,11 @@ class StampLoader(OneProcess, wds.PipelineStage):
             )
         return spec
 
-    def _fill_beside(self) -> None:
-        """Have what the cache lacks fetched while batches are streamed."""
-        if self.copies is not None and isinstance(self.source, RemoteSource):
-            self.copies.fill_beside(self.source.reader.hungry)
+    def _first_steps(self) -> Iterator[NDArray[np.int64]]:
+        """Rows of so many steps that all which meet in a mixing window are among them."""
+        steps = min(len(self), 2 * self.mixing_window // self.spec.global_batch + 2, 1024)
+        for plan in islice(self._plans().run(), steps):
+            yield plan.index
 
     @property
     def labels(self) -> NDArray[np.int8]:
@@ -290,42 +239,30 @@ class StampLoader(OneProcess, wds.PipelineStage):
         start : int
             First step.
         """
-        order, rows = self._order()
-        remote = isinstance(self.source, RemoteSource)  # which compares on arrival
-        if self._verify == "crc" and not remote and self._check is None:
-            self._check = PayloadCheck(
-                self.data.checksums(), sum(self.data.shard_rows), self.source
-            )
         return wds.DataPipeline(
-            PlanSteps(order, rows, start=start, rank=self.rank, world_size=self.world_size),
-            announce(self.source, self._lookahead()),
-            gather_pixels(self.source, self.data.labels, self._pool, self._check),
+            self._plans(start),
+            announce(self.source, self.source.lookahead),
+            gather_pixels(self.source, self.data.labels, self._pool),
             read_ahead(self.depth),
         )
 
-    def _lookahead(self) -> int:
-        """Steps that the source is told of before they are read."""
-        if isinstance(self.source, RemoteSource):
-            return self.source.lookahead(self.batch_size)
-        return self.depth
-
-    def _order(self) -> tuple[EpochOrder, NDArray[np.int64] | None]:
-        """Order of the present epoch, and the rows it orders."""
+    def _plans(self, start: int = 0) -> PlanSteps:
+        """Plan this rank's part of the steps of the present epoch."""
         rows = self.selection.epoch(order_key(self.spec, self._epoch))
         blocks = None
         if self.spec.shuffle == "block":
             bounds = np.cumsum([0, *self.data.shard_rows])
             in_epoch = bounds if rows is None else np.searchsorted(rows, bounds)
             blocks = block_bounds(np.diff(in_epoch))
-        return EpochOrder(self.spec, self._epoch, blocks), rows
+        order = EpochOrder(self.spec, self._epoch, blocks)
+        return PlanSteps(order, rows, start=start, rank=self.rank, world_size=self.world_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Give the batches of the present epoch, from the step of a loaded state on."""
         self.require_own_process()
         if self._current is not None:
             self._current.close()
-        self.source.check()
-        self._fill_beside()
+        self.source.start_epoch()
         start, self._next_step = self._next_step, 0
         self._done = start
         self._current = _Epoch(self, self.pipeline(start).iterator1())
@@ -379,21 +316,19 @@ class StampLoader(OneProcess, wds.PipelineStage):
         self._epoch, self._next_step, self._done = epoch, step, step
 
     def _identity(self) -> dict[str, Any]:
-        values = (
-            self.data.identity,
-            self.split,
-            self.selection.digest,
-            self.spec.seed,
-            self.spec.shuffle,
-            self.spec.global_batch,
-            self.spec.drop_last,
-        )
-        return dict(zip(_STATE_KEYS, values, strict=True))
+        return {
+            "dataset_id": self.data.identity,
+            "split": self.split,
+            "selection": self.selection.digest,
+            "seed": self.spec.seed,
+            "shuffle": self.spec.shuffle,
+            "global_batch": self.spec.global_batch,
+            "drop_last": self.spec.drop_last,
+        }
 
     def forget_checks(self) -> None:
         """With ``verify="crc"``: check every stamp again when it is next read."""
-        if self._check is not None:
-            self._check.forget()
+        self.source.forget_checks()
 
     def close(self) -> None:
         """End reading and unmap the shards; batches handed out stay valid."""
@@ -401,8 +336,6 @@ class StampLoader(OneProcess, wds.PipelineStage):
         if self._current is not None:
             self._current.close()
         self.source.close()
-        if self.copies is not None:
-            self.copies.close()
 
     def _advance(self, epoch: _Epoch, *, finished: bool) -> None:
         """Note that a batch was handed out, or that the epoch is over (called by its iterator)."""
@@ -443,64 +376,3 @@ class _Epoch(OneProcess, Iterator[Batch]):
         """End the reading thread; the iterator gives nothing more."""
         with self._lock:
             self._batches.close()  # type: ignore[attr-defined]
-
-
-@dataclass(frozen=True, slots=True)
-class _Caching:
-    """Whether and how one split of a dataset in an object store is cached."""
-
-    cache_dir: str | PathLike[str] | None
-    options: CacheOptions | None
-    split: str
-    memory: int
-    """For what is read ahead, and for fetching beside it."""
-    whole: bool
-    """The order needs all rows at once."""
-    tell: bool
-
-    @property
-    def memory_left(self) -> int:
-        """For what is read ahead."""
-        return self.memory - (0 if self.cache_dir is None else beside_bytes(self.memory))
-
-    def open(self, dataset: Dataset) -> CachedSplit | None:
-        """The copies of the split, if there are to be any."""
-        if self.cache_dir is None:
-            if self.tell:
-                what = f"split {self.split!r} of {dataset.uri}"
-                logger.info("%s is streamed: there is no cache (data.cache_dir).", what)
-            return None
-        rows = [shard.rows for shard in dataset.split(self.split).shards]
-        return open_copies(
-            dataset,
-            self.split,
-            self.cache_dir,
-            self.options,
-            required=self.whole and resident_bytes(rows) > self.memory_left,
-            memory=self.memory,
-            tell=self.tell,
-        )
-
-
-def _check_options(
-    batch_size: int, rank: int, world_size: int, pin_memory: bool, verify: str
-) -> None:
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-    if not 0 <= rank < world_size:
-        raise ConfigError(f"rank {rank} is not one of {world_size} ranks (0 ... {world_size - 1})")
-    if verify not in ("size", "crc"):
-        raise ConfigError(f"verify must be 'size' or 'crc', got {verify!r}")
-    if pin_memory and not torch.cuda.is_available():
-        raise ConfigError("pin_memory needs a CUDA device, and there is none. Leave it out.")
-
-
-def _depth(batch_size: int, memory_budget: int, share: float) -> int:
-    """Batches read ahead within a share of the budget; one more is being filled meanwhile."""
-    batch_bytes = batch_size * PAYLOAD_BYTES
-    if memory_budget < 2 * batch_bytes:
-        raise ConfigError(
-            f"memory_budget of {memory_budget} bytes holds less than two batches of {batch_size} "
-            f"stamps ({batch_bytes} bytes each). Raise it or use smaller batches."
-        )
-    return min(_MOST_AHEAD, max(1, int(share * memory_budget) // batch_bytes - 1))

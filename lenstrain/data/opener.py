@@ -1,9 +1,9 @@
 """``s3://`` for WebDataset's own pipelines: an opener that goes on where a connection broke.
 
+register_s3()
 wds.WebDataset("s3://bucket/lenses/train/train-{000000..000011}.tar", shardshuffle=12).decode()
 
-Importing `lenstrain.data` registers it, unless the program has an opener of its own; a process that
-does not import it, such as a spawned worker, calls `register_s3`.
+It is registered in one process: each that reads, such as a spawned worker, calls `register_s3`.
 """
 
 from __future__ import annotations

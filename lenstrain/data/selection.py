@@ -60,35 +60,36 @@ class Selection:
         return np.repeat(np.arange(self.total) if self.rows is None else self.rows, counts)
 
 
-def select(
-    data: SplitData,
-    *,
-    where: str | None = None,
-    limit: int | None = None,
-    sampling: Sampling = "uniform",
-    weights: ArrayLike | None = None,
-) -> Selection:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Selecting:
+    """Which rows of a split to choose."""
+
+    where: str | None = None
+    """Filter on sidecar columns, in the grammar of `lensprep.dataset.where`."""
+    limit: int | None = None
+    """Keep the first rows only, after the filter. Shards are shuffled when they are written, so
+    the first rows are a random sample."""
+    sampling: Sampling = "uniform"
+    """``"balanced"`` gives every class the same number of rows in an epoch of unchanged length."""
+    weights: ArrayLike | None = None
+    """Relative rate of every row of the split, shape (rows,); the epoch keeps its length, and a row
+    of rate ``w`` comes ``floor(w)`` or ``ceil(w)`` times. Multiplies with the balance."""
+
+
+def select(data: SplitData, wanted: Selecting) -> Selection:
     """Choose rows of a split.
 
     Parameters
     ----------
     data : SplitData
-    where : str, optional
-        Filter on sidecar columns, in the grammar of `lensprep.dataset.where`.
-    limit : int, optional
-        Keep the first rows only, after the filter. Shards are shuffled when they are written, so
-        the first rows are a random sample.
-    sampling : {"uniform", "balanced"}
-        ``"balanced"`` gives every class the same number of rows in an epoch of unchanged length.
-    weights : array_like of float, shape (rows,), optional
-        Relative rate of every row of the split; the epoch keeps its length, and a row of rate
-        ``w`` comes ``floor(w)`` or ``ceil(w)`` times. Multiplies with the balance.
+    wanted : Selecting
 
     Raises
     ------
     ConfigError
         If nothing is left, or an option does not fit the split.
     """
+    where, limit, sampling = wanted.where, wanted.limit, wanted.sampling
     total = sum(data.shard_rows)
     rows = None if where is None else data.matching(where)
     if limit is not None:
@@ -98,7 +99,7 @@ def select(
     if total == 0 or (rows is not None and not len(rows)):
         reason = f"where {where!r} keeps no row of" if total else "there is no row in"
         raise ConfigError(f"{reason} {data.title}.")
-    rates = None if weights is None else _checked_weights(weights, total, rows)
+    rates = None if wanted.weights is None else _checked_weights(wanted.weights, total, rows)
     classes = None
     if sampling == "balanced":
         labels = data.all_labels()

@@ -14,7 +14,6 @@ from numpy.typing import DTypeLike, NDArray
 from lensprep.dataset import Dataset
 from lensprep.errors import ShardError
 from lensprep.store import is_remote
-from lenstrain.data.sources.local import ShardSource
 
 _THREADS = 4
 _REMOTE_THREADS = 16
@@ -128,36 +127,40 @@ class PayloadCheck:
         CRC-32 of every row of the split, by position.
     rows : int
         Rows of the split.
-    source : ShardSource
-        Where the rows come from, to name the place of a bad one.
     """
 
-    def __init__(self, expected: Column, rows: int, source: ShardSource) -> None:
+    def __init__(self, expected: Column, rows: int) -> None:
         self._expected = expected
-        self._source = source
         self._checked = np.zeros(rows, np.bool_)
 
-    def __call__(self, index: NDArray[np.int64], pixels: NDArray[np.float16]) -> None:
-        """Check the rows among `index` that were not checked before.
+    def faults(
+        self,
+        index: NDArray[np.int64],
+        pixels: NDArray[np.float16],
+        among: NDArray[np.bool_] | None = None,
+    ) -> list[tuple[int, int, int]]:
+        """Rows whose bytes are not those written, with the CRC-32 found and the one expected.
 
-        Raises
-        ------
-        ShardError
-            Naming the shard and the offset of the first row whose bytes are not those written.
+        Parameters
+        ----------
+        index : ndarray of int64
+            Rows; those that were right before are not looked at again.
+        pixels : ndarray of float16
+        among : ndarray of bool, optional
+            Which of them to look at; all if not given.
         """
-        new = np.flatnonzero(~self._checked[index])
-        for i, expected in zip(new.tolist(), self._expected[index[new]].tolist(), strict=True):
-            row = int(index[i])
+        unchecked = ~self._checked[index]
+        new = np.flatnonzero(unchecked if among is None else unchecked & among)
+        faults = []
+        expected = self._expected[index[new]].tolist() if new.size else []
+        for i, stated in zip(new.tolist(), expected, strict=True):
             found = crc32(pixels[i].reshape(-1).view(np.uint8))
-            if found != expected:
-                shard, offset = self._source.place(row)
-                raise ShardError(
-                    f"{shard}: the stamp at offset {offset} is not the one that was written "
-                    f"(CRC-32 {found:08x}, expected {expected:08x}). Run `lensprep "
-                    "verify`, and copy the shard again, or convert again."
-                )
-            self._checked[row] = True
+            if found == stated:
+                self._checked[index[i]] = True
+            else:
+                faults.append((int(index[i]), found, stated))
+        return faults
 
-    def forget(self) -> None:
-        """Check every row again when it is next read."""
-        self._checked[:] = False
+    def forget(self, rows: slice = slice(None)) -> None:
+        """Check these rows again when they are next read."""
+        self._checked[rows] = False

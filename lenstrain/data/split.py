@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from lensprep.dataset import MANIFEST_NAME, Dataset
 from lensprep.dataset.where import check_columns, compile_where
 from lensprep.errors import ConfigError, DatasetError, StorageError
 from lensprep.store import S3Options, is_remote
-from lenstrain.data.cache.mapped import LocalCopies
+from lenstrain.data.cache.filling import open_copies
 from lenstrain.data.sidecar import Column, SidecarColumn, SidecarColumns
-from lenstrain.data.sources.local import LocalSource, ShardSource
-from lenstrain.data.sources.remote import Reading, RemoteSource
+from lenstrain.data.sources.base import Reading, ShardSource
+from lenstrain.data.sources.local import LocalSource
+from lenstrain.data.sources.remote import RemoteSource
 from lenstrain.data.sources.tars import TarSource, index_tar, names_tars, tar_paths, tars_digest
 
 
@@ -40,9 +39,6 @@ class SplitData(Protocol):
     def all_labels(self) -> NDArray[np.int8]:
         """Labels of all rows."""
 
-    def checksums(self) -> Column:
-        """CRC-32 of each row's pixels; ConfigError where none were stored."""
-
     def matching(self, where: str) -> NDArray[np.int64]:
         """Positions of the rows for which an expression is true, ascending."""
 
@@ -54,11 +50,10 @@ class ConvertedSplit:
     ----------
     dataset : Dataset
     split : str
-    reading : Reading, optional
-        How it is read, if it is in an object store.
+    reading : Reading
     """
 
-    def __init__(self, dataset: Dataset, split: str, reading: Reading | None = None) -> None:
+    def __init__(self, dataset: Dataset, split: str, reading: Reading) -> None:
         self.dataset, self.split = dataset, split
         self._shards = dataset.split(split).shards
         self.title = f"split {split!r} of {dataset.uri}"
@@ -72,29 +67,31 @@ class ConvertedSplit:
                 "its manifest with `lensprep verify`."
             ) from error
 
-    def _open(self, reading: Reading | None) -> tuple[ShardSource, SidecarColumn]:
-        if is_remote(self.dataset.uri):
-            # Both from one look at each sidecar: a request costs more than a column.
-            columns = self._columns(label=np.int8, payload_crc32=np.uint32)
+    def _open(self, reading: Reading) -> tuple[ShardSource, SidecarColumn]:
+        dataset, split = self.dataset, self.split
+        # Both from one look at each sidecar: a request costs more than a column.
+        both = {"label": np.int8, "payload_crc32": np.uint32}
+        if is_remote(dataset.uri):
+            columns = SidecarColumns(dataset, split, both)
             crc = SidecarColumn(columns, "payload_crc32")
-            return (
-                RemoteSource(self.dataset, self.split, crc, reading),
-                SidecarColumn(columns, "label"),
-            )
-        # The source first: it compares the rows with the files, before there is memory for them.
-        source = LocalSource(self.dataset, self._shards)
-        return source, SidecarColumn(self._columns(label=np.int8), "label")
-
-    def _columns(self, **types: DTypeLike) -> SidecarColumns:
-        return SidecarColumns(self.dataset, self.split, types)
+            copies = open_copies(dataset, split, reading)
+            try:
+                source: ShardSource = RemoteSource(dataset, split, crc, reading, copies)
+            except BaseException:
+                copies.close()
+                raise
+        else:
+            # The source first: it compares the rows with the files, before they get memory.
+            source = local = LocalSource(dataset, self._shards, reading)
+            compared = reading.verify == "crc"
+            columns = SidecarColumns(dataset, split, both if compared else {"label": np.int8})
+            if compared:
+                local.compare_with(SidecarColumn(columns, "payload_crc32"))
+        return source, SidecarColumn(columns, "label")
 
     def all_labels(self) -> NDArray[np.int8]:
         """Labels of all rows, from the sidecars."""
         return self.labels.all()
-
-    def checksums(self) -> SidecarColumn:
-        """CRC-32 of each row's pixels, from the sidecars."""
-        return SidecarColumn(self._columns(payload_crc32=np.uint32), "payload_crc32")
 
     def matching(self, where: str) -> NDArray[np.int64]:
         """Positions of the rows for which an expression on sidecar columns is true, ascending."""
@@ -117,23 +114,22 @@ class TarSplit:
     ----------
     uri : str
         See `lenstrain.data.sources.tars.tar_paths`.
+    reading : Reading
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, reading: Reading) -> None:
+        if reading.verify == "crc":
+            raise ConfigError(f"{uri} has no checksums to verify: tars alone hold none.")
         paths = tar_paths(uri)
         shards = [index_tar(path) for path in paths]
         self.title, self.identity = uri, tars_digest(shards)
         self.shard_rows = [len(shard) for shard in shards]
-        self.source: ShardSource = TarSource(paths, shards)
+        self.source: ShardSource = TarSource(paths, shards, reading)
         self.labels = np.array([member.label for shard in shards for member in shard], np.int8)
 
     def all_labels(self) -> NDArray[np.int8]:
         """Labels of all rows, as indexed."""
         return self.labels
-
-    def checksums(self) -> Column:
-        """Refuse: tars hold no checksum of their contents."""
-        raise ConfigError(f"{self.title} has no checksums to verify: tars alone hold none.")
 
     def matching(self, where: str) -> NDArray[np.int64]:
         """Refuse: there are no sidecar columns."""
@@ -145,9 +141,8 @@ class TarSplit:
 def open_split(
     uri: str | os.PathLike[str],
     split: str,
-    reading: Reading | None = None,
+    reading: Reading,
     options: S3Options | None = None,
-    copies_of: Callable[[Dataset], LocalCopies | None] | None = None,
 ) -> SplitData:
     """Open a split of a converted dataset, or stock tars where the location names tars.
 
@@ -158,12 +153,9 @@ def open_split(
     ----------
     uri : str or path
     split : str
-    reading : Reading, optional
-        How a dataset in an object store is read.
+    reading : Reading
     options : S3Options, optional
         How to reach an object store.
-    copies_of : callable, optional
-        Gives the local copies of a dataset in an object store, or None.
 
     Raises
     ------
@@ -176,16 +168,14 @@ def open_split(
     """
     text = os.fspath(uri)
     if not names_tars(text):
-        dataset = Dataset.open(uri, options)
-        if copies_of is not None and is_remote(text):
-            reading = replace(reading or Reading(), copies=copies_of(dataset))
-        return ConvertedSplit(dataset, split, reading)
+        return ConvertedSplit(Dataset.open(uri, options), split, reading)
     if is_remote(text):
         raise StorageError(
             f"{text}: tars without a manifest are read from a local disk only. Give the folder of "
-            'a converted dataset, or read them with stock stages: wds.WebDataset("s3://...").'
+            "a converted dataset, or read them with stock stages: lenstrain.data.register_s3() and "
+            'wds.WebDataset("s3://...").'
         )
-    found, home = TarSplit(text), Path(text).parent.parent
+    found, home = TarSplit(text, reading), Path(text).parent.parent
     what = "is not a converted dataset"
     if (home / MANIFEST_NAME).is_file():
         what = f"is a shard of the dataset {home}, which is fast if that is named"

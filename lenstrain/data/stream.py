@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from queue import SimpleQueue
@@ -27,7 +27,7 @@ from lensprep.errors import ConfigError
 from lenstrain.data.batch import Batch, PixelPool
 from lenstrain.data.order import EpochOrder
 from lenstrain.data.sidecar import Column
-from lenstrain.data.sources.local import ShardSource
+from lenstrain.data.sources.base import ShardSource
 
 T = TypeVar("T")
 
@@ -137,15 +137,10 @@ def _gather_pixels(
     source: ShardSource,
     labels: Column,
     pool: PixelPool,
-    check: Callable[[NDArray[np.int64], NDArray[np.float16]], None] | None = None,
 ) -> Iterator[Batch]:
     for plan in plans:
         pixels = pool.lend()
-        view = pixels.numpy()
-        source.gather(plan.index, view)
-        if check is not None:
-            check(plan.index, view)
-        del view
+        source.gather(plan.index, pixels.numpy())
         batch = Batch(
             pixels,
             _owned(labels[plan.index].astype(np.int64)),
@@ -225,7 +220,7 @@ announce = wds.pipelinefilter(_announce)
 """Stage ``announce(source, steps)``: tell the source `steps` steps early which rows will come."""
 
 gather_pixels = wds.pipelinefilter(_gather_pixels)
-"""Stage ``gather_pixels(source, labels, pool, check=None)``: `StepPlan` in, `Batch` out."""
+"""Stage ``gather_pixels(source, labels, pool)``: `StepPlan` in, `Batch` out."""
 
 read_ahead = wds.pipelinefilter(_read_ahead)
 """Stage ``read_ahead(depth)``: what stands before it runs in one thread, up to `depth` items ahead.

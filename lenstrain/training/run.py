@@ -265,9 +265,6 @@ def cache_options(data: DataConfig) -> CacheOptions:
     return CacheOptions(
         limit_bytes=int(data.cache_limit_gb * 1e9),
         reserve_bytes=int(data.cache_reserve_gb * 1e9),
-        use=data.cache,
-        disk_mb_per_s=data.disk_mb_per_s,
-        store_mb_per_s=data.store_mb_per_s,
     )
 
 

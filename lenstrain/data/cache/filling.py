@@ -1,6 +1,6 @@
 """One split of a dataset in a cache: which of its shards are there, and getting the others.
 
-copies = CachedSplit(folder, dataset, "train")      a `lenstrain.data.sources.remote.LocalCopies`
+copies = CachedSplit(folder, dataset, "train")      a `lenstrain.data.cache.mapped.LocalCopies`
 copies.fill(...)                                    now, all that fits, several shards at once
 copies.fill_beside(hungry)                          in a thread, while the epoch streams
 """
@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -22,19 +21,26 @@ from numpy.typing import NDArray
 
 from lensprep.dataset import Dataset, ShardInfo
 from lensprep.dataset.remote import RemoteDataset
-from lensprep.errors import ProjectError, ShardError, StorageError, size_text
+from lensprep.errors import (
+    ChangedError,
+    NotFoundError,
+    ProjectError,
+    ShardError,
+    StorageError,
+    size_text,
+)
 from lensprep.store.s3 import PART_BYTES, S3Store
+from lensprep.store.transfer import download_file
 from lenstrain.data.cache.folder import (
     CachedDataset,
     CacheFolder,
-    CacheOptions,
     Claim,
     Refusal,
     download_slot,
     is_disk_full,
 )
-from lenstrain.data.cache.rates import available_memory, choose, disk_rate, store_rate
-from lenstrain.data.sources.remote import fetch_shard
+from lenstrain.data.cache.mapped import LocalCopies
+from lenstrain.data.sources.base import Reading
 
 logger = logging.getLogger("lenstrain.data")
 
@@ -45,80 +51,90 @@ _LOOK_SECONDS = 0.2
 """Time between two looks at what other processes fetch."""
 _LONGEST_PAUSE = 2.0
 _LINE_SECONDS = 10.0
+_ENOUGH_BYTES = 1 << 30
+"""Of less it cannot be said how fast a disk is."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes that are in the cache and bytes of all shards."""
 
 
-def open_copies(
-    dataset: Dataset,
-    split: str,
-    cache_dir: str | PathLike[str],
-    options: CacheOptions | None,
-    *,
-    required: bool,
-    memory: int,
-    tell: bool,
-) -> CachedSplit | None:
-    """The copies of a split in a cache, or None where streaming is faster; says which and why.
+def open_copies(dataset: Dataset, split: str, reading: Reading) -> LocalCopies:
+    """The copies of a split in the cache that is named, if one is; logs which.
 
     Parameters
     ----------
     dataset : Dataset
         In an object store.
     split : str
-    cache_dir : path
-    options : CacheOptions, optional
-    required : bool
-        The order cannot be read from the store.
-    memory : int
-        Most bytes that filling may hold.
-    tell : bool
-        Write the one line that says it.
+    reading : Reading
 
     Raises
     ------
     StorageError
         If the folder cannot be a cache.
     """
-    folder = CacheFolder.open(cache_dir, options)
-    copies = CachedSplit(folder, dataset, split, memory)
-    choice = choose(
-        disk_rate(folder),
-        store_rate(folder, dataset, split),
-        copies.bytes,
-        available_memory(),
-        required=required,
-        always=folder.options.use == "always",
-    )
+    level = logging.INFO if reading.log else logging.DEBUG
     what = f"split {split!r} of {dataset.uri}"
-    if not choice.cached:
-        if tell:
-            logger.info("%s is streamed, past the cache %s: %s.", what, folder.root, choice.why)
-        copies.close()
-        return None
-    if tell:
-        there = copies.present()
-        logger.info(
-            "%s is read from the cache %s (%d of %d shards are there, %s of %s): %s.",
-            what,
-            folder.root,
-            len(there),
-            len(copies.shards),
-            size_text(sum(shard.bytes for shard in there)),
-            size_text(copies.bytes),
-            choice.why,
-        )
+    if reading.cache_dir is None:
+        logger.log(level, "%s is streamed: there is no cache (data.cache_dir).", what)
+        return LocalCopies()
+    folder = CacheFolder.open(reading.cache_dir, reading.cache)
+    copies = CachedSplit(folder, dataset, split, reading.streamed_bytes)
+    there = copies.present()
+    logger.log(
+        level,
+        "%s is read from the cache %s (%d of %d shards are there, %s of %s).",
+        what,
+        folder.root,
+        len(there),
+        len(copies.shards),
+        size_text(sum(shard.bytes for shard in there)),
+        size_text(copies.bytes),
+    )
     return copies
 
 
-def beside_bytes(memory: int) -> int:
-    """Memory that fetching beside the stream takes, of so much."""
-    return (_beside_connections(memory) + 2) * PART_BYTES
+def fetch_shard(
+    dataset: Dataset,
+    shard: ShardInfo,
+    path: Path,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Copy a shard of an object store to a file, in parallel ranges.
 
+    Parameters
+    ----------
+    dataset : Dataset
+        In an object store.
+    shard : ShardInfo
+    path : Path
+        It gets this name when it is whole, has the manifest's SHA-256, and is on the disk.
+    progress : callable, optional
+        Told, from any thread, how many bytes more have come.
 
-def _beside_connections(memory: int) -> int:
-    return min(_MOST_BESIDE, max(1, memory // 4 // PART_BYTES - 2))
+    Raises
+    ------
+    ShardError
+        If the shard is missing, or has not the size or digest that the manifest states.
+    StorageError
+        If the store or the disk refuses.
+    """
+    if not isinstance(dataset.store, S3Store):
+        raise StorageError(f"{dataset.uri} is on a local disk already; there is nothing to fetch.")
+    try:
+        download_file(
+            dataset.store,
+            shard.name,
+            path,
+            size=shard.bytes,
+            sha256=shard.sha256,
+            progress=progress,
+        )
+    except (NotFoundError, ChangedError) as error:
+        raise ShardError(
+            f"{str(error).rstrip('.')} ({shard.name}, offset 0). Upload or convert the dataset "
+            "again, or run `lensprep verify`."
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +148,7 @@ class Filled:
     """There was no room for some."""
 
 
-class CachedSplit:
+class CachedSplit(LocalCopies):
     """Shards of one split in a cache; in use, hence never evicted, until `close`.
 
     Parameters
@@ -146,12 +162,16 @@ class CachedSplit:
         `beside_bytes` of them.
     """
 
+    offers_any = True
+
     def __init__(
         self, folder: CacheFolder, dataset: Dataset, split: str, memory: int = 1 << 30
     ) -> None:
         self.folder, self.dataset, self.split = folder, dataset, split
         self.shards: Sequence[ShardInfo] = dataset.split(split).shards
         self._memory = memory
+        self._beside_connections = min(_MOST_BESIDE, max(1, memory // 4 // PART_BYTES - 2))
+        self.beside_bytes = (self._beside_connections + 2) * PART_BYTES
         self.held: CachedDataset = folder.use(dataset)
         self._asked: dict[str, float] = {}
         self._stop = threading.Event()
@@ -209,6 +229,10 @@ class CachedSplit:
 
     # ------------------------------------------------------------------ filling
 
+    def fill_first(self) -> str:
+        """Fetch every shard that is missing and fits; what lacks, in words, if some do not."""
+        return self.shortage() if self.fill().full else ""
+
     def fill(self, progress: Progress | None = None) -> Filled:
         """Fetch every shard that is missing and fits, and wait for those that others fetch.
 
@@ -259,7 +283,7 @@ class CachedSplit:
         if not missing:
             return
         pace = _Pace(self._stop, hungry)
-        beside = _with_connections(self.dataset, _beside_connections(self._memory))
+        beside = _with_connections(self.dataset, self._beside_connections)
         self._beside = beside.store if isinstance(beside.store, S3Store) else None
         work = _Work(self.folder, self.held, beside, self._stop, pace)
         self._thread = threading.Thread(
@@ -334,6 +358,8 @@ class _Work:
         self._lock = threading.Lock()
         self._fetched: list[int] = []
         self._errors: list[BaseException] = []
+        self._began = time.monotonic()
+        self._fetching, self._settling = 0.0, 0.0
 
     def run(self, shards: Sequence[ShardInfo]) -> None:
         """Have these shards there, or know that there is no room for them; keeps what fails."""
@@ -374,8 +400,15 @@ class _Work:
                 return self._fetch(shard)
 
     def _fetch(self, shard: ShardInfo) -> Refusal:
+        began = arrived = time.monotonic()
+
+        def moved(count: int) -> None:
+            nonlocal arrived
+            self._moved(count)
+            arrived = time.monotonic()
+
         try:
-            fetch_shard(self.dataset, shard, self.held.file(shard), self._moved)
+            fetch_shard(self.dataset, shard, self.held.file(shard), moved)
         except StorageError as error:
             if not is_disk_full(error):
                 raise
@@ -384,6 +417,8 @@ class _Work:
             return "full"
         with self._lock:
             self._fetched.append(shard.bytes)
+            self._fetching += arrived - began
+            self._settling += time.monotonic() - arrived
         return "there"
 
     def _moved(self, count: int) -> None:
@@ -392,8 +427,23 @@ class _Work:
         self.moved(count)
 
     def result(self) -> Filled:
-        """What was done."""
-        return Filled(len(self._fetched), sum(self._fetched), self.full.is_set())
+        """What was done; the log tells how fast, and warns of a disk slower than the store."""
+        filled = Filled(len(self._fetched), sum(self._fetched), self.full.is_set())
+        if filled.fetched:
+            rate = filled.fetched_bytes / (time.monotonic() - self._began) / 1e6
+            size = size_text(filled.fetched_bytes)
+            logger.info("filled the cache with %s, %.0f MB/s", size, rate)
+            # What has arrived is in memory; a disk that keeps up has written most of it by then.
+            if self._settling > self._fetching and filled.fetched_bytes >= _ENOUGH_BYTES:
+                logger.warning(
+                    "The disk of the cache %s is slower than the store: %s came in %.0f s, and "
+                    "writing them took %.0f s more. Streaming, without the cache, may be faster.",
+                    self.folder.root,
+                    size,
+                    self._fetching,
+                    self._settling,
+                )
+        return filled
 
 
 def _fill_quietly(work: _Work, shards: Sequence[ShardInfo]) -> None:
@@ -401,6 +451,7 @@ def _fill_quietly(work: _Work, shards: Sequence[ShardInfo]) -> None:
     try:
         work.run(shards)
         work.raise_error()
+        work.result()
     except ShardError as error:
         logger.warning("%s It is not cached.", error)
     except ProjectError as error:

@@ -56,21 +56,11 @@ class CacheOptions:
     """Most bytes of shards, finished or on their way, of all datasets in the folder."""
     reserve_bytes: int = DEFAULT_RESERVE
     """Bytes of the disk that stay free, for checkpoints and others."""
-    use: Literal["auto", "always"] = "auto"
-    """``auto`` streams past a cache whose disk is slower than the store."""
-    disk_mb_per_s: float | None = None
-    """Rate of the disk, if it is known; measured otherwise."""
-    store_mb_per_s: float | None = None
-    """Rate of the object store, if it is known; measured otherwise."""
 
     def __post_init__(self) -> None:
         for name in ("limit_bytes", "reserve_bytes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("disk_mb_per_s", "store_mb_per_s"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
 
 
 @dataclass(frozen=True, slots=True)

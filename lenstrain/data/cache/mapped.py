@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-from deflate import crc32
 from numpy.typing import NDArray
 
 from lensprep.dataset import PAYLOAD_OFFSET, RECORD_STRIDE, ShardInfo
 from lensprep.errors import ShardError
-from lenstrain.data.sidecar import Column
+from lenstrain.data.sidecar import Column, PayloadCheck
 from lenstrain.data.sources.local import FileMap, file_identity
 
 logger = logging.getLogger("lenstrain.data")
 
 
-class LocalCopies(Protocol):
-    """Shards that are on a local disk too, such as a cache; asked from several threads."""
+class LocalCopies:
+    """Shards of an object store that are on a local disk too; here: of which there are none.
+
+    Asked from several threads. `lenstrain.data.cache.filling.CachedSplit` is one that has some.
+    """
+
+    offers_any = False
+    """Whether there can be a copy at all."""
+    beside_bytes = 0
+    """Memory that `fill_beside` takes."""
 
     def path(self, shard: ShardInfo) -> Path | None:
         """Path of a complete, checked copy of a shard, or None to read it from the store.
@@ -28,9 +34,23 @@ class LocalCopies(Protocol):
         Asked whenever a part of the shard is about to be read. From then on the file must stay as
         it is until the reader is closed (it is mapped; its name may go, as the map keeps it).
         """
+        return None
 
     def damaged(self, shard: ShardInfo) -> None:
         """The copy is not what it should be: it shall not be offered again."""
+
+    def narrow(self, numbers: NDArray[np.int64]) -> None:
+        """Want only these shards of the split."""
+
+    def fill_first(self) -> str:
+        """Have copies of all shards that fit; what lacks, in words, if some do not."""
+        return ""
+
+    def fill_beside(self, hungry: Callable[[], bool]) -> None:
+        """Have copies made while rows are read, slower while the reader is hungry."""
+
+    def close(self) -> None:
+        """End filling; copies that are mapped stay."""
 
 
 class MappedCopies:
@@ -59,8 +79,7 @@ class MappedCopies:
         expected: Column | None,
     ) -> None:
         self._copies, self._shards, self._starts = copies, shards, starts
-        self._expected = expected
-        self._checked = np.zeros(starts[-1] if expected is not None else 0, np.bool_)
+        self._payloads = None if expected is None else PayloadCheck(expected, int(starts[-1]))
         self._maps: dict[int, tuple[FileMap, Path]] = {}
         self.bases = np.zeros(len(shards), np.int64)
         """Address of each shard's records, 0 where it is not mapped."""
@@ -69,6 +88,8 @@ class MappedCopies:
 
     def map(self, numbers: NDArray[np.int64]) -> None:
         """Map those of these shards of which there is a copy; one thread at a time."""
+        if not self._copies.offers_any:
+            return
         for number in numbers[self.bases[numbers] == 0].tolist():
             shard = self._shards[number]
             path = self._copies.path(shard)
@@ -108,7 +129,7 @@ class MappedCopies:
         pixels: NDArray[np.float16],
         copied: NDArray[np.bool_] | None = None,
     ) -> list[int]:
-        """Shards whose copies gave another stamp than was written; each row is looked at once.
+        """Shards whose copies gave another stamp than was written.
 
         Parameters
         ----------
@@ -117,20 +138,11 @@ class MappedCopies:
         copied : ndarray of bool, optional
             Which of them came from a copy; all if not given.
         """
-        if self._expected is None:
+        if self._payloads is None:
             return []
-        unchecked = ~self._checked[rows]
-        new = np.flatnonzero(unchecked if copied is None else unchecked & copied)
-        if not new.size:
-            return []
-        numbers = np.searchsorted(self._starts, rows[new], side="right") - 1
         bad: dict[int, int] = {}
-        expected = self._expected[rows[new]]
-        for i, number, stated in zip(new.tolist(), numbers, expected.tolist(), strict=True):
-            if crc32(pixels[i].reshape(-1).view(np.uint8)) == stated:
-                self._checked[rows[i]] = True
-            else:
-                bad.setdefault(int(number), int(rows[i]))
+        for row, _, _ in self._payloads.faults(rows, pixels, copied):
+            bad.setdefault(int(np.searchsorted(self._starts, row, side="right")) - 1, row)
         for number, row in bad.items():
             offset = int(row - self._starts[number]) * RECORD_STRIDE + PAYLOAD_OFFSET
             logger.warning(
@@ -146,7 +158,8 @@ class MappedCopies:
         """Give up a copy; nobody may be copying from it now."""
         self.bases[number], self.complete = 0, False
         self._maps.pop(number, None)
-        self._checked[self._starts[number] : self._starts[number + 1]] = False
+        if self._payloads is not None:
+            self._payloads.forget(slice(self._starts[number], self._starts[number + 1]))
         self._copies.damaged(self._shards[number])
 
     def close(self) -> None:

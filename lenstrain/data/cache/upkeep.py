@@ -17,7 +17,6 @@ from lensprep.errors import ConfigError
 from lensprep.store import S3Options, is_remote, local_path
 from lenstrain.data.cache.filling import CachedSplit
 from lenstrain.data.cache.folder import CacheFolder
-from lenstrain.data.cache.rates import known_rates
 
 logger = logging.getLogger("lenstrain.data")
 
@@ -35,7 +34,8 @@ def status(folder: CacheFolder) -> dict[str, Any]:
     -------
     dict
         ``dir``, ``bytes`` (finished or on their way), ``free_bytes`` of the disk, ``datasets`` (the
-        fields of `lenstrain.data.cache.folder.Held`) and ``rates_mb_per_s`` that were measured.
+        fields of `lenstrain.data.cache.folder.Held`) and ``rates_mb_per_s``, which is empty:
+        rates are no longer measured, and whoever reads the object may still look for the key.
     """
     datasets = folder.held()  # which removes what killed processes left
     with folder.locked():
@@ -45,7 +45,7 @@ def status(folder: CacheFolder) -> dict[str, Any]:
         "bytes": used,
         "free_bytes": folder.free(),
         "datasets": [asdict(one) for one in datasets],
-        "rates_mb_per_s": known_rates(folder),
+        "rates_mb_per_s": {},
     }
 
 

@@ -1,9 +1,4 @@
-"""Where the bytes of shards come from: the seam between order and transport.
-
-A source is told which rows come next and copies rows into a buffer. Everything above it (order,
-batches, resume) is the same for every source; everything below it (mapped files, ranged reads, a
-cache) is the source's own affair.
-"""
+"""Shards on a local disk, mapped: a row is copied once, from the page cache into its batch."""
 
 from __future__ import annotations
 
@@ -15,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numba import types
@@ -27,38 +22,16 @@ from lensprep.dataset import (
     PAYLOAD_BYTES,
     PAYLOAD_OFFSET,
     RECORD_STRIDE,
-    STAMP_DTYPE,
-    STAMP_SHAPE,
     Dataset,
     ShardInfo,
 )
 from lensprep.errors import ShardError
 from lensprep.kernel import kernel
+from lenstrain.data.sidecar import Column, PayloadCheck
+from lenstrain.data.sources.base import Reading, ShardSource, check_gather
 
 
-class ShardSource(Protocol):
-    """Rows of one split, by position."""
-
-    def check(self) -> None:
-        """Look at every shard once, before an epoch; ShardError if one is not what it should be."""
-
-    def expect(self, rows: NDArray[np.int64]) -> None:
-        """Say which rows will be gathered soon, in that order, so that they can be on their way."""
-
-    def forget(self, rows: NDArray[np.int64]) -> None:
-        """Take back one `expect` whose rows will not be gathered after all."""
-
-    def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
-        """Copy the pixels of `rows` into `out`, shape (len(rows), 3, 64, 64), C-contiguous."""
-
-    def place(self, row: int) -> tuple[str, int]:
-        """Path or URI of the shard that holds a row, and the offset of its pixels there."""
-
-    def close(self) -> None:
-        """Let go of files, maps and connections; nothing may be gathered afterwards."""
-
-
-class LocalSource:
+class LocalSource(ShardSource):
     """Shards on a local disk, mapped when first needed; a row is copied once.
 
     Parameters
@@ -66,6 +39,7 @@ class LocalSource:
     dataset : Dataset
     shards : sequence of ShardInfo
         Shards of the split, in manifest order.
+    reading : Reading
 
     Raises
     ------
@@ -73,16 +47,22 @@ class LocalSource:
         If a shard is missing or has not the size that the manifest states.
     """
 
-    def __init__(self, dataset: Dataset, shards: Sequence[ShardInfo]) -> None:
+    def __init__(self, dataset: Dataset, shards: Sequence[ShardInfo], reading: Reading) -> None:
+        self.depth = reading.depth()
         self._paths = [dataset.path(shard.name) for shard in shards]
         self._bytes = [shard.bytes for shard in shards]
         rows = np.array([shard.rows for shard in shards], np.int64)
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows)])
         self._bases = np.zeros(len(shards), np.int64)
         self._maps: dict[int, FileMap] = {}
+        self._payloads: PayloadCheck | None = None
         self._copying = threading.Lock()
         self._closed = False
         self.check()
+
+    def compare_with(self, checksums: Column) -> None:
+        """Compare every row, when it is first gathered, with the CRC-32 that conversion stored."""
+        self._payloads = PayloadCheck(checksums, int(self._starts[-1]))
 
     def check(self) -> None:
         """Compare every shard's size with the manifest, and a mapped one with what was mapped."""
@@ -95,19 +75,14 @@ class LocalSource:
                     "while it is read, run `lensprep verify`, and start again."
                 )
 
-    def expect(self, rows: NDArray[np.int64]) -> None:
-        """Do nothing: the page cache is the read-ahead of a local disk."""
-
-    def forget(self, rows: NDArray[np.int64]) -> None:
-        """Do nothing: nothing was begun."""
-
     def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
         """Copy the pixels of `rows` into `out`, without holding the interpreter lock.
 
         Raises
         ------
         ShardError
-            If a shard has vanished or changed its size since the last look.
+            If a shard has vanished or changed its size since the last look, or a stamp is not the
+            one that was written (with `compare_with`).
         IndexError
             If a row lies outside the split.
         ValueError
@@ -121,6 +96,13 @@ class LocalSource:
                 self._map_for(rows)
                 if not copy_rows(rows, self._starts, self._bases, out.ctypes.data):
                     raise ShardError("the rows of the shards do not add up: see `lensprep verify`.")
+        for row, found, expected in self._payloads.faults(rows, out) if self._payloads else ():
+            shard, offset = self.place(row)
+            raise ShardError(
+                f"{shard}: the stamp at offset {offset} is not the one that was written "
+                f"(CRC-32 {found:08x}, expected {expected:08x}). Run `lensprep "
+                "verify`, and copy the shard again, or convert again."
+            )
 
     def _map_for(self, rows: NDArray[np.int64]) -> None:
         """Map the shards of these rows that are not mapped yet."""
@@ -134,6 +116,11 @@ class LocalSource:
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
         within = int(row - self._starts[shard])
         return str(self._paths[shard]), within * RECORD_STRIDE + PAYLOAD_OFFSET
+
+    def forget_checks(self) -> None:
+        """Compare every row again when it is next gathered."""
+        if self._payloads is not None:
+            self._payloads.forget()
 
     def close(self) -> None:
         """Unmap all shards, after the copy that is under way."""
@@ -209,26 +196,6 @@ def _mmap(descriptor: int, size: int, path: Path) -> int:
 
 def _munmap(address: int, size: int) -> None:
     _libc().munmap(address, size)
-
-
-def check_gather(rows: NDArray[np.int64], total: int, out: NDArray[np.float16]) -> None:
-    """Refuse rows and room that `ShardSource.gather` would read or write beyond.
-
-    Raises
-    ------
-    IndexError
-        If a row lies outside the `total` rows of the split.
-    ValueError
-        If `out` is not plain writable memory for these rows.
-    """
-    if rows.size and (rows.min() < 0 or rows.max() >= total):
-        raise IndexError(f"rows must lie in 0 ... {total - 1}")
-    plain = out.flags.c_contiguous and out.flags.writeable and out.dtype == STAMP_DTYPE
-    if rows.ndim != 1 or out.shape != (rows.size, *STAMP_SHAPE) or not plain:
-        raise ValueError(
-            f"out must be contiguous, writable and hold {rows.size} stamps of {STAMP_DTYPE}, not "
-            f"{out.dtype} {out.shape}"
-        )
 
 
 @intrinsic

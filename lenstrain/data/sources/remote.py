@@ -1,11 +1,6 @@
-"""Shards of an object store: read by ranges ahead of their use, or whole to a local file.
+"""Shards of an object store, read by ranges ahead of their use, within a memory budget.
 
-    RemoteSource(dataset, split, ...)       rows of a split, within a memory budget
-    fetch_shard(dataset, shard, path)       one shard to a file, whole and of the right digest
-
-`lenstrain.data.split.open_split` chooses the source: a local dataset is mapped, one in an object
-store is read by ranges, and shards of which `Reading.copies` (`lenstrain.data.cache.mapped`) has a
-local copy are mapped instead.
+Shards of which there is a local copy (`lenstrain.data.cache`) are mapped instead.
 """
 
 from __future__ import annotations
@@ -13,9 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -38,14 +32,11 @@ from lensprep.errors import (
 from lenstrain.data.cache.mapped import LocalCopies, MappedCopies
 from lenstrain.data.order import BLOCK_ROWS, block_bounds
 from lenstrain.data.sidecar import Column
-from lenstrain.data.sources.local import check_gather, copy_rows
+from lenstrain.data.sources.base import Reading, ShardSource, check_gather
+from lenstrain.data.sources.local import copy_rows
 from lenstrain.data.sources.reader import RACES_AT_ONCE, RUN_CELLS, Cells, RangeReader
 
 logger = logging.getLogger("lenstrain.data")
-
-MEMORY_BUDGET = 1 << 30
-"""Bytes that read-ahead may hold by default."""
-
 
 _FEWEST_BUFFERS = 4
 _LEAST_AHEAD = 2
@@ -54,63 +45,8 @@ _MOST_STEPS = 1024
 _REMEDY = "Upload or convert the dataset again, or run `lensprep verify`."
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
-    """How the shards of an object store are read."""
-
-    memory_budget: int = MEMORY_BUDGET
-    """Most bytes of shards held at once."""
-    check: bool = True
-    """Compare the CRC-32 of every stamp on arrival, and when it is first read from a copy."""
-    copies: LocalCopies | None = None
-    """Shards that need not be read from the store."""
-
-
-def fetch_shard(
-    dataset: Dataset,
-    shard: ShardInfo,
-    path: Path,
-    progress: Callable[[int], None] | None = None,
-) -> None:
-    """Copy a shard of an object store to a file, in parallel ranges.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        In an object store.
-    shard : ShardInfo
-    path : Path
-        It gets this name when it is whole, has the manifest's SHA-256, and is on the disk.
-    progress : callable, optional
-        Told, from any thread, how many bytes more have come.
-
-    Raises
-    ------
-    ShardError
-        If the shard is missing, or has not the size or digest that the manifest states.
-    StorageError
-        If the store or the disk refuses.
-    """
-    from lensprep.store.s3 import S3Store
-    from lensprep.store.transfer import download_file
-
-    if not isinstance(dataset.store, S3Store):
-        raise StorageError(f"{dataset.uri} is on a local disk already; there is nothing to fetch.")
-    try:
-        download_file(
-            dataset.store,
-            shard.name,
-            path,
-            size=shard.bytes,
-            sha256=shard.sha256,
-            progress=progress,
-        )
-    except (NotFoundError, ChangedError) as error:
-        raise ShardError(f"{str(error).rstrip('.')} ({shard.name}, offset 0). {_REMEDY}") from error
-
-
-class RemoteSource:
-    """Rows of a split in an object store (`lenstrain.data.sources.local.ShardSource`).
+class RemoteSource(ShardSource):
+    """Rows of a split in an object store.
 
     Announced rows are read ahead in ranges of whole records into memory that is used again and
     again, never more than the budget; a row is copied once, from there into its batch.
@@ -123,6 +59,8 @@ class RemoteSource:
     checksums : column
         CRC-32 of every row of the split, by position.
     reading : Reading
+    copies : LocalCopies, optional
+        Shards that need not be read from the store; closed with the source.
 
     Raises
     ------
@@ -133,9 +71,15 @@ class RemoteSource:
     """
 
     def __init__(
-        self, dataset: Dataset, split: str, checksums: Column, reading: Reading | None = None
+        self,
+        dataset: Dataset,
+        split: str,
+        checksums: Column,
+        reading: Reading,
+        copies: LocalCopies | None = None,
     ) -> None:
-        reading = reading or Reading()
+        self.copies = copies or LocalCopies()
+        self.depth = reading.depth(streamed=True)
         self._store = dataset.store
         self._split, self._uri = split, dataset.uri
         self._shards = dataset.split(split).shards
@@ -143,18 +87,22 @@ class RemoteSource:
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows)])
         self.cells = _cells(self._starts)
         self.cell_rows = int(np.diff(self.cells.bounds).max(initial=1))
-        self.buffers = reading.memory_budget // (self.cell_rows * RECORD_STRIDE)
+        memory = reading.streamed_bytes - self.copies.beside_bytes
+        self.buffers = memory // (self.cell_rows * RECORD_STRIDE)
         if self.buffers < _FEWEST_BUFFERS:
             raise BudgetError(
-                f"The memory budget leaves {max(0, reading.memory_budget) / 2**20:.1f} MiB for "
+                f"The memory budget leaves {max(0, memory) / 2**20:.1f} MiB for "
                 f"ranges of {self._uri}, which hold {self.cell_rows * RECORD_STRIDE / 2**20:.1f} "
                 f"MiB each; {_FEWEST_BUFFERS} are the least. Raise memory_budget "
                 "(data.memory_budget_gb), or use smaller batches."
             )
-        self.local: MappedCopies | None = None
-        if reading.copies is not None:
-            expected = checksums if reading.check else None
-            self.local = MappedCopies(reading.copies, self._shards, self._starts, expected)
+        # As many rows as fit into memory are worth knowing of in advance.
+        self.lookahead = min(
+            _MOST_STEPS, max(1, self.buffers * self.cell_rows // reading.batch_size)
+        )
+        compared = reading.verify != "size"
+        expected = checksums if compared and self.copies.offers_any else None
+        self.local = MappedCopies(self.copies, self._shards, self._starts, expected)
         self._copying, self._mapping = threading.Lock(), threading.Lock()
         arrival = _Arrival(self.cells, self._shards, self._starts, self._uri, checksums)
         self.reader = RangeReader(
@@ -162,7 +110,7 @@ class RemoteSource:
             self._shards,
             self.cells,
             self.buffers,
-            arrival.compare if reading.check else None,
+            arrival.compare if compared else None,
         )
         # The reading threads know the reader alone: they end when nobody has the source any more.
         weakref.finalize(self, self.reader.stop).atexit = False
@@ -175,9 +123,8 @@ class RemoteSource:
         """
         if not self._shards:
             return
-        if self.local is not None:
-            for number in self.local.changed():
-                self._drop_copy(number)
+        for number in self.local.changed():
+            self._drop_copy(number)
         try:
             entries = self._store.entries(f"{self._split}/")
         except StorageError as error:
@@ -199,26 +146,40 @@ class RemoteSource:
                     "while it is read, run `lensprep verify`, and start again."
                 )
 
-    def lookahead(self, batch_size: int) -> int:
-        """Steps worth knowing of in advance: as many rows as fit into memory."""
-        return min(_MOST_STEPS, max(1, self.buffers * self.cell_rows // batch_size))
-
-    def check_budget(self, plans: Iterable[NDArray[np.int64]]) -> None:
-        """Refuse an order for which the memory does not do: it would read rows again and again.
-
-        Parameters
-        ----------
-        plans : iterable of ndarray
-            Rows of some steps that follow each other.
+    def prepare(
+        self, rows: NDArray[np.int64] | None, steps: Iterable[NDArray[np.int64]] | None
+    ) -> None:
+        """Have the rows in the cache, or see that memory does for their order.
 
         Raises
         ------
         BudgetError
-            Naming the budget that is needed.
+            If it does not: rows would be read again and again. It names the budget that would do.
         """
+        self.copies.narrow(self._shards_of(rows))
+        if steps is not None:
+            self._check_window(steps)
+            self._fill_beside()  # from now on: a validation is cached before it begins
+            return
+        lack = self.copies.fill_first()
+        try:
+            self._check_resident(rows)
+        except BudgetError as error:
+            raise BudgetError(f"{lack} {error}".lstrip()) from error
+
+    def start_epoch(self) -> None:
+        """Look at every shard, and have what the cache lacks fetched while batches are streamed."""
+        self.check()
+        self._fill_beside()
+
+    def _fill_beside(self) -> None:
+        self.copies.fill_beside(self.reader.hungry)
+
+    def _check_window(self, steps: Iterable[NDArray[np.int64]]) -> None:
+        """Refuse an order whose steps, as they follow each other, need more ranges than fit."""
         if len(self.cells.shard) + RACES_AT_ONCE <= self.buffers:
             return
-        used = [self._streamed(self.cells.of(rows)) for rows in plans]
+        used = [self._streamed(self.cells.of(rows)) for rows in steps]
         first = np.full(len(self.cells.shard), len(used))
         last = np.full(len(self.cells.shard), -1)
         for step, cells in enumerate(used):
@@ -233,14 +194,14 @@ class RemoteSource:
         self._demand(demand)
         self.reader.reach = min(2 * RUN_CELLS, 1 + self.buffers - demand)
 
-    def check_resident(self, rows: NDArray[np.int64] | None) -> None:
+    def _check_resident(self, rows: NDArray[np.int64] | None) -> None:
         """Refuse a global order of rows that do not all fit into memory."""
         cells = np.arange(len(self.cells.shard)) if rows is None else self.cells.of(rows)
         streamed = len(self._streamed(cells))
         if streamed:
             self._demand(streamed + RACES_AT_ONCE, 'shuffle="block", ')
 
-    def shards_of(self, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    def _shards_of(self, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """Numbers of the shards that hold these rows; None is all rows."""
         if rows is None:
             return np.arange(len(self._shards))
@@ -248,8 +209,6 @@ class RemoteSource:
 
     def _streamed(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of these cells that are not read from a local copy."""
-        if self.local is None:
-            return cells
         with self._mapping:
             self.local.map(np.unique(self.cells.shard[cells]))
         return cells[self.local.bases[self.cells.shard[cells]] == 0]
@@ -267,7 +226,7 @@ class RemoteSource:
 
     def expect(self, rows: NDArray[np.int64]) -> None:
         """Have these rows on their way, as soon as there is memory."""
-        if self.local is None or not self.local.complete:
+        if not self.local.complete:
             cells = self.cells.of(rows)
             self._use_copies(cells)  # or they would be read from the store meanwhile
             self.reader.expect(cells)
@@ -291,7 +250,7 @@ class RemoteSource:
         check_gather(rows, int(self._starts[-1]), out)
         while True:
             copied = None if self._copy_mapped(rows, out) else self._copy_streamed(rows, out)
-            faulty = [] if self.local is None else self.local.faulty(rows, out, copied)
+            faulty = self.local.faulty(rows, out, copied)
             if not faulty:
                 return
             for number in faulty:
@@ -299,7 +258,7 @@ class RemoteSource:
 
     def _copy_mapped(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> bool:
         """Copy rows of a split that is on the local disk as a whole: as from a local dataset."""
-        if self.local is None or not self.local.complete:
+        if not self.local.complete:
             return False
         with self._copying:
             if self.reader.closed:
@@ -338,7 +297,7 @@ class RemoteSource:
 
     def _from_copies(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which rows lie in a mapped copy; memory may hold a cell of its shard from before."""
-        if self.local is None:
+        if not self.copies.offers_any:
             return np.zeros(len(rows), np.bool_)
         cells = np.searchsorted(self.cells.bounds, rows, side="right") - 1
         bases = self.local.bases[self.cells.shard[cells]]
@@ -348,7 +307,7 @@ class RemoteSource:
 
     def _use_copies(self, cells: NDArray[np.int64]) -> None:
         """Have these cells in memory if their shards are mapped or can be."""
-        if self.local is None:
+        if not self.copies.offers_any:
             return
         numbers = self.cells.shard[cells]
         with self._mapping:
@@ -361,7 +320,6 @@ class RemoteSource:
 
     def _drop_copy(self, number: int) -> None:
         """Read a shard from the store although there was a copy."""
-        assert self.local is not None
         with self._mapping, self._copying:
             self.reader.withdraw(np.flatnonzero(self.cells.shard == number))
             self.local.drop(number)
@@ -378,12 +336,11 @@ class RemoteSource:
     def place(self, row: int) -> tuple[str, int]:
         """URI of the shard that holds a row (or path of its copy), and the offset of its pixels."""
         shard, offset = _offset(self._starts, row)
-        path = None if self.local is None else self.local.path_of(shard)
-        return str(path or f"{self._uri}/{self._shards[shard].name}"), offset
+        return str(self.local.path_of(shard) or f"{self._uri}/{self._shards[shard].name}"), offset
 
     def describe(self) -> dict[str, Any]:
         """What was read so far and in which way, for logs and benches."""
-        mapped = 0 if self.local is None else int(np.count_nonzero(self.local.bases))
+        mapped = int(np.count_nonzero(self.local.bases))
         return asdict(self.reader.counters) | {
             "mapped_shards": mapped,
             "buffers": self.buffers,
@@ -395,8 +352,8 @@ class RemoteSource:
         self.reader.stop()
         with self._copying:
             self.reader.addresses[:] = 0
-            if self.local is not None:
-                self.local.close()
+            self.local.close()
+        self.copies.close()
 
 
 class _Arrival:
@@ -436,14 +393,6 @@ def _offset(starts: NDArray[np.int64], row: int) -> tuple[int, int]:
     """Number of the shard that holds a row, and the offset of its pixels there."""
     shard = int(np.searchsorted(starts, row, side="right")) - 1
     return shard, int(row - starts[shard]) * RECORD_STRIDE + PAYLOAD_OFFSET
-
-
-def resident_bytes(shard_rows: Sequence[int]) -> int:
-    """Memory for all rows of these shards at once: what a global shuffle from a store needs."""
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.array(shard_rows, np.int64))])
-    bounds = _cells(starts).bounds
-    most = int(np.diff(bounds).max(initial=1))
-    return (len(bounds) - 1 + RACES_AT_ONCE) * most * RECORD_STRIDE
 
 
 def _cells(starts: NDArray[np.int64]) -> Cells:

@@ -28,7 +28,7 @@ from lensprep.dataset import STAMP_SHAPE
 from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import DatasetError, ProjectError, ShardError
 from lensprep.store import is_remote
-from lenstrain.data.sources.local import check_gather
+from lenstrain.data.sources.base import Reading, ShardSource, check_gather
 
 _STAMP_BYTES: Final = 1 << 20
 """No ``.npy`` of a stamp is longer, in any dtype."""
@@ -225,7 +225,7 @@ def _check_end(path: Path, tar: tarfile.TarFile) -> None:
         )
 
 
-class TarSource:
+class TarSource(ShardSource):
     """Rows of indexed tars: read by offset and decoded by the stock stage ``wds.decode()``.
 
     Parameters
@@ -233,9 +233,13 @@ class TarSource:
     paths : sequence of Path
     shards : sequence of sequence of Member
         Index of each tar (`index_tar`).
+    reading : Reading
     """
 
-    def __init__(self, paths: Sequence[Path], shards: Sequence[Sequence[Member]]) -> None:
+    def __init__(
+        self, paths: Sequence[Path], shards: Sequence[Sequence[Member]], reading: Reading
+    ) -> None:
+        self.depth = reading.depth()
         self._paths = list(paths)
         self._sizes = [path.stat().st_size for path in paths]
         self._members = [member for shard in shards for member in shard]
@@ -249,12 +253,6 @@ class TarSource:
             found = path.stat().st_size
             if found != size:
                 raise ShardError(f"{path} has {found} bytes where {size} were indexed.")
-
-    def expect(self, rows: NDArray[np.int64]) -> None:
-        """Do nothing: there is no read-ahead below the batch."""
-
-    def forget(self, rows: NDArray[np.int64]) -> None:
-        """Do nothing: nothing was begun."""
 
     def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
         """Read, decode and convert the stamps of `rows` into `out`."""
@@ -305,9 +303,6 @@ class TarSource:
     def place(self, row: int) -> tuple[str, int]:
         """Path of the tar that holds a row, and the offset of its stamp's member there."""
         return str(self._paths[self._shard(row)]), self._members[row].offset
-
-    def close(self) -> None:
-        """Do nothing: files are open only while a batch is read."""
 
 
 def _in_a_line(error: BaseException) -> str:

@@ -24,6 +24,7 @@ from lensprep.dataset import PAYLOAD_BYTES, PAYLOAD_OFFSET, RECORD_STRIDE, Datas
 from lensprep.errors import CheckpointError, ConfigError, DatasetError, ShardError, StorageError
 from lenstrain.data import Batch, StampLoader, hard_negative_weights
 from lenstrain.data.batch import PixelPool
+from lenstrain.data.sources.base import Reading
 from lenstrain.data.sources.local import LocalSource, copy_rows
 from lenstrain.data.stream import read_ahead
 from tests.datasets import tiny_dataset
@@ -793,7 +794,7 @@ def test_an_epoch_of_another_type_is_refused(root, epoch):
 
 def test_a_source_refuses_rows_outside_the_split(root):
     dataset = Dataset.open(root)
-    source = LocalSource(dataset, dataset.split("train").shards)
+    source = LocalSource(dataset, dataset.split("train").shards, Reading())
     out = np.empty((1, 3, 64, 64), np.float16)
     for row in (-1, ROWS):
         with pytest.raises(IndexError, match=r"rows must lie in 0 \.\.\. 99"):
@@ -814,7 +815,7 @@ def test_a_source_refuses_rows_outside_the_split(root):
 )
 def test_a_source_refuses_room_that_its_rows_do_not_fit(root, out):
     dataset = Dataset.open(root)
-    source = LocalSource(dataset, dataset.split("train").shards)
+    source = LocalSource(dataset, dataset.split("train").shards, Reading())
     with pytest.raises(ValueError, match="out must be contiguous, writable and hold 2 stamps"):
         source.gather(np.array([0, 1]), out)
 
@@ -838,7 +839,7 @@ def test_a_row_that_no_shard_holds_is_not_copied(row, starts, bases):
 
 def test_a_source_gathers_across_shards_in_any_order(root, stored):
     dataset = Dataset.open(root)
-    source = LocalSource(dataset, dataset.split("train").shards)
+    source = LocalSource(dataset, dataset.split("train").shards, Reading())
     rows = np.random.default_rng(0).integers(0, ROWS, 300)
     out = np.empty((300, 3, 64, 64), np.float16)
     source.gather(rows, out)

@@ -71,7 +71,16 @@ def test_a_missing_tar_is_an_error_that_names_it(s3, url):
         samples(url)
 
 
-def test_it_is_registered_by_the_import_and_reads_only(url):
-    assert {"s3", "s3a"} <= set(wds.gopen_schemes)
+def test_it_takes_the_place_of_another_only_if_asked_to(monkeypatch):
+    other = object()
+    monkeypatch.setattr(wds, "gopen_schemes", {"s3": other})
+    register_s3(replace=False)
+    assert wds.gopen_schemes["s3"] is other
+    assert "s3a" in wds.gopen_schemes
+    register_s3()
+    assert wds.gopen_schemes["s3"] is not other
+
+
+def test_it_reads_only(url):
     with pytest.raises((ValueError, StorageError), match="opened for reading only"):
         wds.gopen(url, "wb")

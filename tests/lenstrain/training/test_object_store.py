@@ -26,7 +26,9 @@ from lenstrain.training.checkpoint import load_checkpoint
 from lenstrain.training.train import train
 from tests.faultproxy import Fault, FaultProxy
 
-CACHE = ("data.cache_reserve_gb=0", "data.disk_mb_per_s=2000", "data.store_mb_per_s=1000")
+# The last three have no effect any more and are still read.
+CACHE = ("data.cache_reserve_gb=0", "data.cache=always", "data.disk_mb_per_s=2000",
+         "data.store_mb_per_s=1000")  # fmt: skip
 
 
 @pytest.fixture

@@ -34,7 +34,6 @@ ROWS = {"train": 600, "val": 100}
 SHARD_ROWS = 100
 SHARD_BYTES = shard_bytes(SHARD_ROWS)
 SHARDS = 7
-RATES = {"disk_mb_per_s": 2000.0, "store_mb_per_s": 1000.0}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,7 @@ def folder(tmp_path):
 
 
 def make_folder(tmp_path, limit=10**9, **options):
-    known = {"limit_bytes": limit, "reserve_bytes": 0, **RATES, **options}
+    known = {"limit_bytes": limit, "reserve_bytes": 0, **options}
     return CacheFolder.open(tmp_path / "cache", CacheOptions(**known))
 
 
@@ -91,7 +90,7 @@ def load(s3, uri, tmp_path):
 
     def make(place=uri, *, via=None, limit=10**9, **options):
         s3_options = s3.options() if via is None else s3.options(endpoint_url=via.url)
-        cache = CacheOptions(limit_bytes=limit, reserve_bytes=0, **RATES)
+        cache = CacheOptions(limit_bytes=limit, reserve_bytes=0)
         settings = {"batch_size": 20, "s3": s3_options, "cache_dir": tmp_path / "cache"}
         made.append(StampLoader(place, **{**settings, "cache": cache, **options}))
         return made[-1]
@@ -534,7 +533,7 @@ def test_closing_in_mid_download_ends_it_and_a_loader_that_is_dropped_too(
     loader.close()
     wait_for(lambda: leftovers(folder) == [])
     wait_for(lambda: not status(folder)["datasets"][0]["in_use"])
-    cache = CacheOptions(reserve_bytes=0, **RATES)
+    cache = CacheOptions(reserve_bytes=0)
     loader = StampLoader(
         uri, batch_size=20, shuffle=None, s3=s3.options(), cache_dir=folder.root, cache=cache
     )
@@ -579,21 +578,24 @@ def test_shards_whose_names_are_removed_while_mapped_stay_valid(root, load, fold
 # Where it is read from
 
 
-def test_a_disk_slower_than_the_store_is_passed_by_and_that_is_said(root, load, folder, caplog):
+@pytest.mark.parametrize("slow", ["disk", "store"])
+def test_the_rate_of_filling_is_told_and_a_disk_slower_than_the_store_warned_of(
+    s3, uri, proxy, folder, caplog, monkeypatch, slow
+):
+    def fsync(descriptor, sync=os.fsync):
+        time.sleep(0.5)
+        sync(descriptor)
+
+    monkeypatch.setattr("lenstrain.data.cache.filling._ENOUGH_BYTES", 0)
     caplog.set_level(logging.INFO, "lenstrain.data")
-    slow = CacheOptions(reserve_bytes=0, disk_mb_per_s=1.0, store_mb_per_s=1000.0)
-    # So small a split would stay in the page cache: as if there were no memory.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lenstrain.data.cache.filling.available_memory", lambda: 0)
-        loader = load(cache=slow)
-        assert_same(StampLoader(root, batch_size=20), loader)
-        assert loader.copies is None
-        assert "is streamed, past the cache" in caplog.text
-        assert "the disk is slower than the store; disk 1 MB/s (told)" in caplog.text
-        always = CacheOptions(reserve_bytes=0, use="always", **{**RATES, "disk_mb_per_s": 1.0})
-        assert load(cache=always).copies is not None
-        # What cannot be streamed is cached whatever the rates.
-        assert load(cache=slow, memory_budget=58_000_000).copies is not None
+    if slow == "disk":
+        monkeypatch.setattr(os, "fsync", fsync)
+    else:
+        proxy.latency_s = 0.5
+    fill(folder, uri, ["val"], s3=s3.options(endpoint_url=proxy.url))
+    assert "filled the cache with 2.7 MB" in caplog.text
+    warned = f"The disk of the cache {folder.root} is slower than the store" in caplog.text
+    assert warned is (slow == "disk")
 
 
 def test_the_mixing_window_is_told_in_samples(root, caplog):

@@ -15,8 +15,11 @@ from lensprep.errors import BudgetError, ShardError, StorageError
 from lensprep.store import S3Options, open_store
 from lensprep.transfer import upload
 from lenstrain.data import StampLoader
-from lenstrain.data.sources.remote import Reading, RemoteSource, fetch_shard
-from lenstrain.data.split import ConvertedSplit
+from lenstrain.data.cache.filling import fetch_shard
+from lenstrain.data.cache.mapped import LocalCopies
+from lenstrain.data.sidecar import SidecarColumn, SidecarColumns
+from lenstrain.data.sources.base import Reading
+from lenstrain.data.sources.remote import RemoteSource
 from tests.datasets import tiny_dataset
 from tests.faultproxy import Fault, FaultProxy
 from tests.s3server import S3Server
@@ -336,6 +339,12 @@ def test_close_during_a_stall_returns_at_once(load, proxy):
 # A cache in front
 
 
+def open_source(data, copies):
+    columns = SidecarColumns(data, "train", {"payload_crc32": np.uint32})
+    crc = SidecarColumn(columns, "payload_crc32")
+    return RemoteSource(data, "train", crc, Reading(), copies)
+
+
 def test_a_shard_is_fetched_whole_and_a_damaged_one_refused(s3, uri, root, tmp_path):
     data = Dataset.open(uri, s3.options())
     shard = data.split("train").shards[1]
@@ -348,7 +357,9 @@ def test_a_shard_is_fetched_whole_and_a_damaged_one_refused(s3, uri, root, tmp_p
 
 
 def test_shards_that_are_on_the_disk_are_not_read_from_the_store(s3, uri, root):
-    class Copies:
+    class Copies(LocalCopies):
+        offers_any = True
+
         def path(self, shard):
             return root / shard.name if shard.name == SHARD else None
 
@@ -356,8 +367,7 @@ def test_shards_that_are_on_the_disk_are_not_read_from_the_store(s3, uri, root):
             raise AssertionError(shard.name)
 
     data = Dataset.open(uri, s3.options())
-    source = ConvertedSplit(data, "train", Reading(copies=Copies())).source
-    assert isinstance(source, RemoteSource)
+    source = open_source(data, Copies())
     rows = np.random.default_rng(0).permutation(ROWS)[:300]
     out = np.empty((300, 3, 64, 64), "f2")
     source.gather(rows, out)
@@ -369,7 +379,8 @@ def test_shards_that_are_on_the_disk_are_not_read_from_the_store(s3, uri, root):
 def test_a_copy_is_compared_when_it_is_read_itself_not_when_memory_stood_in(
     s3, uri, root, tmp_path
 ):
-    class Late:
+    class Late(LocalCopies):
+        offers_any = True
         ready, refused = None, ()
 
         def path(self, shard):
@@ -379,7 +390,7 @@ def test_a_copy_is_compared_when_it_is_read_itself_not_when_memory_stood_in(
             self.ready, self.refused = None, (*self.refused, shard.name)
 
     copies, data = Late(), Dataset.open(uri, s3.options())
-    source = ConvertedSplit(data, "train", Reading(copies=copies)).source
+    source = open_source(data, copies)
     rows = np.arange(SHARD_ROWS, 2 * SHARD_ROWS)
     out, truth = np.empty((SHARD_ROWS, 3, 64, 64), "f2"), Dataset.open(root)
     truth = truth.read_pixels("train", rows)

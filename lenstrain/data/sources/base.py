@@ -1,0 +1,160 @@
+"""What every source of stamps is asked: the seam between order and transport.
+
+A source is told which rows come next and copies rows into a buffer. Everything above it (order,
+batches, resume) is the same for every source; everything below it (mapped files, ranged reads, a
+cache) is the source's own affair.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from os import PathLike
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lensprep.dataset import PAYLOAD_BYTES, STAMP_DTYPE, STAMP_SHAPE
+from lensprep.errors import ConfigError
+from lenstrain.data.cache.folder import CacheOptions
+
+Verify = Literal["size", "crc"]
+
+MEMORY_BUDGET = 1 << 30
+"""Bytes that read-ahead may hold by default."""
+
+_MOST_AHEAD = 8
+"""Batches read ahead: enough to ride out a pause, few enough to stay in the processor's cache."""
+_STREAMED_SHARE = 0.25
+"""Share of the budget for finished batches where the ranges that they come from need memory too."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """How one rank reads a split."""
+
+    batch_size: int = 256
+    memory_budget: int = MEMORY_BUDGET
+    """Most bytes that read-ahead holds, besides the batches that the consumer holds."""
+    verify: Verify | None = None
+    """``"crc"`` compares the checksum of every stamp, ``"size"`` those of none; None leaves it to
+    the source: what came over a network is compared, what lies on a local disk is not."""
+    cache_dir: str | PathLike[str] | None = None
+    """Folder for copies of what is in an object store."""
+    cache: CacheOptions | None = None
+    log: bool = True
+    """Log where the split is read from: one of the ranks does."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.verify not in ("size", "crc", None):
+            raise ConfigError(f"verify must be 'size' or 'crc', got {self.verify!r}")
+        if self.memory_budget < 2 * self.batch_bytes:
+            raise ConfigError(
+                f"memory_budget of {self.memory_budget} bytes holds less than two batches of "
+                f"{self.batch_size} stamps ({self.batch_bytes} bytes each). Raise it or use "
+                "smaller batches."
+            )
+
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of a batch's pixels."""
+        return self.batch_size * PAYLOAD_BYTES
+
+    def depth(self, *, streamed: bool = False) -> int:
+        """Batches read ahead within the budget; one more is being filled meanwhile."""
+        budget = self.memory_budget * (_STREAMED_SHARE if streamed else 1.0)
+        return min(_MOST_AHEAD, max(1, int(budget) // self.batch_bytes - 1))
+
+    @property
+    def streamed_bytes(self) -> int:
+        """What the budget leaves, beside the batches, for what comes from an object store."""
+        return self.memory_budget - (self.depth(streamed=True) + 1) * self.batch_bytes
+
+
+class ShardSource(ABC):
+    """Rows of one split, by position.
+
+    What is not abstract here is the answer of a source that needs no time to get at its rows, as
+    the page cache is the read-ahead of a local disk.
+    """
+
+    depth: int
+    """Batches to read ahead of the consumer."""
+    lookahead: int = 0
+    """Steps that the source wants to be told of before they are gathered."""
+
+    def prepare(  # noqa: B027
+        self, rows: NDArray[np.int64] | None, steps: Iterable[NDArray[np.int64]] | None
+    ) -> None:
+        """Get ready for epochs of these rows, or refuse them.
+
+        Parameters
+        ----------
+        rows : ndarray of int64, optional
+            Positions that take part, ascending; None for all.
+        steps : iterable of ndarray of int64, optional
+            Rows of some steps that follow each other; None if each may need any row.
+
+        Raises
+        ------
+        BudgetError
+            If the memory budget is too small for this order.
+        """
+
+    def start_epoch(self) -> None:
+        """Look at every shard once, and begin what goes on beside an epoch.
+
+        Raises
+        ------
+        ShardError
+            If a shard is not what it should be.
+        """
+        self.check()
+
+    @abstractmethod
+    def check(self) -> None:
+        """Look at every shard once; ShardError if one is not what it should be."""
+
+    def expect(self, rows: NDArray[np.int64]) -> None:  # noqa: B027
+        """Say which rows will be gathered soon, in that order, so that they can be on their way."""
+
+    def forget(self, rows: NDArray[np.int64]) -> None:  # noqa: B027
+        """Take back one `expect` whose rows will not be gathered after all."""
+
+    @abstractmethod
+    def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
+        """Copy the pixels of `rows` into `out`, shape (len(rows), 3, 64, 64), C-contiguous."""
+
+    @abstractmethod
+    def place(self, row: int) -> tuple[str, int]:
+        """Path or URI of the shard that holds a row, and the offset of its pixels there."""
+
+    def forget_checks(self) -> None:  # noqa: B027
+        """Compare every row again that is compared when it is first read."""
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of files, maps and connections; nothing may be gathered afterwards."""
+
+
+def check_gather(rows: NDArray[np.int64], total: int, out: NDArray[np.float16]) -> None:
+    """Refuse rows and room that `ShardSource.gather` would read or write beyond.
+
+    Raises
+    ------
+    IndexError
+        If a row lies outside the `total` rows of the split.
+    ValueError
+        If `out` is not plain writable memory for these rows.
+    """
+    if rows.size and (rows.min() < 0 or rows.max() >= total):
+        raise IndexError(f"rows must lie in 0 ... {total - 1}")
+    plain = out.flags.c_contiguous and out.flags.writeable and out.dtype == STAMP_DTYPE
+    if rows.ndim != 1 or out.shape != (rows.size, *STAMP_SHAPE) or not plain:
+        raise ValueError(
+            f"out must be contiguous, writable and hold {rows.size} stamps of {STAMP_DTYPE}, not "
+            f"{out.dtype} {out.shape}"
+        )
