@@ -28,8 +28,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lensprep.configfile import converted
-from lensprep.dataset import MANIFEST_NAME
-from lensprep.dataset.cutoutnames import cutout_stem
 from lensprep.errors import (
     CheckpointError,
     ConfigError,
@@ -42,18 +40,16 @@ from lensprep.store import (
     Store,
     is_remote,
     join_uri,
-    local_folder,
-    local_path,
     open_store,
     split_uri,
     uri_suffix,
 )
-from lensprep.tables.reader import Uri, local_table
+from lensprep.tables.reader import Uri
 from lensprep.tables.writer import check_table, table_writer
 from lenstrain.data.cache.folder import CacheOptions
 from lenstrain.networks.ensemble import Ensemble, load_finder
 from lenstrain.scoring.ledger import LEDGER, opening, openings, read_ledger, record_opening, run_of
-from lenstrain.scoring.origins import DatasetOrigin, FeedOrigin, Origin, Part
+from lenstrain.scoring.origins import Origin, Part, open_origin
 from lenstrain.training.distributed import Context, process_group
 from lenstrain.training.transfer import send, widen
 from lenstrain.training.validate import full_float32
@@ -167,8 +163,16 @@ def infer(
             "cache": CacheOptions(limit_bytes=int(cache_limit_gb * 1e9)),
             "memory_budget": int(memory_budget_gb * 1e9),
         }
-        listed = None if catalog is None else (catalog, dict(catalog_columns or {}))
-        origin = _open(dataset, split, listed, batch_size, metas[0], workers, loading, copies)
+        origin = open_origin(
+            dataset,
+            split,
+            None if catalog is None else (catalog, dict(catalog_columns or {})),
+            batch_size,
+            metas[0]["normalization"],
+            workers,
+            loading,
+            copies,
+        )
         for path, meta in zip(paths, metas, strict=True):
             origin.check(meta, str(path))
         model = Ensemble([m for m, _, _ in loaded], tta=tta, embeddings=embeddings)
@@ -206,55 +210,6 @@ def infer(
         "seconds": seconds,
         "stamps_per_s": (sum(origin.parts) - resumed) / seconds,
     }
-
-
-def _open(
-    uri: Uri,
-    split: str,
-    catalog: tuple[Uri, dict[str, str]] | None,
-    batch_size: int,
-    meta: dict[str, Any],
-    workers: int | None,
-    loading: dict[str, Any],
-    copies: ExitStack,
-) -> Origin:
-    """The kind of origin that a location is: a manifest makes a dataset, a catalogue cutouts."""
-    if catalog is not None:
-        # The decoder reads them file by file, from a disk.
-        folder = copies.enter_context(local_folder(uri, wanted=_is_cutout))
-        table, columns = copies.enter_context(local_table(catalog[0])), catalog[1]
-        origin = FeedOrigin(
-            folder, None, batch_size, meta["normalization"], table, workers, columns, str(uri)
-        )
-        origin.facts["source"]["catalog"] = str(catalog[0])
-        return origin
-    if not _is_tree(uri):
-        return DatasetOrigin(uri, split, batch_size, **loading)
-    return FeedOrigin(uri, split, batch_size, meta["normalization"], None, workers)
-
-
-def _is_tree(uri: Uri) -> bool:
-    """Whether a location holds parquet and was never meant to be a dataset."""
-    if is_remote(uri):
-        if str(uri).endswith(".parquet"):
-            return True
-        store = open_store(uri)
-        if store.has(MANIFEST_NAME):
-            return False
-        names = [entry.name for entry in store.entries()]
-        return any(name.endswith(".parquet") for name in names) and not any(
-            name.startswith(".work/") for name in names
-        )
-    path = local_path(uri)
-    if path.is_file():
-        return path.name.endswith(".parquet")
-    if not path.is_dir() or (path / MANIFEST_NAME).exists() or (path / ".work").exists():
-        return False
-    return next(path.rglob("*.parquet"), None) is not None
-
-
-def _is_cutout(name: str) -> bool:
-    return cutout_stem(name) is not None
 
 
 def _facts(

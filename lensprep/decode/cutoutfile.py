@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from lensprep.dataset.layout import BANDS, PIXEL_SCALE_ARCSEC, STAMP_SIZE
 from lensprep.decode.stampnpz import RejectReason
 from lensprep.errors import size_text
+from lensprep.source.cutouts import Refusal
 from lensprep.tables.positions import on_sky
 
 WRONG_PIXEL_SCALE: Final = "wrong_pixel_scale"
@@ -66,14 +67,6 @@ _SOUND_TILES: Final = ("RICE_1", "RICE_ONE", "GZIP_1", "GZIP_2", "NOCOMPRESS")
 """Compressions whose decoder in astropy never writes past the tile that a header states."""
 
 Found = TypeVar("Found")
-
-
-class Refusal(NamedTuple):
-    """Why a file is not used."""
-
-    reason: str
-    detail: str
-    """What was found, for people; one line."""
 
 
 class _RefusedError(Exception):
