@@ -73,8 +73,9 @@ from lensprep.errors import (
     StorageError,
 )
 from lensprep.source.contract import FilterRules
+from lensprep.source.footers import SourceFile
 from lensprep.source.listing import UNFINISHED, filesystem_for
-from lensprep.source.tree import Source, SourceFile
+from lensprep.source.tree import Source
 from lensprep.store import (
     LocalStore,
     S3Options,

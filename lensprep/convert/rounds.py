@@ -36,7 +36,8 @@ from lensprep.decode.rowgroup import prepare_row_groups, record_memory
 from lensprep.engine.trial import find_fatal
 from lensprep.errors import InputError, size_text
 from lensprep.source.contract import FilterRules
-from lensprep.source.tree import Source, SourceFile
+from lensprep.source.footers import SourceFile
+from lensprep.source.tree import Source
 from lensprep.store.s3 import S3Store
 
 RUN_ROWS = 4096

@@ -45,7 +45,8 @@ from lensprep.engine.local import run_tasks
 from lensprep.errors import InputError
 from lensprep.source.contract import SPLIT_COLUMN, STAMP_COLUMN, FilterRules
 from lensprep.source.cutouts import NO_CUTOUT, Refusal, open_cutouts
-from lensprep.source.tree import Source, SourceFile
+from lensprep.source.footers import SourceFile
+from lensprep.source.tree import Source
 
 PART_ROWS: Final = 2048
 """Rows of a part where row groups are smaller: 50 MB of pixels."""

@@ -28,7 +28,8 @@ from lensprep.decode.prepare import (
 from lensprep.decode.stampnpz import RejectReason
 from lensprep.errors import InputError
 from lensprep.source.contract import STAMP_COLUMN, FilterRules
-from lensprep.source.tree import Source, SourceFile
+from lensprep.source.footers import SourceFile
+from lensprep.source.tree import Source
 
 _log = logging.getLogger("lensprep.decode")
 
