@@ -52,8 +52,8 @@ from lensprep.decode.rowgroup import BATCH_ROWS
 from lensprep.decode.stampnpz import decode_batch
 from lensprep.engine.local import LocalEngine, default_workers
 from lensprep.errors import InputError
-from lensprep.source.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.source.listing import filesystem_for
+from lensprep.source.survey import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.source.tree import Source
 from lensprep.store import S3Options
 

@@ -60,7 +60,7 @@ from lensprep.decode.account import ACCEPTED, Account
 from lensprep.decode.normalize import Mode, normalization_spec
 from lensprep.decode.placement import shard_count
 from lensprep.decode.prepare import REJECT_SCHEMA
-from lensprep.decode.stampnpz import RejectReason
+from lensprep.decode.reasons import RejectReason
 from lensprep.engine.local import Engine, LocalEngine, default_workers
 from lensprep.engine.witness import WitnessEngine
 from lensprep.errors import (

@@ -39,13 +39,15 @@ from lensprep.decode.prepare import (
     measured_columns,
     reject_table,
 )
+from lensprep.decode.reasons import RejectReason
 from lensprep.decode.rowgroup import BATCH_ROWS, prepare_row_groups
-from lensprep.decode.stampnpz import RejectReason, decode
+from lensprep.decode.stampnpz import decode
 from lensprep.engine.local import run_tasks
 from lensprep.errors import InputError
-from lensprep.source.contract import SPLIT_COLUMN, STAMP_COLUMN, FilterRules
+from lensprep.source.contract import FilterRules
 from lensprep.source.cutouts import NO_CUTOUT, Refusal, open_cutouts
 from lensprep.source.footers import SourceFile
+from lensprep.source.survey import SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.source.tree import Source
 
 PART_ROWS: Final = 2048

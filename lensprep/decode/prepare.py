@@ -12,19 +12,15 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from lensprep.dataset.layout import BANDS, JSON_FIELDS, SPLITS, STAMP_SHAPE
+from lensprep.dataset.layout import BANDS, JSON_FIELDS, MEASURED, SPLITS, STAMP_SHAPE
 from lensprep.dataset.record import encode_json, payload_crc32, payload_view, set_json, set_keys
 from lensprep.decode.account import UNLABELLED, Account, class_names
 from lensprep.decode.normalize import Measured, Normalizer
 from lensprep.decode.placement import PLACE, row_key, row_place
-from lensprep.decode.stampnpz import RejectReason, decode_batch
-from lensprep.source.contract import (
-    FILTER_REASONS,
-    SPLIT_COLUMN,
-    FilterRules,
-    filter_rows,
-    label_rows,
-)
+from lensprep.decode.reasons import DAMAGE, RejectReason
+from lensprep.decode.stampnpz import decode_batch
+from lensprep.source.contract import FILTER_REASONS, FilterRules, filter_rows, label_rows
+from lensprep.source.survey import SPLIT_COLUMN
 
 REJECT_SCHEMA = pa.schema(
     [
@@ -42,24 +38,6 @@ REJECT_SCHEMA = pa.schema(
 )
 """Columns of ``rejects.parquet``; ``kind`` is ``filtered`` or ``rejected``."""
 
-
-DAMAGE = frozenset(
-    {
-        RejectReason.NULL_BLOB,
-        RejectReason.EMPTY_BLOB,
-        RejectReason.NOT_ZIP,
-        RejectReason.TRUNCATED,
-        RejectReason.BAD_ZIP,
-        RejectReason.UNSUPPORTED_ZIP,
-        RejectReason.MISSING_BAND,
-        RejectReason.DUPLICATE_MEMBER,
-        RejectReason.OVERSIZED,
-        RejectReason.BAD_STREAM,
-        RejectReason.CRC_MISMATCH,
-    }
-)
-"""What a row is refused for when a bit of its blob, or of the page that holds it, was altered on
-the way: all that comes before the CRC-32 is known to be right."""
 
 BLOB_ROWS = 32
 """Blobs decoded at a time: pixels (1.5 MB) and records stay in the cache while they are needed."""
@@ -242,7 +220,7 @@ def _json_members(
 def measured_columns(stamps: Sequence[Measured]) -> dict[str, pa.Array]:
     """What normalising measured, as columns of the sidecar."""
     columns = {}
-    for name in ("median", "scale", "clip_frac"):
+    for name in MEASURED:
         values = _joined(getattr(measured, name) for measured in stamps)
         for number, band in enumerate(BANDS):
             columns[f"{name}_{band}"] = pa.array(values[:, number], pa.float32())

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 
 from lensprep.dataset.layout import MEASURED_COLUMNS, SOURCE_COLUMNS, SPLITS
 from lensprep.errors import InputError, passing_fault
-from lensprep.source.contract import COLUMN_BY_NAME, SPLIT_COLUMN, plain_type
+from lensprep.source.contract import plain_type
 from lensprep.source.listing import Listing, open_parquet, relative
+from lensprep.source.survey import COLUMN_BY_NAME, SPLIT_COLUMN
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work goes on."""

@@ -15,16 +15,15 @@ import pyarrow as pa
 from lensprep.dataset.kinds import DATASET, table_kind
 from lensprep.dataset.layout import MANIFEST_NAME
 from lensprep.errors import ConfigError, SchemaError, names_text
-from lensprep.source.contract import (
+from lensprep.source.contract import plain_type, schema_faults
+from lensprep.source.footers import Footer, SourceFile, first_line, is_of, public_name, scalar
+from lensprep.source.survey import (
     COLUMN_BY_NAME,
     COLUMNS,
     REQUIRED_COLUMNS,
     SPLIT_COLUMN,
     STAMP_COLUMN,
-    plain_type,
-    schema_faults,
 )
-from lensprep.source.footers import Footer, SourceFile, first_line, is_of, public_name, scalar
 
 _WHOLE: Final = re.compile(r"-?(0|[1-9][0-9]*)")
 _REAL: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?")

@@ -35,7 +35,6 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lensprep.errors import ConfigError, InputError, SchemaError, names_text, passing_fault
-from lensprep.source.contract import REQUIRED_COLUMNS, STAMP_COLUMN
 from lensprep.source.footers import (
     READ_ERRORS,
     BadFile,
@@ -49,6 +48,7 @@ from lensprep.source.footers import (
 )
 from lensprep.source.listing import UNFINISHED, list_parquet, locate, open_parquet, unfinished_job
 from lensprep.source.schema import check_dropped, check_schemas, conform, unified_schema
+from lensprep.source.survey import REQUIRED_COLUMNS, STAMP_COLUMN
 
 _log = logging.getLogger("lensprep.source")
 

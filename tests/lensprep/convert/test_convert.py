@@ -28,7 +28,8 @@ from lensprep.errors import (
     SchemaError,
 )
 from lensprep.inspection.verify import verify
-from lensprep.source.contract import STAMP_COLUMN, plain_type
+from lensprep.source.contract import plain_type
+from lensprep.source.survey import STAMP_COLUMN
 from lensprep.source.tree import Source
 from tests.phase4c import (
     set_columns,
