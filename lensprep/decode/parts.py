@@ -18,7 +18,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -54,25 +54,14 @@ PART_ROWS: Final = 2048
 """Rows of a part where row groups are smaller: 50 MB of pixels."""
 
 Decoded = tuple[pa.Table, NDArray[np.float16], pa.Table]
-"""Columns and pixels of the rows that have a stamp, and the other rows, with their reasons."""
-
-
-class PlannedPart(Protocol):
-    """Rows that are decoded together, and where they are."""
-
-    @property
-    def rows(self) -> int:
-        """Rows, of a tree also those of other splits."""
-
-    def decode(self, spec: NormalizationSpec) -> Decoded:
-        """Decode and normalise them; both tables together have every row of the part."""
+"""Columns and pixels of the rows of a part that have a stamp, and the other rows, with reasons."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """A source in parts."""
 
-    parts: Sequence[PlannedPart]
+    parts: Sequence[TreePart | CutoutPart]
     digest: str
     """SHA-256 of what the source holds, as its listing says."""
     unused: int = 0
@@ -127,7 +116,7 @@ def decode_parts(
 @dataclass(frozen=True)
 class _Task:
     number: int
-    part: PlannedPart
+    part: TreePart | CutoutPart
     spec: NormalizationSpec
     scratch: Path
 

@@ -305,27 +305,8 @@ def open_origin(
 ) -> Origin:
     """The kind of origin that a location is: a manifest makes a dataset, a catalogue cutouts.
 
-    Parameters
-    ----------
-    uri : str or path
-    split : str
-        Cutouts have none.
-    catalog : tuple, optional
-        Catalogue of the cutouts, and what it calls some of its columns.
-    batch_size : int
-    normalization : dict
-        That of the checkpoint, as plain types, for stamps that must be decoded.
-    workers : int or None
-        Decoding processes.
-    loading : mapping
-        Options of the loader, for a dataset.
-    copies : ExitStack
-        Holds local copies of cutouts that are in a store.
-
-    Raises
-    ------
-    ProjectError
-        If there is nothing of that kind.
+    Parameters are those of the three, and ``copies``, which holds local copies of what is in a
+    store and must be read file by file.
     """
     if catalog is None and not _is_tree(uri):
         return DatasetOrigin(uri, split, batch_size, **loading)
