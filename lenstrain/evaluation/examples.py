@@ -171,7 +171,7 @@ class DatasetStamps:
             return _stretched(pixels)
         chosen = sidecar.select(statistics).take(pa.array(rows))
         numbers = np.stack([chosen[name].to_numpy() for name in statistics], axis=-1)
-        return lupton_rgb(denormalize(pixels, numbers[:, :3], numbers[:, 3:]))
+        return lupton_rgb(denormalize(pixels, *np.split(numbers, 2, axis=1)))
 
 
 class SourceStamps:
