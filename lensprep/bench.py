@@ -53,8 +53,8 @@ from lensprep.decode.stampnpz import decode_batch
 from lensprep.engine import default_workers
 from lensprep.engine.local import LocalEngine
 from lensprep.errors import InputError
-from lensprep.source.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.source.listing import filesystem_for
+from lensprep.source.survey import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.source.tree import Source
 from lensprep.store import S3Options
 from lensprep.synth.rows import encode_stamp

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lensprep.source.contract import COLUMN_BY_NAME, COLUMNS, SCHEMA
+from lensprep.source.survey import COLUMN_BY_NAME, COLUMNS, SCHEMA
 
 BANDS = ("g", "r", "z")
 SPLITS = ("train", "val", "test")

@@ -35,10 +35,10 @@ def test_every_page_is_linked_from_another():
 
 
 def test_every_reject_reason_is_in_the_reference():
-    from lensprep.decode.stampnpz import RejectReason
+    from lensprep.decode.reasons import FilterReason, RejectReason
 
     text = (ROOT / "docs" / "reference" / "dataset.md").read_text()
-    for reason in RejectReason:
+    for reason in (*FilterReason, *RejectReason):
         assert f"| `{reason.value}` | {reason.__doc__} |" in text
 
 

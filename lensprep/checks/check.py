@@ -33,9 +33,10 @@ from lensprep.decode.prepare import REJECT_SCHEMA
 from lensprep.decode.rowgroup import left_out_rows
 from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import ConfigError, InputError, SchemaError, StorageError, size_text
-from lensprep.source.contract import STAMP_COLUMN
+from lensprep.source.footers import Progress, SourceFile
 from lensprep.source.listing import filesystem_for
-from lensprep.source.tree import LEAVE_OUT, Progress, Source, SourceFile
+from lensprep.source.survey import STAMP_COLUMN
+from lensprep.source.tree import LEAVE_OUT, Source
 from lensprep.store import S3Options, uri_suffix, written_file
 from lensprep.tables.csvtext import guard_table
 

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 from lensprep.checks.finding import Circumstances, Finder, Finding, both_classes, listing
 from lensprep.checks.tally import Tally, sampled_columns
-from lensprep.source.contract import LEAKING_COLUMNS
+from lensprep.source.survey import LEAKING_COLUMNS
 
 AUROC_MARGIN: Final = 0.1
 NULL_MARGIN: Final = 0.01

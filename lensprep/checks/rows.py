@@ -6,8 +6,8 @@ from typing import Final
 
 from lensprep.checks.finding import Circumstances, Finder, Finding, both_classes, counted, listing
 from lensprep.checks.tally import BAD_PIXEL_LIMIT, RESOLVED_RATIO, Tally
-from lensprep.source.contract import COLUMN_BY_NAME, COLUMNS
 from lensprep.source.listing import UNFINISHED
+from lensprep.source.survey import COLUMN_BY_NAME, COLUMNS
 
 REJECT_RATE: Final = 0.001
 REJECT_RATE_BLOCKER: Final = 0.01

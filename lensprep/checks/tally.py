@@ -17,16 +17,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from lensprep.dataset.layout import STAMP_SHAPE
-from lensprep.source.contract import (
-    COLUMNS,
-    LEAKING_COLUMNS,
-    SPLIT_COLUMN,
-    STAMP_COLUMN,
-    Column,
-    count_reasons,
-    filter_rows,
-    label_rows,
-)
+from lensprep.source.contract import count_reasons, filter_rows, label_rows
+from lensprep.source.survey import COLUMNS, LEAKING_COLUMNS, SPLIT_COLUMN, STAMP_COLUMN, Column
 from lensprep.tables.positions import on_sky
 
 CLASSES: Final = ("0", "1", "unknown")
@@ -254,8 +246,9 @@ def _tally_pixels(
 ) -> None:
     """Decode the stamps of some rows: hash each, or count why conversion would reject it."""
     # compiled kernels: imported only where pixels are read
+    from lensprep.decode.reasons import RejectReason
     from lensprep.decode.robust import median_mad
-    from lensprep.decode.stampnpz import RejectReason, decode_batch
+    from lensprep.decode.stampnpz import decode_batch
 
     out = np.zeros((_BATCH, *STAMP_SHAPE), np.float32)
     hashes: dict[tuple[str, str], list[int]] = defaultdict(list)

@@ -29,10 +29,19 @@ from lensprep.dataset.manifest import Manifest
 from lensprep.engine import Engine, default_workers
 from lensprep.engine.local import LocalEngine
 from lensprep.engine.witness import WitnessEngine
-from lensprep.errors import DatasetError, SchemaError
+from lensprep.errors import (
+    DatasetError,
+    SchemaError,
+)
 from lensprep.source.listing import UNFINISHED, filesystem_for
 from lensprep.source.tree import Source
-from lensprep.store import S3Options, check_place, is_remote, local_path, open_store
+from lensprep.store import (
+    S3Options,
+    check_place,
+    is_remote,
+    local_path,
+    open_store,
+)
 
 _log = logging.getLogger("lensprep.convert")
 

@@ -13,7 +13,7 @@ from lensprep.convert.config import ConvertConfig
 from lensprep.convert.workfolder import Work
 from lensprep.decode.account import Account
 from lensprep.decode.prepare import REJECT_SCHEMA
-from lensprep.decode.stampnpz import RejectReason
+from lensprep.decode.reasons import RejectReason
 from lensprep.errors import BudgetError
 from lensprep.source.tree import Source
 from lensprep.store import atomic_writer

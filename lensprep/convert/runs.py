@@ -29,7 +29,8 @@ from lensprep.engine import Engine
 from lensprep.engine.trial import find_fatal
 from lensprep.errors import InputError, size_text
 from lensprep.source.contract import FilterRules
-from lensprep.source.tree import Source, SourceFile
+from lensprep.source.footers import SourceFile
+from lensprep.source.tree import Source
 
 RUN_ROWS = 4096
 """Rows of one run: 109 MB of records in memory."""

@@ -31,8 +31,8 @@ from lensprep.dataset.writer import send_shard, write_shard
 from lensprep.decode.account import ACCEPTED, Account
 from lensprep.decode.placement import shard_count, shard_range
 from lensprep.decode.prepare import duplicate_rows
+from lensprep.decode.reasons import RejectReason
 from lensprep.decode.rowgroup import record_memory
-from lensprep.decode.stampnpz import RejectReason
 from lensprep.engine import Engine
 from lensprep.store import LocalStore, member_path, sync_file
 from lensprep.store.s3 import S3Store

@@ -49,7 +49,7 @@ REJECTS_NAME: Final = "rejects.parquet"
 BLOCK: Final = 512
 """Block of a tar archive, bytes."""
 NPY_HEADER_BYTES: Final = 128
-PAYLOAD_BYTES: Final = 3 * STAMP_SIZE * STAMP_SIZE * 2
+PAYLOAD_BYTES: Final = len(BANDS) * STAMP_SIZE * STAMP_SIZE * STAMP_DTYPE.itemsize
 PAYLOAD_OFFSET: Final = BLOCK + NPY_HEADER_BYTES
 NPY_BYTES: Final = NPY_HEADER_BYTES + PAYLOAD_BYTES
 JSON_BYTES: Final = 512
@@ -77,18 +77,12 @@ JSON_FIELDS: Final = (
 )
 """Columns repeated in each record for users of stock WebDataset; all else is in the sidecar."""
 
+MEASURED: Final = ("median", "scale", "clip_frac")
+"""What normalising measures in each band."""
 MEASURED_COLUMNS: Final = (
     "key",
     "label",
-    "median_g",
-    "median_r",
-    "median_z",
-    "scale_g",
-    "scale_r",
-    "scale_z",
-    "clip_frac_g",
-    "clip_frac_r",
-    "clip_frac_z",
+    *(f"{measured}_{band}" for measured in MEASURED for band in BANDS),
     "payload_crc32",
     "pixel_hash",
 )

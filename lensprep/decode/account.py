@@ -51,11 +51,6 @@ class Account:
         """All rows."""
         return self.counts.total()
 
-    @property
-    def rejected_rows(self) -> int:
-        """Rows with a defect (filtered rows were left out on purpose and do not count)."""
-        return sum(self._by_outcome(self.counts)["rejected"].values())
-
     def to_list(self) -> list[list[Any]]:
         """Plain types, for JSON: [split, class, outcome, rows] each."""
         return [[*key, rows] for key, rows in sorted(self.counts.items()) if rows]

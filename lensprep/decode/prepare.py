@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,24 +12,15 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from lensprep.dataset.layout import (
-    BANDS,
-    JSON_FIELDS,
-    SPLITS,
-    STAMP_SHAPE,
-)
+from lensprep.dataset.layout import BANDS, JSON_FIELDS, MEASURED, SPLITS, STAMP_SHAPE
 from lensprep.dataset.record import encode_json, payload_crc32, payload_view, set_json, set_keys
 from lensprep.decode.account import UNLABELLED, Account, class_names
 from lensprep.decode.normalize import Measured, Normalizer
 from lensprep.decode.placement import PLACE, row_key, row_place
-from lensprep.decode.stampnpz import RejectReason, decode_batch
-from lensprep.source.contract import (
-    FILTER_REASONS,
-    SPLIT_COLUMN,
-    FilterRules,
-    filter_rows,
-    label_rows,
-)
+from lensprep.decode.reasons import DAMAGE, RejectReason
+from lensprep.decode.stampnpz import decode_batch
+from lensprep.source.contract import FILTER_REASONS, FilterRules, filter_rows, label_rows
+from lensprep.source.survey import SPLIT_COLUMN
 
 REJECT_SCHEMA = pa.schema(
     [
@@ -47,24 +38,6 @@ REJECT_SCHEMA = pa.schema(
 )
 """Columns of ``rejects.parquet``; ``kind`` is ``filtered`` or ``rejected``."""
 
-
-DAMAGE = frozenset(
-    {
-        RejectReason.NULL_BLOB,
-        RejectReason.EMPTY_BLOB,
-        RejectReason.NOT_ZIP,
-        RejectReason.TRUNCATED,
-        RejectReason.BAD_ZIP,
-        RejectReason.UNSUPPORTED_ZIP,
-        RejectReason.MISSING_BAND,
-        RejectReason.DUPLICATE_MEMBER,
-        RejectReason.OVERSIZED,
-        RejectReason.BAD_STREAM,
-        RejectReason.CRC_MISMATCH,
-    }
-)
-"""What a row is refused for when a bit of its blob, or of the page that holds it, was altered on
-the way: all that comes before the CRC-32 is known to be right."""
 
 BLOB_ROWS = 32
 """Blobs decoded at a time: pixels (1.5 MB) and records stay in the cache while they are needed."""
@@ -213,10 +186,7 @@ class Preparer:
             PLACE: pa.array(places, pa.uint64()),
             "label": pa.array(label[rows], pa.int8()),
         }
-        for name in ("median", "scale", "clip_frac"):
-            values = _joined(getattr(s.measured, name) for s in stamps)
-            for number, band in enumerate(BANDS):
-                columns[f"{name}_{band}"] = pa.array(values[:, number], pa.float32())
+        columns |= measured_columns([s.measured for s in stamps])
         columns["pixel_hash"] = pa.array(hashes, pa.string())
         return pa.table({**columns, **dict(zip(light.column_names, light.columns, strict=True))})
 
@@ -247,6 +217,22 @@ def _json_members(
     return [member or b"" for member in members]
 
 
+def measured_columns(stamps: Sequence[Measured]) -> dict[str, pa.Array]:
+    """What normalising measured, as columns of the sidecar."""
+    columns = {}
+    for name in MEASURED:
+        values = _joined(getattr(measured, name) for measured in stamps)
+        for number, band in enumerate(BANDS):
+            columns[f"{name}_{band}"] = pa.array(values[:, number], pa.float32())
+    return columns
+
+
+def reject_table(rows: int, known: Mapping[str, Any]) -> pa.Table:
+    """A table of the columns of ``rejects.parquet``; null where they are not among those known."""
+    columns = [known.get(field.name, pa.nulls(rows, field.type)) for field in REJECT_SCHEMA]
+    return pa.table(columns, REJECT_SCHEMA.names).cast(REJECT_SCHEMA)
+
+
 def _left_out(table: pa.Table, reason: NDArray[np.object_], classes: list[str]) -> pa.Table:
     """Rows that have a reason, as in ``rejects.parquet``."""
     rows = np.flatnonzero(reason != "")
@@ -254,38 +240,43 @@ def _left_out(table: pa.Table, reason: NDArray[np.object_], classes: list[str]) 
         return REJECT_SCHEMA.empty_table()
     names = [name for name in REJECT_SCHEMA.names if name in table.column_names]
     taken = table.select(names).take(pa.array(rows))
-    columns = dict(zip(names, taken.columns, strict=True))
-    columns["class"] = pa.array([classes[row] for row in rows.tolist()])
-    columns["reason"] = pa.array(reason[rows].tolist(), pa.string())
-    kinds = ["filtered" if r in FILTER_REASONS else "rejected" for r in reason[rows].tolist()]
-    columns["kind"] = pa.array(kinds, pa.string())
-    return pa.table([columns[name] for name in REJECT_SCHEMA.names], REJECT_SCHEMA.names).cast(
-        REJECT_SCHEMA
+    reasons = reason[rows].tolist()
+    return reject_table(
+        len(rows),
+        dict(zip(names, taken.columns, strict=True))
+        | {
+            "class": [classes[row] for row in rows.tolist()],
+            "reason": reasons,
+            "kind": ["filtered" if r in FILTER_REASONS else "rejected" for r in reasons],
+        },
     )
 
 
 def unreadable_rows(
     path: str, split: str | None, group: int, rows: int, reason: RejectReason
 ) -> pa.Table:
-    """Rows of a row group left out whole, as in ``rejects.parquet``: only their place is known."""
-    known: dict[str, list[Any]] = {
-        "region_split": [split] * rows,
-        "class": [UNLABELLED] * rows,
-        "kind": ["rejected"] * rows,
-        "reason": [reason.value] * rows,
-        "source_file": [path] * rows,
-        "source_row_group": [group] * rows,
-        "source_row": list(range(rows)),
-    }
-    empty = [None] * rows
-    return pa.table({n: known.get(n, empty) for n in REJECT_SCHEMA.names}, schema=REJECT_SCHEMA)
+    """Rows of a row group left out whole, as in ``rejects.parquet``: all that is known of them."""
+    return reject_table(
+        rows,
+        {
+            "region_split": pa.array([split] * rows, pa.string()),
+            "class": [UNLABELLED] * rows,
+            "kind": ["rejected"] * rows,
+            "reason": [reason.value] * rows,
+            "source_file": [path] * rows,
+            "source_row_group": [group] * rows,
+            "source_row": np.arange(rows),
+        },
+    )
 
 
 def duplicate_rows(dropped: pa.Table) -> pa.Table:
-    """Sidecar rows of records that were there twice, as in ``rejects.parquet``."""
+    """Sidecar rows of records that came before, as in ``rejects.parquet``."""
     rows = dropped.num_rows
-    columns = {name: dropped[name] for name in REJECT_SCHEMA.names if name in dropped.column_names}
-    columns["class"] = pc.cast(dropped["label"], pa.string())
-    columns["kind"] = pa.array(["rejected"] * rows, pa.string())
-    columns["reason"] = pa.array([RejectReason.DUPLICATE_ROW.value] * rows, pa.string())
-    return pa.table({n: columns[n] for n in REJECT_SCHEMA.names}).cast(REJECT_SCHEMA)
+    columns = dict(zip(dropped.column_names, dropped.columns, strict=True))
+    columns |= {
+        "class": dropped["label"],
+        "kind": ["rejected"] * rows,
+        "reason": [RejectReason.DUPLICATE_ROW.value] * rows,
+    }
+    return reject_table(rows, columns)

@@ -25,10 +25,12 @@ from lensprep.decode.prepare import (
     Preparer,
     unreadable_rows,
 )
-from lensprep.decode.stampnpz import RejectReason
+from lensprep.decode.reasons import RejectReason
 from lensprep.errors import InputError
-from lensprep.source.contract import STAMP_COLUMN, FilterRules
-from lensprep.source.tree import Source, SourceFile
+from lensprep.source.contract import FilterRules
+from lensprep.source.footers import SourceFile
+from lensprep.source.survey import STAMP_COLUMN
+from lensprep.source.tree import Source
 
 _log = logging.getLogger("lensprep.decode")
 

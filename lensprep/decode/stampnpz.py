@@ -2,7 +2,6 @@
 
     decode(blob, out) -> RejectReason | None            one blob into out, float32 (3, 64, 64)
     decode_batch(blobs, out) -> list[RejectReason | None]   a pyarrow binary column, or a sequence
-    RejectReason                                         every reason a row can be refused for
 
 A blob is what ``np.savez_compressed`` writes: a zip archive with the members ``image_g.npy``,
 ``image_r.npy`` and ``image_z.npy``. ``np.load`` spends several times longer on its own objects than
@@ -24,7 +23,6 @@ import ast
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
-from enum import StrEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -34,56 +32,11 @@ import pyarrow as pa
 from deflate import DeflateError, crc32
 from deflate import deflate_decompress as inflate
 
-from lensprep.dataset.layout import STAMP_SHAPE
+from lensprep.dataset.layout import BANDS, STAMP_SHAPE, STAMP_SIZE
 from lensprep.decode import zipwalk
+from lensprep.decode.reasons import RejectReason
 from lensprep.decode.zipwalk import DEFLATED, FIELDS, MAX_HEADER_CHARS
 from lensprep.kernel import kernel
-
-
-class RejectReason(StrEnum):
-    """Why a row did not get in. The docstring of a member is its meaning, for people.
-
-    One place for all of them, so that the account of a conversion is complete. The value is the
-    name that stands in the manifest and in ``rejects.parquet``.
-    """
-
-    def __new__(cls, value: str, meaning: str) -> RejectReason:
-        """Make a string member that carries its meaning as its docstring."""
-        member = str.__new__(cls, value)
-        member._value_ = value
-        member.__doc__ = meaning
-        return member
-
-    # the blob
-    NULL_BLOB = "null_blob", "stamp_npz is null"
-    EMPTY_BLOB = "empty_blob", "stamp_npz has no bytes"
-    NOT_ZIP = "not_zip", "the blob is no zip archive (a bare .npy, a pickle, text)"
-    TRUNCATED = "truncated", "the blob, or a member, ends before the data it announces"
-    BAD_ZIP = "bad_zip", "the zip directory contradicts itself or the archive"
-    UNSUPPORTED_ZIP = "unsupported_zip", "a band is encrypted, or not stored or deflated"
-    DUPLICATE_MEMBER = "duplicate_member", "a band is in the archive more than once"
-    MISSING_BAND = "missing_band", "a band is not in the archive"
-    OVERSIZED = "oversized", "a member claims more bytes than a stamp can have"
-    BAD_STREAM = "bad_stream", "the deflate stream of a member is damaged"
-    CRC_MISMATCH = "crc_mismatch", "a member does not have the CRC-32 of the directory"
-    # the array
-    BAD_NPY = "bad_npy", "a member is no .npy file that can be read"
-    OBJECT_ARRAY = "object_array", "a band is a pickled object array, which is never loaded"
-    WRONG_DTYPE = "wrong_dtype", "a band is not float16, float32 or float64"
-    WRONG_SHAPE = "wrong_shape", "a band is not 64 x 64"
-    NONFINITE = "nonfinite", "a pixel is NaN, infinite, or too large to compute with (4e37)"
-    CONSTANT_BAND = "constant_band", "the MAD of a band is 0, so it has no scale"
-    # the row
-    UNKNOWN_LABEL = "unknown_label", "lens_model is null or none of CONTROL, SIE, SIS"
-    LABEL_CONFLICT = "label_conflict", "lens_model contradicts is_control or theta_e_arcsec"
-    MISSING_TASK_ID = "missing_task_id", "task_id is null or empty"
-    UNKNOWN_SPLIT = "unknown_split", "region_split is null or none of train, val, test"
-    MISSING_REGION = "missing_region", "region_id is null, so no interval could count the row"
-    LONG_METADATA = "long_metadata", "the row's text columns do not fit the record's JSON"
-    DUPLICATE_ROW = "duplicate_row", "the same task_id with the same pixels came before"
-    UNREADABLE = "unreadable", "the parquet row group is corrupt (--skip-bad-files)"
-    CRASHED = "crashed", "reading the row group killed two processes (--skip-bad-files)"
-
 
 _BY_CODE: dict[int, RejectReason] = {
     zipwalk.EMPTY: RejectReason.EMPTY_BLOB,
@@ -109,13 +62,16 @@ def _header_text(text: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(body)) + body
 
 
+_BAND_SHAPE = STAMP_SHAPE[1:]
+_BAND_PIXELS = STAMP_SIZE * STAMP_SIZE
 _NATIVE = np.dtype(np.float32).newbyteorder("=").str
 _PLAIN_HEADER = _header_text(
-    f"{{'descr': '{_NATIVE}', 'fortran_order': False, 'shape': (64, 64), }}"
+    f"{{'descr': '{_NATIVE}', 'fortran_order': False, 'shape': {_BAND_SHAPE}, }}"
 )
 _PLAIN_START = len(_PLAIN_HEADER)
-_PLAIN_BYTES = _PLAIN_START + 64 * 64 * 4
-_BAND_BYTES = 64 * 64 * 4
+_BAND_BYTES = _BAND_PIXELS * 4
+_PLAIN_BYTES = _PLAIN_START + _BAND_BYTES
+_ROW_FIELDS = len(BANDS) * FIELDS
 
 
 class _ArraySpec(NamedTuple):
@@ -138,10 +94,10 @@ def _cast_array(member: bytes | bytearray, raw: memoryview) -> RejectReason | No
     spec = _parse_header(bytes(member[prefix : prefix + length]), version)
     if isinstance(spec, RejectReason):
         return spec
-    if len(member) - prefix - length < 64 * 64 * spec.dtype.itemsize:
+    if len(member) - prefix - length < _BAND_PIXELS * spec.dtype.itemsize:
         return RejectReason.TRUNCATED
-    values = np.frombuffer(member, spec.dtype, 64 * 64, prefix + length).reshape(64, 64)
-    band = np.frombuffer(raw, np.float32).reshape(64, 64)
+    values = np.frombuffer(member, spec.dtype, _BAND_PIXELS, prefix + length).reshape(_BAND_SHAPE)
+    band = np.frombuffer(raw, np.float32).reshape(_BAND_SHAPE)
     with np.errstate(over="ignore", invalid="ignore"):  # beyond float32: seen to be nonfinite
         band[...] = values.T if spec.fortran else values
     return None
@@ -169,7 +125,7 @@ def _parse_header(raw: bytes, version: int) -> _ArraySpec | RejectReason:
     dtype = _float_dtype(header["descr"])
     if isinstance(dtype, RejectReason):
         return dtype
-    return _ArraySpec(dtype, fortran) if shape == (64, 64) else RejectReason.WRONG_SHAPE
+    return _ArraySpec(dtype, fortran) if shape == _BAND_SHAPE else RejectReason.WRONG_SHAPE
 
 
 def _float_dtype(descr: object) -> np.dtype[Any] | RejectReason:
@@ -303,7 +259,8 @@ def _decode_stretch(
     for row in range(n):
         if reasons[row] is None:
             reasons[row] = _inflate_bands(data, bands, row, raw)
-    for row in np.flatnonzero(_unusable_rows(out.reshape(n, 3 * 64 * 64).view(np.int32))).tolist():
+    bits = out.reshape(n, len(BANDS) * _BAND_PIXELS).view(np.int32)
+    for row in np.flatnonzero(_unusable_rows(bits)).tolist():
         reasons[row] = reasons[row] or RejectReason.NONFINITE
     return reasons
 
@@ -312,8 +269,8 @@ def _inflate_bands(
     data: memoryview, bands: list[int], row: int, raw: memoryview
 ) -> RejectReason | None:
     """Inflate the three members of a row, check length and CRC-32, and write their pixels."""
-    at = row * 3 * _BAND_BYTES
-    for k in range(row * 3 * FIELDS, (row + 1) * 3 * FIELDS, FIELDS):
+    at = row * len(BANDS) * _BAND_BYTES
+    for k in range(row * _ROW_FIELDS, (row + 1) * _ROW_FIELDS, FIELDS):
         start, compressed, size, crc, method = bands[k : k + FIELDS]
         stream = data[start : start + compressed]
         try:
@@ -340,7 +297,7 @@ def _check_out(out: npt.NDArray[np.float32], rows: int) -> None:
     plain = out.dtype == np.float32 and out.dtype.isnative
     if not (fits and plain and out.flags.c_contiguous and out.flags.writeable):
         raise ValueError(
-            f"out must be writable C-contiguous float32 of shape ({rows}, 3, 64, 64) or longer, "
+            f"out must be writable C-contiguous float32 of shape {(rows, *STAMP_SHAPE)} or longer, "
             f"not {out.dtype} {out.shape}"
         )
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from lensprep.dataset.layout import BANDS
+from lensprep.dataset.layout import BANDS, STAMP_SIZE
 from lensprep.kernel import kernel
 
 _Bytes = npt.NDArray[np.uint8]
@@ -38,7 +38,7 @@ STORED, DEFLATED = 0, 8
 MAX_HEADER_CHARS = 10_000
 """Longest .npy header that is parsed; the limit of ``np.load`` itself."""
 
-MAX_MEMBER_BYTES = 3 * 64 * 64 * 8 + MAX_HEADER_CHARS + 12
+MAX_MEMBER_BYTES = len(BANDS) * STAMP_SIZE * STAMP_SIZE * 8 + MAX_HEADER_CHARS + 12
 """Largest member that is inflated: one whole stamp as float64, and the longest header."""
 
 _LOCAL_SIGNATURE, _CENTRAL_SIGNATURE, _END_SIGNATURE = 0x04034B50, 0x02014B50, 0x06054B50

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -33,10 +33,13 @@ class LocalEngine:
     ----------
     workers : int
         Processes. With 1, everything runs in the caller's process.
+    apart : bool
+        Start a process also for one worker: it works while the caller uses a result.
     """
 
-    def __init__(self, workers: int | None = None) -> None:
+    def __init__(self, workers: int | None = None, *, apart: bool = False) -> None:
         self.workers = workers or default_workers()
+        self._apart = apart
         self._pool: ProcessPoolExecutor | None = None
         self._held: Any = None
         """Process and task of each worker, one after the other, as the workers tell."""
@@ -53,7 +56,7 @@ class LocalEngine:
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
         """Run a function over tasks; see `Engine.run`."""
-        if self.workers <= 1:
+        if self.workers <= 1 and not self._apart:
             return map(function, tasks)
         return self._run_in_pool(function, tasks)
 
@@ -108,13 +111,19 @@ class LocalEngine:
 
 
 def run_tasks(
-    function: Callable[[Task], Result], tasks: Sequence[Task], *, workers: int
-) -> Iterator[Result]:
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    *,
+    workers: int | None,
+    apart: bool = False,
+) -> Generator[Result, None, None]:
     """Run a function over tasks with processes of this machine that end with them.
 
-    Parameters are those of `Engine.run`; no more processes are started than there are tasks.
+    Parameters are those of `Engine.run` and `LocalEngine`; no more processes are started than there
+    are tasks.
     """
-    with LocalEngine(min(workers, max(1, len(tasks)))) as engine:
+    most = min(workers or default_workers(), max(1, len(tasks)))
+    with LocalEngine(most, apart=apart) as engine:
         yield from engine.run(function, tasks)
 
 

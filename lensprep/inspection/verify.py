@@ -36,8 +36,8 @@ from lensprep.decode.normalize import Normalizer
 from lensprep.decode.stampnpz import decode_batch
 from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import ChangedError, InputError, NotFoundError, ShardError, StorageError
-from lensprep.source.contract import STAMP_COLUMN
 from lensprep.source.listing import filesystem_for
+from lensprep.source.survey import STAMP_COLUMN
 from lensprep.source.tree import LEAVE_OUT, Source
 from lensprep.store import S3Options, Store, is_remote
 

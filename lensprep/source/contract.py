@@ -1,4 +1,4 @@
-"""The Phase 4c contract: which columns a source has, what they hold, which rows may go in (pure).
+"""The Phase 4c contract: whether a file has the columns of the survey, which rows may go in (pure).
 
 A source is trusted in nothing that this module can check: labels come from a closed map and are
 checked against two other columns, and a row that is left out has a reason.
@@ -6,23 +6,18 @@ checked against two other columns, and a row that is left out has a reason.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lensprep.dataset.layout import BANDS, LABEL_MAP, SPLITS
+from lensprep.dataset.layout import BANDS, LABEL_MAP
 from lensprep.dataset.where import Where
-
-Controls = Literal["value", "zero", "null"]
-"""What rows of CONTROL hold in a column: values like any other row, zero, or null."""
-
-STAMP_COLUMN: Final = "stamp_npz"
-SPLIT_COLUMN: Final = "region_split"
+from lensprep.source.survey import COLUMNS
 
 UNKNOWN_LABEL: Final = "unknown_label"
 LABEL_CONFLICT: Final = "label_conflict"
@@ -36,117 +31,6 @@ MAX_BAD_PIXEL_FRAC: Final = "max_bad_pixel_frac"
 WHERE: Final = "where"
 FILTER_REASONS: Final = (CUTOUT_NOT_OK, BANDSET_LACKS_BAND, MAX_BAD_PIXEL_FRAC, WHERE)
 """Reasons to filter a row, in the order in which they are looked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column of the contract."""
-
-    name: str
-    type: pa.DataType
-    nullable: bool = False
-    """Whether null is allowed at all (a control's null is given by ``controls``)."""
-    required: bool = False
-    """Whether a source without it is refused. ``region_split`` may be in the folder's name."""
-    controls: Controls = "value"
-    leaks: bool = False
-    """Whether the value, or its being null, tells the label: never an input of a model."""
-    minimum: float | None = None
-    """Smallest plausible value, in the column's own unit."""
-    maximum: float | None = None
-    """Largest plausible value, in the column's own unit."""
-
-
-_TEXT: Final = pa.string()
-_INT: Final = pa.int32()
-_LONG: Final = pa.int64()
-_REAL: Final = pa.float64()
-_BYTES: Final = pa.binary()
-
-COLUMNS: Final[tuple[Column, ...]] = (
-    Column("task_id", _TEXT, required=True),
-    Column("experiment_id", _TEXT, required=True),
-    Column("selection_set_id", _TEXT, required=True),
-    Column("ranking_mode", _TEXT, required=True),
-    Column("selection_strategy", _TEXT, required=True),
-    Column("brickname", _TEXT, required=True),
-    Column("bandset", _TEXT, required=True),
-    Column("config_id", _TEXT, required=True, leaks=True),
-    Column("region_split", _TEXT, required=True),
-    Column("region_id", _INT, required=True),
-    Column("stamp_size", _INT, required=True, minimum=64, maximum=64),
-    Column("replicate", _INT),
-    Column("is_control", _INT, required=True, leaks=True, minimum=0, maximum=1),
-    Column("cutout_ok", _INT, required=True),
-    Column("metrics_only", _INT),
-    Column("ra", _REAL, required=True, minimum=0, maximum=360),
-    Column("dec", _REAL, required=True, minimum=-90, maximum=90),
-    Column(
-        "theta_e_arcsec", _REAL, required=True, controls="zero", leaks=True, minimum=0, maximum=5
-    ),
-    Column("src_dmag", _REAL, required=True, controls="zero", leaks=True),
-    Column(
-        "src_reff_arcsec", _REAL, required=True, controls="zero", leaks=True, minimum=0, maximum=5
-    ),
-    Column("src_e", _REAL, controls="zero", leaks=True, minimum=0, maximum=1),
-    Column("shear", _REAL, controls="zero", leaks=True, minimum=0, maximum=0.5),
-    Column("task_seed64", _LONG, nullable=True),
-    Column("src_x_arcsec", _REAL, nullable=True, controls="zero", leaks=True),
-    Column("src_y_arcsec", _REAL, nullable=True, controls="zero", leaks=True),
-    Column("src_phi_rad", _REAL, nullable=True, controls="zero", leaks=True),
-    Column("shear_phi_rad", _REAL, nullable=True, controls="zero", leaks=True),
-    Column("src_gr", _REAL, nullable=True, leaks=True),
-    Column("src_rz", _REAL, nullable=True, leaks=True),
-    Column("psf_bin", _INT, nullable=True),
-    Column("depth_bin", _INT, nullable=True),
-    Column("ab_zp_nmgy", _REAL, nullable=True, required=True, minimum=22.5, maximum=22.5),
-    Column("pipeline_version", _TEXT, nullable=True, required=True),
-    Column("psfsize_r", _REAL, nullable=True, required=True, minimum=0.3, maximum=5),
-    Column("psfdepth_r", _REAL, nullable=True, required=True, minimum=15, maximum=30),
-    Column("ebv", _REAL, nullable=True, minimum=0, maximum=10),
-    Column("stamp_npz", _BYTES, nullable=True, required=True),
-    Column("arc_snr", _REAL, nullable=True, controls="null", leaks=True),
-    Column("total_injected_flux_r", _REAL, nullable=True, controls="null", leaks=True),
-    Column("magnification", _REAL, nullable=True, controls="null", leaks=True, minimum=0),
-    Column("bad_pixel_frac", _REAL, nullable=True, required=True, minimum=0, maximum=1),
-    Column("wise_brightmask_frac", _REAL, nullable=True, required=True, minimum=0, maximum=1),
-    Column("metrics_ok", _INT, nullable=True),
-    Column(
-        "psf_fwhm_used_g", _REAL, nullable=True, controls="null", leaks=True, minimum=0.3, maximum=5
-    ),
-    Column(
-        "psf_fwhm_used_r",
-        _REAL,
-        nullable=True,
-        required=True,
-        controls="null",
-        leaks=True,
-        minimum=0.3,
-        maximum=5,
-    ),
-    Column(
-        "psf_fwhm_used_z", _REAL, nullable=True, controls="null", leaks=True, minimum=0.3, maximum=5
-    ),
-    Column("psf_source_g", _INT, nullable=True, controls="null", leaks=True),
-    Column("psf_source_r", _INT, nullable=True, controls="null", leaks=True),
-    Column("psf_source_z", _INT, nullable=True, controls="null", leaks=True),
-    Column("lens_model", _TEXT, nullable=True, required=True, leaks=True),
-    Column("lens_e", _REAL, nullable=True, controls="zero", leaks=True, minimum=0, maximum=1),
-    Column("lens_phi_rad", _REAL, nullable=True, controls="null", leaks=True),
-    Column("tangential_stretch", _REAL, nullable=True, controls="null", leaks=True),
-    Column("radial_stretch", _REAL, nullable=True, controls="null", leaks=True),
-    Column("expected_arc_radius", _REAL, nullable=True, controls="null", leaks=True),
-    Column("physics_valid", _INT, nullable=True, controls="null", leaks=True),
-    Column("physics_warnings", _TEXT, nullable=True, controls="null", leaks=True),
-)
-"""The 57 columns of Phase 4c, in the order in which a table of this project has them."""
-
-COLUMN_BY_NAME: Final[dict[str, Column]] = {column.name: column for column in COLUMNS}
-REQUIRED_COLUMNS: Final = tuple(column.name for column in COLUMNS if column.required)
-LEAKING_COLUMNS: Final = tuple(column.name for column in COLUMNS if column.leaks)
-LIGHT_COLUMNS: Final = tuple(column.name for column in COLUMNS if column.name != STAMP_COLUMN)
-SCHEMA: Final = pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in COLUMNS])
-"""Arrow schema of all 57 columns."""
 
 
 def accepts(wanted: pa.DataType, found: pa.DataType) -> bool:
@@ -318,11 +202,6 @@ def filter_rows(table: pa.Table, rules: FilterRules | None = None) -> NDArray[np
     if rules.where is not None:
         cuts[WHERE] = ~rules.where.mask(table)
     return np.select(list(cuts.values()), list(cuts), "")
-
-
-def unknown_splits(values: Iterable[str | None]) -> list[str | None]:
-    """The values that name no split of this project, in their order."""
-    return [value for value in values if value not in SPLITS]
 
 
 def _lacks_band(bandset: pa.ChunkedArray) -> NDArray[np.bool_]:

@@ -1,18 +1,19 @@
 """A folder of FITS or NPZ cutouts and a table of positions: which file belongs to which row.
 
-    catalog = open_cutouts(folder, "positions.csv")     any table with ra, dec (and key)
-    catalog.table                                       its rows, with key and file
+    catalog = open_cutouts(folder, "positions.csv", read_position)      any table with ra, dec
+    catalog.table                                                       its rows, key and file
 
 A file belongs to a row by the column ``file``, else by ``key`` (``<key>.fits``, ``<key>.npz``),
 else by position: the file whose own centre (the FITS header's, or ``ra`` and ``dec`` in the NPZ) is
 nearest, within 2 arcsec. Nothing is guessed from file names, and nothing is chosen where two files
-may be meant. What is in a file is `lensprep.source.cutoutfile`'s matter.
+may be meant. What is in a file is `lensprep.decode.cutoutfile`'s matter, whose `read_position` is
+handed in.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -23,7 +24,6 @@ import pyarrow.compute as pc
 
 from lensprep.dataset.cutoutnames import SUFFIXES, cutout_stem
 from lensprep.errors import InputError, NotFoundError
-from lensprep.source.cutoutfile import UNREADABLE, Refusal, read_position
 from lensprep.store import is_remote
 from lensprep.tables.positions import position_columns, read_positions
 from lensprep.tables.reader import check_ids, read_table
@@ -34,6 +34,18 @@ NO_CUTOUT: Final = "no_cutout"
 MATCH_ARCSEC: Final = 2.0
 _TIE_ARCSEC: Final = 0.1
 """Two files whose distances from a row differ by less cannot be told apart by position."""
+
+
+class Refusal(NamedTuple):
+    """Why a file is not used."""
+
+    reason: str
+    detail: str
+    """What was found, for people; one line."""
+
+
+ReadPosition = Callable[[Path], tuple[float, float] | Refusal | None]
+"""Gives the right ascension and declination that a file states for its middle, if it does."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,7 @@ class Cutouts:
 def open_cutouts(
     folder: str | os.PathLike[str],
     catalog: str | os.PathLike[str],
+    read_position: ReadPosition,
     columns: Mapping[str, str] | None = None,
     called: str | None = None,
 ) -> Cutouts:
@@ -65,6 +78,8 @@ def open_cutouts(
         Any table that `lensprep.tables.reader` reads, with ``ra`` and ``dec``, or under a name that
         `lensprep.tables.positions` knows; ``key`` or ``file`` (relative to the folder, or with the
         folder's own place before it) say which file is whose.
+    read_position : callable
+        Called where neither says so.
     columns : mapping, optional
         What the catalogue calls ``ra``, ``dec``, ``key``, ``file`` or any other column.
     called : str, optional
@@ -84,7 +99,7 @@ def open_cutouts(
     if not files:
         raise InputError(f"{called} has no cutouts: no file ends in {', '.join(SUFFIXES)}.")
     table = _positions(_read_table(catalog, columns or {}), str(catalog), columns)
-    matched = _match(table, root, called, files, str(catalog))
+    matched = _match(table, root, called, files, str(catalog), read_position)
     misses = [file.why for file in matched if isinstance(file, _Miss)]
     if len(misses) == len(matched):
         raise InputError(
@@ -167,14 +182,19 @@ def _positions(table: pa.Table, name: str, given: Mapping[str, str] | None) -> p
 
 
 def _match(
-    table: pa.Table, root: Path, called: str, files: list[str], name: str
+    table: pa.Table,
+    root: Path,
+    called: str,
+    files: list[str],
+    name: str,
+    read_position: ReadPosition,
 ) -> list[str | _Miss]:
     """File of each row, or why it has none."""
     if "file" in table.column_names:
         return _match_files(table["file"].to_pylist(), root, called, files, name)
     if "key" in table.column_names:
         return _match_keys(table["key"].to_pylist(), root, called, files)
-    return _match_positions(table, root, called, files)
+    return _match_positions(table, root, called, files, read_position)
 
 
 def _match_files(
@@ -228,13 +248,13 @@ def _require_one(files: list[str], root: Path, called: str, what: str) -> None:
 
 
 def _match_positions(
-    table: pa.Table, root: Path, called: str, files: list[str]
+    table: pa.Table, root: Path, called: str, files: list[str], read_position: ReadPosition
 ) -> list[str | _Miss]:
     """The nearest file of each row by the centre that the file itself states."""
     centres = {
         file: read_position(root / file)
         if _is_text(file)
-        else Refusal(UNREADABLE, "name not UTF-8")
+        else Refusal("unreadable", "name not UTF-8")
         for file in files
     }
     bad = {file: said.detail for file, said in centres.items() if isinstance(said, Refusal)}

@@ -1,7 +1,7 @@
 """The known defects of Phase 4c, planted on purpose, with the truth about each (pure).
 
 A defect spoils a row that would be fine, or repeats it. What conversion must make of the row is
-part of its definition; the names of the reasons are those of `lensprep.decode.stampnpz` and
+part of its definition; the names of the reasons are those of `lensprep.decode.reasons` and
 `lensprep.source.contract`.
 """
 
@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensprep.dataset.layout import BANDS, SPLITS, STAMP_SIZE
-from lensprep.decode.stampnpz import RejectReason
+from lensprep.decode.reasons import RejectReason
 from lensprep.errors import ConfigError
 from lensprep.source.contract import BANDSET_LACKS_BAND, CUTOUT_NOT_OK
+from lensprep.source.survey import STAMP_MEMBERS
 from lensprep.synth.rows import Row, encode_stamp, repeat_task
 
 Outcome = Literal["accepted", "filtered", "rejected"]
@@ -228,7 +229,7 @@ def _object_array(
 def _pack(bands: Sequence[NDArray[Any]], *, compress: bool = True, **extra: NDArray[Any]) -> bytes:
     """NPZ of the bands, in their order."""
     buffer = io.BytesIO()
-    arrays: dict[str, Any] = {f"image_{BANDS[i]}": band for i, band in enumerate(bands)} | extra
+    arrays: dict[str, Any] = dict(zip(STAMP_MEMBERS, bands, strict=True)) | extra
     (np.savez_compressed if compress else np.savez)(buffer, **arrays)
     return buffer.getvalue()
 
@@ -313,7 +314,7 @@ def _extra_member(
 def _duplicate_member(
     pixels: NDArray[np.float32], columns: Columns, rng: np.random.Generator
 ) -> bytes | None:
-    names = [f"image_{band}.npy" for band in (*BANDS, "r")]
+    names = [f"{name}.npy" for name in (*STAMP_MEMBERS, "image_r")]
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, band in zip(names, (*pixels, pixels[1]), strict=True):

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lensprep.dataset.layout import PIXEL_SCALE_ARCSEC
+from lensprep.dataset.layout import BANDS, PIXEL_SCALE_ARCSEC
 from lensprep.synth.imaging import (
     CENTRE,
     GRID,
@@ -152,7 +152,7 @@ def draw_scene(rng: np.random.Generator, host: Host, ebv: float) -> NDArray[np.f
     ndarray of float32, shape (3, GRID, GRID)
         Nanomaggies per pixel in g, r, z.
     """
-    scene = np.zeros((3, GRID, GRID), np.float32)
+    scene = np.zeros((len(BANDS), GRID, GRID), np.float32)
     for profile, flux in host.parts:
         add_sersic(scene, host.x_px, host.y_px, profile, flux)
     dust = np.array([10 ** (-0.4 * a * ebv) for a in EXTINCTION])

@@ -14,8 +14,9 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from lensprep.dataset.layout import PIXEL_SCALE_ARCSEC, STAMP_SIZE
+from lensprep.dataset.layout import BANDS, PIXEL_SCALE_ARCSEC, STAMP_SIZE
 from lensprep.kernel import kernel
+from lensprep.source.survey import ZERO_POINT
 from lensprep.synth.survey import Brick
 
 GRID: Final = 96
@@ -23,7 +24,6 @@ GRID: Final = 96
 MARGIN: Final = (GRID - STAMP_SIZE) // 2
 CENTRE: Final = (GRID - 1) / 2
 """Centre of the grid, and of the stamp, in pixels of the grid."""
-ZERO_POINT: Final = 22.5
 SKY_MAG_ARCSEC2: Final = (22.0, 20.9, 18.8)
 """Brightness of the dark sky in g, r, z: sets how many photons a nanomaggie is."""
 
@@ -64,9 +64,9 @@ def make_camera(brick: Brick) -> Camera:
     """
     rng = np.random.default_rng(brick.seed)
     beta = rng.uniform(2.8, 4.0)
-    transfer = np.empty((3, GRID, GRID // 2 + 1), np.complex64)
-    sigma = np.empty(3)
-    for band in range(3):
+    transfer = np.empty((len(BANDS), GRID, GRID // 2 + 1), np.complex64)
+    sigma = np.empty(len(BANDS))
+    for band in range(len(BANDS)):
         ellipticity, angle = abs(rng.normal(0.0, 0.02)), rng.uniform(0.0, math.pi)
         width = brick.psfsize_arcsec[band] / PIXEL_SCALE_ARCSEC
         # A pixel widens the PSF by its own variance, 1/12 of a pixel squared.
@@ -76,9 +76,8 @@ def make_camera(brick: Brick) -> Camera:
         flux_error = magnitude_to_flux(brick.psfdepth_mag[band]) / 5.0
         sigma[band] = flux_error * math.sqrt(float(np.sum(psf**2)))
     sky = np.array([magnitude_to_flux(m) * PIXEL_SCALE_ARCSEC**2 for m in SKY_MAG_ARCSEC2])
-    return Camera(
-        transfer, sigma, sky / sigma**2, rng.uniform(0.11, 0.19), rng.normal(0.0, 0.1, 3) * sigma
-    )
+    correlation, residual = rng.uniform(0.11, 0.19), rng.normal(0.0, 0.1, len(BANDS)) * sigma
+    return Camera(transfer, sigma, sky / sigma**2, correlation, residual)
 
 
 def moffat(

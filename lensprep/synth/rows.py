@@ -13,9 +13,9 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from lensprep.dataset.layout import BANDS, STAMP_SIZE
-from lensprep.source.contract import COLUMNS
+from lensprep.source.survey import COLUMNS, STAMP_MEMBERS, ZERO_POINT
 from lensprep.synth.hosts import Host, draw_host, draw_scene
-from lensprep.synth.imaging import ZERO_POINT, Camera, make_camera, observe, to_fourier
+from lensprep.synth.imaging import Camera, make_camera, observe, to_fourier
 from lensprep.synth.lenses import Arc, Lens, draw_lens, trace
 from lensprep.synth.survey import Brick, bad_fractions, is_lens
 
@@ -83,10 +83,8 @@ def render_row(seed: int, index: int, brick: Brick, split: str) -> Row:
 def encode_stamp(pixels: NDArray[np.float32]) -> bytes:
     """The blob of a stamp, as upstream writes it."""
     buffer = io.BytesIO()
-    bands: Mapping[str, Any] = {
-        f"image_{band}": pixels[i].astype("<f4", copy=False) for i, band in enumerate(BANDS)
-    }
-    np.savez_compressed(buffer, **bands)
+    bands = (band.astype("<f4", copy=False) for band in pixels)
+    np.savez_compressed(buffer, **dict(zip(STAMP_MEMBERS, bands, strict=True)))
     return buffer.getvalue()
 
 
@@ -180,7 +178,7 @@ def _injection_columns(
     flux: NDArray[np.float64],
     snr: float,
 ) -> dict[str, Any]:
-    sources = rng.choice(_PSF_SOURCES, 3, p=_PSF_SOURCE_SHARES)
+    sources = rng.choice(_PSF_SOURCES, len(BANDS), p=_PSF_SOURCE_SHARES)
     columns: dict[str, Any] = {
         "config_id": lens.config_id,
         "is_control": 0,

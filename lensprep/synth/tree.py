@@ -35,7 +35,7 @@ from lensprep.dataset.layout import SPLITS
 from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import BudgetError, ProjectError, StorageError, size_text
 from lensprep.extras import install_hint
-from lensprep.source.contract import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
+from lensprep.source.survey import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.store import (
     S3Options,
     check_folder,

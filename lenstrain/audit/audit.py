@@ -28,9 +28,9 @@ from lenstrain.audit.evidence import Evidence, Supplied, open_evidence
 from lenstrain.audit.finding import EXIT_CODES, Finding, NotRunError, decide
 from lenstrain.audit.report import JSON_NAME, PAGE_NAME, write_report
 from lenstrain.lookalikes import no_run
+from lenstrain.training.checkpoint import BEST
 from lenstrain.training.run import CHECKPOINTS
 from lenstrain.training.runlog import CONFIG
-from lenstrain.training.train import BEST
 
 Progress = Callable[[str, float], None]
 """Called with the item that begins and the share of the items done before it."""

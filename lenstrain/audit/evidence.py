@@ -22,18 +22,17 @@ from lensprep.dataset import Dataset
 from lensprep.dataset.sidecar import join_tables
 from lensprep.errors import CheckpointError, ProjectError, ScoresError, StorageError
 from lensprep.store import exists, is_remote, local_path, read_file
-from lensprep.tables.reader import Uri, read_table, require_columns, to_floats
+from lensprep.tables.reader import METADATA_KEY, Uri, read_table, require_columns, to_floats
 from lenstrain.audit.finding import NotRunError
 from lenstrain.config import Config
 from lenstrain.lookalikes import no_run
 from lenstrain.pages.publish import METRICS_NAME
 from lenstrain.probes.probe import PROBE_NAME
 from lenstrain.probes.words import not_run
-from lenstrain.scoring.table import METADATA_KEY, Scores, check_logits, read_scores
-from lenstrain.training.checkpoint import load_checkpoint
+from lenstrain.scoring.table import Scores, check_logits, read_scores
+from lenstrain.training.checkpoint import BEST, load_checkpoint
 from lenstrain.training.run import CHECKPOINTS
 from lenstrain.training.runlog import CONFIG
-from lenstrain.training.train import BEST
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

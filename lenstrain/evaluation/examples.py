@@ -2,11 +2,8 @@
 
 import base64
 import io
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,10 +16,9 @@ from scipy import special
 from lensprep.dataset import BANDS, STAMP_SIZE, Dataset
 from lensprep.dataset.rgb import denormalize, lupton_rgb
 from lensprep.errors import ScoresError
-from lensprep.store import is_remote, local_folder
+from lensprep.store import local_folder
 from lensprep.tables.reader import read_table
 from lenstrain.evaluation.threshold import unique_rows
-from lenstrain.scoring.feed import ask, read_arrow, stamps_of
 from lenstrain.scoring.table import Scores, SkyScores
 
 _FLUX_MODES = ("mad_stamp", "mad_annulus")
@@ -108,7 +104,7 @@ def open_stamps(uri: str, scores: Scores | SkyScores) -> StampReader:
     """
     source = scores.metadata.get("source")
     if isinstance(source, dict) and source.get("kind") in ("tree", "cutouts"):
-        return FeedStamps(uri, str(source["kind"]), scores)
+        return SourceStamps(uri, str(source["kind"]), scores)
     return DatasetStamps(uri, scores)
 
 
@@ -175,18 +171,17 @@ class DatasetStamps:
             return _stretched(pixels)
         chosen = sidecar.select(statistics).take(pa.array(rows))
         numbers = np.stack([chosen[name].to_numpy() for name in statistics], axis=-1)
-        return lupton_rgb(denormalize(pixels, numbers[:, :3], numbers[:, 3:]))
+        return lupton_rgb(denormalize(pixels, *np.split(numbers, 2, axis=1)))
 
 
-class FeedStamps:
+class SourceStamps:
     """Stamps that were decoded on the way: a Phase 4c tree, or a folder of cutouts."""
 
     note = "Lupton RGB (z, r, g) as in the Legacy Survey viewer."
     _places = ("source_file", "source_row_group", "source_row")
 
     def __init__(self, uri: str, kind: str, scores: Scores | SkyScores) -> None:
-        self._request = {"kind": kind, "uri": uri, "ask": "stamps"}
-        self._path = scores.path
+        self._uri, self._kind, self._path = uri, kind, scores.path
 
     def rgb(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Pictures of some rows of the scores.
@@ -204,17 +199,16 @@ class FeedStamps:
             raise ScoresError(
                 f"{self._path} has no column {missing[0]}: no telling where its stamps lie."
             )
-        places = table.take(pa.array(rows)).to_pylist()
-        files = {place["source_file"] for place in places}
-        with ExitStack() as stack:
-            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="lenstrain-feed-"))
-            request = self._request | {"places": places, "scratch": scratch}
-            if request["kind"] == "cutouts" and is_remote(request["uri"]):
-                copy = local_folder(request["uri"], wanted=lambda name: name in files)
-                request["uri"] = str(stack.enter_context(copy))
-            answer = ask(request)
-            table = read_arrow(Path(answer["file"]))
-            return lupton_rgb(stamps_of(table["pixels"], np.dtype("<f4")))
+        return lupton_rgb(self._pixels(table.take(pa.array(rows)).to_pylist()))
+
+    def _pixels(self, places: list[dict[str, Any]]) -> NDArray[np.float32]:
+        from lensprep.decode.parts import cutout_stamps, tree_stamps
+
+        if self._kind == "tree":
+            return tree_stamps(self._uri, places)
+        names = [place["source_file"] for place in places]
+        with local_folder(self._uri, wanted=names.__contains__) as folder:
+            return cutout_stamps(folder, names)
 
 
 def draw_gallery(reader: StampReader, scores: Scores, gallery: Gallery) -> list[Stamp]:

@@ -9,51 +9,32 @@ any number of processes, and the table has the same bytes.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from os import PathLike
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lensprep.configfile import converted
-from lensprep.dataset import MANIFEST_NAME
-from lensprep.dataset.cutoutnames import cutout_stem
 from lensprep.errors import (
     CheckpointError,
-    ConfigError,
     DatasetError,
-    InputError,
     ShardError,
-    StorageError,
 )
-from lensprep.store import (
-    Store,
-    is_remote,
-    join_uri,
-    local_folder,
-    local_path,
-    open_store,
-    split_uri,
-    uri_suffix,
-)
-from lensprep.tables.reader import Uri, local_table
-from lensprep.tables.writer import check_table, table_writer
+from lensprep.tables.reader import Uri
+from lensprep.tables.writer import check_table
 from lenstrain.data.cache.folder import CacheOptions
 from lenstrain.networks.ensemble import Ensemble, load_finder
-from lenstrain.scoring.ledger import LEDGER, opening, openings, read_ledger, record_opening, run_of
-from lenstrain.scoring.origins import DatasetOrigin, FeedOrigin, Origin, Part
+from lenstrain.scoring.ledger import announce_opening, note_opening
+from lenstrain.scoring.origins import Origin, Part, open_origin
+from lenstrain.scoring.parts import FinishedParts
 from lenstrain.training.distributed import Context, process_group
 from lenstrain.training.transfer import send, widen
 from lenstrain.training.validate import full_float32
@@ -167,28 +148,39 @@ def infer(
             "cache": CacheOptions(limit_bytes=int(cache_limit_gb * 1e9)),
             "memory_budget": int(memory_budget_gb * 1e9),
         }
-        listed = None if catalog is None else (catalog, dict(catalog_columns or {}))
-        origin = _open(dataset, split, listed, batch_size, metas[0], workers, loading, copies)
+        origin = open_origin(
+            dataset,
+            split,
+            None if catalog is None else (catalog, dict(catalog_columns or {})),
+            batch_size,
+            metas[0]["normalization"],
+            workers,
+            loading,
+            copies,
+        )
         for path, meta in zip(paths, metas, strict=True):
             origin.check(meta, str(path))
         model = Ensemble([m for m, _, _ in loaded], tta=tta, embeddings=embeddings)
         facts = _facts(paths, loaded, origin, tta)
-        opened = [_look(path, facts) for path in paths] if context.is_main else []
-        parent, name = split_uri(out)
-        folder = open_store(join_uri(parent, f".{name}.parts"))
-        done, todo = _share_work(folder, facts, origin, batch_size, embeddings, context)
+        members = [member["checkpoint_sha256"] for member in facts["members"]]
+        openings = [facts | member | {"members": members} for member in facts["members"]]
+        opened = list(map(announce_opening, paths, openings)) if context.is_main else []
+        finished = FinishedParts(out)
+        done, todo = _share_work(finished, facts, origin, batch_size, embeddings, context)
         told = _Told(origin.parts, done, context, progress)
         try:
-            _score_parts(model, origin, todo, folder, context, told, [str(path) for path in paths])
+            _score_parts(
+                model, origin, todo, finished, context, told, [str(path) for path in paths]
+            )
             context.barrier()
-            account = _merge(out, folder, origin, facts, context) if context.is_main else {}
+            account = _join(finished, origin, facts, context) if context.is_main else {}
         except BaseException:
-            _leave_finished_parts(folder)
+            finished.leave()
             raise
         if context.is_main:
-            _remove(folder)
-            for found, member in zip(opened, facts["members"], strict=True):
-                _record(found, facts, member)
+            finished.remove()
+            for found, opening in zip(opened, openings, strict=True):
+                note_opening(found, opening)
             account["test_openings"] = opened if origin.split == "test" else []
         account = context.from_main(account)
         context.barrier()
@@ -199,62 +191,13 @@ def infer(
         "split": origin.split,
         "out": str(out),
         "checkpoint_sha256": facts["checkpoint_sha256"],
-        "members": [member["checkpoint_sha256"] for member in facts["members"]],
+        "members": members,
         "dataset_id": facts["dataset_id"],
         "tta": tta,
         "device": str(context.device),
         "seconds": seconds,
         "stamps_per_s": (sum(origin.parts) - resumed) / seconds,
     }
-
-
-def _open(
-    uri: Uri,
-    split: str,
-    catalog: tuple[Uri, dict[str, str]] | None,
-    batch_size: int,
-    meta: dict[str, Any],
-    workers: int | None,
-    loading: dict[str, Any],
-    copies: ExitStack,
-) -> Origin:
-    """The kind of origin that a location is: a manifest makes a dataset, a catalogue cutouts."""
-    if catalog is not None:
-        # The decoder reads them file by file, from a disk.
-        folder = copies.enter_context(local_folder(uri, wanted=_is_cutout))
-        table, columns = copies.enter_context(local_table(catalog[0])), catalog[1]
-        origin = FeedOrigin(
-            folder, None, batch_size, meta["normalization"], table, workers, columns, str(uri)
-        )
-        origin.facts["source"]["catalog"] = str(catalog[0])
-        return origin
-    if not _is_tree(uri):
-        return DatasetOrigin(uri, split, batch_size, **loading)
-    return FeedOrigin(uri, split, batch_size, meta["normalization"], None, workers)
-
-
-def _is_tree(uri: Uri) -> bool:
-    """Whether a location holds parquet and was never meant to be a dataset."""
-    if is_remote(uri):
-        if str(uri).endswith(".parquet"):
-            return True
-        store = open_store(uri)
-        if store.has(MANIFEST_NAME):
-            return False
-        names = [entry.name for entry in store.entries()]
-        return any(name.endswith(".parquet") for name in names) and not any(
-            name.startswith(".work/") for name in names
-        )
-    path = local_path(uri)
-    if path.is_file():
-        return path.name.endswith(".parquet")
-    if not path.is_dir() or (path / MANIFEST_NAME).exists() or (path / ".work").exists():
-        return False
-    return next(path.rglob("*.parquet"), None) is not None
-
-
-def _is_cutout(name: str) -> bool:
-    return cutout_stem(name) is not None
 
 
 def _facts(
@@ -292,80 +235,8 @@ def _facts(
     }
 
 
-# ---------------------------------------------------------------------------------- ledger
-
-
-def _look(checkpoint: Uri, facts: dict[str, Any]) -> dict[str, Any]:
-    """What is known of earlier openings of the test split, said before it is opened again."""
-    found: dict[str, Any] = {"ledger": None, "before": None, "repeated": False, "fault": None}
-    if facts["split"] != "test":
-        return found
-    run = run_of(checkpoint)
-    what = f"This opens the test split of {facts['dataset']}"
-    if run is None:
-        found["fault"] = f"{checkpoint} lies in no run folder"
-        logger.warning("%s, and no ledger counts it: %s.", what, found["fault"])
-        return found
-    found["ledger"] = join_uri(run, LEDGER)
-    try:
-        before = openings(read_ledger(run) or [], facts["dataset_id"])
-    except StorageError as error:
-        found["fault"] = str(error)
-        logger.warning("%s. %s", what, error)
-        return found
-    found["repeated"] = _opening(facts) in before
-    found["before"] = len(before - {_opening(facts)})
-    if found["before"]:
-        logger.warning(
-            "%s, which was opened with other weights or options of %s %s before (%s): choosing "
-            "among them spends it.", what, run, _times(found["before"]), LEDGER,
-        )  # fmt: skip
-    elif found["repeated"]:
-        logger.info("%s again, with the same weights and options: the same opening.", what)
-    else:
-        logger.info("%s for the first time with %s. Do so once all choices are made.", what, run)
-    return found
-
-
-def _record(found: dict[str, Any], facts: dict[str, Any], member: dict[str, Any]) -> None:
-    """Note an opening; where that is not possible, say so."""
-    if found["ledger"] is None:
-        return
-    try:
-        record_opening(split_uri(found["ledger"])[0], facts | member | _digests(facts))
-    except StorageError as error:
-        found["fault"] = str(error)
-        logger.warning("This opening of the test split is in no ledger: %s", error)
-
-
-def _digests(facts: dict[str, Any]) -> dict[str, Any]:
-    return {"members": [member["checkpoint_sha256"] for member in facts["members"]]}
-
-
-def _opening(facts: dict[str, Any]) -> str:
-    return opening(facts | _digests(facts))
-
-
-def _times(number: int) -> str:
-    return "once" if number == 1 else f"{number} times"
-
-
-# ----------------------------------------------------------------------------------- parts
-
-
-_PLAN = "plan.json"
-
-
-def _part_file(index: int) -> str:
-    return f"part-{index:06d}.parquet"
-
-
-def _rejects_file(index: int) -> str:
-    return f"part-{index:06d}.rejects"
-
-
 def _share_work(
-    folder: Store,
+    finished: FinishedParts,
     facts: dict[str, Any],
     origin: Origin,
     batch_size: int,
@@ -385,44 +256,10 @@ def _share_work(
         "tta": facts["tta"],
         "embeddings": embeddings,
     }
-    done = context.from_main(_begin(folder, plan, len(origin.parts)) if context.is_main else [])
+    done = context.from_main(finished.begin(plan, len(origin.parts)) if context.is_main else [])
     remaining = sorted(set(range(len(origin.parts))) - set(done))
     mine = np.array_split(np.array(remaining, dtype=int), context.world_size)[context.rank]
     return done, mine.tolist()
-
-
-def _begin(folder: Store, plan: dict[str, Any], parts: int) -> list[int]:
-    """Make the folder of parts, or take up the one that is there if it is of the same run."""
-    text = json.dumps(plan, sort_keys=True).encode()
-    if not folder.has(_PLAN) or folder.read(_PLAN) != text:
-        _remove(folder)
-    folder.write(_PLAN, text)
-    found = {entry.name for entry in folder.entries("part-")}
-    return [index for index in range(parts) if _part_file(index) in found]
-
-
-def _leave_finished_parts(folder: Store) -> None:
-    """Keep what is done for another try; a folder without any goes."""
-    with suppress(StorageError):  # what went wrong before says more
-        if not any(entry.name.endswith(".parquet") for entry in folder.entries("part-")):
-            _remove(folder)
-
-
-def _remove(folder: Store) -> None:
-    for entry in folder.entries():
-        folder.delete(entry.name)
-    if not is_remote(folder.uri):
-        shutil.rmtree(folder.uri, ignore_errors=True)
-
-
-def _read(folder: Store, name: str, columns: list[str] | None = None) -> pa.Table:
-    return pq.read_table(pa.BufferReader(folder.read(name)), columns=columns)
-
-
-def _write(folder: Store, name: str, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    folder.write(name, sink.getvalue().to_pybytes())
 
 
 class _Told:
@@ -450,7 +287,7 @@ def _score_parts(
     model: Ensemble,
     origin: Origin,
     todo: Sequence[int],
-    folder: Store,
+    finished: FinishedParts,
     context: Context,
     told: _Told,
     checkpoints: Sequence[str],
@@ -462,10 +299,9 @@ def _score_parts(
             logit_RM, features = _score(model, part.batches, context, told)
             _require_finite(logit_RM, model, origin, part, checkpoints)
             table = _scored(part.table(), origin.split, logit_RM, features)
-            if part.rejects is not None and part.rejects.num_rows:
+            finished.write(part.index, table, part.rejects)
+            if part.rejects is not None:
                 told.add(part.rejects.num_rows)
-                _write(folder, _rejects_file(part.index), part.rejects)
-            _write(folder, _part_file(part.index), table)
             _check_whole(part, table, origin)
 
 
@@ -563,107 +399,12 @@ def _check_whole(part: Part, table: pa.Table, origin: Origin) -> None:
         )
 
 
-# ----------------------------------------------------------------------------------- merge
-
-
-def _merge(
-    out: Uri, folder: Store, origin: Origin, facts: dict[str, Any], context: Context
+def _join(
+    finished: FinishedParts, origin: Origin, facts: dict[str, Any], context: Context
 ) -> dict[str, Any]:
-    """Join the parts in order, each row once; returns the account."""
-    found = {entry.name for entry in folder.entries("part-")}
-    files = [_part_file(index) for index in range(len(origin.parts))]
-    missing = [name for name in files if name not in found]
-    if missing:
-        raise ConfigError(
-            f"{folder.uri} lacks {missing[0]}. "
-            + ("Is --out a place that all processes see?" if context.world_size > 1 else
-               "It was removed meanwhile: does another `lenstrain infer` write the same --out?")
-        )  # fmt: skip
-    first = _first_of_each_key(folder, files)
-    repeats = int(sum((~kept).sum() for kept in first))
-    if repeats and facts["source"]["kind"] != "tree":
-        raise DatasetError(f"{facts['dataset']}: {repeats} rows have a key that came before.")
-    rejects = _rejects(folder, sorted(found - set(files)), files, first)
-    rows = int(sum(kept.sum() for kept in first))
-    account = _account(rows, rejects)
-    if not rows:
-        of = f" of split {facts['split']!r}" if facts["split"] else ""
-        why = f"{_in_words(account)}{_first_detail(rejects)}"
-        raise InputError(f"{facts['dataset']} has no stamp{of} to score: {why}.")
-    _write_scores(out, folder, files, first, facts | {"account": account})
-    parent, name = split_uri(out)
-    beside = f"{name[: -len(uri_suffix(name))]}.rejects.parquet"
-    if rejects is not None and rejects.num_rows:
-        _write(open_store(parent), beside, rejects)
-        return account | {"rejects": join_uri(parent, beside)}
-    open_store(parent).delete(beside)
-    return account | {"rejects": None}
-
-
-def _first_of_each_key(folder: Store, files: Sequence[str]) -> list[NDArray[np.bool_]]:
-    """Which rows of each part have a key that did not come before."""
-    columns = [_read(folder, file, ["key"])["key"] for file in files]
-    keys = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
-    first = np.ones(len(keys), bool)
-    if pc.count_distinct(keys).as_py() < len(keys):
-        codes = keys.combine_chunks().dictionary_encode().indices.to_numpy()
-        first[:] = False
-        first[np.unique(codes, return_index=True)[1]] = True
-    return np.split(first, np.cumsum([len(column) for column in columns])[:-1])
-
-
-def _rejects(
-    folder: Store, named: Sequence[str], files: Sequence[str], first: Sequence[NDArray[np.bool_]]
-) -> pa.Table | None:
-    """Rows without a score: those that could not be decoded, and those that came before."""
-    tables = [_read(folder, name) for name in named]
-    for file, kept in zip(files, first, strict=True):
-        if kept.all():
-            continue
-        again = _read(folder, file).filter(pa.array(~kept))
-        columns = {
-            name: again[name]
-            for name in ("task_id", "source_file", "source_row_group", "source_row")
-        }
-        count = again.num_rows
-        columns["kind"] = pa.array(["rejected"] * count)
-        columns["reason"] = pa.array(["duplicate_row"] * count)
-        tables.append(pa.table(columns))
-    return pa.concat_tables(tables, promote_options="default") if tables else None
-
-
-def _account(rows: int, rejects: pa.Table | None) -> dict[str, Any]:
-    kinds: dict[str, Counter[str]] = {"filtered": Counter(), "rejected": Counter()}
-    if rejects is not None:
-        pairs = zip(rejects["kind"].to_pylist(), rejects["reason"].to_pylist(), strict=True)
-        for kind, reason in pairs:
-            kinds[kind][reason] += 1
-    return {"rows": rows} | {kind: dict(sorted(found.items())) for kind, found in kinds.items()}
-
-
-def _in_words(account: dict[str, Any]) -> str:
-    left_out = account["filtered"] | account["rejected"]
-    return ", ".join(f"{reason} {count:,}" for reason, count in left_out.items()) or "no rows"
-
-
-def _first_detail(rejects: pa.Table | None) -> str:
-    """What was found in the first file, where rejects say it: then there is no table to look in."""
-    if rejects is None or "detail" not in rejects.column_names:
-        return ""
-    first = rejects.slice(0, 1).to_pylist()[0]
-    return f" (first: {first['source_file'] or first['task_id']}, {first['detail']})"
-
-
-def _write_scores(
-    out: Uri,
-    folder: Store,
-    files: Sequence[str],
-    first: Sequence[NDArray[np.bool_]],
-    facts: dict[str, Any],
-) -> None:
-    """Copy part by part, so that memory does not grow with the table."""
-    schema = _read(folder, files[0]).schema.remove_metadata()
-    with table_writer(out, schema, facts) as write:
-        for name, kept in zip(files, first, strict=True):
-            table = _read(folder, name)
-            write(table if kept.all() else table.filter(pa.array(kept)))
+    remedy = (
+        "Is --out a place that all processes see?"
+        if context.world_size > 1
+        else "It was removed meanwhile: does another `lenstrain infer` write the same --out?"
+    )
+    return finished.join(len(origin.parts), facts, remedy)

@@ -8,6 +8,7 @@ nothing new: that is the same opening.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +17,8 @@ from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import StorageError
 from lensprep.store import is_remote, join_uri, local_path, open_store, split_uri
 from lensprep.tables.reader import Uri
+
+_log = logging.getLogger("lenstrain.ledger")
 
 LEDGER = "test_ledger.jsonl"
 """File in the run folder, one JSON object a line."""
@@ -103,3 +106,63 @@ def openings(lines: Sequence[dict[str, Any]], dataset_id: str) -> set[str]:
 def opening(facts: dict[str, Any]) -> str:
     """What two scorings have in common if they are the same opening."""
     return json.dumps([sorted(facts[_MEMBERS]), facts["dataset_id"], facts["split"], facts["tta"]])
+
+
+def announce_opening(checkpoint: Uri, facts: dict[str, Any]) -> dict[str, Any]:
+    """What is known of earlier openings of the test split, said before it is opened again.
+
+    Parameters
+    ----------
+    checkpoint : str or path
+    facts : dict
+        As `record_opening` takes them; another split than test is no opening.
+
+    Returns
+    -------
+    dict
+        ``ledger`` (path or None), ``before`` (other openings; None if not known), ``repeated``
+        (whether this one is there already), ``fault`` (why it could not be read, or None).
+    """
+    found: dict[str, Any] = {"ledger": None, "before": None, "repeated": False, "fault": None}
+    if facts["split"] != "test":
+        return found
+    run = run_of(checkpoint)
+    what = f"This opens the test split of {facts['dataset']}"
+    if run is None:
+        found["fault"] = f"{checkpoint} lies in no run folder"
+        _log.warning("%s, and no ledger counts it: %s.", what, found["fault"])
+        return found
+    found["ledger"] = join_uri(run, LEDGER)
+    try:
+        before = openings(read_ledger(run) or [], facts["dataset_id"])
+    except StorageError as error:
+        found["fault"] = str(error)
+        _log.warning("%s. %s", what, error)
+        return found
+    found["repeated"] = opening(facts) in before
+    found["before"] = len(before - {opening(facts)})
+    if found["before"]:
+        _log.warning(
+            "%s, which was opened with other weights or options of %s %s before (%s): choosing "
+            "among them spends it.", what, run, _times(found["before"]), LEDGER,
+        )  # fmt: skip
+    elif found["repeated"]:
+        _log.info("%s again, with the same weights and options: the same opening.", what)
+    else:
+        _log.info("%s for the first time with %s. Do so once all choices are made.", what, run)
+    return found
+
+
+def note_opening(found: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Record an opening that was announced; where that is not possible, say so."""
+    if found["ledger"] is None:
+        return
+    try:
+        record_opening(split_uri(found["ledger"])[0], facts)
+    except StorageError as error:
+        found["fault"] = str(error)
+        _log.warning("This opening of the test split is in no ledger: %s", error)
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"

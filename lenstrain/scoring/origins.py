@@ -3,30 +3,34 @@
 Every origin is cut into parts of neighbouring rows, whatever the number of processes. A part is
 read, scored and written as a whole, so that finished parts can be kept and no row comes twice.
 
-Datasets are read by the loader. What must be decoded first is decoded by `lensprep.decode.feed`, a
-process of its own: the decoder stays on its side of the line between the two packages.
+Datasets are read by the loader. What must be decoded first comes from `lensprep.decode.parts`,
+which is imported for such origins only.
 """
 
 from __future__ import annotations
 
 import logging
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from os import PathLike
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lensprep.dataset import STAMP_DTYPE, Dataset, NormalizationSpec
+from lensprep.dataset import MANIFEST_NAME, Dataset, NormalizationSpec
+from lensprep.dataset.cutoutnames import cutout_stem
 from lensprep.errors import CheckpointError, DatasetError, ShardError
+from lensprep.store import is_remote, local_folder, local_path, open_store
+from lensprep.tables.reader import Uri, local_table
 from lenstrain.data import StampLoader
-from lenstrain.scoring.feed import ask, feeding, read_arrow, stamps_of
+
+if TYPE_CHECKING:
+    from lensprep.decode.parts import Plan
 
 _log = logging.getLogger("lenstrain.origins")
 
@@ -214,61 +218,45 @@ def spell(spec: NormalizationSpec) -> str:
 # --------------------------------------------------------------------- what must be decoded
 
 
-class FeedOrigin:
-    """Rows that `lensprep.decode.feed` decodes and normalises as the checkpoint asks.
+class DecodedOrigin:
+    """Rows of a Phase 4c tree or a folder of cutouts, normalised as a checkpoint asks.
 
     Parameters
     ----------
-    uri : str or path
-        Phase 4c tree, or folder of cutouts if there is a catalogue.
+    called : str
+        What the user calls the place.
+    plan : Plan
     split : str or None
         Of a tree.
     batch_size : int
     normalization : dict
         That of the checkpoint, as plain types.
-    catalog : path, optional
-        CSV or parquet with the positions of the cutouts.
-    workers : int, optional
+    workers : int or None
         Decoding processes; one for each processor if not given.
-    columns : dict, optional
-        What the catalogue calls ``ra`` and ``dec``.
-    called : str, optional
-        What the user calls the folder, if `uri` is a copy of one in a store.
+    source : dict
+        ``kind``, and what else the scores say about the source before its digest.
     """
 
     def __init__(
         self,
-        uri: str | PathLike[str],
+        called: str,
+        plan: Plan,
         split: str | None,
         batch_size: int,
         normalization: dict[str, Any],
-        catalog: str | PathLike[str] | None = None,
-        workers: int | None = None,
-        columns: dict[str, str] | None = None,
-        called: str | None = None,
+        workers: int | None,
+        source: dict[str, Any],
     ) -> None:
-        kind = "tree" if catalog is None else "cutouts"
-        self._batch, self._workers = batch_size, workers
-        self.split = split if catalog is None else None
-        self._request: dict[str, Any] = {
-            "kind": kind,
-            "uri": str(uri),
-            "split": self.split,
-            "normalization": normalization,
-        }
-        source: dict[str, Any] = {"kind": kind}
-        if catalog is not None:
-            self._request["catalog"] = source["catalog"] = str(catalog)
-            self._request |= {"columns": columns, "called": called or str(uri)}
-        plan = ask(self._request | {"ask": "plan"})
-        for note in plan.get("notes", ()):
+        for note in plan.notes:
             _log.warning("%s", note)
-        self.parts: Sequence[int] = plan["parts"]
-        source |= {"digest": plan["digest"], "files_of_no_row": plan["unused"]}
+        self.split = split
+        self.parts: Sequence[int] = [part.rows for part in plan.parts]
+        self._plan, self._batch, self._workers = plan, batch_size, workers
+        self._wanted = normalization
         self.facts: dict[str, Any] = {
-            "dataset": called or str(uri),
+            "dataset": called,
             "dataset_id": None,
-            "source": source,
+            "source": source | {"digest": plan.digest, "files_of_no_row": plan.unused},
         }
 
     def check(self, meta: dict[str, Any], checkpoint: str) -> None:
@@ -279,9 +267,8 @@ class FeedOrigin:
         CheckpointError
             If it does not.
         """
-        wanted = self._request["normalization"]
-        if dict(meta["normalization"]) != wanted:
-            ours = NormalizationSpec.from_dict(wanted)
+        if dict(meta["normalization"]) != self._wanted:
+            ours = NormalizationSpec.from_dict(self._wanted)
             theirs = NormalizationSpec.from_dict(meta["normalization"])
             raise CheckpointError(
                 f"{checkpoint} was trained on pixels of normalisation {spell(theirs)}, the first "
@@ -289,26 +276,72 @@ class FeedOrigin:
             )
 
     def read(self, parts: Sequence[int], *, pin_memory: bool = False) -> Iterator[Part]:
-        """Parts as they are decoded; each file goes when its part has been used."""
-        with tempfile.TemporaryDirectory(prefix="lenstrain-feed-") as scratch:
-            request = self._request | {
-                "ask": "parts",
-                "parts": list(parts),
-                "scratch": scratch,
-                "workers": self._workers,
-            }
-            with feeding(request) as answers:
-                for answer in answers:
-                    file = Path(answer["file"])
-                    table = read_arrow(file)
-                    pixels = stamps_of(table["pixels"], STAMP_DTYPE)
-                    rejects = read_arrow(Path(f"{file}.rejects"))
-                    light = table.drop_columns(["pixels"])
-                    batches = self._batches(pixels)
-                    yield Part(answer["part"], batches, lambda light=light: light, rejects)  # type: ignore[misc]
-                    file.unlink()
+        """Parts as they are decoded."""
+        from lensprep.decode.parts import decode_parts
+
+        spec = NormalizationSpec.from_dict(self._wanted)
+        for part in decode_parts(self._plan, parts, spec, self._workers):
+            batches = self._batches(part.pixels)
+            yield Part(part.number, batches, lambda part=part: part.columns, part.rejects)  # type: ignore[misc]
 
     def _batches(self, pixels: NDArray[Any]) -> Iterator[Tensor]:
         for first in range(0, len(pixels), self._batch):
-            # Copied: the file that these are mapped from will go.
+            # Copied: the file that these are mapped from may not be written to.
             yield torch.from_numpy(pixels[first : first + self._batch].copy())
+
+
+# ------------------------------------------------------------------------- which of the three
+
+
+def open_origin(
+    uri: Uri,
+    split: str,
+    catalog: tuple[Uri, Mapping[str, str]] | None,
+    batch_size: int,
+    normalization: dict[str, Any],
+    workers: int | None,
+    loading: Mapping[str, Any],
+    copies: ExitStack,
+) -> Origin:
+    """The kind of origin that a location is: a manifest makes a dataset, a catalogue cutouts.
+
+    Parameters are those of the three, and ``copies``, which holds local copies of what is in a
+    store and must be read file by file.
+    """
+    if catalog is None and not _is_tree(uri):
+        return DatasetOrigin(uri, split, batch_size, **loading)
+    from lensprep.decode.parts import plan_cutouts, plan_tree
+
+    if catalog is None:
+        plan, source = plan_tree(uri, split), {"kind": "tree"}
+        return DecodedOrigin(str(uri), plan, split, batch_size, normalization, workers, source)
+    # They are decoded file by file, from a disk.
+    folder = copies.enter_context(local_folder(uri, wanted=_is_cutout))
+    table = copies.enter_context(local_table(catalog[0]))
+    plan = plan_cutouts(folder, table, catalog[1], str(uri))
+    source = {"kind": "cutouts", "catalog": str(catalog[0])}
+    return DecodedOrigin(str(uri), plan, None, batch_size, normalization, workers, source)
+
+
+def _is_tree(uri: Uri) -> bool:
+    """Whether a location holds parquet and was never meant to be a dataset."""
+    if is_remote(uri):
+        if str(uri).endswith(".parquet"):
+            return True
+        store = open_store(uri)
+        if store.has(MANIFEST_NAME):
+            return False
+        names = [entry.name for entry in store.entries()]
+        return any(name.endswith(".parquet") for name in names) and not any(
+            name.startswith(".work/") for name in names
+        )
+    path = local_path(uri)
+    if path.is_file():
+        return path.name.endswith(".parquet")
+    if not path.is_dir() or (path / MANIFEST_NAME).exists() or (path / ".work").exists():
+        return False
+    return next(path.rglob("*.parquet"), None) is not None
+
+
+def _is_cutout(name: str) -> bool:
+    return cutout_stem(name) is not None

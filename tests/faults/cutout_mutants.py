@@ -26,7 +26,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from lensprep.convert.tasks import peak_rss_bytes
-from lensprep.source.cutoutfile import read_cutout, read_position
+from lensprep.decode.cutoutfile import read_cutout, read_position
 from tests.faults.mutants import DAMAGES as ZIP_DAMAGES
 
 MEMORY = 2**30

@@ -18,8 +18,8 @@ import pytest
 
 from lensprep.checks.check import check
 from lensprep.convert import ConvertConfig, convert
-from lensprep.decode.feed import PartTask
 from lensprep.decode.normalize import normalization_spec
+from lensprep.decode.parts import TreePart
 from lensprep.engine import make_engine
 from lensprep.engine.trial import find_fatal
 from lensprep.errors import InputError, ProjectError
@@ -311,13 +311,11 @@ def test_a_check_and_the_scoring_of_a_tree_read_it_again_too(tree, s3, proxy, tm
 
     source = Source.open(s3.uri, filesystem=s3_filesystem(options))
     file = source.files[0]
-    task = PartTask(
-        0, source, ((file, 1),), str(file.split), normalization_spec("mad_stamp", 10.0), tmp_path
-    )
+    part = TreePart(source, ((file, 1),), str(file.split))
     altered.times = 2
-    rows, rejects = task.run()
+    rows, pixels, rejects = part.decode(normalization_spec("mad_stamp", 10.0))
     assert altered.times == 0
-    assert (rows.num_rows, rejects.num_rows) == (8, 0)
+    assert (rows.num_rows, len(pixels), rejects.num_rows) == (8, 8, 0)
 
 
 @pytest.mark.parametrize("skip", [False, pytest.param(True, marks=pytest.mark.faults)])

@@ -17,7 +17,7 @@ from functools import partial
 
 import numpy as np
 
-from lensprep.decode.stampnpz import RejectReason
+from lensprep.decode.reasons import RejectReason
 from lensprep.decode.zipwalk import MAX_HEADER_CHARS, MAX_MEMBER_BYTES
 
 NAMES = ("image_g", "image_r", "image_z")

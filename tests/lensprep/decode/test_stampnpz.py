@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lensprep.decode import stampnpz
-from lensprep.decode.stampnpz import RejectReason, decode, decode_batch
+from lensprep.decode.reasons import RejectReason
+from lensprep.decode.stampnpz import decode, decode_batch
 from lensprep.decode.zipwalk import MAX_MEMBER_BYTES, walk
 from tests.lensprep.blobs import (
     BAD,

@@ -17,7 +17,7 @@ from lensprep.convert import convert
 from lensprep.dataset import Dataset
 from lensprep.errors import InputError
 from lensprep.inspection.verify import verify
-from lensprep.source.contract import STAMP_COLUMN
+from lensprep.source.survey import STAMP_COLUMN
 from lensprep.source.tree import Source
 from tests.lensprep.convert.conversions import CONFIG
 from tests.phase4c import set_columns, tiny_table, write_tree

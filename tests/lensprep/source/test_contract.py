@@ -7,18 +7,19 @@ import pytest
 
 from lensprep.dataset.where import compile_where
 from lensprep.source.contract import (
-    COLUMN_BY_NAME,
-    COLUMNS,
-    LEAKING_COLUMNS,
-    REQUIRED_COLUMNS,
-    SCHEMA,
     FilterRules,
     accepts,
     count_reasons,
     filter_rows,
     label_rows,
     schema_faults,
-    unknown_splits,
+)
+from lensprep.source.survey import (
+    COLUMN_BY_NAME,
+    COLUMNS,
+    LEAKING_COLUMNS,
+    REQUIRED_COLUMNS,
+    SCHEMA,
 )
 
 
@@ -187,8 +188,3 @@ def test_rules_name_the_columns_they_read():
     where = compile_where("ebv < 0.1 and bandset == 'grz'")
     assert FilterRules(where=where).columns == ("cutout_ok", "bandset", "ebv")
     assert FilterRules(max_bad_pixel_frac=0.5).columns == ("cutout_ok", "bandset", "bad_pixel_frac")
-
-
-def test_splits_are_exactly_three():
-    assert unknown_splits(["train", "val", "test"]) == []
-    assert unknown_splits(["Train", None, "dev"]) == ["Train", None, "dev"]

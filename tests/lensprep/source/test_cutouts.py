@@ -4,13 +4,12 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from lensprep.decode.feed import CutoutFolder
+from lensprep.decode.cutoutfile import read_position
 from lensprep.errors import InputError
 from lensprep.source.cutouts import open_cutouts
-from tests.lensprep.source.test_cutoutfile import NOISE, npz_bytes
+from tests.lensprep.decode.test_cutoutfile import NOISE, npz_bytes
 
 STAMP = NOISE[:, :64, :64]
 
@@ -35,7 +34,7 @@ def folder(tmp_path):
 def opened(folder, *rows, head="file,ra,dec", **options):
     catalog = folder.parent / "catalog.csv"
     catalog.write_text("\n".join([head, *rows]) + "\n")
-    return open_cutouts(folder, catalog, **options)
+    return open_cutouts(folder, catalog, read_position, **options)
 
 
 def files(found):
@@ -172,24 +171,3 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_folder(folder):
             opened(folder, "a.npz,1,2")
     finally:
         (folder / "sub").chmod(0o755)
-
-
-def test_a_file_that_goes_is_the_matter_of_its_row(folder):
-    (folder / "gone.npz").symlink_to(folder / "nowhere.npz")
-    found = opened(folder, "gone.npz,1,2", "a.npz,1,2")
-    plan = CutoutFolder(found.folder, found.table, found.unused, None).plan()
-    assert plan["rows"] == 2
-
-
-def test_stamps_of_links_are_shown_and_names_that_leave_the_folder_are_refused(folder):
-    (folder / "link.npz").symlink_to(folder.parent / "elsewhere" / "c.npz")
-    shown = CutoutFolder(folder, pa.table({}), 0, None)
-    names = ["link.npz", "linked/c.npz", "sub/B.NPZ"]
-    stamps = shown.raw_stamps([{"source_file": name} for name in names])
-    np.testing.assert_array_equal(stamps, np.stack([STAMP] * 3))
-    for name in ("../elsewhere/c.npz", str(folder / "a.npz")):
-        with pytest.raises(InputError, match="lies outside"):
-            shown.raw_stamps([{"source_file": name}])
-    for name in (None, "gone.npz"):
-        with pytest.raises(InputError, match=r"can be read any more \(unreadable: FileNotFound"):
-            shown.raw_stamps([{"source_file": name}])

@@ -6,7 +6,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from lensprep.decode.stampnpz import RejectReason, decode_batch
+from lensprep.decode.reasons import RejectReason
+from lensprep.decode.stampnpz import decode_batch
 from lensprep.errors import ConfigError
 from lensprep.source.contract import filter_rows, label_rows
 from lensprep.source.tree import Source

@@ -11,7 +11,8 @@ import pytest
 
 from lensprep.decode.stampnpz import decode_batch
 from lensprep.errors import BudgetError, ProjectError, StorageError
-from lensprep.source.contract import COLUMNS, label_rows
+from lensprep.source.contract import label_rows
+from lensprep.source.survey import COLUMNS
 from lensprep.source.tree import Source
 from lensprep.synth import synthesize
 from lensprep.synth.survey import brick_at

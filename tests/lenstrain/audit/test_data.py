@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lensprep.errors import DatasetError
-from lensprep.source.contract import LEAKING_COLUMNS
+from lensprep.source.survey import LEAKING_COLUMNS
 from lenstrain.audit import data
 from lenstrain.audit.columns import FORBIDDEN
 from lenstrain.audit.config import AuditConfig, DataThresholds

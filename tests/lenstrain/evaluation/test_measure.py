@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lenstrain.evaluation.measure import measure
+from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.plainjson import plain
-from lenstrain.pages.evaluate import EvaluationOptions
 from lenstrain.scoring.table import read_scores
 from tests.scoretables import make_table
 

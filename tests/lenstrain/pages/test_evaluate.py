@@ -16,7 +16,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from lensprep.dataset import NormalizationSpec
 from lensprep.dataset.writer import write_dataset
 from lensprep.errors import DatasetError, ScoresError, StorageError
-from lenstrain.pages.evaluate import EvaluationOptions, evaluate
+from lenstrain.evaluation.options import EvaluationOptions
+from lenstrain.pages.evaluate import evaluate
 from tests.scoretables import BARE, make_table
 
 # Few draws and one combination of axes: these tests are about agreement, not precision.

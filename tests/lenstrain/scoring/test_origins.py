@@ -23,6 +23,7 @@ from astropy.wcs import WCS
 from lensprep.configfile import load_config, to_mapping
 from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import NormalizationSpec
+from lensprep.decode.cutoutfile import read_position
 from lensprep.errors import CheckpointError, DatasetError, InputError
 from lensprep.source.cutouts import open_cutouts
 from lenstrain.config import Config
@@ -298,7 +299,7 @@ def test_a_catalogue_of_any_format_is_read_alike(tmp_path):
     )
     names = ["c.vot", "c.fits", "c.parquet", "view.parquet", "c.csv", "c.txt"]
     for name in names:
-        found = open_cutouts(folder, tmp_path / name).table
+        found = open_cutouts(folder, tmp_path / name, read_position).table
         assert found.column_names[:4] == ["key", "ra", "dec", "file"]
         assert found["file"].to_pylist() == ["a.npz", "b.npz"], name
         assert found["ra"].to_pylist() == pytest.approx(rows["ra"]), name
@@ -306,7 +307,7 @@ def test_a_catalogue_of_any_format_is_read_alike(tmp_path):
         assert found["label"].cast(pa.int8()).to_pylist() == [1, 0], name
     own = csv(tmp_path / "own.csv", ["a,1,2,b.npz", "b,3,4,a.npz"], "objid,ra,dec,path")
     columns = {"key": "objid", "file": "path"}
-    found = open_cutouts(folder, own, columns).table
+    found = open_cutouts(folder, own, read_position, columns).table
     assert found.select(["key", "file"]).to_pylist() == [
         {"key": "a", "file": "b.npz"}, {"key": "b", "file": "a.npz"}
     ]  # fmt: skip
@@ -323,7 +324,7 @@ def test_a_catalogue_of_any_format_is_read_alike(tmp_path):
 )
 def test_what_a_catalogue_lacks_is_counted(cutouts, tmp_path, rows, head, message):
     with pytest.raises(InputError, match=message):
-        open_cutouts(cutouts[0], csv(tmp_path / "c.csv", rows, head))
+        open_cutouts(cutouts[0], csv(tmp_path / "c.csv", rows, head), read_position)
 
 
 def test_cutouts_of_which_none_can_be_scored_are_one_clear_error(cutouts, best, tmp_path):

@@ -14,8 +14,9 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from lensprep.source import cutoutfile
-from lensprep.source.cutoutfile import Refusal, read_cutout, read_position
+from lensprep.decode import cutoutfile
+from lensprep.decode.cutoutfile import read_cutout, read_position
+from lensprep.source.cutouts import Refusal
 
 SIDE = 71
 NAMES = ("image_g", "image_r", "image_z")

@@ -25,20 +25,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lensprep.dataset.layout import BANDS, PIXEL_SCALE_ARCSEC, STAMP_SIZE
-from lensprep.decode.stampnpz import RejectReason
+from lensprep.decode.reasons import CutoutReason, RejectReason
 from lensprep.errors import size_text
+from lensprep.source.cutouts import Refusal
+from lensprep.source.survey import STAMP_MEMBERS
 from lensprep.tables.positions import on_sky
-
-WRONG_PIXEL_SCALE: Final = "wrong_pixel_scale"
-"""The header states another pixel scale than 0.262 arcsec."""
-UNREADABLE: Final = "unreadable"
-"""The file is neither FITS nor NPZ that can be read, or a checksum does not agree."""
 
 MOST_BYTES: Final = 256 * 2**20
 """Of a file, unpacked: a whole brick of the Legacy Surveys in three bands has 156 MB."""
@@ -68,20 +65,19 @@ _SOUND_TILES: Final = ("RICE_1", "RICE_ONE", "GZIP_1", "GZIP_2", "NOCOMPRESS")
 Found = TypeVar("Found")
 
 
-class Refusal(NamedTuple):
-    """Why a file is not used."""
-
-    reason: str
-    detail: str
-    """What was found, for people; one line."""
-
-
 class _RefusedError(Exception):
     """A refusal on its way out."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
+
+
+class _UnreadableError(_RefusedError):
+    """What is there is no cutout that can be read."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(CutoutReason.UNREADABLE, detail)
 
 
 def read_cutout(path: Path, out: NDArray[np.float32]) -> Refusal | None:
@@ -126,7 +122,7 @@ def _guarded(read: Callable[[], Found]) -> Found | Refusal:
     except Exception as error:
         kind = type(error)
         home = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-        return Refusal(UNREADABLE, _line(f"{home}{kind.__name__}: {error}"))
+        return Refusal(CutoutReason.UNREADABLE, _line(f"{home}{kind.__name__}: {error}"))
 
 
 def _line(text: str) -> str:
@@ -159,9 +155,7 @@ def _read_position(path: Path) -> tuple[float, float] | None:
         return None
     ra, dec = place
     if not on_sky(np.array(ra), np.array(dec)):
-        raise _RefusedError(
-            UNREADABLE, f"states a position that is not on the sky: ra {ra:g}, dec {dec:g}"
-        )
+        raise _UnreadableError(f"states a position that is not on the sky: ra {ra:g}, dec {dec:g}")
     return ra % 360, dec
 
 
@@ -171,7 +165,7 @@ def _read_position(path: Path) -> tuple[float, float] | None:
 def _content(path: Path) -> bytes:
     """Bytes of a file, unpacked; read to the end, where gzip and bzip2 compare their checksums."""
     if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-        raise _RefusedError(UNREADABLE, "no regular file")
+        raise _UnreadableError("no regular file")
     with path.open("rb") as file:
         head = file.read(3)
     unpack = next((how for magic, how in _PACKED.items() if head.startswith(magic)), Path.open)
@@ -181,7 +175,7 @@ def _content(path: Path) -> bytes:
             pieces.append(piece)
             size += len(piece)
             if size > MOST_BYTES:
-                raise _RefusedError(UNREADABLE, f"holds more than {size_text(MOST_BYTES)}")
+                raise _UnreadableError(f"holds more than {size_text(MOST_BYTES)}")
     return b"".join(pieces)
 
 
@@ -190,7 +184,7 @@ def _is_npz(content: bytes) -> bool:
         return True
     if not content.startswith(b"SIMPLE"):
         found = f"begins with {content[:16]!r}" if content else "no bytes"
-        raise _RefusedError(UNREADABLE, f"neither FITS nor NPZ: {found}")
+        raise _UnreadableError(f"neither FITS nor NPZ: {found}")
     return False
 
 
@@ -214,9 +208,9 @@ class _Members:
         if others:
             raise _RefusedError(RejectReason.DUPLICATE_MEMBER, f"{name} is in it more than once")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise _RefusedError(UNREADABLE, f"{name} is neither stored nor deflated")
+            raise _UnreadableError(f"{name} is neither stored nor deflated")
         if info.file_size > MOST_BYTES:
-            raise _RefusedError(UNREADABLE, f"{name} claims {size_text(info.file_size)}")
+            raise _UnreadableError(f"{name} claims {size_text(info.file_size)}")
         with self._archive.open(info) as stream:
             data = stream.read(info.file_size)
         array: NDArray[Any] = np.lib.format.read_array(BytesIO(data), allow_pickle=False)
@@ -237,9 +231,9 @@ def _npz_bands(content: bytes) -> list[NDArray[Any]]:
         if "cutout" in members:
             cube = members["cutout"]
             return _of_cube(cube, cube.shape, BANDS)
-        if any(f"image_{band}" not in members for band in BANDS):
+        if any(name not in members for name in STAMP_MEMBERS):
             raise _RefusedError(RejectReason.MISSING_BAND, f"holds {members.names()}")
-        images = [members[f"image_{band}"] for band in BANDS]
+        images = [members[name] for name in STAMP_MEMBERS]
         return [_of_image(image, image.shape) for image in images]
 
 
@@ -261,7 +255,7 @@ def _fits_bands(content: bytes) -> list[NDArray[Any]]:
             return _of_cube(
                 _section(cube, len(content)),
                 cube.shape,
-                _band_order(cube.header.get("BANDS", "grz")),
+                _band_order(cube.header.get("BANDS", BANDS)),
             )
         named: dict[str, list[Any]] = {}
         for hdu in images:
@@ -304,10 +298,9 @@ def _opened_fits(content: bytes) -> Iterator[tuple[list[Any], str]]:
         with fits.open(BytesIO(content), memmap=False, disable_image_compression=True) as hdus:
             for number, hdu in enumerate(_forward(hdus)):
                 if not (hdu.verify_datasum() and hdu.verify_checksum()):
-                    raise _RefusedError(
-                        UNREADABLE,
+                    raise _UnreadableError(
                         f"HDU {number}: CHECKSUM or DATASUM does not agree: altered, or its header "
-                        "was copied from another file (then write it again with checksums)",
+                        "was copied from another file (then write it again with checksums)"
                     )
     with fits.open(BytesIO(content), memmap=False) as hdus:
         found = list(_forward(hdus))
@@ -321,7 +314,7 @@ def _forward(hdus: Any) -> Iterator[Any]:
     """HDUs one after the other; after a negative size Astropy would read the same for ever."""
     for number, hdu in enumerate(hdus):
         if hdu.fileinfo()["datSpan"] < 0:
-            raise _RefusedError(UNREADABLE, f"HDU {number}: its data have a negative size")
+            raise _UnreadableError(f"HDU {number}: its data have a negative size")
         yield hdu
 
 
@@ -332,7 +325,7 @@ def _check_counts(content: bytes) -> None:
             start = found.start()
             before = cards[start - start % _CARD_BYTES : start].removeprefix(b"HIERARCH").strip()
             if before in (b"", b"Z") and int(found[1]) > _MOST_COUNTED:
-                raise _RefusedError(UNREADABLE, found[0].decode())
+                raise _UnreadableError(found[0].decode())
 
 
 def _band_order(text: object) -> tuple[str, ...]:
@@ -348,14 +341,13 @@ def _section(hdu: Any, size: int) -> Any:
     if not isinstance(hdu, fits.CompImageHDU):
         left = size - hdu.fileinfo()["datLoc"]
         if hdu.size > left:
-            raise _RefusedError(
-                UNREADABLE, f"cut: {hdu.size} bytes of pixels are stated, the file has {left}"
+            raise _UnreadableError(
+                f"cut: {hdu.size} bytes of pixels are stated, the file has {left}"
             )
     elif hdu.compression_type not in _SOUND_TILES:
-        raise _RefusedError(
-            UNREADABLE,
+        raise _UnreadableError(
             f"{hdu.compression_type} tiles, which damage would let write outside their memory; "
-            "unpack the file with funpack, or use RICE_1",
+            "unpack the file with funpack, or use RICE_1"
         )
     return hdu.section
 
@@ -369,7 +361,9 @@ def _check_scale(hdu: Any) -> None:
     scale = proj_plane_pixel_scales(sky) * 3600
     if np.any(np.abs(scale / PIXEL_SCALE_ARCSEC - 1) > _SCALE_TOLERANCE):
         told = " x ".join(f"{side:.4g}" for side in scale)
-        raise _RefusedError(WRONG_PIXEL_SCALE, f"{told} arcsec a pixel, not {PIXEL_SCALE_ARCSEC}")
+        raise _RefusedError(
+            CutoutReason.WRONG_PIXEL_SCALE, f"{told} arcsec a pixel, not {PIXEL_SCALE_ARCSEC}"
+        )
 
 
 def _wcs(header: Any) -> Any:
@@ -382,7 +376,7 @@ def _wcs(header: Any) -> Any:
     told = fits.Header([card for card in header.cards if _SKY_WORDS.fullmatch(card.keyword)])
     for name in ("A_ORDER", "B_ORDER", "AP_ORDER", "BP_ORDER"):
         if not 0 <= int(told.get(name, 0)) <= _MOST_SIP_ORDER:
-            raise _RefusedError(UNREADABLE, f"{name} is {told[name]}")
+            raise _UnreadableError(f"{name} is {told[name]}")
     return WCS(told)
 
 
