@@ -34,7 +34,7 @@ from lenstrain.evaluation.completeness import AxisBins, axis_bins
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.plainjson import plain
 from lenstrain.evaluation.rate_table import supports_of
-from lenstrain.scoring.table import Scores, read_scores
+from lenstrain.evaluation.scores import Scores, read_scores
 
 FACTORS = ("theta_e_arcsec", "src_dmag", "lens_model")
 RESULT_NAME = "generalize.json"

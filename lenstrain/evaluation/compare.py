@@ -15,7 +15,7 @@ from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.ranking import region_draws
 from lenstrain.evaluation.rate_table import support_reason, supports_of
 from lenstrain.evaluation.resampling import Resampling
-from lenstrain.scoring.table import Scores
+from lenstrain.evaluation.scores import Scores
 
 Floats = NDArray[np.float64]
 

@@ -21,9 +21,10 @@ from lensprep.dataset.rgb import denormalize, lupton_rgb
 from lensprep.errors import ScoresError
 from lensprep.store import is_remote, local_folder
 from lensprep.tables.reader import read_table
+from lenstrain.evaluation.scores import Scores
 from lenstrain.evaluation.threshold import unique_rows
 from lenstrain.scoring.feed import ask, read_arrow, stamps_of
-from lenstrain.scoring.table import Scores, SkyScores
+from lenstrain.scoring.table import SkyScores
 
 _FLUX_MODES = ("mad_stamp", "mad_annulus")
 _FACTS = ("theta_e_arcsec", "psfsize_r", "arc_snr")

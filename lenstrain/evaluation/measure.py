@@ -28,7 +28,8 @@ from lenstrain.evaluation.probability import fit_map, measure_probabilities
 from lenstrain.evaluation.ranking import auroc_by, measure_ranking, region_draws, stratum_entries
 from lenstrain.evaluation.rate_table import RocBand
 from lenstrain.evaluation.resampling import Resampling
-from lenstrain.scoring.table import Scores, SkyScores
+from lenstrain.evaluation.scores import Scores
+from lenstrain.scoring.table import SkyScores
 
 Progress = Callable[[str, float], None]
 """Called with the name of the stage that begins and the share of the work done before it."""

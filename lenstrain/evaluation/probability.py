@@ -11,7 +11,7 @@ from lenstrain.evaluation.bootstrap import ratio_of_weights
 from lenstrain.evaluation.clustered import no_value
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.resampling import Resampling
-from lenstrain.scoring.table import Scores
+from lenstrain.evaluation.scores import Scores
 
 Floats = NDArray[np.float64]
 

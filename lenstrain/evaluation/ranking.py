@@ -21,7 +21,7 @@ from lenstrain.evaluation.rate_table import (
     precision_entry,
 )
 from lenstrain.evaluation.resampling import Resampling, make_resampling
-from lenstrain.scoring.table import Scores
+from lenstrain.evaluation.scores import Scores
 
 Floats = NDArray[np.float64]
 

@@ -39,6 +39,7 @@ from lenstrain.evaluation.measure import (
 from lenstrain.evaluation.operating import CompletenessTable, long_table, primary_threshold
 from lenstrain.evaluation.options import EvaluationOptions as EvaluationOptions
 from lenstrain.evaluation.plainjson import plain
+from lenstrain.evaluation.scores import Scores, read_scores
 from lenstrain.evaluation.selection.figure import draw_selection
 from lenstrain.evaluation.selection.files import write_selection
 from lenstrain.evaluation.selection.measure import Selection, measure_selection, read_population
@@ -53,13 +54,7 @@ from lenstrain.pages.files import (
     write_csv,
 )
 from lenstrain.pages.publish import CARD_NAME, METRICS_NAME, REPORT_NAME
-from lenstrain.scoring.table import (
-    Scores,
-    ScoresAre,
-    SkyScores,
-    read_scores,
-    read_sky_scores,
-)
+from lenstrain.scoring.table import ScoresAre, SkyScores, read_sky_scores
 
 FORMAT_VERSION = 2
 """Version of metrics.json; in 1 every figure had a value, whatever supported it."""

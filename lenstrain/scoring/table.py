@@ -1,22 +1,30 @@
-"""Read a table of scores and refuse what cannot be judged, with the reason in one line."""
+"""Columns and metadata of a table of scores: read here alone, or refused in one line."""
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.errors import NotFoundError, ScoresError
-from lensprep.tables.reader import METADATA_KEY as METADATA_KEY
-from lensprep.tables.reader import TableFile, Uri, check_ids, read_table, require_columns, to_floats
-from lenstrain.evaluation.clustered import Shares, class_correlations
-from lenstrain.evaluation.metrics import RocCurve, roc_curve
+from lensprep.tables.reader import (
+    METADATA_KEY,
+    TableFile,
+    Uri,
+    check_ids,
+    read_table,
+    require_columns,
+    to_floats,
+)
 
 _log = logging.getLogger("lenstrain.evaluation")
 
@@ -41,7 +49,7 @@ ScoresAre = Literal["probability", "logit"]
 
 
 @dataclass(frozen=True)
-class Scores:
+class ScoreTable:
     """A table of scores, checked: one row a stamp."""
 
     path: Uri
@@ -99,11 +107,6 @@ class Scores:
         return np.argsort(self.logits)[::-1]
 
     @cached_property
-    def curve(self) -> RocCurve:
-        """Counts of both classes at or above every distinct logit."""
-        return roc_curve(self.labels, self.logits, self.order)
-
-    @cached_property
     def identity(self) -> NDArray[np.int64]:
         """Number of each distinct image: the same control may come up to 24 times."""
         if self.identity_column == "key":
@@ -123,62 +126,6 @@ class Scores:
         """Distinct images among the negatives."""
         return np.unique(self.identity[self.labels == 0]).size
 
-    @cached_property
-    def correlations(self) -> tuple[float, float]:
-        """Correlation of logits within regions, of non-lenses and of lenses, on distinct images."""
-        rows = np.concatenate([self._distinct(label) for label in (0, 1)])
-        return class_correlations(self.labels[rows], self.logits[rows], self.region[rows])
-
-    def _distinct(self, label: int) -> NDArray[np.int64]:
-        """One row of every distinct image of a class in every region: that of the lowest logit."""
-        rows = np.flatnonzero(self.labels == label)
-        if self.class_repeats[label] == rows.size:
-            return rows
-        place = self.identity[rows] * self.n_clusters + self.region[rows]
-        order = np.lexsort((self.logits[rows], place))
-        return rows[order[np.append(True, np.diff(place[order]) != 0)]]
-
-    def multiplicity(self, among: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """How often the image of each of some rows comes among them; shape (among.sum(),)."""
-        if self.identity_column == "key":
-            return np.ones(np.count_nonzero(among), np.int64)
-        images = self.identity[among]
-        return np.bincount(images, minlength=1)[images]
-
-    def repeats(self, among: NDArray[np.bool_]) -> float:
-        """Sum, over the distinct images among some rows, of the square of their rows."""
-        return float(self.multiplicity(among).sum())
-
-    @cached_property
-    def class_repeats(self) -> tuple[float, float]:
-        """`repeats` of all non-lenses and of all lenses."""
-        return self.repeats(self.labels == 0), self.repeats(self.labels == 1)
-
-    def shares(self, label: int, within: NDArray[np.bool_], flagged: NDArray[np.bool_]) -> Shares:
-        """Flagged share of the rows of a class within a part of the table; arrays of shape (n,)."""
-        among = within & (self.labels == label)
-        counts = [
-            np.bincount(self.region[chosen], minlength=self.n_clusters).astype(np.float64)
-            for chosen in (among & flagged, among)
-        ]
-        repeats = np.asarray(self.repeats(among))
-        return Shares(counts[0], counts[1], repeats, self.correlations[label])
-
-    def shares_above(self, label: int, thresholds: Floats) -> Shares:
-        """Shares of a class strictly above each of m thresholds; hits of shape (m, clusters)."""
-        rows = self.order[self.labels[self.order] == label]
-        order = np.argsort(-thresholds, kind="stable")
-        upto = np.searchsorted(-self.logits[rows], -thresholds[order], side="left")
-        step = np.searchsorted(upto, np.arange(rows.size), side="right")
-        cell = step * self.n_clusters + self.region[rows]
-        counts = np.bincount(cell, minlength=(thresholds.size + 1) * self.n_clusters)
-        counts = counts.reshape(-1, self.n_clusters).astype(np.float64)
-        hits = np.empty((thresholds.size, self.n_clusters))
-        hits[order] = np.cumsum(counts[:-1], axis=0)
-        total = np.broadcast_to(counts.sum(axis=0), hits.shape)
-        repeats = np.full(thresholds.size, self.class_repeats[label])
-        return Shares(hits, total, repeats, self.correlations[label])
-
 
 @dataclass(frozen=True)
 class SkyScores:
@@ -192,13 +139,13 @@ class SkyScores:
     """All headings of the file."""
 
 
-def read_scores(
+def read_score_table(
     path: Uri,
     columns: Mapping[str, str] | None = None,
     scores_are: ScoresAre | None = None,
     *,
     if_there: bool = False,
-) -> Scores:
+) -> ScoreTable:
     """Read and check a table of scores.
 
     Parameters
@@ -217,7 +164,7 @@ def read_scores(
 
     Returns
     -------
-    Scores
+    ScoreTable
         The rows in file order; keys are text.
 
     Raises
@@ -241,7 +188,7 @@ def read_scores(
         notes.append(
             f"{n_regions:,} regions are drawn in {n_clusters:,} clusters of whole regions."
         )
-    return Scores(
+    return ScoreTable(
         path,
         table,
         labels,
@@ -266,7 +213,7 @@ def read_sky_scores(
     Parameters
     ----------
     path, columns, scores_are
-        As of `read_scores`, where ``if_there``.
+        As of `read_score_table`, where ``if_there``.
 
     Raises
     ------
@@ -290,7 +237,7 @@ def read_rows(
     Parameters
     ----------
     path, columns, scores_are, if_there
-        As of `read_scores`.
+        As of `read_score_table`.
     needed : tuple of str
         Columns that must be there: key, `LOGIT`, and others.
 
@@ -306,7 +253,7 @@ def read_rows(
     Raises
     ------
     ScoresError
-        As `read_scores`, of what concerns these columns.
+        As `read_score_table`, of what concerns these columns.
     """
     try:
         found = read_table(path, COLUMNS, _TEXT_COLUMNS, rename=columns, if_there=if_there)
@@ -321,6 +268,40 @@ def read_rows(
     place = table.column_names.index("key")
     table = table.set_column(place, "key", table["key"].cast(pa.string()))
     return found._replace(table=table), logits, notes
+
+
+def read_logits(path: Uri, needed: Sequence[str] = ()) -> pa.Table:
+    """Read any table with logits: of one class alone, or of things that have no label.
+
+    Raises
+    ------
+    ScoresError
+        If it cannot be read, lacks a column, or holds logits that are not finite.
+    """
+    found = read_table(path, ("logit", *needed))
+    require_columns(found, ("logit", *needed), path, "Add it, or name another table.")
+    table = found.table
+    logits = to_floats(table["logit"], "logit", path)
+    if table.num_rows == 0 or not np.isfinite(logits).all():
+        raise ScoresError(f"{path} is empty, or has logits that are not finite.")
+    if "checkpoint_sha256" not in found.metadata:
+        check_logits(logits, path, "Write their logits, log(p / (1 - p)).")
+    return table
+
+
+def logits_of(table: pa.Table) -> NDArray[np.float64]:
+    """Logits as float64, NaN for null."""
+    return np.asarray(table["logit"].cast(pa.float64()).to_numpy(), np.float64)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What `lenstrain infer` wrote into a Parquet table of scores; {} if that is not known."""
+    try:
+        raw = (pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}")
+        content = json.loads(raw)
+    except (OSError, pa.ArrowException, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def check_keys(keys: pa.ChunkedArray, path: Uri) -> None:

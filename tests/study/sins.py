@@ -34,6 +34,7 @@ from lensprep.dataset import BANDS, Dataset, NormalizationSpec
 from lensprep.dataset.rgb import restore
 from lensprep.dataset.writer import write_dataset
 from lensprep.synth.tree import synthesize
+from lensprep.tables.reader import METADATA_KEY
 from lenstrain.audit.audit import audit
 from lenstrain.audit.checklist import CHECKLIST
 from lenstrain.audit.columns import FORBIDDEN
@@ -47,7 +48,6 @@ from lenstrain.probes.pixels import band_statistics, normalize, radius_px
 from lenstrain.probes.probe import probe
 from lenstrain.scoring.infer import infer
 from lenstrain.scoring.ledger import LEDGER
-from lenstrain.scoring.table import METADATA_KEY
 from lenstrain.training.train import train
 
 ROWS, SEED = 6000, 3

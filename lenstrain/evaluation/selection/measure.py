@@ -12,11 +12,11 @@ from lensprep.errors import NotFoundError, ScoresError
 from lensprep.tables.reader import Uri, read_table, require_columns, to_floats
 from lenstrain.evaluation.operating import FrozenThreshold
 from lenstrain.evaluation.options import EvaluationOptions
+from lenstrain.evaluation.scores import Scores
 from lenstrain.evaluation.selection.axes import Axis, Floats, make_axis, make_terms, with_bins
 from lenstrain.evaluation.selection.fit import Fit, HeldOut, count_lenses, fit_selection
 from lenstrain.evaluation.selection.function import SelectionFunction, count_support
 from lenstrain.evaluation.selection.population import Population, average_over
-from lenstrain.scoring.table import Scores
 
 _LENSES_PER_CELL = 20
 """Lenses that a cell of the support holds on average; the axes are divided so."""

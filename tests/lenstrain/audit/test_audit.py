@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from lensprep.configfile import load_config
 from lensprep.store import open_store, read_file, send_file
+from lensprep.tables.reader import METADATA_KEY
 from lensprep.transfer import upload
 from lenstrain.audit import config as thresholds
 from lenstrain.audit.audit import audit
@@ -20,7 +21,6 @@ from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.finding import Finding
 from lenstrain.audit.report import markdown, page, pressing, spell
 from lenstrain.cli import main
-from lenstrain.scoring.table import METADATA_KEY
 
 DOCS = Path(__file__).parents[3] / "docs" / "how-to" / "audit.md"
 SCIENCE = [

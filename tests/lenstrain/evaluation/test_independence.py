@@ -8,7 +8,7 @@ import pytest
 from lenstrain.evaluation.independence import judge_calibration_split
 from lenstrain.evaluation.measure import measure
 from lenstrain.evaluation.options import EvaluationOptions
-from lenstrain.scoring.table import read_scores
+from lenstrain.evaluation.scores import read_scores
 from tests.scoretables import BARE, make_table
 
 QUICK = EvaluationOptions(

@@ -9,8 +9,8 @@ import pytest
 
 from lenstrain.evaluation.measure import measure
 from lenstrain.evaluation.plainjson import plain
+from lenstrain.evaluation.scores import read_scores
 from lenstrain.pages.evaluate import EvaluationOptions
-from lenstrain.scoring.table import read_scores
 from tests.scoretables import make_table
 
 # Few draws: these tests are about what is said, not about precision.
