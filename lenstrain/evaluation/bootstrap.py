@@ -179,6 +179,14 @@ def auroc_of_weights(pairs: NDArray[np.int64], weights: Floats, n1: Floats, n0: 
     return _ratio(twice_u, 2 * (weights @ n1) * (weights @ n0))
 
 
+def auroc_draws(rows: RankedRows, weights: Floats, threads: int = 0) -> Floats:
+    """AUROC of each resample, all positives in one group, by the cheaper of two exact ways."""
+    if rows.n_regions > MAX_PAIRED_REGIONS:
+        return curve_draws(rows, weights, 0.01, threads=threads).auroc
+    n1, n0 = (rows.counts(positive).astype(np.float64) for positive in (True, False))
+    return auroc_of_weights(pair_counts(rows, threads)[0], weights, n1, n0)
+
+
 def ratio_of_weights(weights: Floats, numerator: Floats, denominator: Floats) -> Floats:
     """Ratio of two sums over rows in each resample, from sums per region; NaN for 0 / 0."""
     return _ratio(weights @ numerator, weights @ denominator)

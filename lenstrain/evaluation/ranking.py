@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.evaluation import bootstrap as boot
-from lenstrain.evaluation import metrics
 from lenstrain.evaluation.clustered import FewRegions, few_of_classes, no_value
 from lenstrain.evaluation.completeness import AxisBins
+from lenstrain.evaluation.draws import SampleDraws
 from lenstrain.evaluation.intervals import delong_se
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.rate_table import (
@@ -56,58 +56,44 @@ def measure_ranking(
     Returns
     -------
     Ranking
-        Entries ``auroc``, ``auroc_delong``, ``partial_auroc``, ``average_precision`` (plain and by
-        prevalence), ``tpr_at_fpr``, ``tpr0`` and ``tpr10``.
+        Entries of all metrics of kind ``ranking``, and ``tpr_at_fpr``, ``tpr0``, ``tpr10``,
+        ``auroc_delong`` and ``average_precision_at_prevalence``.
     """
-    rows = boot.rank_rows(
-        scores.labels, scores.logits, scores.region, scores.n_clusters, order=scores.order
-    )
-    areas = boot.curve_draws(
-        rows,
-        resampling.weights,
-        options.partial_max_fpr,
-        (None, *options.prevalence),
-        options.threads,
+    draws = SampleDraws(
+        scores.labels,
+        scores.logits,
+        scores.region,
+        resampling,
+        options,
+        options.prevalence,
+        scores.order,
         progress,
     )
     rates, band = measure_rates(scores, options)
-    entries = _area_entries(areas, scores, resampling, options) | rates
-    entries["auroc"] = resampling.entry(_auroc(rows, resampling, areas.auroc, options.threads))
+    entries = draws.entries("ranking") | rates
+    entries["partial_auroc"] |= _partial_area(draws, scores, options)
     entries["auroc_delong"] = _delong(scores, entries["auroc"]["value"], options.level)
     entries["average_precision_at_prevalence"] = {
         f"{prevalence:g}": precision_entry(
-            resampling.entry(draws), scores, prevalence, options.delta
+            resampling.entry(precision), scores, prevalence, options.delta
         )
-        for prevalence, draws in zip(options.prevalence, areas.average_precision[1:], strict=True)
+        for prevalence, precision in zip(
+            options.prevalence, draws.areas.average_precision[1:], strict=True
+        )
     }
     return Ranking(entries, band)
 
 
-def _auroc(rows: boot.RankedRows, resampling: Resampling, by_pass: Floats, threads: int) -> Floats:
-    """AUROC under all weights in whole numbers, or from the pass where regions are too many."""
-    if rows.n_regions > boot.MAX_PAIRED_REGIONS:
-        return by_pass
-    pairs = boot.pair_counts(rows, threads)[0]
-    n1, n0 = (rows.counts(positive).astype(np.float64) for positive in (True, False))
-    return boot.auroc_of_weights(pairs, resampling.weights, n1, n0)
-
-
-def _area_entries(
-    areas: boot.CurveDraws, scores: Scores, resampling: Resampling, options: EvaluationOptions
-) -> dict[str, Any]:
+def _partial_area(draws: SampleDraws, scores: Scores, options: EvaluationOptions) -> dict[str, Any]:
+    """What is special of a partial area: its interval, and how it is standardised."""
     max_fpr = options.partial_max_fpr
-    standardized = np.asarray(metrics.standardized_partial_area(areas.partial_area, max_fpr))
     low, high = partial_bounds(scores, options)
     return {
-        "partial_auroc": resampling.entry(standardized)
-        | {
-            "low": low,
-            "high": high,
-            "max_fpr": max_fpr,
-            "standardization": "McClish: chance 0.5, perfection 1",
-            "area_over_max_fpr": float(areas.partial_area[0] / max_fpr),
-        },
-        "average_precision": resampling.entry(areas.average_precision[0]),
+        "low": low,
+        "high": high,
+        "max_fpr": max_fpr,
+        "standardization": "McClish: chance 0.5, perfection 1",
+        "area_over_max_fpr": float(draws.areas.partial_area[0] / max_fpr),
     }
 
 
@@ -199,9 +185,7 @@ def _auroc_of_rows(
     rows = boot.rank_rows(
         scores.labels, scores.logits, scores.region, scores.n_clusters, order=order
     )
-    if rows.n_regions <= boot.MAX_PAIRED_REGIONS:
-        return _auroc(rows, resampling, np.empty(0), threads)
-    return boot.curve_draws(rows, resampling.weights, 0.01, threads=threads).auroc
+    return boot.auroc_draws(rows, resampling.weights, threads)
 
 
 def few_of(scores: Scores, among: NDArray[np.bool_]) -> FewRegions:

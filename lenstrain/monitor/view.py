@@ -14,7 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lenstrain.monitor.diagnosis import HIGHER_IS_BETTER, since_best, values
+from lenstrain.evaluation.metrics import higher_is_better, steering
+from lenstrain.monitor.diagnosis import since_best, values
 from lenstrain.monitor.snapshot import Snapshot, words
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -79,11 +80,11 @@ def numbers(snapshot: Snapshot) -> Table:
     intervals, epochs = snapshot.history.intervals, snapshot.history.epochs
     monitor = snapshot.config.train.monitor
     _row(table, "training loss", values(intervals, "loss"), "{:.4f}", "lowest", min)
-    for name in dict.fromkeys((monitor, "auroc", "tpr_at_fpr", "nll")):
+    for name in dict.fromkeys((monitor, *steering())):
         course = values(epochs, name)
         if not course:
             continue
-        pick = max if HIGHER_IS_BETTER[name] else min
+        pick = max if higher_is_better(name) else min
         label = f"best (epoch {epochs[course.index(pick(course))]['epoch']})"
         style = "bold" if name == monitor else ""
         _row(table, f"validation {name}", course, "{:.4f}", label, pick, style)

@@ -19,16 +19,11 @@ from optuna.trial import FrozenTrial, TrialState
 from lensprep.configfile import to_toml
 from lensprep.dataset import Dataset
 from lensprep.store import write_atomic
+from lenstrain.evaluation.metrics import higher_is_better, steering
 from lenstrain.pages.figures import BLUE, GREEN, GREY, RED, STYLE
 from lenstrain.sweep.config import Plan
 from lenstrain.sweep.study import Places, best_trials, hopeless, quiet
 from lenstrain.sweep.work import RESULT, refit_config
-
-LABELS = {
-    "auroc": "AUROC",
-    "nll": "negative log-likelihood",
-    "tpr_at_fpr": "TPR at the chosen FPR",
-}
 
 
 def recommend(study: optuna.Study, dataset: str, plan: Plan, places: Places) -> dict[str, Any]:
@@ -105,9 +100,9 @@ def compare_refits(study: optuna.Study, plan: Plan, places: Places) -> list[dict
                 "failures": failures,
             }
         )
-    sign = 1.0 if plan.search.objective == "nll" else -1.0
+    sign = steering()[plan.search.objective].sign
     return sorted(
-        entries, key=lambda e: (len(e["failures"]), sign * (e["mean"] if e["values"] else 0.0))
+        entries, key=lambda e: (len(e["failures"]), -sign * (e["mean"] if e["values"] else 0.0))
     )
 
 
@@ -209,7 +204,7 @@ def history_figure(study: optuna.Study, plan: Plan) -> Figure:
     done = [t for t in trials if t.state == TrialState.COMPLETE]
     pruned = [t for t in trials if t.state == TrialState.PRUNED and t.intermediate_values]
     failed = [t.number for t in trials if t.state == TrialState.FAIL]
-    best = np.fmin if plan.search.objective == "nll" else np.fmax
+    best = np.fmax if higher_is_better(plan.search.objective) else np.fmin
     if done:
         numbers, values = [t.number for t in done], [t.value for t in done]
         axes.plot(numbers, values, "o", color=BLUE, label="completed")
@@ -221,11 +216,18 @@ def history_figure(study: optuna.Study, plan: Plan) -> Figure:
         label = "failed" if number == failed[0] else None
         axes.axvline(number, color=RED, linestyle=":", linewidth=1, label=label)
     axes.set_xlabel("Trial")
-    axes.set_ylabel(f"Validation {LABELS[plan.search.objective]}")
+    axes.set_ylabel(f"{_objective(plan)} (validation)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside upper center", ncols=4)
     return figure
+
+
+def _objective(plan: Plan) -> str:
+    """The objective in words."""
+    metric = steering()[plan.search.objective]
+    rate = f" {100 * plan.base.eval.fpr:g}%" if metric.kind == "rate" else ""
+    return metric.title + rate
 
 
 def importance_figure(shares: dict[str, float], plan: Plan) -> Figure:
@@ -236,5 +238,5 @@ def importance_figure(shares: dict[str, float], plan: Plan) -> Figure:
     bars = axes.barh(names, [shares[name] for name in names], color=BLUE, height=0.6)
     axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
     axes.set_xlim(0, max(shares.values()) * 1.15)
-    axes.set_xlabel(f"Share in the variance of {LABELS[plan.search.objective]} (fANOVA)")
+    axes.set_xlabel(f"Share in the variance of {_objective(plan)} (fANOVA)")
     return figure

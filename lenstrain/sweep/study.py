@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from lensprep.errors import ConfigError, StorageError, passing_fault
+from lenstrain.evaluation.metrics import higher_is_better
 from lenstrain.sweep.config import Plan, baseline_values
 
 STUDY_NAME = "lenstrain"
@@ -143,7 +144,7 @@ def open_study(places: Places, plan: Plan, dataset_id: str) -> optuna.Study:
                 storage=optuna.storages.RDBStorage(places.url, {"connect_args": {"timeout": 60}}),
                 study_name=STUDY_NAME,
                 load_if_exists=True,
-                direction="minimize" if search.objective == "nll" else "maximize",
+                direction="maximize" if higher_is_better(search.objective) else "minimize",
                 sampler=make_sampler(plan, 0),
                 pruner=optuna.pruners.MedianPruner(
                     n_startup_trials=search.pruner_startup,

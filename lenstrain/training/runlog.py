@@ -18,8 +18,8 @@ from lensprep.configfile import to_mapping, to_toml
 from lensprep.dataset import Dataset
 from lensprep.store import write_atomic
 from lenstrain.config import Config
+from lenstrain.evaluation.metrics import steering
 from lenstrain.training.checkpoint import git_commit, versions
-from lenstrain.training.stopping import DIRECTIONS
 
 Scores = tuple[NDArray[np.float32], NDArray[np.int8]]
 """Logits and labels of a split, in its order."""
@@ -84,7 +84,7 @@ class RunLog:
             for section, values in to_mapping(config).items()
             for key, value in values.items()
         }
-        shown = {f"epoch/{name}": 0.0 for name in DIRECTIONS}
+        shown = {f"epoch/{name}": 0.0 for name in steering()}
         # The metrics are tags of scalars that `write` records: the zeros are shown nowhere. Made
         # by hand because add_hparams would write them, into a folder of its own.
         for part in make(settings, shown):
