@@ -1,4 +1,4 @@
-"""Another figure of merit is an entry of METRICS: then it is everywhere, and no other file knows."""
+"""Another figure of merit is an entry of METRICS: then it is everywhere, known to no other file."""
 
 import json
 from dataclasses import replace
@@ -82,6 +82,11 @@ def test_a_name_that_may_not_steer_is_refused_with_those_that_may():
             ConfigError, match=f"train.monitor must be one of 'auroc', 'nll', .*, got '{name}'"
         ):
             metrics.steering_metric(name, "train.monitor")
+
+
+def draws_of(scores, resamples, options):
+    resampling = make_resampling(5, resamples, 0, 0.9)
+    return SampleDraws(scores.labels, scores.logits, scores.region, resampling, options)
 
 
 @pytest.mark.parametrize("metric", metrics.METRICS, ids=lambda metric: metric.name)
