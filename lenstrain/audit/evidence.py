@@ -27,7 +27,7 @@ from lenstrain.audit.finding import NotRunError
 from lenstrain.config import Config
 from lenstrain.evaluation.scores import Scores, read_scores
 from lenstrain.lookalikes import no_run
-from lenstrain.pages.publish import METRICS_NAME
+from lenstrain.pages.page import METRICS_NAME
 from lenstrain.probes.probe import PROBE_NAME
 from lenstrain.probes.words import not_run
 from lenstrain.scoring.table import read_metadata

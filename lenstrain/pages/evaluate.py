@@ -22,13 +22,6 @@ from lensprep.tables.catalog import read_catalog
 from lensprep.tables.reader import Uri
 from lenstrain.evaluation.catalog import measure_catalog
 from lenstrain.evaluation.compare import compare
-from lenstrain.evaluation.examples import (
-    Gallery,
-    choose_galleries,
-    draw_gallery,
-    draw_missed,
-    open_stamps,
-)
 from lenstrain.evaluation.measure import (
     Measurement,
     Progress,
@@ -40,20 +33,25 @@ from lenstrain.evaluation.operating import CompletenessTable, long_table, primar
 from lenstrain.evaluation.options import EvaluationOptions as EvaluationOptions
 from lenstrain.evaluation.plainjson import plain
 from lenstrain.evaluation.scores import Scores, read_scores
-from lenstrain.evaluation.selection.figure import draw_selection
 from lenstrain.evaluation.selection.files import write_selection
 from lenstrain.evaluation.selection.measure import Selection, measure_selection, read_population
 from lenstrain.pages import figures as plots
 from lenstrain.pages.card import card_context
 from lenstrain.pages.evaluation import page_context
+from lenstrain.pages.examples import (
+    Gallery,
+    choose_galleries,
+    draw_gallery,
+    draw_missed,
+    open_stamps,
+)
 from lenstrain.pages.files import (
     PageGallery,
-    render_card,
-    render_page,
     save_plot,
     write_csv,
 )
-from lenstrain.pages.publish import CARD_NAME, METRICS_NAME, REPORT_NAME
+from lenstrain.pages.page import CARD_NAME, METRICS_NAME, REPORT_NAME, render
+from lenstrain.pages.selection import draw_selection
 from lenstrain.scoring.table import ScoresAre, SkyScores, read_sky_scores
 
 FORMAT_VERSION = 2
@@ -292,11 +290,10 @@ def _write(
         write_selection(draft, selection)
         drawn.append(draw_selection(selection))
     saved = {plot.name: save_plot(plot, figures) for plot in drawn}
-    page = render_page(
-        page_context(content, saved, galleries.shown, galleries.stretch, found.completeness)
-    )
-    (draft / REPORT_NAME).write_text(page, encoding="utf-8")
-    (draft / CARD_NAME).write_text(render_card(card_context(content)), encoding="utf-8")
+    shown = page_context(content, saved, galleries.shown, galleries.stretch, found.completeness)
+    (draft / REPORT_NAME).write_text(render("report.html", shown), encoding="utf-8")
+    card = render("model_card.md", card_context(content))
+    (draft / CARD_NAME).write_text(card, encoding="utf-8")
     if content["known_lenses"]:
         rows = content["known_lenses"]["lenses"]
         names = list(rows[0]) if rows else ["name"]
