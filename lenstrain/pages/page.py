@@ -41,9 +41,10 @@ def render(template: str, context: Mapping[str, Any]) -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
     """Format a number with some digits after the point, or a dash."""
+    if value is None or not math.isfinite(value):
+        return "–"
     # Plus 0.0, so that what rounds to zero has no sign.
-    known = value is not None and math.isfinite(value)
-    return f"{round(float(value), digits) + 0.0:.{digits}f}" if known else "–"
+    return f"{round(float(value), digits) + 0.0:.{digits}f}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
