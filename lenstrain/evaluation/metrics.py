@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -258,37 +258,6 @@ class Sample:
         return roc_curve(self.labels, self.logits)
 
 
-class Draws(Protocol):
-    """A sample under draws of whole regions, see `lenstrain.evaluation.draws.SampleDraws`."""
-
-    @property
-    def labels(self) -> NDArray[np.generic]:
-        """1 for a lens, 0 for a non-lens; shape (rows,)."""
-
-    @property
-    def logits(self) -> NDArray[np.floating]:
-        """Shape (rows,)."""
-
-    @property
-    def auroc(self) -> Floats:
-        """AUROC of each draw."""
-
-    @property
-    def partial_auroc(self) -> Floats:
-        """Partial AUROC of each draw."""
-
-    @property
-    def average_precision(self) -> Floats:
-        """Average precision of each draw."""
-
-    @property
-    def tpr_at_fprs(self) -> Floats:
-        """True-positive rate at each false-positive rate; shape (rates, draws)."""
-
-    def mean(self, values: Floats) -> Floats:
-        """Mean over the rows of each draw."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """A figure of merit, with all that anything here asks of one."""
@@ -299,8 +268,9 @@ class Metric:
     title: str
     """In the report and in figures."""
     value: Callable[[Sample], float]
-    draws: Callable[[Draws], Floats] | None = None
-    """Its values under all draws of regions, where there is a faster way than `value` of each."""
+    draws: Callable[[Any], Floats] | None = None
+    """Its values under all draws of regions, of a `lenstrain.evaluation.draws.SampleDraws`, where
+    there is a faster way than `value` of each."""
     kind: Literal["ranking", "rate", "probability"] = "ranking"
     """``ranking``: of the order of the scores alone. ``rate``: one at each of the false-positive
     rates of the options, with intervals of its own. ``probability``: measured again after

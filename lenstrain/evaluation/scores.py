@@ -29,7 +29,7 @@ def read_scores(
     return Scores(**vars(table))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scores(ScoreTable):
     """A table of scores that can be judged."""
 

@@ -26,9 +26,9 @@ from lenstrain.evaluation.measure import (
     Measurement,
     Progress,
     check_same_model,
-    known_lens_notes,
     measure,
 )
+from lenstrain.evaluation.notes import Notes, known_lens_notes
 from lenstrain.evaluation.operating import CompletenessTable, long_table, primary_threshold
 from lenstrain.evaluation.options import EvaluationOptions as EvaluationOptions
 from lenstrain.evaluation.plainjson import plain
@@ -179,7 +179,7 @@ def _sky_scores(
 ) -> SkyScores:
     """Scores in which known lenses are looked for, of the same model."""
     if path is None:
-        return SkyScores(scores.path, scores.table, scores.logits, scores.metadata, scores.names)
+        return scores
     sky = read_sky_scores(path, columns, scores_are)
     check_same_model(scores, sky)
     return sky
@@ -189,7 +189,7 @@ def _sky_scores(
 class _Galleries:
     shown: Sequence[PageGallery]
     stretch: str
-    notes: list[dict[str, str]]
+    notes: Notes
 
 
 def _galleries(
@@ -201,7 +201,7 @@ def _galleries(
 ) -> _Galleries:
     """Galleries from where the stamps were scored, if it can be read."""
     shown: list[PageGallery] = []
-    notes: list[dict[str, str]] = []
+    notes = Notes()
     stretch = ""
     uri = dataset or scores.metadata.get("dataset")
     if uri is not None and options.examples:
@@ -215,7 +215,7 @@ def _galleries(
         except ProjectError as error:
             if dataset is not None:
                 raise
-            notes.append(_no_stamps("example stamps", error))
+            notes.info(f"No example stamps: {error} Give its place with --dataset.")
     missed = entries["known_lenses"]["missed"] if entries.get("known_lenses") else []
     if sky is not None and missed and options.examples:
         uri = sky.metadata.get("dataset") if sky.path != scores.path else uri
@@ -226,7 +226,7 @@ def _galleries(
                 shown.append(PageGallery(_MISSED, stamps))
                 stretch = stretch or reader.note
         except ProjectError as error:
-            notes.append(_no_stamps("stamps of the known lenses", error))
+            notes.info(f"No stamps of the known lenses: {error} Give its place with --dataset.")
     return _Galleries(shown, stretch, notes)
 
 
@@ -236,10 +236,6 @@ _MISSED = Gallery(
     "Lowest score first. Are their arcs visible in these images at all?",
     np.empty(0, np.int64),
 )
-
-
-def _no_stamps(what: str, error: ProjectError) -> dict[str, str]:
-    return {"severity": "info", "text": f"No {what}: {error} Give its place with --dataset."}
 
 
 def _provenance(

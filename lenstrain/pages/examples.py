@@ -97,7 +97,7 @@ class StampReader(Protocol):
         """Colour pictures of some rows of the scores, shape (n, 64, 64, 3)."""
 
 
-def open_stamps(uri: str, scores: Scores | SkyScores) -> StampReader:
+def open_stamps(uri: str, scores: SkyScores) -> StampReader:
     """Open the place that the scores were made from.
 
     Raises
@@ -116,7 +116,7 @@ def open_stamps(uri: str, scores: Scores | SkyScores) -> StampReader:
 class DatasetStamps:
     """Stamps of a converted dataset, found by split and key."""
 
-    def __init__(self, uri: str, scores: Scores | SkyScores) -> None:
+    def __init__(self, uri: str, scores: SkyScores) -> None:
         self._scores = scores
         self._data = Dataset.open(uri)
         named = scores.metadata.get("dataset_id")
@@ -185,7 +185,7 @@ class FeedStamps:
     note = "Lupton RGB (z, r, g) as in the Legacy Survey viewer."
     _places = ("source_file", "source_row_group", "source_row")
 
-    def __init__(self, uri: str, kind: str, scores: Scores | SkyScores) -> None:
+    def __init__(self, uri: str, kind: str, scores: SkyScores) -> None:
         self._request = {"kind": kind, "uri": uri, "ask": "stamps"}
         self._path = scores.path
 

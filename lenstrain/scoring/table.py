@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -48,28 +48,34 @@ Floats = NDArray[np.float64]
 ScoresAre = Literal["probability", "logit"]
 
 
-@dataclass(frozen=True)
-class ScoreTable:
-    """A table of scores, checked: one row a stamp."""
+@dataclass(frozen=True, kw_only=True)
+class SkyScores:
+    """Scores with positions; labels are not needed."""
 
     path: Uri
     table: pa.Table
     """The columns that evaluation reads, in file order."""
-    labels: NDArray[np.int8]
     logits: Floats
+    metadata: dict[str, Any]
+    """What `lenstrain infer` wrote: checkpoint, dataset_id, normalization, ...; {} elsewhere."""
+    names: tuple[str, ...] = ()
+    """All headings of the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreTable(SkyScores):
+    """A table of scores, checked: one row a stamp."""
+
+    labels: NDArray[np.int8]
     region: NDArray[np.int32]
     """Cluster of each row, numbered from 0; a cluster is a region unless there are too many."""
     n_regions: int
     """Distinct region_id."""
     n_clusters: int
-    metadata: dict[str, Any]
-    """What `lenstrain infer` wrote: checkpoint, dataset_id, normalization, ...; {} elsewhere."""
     sha256: str
     """Digest of the file."""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     """What a reader of the results must know."""
-    names: tuple[str, ...] = ()
-    """All headings of the file."""
 
     @property
     def n(self) -> int:
@@ -127,18 +133,6 @@ class ScoreTable:
         return np.unique(self.identity[self.labels == 0]).size
 
 
-@dataclass(frozen=True)
-class SkyScores:
-    """Scores with positions; labels are not needed."""
-
-    path: Uri
-    table: pa.Table
-    logits: Floats
-    metadata: dict[str, Any]
-    names: tuple[str, ...]
-    """All headings of the file."""
-
-
 def read_score_table(
     path: Uri,
     columns: Mapping[str, str] | None = None,
@@ -189,17 +183,13 @@ def read_score_table(
             f"{n_regions:,} regions are drawn in {n_clusters:,} clusters of whole regions."
         )
     return ScoreTable(
-        path,
-        table,
-        labels,
-        logits,
-        region.astype(np.int32),
-        n_regions,
-        n_clusters,
-        found.metadata,
-        found.sha256,
-        tuple(notes),
-        tuple(found.names),
+        **_common(path, found, logits),
+        labels=labels,
+        region=region.astype(np.int32),
+        n_regions=n_regions,
+        n_clusters=n_clusters,
+        sha256=found.sha256,
+        notes=tuple(notes),
     )
 
 
@@ -221,7 +211,18 @@ def read_sky_scores(
         If the file cannot be read, is empty, lacks key or logit, or holds non-finite scores.
     """
     found, logits, _ = read_rows(path, ("key", LOGIT), columns, scores_are, if_there=True)
-    return SkyScores(path, found.table, logits, found.metadata, tuple(found.names))
+    return SkyScores(**_common(path, found, logits))
+
+
+def _common(path: Uri, found: TableFile, logits: Floats) -> dict[str, Any]:
+    """Fields of `SkyScores`."""
+    return {
+        "path": path,
+        "table": found.table,
+        "logits": logits,
+        "metadata": found.metadata,
+        "names": tuple(found.names),
+    }
 
 
 def read_rows(

@@ -81,7 +81,10 @@ def annulus_fails(rng, per_class, regions, icc):
 def make_scores(labels, logits, region):
     table = pa.table({"key": [str(i) for i in range(len(labels))]})
     count = int(region.max()) + 1
-    return Scores("simulated", table, labels, logits, region.astype(np.int32), count, count, {}, "")
+    return Scores(
+        path="simulated", table=table, labels=labels, logits=logits, metadata={}, sha256="",
+        region=region.astype(np.int32), n_regions=count, n_clusters=count,
+    )  # fmt: skip
 
 
 def label_noise_fails(strength, rng, per_class, regions, icc):

@@ -12,7 +12,7 @@ from scipy import stats
 from lensprep.errors import ScoresError
 from lensprep.tables.catalog import read_catalog
 from lenstrain.evaluation.catalog import match_catalog, measure_catalog
-from lenstrain.evaluation.measure import known_lens_notes
+from lenstrain.evaluation.notes import known_lens_notes
 from lenstrain.evaluation.operating import FrozenThreshold
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.pages.evaluate import evaluate
