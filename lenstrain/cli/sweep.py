@@ -61,11 +61,12 @@ def sweep(
     from lenstrain.sweep.config import load_plan
 
     plan = load_plan(config_path, overrides)
-    from lenstrain.sweep.sweep import study_database, worker_count
+    from lenstrain.sweep.study import make_places
     from lenstrain.sweep.sweep import sweep as run_sweep
+    from lenstrain.sweep.sweep import worker_count
     from lenstrain.sweep.work import work
 
-    places = study_database(study)
+    places = make_places(study)
     if worker is not None:
         done = work(dataset, plan, places, lambda line: click.echo(line, err=True), os.getppid())
         sys.exit(0 if done else PREEMPTED)

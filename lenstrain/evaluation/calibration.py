@@ -42,8 +42,7 @@ def equal_mass_bins(p: ArrayLike, n_bins: int) -> NDArray[np.int64]:
     return bins.astype(np.int64)
 
 
-@dataclass(frozen=True)
-class BinSums:
+class BinSums(NamedTuple):
     """Sums per bin from which every binned measure follows; arrays end in (n_bins,).
 
     Sums add up over regions, so the bootstrap needs no row.

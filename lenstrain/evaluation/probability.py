@@ -88,14 +88,8 @@ def _region_sums(scores: Scores, p: Floats, bins: NDArray[np.int64], n_bins: int
     """Sums per region and bin; arrays of shape (n_clusters, n_bins)."""
     cell = scores.region.astype(np.int64) * n_bins + bins
     flat = cal.bin_sums(p, scores.labels, cell, scores.n_clusters * n_bins)
-    return _each(flat, lambda array: array.reshape(scores.n_clusters, n_bins))
+    return cal.BinSums(*(array.reshape(scores.n_clusters, n_bins) for array in flat))
 
 
 def _total(sums: cal.BinSums) -> cal.BinSums:
-    return _each(sums, lambda array: array.sum(axis=0))
-
-
-def _each(sums: cal.BinSums, change: Any) -> cal.BinSums:
-    return cal.BinSums(
-        change(sums.n), change(sums.p), change(sums.y), change(sums.pp), change(sums.py)
-    )
+    return cal.BinSums(*(array.sum(axis=0) for array in sums))

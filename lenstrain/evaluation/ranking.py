@@ -145,47 +145,26 @@ def auroc_by(
     dict
         ``{name: {value, low, high, level, n}}``; value None, with a reason, for an empty group.
     """
-    rows = boot.rank_rows(
-        scores.labels,
-        scores.logits,
-        scores.region,
-        scores.n_clusters,
-        groups,
-        len(names),
-        scores.order,
-    )
-    n0 = rows.counts(False).astype(np.float64)
-    pairs = boot.pair_counts(rows, threads) if _paired(rows) else None
     entries = {}
     for group, name in enumerate(names):
-        n1 = rows.counts(True, group).astype(np.float64)
-        if n1.sum() == 0:
-            entries[name] = no_value(resampling.level, "no lens in this group") | {"n": 0}
-            continue
-        if pairs is not None:
-            draws = boot.auroc_of_weights(pairs[group], resampling.weights, n1, n0)
-        else:
-            draws = _auroc_of_rows(
-                scores, (scores.labels == 0) | (groups == group), resampling, threads
-            )
-        few = few_of(scores, (scores.labels == 0) | (groups == group))
-        entries[name] = resampling.entry(draws, few=few) | {"n": int(n1.sum())}
+        positive = (scores.labels == 1) & (groups == group)
+        entry = no_value(resampling.level, "no lens in this group")
+        if positive.any():
+            entry = _auroc_entry(scores, (scores.labels == 0) | positive, resampling, threads)
+        entries[name] = entry | {"n": int(positive.sum())}
     return entries
 
 
-def _paired(rows: boot.RankedRows) -> bool:
-    """Whether the table of pairs of all groups stays small (512 MiB)."""
-    return rows.n_groups * rows.n_regions**2 <= 16 * boot.MAX_PAIRED_REGIONS**2
-
-
-def _auroc_of_rows(
+def _auroc_entry(
     scores: Scores, kept: NDArray[np.bool_], resampling: Resampling, threads: int
-) -> Floats:
+) -> dict[str, Any]:
+    """AUROC of some rows."""
     order = scores.order[kept[scores.order]]
     rows = boot.rank_rows(
         scores.labels, scores.logits, scores.region, scores.n_clusters, order=order
     )
-    return boot.auroc_draws(rows, resampling.weights, threads)
+    draws = boot.auroc_draws(rows, resampling.weights, threads)
+    return resampling.entry(draws, few=few_of(scores, kept))
 
 
 def few_of(scores: Scores, among: NDArray[np.bool_]) -> FewRegions:
@@ -221,8 +200,7 @@ def stratum_entries(
             "fpr": scores.shares(0, inside, flagged).entry(resampling.level),
         }
         if positive.any() and negative.any():
-            draws = _auroc_of_rows(scores, inside, resampling, threads)
-            entry["auroc"] = resampling.entry(draws, few=few_of(scores, inside))
+            entry["auroc"] = _auroc_entry(scores, inside, resampling, threads)
             if np.unique(scores.region[inside]).size < 2:
                 entry["auroc"] |= {"low": None, "high": None}
         else:

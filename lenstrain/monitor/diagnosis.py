@@ -67,15 +67,6 @@ class Diagnosis:
     evidence: str
     action: str
 
-    def to_dict(self) -> dict[str, str]:
-        """Plain types."""
-        return {
-            "name": self.name,
-            "severity": self.severity,
-            "evidence": self.evidence,
-            "action": self.action,
-        }
-
 
 def diagnose(history: History) -> list[Diagnosis]:
     """Everything that can be said about a run, the worst first; never empty.

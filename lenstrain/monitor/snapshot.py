@@ -9,7 +9,7 @@ import statistics
 import time
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,7 +91,7 @@ class Snapshot:
             "best_epoch": int(epochs[best]["epoch"]) if metric else None,
             "latest_interval": dict(self.history.intervals[-1]) if self.history.intervals else None,
             "latest_epoch": dict(epochs[-1]) if epochs else None,
-            "diagnoses": [finding.to_dict() for finding in self.diagnoses],
+            "diagnoses": [asdict(finding) for finding in self.diagnoses],
         }
 
 

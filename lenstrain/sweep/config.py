@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from typing import Any
 
@@ -122,7 +122,7 @@ class Plan:
             "base": to_mapping(self.base),
             "objective": self.search.objective,
             "lr_batch_exponent": self.search.lr_batch_exponent,
-            "space": [dimension.to_dict() for dimension in self.space],
+            "space": [asdict(dimension) for dimension in self.space],
         }
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -161,10 +160,3 @@ def _check_deaths(status: int, deaths: int) -> None:
 def worker_count(workers: int | None) -> int:
     """Workers to start: as asked, else one a GPU, else one."""
     return workers or max(len(visible_gpus()), 1)
-
-
-def study_database(path: Path) -> Places:
-    """Folder and database of a study by its name."""
-    from lenstrain.sweep.study import make_places
-
-    return make_places(path)

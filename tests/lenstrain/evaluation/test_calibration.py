@@ -173,10 +173,7 @@ def test_equal_width_bins_hold_both_ends():
 def test_reliability_leaves_out_empty_bins_and_covers_the_rate():
     cell = np.arange(8) * 20 + cal.equal_width_bins(P, 20)  # each row in a region of its own
     flat = cal.bin_sums(P, Y, cell, 160)
-    names = ("n", "p", "y", "pp", "py")
-    table = cal.reliability_table(
-        cal.BinSums(*(getattr(flat, name).reshape(8, 20) for name in names))
-    )
+    table = cal.reliability_table(cal.BinSums(*(column.reshape(8, 20) for column in flat)))
     assert table["n"].tolist() == [1.0] * 8
     assert table["mean_probability"] == pytest.approx(P)
     for row in range(8):
