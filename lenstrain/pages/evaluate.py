@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lensprep import __version__
+from lensprep.dataset.strictjson import plain
 from lensprep.errors import ProjectError
 from lensprep.store import check_folder, join_uri, written_folder
 from lensprep.tables.catalog import read_catalog
@@ -31,7 +32,6 @@ from lenstrain.evaluation.measure import (
 from lenstrain.evaluation.notes import Notes, known_lens_notes
 from lenstrain.evaluation.operating import CompletenessTable, long_table, primary_threshold
 from lenstrain.evaluation.options import EvaluationOptions as EvaluationOptions
-from lenstrain.evaluation.plainjson import plain
 from lenstrain.evaluation.scores import Scores, read_scores
 from lenstrain.evaluation.selection.files import write_selection
 from lenstrain.evaluation.selection.measure import Selection, measure_selection, read_population

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lensprep.dataset.strictjson import plain
 from lenstrain.evaluation import metrics
 from lenstrain.evaluation.operating import CompletenessTable, primary_threshold
-from lenstrain.evaluation.plainjson import plain
 from lenstrain.pages.files import PageGallery, PagePlot
 
 _MISSED_SHOWN = 50

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lensprep.dataset.strictjson import plain
 from lenstrain.evaluation.measure import measure
-from lenstrain.evaluation.plainjson import plain
 from lenstrain.evaluation.scores import read_scores
 from lenstrain.pages.evaluate import EvaluationOptions
 from tests.scoretables import make_table
