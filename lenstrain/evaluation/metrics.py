@@ -272,9 +272,9 @@ class Metric:
     """Its values under all draws of regions, of a `lenstrain.evaluation.draws.SampleDraws`, where
     there is a faster way than `value` of each."""
     kind: Literal["ranking", "rate", "probability"] = "ranking"
-    """``ranking``: of the order of the scores alone. ``rate``: one at each of the false-positive
-    rates of the options, with intervals of its own. ``probability``: measured again after
-    calibration, and not compared between models."""
+    """``ranking``: of the order of the scores alone. ``probability``: measured again after
+    calibration, and not compared between models. ``rate``: of ``tpr_at_fpr`` alone, which has a
+    value at each of the false-positive rates of the options, with intervals of their own."""
     higher_is_better: bool = True
     bounded: bool = True
     """Whether it lies between 0 and 1, and its interval with it."""
