@@ -141,8 +141,8 @@ def _note_reference(
         found.warn(f"No threshold is guaranteed: {withdrawn[0]}.")
     elif split["split"] is None:
         found.info(
-            "The calibration scores do not say which split they are of: that the finder was "
-            "not trained on them is your word."
+            "The calibration scores do not say which split they are of: whether the finder was "
+            "trained on them cannot be checked."
         )
     if entries["calibration"] and entries["calibration"]["at_bound"]:
         found.warn("Calibration has no optimum on those scores, so no map is applied.")

@@ -306,14 +306,14 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def check_keys(keys: pa.ChunkedArray, path: Uri) -> None:
-    """Refuse keys that come more than once, with ScoresError."""
+    """Refuse keys that occur more than once, with ScoresError."""
     if pc.count_distinct(keys).as_py() == len(keys):
         return
     counts = keys.value_counts()
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     first = twice[0]
     raise ScoresError(
-        f"{path}: {len(twice)} keys come more than once ({first['values']!s:.100} comes "
+        f"{path}: {len(twice)} keys occur more than once ({first['values']!s:.100} occurs "
         f"{first['counts']} times); every stamp must be scored once. Remove the repeats."
     )
 
@@ -353,7 +353,7 @@ def _read_logits(
     if "checkpoint_sha256" in found.metadata and name == "logit":
         if not alike:
             odd = scores_are == "probability"
-            return values, ["--scores-are is not heeded: `lenstrain infer` wrote logits."] * odd
+            return values, ["--scores-are is ignored: `lenstrain infer` wrote logits."] * odd
         if scores_are is None:  # an untrained network may give such logits
             remedy = "If the table was changed since, say --scores-are probability."
             note = f"{alike.capitalize()} {remedy}"

@@ -129,21 +129,10 @@ def _parse(key: str, value: Any) -> Dimension:
     unknown = sorted(set(value) - _KEYS)
     if unknown:
         raise ConfigError(f"{where}: unknown {unknown[0]!r}. Known: {', '.join(sorted(_KEYS))}.")
-    when = _flat(value.get("when", {}))
+    when = dict(_leaves(value.get("when", {}), ""))
     if "choices" in value:
         return _parse_choices(where, key, value, when)
     return _parse_numbers(where, key, value, when)
-
-
-def _flat(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Conditions by full key, however they are nested."""
-    result: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            result |= {f"{key}.{below}": item for below, item in _flat(value).items()}
-        else:
-            result[key] = value
-    return result
 
 
 def _parse_choices(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 from lenstrain.evaluation.metrics import Metric, steering
+
+_STATE = ("best", "best_epoch", "reference", "waited")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -63,16 +66,9 @@ class Stopper:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
-        return {
-            "best": dict(self.best),
-            "best_epoch": dict(self.best_epoch),
-            "reference": self.reference,
-            "waited": self.waited,
-        }
+        return {name: copy(getattr(self, name)) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self.best = dict(state["best"])
-        self.best_epoch = dict(state["best_epoch"])
-        self.reference = state["reference"]
-        self.waited = int(state["waited"])
+        for name in _STATE:
+            setattr(self, name, copy(state[name]))

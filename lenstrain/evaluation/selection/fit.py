@@ -24,7 +24,7 @@ _LADDER = tuple(10.0 ** (step / 2) for step in range(-6, 7))
 """Weights tried for either penalty."""
 
 _MIDDLE = 4
-"""Where on the ladder the search starts, and ends for one region: it has no other to foretell."""
+"""Where on the ladder the search starts, and ends for one region: it has no other to predict."""
 
 _PRIOR_LENSES = 1.0
 """Lenses of the overall completeness, spread like the others, that keep logits finite where all or
@@ -215,7 +215,7 @@ def _solve(
 
 
 class HeldOut(NamedTuple):
-    """How well regions that a fit has not seen are foretold."""
+    """How well a fit predicts regions that it has not seen."""
 
     share: Floats
     """Foretold C of each cell in each fold; shape (folds, cells)."""

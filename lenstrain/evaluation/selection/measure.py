@@ -235,7 +235,7 @@ def _axis_entry(axis: Axis) -> dict[str, Any]:
 
 
 def _held_out_entry(fit: Fit, held_out: HeldOut) -> dict[str, Any]:
-    """How well whole regions are foretold that the fit has not seen."""
+    """How well the fit predicts whole regions that it has not seen."""
     n, k = held_out.n.sum(), held_out.k.sum()
     null = -2 * float(special.xlogy(k, k / n) + special.xlogy(n - k, 1 - k / n))
     table = _calibration(held_out)
@@ -304,6 +304,6 @@ def _note_constraints(found: Notes, held_out: dict[str, Any] | None) -> None:
     if cost <= max(_GAIN, _GAIN_SHARE * held_out["deviance"]):
         return
     found.warn(
-        "Without its constraints the selection function foretells new regions better (by "
+        "Without its constraints the selection function predicts unseen regions better (by "
         f"{cost:.0f} of deviance): the lenses contradict one. Free an axis by selection_free."
     )

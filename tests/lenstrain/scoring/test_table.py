@@ -80,7 +80,7 @@ BROKEN = [
     ({"logit": None, "probability": [1.5] + [0.5] * 59}, "1 probabilities lie outside"),
     (
         {"key": ["a", "a", "b"] + [f"{i}" for i in range(57)]},
-        "1 keys come more than once .a comes 2",
+        "1 keys occur more than once .a occurs 2",
     ),
     ({"key": pa.array([None] + [f"{i}" for i in range(59)])}, "1 rows have no key"),
     ({"region_id": pa.array([None] * 3 + [1] * 57)}, "3 rows have no region_id"),
@@ -216,7 +216,7 @@ def test_a_table_of_infer_may_have_been_changed_to_probabilities(write_scores):
     path = write_scores(metadata={"checkpoint_sha256": "ab"}, rows=60, logit=np.linspace(-1, 1, 60))
     read = read_score_table(path, scores_are="probability")
     assert read.logits[-1] == 1
-    assert read.notes == ("--scores-are is not heeded: `lenstrain infer` wrote logits.",)
+    assert read.notes == ("--scores-are is ignored: `lenstrain infer` wrote logits.",)
 
 
 def test_columns_may_have_other_names(write_scores, tmp_path):
