@@ -210,9 +210,7 @@ def _read_one(
     for name in ("label", "psfsize_r"):
         to_floats(found.table[name], name, path)
     names = [name for name in ("psfsize_r", *_OPTIONAL) if name in found.table.column_names]
-    table = found.table.select(["key", "label"]).append_column("logit", pa.array(logit))
-    for name in names:
-        table = table.append_column(found.table.schema.field(name), found.table[name])
+    table = found.table.select(["key", "label", *names]).add_column(2, "logit", pa.array(logit))
     return table, {name: found.metadata.get(name) for name in ("checkpoint_sha256", "dataset_id")}
 
 
