@@ -49,9 +49,9 @@ class Scores(ScoreTable):
         rows = np.flatnonzero(self.labels == label)
         if self.class_repeats[label] == rows.size:
             return rows
-        place = self.identity[rows] * self.n_clusters + self.region[rows]
-        order = np.lexsort((self.logits[rows], place))
-        return rows[order[np.append(True, np.diff(place[order]) != 0)]]
+        cell = self.identity[rows] * self.n_clusters + self.region[rows]
+        order = np.lexsort((self.logits[rows], cell))
+        return rows[order[np.append(True, np.diff(cell[order]) != 0)]]
 
     def multiplicity(self, among: NDArray[np.bool_]) -> NDArray[np.int64]:
         """How often the image of each of some rows comes among them; shape (among.sum(),)."""

@@ -108,7 +108,7 @@ def expand(runs: Sequence[str]) -> list[str]:
 
 
 def may_be_run(run: str, absent: bool) -> bool:
-    """Whether a place is a run, or an empty one that may become it.
+    """Whether a location is a run, or an empty one that may become it.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def read_snapshot(run: str, now: float | None = None) -> Snapshot:
     Raises
     ------
     StorageError
-        If the place cannot be read; not if there is nothing yet.
+        If it cannot be read; not if there is nothing yet.
     """
     store = open_store(run)
     text = _read(store, _CONFIG)

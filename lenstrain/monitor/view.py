@@ -61,12 +61,12 @@ def header(snapshot: Snapshot) -> RenderableType:
     if snapshot.steps:
         row = Table.grid(padding=(0, 2))
         share = f"{100 * snapshot.step / snapshot.steps:.0f} %"
-        place = f"epoch {len(snapshot.history.epochs)} of {config.train.epochs} done"
+        epochs = f"epoch {len(snapshot.history.epochs)} of {config.train.epochs} done"
         step = f"step {snapshot.step:,} of {snapshot.steps:,}"
         left = snapshot.seconds_left
         end = "" if left is None else f"at most {words(left)} left"
         bar = ProgressBar(total=snapshot.steps, completed=snapshot.step, width=30)
-        row.add_row(bar, share, place, step, Text(end, "bold"))
+        row.add_row(bar, share, epochs, step, Text(end, "bold"))
         lines.append(row)
     return Group(*lines)
 

@@ -83,7 +83,7 @@ def evaluate(
     ----------
     scores : str or path
         Any table that `lensprep.tables.reader` reads with key, label, logit (or probability) and
-        region_id. This and all other places may be local or s3://.
+        region_id. This and all others may be local or s3://.
     out : str or path
         Folder to write. An earlier evaluation there is replaced whole; any other non-empty
         folder is refused. Nothing appears there if the evaluation fails.
@@ -215,7 +215,7 @@ def _galleries(
         except ProjectError as error:
             if dataset is not None:
                 raise
-            notes.info(f"No example stamps: {error} Give its place with --dataset.")
+            notes.info(f"No example stamps: {error} Say where it is with --dataset.")
     missed = entries["known_lenses"]["missed"] if entries.get("known_lenses") else []
     if sky is not None and missed and options.examples:
         uri = sky.metadata.get("dataset") if sky.path != scores.path else uri
@@ -226,7 +226,7 @@ def _galleries(
                 shown.append(PageGallery(_MISSED, stamps))
                 stretch = stretch or reader.note
         except ProjectError as error:
-            notes.info(f"No stamps of the known lenses: {error} Give its place with --dataset.")
+            notes.info(f"No stamps of the known lenses: {error} Say where it is with --dataset.")
     return _Galleries(shown, stretch, notes)
 
 

@@ -104,8 +104,8 @@ def mine(
     """
     options = options or MiningOptions()
     check_table(out)
-    places = () if catalog is None else ("ra", "dec")
-    table, splits, sources = read_tables(scores, columns, scores_are, places)
+    positions = () if catalog is None else ("ra", "dec")
+    table, splits, sources = read_tables(scores, columns, scores_are, positions)
     controls = table.filter(pa.array(to_floats(table["label"], "label", scores[0]) == 0))
     if not controls.num_rows:
         raise ScoresError(f"{scores[0]} has no control (label 0) to mine.")

@@ -266,8 +266,8 @@ def read_rows(
         raise ScoresError(f"{path} has no rows: score a split that is not empty.")
     check_ids(table["key"], "key", path)
     logits, notes = _read_logits(found, path, scores_are)
-    place = table.column_names.index("key")
-    table = table.set_column(place, "key", table["key"].cast(pa.string()))
+    position = table.column_names.index("key")
+    table = table.set_column(position, "key", table["key"].cast(pa.string()))
     return found._replace(table=table), logits, notes
 
 

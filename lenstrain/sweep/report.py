@@ -22,11 +22,11 @@ from lensprep.store import write_atomic
 from lenstrain.evaluation.metrics import higher_is_better, steering
 from lenstrain.pages.figures import BLUE, GREEN, GREY, RED, STYLE
 from lenstrain.sweep.config import Plan
-from lenstrain.sweep.study import Places, best_trials, hopeless, quiet
+from lenstrain.sweep.study import StudyFiles, best_trials, hopeless, quiet
 from lenstrain.sweep.work import RESULT, refit_config
 
 
-def recommend(study: optuna.Study, dataset: str, plan: Plan, places: Places) -> dict[str, Any]:
+def recommend(study: optuna.Study, dataset: str, plan: Plan, files: StudyFiles) -> dict[str, Any]:
     """Compare the refits, write what is recommended, draw the figures.
 
     Returns
@@ -38,11 +38,11 @@ def recommend(study: optuna.Study, dataset: str, plan: Plan, places: Places) -> 
         ``notes``.
     """
     trials = study.get_trials(deepcopy=False)
-    refits = compare_refits(study, plan, places)
+    refits = compare_refits(study, plan, files)
     chosen = next((entry for entry in refits if entry["mean"] is not None), None)
     result: dict[str, Any] = {
-        "study": str(places.database),
-        "folder": str(places.folder),
+        "study": str(files.database),
+        "folder": str(files.folder),
         "objective": plan.search.objective,
         "trials": {
             state.name.lower(): sum(t.state == state for t in trials) for state in TrialState
@@ -60,9 +60,9 @@ def recommend(study: optuna.Study, dataset: str, plan: Plan, places: Places) -> 
     }
     result["best"] = result["best"][0] if result["best"] else None
     if chosen is not None:
-        result["recommended"] = write_recommended(chosen, study, dataset, plan, places)
-    result["plots"] = draw(study, plan, places, result["importance"])
-    write_atomic(places.folder / "sweep.json", json.dumps(result, indent=1, default=str).encode())
+        result["recommended"] = write_recommended(chosen, study, dataset, plan, files)
+    result["plots"] = draw(study, plan, files, result["importance"])
+    write_atomic(files.folder / "sweep.json", json.dumps(result, indent=1, default=str).encode())
     return result
 
 
@@ -76,7 +76,7 @@ def describe_trial(trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
-def compare_refits(study: optuna.Study, plan: Plan, places: Places) -> list[dict[str, Any]]:
+def compare_refits(study: optuna.Study, plan: Plan, files: StudyFiles) -> list[dict[str, Any]]:
     """Mean and spread of the objective over the seeds of each refitted trial, best mean first.
 
     A trial of which a refit failed comes after those of which all succeeded.
@@ -85,7 +85,7 @@ def compare_refits(study: optuna.Study, plan: Plan, places: Places) -> list[dict
     for trial in best_trials(study, plan.refit.top):
         values, failures = [], []
         for seed in plan.refit.seeds:
-            path = places.refit(trial.number, seed) / RESULT
+            path = files.refit(trial.number, seed) / RESULT
             outcome = json.loads(path.read_text()) if path.exists() else {"failure": "not run"}
             if outcome.get("best_value") is None:
                 failures.append(f"seed {seed}: {outcome.get('failure', 'no finite value')}")
@@ -107,24 +107,24 @@ def compare_refits(study: optuna.Study, plan: Plan, places: Places) -> list[dict
 
 
 def write_recommended(
-    chosen: dict[str, Any], study: optuna.Study, dataset: str, plan: Plan, places: Places
+    chosen: dict[str, Any], study: optuna.Study, dataset: str, plan: Plan, files: StudyFiles
 ) -> dict[str, Any]:
     """Write the recommended configuration and say how to train with it."""
     trial = next(t for t in study.get_trials(deepcopy=False) if t.number == chosen["trial"])
-    config = refit_config(places, trial, plan.base.train.seed, plan)
-    path = places.folder / "recommended.toml"
+    config = refit_config(files, trial, plan.base.train.seed, plan)
+    path = files.folder / "recommended.toml"
     spread = "" if chosen["std"] is None else f" +- {chosen['std']:.4f}"
     head = (
-        f"# Recommended by the study {places.database.name}: trial {trial.number}, whose "
+        f"# Recommended by the study {files.database.name}: trial {trial.number}, whose "
         f"{plan.search.objective}\n# over {len(chosen['values'])} seeds is {chosen['mean']:.4f}"
         f"{spread} on the validation split.\n\n"
     )
     write_atomic(path, (head + to_toml(config)).encode())
     command = shlex.join(
         ["lenstrain", "train", dataset, "--config", str(path), "--out",
-         str(places.folder / "recommended")]
+         str(files.folder / "recommended")]
     )  # fmt: skip
-    write_atomic(places.folder / "recommended.sh", (command + "\n").encode())
+    write_atomic(files.folder / "recommended.sh", (command + "\n").encode())
     return {
         "trial": trial.number,
         "mean": chosen["mean"],
@@ -183,7 +183,7 @@ def importance(study: optuna.Study) -> dict[str, float]:
     return {key: float(value) for key, value in found.items()}
 
 
-def draw(study: optuna.Study, plan: Plan, places: Places, shares: dict[str, float]) -> list[str]:
+def draw(study: optuna.Study, plan: Plan, files: StudyFiles, shares: dict[str, float]) -> list[str]:
     """Draw the history, and the importance if it is known; returns the files."""
     with rc_context(STYLE):
         figures = {"history.png": history_figure(study, plan)}
@@ -191,7 +191,7 @@ def draw(study: optuna.Study, plan: Plan, places: Places, shares: dict[str, floa
             figures["importance.png"] = importance_figure(shares, plan)
         paths: list[Path] = []
         for name, figure in figures.items():
-            paths.append(places.folder / name)
+            paths.append(files.folder / name)
             figure.savefig(paths[-1], dpi=200)
     return [str(path) for path in paths]
 

@@ -169,8 +169,8 @@ def apply(mapping: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, An
     result = deepcopy(dict(mapping))
     for key, value in values.items():
         *sections, last = key.split(".")
-        place = result
+        inner = result
         for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = value
+            inner = inner.setdefault(section, {})
+        inner[last] = value
     return result

@@ -334,11 +334,11 @@ def _choose_smoothing(problem: _Problem, lenses: Lenses, folds: Floats) -> Smoot
     rungs = range(len(_LADDER))
     known: dict[tuple[int, int], float] = {}
 
-    def deviance(place: tuple[int, int]) -> float:
-        if place not in known:
-            smoothing = _smoothing(*place)
-            known[place] = _cross_validate(problem, lenses, folds, smoothing).deviance
-        return known[place]
+    def deviance(pair: tuple[int, int]) -> float:
+        if pair not in known:
+            smoothing = _smoothing(*pair)
+            known[pair] = _cross_validate(problem, lenses, folds, smoothing).deviance
+        return known[pair]
 
     best, last = (_MIDDLE, _MIDDLE), None
     while best != last:

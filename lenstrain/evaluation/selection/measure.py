@@ -255,8 +255,8 @@ def _calibration(held_out: HeldOut) -> dict[str, NDArray[Any]]:
     share, n, k = (array.reshape(-1) for array in held_out)
     order = np.argsort(share)
     share, n, k = share[order], n[order], k[order]
-    place = (np.cumsum(n) - n / 2) / n.sum()
-    bins = np.minimum((place * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
+    rank = (np.cumsum(n) - n / 2) / n.sum()
+    bins = np.minimum((rank * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
     size = np.bincount(bins, n)
     used = size > 0
     return {
