@@ -88,14 +88,13 @@ def measure_catalog(
     scores: SkyScores,
     frozen: Sequence[FrozenThreshold],
     options: EvaluationOptions,
-) -> tuple[dict[str, Any], Match]:
+) -> dict[str, Any]:
     """Recall of known lenses by grade at frozen thresholds, and the ones missed.
 
     Returns
     -------
     dict
         Entry ``known_lenses`` of metrics.json; see docs/reference/metrics.md.
-    Match
     """
     match = match_catalog(catalog, scores, options.match_radius_arcsec)
     grades = np.array([catalog.grade[row] for row in match.lens], dtype=object)
@@ -127,7 +126,7 @@ def measure_catalog(
         "recall": recall,
         "missed": [lens for lens in lenses if not lens["found"]],
         "lenses": lenses,
-    }, match
+    }
 
 
 def _clusters(scores: SkyScores, rows: NDArray[np.int64]) -> NDArray[np.int64]:

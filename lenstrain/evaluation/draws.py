@@ -66,22 +66,6 @@ class SampleDraws:
             self.progress,
         )
 
-    @property
-    def auroc(self) -> Floats:
-        """AUROC of each draw."""
-        return self.areas.auroc
-
-    @property
-    def partial_auroc(self) -> Floats:
-        """Standardised partial AUROC of each draw."""
-        max_fpr = self.options.partial_max_fpr
-        return np.asarray(metrics.standardized_partial_area(self.areas.partial_area, max_fpr))
-
-    @property
-    def average_precision(self) -> Floats:
-        """Average precision of each draw."""
-        return self.areas.average_precision[0]
-
     @cached_property
     def tpr_at_fprs(self) -> Floats:
         """True-positive rate at each rate of the options; shape (rates, draws)."""

@@ -78,13 +78,13 @@ def measure(
     resampling = region_draws(scores, options)
     curve = scores.curve
     progress("Drawing regions", 0.1)
-    ranking = measure_ranking(
+    ranking, band = measure_ranking(
         scores,
         resampling,
         options,
         lambda done: progress("Drawing regions", done * 0.4 + 0.1),
     )
-    entries = counts(scores, curve, options) | ranking.entries
+    entries = counts(scores, curve, options) | ranking
     progress("Calibration", 0.55)
     entries |= _probabilities(scores, reference, resampling, options)
     progress("Completeness", 0.65)
@@ -100,7 +100,7 @@ def measure(
     entries["strata"] = _strata(scores, bins, found, resampling, options)
     entries |= {"comparison": None, "known_lenses": None}
     entries["notes"] = evaluation_notes(scores, reference, entries, options)
-    return Measurement(entries, ranking.band, tables, cuts)
+    return Measurement(entries, band, tables, cuts)
 
 
 def check_same_model(scores: Scores, reference: SkyScores) -> None:

@@ -292,20 +292,22 @@ METRICS: tuple[Metric, ...] = (
         name="auroc",
         title="AUROC",
         value=lambda sample: auroc(sample.curve),
-        draws=lambda draws: draws.auroc,
+        draws=lambda draws: draws.areas.auroc,
     ),
     Metric(
         name="partial_auroc",
         title="Partial AUROC",
         value=lambda sample: partial_auroc(sample.curve, sample.max_fpr),
-        draws=lambda draws: draws.partial_auroc,
+        draws=lambda draws: np.asarray(
+            standardized_partial_area(draws.areas.partial_area, draws.options.partial_max_fpr)
+        ),
         training="none",
     ),
     Metric(
         name="average_precision",
         title="Average precision, this sample",
         value=lambda sample: average_precision(sample.curve),
-        draws=lambda draws: draws.average_precision,
+        draws=lambda draws: draws.areas.average_precision[0],
         training="recorded",
     ),
     Metric(

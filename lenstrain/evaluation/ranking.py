@@ -1,7 +1,6 @@
 """How well scores rank: areas, rates and curves with intervals by region, as plain entries."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -26,20 +25,12 @@ from lenstrain.evaluation.scores import Scores
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """What ranking gives: entries of metrics.json, and the band of the curve."""
-
-    entries: dict[str, Any]
-    band: RocBand
-
-
 def measure_ranking(
     scores: Scores,
     resampling: Resampling,
     options: EvaluationOptions,
     progress: Callable[[float], None] | None = None,
-) -> Ranking:
+) -> tuple[dict[str, Any], RocBand]:
     """Compute every ranking metric of a table of scores.
 
     Parameters
@@ -55,9 +46,11 @@ def measure_ranking(
 
     Returns
     -------
-    Ranking
-        Entries of all metrics of kind ``ranking``, and ``tpr_at_fpr``, ``tpr0``, ``tpr10``,
+    entries : dict
+        Of metrics.json: all metrics of kind ``ranking``, and ``tpr_at_fpr``, ``tpr0``, ``tpr10``,
         ``auroc_delong`` and ``average_precision_at_prevalence``.
+    band : RocBand
+        Of the ROC curve.
     """
     draws = SampleDraws(
         scores.labels,
@@ -81,7 +74,7 @@ def measure_ranking(
             options.prevalence, draws.areas.average_precision[1:], strict=True
         )
     }
-    return Ranking(entries, band)
+    return entries, band
 
 
 def _partial_area(draws: SampleDraws, scores: Scores, options: EvaluationOptions) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def evaluate(
         tell("Comparing models", 0.8)
         found.entries["comparison"] = {"other": str(rival.path)} | compare(table, rival, options)
     if known is not None and sky is not None:
-        lenses, _ = measure_catalog(known, sky, found.cuts, options)
+        lenses = measure_catalog(known, sky, found.cuts, options)
         found.entries["known_lenses"] = lenses
         found.entries["notes"] += known_lens_notes(lenses)
     tell("Drawing stamps", 0.85)

@@ -62,7 +62,8 @@ def test_one_object_under_two_names_counts_once(tmp_path):
     scores = sky(tmp_path / "s.parquet", ra=[10.0, 20.0], dec=[0.0, 0.0])
     rows = ["far,10.0004,0,-,galaxy,probable,x", "near,10.0001,0,-,galaxy,confident,x"]
     known = read_catalog(catalog(tmp_path / "c.csv", *rows))
-    entry, match = measure_catalog(known, scores, CUTS, QUICK)
+    entry = measure_catalog(known, scores, CUTS, QUICK)
+    match = match_catalog(known, scores, QUICK.match_radius_arcsec)
     assert [known.name[i] for i in match.lens] == ["near"]
     assert (entry["n_matched"], entry["n_repeated"], entry["n_catalog"]) == (1, 1, 2)
     assert list(entry["recall"][0]["by_grade"]) == ["confident"]
@@ -73,7 +74,8 @@ def test_a_stamp_with_an_injected_arc_is_no_image_of_a_known_lens(tmp_path):
         tmp_path / "s.parquet", ra=[10.0, 10.0], dec=[0.0, 0.0001], theta_e_arcsec=[1.0, 0.0]
     )
     known = read_catalog(catalog(tmp_path / "c.csv", "L,10,0,-,galaxy,confident,x"))
-    entry, match = measure_catalog(known, scores, CUTS, QUICK)
+    entry = measure_catalog(known, scores, CUTS, QUICK)
+    match = match_catalog(known, scores, QUICK.match_radius_arcsec)
     assert match.stamp.tolist() == [1]
     assert entry["n_injected_left_out"] == 1
 
@@ -89,7 +91,7 @@ def ten(tmp_path):
 
 
 def test_recall_by_grade_with_the_intervals_of_astropy(ten):
-    entry, _ = measure_catalog(*ten, CUTS, QUICK)
+    entry = measure_catalog(*ten, CUTS, QUICK)
     assert (entry["n_catalog"], entry["n_matched"]) == (11, 10)
     first, second = entry["recall"]  # a threshold that is not supported has no recall
     assert (first["all"]["k"], first["all"]["n"]) == (7, 10)
@@ -110,7 +112,7 @@ def test_lenses_of_one_region_count_together(tmp_path):
     rows = [f"L{i},{i},0,-,galaxy,A,x" for i in range(12)]
     known = read_catalog(catalog(tmp_path / "c.csv", *rows))
     cut = [FrozenThreshold(name="t", kind="given", threshold=3.5)]
-    entry, _ = measure_catalog(known, scores, cut, EvaluationOptions(resamples=2000))
+    entry = measure_catalog(known, scores, cut, EvaluationOptions(resamples=2000))
     recall = entry["recall"][0]["all"]
     assert (recall["method"], recall["regions"]) == ("regions", 3)
     # One region is missed and two are found: with so few, their scatter leaves less than one row.
@@ -170,7 +172,7 @@ def test_scores_without_positions_or_of_another_model_are_refused(tmp_path, writ
 def test_a_catalogue_elsewhere_on_the_sky_is_said_to_measure_nothing(tmp_path):
     known = read_catalog(catalog(tmp_path / "c.csv", "a,1,2,-,galaxy,confident,x"))
     scores = sky(tmp_path / "s.parquet", ra=[200.0, 201.0], dec=[0.0, 1.0])
-    entry, _ = measure_catalog(known, scores, CUTS, QUICK)
+    entry = measure_catalog(known, scores, CUTS, QUICK)
     assert entry["n_matched"] == 0
     assert entry["recall"][0]["all"]["value"] is None
     assert "recall is not measured" in known_lens_notes(entry)[0]["text"]
