@@ -9,7 +9,6 @@ from lensprep.configfile import typed
 from lensprep.dataset import STAMP_SIZE
 
 Arch = Literal["resnet18", "resnet34", "convnext_tiny", "efficientnet_b0", "resnet_small"]
-Metric = Literal["auroc", "nll", "tpr_at_fpr"]
 
 
 @typed
@@ -221,8 +220,9 @@ class TrainConfig:
     min_delta: float = 0.0
     """Gain that counts. Near AUROC 0.99 even 0.001 is a tenth of what is left to gain."""
 
-    monitor: Metric = "auroc"
-    """Validation metric that decides on ``best.pt`` and on stopping."""
+    monitor: str = "auroc"
+    """Validation metric that decides on ``best.pt`` and on stopping: ``auroc``, ``nll`` or
+    ``tpr_at_fpr``."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` takes a GPU if there is one."""

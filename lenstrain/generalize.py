@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from lensprep.configfile import to_toml
 from lensprep.dataset import Dataset
+from lensprep.dataset.strictjson import plain
 from lensprep.dataset.where import compile_where
 from lensprep.errors import ConfigError, DatasetError, names_text
 from lensprep.store import check_file, check_folder, exists, is_remote, join_uri, open_store
@@ -32,9 +33,8 @@ from lenstrain.config import Config
 from lenstrain.evaluation.compare import compare
 from lenstrain.evaluation.completeness import AxisBins, axis_bins
 from lenstrain.evaluation.options import EvaluationOptions
-from lenstrain.evaluation.plainjson import plain
 from lenstrain.evaluation.rate_table import supports_of
-from lenstrain.scoring.table import Scores, read_scores
+from lenstrain.evaluation.scores import Scores, read_scores
 
 FACTORS = ("theta_e_arcsec", "src_dmag", "lens_model")
 RESULT_NAME = "generalize.json"

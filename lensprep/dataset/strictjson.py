@@ -1,10 +1,12 @@
-"""JSON that may come from anybody: one value a key, finite numbers, text that is text (pure)."""
+"""Strict JSON: one value a key, finite numbers, text that is text; read and written (pure)."""
 
 from __future__ import annotations
 
 import json
 import math
 from typing import Any, Final
+
+import numpy as np
 
 MAX_DEPTH: Final = 32
 """Levels of objects and lists; deeper ones would end the recursion of whoever writes them again."""
@@ -78,4 +80,17 @@ def _whole(text: str) -> int:
     value = int(text) if len(text) <= 20 else 1 << 64
     if abs(value) >= 1 << 64:
         raise ValueError(f"the number {text:.20} is too large")
+    return value
+
+
+def plain(value: Any) -> Any:
+    """Types of JSON, from NumPy's too; what it has no word for (NaN, infinity) becomes None."""
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value

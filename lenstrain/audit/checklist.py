@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from lensprep.dataset.strictjson import plain
 from lensprep.errors import ProjectError
 from lenstrain.audit import (
     copies,
@@ -27,7 +28,6 @@ from lenstrain.audit import (
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import Finding, NotRunError, Outcome, Severity
-from lenstrain.evaluation.plainjson import plain
 
 Check = Callable[[Evidence, AuditConfig], Outcome]
 

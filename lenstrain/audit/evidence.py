@@ -22,14 +22,15 @@ from lensprep.dataset import Dataset
 from lensprep.dataset.sidecar import join_tables
 from lensprep.errors import CheckpointError, ProjectError, ScoresError, StorageError
 from lensprep.store import exists, is_remote, local_path, read_file
-from lensprep.tables.reader import METADATA_KEY, Uri, read_table, require_columns, to_floats
+from lensprep.tables.reader import Uri
 from lenstrain.audit.finding import NotRunError
 from lenstrain.config import Config
+from lenstrain.evaluation.scores import Scores, read_scores
 from lenstrain.lookalikes import no_run
-from lenstrain.pages.publish import METRICS_NAME
+from lenstrain.pages.page import METRICS_NAME
 from lenstrain.probes.probe import PROBE_NAME
 from lenstrain.probes.words import not_run
-from lenstrain.scoring.table import Scores, check_logits, read_scores
+from lenstrain.scoring.table import read_metadata
 from lenstrain.training.checkpoint import BEST, load_checkpoint
 from lenstrain.training.run import CHECKPOINTS
 from lenstrain.training.runlog import CONFIG
@@ -113,7 +114,7 @@ class Evidence:
             self._same_checkpoint(found.metadata.get("checkpoint_sha256"), found.path)
             return found
         for path in self._near("*.parquet"):
-            metadata = _scores_metadata(path)
+            metadata = read_metadata(path)
             if metadata.get("split") == "test" and self._is_mine(metadata):
                 return read_scores(path)
         raise NotRunError(
@@ -354,30 +355,6 @@ def file_sha256(uri: Uri) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_logits(path: Uri, needed: Sequence[str] = ()) -> pa.Table:
-    """Read any table with logits: of one class alone, or of things that have no label.
-
-    Raises
-    ------
-    ScoresError
-        If it cannot be read, lacks a column, or holds logits that are not finite.
-    """
-    found = read_table(path, ("logit", *needed))
-    require_columns(found, ("logit", *needed), path, "Add it, or name another table.")
-    table = found.table
-    logits = to_floats(table["logit"], "logit", path)
-    if table.num_rows == 0 or not np.isfinite(logits).all():
-        raise ScoresError(f"{path} is empty, or has logits that are not finite.")
-    if "checkpoint_sha256" not in found.metadata:
-        check_logits(logits, path, "Write their logits, log(p / (1 - p)).")
-    return table
-
-
-def logits_of(table: pa.Table) -> NDArray[np.float64]:
-    """Logits as float64, NaN for null."""
-    return np.asarray(table["logit"].cast(pa.float64()).to_numpy(), np.float64)
-
-
 _EVALUATION = {
     "provenance": {"scores_metadata": {}},
     "auroc": {},
@@ -425,15 +402,6 @@ def _require_form(content: Any, form: Any, path: Path, name: str = "It") -> None
         raise NotRunError(f"{path} is no report of ours: {name} is {content!r:.40}. Make it again.")
     for key in form:
         _require_form(content[key], form[key], path, key)
-
-
-def _scores_metadata(path: Path) -> dict[str, Any]:
-    try:
-        raw = (pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}")
-        content = json.loads(raw)
-    except (OSError, pa.ArrowException, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def open_evidence(

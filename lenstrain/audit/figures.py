@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from lensprep.configfile import from_mapping
+from lensprep.dataset.strictjson import plain
 from lensprep.errors import ConfigError
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
@@ -17,7 +18,6 @@ from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.evaluation.measure import Measurement, measure
 from lenstrain.evaluation.operating import long_table
 from lenstrain.evaluation.options import EvaluationOptions
-from lenstrain.evaluation.plainjson import plain
 
 NOT_RECOMPUTED: Final = ("comparison", "known_lenses", "selection_function")
 """Figures that rest on tables beside the scores; they are named, not judged."""

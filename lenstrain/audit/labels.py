@@ -12,10 +12,10 @@ from scipy import stats
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import Outcome, Severity
+from lenstrain.evaluation.scores import Scores
 from lenstrain.evaluation.threshold import unique_rows
 from lenstrain.probes.linear import auroc_by_region
 from lenstrain.probes.options import ProbeOptions
-from lenstrain.scoring.table import Scores
 
 TOP: Final = 0.1
 """Share of the lenses that counts as the top."""

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from lensprep.errors import ScoresError
 from lensprep.tables.reader import read_table, require_columns
 from lenstrain.audit.config import AuditConfig
-from lenstrain.audit.evidence import Evidence, logits_of, parse_left_out, read_logits
+from lenstrain.audit.evidence import Evidence, parse_left_out
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.evaluation.intervals import upper_limit, wilson
 from lenstrain.evaluation.metrics import roc_curve, tpr_at_fpr
-from lenstrain.scoring.table import Scores
+from lenstrain.evaluation.scores import Scores
+from lenstrain.scoring.table import logits_of, read_logits
 
 BLANK_KINDS = ("blank", "blank_sky", "sky")
 ARTEFACT_KINDS = ("artefact", "artifact")

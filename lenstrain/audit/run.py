@@ -17,8 +17,8 @@ from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.config import Config
 from lenstrain.evaluation.independence import judge_calibration_split
 from lenstrain.evaluation.metrics import roc_curve, tpr_at_fpr
+from lenstrain.evaluation.scores import Scores
 from lenstrain.scoring.ledger import LEDGER, openings, read_ledger
-from lenstrain.scoring.table import Scores
 from lenstrain.training.resume import FIXED
 
 STATES = (

@@ -19,8 +19,9 @@ from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.evaluation.metrics import auroc, largest_tie, roc_curve, step_bounds, tied_rows
 from lenstrain.evaluation.rate_table import support_reason, supports_of
+from lenstrain.evaluation.scores import Scores
 from lenstrain.evaluation.threshold import unique_rows
-from lenstrain.scoring.table import AXIS_COLUMNS, Scores
+from lenstrain.scoring.table import AXIS_COLUMNS
 
 COMPARED: Final = ("label", "region_id", "pixel_hash", "lens_model", *AXIS_COLUMNS)
 """Columns of a scores table that figures rest on; they must be the sidecar's, row by row."""

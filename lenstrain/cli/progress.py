@@ -152,9 +152,11 @@ class TrainProgress:
 
 def epoch_line(event: Event) -> str:
     """One epoch in one line."""
+    from lenstrain.evaluation.metrics import steering
+
     record = event.record
     shown = [f"epoch {event.epoch}/{event.epochs}", f"train loss {record['train_loss']:.4f}"]
-    for name in ("auroc", "nll", "tpr_at_fpr"):
+    for name in steering():
         shown.append(f"{name} {record[name]:.4f}")
     if record["epochs_without_gain"]:
         shown.append(f"no gain for {record['epochs_without_gain']}")

@@ -59,17 +59,18 @@ def sweep(
     from lenstrain.sweep.config import load_plan
 
     plan = load_plan(config_path, overrides)
-    from lenstrain.sweep.sweep import study_database, worker_count
+    from lenstrain.sweep.study import make_study_files
     from lenstrain.sweep.sweep import sweep as run_sweep
+    from lenstrain.sweep.sweep import worker_count
     from lenstrain.sweep.work import work
 
-    places = study_database(study)
+    files = make_study_files(study)
     if worker is not None:
-        done = work(dataset, plan, places, lambda line: click.echo(line, err=True), os.getppid())
+        done = work(dataset, plan, files, lambda line: click.echo(line, err=True), os.getppid())
         sys.exit(0 if done else PREEMPTED)
     sets = [part for override in overrides for part in ("--set", override)]
     arguments = ["sweep", dataset, "--config", config_path, "--study", str(study), *sets]
-    result = run_sweep(dataset, plan, places, arguments, worker_count(workers))
+    result = run_sweep(dataset, plan, files, arguments, worker_count(workers))
     report(result, _sweep_lines(result), as_json)
     exit_if_interrupted(result)
 

@@ -11,7 +11,6 @@ def pair_counts(
     starts: NDArray[np.int64],
     positive: NDArray[np.bool_],
     region: NDArray[np.int32],
-    group: NDArray[np.int32],
     first: int,
     last: int,
     table: NDArray[np.int64],
@@ -24,27 +23,23 @@ def pair_counts(
     width = last - first
     below = np.zeros(width, np.int64)
     after = np.zeros(width, np.int64)
-    n_groups, n_regions = table.shape[0], table.shape[1]
-    own = np.zeros(n_groups * n_regions, np.int64)
-    touched = np.empty(n_groups * n_regions, np.int64)
+    own = np.zeros(table.shape[0], np.int64)
+    touched = np.empty(table.shape[0], np.int64)
     for block in range(starts.size - 2, -1, -1):
         begin, end = starts[block], starts[block + 1]
         n_touched = 0
         for row in range(begin, end):
             if positive[row]:
-                if group[row] >= 0:
-                    cell = group[row] * n_regions + region[row]
-                    if own[cell] == 0:
-                        touched[n_touched] = cell
-                        n_touched += 1
-                    own[cell] += 1
+                if own[region[row]] == 0:
+                    touched[n_touched] = region[row]
+                    n_touched += 1
+                own[region[row]] += 1
             elif first <= region[row] < last:
                 after[region[row] - first] += 1
         for k in range(n_touched):
-            cell = touched[k]
-            target = table[cell // n_regions, cell % n_regions, first:last]
-            times = own[cell]
-            own[cell] = 0
+            target = table[touched[k], first:last]
+            times = own[touched[k]]
+            own[touched[k]] = 0
             for j in range(width):
                 target[j] += times * (below[j] + after[j])
         for row in range(begin, end):

@@ -62,19 +62,13 @@ class RankedRows:
     positive: NDArray[np.bool_]
     region: NDArray[np.int32]
     """Region of each row, numbered from 0."""
-    group: NDArray[np.int32]
-    """Group of each positive, numbered from 0 (theta_E, for example); 0 for negatives."""
     starts: NDArray[np.int64]
     """First row of every block of equal scores, and the number of rows at the end."""
     n_regions: int
-    n_groups: int
 
-    def counts(self, positive: bool, group: int | None = None) -> NDArray[np.int64]:
-        """Rows of one class (and group) in each region; shape (n_regions,)."""
-        chosen = self.positive == positive
-        if group is not None:
-            chosen &= self.group == group
-        return np.bincount(self.region[chosen], minlength=self.n_regions)
+    def counts(self, positive: bool) -> NDArray[np.int64]:
+        """Rows of one class in each region; shape (n_regions,)."""
+        return np.bincount(self.region[self.positive == positive], minlength=self.n_regions)
 
 
 def rank_rows(
@@ -82,8 +76,6 @@ def rank_rows(
     scores: NDArray[np.floating],
     region: NDArray[np.integer],
     n_regions: int,
-    group: NDArray[np.integer] | None = None,
-    n_groups: int = 1,
     order: NDArray[np.intp] | None = None,
 ) -> RankedRows:
     """Sort the rows by descending score and find the blocks of ties.
@@ -94,10 +86,6 @@ def rank_rows(
         Label 0 or 1, score, and region numbered 0 to `n_regions` - 1.
     n_regions : int
         Number of regions.
-    group : ndarray, shape (n,), optional
-        Groups of the positives, whose AUROC is wanted apart; -1 for a positive of no group.
-    n_groups : int
-        Number of groups.
     order : ndarray of int, optional
         Rows by descending score, if that is known; rows that are not in it are left out.
 
@@ -106,11 +94,10 @@ def rank_rows(
     ScoresError
         If a score is NaN.
     ValueError
-        If a region or a group is not numbered as stated.
+        If a region is not numbered as stated: a kernel would look it up outside its tables.
     """
-    _check_numbers("region", region, 0, n_regions)
-    if group is not None:
-        _check_numbers("group", group, -1, n_groups)
+    if region.size and not (region.min() >= 0 and region.max() < n_regions):
+        raise ValueError(f"a region must lie in 0 ... {n_regions - 1}")
     values = np.asarray(scores, dtype=np.float64)
     if np.isnan(values).any():
         raise ScoresError(f"{int(np.isnan(values).sum())} scores are NaN; remove or rescore them")
@@ -118,22 +105,13 @@ def rank_rows(
     values = values[order]
     starts = np.concatenate(([0], np.flatnonzero(np.diff(values)) + 1, [values.size]))
     positive = np.asarray(labels)[order].astype(bool)
-    groups = np.zeros(values.size, np.int32) if group is None else group[order].astype(np.int32)
     return RankedRows(
         values,
         positive,
         region[order].astype(np.int32),
-        groups,
         starts.astype(np.int64),
         n_regions,
-        n_groups,
     )
-
-
-def _check_numbers(what: str, numbers: NDArray[np.integer], low: int, stop: int) -> None:
-    """Refuse numbers that a kernel would look up outside its tables."""
-    if numbers.size and not (numbers.min() >= low and numbers.max() < stop):
-        raise ValueError(f"a {what} must lie in {low} ... {stop - 1}")
 
 
 def _check_weights(rows: RankedRows, weights: Floats, lanes: int | None = None) -> None:
@@ -145,26 +123,24 @@ def _check_weights(rows: RankedRows, weights: Floats, lanes: int | None = None) 
 
 
 def pair_counts(rows: RankedRows, threads: int = 0) -> NDArray[np.int64]:
-    """Twice the wins plus the ties between regions; shape (n_groups, n_regions, n_regions).
+    """Twice the wins plus the ties between regions; shape (n_regions, n_regions).
 
-    ``[g, i, j]`` compares the positives of group g in region i with the negatives of region j.
-    Whole numbers, below 2^53 for fewer than 60 million rows of each class, so products with
-    weights in float64 are exact too. Positives with group -1 are left out.
+    ``[i, j]`` compares the positives of region i with the negatives of region j. Whole numbers,
+    below 2^53 for fewer than 60 million rows of each class, so products with weights in float64 are
+    exact too.
     """
     regions = rows.n_regions
-    table = np.zeros((rows.n_groups, regions, regions), np.int64)
+    table = np.zeros((regions, regions), np.int64)
 
     def fill(first: int, last: int) -> None:
-        _kernels.pair_counts(
-            rows.starts, rows.positive, rows.region, rows.group, first, last, table
-        )
+        _kernels.pair_counts(rows.starts, rows.positive, rows.region, first, last, table)
 
     _in_threads(fill, regions, threads)
     return table
 
 
 def auroc_of_weights(pairs: NDArray[np.int64], weights: Floats, n1: Floats, n0: Floats) -> Floats:
-    """AUROC of each resample from one group's table of pairs; NaN where a class is empty.
+    """AUROC of each resample from the table of pairs; NaN where a class is empty.
 
     Parameters
     ----------
@@ -173,10 +149,18 @@ def auroc_of_weights(pairs: NDArray[np.int64], weights: Floats, n1: Floats, n0: 
     weights : ndarray, shape (resamples, n_regions)
         Draws.
     n1, n0 : ndarray, shape (n_regions,)
-        Positives of the group, and negatives, in each region.
+        Positives, and negatives, in each region.
     """
     twice_u = np.einsum("ri,ri->r", weights @ pairs.astype(np.float64), weights)
     return _ratio(twice_u, 2 * (weights @ n1) * (weights @ n0))
+
+
+def auroc_draws(rows: RankedRows, weights: Floats, threads: int = 0) -> Floats:
+    """AUROC of each resample by the cheaper of two exact ways."""
+    if rows.n_regions > MAX_PAIRED_REGIONS:
+        return curve_draws(rows, weights, 0.01, threads=threads).auroc
+    n1, n0 = (rows.counts(positive).astype(np.float64) for positive in (True, False))
+    return auroc_of_weights(pair_counts(rows, threads), weights, n1, n0)
 
 
 def ratio_of_weights(weights: Floats, numerator: Floats, denominator: Floats) -> Floats:

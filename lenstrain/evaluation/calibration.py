@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
 from lenstrain.evaluation.clustered import FewRegions, Shares
+from lenstrain.evaluation.metrics import logit_nll
 
 _LARGEST_SLOPE = 1e3
 """Classes that do not overlap would send the slope to infinity; it stops here, and is marked."""
@@ -20,18 +21,6 @@ _LARGEST_SLOPE = 1e3
 _LARGE_CHI2 = 1e4
 
 Floats = NDArray[np.float64]
-
-
-def logit_nll(logits: ArrayLike, labels: ArrayLike) -> Floats:
-    """Negative log likelihood of each row in nats, exact in the tails; shape (n,)."""
-    z = np.asarray(logits, dtype=np.float64)
-    return np.logaddexp(0.0, np.where(np.asarray(labels).astype(bool), -z, z))
-
-
-def brier(p: ArrayLike, y: ArrayLike) -> float:
-    """Mean squared error of the probabilities (Brier 1950)."""
-    difference = np.asarray(p, dtype=np.float64) - np.asarray(y, dtype=np.float64)
-    return float(np.mean(difference**2))
 
 
 def equal_width_bins(p: ArrayLike, n_bins: int) -> NDArray[np.int64]:
@@ -53,8 +42,7 @@ def equal_mass_bins(p: ArrayLike, n_bins: int) -> NDArray[np.int64]:
     return bins.astype(np.int64)
 
 
-@dataclass(frozen=True)
-class BinSums:
+class BinSums(NamedTuple):
     """Sums per bin from which every binned measure follows; arrays end in (n_bins,).
 
     Sums add up over regions, so the bootstrap needs no row.

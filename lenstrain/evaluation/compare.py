@@ -8,14 +8,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lensprep.errors import ScoresError
-from lenstrain.evaluation import bootstrap as boot
+from lenstrain.evaluation import metrics
 from lenstrain.evaluation.clustered import no_value
-from lenstrain.evaluation.metrics import standardized_partial_area
+from lenstrain.evaluation.draws import SampleDraws
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.ranking import region_draws
 from lenstrain.evaluation.rate_table import support_reason, supports_of
 from lenstrain.evaluation.resampling import Resampling
-from lenstrain.scoring.table import Scores
+from lenstrain.evaluation.scores import Scores
 
 Floats = NDArray[np.float64]
 
@@ -33,9 +33,9 @@ def compare(one: Scores, other: Scores, options: EvaluationOptions) -> dict[str,
     Returns
     -------
     dict
-        ``auroc``, ``partial_auroc``, ``average_precision`` and ``tpr_at_fpr`` (by rate), each
-        ``{value, low, high, level, this, other}``: the difference with its interval, and the two
-        models' own values. An interval that holds 0 tells no model from the other.
+        By name, all metrics but those of probabilities; ``tpr_at_fpr`` by rate. Each is ``{value,
+        low, high, level, this, other}``: the difference with its interval, and the two models' own
+        values. Where an interval holds 0, neither model is shown to be better.
 
     Raises
     ------
@@ -44,37 +44,32 @@ def compare(one: Scores, other: Scores, options: EvaluationOptions) -> dict[str,
     """
     matched = _matched_rows(one, other)
     resampling = region_draws(one, options)
-    first = _statistics(one, one.logits, resampling, options)
-    second = _statistics(one, other.logits[matched], resampling, options)
-    entries = [
-        resampling.entry(a - b, "linear") | {"this": float(a[0]), "other": float(b[0])}
-        for a, b in zip(first, second, strict=True)
+    pair = [
+        SampleDraws(one.labels, logits, one.region, resampling, options)
+        for logits in (one.logits, other.logits[matched])
     ]
     supports = supports_of(one, options.fprs, options.delta)
-    rates = {
-        f"{fpr:g}": entry
-        if support["supported"]
-        else no_value(options.level, support_reason(support)) | {"this": None, "other": None}
-        for fpr, entry, support in zip(options.fprs, entries[3:], supports, strict=True)
-    }
-    return {
-        "auroc": entries[0],
-        "partial_auroc": entries[1],
-        "average_precision": entries[2],
-        "tpr_at_fpr": rates,
-    }
+    entries: dict[str, Any] = {}
+    for metric in metrics.METRICS:
+        if metric.kind == "probability":
+            continue
+        first, second = (draws.values(metric) for draws in pair)
+        if metric.kind == "ranking":
+            entries[metric.name] = _difference(first, second, resampling)
+            continue
+        entries[metric.name] = {
+            f"{fpr:g}": _difference(first[k], second[k], resampling)
+            if support["supported"]
+            else no_value(options.level, support_reason(support)) | {"this": None, "other": None}
+            for k, (fpr, support) in enumerate(zip(options.fprs, supports, strict=True))
+        }
+    return entries
 
 
-def _statistics(
-    scores: Scores, logits: Floats, resampling: Resampling, options: EvaluationOptions
-) -> list[Floats]:
-    rows = boot.rank_rows(scores.labels, logits, scores.region, scores.n_clusters)
-    areas = boot.curve_draws(
-        rows, resampling.weights, options.partial_max_fpr, threads=options.threads
-    )
-    rates, _ = boot.tpr_at_fprs(rows, resampling.weights, options.fprs, options.threads)
-    partial = standardized_partial_area(areas.partial_area, options.partial_max_fpr)
-    return [areas.auroc, np.asarray(partial), areas.average_precision[0], *rates]
+def _difference(first: Floats, second: Floats, resampling: Resampling) -> dict[str, Any]:
+    """The difference of one figure under the same draws, and both models' own values."""
+    entry = resampling.entry(first - second, "linear")
+    return entry | {"this": float(first[0]), "other": float(second[0])}
 
 
 def _matched_rows(one: Scores, other: Scores) -> NDArray[np.int64]:

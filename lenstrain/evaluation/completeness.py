@@ -188,10 +188,10 @@ def count_cells(axes: Sequence[AxisBins], values: Sequence[Floats], lenses: Lens
     cell = np.ravel_multi_index(tuple(bins[:, inside]), shape)
     size = int(np.prod(shape))
     regions = int(lenses.region.max(initial=0)) + 1
-    place = cell * regions + lenses.region[inside]
+    slot = cell * regions + lenses.region[inside]
 
     def by_region(chosen: NDArray[np.bool_]) -> Floats:
-        counts = np.bincount(place[chosen], minlength=size * regions)
+        counts = np.bincount(slot[chosen], minlength=size * regions)
         return counts.reshape(size, regions).astype(np.float64)
 
     rows = by_region(np.ones(cell.size, bool))

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lenstrain.scoring.table import Scores
+from lenstrain.evaluation.scores import Scores
 
 _TRAINING = "train"
 

@@ -10,9 +10,9 @@ from lensprep.errors import ScoresError
 from lenstrain.evaluation import metrics
 from lenstrain.evaluation.completeness import AxisBins
 from lenstrain.evaluation.independence import judge_calibration_split
+from lenstrain.evaluation.notes import evaluation_notes
 from lenstrain.evaluation.operating import (
     BOTH_CLASSES,
-    FEW_REGIONS,
     CompletenessTable,
     FrozenThreshold,
     bins_of_axes,
@@ -28,14 +28,12 @@ from lenstrain.evaluation.probability import fit_map, measure_probabilities
 from lenstrain.evaluation.ranking import auroc_by, measure_ranking, region_draws, stratum_entries
 from lenstrain.evaluation.rate_table import RocBand
 from lenstrain.evaluation.resampling import Resampling
-from lenstrain.scoring.table import Scores, SkyScores
+from lenstrain.evaluation.scores import Scores
+from lenstrain.scoring.table import SkyScores
 
 Progress = Callable[[str, float], None]
 """Called with the name of the stage that begins and the share of the work done before it."""
 
-_MANY_TIES = 1e-3
-_MANY_UNRESOLVED = 0.3
-_FEW_LENSES = 30
 _IN_SAMPLE = "chosen on the scores that are judged"
 
 
@@ -80,13 +78,13 @@ def measure(
     resampling = region_draws(scores, options)
     curve = scores.curve
     progress("Drawing regions", 0.1)
-    ranking = measure_ranking(
+    ranking, band = measure_ranking(
         scores,
         resampling,
         options,
         lambda done: progress("Drawing regions", done * 0.4 + 0.1),
     )
-    entries = counts(scores, curve, options) | ranking.entries
+    entries = counts(scores, curve, options) | ranking
     progress("Calibration", 0.55)
     entries |= _probabilities(scores, reference, resampling, options)
     progress("Completeness", 0.65)
@@ -101,11 +99,11 @@ def measure(
     progress("Strata", 0.75)
     entries["strata"] = _strata(scores, bins, found, resampling, options)
     entries |= {"comparison": None, "known_lenses": None}
-    entries["notes"] = notes(scores, reference, entries, options)
-    return Measurement(entries, ranking.band, tables, cuts)
+    entries["notes"] = evaluation_notes(scores, reference, entries, options)
+    return Measurement(entries, band, tables, cuts)
 
 
-def check_same_model(scores: Scores, reference: Scores | SkyScores) -> None:
+def check_same_model(scores: Scores, reference: SkyScores) -> None:
     """Refuse a second table of scores that another model or normalisation wrote."""
     for name in ("checkpoint_sha256", "normalization"):
         ours, theirs = scores.metadata.get(name), reference.metadata.get(name)
@@ -238,168 +236,3 @@ def _strata(
         for name in BOTH_CLASSES
         if name in bins
     }
-
-
-def notes(
-    scores: Scores,
-    reference: Scores | None,
-    entries: dict[str, Any],
-    options: EvaluationOptions,
-) -> list[dict[str, str]]:
-    """What a reader must know before quoting a figure: ``{severity, text}`` each."""
-    found = [("info", text) for text in scores.notes]
-    found += _sampling_notes(scores, entries, options)
-    found += _reference_notes(scores, reference, entries)
-    tie = entries["largest_tie"]
-    if tie["share"] > _MANY_TIES:
-        found.append(
-            (
-                "warn",
-                f"{tie['rows']:,} rows ({tie['share']:.1%}) share the score {tie['score']:.6g}: "
-                "no threshold can part them. Rank on float32 logits.",
-            )
-        )
-    for fpr, entry in entries["tpr_at_fpr"].items():
-        if entry["supported"] and entry["tied_at_threshold"] > 1:
-            found.append(
-                (
-                    "warn",
-                    f"{entry['tied_at_threshold']:,} rows are tied at the threshold of FPR "
-                    f"{fpr}; none of them is flagged.",
-                )
-            )
-    unknown = entries.get("unresolved_unknown", 0)
-    if unknown:
-        found.append(
-            (
-                "info",
-                f"{unknown:,} lenses have no known theta_E or seeing: whether they are resolved "
-                "is not known. They are left out of the unresolved share.",
-            )
-        )
-    if (entries.get("unresolved_share") or 0) > _MANY_UNRESOLVED:
-        found.append(
-            (
-                "warn",
-                f"{entries['unresolved_share']:.0%} of the lenses have theta_E below "
-                f"{options.unresolved_below:g} of the PSF FWHM: what is found there is extra flux, "
-                "not shape.",
-            )
-        )
-    for axes, count in entries["completeness_beyond_bins"].items():
-        found.append(("info", f"{count:,} lenses lie beyond the bins of completeness by {axes}."))
-    found += [
-        ("info", f"Completeness left out: {text}.") for text in entries["completeness_left_out"]
-    ]
-    return [{"severity": severity, "text": text} for severity, text in found]
-
-
-def known_lens_notes(lenses: dict[str, Any]) -> list[dict[str, str]]:
-    """What a reader must know about the recall of known lenses."""
-    found: list[tuple[str, str]] = []
-    matched = lenses["n_matched"]
-    if matched == 0:
-        found.append(
-            (
-                "warn",
-                f"None of the {lenses['n_catalog']:,} known lenses lies within "
-                f"{lenses['radius_arcsec']:g} arcsec of a scored stamp that shows the sky as it "
-                "is: recall is not measured.",
-            )
-        )
-    elif matched < _FEW_LENSES:
-        found.append(
-            ("warn", f"{matched} known lenses are few: {_FEW_LENSES} or more make a claim.")
-        )
-    if lenses["n_injected_left_out"]:
-        found.append(
-            (
-                "info",
-                f"{lenses['n_injected_left_out']:,} stamps with an injected arc were not matched "
-                "with known lenses.",
-            )
-        )
-    return [{"severity": severity, "text": text} for severity, text in found]
-
-
-def _sampling_notes(
-    scores: Scores, entries: dict[str, Any], options: EvaluationOptions
-) -> list[tuple[str, str]]:
-    found = []
-    if scores.n_regions == 1:
-        found.append(("warn", "One region only: no interval can be drawn."))
-    elif scores.n_regions < FEW_REGIONS:
-        found.append(
-            (
-                "warn",
-                f"{scores.n_regions} regions are few: intervals stated as {options.level:.0%} hold "
-                f"less often, and promises rest on little. {FEW_REGIONS} or more are wanted.",
-            )
-        )
-    if scores.n_regions > 1 and not entries["auroc"]["low"] < entries["auroc"]["high"]:
-        found.append(("warn", "Every draw gives the same AUROC: its interval says nothing."))
-    if options.resamples < 1000:
-        found.append(("info", f"{options.resamples} draws: the ends of the intervals are noisy."))
-    if entries["n_negative_unique"] < entries["n_negative"]:
-        found.append(
-            (
-                "info",
-                f"{entries['n_negative']:,} non-lenses are {entries['n_negative_unique']:,} "
-                "distinct images; only those count towards a guaranteed false-positive rate.",
-            )
-        )
-    wanting = [
-        f"{100 * float(fpr):g}% (needs {entry['negatives_needed']:,})"
-        for fpr, entry in entries["tpr_at_fpr"].items()
-        if not entry["supported"]
-    ]
-    if wanting:
-        found.append(
-            (
-                "info",
-                f"{entries['n_negative_unique']:,} distinct non-lenses, which are not all "
-                f"independent, cannot support a false-positive rate of {', '.join(wanting)}.",
-            )
-        )
-    return found
-
-
-def _reference_notes(
-    scores: Scores, reference: Scores | None, entries: dict[str, Any]
-) -> list[tuple[str, str]]:
-    if reference is None:
-        return [
-            (
-                "warn",
-                "Thresholds are chosen on the scores they are judged on, and probabilities are "
-                "not calibrated. Give --calibrate-on the scores of another split.",
-            )
-        ]
-    found: list[tuple[str, str]] = []
-    split = entries["calibration_split"]
-    by_rate = [
-        choice
-        for choice in entries["thresholds"]
-        if choice["kind"] == "neyman_pearson" and choice["threshold"] is not None
-    ]
-    if split["reasons"]:
-        found.append(
-            (
-                "warn",
-                f"No threshold is guaranteed: {'; '.join(split['reasons'])}. Calibrate on a split "
-                "of its own.",
-            )
-        )
-    elif withdrawn := [choice["reason"] for choice in by_rate if not choice["guaranteed"]]:
-        found.append(("warn", f"No threshold is guaranteed: {withdrawn[0]}."))
-    elif split["split"] is None:
-        found.append(
-            (
-                "info",
-                "The calibration scores do not say which split they are of: that the finder was "
-                "not trained on them is your word.",
-            )
-        )
-    if entries["calibration"] and entries["calibration"]["at_bound"]:
-        found.append(("warn", "Calibration has no optimum on those scores, so no map is applied."))
-    return found

@@ -1,17 +1,24 @@
-"""Ranking metrics from one sorted pass over the scores; ties count half, whatever the row order.
+"""Figures of merit: another one is an entry of `METRICS`, and nothing else.
 
-All functions take a `RocCurve`: the numbers of positives and negatives at or above every distinct
-score. Scores should be logits: a float32 sigmoid is exactly 1 from 16.64 on, and ties the best
-candidates. A row is *flagged* by a threshold when its score lies strictly above it.
+Evaluation, comparison, report, training, monitor and sweep read that list. Ranking metrics come
+from one sorted pass over the scores; ties count half, whatever the row order. Their functions take
+a `RocCurve`: the numbers of positives and negatives at or above every distinct score. Scores should
+be logits: a float32 sigmoid is exactly 1 from 16.64 on, and ties the best candidates. A row is
+*flagged* by a threshold when its score lies strictly above it.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lensprep.errors import ScoresError
+from lensprep.errors import ConfigError, ScoresError
+
+Floats = NDArray[np.float64]
 
 _COUNT_SLACK = 1e-12
 """Relative slack when a rate times a count is compared with a count: 0.07 * 100 > 7 in floats."""
@@ -187,14 +194,6 @@ def _last_allowed(curve: RocCurve, limit: float) -> OperatingPoint:
     return OperatingPoint(threshold, tp, fp, tp / curve.n_positive, fp / curve.n_negative)
 
 
-def at_threshold(curve: RocCurve, threshold: float) -> OperatingPoint:
-    """Count what a given threshold flags: scores strictly above it."""
-    flagged = int(np.searchsorted(-curve.scores, -threshold, side="left"))
-    tp = int(curve.tp[flagged - 1]) if flagged else 0
-    fp = int(curve.fp[flagged - 1]) if flagged else 0
-    return OperatingPoint(threshold, tp, fp, tp / curve.n_positive, fp / curve.n_negative)
-
-
 def tied_rows(curve: RocCurve, score: float) -> int:
     """Rows whose score equals `score` exactly."""
     where = int(np.searchsorted(-curve.scores, -score))
@@ -227,3 +226,138 @@ def step_bounds(fpr: ArrayLike, tpr: ArrayLike) -> tuple[float, float]:
     if np.any(np.diff(y) < 0) or np.any(np.diff(x) < 0):
         raise ScoresError("the points do not rise together: they are not one ROC curve")
     return float(np.sum(np.diff(x) * y[:-1])), float(np.sum(np.diff(x) * y[1:]))
+
+
+def logit_nll(logits: ArrayLike, labels: ArrayLike) -> Floats:
+    """Negative log likelihood of each row in nats, exact in the tails; shape (n,)."""
+    z = np.asarray(logits, dtype=np.float64)
+    return np.logaddexp(0.0, np.where(np.asarray(labels).astype(bool), -z, z))
+
+
+def brier_loss(logits: ArrayLike, labels: ArrayLike) -> Floats:
+    """Squared error of the probability of each row (Brier 1950); shape (n,)."""
+    from scipy.special import expit  # monitors and command lines, which read METRICS, need none
+
+    return np.asarray((expit(np.asarray(logits, dtype=np.float64)) - np.asarray(labels)) ** 2)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Labels and logits of some rows, of which a metric has one value."""
+
+    labels: NDArray[np.generic]
+    logits: NDArray[np.floating]
+    fpr: float = 1e-2
+    """False-positive rate of ``tpr_at_fpr``."""
+    max_fpr: float = 1e-2
+    """Upper end of the partial AUROC."""
+
+    @cached_property
+    def curve(self) -> RocCurve:
+        """Counts of both classes at or above every distinct logit."""
+        return roc_curve(self.labels, self.logits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A figure of merit, with all that anything here asks of one."""
+
+    name: str
+    """Key in metrics.json and metrics.jsonl; of ``train.monitor`` and ``search.objective``, if it
+    may steer."""
+    title: str
+    """In the report and in figures."""
+    value: Callable[[Sample], float]
+    draws: Callable[[Any], Floats] | None = None
+    """Its values under all draws of regions, of a `lenstrain.evaluation.draws.SampleDraws`, where
+    there is a faster way than `value` of each."""
+    kind: Literal["ranking", "rate", "probability"] = "ranking"
+    """``ranking``: of the order of the scores alone. ``probability``: measured again after
+    calibration, and not compared between models. ``rate``: of ``tpr_at_fpr`` alone, which has a
+    value at each of the false-positive rates of the options, with intervals of their own."""
+    higher_is_better: bool = True
+    bounded: bool = True
+    """Whether it lies between 0 and 1, and its interval with it."""
+    training: Literal["steers", "recorded", "none"] = "steers"
+    """Whether training records it in every validation, and may be steered by it."""
+
+    @property
+    def sign(self) -> float:
+        """1 if more is better, -1 if less is."""
+        return 1.0 if self.higher_is_better else -1.0
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        name="auroc",
+        title="AUROC",
+        value=lambda sample: auroc(sample.curve),
+        draws=lambda draws: draws.areas.auroc,
+    ),
+    Metric(
+        name="partial_auroc",
+        title="Partial AUROC",
+        value=lambda sample: partial_auroc(sample.curve, sample.max_fpr),
+        draws=lambda draws: np.asarray(
+            standardized_partial_area(draws.areas.partial_area, draws.options.partial_max_fpr)
+        ),
+        training="none",
+    ),
+    Metric(
+        name="average_precision",
+        title="Average precision, this sample",
+        value=lambda sample: average_precision(sample.curve),
+        draws=lambda draws: draws.areas.average_precision[0],
+        training="recorded",
+    ),
+    Metric(
+        name="nll",
+        title="Negative log likelihood [nat]",
+        value=lambda sample: float(np.mean(logit_nll(sample.logits, sample.labels))),
+        draws=lambda draws: draws.mean(logit_nll(draws.logits, draws.labels)),
+        kind="probability",
+        higher_is_better=False,
+        bounded=False,
+    ),
+    Metric(
+        name="brier",
+        title="Brier score",
+        value=lambda sample: float(np.mean(brier_loss(sample.logits, sample.labels))),
+        draws=lambda draws: draws.mean(brier_loss(draws.logits, draws.labels)),
+        kind="probability",
+        higher_is_better=False,
+        training="none",
+    ),
+    Metric(
+        name="tpr_at_fpr",
+        title="Completeness at FPR",
+        value=lambda sample: tpr_at_fpr(sample.curve, sample.fpr).tpr,
+        draws=lambda draws: draws.tpr_at_fprs,
+        kind="rate",
+    ),
+)
+"""All figures of merit, in the order in which they are listed."""
+
+
+def steering() -> dict[str, Metric]:
+    """Metrics that a run or a sweep can be steered by, by name."""
+    return {metric.name: metric for metric in METRICS if metric.training == "steers"}
+
+
+def steering_metric(name: str, key: str) -> Metric:
+    """The metric that a key of the configuration names.
+
+    Raises
+    ------
+    ConfigError
+        If none of this name may steer.
+    """
+    known = steering()
+    if name not in known:
+        raise ConfigError(f"{key} must be one of {', '.join(map(repr, known))}, got {name!r}.")
+    return known[name]
+
+
+def higher_is_better(name: str) -> bool:
+    """Which way a recorded metric is better; one of another version is taken to rise."""
+    return next((metric.higher_is_better for metric in METRICS if metric.name == name), True)

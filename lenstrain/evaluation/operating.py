@@ -24,7 +24,7 @@ from lenstrain.evaluation.rate_table import (
     support_reason,
     supports_of,
 )
-from lenstrain.scoring.table import Scores
+from lenstrain.evaluation.scores import Scores
 
 FEW_REGIONS = 30
 """Fewer regions of non-lenses do not show how rows correlate, so nothing is promised from them. By

@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lenstrain.evaluation import calibration as cal
-from lenstrain.evaluation.bootstrap import ratio_of_weights
 from lenstrain.evaluation.clustered import no_value
+from lenstrain.evaluation.draws import SampleDraws
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.resampling import Resampling
-from lenstrain.scoring.table import Scores
+from lenstrain.evaluation.scores import Scores
 
 Floats = NDArray[np.float64]
 
@@ -25,7 +25,7 @@ def fit_map(kind: str, scores: Scores) -> cal.LogitMap:
 def measure_probabilities(
     scores: Scores, logits: Floats, resampling: Resampling, options: EvaluationOptions
 ) -> dict[str, Any]:
-    """Entries ``nll``, ``brier`` and ``ece`` of logits, and reliability tables.
+    """Entries of the metrics of probabilities, ``ece``, and reliability tables.
 
     Parameters
     ----------
@@ -54,11 +54,12 @@ def measure_probabilities(
     inside = (table["low"] <= table["mean_probability"]) & (
         table["mean_probability"] <= table["high"]
     )
+    draws = SampleDraws(scores.labels, logits, scores.region, resampling, options)
+    entries = draws.entries("probability")
+    parts = cal.brier_parts(_total(mass))
+    entries["brier"] |= {name: float(part) for name, part in parts._asdict().items()}
     return {
-        "nll": resampling.entry(
-            _mean(scores, cal.logit_nll(logits, scores.labels), resampling), "linear"
-        ),
-        "brier": _brier_entry(scores, p, _total(mass), resampling),
+        **entries,
         "ece": {
             "bins": n_bins,
             "equal_width": _plug_in(by_width.ece, options.level),
@@ -83,34 +84,12 @@ def _root(error: cal.SquaredError, level: float) -> dict[str, Any]:
     return ends | {"level": level}
 
 
-def _brier_entry(
-    scores: Scores, p: Floats, sums: cal.BinSums, resampling: Resampling
-) -> dict[str, Any]:
-    squares = (p - scores.labels) ** 2
-    parts = cal.brier_parts(sums)
-    return resampling.entry(_mean(scores, squares, resampling)) | {
-        name: float(part) for name, part in parts._asdict().items()
-    }
-
-
-def _mean(scores: Scores, values: Floats, resampling: Resampling) -> Floats:
-    total = np.bincount(scores.region, values, minlength=scores.n_clusters).astype(np.float64)
-    n = np.bincount(scores.region, minlength=scores.n_clusters).astype(np.float64)
-    return ratio_of_weights(resampling.weights, total, n)
-
-
 def _region_sums(scores: Scores, p: Floats, bins: NDArray[np.int64], n_bins: int) -> cal.BinSums:
     """Sums per region and bin; arrays of shape (n_clusters, n_bins)."""
     cell = scores.region.astype(np.int64) * n_bins + bins
     flat = cal.bin_sums(p, scores.labels, cell, scores.n_clusters * n_bins)
-    return _each(flat, lambda array: array.reshape(scores.n_clusters, n_bins))
+    return cal.BinSums(*(array.reshape(scores.n_clusters, n_bins) for array in flat))
 
 
 def _total(sums: cal.BinSums) -> cal.BinSums:
-    return _each(sums, lambda array: array.sum(axis=0))
-
-
-def _each(sums: cal.BinSums, change: Any) -> cal.BinSums:
-    return cal.BinSums(
-        change(sums.n), change(sums.p), change(sums.y), change(sums.pp), change(sums.py)
-    )
+    return cal.BinSums(*(array.sum(axis=0) for array in sums))

@@ -1,7 +1,6 @@
 """How well scores rank: areas, rates and curves with intervals by region, as plain entries."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -9,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.evaluation import bootstrap as boot
-from lenstrain.evaluation import metrics
 from lenstrain.evaluation.clustered import FewRegions, few_of_classes, no_value
 from lenstrain.evaluation.completeness import AxisBins
+from lenstrain.evaluation.draws import SampleDraws
 from lenstrain.evaluation.intervals import delong_se
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.rate_table import (
@@ -21,17 +20,9 @@ from lenstrain.evaluation.rate_table import (
     precision_entry,
 )
 from lenstrain.evaluation.resampling import Resampling, make_resampling
-from lenstrain.scoring.table import Scores
+from lenstrain.evaluation.scores import Scores
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """What ranking gives: entries of metrics.json, and the band of the curve."""
-
-    entries: dict[str, Any]
-    band: RocBand
 
 
 def measure_ranking(
@@ -39,7 +30,7 @@ def measure_ranking(
     resampling: Resampling,
     options: EvaluationOptions,
     progress: Callable[[float], None] | None = None,
-) -> Ranking:
+) -> tuple[dict[str, Any], RocBand]:
     """Compute every ranking metric of a table of scores.
 
     Parameters
@@ -55,59 +46,47 @@ def measure_ranking(
 
     Returns
     -------
-    Ranking
-        Entries ``auroc``, ``auroc_delong``, ``partial_auroc``, ``average_precision`` (plain and by
-        prevalence), ``tpr_at_fpr``, ``tpr0`` and ``tpr10``.
+    entries : dict
+        Of metrics.json: all metrics of kind ``ranking``, and ``tpr_at_fpr``, ``tpr0``, ``tpr10``,
+        ``auroc_delong`` and ``average_precision_at_prevalence``.
+    band : RocBand
+        Of the ROC curve.
     """
-    rows = boot.rank_rows(
-        scores.labels, scores.logits, scores.region, scores.n_clusters, order=scores.order
-    )
-    areas = boot.curve_draws(
-        rows,
-        resampling.weights,
-        options.partial_max_fpr,
-        (None, *options.prevalence),
-        options.threads,
+    draws = SampleDraws(
+        scores.labels,
+        scores.logits,
+        scores.region,
+        resampling,
+        options,
+        options.prevalence,
+        scores.order,
         progress,
     )
     rates, band = measure_rates(scores, options)
-    entries = _area_entries(areas, scores, resampling, options) | rates
-    entries["auroc"] = resampling.entry(_auroc(rows, resampling, areas.auroc, options.threads))
+    entries = draws.entries("ranking") | rates
+    entries["partial_auroc"] |= _partial_area(draws, scores, options)
     entries["auroc_delong"] = _delong(scores, entries["auroc"]["value"], options.level)
     entries["average_precision_at_prevalence"] = {
         f"{prevalence:g}": precision_entry(
-            resampling.entry(draws), scores, prevalence, options.delta
+            resampling.entry(precision), scores, prevalence, options.delta
         )
-        for prevalence, draws in zip(options.prevalence, areas.average_precision[1:], strict=True)
+        for prevalence, precision in zip(
+            options.prevalence, draws.areas.average_precision[1:], strict=True
+        )
     }
-    return Ranking(entries, band)
+    return entries, band
 
 
-def _auroc(rows: boot.RankedRows, resampling: Resampling, by_pass: Floats, threads: int) -> Floats:
-    """AUROC under all weights in whole numbers, or from the pass where regions are too many."""
-    if rows.n_regions > boot.MAX_PAIRED_REGIONS:
-        return by_pass
-    pairs = boot.pair_counts(rows, threads)[0]
-    n1, n0 = (rows.counts(positive).astype(np.float64) for positive in (True, False))
-    return boot.auroc_of_weights(pairs, resampling.weights, n1, n0)
-
-
-def _area_entries(
-    areas: boot.CurveDraws, scores: Scores, resampling: Resampling, options: EvaluationOptions
-) -> dict[str, Any]:
+def _partial_area(draws: SampleDraws, scores: Scores, options: EvaluationOptions) -> dict[str, Any]:
+    """What is special of a partial area: its interval, and how it is standardised."""
     max_fpr = options.partial_max_fpr
-    standardized = np.asarray(metrics.standardized_partial_area(areas.partial_area, max_fpr))
     low, high = partial_bounds(scores, options)
     return {
-        "partial_auroc": resampling.entry(standardized)
-        | {
-            "low": low,
-            "high": high,
-            "max_fpr": max_fpr,
-            "standardization": "McClish: chance 0.5, perfection 1",
-            "area_over_max_fpr": float(areas.partial_area[0] / max_fpr),
-        },
-        "average_precision": resampling.entry(areas.average_precision[0]),
+        "low": low,
+        "high": high,
+        "max_fpr": max_fpr,
+        "standardization": "McClish: chance 0.5, perfection 1",
+        "area_over_max_fpr": float(draws.areas.partial_area[0] / max_fpr),
     }
 
 
@@ -159,49 +138,26 @@ def auroc_by(
     dict
         ``{name: {value, low, high, level, n}}``; value None, with a reason, for an empty group.
     """
-    rows = boot.rank_rows(
-        scores.labels,
-        scores.logits,
-        scores.region,
-        scores.n_clusters,
-        groups,
-        len(names),
-        scores.order,
-    )
-    n0 = rows.counts(False).astype(np.float64)
-    pairs = boot.pair_counts(rows, threads) if _paired(rows) else None
     entries = {}
     for group, name in enumerate(names):
-        n1 = rows.counts(True, group).astype(np.float64)
-        if n1.sum() == 0:
-            entries[name] = no_value(resampling.level, "no lens in this group") | {"n": 0}
-            continue
-        if pairs is not None:
-            draws = boot.auroc_of_weights(pairs[group], resampling.weights, n1, n0)
-        else:
-            draws = _auroc_of_rows(
-                scores, (scores.labels == 0) | (groups == group), resampling, threads
-            )
-        few = few_of(scores, (scores.labels == 0) | (groups == group))
-        entries[name] = resampling.entry(draws, few=few) | {"n": int(n1.sum())}
+        positive = (scores.labels == 1) & (groups == group)
+        entry = no_value(resampling.level, "no lens in this group")
+        if positive.any():
+            entry = _auroc_entry(scores, (scores.labels == 0) | positive, resampling, threads)
+        entries[name] = entry | {"n": int(positive.sum())}
     return entries
 
 
-def _paired(rows: boot.RankedRows) -> bool:
-    """Whether the table of pairs of all groups stays small (512 MiB)."""
-    return rows.n_groups * rows.n_regions**2 <= 16 * boot.MAX_PAIRED_REGIONS**2
-
-
-def _auroc_of_rows(
+def _auroc_entry(
     scores: Scores, kept: NDArray[np.bool_], resampling: Resampling, threads: int
-) -> Floats:
+) -> dict[str, Any]:
+    """AUROC of some rows."""
     order = scores.order[kept[scores.order]]
     rows = boot.rank_rows(
         scores.labels, scores.logits, scores.region, scores.n_clusters, order=order
     )
-    if rows.n_regions <= boot.MAX_PAIRED_REGIONS:
-        return _auroc(rows, resampling, np.empty(0), threads)
-    return boot.curve_draws(rows, resampling.weights, 0.01, threads=threads).auroc
+    draws = boot.auroc_draws(rows, resampling.weights, threads)
+    return resampling.entry(draws, few=few_of(scores, kept))
 
 
 def few_of(scores: Scores, among: NDArray[np.bool_]) -> FewRegions:
@@ -237,8 +193,7 @@ def stratum_entries(
             "fpr": scores.shares(0, inside, flagged).entry(resampling.level),
         }
         if positive.any() and negative.any():
-            draws = _auroc_of_rows(scores, inside, resampling, threads)
-            entry["auroc"] = resampling.entry(draws, few=few_of(scores, inside))
+            entry["auroc"] = _auroc_entry(scores, inside, resampling, threads)
             if np.unique(scores.region[inside]).size < 2:
                 entry["auroc"] |= {"low": None, "high": None}
         else:

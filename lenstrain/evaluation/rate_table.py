@@ -18,8 +18,8 @@ from lenstrain.evaluation.rates import (
     purities,
     tpr_intervals,
 )
+from lenstrain.evaluation.scores import Scores
 from lenstrain.evaluation.threshold import negatives_needed
-from lenstrain.scoring.table import Scores
 
 Floats = NDArray[np.float64]
 _GRID_POINTS = 121

@@ -68,11 +68,6 @@ class Resampling:
         low, high = self.interval(values, scale, few)
         return {"value": float(values[0]), "low": low, "high": high, "level": self.level}
 
-    def bands(self, values: Floats) -> tuple[Floats, Floats]:
-        """Ends of the intervals of several statistics; `values` has shape (n, weights)."""
-        ends = np.array([self.interval(row) for row in values]).reshape(-1, 2)
-        return ends[:, 0], ends[:, 1]
-
 
 def make_resampling(
     n_clusters: int,

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
+from lenstrain.evaluation.metrics import higher_is_better
+
 Severity = Literal["good", "info", "warn", "bad"]
 ORDER: tuple[Severity, ...] = ("bad", "warn", "info", "good")
 Record = dict[str, Any]
 
-HIGHER_IS_BETTER = {"auroc": True, "tpr_at_fpr": True, "average_precision": True, "nll": False}
 RECENT = 10
 """Intervals that say how a run is doing now."""
 FEWEST = 3
@@ -66,15 +67,6 @@ class Diagnosis:
     evidence: str
     action: str
 
-    def to_dict(self) -> dict[str, str]:
-        """Plain types."""
-        return {
-            "name": self.name,
-            "severity": self.severity,
-            "evidence": self.evidence,
-            "action": self.action,
-        }
-
 
 def diagnose(history: History) -> list[Diagnosis]:
     """Everything that can be said about a run, the worst first; never empty.
@@ -94,9 +86,7 @@ def diagnose(history: History) -> list[Diagnosis]:
     about_learning = {"diverges", "learns nothing", "overfits", "plateau", "converged"}
     if not about_learning & {finding.name for finding in found}:
         found.append(converges(history) or _nothing_yet(history))
-    return sorted(
-        found, key=lambda finding: ("bad", "warn", "info", "good").index(finding.severity)
-    )
+    return sorted(found, key=lambda finding: ORDER.index(finding.severity))
 
 
 def diverges(history: History) -> Diagnosis | None:
@@ -322,7 +312,7 @@ def since_best(history: History) -> int:
 
 def _best(history: History) -> float:
     found = values(history.epochs, history.monitor)
-    return max(found) if HIGHER_IS_BETTER.get(history.monitor, True) else min(found)
+    return max(found) if higher_is_better(history.monitor) else min(found)
 
 
 def values(records: Sequence[Record], name: str) -> list[float]:

@@ -9,7 +9,7 @@ import statistics
 import time
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,7 +91,7 @@ class Snapshot:
             "best_epoch": int(epochs[best]["epoch"]) if metric else None,
             "latest_interval": dict(self.history.intervals[-1]) if self.history.intervals else None,
             "latest_epoch": dict(epochs[-1]) if epochs else None,
-            "diagnoses": [finding.to_dict() for finding in self.diagnoses],
+            "diagnoses": [asdict(finding) for finding in self.diagnoses],
         }
 
 
@@ -108,7 +108,7 @@ def expand(runs: Sequence[str]) -> list[str]:
 
 
 def may_be_run(run: str, absent: bool) -> bool:
-    """Whether a place is a run, or an empty one that may become it.
+    """Whether a location is a run, or an empty one that may become it.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def read_snapshot(run: str, now: float | None = None) -> Snapshot:
     Raises
     ------
     StorageError
-        If the place cannot be read; not if there is nothing yet.
+        If it cannot be read; not if there is nothing yet.
     """
     store = open_store(run)
     text = _read(store, _CONFIG)

@@ -14,7 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lenstrain.monitor.diagnosis import HIGHER_IS_BETTER, since_best, values
+from lenstrain.evaluation.metrics import higher_is_better, steering
+from lenstrain.monitor.diagnosis import since_best, values
 from lenstrain.monitor.snapshot import Snapshot, words
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -60,12 +61,12 @@ def header(snapshot: Snapshot) -> RenderableType:
     if snapshot.steps:
         row = Table.grid(padding=(0, 2))
         share = f"{100 * snapshot.step / snapshot.steps:.0f} %"
-        place = f"epoch {len(snapshot.history.epochs)} of {config.train.epochs} done"
+        epochs = f"epoch {len(snapshot.history.epochs)} of {config.train.epochs} done"
         step = f"step {snapshot.step:,} of {snapshot.steps:,}"
         left = snapshot.seconds_left
         end = "" if left is None else f"at most {words(left)} left"
         bar = ProgressBar(total=snapshot.steps, completed=snapshot.step, width=30)
-        row.add_row(bar, share, place, step, Text(end, "bold"))
+        row.add_row(bar, share, epochs, step, Text(end, "bold"))
         lines.append(row)
     return Group(*lines)
 
@@ -79,11 +80,11 @@ def numbers(snapshot: Snapshot) -> Table:
     intervals, epochs = snapshot.history.intervals, snapshot.history.epochs
     monitor = snapshot.config.train.monitor
     _row(table, "training loss", values(intervals, "loss"), "{:.4f}", "lowest", min)
-    for name in dict.fromkeys((monitor, "auroc", "tpr_at_fpr", "nll")):
+    for name in dict.fromkeys((monitor, *steering())):
         course = values(epochs, name)
         if not course:
             continue
-        pick = max if HIGHER_IS_BETTER[name] else min
+        pick = max if higher_is_better(name) else min
         label = f"best (epoch {epochs[course.index(pick(course))]['epoch']})"
         style = "bold" if name == monitor else ""
         _row(table, f"validation {name}", course, "{:.4f}", label, pick, style)

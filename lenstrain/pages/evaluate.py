@@ -16,49 +16,43 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lensprep import __version__
+from lensprep.dataset.strictjson import plain
 from lensprep.errors import ProjectError
 from lensprep.store import check_folder, join_uri, written_folder
+from lensprep.tables.catalog import read_catalog
 from lensprep.tables.reader import Uri
-from lenstrain.evaluation.catalog import measure_catalog, read_catalog
+from lenstrain.evaluation.catalog import measure_catalog
 from lenstrain.evaluation.compare import compare
-from lenstrain.evaluation.examples import (
+from lenstrain.evaluation.measure import (
+    Measurement,
+    Progress,
+    check_same_model,
+    measure,
+)
+from lenstrain.evaluation.notes import Notes, known_lens_notes
+from lenstrain.evaluation.operating import CompletenessTable, long_table, primary_threshold
+from lenstrain.evaluation.options import EvaluationOptions as EvaluationOptions
+from lenstrain.evaluation.scores import Scores, read_scores
+from lenstrain.evaluation.selection.files import write_selection
+from lenstrain.evaluation.selection.measure import Selection, measure_selection, read_population
+from lenstrain.pages import figures as plots
+from lenstrain.pages.card import card_context
+from lenstrain.pages.evaluation import page_context
+from lenstrain.pages.examples import (
     Gallery,
     choose_galleries,
     draw_gallery,
     draw_missed,
     open_stamps,
 )
-from lenstrain.evaluation.measure import (
-    Measurement,
-    Progress,
-    check_same_model,
-    known_lens_notes,
-    measure,
-)
-from lenstrain.evaluation.operating import CompletenessTable, long_table, primary_threshold
-from lenstrain.evaluation.options import EvaluationOptions as EvaluationOptions
-from lenstrain.evaluation.plainjson import plain
-from lenstrain.evaluation.selection.figure import draw_selection
-from lenstrain.evaluation.selection.files import write_selection
-from lenstrain.evaluation.selection.measure import Selection, measure_selection, read_population
-from lenstrain.pages import figures as plots
-from lenstrain.pages.card import card_context
-from lenstrain.pages.evaluation import page_context
 from lenstrain.pages.files import (
     PageGallery,
-    render_card,
-    render_page,
     save_plot,
     write_csv,
 )
-from lenstrain.pages.publish import CARD_NAME, METRICS_NAME, REPORT_NAME
-from lenstrain.scoring.table import (
-    Scores,
-    ScoresAre,
-    SkyScores,
-    read_scores,
-    read_sky_scores,
-)
+from lenstrain.pages.page import CARD_NAME, METRICS_NAME, REPORT_NAME, render
+from lenstrain.pages.selection import draw_selection
+from lenstrain.scoring.table import ScoresAre, SkyScores, read_sky_scores
 
 FORMAT_VERSION = 2
 """Version of metrics.json; in 1 every figure had a value, whatever supported it."""
@@ -89,7 +83,7 @@ def evaluate(
     ----------
     scores : str or path
         Any table that `lensprep.tables.reader` reads with key, label, logit (or probability) and
-        region_id. This and all other places may be local or s3://.
+        region_id. This and all others may be local or s3://.
     out : str or path
         Folder to write. An earlier evaluation there is replaced whole; any other non-empty
         folder is refused. Nothing appears there if the evaluation fails.
@@ -157,7 +151,7 @@ def evaluate(
         tell("Comparing models", 0.8)
         found.entries["comparison"] = {"other": str(rival.path)} | compare(table, rival, options)
     if known is not None and sky is not None:
-        lenses, _ = measure_catalog(known, sky, found.cuts, options)
+        lenses = measure_catalog(known, sky, found.cuts, options)
         found.entries["known_lenses"] = lenses
         found.entries["notes"] += known_lens_notes(lenses)
     tell("Drawing stamps", 0.85)
@@ -185,7 +179,7 @@ def _sky_scores(
 ) -> SkyScores:
     """Scores in which known lenses are looked for, of the same model."""
     if path is None:
-        return SkyScores(scores.path, scores.table, scores.logits, scores.metadata, scores.names)
+        return scores
     sky = read_sky_scores(path, columns, scores_are)
     check_same_model(scores, sky)
     return sky
@@ -195,7 +189,7 @@ def _sky_scores(
 class _Galleries:
     shown: Sequence[PageGallery]
     stretch: str
-    notes: list[dict[str, str]]
+    notes: Notes
 
 
 def _galleries(
@@ -207,7 +201,7 @@ def _galleries(
 ) -> _Galleries:
     """Galleries from where the stamps were scored, if it can be read."""
     shown: list[PageGallery] = []
-    notes: list[dict[str, str]] = []
+    notes = Notes()
     stretch = ""
     uri = dataset or scores.metadata.get("dataset")
     if uri is not None and options.examples:
@@ -221,7 +215,7 @@ def _galleries(
         except ProjectError as error:
             if dataset is not None:
                 raise
-            notes.append(_no_stamps("example stamps", error))
+            notes.info(f"No example stamps: {error} Say where it is with --dataset.")
     missed = entries["known_lenses"]["missed"] if entries.get("known_lenses") else []
     if sky is not None and missed and options.examples:
         uri = sky.metadata.get("dataset") if sky.path != scores.path else uri
@@ -232,7 +226,7 @@ def _galleries(
                 shown.append(PageGallery(_MISSED, stamps))
                 stretch = stretch or reader.note
         except ProjectError as error:
-            notes.append(_no_stamps("stamps of the known lenses", error))
+            notes.info(f"No stamps of the known lenses: {error} Say where it is with --dataset.")
     return _Galleries(shown, stretch, notes)
 
 
@@ -242,10 +236,6 @@ _MISSED = Gallery(
     "Lowest score first. Are their arcs visible in these images at all?",
     np.empty(0, np.int64),
 )
-
-
-def _no_stamps(what: str, error: ProjectError) -> dict[str, str]:
-    return {"severity": "info", "text": f"No {what}: {error} Give its place with --dataset."}
 
 
 def _provenance(
@@ -296,11 +286,10 @@ def _write(
         write_selection(draft, selection)
         drawn.append(draw_selection(selection))
     saved = {plot.name: save_plot(plot, figures) for plot in drawn}
-    page = render_page(
-        page_context(content, saved, galleries.shown, galleries.stretch, found.completeness)
-    )
-    (draft / REPORT_NAME).write_text(page, encoding="utf-8")
-    (draft / CARD_NAME).write_text(render_card(card_context(content)), encoding="utf-8")
+    shown = page_context(content, saved, galleries.shown, galleries.stretch, found.completeness)
+    (draft / REPORT_NAME).write_text(render("report.html", shown), encoding="utf-8")
+    card = render("model_card.md", card_context(content))
+    (draft / CARD_NAME).write_text(card, encoding="utf-8")
     if content["known_lenses"]:
         rows = content["known_lenses"]["lenses"]
         names = list(rows[0]) if rows else ["name"]

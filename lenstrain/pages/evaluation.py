@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lensprep.dataset.strictjson import plain
+from lenstrain.evaluation import metrics
 from lenstrain.evaluation.operating import CompletenessTable, primary_threshold
-from lenstrain.evaluation.plainjson import plain
 from lenstrain.pages.files import PageGallery, PagePlot
 
 _MISSED_SHOWN = 50
@@ -12,19 +13,19 @@ _GROUPS = (("theta_e", "θE [″]"), ("src_dmag", "source Δmag"), ("lens_model"
 
 
 def page_context(
-    metrics: Mapping[str, Any],
+    content: Mapping[str, Any],
     figures: Mapping[str, PagePlot],
     galleries: Sequence[PageGallery],
     stretch: str,
     tables: Sequence[CompletenessTable],
 ) -> dict[str, Any]:
-    """Collect what the template reads; `metrics` is the content of metrics.json."""
+    """Collect what the template reads; `content` is that of metrics.json."""
     prevalences = [
         {"key": key, "one_in": f"{1 / float(key):,.0f}"}
-        for key in metrics["average_precision_at_prevalence"]
+        for key in content["average_precision_at_prevalence"]
     ]
     return {
-        "m": metrics,
+        "m": content,
         "figures": figures,
         "completeness_figures": [
             plot for name, plot in figures.items() if name.startswith("completeness_")
@@ -32,41 +33,60 @@ def page_context(
         "theta_rows": _theta_rows(tables),
         "galleries": galleries,
         "stretch": stretch,
-        "coverage": f"{100 * metrics['level']:g}%",
-        "split": metrics["provenance"]["scores_metadata"].get("split"),
+        "coverage": f"{100 * content['level']:g}%",
+        "split": content["provenance"]["scores_metadata"].get("split"),
         "prevalences": prevalences,
-        "cut": primary_threshold(metrics),
-        "widest": _widest(metrics),
+        "cut": primary_threshold(content),
+        "widest": _widest(content),
         "auroc_groups": [
-            (title, metrics[f"auroc_by_{name}"])
+            (title, content[f"auroc_by_{name}"])
             for name, title in _GROUPS
-            if metrics.get(f"auroc_by_{name}")
+            if content.get(f"auroc_by_{name}")
         ],
-        "calibration_rows": _calibration_rows(metrics),
+        "area_rows": _area_rows(content),
+        "calibration_rows": _calibration_rows(content),
         "missed_shown": _MISSED_SHOWN,
-        "comparison_rows": _comparison_rows(metrics["comparison"]),
-        "provenance": _provenance_rows(metrics["provenance"]),
+        "comparison_rows": _comparison_rows(content["comparison"]),
+        "provenance": _provenance_rows(content["provenance"]),
     }
 
 
-def _widest(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+def _widest(content: Mapping[str, Any]) -> dict[str, Any] | None:
     """The largest Einstein radius, which a finder must get right."""
-    groups = metrics.get("auroc_by_theta_e") or {}
+    groups = content.get("auroc_by_theta_e") or {}
     name = next(reversed(groups), None)
     if name is None or groups[name]["value"] is None:
         return None
     return {"name": name, "entry": groups[name]}
 
 
-def _calibration_rows(metrics: Mapping[str, Any]) -> list[tuple[str, tuple[Any, Any]]]:
-    calibrated = metrics["calibrated"]
+def _area_rows(content: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Metrics of the order of the scores, in the page's words."""
+    rows = []
+    for metric in metrics.METRICS:
+        if metric.kind != "ranking":
+            continue
+        entry, note = content[metric.name], ""
+        if metric.name == "partial_auroc":
+            note = f", FPR ≤ {100 * entry['max_fpr']:g}% (0.5 is chance, 1 perfect)"
+        rows.append((metric.title + note, entry))
+        if metric.name == "auroc" and content["auroc_delong"]:
+            rows.append(("AUROC, DeLong (rows taken as independent)", content["auroc_delong"]))
+    return rows
+
+
+def _calibration_rows(content: Mapping[str, Any]) -> list[tuple[str, tuple[Any, Any]]]:
+    calibrated = content["calibrated"]
 
     def pair(*path: str) -> tuple[Any, Any]:
-        return _dig(metrics, path), _dig(calibrated, path) if calibrated else None
+        return _dig(content, path), _dig(calibrated, path) if calibrated else None
 
     return [
-        ("Negative log likelihood [nat]", pair("nll")),
-        ("Brier score", pair("brier")),
+        *(
+            (metric.title, pair(metric.name))
+            for metric in metrics.METRICS
+            if metric.kind == "probability"
+        ),
         ("ECE, equal width", pair("ece", "equal_width")),
         ("ECE, equal mass", pair("ece", "equal_mass")),
         ("Root mean square error, debiased", pair("ece", "debiased")),
@@ -76,15 +96,18 @@ def _calibration_rows(metrics: Mapping[str, Any]) -> list[tuple[str, tuple[Any, 
 def _comparison_rows(comparison: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
     if comparison is None:
         return []
-    return [
-        ("AUROC", comparison["auroc"]),
-        ("Partial AUROC", comparison["partial_auroc"]),
-        ("Average precision, this sample", comparison["average_precision"]),
-        *(
-            (f"Completeness at FPR {100 * float(fpr):g}%", entry)
-            for fpr, entry in comparison["tpr_at_fpr"].items()
-        ),
+    rows = [
+        (metric.title, comparison[metric.name])
+        for metric in metrics.METRICS
+        if metric.kind == "ranking"
     ]
+    for metric in metrics.METRICS:
+        if metric.kind == "rate":
+            rows += [
+                (f"{metric.title} {100 * float(fpr):g}%", entry)
+                for fpr, entry in comparison[metric.name].items()
+            ]
+    return rows
 
 
 def _dig(tree: Any, path: Sequence[str]) -> Any:

@@ -51,14 +51,16 @@ WIDTH, HEIGHT = 3.5, 2.8
 _MOST = 0.5
 """Share of unresolved lenses from which a bin is marked."""
 
-AXIS_LABELS = {
-    "theta_e_arcsec": r"Einstein radius $\theta_\mathrm{E}$ [arcsec]",
-    "psfsize_r": "PSF FWHM, r band [arcsec]",
-    "psfdepth_r": "Depth, r band, 5σ [mag]",
-    "arc_snr": "Peak signal-to-noise of the arc",
-    "src_dmag": "Source magnitude less lens magnitude",
-    "theta_e_over_psf": r"$\theta_\mathrm{E}$ / PSF FWHM",
+_AXES = {
+    "theta_e_arcsec": ("Einstein radius", r"Einstein radius $\theta_\mathrm{E}$ [arcsec]"),
+    "psfsize_r": ("seeing", "PSF FWHM, r band [arcsec]"),
+    "psfdepth_r": ("depth", "Depth, r band, 5σ [mag]"),
+    "arc_snr": ("arc signal-to-noise", "Peak signal-to-noise of the arc"),
+    "src_dmag": ("source magnitude", "Source magnitude less lens magnitude"),
+    "theta_e_over_psf": ("Einstein radius over seeing", r"$\theta_\mathrm{E}$ / PSF FWHM"),
 }
+AXIS_NAMES = {name: words for name, (words, _) in _AXES.items()}
+AXIS_LABELS = {name: label for name, (_, label) in _AXES.items()}
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,7 @@ def draw_completeness(tables: Sequence[CompletenessTable]) -> Plot:
         axes.legend(title="Threshold at", title_fontsize=7, loc="best")
     return Plot(
         f"completeness_{axis.name}",
-        f"Completeness against {_plain(axis.name)}",
+        f"Completeness against {AXIS_NAMES[axis.name]}",
         "Share of lenses above the frozen threshold. Bars, from thick to thin: 68% and 95% by "
         "region, and 95% for all bins at once. Open symbols: most lenses of the bin are "
         "unresolved.",
@@ -261,18 +263,6 @@ def _centres(
     if name == "arc_snr" and edges[0] > 0:
         return np.asarray(np.sqrt(edges[:-1] * edges[1:]))
     return np.asarray((edges[:-1] + edges[1:]) / 2)
-
-
-def _plain(name: str) -> str:
-    plain = {
-        "theta_e_arcsec": "Einstein radius",
-        "psfsize_r": "seeing",
-        "psfdepth_r": "depth",
-        "arc_snr": "arc signal-to-noise",
-        "src_dmag": "source magnitude",
-        "theta_e_over_psf": "Einstein radius over seeing",
-    }
-    return plain[name]
 
 
 def draw_map(table: CompletenessTable) -> Plot:
@@ -314,7 +304,7 @@ def draw_map(table: CompletenessTable) -> Plot:
         figure.colorbar(mesh, ax=axes, label="Completeness", pad=0.02)
     return Plot(
         f"completeness_{x.name}_{y.name}",
-        f"Completeness: {_plain(x.name)} and {_plain(y.name)}",
+        f"Completeness: {AXIS_NAMES[x.name]} and {AXIS_NAMES[y.name]}",
         f"At the threshold for {table.threshold.name}; ± half the 95% interval by region. "
         "Hatched: most lenses of the cell are unresolved.",
         figure,
@@ -351,7 +341,7 @@ def draw_strata(entries: Sequence[Mapping[str, Any]], target: float | None, leve
         figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2, handlelength=1.5)
     return Plot(
         f"fpr_{name}",
-        f"False positives against {_plain(name)}",
+        f"False positives against {AXIS_NAMES[name]}",
         "A finder that is fair to its sky keeps the same rate in every bin. Wilson bars take rows "
         "as independent.",
         figure,

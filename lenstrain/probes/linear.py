@@ -96,19 +96,11 @@ def auroc_by_region(
     correlations = class_correlations(positive, values, region)
     few = few_of_classes(positive, region, len(names), correlations)
     resampling = make_resampling(len(names), resamples, seed, level, few=few)
-    entry = resampling.entry(auroc_draws(ranked, resampling.weights))
+    entry = resampling.entry(boot.auroc_draws(ranked, resampling.weights))
     for end in ("low", "high"):
         if not np.isfinite(entry[end]):
             entry[end] = None
     return entry | {"n": len(scores), "regions": len(names)}
-
-
-def auroc_draws(ranked: boot.RankedRows, weights: Floats) -> Floats:
-    """AUROC under each draw of regions, shape (draws,), by the cheaper of two exact ways."""
-    if len(weights.T) > boot.MAX_PAIRED_REGIONS:
-        return boot.curve_draws(ranked, weights, 0.01).auroc
-    n1, n0 = (ranked.counts(positive).astype(np.float64) for positive in (True, False))
-    return boot.auroc_of_weights(boot.pair_counts(ranked)[0], weights, n1, n0)
 
 
 def linear_probe(

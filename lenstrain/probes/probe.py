@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensprep.dataset import Dataset, NormalizationSpec
+from lensprep.dataset.strictjson import plain
 from lensprep.errors import CheckpointError
 from lensprep.store import check_folder, join_uri, split_uri, written_folder
 from lensprep.tables.reader import Uri
-from lenstrain.evaluation.plainjson import plain
 from lenstrain.networks.ensemble import load_finder
 from lenstrain.pages import interval, number, percent, render
 from lenstrain.pages.figures import Plot

@@ -29,7 +29,7 @@ from lenstrain.evaluation import bootstrap as boot
 from lenstrain.evaluation.clustered import class_correlations, few_of_classes
 from lenstrain.evaluation.metrics import auroc, roc_curve
 from lenstrain.evaluation.resampling import Resampling, Scale, make_resampling
-from lenstrain.probes.linear import FOLDS, auroc_draws
+from lenstrain.probes.linear import FOLDS
 from lenstrain.probes.looking import brightness
 from lenstrain.probes.options import ProbeOptions
 from lenstrain.probes.pixels import radius_px
@@ -136,7 +136,7 @@ def _judge(
     def drawn(values: Floats) -> dict[str, Floats]:
         ranked = boot.rank_rows(judged.labels, values, codes.astype(np.int32), len(names))
         rates, _ = boot.tpr_at_fprs(ranked, resampling.weights, (options.fpr,))
-        return {"auroc": auroc_draws(ranked, resampling.weights), "tpr": rates[0]}
+        return {"auroc": boot.auroc_draws(ranked, resampling.weights), "tpr": rates[0]}
 
     draws = {name: drawn(values) for name, values in scores.items()}
     network = drawn(judged.logits)

@@ -1,22 +1,30 @@
-"""Read a table of scores and refuse what cannot be judged, with the reason in one line."""
+"""Columns and metadata of a table of scores: read here alone, or refused in one line."""
 
+import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.errors import NotFoundError, ScoresError
-from lensprep.tables.reader import METADATA_KEY as METADATA_KEY
-from lensprep.tables.reader import TableFile, Uri, check_ids, read_table, require_columns, to_floats
-from lenstrain.evaluation.clustered import Shares, class_correlations
-from lenstrain.evaluation.metrics import RocCurve, roc_curve
+from lensprep.tables.reader import (
+    METADATA_KEY,
+    TableFile,
+    Uri,
+    check_ids,
+    read_table,
+    require_columns,
+    to_floats,
+)
 
 _log = logging.getLogger("lenstrain.evaluation")
 
@@ -40,28 +48,34 @@ Floats = NDArray[np.float64]
 ScoresAre = Literal["probability", "logit"]
 
 
-@dataclass(frozen=True)
-class Scores:
-    """A table of scores, checked: one row a stamp."""
+@dataclass(frozen=True, kw_only=True)
+class SkyScores:
+    """Scores with positions; labels are not needed."""
 
     path: Uri
     table: pa.Table
     """The columns that evaluation reads, in file order."""
-    labels: NDArray[np.int8]
     logits: Floats
+    metadata: dict[str, Any]
+    """What `lenstrain infer` wrote: checkpoint, dataset_id, normalization, ...; {} elsewhere."""
+    names: tuple[str, ...] = ()
+    """All headings of the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreTable(SkyScores):
+    """A table of scores, checked: one row a stamp."""
+
+    labels: NDArray[np.int8]
     region: NDArray[np.int32]
     """Cluster of each row, numbered from 0; a cluster is a region unless there are too many."""
     n_regions: int
     """Distinct region_id."""
     n_clusters: int
-    metadata: dict[str, Any]
-    """What `lenstrain infer` wrote: checkpoint, dataset_id, normalization, ...; {} elsewhere."""
     sha256: str
     """Digest of the file."""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     """What a reader of the results must know."""
-    names: tuple[str, ...] = ()
-    """All headings of the file."""
 
     @property
     def n(self) -> int:
@@ -99,11 +113,6 @@ class Scores:
         return np.argsort(self.logits)[::-1]
 
     @cached_property
-    def curve(self) -> RocCurve:
-        """Counts of both classes at or above every distinct logit."""
-        return roc_curve(self.labels, self.logits, self.order)
-
-    @cached_property
     def identity(self) -> NDArray[np.int64]:
         """Number of each distinct image: the same control may come up to 24 times."""
         if self.identity_column == "key":
@@ -123,82 +132,14 @@ class Scores:
         """Distinct images among the negatives."""
         return np.unique(self.identity[self.labels == 0]).size
 
-    @cached_property
-    def correlations(self) -> tuple[float, float]:
-        """Correlation of logits within regions, of non-lenses and of lenses, on distinct images."""
-        rows = np.concatenate([self._distinct(label) for label in (0, 1)])
-        return class_correlations(self.labels[rows], self.logits[rows], self.region[rows])
 
-    def _distinct(self, label: int) -> NDArray[np.int64]:
-        """One row of every distinct image of a class in every region: that of the lowest logit."""
-        rows = np.flatnonzero(self.labels == label)
-        if self.class_repeats[label] == rows.size:
-            return rows
-        place = self.identity[rows] * self.n_clusters + self.region[rows]
-        order = np.lexsort((self.logits[rows], place))
-        return rows[order[np.append(True, np.diff(place[order]) != 0)]]
-
-    def multiplicity(self, among: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """How often the image of each of some rows comes among them; shape (among.sum(),)."""
-        if self.identity_column == "key":
-            return np.ones(np.count_nonzero(among), np.int64)
-        images = self.identity[among]
-        return np.bincount(images, minlength=1)[images]
-
-    def repeats(self, among: NDArray[np.bool_]) -> float:
-        """Sum, over the distinct images among some rows, of the square of their rows."""
-        return float(self.multiplicity(among).sum())
-
-    @cached_property
-    def class_repeats(self) -> tuple[float, float]:
-        """`repeats` of all non-lenses and of all lenses."""
-        return self.repeats(self.labels == 0), self.repeats(self.labels == 1)
-
-    def shares(self, label: int, within: NDArray[np.bool_], flagged: NDArray[np.bool_]) -> Shares:
-        """Flagged share of the rows of a class within a part of the table; arrays of shape (n,)."""
-        among = within & (self.labels == label)
-        counts = [
-            np.bincount(self.region[chosen], minlength=self.n_clusters).astype(np.float64)
-            for chosen in (among & flagged, among)
-        ]
-        repeats = np.asarray(self.repeats(among))
-        return Shares(counts[0], counts[1], repeats, self.correlations[label])
-
-    def shares_above(self, label: int, thresholds: Floats) -> Shares:
-        """Shares of a class strictly above each of m thresholds; hits of shape (m, clusters)."""
-        rows = self.order[self.labels[self.order] == label]
-        order = np.argsort(-thresholds, kind="stable")
-        upto = np.searchsorted(-self.logits[rows], -thresholds[order], side="left")
-        step = np.searchsorted(upto, np.arange(rows.size), side="right")
-        cell = step * self.n_clusters + self.region[rows]
-        counts = np.bincount(cell, minlength=(thresholds.size + 1) * self.n_clusters)
-        counts = counts.reshape(-1, self.n_clusters).astype(np.float64)
-        hits = np.empty((thresholds.size, self.n_clusters))
-        hits[order] = np.cumsum(counts[:-1], axis=0)
-        total = np.broadcast_to(counts.sum(axis=0), hits.shape)
-        repeats = np.full(thresholds.size, self.class_repeats[label])
-        return Shares(hits, total, repeats, self.correlations[label])
-
-
-@dataclass(frozen=True)
-class SkyScores:
-    """Scores with positions; labels are not needed."""
-
-    path: Uri
-    table: pa.Table
-    logits: Floats
-    metadata: dict[str, Any]
-    names: tuple[str, ...]
-    """All headings of the file."""
-
-
-def read_scores(
+def read_score_table(
     path: Uri,
     columns: Mapping[str, str] | None = None,
     scores_are: ScoresAre | None = None,
     *,
     if_there: bool = False,
-) -> Scores:
+) -> ScoreTable:
     """Read and check a table of scores.
 
     Parameters
@@ -217,7 +158,7 @@ def read_scores(
 
     Returns
     -------
-    Scores
+    ScoreTable
         The rows in file order; keys are text.
 
     Raises
@@ -241,18 +182,14 @@ def read_scores(
         notes.append(
             f"{n_regions:,} regions are drawn in {n_clusters:,} clusters of whole regions."
         )
-    return Scores(
-        path,
-        table,
-        labels,
-        logits,
-        region.astype(np.int32),
-        n_regions,
-        n_clusters,
-        found.metadata,
-        found.sha256,
-        tuple(notes),
-        tuple(found.names),
+    return ScoreTable(
+        **_common(path, found, logits),
+        labels=labels,
+        region=region.astype(np.int32),
+        n_regions=n_regions,
+        n_clusters=n_clusters,
+        sha256=found.sha256,
+        notes=tuple(notes),
     )
 
 
@@ -266,7 +203,7 @@ def read_sky_scores(
     Parameters
     ----------
     path, columns, scores_are
-        As of `read_scores`, where ``if_there``.
+        As of `read_score_table`, where ``if_there``.
 
     Raises
     ------
@@ -274,7 +211,18 @@ def read_sky_scores(
         If the file cannot be read, is empty, lacks key or logit, or holds non-finite scores.
     """
     found, logits, _ = read_rows(path, ("key", LOGIT), columns, scores_are, if_there=True)
-    return SkyScores(path, found.table, logits, found.metadata, tuple(found.names))
+    return SkyScores(**_common(path, found, logits))
+
+
+def _common(path: Uri, found: TableFile, logits: Floats) -> dict[str, Any]:
+    """Fields of `SkyScores`."""
+    return {
+        "path": path,
+        "table": found.table,
+        "logits": logits,
+        "metadata": found.metadata,
+        "names": tuple(found.names),
+    }
 
 
 def read_rows(
@@ -290,7 +238,7 @@ def read_rows(
     Parameters
     ----------
     path, columns, scores_are, if_there
-        As of `read_scores`.
+        As of `read_score_table`.
     needed : tuple of str
         Columns that must be there: key, `LOGIT`, and others.
 
@@ -306,7 +254,7 @@ def read_rows(
     Raises
     ------
     ScoresError
-        As `read_scores`, of what concerns these columns.
+        As `read_score_table`, of what concerns these columns.
     """
     try:
         found = read_table(path, COLUMNS, _TEXT_COLUMNS, rename=columns, if_there=if_there)
@@ -318,20 +266,54 @@ def read_rows(
         raise ScoresError(f"{path} has no rows: score a split that is not empty.")
     check_ids(table["key"], "key", path)
     logits, notes = _read_logits(found, path, scores_are)
-    place = table.column_names.index("key")
-    table = table.set_column(place, "key", table["key"].cast(pa.string()))
+    position = table.column_names.index("key")
+    table = table.set_column(position, "key", table["key"].cast(pa.string()))
     return found._replace(table=table), logits, notes
 
 
+def read_logits(path: Uri, needed: Sequence[str] = ()) -> pa.Table:
+    """Read any table with logits: of one class alone, or of things that have no label.
+
+    Raises
+    ------
+    ScoresError
+        If it cannot be read, lacks a column, or holds logits that are not finite.
+    """
+    found = read_table(path, ("logit", *needed))
+    require_columns(found, ("logit", *needed), path, "Add it, or name another table.")
+    table = found.table
+    logits = to_floats(table["logit"], "logit", path)
+    if table.num_rows == 0 or not np.isfinite(logits).all():
+        raise ScoresError(f"{path} is empty, or has logits that are not finite.")
+    if "checkpoint_sha256" not in found.metadata:
+        check_logits(logits, path, "Write their logits, log(p / (1 - p)).")
+    return table
+
+
+def logits_of(table: pa.Table) -> NDArray[np.float64]:
+    """Logits as float64, NaN for null."""
+    return np.asarray(table["logit"].cast(pa.float64()).to_numpy(), np.float64)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What `lenstrain infer` wrote into a Parquet table of scores; {} if that is not known."""
+    try:
+        raw = (pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}")
+        content = json.loads(raw)
+    except (OSError, pa.ArrowException, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def check_keys(keys: pa.ChunkedArray, path: Uri) -> None:
-    """Refuse keys that come more than once, with ScoresError."""
+    """Refuse keys that occur more than once, with ScoresError."""
     if pc.count_distinct(keys).as_py() == len(keys):
         return
     counts = keys.value_counts()
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     first = twice[0]
     raise ScoresError(
-        f"{path}: {len(twice)} keys come more than once ({first['values']!s:.100} comes "
+        f"{path}: {len(twice)} keys occur more than once ({first['values']!s:.100} occurs "
         f"{first['counts']} times); every stamp must be scored once. Remove the repeats."
     )
 
@@ -371,7 +353,7 @@ def _read_logits(
     if "checkpoint_sha256" in found.metadata and name == "logit":
         if not alike:
             odd = scores_are == "probability"
-            return values, ["--scores-are is not heeded: `lenstrain infer` wrote logits."] * odd
+            return values, ["--scores-are is ignored: `lenstrain infer` wrote logits."] * odd
         if scores_are is None:  # an untrained network may give such logits
             remedy = "If the table was changed since, say --scores-are probability."
             note = f"{alike.capitalize()} {remedy}"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from typing import Any
 
 from lensprep.configfile import from_mapping, load_config, to_mapping, typed
 from lensprep.errors import ConfigError
 from lensprep.store import join_uri, split_uri
-from lenstrain.config import Config, Metric
+from lenstrain.config import Config
+from lenstrain.evaluation.metrics import steering_metric
 from lenstrain.sweep.space import Dimension, apply, parse_space
 
 
@@ -21,9 +22,10 @@ class SearchConfig:
     trials: int = 40
     """Trials in the study, pruned and failed ones counted, over all workers and restarts."""
 
-    objective: Metric = "tpr_at_fpr"
-    """Validation metric to better; the best epoch of a trial counts. AUROC alone does not say
-    whether a finder works at the false-positive rates that a survey can inspect."""
+    objective: str = "tpr_at_fpr"
+    """Validation metric to improve: ``auroc``, ``nll`` or ``tpr_at_fpr``; the best epoch of a trial
+    counts. AUROC alone does not say whether a finder works at the false-positive rates that a
+    survey can inspect."""
 
     seed: int = 0
     """Seed of the sampler. The trials train with ``train.seed`` of the base, all the same one."""
@@ -120,7 +122,7 @@ class Plan:
             "base": to_mapping(self.base),
             "objective": self.search.objective,
             "lr_batch_exponent": self.search.lr_batch_exponent,
-            "space": [dimension.to_dict() for dimension in self.space],
+            "space": [asdict(dimension) for dimension in self.space],
         }
 
 
@@ -137,9 +139,10 @@ def load_plan(path: str | PathLike[str], overrides: tuple[str, ...] = ()) -> Pla
     ------
     ConfigError
         If the file cannot be read, a key is unknown, no value of a range can be used, or the
-        objective would be taken on the test split.
+        objective is not one that may steer or would be taken on the test split.
     """
     sweep = load_config(SweepConfig, path, overrides)
+    steering_metric(sweep.search.objective, "search.objective")
     space = parse_space(sweep.space)
     beside = None if sweep.base is None else join_uri(split_uri(path)[0], sweep.base)
     mapping = merged(to_mapping(load_config(Config, beside)), sweep.fixed)

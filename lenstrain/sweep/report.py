@@ -19,19 +19,14 @@ from optuna.trial import FrozenTrial, TrialState
 from lensprep.configfile import to_toml
 from lensprep.dataset import Dataset
 from lensprep.store import write_atomic
+from lenstrain.evaluation.metrics import higher_is_better, steering
 from lenstrain.pages.figures import BLUE, GREEN, GREY, RED, STYLE
 from lenstrain.sweep.config import Plan
-from lenstrain.sweep.study import Places, best_trials, hopeless, quiet
+from lenstrain.sweep.study import StudyFiles, best_trials, hopeless, quiet
 from lenstrain.sweep.work import RESULT, refit_config
 
-LABELS = {
-    "auroc": "AUROC",
-    "nll": "negative log-likelihood",
-    "tpr_at_fpr": "TPR at the chosen FPR",
-}
 
-
-def recommend(study: optuna.Study, dataset: str, plan: Plan, places: Places) -> dict[str, Any]:
+def recommend(study: optuna.Study, dataset: str, plan: Plan, files: StudyFiles) -> dict[str, Any]:
     """Compare the refits, write what is recommended, draw the figures.
 
     Returns
@@ -43,11 +38,11 @@ def recommend(study: optuna.Study, dataset: str, plan: Plan, places: Places) -> 
         ``notes``.
     """
     trials = study.get_trials(deepcopy=False)
-    refits = compare_refits(study, plan, places)
+    refits = compare_refits(study, plan, files)
     chosen = next((entry for entry in refits if entry["mean"] is not None), None)
     result: dict[str, Any] = {
-        "study": str(places.database),
-        "folder": str(places.folder),
+        "study": str(files.database),
+        "folder": str(files.folder),
         "objective": plan.search.objective,
         "trials": {
             state.name.lower(): sum(t.state == state for t in trials) for state in TrialState
@@ -65,9 +60,9 @@ def recommend(study: optuna.Study, dataset: str, plan: Plan, places: Places) -> 
     }
     result["best"] = result["best"][0] if result["best"] else None
     if chosen is not None:
-        result["recommended"] = write_recommended(chosen, study, dataset, plan, places)
-    result["plots"] = draw(study, plan, places, result["importance"])
-    write_atomic(places.folder / "sweep.json", json.dumps(result, indent=1, default=str).encode())
+        result["recommended"] = write_recommended(chosen, study, dataset, plan, files)
+    result["plots"] = draw(study, plan, files, result["importance"])
+    write_atomic(files.folder / "sweep.json", json.dumps(result, indent=1, default=str).encode())
     return result
 
 
@@ -81,7 +76,7 @@ def describe_trial(trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
-def compare_refits(study: optuna.Study, plan: Plan, places: Places) -> list[dict[str, Any]]:
+def compare_refits(study: optuna.Study, plan: Plan, files: StudyFiles) -> list[dict[str, Any]]:
     """Mean and spread of the objective over the seeds of each refitted trial, best mean first.
 
     A trial of which a refit failed comes after those of which all succeeded.
@@ -90,7 +85,7 @@ def compare_refits(study: optuna.Study, plan: Plan, places: Places) -> list[dict
     for trial in best_trials(study, plan.refit.top):
         values, failures = [], []
         for seed in plan.refit.seeds:
-            path = places.refit(trial.number, seed) / RESULT
+            path = files.refit(trial.number, seed) / RESULT
             outcome = json.loads(path.read_text()) if path.exists() else {"failure": "not run"}
             if outcome.get("best_value") is None:
                 failures.append(f"seed {seed}: {outcome.get('failure', 'no finite value')}")
@@ -105,31 +100,31 @@ def compare_refits(study: optuna.Study, plan: Plan, places: Places) -> list[dict
                 "failures": failures,
             }
         )
-    sign = 1.0 if plan.search.objective == "nll" else -1.0
+    sign = steering()[plan.search.objective].sign
     return sorted(
-        entries, key=lambda e: (len(e["failures"]), sign * (e["mean"] if e["values"] else 0.0))
+        entries, key=lambda e: (len(e["failures"]), -sign * (e["mean"] if e["values"] else 0.0))
     )
 
 
 def write_recommended(
-    chosen: dict[str, Any], study: optuna.Study, dataset: str, plan: Plan, places: Places
+    chosen: dict[str, Any], study: optuna.Study, dataset: str, plan: Plan, files: StudyFiles
 ) -> dict[str, Any]:
     """Write the recommended configuration and say how to train with it."""
     trial = next(t for t in study.get_trials(deepcopy=False) if t.number == chosen["trial"])
-    config = refit_config(places, trial, plan.base.train.seed, plan)
-    path = places.folder / "recommended.toml"
+    config = refit_config(files, trial, plan.base.train.seed, plan)
+    path = files.folder / "recommended.toml"
     spread = "" if chosen["std"] is None else f" +- {chosen['std']:.4f}"
     head = (
-        f"# Recommended by the study {places.database.name}: trial {trial.number}, whose "
+        f"# Recommended by the study {files.database.name}: trial {trial.number}, whose "
         f"{plan.search.objective}\n# over {len(chosen['values'])} seeds is {chosen['mean']:.4f}"
         f"{spread} on the validation split.\n\n"
     )
     write_atomic(path, (head + to_toml(config)).encode())
     command = shlex.join(
         ["lenstrain", "train", dataset, "--config", str(path), "--out",
-         str(places.folder / "recommended")]
+         str(files.folder / "recommended")]
     )  # fmt: skip
-    write_atomic(places.folder / "recommended.sh", (command + "\n").encode())
+    write_atomic(files.folder / "recommended.sh", (command + "\n").encode())
     return {
         "trial": trial.number,
         "mean": chosen["mean"],
@@ -188,7 +183,7 @@ def importance(study: optuna.Study) -> dict[str, float]:
     return {key: float(value) for key, value in found.items()}
 
 
-def draw(study: optuna.Study, plan: Plan, places: Places, shares: dict[str, float]) -> list[str]:
+def draw(study: optuna.Study, plan: Plan, files: StudyFiles, shares: dict[str, float]) -> list[str]:
     """Draw the history, and the importance if it is known; returns the files."""
     with rc_context(STYLE):
         figures = {"history.png": history_figure(study, plan)}
@@ -196,7 +191,7 @@ def draw(study: optuna.Study, plan: Plan, places: Places, shares: dict[str, floa
             figures["importance.png"] = importance_figure(shares, plan)
         paths: list[Path] = []
         for name, figure in figures.items():
-            paths.append(places.folder / name)
+            paths.append(files.folder / name)
             figure.savefig(paths[-1], dpi=200)
     return [str(path) for path in paths]
 
@@ -209,7 +204,7 @@ def history_figure(study: optuna.Study, plan: Plan) -> Figure:
     done = [t for t in trials if t.state == TrialState.COMPLETE]
     pruned = [t for t in trials if t.state == TrialState.PRUNED and t.intermediate_values]
     failed = [t.number for t in trials if t.state == TrialState.FAIL]
-    best = np.fmin if plan.search.objective == "nll" else np.fmax
+    best = np.fmax if higher_is_better(plan.search.objective) else np.fmin
     if done:
         numbers, values = [t.number for t in done], [t.value for t in done]
         axes.plot(numbers, values, "o", color=BLUE, label="completed")
@@ -221,11 +216,18 @@ def history_figure(study: optuna.Study, plan: Plan) -> Figure:
         label = "failed" if number == failed[0] else None
         axes.axvline(number, color=RED, linestyle=":", linewidth=1, label=label)
     axes.set_xlabel("Trial")
-    axes.set_ylabel(f"Validation {LABELS[plan.search.objective]}")
+    axes.set_ylabel(f"{_objective(plan)} (validation)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside upper center", ncols=4)
     return figure
+
+
+def _objective(plan: Plan) -> str:
+    """The objective in words."""
+    metric = steering()[plan.search.objective]
+    rate = f" {100 * plan.base.eval.fpr:g}%" if metric.kind == "rate" else ""
+    return metric.title + rate
 
 
 def importance_figure(shares: dict[str, float], plan: Plan) -> Figure:
@@ -236,5 +238,5 @@ def importance_figure(shares: dict[str, float], plan: Plan) -> Figure:
     bars = axes.barh(names, [shares[name] for name in names], color=BLUE, height=0.6)
     axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
     axes.set_xlim(0, max(shares.values()) * 1.15)
-    axes.set_xlabel(f"Share in the variance of {LABELS[plan.search.objective]} (fANOVA)")
+    axes.set_xlabel(f"Share in the variance of {_objective(plan)} (fANOVA)")
     return figure

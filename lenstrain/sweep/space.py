@@ -11,28 +11,17 @@ A range is one of ::
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from lensprep.errors import ConfigError
 
+if TYPE_CHECKING:
+    from optuna.trial import BaseTrial
+
 _KEYS = {"low", "high", "log", "step", "choices", "when"}
-
-
-class Suggest(Protocol):
-    """What draws a value: an Optuna trial."""
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None, log: bool
-    ) -> float:
-        """A number of a range."""
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
-        """An integer of a range."""
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
-        """One of a list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +46,18 @@ class Dimension:
         """Whether the key is drawn, given what was drawn before it."""
         return all(values.get(key) == value for key, value in self.when.items())
 
-    def draw(self, suggest: Suggest) -> Any:
+    def draw(self, trial: BaseTrial) -> Any:
         """Draw a value."""
         if self.choices:
             # A list is no category of a database: it is named by its JSON.
             names = {_name(choice): choice for choice in self.choices}
-            return names[suggest.suggest_categorical(self.key, list(names))]
+            return names[trial.suggest_categorical(self.key, list(names))]
         if isinstance(self.low, int) and isinstance(self.high, int):
             step = int(self.step or 1)
-            return suggest.suggest_int(self.key, self.low, self.high, step=step, log=self.log)
+            return trial.suggest_int(self.key, self.low, self.high, step=step, log=self.log)
         assert self.low is not None
         assert self.high is not None
-        return suggest.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log)
+        return trial.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log)
 
     def holds(self, value: Any) -> bool:
         """Whether a value lies in the range."""
@@ -87,29 +76,17 @@ class Dimension:
         """Values to try a configuration with."""
         return list(self.choices) if self.choices else [self.low, self.high]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, for the study's identity."""
-        return {
-            "key": self.key,
-            "low": self.low,
-            "high": self.high,
-            "log": self.log,
-            "step": self.step,
-            "choices": list(self.choices),
-            "when": self.when,
-        }
-
 
 def _name(choice: Any) -> Any:
     return json.dumps(choice) if isinstance(choice, list) else choice
 
 
-def draw_all(space: tuple[Dimension, ...], suggest: Suggest) -> dict[str, Any]:
+def draw_all(space: tuple[Dimension, ...], trial: BaseTrial) -> dict[str, Any]:
     """Draw every key that applies, in the order of the space."""
     values: dict[str, Any] = {}
     for dimension in space:
         if dimension.applies(values):
-            values[dimension.key] = dimension.draw(suggest)
+            values[dimension.key] = dimension.draw(trial)
     return values
 
 
@@ -152,21 +129,10 @@ def _parse(key: str, value: Any) -> Dimension:
     unknown = sorted(set(value) - _KEYS)
     if unknown:
         raise ConfigError(f"{where}: unknown {unknown[0]!r}. Known: {', '.join(sorted(_KEYS))}.")
-    when = _flat(value.get("when", {}))
+    when = dict(_leaves(value.get("when", {}), ""))
     if "choices" in value:
         return _parse_choices(where, key, value, when)
     return _parse_numbers(where, key, value, when)
-
-
-def _flat(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Conditions by full key, however they are nested."""
-    result: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            result |= {f"{key}.{below}": item for below, item in _flat(value).items()}
-        else:
-            result[key] = value
-    return result
 
 
 def _parse_choices(
@@ -200,16 +166,11 @@ def _parse_numbers(
 
 def apply(mapping: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """A nested mapping with the values of dotted keys set; the given one is not changed."""
-    result = _copy(mapping)
+    result = deepcopy(dict(mapping))
     for key, value in values.items():
         *sections, last = key.split(".")
-        place = result
+        inner = result
         for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = value
+            inner = inner.setdefault(section, {})
+        inner[last] = value
     return result
-
-
-def _copy(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    copy: Callable[[Any], Any] = lambda v: _copy(v) if isinstance(v, Mapping) else v  # noqa: E731
-    return {key: copy(value) for key, value in mapping.items()}

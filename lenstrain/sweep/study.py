@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from lensprep.errors import ConfigError, StorageError, passing_fault
+from lenstrain.evaluation.metrics import higher_is_better
 from lenstrain.sweep.config import Plan, baseline_values
 
 STUDY_NAME = "lenstrain"
@@ -25,8 +26,8 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Where a sweep keeps its things: a folder beside the database."""
+class StudyFiles:
+    """Files of a study: the database, and a folder beside it."""
 
     database: Path
 
@@ -53,7 +54,7 @@ class Places:
         return self.folder / "locks" / name
 
 
-def make_places(database: Path) -> Places:
+def make_study_files(database: Path) -> StudyFiles:
     """Check the name of the database and make the folder beside it.
 
     Raises
@@ -65,12 +66,12 @@ def make_places(database: Path) -> Places:
     if not database.suffix:
         raise StorageError(f"{database}: name the study's database with an ending, such as .db.")
     _check_kind(database)
-    places = Places(database)
+    files = StudyFiles(database)
     try:
-        places.lock("").mkdir(parents=True, exist_ok=True)
+        files.lock("").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"{places.folder} cannot be made: {error.strerror}.") from error
-    return places
+        raise StorageError(f"{files.folder} cannot be made: {error.strerror}.") from error
+    return files
 
 
 def _check_kind(database: Path) -> None:
@@ -118,7 +119,7 @@ def try_lock(path: Path) -> IO[str] | None:
     return file
 
 
-def open_study(places: Places, plan: Plan, dataset_id: str) -> optuna.Study:
+def open_study(files: StudyFiles, plan: Plan, dataset_id: str) -> optuna.Study:
     """Open the study, or make it with the base configuration as its first trial.
 
     Raises
@@ -131,19 +132,19 @@ def open_study(places: Places, plan: Plan, dataset_id: str) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     search = plan.search
     identity = {"dataset_id": dataset_id, **plan.identity()}
-    with locked(places.lock("study")), quiet(), database_errors(places.database):
-        fresh = not places.database.exists()
-        if fresh and (places.folder / "trials").exists():
+    with locked(files.lock("study")), quiet(), database_errors(files.database):
+        fresh = not files.database.exists()
+        if fresh and (files.folder / "trials").exists():
             raise StorageError(
-                f"{places.folder} holds trials of a study whose database {places.database} is "
+                f"{files.folder} holds trials of a study whose database {files.database} is "
                 "gone. Put the database back, or name another --study."
             )
         try:
             study = optuna.create_study(
-                storage=optuna.storages.RDBStorage(places.url, {"connect_args": {"timeout": 60}}),
+                storage=optuna.storages.RDBStorage(files.url, {"connect_args": {"timeout": 60}}),
                 study_name=STUDY_NAME,
                 load_if_exists=True,
-                direction="minimize" if search.objective == "nll" else "maximize",
+                direction="maximize" if higher_is_better(search.objective) else "minimize",
                 sampler=make_sampler(plan, 0),
                 pruner=optuna.pruners.MedianPruner(
                     n_startup_trials=search.pruner_startup,
@@ -152,9 +153,9 @@ def open_study(places: Places, plan: Plan, dataset_id: str) -> optuna.Study:
             )
         except RuntimeError as error:  # Optuna's, of a database of another version
             raise StorageError(
-                f"{places.database} is no study of this version: {str(error).splitlines()[0]}"
+                f"{files.database} is no study of this version: {str(error).splitlines()[0]}"
             ) from error
-        check_identity(study, identity, places.database)
+        check_identity(study, identity, files.database)
         if search.baseline and "identity" not in study.user_attrs:
             values = baseline_values(plan)
             stored = {d.key: d.stored(values[d.key]) for d in plan.space if d.key in values}
@@ -211,13 +212,13 @@ class Claim:
         self.lock.close()
 
 
-def claim(study: optuna.Study, places: Places, plan: Plan) -> Claim | None:
+def claim(study: optuna.Study, files: StudyFiles, plan: Plan) -> Claim | None:
     """The next trial to work on: an orphan first, then a new one, or None if all are given out."""
-    with locked(places.lock("study")), quiet(), database_errors(places.database):
+    with locked(files.lock("study")), quiet(), database_errors(files.database):
         trials = study.get_trials(deepcopy=False)
         for frozen in trials:
             if frozen.state == TrialState.RUNNING:
-                found = _adopt(study, places, frozen, plan.search.attempts)
+                found = _adopt(study, files, frozen, plan.search.attempts)
                 if found is not None:
                     return found
         given = sum(t.state != TrialState.WAITING for t in study.get_trials(deepcopy=False))
@@ -226,7 +227,7 @@ def claim(study: optuna.Study, places: Places, plan: Plan) -> Claim | None:
         # The number is only known afterwards, but nobody else claims before this lock is free.
         study.sampler = make_sampler(plan, given)
         trial = study.ask()
-        lock = try_lock(places.lock(f"trial-{trial.number:04d}"))
+        lock = try_lock(files.lock(f"trial-{trial.number:04d}"))
         assert lock is not None
         return Claim(trial, lock, again=False)
 
@@ -234,7 +235,7 @@ def claim(study: optuna.Study, places: Places, plan: Plan) -> Claim | None:
 def make_sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
     """Sampler for one trial, seeded by its number: a study that was killed draws as it would have.
 
-    The constant liar keeps workers from trying the same place at the same time.
+    The constant liar keeps workers from trying the same values at the same time.
     """
     return optuna.samplers.TPESampler(
         n_startup_trials=plan.search.startup_trials,
@@ -243,9 +244,11 @@ def make_sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
     )
 
 
-def _adopt(study: optuna.Study, places: Places, frozen: FrozenTrial, attempts: int) -> Claim | None:
+def _adopt(
+    study: optuna.Study, files: StudyFiles, frozen: FrozenTrial, attempts: int
+) -> Claim | None:
     """Take over a running trial whose process is gone; give it up if that happened too often."""
-    lock = try_lock(places.lock(f"trial-{frozen.number:04d}"))
+    lock = try_lock(files.lock(f"trial-{frozen.number:04d}"))
     if lock is None:
         return None
     trial = Trial(study, frozen._trial_id)

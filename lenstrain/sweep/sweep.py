@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,7 +18,7 @@ from lensprep.errors import ProjectError
 from lensprep.store.interrupts import PREEMPTED, grace, killed_by
 from lenstrain.sweep.config import Plan
 from lenstrain.sweep.report import recommend
-from lenstrain.sweep.study import Places, open_study
+from lenstrain.sweep.study import StudyFiles, open_study
 from lenstrain.training.signals import SAVE_SECONDS
 from lenstrain.training.step import check_precision
 
@@ -34,7 +33,7 @@ class WorkerError(ProjectError):
 
 
 def sweep(
-    dataset: str, plan: Plan, places: Places, arguments: Sequence[str], workers: int
+    dataset: str, plan: Plan, files: StudyFiles, arguments: Sequence[str], workers: int
 ) -> dict[str, Any]:
     """Search, refit and recommend.
 
@@ -42,7 +41,7 @@ def sweep(
     ----------
     dataset : str
     plan : Plan
-    places : Places
+    files : StudyFiles
     arguments : sequence of str
         Command line of the sweep, which a worker repeats with ``--worker N``.
     workers : int
@@ -64,11 +63,11 @@ def sweep(
     on_gpu = plan.base.train.device != "cpu" and visible_gpus()
     if all(dimension.key != "train.amp" for dimension in plan.space):
         check_precision(plan.base.train.amp, "cuda" if on_gpu else "cpu")
-    study = open_study(places, plan, Dataset.open(dataset).dataset_id)
+    study = open_study(files, plan, Dataset.open(dataset).dataset_id)
     number = supervise(study, arguments, workers)
     if number is not None:
-        return {"status": "interrupted", "signal": number, "study": str(places.database)}
-    return {"status": "completed", **recommend(study, dataset, plan, places)}
+        return {"status": "interrupted", "signal": number, "study": str(files.database)}
+    return {"status": "completed", **recommend(study, dataset, plan, files)}
 
 
 def visible_gpus() -> list[str]:
@@ -161,10 +160,3 @@ def _check_deaths(status: int, deaths: int) -> None:
 def worker_count(workers: int | None) -> int:
     """Workers to start: as asked, else one a GPU, else one."""
     return workers or max(len(visible_gpus()), 1)
-
-
-def study_database(path: Path) -> Places:
-    """Folder and database of a study by its name."""
-    from lenstrain.sweep.study import make_places
-
-    return make_places(path)

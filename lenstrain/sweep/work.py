@@ -24,7 +24,7 @@ from lensprep.store import write_atomic
 from lenstrain.config import Config
 from lenstrain.sweep.config import Plan, trial_config
 from lenstrain.sweep.space import draw_all
-from lenstrain.sweep.study import Claim, Places, best_trials, claim, open_study, quiet, try_lock
+from lenstrain.sweep.study import Claim, StudyFiles, best_trials, claim, open_study, quiet, try_lock
 from lenstrain.training.run import CHECKPOINTS, Event, Progress
 from lenstrain.training.runlog import CONFIG
 from lenstrain.training.train import train
@@ -40,14 +40,14 @@ class StoppedError(Exception):
     """A signal ended a training; its state is saved and the trial is taken up again later."""
 
 
-def work(dataset: str, plan: Plan, places: Places, say: Say, parent: int | None = None) -> bool:
+def work(dataset: str, plan: Plan, files: StudyFiles, say: Say, parent: int | None = None) -> bool:
     """Work on a study until nothing is left to do.
 
     Parameters
     ----------
     dataset : str
     plan : Plan
-    places : Places
+    files : StudyFiles
     say : callable
         Told a line for each trial.
     parent : int, optional
@@ -58,21 +58,21 @@ def work(dataset: str, plan: Plan, places: Places, say: Say, parent: int | None 
     bool
         False if a signal ended the work before.
     """
-    study = open_study(places, plan, Dataset.open(dataset).dataset_id)
+    study = open_study(files, plan, Dataset.open(dataset).dataset_id)
     started, done = time.monotonic(), 0
     try:
         while True:
-            claimed = claim(study, places, plan)
+            claimed = claim(study, files, plan)
             if claimed is not None:
                 try:
-                    line = run_trial(study, claimed, dataset, plan, places, parent)
+                    line = run_trial(study, claimed, dataset, plan, files, parent)
                 finally:
                     claimed.release()
                 done += 1
                 say(f"{line}; {progress_words(study, plan, started, done)}")
             elif others_run(study):
                 time.sleep(POLL_SECONDS)  # which trials are best is known when all have ended
-            elif not refit_next(study, dataset, plan, places, say, parent):
+            elif not refit_next(study, dataset, plan, files, say, parent):
                 break
     except StoppedError:
         return False
@@ -97,7 +97,7 @@ def run_trial(
     claimed: Claim,
     dataset: str,
     plan: Plan,
-    places: Places,
+    files: StudyFiles,
     parent: int | None,
 ) -> str:
     """Train one trial and record how it ended, whatever that is; returns it in a line.
@@ -108,7 +108,7 @@ def run_trial(
         If a signal ended it; the trial stays open.
     """
     trial, again = claimed.trial, claimed.again
-    folder, name = places.trial(trial.number), f"trial {trial.number}"
+    folder, name = files.trial(trial.number), f"trial {trial.number}"
     if again and not (folder / CONFIG).exists():
         shutil.rmtree(folder, ignore_errors=True)  # it died before it had begun
     try:
@@ -201,9 +201,9 @@ def refit_tasks(study: optuna.Study, plan: Plan) -> list[tuple[FrozenTrial, int]
     return [(t, seed) for seed in plan.refit.seeds for t in best_trials(study, plan.refit.top)]
 
 
-def refit_config(places: Places, trial: FrozenTrial, seed: int, plan: Plan) -> Config:
+def refit_config(files: StudyFiles, trial: FrozenTrial, seed: int, plan: Plan) -> Config:
     """Configuration of a trial with another seed, and another length if the plan has one."""
-    mapping = to_mapping(load_config(Config, places.trial(trial.number) / CONFIG))
+    mapping = to_mapping(load_config(Config, files.trial(trial.number) / CONFIG))
     mapping["train"]["seed"] = seed
     if plan.refit.epochs is not None:
         mapping["train"]["epochs"] = plan.refit.epochs
@@ -214,7 +214,7 @@ def refit_next(
     study: optuna.Study,
     dataset: str,
     plan: Plan,
-    places: Places,
+    files: StudyFiles,
     say: Say,
     parent: int | None,
 ) -> bool:
@@ -225,15 +225,15 @@ def refit_next(
     StoppedError
     """
     for trial, seed in refit_tasks(study, plan):
-        folder = places.refit(trial.number, seed)
+        folder = files.refit(trial.number, seed)
         if (folder / RESULT).exists():
             continue
-        lock = try_lock(places.lock(folder.name))
+        lock = try_lock(files.lock(folder.name))
         if lock is None:
             continue
         try:
             if not (folder / RESULT).exists():
-                outcome = refit(folder, dataset, refit_config(places, trial, seed, plan), parent)
+                outcome = refit(folder, dataset, refit_config(files, trial, seed, plan), parent)
                 say(f"refit of trial {trial.number} with seed {seed}: {outcome}")
         finally:
             lock.close()

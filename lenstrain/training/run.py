@@ -18,8 +18,9 @@ from lensprep.errors import BudgetError, ConfigError, DatasetError, StorageError
 from lenstrain.config import Config, DataConfig
 from lenstrain.data import StampLoader
 from lenstrain.data.cache.folder import CacheOptions
+from lenstrain.data.weights import read_weights
+from lenstrain.evaluation.metrics import steering_metric
 from lenstrain.networks.finder import build_model, count_parameters
-from lenstrain.scoring.mine import read_weights
 from lenstrain.training.distributed import Context, launch_id
 from lenstrain.training.runlog import INTERRUPTED, NONFINITE, RunLog, write_setup
 from lenstrain.training.schedule import plan_schedule
@@ -182,9 +183,10 @@ def check_input(dataset: Dataset, config: Config, context: Context) -> None:
     DatasetError
         If a split is missing or has one class only.
     ConfigError
-        If the device does not do for the precision, a batch cannot be divided among the processes,
-        or they cannot share batch statistics.
+        If the monitor is no metric that may steer, the device does not do for the precision, a
+        batch cannot be divided among the processes, or they cannot share batch statistics.
     """
+    steering_metric(config.train.monitor, "train.monitor")
     check_precision(config.train.amp, context.device.type)
     if config.train.sync_batchnorm and context.world_size > 1 and context.device.type != "cuda":
         raise ConfigError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import sys
@@ -16,10 +15,11 @@ from numpy.typing import NDArray
 
 from lensprep.configfile import to_mapping, to_toml
 from lensprep.dataset import Dataset
+from lensprep.dataset.strictjson import plain
 from lensprep.store import write_atomic
 from lenstrain.config import Config
+from lenstrain.evaluation.metrics import steering
 from lenstrain.training.checkpoint import git_commit, versions
-from lenstrain.training.stopping import DIRECTIONS
 
 Scores = tuple[NDArray[np.float32], NDArray[np.int8]]
 """Logits and labels of a split, in its order."""
@@ -67,10 +67,10 @@ class RunLog:
         record : dict
             Has ``step``; numbers that are not finite become null.
         """
-        plain = {name: _plain(value) for name, value in record.items()}
-        self._file.write(json.dumps({"kind": kind, **plain}, allow_nan=False) + "\n")
+        values = plain(record)
+        self._file.write(json.dumps({"kind": kind, **values}, allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in plain.items():
+        for name, value in values.items():
             if isinstance(value, (int, float)) and name != "step":
                 self._board.add_scalar(f"{kind}/{name}", value, record["step"])
 
@@ -84,7 +84,7 @@ class RunLog:
             for section, values in to_mapping(config).items()
             for key, value in values.items()
         }
-        shown = {f"epoch/{name}": 0.0 for name in DIRECTIONS}
+        shown = {f"epoch/{name}": 0.0 for name in steering()}
         # The metrics are tags of scalars that `write` records: the zeros are shown nowhere. Made
         # by hand because add_hparams would write them, into a folder of its own.
         for part in make(settings, shown):
@@ -156,8 +156,3 @@ def environment_facts() -> dict[str, Any]:
         cudnn: Any = torch.backends.cudnn
         facts["cudnn"] = cudnn.version()
     return facts
-
-
-def _plain(value: Any) -> Any:
-    """Numbers that JSON cannot hold become null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

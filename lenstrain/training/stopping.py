@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-DIRECTIONS = {"auroc": 1.0, "nll": -1.0, "tpr_at_fpr": 1.0}
-"""Validation metrics that a run can be steered by: 1 if more is better, -1 if less is."""
+from lenstrain.evaluation.metrics import Metric, steering
+
+_STATE = ("best", "best_epoch", "reference", "waited")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,11 +39,12 @@ class Stopper:
         list of str
             Metrics that are better than ever before.
         """
-        improved = [name for name in DIRECTIONS if self._is_best(name, metrics[name])]
+        known = steering()
+        improved = [name for name in known if self._is_best(known[name], metrics[name])]
         for name in improved:
             self.best[name] = metrics[name]
             self.best_epoch[name] = epoch
-        value, sign = metrics[self.monitor], DIRECTIONS[self.monitor]
+        value, sign = metrics[self.monitor], known[self.monitor].sign
         gained = math.isfinite(value) and (
             self.reference is None or sign * (value - self.reference) > self.min_delta
         )
@@ -55,23 +58,17 @@ class Stopper:
         """Whether the patience is used up."""
         return 0 < self.patience <= self.waited
 
-    def _is_best(self, name: str, value: float) -> bool:
+    def _is_best(self, metric: Metric, value: float) -> bool:
         if not math.isfinite(value):
             return False
-        return name not in self.best or DIRECTIONS[name] * (value - self.best[name]) > 0
+        best = self.best.get(metric.name)
+        return best is None or metric.sign * (value - best) > 0
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
-        return {
-            "best": dict(self.best),
-            "best_epoch": dict(self.best_epoch),
-            "reference": self.reference,
-            "waited": self.waited,
-        }
+        return {name: copy(getattr(self, name)) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self.best = dict(state["best"])
-        self.best_epoch = dict(state["best_epoch"])
-        self.reference = state["reference"]
-        self.waited = int(state["waited"])
+        for name in _STATE:
+            setattr(self, name, copy(state[name]))

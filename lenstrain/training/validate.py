@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lensprep.errors import DatasetError
-from lenstrain.evaluation import calibration, metrics
+from lenstrain.evaluation import metrics
 from lenstrain.training.distributed import Context
 from lenstrain.training.transfer import send, widen
 
@@ -84,25 +84,19 @@ def _check_once(seen: Tensor) -> None:
 def validation_metrics(
     logits: NDArray[np.float32], labels: NDArray[np.int8], fpr: float
 ) -> dict[str, float]:
-    """Metrics that steer a run, by rank on logits; ties count half.
+    """Metrics that training records; those by rank count ties half.
 
     Returns
     -------
     dict
-        ``auroc``, ``average_precision``, ``nll`` (without smoothing) and ``tpr_at_fpr``; all NaN
-        if a logit is not finite.
+        By name, as `lenstrain.evaluation.metrics.METRICS` has them; all NaN if a logit is not
+        finite.
     """
-    names = ("auroc", "average_precision", "nll", "tpr_at_fpr")
+    recorded = [metric for metric in metrics.METRICS if metric.training != "none"]
     if not np.isfinite(logits).all():
-        return dict.fromkeys(names, float("nan"))
-    curve = metrics.roc_curve(labels, logits)
-    values = (
-        metrics.auroc(curve),
-        metrics.average_precision(curve),
-        float(np.mean(calibration.logit_nll(logits, labels))),
-        metrics.tpr_at_fpr(curve, fpr).tpr,
-    )
-    return dict(zip(names, map(float, values), strict=True))
+        return dict.fromkeys((metric.name for metric in recorded), float("nan"))
+    sample = metrics.Sample(labels, logits, fpr=fpr)
+    return {metric.name: float(metric.value(sample)) for metric in recorded}
 
 
 @contextmanager

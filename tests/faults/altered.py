@@ -39,7 +39,7 @@ from lensprep.inspection.inspect import inspect_dataset
 from lensprep.inspection.text import render_text
 from lensprep.inspection.verify import verify
 from lenstrain.data import StampLoader
-from lenstrain.scoring.table import read_scores
+from lenstrain.evaluation.scores import read_scores
 from tests.datasets import tiny_dataset
 
 HEADROOM_BYTES = 3 << 30

@@ -28,8 +28,8 @@ from lenstrain.audit.scores import check_calibration
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.probability import measure_probabilities
 from lenstrain.evaluation.resampling import make_resampling
+from lenstrain.evaluation.scores import Scores
 from lenstrain.probes.linear import auroc_by_region, linear_probe
-from lenstrain.scoring.table import Scores
 
 PER_CLASS, REGIONS, ICC = (100, 300, 1000, 3000), (10, 30, 100), (0.0, 0.2)
 CONFIG = AuditConfig(resamples=200)
@@ -81,7 +81,10 @@ def annulus_fails(rng, per_class, regions, icc):
 def make_scores(labels, logits, region):
     table = pa.table({"key": [str(i) for i in range(len(labels))]})
     count = int(region.max()) + 1
-    return Scores("simulated", table, labels, logits, region.astype(np.int32), count, count, {}, "")
+    return Scores(
+        path="simulated", table=table, labels=labels, logits=logits, metadata={}, sha256="",
+        region=region.astype(np.int32), n_regions=count, n_clusters=count,
+    )  # fmt: skip
 
 
 def label_noise_fails(strength, rng, per_class, regions, icc):

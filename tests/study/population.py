@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from lenstrain.evaluation import metrics
-from lenstrain.scoring.table import Scores
+from lenstrain.evaluation.scores import Scores
 
 KINDS = (0.5, 1.0, 1.5)
 """Einstein radii of the kinds of lens, in arcsec."""

@@ -117,8 +117,8 @@ class Axis:
         share : ndarray of float64
             Distance from the lower node, 0 to 1.
         """
-        places = np.arange(self.nodes.size, dtype=float)
-        at = np.interp(coordinate, self.nodes, places, left=-1, right=-1)
+        numbers = np.arange(self.nodes.size, dtype=float)
+        at = np.interp(coordinate, self.nodes, numbers, left=-1, right=-1)
         at = np.where(np.isfinite(coordinate), at, -1.0)
         lower = np.floor(at).astype(np.int64)
         if self.is_grid:
@@ -224,10 +224,10 @@ class Terms:
         parts = [np.empty((0, 1 + sum(self.sizes)))]
         for start, term in zip(self._starts(), self.terms, strict=True):
             sizes = [self.axes[i].size for i in term]
-            for place, i in enumerate(term):
+            for position, i in enumerate(term):
                 if self.axes[i].sign:
                     steps = [np.eye(size) for size in sizes]
-                    steps[place] = self.axes[i].sign * np.diff(np.eye(sizes[place]), axis=0)
+                    steps[position] = self.axes[i].sign * np.diff(np.eye(sizes[position]), axis=0)
                     parts.append(self._placed(_kron(steps), start))
         return np.concatenate(parts)
 
@@ -246,9 +246,9 @@ class Terms:
         curvature, mixed = np.zeros((total, total)), np.zeros((total, total))
         for start, term in zip(self._starts(), self.terms, strict=True):
             sites = [self.axes[i].greville for i in term]
-            for place in range(len(term)):
+            for position in range(len(term)):
                 factors = [np.diag(np.sqrt(_widths(site))) for site in sites]
-                factors[place] = _second_derivative(sites[place])
+                factors[position] = _second_derivative(sites[position])
                 rough = self._placed(_kron(factors), start)
                 curvature += rough.T @ rough
             if len(term) > 1:

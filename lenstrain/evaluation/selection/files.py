@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lenstrain.evaluation.plainjson import plain
+from lensprep.dataset.strictjson import plain
 from lenstrain.evaluation.selection.axes import LOG_FLOOR
 from lenstrain.evaluation.selection.function import SelectionFunction
 from lenstrain.evaluation.selection.measure import Selection

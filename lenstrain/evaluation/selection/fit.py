@@ -24,7 +24,7 @@ _LADDER = tuple(10.0 ** (step / 2) for step in range(-6, 7))
 """Weights tried for either penalty."""
 
 _MIDDLE = 4
-"""Where on the ladder the search starts, and ends for one region: it has no other to foretell."""
+"""Where on the ladder the search starts, and ends for one region: it has no other to predict."""
 
 _PRIOR_LENSES = 1.0
 """Lenses of the overall completeness, spread like the others, that keep logits finite where all or
@@ -215,7 +215,7 @@ def _solve(
 
 
 class HeldOut(NamedTuple):
-    """How well regions that a fit has not seen are foretold."""
+    """How well a fit predicts regions that it has not seen."""
 
     share: Floats
     """Foretold C of each cell in each fold; shape (folds, cells)."""
@@ -334,11 +334,11 @@ def _choose_smoothing(problem: _Problem, lenses: Lenses, folds: Floats) -> Smoot
     rungs = range(len(_LADDER))
     known: dict[tuple[int, int], float] = {}
 
-    def deviance(place: tuple[int, int]) -> float:
-        if place not in known:
-            smoothing = _smoothing(*place)
-            known[place] = _cross_validate(problem, lenses, folds, smoothing).deviance
-        return known[place]
+    def deviance(pair: tuple[int, int]) -> float:
+        if pair not in known:
+            smoothing = _smoothing(*pair)
+            known[pair] = _cross_validate(problem, lenses, folds, smoothing).deviance
+        return known[pair]
 
     best, last = (_MIDDLE, _MIDDLE), None
     while best != last:

@@ -48,12 +48,12 @@ class Support:
         ]
         sides = [(0, 1) if axis.is_grid else (0,) for axis in self.axes]
         for choice in product(*sides):
-            places = [end[side] for end, side in zip(ends, choice, strict=True)]
+            cells = [end[side] for end, side in zip(ends, choice, strict=True)]
             shares = [
                 end[2] if side else 1 - end[2] for end, side in zip(ends, choice, strict=True)
             ]
-            outside = np.min(places, axis=0) < 0
-            cell = np.ravel_multi_index(np.maximum(places, 0).astype(np.int64), self.n.shape)
+            outside = np.min(cells, axis=0) < 0
+            cell = np.ravel_multi_index(np.maximum(cells, 0).astype(np.int64), self.n.shape)
             yield np.where(outside, -1, cell), np.prod(shares, axis=0)
 
     def holds(self, coordinates: Floats) -> NDArray[np.bool_]:
@@ -70,12 +70,12 @@ def count_support(
 ) -> Support:
     """Count the lenses of each cell; outliers beyond the nodes are in none."""
     # A lens lies on a node of its grid, so the lower cell is its own.
-    places = np.stack(
+    cells = np.stack(
         [axis.position(column)[0] for axis, column in zip(axes, coordinates.T, strict=True)]
     )
-    inside = places.min(axis=0) >= 0
+    inside = cells.min(axis=0) >= 0
     shape = tuple(axis.cells for axis in axes)
-    cell, found = np.ravel_multi_index(tuple(places[:, inside]), shape), found[inside]
+    cell, found = np.ravel_multi_index(tuple(cells[:, inside]), shape), found[inside]
     size = int(np.prod(shape))
     n = np.bincount(cell, minlength=size).reshape(shape)
     return Support(axes, n, np.bincount(cell[found], minlength=size).reshape(shape), least)

@@ -10,13 +10,14 @@ from scipy import special
 
 from lensprep.errors import NotFoundError, ScoresError
 from lensprep.tables.reader import Uri, read_table, require_columns, to_floats
+from lenstrain.evaluation.notes import Notes
 from lenstrain.evaluation.operating import FrozenThreshold
 from lenstrain.evaluation.options import EvaluationOptions
+from lenstrain.evaluation.scores import Scores
 from lenstrain.evaluation.selection.axes import Axis, Floats, make_axis, make_terms, with_bins
 from lenstrain.evaluation.selection.fit import Fit, HeldOut, count_lenses, fit_selection
 from lenstrain.evaluation.selection.function import SelectionFunction, count_support
 from lenstrain.evaluation.selection.population import Population, average_over
-from lenstrain.scoring.table import Scores
 
 _LENSES_PER_CELL = 20
 """Lenses that a cell of the support holds on average; the axes are divided so."""
@@ -49,7 +50,7 @@ class Selection:
     """Seeings to draw C at; empty if seeing is no axis."""
     entries: dict[str, Any]
     """``selection_function`` of metrics.json."""
-    notes: list[dict[str, str]]
+    notes: Notes
 
 
 def read_population(
@@ -234,7 +235,7 @@ def _axis_entry(axis: Axis) -> dict[str, Any]:
 
 
 def _held_out_entry(fit: Fit, held_out: HeldOut) -> dict[str, Any]:
-    """How well whole regions are foretold that the fit has not seen."""
+    """How well the fit predicts whole regions that it has not seen."""
     n, k = held_out.n.sum(), held_out.k.sum()
     null = -2 * float(special.xlogy(k, k / n) + special.xlogy(n - k, 1 - k / n))
     table = _calibration(held_out)
@@ -254,8 +255,8 @@ def _calibration(held_out: HeldOut) -> dict[str, NDArray[Any]]:
     share, n, k = (array.reshape(-1) for array in held_out)
     order = np.argsort(share)
     share, n, k = share[order], n[order], k[order]
-    place = (np.cumsum(n) - n / 2) / n.sum()
-    bins = np.minimum((place * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
+    rank = (np.cumsum(n) - n / 2) / n.sum()
+    bins = np.minimum((rank * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
     size = np.bincount(bins, n)
     used = size > 0
     return {
@@ -265,49 +266,44 @@ def _calibration(held_out: HeldOut) -> dict[str, NDArray[Any]]:
     }
 
 
-def _notes(entries: dict[str, Any]) -> list[dict[str, str]]:
+def _notes(entries: dict[str, Any]) -> Notes:
     """What a reader of the selection function must know."""
-    found: list[tuple[str, str]] = []
+    found = Notes()
     if entries["lenses_left_out"]:
-        text = (
+        found.info(
             f"{entries['lenses_left_out']:,} lenses lack a value on an axis of the selection "
             "function and are left out of it."
         )
-        found.append(("info", text))
     if entries["axes_left_out"]:
         names = ", ".join(entries["axes_left_out"])
-        found.append(("info", f"Selection function without {names}: the scores have no values."))
+        found.info(f"Selection function without {names}: the scores have no values.")
     if entries["recovered"] in (0, entries["n"]):
-        text = (
+        found.warn(
             f"At {entries['threshold']['name']} {'all' if entries['recovered'] else 'none'} of the "
             "lenses are found: the selection function shows no dependence."
         )
-        found.append(("warn", text))
     if not entries["support"]["occupied"]:
-        text = (
+        found.warn(
             "No cell holds enough lenses to support a selection function: score more, or choose "
             "fewer axes by selection_axes."
         )
-        found.append(("warn", text))
-    found += _constraint_notes(entries["held_out"])
+    _note_constraints(found, entries["held_out"])
     population = entries["population"]
     if population and population["outside_share"] > 0:
-        text = (
+        found.warn(
             f"{population['outside_share']:.1%} of the population's weight lies where no "
             "injections are; its completeness is not known and not in the average."
         )
-        found.append(("warn", text))
-    return [{"severity": severity, "text": text} for severity, text in found]
+    return found
 
 
-def _constraint_notes(held_out: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _note_constraints(found: Notes, held_out: dict[str, Any] | None) -> None:
     if held_out is None or held_out["deviance_unconstrained"] is None:
-        return []
+        return
     cost = held_out["deviance"] - held_out["deviance_unconstrained"]
     if cost <= max(_GAIN, _GAIN_SHARE * held_out["deviance"]):
-        return []
-    text = (
-        "Without its constraints the selection function foretells new regions better (by "
+        return
+    found.warn(
+        "Without its constraints the selection function predicts unseen regions better (by "
         f"{cost:.0f} of deviance): the lenses contradict one. Free an axis by selection_free."
     )
-    return [("warn", text)]

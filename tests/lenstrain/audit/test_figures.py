@@ -12,8 +12,8 @@ from lenstrain.audit import figures
 from lenstrain.audit.evidence import Evidence, Supplied
 from lenstrain.audit.finding import NotRunError
 from lenstrain.evaluation.options import EvaluationOptions
+from lenstrain.evaluation.scores import read_scores
 from lenstrain.pages.evaluate import evaluate
-from lenstrain.scoring.table import read_scores
 from tests.lenstrain.audit.conftest import good_logits, make_table, write_scores
 
 

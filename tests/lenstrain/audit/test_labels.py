@@ -7,7 +7,7 @@ from scipy import stats
 
 from lenstrain.audit import labels
 from lenstrain.audit.evidence import Evidence
-from lenstrain.scoring.table import read_scores
+from lenstrain.evaluation.scores import read_scores
 from tests.lenstrain.audit.conftest import good_logits, make_table, write_scores
 
 ROWS = 2400

@@ -12,8 +12,8 @@ from lensprep.tables.reader import METADATA_KEY
 from lenstrain.audit import rescore
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError
+from lenstrain.evaluation.scores import read_scores
 from lenstrain.scoring.infer import infer
-from lenstrain.scoring.table import read_scores
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "tta"])

@@ -10,9 +10,9 @@ from lenstrain.audit import run
 from lenstrain.audit.evidence import Evidence, Supplied
 from lenstrain.audit.finding import NotRunError
 from lenstrain.config import Config, EvalConfig
+from lenstrain.evaluation.scores import read_scores
 from lenstrain.scoring.infer import infer
 from lenstrain.scoring.ledger import LEDGER, openings, read_ledger, record_opening
-from lenstrain.scoring.table import read_scores
 from tests.lenstrain.audit.conftest import good_logits, make_dataset, make_table, write_scores
 
 EVALUATION = {

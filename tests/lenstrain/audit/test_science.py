@@ -9,7 +9,7 @@ from lensprep.errors import ScoresError
 from lenstrain.audit import outside, science
 from lenstrain.audit.evidence import Supplied, parse_left_out
 from lenstrain.audit.finding import NotRunError
-from lenstrain.scoring.table import read_scores
+from lenstrain.evaluation.scores import read_scores
 from tests.lenstrain.audit.conftest import good_logits, make_table, write_scores
 
 GOOD = {

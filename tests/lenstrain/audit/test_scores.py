@@ -13,7 +13,7 @@ from lenstrain.audit.config import ScoreThresholds
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError
 from lenstrain.evaluation.metrics import auroc, roc_curve, tpr_at_fpr
-from lenstrain.scoring.table import read_scores
+from lenstrain.evaluation.scores import read_scores
 from tests.lenstrain.audit.conftest import good_logits, make_table, write_scores
 
 ROWS = 600

@@ -21,14 +21,12 @@ def sample(seed=0, n=260, levels=4.0):
     labels[region == 5] = 0
     labels[region == 6] = 1
     scores = np.round(rng.normal(labels + 0.2 * region) * levels) / levels
-    group = np.where(labels == 1, rng.integers(0, 3, n), 0)
-    return labels, scores, region, group
+    return labels, scores, region
 
 
 @pytest.fixture(scope="module")
 def rows():
-    labels, scores, region, group = sample()
-    return boot.rank_rows(labels, scores, region, REGIONS, group, 3)
+    return boot.rank_rows(*sample(), REGIONS)
 
 
 @pytest.fixture(scope="module")
@@ -42,35 +40,24 @@ def written_out(weight, *columns):
     return [np.repeat(column, repeats) for column in columns]
 
 
-def totals(rows, group=None):
-    return rows.counts(True, group).astype(float), rows.counts(False).astype(float)
+def totals(rows):
+    return rows.counts(True).astype(float), rows.counts(False).astype(float)
 
 
 def test_auroc_by_pairs_of_regions_equals_the_rows_written_out(rows, weights):
-    labels, scores, region, _ = sample()
-    pairs = boot.pair_counts(rows).sum(axis=0)
+    labels, scores, region = sample()
+    pairs = boot.pair_counts(rows)
     ours = boot.auroc_of_weights(pairs, weights, *totals(rows))
     for weight, value in zip(weights, ours, strict=True):
         y, z, _ = written_out(weight, labels, scores, region)
         assert value == pytest.approx(roc_auc_score(y, z), abs=1e-12)
 
 
-def test_auroc_of_a_group_is_against_all_negatives(rows, weights):
-    labels, scores, region, group = sample()
-    pairs = boot.pair_counts(rows)
-    for g in range(3):
-        ours = boot.auroc_of_weights(pairs[g], weights, *totals(rows, g))
-        kept = (labels == 0) | (group == g)
-        y, z, _ = written_out(weights[0], labels[kept], scores[kept], region[kept])
-        assert ours[0] == pytest.approx(roc_auc_score(y, z), abs=1e-12)
-
-
 def test_pair_counts_hold_twice_every_pair(rows):
     n1, n0 = rows.counts(True), rows.counts(False)
-    labels, scores, region, group = sample()
-    pairs = boot.pair_counts(rows)
-    flipped = boot.pair_counts(boot.rank_rows(labels, -scores, region, REGIONS, group, 3))
-    assert np.array_equal((pairs + flipped).sum(axis=0), 2 * np.outer(n1, n0))
+    labels, scores, region = sample()
+    flipped = boot.pair_counts(boot.rank_rows(labels, -scores, region, REGIONS))
+    assert np.array_equal(boot.pair_counts(rows) + flipped, 2 * np.outer(n1, n0))
 
 
 def test_the_number_of_threads_changes_nothing(rows, weights):
@@ -84,7 +71,7 @@ def test_the_number_of_threads_changes_nothing(rows, weights):
 
 
 def test_one_pass_over_the_rows_equals_scikit_learn_on_every_draw(rows, weights):
-    labels, scores, region, _ = sample()
+    labels, scores, region = sample()
     many = boot.draw_weights(REGIONS, 70, seed=3)  # more than one chunk of lanes
     assert np.array_equal(many.sum(axis=1), np.full(70, REGIONS))
     draws = boot.curve_draws(rows, many, 0.13, (None, 0.01))
@@ -119,7 +106,7 @@ def test_tpr_at_fpr_equals_the_rows_written_out(weights, levels):
 
 
 def test_tpr_at_a_count_of_false_positives(rows):
-    labels, scores, _, _ = sample()
+    labels, scores, _ = sample()
     limits = np.array([[0.0], [10.0]])
     ours, _ = boot.tpr_at_limits(rows, np.ones((1, REGIONS)), limits)
     curve = metrics.roc_curve(labels, scores)
@@ -129,21 +116,12 @@ def test_tpr_at_a_count_of_false_positives(rows):
 def test_a_draw_without_a_class_is_undefined(rows):
     weights = np.zeros((2, REGIONS))
     weights[0, 5] = weights[1, 6] = REGIONS  # negatives only, positives only
-    pairs = boot.pair_counts(rows).sum(axis=0)
+    pairs = boot.pair_counts(rows)
     assert np.isnan(boot.auroc_of_weights(pairs, weights, *totals(rows))).all()
     draws = boot.curve_draws(rows, weights, 0.1)
     assert np.isnan(draws.auroc).all()
     assert np.isnan(draws.average_precision[0, 0])
     assert np.isnan(boot.tpr_at_fprs(rows, weights, (0.1,))[0]).all()
-
-
-def test_positives_without_a_group_are_left_out():
-    labels, scores, region, group = sample()
-    kept = group != 1
-    rows = boot.rank_rows(labels, scores, region, REGIONS, np.where(kept, group, -1), 3)
-    pairs = boot.pair_counts(rows)
-    assert pairs[1].sum() == 0
-    assert rows.counts(True, 2).sum() == ((labels == 1) & (group == 2)).sum()
 
 
 def test_exhaustive_draws_of_three_regions_equal_the_worked_vector():
@@ -177,7 +155,7 @@ def test_regions_of_correlated_rows_widen_the_interval():
     scores = rng.normal(labels + shared)
     rows = boot.rank_rows(labels, scores, region, 40)
     weights = boot.draw_weights(40, 400, 0)
-    pairs = boot.pair_counts(rows).sum(axis=0)
+    pairs = boot.pair_counts(rows)
     by_region = boot.auroc_of_weights(pairs, weights, *totals(rows)).std()
     singles = boot.rank_rows(labels, scores, rng.permutation(4000), 4000)
     by_row = boot.curve_draws(singles, boot.draw_weights(4000, 400, 0), 0.1).auroc.std()
@@ -195,7 +173,7 @@ def test_a_survey_of_rows_takes_seconds():
     boot.pair_counts(boot.rank_rows(labels[:9], scores[:9], region[:9], 782))  # compile
     started = time.perf_counter()
     rows = boot.rank_rows(labels, scores, region, 782)
-    auroc = boot.auroc_of_weights(boot.pair_counts(rows)[0], weights, *totals(rows))
+    auroc = boot.auroc_of_weights(boot.pair_counts(rows), weights, *totals(rows))
     tpr, _ = boot.tpr_at_fprs(rows, weights, (1e-2, 1e-3, 1e-4, 1e-5))
     assert time.perf_counter() - started < 30
     # d' = 3: AUROC = Phi(3 / sqrt 2), TPR at 1 % = Phi(3 - 2.326).
@@ -203,13 +181,16 @@ def test_a_survey_of_rows_takes_seconds():
     assert tpr[0].mean() == pytest.approx(0.74973, abs=2e-3)
 
 
-@pytest.mark.parametrize(
-    ("region", "group"), [(-1, 0), (REGIONS, 0), (2**32, 0), (0, -2), (0, 3), (0, 2**32)]
-)
-def test_numbers_outside_the_tables_are_refused(region, group):
-    numbers = np.array([0, region]), np.array([0, group])
-    with pytest.raises(ValueError, match=r"must lie in -?\d \.\.\. \d"):
-        boot.rank_rows(np.array([0, 1]), np.array([0.1, 0.2]), numbers[0], REGIONS, numbers[1], 3)
+@pytest.mark.parametrize("region", [-1, REGIONS, 2**32])
+def test_a_region_outside_the_tables_is_refused(region):
+    with pytest.raises(ValueError, match=r"must lie in 0 \.\.\. \d"):
+        boot.rank_rows(np.array([0, 1]), np.array([0.1, 0.2]), np.array([0, region]), REGIONS)
+
+
+def test_both_ways_to_the_auroc_are_exact(rows, weights, monkeypatch):
+    by_pairs = boot.auroc_draws(rows, weights)
+    monkeypatch.setattr(boot, "MAX_PAIRED_REGIONS", REGIONS - 1)
+    assert np.array_equal(boot.auroc_draws(rows, weights), by_pairs)
 
 
 def test_weights_and_limits_that_do_not_fit_the_rows_are_refused(rows, weights):

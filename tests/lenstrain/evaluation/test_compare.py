@@ -6,7 +6,7 @@ import pytest
 from lensprep.errors import ScoresError
 from lenstrain.evaluation.compare import compare
 from lenstrain.evaluation.options import EvaluationOptions
-from lenstrain.scoring.table import read_scores
+from lenstrain.evaluation.scores import read_scores
 from tests.scoretables import make_table
 
 QUICK = EvaluationOptions(resamples=60, fprs=(0.1, 1e-4))

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lensprep.dataset.strictjson import plain
 from lenstrain.evaluation.measure import measure
 from lenstrain.evaluation.options import EvaluationOptions
-from lenstrain.evaluation.plainjson import plain
-from lenstrain.scoring.table import read_scores
+from lenstrain.evaluation.scores import read_scores
 from tests.scoretables import make_table
 
 # Few draws: these tests are about what is said, not about precision.

@@ -117,15 +117,6 @@ def test_average_precision_at_a_prevalence_equals_repeating_the_negatives():
     assert metrics.average_precision(curve, prevalence) == pytest.approx(direct, abs=1e-12)
 
 
-def test_a_threshold_flags_what_lies_strictly_above_it():
-    curve = metrics.roc_curve(LABELS, SCORES)
-    point = metrics.at_threshold(curve, 0.8)
-    assert (point.tp, point.fp) == (1, 0)
-    assert metrics.at_threshold(curve, 0.79).fp == 1
-    assert metrics.at_threshold(curve, -math.inf).fpr == 1.0
-    assert metrics.at_threshold(curve, 2.0).tp == 0
-
-
 def test_ties_at_a_threshold_are_counted():
     curve = metrics.roc_curve(LABELS, SCORES)
     assert [metrics.tied_rows(curve, s) for s in (0.8, 0.4, 0.9, 0.55, -1.0)] == [2, 2, 1, 0, 0]

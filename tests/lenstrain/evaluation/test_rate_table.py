@@ -8,8 +8,8 @@ from scipy import integrate, stats
 
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.rate_table import measure_rates, precision_entry, supports_of
+from lenstrain.evaluation.scores import read_scores
 from lenstrain.evaluation.threshold import negatives_needed
-from lenstrain.scoring.table import read_scores
 from tests.scoretables import BARE
 
 OPTIONS = EvaluationOptions(fprs=(0.1, 1e-2, 1e-3), prevalence=(0.1, 1e-3))

@@ -57,10 +57,3 @@ def test_one_region_gives_no_interval(kind):
     assert entry["value"] == 0.7
     assert np.isnan(entry["low"])
     assert np.isnan(entry["high"])
-
-
-def test_bands_are_the_intervals_of_each_row():
-    _, resampling, draws = draws_of_means("t", 200)
-    low, high = resampling.bands(np.stack([draws / 10, draws / 20]))
-    assert (low[1], high[1]) == resampling.interval(draws / 20)
-    assert low.shape == high.shape == (2,)

@@ -9,13 +9,13 @@ from scipy import special
 
 from lensprep.errors import ScoresError
 from lenstrain.scoring import table as module
-from lenstrain.scoring.table import read_scores
+from lenstrain.scoring.table import read_score_table
 from tests.scoretables import make_table
 
 
 def test_a_table_is_read_in_file_order(write_scores):
     path = write_scores(rows=90, regions=9, seed=2)
-    table, read = pq.read_table(path), read_scores(path)
+    table, read = pq.read_table(path), read_score_table(path)
     assert np.array_equal(read.logits, table["logit"].to_numpy())
     assert np.array_equal(read.labels, table["label"].to_numpy())
     assert np.array_equal(read.region, table["region_id"].to_numpy() - 2000)
@@ -26,7 +26,7 @@ def test_a_table_is_read_in_file_order(write_scores):
 def test_csv_gives_the_same_rows_as_parquet(write_scores, tmp_path):
     path = write_scores(rows=90, regions=9)
     pcsv.write_csv(pq.read_table(path), tmp_path / "scores.csv")
-    one, other = read_scores(path), read_scores(tmp_path / "scores.csv")
+    one, other = read_score_table(path), read_score_table(tmp_path / "scores.csv")
     assert np.array_equal(one.logits, other.logits.astype(np.float32))
     assert np.array_equal(one.region, other.region)
     assert one.strings("key") == other.strings("key")
@@ -38,12 +38,12 @@ def test_other_peoples_tables_need_four_columns(tmp_path):
         "key,label,probability,region_id\n007,1,0.9,north\n008,0,0.2,south\n009,lens,1.0,north\n"
     )
     with pytest.raises(ScoresError, match="column label holds string"):
-        read_scores(path)
+        read_score_table(path)
     path.write_text(
         "key,label,probability,region_id\n007,true,0.9,north\n008,false,0.2,south\n"
         "009,false,1.0,north\n"
     )
-    read = read_scores(path)
+    read = read_score_table(path)
     assert read.strings("key") == ["007", "008", "009"]
     assert read.region.tolist() == [0, 1, 0]
     assert read.logits[:2] == pytest.approx(special.logit([0.9, 0.2]))
@@ -52,7 +52,7 @@ def test_other_peoples_tables_need_four_columns(tmp_path):
 
 
 def test_metadata_names_the_model(write_scores):
-    read = read_scores(write_scores(metadata={"checkpoint": "best.pt", "split": "test"}))
+    read = read_score_table(write_scores(metadata={"checkpoint": "best.pt", "split": "test"}))
     assert read.metadata == {"checkpoint": "best.pt", "split": "test"}
 
 
@@ -61,7 +61,7 @@ def test_a_column_that_is_there_twice_is_refused(write_scores):
     table = pq.read_table(path)
     pq.write_table(table.append_column("label", table["label"]), path)
     with pytest.raises(ScoresError, match="the column 'label' more than once"):
-        read_scores(path)
+        read_score_table(path)
 
 
 BROKEN = [
@@ -80,7 +80,7 @@ BROKEN = [
     ({"logit": None, "probability": [1.5] + [0.5] * 59}, "1 probabilities lie outside"),
     (
         {"key": ["a", "a", "b"] + [f"{i}" for i in range(57)]},
-        "1 keys come more than once .a comes 2",
+        "1 keys occur more than once .a occurs 2",
     ),
     ({"key": pa.array([None] + [f"{i}" for i in range(59)])}, "1 rows have no key"),
     ({"region_id": pa.array([None] * 3 + [1] * 57)}, "3 rows have no region_id"),
@@ -101,7 +101,7 @@ BROKEN = [
 def test_an_unusable_table_is_refused_with_its_reason(write_scores, change, message):
     path = write_scores(rows=60, **change)
     with pytest.raises(ScoresError, match=message) as caught:
-        read_scores(path)
+        read_score_table(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -142,7 +142,9 @@ def test_text_of_any_writer_is_judged_alike(tmp_path, kind):
         place = table.column_names.index(name)
         table = table.set_column(place, name, column.cast(kind))
     pq.write_table(table, tmp_path / "theirs.parquet")
-    same_scores(read_scores(tmp_path / "plain.parquet"), read_scores(tmp_path / "theirs.parquet"))
+    same_scores(
+        read_score_table(tmp_path / "plain.parquet"), read_score_table(tmp_path / "theirs.parquet")
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,7 @@ def test_numbers_of_any_type_are_judged_alike(tmp_path, name, kind):
             column.cast(pa.int8()).cast(kind) if pa.types.is_boolean(kind) else column.cast(kind)
         )
     pq.write_table(table.set_column(place, name, theirs), tmp_path / "theirs.parquet")
-    one, other = (read_scores(tmp_path / f"{each}.parquet") for each in ("plain", "theirs"))
+    one, other = (read_score_table(tmp_path / f"{each}.parquet") for each in ("plain", "theirs"))
     assert one.labels.tolist() == other.labels.tolist()
     assert one.logits.tolist() == other.logits.tolist()
     assert one.region.tolist() == other.region.tolist()
@@ -180,41 +182,41 @@ def test_numbers_of_any_type_are_judged_alike(tmp_path, name, kind):
 def test_what_the_scores_are_can_be_said(write_scores):
     share = np.linspace(0.001, 0.999, 60)
     path = write_scores(rows=60, logit=share)
-    read = read_scores(path, scores_are="probability")
+    read = read_score_table(path, scores_are="probability")
     assert read.logits == pytest.approx(special.logit(share))
     assert read.notes[0] == "Column logit: probability, as --scores-are says."
-    read = read_scores(path, scores_are="logit")
+    read = read_score_table(path, scores_are="logit")
     assert read.logits.tolist() == share.tolist()
     assert read.notes == ("Column logit: logit, as --scores-are says.",)
     path = write_scores(rows=60, logit=None, probability=np.linspace(-3, 3, 60))
     with pytest.raises(
         ScoresError, match=r"lie outside \[0, 1\]. If these are logits, .*-are logit"
     ):
-        read_scores(path)
-    assert read_scores(path, scores_are="logit").logits[0] == -3
+        read_score_table(path)
+    assert read_score_table(path, scores_are="logit").logits[0] == -3
 
 
 def test_few_or_equal_logits_are_no_probabilities(write_scores):
-    assert read_scores(write_scores(rows=19, logit=np.linspace(0, 1, 19), regions=5)).n == 19
-    assert read_scores(write_scores(rows=60, logit=[0.5] * 60)).n == 60
-    assert read_scores(write_scores(rows=60, logit=np.linspace(0, 1.01, 60))).n == 60
+    assert read_score_table(write_scores(rows=19, logit=np.linspace(0, 1, 19), regions=5)).n == 19
+    assert read_score_table(write_scores(rows=60, logit=[0.5] * 60)).n == 60
+    assert read_score_table(write_scores(rows=60, logit=np.linspace(0, 1.01, 60))).n == 60
 
 
 def test_a_table_of_infer_may_have_been_changed_to_probabilities(write_scores):
     """What made a table stays in its metadata when pyarrow writes it again."""
     path = write_scores(metadata={"checkpoint_sha256": "ab"}, rows=60, logit=np.linspace(0, 1, 60))
-    read = read_scores(path)  # an untrained network gives such logits too
+    read = read_score_table(path)  # an untrained network gives such logits too
     assert read.logits[-1] == 1
     assert read.notes[0].startswith("All 60 values of logit lie between 0 and 1")
     assert "--scores-are probability" in read.notes[0]
-    assert read_scores(path, scores_are="logit").logits[-1] == 1
-    assert read_scores(path, scores_are="probability").logits[30] == pytest.approx(
+    assert read_score_table(path, scores_are="logit").logits[-1] == 1
+    assert read_score_table(path, scores_are="probability").logits[30] == pytest.approx(
         special.logit(30 / 59)
     )
     path = write_scores(metadata={"checkpoint_sha256": "ab"}, rows=60, logit=np.linspace(-1, 1, 60))
-    read = read_scores(path, scores_are="probability")
+    read = read_score_table(path, scores_are="probability")
     assert read.logits[-1] == 1
-    assert read.notes == ("--scores-are is not heeded: `lenstrain infer` wrote logits.",)
+    assert read.notes == ("--scores-are is ignored: `lenstrain infer` wrote logits.",)
 
 
 def test_columns_may_have_other_names(write_scores, tmp_path):
@@ -223,66 +225,36 @@ def test_columns_may_have_other_names(write_scores, tmp_path):
     names = {"key": "objid", "logit": "score", "region_id": "brick"}
     renamed = table.rename_columns([names.get(name, name) for name in table.column_names])
     pq.write_table(renamed, tmp_path / "theirs.parquet")
-    read = read_scores(tmp_path / "theirs.parquet", names)
-    assert read.logits.tolist() == read_scores(path).logits.tolist()
-    assert read.strings("key") == read_scores(path).strings("key")
+    read = read_score_table(tmp_path / "theirs.parquet", names)
+    assert read.logits.tolist() == read_score_table(path).logits.tolist()
+    assert read.strings("key") == read_score_table(path).strings("key")
     with pytest.raises(ScoresError, match="has no column 'objid', which was named for key"):
-        read_scores(path, names)
-    assert read_scores(path, names, if_there=True).n == 60
+        read_score_table(path, names)
+    assert read_score_table(path, names, if_there=True).n == 60
 
 
 def test_a_missing_empty_or_foreign_file_is_refused(write_scores, tmp_path):
     with pytest.raises(ScoresError, match="no such file"):
-        read_scores(tmp_path / "nothing.parquet")
+        read_score_table(tmp_path / "nothing.parquet")
     with pytest.raises(ScoresError, match="no rows"):
-        read_scores(write_scores(rows=0, regions=1))
+        read_score_table(write_scores(rows=0, regions=1))
     (tmp_path / "text.parquet").write_text("not parquet at all")
     with pytest.raises(ScoresError, match="no table that can be read"):
-        read_scores(tmp_path / "text.parquet")
+        read_score_table(tmp_path / "text.parquet")
 
 
 def test_repeated_images_are_one_identity(write_scores):
     hashes = pa.array([f"{i // 3:032x}" for i in range(58)] + [None, None])
-    read = read_scores(write_scores(rows=60, pixel_hash=hashes))
+    read = read_score_table(write_scores(rows=60, pixel_hash=hashes))
     codes, column = read.identity, read.identity_column
     assert column == "pixel_hash"
     assert np.unique(codes).size == 20 + 2
-    assert read_scores(write_scores(rows=60)).identity_column == "key"
-
-
-def test_shares_above_thresholds_are_counted_row_by_row(write_scores):
-    rng = np.random.default_rng(0)
-    read = read_scores(write_scores(rows=600, regions=13, logit=np.round(rng.normal(size=600), 1)))
-    thresholds = np.array([0.3, -np.inf, 1.0, 0.3, np.inf, -0.25, read.logits.max()])
-    for label in (0, 1):
-        found = read.shares_above(label, thresholds)
-        for index, cut in enumerate(thresholds):
-            flagged = (read.logits > cut) & (read.labels == label)
-            hits = np.bincount(read.region[flagged], minlength=13)
-            rows = np.bincount(read.region[read.labels == label], minlength=13)
-            assert found.hits[index].tolist() == hits.tolist()
-            assert found.rows[index].tolist() == rows.tolist()
-            alone = read.shares(label, np.ones(600, bool), read.logits > cut)
-            assert found.at(index).entry(0.95) == alone.entry(0.95)
-
-
-def test_repeats_count_images_among_the_rows_that_are_asked_for(write_scores):
-    hashes = pa.array(["a"] * 5 + ["b"] * 3 + [None] * 2 + [f"{i}" for i in range(50)])
-    read = read_scores(write_scores(rows=60, pixel_hash=hashes))
-    among = np.arange(60) < 12
-    assert read.multiplicity(among).tolist() == [5] * 5 + [3] * 3 + [1] * 4
-    assert read.repeats(among) == 25 + 9 + 4
-    assert read.repeats(~among) == 48
-    some = np.isin(np.arange(60), [0, 1, 5, 20])
-    assert read.repeats(some) == 4 + 1 + 1
-    assert read.shares(0, some, some).repeats == read.repeats(some & (read.labels == 0))
-    plain = read_scores(write_scores(rows=60))
-    assert plain.repeats(among) == 12
+    assert read_score_table(write_scores(rows=60)).identity_column == "key"
 
 
 def test_very_many_regions_are_drawn_in_whole_clusters(write_scores, monkeypatch):
     monkeypatch.setattr(module, "MAX_CLUSTERS", 7)
-    read = read_scores(write_scores(rows=200, regions=20))
+    read = read_score_table(write_scores(rows=200, regions=20))
     assert (read.n_regions, read.n_clusters) == (20, 7)
     regions = read.table["region_id"].to_numpy()
     for cluster in range(7):
@@ -294,8 +266,8 @@ def test_very_many_regions_are_drawn_in_whole_clusters(write_scores, monkeypatch
 
 def test_theta_e_over_psf_is_derived_and_nan_without_a_psf(write_scores):
     psf = [0.0, 2.0] * 30
-    read = read_scores(write_scores(rows=60, psfsize_r=psf))
+    read = read_score_table(write_scores(rows=60, psfsize_r=psf))
     ratio = read.numbers("theta_e_over_psf")
     assert np.isnan(ratio[::2]).all()
     assert ratio[1::2] == pytest.approx(read.numbers("theta_e_arcsec")[1::2] / 2)
-    assert not read_scores(write_scores(rows=60, psfsize_r=None)).has("theta_e_over_psf")
+    assert not read_score_table(write_scores(rows=60, psfsize_r=None)).has("theta_e_over_psf")

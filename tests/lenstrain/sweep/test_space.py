@@ -81,6 +81,7 @@ def test_what_is_no_range_is_refused(space, message):
         ("fixed.train.epoch=3", "Did you mean 'train.epochs'"),
         ("search.trails=3", "Did you mean 'search.trials'"),
         ("refit.seeds=[1, 1]", "differ"),
+        ("search.objective=accuracy", "search.objective must be one of 'auroc', .* got 'accuracy'"),
         ("fixed.train.checkpoint_copy=runs/copy", "is the place of one run"),
     ],
 )

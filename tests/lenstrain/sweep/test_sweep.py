@@ -20,7 +20,7 @@ from lensprep.store.interrupts import PREEMPTED
 from lenstrain.config import Config
 from lenstrain.sweep.config import load_plan
 from lenstrain.sweep.report import draw, importance, recommend
-from lenstrain.sweep.study import claim, make_places, open_study
+from lenstrain.sweep.study import claim, make_study_files, open_study
 from lenstrain.sweep.sweep import (
     MOST_DEATHS,
     WorkerError,
@@ -40,8 +40,8 @@ WIDTHS = f"[8, {TOO_WIDE}, {TOO_WIDE + 8}, {TOO_WIDE + 16}]"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def open_again(places, plan, dataset):
-    return open_study(places, plan, Dataset.open(dataset).dataset_id)
+def open_again(files, plan, dataset):
+    return open_study(files, plan, Dataset.open(dataset).dataset_id)
 
 
 def start(arguments, **environment):
@@ -58,14 +58,14 @@ def test_a_trial_out_of_memory_is_recorded_and_the_best_of_the_others_is_refitte
 ):
     """In one process; the test split's shards are gone, so nothing here can have opened them."""
     plan = load_plan(write_sweep(WIDTHS), ("refit.top=1",))
-    places, lines = make_places(tmp_path / "s.db"), []
-    assert work(dataset, plan, places, lines.append)
-    study = open_again(places, plan, dataset)
+    files, lines = make_study_files(tmp_path / "s.db"), []
+    assert work(dataset, plan, files, lines.append)
+    study = open_again(files, plan, dataset)
     states = [trial.state for trial in study.trials]
     assert len(states) == 3
     assert TrialState.FAIL in states
     assert TrialState.COMPLETE in states
-    result = recommend(study, dataset, plan, places)
+    result = recommend(study, dataset, plan, files)
     assert all("out of memory" in failure["reason"] for failure in result["failures"])
     assert result["trials"]["fail"] == states.count(TrialState.FAIL) == len(result["failures"])
     (refit,) = result["refits"]
@@ -76,21 +76,21 @@ def test_a_trial_out_of_memory_is_recorded_and_the_best_of_the_others_is_refitte
     config = load_config(Config, Path(found["config"]))
     assert config.model.width == 8
     assert config.eval.split == "val"
-    assert found["command"] in (places.folder / "recommended.sh").read_text()
+    assert found["command"] in (files.folder / "recommended.sh").read_text()
     assert Path(result["plots"][0]).stat().st_size > 5000
-    assert not list(places.folder.glob("trials/*/checkpoints"))
-    assert len(list(places.folder.glob("refits/*/checkpoints/best.pt"))) == 3
+    assert not list(files.folder.glob("trials/*/checkpoints"))
+    assert len(list(files.folder.glob("refits/*/checkpoints/best.pt"))) == 3
     # The same command again has nothing left to do.
-    assert work(dataset, plan, places, lines.append)
-    assert len(open_again(places, plan, dataset).trials) == 3
+    assert work(dataset, plan, files, lines.append)
+    assert len(open_again(files, plan, dataset).trials) == 3
 
 
 def test_the_search_ends_when_trial_after_trial_fails(dataset, write_sweep, tmp_path):
     sets = ("search.trials=9", "search.failures_in_a_row=2", "fixed.model.weights=no-such-file.pt")
     plan = load_plan(write_sweep("[8]"), sets)
-    places = make_places(tmp_path / "s.db")
-    assert work(dataset, plan, places, lambda _: None)
-    result = recommend(open_again(places, plan, dataset), dataset, plan, places)
+    files = make_study_files(tmp_path / "s.db")
+    assert work(dataset, plan, files, lambda _: None)
+    result = recommend(open_again(files, plan, dataset), dataset, plan, files)
     assert result["trials"]["fail"] == 2
     assert result["recommended"] is None
     assert "no-such-file.pt" in result["notes"][-1]
@@ -103,8 +103,8 @@ def test_a_trial_that_lags_behind_the_median_is_pruned(dataset, write_sweep, tmp
         ("search.trials=3", "search.pruner_startup=2", "search.pruner_warmup_epochs=1",
          "search.baseline=false", "refit.top=1", "refit.seeds=[1]", "fixed.train.epochs=4"),
     )  # fmt: skip
-    places = make_places(tmp_path / "s.db")
-    study = open_again(places, plan, dataset)
+    files = make_study_files(tmp_path / "s.db")
+    study = open_again(files, plan, dataset)
     for value in (1e-4, 2e-4):
         params = {"model.width": 8, "optim.lr": 2e-3}
         distributions = {
@@ -118,8 +118,8 @@ def test_a_trial_that_lags_behind_the_median_is_pruned(dataset, write_sweep, tmp
                 intermediate_values=reports,
             )
         )  # fmt: skip
-    claimed = claim(study, places, plan)
-    line = run_trial(study, claimed, dataset, plan, places, None)
+    claimed = claim(study, files, plan)
+    line = run_trial(study, claimed, dataset, plan, files, None)
     claimed.release()
     assert "pruned" in line
     assert study.trials[2].state == TrialState.PRUNED
@@ -128,17 +128,17 @@ def test_a_trial_that_lags_behind_the_median_is_pruned(dataset, write_sweep, tmp
 
 def test_a_trial_is_given_to_one_worker_and_an_orphan_to_the_next(dataset, write_sweep, tmp_path):
     plan = load_plan(write_sweep("[8, 16]"), ("search.trials=2", "search.attempts=2"))
-    places = make_places(tmp_path / "s.db")
-    study = open_again(places, plan, dataset)
-    first, second = claim(study, places, plan), claim(study, places, plan)
+    files = make_study_files(tmp_path / "s.db")
+    study = open_again(files, plan, dataset)
+    first, second = claim(study, files, plan), claim(study, files, plan)
     assert (first.trial.number, second.trial.number) == (0, 1)
-    assert claim(study, places, plan) is None  # both are held
+    assert claim(study, files, plan) is None  # both are held
     first.release()  # as the kernel does when a process dies
-    adopted = claim(study, places, plan)
+    adopted = claim(study, files, plan)
     assert adopted.trial.number == 0
     assert adopted.again
     adopted.release()
-    assert claim(study, places, plan) is None  # dead twice: given up
+    assert claim(study, files, plan) is None  # dead twice: given up
     assert study.trials[0].state == TrialState.FAIL
     assert "died 2 times" in study.trials[0].user_attrs["failure"]
     second.release()
@@ -148,8 +148,8 @@ def test_the_key_that_decides_has_the_largest_share_and_both_figures_are_drawn(
     dataset, write_sweep, tmp_path
 ):
     plan = load_plan(write_sweep("[8, 16]"))
-    places = make_places(tmp_path / "s.db")
-    study = open_again(places, plan, dataset)
+    files = make_study_files(tmp_path / "s.db")
+    study = open_again(files, plan, dataset)
     distributions = {
         "model.width": optuna.distributions.CategoricalDistribution([8, 16]),
         "optim.lr": optuna.distributions.FloatDistribution(1e-3, 3e-3, log=True),
@@ -170,51 +170,51 @@ def test_the_key_that_decides_has_the_largest_share_and_both_figures_are_drawn(
     shares = importance(study)
     assert shares["optim.lr"] > 0.8
     assert sum(shares.values()) == pytest.approx(1)
-    drawn = [Path(path) for path in draw(study, plan, places, shares)]
+    drawn = [Path(path) for path in draw(study, plan, files, shares)]
     assert [path.name for path in drawn] == ["history.png", "importance.png"]
     assert all(path.stat().st_size > 5000 for path in drawn)
 
 
 def test_a_study_refuses_other_data_or_another_space(dataset, write_sweep, tmp_path):
     plan = load_plan(write_sweep("[8, 16]"))
-    places = make_places(tmp_path / "s.db")
-    open_again(places, plan, dataset)
+    files = make_study_files(tmp_path / "s.db")
+    open_again(files, plan, dataset)
     with pytest.raises(ConfigError, match=r"begun with dataset_id = \w{64}, and now it is other"):
-        open_study(places, plan, "other")
+        open_study(files, plan, "other")
     with pytest.raises(ConfigError, match=r"begun with space\..* = 16, and now it is 24"):
-        open_again(places, load_plan(write_sweep("[8, 24]")), dataset)
+        open_again(files, load_plan(write_sweep("[8, 24]")), dataset)
     more = load_plan(write_sweep("[8, 16]"), ("search.trials=50",))
-    open_again(places, more, dataset)  # more trials of the same is no other study
+    open_again(files, more, dataset)  # more trials of the same is no other study
 
 
 def test_what_is_no_study_is_told_before_anything_is_made(tmp_path):
     (tmp_path / "broken.db").write_text("no database")
     with pytest.raises(StorageError, match=r"broken\.db is no SQLite database"):
-        make_places(tmp_path / "broken.db")
+        make_study_files(tmp_path / "broken.db")
     (tmp_path / "folder").mkdir()
     with pytest.raises(StorageError, match="is a folder"):
-        make_places(tmp_path / "folder")
+        make_study_files(tmp_path / "folder")
     assert {path.name for path in tmp_path.iterdir()} == {"broken.db", "folder"}
 
 
 def test_what_the_database_says_is_told_and_not_that_it_is_none(dataset, write_sweep, tmp_path):
-    plan, places = load_plan(write_sweep("[8, 16]")), make_places(tmp_path / "s.db")
-    open_again(places, plan, dataset)
-    with places.database.open("r+b") as file:  # a format that SQLite reads and does not write
+    plan, files = load_plan(write_sweep("[8, 16]")), make_study_files(tmp_path / "s.db")
+    open_again(files, plan, dataset)
+    with files.database.open("r+b") as file:  # a format that SQLite reads and does not write
         file.seek(18)
         file.write(b"\3")
     with pytest.raises(StorageError, match=r"s\.db cannot be used: .*readonly database\.$"):
-        open_again(places, plan, dataset)
+        open_again(files, plan, dataset)
 
 
 @pytest.mark.parametrize("name", ["a?b.db", "a#b.db", "a%20b {c}.db", "x?mode=memory.db"])
 def test_the_database_lies_where_it_was_named(dataset, write_sweep, tmp_path, name):
     folder = tmp_path / "studies"
     plan = load_plan(write_sweep("[8, 16]"))
-    study = open_again(make_places(folder / name), plan, dataset)
+    study = open_again(make_study_files(folder / name), plan, dataset)
     study.set_user_attr("kept", True)
     assert {path.name for path in folder.iterdir() if path.is_file()} == {name}
-    assert open_again(make_places(folder / name), plan, dataset).user_attrs["kept"]
+    assert open_again(make_study_files(folder / name), plan, dataset).user_attrs["kept"]
 
 
 def test_a_sweep_in_fp16_is_refused_where_there_is_no_gpu(
@@ -222,10 +222,10 @@ def test_a_sweep_in_fp16_is_refused_where_there_is_no_gpu(
 ):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     plan = load_plan(write_sweep("[8, 16]"), ("fixed.train.amp=fp16", "fixed.train.device=auto"))
-    places = make_places(tmp_path / "s.db")
+    files = make_study_files(tmp_path / "s.db")
     with pytest.raises(ConfigError, match=r"Set train\.amp=auto"):
-        sweep(dataset, plan, places, [], 1)
-    assert not places.database.exists()
+        sweep(dataset, plan, files, [], 1)
+    assert not files.database.exists()
 
 
 def test_each_worker_has_a_gpu_of_its_own():

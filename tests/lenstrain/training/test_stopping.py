@@ -2,7 +2,9 @@
 
 import pytest
 
+from lensprep.errors import ConfigError
 from lenstrain.training.stopping import Stopper
+from lenstrain.training.train import train
 
 
 def metrics(auroc, nll=1.0, tpr=0.5):
@@ -65,3 +67,13 @@ def test_a_resumed_stopper_goes_on_where_it_was():
         resumed.update(epoch, metrics(value))
     assert resumed == straight
     assert resumed.should_stop
+
+
+@pytest.mark.parametrize("name", ["accuracy", "average_precision"])
+def test_a_monitor_that_may_not_steer_is_refused_before_a_run_is_made(
+    dataset, make_config, tmp_path, name
+):
+    message = f"train.monitor must be one of 'auroc', 'nll', 'tpr_at_fpr', got '{name}'"
+    with pytest.raises(ConfigError, match=message):
+        train(dataset, make_config(f"train.monitor={name}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

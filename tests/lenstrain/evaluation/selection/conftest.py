@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 from scipy import special
 
 from lenstrain.evaluation.operating import FrozenThreshold
+from lenstrain.evaluation.scores import read_scores
 from lenstrain.evaluation.selection.axes import make_axis, make_terms, with_bins
 from lenstrain.evaluation.selection.fit import count_lenses, fit_selection
 from lenstrain.evaluation.selection.function import SelectionFunction, count_support
-from lenstrain.scoring.table import read_scores
 
 NAMES = ("theta_e_arcsec", "psfsize_r", "arc_snr", "src_dmag")
 ICC = 0.1

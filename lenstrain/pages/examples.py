@@ -18,8 +18,9 @@ from lensprep.dataset.rgb import denormalize, lupton_rgb
 from lensprep.errors import ScoresError
 from lensprep.store import local_folder
 from lensprep.tables.reader import read_table
+from lenstrain.evaluation.scores import Scores
 from lenstrain.evaluation.threshold import unique_rows
-from lenstrain.scoring.table import Scores, SkyScores
+from lenstrain.scoring.table import SkyScores
 
 _FLUX_MODES = ("mad_stamp", "mad_annulus")
 _FACTS = ("theta_e_arcsec", "psfsize_r", "arc_snr")
@@ -92,7 +93,7 @@ class StampReader(Protocol):
         """Colour pictures of some rows of the scores, shape (n, 64, 64, 3)."""
 
 
-def open_stamps(uri: str, scores: Scores | SkyScores) -> StampReader:
+def open_stamps(uri: str, scores: SkyScores) -> StampReader:
     """Open the place that the scores were made from.
 
     Raises
@@ -111,7 +112,7 @@ def open_stamps(uri: str, scores: Scores | SkyScores) -> StampReader:
 class DatasetStamps:
     """Stamps of a converted dataset, found by split and key."""
 
-    def __init__(self, uri: str, scores: Scores | SkyScores) -> None:
+    def __init__(self, uri: str, scores: SkyScores) -> None:
         self._scores = scores
         self._data = Dataset.open(uri)
         named = scores.metadata.get("dataset_id")
@@ -180,7 +181,7 @@ class SourceStamps:
     note = "Lupton RGB (z, r, g) as in the Legacy Survey viewer."
     _places = ("source_file", "source_row_group", "source_row")
 
-    def __init__(self, uri: str, kind: str, scores: Scores | SkyScores) -> None:
+    def __init__(self, uri: str, kind: str, scores: SkyScores) -> None:
         self._uri, self._kind, self._path = uri, kind, scores.path
 
     def rgb(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:

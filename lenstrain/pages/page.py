@@ -1,0 +1,89 @@
+"""Fill a template: the one look of all pages, and how numbers are written on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+METRICS_NAME = "metrics.json"
+"""By this file a folder is known as an evaluation."""
+REPORT_NAME = "report.html"
+CARD_NAME = "model_card.md"
+
+
+def render(template: str, context: Mapping[str, Any]) -> str:
+    """Fill a template of ``lenstrain/pages/templates``; every value from outside is escaped."""
+    environment = Environment(
+        loader=PackageLoader("lenstrain.pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "percent": percent,
+        "interval": interval,
+        "interval_percent": lambda entry, digits=1: interval(entry, digits, percent),
+        "bounds": bounds,
+        "bounds_percent": lambda entry, digits=1: bounds(entry, digits, percent),
+        "purity": purity,
+        "precision": precision,
+        "rate": lambda value: f"{100 * float(value):g}%",
+        "count": lambda value: f"{value:,}",
+    }
+    return environment.get_template(template).render(context)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Format a number with some digits after the point, or a dash."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    # Plus 0.0, so that what rounds to zero has no sign.
+    return f"{round(float(value), digits) + 0.0:.{digits}f}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Format a share in percent; small ones keep two significant digits."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    share = 100 * value
+    if 0 < abs(share) < 10**-digits:
+        return f"{share:.2g}%"
+    return f"{share:.{digits}f}%"
+
+
+def interval(
+    entry: Mapping[str, Any] | None, digits: int = 3, show: Callable[..., str] = number
+) -> str:
+    """Format an entry as ``value [low, high]``; the reason if it has no value."""
+    if entry is None or entry["value"] is None:
+        return "–" if entry is None else str(entry.get("reason", "–"))
+    value = show(entry["value"], digits)
+    return value if entry.get("low") is None else f"{value} {bounds(entry, digits, show)}"
+
+
+def bounds(entry: Mapping[str, Any], digits: int = 3, show: Callable[..., str] = number) -> str:
+    """Format an interval as ``[low, high]``, or say that there is none."""
+    if entry["low"] is None or entry["high"] is None:
+        return "no interval"
+    return f"[{show(entry['low'], digits)}, {show(entry['high'], digits)}]"
+
+
+def purity(entry: Mapping[str, Any]) -> str:
+    """Format a purity: with its interval, as a lower limit where that is all there is, or n/a."""
+    if entry["low"] is not None:
+        return interval(entry, 1, percent)
+    return "n/a" if entry["at_least"] is None else f"≥ {percent(entry['at_least'])}"
+
+
+def precision(entry: Mapping[str, Any]) -> str:
+    """Format an average precision at a prevalence, or its lower limit and the reason for it."""
+    if entry["supported"]:
+        return interval(entry, 4)
+    least = "" if entry["at_least"] is None else f"; at least {number(entry['at_least'], 4)}"
+    return f"n/a: {entry['reason']}{least}"
