@@ -77,7 +77,9 @@ from lensprep.source.listing import UNFINISHED, filesystem_for
 from lensprep.source.tree import Source, SourceFile
 from lensprep.store import (
     LocalStore,
+    RemoteStore,
     S3Options,
+    abort_unfinished,
     atomic_writer,
     check_place,
     is_remote,
@@ -87,8 +89,6 @@ from lensprep.store import (
     remove_partials,
     sync_file,
 )
-from lensprep.store.s3 import S3Store
-from lensprep.store.transfer import abort_unfinished
 from lensprep.transfer import DatasetFile, dataset_files, download, require_all
 
 _log = logging.getLogger("lensprep.convert")
@@ -521,7 +521,7 @@ def _commit(places: Places, manifest: Manifest) -> None:
         _write_rejects(dataset.root / REJECTS_NAME, places.work)
         sync_shards(dataset.root, manifest)
     else:
-        assert isinstance(dataset, S3Store)
+        assert isinstance(dataset, RemoteStore)
         with places.scratch.folder("rejects") as folder:
             path = folder / REJECTS_NAME
             _write_rejects(path, places.work)

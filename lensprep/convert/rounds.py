@@ -47,7 +47,7 @@ from lensprep.engine.trial import find_fatal
 from lensprep.errors import InputError, size_text
 from lensprep.source.contract import STAMP_COLUMN, FilterRules
 from lensprep.source.tree import Source, SourceFile
-from lensprep.store.s3 import S3Store
+from lensprep.store import RemoteStore
 
 _log = logging.getLogger("lensprep.rounds")
 
@@ -118,7 +118,7 @@ class ShardTask:
     """Number of shards of the whole split."""
     root: Path | None
     """Local folder in which the shards stay; they go through ``scratch`` if there is none."""
-    store: S3Store | None
+    store: RemoteStore | None
     """Object store that they are sent to."""
     work: Work
     scratch: Scratch

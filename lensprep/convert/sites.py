@@ -32,6 +32,7 @@ from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import BudgetError, ChangedError, ConfigError, DatasetError, size_text
 from lensprep.store import (
     LocalStore,
+    RemoteStore,
     S3Options,
     Store,
     check_place,
@@ -40,7 +41,6 @@ from lensprep.store import (
     local_path,
     open_store,
 )
-from lensprep.store.s3 import S3Store
 
 WORK_FOLDER: Final = ".work"
 """Folder in the dataset that holds the plan and, unless told otherwise, runs and progress."""
@@ -145,9 +145,9 @@ class Places:
         return list(dict.fromkeys(folders))
 
     @property
-    def shard_store(self) -> S3Store | None:
+    def shard_store(self) -> RemoteStore | None:
         """Object store that finished shards are sent to."""
-        return self.dataset if isinstance(self.dataset, S3Store) else None
+        return self.dataset if isinstance(self.dataset, RemoteStore) else None
 
     def group_shards(self, shard_rows: int, workers: int) -> int:
         """Most shards of one task of the second round."""
@@ -280,7 +280,7 @@ def _read_plan(dataset: Store) -> dict[str, Any]:
 
 def _is_occupied(dataset: Store) -> bool:
     """Whether there is anything in a folder."""
-    if isinstance(dataset, S3Store):
+    if isinstance(dataset, RemoteStore):
         return dataset.has_any()
     root = Path(dataset.uri)
     return root.exists() and any(root.iterdir())

@@ -31,9 +31,16 @@ from numpy.typing import NDArray
 from lensprep.convert.spill import Stretch, read_stretches, write_run
 from lensprep.convert.spill_remote import fetch_stretches, send_run
 from lensprep.errors import NotFoundError, StorageError
-from lensprep.store import Entry, LocalStore, Store, atomic_writer, remove_partials, write_atomic
-from lensprep.store.s3 import S3Store
-from lensprep.store.transfer import abort_unfinished
+from lensprep.store import (
+    Entry,
+    LocalStore,
+    RemoteStore,
+    Store,
+    abort_unfinished,
+    atomic_writer,
+    remove_partials,
+    write_atomic,
+)
 
 PLAN_NAME: Final = "plan.json"
 """What the conversion is of; the last file that goes."""
@@ -97,7 +104,7 @@ def open_work(store: Store, conversion: str) -> Work:
     conversion : str
         What tells this conversion from an earlier one at the same place.
     """
-    if isinstance(store, S3Store):
+    if isinstance(store, RemoteStore):
         return RemoteWork(store, conversion)
     assert isinstance(store, LocalStore)
     return LocalWork(store.root)
@@ -173,7 +180,7 @@ class LocalWork:
 class RemoteWork:
     """A folder in an object store (see `Work`)."""
 
-    store: S3Store
+    store: RemoteStore
     conversion: str
 
     @property

@@ -28,8 +28,8 @@ from typing import Any, Literal, Protocol, Self, TypeVar, get_args
 from lensprep import __version__
 from lensprep.errors import ConfigError, ProjectError
 from lensprep.kernel import notice
+from lensprep.store import WAKE_SECONDS
 from lensprep.store.interrupts import killed_by
-from lensprep.store.s3client import WAKE_SECONDS
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

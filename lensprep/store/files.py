@@ -17,23 +17,15 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory, TemporaryFile
-from typing import TYPE_CHECKING, cast
 
 from lensprep.errors import NotFoundError, StorageError
-from lensprep.store.local import (
-    PARTIAL_SUFFIX,
-    Entry,
-    Store,
-    check_place,
-    is_remote,
-    local_path,
-    member_path,
-    open_store,
-)
-
-if TYPE_CHECKING:
-    from lensprep.store.s3 import S3Store
-    from lensprep.store.s3client import S3Options
+from lensprep.store.base import Entry, Store, member_path
+from lensprep.store.local import PARTIAL_SUFFIX, check_place
+from lensprep.store.options import S3Options
+from lensprep.store.ranges import PART_BYTES
+from lensprep.store.registry import is_remote, local_path, open_remote, open_store, scheme_of
+from lensprep.store.remote import RemoteStore
+from lensprep.store.transfer import download_file, run_files, try_upload, upload_parts
 
 Uri = str | os.PathLike[str]
 
@@ -52,8 +44,10 @@ def split_uri(uri: Uri) -> tuple[str, str]:
             raise StorageError(f"{uri} names a folder, not a file in it.")
         return str(path.parent), path.name
     folder, _, name = str(uri).rpartition("/")
-    if not name or folder in ("s3:/", "s3a:/"):
-        raise StorageError(f"{uri} names no file. Write it like s3://bucket/folder/{name or 'x'}.")
+    if not name or folder.endswith(":/"):
+        raise StorageError(
+            f"{uri} names no file. Write it like {scheme_of(uri)}://bucket/folder/{name or 'x'}."
+        )
     return folder, name
 
 
@@ -71,7 +65,7 @@ def uri_suffix(uri: Uri) -> str:
 
 def is_within(uri: Uri, folder: Uri) -> bool:
     """Whether a location is a folder, or lies in it."""
-    if is_remote(uri) != is_remote(folder):
+    if scheme_of(uri) != scheme_of(folder):
         return False
     if not is_remote(uri):
         return local_path(uri).resolve().is_relative_to(local_path(folder).resolve())
@@ -132,7 +126,7 @@ def local_file(
         yield path
         return
     folder, name = split_uri(uri)
-    store = open_store(folder, options)
+    store = open_remote(folder, options)
     entry = store.stat(name)
     if most_bytes is not None and entry.bytes > most_bytes:
         raise StorageError(f"{uri} has {entry.bytes:,} bytes; is it the right file?")
@@ -170,16 +164,14 @@ def local_folder(
             raise NotFoundError(f"{path}: no such folder.")
         yield path
         return
-    store = open_store(uri, options)
-    entries = store.entries("")
+    store = open_remote(str(uri), options)
+    entries = store.entries()
     if not entries:
         raise NotFoundError(f"{uri}: no such folder.")
     with _temporary(uri) as draft:
-        from lensprep.store.transfer import run_files
-
         chosen = [entry for entry in entries if wanted(entry.name)]
         jobs = [partial(_fetch, store, e, member_path(draft, e.name)) for e in chosen]
-        run_files(_remote(store), jobs)
+        run_files(store, jobs)
         yield draft
 
 
@@ -193,9 +185,7 @@ def check_file(uri: Uri, options: S3Options | None = None) -> None:
     """
     folder, name = split_uri(uri)
     if is_remote(uri):
-        from lensprep.store.transfer import try_upload
-
-        try_upload(_remote(open_store(folder, options)), name)
+        try_upload(open_remote(folder, options), name)
         return
     path = local_path(uri)
     if path.is_dir():
@@ -244,7 +234,7 @@ def written_file(uri: Uri, options: S3Options | None = None) -> Iterator[Path]:
     """
     folder, name = split_uri(uri)
     if is_remote(uri):
-        store = open_store(folder, options)
+        store = open_remote(folder, options)
         with _errors(uri, "written"), _temporary(uri) as draft:
             yield draft / name
             send_file(store, draft / name, name)
@@ -271,7 +261,7 @@ def written_folder(uri: Uri, mark: str, options: S3Options | None = None) -> Ite
         with _errors(uri, "written"), _temporary(uri) as draft:
             yield draft
             check_folder(uri, mark, options)
-            _send_folder(open_store(uri, options), draft, mark)
+            _send_folder(open_remote(str(uri), options), draft, mark)
         return
     path = local_path(uri).absolute()
     place = path if path.is_dir() else path.parent
@@ -308,7 +298,7 @@ def _replace_content(path: Path, draft: Path, mark: str) -> None:
         raise
 
 
-def send_file(store: Store, path: Path, name: str) -> None:
+def send_file(store: RemoteStore, path: Path, name: str) -> None:
     """Write a local file into a store, in place of an older one.
 
     Raises
@@ -316,22 +306,17 @@ def send_file(store: Store, path: Path, name: str) -> None:
     StorageError
         If the file cannot be read, or the store refuses.
     """
-    from lensprep.store.s3 import PART_BYTES
-    from lensprep.store.transfer import upload_parts
-
     with _errors(path, "read"), path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         parts = iter(partial(file.read, PART_BYTES), b"")
-        upload_parts(_remote(store), name, parts, size, PART_BYTES)
+        upload_parts(store, name, parts, size, PART_BYTES)
 
 
-def _send_folder(store: Store, draft: Path, mark: str) -> None:
+def _send_folder(store: RemoteStore, draft: Path, mark: str) -> None:
     """Send all files, the one that says that there is something last; then remove older ones."""
-    from lensprep.store.transfer import run_files
-
-    old = {entry.name for entry in store.entries("")}
+    old = {entry.name for entry in store.entries()}
     names = {p.relative_to(draft).as_posix() for p in draft.rglob("*") if p.is_file()}
-    run_files(_remote(store), [
+    run_files(store, [
         partial(send_file, store, draft / name, name) for name in sorted(names - {mark})
     ])  # fmt: skip
     send_file(store, draft / mark, mark)
@@ -339,20 +324,13 @@ def _send_folder(store: Store, draft: Path, mark: str) -> None:
         store.delete(name)
 
 
-def _fetch(store: Store, entry: Entry, path: Path) -> None:
-    from lensprep.store.transfer import download_file
-
-    download_file(_remote(store), entry.name, path, size=entry.bytes, sha256=None)
-
-
-def _remote(store: Store) -> S3Store:
-    """A store that is known to be remote; the class is imported only where one is."""
-    return cast("S3Store", store)
+def _fetch(store: RemoteStore, entry: Entry, path: Path) -> None:
+    download_file(store, entry.name, path, size=entry.bytes, sha256=None)
 
 
 def _holds_anything(store: Store, uri: Uri) -> bool:
-    if is_remote(uri):
-        return bool(_remote(store).has_any())
+    if isinstance(store, RemoteStore):
+        return store.has_any()
     path = local_path(uri)
     return path.is_dir() and any(entry.suffix != PARTIAL_SUFFIX for entry in path.iterdir())
 

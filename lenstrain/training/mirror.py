@@ -39,17 +39,23 @@ from lensprep.errors import (
     StorageError,
 )
 from lensprep.store import (
+    PART_BYTES,
+    WAKE_SECONDS,
     Entry,
+    RemoteStore,
     S3Options,
     Store,
+    abort_unfinished,
+    download_file,
     is_remote,
     local_path,
     member_path,
+    open_remote,
     open_store,
+    upload_parts,
     write_atomic,
 )
 from lensprep.store.interrupts import grace
-from lensprep.store.s3client import WAKE_SECONDS
 from lenstrain.training.checkpoint import (
     LAST,
     MOST_BYTES,
@@ -151,9 +157,9 @@ def working_folder(uri: str) -> Path:
     StorageError
         If none can.
     """
-    store: Any = open_store(uri)
+    store = open_remote(uri)
     # Two stores may have buckets of one name.
-    place = f"{store.client.meta.endpoint_url}|{store.uri}"
+    place = f"{store.endpoint}|{store.uri}"
     digest = hashlib.sha256(place.encode()).hexdigest()[:12]
     name = f"{store.uri.rsplit('/', 1)[-1][:80]}-{digest}"
     named = os.path.abspath(os.environ[RUNS_VARIABLE]) if os.environ.get(RUNS_VARIABLE) else None
@@ -301,8 +307,6 @@ def _is_checkpoint(name: str) -> bool:
 
 def _fetch(store: Store, entries: list[Entry], draft: Path) -> None:
     """Fetch files; those of one size and version, such as last.pt and best.pt, only once."""
-    from lensprep.store.transfer import download_file
-
     arrived: dict[tuple[int, str], Path] = {}
     for entry in entries:
         path = member_path(draft, entry.name)
@@ -312,9 +316,8 @@ def _fetch(store: Store, entries: list[Entry], draft: Path) -> None:
         if same in arrived:
             path.parent.mkdir(parents=True, exist_ok=True)
             link(arrived[same], path)
-        elif is_remote(store.uri):
-            remote: Any = store
-            download_file(remote, entry.name, path, size=entry.bytes, sha256=None)
+        elif isinstance(store, RemoteStore):
+            download_file(store, entry.name, path, size=entry.bytes, sha256=None)
         else:
             write_atomic(path, bytes(store.read(entry.name)))
         arrived.setdefault(same, path)
@@ -510,9 +513,8 @@ class Mirror:
             self._changed.notify_all()
         if self._thread.ident is not None:
             self._thread.join(WAKE_SECONDS)
-        connection = getattr(self._store, "connection", None)
-        if self._busy and connection is not None:
-            connection.stop()  # or the end of the program waits for all its parts
+        if self._busy and isinstance(self._store, RemoteStore):
+            self._store.connection.stop()  # or the end of the program waits for all its parts
 
     def _work(self) -> None:
         while True:
@@ -569,12 +571,9 @@ class Mirror:
         else:
             store.write(WRITER, self._mark)
         write_atomic(self.folder / WRITER, self._mark)
-        if is_remote(self.uri):
-            from lensprep.store.transfer import abort_unfinished
-
+        if isinstance(store, RemoteStore):
             with suppress(StorageError):  # to see them takes a right that not everybody has
-                remote: Any = store
-                abort_unfinished(remote)
+                abort_unfinished(store)
         for entry in store.entries():
             self._there.add(entry.name)
             if entry.name.startswith(f"{TENSORBOARD}/"):
@@ -629,14 +628,10 @@ def _told_by(mark: bytes) -> str:
 def _put(store: Store, name: str, file: BinaryIO) -> None:
     """Write an open file into a store, in place of an older one."""
     file.seek(0)
-    if not is_remote(store.uri):
+    if not isinstance(store, RemoteStore):
         store.write(name, file.read())
         return
-    from lensprep.store.s3 import PART_BYTES
-    from lensprep.store.transfer import upload_parts
-
     size = os.fstat(file.fileno()).st_size
     # metrics.jsonl and TensorBoard's files grow while they are read.
     sizes = (min(PART_BYTES, size - start) for start in range(0, max(size, 1), PART_BYTES))
-    remote: Any = store
-    upload_parts(remote, name, map(partial(file.read), sizes), size)
+    upload_parts(store, name, map(partial(file.read), sizes), size)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from lensprep.dataset import Dataset, ShardInfo
 from lensprep.dataset.remote import RemoteDataset
 from lensprep.errors import ProjectError, ShardError, StorageError, size_text
-from lensprep.store.s3 import PART_BYTES, S3Store
+from lensprep.store import PART_BYTES, RemoteStore, open_remote
 from lenstrain.data.cache.folder import (
     CachedDataset,
     CacheFolder,
@@ -156,7 +156,7 @@ class CachedSplit:
         self._asked: dict[str, float] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._beside: S3Store | None = None
+        self._beside: RemoteStore | None = None
         # Also when nobody closes it: the thread ends and others may evict.
         weakref.finalize(self, _end, self._stop, self.held).atexit = False
 
@@ -236,7 +236,7 @@ class CachedSplit:
                     work.over.set()
                     raise
         finally:
-            if isinstance(store, S3Store):
+            if isinstance(store, RemoteStore):
                 store.connection.buffers.clear()
         work.raise_error()
         return work.result()
@@ -260,7 +260,7 @@ class CachedSplit:
             return
         pace = _Pace(self._stop, hungry)
         beside = _with_connections(self.dataset, _beside_connections(self._memory))
-        self._beside = beside.store if isinstance(beside.store, S3Store) else None
+        self._beside = beside.store if isinstance(beside.store, RemoteStore) else None
         work = _Work(self.folder, self.held, beside, self._stop, pace)
         self._thread = threading.Thread(
             target=_fill_quietly, args=(work, missing), name="lenstrain-cache", daemon=True
@@ -307,10 +307,10 @@ def _parts(shards: Sequence[ShardInfo]) -> list[list[ShardInfo]]:
 def _with_connections(dataset: Dataset, most: int) -> Dataset:
     """The same dataset over few connections of its own, if it has more."""
     store = dataset.store
-    if not isinstance(store, S3Store) or store.options.connections <= most:
+    if not isinstance(store, RemoteStore) or store.options.connections <= most:
         return dataset
     options = replace(store.options, connections=most)
-    return RemoteDataset(S3Store(store.uri, options), dataset.manifest)
+    return RemoteDataset(open_remote(store.uri, options), dataset.manifest)
 
 
 class _StoppedError(Exception):
@@ -410,7 +410,7 @@ def _fill_quietly(work: _Work, shards: Sequence[ShardInfo]) -> None:
             raise
     finally:
         store = work.dataset.store
-        if isinstance(store, S3Store):
+        if isinstance(store, RemoteStore):
             store.connection.buffers.clear()
 
 

@@ -22,8 +22,7 @@ from typing import Any, Final
 
 from lensprep.dataset import Dataset, ShardInfo
 from lensprep.errors import StorageError
-from lensprep.store import write_atomic
-from lensprep.store.s3 import PART_BYTES, Piece, Reception, S3Store, Scatter
+from lensprep.store import PART_BYTES, Piece, Reception, RemoteStore, Scatter, write_atomic
 from lenstrain.data.cache.folder import CacheFolder
 
 _FILE: Final = "rates.json"
@@ -127,11 +126,11 @@ def store_rate(folder: CacheFolder, dataset: Dataset, split: str) -> Rate:
     told, store = folder.options.store_mb_per_s, dataset.store
     if told is not None:
         return Rate(told, "told")
-    if not isinstance(store, S3Store) or not dataset.split(split).shards:
+    if not isinstance(store, RemoteStore) or not dataset.split(split).shards:
         return Rate(None, "measured")
     shard = dataset.split(split).shards[0]
     # A digest, because an address may hold what nobody should read here.
-    place = f"{store.client.meta.endpoint_url}/{store.bucket}"
+    place = f"{store.endpoint}/{store.uri.split('/')[2]}"
     key = "store-" + hashlib.sha256(place.encode()).hexdigest()[:16]
     return _kept(folder, key, lambda: measure_store(store, shard))
 
@@ -260,7 +259,7 @@ class _Counted(Reception):
         self.done = done
 
 
-def measure_store(store: S3Store, shard: ShardInfo) -> float | None:
+def measure_store(store: RemoteStore, shard: ShardInfo) -> float | None:
     """MB/s at which a store gives a shard's ranges over all connections; None if it gives nothing.
 
     What comes is thrown away; connections that are not done in time are broken off.

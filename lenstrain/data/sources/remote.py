@@ -91,10 +91,9 @@ def fetch_shard(
     StorageError
         If the store or the disk refuses.
     """
-    from lensprep.store.s3 import S3Store
-    from lensprep.store.transfer import download_file
+    from lensprep.store import RemoteStore, download_file
 
-    if not isinstance(dataset.store, S3Store):
+    if not isinstance(dataset.store, RemoteStore):
         raise StorageError(f"{dataset.uri} is on a local disk already; there is nothing to fetch.")
     try:
         download_file(
@@ -158,7 +157,7 @@ class RemoteSource:
         self._copying, self._mapping = threading.Lock(), threading.Lock()
         arrival = _Arrival(self.cells, self._shards, self._starts, self._uri, checksums)
         self.reader = RangeReader(
-            dataset.store,  # type: ignore[arg-type]  # an S3Store, as the dataset is remote
+            dataset.store,  # type: ignore[arg-type]  # a RemoteStore, as the dataset is remote
             self._shards,
             self.cells,
             self.buffers,
