@@ -40,7 +40,14 @@ import pyarrow.parquet as pq
 
 from lensprep.dataset.kinds import DATASET, table_kind
 from lensprep.dataset.layout import MANIFEST_NAME, MEASURED_COLUMNS, SOURCE_COLUMNS, SPLITS
-from lensprep.errors import ConfigError, InputError, SchemaError, names_text, passing_fault
+from lensprep.errors import (
+    ConfigError,
+    InputError,
+    SchemaError,
+    error_line,
+    names_text,
+    passing_fault,
+)
 from lensprep.source.contract import (
     COLUMN_BY_NAME,
     COLUMNS,
@@ -377,7 +384,7 @@ class Source:
             if fault := passing_fault(f"{self.root}/{where}", error):
                 raise fault from error
             raise InputError(
-                f"{where} cannot be read: {_first_line(error)}. {LEAVE_OUT}"
+                f"{where} cannot be read: {error_line(error).rstrip('.')}. {LEAVE_OUT}"
             ) from error
         if rows != stated:
             raise InputError(
@@ -486,7 +493,9 @@ def _what_is_wrong(filesystem: pafs.FileSystem, info: pafs.FileInfo, error: Exce
     if not begins:
         return _NOT_PARQUET
     return (
-        _first_line(error) if ends else "it begins as parquet does but does not end so: it is cut"
+        error_line(error).rstrip(".")
+        if ends
+        else "it begins as parquet does but does not end so: it is cut"
     )
 
 
@@ -736,13 +745,8 @@ def _cast(column: pa.ChunkedArray, wanted: pa.Field, where: str) -> pa.ChunkedAr
                 remedy = f" Leave it out with `lensprep convert --drop-column {wanted.name}`."
             raise SchemaError(
                 f"{where}: column {wanted.name} is {column.type} and holds a value that does not "
-                f"fit {wanted.type}: {_first_line(error)}.{remedy}"
+                f"fit {wanted.type}: {error_line(error).rstrip('.')}.{remedy}"
             ) from error
     if pa.types.is_string(wanted.type):
         column.validate(full=True)
     return column
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")

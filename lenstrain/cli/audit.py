@@ -8,13 +8,12 @@ from typing import Any
 import click
 
 from lensprep.configfile import load_config
-from lensprep.terminal import LOCATION
+from lensprep.terminal import LOCATION, s3_variables
 from lenstrain.cli.options import (
     config_option,
     device_option,
     json_option,
     report,
-    s3_options,
     set_option,
 )
 
@@ -29,7 +28,7 @@ from lenstrain.cli.options import (
 )
 @device_option
 @set_option("Override an option of the probes, such as per_class=500.")
-@s3_options
+@s3_variables
 @json_option
 def probe(
     checkpoint: str,
@@ -102,7 +101,7 @@ def probe(
 @click.option("--only", multiple=True, metavar="ITEM", help="Measure this item only. Repeatable.")
 @config_option("TOML file of thresholds.")
 @set_option("Override a threshold, such as scores.claimed_fprs=[0.01].")
-@s3_options
+@s3_variables
 @json_option
 def audit(
     run: str,

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lensprep.configfile import load_config
-from lensprep.terminal import LOCATION
+from lensprep.terminal import LOCATION, s3_variables
 from lenstrain.cli.options import (
     TABLE,
     device_option,
     json_option,
     reading_options,
     report,
-    s3_options,
     set_option,
 )
 
@@ -78,7 +77,7 @@ def _scores_options(command: F) -> F:
     "--workers", type=click.IntRange(1), help="Decoding processes [default: one per processor]."
 )
 @reading_options
-@s3_options
+@s3_variables
 @json_option
 def infer(
     checkpoint: str,
@@ -190,7 +189,7 @@ def _infer_lines(result: dict[str, Any]) -> list[str]:
 )
 @_scores_options
 @set_option("Override an option of the evaluation, such as resamples=2000.")
-@s3_options
+@s3_variables
 @json_option
 def evaluate(
     scores: str,
@@ -276,7 +275,7 @@ def _population_line(population: dict[str, Any]) -> str:
 @_columns_option("--catalog-column", "catalog_columns", of="the catalogue")
 @_scores_options
 @set_option("Override an option: fraction=0.05, factor=4.0, psf_bins=4, radius_arcsec=5.0.")
-@s3_options
+@s3_variables
 @json_option
 def mine(
     scores: tuple[str, ...],

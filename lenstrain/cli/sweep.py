@@ -12,13 +12,12 @@ import click
 from lensprep.configfile import load_config
 from lensprep.store import join_uri
 from lensprep.store.interrupts import PREEMPTED
-from lensprep.terminal import LOCAL, LOCATION
+from lensprep.terminal import LOCAL, LOCATION, s3_variables
 from lenstrain.cli.options import (
     config_option,
     exit_if_interrupted,
     json_option,
     report,
-    s3_options,
     set_option,
 )
 
@@ -37,7 +36,7 @@ from lenstrain.cli.options import (
     "--workers", type=click.IntRange(1), help="Processes on the study [default: one per GPU]."
 )
 @click.option("--worker", type=int, hidden=True)
-@s3_options
+@s3_variables
 @json_option
 def sweep(
     dataset: str,
@@ -113,7 +112,7 @@ def _sweep_lines(result: dict[str, Any]) -> list[str]:
     help="False-positive rate at which completeness is compared.",
 )
 @set_option("Override a key of the training configuration.")
-@s3_options
+@s3_variables
 @json_option
 def generalize(
     dataset: str,
