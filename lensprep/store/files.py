@@ -17,10 +17,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory, TemporaryFile
+from typing import BinaryIO
 
 from lensprep.errors import NotFoundError, StorageError
 from lensprep.store.base import Entry, Store, member_path
-from lensprep.store.local import PARTIAL_SUFFIX, check_place
+from lensprep.store.local import PARTIAL_SUFFIX, check_place, write_atomic
 from lensprep.store.options import S3Options
 from lensprep.store.ranges import PART_BYTES
 from lensprep.store.registry import is_remote, local_path, open_remote, open_store, scheme_of
@@ -131,7 +132,7 @@ def local_file(
     if most_bytes is not None and entry.bytes > most_bytes:
         raise StorageError(f"{uri} has {entry.bytes:,} bytes; is it the right file?")
     with _temporary(uri) as draft:
-        _fetch(store, entry, draft / name)
+        fetch_file(store, entry, draft / name)
         yield draft / name
 
 
@@ -170,7 +171,7 @@ def local_folder(
         raise NotFoundError(f"{uri}: no such folder.")
     with _temporary(uri) as draft:
         chosen = [entry for entry in entries if wanted(entry.name)]
-        jobs = [partial(_fetch, store, e, member_path(draft, e.name)) for e in chosen]
+        jobs = [partial(fetch_file, store, e, member_path(draft, e.name)) for e in chosen]
         run_files(store, jobs)
         yield draft
 
@@ -298,7 +299,7 @@ def _replace_content(path: Path, draft: Path, mark: str) -> None:
         raise
 
 
-def send_file(store: RemoteStore, path: Path, name: str) -> None:
+def send_file(store: Store, path: Path, name: str) -> None:
     """Write a local file into a store, in place of an older one.
 
     Raises
@@ -307,9 +308,34 @@ def send_file(store: RemoteStore, path: Path, name: str) -> None:
         If the file cannot be read, or the store refuses.
     """
     with _errors(path, "read"), path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        parts = iter(partial(file.read, PART_BYTES), b"")
-        upload_parts(store, name, parts, size, PART_BYTES)
+        send_open_file(store, file, name)
+
+
+def send_open_file(store: Store, file: BinaryIO, name: str) -> None:
+    """The same of an open file, from its beginning: as much as it holds now, though it may grow."""
+    file.seek(0)
+    if not isinstance(store, RemoteStore):
+        store.write(name, file.read())
+        return
+    size = os.fstat(file.fileno()).st_size
+    sizes = (min(PART_BYTES, size - start) for start in range(0, max(size, 1), PART_BYTES))
+    upload_parts(store, name, map(file.read, sizes), size)
+
+
+def fetch_file(store: Store, entry: Entry, path: Path) -> None:
+    """Write a file of a store, as it was listed, to a local disk; it appears whole or not at all.
+
+    Raises
+    ------
+    ChangedError
+        If it is another one now.
+    StorageError
+        If the store or the disk refuses.
+    """
+    if isinstance(store, RemoteStore):
+        download_file(store, entry.name, path, size=entry.bytes, sha256=None)
+    else:
+        write_atomic(path, bytes(store.read(entry.name)))
 
 
 def _send_folder(store: RemoteStore, draft: Path, mark: str) -> None:
@@ -322,10 +348,6 @@ def _send_folder(store: RemoteStore, draft: Path, mark: str) -> None:
     send_file(store, draft / mark, mark)
     for name in sorted(old - names):
         store.delete(name)
-
-
-def _fetch(store: RemoteStore, entry: Entry, path: Path) -> None:
-    download_file(store, entry.name, path, size=entry.bytes, sha256=None)
 
 
 def _holds_anything(store: Store, uri: Uri) -> bool:
