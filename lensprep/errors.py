@@ -15,7 +15,8 @@ ProjectError
 
 `size_text` writes sizes in them, and wherever else a person reads one; `names_text` what there is
 where a name is missing. `passing_fault` tells what kept a file from being read from what is wrong
-with the file, and `plain_text` is what may be shown of a text that others wrote.
+with the file, `plain_text` is what may be shown of a text that others wrote, and `error_line` of
+an error of theirs.
 """
 
 import os
@@ -60,6 +61,11 @@ def plain_text(text: str, most: int | None = None) -> str:
     """
     line = without_control(_LOGIN.sub("", " ".join(text.split())))
     return line if most is None or len(line) <= most else f"{line[:most]}..."
+
+
+def error_line(error: BaseException, most: int = 300) -> str:
+    """The first line of what an error says, without a full stop, or its name if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:most].rstrip(".")
 
 
 def without_control(text: str) -> str:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -39,6 +39,7 @@ from lensprep.store import S3Options, local_path, uri_suffix
 from lensprep.store.interrupts import INTERRUPTED, Watchdog, interruptible
 
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 _LINE_SECONDS = 10.0
 """Time between two lines of progress where there is no terminal to draw a bar on."""
@@ -130,9 +131,7 @@ def _nobody_reads() -> bool:
 def s3_options(function: Callable[..., R]) -> Callable[..., R]:
     """Give a command the options that say how to reach an object store, as one ``options``."""
 
-    @click.option("--endpoint-url", help="Another object store than AWS: http://host:port.")
-    @click.option("--profile", help="Profile of the AWS configuration files.")
-    @click.option("--region", help="Region of the bucket.")
+    @_reaching_options
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> R:
         names = ("endpoint_url", "profile", "region", "storage_class", "encryption", "kms_key_id")
@@ -142,6 +141,39 @@ def s3_options(function: Callable[..., R]) -> Callable[..., R]:
         return function(*args, options=S3Options(**given), **kwargs)
 
     return wrapped
+
+
+def s3_variables(function: F) -> F:
+    """Give a command the same options, as the AWS variables of this process.
+
+    So whatever opens the dataset finds its store, also the processes that a command starts.
+    """
+
+    @_reaching_options
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        given = {
+            "AWS_ENDPOINT_URL_S3": kwargs.pop("endpoint_url"),
+            "AWS_PROFILE": kwargs.pop("profile"),
+            "AWS_DEFAULT_REGION": kwargs.pop("region"),
+        }
+        if given["AWS_PROFILE"]:
+            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+                os.environ.pop(name, None)  # or they would win over the profile
+        os.environ.update({name: value for name, value in given.items() if value})
+        return function(*args, **kwargs)
+
+    return cast(F, wrapped)
+
+
+def _reaching_options(function: F) -> F:
+    for option in (
+        click.option("--region", help="Region of the bucket."),
+        click.option("--profile", help="Profile of the AWS configuration files."),
+        click.option("--endpoint-url", help="Another object store than AWS: http://host:port."),
+    ):
+        function = option(function)
+    return function
 
 
 def write_options(function: Callable[..., R]) -> Callable[..., R]:

@@ -11,7 +11,6 @@ one is ever replaced.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import threading
 import time
@@ -25,7 +24,6 @@ from typing import Any, Final
 from lensprep.dataset import MANIFEST_NAME, REJECTS_NAME, Dataset, Manifest
 from lensprep.errors import (
     BudgetError,
-    ConfigError,
     DatasetError,
     NotFoundError,
     StorageError,
@@ -35,19 +33,19 @@ from lensprep.errors import (
 from lensprep.store import (
     Entry,
     LocalStore,
+    RemoteStore,
     S3Options,
     Store,
+    abort_unfinished,
     check_place,
-    is_remote,
+    download_file,
+    file_sha256,
     local_path,
     member_path,
+    open_remote,
     remove_partials,
-)
-from lensprep.store.s3 import S3Store
-from lensprep.store.transfer import (
-    abort_unfinished,
-    download_file,
     run_files,
+    stored_sha256,
     upload_file,
 )
 
@@ -139,8 +137,7 @@ def upload(
     """
     started = time.monotonic()
     source = Dataset.open(local_path(dataset))
-    _require_remote(uri)
-    store = S3Store(uri, options)
+    store = open_remote(uri, options)
     text = member_path(source.root, MANIFEST_NAME).read_bytes()
     there = {entry.name: entry for entry in store.entries()}
     committed = _committed(store, there, text)
@@ -170,11 +167,11 @@ def _local_files(source: Dataset) -> tuple[DatasetFile, ...]:
     size = _size(source.root, REJECTS_NAME)
     if size is None:  # written from arrays, without a source
         return files
-    return (*files, DatasetFile(REJECTS_NAME, size, _local_digest(source.root / REJECTS_NAME)))
+    return (*files, DatasetFile(REJECTS_NAME, size, file_sha256(source.root / REJECTS_NAME)))
 
 
 def _send(
-    root: Path, store: S3Store, files: Sequence[DatasetFile], progress: Progress | None
+    root: Path, store: RemoteStore, files: Sequence[DatasetFile], progress: Progress | None
 ) -> None:
     meter = _Meter(sum(file.bytes for file in files), progress)
     jobs = [
@@ -229,12 +226,10 @@ def download(
         If the store does not let us or does not answer, or the disk refuses.
     """
     started = time.monotonic()
-    _require_remote(uri)
+    store = open_remote(uri, options)
     root = local_path(dataset)
     check_place(root)
     source = Dataset.open(uri, options)
-    store = source.store
-    assert isinstance(store, S3Store)
     text = bytes(store.read(MANIFEST_NAME))
     target = LocalStore(root)
     there = {entry.name: entry for entry in target.entries()}
@@ -259,7 +254,7 @@ def download(
 
 
 def _fetch(
-    store: S3Store, root: Path, files: Sequence[DatasetFile], progress: Progress | None
+    store: RemoteStore, root: Path, files: Sequence[DatasetFile], progress: Progress | None
 ) -> None:
     meter = _Meter(sum(file.bytes for file in files), progress)
     jobs = [
@@ -275,11 +270,6 @@ def _fetch(
         for file in files
     ]
     run_files(store, jobs)
-
-
-def _require_remote(uri: str) -> None:
-    if not is_remote(uri):
-        raise ConfigError(f"{uri!r} is not in an object store. Give it like s3://bucket/folder.")
 
 
 def _require_disk(root: Path, needed: int) -> None:
@@ -319,7 +309,7 @@ def _compare(
     plan = plan_transfer(files, there)
     unlike = list(plan.unlike)
     with ThreadPoolExecutor(_STATS_AT_ONCE) as threads:
-        digests = threads.map(lambda file: _digest(store, file.name), plan.alike)
+        digests = threads.map(lambda file: stored_sha256(store, file.name), plan.alike)
         for done, (file, digest) in enumerate(zip(plan.alike, digests, strict=True), 1):
             if file.sha256 is not None and digest != file.sha256:
                 unlike.append(file)
@@ -332,22 +322,6 @@ def _compare(
             "another dataset, or just being written. Choose another place, or remove it first."
         )
     return (*plan.absent, *unlike), tuple(unlike)
-
-
-def _digest(store: Store, name: str) -> str | None:
-    """SHA-256 of a file that is there: as stated with the object, else by reading it."""
-    if isinstance(store, LocalStore):
-        return _local_digest(member_path(store.root, name))
-    stated = store.stat(name).sha256
-    return stated or hashlib.sha256(store.read(name)).hexdigest()
-
-
-def _local_digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def _size(root: Path, name: str) -> int | None:

@@ -101,6 +101,11 @@ class S3Server:
             self.process.kill()
             self.process.wait()
             self.process = None
+        for port in self.ports.values():  # a killed server leaves its sockets behind
+            for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                path.unlink(missing_ok=True)
+            for path in Path("/tmp").glob(f"seaweedfs-*-{port + 10_000}.sock"):
+                path.unlink(missing_ok=True)
 
 
 def make_bucket(store: S3Store, bucket: str) -> None:

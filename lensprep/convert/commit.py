@@ -20,8 +20,7 @@ from lensprep.decode.account import Account
 from lensprep.decode.normalize import normalization_spec
 from lensprep.errors import BudgetError, DatasetError, NotFoundError, ProjectError, StorageError
 from lensprep.source.tree import Source
-from lensprep.store import LocalStore, S3Options, remove_partials
-from lensprep.store.s3 import S3Store
+from lensprep.store import LocalStore, RemoteStore, S3Options, remove_partials
 from lensprep.store.transfer import abort_unfinished
 from lensprep.transfer import DatasetFile, dataset_files, download, require_all
 
@@ -65,7 +64,7 @@ def commit(sites: Sites, manifest: Manifest) -> None:
         write_rejects(dataset.root / REJECTS_NAME, sites.work)
         sync_shards(dataset.root, manifest)
     else:
-        assert isinstance(dataset, S3Store)
+        assert isinstance(dataset, RemoteStore)
         with sites.scratch.folder("rejects") as folder:
             path = folder / REJECTS_NAME
             write_rejects(path, sites.work)

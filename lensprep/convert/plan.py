@@ -22,8 +22,7 @@ from lensprep.dataset.layout import MANIFEST_NAME
 from lensprep.dataset.manifest import Manifest
 from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import ChangedError, DatasetError
-from lensprep.store import LocalStore, Store, check_place, is_remote, local_path
-from lensprep.store.s3 import S3Store
+from lensprep.store import LocalStore, RemoteStore, Store, check_place, is_remote, local_path
 
 WORK_FOLDER: Final = ".work"
 """Folder in the dataset that holds the plan and, unless told otherwise, runs and progress."""
@@ -131,7 +130,7 @@ def find_plan(dataset: Store, *, resume: bool) -> Plan | None:
 
 def is_occupied(folder: Store) -> bool:
     """Whether there is anything in a folder."""
-    if isinstance(folder, S3Store):
+    if isinstance(folder, RemoteStore):
         return folder.has_any()
     root = Path(folder.uri)
     return root.exists() and any(root.iterdir())

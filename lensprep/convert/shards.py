@@ -34,8 +34,7 @@ from lensprep.decode.prepare import duplicate_rows
 from lensprep.decode.reasons import RejectReason
 from lensprep.decode.rowgroup import record_memory
 from lensprep.engine import Engine
-from lensprep.store import LocalStore, member_path, sync_file
-from lensprep.store.s3 import S3Store
+from lensprep.store import LocalStore, RemoteStore, member_path, sync_file
 
 BLOCK_ROWS = 4096
 """Records of a shard that are in memory at a time: as many as those of a run."""
@@ -57,7 +56,7 @@ class ShardTask:
     """Number of shards of the whole split."""
     root: Path | None
     """Local folder in which the shards stay; they go through ``scratch`` if there is none."""
-    store: S3Store | None
+    store: RemoteStore | None
     """Object store that they are sent to."""
     work: Work
     scratch: Scratch

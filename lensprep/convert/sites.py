@@ -24,6 +24,7 @@ from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, SPLITS
 from lensprep.errors import BudgetError, ConfigError, DatasetError, size_text
 from lensprep.store import (
     LocalStore,
+    RemoteStore,
     S3Options,
     Store,
     check_place,
@@ -32,7 +33,6 @@ from lensprep.store import (
     local_path,
     open_store,
 )
-from lensprep.store.s3 import S3Store
 
 GROUP_SHARDS: Final = 16
 """Most shards of one task of the second round: a run's index is opened once for all of them."""
@@ -137,9 +137,9 @@ class Sites:
         return list(dict.fromkeys(folders))
 
     @property
-    def shard_store(self) -> S3Store | None:
+    def shard_store(self) -> RemoteStore | None:
         """Object store that finished shards are sent to."""
-        return self.dataset if isinstance(self.dataset, S3Store) else None
+        return self.dataset if isinstance(self.dataset, RemoteStore) else None
 
     def group_shards(self, shard_rows: int, workers: int) -> int:
         """Most shards of one task of the second round."""

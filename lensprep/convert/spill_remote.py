@@ -33,9 +33,10 @@ from lensprep.convert.spill import Stretch, bisect_places, sort_run
 from lensprep.dataset.layout import RECORD_STRIDE, SPLITS
 from lensprep.decode.placement import PLACE
 from lensprep.errors import StorageError
-from lensprep.store.s3 import Piece, S3Store, results
-from lensprep.store.transfer import (
+from lensprep.store import (
     SMALL_PART_BYTES,
+    Piece,
+    RemoteStore,
     give_back,
     take_memory,
     upload_parts,
@@ -58,7 +59,7 @@ _READINGS: Final = 4
 """Of records that are not right: a network may have altered them."""
 
 
-def send_run(store: S3Store, name: str, records: NDArray[np.uint8], table: pa.Table) -> None:
+def send_run(store: RemoteStore, name: str, records: NDArray[np.uint8], table: pa.Table) -> None:
     """Write one run, sorted; see `lensprep.convert.spill.write_run`.
 
     Raises
@@ -79,7 +80,7 @@ def _crc32(records: Iterable[NDArray[np.uint8]]) -> list[int]:
 
 
 def _parts(
-    store: S3Store, records: NDArray[np.uint8], order: NDArray[np.intp], end: bytes
+    store: RemoteStore, records: NDArray[np.uint8], order: NDArray[np.intp], end: bytes
 ) -> Iterator[bytes | bytearray]:
     """Sorted records in parts, the last one with the end of the object."""
     for first in range(0, len(order), _PART_ROWS):
@@ -153,7 +154,7 @@ _schemas: dict[bytes, pa.Schema] = {}
 """One object for the schema of all runs: a large tree has thousands of them."""
 
 
-def _indexes_of(store: S3Store, conversion: str, names: Sequence[str]) -> list[_Index]:
+def _indexes_of(store: RemoteStore, conversion: str, names: Sequence[str]) -> list[_Index]:
     """Indexes of runs, kept for the next task of the same conversion."""
     key = (store.uri, conversion)
     if key not in _indexes:
@@ -163,11 +164,11 @@ def _indexes_of(store: S3Store, conversion: str, names: Sequence[str]) -> list[_
     known = _indexes[key]
     missing = [name for name in names if name not in known]
     futures = [store.connection.threads.submit(_read_index, store, name) for name in missing]
-    known.update(zip(missing, results(futures, store.connection.watcher), strict=True))
+    known.update(zip(missing, store.connection.results(futures), strict=True))
     return [known[name] for name in names]
 
 
-def _read_index(store: S3Store, name: str) -> _Index:
+def _read_index(store: RemoteStore, name: str) -> _Index:
     tail, entry = store.read_tail(name + RUN_SUFFIX, _TAIL_BYTES)
     length = int.from_bytes(tail[-_LENGTH_BYTES:], "little")
     stop = entry.bytes - _LENGTH_BYTES
@@ -193,11 +194,11 @@ def _read_index(store: S3Store, name: str) -> _Index:
     return _Index(name, starts, rows, offsets, index["place"].to_numpy()[:-1], _schemas[text])
 
 
-def _damaged(store: S3Store, name: str) -> StorageError:
+def _damaged(store: RemoteStore, name: str) -> StorageError:
     return _unusable(store, name, "is damaged")
 
 
-def _unusable(store: S3Store, name: str, what: str) -> StorageError:
+def _unusable(store: RemoteStore, name: str, what: str) -> StorageError:
     return StorageError(
         f"{store.locate(name + RUN_SUFFIX)} {what}. Remove it and "
         f"{name.rpartition('-')[0]}.json beside it, and run the same command with --resume."
@@ -205,7 +206,7 @@ def _unusable(store: S3Store, name: str, what: str) -> StorageError:
 
 
 def fetch_stretches(
-    store: S3Store,
+    store: RemoteStore,
     conversion: str,
     names: Sequence[str],
     split: str,
@@ -217,7 +218,7 @@ def fetch_stretches(
 
     Parameters
     ----------
-    store : S3Store
+    store : RemoteStore
     conversion : str
         What tells this conversion from an earlier one with runs of the same names.
     names : sequence of str
@@ -236,7 +237,7 @@ def fetch_stretches(
     indexes = _indexes_of(store, conversion, names)
     threads, number = store.connection.threads, SPLITS.index(split)
     futures = [threads.submit(_fetch_rows, store, index, number, low, high) for index in indexes]
-    found: list[tuple[int, pa.Table]] = results(futures, store.connection.watcher)
+    found: list[tuple[int, pa.Table]] = store.connection.results(futures)
     firsts = [0, *accumulate(table.num_rows for _, table in found)]
     with _local_file(path) as descriptor:
         jobs = [
@@ -244,7 +245,7 @@ def fetch_stretches(
             for index, (row, table), first in zip(indexes, found, firsts, strict=False)
             for row, piece, target in _pieces(row, table, first)
         ]
-        results(jobs, store.connection.watcher)
+        store.connection.results(jobs)
     return [
         Stretch(path, first, table.drop_columns([_CRC]))
         for (_, table), first in zip(found, firsts, strict=False)
@@ -252,7 +253,7 @@ def fetch_stretches(
 
 
 def _fetch_rows(
-    store: S3Store, index: _Index, split: int, low: int, high: int
+    store: RemoteStore, index: _Index, split: int, low: int, high: int
 ) -> tuple[int, pa.Table]:
     """Row at which a stretch begins, and its sidecar rows."""
     first, stop = index.messages(split, low, high)
@@ -288,7 +289,7 @@ def _pieces(row: int, table: pa.Table, target: int) -> Iterator[tuple[int, pa.Ta
 
 
 def _fetch_records(
-    store: S3Store,
+    store: RemoteStore,
     name: str,
     row: int,
     table: pa.Table,

@@ -32,8 +32,13 @@ from numpy.typing import NDArray
 from lensprep.convert.spill import Stretch, read_stretches, write_run
 from lensprep.convert.spill_remote import fetch_stretches, send_run
 from lensprep.errors import NotFoundError, StorageError
-from lensprep.store import LocalStore, Store, remove_partials, write_atomic
-from lensprep.store.s3 import S3Store
+from lensprep.store import (
+    LocalStore,
+    RemoteStore,
+    Store,
+    remove_partials,
+    write_atomic,
+)
 from lensprep.store.transfer import abort_unfinished
 
 Result = TypeVar("Result")
@@ -134,7 +139,7 @@ def open_work(store: Store, conversion: str) -> Work:
     conversion : str
         What tells this conversion from an earlier one in the same folder.
     """
-    if isinstance(store, S3Store):
+    if isinstance(store, RemoteStore):
         return RemoteWork(store, conversion)
     assert isinstance(store, LocalStore)
     return LocalWork(store.root)
@@ -195,7 +200,7 @@ class LocalWork(Work):
 class RemoteWork(Work):
     """A folder in an object store (see `Work`)."""
 
-    store: S3Store
+    store: RemoteStore
     conversion: str
 
     @property

@@ -22,9 +22,8 @@ from lensprep.dataset.manifest import MANIFEST_BYTES, Manifest, ShardInfo
 from lensprep.dataset.record import payload_view
 from lensprep.dataset.sidecar import join_tables, open_sidecar, read_table
 from lensprep.errors import ChangedError, DatasetError, NotFoundError, ShardError
-from lensprep.store import S3Options
-from lensprep.store.s3 import Piece, S3Store, damaged
-from lensprep.store.s3file import S3File
+from lensprep.store import Piece, RemoteStore, S3Options, damaged, open_remote
+from lensprep.store.remotefile import RemoteFile
 
 _GAP_ROWS: Final = 16
 """Rows that are read though nobody asked, to save a request: 0.4 MB."""
@@ -36,19 +35,19 @@ class RemoteDataset(Dataset):
 
     Parameters
     ----------
-    store : S3Store
+    store : RemoteStore
     manifest : Manifest
     """
 
-    store: S3Store
+    store: RemoteStore
 
-    def __init__(self, store: S3Store, manifest: Manifest) -> None:
+    def __init__(self, store: RemoteStore, manifest: Manifest) -> None:
         super().__init__(store, manifest)
 
     @classmethod
     def open_at(cls, uri: str, options: S3Options | None) -> RemoteDataset:
         """Read the manifest; see `Dataset.open`."""
-        store = S3Store(uri, options)
+        store = open_remote(uri, options)
         try:
             with store.open(MANIFEST_NAME) as file:
                 text = file.read(MANIFEST_BYTES + 1)
@@ -99,12 +98,12 @@ class RemoteDataset(Dataset):
             return open_sidecar(file, shard.rows, self.store.locate(shard.sidecar)).metadata
 
     @contextmanager
-    def _open_sidecar(self, shard: ShardInfo) -> Iterator[S3File]:
-        with self._shard_errors(shard.sidecar, 0), S3File(self.store, shard.sidecar) as file:
+    def _open_sidecar(self, shard: ShardInfo) -> Iterator[RemoteFile]:
+        with self._shard_errors(shard.sidecar, 0), RemoteFile(self.store, shard.sidecar) as file:
             self._check_sidecar(file, shard)
             yield file
 
-    def _check_sidecar(self, file: S3File, shard: ShardInfo) -> None:
+    def _check_sidecar(self, file: RemoteFile, shard: ShardInfo) -> None:
         if file.entry.bytes != shard.sidecar_bytes:
             raise ChangedError(
                 f"{self.store.locate(shard.sidecar)} has {file.entry.bytes} bytes where the "
@@ -125,7 +124,7 @@ class RemoteDataset(Dataset):
             try:
                 return join_tables(tables, f"{self.uri}: the sidecars of {split}")
             except KeyboardInterrupt:
-                with self.store.connection.watcher.giving_up():
+                with self.store.connection.giving_up():
                     threads.shutdown(cancel_futures=True)
                 raise
 
@@ -170,11 +169,13 @@ class RemoteDataset(Dataset):
             ) from error
 
 
-def _no_dataset(store: S3Store, options: S3Options | None) -> str:
+def _no_dataset(store: RemoteStore, options: S3Options | None) -> str:
     """What to say of a location without a manifest."""
-    names, place = [entry.name for entry in store.entries()], PurePosixPath(store.prefix)
-    for above in place.parents[:2]:
-        holder = S3Store(f"s3://{store.bucket}/{above}".removesuffix("/."), options)
+    names = [entry.name for entry in store.entries()]
+    scheme, _, path = store.uri.partition("://")
+    place = PurePosixPath(path)
+    for above in place.parents[:-1][:2]:
+        holder = open_remote(f"{scheme}://{above}", options)
         is_there = names or holder.has(place.relative_to(above).as_posix())
         if is_there and holder.has(MANIFEST_NAME):
             return part_of(store.uri, holder.uri)

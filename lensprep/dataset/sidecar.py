@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lensprep.dataset.layout import BANDS, RECORD_STRIDE
-from lensprep.errors import DatasetError, ShardError, names_text, passing_fault
+from lensprep.errors import DatasetError, ShardError, error_line, names_text, passing_fault
 
 REQUIRED: Final = ("key", "label", "region_id", "payload_crc32")
 """Columns that every sidecar has, without nulls."""
@@ -204,8 +204,8 @@ def unreadable(where: str, error: BaseException) -> ShardError:
     """The error of a file of a dataset that cannot be read, in one line."""
     if fault := passing_fault(where, error):
         return ShardError(str(fault))
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ShardError(f"{where} cannot be read: {text:.300}. Copy it again, or convert again.")
+    text = error_line(error)
+    return ShardError(f"{where} cannot be read: {text}. Copy it again, or convert again.")
 
 
 def _most_bytes(rows: int) -> int:

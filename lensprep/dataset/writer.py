@@ -37,7 +37,7 @@ from lensprep.errors import ChangedError, DatasetError
 from lensprep.store import atomic_writer, member_path, sync_file, write_atomic
 
 if TYPE_CHECKING:
-    from lensprep.store.s3 import S3Store
+    from lensprep.store import RemoteStore
 
 _PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_statistics": True}
 
@@ -98,7 +98,7 @@ def write_shard(
     )
 
 
-def send_shard(root: Path, shard: ShardInfo, store: S3Store, *, keep: bool) -> None:
+def send_shard(root: Path, shard: ShardInfo, store: RemoteStore, *, keep: bool) -> None:
     """Send a shard that `write_shard` wrote to an object store, digests compared.
 
     Parameters
@@ -106,7 +106,7 @@ def send_shard(root: Path, shard: ShardInfo, store: S3Store, *, keep: bool) -> N
     root : Path
         Folder that it was written in.
     shard : ShardInfo
-    store : S3Store
+    store : RemoteStore
         The dataset's place.
     keep : bool
         Leave the local files where they are; else each goes when it has arrived.
@@ -125,7 +125,7 @@ def send_shard(root: Path, shard: ShardInfo, store: S3Store, *, keep: bool) -> N
             path.unlink()
 
 
-def send_file(store: S3Store, path: Path, name: str, sha256: str | None = None) -> str:
+def send_file(store: RemoteStore, path: Path, name: str, sha256: str | None = None) -> str:
     """Send one file of a dataset that is being made, unless its name is taken; returns its digest.
 
     Raises
@@ -133,7 +133,7 @@ def send_file(store: S3Store, path: Path, name: str, sha256: str | None = None) 
     DatasetError
         If the name is taken by other content.
     """
-    from lensprep.store.transfer import SMALL_PART_BYTES, upload_file
+    from lensprep.store import SMALL_PART_BYTES, upload_file
 
     try:
         return upload_file(store, path, name, sha256, part_bytes=SMALL_PART_BYTES)

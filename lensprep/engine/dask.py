@@ -25,7 +25,7 @@ from lensprep.engine.base import (
     pack,
     while_it_did,
 )
-from lensprep.errors import ProjectError
+from lensprep.errors import ProjectError, error_line
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -99,12 +99,12 @@ class DaskEngine:
                 client = Client(where)
         except (FileNotFoundError, ValueError) as error:
             raise ProjectError(
-                f"--scheduler {where}: {_first_line(error)}. Give the address of a Dask "
+                f"--scheduler {where}: {error_line(error)}. Give the address of a Dask "
                 "scheduler, such as tcp://host:8786, or the file that it has written."
             ) from error
         except (OSError, TimeoutError) as error:
             raise ProjectError(
-                f"No Dask scheduler answers at {where} ({_first_line(error)}). Start one with "
+                f"No Dask scheduler answers at {where} ({error_line(error)}). Start one with "
                 "`dask scheduler`, and workers with `dask worker`."
             ) from error
         self._owned = [client]
@@ -189,7 +189,7 @@ class DaskEngine:
             ) from error
         except (CancelledError, CommClosedError) as error:
             raise ProjectError(
-                f"The Dask scheduler is gone, or dropped the tasks ({_first_line(error)}). What is "
+                f"The Dask scheduler is gone, or dropped the tasks ({error_line(error)}). What is "
                 "finished is kept: run the same command again with --resume."
             ) from error
 
@@ -216,7 +216,3 @@ def _runs(client: Client, name: str) -> bool:
     """Whether a worker is in the middle of a call, also of one that was taken back."""
     stacks = client.call_stack() or {}
     return any(str(key).startswith(name) for keys in stacks.values() for key in keys)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -17,8 +17,8 @@ from typing import Any, Self
 from lensprep.engine.base import AHEAD, Result, Task, default_workers, while_it_did
 from lensprep.errors import ProjectError
 from lensprep.kernel import notice
+from lensprep.store import WAKE_SECONDS
 from lensprep.store.interrupts import killed_by
-from lensprep.store.s3client import WAKE_SECONDS
 
 MOST_LOSSES = 4
 """A task that has lost so many workers ends the run, as it does on Dask and Spark."""

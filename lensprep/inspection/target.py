@@ -21,8 +21,7 @@ from lensprep.dataset.layout import JSON_FIELDS, MANIFEST_NAME, RECORD_STRIDE, T
 from lensprep.dataset.record import header_faults, payload_view, record_json, record_key
 from lensprep.dataset.sidecar import read_table
 from lensprep.errors import DatasetError, ShardError
-from lensprep.store import S3Options, is_remote, local_path, open_store
-from lensprep.store.s3client import parse_s3
+from lensprep.store import S3Options, is_remote, local_path, open_remote, open_store
 
 _JSON_TYPES: Final = {
     "label": pa.int64(),
@@ -140,9 +139,9 @@ def open_target(
 def _open_remote(location: str, split: str | None, options: S3Options | None) -> Target:
     if not location.endswith(".tar"):
         return _whole_dataset(location, Dataset.open(location, options), split)
-    bucket, key = parse_s3(location)
-    names = key.split("/")
-    root, name = "/".join([f"s3://{bucket}", *names[:-2]]), "/".join(names[-2:])
+    parts = open_remote(location, options).uri.split("/")
+    cut = max(3, len(parts) - 2)  # after the bucket at least
+    root, name = "/".join(parts[:cut]), "/".join(parts[cut:])
     if not open_store(root, options).has(MANIFEST_NAME):
         raise DatasetError(
             f"{location}: a tar in an object store is read by its dataset, and {root} holds none."

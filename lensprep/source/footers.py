@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lensprep.dataset.layout import MEASURED_COLUMNS, SOURCE_COLUMNS, SPLITS
-from lensprep.errors import InputError, passing_fault
+from lensprep.errors import InputError, error_line, passing_fault
 from lensprep.source.contract import plain_type
 from lensprep.source.listing import Listing, open_parquet, relative
 from lensprep.source.survey import COLUMN_BY_NAME, SPLIT_COLUMN
@@ -165,7 +165,7 @@ def _what_is_wrong(filesystem: pafs.FileSystem, info: pafs.FileInfo, error: Exce
         ends = file.read() == _MAGIC
     if not begins:
         return _NOT_PARQUET
-    return first_line(error) if ends else "it begins as parquet does but does not end so: it is cut"
+    return error_line(error) if ends else "it begins as parquet does but does not end so: it is cut"
 
 
 def _stated(path: str, root: str) -> dict[str, str | None]:
@@ -274,9 +274,3 @@ def stored_name(name: str, have: Container[str]) -> str:
     """Name in the file of a column of the unified schema."""
     bare = name.removeprefix(_PREFIX)
     return bare if bare in _TAKEN and bare in have else name
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of a library says, without its details and its full stop."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from lensprep.dataset.kinds import folder_kind
 from lensprep.errors import InputError
 from lensprep.store import S3Options, is_remote, local_path
-from lensprep.store.s3file import S3Handler, s3_filesystem
+from lensprep.store.remotefile import RemoteHandler, remote_filesystem
 
 _SUFFIX: Final = ".parquet"
 _READ_BUFFER: Final = 4 << 20
@@ -39,7 +39,7 @@ def filesystem_for(
     uri: str | os.PathLike[str], options: S3Options | None = None
 ) -> pafs.FileSystem | None:
     """File system of an object store for `Source.open`; None for a local path."""
-    return s3_filesystem(options) if is_remote(uri) else None
+    return remote_filesystem(str(uri), options) if is_remote(uri) else None
 
 
 def locate(
@@ -122,7 +122,7 @@ def open_parquet(
     parquet = partial(pq.ParquetFile, page_checksum_verification=True)
     if isinstance(filesystem, pafs.LocalFileSystem):
         return parquet(path, filesystem=filesystem, buffer_size=_READ_BUFFER), None
-    if isinstance(filesystem, pafs.PyFileSystem) and isinstance(filesystem.handler, S3Handler):
+    if isinstance(filesystem, pafs.PyFileSystem) and isinstance(filesystem.handler, RemoteHandler):
         file = filesystem.handler.open(path, read_ahead=stream, version=version)
         buffer = _READ_BUFFER if stream else 0
         opened = parquet(file, pre_buffer=not stream, buffer_size=buffer)

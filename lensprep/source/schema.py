@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from lensprep.dataset.kinds import DATASET, table_kind
 from lensprep.dataset.layout import MANIFEST_NAME
-from lensprep.errors import ConfigError, SchemaError, names_text
+from lensprep.errors import ConfigError, SchemaError, error_line, names_text
 from lensprep.source.contract import plain_type, schema_faults
-from lensprep.source.footers import Footer, SourceFile, first_line, is_of, public_name, scalar
+from lensprep.source.footers import Footer, SourceFile, is_of, public_name, scalar
 from lensprep.source.survey import (
     COLUMN_BY_NAME,
     COLUMNS,
@@ -169,7 +169,7 @@ def _cast(column: pa.ChunkedArray, wanted: pa.Field, where: str) -> pa.ChunkedAr
                 remedy = f" Leave it out with `lensprep convert --drop-column {wanted.name}`."
             raise SchemaError(
                 f"{where}: column {wanted.name} is {column.type} and holds a value that does not "
-                f"fit {wanted.type}: {first_line(error)}.{remedy}"
+                f"fit {wanted.type}: {error_line(error)}.{remedy}"
             ) from error
     if pa.types.is_string(wanted.type):
         column.validate(full=True)

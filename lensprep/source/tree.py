@@ -34,7 +34,14 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from lensprep.errors import ConfigError, InputError, SchemaError, names_text, passing_fault
+from lensprep.errors import (
+    ConfigError,
+    InputError,
+    SchemaError,
+    error_line,
+    names_text,
+    passing_fault,
+)
 from lensprep.source.footers import (
     READ_ERRORS,
     BadFile,
@@ -42,7 +49,6 @@ from lensprep.source.footers import (
     Progress,
     SourceFile,
     bad_file_error,
-    first_line,
     read_footers,
     stored_name,
 )
@@ -307,7 +313,7 @@ class Source:
         except READ_ERRORS as error:
             if fault := passing_fault(f"{self.root}/{where}", error):
                 raise fault from error
-            raise InputError(f"{where} cannot be read: {first_line(error)}. {LEAVE_OUT}") from error
+            raise InputError(f"{where} cannot be read: {error_line(error)}. {LEAVE_OUT}") from error
         if rows != stated:
             raise InputError(
                 f"{where} has {rows} rows where its footer states {stated}. {LEAVE_OUT}"

@@ -1,15 +1,20 @@
 """Where bytes lie, on a local disk or in an object store: files read, written, moved and listed."""
 
+from lensprep.store.base import Entry, Store, damaged, member_path
+from lensprep.store.connection import WAKE_SECONDS
+from lensprep.store.digest import file_sha256, stored_sha256
 from lensprep.store.files import (
     check_file,
     check_folder,
     exists,
+    fetch_file,
     is_within,
     join_uri,
     local_file,
     local_folder,
     read_file,
     send_file,
+    send_open_file,
     split_uri,
     uri_suffix,
     written_file,
@@ -17,33 +22,60 @@ from lensprep.store.files import (
 )
 from lensprep.store.local import (
     PARTIAL_SUFFIX,
-    Entry,
     LocalStore,
-    Store,
     atomic_writer,
     check_place,
-    is_remote,
-    local_path,
-    member_path,
-    open_store,
     remove_partials,
     sync_file,
     sync_folder,
     write_atomic,
 )
-from lensprep.store.s3client import S3Options
+from lensprep.store.options import S3Options
+from lensprep.store.ranges import PART_BYTES, Piece, Reception, Scatter
+from lensprep.store.registry import (
+    is_remote,
+    local_path,
+    open_remote,
+    open_store,
+    register_store,
+    remote_schemes,
+)
+from lensprep.store.remote import RemoteStore
+from lensprep.store.transfer import (
+    SMALL_PART_BYTES,
+    abort_unfinished,
+    download_file,
+    give_back,
+    run_files,
+    take_memory,
+    upload_file,
+    upload_parts,
+)
 
 __all__ = [
     "PARTIAL_SUFFIX",
+    "PART_BYTES",
+    "SMALL_PART_BYTES",
+    "WAKE_SECONDS",
     "Entry",
     "LocalStore",
+    "Piece",
+    "Reception",
+    "RemoteStore",
     "S3Options",
+    "Scatter",
     "Store",
+    "abort_unfinished",
     "atomic_writer",
     "check_file",
     "check_folder",
     "check_place",
+    "damaged",
+    "download_file",
     "exists",
+    "fetch_file",
+    "file_sha256",
+    "give_back",
     "is_remote",
     "is_within",
     "join_uri",
@@ -51,13 +83,22 @@ __all__ = [
     "local_folder",
     "local_path",
     "member_path",
+    "open_remote",
     "open_store",
     "read_file",
+    "register_store",
+    "remote_schemes",
     "remove_partials",
+    "run_files",
     "send_file",
+    "send_open_file",
     "split_uri",
+    "stored_sha256",
     "sync_file",
     "sync_folder",
+    "take_memory",
+    "upload_file",
+    "upload_parts",
     "uri_suffix",
     "write_atomic",
     "written_file",

@@ -17,23 +17,16 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory, TemporaryFile
-from typing import TYPE_CHECKING, cast
+from typing import BinaryIO
 
 from lensprep.errors import NotFoundError, StorageError
-from lensprep.store.local import (
-    PARTIAL_SUFFIX,
-    Entry,
-    Store,
-    check_place,
-    is_remote,
-    local_path,
-    member_path,
-    open_store,
-)
-
-if TYPE_CHECKING:
-    from lensprep.store.s3 import S3Store
-    from lensprep.store.s3client import S3Options
+from lensprep.store.base import Entry, Store, member_path
+from lensprep.store.local import PARTIAL_SUFFIX, check_place, write_atomic
+from lensprep.store.options import S3Options
+from lensprep.store.ranges import PART_BYTES
+from lensprep.store.registry import is_remote, local_path, open_remote, open_store, scheme_of
+from lensprep.store.remote import RemoteStore
+from lensprep.store.transfer import download_file, run_files, try_upload, upload_parts
 
 Uri = str | os.PathLike[str]
 
@@ -52,8 +45,10 @@ def split_uri(uri: Uri) -> tuple[str, str]:
             raise StorageError(f"{uri} names a folder, not a file in it.")
         return str(path.parent), path.name
     folder, _, name = str(uri).rpartition("/")
-    if not name or folder in ("s3:/", "s3a:/"):
-        raise StorageError(f"{uri} names no file. Write it like s3://bucket/folder/{name or 'x'}.")
+    if not name or folder.endswith(":/"):
+        raise StorageError(
+            f"{uri} names no file. Write it like {scheme_of(uri)}://bucket/folder/{name or 'x'}."
+        )
     return folder, name
 
 
@@ -71,7 +66,7 @@ def uri_suffix(uri: Uri) -> str:
 
 def is_within(uri: Uri, folder: Uri) -> bool:
     """Whether a location is a folder, or lies in it."""
-    if is_remote(uri) != is_remote(folder):
+    if scheme_of(uri) != scheme_of(folder):
         return False
     if not is_remote(uri):
         return local_path(uri).resolve().is_relative_to(local_path(folder).resolve())
@@ -132,12 +127,12 @@ def local_file(
         yield path
         return
     folder, name = split_uri(uri)
-    store = open_store(folder, options)
+    store = open_remote(folder, options)
     entry = store.stat(name)
     if most_bytes is not None and entry.bytes > most_bytes:
         raise StorageError(f"{uri} has {entry.bytes:,} bytes; is it the right file?")
     with _temporary(uri) as draft:
-        _fetch(store, entry, draft / name)
+        fetch_file(store, entry, draft / name)
         yield draft / name
 
 
@@ -170,16 +165,14 @@ def local_folder(
             raise NotFoundError(f"{path}: no such folder.")
         yield path
         return
-    store = open_store(uri, options)
-    entries = store.entries("")
+    store = open_remote(str(uri), options)
+    entries = store.entries()
     if not entries:
         raise NotFoundError(f"{uri}: no such folder.")
     with _temporary(uri) as draft:
-        from lensprep.store.transfer import run_files
-
         chosen = [entry for entry in entries if wanted(entry.name)]
-        jobs = [partial(_fetch, store, e, member_path(draft, e.name)) for e in chosen]
-        run_files(_remote(store), jobs)
+        jobs = [partial(fetch_file, store, e, member_path(draft, e.name)) for e in chosen]
+        run_files(store, jobs)
         yield draft
 
 
@@ -193,9 +186,7 @@ def check_file(uri: Uri, options: S3Options | None = None) -> None:
     """
     folder, name = split_uri(uri)
     if is_remote(uri):
-        from lensprep.store.transfer import try_upload
-
-        try_upload(_remote(open_store(folder, options)), name)
+        try_upload(open_remote(folder, options), name)
         return
     path = local_path(uri)
     if path.is_dir():
@@ -244,7 +235,7 @@ def written_file(uri: Uri, options: S3Options | None = None) -> Iterator[Path]:
     """
     folder, name = split_uri(uri)
     if is_remote(uri):
-        store = open_store(folder, options)
+        store = open_remote(folder, options)
         with _errors(uri, "written"), _temporary(uri) as draft:
             yield draft / name
             send_file(store, draft / name, name)
@@ -271,7 +262,7 @@ def written_folder(uri: Uri, mark: str, options: S3Options | None = None) -> Ite
         with _errors(uri, "written"), _temporary(uri) as draft:
             yield draft
             check_folder(uri, mark, options)
-            _send_folder(open_store(uri, options), draft, mark)
+            _send_folder(open_remote(str(uri), options), draft, mark)
         return
     path = local_path(uri).absolute()
     place = path if path.is_dir() else path.parent
@@ -316,22 +307,42 @@ def send_file(store: Store, path: Path, name: str) -> None:
     StorageError
         If the file cannot be read, or the store refuses.
     """
-    from lensprep.store.s3 import PART_BYTES
-    from lensprep.store.transfer import upload_parts
-
     with _errors(path, "read"), path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        parts = iter(partial(file.read, PART_BYTES), b"")
-        upload_parts(_remote(store), name, parts, size, PART_BYTES)
+        send_open_file(store, file, name)
 
 
-def _send_folder(store: Store, draft: Path, mark: str) -> None:
+def send_open_file(store: Store, file: BinaryIO, name: str) -> None:
+    """The same of an open file, from its beginning: as much as it holds now, though it may grow."""
+    file.seek(0)
+    if not isinstance(store, RemoteStore):
+        store.write(name, file.read())
+        return
+    size = os.fstat(file.fileno()).st_size
+    sizes = (min(PART_BYTES, size - start) for start in range(0, max(size, 1), PART_BYTES))
+    upload_parts(store, name, map(file.read, sizes), size)
+
+
+def fetch_file(store: Store, entry: Entry, path: Path) -> None:
+    """Write a file of a store, as it was listed, to a local disk; it appears whole or not at all.
+
+    Raises
+    ------
+    ChangedError
+        If it is another one now.
+    StorageError
+        If the store or the disk refuses.
+    """
+    if isinstance(store, RemoteStore):
+        download_file(store, entry.name, path, size=entry.bytes, sha256=None)
+    else:
+        write_atomic(path, bytes(store.read(entry.name)))
+
+
+def _send_folder(store: RemoteStore, draft: Path, mark: str) -> None:
     """Send all files, the one that says that there is something last; then remove older ones."""
-    from lensprep.store.transfer import run_files
-
-    old = {entry.name for entry in store.entries("")}
+    old = {entry.name for entry in store.entries()}
     names = {p.relative_to(draft).as_posix() for p in draft.rglob("*") if p.is_file()}
-    run_files(_remote(store), [
+    run_files(store, [
         partial(send_file, store, draft / name, name) for name in sorted(names - {mark})
     ])  # fmt: skip
     send_file(store, draft / mark, mark)
@@ -339,20 +350,9 @@ def _send_folder(store: Store, draft: Path, mark: str) -> None:
         store.delete(name)
 
 
-def _fetch(store: Store, entry: Entry, path: Path) -> None:
-    from lensprep.store.transfer import download_file
-
-    download_file(_remote(store), entry.name, path, size=entry.bytes, sha256=None)
-
-
-def _remote(store: Store) -> S3Store:
-    """A store that is known to be remote; the class is imported only where one is."""
-    return cast("S3Store", store)
-
-
 def _holds_anything(store: Store, uri: Uri) -> bool:
-    if is_remote(uri):
-        return bool(_remote(store).has_any())
+    if isinstance(store, RemoteStore):
+        return store.has_any()
     path = local_path(uri)
     return path.is_dir() and any(entry.suffix != PARTIAL_SUFFIX for entry in path.iterdir())
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import ClassVar, Final, NoReturn
 
-from lensprep.store.s3client import stop_retries
+from lensprep.store.connection import stop_retries
 
 INTERRUPTED: Final = 130
 """Exit status after Ctrl-C or SIGTERM, as shells have it for the first."""

@@ -1,11 +1,4 @@
-"""Files of a dataset: paths that stay in their folder, and writes that are whole or absent.
-
-    store = open_store("s3://bucket/lenses", S3Options(...))    or a local folder
-    store.entries("train/")  .stat(name)  .read(name)  .read_range(name, start, length)  .open(name)
-    store.write(name, data)  .create(name, data)  .delete(name)
-
-A `Store` is a folder, here or in an object store, with the few things that a dataset needs.
-"""
+"""A folder on a local disk: writes that are whole or absent, and forced to the disk."""
 
 from __future__ import annotations
 
@@ -14,47 +7,14 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from pathlib import Path
+from typing import BinaryIO
 
 from lensprep.errors import ChangedError, NotFoundError, StorageError
-
-if TYPE_CHECKING:
-    from lensprep.store.s3client import S3Options
+from lensprep.store.base import Entry, member_path
 
 PARTIAL_SUFFIX = ".partial"
 """Ending of a file that is still being written; no reader looks at such a file."""
-
-
-def is_remote(uri: str | os.PathLike[str]) -> bool:
-    """Whether a location is an object store (``s3://`` or ``s3a://``)."""
-    return str(uri).startswith(("s3://", "s3a://"))
-
-
-def local_path(uri: str | os.PathLike[str]) -> Path:
-    """Local path of a location.
-
-    Raises
-    ------
-    StorageError
-        If the location has a scheme that this version does not read.
-    """
-    text = str(uri)
-    if text.startswith("file://"):
-        return Path(text.removeprefix("file://"))
-    if "://" in text:
-        scheme = text.split("://", 1)[0]
-        if is_remote(text):
-            raise StorageError(
-                f"{text}: a local path is needed here. Copy the data to a local disk first (a "
-                "dataset with `lensprep download`)."
-            )
-        raise StorageError(f"{text}: {scheme}:// is not read; local paths and s3:// are.")
-    if text.startswith(("s3:/", "s3a:/")):
-        scheme, path = text.split(":/", 1)
-        raise StorageError(f"{text} lacks a slash: write {scheme}://{path} (in Python as a str).")
-    return Path(text)
 
 
 def check_place(folder: Path) -> None:
@@ -71,33 +31,6 @@ def check_place(folder: Path) -> None:
     if there == folder:
         raise StorageError(f"{folder} is a file; a folder is needed here.")
     raise StorageError(f"{there} is a file, so {folder} cannot be made.")
-
-
-def member_name(root: object, name: str) -> PurePosixPath:
-    """Name of a file that must lie below ``root``.
-
-    Raises
-    ------
-    StorageError
-        If the name is absolute or climbs out of the folder.
-    """
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
-        raise StorageError(
-            f"{name!r} is not a name inside {root}; the manifest is not to be trusted."
-        )
-    return pure
-
-
-def member_path(root: Path, name: str) -> Path:
-    """Path of a file named by a manifest, which must lie below ``root``.
-
-    Raises
-    ------
-    StorageError
-        If the name is absolute or climbs out of the folder.
-    """
-    return root / member_name(root, name)
 
 
 @contextmanager
@@ -160,73 +93,6 @@ def sync_folder(folder: Path) -> None:
 def sync_file(path: Path) -> None:
     """Force a finished file's bytes to the disk."""
     sync_folder(path)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One file of a store."""
-
-    name: str
-    """Relative to the store, with ``/``."""
-    bytes: int
-    version: str | None = None
-    """What changes when the content does: the ETag of an object."""
-    sha256: str | None = None
-    """Digest stated with the object when it was written, if it was asked for and is known."""
-
-
-class Store(Protocol):
-    """A folder on a disk or in an object store. Errors are StorageError or its subclasses."""
-
-    uri: str
-
-    def entries(self, prefix: str = "") -> list[Entry]:
-        """Files whose names begin with ``prefix``, sorted by name; none if there is no folder."""
-
-    def stat(self, name: str) -> Entry:
-        """Size and, where the store knows it, version and digest; NotFoundError if not there."""
-
-    def has(self, name: str) -> bool:
-        """Whether there is such a file."""
-
-    def read(self, name: str) -> bytes | bytearray:
-        """A whole file."""
-
-    def read_range(self, name: str, start: int, length: int) -> bytes | bytearray:
-        """Exactly ``length`` bytes from ``start``; ChangedError if the file ends before."""
-
-    def open(self, name: str) -> Any:
-        """A seekable binary file object for reading."""
-
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file whole or not at all, in place of an older one."""
-
-    def create(self, name: str, data: bytes) -> None:
-        """Write a file only if there is none; ChangedError if there is one with other content."""
-
-    def delete(self, name: str) -> None:
-        """Remove a file; nothing happens if there is none."""
-
-
-def open_store(uri: str | os.PathLike[str], options: S3Options | None = None) -> Store:
-    """Open a folder, local or ``s3://`` (``s3a://``), for reading and writing.
-
-    Parameters
-    ----------
-    uri : str or path
-    options : S3Options, optional
-        How to reach an object store; the usual AWS variables and profiles apply in any case.
-
-    Raises
-    ------
-    StorageError
-        If the location has an unknown scheme, or the store's client cannot be made.
-    """
-    if is_remote(uri):
-        from lensprep.store.s3 import S3Store
-
-        return S3Store(str(uri), options)
-    return LocalStore(local_path(uri))
 
 
 class LocalStore:

@@ -20,41 +20,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from lensprep.dataset.layout import RECORD_STRIDE
 from lensprep.errors import ChangedError, NotFoundError, StorageError
-from lensprep.store.local import Entry, atomic_writer
-from lensprep.store.s3 import (
-    DIGEST_KEY,
-    LEAST_PART_BYTES,
-    PART_BYTES,
-    BrokenOffError,
-    Piece,
-    S3Store,
-    cancel,
-    crc32_text,
-    damaged,
-    finish,
-    raise_failed,
-    results,
-)
-from lensprep.store.s3client import clear_errors
+from lensprep.store.base import Entry, damaged
+from lensprep.store.connection import cancel, finish, raise_failed
+from lensprep.store.local import atomic_writer
+from lensprep.store.ranges import PART_BYTES, Piece
+from lensprep.store.remote import BrokenOffError, RemoteStore
 
 logger = logging.getLogger("lensprep.s3")
 
 FILES_AT_ONCE: Final = 4
 """Files under way: their digests are computed side by side. Requests are limited by themselves."""
-SMALL_PART_BYTES: Final = 200 * RECORD_STRIDE
+SMALL_PART_BYTES: Final = 200 * 26_624
 """For workers, of which there are many on a machine: each holds a few parts. S3 asks for 5 MiB."""
 _MOST_PARTS: Final = 10_000
-_LARGE_BYTES: Final = 2 * LEAST_PART_BYTES
-"""Of what is larger smaller parts can be made."""
 
 Progress = Callable[[int], None]
 """Told, from any thread, how many bytes more have been moved."""
 
 
 def download_file(
-    store: S3Store,
+    store: RemoteStore,
     name: str,
     path: Path,
     *,
@@ -101,7 +87,7 @@ class _AlteredError(ChangedError):
 
 
 def _download(
-    store: S3Store,
+    store: RemoteStore,
     name: str,
     path: Path,
     size: int,
@@ -146,7 +132,7 @@ def _download(
     return digest.hexdigest()
 
 
-def take_memory(store: S3Store, size: int) -> bytearray:
+def take_memory(store: RemoteStore, size: int) -> bytearray:
     """Memory for a part, used before if there is any of this size.
 
     Fresh memory for each part would be spread over the heap and add a tenth to a worker's peak.
@@ -158,14 +144,14 @@ def take_memory(store: S3Store, size: int) -> bytearray:
     return memory if len(memory) == size else bytearray(size)
 
 
-def give_back(store: S3Store, memory: bytes | bytearray, size: int) -> None:
+def give_back(store: RemoteStore, memory: bytes | bytearray, size: int) -> None:
     """Keep memory for another part, if it was taken for one of this size."""
     if isinstance(memory, bytearray) and len(memory) == size:
         store.connection.buffers.append(memory)
 
 
 def _check_arrived(
-    store: S3Store, name: str, found: str, expected: str | None, answers: Sequence[Entry]
+    store: RemoteStore, name: str, found: str, expected: str | None, answers: Sequence[Entry]
 ) -> None:
     if len({answer.version for answer in answers}) > 1:
         raise ChangedError(f"{store.locate(name)} was replaced while it was read.")
@@ -176,7 +162,7 @@ def _check_arrived(
 
 
 def upload_file(
-    store: S3Store,
+    store: RemoteStore,
     path: Path,
     name: str,
     sha256: str | None = None,
@@ -220,7 +206,7 @@ def upload_file(
 
 
 def _upload_file(
-    store: S3Store,
+    store: RemoteStore,
     path: Path,
     name: str,
     sha256: str | None,
@@ -242,7 +228,7 @@ def _upload_file(
     found = hashlib.sha256(data).hexdigest()
     _check_local(path, found, sha256)
     try:
-        store.put(name, data, {"IfNoneMatch": "*"}, large=size > SMALL_PART_BYTES)
+        store.put(name, data, new=True, large=size > SMALL_PART_BYTES)
     except ChangedError:
         _settle(store, name, len(data), found)
     if progress is not None:
@@ -251,7 +237,7 @@ def _upload_file(
 
 
 def upload_parts(
-    store: S3Store,
+    store: RemoteStore,
     name: str,
     parts: Iterable[bytes | bytearray],
     size: int,
@@ -277,10 +263,10 @@ def upload_parts(
     if size > part_bytes:
         _put_parts(store, name, parts, size, part_bytes, None, None)
     else:
-        store.put(name, b"".join(parts), {})
+        store.put(name, b"".join(parts), new=False)
 
 
-def try_upload(store: S3Store, name: str) -> None:
+def try_upload(store: RemoteStore, name: str) -> None:
     """Begin an upload and drop it: whether the store would take a file, without leaving one.
 
     Raises
@@ -288,15 +274,11 @@ def try_upload(store: S3Store, name: str) -> None:
     StorageError
         If the store does not let us or does not answer.
     """
-    with clear_errors("write", store.locate(name)):
-        upload = store.client.create_multipart_upload(
-            Bucket=store.bucket, Key=store.key(name), **store.options.put_arguments()
-        )["UploadId"]
-    _abort(store, name, upload)
+    _abort(store, name, store.begin_upload(name))
 
 
 def _put_parts(
-    store: S3Store,
+    store: RemoteStore,
     name: str,
     parts: Iterable[bytes | bytearray],
     size: int,
@@ -308,16 +290,8 @@ def _put_parts(
 
     With a digest it is stated with the object, which is written only if its name is not taken.
     """
-    metadata = {} if sha256 is None else {DIGEST_KEY: sha256}
-    with clear_errors("write", store.locate(name)):
-        upload = store.client.create_multipart_upload(
-            Bucket=store.bucket,
-            Key=store.key(name),
-            ChecksumAlgorithm="CRC32",
-            Metadata=metadata,
-            **store.options.put_arguments(),
-        )["UploadId"]
-    futures: list[Future[dict[str, Any]]] = []
+    upload = store.begin_upload(name, sha256)
+    futures: list[Future[Any]] = []
     finished, over = False, threading.Event()
     try:
         for data in parts:
@@ -329,7 +303,7 @@ def _put_parts(
             future.add_done_callback(partial(_sent, store, data, part_bytes))
             futures.append(future)
             raise_failed(futures)
-        _complete(store, name, upload, results(futures, store.connection.watcher), size, sha256)
+        _complete(store, name, upload, store.connection.results(futures), size, sha256)
         finished = True
     finally:
         if not finished:
@@ -339,59 +313,37 @@ def _put_parts(
 
 
 def _put_part(
-    store: S3Store,
+    store: RemoteStore,
     name: str,
     upload: str,
     over: threading.Event,
     number: int,
     data: bytes | bytearray,
     progress: Progress | None,
-) -> dict[str, Any]:
-    crc = crc32_text(data)
-    answer = store.send(
-        name,
-        lambda: store.client.upload_part(
-            Bucket=store.bucket,
-            Key=store.key(name),
-            UploadId=upload,
-            PartNumber=number,
-            Body=data,
-            ChecksumCRC32=crc,
-        ),
-        large=len(data) >= _LARGE_BYTES,
-        over=over,
-    )
-    store.confirm(name, data, answer)
+) -> Any:
+    part = store.put_part(name, upload, number, data, over)
     if progress is not None:
         progress(len(data))
-    return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32": crc}
+    return part
 
 
 def _complete(
-    store: S3Store,
+    store: RemoteStore,
     name: str,
     upload: str,
-    parts: list[dict[str, Any]],
+    parts: list[Any],
     size: int,
     sha256: str | None,
 ) -> None:
-    condition = {} if sha256 is None else {"IfNoneMatch": "*"}
     try:
-        with clear_errors("write", store.locate(name)):
-            store.client.complete_multipart_upload(
-                Bucket=store.bucket,
-                Key=store.key(name),
-                UploadId=upload,
-                MultipartUpload={"Parts": parts},
-                **condition,
-            )
+        store.end_upload(name, upload, parts, new=sha256 is not None)
     except (ChangedError, NotFoundError):
         # Taken, or our own upload was complete already and only the answer was lost.
         _settle(store, name, size, sha256)
         _abort(store, name, upload)
 
 
-def _settle(store: S3Store, name: str, size: int, sha256: str | None) -> None:
+def _settle(store: RemoteStore, name: str, size: int, sha256: str | None) -> None:
     """Decide whether an object whose name was taken is the one that was to be written."""
     try:
         entry = store.stat(name)
@@ -407,37 +359,25 @@ def _settle(store: S3Store, name: str, size: int, sha256: str | None) -> None:
     logger.warning("%s is there already, with this content", store.locate(name))
 
 
-def _abort(store: S3Store, name: str, upload: str) -> None:
+def _abort(store: RemoteStore, name: str, upload: str) -> None:
     try:
-        with clear_errors("abort the upload of", store.locate(name)):
-            store.client.abort_multipart_upload(
-                Bucket=store.bucket, Key=store.key(name), UploadId=upload
-            )
+        store.abort_upload(name, upload)
     except NotFoundError:
         pass
     except StorageError as error:
         logger.warning("%s An unfinished upload is left there.", error)
 
 
-def abort_unfinished(store: S3Store, names: Sequence[str] | None = None) -> int:
+def abort_unfinished(store: RemoteStore, names: Sequence[str] | None = None) -> int:
     """Abort multipart uploads of these files, or of all, that were left; returns how many."""
-    base = f"{store.prefix}/" if store.prefix else ""
-    wanted = None if names is None else set(names)
-    with clear_errors("list uploads of", store.uri):
-        pages = store.client.get_paginator("list_multipart_uploads")
-        found = [
-            (item["Key"].removeprefix(base), item["UploadId"])
-            for page in pages.paginate(Bucket=store.bucket, Prefix=base)
-            for item in page.get("Uploads", ())
-        ]
-    mine = [(name, upload) for name, upload in found if wanted is None or name in wanted]
+    mine = [upload for upload in store.list_uploads() if names is None or upload[0] in names]
     for name, upload in mine:
         _abort(store, name, upload)
     return len(mine)
 
 
 def _hashed_parts(
-    store: S3Store, descriptor: int, size: int, part_bytes: int, path: Path, sha256: str
+    store: RemoteStore, descriptor: int, size: int, part_bytes: int, path: Path, sha256: str
 ) -> Iterator[bytes | bytearray]:
     """A file in parts of equal size, the last one smaller; its digest is compared at the end."""
     step = part_bytes * -(-size // (part_bytes * _MOST_PARTS))
@@ -455,7 +395,7 @@ def _hashed_parts(
     _check_local(path, digest.hexdigest(), sha256)
 
 
-def _sent(store: S3Store, data: bytes | bytearray, part_bytes: int, _: Future[Any]) -> None:
+def _sent(store: RemoteStore, data: bytes | bytearray, part_bytes: int, _: Future[Any]) -> None:
     give_back(store, data, part_bytes)
 
 
@@ -467,7 +407,7 @@ def _check_local(path: Path, found: str, expected: str | None) -> None:
         )
 
 
-def run_files(store: S3Store, jobs: Sequence[Callable[[], object]]) -> None:
+def run_files(store: RemoteStore, jobs: Sequence[Callable[[], object]]) -> None:
     """Run transfers of files, a few at once; at the first failure or interrupt, end them all."""
     with ThreadPoolExecutor(FILES_AT_ONCE, "lensprep-files") as threads:
         futures: list[Future[object]] = []

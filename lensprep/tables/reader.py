@@ -37,10 +37,19 @@ from lensprep.errors import (
     NotFoundError,
     ProjectError,
     ScoresError,
+    error_line,
     names_text,
     passing_fault,
 )
-from lensprep.store import exists, is_remote, local_file, local_folder, local_path, uri_suffix
+from lensprep.store import (
+    exists,
+    file_sha256,
+    is_remote,
+    local_file,
+    local_folder,
+    local_path,
+    uri_suffix,
+)
 from lensprep.tables.positions import UNIT, likely_columns, unit_of
 from lensprep.tables.text import infer_type, open_bytes, read_text
 
@@ -121,13 +130,9 @@ def read_table(
             if fault := passing_fault(uri, problem):
                 raise fault from problem
             raise error(
-                f"{uri} is no table that can be read ({_FORMATS}): {_line(problem)}"
+                f"{uri} is no table that can be read ({_FORMATS}): {error_line(problem)}."
             ) from problem
     return TableFile(table, _facts(raw), sha256, names)
-
-
-def _line(error: Exception) -> str:
-    return f"{(str(error).strip() or type(error).__name__).splitlines()[0]:.300}"
 
 
 def _plan(
@@ -185,8 +190,7 @@ def local_table(uri: Uri) -> Iterator[Path]:
 
 def _digest(path: Path) -> str:
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     parts = "".join(f"{file.relative_to(path)} {_digest(file)}\n" for file in _parts(path))
     return hashlib.sha256(parts.encode()).hexdigest()
 
@@ -388,7 +392,7 @@ def _plain(table: pa.Table, asked: bool) -> pa.Table:
                 if asked:
                     raise ValueError(f"{kind}, not plain values.") from None
             else:
-                raise ValueError(f"{kind} that cannot be read: {_line(error)}") from None
+                raise ValueError(f"{kind} that cannot be read: {error_line(error)}") from None
         columns.append(column)
         fields.append(field.with_type(column.type))
     return pa.table(columns, schema=pa.schema(fields, table.schema.metadata))
@@ -606,7 +610,9 @@ def read_vectors(uri: Uri, name: str, rows: NDArray[np.int64]) -> NDArray[np.flo
                     parts.append(_matrix(piece.column(0).take(pa.array(rows[first:last] - start))))
                 start += piece.num_rows
         except Exception as error:  # of foreign parsers on foreign bytes: any
-            raise ScoresError(f"{uri}: vectors of {name} cannot be read: {_line(error)}") from error
+            raise ScoresError(
+                f"{uri}: vectors of {name} cannot be read: {error_line(error)}."
+            ) from error
     found = np.concatenate(parts) if parts else None
     if found is not None and len(found) != len(rows):
         raise ScoresError(f"{uri} has {len(found)} of {len(rows)} rows of {name}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,7 +20,7 @@ from lensprep.configfile import load_config
 from lensprep.dataset import Dataset
 from lensprep.dataset.sidecar import join_tables
 from lensprep.errors import CheckpointError, ProjectError, ScoresError, StorageError
-from lensprep.store import exists, is_remote, local_path, read_file
+from lensprep.store import exists, file_sha256, is_remote, local_path
 from lensprep.tables.reader import Uri
 from lenstrain.audit.finding import NotRunError
 from lenstrain.config import Config
@@ -345,14 +344,6 @@ class Evidence:
     def _same_checkpoint(self, sha256: str | None, path: Uri) -> None:
         if sha256 is not None and sha256 != self.checkpoint_sha256:
             raise NotRunError(f"{path} was made from another checkpoint than {self.run}'s best.pt.")
-
-
-def file_sha256(uri: Uri) -> str:
-    """Digest of a file, on a disk or in an object store."""
-    if is_remote(uri):
-        return hashlib.sha256(read_file(uri)).hexdigest()
-    with local_path(uri).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _EVALUATION = {

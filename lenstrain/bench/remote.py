@@ -12,8 +12,7 @@ import numpy as np
 
 from lensprep.dataset import RECORD_STRIDE, Dataset, ShardInfo
 from lensprep.errors import StorageError
-from lensprep.store import S3Options
-from lensprep.store.s3 import Piece, S3Store
+from lensprep.store import Piece, RemoteStore, S3Options
 from lenstrain.bench.loader import (
     ROUNDS,
     Progress,
@@ -99,7 +98,7 @@ def run_remote_bench(
     data = Dataset.open(dataset, s3)
     check_rows(data, split)
     store = data.store
-    if not isinstance(store, S3Store):
+    if not isinstance(store, RemoteStore):
         raise StorageError(f"{data.uri} is on a local disk: use `run_loader_bench`.")
     share = seconds / (ROUNDS * (3 if consumer_rate is None else 4))
     tell("Reading once", 0.0)
@@ -130,7 +129,7 @@ def run_remote_bench(
     }  # fmt: skip
 
 
-def _rows_to_read(store: S3Store, shards: Sequence[ShardInfo], seconds: float) -> int:
+def _rows_to_read(store: RemoteStore, shards: Sequence[ShardInfo], seconds: float) -> int:
     """Rows that the plain client reads in so many seconds, of those that there are."""
     total = sum(shard.rows for shard in shards)
     few = min(total, _PROBE_ROWS)
@@ -142,7 +141,7 @@ def _rows_to_read(store: S3Store, shards: Sequence[ShardInfo], seconds: float) -
 class _NotingStore:
     """A store that notes the ranges it is asked for, one that two requests race for once."""
 
-    def __init__(self, store: S3Store) -> None:
+    def __init__(self, store: RemoteStore) -> None:
         self._store = store
         self.ranges: dict[Range, None] = {}
 
@@ -174,7 +173,7 @@ def _reader(loader: StampLoader) -> RangeReader:
 
 def _measure(
     loader: StampLoader,
-    store: S3Store,
+    store: RemoteStore,
     requests: Sequence[Range],
     long: Sequence[Range],
     consumer_rate: float | None,
@@ -214,12 +213,12 @@ def epoch_from_store(loader: StampLoader) -> dict[str, float]:
     }
 
 
-def plain_client_seconds(store: S3Store, requests: Sequence[Range]) -> float:
+def plain_client_seconds(store: RemoteStore, requests: Sequence[Range]) -> float:
     """Time that the client alone takes for some requests.
 
     Parameters
     ----------
-    store : S3Store
+    store : RemoteStore
     requests : sequence of (str, int, int)
         Shard, first byte and length of each.
     """

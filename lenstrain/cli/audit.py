@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from lensprep.configfile import load_config
-from lensprep.terminal import LOCATION
-from lenstrain.cli.options import config_option, json_option, report, s3_options, set_option
+from lensprep.terminal import LOCATION, s3_variables
+from lenstrain.cli.options import config_option, json_option, report, set_option
 
 
 @click.command()
@@ -55,7 +55,7 @@ from lenstrain.cli.options import config_option, json_option, report, s3_options
 @click.option("--only", multiple=True, metavar="ITEM", help="Measure this item only. Repeatable.")
 @config_option("TOML file of thresholds.")
 @set_option("Override a threshold, such as scores.claimed_fprs=[0.01].")
-@s3_options
+@s3_variables
 @json_option
 def audit(
     run: str,

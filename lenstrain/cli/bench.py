@@ -8,13 +8,12 @@ import click
 
 from lensprep.configfile import load_config
 from lensprep.store import is_remote
-from lensprep.terminal import LOCATION
+from lensprep.terminal import LOCATION, s3_variables
 from lenstrain.cli.options import (
     config_option,
     json_option,
     memory_option,
     report,
-    s3_options,
     set_option,
 )
 
@@ -48,7 +47,7 @@ def bench() -> None:
     help="Order of the epoch; by default global, and block for an object store.",
 )
 @memory_option
-@s3_options
+@s3_variables
 @json_option
 def loader(
     dataset: str,
@@ -120,7 +119,7 @@ def _stall_lines(result: dict[str, Any]) -> list[str]:
 @click.option(
     "--seconds", default=30.0, show_default=True, type=click.FloatRange(min=0, min_open=True)
 )
-@s3_options
+@s3_variables
 @json_option
 def train(
     dataset: str,

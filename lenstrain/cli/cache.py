@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from lensprep.errors import size_text
-from lensprep.terminal import LOCAL, LOCATION
-from lenstrain.cli.options import json_option, report, s3_options
+from lensprep.terminal import LOCAL, LOCATION, s3_variables
+from lenstrain.cli.options import json_option, report
 
 dir_option = click.option(
     "--dir",
@@ -93,7 +93,7 @@ def _status_lines(result: dict[str, Any]) -> list[str]:
     type=click.FloatRange(min=0),
     help="What stays free on the disk.",
 )
-@s3_options
+@s3_variables
 @json_option
 def fill(
     dataset: str,

@@ -7,13 +7,12 @@ from typing import Any
 import click
 
 from lensprep.configfile import load_config
-from lensprep.terminal import LOCATION
+from lensprep.terminal import LOCATION, s3_variables
 from lenstrain.cli.options import (
     catalog_columns_of,
     columns_option,
     json_option,
     report,
-    s3_options,
     score_columns_of,
     scores_options,
     set_option,
@@ -60,7 +59,7 @@ from lenstrain.cli.options import (
 )
 @scores_options
 @set_option("Override an option of the evaluation, such as resamples=2000.")
-@s3_options
+@s3_variables
 @json_option
 def evaluate(
     scores: str,

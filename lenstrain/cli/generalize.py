@@ -6,8 +6,8 @@ import click
 
 from lensprep.configfile import load_config
 from lensprep.store import join_uri
-from lensprep.terminal import LOCATION
-from lenstrain.cli.options import config_option, json_option, report, s3_options, set_option
+from lensprep.terminal import LOCATION, s3_variables
+from lenstrain.cli.options import config_option, json_option, report, set_option
 
 
 @click.command()
@@ -31,7 +31,7 @@ from lenstrain.cli.options import config_option, json_option, report, s3_options
     help="False-positive rate at which completeness is compared.",
 )
 @set_option("Override a key of the training configuration.")
-@s3_options
+@s3_variables
 @json_option
 def generalize(
     dataset: str,

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from lensprep.terminal import LOCATION
+from lensprep.terminal import LOCATION, s3_variables
 from lenstrain.cli.options import (
     OUT_HELP,
     TABLE,
@@ -16,7 +16,6 @@ from lenstrain.cli.options import (
     json_option,
     reading_options,
     report,
-    s3_options,
 )
 
 
@@ -51,7 +50,7 @@ from lenstrain.cli.options import (
     "--workers", type=click.IntRange(1), help="Decoding processes [default: one per processor]."
 )
 @reading_options
-@s3_options
+@s3_variables
 @json_option
 def infer(
     checkpoint: str,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lensprep.configfile import load_config
-from lensprep.terminal import LOCATION
+from lensprep.terminal import LOCATION, s3_variables
 from lenstrain.cli.options import (
     OUT_HELP,
     TABLE,
@@ -15,7 +15,6 @@ from lenstrain.cli.options import (
     columns_option,
     json_option,
     report,
-    s3_options,
     score_columns_of,
     scores_options,
     set_option,
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 @columns_option("--catalog-column", "catalog_columns", of="the catalogue")
 @scores_options
 @set_option("Override an option: fraction=0.05, factor=4.0, psf_bins=4, radius_arcsec=5.0.")
-@s3_options
+@s3_variables
 @json_option
 def mine(
     scores: tuple[str, ...],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from lensprep.terminal import LOCATION
-from lenstrain.cli.options import json_option, report, s3_options
+from lensprep.terminal import LOCATION, s3_variables
+from lenstrain.cli.options import json_option, report
 
 
 @click.command()
@@ -19,7 +19,7 @@ from lenstrain.cli.options import json_option, report, s3_options
     type=click.FloatRange(min=0.2),
     help="Seconds between two looks.",
 )
-@s3_options
+@s3_variables
 @json_option
 def monitor(runs: tuple[str, ...], watch: bool, once: bool, interval: float, as_json: bool) -> None:
     """Show how RUN is doing and what that means; nothing is ever written into it.

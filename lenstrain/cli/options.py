@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import click
 
@@ -48,31 +47,6 @@ def set_option(help: str) -> Any:
     return click.option(
         "--set", "overrides", multiple=True, metavar="KEY=VALUE", help=f"{help} Repeatable."
     )
-
-
-def s3_options(command: F) -> F:
-    """Add ``--endpoint-url``, ``--profile`` and ``--region``, as the AWS variables of this process.
-
-    So whatever opens the dataset finds its store, also the processes that a command starts.
-    """
-
-    @click.option("--endpoint-url", help="Another object store than AWS: http://host:port.")
-    @click.option("--profile", help="Profile of the AWS configuration files.")
-    @click.option("--region", help="Region of the bucket.")
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        given = {
-            "AWS_ENDPOINT_URL_S3": kwargs.pop("endpoint_url"),
-            "AWS_PROFILE": kwargs.pop("profile"),
-            "AWS_DEFAULT_REGION": kwargs.pop("region"),
-        }
-        if given["AWS_PROFILE"]:
-            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-                os.environ.pop(name, None)  # or they would win over the profile
-        os.environ.update({name: value for name, value in given.items() if value})
-        return command(*args, **kwargs)
-
-    return cast(F, wrapped)
 
 
 def reading_options(command: F) -> F:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from lensprep.configfile import load_config
-from lensprep.terminal import LOCATION
-from lenstrain.cli.options import device_option, json_option, report, s3_options, set_option
+from lensprep.terminal import LOCATION, s3_variables
+from lenstrain.cli.options import device_option, json_option, report, set_option
 
 
 @click.command()
@@ -19,7 +19,7 @@ from lenstrain.cli.options import device_option, json_option, report, s3_options
 )
 @device_option
 @set_option("Override an option of the probes, such as per_class=500.")
-@s3_options
+@s3_variables
 @json_option
 def probe(
     checkpoint: str,

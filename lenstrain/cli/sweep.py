@@ -10,13 +10,12 @@ from typing import Any
 import click
 
 from lensprep.store.interrupts import PREEMPTED
-from lensprep.terminal import LOCAL, LOCATION
+from lensprep.terminal import LOCAL, LOCATION, s3_variables
 from lenstrain.cli.options import (
     config_option,
     exit_if_interrupted,
     json_option,
     report,
-    s3_options,
     set_option,
 )
 
@@ -35,7 +34,7 @@ from lenstrain.cli.options import (
     "--workers", type=click.IntRange(1), help="Processes on the study [default: one per GPU]."
 )
 @click.option("--worker", type=int, hidden=True)
-@s3_options
+@s3_variables
 @json_option
 def sweep(
     dataset: str,

@@ -8,13 +8,12 @@ import click
 
 from lensprep.configfile import load_config
 from lensprep.store import exists, join_uri
-from lensprep.terminal import LOCATION
+from lensprep.terminal import LOCATION, s3_variables
 from lenstrain.cli.options import (
     config_option,
     exit_if_interrupted,
     json_option,
     report,
-    s3_options,
     set_option,
 )
 
@@ -27,7 +26,7 @@ from lenstrain.cli.options import (
 )
 @set_option("Override a key of the configuration, such as optim.lr=1e-3.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the run folder.")
-@s3_options
+@s3_variables
 @json_option
 def train(
     dataset: str,

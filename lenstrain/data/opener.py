@@ -14,7 +14,7 @@ from typing import Any
 import webdataset as wds
 
 from lensprep.errors import ChangedError, NotFoundError, ShardError
-from lensprep.store import S3Options
+from lensprep.store import S3Options, open_remote, remote_schemes
 
 _END_BYTES = 1024
 """Two zero blocks end every tar."""
@@ -35,7 +35,7 @@ def register_s3(options: S3Options | None = None, *, replace: bool = True) -> No
     def opener(url: str, mode: str = "rb", bufsize: int = _BUFFER, **_: Any) -> io.BufferedReader:
         return open_s3(url, mode, options)
 
-    for scheme in ("s3", "s3a"):
+    for scheme in remote_schemes():
         if replace or scheme not in wds.gopen_schemes:
             wds.gopen_schemes[scheme] = opener
 
@@ -61,12 +61,10 @@ def open_s3(url: str, mode: str = "rb", options: S3Options | None = None) -> io.
     StorageError
         If the store does not let us, or does not answer.
     """
-    from lensprep.store.s3 import S3Store
-
     if mode not in ("r", "rb"):
         raise ValueError(f"{url}: opened for reading only, not with mode {mode!r}")
     folder, _, name = url.rpartition("/")
-    file = _file_class()(S3Store(folder, options), name)
+    file = _file_class()(open_remote(folder, options), name)
     if name.endswith(".tar"):
         size = file.size()
         file.seek(max(0, size - _END_BYTES))
@@ -81,9 +79,9 @@ def open_s3(url: str, mode: str = "rb", options: S3Options | None = None) -> io.
 
 
 def _file_class() -> Any:
-    from lensprep.store.s3file import S3File
+    from lensprep.store.remotefile import RemoteFile
 
-    class ShardFile(S3File):
+    class ShardFile(RemoteFile):
         """An object whose faults are the shard's."""
 
         def __init__(self, store: Any, name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from os import PathLike
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lensprep.errors import CheckpointError, NotFoundError, StorageError
-from lensprep.store import is_remote, local_file, local_path
+from lensprep.store import file_sha256, is_remote, local_file, local_path
 from lenstrain.training.augment import D4_ORDER, transform
 from lenstrain.training.checkpoint import MOST_BYTES, load_model
 
@@ -45,8 +44,7 @@ def load_finder(
                 model, meta = load_model(path, device)
             except (CheckpointError, StorageError) as error:
                 raise type(error)(str(error).replace(str(path), str(uri))) from error
-            with path.open("rb") as file:
-                return model, meta, hashlib.file_digest(file, "sha256").hexdigest()
+            return model, meta, file_sha256(path)
     except NotFoundError:
         raise CheckpointError(f"{uri}: no such checkpoint. `lenstrain train` makes one.") from None
 

@@ -1,85 +1,47 @@
 """A run in two places: what its folder gets is sent to a store too; a new machine goes on from it.
 
-    home = find_home("s3://bucket/runs/a", None)     or a folder, and ``train.checkpoint_copy``
-    fetch_newer(home)                                --resume: what the store has beyond the folder
     mirror = Mirror(home); mirror.begin(...); mirror.submit(names, step); mirror.finish(...)
 
 Objects are replaced one by one, and a machine can be gone between any two of them. So they are sent
 in an order in which every moment is a run to go on with: records first, then checkpoints by age,
-``last.pt`` at the end. Each checkpoint is a whole state; `fetch_newer` goes on from the newest.
+``last.pt`` at the end. `lenstrain.training.home` finds the place, and goes on from the newest.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
 import os
 import platform
 import secrets
-import shutil
-import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
-from lensprep.errors import (
-    ChangedError,
-    CheckpointError,
-    ConfigError,
-    NotFoundError,
-    StorageError,
-)
+from lensprep.errors import ChangedError, NotFoundError, StorageError
 from lensprep.store import (
-    Entry,
+    WAKE_SECONDS,
+    RemoteStore,
     S3Options,
     Store,
+    abort_unfinished,
     is_remote,
-    local_path,
-    member_path,
     open_store,
+    send_open_file,
     write_atomic,
 )
 from lensprep.store.interrupts import grace
-from lensprep.store.s3client import WAKE_SECONDS
-from lenstrain.training.checkpoint import (
-    LAST,
-    MOST_BYTES,
-    PREVIOUS,
-    LostCheckpointError,
-    link,
-    load_checkpoint,
-    load_latest,
-)
+from lenstrain.training.checkpoint import LAST
+from lenstrain.training.home import LAST_NAME, NOTES, RECORDS, WRITER, Home
 from lenstrain.training.run import CHECKPOINTS
-from lenstrain.training.runlog import (
-    CONFIG,
-    ENVIRONMENT,
-    INTERRUPTED,
-    METRICS,
-    NONFINITE,
-    TENSORBOARD,
-)
+from lenstrain.training.runlog import TENSORBOARD
 
 logger = logging.getLogger("lenstrain.mirror")
-
-RECORDS: Final = (CONFIG, ENVIRONMENT, METRICS)
-NOTES: Final = (NONFINITE, INTERRUPTED)
-LAST_NAME: Final = f"{CHECKPOINTS}/{LAST}"
-WRITER: Final = "writer.json"
-"""Which start of the run sends to this place: the latest one, and it alone."""
-FETCHED: Final = ".fetched"
-"""Folder in the run folder of what arrives, until all has."""
-RUNS_VARIABLE: Final = "LENSTRAIN_RUNS"
-"""Environment variable: where working folders of runs in a store are made."""
 
 TICK_SECONDS: Final = 60.0
 """Between two looks at metrics.jsonl, and two tries of a store that is away."""
@@ -93,259 +55,6 @@ GROWTH: Final = 1.1
 """TensorBoard's files are sent whole, each time that they have grown by a tenth."""
 PATIENCE: Final = S3Options(attempts=3, read_timeout_s=10.0)
 """A store that is away is known within seconds; this module tries again by itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Home:
-    """Where a run lives."""
-
-    folder: Path
-    """Written first, and read."""
-    uri: str | None = None
-    """Where all of it is sent; None for a run of one place."""
-    is_output: bool = False
-    """Whether the run was asked for there, and the folder is only worked in."""
-
-    @property
-    def name(self) -> str:
-        """What a user calls the run."""
-        return str(self.uri) if self.is_output else str(self.folder)
-
-
-def find_home(out: str | os.PathLike[str], copy: str | None) -> Home:
-    """Places of a run.
-
-    Parameters
-    ----------
-    out : str or path
-        What the user named: a folder or ``s3://``.
-    copy : str or None
-        ``train.checkpoint_copy``.
-
-    Raises
-    ------
-    ConfigError
-        If both name a store, and not the same.
-    StorageError
-        If a location is none, or no disk has room for a working folder.
-    """
-    if not is_remote(out):
-        return Home(local_path(out), copy)
-    uri = open_store(out).uri
-    if copy is not None and open_store(copy).uri != uri:
-        raise ConfigError(
-            f"train.checkpoint_copy = {copy!r}, but the run itself is in a store, {uri}. Leave the "
-            "key out."
-        )
-    return Home(working_folder(uri), uri, is_output=True)
-
-
-def working_folder(uri: str) -> Path:
-    """Folder of this machine in which a run in a store is worked; its name follows from the URI.
-
-    Below ``$LENSTRAIN_RUNS``, or the user's cache folder, or that of temporary files: the first
-    that can be written.
-
-    Raises
-    ------
-    StorageError
-        If none can.
-    """
-    store: Any = open_store(uri)
-    # Two stores may have buckets of one name.
-    place = f"{store.client.meta.endpoint_url}|{store.uri}"
-    digest = hashlib.sha256(place.encode()).hexdigest()[:12]
-    name = f"{store.uri.rsplit('/', 1)[-1][:80]}-{digest}"
-    named = os.path.abspath(os.environ[RUNS_VARIABLE]) if os.environ.get(RUNS_VARIABLE) else None
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    shared = Path(tempfile.gettempdir(), f"lenstrain-{os.getuid()}")
-    for base in [Path(named)] if named else [Path(cache, "lenstrain"), shared]:
-        if not base.is_absolute():  # a home that nobody knows
-            continue
-        with suppress(OSError):
-            base.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Anybody may have made a folder of that name among the temporary ones.
-            if base != shared or base.lstat().st_uid == os.getuid():
-                tempfile.TemporaryFile(dir=base).close()
-                return base / "runs" / name
-    raise StorageError(
-        f"{uri} needs a folder on this machine to work in, and none can be written. Name one in "
-        f"the variable {RUNS_VARIABLE}."
-    )
-
-
-def check_free(home: Home) -> None:
-    """Refuse to send a new run over another one.
-
-    Raises
-    ------
-    StorageError
-        If there is one, or, where the run was asked for there, anything else; or if that store
-        does not answer. Of a copy's store that is a warning only.
-    """
-    assert home.uri is not None
-    try:
-        store: Any = open_store(home.uri)
-        taken = (
-            store.has_any()
-            if home.is_output
-            else any(store.has(name) for name in (CONFIG, WRITER, LAST_NAME))
-        )
-    except StorageError as error:
-        if home.is_output:
-            raise
-        warnings.warn(f"{home.uri} cannot be looked at: {error} The training begins.", stacklevel=2)
-        return
-    if taken and home.is_output:
-        raise StorageError(
-            f"{home.uri} exists and is not empty. Name another folder, or go on with --resume."
-        )
-    if taken:
-        raise StorageError(
-            f"{home.uri} holds the checkpoints of another run. Name another "
-            "train.checkpoint_copy, or go on with that run: --resume and a run folder that does "
-            "not exist."
-        )
-
-
-def fetch_newer(home: Home) -> None:
-    """Bring the run folder to what the store holds, if that is further; in the main process only.
-
-    Each checkpoint there is a whole state of the run: it goes on from the newest that can be read.
-
-    Raises
-    ------
-    StorageError
-        If the store does not answer and this machine has nothing: the run is not begun again in
-        silence. Also where the run was asked for there.
-    CheckpointError
-        If there are checkpoints and none can be read.
-    """
-    folder, uri = home.folder, home.uri
-    assert uri is not None
-    here = _step(folder)
-    if here is None and not home.is_output and _is_foreign(folder):
-        return
-    try:
-        store = open_store(uri)
-        everything = store.entries()
-        entries = [entry for entry in everything if _belongs(entry.name)]
-        names = {entry.name for entry in entries}
-        begun = any(_is_checkpoint(name) for name in names)
-        if CONFIG not in names and (begun or (home.is_output and everything)):
-            raise StorageError(f"{uri} is not the folder of a run (it has no {CONFIG}).")
-        if not begun:
-            return
-        if here is not None and _is_sent_from(folder, store):
-            return
-        draft = folder / FETCHED
-        shutil.rmtree(draft, ignore_errors=True)
-        _fetch(store, entries, draft)
-    except StorageError as error:
-        if home.is_output or here is None:
-            raise
-        told = f"{uri} cannot be read: {error} Going on from {folder}, step {here}."
-        warnings.warn(told, stacklevel=2)
-        return
-    newest, there = _newest(draft / CHECKPOINTS, uri)
-    if here is not None and here >= there:
-        warnings.warn(
-            f"{folder} is at step {here}, and {uri}, which another start wrote, at step {there}: "
-            "going on from the folder.",
-            stacklevel=2,
-        )
-    else:
-        if newest.name != LAST:
-            link(newest, draft / LAST_NAME)
-        _take_over(folder, draft, names | {LAST_NAME})
-        warnings.warn(f"{folder} was fetched from {uri}, step {there}.", stacklevel=2)
-    shutil.rmtree(draft, ignore_errors=True)
-
-
-def _step(folder: Path) -> int | None:
-    """Step of the newest checkpoint of a run folder that can be read."""
-    if not (folder / CONFIG).exists():
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `find_state` reads it again, and tells
-            return int(load_latest(folder / CHECKPOINTS).content["step"])
-    except LostCheckpointError:
-        return None
-
-
-def _is_foreign(folder: Path) -> bool:
-    """Whether a place is taken by something that is no run, which stays as it is."""
-    if not folder.is_dir():
-        return folder.exists()
-    return not (folder / CONFIG).exists() and any(p.name != FETCHED for p in folder.iterdir())
-
-
-def _is_sent_from(folder: Path, store: Store) -> bool:
-    """Whether all that the store holds came from this folder, which therefore is not behind."""
-    try:
-        return (folder / WRITER).read_bytes() == bytes(store.read(WRITER))
-    except (OSError, NotFoundError):
-        return False
-
-
-def _belongs(name: str) -> bool:
-    events = name.startswith(f"{TENSORBOARD}/") and name.count("/") == 1
-    return name in (*RECORDS, *NOTES) or events or _is_checkpoint(name)
-
-
-def _is_checkpoint(name: str) -> bool:
-    folder, _, file = name.rpartition("/")
-    return folder == CHECKPOINTS and file.endswith(".pt") and file != PREVIOUS
-
-
-def _fetch(store: Store, entries: list[Entry], draft: Path) -> None:
-    """Fetch files; those of one size and version, such as last.pt and best.pt, only once."""
-    from lensprep.store.transfer import download_file
-
-    arrived: dict[tuple[int, str], Path] = {}
-    for entry in entries:
-        path = member_path(draft, entry.name)
-        same = (entry.bytes, entry.version or entry.name)
-        if entry.bytes > MOST_BYTES:
-            raise StorageError(f"{store.uri}/{entry.name} has {entry.bytes:,} bytes; is it ours?")
-        if same in arrived:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            link(arrived[same], path)
-        elif is_remote(store.uri):
-            remote: Any = store
-            download_file(remote, entry.name, path, size=entry.bytes, sha256=None)
-        else:
-            write_atomic(path, bytes(store.read(entry.name)))
-        arrived.setdefault(same, path)
-
-
-def _newest(folder: Path, uri: str) -> tuple[Path, int]:
-    """The checkpoint of the highest step, last.pt first among equals."""
-    found: list[tuple[int, bool, Path]] = []
-    faults: list[str] = []
-    for path in sorted(folder.glob("*.pt")):
-        try:
-            found.append((int(load_checkpoint(path)["step"]), path.name == LAST, path))
-        except CheckpointError as error:
-            fault = str(error).replace(str(folder), f"{uri}/{CHECKPOINTS}")
-            if path.name == LAST and not isinstance(error, LostCheckpointError):
-                raise CheckpointError(fault) from None  # it is whole, and may be the newest state
-            faults.append(fault)
-    if not found:
-        raise CheckpointError(faults[0])
-    for fault in faults:
-        warnings.warn(fault, stacklevel=3)
-    step, _, path = max(found)
-    return path, step
-
-
-def _take_over(folder: Path, draft: Path, names: set[str]) -> None:
-    """Move files into the run folder, last.pt at the end; what else is there stays."""
-    for name in sorted(names, key=lambda name: (name not in RECORDS, name == LAST_NAME)):
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (draft / name).replace(target)
 
 
 class TakenError(StorageError):
@@ -510,9 +219,8 @@ class Mirror:
             self._changed.notify_all()
         if self._thread.ident is not None:
             self._thread.join(WAKE_SECONDS)
-        connection = getattr(self._store, "connection", None)
-        if self._busy and connection is not None:
-            connection.stop()  # or the end of the program waits for all its parts
+        if self._busy and isinstance(self._store, RemoteStore):
+            self._store.connection.stop()  # or the end of the program waits for all its parts
 
     def _work(self) -> None:
         while True:
@@ -547,7 +255,7 @@ class Mirror:
         for name, (file, step) in list(batch.items()):
             if name == LAST_NAME:
                 self._require_place(store)
-            _put(store, name, file)
+            send_open_file(store, file, name)
             batch.pop(name)[0].close()
             if name == LAST_NAME:
                 self._held = step
@@ -569,12 +277,9 @@ class Mirror:
         else:
             store.write(WRITER, self._mark)
         write_atomic(self.folder / WRITER, self._mark)
-        if is_remote(self.uri):
-            from lensprep.store.transfer import abort_unfinished
-
+        if isinstance(store, RemoteStore):
             with suppress(StorageError):  # to see them takes a right that not everybody has
-                remote: Any = store
-                abort_unfinished(remote)
+                abort_unfinished(store)
         for entry in store.entries():
             self._there.add(entry.name)
             if entry.name.startswith(f"{TENSORBOARD}/"):
@@ -613,7 +318,7 @@ class Mirror:
                         continue
                 elif now == before:
                     continue
-                _put(store, name, file)
+                send_open_file(store, file, name)
                 self._sent[name] = now
                 self._there.add(name)
 
@@ -624,19 +329,3 @@ def _told_by(mark: bytes) -> str:
         return f"belongs to a later start of the run, on {other['host']} since {other['since']}"
     except (ValueError, KeyError, TypeError):
         return "belongs to another start of the run"
-
-
-def _put(store: Store, name: str, file: BinaryIO) -> None:
-    """Write an open file into a store, in place of an older one."""
-    file.seek(0)
-    if not is_remote(store.uri):
-        store.write(name, file.read())
-        return
-    from lensprep.store.s3 import PART_BYTES
-    from lensprep.store.transfer import upload_parts
-
-    size = os.fstat(file.fileno()).st_size
-    # metrics.jsonl and TensorBoard's files grow while they are read.
-    sizes = (min(PART_BYTES, size - start) for start in range(0, max(size, 1), PART_BYTES))
-    remote: Any = store
-    upload_parts(remote, name, map(partial(file.read), sizes), size)

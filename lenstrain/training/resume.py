@@ -28,7 +28,7 @@ from lenstrain.training.checkpoint import (
     versions,
 )
 from lenstrain.training.distributed import is_restart, launch_id
-from lenstrain.training.mirror import Home, check_free, fetch_newer
+from lenstrain.training.home import Home, check_free, fetch_newer
 from lenstrain.training.run import CHECKPOINTS, Run
 from lenstrain.training.runlog import CONFIG, ENVIRONMENT
 from lenstrain.training.step import Totals

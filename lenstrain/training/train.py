@@ -23,7 +23,8 @@ from lenstrain.training.checkpoint import BEST as BEST
 from lenstrain.training.checkpoint import Found
 from lenstrain.training.distributed import Context, process_group
 from lenstrain.training.feeding import IntervalClock, device_batches
-from lenstrain.training.mirror import Home, Mirror, find_home
+from lenstrain.training.home import Home, find_home
+from lenstrain.training.mirror import Mirror
 from lenstrain.training.resume import (
     best_names,
     check_same_run,

@@ -30,8 +30,8 @@ import numpy as np
 import pytest
 
 from lensprep.dataset.layout import RECORD_STRIDE
-from lensprep.store import S3Options
-from lensprep.store.s3 import PART_BYTES, Piece, S3Store, results
+from lensprep.store import PART_BYTES, Piece, S3Options
+from lensprep.store.s3 import S3Store
 from lensprep.store.transfer import upload_parts
 from lensprep.transfer import download, upload
 from tests.datasets import tiny_dataset
@@ -60,7 +60,7 @@ def plain_download(store: S3Store, name: str, path: Path) -> None:
         buffers.append(memory)
 
     jobs = [store.connection.threads.submit(copy, at) for at in range(0, size, PART_BYTES)]
-    results(jobs, store.connection.watcher)
+    store.connection.results(jobs)
     os.close(descriptor)
 
 

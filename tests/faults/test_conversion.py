@@ -25,7 +25,7 @@ from lensprep.engine.trial import find_fatal
 from lensprep.errors import InputError, ProjectError
 from lensprep.inspection.verify import verify
 from lensprep.source.tree import Source
-from lensprep.store.s3file import s3_filesystem
+from lensprep.store.remotefile import remote_filesystem
 from lensprep.transfer import download
 from tests.faultproxy import ALWAYS, DRAWN, Fault, FaultProxy
 from tests.phase4c import tiny_table, write_tree
@@ -309,7 +309,7 @@ def test_a_check_and_the_scoring_of_a_tree_read_it_again_too(tree, s3, proxy, tm
     local = check(str(tree), pixels=True, workers=1)
     assert [f.measured for f in report.findings] == [f.measured for f in local.findings]
 
-    source = Source.open(s3.uri, filesystem=s3_filesystem(options))
+    source = Source.open(s3.uri, filesystem=remote_filesystem(s3.uri, options))
     file = source.files[0]
     part = TreePart(source, ((file, 1),), str(file.split))
     altered.times = 2

@@ -27,8 +27,8 @@ from lensprep.errors import (
     StorageError,
 )
 from lensprep.inspection.verify import verify
-from lensprep.store import Entry
-from lensprep.store.s3 import PART_BYTES, S3Store
+from lensprep.store import PART_BYTES, Entry
+from lensprep.store.s3 import S3Store
 from lensprep.transfer import DatasetFile, download, plan_transfer, upload
 from tests.datasets import tiny_dataset
 from tests.faultproxy import Fault, FaultProxy

@@ -29,7 +29,7 @@ from lensprep.errors import (
     StorageError,
     size_text,
 )
-from lensprep.store.s3 import PART_BYTES, S3Store
+from lensprep.store import PART_BYTES, RemoteStore, open_remote
 from lensprep.store.transfer import download_file
 from lenstrain.data.cache.folder import (
     CachedDataset,
@@ -119,7 +119,7 @@ def fetch_shard(
     StorageError
         If the store or the disk refuses.
     """
-    if not isinstance(dataset.store, S3Store):
+    if not isinstance(dataset.store, RemoteStore):
         raise StorageError(f"{dataset.uri} is on a local disk already; there is nothing to fetch.")
     try:
         download_file(
@@ -176,7 +176,7 @@ class CachedSplit(LocalCopies):
         self._asked: dict[str, float] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._beside: S3Store | None = None
+        self._beside: RemoteStore | None = None
         # Also when nobody closes it: the thread ends and others may evict.
         weakref.finalize(self, _end, self._stop, self.held).atexit = False
 
@@ -260,7 +260,7 @@ class CachedSplit(LocalCopies):
                     work.over.set()
                     raise
         finally:
-            if isinstance(store, S3Store):
+            if isinstance(store, RemoteStore):
                 store.connection.buffers.clear()
         work.raise_error()
         return work.result()
@@ -284,7 +284,7 @@ class CachedSplit(LocalCopies):
             return
         pace = _Pace(self._stop, hungry)
         beside = _with_connections(self.dataset, self._beside_connections)
-        self._beside = beside.store if isinstance(beside.store, S3Store) else None
+        self._beside = beside.store if isinstance(beside.store, RemoteStore) else None
         work = _Work(self.folder, self.held, beside, self._stop, pace)
         self._thread = threading.Thread(
             target=_fill_quietly, args=(work, missing), name="lenstrain-cache", daemon=True
@@ -331,10 +331,10 @@ def _parts(shards: Sequence[ShardInfo]) -> list[list[ShardInfo]]:
 def _with_connections(dataset: Dataset, most: int) -> Dataset:
     """The same dataset over few connections of its own, if it has more."""
     store = dataset.store
-    if not isinstance(store, S3Store) or store.options.connections <= most:
+    if not isinstance(store, RemoteStore) or store.options.connections <= most:
         return dataset
     options = replace(store.options, connections=most)
-    return RemoteDataset(S3Store(store.uri, options), dataset.manifest)
+    return RemoteDataset(open_remote(store.uri, options), dataset.manifest)
 
 
 class _StoppedError(Exception):
@@ -461,7 +461,7 @@ def _fill_quietly(work: _Work, shards: Sequence[ShardInfo]) -> None:
             raise
     finally:
         store = work.dataset.store
-        if isinstance(store, S3Store):
+        if isinstance(store, RemoteStore):
             store.connection.buffers.clear()
 
 

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from lensprep.dataset import RECORD_STRIDE, ShardInfo
 from lensprep.errors import BudgetError, ChangedError, ProjectError
-from lensprep.store import Entry
-from lensprep.store.s3 import Piece, Reception, S3Store, Scatter
+from lensprep.store import Entry, Piece, Reception, RemoteStore, Scatter
 
 logger = logging.getLogger("lenstrain.data")
 
@@ -122,7 +121,7 @@ class RangeReader:
 
     Parameters
     ----------
-    store : S3Store
+    store : RemoteStore
     shards : sequence of ShardInfo
     cells : Cells
     buffers : int
@@ -133,7 +132,7 @@ class RangeReader:
 
     def __init__(
         self,
-        store: S3Store,
+        store: RemoteStore,
         shards: Sequence[ShardInfo],
         cells: Cells,
         buffers: int,

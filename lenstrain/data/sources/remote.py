@@ -106,7 +106,7 @@ class RemoteSource(ShardSource):
         self._copying, self._mapping = threading.Lock(), threading.Lock()
         arrival = _Arrival(self.cells, self._shards, self._starts, self._uri, checksums)
         self.reader = RangeReader(
-            dataset.store,  # type: ignore[arg-type]  # an S3Store, as the dataset is remote
+            dataset.store,  # type: ignore[arg-type]  # a RemoteStore, as the dataset is remote
             self._shards,
             self.cells,
             self.buffers,

@@ -26,7 +26,7 @@ from webdataset.tariterators import base_plus_ext
 
 from lensprep.dataset import STAMP_SHAPE
 from lensprep.dataset.strictjson import parse_json
-from lensprep.errors import DatasetError, ProjectError, ShardError
+from lensprep.errors import DatasetError, ProjectError, ShardError, error_line
 from lensprep.store import is_remote
 from lenstrain.data.sources.base import Reading, ShardSource, check_gather
 
@@ -141,7 +141,7 @@ def _fault(path: Path, error: Exception) -> str:
             )
     if b"ustar" not in head:
         return f"is no tar: it begins with {head[:16]!r}." if head else "is empty: no tar."
-    return f"is damaged or cut ({_in_a_line(error)}). Copy it again."
+    return f"is damaged or cut ({error_line(error)}). Copy it again."
 
 
 def _groups(path: Path, tar: tarfile.TarFile) -> Iterator[tuple[str, _Group]]:
@@ -265,7 +265,7 @@ class TarSource(ShardSource):
                 raise
             except Exception as error:  # the stock stage raises what it comes upon
                 cause = error.__cause__ or error.__context__ or error
-                raise self._error(row, f"cannot be decoded: {_in_a_line(cause)}") from error
+                raise self._error(row, f"cannot be decoded: {error_line(cause)}.") from error
             if not isinstance(stamp, np.ndarray) or stamp.shape != STAMP_SHAPE:
                 shape = getattr(stamp, "shape", None)
                 raise self._error(row, f"has shape {shape!s:.100}, not {STAMP_SHAPE}")
@@ -303,10 +303,6 @@ class TarSource(ShardSource):
     def place(self, row: int) -> tuple[str, int]:
         """Path of the tar that holds a row, and the offset of its stamp's member there."""
         return str(self._paths[self._shard(row)]), self._members[row].offset
-
-
-def _in_a_line(error: BaseException) -> str:
-    return f"{(str(error).strip() or type(error).__name__).splitlines()[0]:.200}"
 
 
 def tars_digest(shards: Sequence[Sequence[Member]]) -> str:

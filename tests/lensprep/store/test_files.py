@@ -12,6 +12,7 @@ import pytest
 
 from lensprep.errors import NotFoundError, StorageError
 from lensprep.store import (
+    PART_BYTES,
     LocalStore,
     check_file,
     check_folder,
@@ -26,7 +27,6 @@ from lensprep.store import (
     written_file,
     written_folder,
 )
-from lensprep.store.s3 import PART_BYTES
 from lensprep.store.transfer import abort_unfinished
 
 

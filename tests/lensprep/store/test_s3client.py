@@ -6,7 +6,8 @@ from botocore.exceptions import ClientError, ConnectionClosedError, SSLError
 from lensprep.errors import ChangedError, NotFoundError, StorageError
 from lensprep.store import S3Options
 from lensprep.store.s3 import S3Store
-from lensprep.store.s3client import clear_errors, connect, parse_s3
+from lensprep.store.s3client import connect, parse_s3
+from lensprep.store.s3errors import clear_errors
 from tests.s3server import free_ports
 
 

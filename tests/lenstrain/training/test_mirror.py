@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
 import warnings
@@ -19,14 +20,8 @@ from lenstrain.monitor.snapshot import read_snapshot
 from lenstrain.scoring.infer import infer
 from lenstrain.training import mirror as module
 from lenstrain.training.checkpoint import load_checkpoint
-from lenstrain.training.mirror import (
-    Home,
-    Mirror,
-    TakenError,
-    fetch_newer,
-    find_home,
-    working_folder,
-)
+from lenstrain.training.home import Home, fetch_newer, find_home, working_folder
+from lenstrain.training.mirror import Mirror, TakenError
 from lenstrain.training.train import train
 from tests.faultproxy import ALWAYS, Fault, FaultProxy
 
@@ -319,7 +314,7 @@ def test_the_working_folder_is_found_again_and_needs_no_home(store, tmp_path, mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert working_folder(store).parent == tmp_path / "cache" / "lenstrain" / "runs"
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     shared = tmp_path / f"lenstrain-{os.getuid()}"
     assert working_folder(store).parent == shared / "runs"
     assert shared.stat().st_mode & 0o777 == 0o700

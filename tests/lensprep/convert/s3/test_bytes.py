@@ -16,8 +16,8 @@ from lensprep.dataset import Dataset
 from lensprep.errors import BudgetError, InputError
 from lensprep.inspection.verify import verify
 from lensprep.source.tree import Source
+from lensprep.store.remotefile import remote_filesystem
 from lensprep.store.s3 import S3Store
-from lensprep.store.s3file import s3_filesystem
 from tests.lensprep.convert.conversions import CONFIG
 from tests.lensprep.convert.s3.conversions import contents, put_tree, unfinished, without_source
 from tests.phase4c import tiny_tree
@@ -41,7 +41,7 @@ def test_a_tree_in_the_store_is_read_as_one_on_a_disk(tree, table, s3):
         sink = io.BytesIO()
         pq.write_table(part, sink, row_group_size=8)
         store.write(f"psf_bin={psf_bin}/part-0.parquet", sink.getvalue())
-    source = Source.open(store.uri, filesystem=s3_filesystem(s3.options()))
+    source = Source.open(store.uri, filesystem=remote_filesystem(s3.uri, s3.options()))
     found = [t for file in source.files for t in source.iter_file(file, ["task_id", "psf_bin"])]
     expected = table.select(["task_id", "psf_bin"]).sort_by("task_id")
     assert pa.concat_tables(found).sort_by("task_id").equals(expected)

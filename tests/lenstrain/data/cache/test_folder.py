@@ -136,7 +136,7 @@ def run_python(code, *arguments, **options):
 
 FILL = """
 import sys, json
-from lensprep.store.s3client import S3Options
+from lensprep.store import S3Options
 from lenstrain.data.cache.folder import CacheFolder, CacheOptions
 from lenstrain.data.cache.upkeep import fill
 url, uri, place, limit = sys.argv[1:]

@@ -1,8 +1,8 @@
 """Objects as files: for pyarrow, and whatever else reads by seek and read.
 
-    file = S3File(store, name)                    one request for its end, then ranges as asked for
-    file = S3File(store, name, read_ahead=True)   the next block is on its way while one is used
-    filesystem = s3_filesystem(S3Options(...))    a pyarrow.fs.FileSystem; it pickles
+    file = RemoteFile(store, name)              a request for its end, then ranges as asked for
+    file = RemoteFile(..., read_ahead=True)     the next block is on its way while one is used
+    filesystem = remote_filesystem(uri, options)    a pyarrow.fs.FileSystem; it pickles
 
 The client is ours, not that of pyarrow, so that profiles, endpoints, retries and errors are the
 same everywhere.
@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from lensprep.errors import ChangedError, NotFoundError
-from lensprep.store.local import Entry
-from lensprep.store.s3 import S3Store
-from lensprep.store.s3client import S3Options, parse_s3
+from lensprep.store.base import Entry
+from lensprep.store.options import S3Options
+from lensprep.store.registry import open_remote, scheme_of
+from lensprep.store.remote import RemoteStore
 
 TAIL_BYTES: Final = 64 << 10
 """Read when a file is opened: a parquet footer is there, mostly whole."""
@@ -31,12 +32,12 @@ _BLOCKS: Final = 4
 """Blocks held: that in use, those on the way, and one of columns that lie elsewhere."""
 
 
-class S3File(io.RawIOBase):
+class RemoteFile(io.RawIOBase):
     """An object as a seekable file. All its bytes come from one version of the object.
 
     Parameters
     ----------
-    store : S3Store
+    store : RemoteStore
     name : str
     read_ahead : bool
         Read in blocks, the next one before it is asked for: right for a file that is read in
@@ -53,7 +54,7 @@ class S3File(io.RawIOBase):
     """
 
     def __init__(
-        self, store: S3Store, name: str, *, read_ahead: bool = False, version: str | None = None
+        self, store: RemoteStore, name: str, *, read_ahead: bool = False, version: str | None = None
     ) -> None:
         super().__init__()
         self._store, self.name = store, name
@@ -152,30 +153,35 @@ class S3File(io.RawIOBase):
         super().close()
 
 
-class S3Handler(pafs.FileSystemHandler):
+class RemoteHandler(pafs.FileSystemHandler):
     """What pyarrow asks of a file system, for reading; paths are ``bucket/key``."""
 
-    def __init__(self, options: S3Options | None = None) -> None:
-        self.options = options or S3Options()
+    def __init__(self, scheme: str, options: S3Options | None = None) -> None:
+        self.scheme, self.options = scheme, options or S3Options()
+
+    def _key(self) -> tuple[str, S3Options]:
+        return self.scheme, self.options
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, S3Handler) and other.options == self.options
+        return isinstance(other, RemoteHandler) and other._key() == self._key()
 
     def __hash__(self) -> int:
-        return hash(self.options)
+        return hash(self._key())
 
     def get_type_name(self) -> str:
         """Name of the kind of file system."""
-        return "lensprep-s3"
+        return f"lensprep-{self.scheme}"
 
     def normalize_path(self, path: str) -> str:
         """Paths are taken as they are."""
         return path
 
-    def open(self, path: str, *, read_ahead: bool = False, version: str | None = None) -> S3File:
-        """Open an object for reading; see `S3File`."""
+    def open(
+        self, path: str, *, read_ahead: bool = False, version: str | None = None
+    ) -> RemoteFile:
+        """Open an object for reading; see `RemoteFile`."""
         store, name = self._file(path)
-        return S3File(store, name, read_ahead=read_ahead, version=version)
+        return RemoteFile(store, name, read_ahead=read_ahead, version=version)
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         """Open an object for reading at any position."""
@@ -190,21 +196,21 @@ class S3Handler(pafs.FileSystemHandler):
         return [self._info(path) for path in paths]
 
     def _info(self, path: str) -> pafs.FileInfo:
-        bucket, prefix = parse_s3(f"s3://{path}")
-        if prefix:
-            store, name = self._file(path)
+        store = self._folder(path)
+        if "/" in path.strip("/"):  # else a bucket
+            above, name = self._file(path)
             try:
-                return _file_info(path, store.stat(name).bytes)
+                return _file_info(path, above.stat(name).bytes)
             except NotFoundError:
                 pass
-        found = S3Store(f"s3://{bucket}/{prefix}", self.options).has_any()
+        found = store.has_any()
         kind = pafs.FileType.Directory if found else pafs.FileType.NotFound
         return pafs.FileInfo(path, kind)
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
         """All objects below a directory (subdirectories have no entries of their own)."""
         base = selector.base_dir.rstrip("/")
-        entries = S3Store(f"s3://{base}", self.options).entries()
+        entries = self._folder(base).entries()
         if not entries and not selector.allow_not_found:
             raise FileNotFoundError(base)
         return [
@@ -213,9 +219,12 @@ class S3Handler(pafs.FileSystemHandler):
             if selector.recursive or "/" not in entry.name
         ]
 
-    def _file(self, path: str) -> tuple[S3Store, str]:
+    def _file(self, path: str) -> tuple[RemoteStore, str]:
         folder, _, name = path.rstrip("/").rpartition("/")
-        return S3Store(f"s3://{folder}", self.options), name
+        return self._folder(folder), name
+
+    def _folder(self, path: str) -> RemoteStore:
+        return open_remote(f"{self.scheme}://{path}", self.options)
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise NotImplementedError("lensprep reads its sources and never writes to them")
@@ -224,9 +233,9 @@ class S3Handler(pafs.FileSystemHandler):
     delete_file = move = copy_file = open_output_stream = open_append_stream = _refuse
 
 
-def s3_filesystem(options: S3Options | None = None) -> pafs.PyFileSystem:
-    """File system of an object store for pyarrow; it can be pickled to workers."""
-    return pafs.PyFileSystem(S3Handler(options))
+def remote_filesystem(uri: str, options: S3Options | None = None) -> pafs.PyFileSystem:
+    """File system of a location's object store for pyarrow; it can be pickled to workers."""
+    return pafs.PyFileSystem(RemoteHandler(scheme_of(uri) or "s3", options))
 
 
 def _file_info(path: str, size: int) -> pafs.FileInfo:

@@ -1,0 +1,338 @@
+"""A folder in an object store, whichever: ranged, parallel reads and conditional, checked writes.
+
+    store.fetch([Piece("train/train-000000.tar", start, view)])   many ranges at once, into memory
+    store.read(name)  .read_range(...)  .read_tail(...)  .open(name)
+    store.write(name, data)  .create(name, data)                  see `lensprep.store.base.Store`
+
+A store of some kind (`lensprep.store.s3`) makes the requests; what they are put together to is
+here and in `lensprep.store.transfer`. No object is ever replaced unless asked.
+
+Over plain HTTP nothing tells whether bytes came as they were sent: a range has no checksum in S3
+(only one that is just a part as it was uploaded, and not with every store). So where no digest is
+known, what is read is read twice, and taken when two readings in turn are alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import zlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lensprep.errors import ChangedError, NotFoundError, StorageError
+from lensprep.store.base import Entry, member_name
+from lensprep.store.connection import Connection
+from lensprep.store.options import S3Options
+from lensprep.store.ranges import (
+    PART_BYTES,
+    Answer,
+    BrokenBodyError,
+    Piece,
+    Reception,
+    receive,
+    receive_range,
+    split_piece,
+)
+
+if TYPE_CHECKING:
+    from lensprep.store.remotefile import RemoteFile
+
+logger = logging.getLogger("lensprep.s3")
+
+_Found = TypeVar("_Found")
+
+
+class BrokenOffError(StorageError):
+    """A request with content broke off again and again; a smaller one may pass."""
+
+
+class RemoteStore(ABC):
+    """A folder in an object store (see `Store`); a kind of store adds the requests.
+
+    Parameters
+    ----------
+    uri : str
+        The one usual spelling of the folder's location.
+    options : S3Options
+    connection : Connection
+    """
+
+    def __init__(self, uri: str, options: S3Options, connection: Connection) -> None:
+        self.uri, self.options, self.connection = uri, options, connection
+
+    def __reduce__(self) -> tuple[type[RemoteStore], tuple[str, S3Options]]:
+        """A copy in another process connects there."""
+        return type(self), (self.uri, self.options)
+
+    # ------------------------------------------------------------------ requests of a kind
+
+    @property
+    @abstractmethod
+    def endpoint(self) -> str:
+        """Which store: two may have folders of one name."""
+
+    @abstractmethod
+    def list_once(self, prefix: str) -> list[Entry]:
+        """Files whose names begin with ``prefix``, sorted by name."""
+
+    @abstractmethod
+    def stat(self, name: str) -> Entry:
+        """Size, version and stated digest of a file; NotFoundError if there is none."""
+
+    @abstractmethod
+    def has_any(self) -> bool:
+        """Whether there is anything in this folder."""
+
+    @abstractmethod
+    def get(self, name: str, start: int, stop: int, version: str | None) -> Answer:
+        """Ask for bytes ``start`` to ``stop``, of that version; the object may end before."""
+
+    @abstractmethod
+    def get_tail(self, name: str, length: int) -> Answer:
+        """Ask for the last ``length`` bytes of a file, or all of it."""
+
+    @abstractmethod
+    def put(self, name: str, data: bytes, *, new: bool, large: bool = False) -> None:
+        """Write an object in one request, with its digest; ``large``: see `BrokenOffError`.
+
+        Raises
+        ------
+        ChangedError
+            If it is to be ``new`` and the name is taken.
+        BrokenOffError
+            If the connection broke each time; soon, if it is ``large``.
+        """
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove a file; nothing happens if there is none."""
+
+    @abstractmethod
+    def begin_upload(self, name: str, sha256: str | None = None) -> str:
+        """Begin an object that is sent in parts; its digest is stated with it."""
+
+    @abstractmethod
+    def put_part(
+        self, name: str, upload: str, number: int, data: bytes | bytearray, over: threading.Event
+    ) -> Any:
+        """Send a part, numbered from 1; what `end_upload` wants to know of it.
+
+        Once ``over`` is set, no more tries are made.
+        """
+
+    @abstractmethod
+    def end_upload(self, name: str, upload: str, parts: Sequence[Any], *, new: bool) -> None:
+        """Make the object of its parts; ChangedError or NotFoundError as `put`, or if ended."""
+
+    @abstractmethod
+    def abort_upload(self, name: str, upload: str) -> None:
+        """Drop an upload; NotFoundError if there is none."""
+
+    @abstractmethod
+    def list_uploads(self) -> list[tuple[str, str]]:
+        """Name and mark of every upload that was begun and not ended."""
+
+    # ------------------------------------------------------------------ names
+
+    def locate(self, name: str) -> str:
+        """URI of a file."""
+        return f"{self.uri}/{member_name(self.uri, name)}"
+
+    def require_going(self, name: str) -> None:
+        """Raise if nothing more is to be moved."""
+        if self.connection.stopped:
+            raise StorageError(f"{self.locate(name)}: stopped.")
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """Files whose names begin with ``prefix``, sorted by name.
+
+        Over plain HTTP they are listed until two listings in turn are alike. Where somebody writes
+        meanwhile, and none are, it is what most of them have.
+        """
+        found = [self.list_once(prefix)]
+        if not self.connection.plain:
+            return found[0]
+        while len(found) < self.options.attempts:
+            found.append(self.list_once(prefix))
+            if found[-1] == found[-2]:
+                return found[-1]
+        names = Counter(entry.name for listing in found for entry in listing)
+        votes = Counter(entry for listing in found for entry in listing)
+        best = {entry.name: entry for entry, _ in reversed(votes.most_common())}
+        return [best[name] for name in sorted(best) if 2 * names[name] > len(found)]
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        try:
+            self.stat(name)
+        except NotFoundError:
+            return False
+        return True
+
+    # ------------------------------------------------------------------ reading
+
+    def read(self, name: str, sha256: str | None = None) -> bytearray:
+        """A whole file; one request if it is not larger than a part.
+
+        Over plain HTTP it is read until it has the digest `sha256`, or two readings in turn are
+        alike: that is what is there, whatever its digest.
+        """
+
+        def is_right(found: tuple[bytearray, Entry]) -> bool:
+            return sha256 is not None and hashlib.sha256(found[0]).hexdigest() == sha256
+
+        return self._agreed(self.locate(name), lambda: self._read_once(name), is_right)[0]
+
+    def _read_once(self, name: str) -> tuple[bytearray, Entry]:
+        first = memoryview(bytearray(PART_BYTES))
+        head = self.fill(Piece(name, 0, first, checked=True), short=True)
+        if head.bytes <= PART_BYTES:
+            return bytearray(first[: head.bytes]), head
+        out = bytearray(head.bytes)
+        view = memoryview(out)
+        view[:PART_BYTES] = first
+        rest = view[PART_BYTES:]
+        self.fetch([Piece(name, PART_BYTES, rest, head.bytes, None, head.version, checked=True)])
+        return out, head
+
+    def _agreed(
+        self,
+        where: str,
+        read: Callable[[], _Found],
+        is_right: Callable[[_Found], bool] = lambda _: False,
+    ) -> _Found:
+        """What is right, or two readings in turn give alike; over TLS one is enough."""
+        found = read()
+        if not self.connection.plain or is_right(found):
+            return found
+        for _ in range(self.options.attempts):
+            again = read()
+            if again == found or is_right(again):
+                return again
+            logger.warning("%s came otherwise a second time; reading it again", where)
+            found = again
+        raise StorageError(
+            f"{where} came otherwise each of {self.options.attempts} times: the network alters "
+            "what it carries. Use https://, or have the network mended."
+        )
+
+    def read_range(self, name: str, start: int, length: int) -> bytearray:
+        """Exactly ``length`` bytes from ``start``."""
+        out = bytearray(length)
+        self.fetch([Piece(name, start, memoryview(out))])
+        return out
+
+    def read_version(
+        self, entry: Entry, start: int, stop: int, *, checked: bool = False
+    ) -> bytearray:
+        """Bytes ``start`` to ``stop`` of just that version of a file; see `Piece.checked`."""
+        out = bytearray(stop - start)
+        view = memoryview(out)
+        self.fetch([Piece(entry.name, start, view, entry.bytes, None, entry.version, checked)])
+        return out
+
+    def read_tail(self, name: str, length: int) -> tuple[bytearray, Entry]:
+        """The last ``length`` bytes of a file, or all of it, and what it is."""
+        return self._agreed(self.locate(name), lambda: self._read_tail(name, length))
+
+    def _read_tail(self, name: str, length: int) -> tuple[bytearray, Entry]:
+        answer = self.get_tail(name, length)
+        entry, out = answer.entry, bytearray()
+        start = max(0, entry.bytes - length)
+        if answer.span == (start, entry.bytes):
+            out = bytearray(entry.bytes - start)
+            try:
+                if sum(receive(answer.body, memoryview(out), 0, len(out))) == len(out):
+                    return out, entry
+            except BrokenBodyError as error:
+                where = self.locate(name)
+                logger.warning("%s: the end broke off (%s); reading it again", where, error)
+        elif answer.body is not None:
+            answer.body.close()
+            entry = self.stat(name)
+            start = max(0, entry.bytes - length)
+        return self.read_version(entry, start, entry.bytes), entry
+
+    def open(self, name: str) -> RemoteFile:
+        """A seekable binary file object that reads ranges as they are asked for."""
+        from lensprep.store.remotefile import RemoteFile
+
+        return RemoteFile(self, name)
+
+    def fetch(self, pieces: Sequence[Piece]) -> None:
+        """Read many ranges in parallel, long ones in parts.
+
+        Raises
+        ------
+        NotFoundError
+            If an object is not there.
+        ChangedError
+            If an object has not the size, digest or version that it must have, ends before a
+            range, or was replaced in between.
+        StorageError
+            If the store does not let us, or does not answer.
+        """
+        parts = [part for piece in pieces if piece.view for part in split_piece(piece)]
+        if len(parts) == 1:
+            self.fill(parts[0])
+            return
+        futures = [self.connection.threads.submit(self.fill, part) for part in parts]
+        answers = self.connection.results(futures)
+        versions: dict[str, str | None] = {}
+        for answer in answers:
+            if versions.setdefault(answer.name, answer.version) != answer.version:
+                raise ChangedError(f"{self.locate(answer.name)} was replaced while it was read.")
+
+    def fill(self, piece: Piece, *, short: bool = False, watch: Reception | None = None) -> Entry:
+        """Read one range in one request, and in more where the body breaks off.
+
+        With ``short`` the object may end before the range does. Another thread may `watch` a range
+        that is `checked`, and stop it: then it ends in a StorageError.
+        """
+        if piece.checked or not self.connection.plain:
+            return receive_range(self, piece, short=short, watch=watch)
+
+        def read() -> tuple[Entry, int]:
+            entry = receive_range(self, piece, short=short, watch=watch)
+            return entry, crc32(piece.view[: max(0, entry.bytes - piece.start)])
+
+        where = f"{self.locate(piece.name)}, bytes from {piece.start}"
+        return self._agreed(where, read)[0]
+
+    # ------------------------------------------------------------------ writing
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small file in place of an older one."""
+        self.put(name, data, new=False)
+
+    def create(self, name: str, data: bytes) -> None:
+        """Write a small file only if there is none: of two writers one wins.
+
+        Raises
+        ------
+        ChangedError
+            If there is one with other content. One with the same content is as good as ours: the
+            answer to our own write may have been lost.
+        """
+        try:
+            self.put(name, data, new=True)
+        except ChangedError:
+            if self.read(name) != data:
+                raise ChangedError(
+                    f"{self.locate(name)} is there already, with other content; it is left as it "
+                    "is."
+                ) from None
+            logger.warning("%s is there already, with this content", self.locate(name))
+
+
+def crc32(data: Any) -> int:
+    """CRC-32, as `zlib.crc32` has it."""
+    try:
+        from deflate import crc32 as checksum
+    except ImportError:  # four times slower
+        checksum = zlib.crc32
+    return int(checksum(data))
