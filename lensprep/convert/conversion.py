@@ -51,8 +51,8 @@ from lensprep.convert.sites import (
     require_finished,
 )
 from lensprep.convert.workfolder import Work
+from lensprep.dataset import Dataset
 from lensprep.dataset.layout import MANIFEST_NAME, REJECTS_NAME, SPLITS
-from lensprep.dataset.local import Dataset
 from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
 from lensprep.dataset.where import compile_where
 from lensprep.dataset.writer import send_file, sync_shards

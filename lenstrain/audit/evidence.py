@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from lensprep.configfile import load_config
 from lensprep.dataset import Dataset
+from lensprep.dataset.absence import no_run
 from lensprep.dataset.sidecar import join_tables
 from lensprep.errors import CheckpointError, ProjectError, ScoresError, StorageError
 from lensprep.store import exists, is_remote, local_path, read_file
 from lensprep.tables.reader import Uri, read_table, require_columns, to_floats
 from lenstrain.audit.finding import NotRunError
 from lenstrain.config import Config
-from lenstrain.lookalikes import no_run
 from lenstrain.pages.publish import METRICS_NAME
 from lenstrain.probes.probe import PROBE_NAME
 from lenstrain.probes.words import not_run

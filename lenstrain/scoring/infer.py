@@ -29,7 +29,7 @@ from torch import Tensor
 
 from lensprep.configfile import converted
 from lensprep.dataset import MANIFEST_NAME
-from lensprep.dataset.cutoutnames import cutout_stem
+from lensprep.dataset.kinds import cutout_stem
 from lensprep.errors import (
     CheckpointError,
     ConfigError,

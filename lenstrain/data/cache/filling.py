@@ -20,8 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lensprep.dataset import Dataset, ShardInfo
-from lensprep.dataset.remote import RemoteDataset
+from lensprep.dataset import Dataset, RemoteDataset, ShardInfo
 from lensprep.errors import ProjectError, ShardError, StorageError, size_text
 from lensprep.store.s3 import PART_BYTES, S3Store
 from lenstrain.data.cache.folder import (
