@@ -47,8 +47,9 @@ from deflate import deflate_decompress
 from lensprep.convert.conversion import ConvertConfig, convert
 from lensprep.convert.rounds import BATCH_ROWS
 from lensprep.dataset.layout import BANDS, JSON_FIELDS, RECORD_STRIDE, STAMP_SHAPE
+from lensprep.dataset.normalization import DEFAULT_CLIP, MAD_TO_SIGMA, normalization_spec
 from lensprep.decode import zipwalk
-from lensprep.decode.normalize import DEFAULT_CLIP, MAD_TO_SIGMA, Normalizer, normalization_spec
+from lensprep.decode.normalize import Normalizer
 from lensprep.decode.stampnpz import decode_batch
 from lensprep.engine.local import LocalEngine, default_workers
 from lensprep.errors import InputError

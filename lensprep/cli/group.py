@@ -20,7 +20,7 @@ import click
 
 from lensprep import __version__
 from lensprep.dataset.layout import SPLITS
-from lensprep.decode.normalize import MODES
+from lensprep.dataset.normalization import MODES
 from lensprep.engine.local import ENGINES, EngineName, make_engine
 from lensprep.errors import plain_text, size_text
 from lensprep.store import S3Options, check_file, is_remote

@@ -54,10 +54,10 @@ from lensprep.convert.workfolder import Work
 from lensprep.dataset import Dataset
 from lensprep.dataset.layout import MANIFEST_NAME, REJECTS_NAME, SPLITS
 from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
+from lensprep.dataset.normalization import Mode, normalization_spec
 from lensprep.dataset.where import compile_where
 from lensprep.dataset.writer import send_file, sync_shards
 from lensprep.decode.account import ACCEPTED, Account
-from lensprep.decode.normalize import Mode, normalization_spec
 from lensprep.decode.placement import shard_count
 from lensprep.decode.prepare import REJECT_SCHEMA
 from lensprep.decode.stampnpz import RejectReason

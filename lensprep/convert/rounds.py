@@ -28,11 +28,11 @@ from lensprep.convert.sites import Scratch
 from lensprep.convert.spill import ShardRows, Stretch, arrange, read_records
 from lensprep.convert.workfolder import LocalWork, Work
 from lensprep.dataset.layout import RECORD_STRIDE, shard_name
-from lensprep.dataset.manifest import NormalizationSpec
+from lensprep.dataset.normalization import NormalizationSpec, normalization_spec
 from lensprep.dataset.record import blank_records
 from lensprep.dataset.writer import send_shard, write_shard
 from lensprep.decode.account import UNLABELLED, Account
-from lensprep.decode.normalize import Normalizer, normalization_spec
+from lensprep.decode.normalize import Normalizer
 from lensprep.decode.placement import shard_range
 from lensprep.decode.prepare import (
     BLOB_ROWS,

@@ -18,7 +18,8 @@ from lensprep.dataset.layout import (
     STAMP_SIZE,
 )
 from lensprep.dataset.local import LocalDataset
-from lensprep.dataset.manifest import Manifest, NormalizationSpec, ShardInfo, SplitInfo
+from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
+from lensprep.dataset.normalization import NormalizationSpec
 from lensprep.dataset.remote import RemoteDataset
 
 __all__ = [

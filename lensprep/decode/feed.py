@@ -41,7 +41,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from lensprep.dataset.layout import BANDS, MEASURED_COLUMNS, PAYLOAD_BYTES, SPLITS, STAMP_SHAPE
-from lensprep.dataset.manifest import NormalizationSpec
+from lensprep.dataset.normalization import NormalizationSpec
 from lensprep.dataset.record import new_records, payload_view
 from lensprep.decode.normalize import Normalizer
 from lensprep.decode.placement import PLACE

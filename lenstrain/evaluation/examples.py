@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.dataset import BANDS, STAMP_SIZE, Dataset
-from lensprep.dataset.rgb import denormalize, lupton_rgb
+from lensprep.dataset.normalization import denormalize
+from lensprep.dataset.rgb import lupton_rgb
 from lensprep.errors import ScoresError
 from lensprep.store import is_remote, local_folder
 from lensprep.tables.reader import read_table
@@ -175,7 +176,9 @@ class DatasetStamps:
             return _stretched(pixels)
         chosen = sidecar.select(statistics).take(pa.array(rows))
         numbers = np.stack([chosen[name].to_numpy() for name in statistics], axis=-1)
-        return lupton_rgb(denormalize(pixels, numbers[:, :3], numbers[:, 3:]))
+        return lupton_rgb(
+            denormalize(pixels, self._data.manifest.normalization, numbers[:, :3], numbers[:, 3:])
+        )
 
 
 class FeedStamps:

@@ -18,8 +18,8 @@ import pytest
 
 from lensprep.checks.check import check
 from lensprep.convert.conversion import ConvertConfig, convert
+from lensprep.dataset.normalization import normalization_spec
 from lensprep.decode.feed import PartTask
-from lensprep.decode.normalize import normalization_spec
 from lensprep.engine.local import make_engine
 from lensprep.engine.trial import find_fatal
 from lensprep.errors import InputError, ProjectError
