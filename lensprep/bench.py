@@ -46,8 +46,9 @@ from deflate import deflate_decompress
 
 from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset.layout import BANDS, JSON_FIELDS, RECORD_STRIDE, STAMP_SHAPE
+from lensprep.dataset.normalization import DEFAULT_CLIP, MAD_TO_SIGMA, normalization_spec
 from lensprep.decode import zipwalk
-from lensprep.decode.normalize import DEFAULT_CLIP, MAD_TO_SIGMA, Normalizer, normalization_spec
+from lensprep.decode.normalize import Normalizer
 from lensprep.decode.rowgroup import BATCH_ROWS
 from lensprep.decode.stampnpz import decode_batch
 from lensprep.engine import default_workers

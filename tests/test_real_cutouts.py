@@ -5,7 +5,7 @@ import numpy as np
 from lensprep.checks.check import check
 from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import Dataset
-from lensprep.dataset.rgb import restore
+from lensprep.dataset.normalization import denormalize
 from lensprep.inspection.inspect import inspect_dataset
 from lensprep.inspection.montage import write_montage
 from lensprep.inspection.verify import verify
@@ -38,7 +38,7 @@ def test_real_pixels_go_all_the_way_unharmed(tmp_path):
         columns = [f"{name}_{band}" for name in ("median", "scale") for band in "grz"]
         numbers = np.stack([sidecar[name].to_numpy() for name in columns], axis=1)
         stored = dataset.read_pixels(split, np.arange(sidecar.num_rows))
-        flux = restore(stored, dataset.manifest.normalization, numbers[:, :3], numbers[:, 3:])
+        flux = denormalize(stored, dataset.manifest.normalization, numbers[:, :3], numbers[:, 3:])
         truth = np.stack([source[task_id] for task_id in sidecar["task_id"].to_pylist()])
         kept = np.abs(stored) < 10
         assert kept.mean() > 0.8

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lensprep.cli.options import json_option, workers_option
-from lensprep.decode.normalize import MODES
+from lensprep.dataset.normalization import MODES
 from lensprep.engine import ENGINES, make_engine
 from lensprep.errors import size_text
 from lensprep.store import S3Options, is_remote

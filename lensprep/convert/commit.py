@@ -15,9 +15,9 @@ from lensprep.convert.rejects import write_rejects
 from lensprep.convert.sites import Sites, release
 from lensprep.dataset.layout import MANIFEST_NAME, REJECTS_NAME
 from lensprep.dataset.manifest import Manifest, SplitInfo
+from lensprep.dataset.normalization import normalization_spec
 from lensprep.dataset.writer import send_file, sync_shards
 from lensprep.decode.account import Account
-from lensprep.decode.normalize import normalization_spec
 from lensprep.errors import BudgetError, DatasetError, NotFoundError, ProjectError, StorageError
 from lensprep.source.tree import Source
 from lensprep.store import LocalStore, RemoteStore, S3Options, remove_partials

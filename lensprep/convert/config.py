@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from lensprep.configfile import typed
+from lensprep.dataset.normalization import Mode, normalization_spec
 from lensprep.dataset.where import compile_where
-from lensprep.decode.normalize import Mode, normalization_spec
 from lensprep.errors import ConfigError
 from lensprep.source.contract import FilterRules
 

@@ -21,10 +21,17 @@ from lensprep.convert.plan import Plan, claim, find_plan, require_finished, writ
 from lensprep.convert.rejects import check_rejects
 from lensprep.convert.runs import first_round, identity
 from lensprep.convert.shards import second_round
-from lensprep.convert.sites import Need, Sites, discard, kept_folder, require_apart, require_disk
+from lensprep.convert.sites import (
+    Need,
+    Sites,
+    discard,
+    kept_folder,
+    require_apart,
+    require_disk,
+)
 from lensprep.convert.tasks import Progress, peak_rss_bytes
+from lensprep.dataset.dataset import Dataset
 from lensprep.dataset.layout import MANIFEST_NAME
-from lensprep.dataset.local import Dataset
 from lensprep.dataset.manifest import Manifest
 from lensprep.engine import Engine, default_workers
 from lensprep.engine.local import LocalEngine

@@ -19,10 +19,10 @@ from lensprep.convert.config import ConvertConfig
 from lensprep.convert.rejects import check_rejects
 from lensprep.convert.tasks import Progress, first_and_last, peak_rss_bytes, without_collector
 from lensprep.convert.workfolder import Work
-from lensprep.dataset.manifest import NormalizationSpec
+from lensprep.dataset.normalization import NormalizationSpec, normalization_spec
 from lensprep.dataset.record import blank_records
 from lensprep.decode.account import Account
-from lensprep.decode.normalize import Normalizer, normalization_spec
+from lensprep.decode.normalize import Normalizer
 from lensprep.decode.prepare import REJECT_SCHEMA, Prepared, Preparer
 from lensprep.decode.rowgroup import prepare_row_groups, record_memory
 from lensprep.engine import Engine

@@ -1,5 +1,6 @@
 """The contract between lensprep and lenstrain: what a dataset is on disk, its writer and reader."""
 
+from lensprep.dataset.dataset import Dataset, open_dataset
 from lensprep.dataset.layout import (
     BANDS,
     FORMAT_VERSION,
@@ -16,8 +17,10 @@ from lensprep.dataset.layout import (
     STAMP_SHAPE,
     STAMP_SIZE,
 )
-from lensprep.dataset.local import Dataset
-from lensprep.dataset.manifest import Manifest, NormalizationSpec, ShardInfo, SplitInfo
+from lensprep.dataset.local import LocalDataset
+from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
+from lensprep.dataset.normalization import NormalizationSpec
+from lensprep.dataset.remote import RemoteDataset
 
 __all__ = [
     "BANDS",
@@ -35,8 +38,11 @@ __all__ = [
     "STAMP_SHAPE",
     "STAMP_SIZE",
     "Dataset",
+    "LocalDataset",
     "Manifest",
     "NormalizationSpec",
+    "RemoteDataset",
     "ShardInfo",
     "SplitInfo",
+    "open_dataset",
 ]

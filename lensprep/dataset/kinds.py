@@ -1,7 +1,7 @@
-"""What a location holds when it is not what was asked for, told from names alone (pure).
+"""What a location holds, as its names say: a dataset, a tree, shards, cutouts, a run (pure).
 
-Whoever is given a dataset, a Phase 4c tree, shards, cutouts, a run or a table in place of another
-says what it is and which command wants it, and not what is missing in it.
+Whoever is given one in place of another says what it is and which command wants it, and not what
+is missing in it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ import re
 from collections.abc import Collection
 from typing import Final
 
-from lensprep.dataset.cutoutnames import SUFFIXES as CUTOUT_SUFFIXES
 from lensprep.dataset.layout import MANIFEST_NAME, SPLITS
 
+CUTOUT_SUFFIXES: Final = (
+    *(f"{bare}{packed}" for bare in (".fits", ".fit") for packed in ("", ".gz", ".fz", ".bz2")),
+    ".npz",
+)
+"""Whatever their case."""
 DATASET: Final = (
     "a converted dataset. `lensprep inspect` shows what is in it, `lensprep verify` checks it"
 )
@@ -64,24 +68,13 @@ def folder_kind(names: Collection[str]) -> str | None:
     return None
 
 
-def no_manifest(uri: str, names: Collection[str]) -> str:
-    """What to say of a folder that was given as a dataset and has no manifest."""
-    if not names:
-        return f"{uri} has no {MANIFEST_NAME}: it is empty."
-    kind = folder_kind(names)
-    if kind is not None:
-        return f"{uri} has no {MANIFEST_NAME}; it is {kind}."
-    return (
-        f"{uri} has no {MANIFEST_NAME}: it is no dataset, or converting or copying one did not "
-        "finish."
-    )
-
-
-def part_of(uri: str, dataset: str) -> str:
-    """What to say of a part of a dataset that was given in its place."""
-    return f"{uri} is a part of the dataset {dataset}. Give that folder."
-
-
 def table_kind(columns: Collection[str]) -> str | None:
     """What a table of this project is, if it is one, and what to do with it."""
     return next((kind for some, kind in _BY_COLUMNS if some <= {*columns}), None)
+
+
+def cutout_stem(name: str) -> str | None:
+    """Name of a cutout without its folder and suffix; None of anything else and of hidden files."""
+    name = name.rsplit("/", 1)[-1]
+    suffix = next((end for end in CUTOUT_SUFFIXES if name.lower().endswith(end)), None)
+    return name[: -len(suffix)] if suffix and not name.startswith(".") else None

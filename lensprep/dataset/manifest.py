@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -28,18 +27,18 @@ from lensprep.dataset.layout import (
     shard_name,
     sidecar_name,
 )
-from lensprep.dataset.strictjson import parse_json
+from lensprep.dataset.normalization import NormalizationSpec
+from lensprep.dataset.strictjson import (
+    check_number,
+    check_object,
+    check_whole,
+    get_entry,
+    parse_json,
+)
 from lensprep.errors import DatasetError
 
 MANIFEST_BYTES: Final = 32 << 20
 """No manifest is longer: that of 500 million rows in shards of the default size is 28 MB."""
-PARAMETERS: Final[dict[str, tuple[str, ...]]] = {
-    "mad_stamp": (),
-    "mad_annulus": ("inner_px", "outer_px"),
-    "asinh_survey": tuple(f"softening_{band}" for band in BANDS),
-    "sqrt": (),
-}
-"""Modes of normalisation, and the numbers that each needs."""
 
 _NAME = re.compile(r"(train|val|test)/\1-[0-9]{6}\.(tar|parquet)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -47,50 +46,6 @@ _MOST_ROWS: Final = 1 << 33
 """Of a split, 229 TB: readers may make an array of its rows before they have seen its files."""
 _MOST_BYTES: Final = 1 << 46
 """Of one file: beyond what any store holds in one object, and far from where 64 bits end."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NormalizationSpec:
-    """How raw pixels became the stored ones; it travels in manifest, checkpoint and scores."""
-
-    mode: str
-    """``mad_stamp``, ``mad_annulus``, ``asinh_survey`` or ``sqrt``."""
-    clip: float
-    """Stored values lie in [-clip, clip]."""
-    parameters: dict[str, Any] = field(default_factory=dict)
-    """Further numbers of the mode (the annulus in pixels, softenings in nanomaggies, ...)."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.mode, str):
-            raise DatasetError(f"normalization: mode is {shortened(self.mode)}, not text")
-        if not 0 < _number(self.clip, "normalization: clip") <= 65504:
-            raise DatasetError(f"normalization: clip {self.clip} is not in (0, 65504]")
-        for name, value in _object(self.parameters, "normalization: parameters").items():
-            _number(value, f"normalization: {name!r:.60}")
-        # A mode of a later version may be trained with, if not undone, and has its own numbers.
-        if not {*self.parameters} <= {*PARAMETERS.get(self.mode, self.parameters)}:
-            raise DatasetError(
-                f"normalization: the parameters of {self.mode} are "
-                f"{', '.join(PARAMETERS[self.mode]) or 'none'}, not "
-                f"{shortened(sorted(self.parameters))}"
-            )
-        if {"mode", "clip"} & {*self.parameters}:
-            raise DatasetError("normalization: mode and clip are no parameters")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
-        return {"mode": self.mode, "clip": self.clip, "parameters": dict(self.parameters)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> NormalizationSpec:
-        """Inverse of `to_dict`."""
-        entry = _object(data, "normalization")
-        clip = _number(_get(entry, "clip", "normalization"), "normalization: clip")
-        return cls(
-            mode=_get(entry, "mode", "normalization"),
-            clip=float(clip),
-            parameters=dict(_object(entry.get("parameters", {}), "normalization: parameters")),
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +71,7 @@ class ShardInfo:
                     "train/train-000000.tar)"
                 )
         for what in ("rows", "bytes", "sidecar_bytes"):
-            _whole(getattr(self, what), f"{self.name}: {what}", _MOST_BYTES)
+            check_whole(getattr(self, what), f"{self.name}: {what}", _MOST_BYTES)
         for digest in (self.sha256, self.sidecar_sha256):
             if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
                 raise DatasetError(f"{self.name}: {shortened(digest)} is not a SHA-256")
@@ -139,16 +94,16 @@ class SplitInfo:
     shards: tuple[ShardInfo, ...]
 
     def __post_init__(self) -> None:
-        _whole(self.rows, "rows", _MOST_ROWS)
+        check_whole(self.rows, "rows", _MOST_ROWS)
         if sum(shard.rows for shard in self.shards) != self.rows:
             raise DatasetError(f"the shards do not add up to {self.rows} rows")
-        for label, rows in _object(self.classes, "classes").items():
-            _whole(rows, f"classes: {label!r:.60}")
+        for label, rows in check_object(self.classes, "classes").items():
+            check_whole(rows, f"classes: {label!r:.60}")
         if not {*self.classes} <= {"0", "1"} or sum(self.classes.values()) != self.rows:
             raise DatasetError(
                 f"the classes {shortened(self.classes)} are not {self.rows} rows of '0' and '1'"
             )
-        if _whole(self.regions, "regions") > self.rows:
+        if check_whole(self.regions, "regions") > self.rows:
             raise DatasetError(f"{self.rows} rows cannot lie in {self.regions} regions")
 
 
@@ -173,23 +128,25 @@ class Manifest:
 
     def __post_init__(self) -> None:
         norm = self.normalization
-        for name in PARAMETERS.get(norm.mode, ()):
-            _get(norm.parameters, name, f"normalization: {norm.mode}")
+        for name in norm.known_parameters or ():
+            get_entry(norm.parameters, name, f"normalization: {norm.mode}")
         for what in ("source", "versions", "config"):
-            _object(getattr(self, what), what)
+            check_object(getattr(self, what), what)
         # As JSON, where 1, 1.0 and true are three things.
         if json.dumps(self.geometry, sort_keys=True) != json.dumps(geometry(), sort_keys=True):
             raise DatasetError(f"the record geometry is not that of format {FORMAT_VERSION}")
         if self.bands != BANDS:
             raise DatasetError(f"bands: {shortened(self.bands)} are not {', '.join(BANDS)}")
-        if _number(self.pixel_scale_arcsec, "pixel_scale_arcsec") <= 0:
+        if check_number(self.pixel_scale_arcsec, "pixel_scale_arcsec") <= 0:
             raise DatasetError(f"pixel_scale_arcsec: {self.pixel_scale_arcsec} is not positive")
-        for name, label in _object(self.label_map, "label_map").items():
-            _whole(label, f"label_map: {name!r:.60}", 1)
+        for name, label in check_object(self.label_map, "label_map").items():
+            check_whole(label, f"label_map: {name!r:.60}", 1)
         if self.account:
             _check_account(self.account, "account")
-            for name, classes in _object(self.account.get("splits", {}), "account: splits").items():
-                for label, part in _object(classes, f"account: {name!r:.60}").items():
+            for name, classes in check_object(
+                self.account.get("splits", {}), "account: splits"
+            ).items():
+                for label, part in check_object(classes, f"account: {name!r:.60}").items():
                     _check_account(part, f"account: {name!r:.60}: {label!r:.60}")
         for name, split in self.splits.items():
             if name not in SPLITS:
@@ -261,8 +218,8 @@ class Manifest:
         try:
             if len(text) > MANIFEST_BYTES:
                 raise DatasetError(f"more than {MANIFEST_BYTES >> 20} MiB")
-            data = _object(parse_json(text), "it")
-            version = _get(data, "format_version", "it")
+            data = check_object(parse_json(text), "it")
+            version = get_entry(data, "format_version", "it")
         except (ValueError, DatasetError) as error:
             raise DatasetError(
                 f"{where} is not a manifest of lensprep ({error}). Convert again."
@@ -288,12 +245,12 @@ class Manifest:
     @classmethod
     def _from_data(cls, data: Mapping[str, Any]) -> Manifest:
         def part(name: str) -> dict[str, Any]:
-            return _object(_get(data, name, "it"), name)
+            return check_object(get_entry(data, name, "it"), name)
 
-        bands = _get(data, "bands", "it")
-        scale = _number(_get(data, "pixel_scale_arcsec", "it"), "pixel_scale_arcsec")
+        bands = get_entry(data, "bands", "it")
+        scale = check_number(get_entry(data, "pixel_scale_arcsec", "it"), "pixel_scale_arcsec")
         return cls(
-            normalization=NormalizationSpec.from_dict(_get(data, "normalization", "it")),
+            normalization=NormalizationSpec.from_dict(get_entry(data, "normalization", "it")),
             splits={
                 name: _split_info(split, f"split {name!r:.60}")
                 for name, split in part("splits").items()
@@ -311,18 +268,18 @@ class Manifest:
 
 def _split_info(data: Any, where: str) -> SplitInfo:
     """One split of the JSON; what else stands there is for later versions."""
-    entry = _object(data, where)
-    shards = _get(entry, "shards", where)
+    entry = check_object(data, where)
+    shards = get_entry(entry, "shards", where)
     if not isinstance(shards, list):
         raise DatasetError(f"{where}: shards is {shortened(shards)}, not a list")
     infos = []
     for number, shard in enumerate(shards):
         place = f"{where}, shard {number}"
-        values = _object(shard, place)
-        infos.append(ShardInfo(**{name: _get(values, name, place) for name in _SHARD}))
+        values = check_object(shard, place)
+        infos.append(ShardInfo(**{name: get_entry(values, name, place) for name in _SHARD}))
     try:
         return SplitInfo(
-            **{name: _get(entry, name, where) for name in ("rows", "classes", "regions")},
+            **{name: get_entry(entry, name, where) for name in ("rows", "classes", "regions")},
             shards=tuple(infos),
         )
     except DatasetError as error:
@@ -331,37 +288,12 @@ def _split_info(data: Any, where: str) -> SplitInfo:
 
 def _check_account(account: Any, where: str) -> None:
     """Rows that came, got in and were left out, by reason; whether they balance `verify` says."""
-    entry = _object(account, where)
+    entry = check_object(account, where)
     for name in ("input_rows", "accepted"):
-        _whole(_get(entry, name, where), f"{where}: {name}")
+        check_whole(get_entry(entry, name, where), f"{where}: {name}")
     for name in ("filtered", "rejected"):
-        for reason, rows in _object(_get(entry, name, where), f"{where}: {name}").items():
-            _whole(rows, f"{where}: {name}: {reason!r:.60}")
-
-
-def _get(entry: Mapping[str, Any], name: str, where: str) -> Any:
-    if name not in entry:
-        raise DatasetError(f"{where} has no entry {name!r}")
-    return entry[name]
-
-
-def _object(value: Any, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DatasetError(f"{what} is {shortened(value)}, not an object")
-    return value
-
-
-def _whole(value: Any, what: str, most: int = 1 << 53) -> int:
-    """A count; true, 1.0 and "1" are none, and JSON's readers agree on none beyond 2**53."""
-    if type(value) is not int or not 0 <= value <= most:
-        raise DatasetError(f"{what} is {shortened(value)}, not a whole number from 0 to {most}")
-    return value
-
-
-def _number(value: Any, what: str) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise DatasetError(f"{what} is {shortened(value)}, not a finite number")
-    return value
+        for reason, rows in check_object(get_entry(entry, name, where), f"{where}: {name}").items():
+            check_whole(rows, f"{where}: {name}: {reason!r:.60}")
 
 
 def geometry() -> dict[str, Any]:

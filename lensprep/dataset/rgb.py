@@ -1,65 +1,12 @@
-"""Colour pictures of stamps: undo the normalisation, then Lupton RGB (pure NumPy)."""
+"""Colour pictures of stamps: Lupton RGB (pure NumPy)."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lensprep.dataset.layout import BANDS
-from lensprep.dataset.manifest import NormalizationSpec
-
 _CHANNEL_SCALE = {"g": 6.0, "r": 3.4, "z": 2.2}
 _MINIMUM, _SOFTENING = 0.03, 20.0
-
-
-def denormalize(
-    pixels: NDArray[np.floating], median: ArrayLike, scale: ArrayLike
-) -> NDArray[np.float32]:
-    """Stored pixels back to nanomaggies, for the modes ``mad_stamp`` and ``mad_annulus``.
-
-    Parameters
-    ----------
-    pixels : ndarray, shape (..., 3, H, W)
-        Stored values; what was clipped stays clipped.
-    median, scale : array_like, shape (..., 3)
-        The sidecar's ``median_*`` and ``scale_*``, nanomaggies.
-
-    Returns
-    -------
-    ndarray of float32, shape (..., 3, H, W)
-        Nanomaggies per pixel.
-    """
-    centre = np.asarray(median, np.float32)[..., None, None]
-    width = np.asarray(scale, np.float32)[..., None, None]
-    return np.asarray(pixels, np.float32) * width + centre
-
-
-def restore(
-    pixels: NDArray[np.floating], spec: NormalizationSpec, median: ArrayLike, scale: ArrayLike
-) -> NDArray[np.float32]:
-    """Stored pixels back to nanomaggies, for every mode of `lensprep.decode.normalize`.
-
-    Parameters
-    ----------
-    pixels : ndarray, shape (..., 3, H, W)
-        Stored values; what was clipped stays clipped.
-    spec : NormalizationSpec
-        The manifest's.
-    median, scale : array_like, shape (..., 3)
-        The sidecar's ``median_*`` and ``scale_*``, nanomaggies.
-
-    Returns
-    -------
-    ndarray of float32, shape (..., 3, H, W)
-        Nanomaggies per pixel.
-    """
-    stored = np.asarray(pixels, np.float32)
-    if spec.mode == "asinh_survey":
-        softening = np.array([spec.parameters[f"softening_{band}"] for band in BANDS], np.float32)
-        return np.sinh(stored) * softening[:, None, None]
-    if spec.mode == "sqrt":
-        stored = stored * np.abs(stored)
-    return denormalize(stored, median, scale)
 
 
 def lupton_rgb(pixels: ArrayLike) -> NDArray[np.uint8]:

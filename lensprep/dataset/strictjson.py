@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from reprlib import repr as shortened
 from typing import Any, Final
 
 import numpy as np
+
+from lensprep.errors import DatasetError
 
 MAX_DEPTH: Final = 32
 """Levels of objects and lists; deeper ones would end the recursion of whoever writes them again."""
@@ -93,4 +97,32 @@ def plain(value: Any) -> Any:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    return value
+
+
+def get_entry(entry: Mapping[str, Any], name: str, where: str) -> Any:
+    """An entry of an object; DatasetError if there is none."""
+    if name not in entry:
+        raise DatasetError(f"{where} has no entry {name!r}")
+    return entry[name]
+
+
+def check_object(value: Any, what: str) -> dict[str, Any]:
+    """An object; DatasetError if it is anything else."""
+    if not isinstance(value, dict):
+        raise DatasetError(f"{what} is {shortened(value)}, not an object")
+    return value
+
+
+def check_whole(value: Any, what: str, most: int = 1 << 53) -> int:
+    """A count; true, 1.0 and "1" are none, and JSON's readers agree on none beyond 2**53."""
+    if type(value) is not int or not 0 <= value <= most:
+        raise DatasetError(f"{what} is {shortened(value)}, not a whole number from 0 to {most}")
+    return value
+
+
+def check_number(value: Any, what: str) -> float:
+    """A finite number; DatasetError if it is anything else."""
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise DatasetError(f"{what} is {shortened(value)}, not a finite number")
     return value

@@ -24,7 +24,8 @@ from lensprep.dataset.layout import (
     shard_name,
     sidecar_name,
 )
-from lensprep.dataset.manifest import Manifest, NormalizationSpec, ShardInfo, SplitInfo
+from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
+from lensprep.dataset.normalization import NormalizationSpec
 from lensprep.dataset.record import (
     encode_json,
     new_records,

@@ -1,18 +1,8 @@
-"""Raw pixels -> the float16 that is stored: four modes, one pass.
+"""Raw pixels -> the float16 that is stored: the kernels of every mode, one pass.
 
-    normalization_spec("mad_stamp", clip=10.0) -> NormalizationSpec      what travels with the data
-    Normalizer(spec)(pixels, out) -> Measured                            many stamps at once
+    Normalizer(spec)(pixels, out) -> Measured      many stamps at once
 
-========== =====================================================================================
-mode       stored value, before it is clipped to [-clip, clip] and rounded to float16
-========== =====================================================================================
-mad_stamp  ``(x - median) / scale``, per band, statistics of the whole stamp
-mad_annulus the same, statistics of the annulus between ``inner_px`` and ``outer_px`` (the sky)
-asinh_survey ``asinh(x / softening)`` with one softening a band for all stamps: colour survives
-sqrt       ``sign(t) sqrt(|t|)`` of the value ``t`` of mad_stamp
-========== =====================================================================================
-
-``scale`` is ``1.4826 MAD``: for Gaussian noise the standard deviation. The arithmetic is float32
+The modes and their numbers are those of `lensprep.dataset.normalization`. The arithmetic is float32
 as NumPy does it, with a true division, so ``np.clip((x - m) / (np.float32(1.4826) * mad), -c,
 c).astype(np.float16)`` gives the same bits; only the logarithm of ``asinh_survey`` is float64, from
 additions, products and divisions alone, so that every machine stores the same bytes.
@@ -24,34 +14,19 @@ deviation instead: that would store a masked band as if it were sky.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from lensprep.dataset.layout import BANDS, STAMP_DTYPE, STAMP_SHAPE, STAMP_SIZE
-from lensprep.dataset.manifest import NormalizationSpec
-from lensprep.decode.robust import annulus_indices, median_mad
-from lensprep.errors import ConfigError
+from lensprep.dataset.normalization import (
+    MAD_TO_SIGMA,
+    NormalizationSpec,
+    measured_pixels,
+    normalization_spec,
+)
+from lensprep.decode.robust import median_mad
 from lensprep.kernel import kernel
-
-Mode = Literal["mad_stamp", "mad_annulus", "asinh_survey", "sqrt"]
-MODES: Final[tuple[Mode, ...]] = get_args(Mode)
-
-MAD_TO_SIGMA: Final = np.float32(1.4826)
-"""Standard deviation of a Gaussian over its MAD, 1 / Phi^-1(3/4), to the digits in common use."""
-
-DEFAULT_CLIP: Final = 10.0
-
-DEFAULT_PARAMETERS: Final[dict[Mode, dict[str, float]]] = {
-    "mad_stamp": {},
-    # Outside most lenses and their hosts, inside the inscribed circle of 64 pixels.
-    "mad_annulus": {"inner_px": 20.0, "outer_px": 32.0},
-    # Sky noise of a pixel in nanomaggies: median of 1.4826 MAD over six public DR10 cutouts.
-    "asinh_survey": {"softening_g": 0.0019, "softening_r": 0.0028, "softening_z": 0.0087},
-    "sqrt": {},
-}
-"""Parameters of each mode and their defaults: radii in pixels, softenings in nanomaggies."""
 
 _BAND_PIXELS = STAMP_SIZE * STAMP_SIZE
 _SCALED, _ROOT, _ASINH = 0, 1, 2
@@ -61,67 +36,6 @@ _FORMULA: dict[str, int] = {
     "asinh_survey": _ASINH,
     "sqrt": _ROOT,
 }
-
-
-def normalization_spec(
-    mode: str, clip: float = DEFAULT_CLIP, **parameters: float
-) -> NormalizationSpec:
-    """Complete and check a normalisation.
-
-    Parameters
-    ----------
-    mode : str
-        One of `MODES`.
-    clip : float
-        Stored values lie in [-clip, clip]. It must be a float16, or rounding would pass it.
-    **parameters : float
-        Instead of `DEFAULT_PARAMETERS` of the mode.
-
-    Returns
-    -------
-    NormalizationSpec
-        With every parameter of the mode, the defaults too.
-
-    Raises
-    ------
-    ConfigError
-        If the mode or a parameter is unknown, or a number is out of range.
-    """
-    if mode not in MODES:
-        raise ConfigError(f"normalisation {mode!r} is unknown; choose one of {', '.join(MODES)}.")
-    known = DEFAULT_PARAMETERS[mode]
-    unknown = sorted(set(parameters) - set(known))
-    if unknown:
-        has = f"has {', '.join(known)}" if known else "has no parameters"
-        raise ConfigError(f"normalisation {mode} does not know {', '.join(unknown)}: it {has}.")
-    numbers = {**known, **{name: float(value) for name, value in parameters.items()}}
-    _check_clip(clip)
-    _check_numbers(mode, numbers)
-    return NormalizationSpec(mode=mode, clip=float(clip), parameters=dict(numbers))
-
-
-def _check_clip(clip: float) -> None:
-    """Refuse a clip that is not positive, finite and exact in float16."""
-    if not 0 < clip <= float(np.finfo(np.float16).max):
-        raise ConfigError(f"clip must lie in (0, 65504], got {clip}; the default is 10.")
-    nearest = float(np.float16(clip))
-    if nearest != clip:
-        raise ConfigError(f"clip {clip} is not exact in float16; the nearest that is: {nearest}.")
-
-
-def _check_numbers(mode: str, numbers: dict[str, float]) -> None:
-    """Refuse an annulus without pixels and a softening that is not positive."""
-    if mode == "mad_annulus":
-        inner, outer = numbers["inner_px"], numbers["outer_px"]
-        if annulus_indices(STAMP_SIZE, inner, outer).size < 2:
-            raise ConfigError(
-                f"no annulus of a stamp of {STAMP_SIZE} pixels lies between inner_px {inner} and "
-                f"outer_px {outer}; the defaults are 20 and 32."
-            )
-    if mode == "asinh_survey":
-        for name, value in numbers.items():
-            if not 1e-30 < value < 1e30:
-                raise ConfigError(f"{name} must be positive nanomaggies, got {value}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +74,9 @@ class Normalizer:
 
     def __init__(self, spec: NormalizationSpec) -> None:
         self.spec = normalization_spec(spec.mode, spec.clip, **spec.parameters)
-        numbers = self.spec.parameters
-        self._where = (
-            annulus_indices(STAMP_SIZE, numbers["inner_px"], numbers["outer_px"])
-            if spec.mode == "mad_annulus"
-            else None
-        )
+        self._where = measured_pixels(self.spec)
         self._softening = np.array(
-            [numbers.get(f"softening_{band}", 1.0) for band in BANDS], np.float64
+            [self.spec.parameters.get(f"softening_{band}", 1.0) for band in BANDS], np.float64
         )
 
     def __call__(self, pixels: npt.NDArray[np.float32], out: npt.NDArray[np.float16]) -> Measured:

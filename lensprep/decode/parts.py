@@ -27,7 +27,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from lensprep.dataset.layout import MEASURED_COLUMNS, SPLITS, STAMP_DTYPE, STAMP_SHAPE
-from lensprep.dataset.manifest import NormalizationSpec
+from lensprep.dataset.normalization import NormalizationSpec
 from lensprep.dataset.record import new_records, payload_view
 from lensprep.decode.cutoutfile import read_cutout, read_position
 from lensprep.decode.normalize import Normalizer

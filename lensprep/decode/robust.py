@@ -57,7 +57,7 @@ def median_mad(
         No NaN: of a band that has one the result is meaningless (but the call ends). Infinities
         are values like others.
     where : ndarray of int64, optional
-        Flat indices of the pixels of a band that count, such as `annulus_indices`. Default: all.
+        Flat indices of the pixels of a band that count, such as those of an annulus. Default: all.
 
     Returns
     -------
@@ -95,27 +95,6 @@ def median_mad(
     mad = np.empty(shape, np.float32)
     _median_mad_rows(rows, rows.view(np.int32), median.reshape(-1), mad.reshape(-1))
     return BandStats(median, mad)
-
-
-def annulus_indices(size: int, inner: float, outer: float) -> npt.NDArray[np.int64]:
-    """Flat indices of the pixels of a square stamp between two radii.
-
-    Parameters
-    ----------
-    size : int
-        Pixels along a side.
-    inner, outer : float
-        Radii in pixels, both included, measured from the centre of the stamp. Of an even side
-        that is the corner of four pixels, so flips and quarter turns map the annulus on itself.
-
-    Returns
-    -------
-    ndarray of int64
-        Ascending; empty if no pixel lies between the radii.
-    """
-    offset = np.arange(size) - (size - 1) / 2
-    radius = np.hypot(offset[:, None], offset[None, :])
-    return np.flatnonzero((radius >= inner) & (radius <= outer))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lensprep.dataset.layout import RECORD_STRIDE
+from lensprep.dataset.normalization import normalization_spec
 from lensprep.decode.account import UNLABELLED
-from lensprep.decode.normalize import Normalizer, normalization_spec
+from lensprep.decode.normalize import Normalizer
 from lensprep.decode.prepare import (
     BLOB_ROWS,
     REJECT_SCHEMA,

@@ -20,7 +20,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lensprep.dataset.layout import BANDS, MANIFEST_NAME, STAMP_SHAPE
-from lensprep.dataset.rgb import lupton_rgb, restore
+from lensprep.dataset.normalization import denormalize
+from lensprep.dataset.rgb import lupton_rgb
 from lensprep.errors import DatasetError
 from lensprep.inspection.target import Part, Target, open_target, table_numbers
 from lensprep.source.contract import filter_rows, label_rows
@@ -208,7 +209,7 @@ def _dataset_stamps(part: Part, rows: NDArray[np.intp], dataset: Any) -> Iterato
         raise DatasetError(
             f"{part.name} has no manifest, so its normalisation is unknown. Name the dataset."
         )
-    flux = restore(pixels, dataset.manifest.normalization, numbers[:, :3], numbers[:, 3:])
+    flux = denormalize(pixels, dataset.manifest.normalization, numbers[:, :3], numbers[:, 3:])
     for number, row in enumerate(table.to_pylist()):
         yield MontageStamp(
             pixels=flux[number],

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lensprep.dataset.cutoutnames import SUFFIXES, cutout_stem
+from lensprep.dataset.kinds import CUTOUT_SUFFIXES, cutout_stem
 from lensprep.errors import InputError, NotFoundError
 from lensprep.store import is_remote
 from lensprep.tables.positions import position_columns, read_positions
@@ -97,7 +97,7 @@ def open_cutouts(
         raise InputError(f"{called}: no such folder of cutouts.")
     files = _list_files(root)
     if not files:
-        raise InputError(f"{called} has no cutouts: no file ends in {', '.join(SUFFIXES)}.")
+        raise InputError(f"{called} has no cutouts: no file ends in {', '.join(CUTOUT_SUFFIXES)}.")
     table = _positions(_read_table(catalog, columns or {}), str(catalog), columns)
     matched = _match(table, root, called, files, str(catalog), read_position)
     misses = [file.why for file in matched if isinstance(file, _Miss)]

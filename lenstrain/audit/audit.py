@@ -11,6 +11,7 @@ from typing import Any
 
 from lensprep import __version__
 from lensprep.configfile import to_mapping
+from lensprep.dataset.absence import no_run
 from lensprep.errors import ConfigError, StorageError
 from lensprep.store import (
     check_folder,
@@ -27,7 +28,6 @@ from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence, Supplied, open_evidence
 from lenstrain.audit.finding import EXIT_CODES, Finding, NotRunError, decide
 from lenstrain.audit.report import JSON_NAME, PAGE_NAME, write_report
-from lenstrain.lookalikes import no_run
 from lenstrain.training.checkpoint import BEST
 from lenstrain.training.run import CHECKPOINTS
 from lenstrain.training.runlog import CONFIG

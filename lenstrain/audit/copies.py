@@ -13,10 +13,10 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from lensprep.dataset import STAMP_SIZE
+from lensprep.dataset.normalization import radius_px
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
-from lenstrain.probes.pixels import radius_px
 
 INNER_PX: Final = 20.0
 """Beyond this radius lies sky, whose noise no two exposures share."""

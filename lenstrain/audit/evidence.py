@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lensprep.configfile import load_config
 from lensprep.dataset import Dataset
+from lensprep.dataset.absence import no_run
 from lensprep.dataset.sidecar import join_tables
 from lensprep.errors import CheckpointError, ProjectError, ScoresError, StorageError
 from lensprep.store import exists, file_sha256, is_remote, local_path
@@ -25,7 +26,6 @@ from lensprep.tables.reader import Uri
 from lenstrain.audit.finding import NotRunError
 from lenstrain.config import Config
 from lenstrain.evaluation.scores import Scores, read_scores
-from lenstrain.lookalikes import no_run
 from lenstrain.pages.page import METRICS_NAME
 from lenstrain.probes.probe import PROBE_NAME
 from lenstrain.probes.words import not_run

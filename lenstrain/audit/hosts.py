@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lensprep.dataset import BANDS, PIXEL_SCALE_ARCSEC
-from lensprep.dataset.rgb import restore
+from lensprep.dataset.normalization import add_flux
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
@@ -25,7 +25,6 @@ from lenstrain.probes.adding import can_add, draw_donors, seeing, source_fluxes
 from lenstrain.probes.linear import linear_probe
 from lenstrain.probes.looking import brightness
 from lenstrain.probes.options import ProbeOptions
-from lenstrain.probes.pixels import band_statistics, normalize
 from lenstrain.probes.sample import Sample, draw_sample
 from lenstrain.probes.sources import ring, sigma_px
 
@@ -125,8 +124,7 @@ def with_arcs(controls: Sample, sample: Sample, seed: int) -> Sample:
     """Non-lenses with the light of the arcs of lenses drawn at random.
 
     The light is a ring of the donor's Einstein radius, flux and colours behind the control's
-    seeing; it is added in flux, and the statistics move by what it changes, as in
-    `lenstrain.probes.pixels.inject`.
+    seeing; it is added in flux, and the statistics move by what it changes (`add_flux`).
     """
     donors = draw_donors(sample, len(controls.labels), seed)
     shape = (len(controls.labels), len(BANDS))
@@ -138,21 +136,12 @@ def with_arcs(controls: Sample, sample: Sample, seed: int) -> Sample:
     light = ring(np.broadcast_to(radius[:, None], shape), width)
     added = (source_fluxes(donors)[..., None, None] * light).astype(np.float32)
     median, scale = controls.statistics()
-    before = restore(controls.pixels, controls.spec, median, scale)
-    after = before + added
-    if controls.spec.mode != "asinh_survey":
-        old_median, old_scale = band_statistics(before, controls.spec)
-        new_median, new_scale = band_statistics(after, controls.spec)
-        median = median + (new_median - old_median)
-        scale = scale * np.divide(
-            new_scale, old_scale, out=np.ones_like(scale), where=old_scale > 0
-        )
+    pixels, median, scale = add_flux(controls.pixels, added, controls.spec, median, scale)
     table = controls.table
     for number, band in enumerate(BANDS):
         for name, values in ((f"median_{band}", median), (f"scale_{band}", scale)):
             column = pa.array(values[:, number].astype(np.float32))
             table = table.set_column(table.column_names.index(name), name, column)
-    pixels = normalize(after, controls.spec, median, scale)
     return Sample(pixels, controls.labels, table, controls.spec, controls.split)
 
 

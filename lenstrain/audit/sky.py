@@ -9,13 +9,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lensprep.dataset import BANDS
-from lensprep.dataset.rgb import restore
+from lensprep.dataset.normalization import (
+    MAD_TO_SIGMA,
+    band_statistics,
+    denormalize,
+    radius_px,
+)
 from lensprep.errors import ConfigError
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.audit.leaks import run_probe, surely_above
-from lenstrain.probes.pixels import MAD_TO_SIGMA, band_statistics, radius_px
 
 SKY_PX: Final = 20.0
 """Beyond this radius (5.2 arcsec) lies sky: an arc of 1 arcsec leaves 1 % of a sigma there."""
@@ -70,7 +74,7 @@ def sky_statistics(
     level, scatter = np.empty(median.shape), np.empty(median.shape)
     for start in range(0, len(pixels), _BLOCK):
         part = slice(start, start + _BLOCK)
-        sky = restore(pixels[part], spec, median[part], scale[part])[..., outside]
+        sky = denormalize(pixels[part], spec, median[part], scale[part])[..., outside]
         level[part] = np.median(sky, axis=-1)
         scatter[part] = MAD_TO_SIGMA * np.median(np.abs(sky - level[part][..., None]), axis=-1)
     return level, scatter
@@ -143,6 +147,6 @@ def _off(
     pixels: NDArray[np.float16], spec: Any, median: NDArray[np.float32], scale: NDArray[np.float32]
 ) -> Floats:
     """Largest deviation of a stamp's statistics from the sidecar's, in units of its scale."""
-    own_median, own_scale = band_statistics(restore(pixels, spec, median, scale), spec)
+    own_median, own_scale = band_statistics(denormalize(pixels, spec, median, scale), spec)
     off = np.maximum(np.abs(own_median - median), np.abs(own_scale - scale)) / scale
     return np.asarray(off.max(axis=1), np.float64)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.live import Live
 
+from lensprep.dataset.absence import no_run
 from lensprep.errors import StorageError
-from lenstrain.lookalikes import no_run
 from lenstrain.monitor.snapshot import OVER, Snapshot, expand, may_be_run, read_snapshot
 from lenstrain.monitor.view import screen
 

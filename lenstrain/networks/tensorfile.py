@@ -8,8 +8,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from lensprep.dataset.absence import no_checkpoint
 from lensprep.errors import CheckpointError, NotFoundError, ProjectError, passing_fault
-from lenstrain.lookalikes import no_checkpoint
 
 
 def load_tensors(

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.dataset import BANDS, STAMP_SIZE, Dataset
-from lensprep.dataset.rgb import denormalize, lupton_rgb
+from lensprep.dataset.normalization import denormalize
+from lensprep.dataset.rgb import lupton_rgb
 from lensprep.errors import ScoresError
 from lensprep.store import local_folder
 from lensprep.tables.reader import read_table
@@ -172,7 +173,8 @@ class DatasetStamps:
             return _stretched(pixels)
         chosen = sidecar.select(statistics).take(pa.array(rows))
         numbers = np.stack([chosen[name].to_numpy() for name in statistics], axis=-1)
-        return lupton_rgb(denormalize(pixels, *np.split(numbers, 2, axis=1)))
+        spec = self._data.manifest.normalization
+        return lupton_rgb(denormalize(pixels, spec, *np.split(numbers, 2, axis=1)))
 
 
 class SourceStamps:

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.dataset import PIXEL_SCALE_ARCSEC, STAMP_SIZE
+from lensprep.dataset.normalization import add_flux, band_statistics, normalize
 from lenstrain.evaluation.intervals import upper_limit, wilson
 from lenstrain.probes.looking import Baseline
 from lenstrain.probes.options import ProbeOptions
-from lenstrain.probes.pixels import band_statistics, inject, normalize
 from lenstrain.probes.sample import Sample
 from lenstrain.probes.scoring import Scorer
 from lenstrain.probes.sources import point, ring, sigma_px
@@ -50,7 +50,7 @@ def measure_null_injection(base: Baseline, scorer: Scorer, options: ProbeOptions
     median, scale = controls.statistics()
     source = point(np.zeros(len(rows)), np.zeros(len(rows)), np.full(len(rows), 2.0))
     added = np.repeat(0.0 * source[:, None], 3, axis=1).astype(np.float32)
-    again = inject(controls.pixels, added, controls.spec, median, scale)
+    again = add_flux(controls.pixels, added, controls.spec, median, scale)[0]
     changed = int(np.count_nonzero(again.view(np.uint16) != controls.pixels.view(np.uint16)))
     # Scored side by side, in batches of one size: only the pixels may differ.
     delta = scorer(again) - scorer(controls.pixels)
@@ -115,7 +115,7 @@ def measure_flux_matched(base: Baseline, scorer: Scorer, options: ProbeOptions) 
     light = point(place[0][:, None], place[1][:, None], width)
     added = (source_fluxes(donors)[..., None, None] * light).astype(np.float32)
     median, scale = controls.statistics()
-    after = scorer(inject(controls.pixels, added, controls.spec, median, scale))
+    after = scorer(add_flux(controls.pixels, added, controls.spec, median, scale)[0])
     before = base.logits[rows]
     hits, had = int((after > base.threshold).sum()), int((before > base.threshold).sum())
     low, high = (float(end) for end in wilson(hits, len(rows)))
@@ -155,7 +155,7 @@ def measure_rings(base: Baseline, scorer: Scorer, options: ProbeOptions) -> dict
         light = ring(radius / PIXEL_SCALE_ARCSEC, width)
         added = (fluxes[..., None, None] * light).astype(np.float32)
         on_sky = scorer(_stored(sky + added, controls))
-        on_host = scorer(inject(controls.pixels, added, controls.spec, median, scale))
+        on_host = scorer(add_flux(controls.pixels, added, controls.spec, median, scale)[0])
         found["sky"][f"{radius:g}"] = _share(base, on_sky)
         found["non_lens"][f"{radius:g}"] = _share(base, on_host)
     return found

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import nn
 
-from lensprep.dataset.rgb import lupton_rgb, restore
+from lensprep.dataset.normalization import denormalize
+from lensprep.dataset.rgb import lupton_rgb
 from lenstrain.probes.attribution import (
     Maps,
     arc_masks,
@@ -112,4 +113,4 @@ def _rank_correlation(first: Maps, second: Maps) -> float | None:
 
 def _pictures(stamps: Sample) -> NDArray[np.uint8]:
     median, scale = stamps.statistics()
-    return lupton_rgb(restore(stamps.pixels, stamps.spec, median, scale))
+    return lupton_rgb(denormalize(stamps.pixels, stamps.spec, median, scale))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lensprep.dataset import PIXEL_SCALE_ARCSEC
-from lenstrain.probes.pixels import radius_px
+from lensprep.dataset.normalization import radius_px
 from lenstrain.probes.scoring import Scorer
 from lenstrain.probes.views import fill_with_sky
 

@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.dataset import PIXEL_SCALE_ARCSEC
-from lensprep.dataset.rgb import restore
+from lensprep.dataset.normalization import denormalize, radius_px
 from lenstrain.evaluation.intervals import upper_limit
 from lenstrain.evaluation.metrics import auroc, roc_curve, tpr_at_fpr
 from lenstrain.probes import views
 from lenstrain.probes.linear import auroc_by_region, cross_validated, linear_probe
 from lenstrain.probes.options import ProbeOptions
-from lenstrain.probes.pixels import radius_px
 from lenstrain.probes.sample import Sample
 from lenstrain.probes.scoring import Scorer
 from lenstrain.training.augment import D4_ORDER, transform
@@ -163,8 +162,8 @@ def _remove_asymmetry(base: Baseline, scorer: Scorer, options: ProbeOptions) -> 
 def _flux_lost(sample: Sample, removed: views.Pixels) -> Floats:
     """Flux in r taken away, nanomaggies."""
     median, scale = sample.statistics()
-    before = restore(sample.pixels, sample.spec, median, scale)[:, 1]
-    after = restore(removed, sample.spec, median, scale)[:, 1]
+    before = denormalize(sample.pixels, sample.spec, median, scale)[:, 1]
+    after = denormalize(removed, sample.spec, median, scale)[:, 1]
     return np.asarray((before - after).sum((1, 2)), np.float64)
 
 
@@ -199,7 +198,7 @@ def core_profile(sample: Sample, radius: float) -> Floats:
 def brightness(sample: Sample, radius: float) -> Floats:
     """Inverse hyperbolic sine of the flux within a radius in units of 0.01 nmgy; (n, 3)."""
     median, scale = sample.statistics()
-    flux = restore(sample.pixels, sample.spec, median, scale)
+    flux = denormalize(sample.pixels, sample.spec, median, scale)
     inside = radius_px(flux.shape[-1]) < radius
     sky = median[..., None] if sample.spec.mode != "asinh_survey" else 0.0
     return np.asarray(np.arcsinh((flux[..., inside] - sky).sum(-1) / 0.01), np.float64)

@@ -25,6 +25,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lensprep.dataset import Dataset
+from lensprep.dataset.normalization import radius_px
 from lenstrain.evaluation import bootstrap as boot
 from lenstrain.evaluation.clustered import class_correlations, few_of_classes
 from lenstrain.evaluation.metrics import auroc, roc_curve
@@ -32,7 +33,6 @@ from lenstrain.evaluation.resampling import Resampling, Scale, make_resampling
 from lenstrain.probes.linear import FOLDS
 from lenstrain.probes.looking import brightness
 from lenstrain.probes.options import ProbeOptions
-from lenstrain.probes.pixels import radius_px
 from lenstrain.probes.sample import STATISTICS, Sample, sidecar_columns
 from lenstrain.probes.scoring import Scorer
 

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from lensprep.dataset import PIXEL_SCALE_ARCSEC, STAMP_SIZE
+from lensprep.dataset.normalization import radius_px
 
 FWHM_TO_SIGMA = 1 / (2 * math.sqrt(2 * math.log(2)))
 _EXPONENTIAL_SIGMA = math.sqrt(3) / 1.678347
@@ -59,8 +60,7 @@ def ring(radius: ArrayLike, sigma: ArrayLike, size: int = STAMP_SIZE) -> NDArray
         Pixels.
     size : int
     """
-    offset = np.arange(size) - (size - 1) / 2
-    distance = np.hypot(offset[:, None], offset[None, :])
+    distance = radius_px(size)
     big = np.asarray(radius, np.float64)[..., None, None]
     width = np.asarray(sigma, np.float64)[..., None, None]
     # A ring convolved with a Gaussian: exp(-(r^2 + R^2) / 2 s^2) I0(r R / s^2), written with the

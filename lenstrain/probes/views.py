@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.probes.pixels import radius_px
+from lensprep.dataset.normalization import radius_px
 
 Pixels = NDArray[np.float16]
 Mask = NDArray[np.bool_]

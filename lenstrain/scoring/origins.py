@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lensprep.dataset import MANIFEST_NAME, Dataset, NormalizationSpec
-from lensprep.dataset.cutoutnames import cutout_stem
+from lensprep.dataset.kinds import cutout_stem
 from lensprep.errors import CheckpointError, DatasetError, ShardError
 from lensprep.store import is_remote, local_folder, local_path, open_store
 from lensprep.tables.reader import Uri, local_table

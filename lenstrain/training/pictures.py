@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from lensprep.dataset import BANDS, Dataset
-from lensprep.dataset.rgb import lupton_rgb, restore
+from lensprep.dataset.normalization import denormalize
+from lensprep.dataset.rgb import lupton_rgb
 from lenstrain.evaluation import calibration
 from lenstrain.pages.figures import draw_reliability
 
@@ -54,7 +55,7 @@ def stamp_pictures(dataset: Dataset, split: str, rows: NDArray[np.int64]) -> NDA
     """Colour pictures (n, 64, 64, 3) of rows of a split, in the order of `rows`."""
     median, scale = (read_columns(dataset, split, rows, name) for name in ("median", "scale"))
     pixels = dataset.read_pixels(split, rows)
-    return lupton_rgb(restore(pixels, dataset.manifest.normalization, median, scale))
+    return lupton_rgb(denormalize(pixels, dataset.manifest.normalization, median, scale))
 
 
 def read_columns(

@@ -18,7 +18,7 @@ import pytest
 
 from lensprep.checks.check import check
 from lensprep.convert import ConvertConfig, convert
-from lensprep.decode.normalize import normalization_spec
+from lensprep.dataset.normalization import normalization_spec
 from lensprep.decode.parts import TreePart
 from lensprep.engine import make_engine
 from lensprep.engine.trial import find_fatal

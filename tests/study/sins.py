@@ -31,7 +31,12 @@ from scipy import special
 from lensprep.configfile import load_config
 from lensprep.convert import convert
 from lensprep.dataset import BANDS, Dataset, NormalizationSpec
-from lensprep.dataset.rgb import restore
+from lensprep.dataset.normalization import (
+    band_statistics,
+    denormalize,
+    normalize,
+    radius_px,
+)
 from lensprep.dataset.writer import write_dataset
 from lensprep.synth.tree import synthesize
 from lensprep.tables.reader import METADATA_KEY
@@ -44,7 +49,6 @@ from lenstrain.config import Config
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.pages.evaluate import evaluate
 from lenstrain.probes.options import ProbeOptions
-from lenstrain.probes.pixels import band_statistics, normalize, radius_px
 from lenstrain.probes.probe import probe
 from lenstrain.scoring.infer import infer
 from lenstrain.scoring.ledger import LEDGER
@@ -122,7 +126,7 @@ class Rows:
         return made.with_statistics(median, scale)
 
     def flux(self, spec: NormalizationSpec) -> np.ndarray:
-        return restore(self.pixels, spec, *self.statistics())
+        return denormalize(self.pixels, spec, *self.statistics())
 
 
 Data = dict[str, Rows]

@@ -5,18 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lensprep.dataset import NormalizationSpec
 from lensprep.dataset.layout import STAMP_SHAPE
+from lensprep.dataset.normalization import MODES, annulus_indices, normalization_spec
 from lensprep.dataset.record import new_records, payload_view
-from lensprep.decode.normalize import (
-    DEFAULT_PARAMETERS,
-    MODES,
-    Normalizer,
-    _half_bits,
-    normalization_spec,
-)
-from lensprep.decode.robust import annulus_indices
-from lensprep.errors import ConfigError
+from lensprep.decode.normalize import Normalizer, _half_bits
 from lensprep.kernel import kernel
 from tests.lensprep.blobs import noise
 
@@ -38,7 +30,7 @@ def seed_path(pixels, mode="mad_stamp", clip=10.0):
     if mode == "sqrt":
         value = np.sign(value) * np.sqrt(np.abs(value))
     if mode == "asinh_survey":
-        softening = np.array(list(DEFAULT_PARAMETERS[mode].values()))[:, None]
+        softening = np.array(list(normalization_spec(mode).parameters.values()))[:, None]
         value = np.arcsinh(flat.astype(np.float64) / softening).astype(np.float32)
     value = value.reshape(pixels.shape)
     return value, np.clip(value, -clip, clip).astype(np.float16)
@@ -231,45 +223,3 @@ def test_float16_of_every_half_and_its_neighbours():
 def test_float16_of_any_bits(seed):
     bits = np.random.default_rng(seed).integers(0, 2**32, 1000, np.uint32)
     check_half(bits.view(np.float32))
-
-
-# -- specifications --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_spec_names_every_number_and_survives_json(mode):
-    spec = normalization_spec(mode)
-    assert spec.parameters == DEFAULT_PARAMETERS[mode]
-    assert spec.clip == 10
-    assert Normalizer(NormalizationSpec.from_dict(spec.to_dict())).spec == spec
-
-
-def test_spec_completes_partial_parameters():
-    spec = NormalizationSpec(mode="mad_annulus", clip=10.0, parameters={"inner_px": 24.0})
-    assert Normalizer(spec).spec.parameters == {"inner_px": 24.0, "outer_px": 32.0}
-
-
-def test_parameters_change_the_result():
-    wide, narrow = (normalize(stamps(1), "mad_annulus", inner_px=r)[1].scale for r in (20, 28))
-    assert (wide != narrow).all()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"mode": "zscale"}, "choose one of mad_stamp, mad_annulus, asinh_survey, sqrt"),
-        ({"mode": "mad_stamp", "inner_px": 3}, "does not know inner_px: it has no parameters"),
-        ({"mode": "mad_annulus", "inner": 3}, "it has inner_px, outer_px"),
-        ({"mode": "mad_annulus", "inner_px": 40, "outer_px": 20}, "no annulus"),
-        ({"mode": "asinh_survey", "softening_g": 0}, "softening_g must be positive"),
-        ({"mode": "asinh_survey", "softening_r": float("nan")}, "softening_r must be positive"),
-        ({"mode": "sqrt", "clip": 0}, "clip must lie in"),
-        ({"mode": "sqrt", "clip": -1}, "clip must lie in"),
-        ({"mode": "sqrt", "clip": float("nan")}, "clip must lie in"),
-        ({"mode": "sqrt", "clip": float("inf")}, "clip must lie in"),
-        ({"mode": "sqrt", "clip": 0.1}, "not exact in float16; the nearest that is: 0.0999"),
-    ],
-)
-def test_wrong_spec_is_refused_with_what_would_do(arguments, message):
-    with pytest.raises(ConfigError, match=message):
-        normalization_spec(**arguments)

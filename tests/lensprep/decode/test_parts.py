@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lensprep.dataset.normalization import normalization_spec
 from lensprep.decode import parts
-from lensprep.decode.normalize import normalization_spec
 from lensprep.decode.parts import (
     cutout_stamps,
     decode_parts,

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lensprep.decode.robust import annulus_indices, median_mad
+from lensprep.dataset.normalization import annulus_indices
+from lensprep.decode.robust import median_mad
 from tests.lensprep.blobs import noise
 
 
@@ -131,17 +132,6 @@ def test_annulus_alone_counts():
     expected_median, expected_mad = by_numpy(pixels.reshape(2, 3, -1)[..., where])
     np.testing.assert_array_equal(median, expected_median)
     np.testing.assert_array_equal(mad, expected_mad)
-
-
-def test_annulus_has_the_area_and_the_symmetry_of_a_ring():
-    mask = np.zeros((64, 64), bool)
-    mask.reshape(-1)[annulus_indices(64, 20, 32)] = True
-    assert abs(mask.sum() - np.pi * (32**2 - 20**2)) < 20
-    for image in (mask.T, mask[::-1], mask[:, ::-1], np.rot90(mask)):
-        np.testing.assert_array_equal(image, mask)
-    assert not mask[31, 31]
-    assert mask[31, 0]  # 31.5 pixels from the centre
-    assert not mask[0, 0]
 
 
 def test_no_stamps_have_no_statistics():

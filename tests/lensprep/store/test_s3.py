@@ -616,7 +616,7 @@ def test_a_remote_dataset_gives_what_the_local_one_gives(s3, local):
     with pytest.raises(DatasetError, match="no column 'nothing'"):
         there.read_sidecar("val", ["nothing"])
     with pytest.raises(StorageError, match="lensprep download"):
-        there.map_shard(shard)
+        there.path(shard.name)
 
 
 @pytest.mark.parametrize(("scheme", "times"), [("https", 1), ("http", 2)])

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from lenstrain.probes.pixels import band_statistics, normalize, radius_px
+from lensprep.dataset.normalization import band_statistics, normalize, radius_px
 from lenstrain.probes.sources import ring
 from tests.lenstrain.audit.conftest import SPEC, make_dataset, make_table
 

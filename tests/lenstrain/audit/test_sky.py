@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from lensprep.dataset.normalization import radius_px
 from lensprep.errors import ConfigError
 from lenstrain.audit import sky
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError
-from lenstrain.probes.pixels import radius_px
 from tests.lenstrain.audit.stamps import SIGMA, make_stamps, write_stamps
 
 

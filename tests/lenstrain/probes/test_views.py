@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from lensprep.dataset.normalization import radius_px
 from lenstrain.probes import views
-from lenstrain.probes.pixels import radius_px
 from lenstrain.probes.sources import point, ring, sigma_px
 
 RADIUS = radius_px(64)

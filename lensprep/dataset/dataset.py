@@ -1,0 +1,277 @@
+"""A committed dataset: its manifest, its shards as arrays, its sidecars as tables.
+
+`open_dataset` gives a leaf that reads where the dataset lies: mapped on a local disk
+(`lensprep.dataset.local`), by ranges in an object store (`lensprep.dataset.remote`).
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lensprep.dataset.layout import MANIFEST_NAME, STAMP_DTYPE, STAMP_SHAPE
+from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
+from lensprep.dataset.sidecar import join_tables, open_sidecar, read_table
+from lensprep.errors import DatasetError, StorageError
+from lensprep.store import LocalStore, Store, is_remote, member_path, open_store
+
+if TYPE_CHECKING:
+    from lensprep.store import S3Options
+
+
+class Dataset(ABC):
+    """A committed dataset; make it with `Dataset.open`.
+
+    Parameters
+    ----------
+    store : Store
+        Folder of the dataset.
+    manifest : Manifest
+    """
+
+    _leaves: ClassVar[dict[bool, type[Dataset]]] = {}
+    _pre_buffer: ClassVar[bool] = False
+    """Whether the pages of chosen sidecar columns are best read together."""
+
+    def __init_subclass__(cls, *, remote: bool) -> None:
+        """Have a class read the datasets that are in an object store, or those that are not."""
+        Dataset._leaves[remote] = cls
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self.store = store
+        self.uri = store.uri
+        self.manifest = manifest
+        self.dataset_id = manifest.dataset_id
+
+    @staticmethod
+    def open(uri: str | os.PathLike[str], options: S3Options | None = None) -> Dataset:
+        """Open a dataset.
+
+        Parameters
+        ----------
+        uri : str or path
+            A local folder, or ``s3://bucket/folder``.
+        options : S3Options, optional
+            How to reach an object store.
+
+        Raises
+        ------
+        DatasetError
+            If there is no such folder, no manifest (not converted, or not finished), or a bad one.
+        StorageError
+            If the object store does not let us, or does not answer.
+        """
+        leaf, store = Dataset._leaves[is_remote(uri)], open_store(uri, options)
+        text = leaf._manifest_text(store)
+        return leaf(store, Manifest.from_json(text, f"{store.uri}/{MANIFEST_NAME}"))
+
+    @staticmethod
+    @abstractmethod
+    def _manifest_text(store: Any) -> bytes:
+        """The manifest, and a byte more than one can have if there are so many.
+
+        Raises
+        ------
+        DatasetError
+            If there is none: saying what is there instead.
+        """
+
+    @property
+    def root(self) -> Path:
+        """Folder of a local dataset.
+
+        Raises
+        ------
+        StorageError
+            If it lies in an object store.
+        """
+        if not isinstance(self.store, LocalStore):
+            raise StorageError(
+                f"{self.uri} is not on a local disk, as this needs. Copy it with `lensprep "
+                "download` first."
+            )
+        return self.store.root
+
+    def path(self, name: str) -> Path:
+        """Path of a file that the manifest names, of a local dataset."""
+        return member_path(self.root, name)
+
+    def split(self, name: str) -> SplitInfo:
+        """Counts and shards of a split.
+
+        Raises
+        ------
+        DatasetError
+            If the dataset has no such split.
+        """
+        try:
+            return self.manifest.splits[name]
+        except KeyError:
+            known = ", ".join(self.manifest.splits) or "none"
+            raise DatasetError(f"{self.uri} has no split {name!r}; it has: {known}.") from None
+
+    @abstractmethod
+    def read_records(
+        self, shard: ShardInfo, start: int = 0, stop: int | None = None
+    ) -> NDArray[np.uint8]:
+        """Neighbouring records of a shard, mapped or read: uint8, shape (n, RECORD_STRIDE).
+
+        Parameters
+        ----------
+        shard : ShardInfo
+        start, stop : int
+            Rows, as in a slice.
+
+        Raises
+        ------
+        ShardError
+            If the tar is missing or has not the size that the manifest states.
+        """
+
+    @abstractmethod
+    def read_tar(self, shard: ShardInfo) -> NDArray[np.uint8]:
+        """Every byte of a shard, mapped or read: uint8, whatever its size; for those who verify it.
+
+        Raises
+        ------
+        ShardError
+            If the tar is missing or cannot be read.
+        """
+
+    def read_shard_pixels(
+        self, shard: ShardInfo, rows: NDArray[Any] | Sequence[int]
+    ) -> NDArray[np.float16]:
+        """Pixels of chosen rows of one shard, in the order asked for: (n, 3, 64, 64), a copy.
+
+        Raises
+        ------
+        ShardError
+            As `read_records`.
+        IndexError
+            If a row lies outside the shard.
+        """
+        return self._pixels((shard,), rows, shard.name)
+
+    def read_pixels(self, split: str, index: NDArray[Any] | Sequence[int]) -> NDArray[np.float16]:
+        """Pixels of chosen rows of a split, in the order asked for.
+
+        Parameters
+        ----------
+        split : str
+        index : array_like of int, shape (n,)
+            Positions in the split.
+
+        Returns
+        -------
+        ndarray of float16, shape (n, 3, 64, 64)
+
+        Raises
+        ------
+        ShardError
+            If a shard is missing or cut.
+        IndexError
+            If a position lies outside the split.
+        """
+        return self._pixels(self.split(split).shards, index, f"split {split!r}")
+
+    def _pixels(
+        self, shards: Sequence[ShardInfo], index: NDArray[Any] | Sequence[int], where: str
+    ) -> NDArray[np.float16]:
+        """Pixels at positions in a row of shards, each row read once, in the order of the disk."""
+        starts = np.cumsum([0, *(shard.rows for shard in shards)])
+        positions = np.asarray(index, np.int64)
+        if positions.size and (positions.min() < 0 or positions.max() >= starts[-1]):
+            raise IndexError(f"positions must lie in [0, {starts[-1]}) for {where}")
+        wanted, order = np.unique(positions, return_inverse=True)
+        which = np.searchsorted(starts, wanted, side="right") - 1
+        pixels = np.empty((len(wanted), *STAMP_SHAPE), STAMP_DTYPE)
+        self._read_pixels(shards, which, wanted - starts[which], pixels)
+        return pixels if np.array_equal(wanted, positions) else pixels[order]
+
+    @abstractmethod
+    def _read_pixels(
+        self,
+        shards: Sequence[ShardInfo],
+        which: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        out: NDArray[np.float16],
+    ) -> None:
+        """Read rows, each of one of `shards`, into `out`; they ascend, and none comes twice."""
+
+    def read_shard_sidecar(
+        self, shard: ShardInfo, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Sidecar rows of one shard, in tar order.
+
+        Raises
+        ------
+        ShardError
+            If the sidecar is missing, has not the size and rows that the manifest states, or is
+            none (`lensprep.dataset.sidecar`).
+        DatasetError
+            If a column is asked for that is not there.
+        """
+        with self._open_sidecar(shard, whole=columns is None) as source:
+            where = f"{self.uri}/{shard.sidecar}"
+            return read_table(source, shard.rows, columns, where, pre_buffer=self._pre_buffer)
+
+    def sidecar_footer(self, shard: ShardInfo) -> pq.FileMetaData:
+        """Schema and row groups of a sidecar; no row is read.
+
+        Raises
+        ------
+        ShardError
+            As `read_shard_sidecar`.
+        """
+        with (
+            self._open_sidecar(shard, footer=True) as source,
+            open_sidecar(source, shard.rows, f"{self.uri}/{shard.sidecar}") as file,
+        ):
+            return file.metadata
+
+    @abstractmethod
+    def _open_sidecar(
+        self, shard: ShardInfo, *, whole: bool = False, footer: bool = False
+    ) -> AbstractContextManager[Any]:
+        """A sidecar of the size that the manifest states, for `pyarrow.parquet.ParquetFile`.
+
+        Whether all of it is to be read, or its footer alone, is known beforehand.
+        """
+
+    def read_sidecar(self, split: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Sidecar rows of a split in split order (shards in manifest order, rows in tar order).
+
+        Parameters
+        ----------
+        split : str
+        columns : sequence of str, optional
+            Columns to read; all that are not nested, if not given.
+
+        Raises
+        ------
+        ShardError, DatasetError
+            As `read_shard_sidecar`.
+        """
+        shards = self.split(split).shards
+        if not shards:
+            raise DatasetError(f"{self.uri}: split {split!r} is empty.")
+        return join_tables(
+            self._read_sidecars(shards, columns), f"{self.uri}: the sidecars of {split}"
+        )
+
+    def _read_sidecars(
+        self, shards: Sequence[ShardInfo], columns: Sequence[str] | None
+    ) -> Iterable[pa.Table]:
+        return (self.read_shard_sidecar(shard, columns) for shard in shards)
+
+
+open_dataset: Final = Dataset.open

@@ -1,0 +1,357 @@
+"""Normalisation: raw pixels to stored ones and back, every mode in one table (pure NumPy).
+
+    normalization_spec("mad_stamp", clip=10.0) -> NormalizationSpec      what travels with the data
+    normalize(flux, spec, median, scale), denormalize(stored, spec, median, scale)
+    band_statistics(flux, spec) -> median, scale                         what the mode measures
+
+========== =====================================================================================
+mode       stored value, before it is clipped to [-clip, clip] and rounded to float16
+========== =====================================================================================
+mad_stamp  ``(x - median) / scale``, per band, statistics of the whole stamp
+mad_annulus the same, statistics of the annulus between ``inner_px`` and ``outer_px`` (the sky)
+asinh_survey ``asinh(x / softening)`` with one softening a band for all stamps: colour survives
+sqrt       ``sign(t) sqrt(|t|)`` of the value ``t`` of mad_stamp
+========== =====================================================================================
+
+``scale`` is ``1.4826 MAD``: for Gaussian noise the standard deviation. The arithmetic is float32,
+step by step that of the kernels of `lensprep.decode.normalize`, which conversion uses: a stamp that
+is denormalised and normalised again comes back bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from reprlib import repr as shortened
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lensprep.dataset.layout import BANDS, STAMP_SIZE
+from lensprep.dataset.strictjson import check_number, check_object, get_entry
+from lensprep.errors import ConfigError, DatasetError
+
+Floats = NDArray[np.float32]
+Mode = Literal["mad_stamp", "mad_annulus", "asinh_survey", "sqrt"]
+MODES: Final[tuple[Mode, ...]] = get_args(Mode)
+
+MAD_TO_SIGMA: Final = np.float32(1.4826)
+"""Standard deviation of a Gaussian over its MAD, 1 / Phi^-1(3/4), to the digits in common use."""
+
+DEFAULT_CLIP: Final = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NormalizationSpec:
+    """How raw pixels became the stored ones; it travels in manifest, checkpoint and scores."""
+
+    mode: str
+    """One of `MODES`, or one of a later version: that may be trained with, if not undone."""
+    clip: float
+    """Stored values lie in [-clip, clip]."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """Further numbers of the mode (the annulus in pixels, softenings in nanomaggies, ...)."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.mode, str):
+            raise DatasetError(f"normalization: mode is {shortened(self.mode)}, not text")
+        if not 0 < check_number(self.clip, "normalization: clip") <= 65504:
+            raise DatasetError(f"normalization: clip {self.clip} is not in (0, 65504]")
+        for name, value in check_object(self.parameters, "normalization: parameters").items():
+            check_number(value, f"normalization: {name!r:.60}")
+        known = self.known_parameters
+        if known is not None and not {*self.parameters} <= {*known}:
+            raise DatasetError(
+                f"normalization: the parameters of {self.mode} are {', '.join(known) or 'none'}, "
+                f"not {shortened(sorted(self.parameters))}"
+            )
+        if {"mode", "clip"} & {*self.parameters}:
+            raise DatasetError("normalization: mode and clip are no parameters")
+
+    @property
+    def known_parameters(self) -> tuple[str, ...] | None:
+        """Numbers that the mode needs; None of a mode that this version does not know."""
+        known = _TRANSFORMS.get(self.mode)
+        return None if known is None else tuple(known.parameters)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return {"mode": self.mode, "clip": self.clip, "parameters": dict(self.parameters)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> NormalizationSpec:
+        """Inverse of `to_dict`."""
+        entry = check_object(data, "normalization")
+        clip = check_number(get_entry(entry, "clip", "normalization"), "normalization: clip")
+        parameters = check_object(entry.get("parameters", {}), "normalization: parameters")
+        mode = get_entry(entry, "mode", "normalization")
+        return cls(mode=mode, clip=float(clip), parameters=dict(parameters))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Transform:
+    """One mode, but for clip and rounding."""
+
+    forward: Callable[[Floats, NormalizationSpec], Floats]
+    back: Callable[[Floats, NormalizationSpec], Floats]
+    parameters: dict[str, float] = field(default_factory=dict)
+    """The numbers it needs and their defaults: radii in pixels, softenings in nanomaggies."""
+    by_stamp: bool = True
+    """Whether it takes ``(x - median) / scale`` of each stamp and band, not nanomaggies."""
+
+
+def _same(values: Floats, spec: NormalizationSpec) -> Floats:
+    return values
+
+
+def _root(values: Floats, spec: NormalizationSpec) -> Floats:
+    return np.sign(values) * np.sqrt(np.abs(values))
+
+
+def _square(values: Floats, spec: NormalizationSpec) -> Floats:
+    return values * np.abs(values)
+
+
+def _softening(spec: NormalizationSpec) -> NDArray[np.float64]:
+    return np.array([spec.parameters[f"softening_{band}"] for band in BANDS])[:, None, None]
+
+
+def _asinh(values: Floats, spec: NormalizationSpec) -> Floats:
+    return np.arcsinh(values.astype(np.float64) / _softening(spec)).astype(np.float32)
+
+
+def _sinh(values: Floats, spec: NormalizationSpec) -> Floats:
+    return np.sinh(values) * _softening(spec).astype(np.float32)
+
+
+_TRANSFORMS: Final[dict[str, _Transform]] = {
+    "mad_stamp": _Transform(forward=_same, back=_same),
+    "mad_annulus": _Transform(
+        forward=_same,
+        back=_same,
+        # Outside most lenses and their hosts, inside the inscribed circle of 64 pixels.
+        parameters={"inner_px": 20.0, "outer_px": 32.0},
+    ),
+    "asinh_survey": _Transform(
+        forward=_asinh,
+        back=_sinh,
+        # Sky noise of a pixel in nanomaggies: median of 1.4826 MAD over six public DR10 cutouts.
+        parameters={"softening_g": 0.0019, "softening_r": 0.0028, "softening_z": 0.0087},
+        by_stamp=False,
+    ),
+    "sqrt": _Transform(forward=_root, back=_square),
+}
+
+
+def normalization_spec(
+    mode: str, clip: float = DEFAULT_CLIP, **parameters: float
+) -> NormalizationSpec:
+    """Complete and check a normalisation.
+
+    Parameters
+    ----------
+    mode : str
+        One of `MODES`.
+    clip : float
+        Stored values lie in [-clip, clip]. It must be a float16, or rounding would pass it.
+    **parameters : float
+        Instead of the defaults of the mode.
+
+    Returns
+    -------
+    NormalizationSpec
+        With every parameter of the mode, the defaults too.
+
+    Raises
+    ------
+    ConfigError
+        If the mode or a parameter is unknown, or a number is out of range.
+    """
+    if mode not in _TRANSFORMS:
+        raise ConfigError(f"normalisation {mode!r} is unknown; choose one of {', '.join(MODES)}.")
+    known = _TRANSFORMS[mode].parameters
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        has = f"has {', '.join(known)}" if known else "has no parameters"
+        raise ConfigError(f"normalisation {mode} does not know {', '.join(unknown)}: it {has}.")
+    numbers = {**known, **{name: float(value) for name, value in parameters.items()}}
+    _check_clip(clip)
+    _check_numbers(mode, numbers)
+    return NormalizationSpec(mode=mode, clip=float(clip), parameters=numbers)
+
+
+def _check_clip(clip: float) -> None:
+    """Refuse a clip that is not positive, finite and exact in float16."""
+    if not 0 < clip <= float(np.finfo(np.float16).max):
+        raise ConfigError(f"clip must lie in (0, 65504], got {clip}; the default is 10.")
+    nearest = float(np.float16(clip))
+    if nearest != clip:
+        raise ConfigError(f"clip {clip} is not exact in float16; the nearest that is: {nearest}.")
+
+
+def _check_numbers(mode: str, numbers: dict[str, float]) -> None:
+    """Refuse an annulus without pixels and a softening that is not positive."""
+    if mode == "mad_annulus":
+        inner, outer = numbers["inner_px"], numbers["outer_px"]
+        if annulus_indices(STAMP_SIZE, inner, outer).size < 2:
+            raise ConfigError(
+                f"no annulus of a stamp of {STAMP_SIZE} pixels lies between inner_px {inner} and "
+                f"outer_px {outer}; the defaults are 20 and 32."
+            )
+    if mode == "asinh_survey":
+        for name, value in numbers.items():
+            if not 1e-30 < value < 1e30:
+                raise ConfigError(f"{name} must be positive nanomaggies, got {value}.")
+
+
+def radius_px(size: int = STAMP_SIZE) -> NDArray[np.float64]:
+    """Distance of every pixel from the centre of a stamp, in pixels; shape (size, size).
+
+    The centre of an even side is the corner of four pixels, so flips and quarter turns map the
+    stamp on itself.
+    """
+    offset = np.arange(size) - (size - 1) / 2
+    return np.hypot(offset[:, None], offset[None, :])
+
+
+def annulus_indices(size: int, inner: float, outer: float) -> NDArray[np.int64]:
+    """Flat indices of the pixels of a square stamp between two radii, both included; ascending."""
+    radius = radius_px(size)
+    return np.flatnonzero((radius >= inner) & (radius <= outer))
+
+
+def measured_pixels(spec: NormalizationSpec, size: int = STAMP_SIZE) -> NDArray[np.int64] | None:
+    """Flat indices of the pixels of a band whose statistics the mode takes; None for all."""
+    if spec.mode != "mad_annulus":
+        return None
+    return annulus_indices(size, spec.parameters["inner_px"], spec.parameters["outer_px"])
+
+
+def band_statistics(flux: Floats, spec: NormalizationSpec) -> tuple[Floats, Floats]:
+    """Median and ``1.4826 MAD`` of every band, over the pixels that the mode looks at.
+
+    Parameters
+    ----------
+    flux : ndarray of float32, shape (n, 3, 64, 64)
+        Nanomaggies, finite.
+    spec : NormalizationSpec
+
+    Returns
+    -------
+    median, scale : ndarray of float32, shape (n, 3)
+    """
+    values = flux.reshape(*flux.shape[:2], -1)
+    where = measured_pixels(spec, flux.shape[-1])
+    if where is not None:
+        values = values[..., where]
+    median = np.median(values, axis=-1).astype(np.float32)
+    mad = np.median(np.abs(values - median[..., None]), axis=-1).astype(np.float32)
+    return median, MAD_TO_SIGMA * mad
+
+
+def normalize(
+    flux: Floats, spec: NormalizationSpec, median: ArrayLike, scale: ArrayLike
+) -> NDArray[np.float16]:
+    """Flux to stored pixels, by given statistics.
+
+    Parameters
+    ----------
+    flux : ndarray of float32, shape (..., 3, H, W)
+        Nanomaggies.
+    spec : NormalizationSpec
+    median, scale : array_like, shape (..., 3)
+        As from `band_statistics`; not used by ``asinh_survey``.
+
+    Returns
+    -------
+    ndarray of float16, shape (..., 3, H, W)
+
+    Raises
+    ------
+    ConfigError
+        If this version does not know the mode.
+    """
+    transform, clip = _transform(spec), np.float32(spec.clip)
+    values = (flux - _of_band(median)) / _of_band(scale) if transform.by_stamp else flux
+    return np.clip(transform.forward(values, spec), -clip, clip).astype(np.float16)
+
+
+def denormalize(
+    stored: NDArray[np.floating], spec: NormalizationSpec, median: ArrayLike, scale: ArrayLike
+) -> Floats:
+    """Stored pixels back to flux; what was clipped stays clipped.
+
+    Parameters
+    ----------
+    stored : ndarray, shape (..., 3, H, W)
+    spec : NormalizationSpec
+        The manifest's.
+    median, scale : array_like, shape (..., 3)
+        The sidecar's ``median_*`` and ``scale_*``, nanomaggies; not used by ``asinh_survey``.
+
+    Returns
+    -------
+    ndarray of float32, shape (..., 3, H, W)
+        Nanomaggies per pixel.
+
+    Raises
+    ------
+    ConfigError
+        If this version does not know the mode.
+    """
+    transform = _transform(spec)
+    values = transform.back(np.asarray(stored, np.float32), spec)
+    return values * _of_band(scale) + _of_band(median) if transform.by_stamp else values
+
+
+def add_flux(
+    stored: NDArray[np.float16],
+    added: Floats,
+    spec: NormalizationSpec,
+    median: Floats,
+    scale: Floats,
+) -> tuple[NDArray[np.float16], Floats, Floats]:
+    """Stamps as they were stored had flux been added before they were normalised.
+
+    The statistics that conversion measured move by what the added flux changes. They are not
+    measured anew: stored pixels are rounded and clipped, and so would the statistics be.
+
+    Parameters
+    ----------
+    stored : ndarray of float16, shape (n, 3, H, W)
+    added : ndarray of float32, same shape
+        Nanomaggies per pixel. All zeros give `stored` again, bit for bit.
+    spec : NormalizationSpec
+    median, scale : ndarray of float32, shape (n, 3)
+        The sidecar's ``median_*`` and ``scale_*``.
+
+    Returns
+    -------
+    stored, median, scale : ndarray
+        As those given.
+    """
+    before = denormalize(stored, spec, median, scale)
+    after = before + added
+    if _transform(spec).by_stamp:
+        old_median, old_scale = band_statistics(before, spec)
+        new_median, new_scale = band_statistics(after, spec)
+        median = median + (new_median - old_median)
+        scale = scale * np.divide(
+            new_scale, old_scale, out=np.ones_like(new_scale), where=old_scale > 0
+        )
+    return normalize(after, spec, median, scale), median, scale
+
+
+def _of_band(values: ArrayLike) -> Floats:
+    """One number for each pixel of a band."""
+    return np.asarray(values, np.float32)[..., None, None]
+
+
+def _transform(spec: NormalizationSpec) -> _Transform:
+    if spec.mode not in _TRANSFORMS:
+        raise ConfigError(
+            f"normalisation {spec.mode!r} is unknown to this version, which can neither repeat nor "
+            f"undo it; it knows {', '.join(MODES)}. Upgrade lensprep."
+        )
+    return _TRANSFORMS[spec.mode]
