@@ -51,9 +51,10 @@ from lensprep.store import (
 from lensprep.tables.reader import Uri, local_table
 from lensprep.tables.writer import check_table, table_writer
 from lenstrain.data.cache.folder import CacheOptions
-from lenstrain.networks.ensemble import Ensemble, load_finder
+from lenstrain.networks.ensemble import Ensemble
 from lenstrain.scoring.ledger import LEDGER, opening, openings, read_ledger, record_opening, run_of
 from lenstrain.scoring.origins import DatasetOrigin, FeedOrigin, Origin, Part
+from lenstrain.training.checkpoint import load_finder
 from lenstrain.training.distributed import Context, process_group
 from lenstrain.training.transfer import send, widen
 from lenstrain.training.validate import full_float32

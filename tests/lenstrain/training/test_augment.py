@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lenstrain.training.augment import D4_ORDER, augment, draw, transform
+from lenstrain.networks.d4 import D4_ORDER, transform
+from lenstrain.training.augment import augment, draw
 
 
 def numbered(batch, size=6, channels=2):
