@@ -2,6 +2,7 @@
 
     names = position_columns(table, "lenses.csv", ScoresError)         headings, or one clear error
     ra, dec = read_positions(table, "lenses.csv", ScoresError, names)  degrees on the sky
+    row, arcsec = nearest_on_sky(ra, dec, other_ra, other_dec)         which is nearest, how far
 
 A heading is known without its unit (``RA [deg]``, ``DEC(deg)``, ``RA_deg``) and equinox
 (``RAJ2000``, ``_DE.icrs``, ``ALPHA_J2000``): the names of lenscat, VizieR, HSC, DES and Gaia.
@@ -184,6 +185,36 @@ def read_positions(
 def on_sky(ra: Floats, dec: Floats) -> NDArray[np.bool_]:
     """Which positions in degrees lie on the sky; NaN does not."""
     return np.asarray((ra >= -180) & (ra <= 360) & (np.abs(dec) <= 90))
+
+
+def nearest_on_sky(
+    ra: Floats, dec: Floats, other_ra: Floats, other_dec: Floats
+) -> tuple[NDArray[np.int64], Floats]:
+    """The nearest of other positions to each position, and how far it lies.
+
+    Parameters
+    ----------
+    ra, dec : ndarray, shape (n,)
+        Degrees.
+    other_ra, other_dec : ndarray, shape (m,)
+        Degrees; at least one.
+
+    Returns
+    -------
+    index : ndarray of int, shape (n,)
+        Among the others.
+    separation : ndarray, shape (n,)
+        Arcsec, on the sphere.
+    """
+    from astropy import units
+    from astropy.coordinates import SkyCoord
+
+    here, there = (
+        SkyCoord(places[0] * units.deg, places[1] * units.deg)
+        for places in ((ra, dec), (other_ra, other_dec))
+    )
+    index, separation, _ = here.match_to_catalog_sky(there)
+    return np.asarray(index), np.asarray(separation.arcsec)
 
 
 def _degrees(

@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
-import astropy.units as u
 import numpy as np
 import pyarrow as pa
-from astropy.coordinates import SkyCoord
 from numpy.typing import NDArray
 
 from lensprep.dataset import BANDS
 from lensprep.errors import DatasetError
-from lensprep.tables.positions import read_positions
+from lensprep.tables.positions import nearest_on_sky, read_positions
 from lenstrain.audit.columns import FORBIDDEN, REQUIRED
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
@@ -191,8 +189,7 @@ def _separations(positions: Mapping[str, Sky], limit: float) -> tuple[dict[str, 
     nearest: dict[str, float] = {}
     close = 0
     for first, second in combinations([name for name, sky in positions.items() if len(sky)], 2):
-        a, b = (SkyCoord(positions[name] * u.deg) for name in (first, second))
-        distance = a.match_to_catalog_sky(b)[1].arcsec
+        distance = nearest_on_sky(*positions[first].T, *positions[second].T)[1]
         nearest[f"{first}-{second}"] = float(distance.min())
         close += int(np.count_nonzero(distance < limit))
     return nearest, close

@@ -210,8 +210,8 @@ def evaluate(
     Example:
       lenstrain evaluate test.parquet --calibrate-on val.parquet --out report
     """
+    from lensprep.tables.catalog import LENSCAT
     from lenstrain.cli.progress import share_progress
-    from lenstrain.evaluation.catalog import LENSCAT
     from lenstrain.evaluation.options import EvaluationOptions
     from lenstrain.pages.evaluate import evaluate as run_evaluation
 

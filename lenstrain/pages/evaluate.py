@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from lensprep import __version__
 from lensprep.errors import ProjectError
 from lensprep.store import check_folder, join_uri, written_folder
+from lensprep.tables.catalog import read_catalog
 from lensprep.tables.reader import Uri
-from lenstrain.evaluation.catalog import measure_catalog, read_catalog
+from lenstrain.evaluation.catalog import measure_catalog
 from lenstrain.evaluation.compare import compare
 from lenstrain.evaluation.examples import (
     Gallery,

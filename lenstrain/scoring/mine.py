@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lensprep.configfile import typed
-from lensprep.errors import ConfigError, ProjectError, ScoresError
-from lensprep.tables.positions import read_positions
-from lensprep.tables.reader import Uri, check_ids, read_table, require_columns, to_floats
+from lensprep.errors import ScoresError
+from lensprep.tables.catalog import read_catalog
+from lensprep.tables.positions import nearest_on_sky, read_positions
+from lensprep.tables.reader import Uri, to_floats
 from lensprep.tables.writer import check_table, table_writer
-
-if TYPE_CHECKING:
-    from lenstrain.scoring.table import ScoresAre
+from lenstrain.scoring.table import LOGIT, ScoresAre, check_keys, read_rows
 
 UNKNOWN_BIN = -1
 """Bin of the rows without a PSF FWHM."""
@@ -206,9 +204,6 @@ def _read_one(
     *,
     if_there: bool,
 ) -> tuple[pa.Table, dict[str, Any]]:
-    # Its module needs SciPy, which a loader that reads weights does not.
-    from lenstrain.scoring.table import LOGIT, check_keys, read_rows
-
     every = ("key", "label", LOGIT, "psfsize_r", *needed)
     found, logit, _ = read_rows(path, every, columns, scores_are, if_there=if_there)
     check_keys(found.table["key"], path)
@@ -245,31 +240,13 @@ def near_lenses(
     near = np.zeros(controls.num_rows, bool)
     if catalog is None:
         return near
-    from lenstrain.evaluation.catalog import read_catalog
-
     lenses = read_catalog(catalog, columns)
     ra, dec = read_positions(controls, str(source), ScoresError, unknown=True)
     placed = np.flatnonzero(~np.isnan(ra))
     if placed.size:
-        near[placed] = _within(ra[placed], dec[placed], lenses.ra, lenses.dec, radius_arcsec)
+        arcsec = nearest_on_sky(ra[placed], dec[placed], lenses.ra, lenses.dec)[1]
+        near[placed] = arcsec <= radius_arcsec
     return near
-
-
-def _within(
-    ra: NDArray[np.float64],
-    dec: NDArray[np.float64],
-    lens_ra: NDArray[np.float64],
-    lens_dec: NDArray[np.float64],
-    radius_arcsec: float,
-) -> NDArray[np.bool_]:
-    """Whether the lens nearest to each position lies within the radius."""
-    from astropy import units
-    from astropy.coordinates import SkyCoord
-
-    sky = SkyCoord(ra * units.deg, dec * units.deg)
-    lenses = SkyCoord(lens_ra * units.deg, lens_dec * units.deg)
-    separation = sky.match_to_catalog_sky(lenses)[1]
-    return np.asarray(separation.arcsec <= radius_arcsec)
 
 
 def psf_bins(
@@ -347,50 +324,3 @@ def _notes(catalog: Uri | None, splits: list[str]) -> list[str]:
             "it with `lenstrain infer --split train`."
         )
     return notes
-
-
-def read_weights(path: Uri, keys: pa.ChunkedArray | pa.Array) -> NDArray[np.float64]:
-    """Weights of a split's rows from a table of keys and weights; a row not in it weighs 1.
-
-    Parameters
-    ----------
-    path : str or path
-        Parquet, CSV or FITS with columns key and weight, such as `mine` writes.
-    keys : pyarrow array of string, shape (rows,)
-        Keys of the split in its order.
-
-    Returns
-    -------
-    ndarray of float64, shape (rows,)
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be used: a key twice, a weight below 0 or not finite, or a key that the
-        split does not have.
-    """
-    where = f"data.sample_weights = {str(path)!r}"
-    try:
-        file = read_table(path, ("key", "weight"), ("key",))
-        require_columns(file, ("key", "weight"), path, "")
-        check_ids(file.table["key"], "key", path)
-        values = to_floats(file.table["weight"], "weight", path)
-    except ProjectError as error:
-        raise ConfigError(
-            f"{where}: {error} A table with columns key and weight is needed; `lenstrain mine` "
-            "writes one."
-        ) from error
-    listed = file.table["key"].cast(pa.string()).combine_chunks()
-    if not np.isfinite(values).all() or (values < 0).any():
-        raise ConfigError(f"{where}: a weight is negative or not finite.")
-    if pc.count_distinct(listed).as_py() != len(listed):
-        raise ConfigError(f"{where}: a key comes more than once.")
-    place = pc.index_in(keys, value_set=listed)
-    found = int(pc.count(place).as_py())
-    if found < len(listed):
-        raise ConfigError(
-            f"{where}: {len(listed) - found:,} of its {len(listed):,} keys are not in the training "
-            "split. Mine scores of `lenstrain infer --split train` on this dataset."
-        )
-    place = np.asarray(place.fill_null(len(listed)).to_numpy())
-    return np.append(values, 1.0)[place]

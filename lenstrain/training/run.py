@@ -18,8 +18,8 @@ from lensprep.errors import BudgetError, ConfigError, DatasetError, StorageError
 from lenstrain.config import Config, DataConfig
 from lenstrain.data import StampLoader
 from lenstrain.data.cache.folder import CacheOptions
+from lenstrain.data.weights import read_weights
 from lenstrain.networks.finder import build_model, count_parameters
-from lenstrain.scoring.mine import read_weights
 from lenstrain.training.distributed import Context, launch_id
 from lenstrain.training.runlog import INTERRUPTED, NONFINITE, RunLog, write_setup
 from lenstrain.training.schedule import plan_schedule

@@ -23,10 +23,10 @@ from lensprep.store import open_store, read_file, send_file
 from lensprep.tables.reader import read_table
 from lensprep.terminal import LocalPath, Location
 from lenstrain.config import Config
+from lenstrain.data.weights import read_weights
 from lenstrain.networks.finder import build_model
 from lenstrain.scoring import origins
 from lenstrain.scoring.infer import infer
-from lenstrain.scoring.mine import read_weights
 from lenstrain.scoring.table import read_scores
 from lenstrain.training.checkpoint import save_checkpoint
 from tests.checkpoints import blank_content

@@ -6,7 +6,13 @@ import pytest
 from astropy.coordinates import SkyCoord
 
 from lensprep.errors import ScoresError
-from lensprep.tables.positions import UNIT, on_sky, position_columns, read_positions
+from lensprep.tables.positions import (
+    UNIT,
+    nearest_on_sky,
+    on_sky,
+    position_columns,
+    read_positions,
+)
 
 HEADINGS = [
     ("RA", "DEC"),
@@ -206,3 +212,10 @@ def test_right_ascension_west_of_zero_is_the_same_place():
     rows = pa.table({"ra": [-10.0, 360.0, -180.0, 12.3], "dec": [0.0, 90.0, -90.0, 0.0]})
     assert read_positions(rows, "s", ScoresError)[0].tolist() == [350.0, 0.0, 180.0, 12.3]
     assert on_sky(*(rows[name].to_numpy() for name in ("ra", "dec"))).all()
+
+
+def test_the_nearest_position_is_found_across_the_zero_of_ra_and_at_the_pole():
+    places = np.array([0.0, 10.0, 120.0]), np.array([0.0, 89.9999, -5.0])
+    row, arcsec = nearest_on_sky(np.array([359.9999, 190.0]), np.array([0.0, 89.9999]), *places)
+    assert row.tolist() == [0, 1]
+    assert arcsec == pytest.approx([0.36, 0.72], rel=1e-6)
