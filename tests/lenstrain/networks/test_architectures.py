@@ -10,13 +10,13 @@ import lensprep
 import lenstrain
 from tests.datasets import tiny_dataset
 
-TINY = '''
+TINY = """
 from torch import nn
 
 
 def build(config):
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 4
-'''
+"""
 
 
 def test_a_network_of_another_file_trains_an_epoch_by_its_name(tmp_path):
