@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lenstrain.config import DataConfig
 from lenstrain.networks.d4 import transform
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
@@ -47,21 +48,26 @@ def draw(
 def augment(
     x_BCHW: Tensor,
     index_B: Tensor,
+    config: DataConfig,
     *,
     seed: int,
     epoch: int,
-    d4: bool = True,
-    shift_px: int = 0,
     window: int | None = None,
 ) -> Tensor:
-    """Draw and transform in one call: uniform over D4 if `d4`, over shifts if `shift_px` is not 0.
+    """Draw and do what is configured; other parameters are those of `draw` and `transform`.
 
-    Parameters are those of `draw` and `transform`.
+    Parameters
+    ----------
+    config : DataConfig
+        ``d4`` turns and flips, uniformly over D4; a ``shift_px`` above 0 shifts. Without either
+        the stamps stay whole and as they are.
     """
-    element_B, dy_B, dx_B = draw(index_B, seed, epoch, shift_px)
-    if not d4:
+    if not (config.d4 or config.shift_px):
+        return x_BCHW
+    element_B, dy_B, dx_B = draw(index_B, seed, epoch, config.shift_px)
+    if not config.d4:
         element_B = torch.zeros_like(element_B)
-    if shift_px == 0:
+    if config.shift_px == 0:
         return transform(x_BCHW, element_B, window=window)
     return transform(x_BCHW, element_B, dy_B, dx_B, window=window)
 
