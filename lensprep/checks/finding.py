@@ -77,6 +77,11 @@ def in_several(groups: Iterable[ArrayLike]) -> NDArray[Any]:
     return distinct[counts > 1]
 
 
+def positions_in_both(one: NDArray[np.float64], other: NDArray[np.float64]) -> int:
+    """How many of some distinct positions, shape (n, 2), are among others to the last bit."""
+    return len(one) + len(other) - len(np.unique(np.concatenate([one, other]), axis=0))
+
+
 def separations(
     positions: Mapping[str, NDArray[np.float64]], limit: float
 ) -> tuple[dict[str, float], int]:

@@ -14,6 +14,7 @@ from lensprep.checks.finding import (
     farthest_share,
     in_several,
     listing,
+    positions_in_both,
     separations,
 )
 from lensprep.checks.tally import Circumstances, Finder, Tally
@@ -184,8 +185,7 @@ def _duplicate_images(tally: Tally, about: Circumstances) -> Finding:
 def _hosts(tally: Tally, about: Circumstances) -> Finding:
     by_class = {label: _positions(tally, label=label) for label in ("0", "1")}
     unique = {label: len(sky) for label, sky in by_class.items()}
-    stacked = np.concatenate(list(by_class.values()))
-    both = sum(unique.values()) - len(np.unique(stacked, axis=0)) if len(stacked) else 0
+    both = positions_in_both(*by_class.values())
     rows = both_classes(tally.classes())
     per = {label: rows[label] / n for label, n in unique.items() if n}
     return Finding(

@@ -9,7 +9,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lensprep.checks.finding import farthest_share, in_several, leaking, separations
+from lensprep.checks.finding import (
+    farthest_share,
+    in_several,
+    leaking,
+    positions_in_both,
+    separations,
+)
 from lensprep.dataset import BANDS
 from lensprep.dataset.where import compile_where
 from lensprep.errors import DatasetError
@@ -248,8 +254,8 @@ def check_pairing(evidence: Evidence, config: AuditConfig) -> Outcome:
     for split in evidence.splits:
         sky, known, table = _sky(evidence, split, "label")
         label = table["label"].to_numpy()
-        one, zero = ({*map(tuple, sky[known & (label == k)].tolist())} for k in (1, 0))
-        both, lenses = both + len(one & zero), lenses + len(one)
+        one, zero = (np.unique(sky[known & (label == k)], axis=0) for k in (1, 0))
+        both, lenses = both + positions_in_both(one, zero), lenses + len(one)
     share = both / lenses if lenses else 0.0
     text = f"{both:,} of {lenses:,} lens galaxies ({share:.1%}) are non-lenses too"
     mode = config.data.pairing

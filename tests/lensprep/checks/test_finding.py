@@ -13,6 +13,7 @@ from lensprep.checks.finding import (
     in_several,
     leaking,
     mid_rank_auroc,
+    positions_in_both,
     separations,
 )
 
@@ -38,6 +39,11 @@ def test_a_finding_is_written_with_the_keys_of_its_command():
 )
 def test_values_of_several_groups_are_found_once_each(groups, shared):
     assert in_several(groups).tolist() == shared
+
+
+@pytest.mark.parametrize(("one", "both"), [([[1, 2], [3, 4]], 1), ([[2, 1]], 0), ([], 0)])
+def test_positions_of_both_classes_are_counted(one, both):
+    assert positions_in_both(np.reshape(one, (-1, 2)), np.array([[1.0, 2.0], [5.0, 6.0]])) == both
 
 
 def test_splits_are_compared_each_with_each_and_empty_ones_with_none():
