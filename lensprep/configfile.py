@@ -18,6 +18,7 @@ from os import PathLike
 from typing import Any, TypeVar
 
 import numpy as np
+import tomli_w
 
 from lensprep.errors import ConfigError, NotFoundError, StorageError
 from lensprep.store import is_remote, local_path, read_file
@@ -105,7 +106,7 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 def to_toml(config: Any) -> str:
     """A configuration as TOML that `load_config` reads back to an equal one."""
-    return _toml_table(to_mapping(config), "")
+    return tomli_w.dumps(to_mapping(config))
 
 
 _KINDS: Mapping[str, frozenset[str]] = {
@@ -258,27 +259,3 @@ def _tuple(hints: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
         raise ConfigError(f"{key} must have {len(hints)} values, got {len(value)}.")
     pairs = enumerate(zip(hints, value, strict=True))
     return tuple(converted(hint, item, f"{key}[{i}]") for i, (hint, item) in pairs)
-
-
-def _toml_table(mapping: Mapping[str, Any], name: str) -> str:
-    values = {key: value for key, value in mapping.items() if not isinstance(value, Mapping)}
-    lines = [f"{key} = {_toml_value(value)}" for key, value in values.items()]
-    text = "\n".join(lines) + "\n" if lines else ""
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            full = f"{name}.{key}" if name else key
-            text += f"\n[{full}]\n{_toml_table(value, full)}"
-    return text.lstrip("\n") if not name else text
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    raise TypeError(f"no TOML for {type(value).__name__}")

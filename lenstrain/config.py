@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import pkgutil
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
 
 from lensprep.configfile import typed
 from lensprep.dataset import STAMP_SIZE
 
-Arch = Literal["resnet18", "resnet34", "convnext_tiny", "efficientnet_b0", "resnet_small"]
+_ARCHITECTURES = Path(__file__).parent / "networks" / "architectures"
+ARCHITECTURES: Final = tuple(file.name for file in pkgutil.iter_modules([str(_ARCHITECTURES)]))
+"""Names of the networks: those of the files in their folder, which need torch and are not read."""
+if TYPE_CHECKING:
+    Arch = str
+else:
+    Arch = Literal[ARCHITECTURES]
 
 
 @typed

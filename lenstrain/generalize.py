@@ -12,6 +12,7 @@ would choose by lenses of the kind that was left out.
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lensprep.configfile import to_toml
+from lensprep.configfile import to_mapping, to_toml
 from lensprep.dataset import Dataset
 from lensprep.dataset.strictjson import plain
 from lensprep.dataset.where import compile_where
@@ -260,8 +261,9 @@ def _scores(data: Dataset, config: Config, folder: str, split: str) -> Scores:
     from lenstrain.training.train import train
 
     path, run = join_uri(folder, f"{split}.parquet"), join_uri(folder, "run")
-    store, stated, text = open_store(folder), "config.toml", to_toml(config).encode()
-    if exists(path) and store.has(stated) and store.read(stated) == text:
+    store, stated = open_store(folder), "config.toml"
+    made_by = tomllib.loads(store.read(stated).decode()) if store.has(stated) else None
+    if exists(path) and made_by == to_mapping(config):
         scores = read_scores(path)
         if scores.metadata.get("dataset_id") == data.dataset_id:
             return scores
@@ -277,7 +279,7 @@ def _scores(data: Dataset, config: Config, folder: str, split: str) -> Scores:
         batch_size=config.eval.batch_size,
         device=config.train.device,
     )
-    store.write(stated, text)
+    store.write(stated, to_toml(config).encode())
     return read_scores(path)
 
 

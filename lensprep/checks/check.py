@@ -27,8 +27,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lensprep.checks import Circumstances, Finding, Tally, all_findings
-from lensprep.checks.tally import tally_rows
+from lensprep.checks import leaks, rows, splits
+from lensprep.checks.finding import Finding
+from lensprep.checks.tally import Circumstances, Tally, tally_rows
 from lensprep.decode.prepare import REJECT_SCHEMA
 from lensprep.decode.rowgroup import left_out_rows
 from lensprep.engine import default_workers, run_tasks
@@ -39,6 +40,9 @@ from lensprep.source.survey import STAMP_COLUMN
 from lensprep.source.tree import LEAVE_OUT, Source
 from lensprep.store import S3Options, uri_suffix, written_file
 from lensprep.tables.csvtext import guard_table
+
+FINDERS: Final = (*rows.FINDERS, *splits.FINDERS, *leaks.FINDERS)
+"""In the order in which a person reads what they find."""
 
 Verdict = Literal["ok", "warnings", "failed"]
 
@@ -155,14 +159,14 @@ def check(
     ]
     tally, done = Tally(), 0
     with _rejects_table(rejects, options) as write:
-        for part, rows, left_out in run_tasks(_tally_file, tasks, workers=workers):
+        for part, counted, left_out in run_tasks(_tally_file, tasks, workers=workers):
             tally.merge(part)
             if left_out is not None:
                 write(left_out)
-            done += rows
+            done += counted
             if progress is not None:
                 progress(done, source.rows)
-    findings = all_findings(tally, _circumstances(source, pixels, declared_fractions))
+    about = _circumstances(source, pixels, declared_fractions)
     return CheckReport(
         source=source.uri,
         digest=source.digest(),
@@ -172,7 +176,7 @@ def check(
         bytes=source.bytes,
         pixels=pixels,
         splits=_split_counts(tally),
-        findings=findings,
+        findings=tuple(find(tally, about) for find in FINDERS),
     )
 
 

@@ -1,16 +1,23 @@
-"""One finding of `lensprep check`, and what is known of a source beside its rows."""
+"""One finding of `lensprep check` or `lenstrain audit`, and the arithmetic both share (pure)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Final, Literal
 
-import pyarrow as pa
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from lensprep.checks.tally import Tally
+from lensprep.source.survey import LEAKING_COLUMNS
+from lensprep.tables.positions import nearest_on_sky
 
 Severity = Literal["blocker", "warn", "info"]
+
+MAX_CATEGORIES: Final = 50
+"""Text with more distinct values is a name, not a property that could tell the label."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +25,8 @@ class Finding:
     """One thing that was looked at."""
 
     item: str
+    group: str | None = None
+    """Of an audit: data, loader, run, scores or science."""
     severity: Severity
     """How much it weighs if it is not passed."""
     passed: bool | None
@@ -25,35 +34,12 @@ class Finding:
     measured: Any
     threshold: Any
     detail: str
-    """One or two sentences for people: what it means, and what to do."""
+    """For people: what it means, and what to do; or why it was not run."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Circumstances:
-    """What is known of a source beside its rows."""
-
-    schema: pa.Schema
-    row_groups: int
-    file_columns: tuple[int, int]
-    """Fewest and most columns of a file."""
-    bad_files: tuple[str, ...] = ()
-    """Files without a readable footer."""
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    """Extra columns without a type that holds what all files have, each with what was found."""
-    unfinished: str | None = None
-    """What a job has left that did not finish."""
-    is_marked: bool = False
-    """Whether there is the ``_SUCCESS`` of a job that did."""
-    pixels: bool = False
-    declared: Mapping[str, float] | None = None
-    """Split fractions that the user believes in."""
-
-
-Finder = Callable[[Tally, Circumstances], Finding]
+        """Plain types, for JSON; without the group if there is none."""
+        found = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value for name, value in found.items() if name != "group" or value}
 
 
 def listing(names: Sequence[Any], most: int = 5) -> str:
@@ -70,3 +56,76 @@ def counted(counts: Mapping[str, int]) -> list[str]:
 def both_classes(classes: Mapping[str, int]) -> dict[str, int]:
     """Rows of the two classes, without those whose label is unknown."""
     return {label: classes.get(label, 0) for label in ("0", "1")}
+
+
+def leaking(columns: Iterable[str]) -> list[str]:
+    """Those of some columns that tell the label, by value or by being null."""
+    return [name for name in columns if name in LEAKING_COLUMNS]
+
+
+def farthest_share(shares: Mapping[str, float], declared: Mapping[str, float]) -> float:
+    """Largest difference of a split's share of the rows from the declared one."""
+    return max(abs(shares.get(name, 0.0) - share) for name, share in declared.items())
+
+
+def in_several(groups: Iterable[ArrayLike]) -> NDArray[Any]:
+    """Values that are in more than one of some groups, sorted."""
+    values = [np.unique(np.asarray(group)) for group in groups]
+    if not values:
+        return np.empty(0)
+    distinct, counts = np.unique(np.concatenate(values), return_counts=True)
+    return distinct[counts > 1]
+
+
+def positions_in_both(one: NDArray[np.float64], other: NDArray[np.float64]) -> int:
+    """How many of some distinct positions, shape (n, 2), are among others to the last bit."""
+    return len(one) + len(other) - len(np.unique(np.concatenate([one, other]), axis=0))
+
+
+def separations(
+    positions: Mapping[str, NDArray[np.float64]], limit: float
+) -> tuple[dict[str, float], int]:
+    """Nearest positions of each two splits, and how many lie too close.
+
+    Parameters
+    ----------
+    positions : mapping of str to ndarray, shape (n, 2)
+        Distinct right ascensions and declinations of each split, degrees. A split without any is
+        compared with none.
+    limit : float
+        Arcsec.
+
+    Returns
+    -------
+    nearest : dict of str to float
+        By ``first-second``, arcsec.
+    close : int
+        Positions, of the split of each pair that has fewer, nearer than `limit` to one of the
+        other.
+    """
+    nearest: dict[str, float] = {}
+    close = 0
+    for pair in combinations([name for name, sky in positions.items() if len(sky)], 2):
+        few, many = sorted((positions[name] for name in pair), key=len)
+        distance = nearest_on_sky(*few.T, *many.T)[1]
+        nearest["-".join(pair)] = float(distance.min())
+        close += int(np.count_nonzero(distance < limit))
+    return nearest, close
+
+
+def auroc_error(lenses: int, others: int) -> float:
+    """Standard error of the AUROC of scores that know nothing of the labels (Mann & Whitney)."""
+    if not lenses or not others:
+        return math.inf
+    return math.sqrt((lenses + others + 1) / (12 * lenses * others))
+
+
+def mid_rank_auroc(score: NDArray[Any], is_lens: NDArray[np.bool_]) -> float:
+    """AUROC from mid-ranks, which count ties half; 0.5 if there is one class only."""
+    from scipy.stats import rankdata
+
+    lenses, others = int(is_lens.sum()), int((~is_lens).sum())
+    if not lenses or not others:
+        return 0.5
+    ranks = rankdata(score)[is_lens].sum()
+    return float((ranks - lenses * (lenses + 1) / 2) / (lenses * others))

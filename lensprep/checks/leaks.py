@@ -7,22 +7,27 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
-from lensprep.checks.finding import Circumstances, Finder, Finding, both_classes, listing
-from lensprep.checks.tally import Tally, sampled_columns
-from lensprep.source.survey import LEAKING_COLUMNS
+from lensprep.checks.finding import (
+    MAX_CATEGORIES,
+    Finding,
+    auroc_error,
+    both_classes,
+    leaking,
+    listing,
+    mid_rank_auroc,
+)
+from lensprep.checks.tally import Circumstances, Finder, Tally, sampled_columns
 
 AUROC_MARGIN: Final = 0.1
 NULL_MARGIN: Final = 0.01
 SIGNIFICANCE: Final = 4.0
 """A column tells the label if its AUROC is farther than the margin from 0.5, or its share of nulls
 differs by more than the margin, each by so many standard errors."""
-MAX_CATEGORIES: Final = 50
 
 
 def _leaking_columns(tally: Tally, about: Circumstances) -> Finding:
-    present = [name for name in LEAKING_COLUMNS if name in about.schema.names]
+    present = leaking(about.schema.names)
     return Finding(
         item="leaking_columns",
         severity="info",
@@ -64,7 +69,8 @@ def _telling_values(sample: pa.Table, schema: pa.Schema) -> dict[str, str]:
         if score is None:
             continue
         known = np.isfinite(score)
-        area, error = _auroc(score[known], label[known])
+        area = mid_rank_auroc(score[known], label[known])
+        error = auroc_error(int(label[known].sum()), int((~label[known]).sum()))
         if abs(area - 0.5) - SIGNIFICANCE * error > AUROC_MARGIN:
             told[name] = f"AUROC {area:.3f}"
     return told
@@ -80,16 +86,6 @@ def _scores(column: pa.ChunkedArray, label: NDArray[np.bool_]) -> NDArray[np.flo
     codes = encoded.indices.to_numpy(zero_copy_only=False)
     share = np.bincount(codes, label) / np.maximum(1, np.bincount(codes))
     return share[codes]
-
-
-def _auroc(score: NDArray[np.float64], label: NDArray[np.bool_]) -> tuple[float, float]:
-    """AUROC with ties counted half, and its standard error under no association."""
-    lenses, others = int(label.sum()), int((~label).sum())
-    if not lenses or not others:
-        return 0.5, np.inf
-    ranks = rankdata(score)[label].sum()
-    area = (ranks - lenses * (lenses + 1) / 2) / (lenses * others)
-    return float(area), float(np.sqrt((lenses + others + 1) / (12 * lenses * others)))
 
 
 def _telling_nulls(tally: Tally, schema: pa.Schema) -> dict[str, str]:

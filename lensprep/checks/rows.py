@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from lensprep.checks.finding import Circumstances, Finder, Finding, both_classes, counted, listing
-from lensprep.checks.tally import BAD_PIXEL_LIMIT, RESOLVED_RATIO, Tally
+from lensprep.checks.finding import Finding, both_classes, counted, listing
+from lensprep.checks.tally import BAD_PIXEL_LIMIT, RESOLVED_RATIO, Circumstances, Finder, Tally
 from lensprep.source.listing import UNFINISHED
 from lensprep.source.survey import COLUMN_BY_NAME, COLUMNS
 

@@ -7,10 +7,17 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
-from lensprep.checks.finding import Circumstances, Finder, Finding, both_classes, listing
-from lensprep.checks.tally import Tally
+from lensprep.checks.finding import (
+    Finding,
+    both_classes,
+    farthest_share,
+    in_several,
+    listing,
+    positions_in_both,
+    separations,
+)
+from lensprep.checks.tally import Circumstances, Finder, Tally
 from lensprep.dataset.layout import PIXEL_SCALE_ARCSEC, STAMP_SIZE
 
 MIN_SEPARATION_ARCSEC: Final = STAMP_SIZE * PIXEL_SCALE_ARCSEC * 2**0.5
@@ -69,8 +76,7 @@ def _split_fractions(tally: Tally, about: Circumstances) -> Finding:
     text = ", ".join(f"{split} {share:.1%}" for split, share in fractions.items())
     threshold: Any
     if about.declared is not None:
-        names = {*fractions, *about.declared}
-        off = max(abs(fractions.get(n, 0.0) - about.declared.get(n, 0.0)) for n in names)
+        off = farthest_share(fractions, dict.fromkeys(fractions, 0.0) | dict(about.declared))
         passed, threshold = off <= FRACTION_TOLERANCE, dict(about.declared)
         hint = f"Farthest from what was declared: {100 * off:.1f} points."
     else:
@@ -113,14 +119,7 @@ def _bricks_disjoint(tally: Tally, about: Circumstances) -> Finding:
 
 def _sky_separation(tally: Tally, about: Circumstances) -> Finding:
     positions = {split: _positions(tally, split=split) for split in tally.splits()}
-    nearest: dict[str, Any] = {}
-    close = 0
-    names = [split for split, sky in positions.items() if len(sky)]
-    for number, first in enumerate(names):
-        for second in names[number + 1 :]:
-            separation = _nearest_arcsec(positions[first], positions[second])
-            nearest[f"{first}-{second}"] = float(separation.min())
-            close += int(np.count_nonzero(separation < MIN_SEPARATION_ARCSEC))
+    nearest, close = separations(positions, MIN_SEPARATION_ARCSEC)
     return Finding(
         item="sky_separation",
         severity="blocker",
@@ -137,9 +136,8 @@ def _sky_separation(tally: Tally, about: Circumstances) -> Finding:
 def _task_ids(tally: Tally, about: Circumstances) -> Finding:
     groups = {split: np.concatenate(parts) for split, parts in tally.task_ids.items() if parts}
     total = sum(len(ids) for ids in groups.values())
-    unique = {split: np.unique(ids) for split, ids in groups.items()}
-    repeated = total - sum(len(ids) for ids in unique.values())
-    across = _in_several(list(unique.values()))
+    repeated = total - sum(len(np.unique(ids)) for ids in groups.values())
+    across = len(in_several(groups.values()))
     return Finding(
         item="duplicate_task_ids",
         severity="warn" if repeated and not across else "blocker",
@@ -165,8 +163,8 @@ def _duplicate_images(tally: Tally, about: Circumstances) -> Finding:
         )
     every = {key: np.concatenate(parts) for key, parts in tally.images.items() if parts}
     total = sum(len(hashes) for hashes in every.values())
-    across_splits = _in_several(_joined(every, 0))
-    across_labels = _in_several(_joined(every, 1))
+    across_splits = len(in_several(_joined(every, 0)))
+    across_labels = len(in_several(_joined(every, 1)))
     unique = len(np.unique(np.concatenate(list(every.values())))) if every else 0
     return Finding(
         item="duplicate_images",
@@ -187,8 +185,7 @@ def _duplicate_images(tally: Tally, about: Circumstances) -> Finding:
 def _hosts(tally: Tally, about: Circumstances) -> Finding:
     by_class = {label: _positions(tally, label=label) for label in ("0", "1")}
     unique = {label: len(sky) for label, sky in by_class.items()}
-    stacked = np.concatenate(list(by_class.values()))
-    both = sum(unique.values()) - len(np.unique(stacked, axis=0)) if len(stacked) else 0
+    both = positions_in_both(*by_class.values())
     rows = both_classes(tally.classes())
     per = {label: rows[label] / n for label, n in unique.items() if n}
     return Finding(
@@ -203,20 +200,21 @@ def _hosts(tally: Tally, about: Circumstances) -> Finding:
 
 
 def _shared(item: str, pairs: Sequence[tuple[Any, str]], what: str) -> Finding:
-    splits: dict[Any, set[str]] = {}
+    by_split: dict[str, list[str]] = {}
     for value, split in pairs:
-        splits.setdefault(value, set()).add(split)
-    shared = sorted(str(value) for value, names in splits.items() if len(names) > 1)
+        by_split.setdefault(split, []).append(str(value))
+    shared = in_several(by_split.values()).tolist()
+    distinct = len({value for value, _ in pairs})
     return Finding(
         item=item,
         severity="blocker",
         passed=not shared,
         measured=len(shared),
         threshold=0,
-        detail=f"{len(shared)} of {len(splits)} {what} are in more than one split: "
+        detail=f"{len(shared)} of {distinct} {what} are in more than one split: "
         f"{listing(shared)}. Their stamps share calibration, seeing and neighbours."
         if shared
-        else f"None of the {len(splits)} {what} is in two splits.",
+        else f"None of the {distinct} {what} is in two splits.",
     )
 
 
@@ -233,46 +231,14 @@ def _positions(
     return np.unique(np.concatenate(parts), axis=0) if parts else np.empty((0, 2))
 
 
-def _nearest_arcsec(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Separation of each position of the smaller list from the nearest one of the other.
-
-    Parameters
-    ----------
-    first, second : ndarray of float64, shape (n, 2)
-        Right ascension and declination, degrees.
-
-    Returns
-    -------
-    ndarray of float64
-        Arcseconds; chords between unit vectors turned into angles, so poles and 0h are no edges.
-    """
-    small, large = sorted((first, second), key=len)
-    chord, _ = cKDTree(_unit_vectors(large)).query(_unit_vectors(small))
-    return np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1))) * 3600
-
-
-def _unit_vectors(sky: NDArray[np.float64]) -> NDArray[np.float64]:
-    ra, dec = np.radians(sky).T
-    return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=1)
-
-
 def _joined(
     groups: Mapping[tuple[str, str], NDArray[np.uint64]], part: int
 ) -> list[NDArray[np.uint64]]:
-    """Distinct hashes by one part of the key."""
-    names = sorted({key[part] for key in groups})
+    """Hashes by one part of the key."""
     return [
-        np.unique(np.concatenate([h for key, h in groups.items() if key[part] == name]))
-        for name in names
+        np.concatenate([hashes for key, hashes in groups.items() if key[part] == name])
+        for name in {key[part] for key in groups}
     ]
-
-
-def _in_several(groups: Sequence[NDArray[np.uint64]]) -> int:
-    """How many values are in more than one of some lists of distinct values."""
-    if not groups:
-        return 0
-    _, counts = np.unique(np.concatenate(groups), return_counts=True)
-    return int(np.count_nonzero(counts > 1))
 
 
 FINDERS: Final[tuple[Finder, ...]] = (

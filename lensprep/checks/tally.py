@@ -7,6 +7,7 @@ A `Tally` of one table (`tally_rows`) or of many (`Tally.merge`) is the whole kn
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
+from lensprep.checks.finding import Finding
 from lensprep.dataset.layout import STAMP_SHAPE
 from lensprep.source.contract import count_reasons, filter_rows, label_rows
 from lensprep.source.survey import COLUMNS, LEAKING_COLUMNS, SPLIT_COLUMN, STAMP_COLUMN, Column
@@ -106,6 +108,31 @@ class Tally:
         return dict(sorted(counts.items(), key=lambda item: (order.get(item[0], 3), item[0])))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Circumstances:
+    """What is known of a source beside its rows."""
+
+    schema: pa.Schema
+    row_groups: int
+    file_columns: tuple[int, int]
+    """Fewest and most columns of a file."""
+    bad_files: tuple[str, ...] = ()
+    """Files without a readable footer."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Extra columns without a type that holds what all files have, each with what was found."""
+    unfinished: str | None = None
+    """What a job has left that did not finish."""
+    is_marked: bool = False
+    """Whether there is the ``_SUCCESS`` of a job that did."""
+    pixels: bool = False
+    declared: Mapping[str, float] | None = None
+    """Split fractions that the user believes in."""
+
+
+Finder = Callable[[Tally, Circumstances], Finding]
+"""Draws one finding."""
+
+
 def sampled_columns(schema: pa.Schema) -> list[str]:
     """Columns that might tell the label without the contract saying so: the ones to sample."""
     known = {*LEAKING_COLUMNS, SPLIT_COLUMN, STAMP_COLUMN, "task_id"}
@@ -129,7 +156,7 @@ def tally_rows(table: pa.Table, *, sample_step: int = 1, pixels: bool = False) -
     table : pyarrow.Table
         Rows in a source's unified schema; ``stamp_npz`` is needed only for ``pixels``.
     sample_step : int
-        Keep every so-manieth row in ``samples``.
+        Keep one row of so many in ``samples``.
     pixels : bool
         Decode the stamps, hash them and count those that cannot be decoded.
     """

@@ -206,15 +206,16 @@ def nearest_on_sky(
     separation : ndarray, shape (n,)
         Arcsec, on the sphere.
     """
-    from astropy import units
-    from astropy.coordinates import SkyCoord
+    from scipy.spatial import cKDTree
 
-    here, there = (
-        SkyCoord(places[0] * units.deg, places[1] * units.deg)
-        for places in ((ra, dec), (other_ra, other_dec))
-    )
-    index, separation, _ = here.match_to_catalog_sky(there)
-    return np.asarray(index), np.asarray(separation.arcsec)
+    # Chords between unit vectors turned into angles, so that poles and 0h are no edges.
+    chord, index = cKDTree(_unit_vectors(other_ra, other_dec)).query(_unit_vectors(ra, dec))
+    return index, np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1))) * 3600
+
+
+def _unit_vectors(ra: Floats, dec: Floats) -> Floats:
+    ra, dec = np.radians(ra), np.radians(dec)
+    return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=1)
 
 
 def _degrees(

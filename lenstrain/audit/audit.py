@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from lensprep import __version__
+from lensprep.checks.finding import Finding
 from lensprep.configfile import to_mapping
 from lensprep.dataset.absence import no_run
 from lensprep.errors import ConfigError, StorageError
@@ -23,10 +24,10 @@ from lensprep.store import (
     written_folder,
 )
 from lensprep.tables.reader import Uri
-from lenstrain.audit.checklist import CHECKLIST, Item, run_item
+from lenstrain.audit.checklist import CHECKLIST, judged, run_item
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence, Supplied, open_evidence
-from lenstrain.audit.finding import EXIT_CODES, Finding, NotRunError, decide
+from lenstrain.audit.finding import EXIT_CODES, NotRunError, Outcome, decide
 from lenstrain.audit.report import JSON_NAME, PAGE_NAME, write_report
 from lenstrain.training.checkpoint import BEST
 from lenstrain.training.run import CHECKPOINTS
@@ -129,7 +130,10 @@ def _measure(
         if progress is not None:
             progress(item.name, number / len(CHECKLIST))
         skipped = bool(only) and item.name not in only
-        found = _left(item) if skipped else run_item(item, evidence, config)
+        if skipped:
+            found = judged(item, Outcome(detail="Left out by --only."), item.severity)
+        else:
+            found = run_item(item, evidence, config)
         findings.append(replace(found, detail=found.detail.replace(str(evidence.run), run)))
     verdict = decide(findings)
     try:
@@ -151,18 +155,6 @@ def _measure(
         "version": __version__,
     }
     return content, findings
-
-
-def _left(item: Item) -> Finding:
-    return Finding(
-        item=item.name,
-        group=item.group,
-        severity=item.severity,
-        passed=None,
-        measured=None,
-        threshold=None,
-        detail="Left out by --only.",
-    )
 
 
 def _check_names(only: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from lensprep.checks.finding import Finding, Severity
 from lensprep.dataset.strictjson import plain
 from lensprep.errors import ProjectError
 from lenstrain.audit import (
@@ -27,7 +28,7 @@ from lenstrain.audit import (
 )
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
-from lenstrain.audit.finding import Finding, NotRunError, Outcome, Severity
+from lenstrain.audit.finding import NotRunError, Outcome
 
 Check = Callable[[Evidence, AuditConfig], Outcome]
 
@@ -100,21 +101,18 @@ CHECKLIST: Final = (
 
 def run_item(item: Item, evidence: Evidence, config: AuditConfig) -> Finding:
     """Measure one item; what cannot be measured is a finding too."""
-    severity = item.severity
-    if item.publish and config.purpose == "internal":
-        severity = "warn"
     try:
         found = item.check(evidence, config)
     except (NotRunError, ProjectError) as error:
-        return Finding(
-            item=item.name,
-            group=item.group,
-            severity=severity,
-            passed=None,
-            measured=None,
-            threshold=None,
-            detail=str(error),
-        )
+        found = Outcome(detail=str(error))
+    severity = item.severity
+    if item.publish and config.purpose == "internal":
+        severity = "warn"
+    return judged(item, found, severity)
+
+
+def judged(item: Item, found: Outcome, severity: Severity) -> Finding:
+    """What was measured, as a finding of the item."""
     return Finding(
         item=item.name,
         group=item.group,

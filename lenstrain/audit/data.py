@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lensprep.checks.finding import (
+    farthest_share,
+    in_several,
+    leaking,
+    positions_in_both,
+    separations,
+)
 from lensprep.dataset import BANDS
+from lensprep.dataset.where import compile_where
 from lensprep.errors import DatasetError
-from lensprep.tables.positions import nearest_on_sky, read_positions
-from lenstrain.audit.columns import FORBIDDEN, REQUIRED
+from lensprep.tables.positions import read_positions
+from lenstrain.audit.columns import REQUIRED
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
@@ -143,7 +150,7 @@ def check_split_disjoint(evidence: Evidence, config: AuditConfig) -> Outcome:
         nearest: dict[str, float] = {}
         close = 0
     else:
-        nearest, close = _separations({s: _positions(evidence, s) for s in evidence.splits}, limit)
+        nearest, close = separations({s: _positions(evidence, s) for s in evidence.splits}, limit)
     bad = [f"{n} values of {name} are in two splits" for name, n in shared.items() if n]
     if close:
         bad.append(f"{close} stamps share sky with one of another split")
@@ -159,9 +166,8 @@ def check_split_disjoint(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 
 def _shared(evidence: Evidence, column: str) -> int:
-    sets = [set(evidence.sidecar(s, [column])[column].unique().to_pylist())
-            for s in evidence.splits]  # fmt: skip
-    return len(set().union(*(a & b for a, b in combinations(sets, 2))))
+    found = (evidence.sidecar(split, [column])[column].unique() for split in evidence.splits)
+    return len(in_several([str(value) for value in values.to_pylist()] for values in found))
 
 
 def _positions(evidence: Evidence, split: str) -> Sky:
@@ -184,29 +190,17 @@ def _sky(evidence: Evidence, split: str, *columns: str) -> tuple[Sky, NDArray[np
     return np.stack([ra, dec], 1), ~np.isnan(ra), table
 
 
-def _separations(positions: Mapping[str, Sky], limit: float) -> tuple[dict[str, float], int]:
-    """Nearest pair of each two splits in arcsec, and how many positions lie too close."""
-    nearest: dict[str, float] = {}
-    close = 0
-    for first, second in combinations([name for name, sky in positions.items() if len(sky)], 2):
-        distance = nearest_on_sky(*positions[first].T, *positions[second].T)[1]
-        nearest[f"{first}-{second}"] = float(distance.min())
-        close += int(np.count_nonzero(distance < limit))
-    return nearest, close
-
-
 def check_duplicates(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Equal pixels in two splits or with two labels, and how many images there really are."""
-    splits, labels, hashes, keys = [], [], [], []
-    for number, split in enumerate(evidence.splits):
+    labels, hashes, keys = [], [], []
+    for split in evidence.splits:
         table = evidence.sidecar(split, ["pixel_hash", "label", "key"])
         hashes.append(hash_numbers(table["pixel_hash"].to_pylist()))
         labels.append(table["label"].to_numpy())
-        splits.append(np.full(table.num_rows, number))
         keys += table["key"].to_pylist()
-    image, label, split_number = (np.concatenate(part) for part in (hashes, labels, splits))
-    across_splits = _in_two(image, split_number)
-    across_labels = _in_two(image, label)
+    image, label = np.concatenate(hashes), np.concatenate(labels)
+    across_splits = len(in_several(hashes))
+    across_labels = len(in_several(image[label == k] for k in np.unique(label)))
     repeated_keys = len(keys) - len(set(keys))
     unique = {str(k): len(np.unique(image[label == k])) for k in (0, 1)}
     bad = bool(across_splits or across_labels or repeated_keys)
@@ -228,12 +222,6 @@ def hash_numbers(hashes: list[str]) -> NDArray[np.uint64]:
     return np.frombuffer(joined, "<u8")
 
 
-def _in_two(image: NDArray[np.uint64], group: NDArray[Any]) -> int:
-    """Images that come in more than one group."""
-    pairs = np.unique(np.stack([image, group.astype(np.uint64)]), axis=1)
-    return int(np.count_nonzero(np.unique(pairs[0], return_counts=True)[1] > 1))
-
-
 def check_split_fractions(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Shares of rows against those that the user believes in."""
     limits = config.data
@@ -251,7 +239,7 @@ def check_split_fractions(evidence: Evidence, config: AuditConfig) -> Outcome:
             f"The splits hold {text}; no shares are declared to compare with. Declare them, such "
             "as --set data.train_fraction=0.8."
         )
-    off = max(abs(shares.get(name, 0.0) - value) for name, value in declared.items())
+    off = farthest_share(shares, declared)
     return Outcome(
         passed=off <= limits.fraction_tolerance,
         measured=shares,
@@ -266,8 +254,8 @@ def check_pairing(evidence: Evidence, config: AuditConfig) -> Outcome:
     for split in evidence.splits:
         sky, known, table = _sky(evidence, split, "label")
         label = table["label"].to_numpy()
-        one, zero = ({*map(tuple, sky[known & (label == k)].tolist())} for k in (1, 0))
-        both, lenses = both + len(one & zero), lenses + len(one)
+        one, zero = (np.unique(sky[known & (label == k)], axis=0) for k in (1, 0))
+        both, lenses = both + positions_in_both(one, zero), lenses + len(one)
     share = both / lenses if lenses else 0.0
     text = f"{both:,} of {lenses:,} lens galaxies ({share:.1%}) are non-lenses too"
     mode = config.data.pairing
@@ -292,9 +280,10 @@ def check_forbidden_inputs(evidence: Evidence, config: AuditConfig) -> Outcome:
         raise NotRunError("The checkpoint has no convolution: its inputs cannot be told.")
     channels = int(first.shape[1])
     inputs = [f"pixels_{band}" for band in BANDS] + [str(n) for n in content.get("inputs", [])]
-    forbidden = [name for name in inputs if name in FORBIDDEN]
+    forbidden = leaking(inputs)
     extra = channels - len(BANDS)
-    selected = [name for name in FORBIDDEN if name in (evidence.config.data.where or "")]
+    where = evidence.config.data.where
+    selected = leaking(compile_where(where).columns) if where else []
     bad = bool(forbidden or extra)
     note = f" Training rows were selected by {', '.join(selected)}." if selected else ""
     return Outcome(

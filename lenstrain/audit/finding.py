@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-Severity = Literal["blocker", "warn", "info"]
+from lensprep.checks.finding import Finding, Severity
+
 Verdict = Literal["GO", "CONDITIONAL", "NO-GO"]
 
 EXIT_CODES: Final[dict[Verdict, int]] = {"GO": 0, "CONDITIONAL": 3, "NO-GO": 4}
@@ -20,33 +21,13 @@ class NotRunError(Exception):
 class Outcome:
     """What a check measured."""
 
-    passed: bool
-    measured: Any
-    threshold: Any
+    passed: bool | None = None
+    """None: not run."""
+    measured: Any = None
+    threshold: Any = None
     detail: str
     severity: Severity | None = None
     """How much it weighs, where that depends on what was measured."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """One item of the checklist, judged."""
-
-    item: str
-    group: str
-    """data, loader, run, scores or science."""
-    severity: Severity
-    """How much it weighs if it is not passed."""
-    passed: bool | None
-    """None: not run."""
-    measured: Any
-    threshold: Any
-    detail: str
-    """What it means, and what to do; why it was not run."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 def decide(findings: Iterable[Finding]) -> Verdict:

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from lensprep.checks.finding import Severity
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
-from lenstrain.audit.finding import Outcome, Severity
+from lenstrain.audit.finding import Outcome
 from lenstrain.evaluation.scores import Scores
 from lenstrain.evaluation.threshold import unique_rows
 from lenstrain.probes.linear import auroc_by_region

@@ -10,17 +10,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lenstrain.audit.columns import FORBIDDEN, IDENTITY, NORM_STATS
+from lensprep.checks.finding import MAX_CATEGORIES, Severity, leaking
+from lenstrain.audit.columns import IDENTITY, NORM_STATS
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
-from lenstrain.audit.finding import NotRunError, Outcome, Severity
+from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.evaluation.metrics import auroc, roc_curve
 from lenstrain.probes.linear import cross_validated, linear_probe
 
 SHUFFLES = 39
 """One of 40 is 2.5 %."""
-MAX_CATEGORIES = 50
-"""Text with more distinct values is a name, not a property."""
 
 Floats = NDArray[np.float64]
 
@@ -39,7 +38,7 @@ def surely_above(found: Mapping[str, Any], limit: float) -> bool:
 
 def check_metadata_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Logistic regression on every column that may be known of a stamp, regions kept apart."""
-    left_out = {*FORBIDDEN, *IDENTITY, *NORM_STATS}
+    left_out = {*leaking(evidence.columns), *IDENTITY, *NORM_STATS}
     allowed = [name for name in evidence.columns if name not in left_out]
     table = evidence.sampled([*allowed, "label", "region_id"], config.data.probe_rows)
     features, used = metadata_features(table.select(allowed))

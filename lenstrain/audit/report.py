@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lenstrain.audit.finding import Finding
+from lensprep.checks.finding import Finding
 from lenstrain.pages import render
 
 JSON_NAME = "audit.json"

@@ -13,8 +13,9 @@ from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.evaluation.scores import Scores
-from lenstrain.networks.ensemble import D4Mean, load_finder
+from lenstrain.networks.ensemble import D4Mean
 from lenstrain.probes.scoring import Scorer
+from lenstrain.training.checkpoint import load_finder
 
 TOLERANCE: Final = {"float32": 1e-3, "tf32": 3e-2, "bf16": 0.3}
 """Largest difference of a logit that rounding explains, absolute or, above 1, relative, by the

@@ -19,7 +19,7 @@ from lenstrain.evaluation.independence import judge_calibration_split
 from lenstrain.evaluation.metrics import roc_curve, tpr_at_fpr
 from lenstrain.evaluation.scores import Scores
 from lenstrain.scoring.ledger import LEDGER, openings, read_ledger
-from lenstrain.training.resume import FIXED
+from lenstrain.training.resume import differing
 
 STATES = (
     "model",
@@ -73,8 +73,10 @@ def checkpoint_faults(evidence: Evidence) -> list[str]:
     configuration = content.get("config") or {}
     if "seed" not in configuration.get("train", {}):
         faults.append("the seed is not recorded")
-    elif differing := differing_keys(_completed(configuration), to_mapping(evidence.config)):
-        faults.append(f"config.toml is not the checkpoint's configuration: {', '.join(differing)}")
+    else:
+        keys = differing(_completed(configuration), to_mapping(evidence.config))
+        if other := [f"{key} is {now!r}, was {before!r}" for key, before, now in keys]:
+            faults.append(f"config.toml is not the checkpoint's configuration: {', '.join(other)}")
     commit = content.get("git_commit")
     if commit is not None and commit.endswith("+"):
         faults.append("the code was changed after its commit: commit it and train again")
@@ -89,19 +91,6 @@ def _completed(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
         return to_mapping(from_mapping(Config, configuration))
     except ConfigError:  # keys that have gone since: they are named as differing
         return configuration
-
-
-def differing_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Keys that make a run what it is (`FIXED`, so no places and no threads) and differ."""
-    found = []
-    for section, keys in FIXED.items():
-        old, new = before.get(section, {}), now.get(section, {})
-        found += [
-            f"{section}.{key} is {new.get(key)!r}, was {old.get(key)!r}"
-            for key in keys or sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        ]
-    return found
 
 
 def evaluation_faults(evidence: Evidence) -> list[str]:

@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import rankdata
 
+from lensprep.checks.finding import mid_rank_auroc
 from lensprep.errors import ScoresError
 from lensprep.tables.reader import to_floats
 from lenstrain.audit.config import AuditConfig
@@ -121,13 +121,13 @@ def check_roc_sanity(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Reported rates rise together, and the reported AUROC is possible beside them and right."""
     scores, report = evidence.scores, evidence.evaluation
     points = [
-        (entry["fp"] / scores_negatives(scores), entry["value"])
+        (entry["fp"] / int((scores.labels == 0).sum()), entry["value"])
         for entry in report["tpr_at_fpr"].values()
         if entry["value"] is not None  # a rate without support has none
     ]
     reported = float(report["auroc"]["value"])
     again = auroc(roc_curve(scores.labels, scores.logits))
-    ranks = mid_rank_auroc(scores)
+    ranks = mid_rank_auroc(scores.logits, scores.labels == 1)
     faults = roc_faults(points, reported)
     for name, value in (("from the scores", again), ("by mid-ranks", ranks)):
         if not math.isclose(value, reported, abs_tol=1e-9):
@@ -140,19 +140,6 @@ def check_roc_sanity(evidence: Evidence, config: AuditConfig) -> Outcome:
         if faults
         else f"Rates are monotone, and the AUROC of {reported:.4f} follows from the scores.",
     )
-
-
-def scores_negatives(scores: Scores) -> int:
-    """Non-lenses of a table."""
-    return int((scores.labels == 0).sum())
-
-
-def mid_rank_auroc(scores: Scores) -> float:
-    """AUROC by Mann and Whitney's mid-ranks, as a second opinion."""
-    lens = scores.labels == 1
-    n1, n0 = int(lens.sum()), int((~lens).sum())
-    ranks = rankdata(scores.logits)[lens].sum()
-    return float((ranks - n1 * (n1 + 1) / 2) / (n1 * n0))
 
 
 def roc_faults(points: list[tuple[float, float]], value: float) -> list[str]:

@@ -20,10 +20,10 @@ from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.audit.leaks import run_probe, surely_above
+from lenstrain.probes.sample import STATISTICS
 
 SKY_PX: Final = 20.0
 """Beyond this radius (5.2 arcsec) lies sky: an arc of 1 arcsec leaves 1 % of a sigma there."""
-STATISTICS: Final = tuple(f"{what}_{band}" for what in ("median", "scale") for band in BANDS)
 _BLOCK = 1024
 """Stamps at a time: 100 MB in float64."""
 

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from lensprep.checks.finding import auroc_error
 from lensprep.dataset import Dataset
 from lensprep.dataset.writer import write_dataset
 from lenstrain.audit.config import AuditConfig
@@ -106,7 +107,7 @@ def check_permuted_labels(evidence: Evidence, config: AuditConfig) -> Outcome:
         evidence.config.model, train_rows[0], label[0], val_rows[0], config.run.permuted_steps,
         config,
     )(label[1])  # fmt: skip
-    error = null_error(label[1])
+    error = auroc_error(int((label[1] == 1).sum()), int((label[1] == 0).sum()))
     distance = abs(area - 0.5) / error
     allowed = config.run.standard_errors
     return Outcome(
@@ -128,12 +129,6 @@ def random_labels(
     drawn = np.random.default_rng(seed).permutation(np.arange(image.max() + 1) % 2)
     label = drawn[image].astype(np.int8)
     return label[: len(train_hash)], label[len(train_hash) :]
-
-
-def null_error(labels: NDArray[Any]) -> float:
-    """Standard error of the AUROC when scores know nothing of the labels."""
-    one, zero = int((labels == 1).sum()), int((labels == 0).sum())
-    return math.sqrt((one + zero + 1) / (12 * one * zero))
 
 
 def memorise(

@@ -306,12 +306,3 @@ def fit_platt(logits: ArrayLike, labels: ArrayLike) -> LogitMap:
     slope, offset = (float(value) for value in fit.x)
     at_bound = not least * 1.001 < slope < _LARGEST_SLOPE * 0.999
     return LogitMap("platt", slope, offset, at_bound)
-
-
-def shift_prior(logits: ArrayLike, prior: float, new_prior: float) -> Floats:
-    """Logits for another share of lenses: add the difference of the prior log odds.
-
-    Valid if lenses and non-lenses each look the same there (Elkan 2001; Saerens et al. 2002).
-    """
-    shift = math.log(new_prior / (1 - new_prior)) - math.log(prior / (1 - prior))
-    return np.asarray(logits, dtype=np.float64) + shift

@@ -50,26 +50,6 @@ def wilson(
     return np.where(trials == 0, 0.0, low), np.where(trials == 0, 1.0, high)
 
 
-def clopper_pearson(
-    k: ArrayLike, n: ArrayLike, level: float = 0.95
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Two-sided exact interval of a share (Clopper & Pearson 1934), element by element.
-
-    Parameters and results are as in `wilson`; the coverage is never below `level`.
-    """
-    hits, trials = _counts(k, n)
-    tail = (1 - level) / 2
-    inner = (hits > 0) & (trials > 0)
-    low = np.where(
-        inner, special.betaincinv(np.maximum(hits, 1), np.maximum(trials - hits, 0) + 1, tail), 0.0
-    )
-    below = hits < trials
-    high = np.where(
-        below, special.betaincinv(hits + 1, np.where(below, trials - hits, 1), 1 - tail), 1.0
-    )
-    return low, high
-
-
 def upper_limit(k: int, n: int, confidence: float = 0.95) -> float:
     """One-sided exact upper limit of a share of independent rows; about 3/n for k = 0 at 95 %.
 

@@ -139,22 +139,6 @@ def best_fbeta(curve: RocCurve, beta: float, prevalence: float | None = None) ->
     return FBeta(float(f[best]), float(below))
 
 
-def expected_fbeta(probabilities: ArrayLike, beta: float) -> FBeta:
-    """Best F-beta that calibrated probabilities promise, without labels.
-
-    Returns
-    -------
-    FBeta
-        `threshold` is the optimal cut on probability, ``F* / (1 + beta^2)`` (Lipton et al. 2014,
-        arXiv:1402.1892, for F1): keep what lies above.
-    """
-    p = np.sort(np.asarray(probabilities, dtype=np.float64))[::-1]
-    square = beta * beta
-    f = (1 + square) * np.cumsum(p) / (square * p.sum() + np.arange(1, p.size + 1))
-    best = float(f.max())
-    return FBeta(best, best / (1 + square))
-
-
 def fpr_for_budget(budget: float, population: float) -> float:
     """False-positive rate at which a search of `population` objects gives `budget` false ones."""
     return min(1.0, budget / population)

@@ -3,50 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lensprep.errors import CheckpointError, NotFoundError, StorageError
-from lensprep.store import file_sha256, is_remote, local_file, local_path
-from lenstrain.training.augment import D4_ORDER, transform
-from lenstrain.training.checkpoint import MOST_BYTES, load_model
-
-
-def load_finder(
-    uri: str | PathLike[str], device: torch.device | str
-) -> tuple[nn.Module, dict[str, Any], str]:
-    """Load a model from a disk or an object store.
-
-    Parameters
-    ----------
-    uri : str or path
-        A checkpoint.
-    device : torch.device or str
-
-    Returns
-    -------
-    model, meta, sha256
-        As `load_model`; the digest is that of the file.
-
-    Raises
-    ------
-    CheckpointError, StorageError
-        If it cannot be used, or not be read.
-    """
-    try:
-        copy = local_file(uri, most_bytes=MOST_BYTES) if is_remote(uri) else None
-        with copy or nullcontext(local_path(uri)) as path:
-            try:
-                model, meta = load_model(path, device)
-            except (CheckpointError, StorageError) as error:
-                raise type(error)(str(error).replace(str(path), str(uri))) from error
-            return model, meta, file_sha256(path)
-    except NotFoundError:
-        raise CheckpointError(f"{uri}: no such checkpoint. `lenstrain train` makes one.") from None
+from lenstrain.networks.d4 import D4_ORDER, transform
 
 
 class D4Mean(nn.Module):

@@ -116,20 +116,18 @@ def measure_flux_matched(base: Baseline, scorer: Scorer, options: ProbeOptions) 
     added = (source_fluxes(donors)[..., None, None] * light).astype(np.float32)
     median, scale = controls.statistics()
     after = scorer(add_flux(controls.pixels, added, controls.spec, median, scale)[0])
-    before = base.logits[rows]
-    hits, had = int((after > base.threshold).sum()), int((before > base.threshold).sum())
-    low, high = (float(end) for end in wilson(hits, len(rows)))
+    passed, before = _share(base, after), _share(base, base.logits[rows])
     return {
-        "n": len(rows),
-        "flagged": hits,
-        "pass_rate": hits / len(rows),
-        "low": low,
-        "high": high,
-        "base_rate": had / len(rows),
-        "base_upper": upper_limit(had, len(rows)),
+        "n": passed["n"],
+        "flagged": passed["flagged"],
+        "pass_rate": passed["share"],
+        "low": passed["low"],
+        "high": passed["high"],
+        "base_rate": before["share"],
+        "base_upper": before["upper"],
         "lens_rate": base.flagged(base.logits[sample.labels == 1]),
-        "mean_score_before": float(special.expit(before).mean()),
-        "mean_score_after": float(special.expit(after).mean()),
+        "mean_score_before": before["mean_score"],
+        "mean_score_after": passed["mean_score"],
     }
 
 

@@ -15,12 +15,12 @@ from lensprep.dataset import PIXEL_SCALE_ARCSEC
 from lensprep.dataset.normalization import denormalize, radius_px
 from lenstrain.evaluation.intervals import upper_limit
 from lenstrain.evaluation.metrics import auroc, roc_curve, tpr_at_fpr
+from lenstrain.networks.d4 import D4_ORDER, transform
 from lenstrain.probes import views
 from lenstrain.probes.linear import auroc_by_region, cross_validated, linear_probe
 from lenstrain.probes.options import ProbeOptions
 from lenstrain.probes.sample import Sample
 from lenstrain.probes.scoring import Scorer
-from lenstrain.training.augment import D4_ORDER, transform
 
 Floats = NDArray[np.float64]
 PERMUTATIONS = 10

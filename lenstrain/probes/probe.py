@@ -17,7 +17,6 @@ from lensprep.dataset.strictjson import plain
 from lensprep.errors import CheckpointError
 from lensprep.store import check_folder, join_uri, split_uri, written_folder
 from lensprep.tables.reader import Uri
-from lenstrain.networks.ensemble import load_finder
 from lenstrain.pages import interval, number, percent, render
 from lenstrain.pages.figures import Plot
 from lenstrain.pages.files import PagePlot, save_plot
@@ -43,7 +42,7 @@ from lenstrain.probes.sample import Sample, draw_sample, find_partners
 from lenstrain.probes.scoring import Scorer
 from lenstrain.probes.words import MEANINGS, TITLES, readings
 from lenstrain.scoring.origins import spell
-from lenstrain.training.checkpoint import versions
+from lenstrain.training.checkpoint import load_finder, versions
 from lenstrain.training.distributed import choose_device
 
 FORMAT_VERSION = 1

@@ -31,10 +31,14 @@ from lensprep.errors import (
 from lensprep.tables.reader import Uri
 from lensprep.tables.writer import check_table
 from lenstrain.data.cache.folder import CacheOptions
-from lenstrain.networks.ensemble import Ensemble, load_finder
-from lenstrain.scoring.ledger import announce_opening, note_opening
+from lenstrain.networks.ensemble import Ensemble
+from lenstrain.scoring.ledger import (
+    announce_opening,
+    note_opening,
+)
 from lenstrain.scoring.origins import Origin, Part, open_origin
 from lenstrain.scoring.parts import FinishedParts
+from lenstrain.training.checkpoint import load_finder
 from lenstrain.training.distributed import Context, process_group
 from lenstrain.training.transfer import send, widen
 from lenstrain.training.validate import full_float32

@@ -9,6 +9,7 @@ import random
 import subprocess
 import warnings
 import zipfile
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -21,11 +22,18 @@ from torch import nn
 
 import lenstrain
 from lensprep.configfile import from_mapping
-from lensprep.errors import CheckpointError, ConfigError, NotFoundError
-from lensprep.store import atomic_writer, sync_folder
+from lensprep.errors import CheckpointError, ConfigError, NotFoundError, StorageError
+from lensprep.store import (
+    atomic_writer,
+    file_sha256,
+    is_remote,
+    local_file,
+    local_path,
+    sync_folder,
+)
 from lenstrain.config import Config
 from lenstrain.networks.finder import build_model
-from lenstrain.networks.tensorfile import load_tensors, raise_passing
+from lenstrain.networks.weights import load_tensors, raise_passing
 
 FORMAT = "lenstrain-checkpoint"
 FORMAT_VERSION = 1
@@ -265,6 +273,39 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
     large = {"model", "ema", "optimizer", "scheduler", "scaler", "stopper", "loader", "rng"}
     meta = {key: value for key, value in content.items() if key not in large}
     return model.to(device).eval(), meta
+
+
+def load_finder(
+    uri: str | os.PathLike[str], device: torch.device | str
+) -> tuple[nn.Module, dict[str, Any], str]:
+    """Load a model from a disk or an object store.
+
+    Parameters
+    ----------
+    uri : str or path
+        A checkpoint.
+    device : torch.device or str
+
+    Returns
+    -------
+    model, meta, sha256
+        As `load_model`; the digest is that of the file.
+
+    Raises
+    ------
+    CheckpointError, StorageError
+        If it cannot be used, or not be read.
+    """
+    try:
+        copy = local_file(uri, most_bytes=MOST_BYTES) if is_remote(uri) else None
+        with copy or nullcontext(local_path(uri)) as path:
+            try:
+                model, meta = load_model(path, device)
+            except (CheckpointError, StorageError) as error:
+                raise type(error)(str(error).replace(str(path), str(uri))) from error
+            return model, meta, file_sha256(path)
+    except NotFoundError:
+        raise CheckpointError(f"{uri}: no such checkpoint. `lenstrain train` makes one.") from None
 
 
 def rng_state() -> dict[str, Any]:

@@ -118,16 +118,14 @@ def to_device(batch: Batch, run: Run) -> StepBatch:
     """Copy a batch to the device, turn and flip it there, and widen it to float32."""
     device, config = run.context.device, run.config
     pixels, index = send(batch.pixels, device), send(batch.index, device)
-    if config.data.d4 or config.data.shift_px:
-        pixels = augment(
-            pixels,
-            index,
-            seed=config.train.seed,
-            epoch=run.epochs_done,
-            d4=config.data.d4,
-            shift_px=config.data.shift_px,
-            window=config.model.crop,
-        )
+    pixels = augment(
+        pixels,
+        index,
+        config.data,
+        seed=config.train.seed,
+        epoch=run.epochs_done,
+        window=config.model.crop,
+    )
     return StepBatch(
         pixels=widen(pixels, channels_last=config.train.channels_last),
         label=send(batch.labels, device).float(),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from lensprep.configfile import to_mapping
 from lensprep.dataset import Dataset
 from lensprep.errors import CheckpointError, StorageError
-from lenstrain.config import Config
+from lenstrain.config import Config, DataConfig
 from lenstrain.training.checkpoint import (
     BEST,
     LAST,
@@ -33,18 +34,11 @@ from lenstrain.training.run import CHECKPOINTS, Run
 from lenstrain.training.runlog import CONFIG, ENVIRONMENT
 from lenstrain.training.step import Totals
 
-FIXED = {
-    "data": (
-        "batch_size",
-        "shuffle",
-        "drop_last",
-        "where",
-        "limit",
-        "sampling",
-        "sample_weights",
-        "d4",
-        "shift_px",
-    ),
+_READING = {"memory_budget_gb", "cache_dir", "cache", "cache_limit_gb", "cache_reserve_gb",
+            "disk_mb_per_s", "store_mb_per_s"}  # fmt: skip
+"""Keys of ``data`` that say how rows are read, not which and what becomes of them."""
+_FIXED = {
+    "data": tuple(field.name for field in fields(DataConfig) if field.name not in _READING),
     "model": None,
     "optim": None,
     "loss": None,
@@ -134,15 +128,20 @@ def check_same_run(state: dict[str, Any], dataset: Dataset, config: Config, out:
             f"{out} was trained on dataset {state['dataset_id'][:12]}, and {dataset.uri} is "
             f"{dataset.dataset_id[:12]}. Resume with the same dataset, or start another run."
         )
-    before, now = state["config"], to_mapping(config)
-    for section, keys in FIXED.items():
-        old, new = before.get(section, {}), now[section]
+    for key, old, new in differing(state["config"], to_mapping(config)):
+        raise CheckpointError(
+            f"{out} was started with {key} = {old!r}, and now it is {new!r}. Resume with "
+            f"{out}/{CONFIG}, or start another run."
+        )
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Keys that make a run what it is (so no places, no threads) and differ, with both values."""
+    for section, keys in _FIXED.items():
+        old, new = before.get(section, {}), now.get(section, {})
         for key in keys or sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
-                raise CheckpointError(
-                    f"{out} was started with {section}.{key} = {old.get(key)!r}, and now it is "
-                    f"{new.get(key)!r}. Resume with {out}/{CONFIG}, or start another run."
-                )
+                yield f"{section}.{key}", old.get(key), new.get(key)
 
 
 def restore(run: Run, state: dict[str, Any]) -> None:

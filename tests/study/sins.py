@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import special
 
+from lensprep.checks.finding import Finding
 from lensprep.configfile import load_config
 from lensprep.convert import convert
 from lensprep.dataset import BANDS, Dataset, NormalizationSpec
@@ -38,13 +39,12 @@ from lensprep.dataset.normalization import (
     radius_px,
 )
 from lensprep.dataset.writer import write_dataset
+from lensprep.source.survey import LEAKING_COLUMNS
 from lensprep.synth.tree import synthesize
 from lensprep.tables.reader import METADATA_KEY
 from lenstrain.audit.audit import audit
 from lenstrain.audit.checklist import CHECKLIST
-from lenstrain.audit.columns import FORBIDDEN
 from lenstrain.audit.config import AuditConfig
-from lenstrain.audit.finding import Finding
 from lenstrain.config import Config
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.pages.evaluate import evaluate
@@ -412,7 +412,7 @@ def leak_sky(data: Data, spec: NormalizationSpec) -> Data:
 def _exchange(rows: Rows, order: np.ndarray) -> Rows:
     """Give rows the labels, and all that tells them, of other rows."""
     table = rows.table
-    for name in ("label", *FORBIDDEN):
+    for name in ("label", *LEAKING_COLUMNS):
         if name in table.column_names:
             column = table[name].take(pa.array(order))
             table = table.set_column(table.column_names.index(name), table.field(name), column)

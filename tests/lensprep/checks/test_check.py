@@ -11,8 +11,7 @@ import pytest
 from rich.console import Console
 
 from lensprep.checks.check import check, parse_fractions, render_text
-from lensprep.checks.leaks import _auroc
-from lensprep.checks.splits import MIN_SEPARATION_ARCSEC, _nearest_arcsec
+from lensprep.checks.splits import MIN_SEPARATION_ARCSEC
 from lensprep.checks.tally import Tally, tally_rows
 from lensprep.convert import ConvertConfig, convert
 from lensprep.errors import ConfigError, SchemaError, StorageError
@@ -200,10 +199,7 @@ def test_sky_shared_between_splits_is_found_up_to_a_stamps_diagonal(
     assert sky.measured["nearest_arcsec"]["train-test"] == pytest.approx(offset_arcsec, abs=1e-3)
 
 
-def test_separation_is_right_at_the_pole_and_for_one_point():
-    first = np.array([[0.0, 89.999]])
-    second = np.array([[180.0, 89.999], [0.0, 0.0]])
-    assert _nearest_arcsec(first, second) == pytest.approx([7.2], abs=1e-4)
+def test_stamps_this_far_apart_share_no_pixel():
     assert pytest.approx(23.71, abs=0.01) == MIN_SEPARATION_ARCSEC
 
 
@@ -411,10 +407,3 @@ def test_seeds_of_64_bits_are_no_obstacle(tmp_path, rows):
     assert failed(report_on(tmp_path, set_columns(rows, {"task_seed64": seeds}))) == {
         "regions_per_split"
     }
-
-
-def test_auroc_counts_ties_half():
-    score = np.array([0.9, 0.8, 0.7, 0.4, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1])
-    label = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0], bool)
-    assert _auroc(score, label)[0] == pytest.approx(20 / 24)
-    assert _auroc(score[label], label[label])[0] == 0.5

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from lensprep.checks.finding import Finding
 from lensprep.configfile import load_config
 from lensprep.store import open_store, read_file, send_file
 from lensprep.tables.reader import METADATA_KEY
@@ -18,7 +19,6 @@ from lenstrain.audit import config as thresholds
 from lenstrain.audit.audit import audit
 from lenstrain.audit.checklist import CHECKLIST
 from lenstrain.audit.config import AuditConfig
-from lenstrain.audit.finding import Finding
 from lenstrain.audit.report import markdown, page, pressing, spell
 from lenstrain.cli import main
 

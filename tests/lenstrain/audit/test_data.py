@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from lensprep.errors import DatasetError
-from lensprep.source.survey import LEAKING_COLUMNS
 from lenstrain.audit import data
-from lenstrain.audit.columns import FORBIDDEN
 from lenstrain.audit.config import AuditConfig, DataThresholds
 from lenstrain.audit.finding import NotRunError
 from lenstrain.config import Config, DataConfig
@@ -28,10 +26,6 @@ def account(rejected, rows=100_000, by_class=None):
     }  # fmt: skip
     return {"input_rows": rows, "accepted": rows - rejected, "filtered": {}, "rejected": reasons,
             "splits": {"train": train}}  # fmt: skip
-
-
-def test_forbidden_columns_are_the_contracts():
-    assert set(FORBIDDEN) == set(LEAKING_COLUMNS)
 
 
 def test_schema_passes(evidence_of, config):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from lenstrain.audit.finding import EXIT_CODES, Finding, decide
+from lensprep.checks.finding import Finding
+from lenstrain.audit.finding import EXIT_CODES, decide
 
 
 def finding(severity, passed):

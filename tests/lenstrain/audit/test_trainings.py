@@ -84,10 +84,6 @@ def test_an_image_has_one_random_label_wherever_it_comes():
     assert set(np.concatenate([one, other]).tolist()) == {0, 1}
 
 
-def test_the_standard_error_is_mann_whitneys():
-    assert trainings.null_error(np.array([1] * 3 + [0] * 2)) == pytest.approx((6 / 72) ** 0.5)
-
-
 def test_a_resumed_run_ends_in_the_same_bits(evidence_of):
     config = AuditConfig(run=RunThresholds(check_rows=81))
     evidence = allowed(evidence_of(pixels={}))

@@ -228,9 +228,3 @@ def test_a_fit_without_an_optimum_says_so(fit):
     assert apart.at_bound
     reversed_ranks = fit([-2.0, -1.0, 1.0, 2.0] * 5 + [0.1], [1, 1, 0, 0] * 5 + [1])
     assert reversed_ranks.at_bound
-
-
-@pytest.mark.parametrize(("p", "shifted"), [(0.99, 0.00980392), (0.999, 0.0908347)])
-def test_prior_shift_equals_the_worked_vectors(p, shifted):
-    moved = special.expit(cal.shift_prior([special.logit(p)], 0.5, 1e-4))
-    assert moved[0] == pytest.approx(shifted, abs=5e-8)

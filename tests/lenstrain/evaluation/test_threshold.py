@@ -170,16 +170,6 @@ def test_a_threshold_allows_what_its_rank_says():
     assert threshold.neyman_pearson(scores[:100], 0.01) is None
 
 
-@pytest.mark.parametrize(
-    ("beta", "best", "cut"),
-    [(1, 0.7428571, 0.3714286), (2, 0.8461538, 0.1692308), (0.5, 0.7317073, 0.5853659)],
-)
-def test_expected_fbeta_equals_the_worked_vectors(beta, best, cut):
-    found = threshold.expected_fbeta(np.arange(1, 10) / 10, beta)
-    assert found.value == pytest.approx(best, abs=5e-8)
-    assert found.threshold == pytest.approx(cut, abs=5e-8)
-
-
 def test_no_cut_has_a_better_fbeta():
     rng = np.random.default_rng(7)
     labels = rng.integers(0, 2, 300)

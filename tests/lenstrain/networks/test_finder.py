@@ -6,7 +6,8 @@ import torchvision
 
 from lensprep.errors import CheckpointError
 from lenstrain.config import ModelConfig
-from lenstrain.networks.finder import build_model, count_parameters, load_weights
+from lenstrain.networks.finder import build_model, count_parameters
+from lenstrain.networks.weights import load_weights
 
 SMALL = ModelConfig(arch="resnet_small", width=8)
 

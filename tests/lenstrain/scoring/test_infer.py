@@ -19,10 +19,10 @@ from lensprep.dataset import Dataset, NormalizationSpec
 from lensprep.dataset.layout import PAYLOAD_OFFSET, RECORD_STRIDE
 from lensprep.errors import CheckpointError, ConfigError, DatasetError, ShardError
 from lenstrain.config import Config
+from lenstrain.networks.d4 import transform
 from lenstrain.networks.ensemble import D4Mean
 from lenstrain.networks.finder import build_model
 from lenstrain.scoring.infer import infer
-from lenstrain.training.augment import transform
 from lenstrain.training.checkpoint import save_checkpoint
 from tests.checkpoints import blank_content
 from tests.datasets import SPEC, replace_sidecar, tiny_dataset

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from lenstrain.training.augment import D4_ORDER, augment, draw, transform
+from lenstrain.config import DataConfig
+from lenstrain.networks.d4 import D4_ORDER, transform
+from lenstrain.training.augment import augment, draw
 
 
 def numbered(batch, size=6, channels=2):
@@ -56,8 +58,8 @@ def test_a_shift_fills_the_edge_with_its_mirror_image():
 def test_a_window_is_the_centre_of_the_whole_result():
     x = numbered(8, size=10)
     index = torch.arange(8)
-    whole = augment(x, index, seed=3, epoch=1, shift_px=2)
-    centre = augment(x, index, seed=3, epoch=1, shift_px=2, window=6)
+    whole = augment(x, index, DataConfig(shift_px=2), seed=3, epoch=1)
+    centre = augment(x, index, DataConfig(shift_px=2), seed=3, epoch=1, window=6)
     torch.testing.assert_close(centre, whole[..., 2:8, 2:8], rtol=0, atol=0)
     torch.testing.assert_close(
         transform(x, index, window=4), transform(x, index)[..., 3:7, 3:7], rtol=0, atol=0
@@ -88,9 +90,17 @@ def test_a_draw_depends_on_row_seed_and_epoch_alone():
 
 
 def test_without_d4_stamps_are_only_shifted():
+    x, index = numbered(5), torch.arange(5)
+    shifted = augment(x, index, DataConfig(d4=False, shift_px=1), seed=0, epoch=0)
+    _, dy, dx = draw(index, seed=0, epoch=0, shift_px=1)
+    expected = transform(x, torch.zeros_like(index), dy, dx)
+    torch.testing.assert_close(shifted, expected, rtol=0, atol=0)
+    assert not torch.equal(shifted, x)
+
+
+def test_without_any_augmentation_the_very_stamps_are_trained_on():
     x = numbered(5)
-    same = augment(x, torch.arange(5), seed=0, epoch=0, d4=False, shift_px=0)
-    torch.testing.assert_close(same, x, rtol=0, atol=0)
+    assert augment(x, torch.arange(5), DataConfig(d4=False), seed=0, epoch=0) is x
 
 
 def test_float16_pixels_keep_their_bits():

@@ -1,0 +1,5 @@
+"""One file for each network that `model.arch` may name; its name is the file's.
+
+A file defines ``build(config)``, which takes a `lenstrain.config.ModelConfig` and returns a module
+that maps float (B, 3, S, S) to features (B, F), with random weights, and F.
+"""

@@ -1,0 +1,89 @@
+"""ResNets of any depth and width, for stamps and for ImageNet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+from lenstrain.config import ModelConfig
+
+NORM_GROUPS = 8
+
+
+class ResNet(nn.Module):
+    """A ResNet of basic blocks (He et al. 2016, arXiv:1512.03385), without its last layer.
+
+    The names of its parameters, and with the ImageNet stem its arithmetic, are torchvision's, so
+    that weights move either way.
+
+    Parameters
+    ----------
+    blocks : sequence of int
+        Blocks of each stage.
+    width : int
+        Channels of the first stage; each next one has twice as many at half the resolution.
+    fine : bool
+        3x3 stem of stride 1 without pooling, instead of 7x7 of stride 2 with it.
+    norm : {"batch", "group"}
+    """
+
+    def __init__(
+        self, blocks: Sequence[int], width: int, *, fine: bool = True, norm: str = "batch"
+    ) -> None:
+        super().__init__()
+        kernel, stride = (3, 1) if fine else (7, 2)
+        self.conv1 = nn.Conv2d(3, width, kernel, stride, padding=kernel // 2, bias=False)
+        self.bn1 = _norm(norm, width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if fine else nn.MaxPool2d(3, stride=2, padding=1)
+        channels = width
+        self.stages = len(blocks)
+        for number, count in enumerate(blocks):
+            planes = width << number
+            stage = _stage(channels, planes, count, 1 if number == 0 else 2, norm)
+            self.add_module(f"layer{number + 1}", stage)
+            channels = planes
+        self.features = channels
+        _initialise(self)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Pooled features, shape (B, features)."""
+        x_BCHW = self.maxpool(self.relu(self.bn1(self.conv1(x_BCHW))))
+        for number in range(self.stages):
+            x_BCHW = self.get_submodule(f"layer{number + 1}")(x_BCHW)
+        return x_BCHW.mean((2, 3))
+
+
+def build_resnet(
+    config: ModelConfig, blocks: Sequence[int], width: int = 64
+) -> tuple[nn.Module, int]:
+    """A ResNet of so many blocks a stage, as wide as configured or `width`; its features."""
+    net = ResNet(blocks, config.width or width, fine=config.stem == "fine", norm=config.norm)
+    return net, net.features
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(NORM_GROUPS, channels)
+
+
+def _stage(inputs: int, planes: int, blocks: int, stride: int, norm: str) -> nn.Sequential:
+    def make_norm(channels: int) -> nn.Module:
+        return _norm(norm, channels)
+
+    shortcut = None
+    if stride != 1 or inputs != planes:
+        shortcut = nn.Sequential(
+            nn.Conv2d(inputs, planes, 1, stride, bias=False), make_norm(planes)
+        )
+    first = BasicBlock(inputs, planes, stride, shortcut, norm_layer=make_norm)
+    rest = (BasicBlock(planes, planes, norm_layer=make_norm) for _ in range(blocks - 1))
+    return nn.Sequential(first, *rest)
+
+
+def _initialise(net: nn.Module) -> None:
+    """Initialise as torchvision does: He et al. 2015 (arXiv:1502.01852), by fan-out."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,0 +1,122 @@
+"""Files of torch.save: read without running anything in them, and weights to start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from lensprep.dataset.absence import no_checkpoint
+from lensprep.errors import CheckpointError, NotFoundError, ProjectError, passing_fault
+
+
+def load_weights(model: nn.Module, path: Path) -> list[str]:
+    """Fill a model from a local file: a checkpoint of this program or a state dict of torchvision.
+
+    Tensors of another shape (a stem, a head of 1,000 classes) keep their random values.
+
+    Returns
+    -------
+    list of str
+        Names in the model that the file did not fill.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such file, it is of another kind, or fills less than half of the parameters.
+    StorageError
+        If it cannot be read.
+    """
+    state, made = _read_state(path)
+    own = model.state_dict()
+    bare = {name.removeprefix("backbone."): name for name in own}
+    found = {}
+    for name, value in state.items():
+        target = name if name in own else bare.get(name)
+        if target is not None and own[target].shape == value.shape:
+            found[target] = value
+    filled = sum(own[name].numel() for name in found)
+    if 2 * filled < sum(value.numel() for value in own.values()):
+        known = [f"model.{k}={made[k]!s:.40}" for k in ("arch", "width", "blocks") if made.get(k)]
+        raise CheckpointError(
+            f"{path} does not fit this model: it fills {len(found)} of {len(own)} tensors. Set "
+            + (" ".join(known) or "model.arch and model.width to what the weights were made with")
+            + "."
+        )
+    model.load_state_dict(found, strict=False)
+    return [name for name in own if name not in found]
+
+
+def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by name, and the section ``model`` of the configuration of a checkpoint of ours."""
+    try:
+        content = load_tensors(path, "file of weights")
+    except NotFoundError as error:
+        raise CheckpointError(str(error)) from None
+    made: Any = {}
+    if isinstance(content, dict):
+        config = content.get("config")
+        made = config.get("model") if isinstance(config, dict) else {}
+        for inner in ("ema", "model"):
+            if isinstance(content.get(inner), dict):
+                content = content[inner]
+                break
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(f"{path} holds no table of tensors. Save model.state_dict() in it.")
+    return content, made if isinstance(made, dict) else {}
+
+
+def load_tensors(
+    path: Path, wanted: str, check: Callable[[BinaryIO], None] = lambda file: None
+) -> Any:
+    """Load a file that holds tensors and plain types only; tensors stay on the CPU.
+
+    Parameters
+    ----------
+    path : Path
+    wanted : str
+        What the file should be, for messages: "checkpoint of lenstrain".
+    check : callable, optional
+        Called first, with the open file.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such file.
+    StorageError
+        If it cannot be read, which says nothing of its content.
+    CheckpointError
+        If it is a folder, or torch finds something else in it.
+    """
+    try:
+        with path.open("rb") as file:
+            check(file)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except ProjectError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(no_checkpoint(path)) from None
+    except IsADirectoryError:
+        raise CheckpointError(no_checkpoint(path)) from None
+    except Exception as error:  # torch raises many kinds for a file that is not its own
+        raise_passing(path, error)
+        reason = type(error).__name__
+        if isinstance(error, RuntimeError):  # others have no text, or advice to run what is there
+            reason += f": {error!s:.200}".split("\n")[0].rstrip(".: ")
+        raise CheckpointError(f"{path} is no {wanted} (torch.load: {reason}).") from error
+
+
+def raise_passing(path: Path, error: Exception) -> None:
+    """Raise StorageError if what a reader complains of is not the content of the file.
+
+    zipfile and torch put a complaint of their own in the place of what the disk or the memory said.
+    """
+    if "can't allocate memory" in str(error):
+        error = MemoryError()
+    for cause in (error, error.__context__):
+        if cause is not None and (fault := passing_fault(path, cause)) is not None:
+            raise fault from error
