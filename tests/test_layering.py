@@ -63,24 +63,24 @@ OPEN_TO_LENSTRAIN = "dataset store tables errors configfile kernel terminal chec
 OPEN_TO_ONE_FILE = {"lenstrain.scoring.origins": "decode.parts"}
 
 PURE = [
-    "lensprep/decode/placement.py",
-    "lensprep/decode/account.py",
-    "lensprep/source/contract.py",
-    "lensprep/dataset/layout.py",
-    "lensprep/dataset/rgb.py",
-    "lenstrain/data/order.py",
-    "lenstrain/training/schedule.py",
-    "lenstrain/sweep/space.py",
-    "lenstrain/monitor/diagnosis.py",
-    "lenstrain/evaluation/metrics.py",
-    "lenstrain/evaluation/intervals.py",
-    "lenstrain/evaluation/clustered.py",
-    "lenstrain/evaluation/rates.py",
-    "lenstrain/evaluation/threshold.py",
-    "lenstrain/evaluation/selection/axes.py",
-    "lenstrain/evaluation/selection/fit.py",
-    "lenstrain/evaluation/selection/function.py",
-    "lenstrain/evaluation/selection/population.py",
+    "lensprep.decode.placement",
+    "lensprep.decode.account",
+    "lensprep.source.contract",
+    "lensprep.dataset.layout",
+    "lensprep.dataset.rgb",
+    "lenstrain.data.order",
+    "lenstrain.training.schedule",
+    "lenstrain.sweep.space",
+    "lenstrain.monitor.diagnosis",
+    "lenstrain.evaluation.metrics",
+    "lenstrain.evaluation.intervals",
+    "lenstrain.evaluation.clustered",
+    "lenstrain.evaluation.rates",
+    "lenstrain.evaluation.threshold",
+    "lenstrain.evaluation.selection.axes",
+    "lenstrain.evaluation.selection.fit",
+    "lenstrain.evaluation.selection.function",
+    "lenstrain.evaluation.selection.population",
 ]
 TOUCHES_THE_WORLD = {
     "os",
@@ -99,7 +99,8 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-NAMES = {name_of(path) for path in MODULES}
+PATHS = {name_of(path): path for path in MODULES}
+NAMES = PATHS.keys()
 
 
 @cache
@@ -115,6 +116,11 @@ def imports(path: Path) -> list[str]:
                 name = f"{node.module}.{alias.name}"
                 found.append(name if name in NAMES else str(node.module))
     return found
+
+
+def packages(name: str) -> set[str]:
+    """The packages of all that a module imports."""
+    return {imported.split(".")[0] for imported in imports(PATHS[name])}
 
 
 def lies_in(name: str, rooms: str, package: str) -> bool:
@@ -154,9 +160,9 @@ def test_every_room_is_in_the_table():
     assert rooms - at_the_door == {*MAY_IMPORT}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_file_imports_only_what_its_room_may(path):
-    assert not forbidden(path)
+def test_a_file_imports_only_what_its_room_may():
+    wrong = [f"{name} imports {other}" for name in PATHS for other in forbidden(PATHS[name])]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_the_files_import_each_other_without_a_circle():
@@ -167,47 +173,45 @@ def test_the_files_import_each_other_without_a_circle():
         pytest.fail(" <- ".join(error.args[1]))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_lensprep_knows_nothing_of_lenstrain_or_torch(path):
-    top = {name.split(".")[0] for name in imports(path)}
-    if name_of(path).startswith("lensprep"):
-        assert not top & {"lenstrain", "torch", "torchvision", "sklearn", "optuna"}
+def test_lensprep_knows_nothing_of_lenstrain_or_torch():
+    foreign = {"lenstrain", "torch", "torchvision", "sklearn", "optuna"}
+    found = {name: packages(name) & foreign for name in NAMES if name.startswith("lensprep")}
+    assert not {name: wrong for name, wrong in found.items() if wrong}
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in MODULES if p.parent == ROOT / "lensprep/dataset"], ids=name_of
-)
-def test_the_contract_needs_numpy_the_standard_library_and_pyarrow(path):
-    allowed = {"numpy", "pyarrow", "boto3", "botocore", "deflate", "lensprep"}
-    top = {name.split(".")[0] for name in imports(path)}
-    assert top <= allowed | set(sys.stdlib_module_names)
+def test_the_contract_needs_numpy_the_standard_library_and_pyarrow():
+    allowed = {"numpy", "pyarrow", "deflate", "lensprep", *sys.stdlib_module_names}
+    found = {n: packages(n) - allowed for n in NAMES if n.startswith("lensprep.dataset")}
+    assert found
+    assert not {name: wrong for name, wrong in found.items() if wrong}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_room_that_is_a_folder_opens_with_names_alone(path):
-    if path.name != "__init__.py" or path.parent.parent == ROOT:
-        return
-    for node in ast.parse(path.read_text()).body:
-        text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        names = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
-        assert text or names or isinstance(node, ast.ImportFrom), ast.unparse(node)
+def test_a_room_that_is_a_folder_opens_with_names_alone():
+    """Its ``__init__`` holds what it is for, imports and ``__all__``."""
+    wrong = [
+        f"{name_of(path)} defines {ast.unparse(node)[:80]}"
+        for path in MODULES
+        if path.name == "__init__.py" and path.parent.parent != ROOT
+        for node in ast.parse(path.read_text()).body
+        if not isinstance(node, ast.ImportFrom)
+        and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        and not (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__")
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("name", PURE)
 def test_pure_modules_touch_no_file_clock_log_or_click(name):
-    path = ROOT / name
-    top = {imported.split(".")[0] for imported in imports(path)}
-    assert not top & TOUCHES_THE_WORLD
+    path = PATHS[name]
+    assert not packages(name) & TOUCHES_THE_WORLD
     calls = {n.func.id for n in ast.walk(ast.parse(path.read_text()))
              if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}  # fmt: skip
     assert not calls & {"open", "print", "input"}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_every_file_says_first_what_it_is_for(path):
-    docstring = ast.get_docstring(ast.parse(path.read_text()))
-    assert docstring
-    assert len(docstring.splitlines()[0]) > 20
+def test_every_file_says_first_what_it_is_for():
+    said = {name_of(p): ast.get_docstring(ast.parse(p.read_text())) or "" for p in MODULES}
+    assert not [name for name, text in said.items() if len(text.partition("\n")[0]) <= 20]
 
 
 def test_opening_a_dataset_loads_neither_torch_nor_numba():
