@@ -84,12 +84,6 @@ def patched(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", None)
 
 
-@pytest.fixture
-def proxy(s3):
-    with FaultProxy(s3.server.ports["s3"]) as running:
-        yield running
-
-
 def contents(root):
     """Name and bytes of every file of a folder, or of a place."""
     if isinstance(root, Place):
