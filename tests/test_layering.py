@@ -60,13 +60,17 @@ ONE_FILE_MAY_ALSO = {
 OPEN_TO_LENSTRAIN = "dataset store tables errors configfile kernel terminal checks.finding"
 """What lenstrain may import of lensprep."""
 
-OPEN_TO_ONE_FILE = {"lenstrain.scoring.origins": "decode.parts"}
+OPEN_TO_ONE_FILE = {
+    "lenstrain.scoring.origins": "decode.parts",
+    "lenstrain.pages.examples": "decode.parts",
+}
 
 PURE = [
     "lensprep.decode.placement",
     "lensprep.decode.account",
     "lensprep.source.contract",
     "lensprep.dataset.layout",
+    "lensprep.dataset.normalization",
     "lensprep.dataset.rgb",
     "lenstrain.data.order",
     "lenstrain.training.schedule",
