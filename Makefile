@@ -5,6 +5,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
+DIST_VENV ?= .venv-dist
 BIN := $(VENV)/bin
 DEMO ?= demo
 DEMO_ROWS ?= 12000
@@ -13,7 +14,7 @@ DEMO_SEED ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test lint format docs test-slow test-gpu faults coverage sins bench-peers clean
+.PHONY: help env demo test lint format docs test-slow test-gpu faults coverage sins bench-peers dist-check clean
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -91,6 +92,21 @@ bench-peers:
 		|| echo "FFCV is left out: to be built it needs g++, pkg-config, libopencv-dev and libturbojpeg0-dev."
 	$(BENCH_VENV)/bin/python -m tests.benchmarks.peers
 
+# make dist-check  build wheel and sdist, install each into a fresh environment, run both commands there
+dist-check: $(STAMP)
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist .
+	for package in dist/*.whl dist/*.tar.gz; do \
+		rm -rf $(DIST_VENV) && $(PYTHON) -m venv $(DIST_VENV) \
+		&& $(DIST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $$package \
+		&& (cd $(DIST_VENV) && bin/lensprep convert "$(CURDIR)/tests/golden/phase4c" dataset --max-reject-rate 1 \
+			&& bin/lensprep verify dataset && bin/lenstrain --help) > $(DIST_VENV)/commands.log \
+		&& $(DIST_VENV)/bin/python -c "from importlib.resources import files; \
+			assert files('lenstrain').joinpath('pages/templates/report.html').is_file()" \
+		|| { echo "$$package does not work once installed."; exit 1; }; \
+		echo "$$package works once installed."; \
+	done
+
 # make clean   everything that was made here
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) $(DIST_VENV) build dist $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

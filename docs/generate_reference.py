@@ -1,4 +1,4 @@
-"""Write docs/reference/cli.md from the commands' own help, and the pages of settings from the code.
+"""Write what the code says better: the pages of commands and settings, and the tables of rooms.
 
 Run `make docs`; a test fails while what is written here is stale.
 """
@@ -16,7 +16,8 @@ from typing import Any
 
 import click
 
-FOLDER = Path(__file__).parent / "reference"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "reference"
 
 
 def cli_reference() -> str:
@@ -110,16 +111,42 @@ def _docstrings(cls: type) -> dict[str, str]:
     return found
 
 
+def contributing() -> str:
+    """CONTRIBUTING.md with a table of each package's rooms: what they are for, what they import."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    begin, end = "<!-- rooms: made by `make docs` -->\n", "<!-- end of rooms -->"
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    tables = "".join(_rooms(package) for package in ("lensprep", "lenstrain"))
+    return f"{before}{begin}{tables}\n{end}{after}"
+
+
+def _rooms(package: str) -> str:
+    sys.path.insert(0, str(ROOT))
+    from tests.test_layering import MAY_IMPORT
+
+    lines = ["", f"| `{package}/` | holds | may import of its own package |", "|---|---|---|"]
+    for name, allowed in MAY_IMPORT.items():
+        if name.split(".")[0] == package:
+            path = ROOT.joinpath(*name.split("."))
+            source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            purpose = (ast.get_docstring(ast.parse(source.read_text())) or "").splitlines()[0]
+            names = ", ".join(f"`{other}`" for other in allowed.split())
+            names = "all but `cli`" if allowed == "*" else names
+            lines.append(f"| `{path.name}{'/' * path.is_dir()}` | {purpose} | {names} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     """Write all pages; with --check only say whether they are stale."""
     stale = False
     pages = (
-        ("cli.md", cli_reference()),
-        ("config.md", config_reference()),
-        ("evaluation.md", evaluation_reference()),
+        (FOLDER / "cli.md", cli_reference()),
+        (FOLDER / "config.md", config_reference()),
+        (FOLDER / "evaluation.md", evaluation_reference()),
+        (ROOT / "CONTRIBUTING.md", contributing()),
     )
-    for name, text in pages:
-        path = FOLDER / name
+    for path, text in pages:
         if path.exists() and path.read_text() == text:
             continue
         stale = True

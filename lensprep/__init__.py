@@ -1,3 +1,3 @@
 """Convert Phase 4c parquet into shards that are WebDataset tars and arrays at once."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.faultproxy import FaultProxy
 from tests.s3server import s3, s3_server
 
 __all__ = ["s3", "s3_server"]
@@ -10,6 +11,13 @@ __all__ = ["s3", "s3_server"]
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+
+@pytest.fixture
+def proxy(s3):
+    """Connections to the object store that a test can break."""
+    with FaultProxy(s3.server.ports["s3"]) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

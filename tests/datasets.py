@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from numpy.typing import NDArray
 
 from lensprep.dataset import NormalizationSpec
@@ -90,6 +91,16 @@ def tiny_dataset(
         splits[split] = (tiny_pixels(count, seed + number, labels), table)
     write_dataset(tmp_path / name, splits, normalization, shard_rows=shard_rows)
     return tmp_path / name
+
+
+def dataset_fixture(rows: int | Mapping[str, int], shard_rows: int = 32, **options: Any) -> Any:
+    """A fixture for one module's tests, none of which writes into it: see `tiny_dataset`."""
+
+    @pytest.fixture(scope="module")
+    def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return tiny_dataset(tmp_path_factory.mktemp("data"), rows, shard_rows, **options)
+
+    return root
 
 
 def replace_sidecar(root: Path, name: str, content: pa.Table | bytes) -> None:

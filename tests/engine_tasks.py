@@ -13,8 +13,8 @@ from typing import Any
 
 from lensprep.engine import Engine
 from lensprep.errors import ChangedError, InputError
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
-PATIENCE_SECONDS = 120
 _HELD_AT = 2
 """Which of a task's files does not get its name: its first is there then, its marker is not."""
 
@@ -59,14 +59,6 @@ def wait_for_go(folder: Path, n: int) -> int:
     if n:
         wait_until(lambda: (folder / "go").exists())
     return n
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError("waited in vain")
-        time.sleep(0.01)
 
 
 class HoldingEngine:

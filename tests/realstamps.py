@@ -1,12 +1,21 @@
-"""Real DR10 cutouts as a Phase 4c tree, where the folder with them is at hand.
+"""Phase 4c trees whose stamps are crops of real DR10 cutouts, where those are at hand.
 
-The folder is ``../shared/data/real_dr10_cutouts`` beside the checkout, or the one that the variable
-LENSPREP_REAL_CUTOUTS names. Tests that need it are skipped, with the reason, where it is absent.
+@needs_real_cutouts                      skips a test where they are not
+tree = real_tree(tmp_path, rows=1000)    a Hive tree; every stamp another crop
+table = real_table(rows=1000)            the rows alone
+pixels = real_pixels(10)                 float32 (10, 3, 64, 64), nanomaggies
+
+The cutouts, ``*.npz`` with a float array ``cutout`` of shape (y, x, 3), are public but not part of
+the project: no package that pip installs holds any in g, r and z under a clear license. They are
+looked for in the folder that LENSPREP_REAL_CUTOUTS names, else in ../shared/data/real_dr10_cutouts
+beside the repository. All are lens candidates and none is an injection, so labels and all columns
+are made up: what is tested with them is the path of real pixels.
 """
 
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,59 +24,43 @@ import pytest
 
 from tests.phase4c import stamp_blob, tiny_table, write_tree
 
-FOLDER = Path(
-    os.environ.get("LENSPREP_REAL_CUTOUTS")
-    or Path(__file__).parents[2] / "shared" / "data" / "real_dr10_cutouts"
-)
+_BESIDE = Path(__file__).parents[2] / "shared/data/real_dr10_cutouts"
+FOLDER = Path(os.environ.get("LENSPREP_REAL_CUTOUTS") or _BESIDE)
 
 needs_real_cutouts = pytest.mark.skipif(
-    not FOLDER.is_dir(), reason=f"no real cutouts at {FOLDER} (set LENSPREP_REAL_CUTOUTS)"
+    not any(FOLDER.glob("*.npz")),
+    reason="no real DR10 cutouts: set LENSPREP_REAL_CUTOUTS to a folder of them",
 )
 
-_OFFSETS = ((18, 18), (6, 6), (6, 30), (30, 6), (30, 30), (18, 6), (18, 30), (10, 18))
-"""Corners of the windows of 64 x 64 in a cutout of 101 x 101; the first is centred."""
 
-
-def real_cutouts() -> dict[str, np.ndarray]:
-    """Cutouts by name: float32, shape (3, 101, 101), bands g, r, z, nanomaggies."""
-    cutouts = {}
+@lru_cache(maxsize=1)
+def _cutouts() -> tuple[np.ndarray, ...]:
+    """All cutouts, band first."""
+    found = []
     for path in sorted(FOLDER.glob("*.npz")):
         with np.load(path, allow_pickle=False) as archive:
-            cutouts[path.stem] = np.moveaxis(archive["cutout"], -1, 0).astype(np.float32)
-    return cutouts
+            found.append(np.moveaxis(archive["cutout"], 2, 0))
+    return tuple(found)
 
 
-def real_windows() -> np.ndarray:
-    """Windows of all cutouts, one after the other; float32, shape (n, 3, 64, 64)."""
-    return np.stack(
-        [
-            cutout[:, y : y + 64, x : x + 64]
-            for cutout in real_cutouts().values()
-            for y, x in _OFFSETS
-        ]
-    )
+def real_pixels(rows: int, seed: int = 0) -> np.ndarray:
+    """Crops of the cutouts at random places, in random orientations."""
+    rng = np.random.default_rng(seed)
+    stamps = np.empty((rows, 3, 64, 64), np.float32)
+    for row, stamp in enumerate(stamps):
+        cutout = _cutouts()[row % len(_cutouts())]
+        y, x = (rng.integers(0, side - 64, endpoint=True) for side in cutout.shape[1:])
+        crop = np.rot90(cutout[:, y : y + 64, x : x + 64], rng.integers(4), (1, 2))
+        stamp[:] = crop[..., ::-1] if rng.integers(2) else crop
+    return stamps
 
 
-def real_table() -> pa.Table:
-    """Phase 4c rows of the windows: a region, a position and a split for each cutout.
-
-    All cutouts are lens candidates and none is an injection, so labels and theta_E are made up
-    (every other window is called a control): what is tested with them is the path of real pixels.
-    """
-    windows = real_windows()
-    number = np.arange(len(windows))
-    cutout = number // len(_OFFSETS)
-    return tiny_table(
-        len(windows),
-        stamp_npz=[stamp_blob(window) for window in windows],
-        region_id=cutout,
-        brickname=[f"real{index}" for index in cutout],
-        region_split=np.array(["train", "train", "train", "val", "test", "test"])[cutout % 6],
-        ra=10.0 + cutout,
-        dec=0.0 * cutout,
-    )
+def real_table(rows: int, *, seed: int = 0) -> pa.Table:
+    """Phase 4c rows of the stamps that `real_pixels` gives."""
+    return tiny_table(rows, stamp_npz=[stamp_blob(stamp) for stamp in real_pixels(rows, seed)])
 
 
-def real_tree(folder: Path) -> Path:
-    """Write the windows as a Phase 4c tree."""
-    return write_tree(folder / "stamps", real_table(), files_per_split=1)
+def real_tree(folder: Path, rows: int, *, seed: int = 0, row_group_rows: int = 500) -> Path:
+    """Write them as a tree below ``folder`` and return its root."""
+    table = real_table(rows, seed=seed)
+    return write_tree(folder / "stamps", table, row_group_rows=row_group_rows)

@@ -1,4 +1,4 @@
-"""The documentation: generated pages are fresh, links lead somewhere, every option is told."""
+"""The documentation: generated pages are fresh, what is named exists, and every option is told."""
 
 from __future__ import annotations
 
@@ -24,6 +24,20 @@ def test_every_link_inside_the_project_leads_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_every_path_of_the_guide_for_contributors_exists():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = set(re.findall(r"`((?:lensprep|lenstrain|tests|docs)/[\w./]*)`", text))
+    assert len(paths) > 15
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_every_make_target_of_the_guide_exists():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    named = re.findall(r"`make ([a-z-]+)", (ROOT / "CONTRIBUTING.md").read_text())
+    assert named
+    assert {*named} <= {*targets}
 
 
 def test_every_page_is_linked_from_another():

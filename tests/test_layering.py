@@ -1,10 +1,12 @@
-"""Who may import whom, read from the code: the lines that the design draws."""
+"""Who may import whom, read from the code: the rooms of both packages and what lies between."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,33 +14,77 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MODULES = sorted([*(ROOT / "lensprep").rglob("*.py"), *(ROOT / "lenstrain").rglob("*.py")])
 
-OPEN_TO_LENSTRAIN = (
-    "lensprep.dataset",
-    "lensprep.errors",
-    "lensprep.configfile",
-    "lensprep.kernel",
-    "lensprep.tables",
-    "lensprep.terminal",
-)
+MAY_IMPORT = {
+    "lensprep.errors": "",
+    "lensprep.kernel": "",
+    "lensprep.extras": "",
+    "lensprep.configfile": "store",
+    "lensprep.store": "",
+    "lensprep.tables": "store",
+    "lensprep.dataset": "store",
+    "lensprep.source": "dataset store tables",
+    "lensprep.decode": "dataset source kernel",
+    "lensprep.engine": "store kernel extras",
+    "lensprep.transfer": "dataset store",
+    "lensprep.convert": "decode source engine dataset store configfile transfer",
+    "lensprep.checks": "source decode dataset engine store tables",
+    "lensprep.inspection": "decode source dataset engine store tables",
+    "lensprep.terminal": "store extras",
+    "lensprep.synth": "dataset source.contract decode.stampnpz engine store kernel extras",
+    "lensprep.bench": "*",
+    "lenstrain.config": "",
+    "lenstrain.networks": "config",
+    "lenstrain.data": "",
+    "lenstrain.training": "data networks config evaluation.metrics evaluation.calibration",
+    "lenstrain.scoring": "data networks config training.checkpoint training.distributed "
+    "training.validate training.transfer",
+    "lenstrain.evaluation": "scoring.table",
+    "lenstrain.pages": "evaluation scoring.table",
+    "lenstrain.probes": "scoring evaluation pages networks training",
+    "lenstrain.audit": "config networks data training scoring evaluation pages probes generalize",
+    "lenstrain.generalize": "scoring training evaluation config",
+    "lenstrain.sweep": "training evaluation.metrics pages.figures config",
+    "lenstrain.monitor": "config evaluation.metrics",
+    "lenstrain.bench": "data networks training config",
+}
+"""What a room may import of its own package, beside itself and the errors, which are for all.
+
+The command lines may import everything, and nobody imports them.
+"""
+
+ONE_FILE_MAY_ALSO = {
+    "lensprep.decode.parts": "engine",
+    "lenstrain.training.pictures": "pages.figures",
+}
+
+OPEN_TO_LENSTRAIN = "dataset store tables errors configfile kernel terminal checks.finding"
+"""What lenstrain may import of lensprep."""
+
+OPEN_TO_ONE_FILE = {
+    "lenstrain.scoring.origins": "decode.parts",
+    "lenstrain.pages.examples": "decode.parts",
+}
+
 PURE = [
-    "lensprep/convert/placement.py",
-    "lensprep/convert/account.py",
-    "lensprep/source/contract.py",
-    "lensprep/dataset/layout.py",
-    "lensprep/dataset/rgb.py",
-    "lenstrain/data/order.py",
-    "lenstrain/training/schedule.py",
-    "lenstrain/sweep/space.py",
-    "lenstrain/monitor/diagnosis.py",
-    "lenstrain/evaluation/metrics.py",
-    "lenstrain/evaluation/intervals.py",
-    "lenstrain/evaluation/clustered.py",
-    "lenstrain/evaluation/rates.py",
-    "lenstrain/evaluation/threshold.py",
-    "lenstrain/evaluation/selection/axes.py",
-    "lenstrain/evaluation/selection/fit.py",
-    "lenstrain/evaluation/selection/function.py",
-    "lenstrain/evaluation/selection/population.py",
+    "lensprep.decode.placement",
+    "lensprep.decode.account",
+    "lensprep.source.contract",
+    "lensprep.dataset.layout",
+    "lensprep.dataset.normalization",
+    "lensprep.dataset.rgb",
+    "lenstrain.data.order",
+    "lenstrain.training.schedule",
+    "lenstrain.sweep.space",
+    "lenstrain.monitor.diagnosis",
+    "lenstrain.evaluation.metrics",
+    "lenstrain.evaluation.intervals",
+    "lenstrain.evaluation.clustered",
+    "lenstrain.evaluation.rates",
+    "lenstrain.evaluation.threshold",
+    "lenstrain.evaluation.selection.axes",
+    "lenstrain.evaluation.selection.fit",
+    "lenstrain.evaluation.selection.function",
+    "lenstrain.evaluation.selection.population",
 ]
 TOUCHES_THE_WORLD = {
     "os",
@@ -57,58 +103,119 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+PATHS = {name_of(path): path for path in MODULES}
+NAMES = PATHS.keys()
+
+
+@cache
 def imports(path: Path) -> list[str]:
+    """Every module that a file imports, also inside functions, by its full name."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: write imports in full"
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                found.append(name if name in NAMES else str(node.module))
     return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_lensprep_knows_nothing_of_lenstrain_or_torch(path):
-    top = {name.split(".")[0] for name in imports(path)}
-    if name_of(path).startswith("lensprep"):
-        assert not top & {"lenstrain", "torch", "torchvision", "sklearn", "optuna"}
+def packages(name: str) -> set[str]:
+    """The packages of all that a module imports."""
+    return {imported.split(".")[0] for imported in imports(PATHS[name])}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_lenstrain_uses_only_the_contract_of_lensprep(path):
-    if not name_of(path).startswith("lenstrain"):
-        return
-    for name in imports(path):
-        if name.startswith("lensprep.") and name != "lensprep.__version__":
-            assert name.startswith(OPEN_TO_LENSTRAIN), f"{name_of(path)} imports {name}"
+def lies_in(name: str, rooms: str, package: str) -> bool:
+    """Whether a module is one of these rooms or files of a package, or lies in one."""
+    return any(f"{name}.".startswith(f"{package}.{room}.") for room in rooms.split())
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if "dataset" in p.parts], ids=name_of)
-def test_the_contract_needs_numpy_the_standard_library_and_pyarrow(path):
-    allowed = {"numpy", "pyarrow", "boto3", "botocore", "deflate", "lensprep"}
-    top = {name.split(".")[0] for name in imports(path)}
-    assert top <= allowed | set(sys.stdlib_module_names)
-    for name in imports(path):
-        if name.startswith("lensprep"):
-            assert name.startswith(("lensprep.dataset", "lensprep.errors"))
+def forbidden(path: Path) -> list[str]:
+    """What a file imports of the two packages although its room may not."""
+    name = name_of(path)
+    package, _, rest = name.partition(".")
+    room = rest.partition(".")[0]
+    allowed = MAY_IMPORT.get(f"{package}.{room}", "")
+    own = f"errors {room} {allowed} {ONE_FILE_MAY_ALSO.get(name, '')}"
+    beyond = f"{OPEN_TO_LENSTRAIN} {OPEN_TO_ONE_FILE.get(name, '')}"
+    at_the_door = room in {"cli", "__main__"}
+    wrong = []
+    for other in imports(path):
+        theirs, _, inside = other.partition(".")
+        if theirs not in {"lensprep", "lenstrain"} or not inside:
+            continue  # a package by itself has only its version
+        if theirs == package:
+            # Nobody but the command line itself and `python -m` goes in by the front door.
+            everything = at_the_door or (allowed == "*" and not lies_in(other, "cli", package))
+            fine = everything or lies_in(other, own, package)
+        else:
+            fine = package == "lenstrain" and lies_in(other, beyond, "lensprep")
+        if not fine:
+            wrong.append(other)
+    return sorted({*wrong})
+
+
+def test_every_room_is_in_the_table():
+    rooms = {".".join(name.split(".")[:2]) for name in NAMES if name.count(".")}
+    at_the_door = {f"{package}.{name}" for package in ("lensprep", "lenstrain")
+                   for name in ("cli", "__main__")}  # fmt: skip
+    assert rooms - at_the_door == {*MAY_IMPORT}
+
+
+def test_a_file_imports_only_what_its_room_may():
+    wrong = [f"{name} imports {other}" for name in PATHS for other in forbidden(PATHS[name])]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_files_import_each_other_without_a_circle():
+    ours = {name_of(path): {*imports(path)} & NAMES for path in MODULES}
+    try:
+        TopologicalSorter(ours).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+def test_lensprep_knows_nothing_of_lenstrain_or_torch():
+    foreign = {"lenstrain", "torch", "torchvision", "sklearn", "optuna"}
+    found = {name: packages(name) & foreign for name in NAMES if name.startswith("lensprep")}
+    assert not {name: wrong for name, wrong in found.items() if wrong}
+
+
+def test_the_contract_needs_numpy_the_standard_library_and_pyarrow():
+    allowed = {"numpy", "pyarrow", "deflate", "lensprep", *sys.stdlib_module_names}
+    found = {n: packages(n) - allowed for n in NAMES if n.startswith("lensprep.dataset")}
+    assert found
+    assert not {name: wrong for name, wrong in found.items() if wrong}
+
+
+def test_a_room_that_is_a_folder_opens_with_names_alone():
+    """Its ``__init__`` holds what it is for, imports and ``__all__``."""
+    wrong = [
+        f"{name_of(path)} defines {ast.unparse(node)[:80]}"
+        for path in MODULES
+        if path.name == "__init__.py" and path.parent.parent != ROOT
+        for node in ast.parse(path.read_text()).body
+        if not isinstance(node, ast.ImportFrom)
+        and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        and not (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__")
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("name", PURE)
 def test_pure_modules_touch_no_file_clock_log_or_click(name):
-    path = ROOT / name
-    top = {imported.split(".")[0] for imported in imports(path)}
-    assert not top & TOUCHES_THE_WORLD
+    path = PATHS[name]
+    assert not packages(name) & TOUCHES_THE_WORLD
     calls = {n.func.id for n in ast.walk(ast.parse(path.read_text()))
              if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}  # fmt: skip
     assert not calls & {"open", "print", "input"}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_every_file_says_first_what_it_is_for(path):
-    docstring = ast.get_docstring(ast.parse(path.read_text()))
-    assert docstring
-    assert len(docstring.splitlines()[0]) > 20
+def test_every_file_says_first_what_it_is_for():
+    said = {name_of(p): ast.get_docstring(ast.parse(p.read_text())) or "" for p in MODULES}
+    assert not [name for name, text in said.items() if len(text.partition("\n")[0]) <= 20]
 
 
 def test_opening_a_dataset_loads_neither_torch_nor_numba():

@@ -9,12 +9,12 @@ from lensprep.dataset.normalization import denormalize
 from lensprep.inspection.inspect import inspect_dataset
 from lensprep.inspection.montage import write_montage
 from lensprep.inspection.verify import verify
-from tests.realstamps import needs_real_cutouts, real_table, real_tree, real_windows
+from tests.realstamps import needs_real_cutouts, real_pixels, real_table, real_tree
 
 
 @needs_real_cutouts
 def test_real_pixels_go_all_the_way_unharmed(tmp_path):
-    tree = real_tree(tmp_path)
+    tree = real_tree(tmp_path, rows=48)
     report = check(tree, pixels=True)
     assert not [f.item for f in report.findings if f.severity == "blocker" and f.passed is False]
 
@@ -32,7 +32,7 @@ def test_real_pixels_go_all_the_way_unharmed(tmp_path):
     assert len(write_montage(root, tmp_path / "stamps.png", count=16)) == 16
 
     dataset = Dataset.open(root)
-    source = dict(zip(real_table()["task_id"].to_pylist(), real_windows(), strict=True))
+    source = dict(zip(real_table(48)["task_id"].to_pylist(), real_pixels(48), strict=True))
     for split in ("train", "val", "test"):
         sidecar = dataset.read_sidecar(split)
         columns = [f"{name}_{band}" for name in ("median", "scale") for band in "grz"]

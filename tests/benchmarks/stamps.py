@@ -17,8 +17,8 @@ import numpy as np
 from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import Dataset
 from tests.phase4c import stamp_blob, tiny_pixels, tiny_table, write_tree
-from tests.realdata import FOLDER as REAL
-from tests.realdata import real_pixels
+from tests.realstamps import FOLDER as REAL
+from tests.realstamps import real_pixels
 
 SPLIT = "train"
 SHARD_ROWS = 1024
@@ -50,7 +50,7 @@ class Stamps:
 def make_stamps(folder: Path, rows: int) -> Stamps:
     """Make so many stamps, or open those that an earlier run has made in this folder.
 
-    They are crops of real DR10 cutouts where those are at hand (see `tests.realdata`), else noise
+    They are crops of real DR10 cutouts where those are at hand (see `tests.realstamps`), else noise
     with a galaxy: it is the seed path alone, which inflates them, to which that matters.
     """
     made = folder / "made.txt"

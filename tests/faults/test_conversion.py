@@ -27,7 +27,7 @@ from lensprep.inspection.verify import verify
 from lensprep.source.tree import Source
 from lensprep.store.remotefile import remote_filesystem
 from lensprep.transfer import download
-from tests.faultproxy import ALWAYS, DRAWN, Fault, FaultProxy
+from tests.faultproxy import ALWAYS, DRAWN, Fault
 from tests.phase4c import tiny_table, write_tree
 
 ROOT = Path(__file__).parents[2]
@@ -214,12 +214,6 @@ def checked(table, tmp_path_factory):
     """The tree as Spark writes it: with a checksum in every page."""
     root = tmp_path_factory.mktemp("checked")
     return write_tree(root, table, files_per_split=1, row_group_rows=8, page_checksums=True)
-
-
-@pytest.fixture
-def proxy(s3):
-    with FaultProxy(s3.server.ports["s3"]) as running:
-        yield running
 
 
 def put(tree, s3):

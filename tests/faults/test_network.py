@@ -19,8 +19,8 @@ from lensprep.errors import ProjectError
 from lensprep.store.transfer import run_files, upload_file
 from lensprep.transfer import dataset_files, download, upload
 from lenstrain.data import StampLoader
-from tests.datasets import tiny_dataset
-from tests.faultproxy import ALWAYS, DRAWN, Fault, FaultProxy
+from tests.datasets import dataset_fixture
+from tests.faultproxy import ALWAYS, DRAWN, Fault
 
 ROWS = {"train": 150, "val": 30}
 
@@ -54,15 +54,7 @@ reading = through("alter", "cut", "misdirect", "page", "page-with-etag", "no-eta
 writing = through("alter", "alter-request", "misdirect", "page", "no-etag")
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_dataset(tmp_path_factory.mktemp("data"), ROWS, 30)
-
-
-@pytest.fixture
-def proxy(s3):
-    with FaultProxy(s3.server.ports["s3"]) as running:
-        yield running
+root = dataset_fixture(ROWS, 30)
 
 
 class Trials:

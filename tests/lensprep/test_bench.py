@@ -18,7 +18,7 @@ from lensprep.engine import default_workers
 from lensprep.errors import InputError
 from tests.lensprep.blobs import BAD
 from tests.phase4c import tiny_table, tiny_tree, write_tree
-from tests.realdata import needs_real_cutouts, real_tree
+from tests.realstamps import needs_real_cutouts, real_tree
 
 PARTS = {"inflate_floor", "decode", "normalize", "convert", "seed_path"}
 

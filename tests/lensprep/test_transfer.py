@@ -51,12 +51,6 @@ def converted(tmp_path_factory):
     return folder / "ds"
 
 
-@pytest.fixture
-def proxy(s3):
-    with FaultProxy(s3.server.ports["s3"]) as running:
-        yield running
-
-
 def digests(root):
     return {
         path.relative_to(root).as_posix(): path.read_bytes()

@@ -13,14 +13,12 @@ import webdataset as wds
 
 from lensprep.dataset import Dataset
 from lensprep.dataset.layout import NPY_BYTES, NPY_HEADER_BYTES, shard_bytes
-from tests.datasets import tiny_dataset
+from tests.datasets import dataset_fixture
 
 ROWS, SHARD_ROWS = 20, 8
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_dataset(tmp_path_factory.mktemp("data"), ROWS, SHARD_ROWS)
+root = dataset_fixture(ROWS, SHARD_ROWS)
 
 
 @pytest.fixture(scope="module")

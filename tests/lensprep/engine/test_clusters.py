@@ -34,9 +34,9 @@ from tests.engine_tasks import (
     fail_with_detail,
     square,
     wait_for_go,
-    wait_until,
 )
 from tests.phase4c import tiny_table, write_tree
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ConvertConfig(shard_rows=30)

@@ -44,6 +44,7 @@ from lensprep.store.transfer import (
 from tests.datasets import tiny_dataset
 from tests.faultproxy import ALWAYS, DRAWN, Fault, FaultProxy
 from tests.s3server import SECRET_KEY, free_ports
+from tests.waiting import wait_until
 
 SIZE = 3 * PART_BYTES + 12_345
 
@@ -51,12 +52,6 @@ SIZE = 3 * PART_BYTES + 12_345
 @pytest.fixture(scope="module")
 def data():
     return np.random.default_rng(0).bytes(SIZE)
-
-
-@pytest.fixture
-def proxy(s3):
-    with FaultProxy(s3.server.ports["s3"]) as running:
-        yield running
 
 
 @pytest.fixture
@@ -414,13 +409,6 @@ def test_a_stop_ends_a_pause_before_another_try(s3, proxy, monkeypatch, kind):
     assert proxy.count("PUT") == 3
     assert through(s3, proxy).connection is not store.connection
     s3.store().write("x", b"data")
-
-
-def wait_until(condition, seconds=30.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_an_interrupt_of_a_library_call_does_not_wait_for_more_tries(s3, proxy, monkeypatch):

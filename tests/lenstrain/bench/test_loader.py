@@ -9,7 +9,7 @@ import pytest
 from lensprep.errors import ConfigError, DatasetError
 from lenstrain.bench.loader import ROUNDS, run_loader_bench, stall_fraction
 from lenstrain.data import StampLoader
-from tests.datasets import tiny_dataset
+from tests.datasets import dataset_fixture, tiny_dataset
 
 RATES = (
     "samples_per_s",
@@ -25,9 +25,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_dataset(tmp_path_factory.mktemp("data"), 2048, shard_rows=512)
+root = dataset_fixture(2048, shard_rows=512)
 
 
 def test_the_bench_reports_rates_ratios_and_the_stalled_share(root):

@@ -21,14 +21,12 @@ from lenstrain.bench.remote import (
 )
 from lenstrain.cli import main
 from lenstrain.data import StampLoader
-from tests.datasets import tiny_dataset
+from tests.datasets import dataset_fixture
 
 ROWS, SHARD_ROWS = 2048, 800
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_dataset(tmp_path_factory.mktemp("data"), ROWS, SHARD_ROWS)
+root = dataset_fixture(ROWS, SHARD_ROWS)
 
 
 @pytest.fixture

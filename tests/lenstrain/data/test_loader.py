@@ -27,15 +27,14 @@ from lenstrain.data.batch import PixelPool
 from lenstrain.data.sources.base import Reading
 from lenstrain.data.sources.local import LocalSource, copy_rows
 from lenstrain.data.stream import read_ahead
-from tests.datasets import tiny_dataset
+from tests.datasets import dataset_fixture, tiny_dataset
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[3]
 ROWS = 100
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_dataset(tmp_path_factory.mktemp("data"), {"train": ROWS, "val": 40}, shard_rows=17)
+root = dataset_fixture({"train": ROWS, "val": 40}, shard_rows=17)
 
 
 @pytest.fixture(scope="module")
@@ -421,13 +420,6 @@ def test_more_shards_than_open_files_are_read(tmp_path):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def wait_until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
-    return condition()
-
-
 def test_the_reading_thread_ends_with_its_iterator(root):
     before = set(threading.enumerate())
 
@@ -440,14 +432,14 @@ def test_the_reading_thread_ends_with_its_iterator(root):
     assert len(readers()) == 1
     iter(loader)
     loader.close()
-    assert wait_until(lambda: not readers())
+    wait_until(lambda: not readers())
     abandoned = iter(StampLoader(root, batch_size=4))
     next(abandoned)
     assert len(readers()) == 1
     gc.disable()  # letting go is enough: no cycle waits for a collection
     try:
         del abandoned
-        assert wait_until(lambda: not readers())
+        wait_until(lambda: not readers())
     finally:
         gc.enable()
 

@@ -10,15 +10,13 @@ from lensprep.dataset import RECORD_STRIDE, Dataset
 from lensprep.errors import ShardError, StorageError
 from lensprep.transfer import upload
 from lenstrain.data import register_s3
-from tests.datasets import tiny_dataset
+from tests.datasets import dataset_fixture
 from tests.faultproxy import Fault, FaultProxy
 
 ROWS = 900
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_dataset(tmp_path_factory.mktemp("data"), ROWS, shard_rows=450)
+root = dataset_fixture(ROWS, shard_rows=450)
 
 
 @pytest.fixture

@@ -25,16 +25,14 @@ from lenstrain.networks.finder import build_model
 from lenstrain.scoring.infer import infer
 from lenstrain.training.checkpoint import save_checkpoint
 from tests.checkpoints import blank_content
-from tests.datasets import SPEC, replace_sidecar, tiny_dataset
+from tests.datasets import SPEC, dataset_fixture, replace_sidecar, tiny_dataset
 
 REPOSITORY = Path(__file__).parents[3]
 ROWS = 50
 OPTIONS = ("model.arch=resnet_small", "model.width=8", "model.blocks=[1,1]", "model.crop=16")
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_dataset(tmp_path_factory.mktemp("data"), {"train": 8, "test": ROWS}, shard_rows=16)
+root = dataset_fixture({"train": 8, "test": ROWS}, shard_rows=16)
 
 
 def weights(seed):

@@ -25,6 +25,7 @@ from lenstrain.training.resume import is_own_restart
 from lenstrain.training.run import check_input
 from lenstrain.training.train import train
 from lenstrain.training.validate import score_split
+from tests.waiting import wait_until
 
 # Group norm, because batch norm sees a process's part of the batch; no dropout, whose draws differ.
 SAME = ("model.norm=group", "optim.ema_decay=0.9")
@@ -296,7 +297,7 @@ def test_torchrun_restarts_a_killed_process_and_the_run_goes_on(
     config = make_config(*SAME, "train.epochs=40", "train.log_every=1", "train.patience=0")
     out = tmp_path / "run"
     process = launch(2, dataset, config, out, agent=("--max-restarts", "2"))
-    wait_for(out / "checkpoints" / "last.pt")
+    wait_until((out / "checkpoints" / "last.pt").exists, 600)
     first = process_of(out)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
@@ -315,7 +316,7 @@ def test_a_process_that_does_not_answer_is_given_up_with_a_clear_message(
     config = make_config(*SAME, "train.epochs=100000", "train.timeout_minutes=0.1")
     out = tmp_path / "run"
     process = launch(2, dataset, config, out)
-    wait_for(out / "checkpoints" / "last.pt")
+    wait_until((out / "checkpoints" / "last.pt").exists, 600)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGSTOP)
     status, _, err = finish(process)
@@ -329,10 +330,3 @@ def test_a_process_that_does_not_answer_is_given_up_with_a_clear_message(
 
 def process_of(run):
     return json.loads((run / "environment.json").read_text())["process"]
-
-
-def wait_for(path, seconds=600):
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not come"
-        time.sleep(0.1)

@@ -25,6 +25,7 @@ from lenstrain.scoring.infer import infer
 from lenstrain.training.checkpoint import load_checkpoint
 from lenstrain.training.train import train
 from tests.faultproxy import Fault, FaultProxy
+from tests.waiting import wait_until
 
 # The last three have no effect any more and are still read.
 CACHE = ("data.cache_reserve_gb=0", "data.cache=always", "data.disk_mb_per_s=2000",
@@ -211,13 +212,6 @@ def has_settled(path):
     before = path.stat().st_size
     time.sleep(1.0)
     return path.stat().st_size == before
-
-
-def wait_until(condition, seconds=120.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def invoke(*arguments):

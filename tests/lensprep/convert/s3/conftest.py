@@ -7,7 +7,6 @@ import tempfile
 import pytest
 
 from lensprep.convert import ConvertConfig, convert
-from tests.faultproxy import FaultProxy
 from tests.lensprep.convert.conversions import CONFIG
 from tests.lensprep.convert.s3.conversions import small_runs
 from tests.phase4c import tiny_table, write_tree
@@ -42,12 +41,6 @@ def patched(monkeypatch, tmp_path):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr(tempfile, "tempdir", None)
-
-
-@pytest.fixture
-def proxy(s3):
-    with FaultProxy(s3.server.ports["s3"]) as running:
-        yield running
 
 
 @pytest.fixture(scope="session")

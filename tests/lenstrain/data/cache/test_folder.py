@@ -26,9 +26,10 @@ from lenstrain.data import StampLoader
 from lenstrain.data.cache.filling import CachedSplit
 from lenstrain.data.cache.folder import CacheFolder, CacheOptions, Claim
 from lenstrain.data.cache.upkeep import clear, fill, status, verify
-from tests.datasets import tiny_dataset
-from tests.faultproxy import Fault, FaultProxy
+from tests.datasets import dataset_fixture, tiny_dataset
+from tests.faultproxy import Fault
 from tests.s3server import Place, set_environment
+from tests.waiting import wait_until
 
 ROWS = {"train": 600, "val": 100}
 SHARD_ROWS = 100
@@ -36,9 +37,7 @@ SHARD_BYTES = shard_bytes(SHARD_ROWS)
 SHARDS = 7
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_dataset(tmp_path_factory.mktemp("data"), ROWS, SHARD_ROWS)
+root = dataset_fixture(ROWS, SHARD_ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +64,6 @@ def uri(s3_server, root):
 def other_uri(s3_server, other_root):
     with uploaded(s3_server, other_root) as made:
         yield made
-
-
-@pytest.fixture
-def proxy(s3):
-    with FaultProxy(s3.server.ports["s3"]) as running:
-        yield running
 
 
 @pytest.fixture
@@ -120,13 +113,6 @@ def cached(folder):
 
 def leftovers(folder):
     return [path.name for path in folder.root.rglob("*") if path.suffix in (".claim", ".partial")]
-
-
-def wait_for(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def run_python(code, *arguments, **options):
@@ -238,7 +224,7 @@ def test_an_epoch_that_streams_fills_beside_and_the_next_ones_read_the_disk(
     local = StampLoader(root, batch_size=20, shuffle=shuffle)
     loader = load(shuffle=shuffle)
     assert_same(local, loader)
-    wait_for(lambda: len(cached(folder)) == 6)
+    wait_until(lambda: len(cached(folder)) == 6)
     assert_same(local, loader)
     before = loader.source.describe()["requests"]
     assert_same(local, loader)
@@ -252,7 +238,7 @@ def test_a_cache_that_is_full_streams_the_rest_and_keeps_what_it_has(root, load,
     loader = load(shuffle="block", limit=3 * SHARD_BYTES)
     local = StampLoader(root, batch_size=20, shuffle="block")
     assert_same(local, loader)
-    wait_for(lambda: len(cached(folder)) == 3)
+    wait_until(lambda: len(cached(folder)) == 3)
     names = set(cached(folder))
     for _ in range(2):
         assert_same(local, loader)
@@ -300,7 +286,7 @@ def test_a_flipped_byte_in_the_cache_is_told_and_the_store_read_instead(
     assert loader.source.describe()["bytes"] >= SHARD_ROWS * RECORD_STRIDE
     # The next epoch fetches it again.
     assert_same(StampLoader(root, batch_size=20, seed=0), _first_epoch(loader))
-    wait_for(copy.exists)
+    wait_until(copy.exists)
     assert copy.read_bytes() == (root / shard.name).read_bytes()
 
 
@@ -450,11 +436,11 @@ def test_a_disk_that_fills_up_all_the_same_streams_the_rest(s3, uri, root, folde
     try:
         loader = load(shuffle="block")
         assert_same(StampLoader(root, batch_size=20, shuffle="block"), loader)
-        wait_for(lambda: "is streamed" in caplog.text)
+        wait_until(lambda: "is streamed" in caplog.text)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     loader.close()
-    wait_for(lambda: leftovers(folder) == [])
+    wait_until(lambda: leftovers(folder) == [])
     assert cached(folder) == {}
 
 
@@ -494,9 +480,9 @@ def test_a_process_killed_in_a_download_leaves_nothing_that_hurts(s3, uri, root,
     child = run_python(FILL, proxy.url, uri, folder.root, 10**9, stdin=subprocess.PIPE)
     child.stdin.write(b"go\n")
     child.stdin.flush()
-    wait_for(lambda: any(name.endswith(".partial") for name in leftovers(folder)), 60)
+    wait_until(lambda: any(name.endswith(".partial") for name in leftovers(folder)), 60)
     # The first partial file may be there before the claim of the shards to come.
-    wait_for(lambda: any(entry["coming"] for entry in status(folder)["datasets"]), 60)
+    wait_until(lambda: any(entry["coming"] for entry in status(folder)["datasets"]), 60)
     assert status(folder)["datasets"][0]["in_use"]
     child.send_signal(signal.SIGKILL)
     child.wait()
@@ -529,10 +515,10 @@ def test_closing_in_mid_download_ends_it_and_a_loader_that_is_dropped_too(
     proxy.bytes_per_s = 1_500_000
     loader = load(via=proxy, shuffle=None, s3=s3.options(endpoint_url=proxy.url, read_timeout_s=30))
     next(iter(loader))
-    wait_for(lambda: leftovers(folder) != [])
+    wait_until(lambda: leftovers(folder) != [])
     loader.close()
-    wait_for(lambda: leftovers(folder) == [])
-    wait_for(lambda: not status(folder)["datasets"][0]["in_use"])
+    wait_until(lambda: leftovers(folder) == [])
+    wait_until(lambda: not status(folder)["datasets"][0]["in_use"])
     cache = CacheOptions(reserve_bytes=0)
     loader = StampLoader(
         uri, batch_size=20, shuffle=None, s3=s3.options(), cache_dir=folder.root, cache=cache
@@ -544,8 +530,8 @@ def test_closing_in_mid_download_ends_it_and_a_loader_that_is_dropped_too(
         gc.collect()
         return not any(t.name == "lenstrain-cache" for t in threading.enumerate())
 
-    wait_for(gone)
-    wait_for(lambda: not status(folder)["datasets"][0]["in_use"])
+    wait_until(gone)
+    wait_until(lambda: not status(folder)["datasets"][0]["in_use"])
 
 
 # Clearing

@@ -20,8 +20,8 @@ from lenstrain.data.cache.mapped import LocalCopies
 from lenstrain.data.sidecar import SidecarColumn, SidecarColumns
 from lenstrain.data.sources.base import Reading
 from lenstrain.data.sources.remote import RemoteSource
-from tests.datasets import tiny_dataset
-from tests.faultproxy import Fault, FaultProxy
+from tests.datasets import dataset_fixture
+from tests.faultproxy import Fault
 from tests.s3server import S3Server
 
 ROWS, SHARD_ROWS = 2000, 700
@@ -29,21 +29,13 @@ CELL = 256 * RECORD_STRIDE
 SHARD = "train/train-000001.tar"
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_dataset(tmp_path_factory.mktemp("data"), ROWS, SHARD_ROWS)
+root = dataset_fixture(ROWS, SHARD_ROWS)
 
 
 @pytest.fixture
 def uri(s3, root):
     upload(root, s3.uri, s3.options())
     return s3.uri
-
-
-@pytest.fixture
-def proxy(s3):
-    with FaultProxy(s3.server.ports["s3"]) as running:
-        yield running
 
 
 @pytest.fixture
