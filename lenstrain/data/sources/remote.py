@@ -288,11 +288,11 @@ class RemoteSource(ShardSource):
                 # Another thread has just given up a copy: its cells are read from the store now.
         except (NotFoundError, ChangedError) as error:
             raise ShardError(
-                f"{str(error).rstrip('.')} ({self._place_of(cells, error)}). {_REMEDY}"
+                f"{str(error).rstrip('.')} ({self._named_in(cells, error)}). {_REMEDY}"
             ) from error
         except StorageError as error:
             raise StorageError(
-                f"{str(error).rstrip('.')} ({self._place_of(cells, error)})."
+                f"{str(error).rstrip('.')} ({self._named_in(cells, error)})."
             ) from error
         finally:
             self.reader.forget(cells)
@@ -326,7 +326,7 @@ class RemoteSource(ShardSource):
             self.reader.withdraw(np.flatnonzero(self.cells.shard == number))
             self.local.drop(number)
 
-    def _place_of(self, cells: NDArray[np.int64], error: Exception) -> str:
+    def _named_in(self, cells: NDArray[np.int64], error: Exception) -> str:
         """Shard and offset of the first of these cells in the shard that an error names."""
         numbers = self.cells.shard[cells]
         named = [int(c) for c, n in zip(cells, numbers, strict=True)
@@ -335,7 +335,7 @@ class RemoteSource(ShardSource):
         name = self._shards[self.cells.shard[cell]].name
         return f"{name}, offset {self.cells.offset(cell)}"
 
-    def place(self, row: int) -> tuple[str, int]:
+    def locate(self, row: int) -> tuple[str, int]:
         """URI of the shard that holds a row (or path of its copy), and the offset of its pixels."""
         shard, offset = _offset(self._starts, row)
         return str(self.local.path_of(shard) or f"{self._uri}/{self._shards[shard].name}"), offset

@@ -63,6 +63,6 @@ def test_a_source_gathers_across_shards_in_any_order(root, stored):
     out = np.empty((300, 3, 64, 64), np.float16)
     source.gather(rows, out)
     np.testing.assert_array_equal(out, stored[0][rows])
-    path, offset = source.place(40)
+    path, offset = source.locate(40)
     assert path.endswith("train/train-000002.tar")
     assert offset == (40 - 34) * RECORD_STRIDE + PAYLOAD_OFFSET

@@ -15,7 +15,7 @@ from lensprep.errors import BudgetError, ShardError, StorageError
 from lensprep.store import S3Options, open_store
 from lensprep.transfer import upload
 from lenstrain.data import StampLoader
-from lenstrain.data.cache.filling import fetch_shard
+from lenstrain.data.cache.fetching import fetch_shard
 from lenstrain.data.cache.mapped import LocalCopies
 from lenstrain.data.sidecar import SidecarColumn, SidecarColumns
 from lenstrain.data.sources.base import Reading
@@ -348,11 +348,11 @@ def open_source(data, copies):
 def test_a_shard_is_fetched_whole_and_a_damaged_one_refused(s3, uri, root, tmp_path):
     data = Dataset.open(uri, s3.options())
     shard = data.split("train").shards[1]
-    fetch_shard(data, shard, tmp_path / "a.tar")
+    fetch_shard(data.store, shard, tmp_path / "a.tar")
     assert (tmp_path / "a.tar").read_bytes() == (root / SHARD).read_bytes()
     damage(s3, flip)
     with pytest.raises(ShardError, match=rf"damaged.*{SHARD}, offset 0"):
-        fetch_shard(data, shard, tmp_path / "b.tar")
+        fetch_shard(data.store, shard, tmp_path / "b.tar")
     assert not (tmp_path / "b.tar").exists()
 
 
