@@ -25,8 +25,9 @@ from lenstrain.bench.loader import (
 from lenstrain.data import StampLoader
 from lenstrain.data.order import BLOCK_ROWS, Shuffle
 from lenstrain.data.sources.base import MEMORY_BUDGET
-from lenstrain.data.sources.reader import RUN_CELLS, RangeReader
+from lenstrain.data.sources.reader import RangeReader
 from lenstrain.data.sources.remote import RemoteSource
+from lenstrain.data.sources.schedule import RUN_CELLS
 
 _LONG_ROWS = RUN_CELLS * BLOCK_ROWS
 """Rows of the longest request that the loader makes."""

@@ -196,7 +196,7 @@ class StampLoader(OneProcess, wds.PipelineStage):
         return spec
 
     def _first_steps(self) -> Iterator[NDArray[np.int64]]:
-        """Rows of so many steps that all which meet in a mixing window are among them."""
+        """Rows of the first steps: enough to see how much a mixing window needs at once."""
         steps = min(len(self), 2 * self.mixing_window // self.spec.global_batch + 2, 1024)
         for plan in islice(self._plans().run(), steps):
             yield plan.index

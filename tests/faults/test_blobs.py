@@ -18,7 +18,8 @@ UNIT_TESTS = [
     f"tests/{name}.py"
     for name in ("lensprep/test_stampnpz", "lensprep/test_robust", "lensprep/test_normalize",
                  "lensprep/synth/test_imaging", "lenstrain/data/test_order",
-                 "lenstrain/data/test_loader", "lenstrain/evaluation/test_bootstrap")
+                 "lenstrain/data/test_loader", "lenstrain/data/sources/test_local",
+                 "lenstrain/evaluation/test_bootstrap")
 ]  # fmt: skip
 """Of all modules that have kernels."""
 

@@ -13,13 +13,13 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lensprep.dataset import Dataset, ShardInfo
+<<<<<<< HEAD
 from lensprep.dataset.remote import RemoteDataset
 from lensprep.errors import (
     ChangedError,
@@ -38,7 +38,19 @@ from lenstrain.data.cache.folder import (
     Refusal,
     download_slot,
     is_disk_full,
+=======
+from lensprep.errors import StorageError, size_text
+from lensprep.store.s3 import PART_BYTES, S3Store
+from lenstrain.data.cache.fetching import (
+    LONGEST_PAUSE,
+    Fetching,
+    Filled,
+    Pace,
+    fetch_quietly,
+    with_connections,
+>>>>>>> house-data
 )
+from lenstrain.data.cache.folder import CachedDataset, CacheFolder
 from lenstrain.data.cache.mapped import LocalCopies
 from lenstrain.data.sources.base import Reading
 
@@ -47,12 +59,7 @@ logger = logging.getLogger("lenstrain.data")
 _MOST_BESIDE = 4
 """Most requests of a shard that is fetched while others are streamed."""
 _AT_ONCE = 4
-_LOOK_SECONDS = 0.2
-"""Time between two looks at what other processes fetch."""
-_LONGEST_PAUSE = 2.0
 _LINE_SECONDS = 10.0
-_ENOUGH_BYTES = 1 << 30
-"""Of less it cannot be said how fast a disk is."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes that are in the cache and bytes of all shards."""
@@ -94,6 +101,7 @@ def open_copies(dataset: Dataset, split: str, reading: Reading) -> LocalCopies:
     return copies
 
 
+<<<<<<< HEAD
 def fetch_shard(
     dataset: Dataset,
     shard: ShardInfo,
@@ -148,6 +156,8 @@ class Filled:
     """There was no room for some."""
 
 
+=======
+>>>>>>> house-data
 class CachedSplit(LocalCopies):
     """Shards of one split in a cache; in use, hence never evicted, until `close`.
 
@@ -167,7 +177,10 @@ class CachedSplit(LocalCopies):
     def __init__(
         self, folder: CacheFolder, dataset: Dataset, split: str, memory: int = 1 << 30
     ) -> None:
+        if not isinstance(dataset.store, S3Store):
+            raise StorageError(f"{dataset.uri} is on a local disk already: nothing to fetch.")
         self.folder, self.dataset, self.split = folder, dataset, split
+        self._store = dataset.store
         self.shards: Sequence[ShardInfo] = dataset.split(split).shards
         self._memory = memory
         self._beside_connections = min(_MOST_BESIDE, max(1, memory // 4 // PART_BYTES - 2))
@@ -249,21 +262,26 @@ class CachedSplit(LocalCopies):
         if not missing:
             return Filled(0, 0, full=False)
         told = _Told(self, progress)
-        dataset = _with_connections(self.dataset, max(1, self._memory // PART_BYTES - 2))
-        work = _Work(self.folder, self.held, dataset, self._stop, told.add)
-        store = dataset.store
+        store = with_connections(self._store, max(1, self._memory // PART_BYTES - 2))
+        fetching = Fetching(self.folder, self.held, store, self._stop, told.add)
         try:
             with ThreadPoolExecutor(_AT_ONCE, "lenstrain-fill") as threads:
                 try:
-                    list(threads.map(work.run, _parts(missing)))
+                    list(threads.map(fetching.run, [missing[n::_AT_ONCE] for n in range(_AT_ONCE)]))
                 except BaseException:  # an interrupt
-                    work.over.set()
+                    fetching.over.set()
                     raise
         finally:
+<<<<<<< HEAD
             if isinstance(store, RemoteStore):
                 store.connection.buffers.clear()
         work.raise_error()
         return work.result()
+=======
+            store.connection.buffers.clear()
+        fetching.raise_error()
+        return fetching.result()
+>>>>>>> house-data
 
     def fill_beside(self, hungry: Callable[[], bool]) -> None:
         """Fetch what is missing in the background, at half speed while a consumer waits.
@@ -282,12 +300,18 @@ class CachedSplit(LocalCopies):
         missing = self.missing()[::-1]
         if not missing:
             return
+<<<<<<< HEAD
         pace = _Pace(self._stop, hungry)
         beside = _with_connections(self.dataset, self._beside_connections)
         self._beside = beside.store if isinstance(beside.store, RemoteStore) else None
         work = _Work(self.folder, self.held, beside, self._stop, pace)
+=======
+        self._beside = with_connections(self._store, self._beside_connections)
+        pace = Pace(self._stop, hungry)
+        fetching = Fetching(self.folder, self.held, self._beside, self._stop, pace)
+>>>>>>> house-data
         self._thread = threading.Thread(
-            target=_fill_quietly, args=(work, missing), name="lenstrain-cache", daemon=True
+            target=fetch_quietly, args=(fetching, missing), name="lenstrain-cache", daemon=True
         )
         self._thread.start()
 
@@ -295,7 +319,7 @@ class CachedSplit(LocalCopies):
         """End filling, and let others evict."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(_LONGEST_PAUSE)
+            self._thread.join(LONGEST_PAUSE)
             if self._thread.is_alive() and self._beside is not None:
                 self._beside.connection.stop()  # the interpreter would wait for all its tries
         self.held.close()
@@ -323,6 +347,7 @@ def _usable(held: CachedDataset, shard: ShardInfo) -> bool:
     return False
 
 
+<<<<<<< HEAD
 def _parts(shards: Sequence[ShardInfo]) -> list[list[ShardInfo]]:
     """Shards for each of a few threads."""
     return [list(shards[number::_AT_ONCE]) for number in range(_AT_ONCE)]
@@ -478,6 +503,8 @@ class _Pace:
         self._mark = time.monotonic()
 
 
+=======
+>>>>>>> house-data
 class _Told:
     """Tells how far filling is: to whoever listens, or else in lines of the log."""
 

@@ -130,7 +130,7 @@ class ShardSource(ABC):
         """Copy the pixels of `rows` into `out`, shape (len(rows), 3, 64, 64), C-contiguous."""
 
     @abstractmethod
-    def place(self, row: int) -> tuple[str, int]:
+    def locate(self, row: int) -> tuple[str, int]:
         """Path or URI of the shard that holds a row, and the offset of its pixels there."""
 
     def forget_checks(self) -> None:  # noqa: B027

@@ -97,7 +97,7 @@ class LocalSource(ShardSource):
                 if not copy_rows(rows, self._starts, self._bases, out.ctypes.data):
                     raise ShardError("the rows of the shards do not add up: see `lensprep verify`.")
         for row, found, expected in self._payloads.faults(rows, out) if self._payloads else ():
-            shard, offset = self.place(row)
+            shard, offset = self.locate(row)
             raise ShardError(
                 f"{shard}: the stamp at offset {offset} is not the one that was written "
                 f"(CRC-32 {found:08x}, expected {expected:08x}). Run `lensprep "
@@ -111,7 +111,7 @@ class LocalSource(ShardSource):
             self._maps[number] = FileMap(self._paths[number], self._bytes[number])
             self._bases[number] = self._maps[number].address
 
-    def place(self, row: int) -> tuple[str, int]:
+    def locate(self, row: int) -> tuple[str, int]:
         """Path of the shard that holds a row, and the offset of its pixels there."""
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
         within = int(row - self._starts[shard])

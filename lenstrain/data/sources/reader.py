@@ -1,19 +1,17 @@
-"""Cells of shards read from an object store ahead of their use, within a fixed number of buffers.
+"""Reads cells of shards from an object store ahead of their use.
 
-A cell is a stretch of at most 256 records of one shard, the unit of memory. Neighbouring cells that
-are wanted together are read in one request (a run). A few threads read runs in the order in which
-their cells are first needed, while there is memory; a cell gives its memory back when nothing that
-was announced needs it any more. A cell that somebody waits for and that takes much longer than
-others is asked for a second time, and the first answer wins.
+Neighbouring cells that are wanted together are read in one request (a run). A few threads read runs
+in the order in which their cells are first needed (`schedule`), while there is memory (`buffers`);
+a cell gives its memory back when nothing that was announced needs it any more. A cell that somebody
+waits for and that takes much longer than others is asked for a second time, and the first answer
+wins (`races`).
 """
 
 from __future__ import annotations
 
 import logging
-import statistics
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -22,49 +20,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lensprep.dataset import RECORD_STRIDE, ShardInfo
+from lensprep.dataset import ShardInfo
 from lensprep.errors import BudgetError, ChangedError, ProjectError
+<<<<<<< HEAD
 from lensprep.store import Entry, Piece, Reception, RemoteStore, Scatter
+=======
+from lensprep.store import Entry
+from lensprep.store.s3 import Piece, Reception, S3Store, Scatter
+from lenstrain.data.sources.buffers import ABSENT, COMING, HERE, Bytes, CellBuffers
+from lenstrain.data.sources.cells import Cells
+from lenstrain.data.sources.races import RACES_AT_ONCE, Races
+from lenstrain.data.sources.schedule import Schedule
+>>>>>>> house-data
 
 logger = logging.getLogger("lenstrain.data")
 
-Bytes = NDArray[np.uint8]
 Check = Callable[[int, Bytes], None]
 """Given a cell and its records; raises if they are not what was written."""
 
-RUN_CELLS = 8
-"""Most cells of one request: 54 MB. Longer ones cost the store less, but memory comes back late."""
-RACES_AT_ONCE = 2
-RACE_RATIO = 5.0
-"""A cell is slow that takes so many times the median of the last ones ..."""
-RACE_SECONDS = 0.5
-"""... and at least so long."""
-_FIRST_RACE_SECONDS = 5.0
-"""What counts as slow before there is anything to compare with."""
-_SAMPLES = 64
 _STOP_SECONDS = 1.0
 """How long the end of the threads is waited for; one without an answer's first byte ends later."""
-_ABSENT, _COMING, _HERE = 0, 1, 2
-
-
-@dataclass(frozen=True, slots=True)
-class Cells:
-    """Where the cells of a split lie."""
-
-    bounds: NDArray[np.int64]
-    """Rows of cell ``c`` are ``bounds[c] ... bounds[c + 1] - 1``."""
-    shard: NDArray[np.int64]
-    """Number of the shard that holds each cell."""
-    first: NDArray[np.int64]
-    """First row of each cell in its shard."""
-
-    def rows(self, cell: int) -> int:
-        """Rows of a cell."""
-        return int(self.bounds[cell + 1] - self.bounds[cell])
-
-    def of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Cells that hold these rows, ascending, each once."""
-        return np.unique(np.searchsorted(self.bounds, rows, side="right") - 1)
 
 
 @dataclass(slots=True)
@@ -74,14 +49,10 @@ class Counters:
     requests: int = 0
     cells: int = 0
     bytes: int = 0
-    raced: int = 0
-    """Ranges asked for a second time because they were slow."""
-    races_won: int = 0
     reread: int = 0
     """Cells read again because their CRC-32 was wrong the first time."""
     evicted: int = 0
     """Cells given up although they were announced: the budget was too small for the order."""
-    peak_buffers: int = 0
     waited_s: float = 0.0
 
 
@@ -99,7 +70,7 @@ class _Run(Reception):
 
     def __post_init__(self) -> None:
         Reception.__init__(self)
-        self._ends = np.cumsum([self.reader.cell_bytes(cell) for cell in self.cells]).tolist()
+        self._ends = np.cumsum([self.reader.cells.bytes(cell) for cell in self.cells]).tolist()
 
     def began(self, entry: Entry, body: Any) -> None:
         super().began(entry, body)
@@ -139,44 +110,24 @@ class RangeReader:
         check: Check | None,
     ) -> None:
         self.store, self.shards, self.cells = store, shards, cells
-        self.counters = Counters()
         self.change = threading.Condition()
-        count = len(cells.shard)
-        self.addresses = np.zeros(count, np.int64)
-        """Address of each cell's records, 0 where it is not in memory."""
-        self._rows = max((cells.rows(c) for c in range(count)), default=0)
-        self._most = buffers
+        self.buffers = CellBuffers(cells, buffers, reserve=RACES_AT_ONCE)
+        self.schedule = Schedule(cells, self.buffers.state)
+        self.races, self.counters = Races(), Counters()
+        self.addresses = self.buffers.addresses
+        self.versions: dict[int, str | None] = {}
+        self.closed = False
         self._check = check
-        self._state = np.zeros(count, np.int8)
-        self._pending = np.zeros(count, np.int32)
-        self._turn = np.zeros(count, np.int64)
-        """Place of each cell in the order of first needs."""
-        self._turns = 0
-        self._memory: dict[int, Bytes] = {}
-        self._idle: dict[int, None] = {}
-        self._free: list[Bytes] = []
-        self._made = 0
-        self._wanted: deque[int] = deque()
         self._runs: set[_Run] = set()
         self._errors: dict[int, BaseException] = {}
-        self.versions: dict[int, str | None] = {}
-        self._times: deque[float] = deque(maxlen=_SAMPLES)
         self._queue: SimpleQueue[_Run | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._at_once = store.options.connections
         self._waiting = 0
-        self.reach = count
-        """Neighbours so much later in the order of first needs are read in the same request: memory
-        for more of them could be missing for what is needed next."""
-        self.closed = False
 
     def hungry(self) -> bool:
         """Whether somebody waits for cells right now."""
         return self._waiting > 0
-
-    def cell_bytes(self, cell: int) -> int:
-        """Bytes of a cell's records."""
-        return self.cells.rows(cell) * RECORD_STRIDE
 
     # ------------------------------------------------------------------ what is needed
 
@@ -188,12 +139,10 @@ class RangeReader:
     def forget(self, cells: NDArray[np.int64]) -> None:
         """One announced use of each of these cells is over, or will not come."""
         with self.change:
-            self._pending[cells] = np.maximum(self._pending[cells] - 1, 0)
-            for cell in cells[self._pending[cells] == 0].tolist():
+            for cell in self.schedule.forget(cells):
                 self._errors.pop(cell, None)
-                if self._state[cell] == _HERE and cell in self._memory:
-                    self._idle[cell] = None
-            self._schedule()
+                self.buffers.set_needed(cell, False)
+            self.read_on()
 
     def need(self, cells: NDArray[np.int64]) -> None:
         """Wait until all these cells are in memory, where they stay until `forget`.
@@ -207,12 +156,11 @@ class RangeReader:
         """
         start = time.monotonic()
         with self.change:
-            unannounced = cells[self._pending[cells] == 0]
-            self._announce(unannounced)
-            self._schedule()
+            self._announce(cells[self.schedule.pending[cells] == 0])
+            self.read_on()
             self._waiting += 1
             try:
-                while not self.closed and not (self._state[cells] == _HERE).all():
+                while not self.closed and not (self.buffers.state[cells] == HERE).all():
                     for cell in cells.tolist():
                         if cell in self._errors:
                             raise self._errors.pop(cell)
@@ -225,120 +173,55 @@ class RangeReader:
                 raise ValueError("the loader is closed")
 
     def _announce(self, cells: NDArray[np.int64]) -> None:
-        new = cells[self._pending[cells] == 0]
-        self._turn[new] = self._turns + np.arange(len(new))
-        self._turns += len(new)
-        self._pending[cells] += 1
+        self.schedule.announce(cells)
         for cell in cells.tolist():
-            self._idle.pop(cell, None)
-            if self._state[cell] == _ABSENT:
-                self._wanted.append(cell)
+            self.buffers.set_needed(cell, True)
 
     def put(self, cells: NDArray[np.int64], addresses: NDArray[np.int64]) -> None:
         """Cells lie at these addresses anyway, such as in a mapped file."""
         with self.change:
-            new = self._state[cells] == _ABSENT
-            self.addresses[cells[new]], self._state[cells[new]] = addresses[new], _HERE
+            self.buffers.put(cells, addresses)
             self.change.notify_all()
 
     def withdraw(self, cells: NDArray[np.int64]) -> None:
         """These cells lie where `put` said no more; what is in memory of them stays."""
         with self.change:
-            gone = [cell for cell in cells.tolist()
-                    if self._state[cell] == _HERE and cell not in self._memory]  # fmt: skip
-            self.addresses[gone], self._state[gone] = 0, _ABSENT
-            self._wanted.extend(cell for cell in gone if self._pending[cell])
-
-    # ------------------------------------------------------------------ memory
+            for cell in self.buffers.withdraw(cells):
+                self.schedule.want_again(cell, last=True)
 
     def holds_anything(self) -> bool:
         """Whether there is memory of cells that were read, or anything announced."""
-        return self._made > 0 or bool(self._pending.any())
+        return self.buffers.made > 0 or bool(self.schedule.pending.any())
 
     def drop_idle(self) -> None:
         """Forget cells that nobody needs now; their memory is kept for others."""
         with self.change:
-            for cell in list(self._idle):
-                self._drop(cell)
+            self.buffers.drop_idle()
 
     def release_idle(self) -> None:
         """Give memory back to the system that nobody needs now."""
         with self.change:
-            self.drop_idle()
-            self._made -= len(self._free)
-            self._free.clear()
+            self.buffers.release()
 
-    def _room(self) -> int:
-        """Buffers that are free or can be freed, but for those kept for races."""
-        return len(self._free) + self._most - self._made + len(self._idle) - RACES_AT_ONCE
+    # ------------------------------------------------------------------ requests
 
-    def _take(self) -> Bytes:
-        if not self._free and self._made < self._most:
-            self._made += 1
-            self.counters.peak_buffers = max(self.counters.peak_buffers, self._made)
-            return np.empty(self._rows * RECORD_STRIDE, np.uint8)
-        if not self._free:
-            self._drop(next(iter(self._idle)))
-        return self._free.pop()
-
-    def _drop(self, cell: int) -> None:
-        """Give up a cell that is in memory."""
-        self._idle.pop(cell, None)
-        self.addresses[cell], self._state[cell] = 0, _ABSENT
-        self._free.append(self._memory.pop(cell))
-
-    # ------------------------------------------------------------------ what is read next
-
-    def _schedule(self, *, hurry: bool = False) -> None:
+    def read_on(self, *, hurry: bool = False) -> None:
         """Begin runs while there are wanted cells, memory and threads (under the lock)."""
-        while not self.closed and self._busy() < self._at_once and self._wanted:
-            cell = self._wanted[0]
-            if self._state[cell] != _ABSENT or not self._pending[cell]:
-                self._wanted.popleft()
-                continue
-            first, length = self._stretch(cell)
-            room = self._room()
-            # Memory comes back a cell at a time: wait for that of a whole run, unless the
-            # consumer would run dry.
-            if room < 1 or (length > room and self._runs and not hurry):
+        while not self.closed and self._busy() < self._at_once:
+            # In no hurry if others bring something: the consumer does not run dry.
+            whole = bool(self._runs) and not hurry
+            cells = self.schedule.next_run(self.buffers.room(), whole=whole)
+            if not cells:
                 return
-            if length > room:
-                first, length = cell, min(room, first + length - cell)
-            cells = list(range(first, first + length))
-            self._start(_Run(self, cells, [self._take() for _ in cells]))
+            self._start(_Run(self, cells, [self.buffers.take() for _ in cells]))
 
     def _busy(self) -> int:
         """Runs that bring something; one that was stopped may yet wait for its answer."""
         return sum(not run.stopped for run in self._runs)
 
-    def _stretch(self, cell: int) -> tuple[int, int]:
-        """First cell and number of cells around this one that can be read in one request."""
-
-        def joins(other: int) -> bool:
-            return bool(
-                self.cells.shard[other] == self.cells.shard[cell]
-                and self._state[other] == _ABSENT
-                and self._pending[other]
-                and self._turn[other] - self._turn[cell] < self.reach
-            )
-
-        first, last = cell, cell
-        # Backwards only to a multiple, so that requests of a random order do not split a shard
-        # into ever smaller pieces.
-        within = int(self.cells.first[cell]) // self._rows
-        for other in range(cell - 1, cell - 1 - within % RUN_CELLS, -1):
-            if not joins(other):
-                break
-            first = other
-        for other in range(cell + 1, min(first + RUN_CELLS, len(self._state))):
-            if not joins(other):
-                break
-            last = other
-        return first, last - first + 1
-
     def _start(self, run: _Run) -> None:
         self._runs.add(run)
-        self._state[run.cells] = _COMING
+        self.buffers.state[run.cells] = COMING
         self.counters.requests += 1
         busy = len(self._runs)
         if len(self._threads) < min(busy, self._at_once + RACES_AT_ONCE):
@@ -351,101 +234,90 @@ class RangeReader:
 
     def _hurry(self, cells: NDArray[np.int64]) -> None:
         """Somebody waits for these cells (under the lock)."""
-        missing = cells[self._state[cells] == _ABSENT].tolist()
+        state = self.buffers.state[cells]
+        missing = cells[state == ABSENT].tolist()
         if missing:
-            if not self._wanted or self._wanted[0] != missing[0]:  # not again at every look
-                self._wanted.extendleft(reversed(missing))
-            if self._room() < 1 and not self._busy():
+            self.schedule.want_first(missing)
+            if self.buffers.room() < 1 and not self._busy():
                 self._evict(set(cells.tolist()))
-            self._schedule(hurry=True)
-        for cell in cells[self._state[cells] == _COMING].tolist():
+            self.read_on(hurry=True)
+        for cell in cells[self.buffers.state[cells] == COMING].tolist():
             self._race(cell)
 
     def _evict(self, needed: set[int]) -> None:
         """Give up a cell that will be needed, but later than those that are needed now."""
-        others = [cell for cell in self._memory if cell not in needed]
-        if not others:
+        other = self.buffers.newest(but=needed)
+        if other is None:
             raise BudgetError(
-                f"One batch needs {len(needed)} ranges of {self._rows} stamps at once, and the "
-                f"memory budget holds {self._most}. Raise memory_budget, or use smaller batches."
+                f"One batch needs {len(needed)} ranges of {self.cells.most_rows} stamps at once, "
+                f"and the memory budget holds {self.buffers.most}. Raise memory_budget, or use "
+                "smaller batches."
             )
         self.counters.evicted += 1
-        self._drop(others[-1])
-        self._wanted.append(others[-1])
-
-    # ------------------------------------------------------------------ races
-
-    def slow_after(self) -> float:
-        """Seconds after which a cell is slow."""
-        if len(self._times) < 4:
-            return _FIRST_RACE_SECONDS
-        return max(RACE_SECONDS, RACE_RATIO * statistics.median(self._times))
+        self.buffers.drop(other)
+        self.schedule.want_again(other, last=True)
 
     def _race(self, cell: int) -> None:
         """Ask a second time for a cell that takes too long."""
-        runs = [run for run in self._runs if run.waits_for == cell and not run.stopped]
-        now, racing = time.monotonic(), sum(run.race for run in self._runs)
-        if len(runs) != 1 or now - runs[0].mark < self.slow_after():
+        now = time.monotonic()
+        slow = self.races.slow(cell, self._runs, now, self.counters.requests)
+        if slow is None or self.buffers.room() + RACES_AT_ONCE < 1:
             return
-        bounded = self.counters.raced < 2 + self.counters.requests // 50
-        if not bounded or racing >= RACES_AT_ONCE or self._room() + RACES_AT_ONCE < 1:
-            return
-        shard = self.shards[int(self.cells.shard[cell])].name
         logger.warning(
             "%s: a range takes %.2f s, much longer than others; asking a second time",
-            self.store.locate(shard),
-            now - runs[0].mark,
+            self.store.locate(self._shard_of(cell).name),
+            now - slow.mark,
         )
-        self.counters.raced += 1
-        self._start(_Run(self, [cell], [self._take()], race=True))
+        self.races.begun += 1
+        self._start(_Run(self, [cell], [self.buffers.take()], race=True))
 
     # ------------------------------------------------------------------ in the reading threads
 
+    def _shard_of(self, cell: int) -> ShardInfo:
+        return self.shards[int(self.cells.shard[cell])]
+
     def see_version(self, cell: int, entry: Entry) -> None:
         """All bytes of a shard come from one version of it."""
-        number = int(self.cells.shard[cell])
         with self.change:
-            version = self.versions.setdefault(number, entry.version)
+            version = self.versions.setdefault(int(self.cells.shard[cell]), entry.version)
         if version != entry.version:
-            where = self.store.locate(self.shards[number].name)
+            where = self.store.locate(self._shard_of(cell).name)
             raise ChangedError(f"{where} was replaced while it was read.")
 
     def piece(self, run: _Run) -> Piece:
         """The range of a run."""
-        number = int(self.cells.shard[run.cells[0]])
-        shard = self.shards[number]
+        cell = run.cells[0]
+        shard, version = self._shard_of(cell), self.versions.get(int(self.cells.shard[cell]))
         parts = zip(run.buffers, run.cells, strict=True)
-        views = [buffer.data[: self.cell_bytes(cell)] for buffer, cell in parts]
-        start = int(self.cells.first[run.cells[0]]) * RECORD_STRIDE
-        version, view = self.versions.get(number), Scatter(views)
+        view = Scatter([buffer.data[: self.cells.bytes(cell)] for buffer, cell in parts])
+        start = self.cells.offset(cell)
         # Without a check the reader wants none: bytes that it times, or does not look at.
         return Piece(shard.name, start, view, shard.bytes, shard.sha256, version, checked=True)
 
     def arrived(self, run: _Run, number: int) -> None:
         """A cell of a run is complete: check it and hand it over, unless another was faster."""
         cell, buffer = run.cells[number], run.buffers[number]
-        data = buffer[: self.cell_bytes(cell)]
+        data = buffer[: self.cells.bytes(cell)]
         if self._check is not None:
-            self._checked(run, cell, data)
+            self._checked(self._check, cell, data)
         with self.change:
             now = time.monotonic()
-            self._times.append(now - run.mark)
+            self.races.took(now - run.mark)
             run.mark = now
             self.counters.bytes += data.size
-            if self._state[cell] == _HERE or self.closed:
-                self._free.append(buffer)
+            if self.buffers.state[cell] == HERE or self.closed:
+                self.buffers.give_back(buffer)
             else:
                 self._keep(run, cell, buffer)
-            self._schedule()
+            self.read_on()
             self.change.notify_all()
 
     def _keep(self, run: _Run, cell: int, buffer: Bytes) -> None:
-        self._memory[cell] = buffer
-        self.addresses[cell], self._state[cell] = buffer.ctypes.data, _HERE
+        self.buffers.keep(cell, buffer)
         self.counters.cells += 1
-        self.counters.races_won += run.race
-        if not self._pending[cell]:
-            self._idle[cell] = None
+        self.races.won += run.race
+        if not self.schedule.pending[cell]:
+            self.buffers.set_needed(cell, False)
         for other in self._runs:
             # The slower one of a race.
             if other is not run and other.waits_for == cell and not other.stopped:
@@ -459,30 +331,27 @@ class RangeReader:
         """
         others = self._on_their_way(run)
         for cell in reversed(run.cells[run.done_cells + 1 :]):
-            if self._state[cell] == _COMING and cell not in others:
-                self._state[cell] = _ABSENT
-                if self._pending[cell]:
-                    self._wanted.appendleft(cell)
+            if self.buffers.state[cell] == COMING and cell not in others:
+                self.buffers.state[cell] = ABSENT
+                self.schedule.want_again(cell)
 
     def _on_their_way(self, but: _Run) -> set[int]:
         """Cells that runs will bring which are not stopped (under the lock)."""
         runs = (run for run in self._runs if run is not but and not run.stopped)
         return {cell for run in runs for cell in run.cells[run.done_cells :]}
 
-    def _checked(self, run: _Run, cell: int, data: Bytes) -> None:
-        assert self._check is not None
+    def _checked(self, check: Check, cell: int, data: Bytes) -> None:
         try:
-            self._check(cell, data)
+            check(cell, data)
         except ProjectError as error:
             # Damaged on the way, or in the store? A second look tells.
             logger.warning("%s Reading it again.", error)
             with self.change:
                 self.counters.reread += 1
-            start = int(self.cells.first[cell]) * RECORD_STRIDE
-            number = int(self.cells.shard[cell])
-            version, name = self.versions.get(number), self.shards[number].name
+            version = self.versions.get(int(self.cells.shard[cell]))
+            name, start = self._shard_of(cell).name, self.cells.offset(cell)
             self.store.fill(Piece(name, start, data.data, version=version))
-            self._check(cell, data)
+            check(cell, data)
 
     def finished(self, run: _Run, error: BaseException | None) -> None:
         """A run is over: what it did not bring is wanted again, or has failed."""
@@ -491,17 +360,15 @@ class RangeReader:
             racing = self._on_their_way(run)
             for number in range(run.done_cells, len(run.cells)):
                 cell = run.cells[number]
-                self._free.append(run.buffers[number])
-                if self._state[cell] != _COMING or cell in racing:
+                self.buffers.give_back(run.buffers[number])
+                if self.buffers.state[cell] != COMING or cell in racing:
                     continue
-                self._state[cell] = _ABSENT
-                if not self._pending[cell]:
-                    continue  # an error that nobody hears would be told to the next epoch
-                if error is not None and not run.stopped and number == run.done_cells:
+                self.buffers.state[cell] = ABSENT
+                if error is None or run.stopped or number != run.done_cells:
+                    self.schedule.want_again(cell)
+                elif self.schedule.pending[cell]:  # or it would be told to the next epoch
                     self._errors[cell] = error
-                else:
-                    self._wanted.appendleft(cell)
-            self._schedule()
+            self.read_on()
             self.change.notify_all()
 
     def stop(self) -> None:

@@ -30,11 +30,13 @@ from lensprep.errors import (
     StorageError,
 )
 from lenstrain.data.cache.mapped import LocalCopies, MappedCopies
-from lenstrain.data.order import BLOCK_ROWS, block_bounds
 from lenstrain.data.sidecar import Column
 from lenstrain.data.sources.base import Reading, ShardSource, check_gather
+from lenstrain.data.sources.cells import Cells, cut_into_cells
 from lenstrain.data.sources.local import copy_rows
-from lenstrain.data.sources.reader import RACES_AT_ONCE, RUN_CELLS, Cells, RangeReader
+from lenstrain.data.sources.races import RACES_AT_ONCE
+from lenstrain.data.sources.reader import RangeReader
+from lenstrain.data.sources.schedule import RUN_CELLS
 
 logger = logging.getLogger("lenstrain.data")
 
@@ -85,8 +87,8 @@ class RemoteSource(ShardSource):
         self._shards = dataset.split(split).shards
         rows = np.array([shard.rows for shard in self._shards], np.int64)
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows)])
-        self.cells = _cells(self._starts)
-        self.cell_rows = int(np.diff(self.cells.bounds).max(initial=1))
+        self.cells = cut_into_cells(self._starts)
+        self.cell_rows = self.cells.most_rows
         memory = reading.streamed_bytes - self.copies.beside_bytes
         self.buffers = memory // (self.cell_rows * RECORD_STRIDE)
         if self.buffers < _FEWEST_BUFFERS:
@@ -177,11 +179,11 @@ class RemoteSource(ShardSource):
 
     def _check_window(self, steps: Iterable[NDArray[np.int64]]) -> None:
         """Refuse an order whose steps, as they follow each other, need more ranges than fit."""
-        if len(self.cells.shard) + RACES_AT_ONCE <= self.buffers:
+        if len(self.cells) + RACES_AT_ONCE <= self.buffers:
             return
         used = [self._streamed(self.cells.of(rows)) for rows in steps]
-        first = np.full(len(self.cells.shard), len(used))
-        last = np.full(len(self.cells.shard), -1)
+        first = np.full(len(self.cells), len(used))
+        last = np.full(len(self.cells), -1)
         for step, cells in enumerate(used):
             first[cells] = np.minimum(first[cells], step)
             last[cells] = step
@@ -190,13 +192,13 @@ class RemoteSource(ShardSource):
         np.add.at(change, first[seen], 1)
         np.add.at(change, last[seen] + 1, -1)
         held = int(np.cumsum(change).max(initial=0))
-        demand = min(held + _LEAST_AHEAD, len(self.cells.shard)) + RACES_AT_ONCE
+        demand = min(held + _LEAST_AHEAD, len(self.cells)) + RACES_AT_ONCE
         self._demand(demand)
-        self.reader.reach = min(2 * RUN_CELLS, 1 + self.buffers - demand)
+        self.reader.schedule.reach = min(2 * RUN_CELLS, 1 + self.buffers - demand)
 
     def _check_resident(self, rows: NDArray[np.int64] | None) -> None:
         """Refuse a global order of rows that do not all fit into memory."""
-        cells = np.arange(len(self.cells.shard)) if rows is None else self.cells.of(rows)
+        cells = np.arange(len(self.cells)) if rows is None else self.cells.of(rows)
         streamed = len(self._streamed(cells))
         if streamed:
             self._demand(streamed + RACES_AT_ONCE, 'shuffle="block", ')
@@ -286,11 +288,11 @@ class RemoteSource(ShardSource):
                 # Another thread has just given up a copy: its cells are read from the store now.
         except (NotFoundError, ChangedError) as error:
             raise ShardError(
-                f"{str(error).rstrip('.')} ({self._place_of(cells, error)}). {_REMEDY}"
+                f"{str(error).rstrip('.')} ({self._named_in(cells, error)}). {_REMEDY}"
             ) from error
         except StorageError as error:
             raise StorageError(
-                f"{str(error).rstrip('.')} ({self._place_of(cells, error)})."
+                f"{str(error).rstrip('.')} ({self._named_in(cells, error)})."
             ) from error
         finally:
             self.reader.forget(cells)
@@ -324,25 +326,28 @@ class RemoteSource(ShardSource):
             self.reader.withdraw(np.flatnonzero(self.cells.shard == number))
             self.local.drop(number)
 
-    def _place_of(self, cells: NDArray[np.int64], error: Exception) -> str:
+    def _named_in(self, cells: NDArray[np.int64], error: Exception) -> str:
         """Shard and offset of the first of these cells in the shard that an error names."""
         numbers = self.cells.shard[cells]
         named = [int(c) for c, n in zip(cells, numbers, strict=True)
                  if self._shards[n].name in str(error)]  # fmt: skip
         cell = named[0] if named else int(cells[0])
         name = self._shards[self.cells.shard[cell]].name
-        return f"{name}, offset {int(self.cells.first[cell]) * RECORD_STRIDE}"
+        return f"{name}, offset {self.cells.offset(cell)}"
 
-    def place(self, row: int) -> tuple[str, int]:
+    def locate(self, row: int) -> tuple[str, int]:
         """URI of the shard that holds a row (or path of its copy), and the offset of its pixels."""
         shard, offset = _offset(self._starts, row)
         return str(self.local.path_of(shard) or f"{self._uri}/{self._shards[shard].name}"), offset
 
     def describe(self) -> dict[str, Any]:
         """What was read so far and in which way, for logs and benches."""
-        mapped = int(np.count_nonzero(self.local.bases))
-        return asdict(self.reader.counters) | {
-            "mapped_shards": mapped,
+        reader = self.reader
+        return asdict(reader.counters) | {
+            "raced": reader.races.begun,
+            "races_won": reader.races.won,
+            "peak_buffers": reader.buffers.peak,
+            "mapped_shards": int(np.count_nonzero(self.local.bases)),
             "buffers": self.buffers,
             "buffer_bytes": self.cell_rows * RECORD_STRIDE,
         }
@@ -393,10 +398,3 @@ def _offset(starts: NDArray[np.int64], row: int) -> tuple[int, int]:
     """Number of the shard that holds a row, and the offset of its pixels there."""
     shard = int(np.searchsorted(starts, row, side="right")) - 1
     return shard, int(row - starts[shard]) * RECORD_STRIDE + PAYLOAD_OFFSET
-
-
-def _cells(starts: NDArray[np.int64]) -> Cells:
-    """Cells of a split, which are the blocks of its block shuffle."""
-    bounds = block_bounds(np.diff(starts), BLOCK_ROWS)
-    shard = np.searchsorted(starts, bounds[:-1], side="right") - 1
-    return Cells(bounds, shard, bounds[:-1] - starts[shard])

@@ -295,12 +295,12 @@ class TarSource(ShardSource):
         return int(np.searchsorted(self._starts, row, side="right")) - 1
 
     def _error(self, row: int, what: str) -> ShardError:
-        path, offset = self.place(row)
+        path, offset = self.locate(row)
         return ShardError(
             f"{path}: the stamp {self._members[row].key!r:.100} at offset {offset} {what}."
         )
 
-    def place(self, row: int) -> tuple[str, int]:
+    def locate(self, row: int) -> tuple[str, int]:
         """Path of the tar that holds a row, and the offset of its stamp's member there."""
         return str(self._paths[self._shard(row)]), self._members[row].offset
 

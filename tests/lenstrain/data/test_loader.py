@@ -1,25 +1,20 @@
-"""The loader: exact epochs over ranks, resume, ownership of batches, nothing lost in silence.
+"""The loader: exact epochs over ranks, resume, nothing lost in silence.
 
 The faults of other loaders are in `test_complaints`, one test each.
 """
 
 from __future__ import annotations
 
-import gc
 import io
-import itertools
-import multiprocessing
 import os
 import resource
-import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import webdataset as wds
 
+<<<<<<< HEAD
 from lensprep.dataset import PAYLOAD_BYTES, PAYLOAD_OFFSET, RECORD_STRIDE, Dataset
 from lensprep.errors import CheckpointError, ConfigError, DatasetError, ShardError, StorageError
 from lenstrain.data import Batch, StampLoader, hard_negative_weights
@@ -63,6 +58,13 @@ def assert_true_to(batch, stored):
 def new_epoch_rows(loader):
     return real_index(loader)
 
+=======
+from lensprep.dataset import PAYLOAD_OFFSET, RECORD_STRIDE
+from lensprep.errors import CheckpointError, ConfigError, ShardError
+from lenstrain.data import Batch, StampLoader
+from tests.datasets import tiny_dataset
+from tests.lenstrain.data.epochs import ROWS, assert_true_to, real_index, rest_after
+>>>>>>> house-data
 
 # What a batch is
 
@@ -120,16 +122,16 @@ def test_the_order_does_not_depend_on_the_number_of_ranks(root):
 
 def test_every_epoch_has_another_order_by_itself(root):
     loader = StampLoader(root, batch_size=16, seed=5)
-    first, second = new_epoch_rows(loader), new_epoch_rows(loader)
+    first, second = real_index(loader), real_index(loader)
     assert first != second
     assert sorted(first) == sorted(second)
     loader.set_epoch(0)
-    assert new_epoch_rows(loader) == first
+    assert real_index(loader) == first
     assert loader.epoch == 1
 
 
 def test_another_seed_gives_another_order(root):
-    assert new_epoch_rows(StampLoader(root, seed=0)) != new_epoch_rows(StampLoader(root, seed=1))
+    assert real_index(StampLoader(root, seed=0)) != real_index(StampLoader(root, seed=1))
 
 
 def test_drop_last_leaves_out_what_does_not_fill_a_batch(root):
@@ -147,15 +149,6 @@ def test_a_broken_off_epoch_starts_again(root):
 
 
 # Resume
-
-
-def rest_after(loader, steps):
-    """Take some steps, and return the loader's state there and the batches that would follow."""
-    batches = iter(loader)
-    for _ in range(steps):
-        next(batches)
-    state = loader.state_dict()
-    return state, [b.index for b in batches]
 
 
 @pytest.mark.parametrize("shuffle", ["global", "block", None])
@@ -246,92 +239,6 @@ def test_an_impossible_state_is_refused(root, bad):
         loader.load_state_dict({**loader.state_dict(), **bad})
 
 
-# Ownership
-
-
-@pytest.mark.parametrize(
-    "keep",
-    [
-        lambda b: b.pixels[2],
-        lambda b: b.pixels[2].numpy(),
-        lambda b: b.pixels.view(4, -1)[2].view(3, 64, 64),
-        lambda b: np.asarray(b.pixels)[2],
-        lambda b: torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(b.pixels))[2],
-    ],
-    ids=["slice", "numpy", "view", "array", "dlpack"],
-)
-def test_a_view_of_a_batch_keeps_its_memory(root, stored, keep):
-    kept = []
-    for batch in StampLoader(root, batch_size=4):
-        kept.append((int(batch.index[2]), keep(batch)))
-        del batch
-    for row, view in kept:
-        np.testing.assert_array_equal(np.asarray(view), stored[0][row])
-
-
-def test_batches_handed_to_other_threads_stay_right(root, stored):
-    wrong = []
-
-    def consume(batch):
-        time.sleep(0.01)
-        try:
-            assert_true_to(batch, stored)
-        except AssertionError as error:
-            wrong.append(error)
-
-    threads = []
-    for batch in StampLoader(root, batch_size=4):
-        threads.append(threading.Thread(target=consume, args=(batch,)))
-        threads[-1].start()
-        del batch
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
-def test_several_threads_may_take_from_one_iterator(root, stored):
-    batches, taken, lock = iter(StampLoader(root, batch_size=4)), [], threading.Lock()
-
-    def consume():
-        for batch in batches:
-            with lock:
-                taken.append(batch)
-
-    threads = [threading.Thread(target=consume) for _ in range(4)]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
-    assert sorted(real_index(taken)) == list(range(ROWS))
-    for batch in taken:
-        assert_true_to(batch, stored)
-
-
-def test_memory_that_was_let_go_of_is_used_again(root):
-    loader = StampLoader(root, batch_size=4, memory_budget=3 * 4 * PAYLOAD_BYTES)
-    addresses = [batch.pixels.data_ptr() for batch in loader]
-    assert len(addresses) == 25
-    assert len(set(addresses)) <= loader.depth + 4
-
-
-def test_a_pool_never_lends_what_is_still_looked_at():
-    pool = PixelPool(1)
-    first = pool.lend()
-    view = first[0, 0]
-    address = first.data_ptr()
-    del first
-    assert pool.lend().data_ptr() != address
-    del view
-    assert pool.lend().data_ptr() == address
-
-
-def test_a_closed_loader_leaves_its_batches_valid(root, stored):
-    loader = StampLoader(root, batch_size=4)
-    batch = next(iter(loader))
-    loader.close()
-    del loader
-    gc.collect()
-    assert_true_to(batch, stored)
-
-
 # Nothing silent
 
 
@@ -420,6 +327,7 @@ def test_more_shards_than_open_files_are_read(tmp_path):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+<<<<<<< HEAD
 def test_the_reading_thread_ends_with_its_iterator(root):
     before = set(threading.enumerate())
 
@@ -462,6 +370,8 @@ def test_an_iterator_ended_in_a_thread_its_reader_waits_for_does_not_lock_up():
     assert ended.wait(20)
 
 
+=======
+>>>>>>> house-data
 def test_a_loader_may_be_closed_while_it_reads(tmp_path):
     """Unmapping waits for the copy under way; a copy after it is refused, not a crash."""
     big = tiny_dataset(tmp_path, 1024, shard_rows=256)
@@ -471,267 +381,6 @@ def test_a_loader_may_be_closed_while_it_reads(tmp_path):
         loader.close()
     with pytest.raises(ValueError, match="the loader is closed"):
         loader.source.gather(np.array([0]), np.empty((1, 3, 64, 64), np.float16))
-
-
-# Choosing rows
-
-
-def test_where_reads_only_the_rows_that_fit(root):
-    table = Dataset.open(root).read_sidecar("train", ["theta_e_arcsec", "psfsize_r"])
-    ratio = table["theta_e_arcsec"].to_numpy() / table["psfsize_r"].to_numpy()
-    loader = StampLoader(root, batch_size=8, where="theta_e_arcsec / psfsize_r >= 0.5")
-    assert sorted(real_index(loader)) == np.flatnonzero(ratio >= 0.5).tolist()
-
-
-@pytest.mark.parametrize("shuffle", ["global", "block", None])
-def test_limit_keeps_the_first_rows(root, shuffle):
-    assert sorted(real_index(StampLoader(root, shuffle=shuffle, limit=23))) == list(range(23))
-    lenses = StampLoader(root, shuffle=shuffle, where="label == 1", limit=5)
-    assert sorted(real_index(lenses)) == [1, 3, 5, 7, 9]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"where": "theta_e_arcse > 1"}, "Did you mean theta_e_arcsec"),
-        ({"where": "label == 7"}, "keeps no row of split 'train'"),
-        ({"limit": 0}, "limit must be at least 1"),
-        ({"sampling": "fair"}, "sampling must be 'uniform' or 'balanced', got 'fair'"),
-        ({"sampling": "balanced", "where": "label == 1"}, "there is no non-lens row"),
-        ({"weights": np.ones(3)}, "one for each of the split's 100 rows"),
-        ({"weights": np.zeros(ROWS)}, "must not all be zero, and those of all 100 rows are"),
-        ({"weights": np.r_[np.ones(ROWS - 1), -2.0]}, "1 are not, the first that of row 99: -2"),
-        (
-            {"weights": np.arange(ROWS) % 2 == 0, "sampling": "balanced"},
-            "all 50 lens rows have weight 0",
-        ),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"rank": 2, "world_size": 2}, "rank 2 is not one of 2 ranks"),
-        ({"shuffle": "blocks"}, "shuffle must be 'global', 'block' or None"),
-        ({"verify": "md5"}, "verify must be 'size' or 'crc'"),
-        ({"memory_budget": 10_000}, "memory_budget of 10000 bytes"),
-        ({"batch_size": 200, "drop_last": True}, "100 rows an epoch, less than one global batch"),
-    ],
-)
-def test_an_option_that_does_not_fit_is_refused(root, options, message):
-    with pytest.raises(ConfigError, match=message):
-        StampLoader(root, **options)
-
-
-def test_an_unknown_split_is_refused(root):
-    with pytest.raises(DatasetError, match="no split 'all'; it has: train, val"):
-        StampLoader(root, "all")
-
-
-def test_tars_in_an_object_store_are_refused_before_anything_is_asked_of_it():
-    with pytest.raises(StorageError, match="tars without a manifest are read from a local disk"):
-        StampLoader("s3a://bucket/a.tar")
-
-
-def unbalanced(tmp_path):
-    root = tiny_dataset(tmp_path, 200, shard_rows=64)
-    # One lens in ten of the even rows' class.
-    return root, "label == 0 or region_id < 100007"
-
-
-@pytest.mark.parametrize("shuffle", ["global", "block"])
-def test_balanced_epochs_hold_both_classes_equally_often(tmp_path, shuffle):
-    root, where = unbalanced(tmp_path)
-    uniform = StampLoader(root, batch_size=10, where=where)
-    rows = len(real_index(uniform))
-    loader = StampLoader(root, batch_size=10, where=where, sampling="balanced", shuffle=shuffle)
-    for _ in range(3):
-        batches = list(loader)
-        labels = torch.cat([b.labels[b.weight > 0] for b in batches])
-        assert len(labels) == rows
-        assert abs(int((labels == 1).sum()) - rows / 2) <= 1
-        counts = np.unique(
-            [i for i in real_index(batches) if i % 2], return_counts=True
-        )[1]  # fmt: skip
-        assert counts.max() - counts.min() <= 1  # every lens as often as the others
-
-
-def test_balanced_epochs_are_divided_and_resumed_like_any_other(tmp_path):
-    root, where = unbalanced(tmp_path)
-    options = {"where": where, "sampling": "balanced"}
-    whole = [b.index for b in StampLoader(root, "train", 12, 3, **options)]
-    parts = [
-        [b.index for b in StampLoader(root, "train", 4, 3, rank=rank, world_size=3, **options)]
-        for rank in range(3)
-    ]
-    for step, index in enumerate(whole):
-        assert torch.equal(index, torch.cat([part[step] for part in parts]))
-    state, rest = rest_after(StampLoader(root, "train", 12, 3, **options), 4)
-    resumed = StampLoader(root, "train", 12, 3, **options)
-    resumed.load_state_dict(state)
-    assert [b.index.tolist() for b in resumed] == [i.tolist() for i in rest]
-
-
-def test_hard_negatives_come_back_by_their_weight(root):
-    labels = StampLoader(root).labels
-    logits = np.arange(ROWS, dtype=float)
-    weights = hard_negative_weights(labels, logits, fraction=0.1, factor=4.0)
-    assert np.flatnonzero(weights > 1).tolist() == [90, 92, 94, 96, 98]
-    counts = np.zeros(ROWS)
-    loader = StampLoader(root, batch_size=10, weights=weights)
-    for _ in range(40):
-        np.add.at(counts, real_index(loader), 1)
-    assert counts[weights > 1].mean() / counts[weights == 1].mean() == pytest.approx(4, rel=0.1)
-
-
-@pytest.mark.parametrize(
-    ("labels", "logits"), [([0, 1], [0.0]), ([1, 1], [0.0, 1.0]), ([0, 1], [np.nan, 0.0])]
-)
-def test_hard_negatives_need_scores_of_every_row(labels, logits):
-    with pytest.raises(DatasetError):
-        hard_negative_weights(labels, logits)
-
-
-# WebDataset
-
-
-def test_the_pipeline_is_webdatasets_and_takes_its_stages(root, stored):
-    loader = StampLoader(root, batch_size=16, shuffle=None)
-    pipeline = loader.pipeline()
-    assert isinstance(pipeline, wds.DataPipeline)
-    doubled = pipeline.compose(wds.map_tuple(lambda x: x.float() * 2), wds.unbatched())
-    samples = list(doubled)
-    assert len(samples) == 7 * 16
-    pixels, label, index, weight = samples[20]
-    np.testing.assert_array_equal(pixels.numpy(), stored[0][20].astype(np.float32) * 2)
-    assert (int(label), int(index), float(weight)) == (0, 20, 1.0)
-
-
-def test_the_loader_is_a_first_stage_of_webdataset(root):
-    loader = StampLoader(root, batch_size=16)
-    pipeline = wds.DataPipeline(loader, wds.map(lambda batch: batch.index))
-    first, second = [torch.cat(list(pipeline)) for _ in range(2)]
-    assert not torch.equal(first, second)  # the epochs go on
-    assert loader.epoch == 2
-
-
-def test_stock_stages_may_stand_before_read_ahead():
-    pipeline = wds.DataPipeline(lambda: range(10), wds.map(lambda x: x + 1), read_ahead(3))
-    assert list(pipeline) == list(range(1, 11))
-
-
-def test_read_ahead_is_bounded():
-    taken = []
-
-    def numbers():
-        for i in itertools.count():
-            taken.append(i)
-            yield i
-
-    stream = read_ahead(3)(numbers())
-    next(stream)
-    time.sleep(0.05)
-    assert len(taken) <= 1 + 3 + 1  # taken, waiting, in hand
-    stream.close()
-
-
-def test_read_ahead_hands_on_an_error_after_the_items_before_it():
-    def broken():
-        yield 1
-        raise KeyError("lost")
-
-    stream = read_ahead(3)(broken())
-    assert next(stream) == 1
-    with pytest.raises(KeyError, match="lost"):
-        next(stream)
-
-
-# One process
-
-
-class FirstInAWorker(torch.utils.data.IterableDataset):
-    """What a user would wrap around a loader, which it opens where it is iterated over."""
-
-    def __init__(self, root):
-        self.root = root
-
-    def __iter__(self):
-        return iter(StampLoader(self.root, batch_size=16))
-
-
-IN_WORKERS = {
-    "loader": lambda root, loader: wds.DataPipeline(loader),
-    "stages": lambda root, loader: loader.pipeline(),
-    "opened there": lambda root, loader: FirstInAWorker(root),
-}
-
-
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("read_before", [False, True])
-@pytest.mark.parametrize(
-    ("start", "dataset"),
-    [
-        ("fork", "loader"),
-        ("fork", "stages"),
-        ("fork", "opened there"),
-        ("spawn", "loader"),
-        ("spawn", "stages"),
-        pytest.param("spawn", "opened there", marks=pytest.mark.faults),  # imports torch thrice
-    ],
-)
-def test_workers_of_a_dataloader_are_refused_instead_of_giving_every_row_twice(
-    root, start, dataset, read_before, monkeypatch
-):
-    for module in (torch.utils.data._utils, torch.utils.data._utils.worker):
-        monkeypatch.setattr(module, "MP_STATUS_CHECK_INTERVAL", 0.2)  # how soon workers end
-    loader = StampLoader(root, batch_size=16)
-    iterator = iter(loader)
-    if read_before:
-        next(iterator)  # its reading thread is not forked with it: a batch would never come
-    batches = torch.utils.data.DataLoader(
-        IN_WORKERS[dataset](root, loader),
-        batch_size=None,
-        num_workers=2,
-        multiprocessing_context=start,
-        timeout=60,
-    )
-    with pytest.raises(ConfigError, match=r"would give every row again\..*num_workers=0"):
-        list(batches)
-    del batches
-    gc.collect()  # ends the workers here, and not in a fork of a later test
-
-
-def test_a_dataloader_without_workers_gives_every_row_once(root):
-    batches = torch.utils.data.DataLoader(wds.DataPipeline(StampLoader(root)), batch_size=None)
-    assert sorted(real_index(batches)) == list(range(ROWS))
-
-
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda loader, iterator: next(iterator),
-        lambda loader, iterator: next(iter(loader)),
-        lambda loader, iterator: loader.close(),
-    ],
-    ids=["next", "iter", "close"],
-)
-def test_a_forked_process_is_refused_the_loader_of_its_parent(root, use):
-    loader = StampLoader(root, batch_size=16)
-    iterator = iter(loader)
-    next(iterator)
-    context = multiprocessing.get_context("fork")
-    answers = context.SimpleQueue()
-
-    def child():
-        try:
-            answers.put(str(use(loader, iterator)))
-        except ConfigError as error:
-            answers.put(str(error))
-
-    process = context.Process(target=child)
-    process.start()
-    process.join(60)
-    try:
-        assert process.exitcode == 0  # None: it hangs
-        assert "Open one in each process" in answers.get()
-    finally:
-        process.kill()
 
 
 # Plain types
@@ -779,66 +428,6 @@ def test_an_option_of_another_type_is_refused_at_the_door(root, options, message
 def test_an_epoch_of_another_type_is_refused(root, epoch):
     with pytest.raises(ConfigError, match="epoch must be of type int"):
         StampLoader(root).set_epoch(epoch)
-
-
-# The source
-
-
-def test_a_source_refuses_rows_outside_the_split(root):
-    dataset = Dataset.open(root)
-    source = LocalSource(dataset, dataset.split("train").shards, Reading())
-    out = np.empty((1, 3, 64, 64), np.float16)
-    for row in (-1, ROWS):
-        with pytest.raises(IndexError, match=r"rows must lie in 0 \.\.\. 99"):
-            source.gather(np.array([row]), out)
-
-
-@pytest.mark.parametrize(
-    "out",
-    [
-        np.empty((1, 3, 64, 64), np.float16),
-        np.empty((3, 3, 64, 64), np.float16),
-        np.empty((2, 3, 64, 64), ">f2"),
-        np.empty((2, 3, 64, 32), np.float32),
-        np.empty((4, 3, 64, 64), np.float16)[::2],
-        np.frombuffer(bytes(2 * 3 * 64 * 64 * 2), np.float16).reshape(2, 3, 64, 64),
-    ],
-    ids=["short", "long", "byte order", "as many bytes", "strided", "read-only"],
-)
-def test_a_source_refuses_room_that_its_rows_do_not_fit(root, out):
-    dataset = Dataset.open(root)
-    source = LocalSource(dataset, dataset.split("train").shards, Reading())
-    with pytest.raises(ValueError, match="out must be contiguous, writable and hold 2 stamps"):
-        source.gather(np.array([0, 1]), out)
-
-
-@pytest.mark.parametrize(
-    ("row", "starts", "bases"),
-    [
-        (-1, [0, 40, 100], 2),
-        (100, [0, 40, 100], 2),
-        (50, [0, 40, 20], 2),
-        (10, [60, 40, 100], 2),
-        (50, [0, 40, 100], 1),
-        (0, [0], 0),
-    ],
-)
-def test_a_row_that_no_shard_holds_is_not_copied(row, starts, bases):
-    memory, out = np.zeros(110 * RECORD_STRIDE, np.uint8), np.empty((1, 3, 64, 64), np.float16)
-    addresses = np.full(bases, memory.ctypes.data, np.int64)
-    assert not copy_rows(np.array([row]), np.array(starts), addresses, out.ctypes.data)
-
-
-def test_a_source_gathers_across_shards_in_any_order(root, stored):
-    dataset = Dataset.open(root)
-    source = LocalSource(dataset, dataset.split("train").shards, Reading())
-    rows = np.random.default_rng(0).integers(0, ROWS, 300)
-    out = np.empty((300, 3, 64, 64), np.float16)
-    source.gather(rows, out)
-    np.testing.assert_array_equal(out, stored[0][rows])
-    path, offset = source.place(40)
-    assert path.endswith("train/train-000002.tar")
-    assert offset == (40 - 34) * RECORD_STRIDE + PAYLOAD_OFFSET
 
 
 def test_pinned_memory_without_a_gpu_is_refused(root):

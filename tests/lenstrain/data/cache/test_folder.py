@@ -209,7 +209,7 @@ def test_a_global_shuffle_fills_first_and_reads_nothing_from_the_store_twice(
         assert_same(local, loader)
     assert loader.source.describe()["requests"] == 0
     assert sum("/train-00000" in line and ".tar" in line for line in proxy.requests) == 6
-    assert loader.source.place(0)[0].startswith(str(tmp_path / "cache"))
+    assert loader.source.locate(0)[0].startswith(str(tmp_path / "cache"))
 
 
 def test_without_a_cache_such_an_order_is_refused(load, s3, uri):
@@ -572,7 +572,7 @@ def test_the_rate_of_filling_is_told_and_a_disk_slower_than_the_store_warned_of(
         time.sleep(0.5)
         sync(descriptor)
 
-    monkeypatch.setattr("lenstrain.data.cache.filling._ENOUGH_BYTES", 0)
+    monkeypatch.setattr("lenstrain.data.cache.fetching._ENOUGH_BYTES", 0)
     caplog.set_level(logging.INFO, "lenstrain.data")
     if slow == "disk":
         monkeypatch.setattr(os, "fsync", fsync)
