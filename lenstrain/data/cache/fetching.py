@@ -18,7 +18,7 @@ from lensprep.errors import (
     StorageError,
     size_text,
 )
-from lensprep.store.s3 import S3Store
+from lensprep.store import RemoteStore, open_remote
 from lensprep.store.transfer import download_file
 from lenstrain.data.cache.folder import (
     CachedDataset,
@@ -39,7 +39,7 @@ _ENOUGH_BYTES = 1 << 30
 
 
 def fetch_shard(
-    store: S3Store,
+    store: RemoteStore,
     shard: ShardInfo,
     path: Path,
     progress: Callable[[int], None] | None = None,
@@ -48,7 +48,7 @@ def fetch_shard(
 
     Parameters
     ----------
-    store : S3Store
+    store : RemoteStore
     shard : ShardInfo
     path : Path
         It gets this name when it is whole, has the manifest's SHA-256, and is on the disk.
@@ -89,11 +89,11 @@ class Filled:
     """There was no room for some."""
 
 
-def with_connections(store: S3Store, most: int) -> S3Store:
+def with_connections(store: RemoteStore, most: int) -> RemoteStore:
     """The same store over few connections of its own, if it has more."""
     if store.options.connections <= most:
         return store
-    return S3Store(store.uri, replace(store.options, connections=most))
+    return open_remote(store.uri, replace(store.options, connections=most))
 
 
 class _StoppedError(Exception):
@@ -107,7 +107,7 @@ class Fetching:
         self,
         folder: CacheFolder,
         held: CachedDataset,
-        store: S3Store,
+        store: RemoteStore,
         stop: threading.Event,
         moved: Callable[[int], None],
     ) -> None:

@@ -19,28 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensprep.dataset import Dataset, ShardInfo
-<<<<<<< HEAD
-from lensprep.dataset.remote import RemoteDataset
-from lensprep.errors import (
-    ChangedError,
-    NotFoundError,
-    ProjectError,
-    ShardError,
-    StorageError,
-    size_text,
-)
-from lensprep.store import PART_BYTES, RemoteStore, open_remote
-from lensprep.store.transfer import download_file
-from lenstrain.data.cache.folder import (
-    CachedDataset,
-    CacheFolder,
-    Claim,
-    Refusal,
-    download_slot,
-    is_disk_full,
-=======
 from lensprep.errors import StorageError, size_text
-from lensprep.store.s3 import PART_BYTES, S3Store
+from lensprep.store import PART_BYTES, RemoteStore
 from lenstrain.data.cache.fetching import (
     LONGEST_PAUSE,
     Fetching,
@@ -48,7 +28,6 @@ from lenstrain.data.cache.fetching import (
     Pace,
     fetch_quietly,
     with_connections,
->>>>>>> house-data
 )
 from lenstrain.data.cache.folder import CachedDataset, CacheFolder
 from lenstrain.data.cache.mapped import LocalCopies
@@ -101,63 +80,6 @@ def open_copies(dataset: Dataset, split: str, reading: Reading) -> LocalCopies:
     return copies
 
 
-<<<<<<< HEAD
-def fetch_shard(
-    dataset: Dataset,
-    shard: ShardInfo,
-    path: Path,
-    progress: Callable[[int], None] | None = None,
-) -> None:
-    """Copy a shard of an object store to a file, in parallel ranges.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        In an object store.
-    shard : ShardInfo
-    path : Path
-        It gets this name when it is whole, has the manifest's SHA-256, and is on the disk.
-    progress : callable, optional
-        Told, from any thread, how many bytes more have come.
-
-    Raises
-    ------
-    ShardError
-        If the shard is missing, or has not the size or digest that the manifest states.
-    StorageError
-        If the store or the disk refuses.
-    """
-    if not isinstance(dataset.store, RemoteStore):
-        raise StorageError(f"{dataset.uri} is on a local disk already; there is nothing to fetch.")
-    try:
-        download_file(
-            dataset.store,
-            shard.name,
-            path,
-            size=shard.bytes,
-            sha256=shard.sha256,
-            progress=progress,
-        )
-    except (NotFoundError, ChangedError) as error:
-        raise ShardError(
-            f"{str(error).rstrip('.')} ({shard.name}, offset 0). Upload or convert the dataset "
-            "again, or run `lensprep verify`."
-        ) from error
-
-
-@dataclass(frozen=True, slots=True)
-class Filled:
-    """What came of filling."""
-
-    fetched: int
-    """Shards fetched by this process."""
-    fetched_bytes: int
-    full: bool
-    """There was no room for some."""
-
-
-=======
->>>>>>> house-data
 class CachedSplit(LocalCopies):
     """Shards of one split in a cache; in use, hence never evicted, until `close`.
 
@@ -177,7 +99,7 @@ class CachedSplit(LocalCopies):
     def __init__(
         self, folder: CacheFolder, dataset: Dataset, split: str, memory: int = 1 << 30
     ) -> None:
-        if not isinstance(dataset.store, S3Store):
+        if not isinstance(dataset.store, RemoteStore):
             raise StorageError(f"{dataset.uri} is on a local disk already: nothing to fetch.")
         self.folder, self.dataset, self.split = folder, dataset, split
         self._store = dataset.store
@@ -272,16 +194,9 @@ class CachedSplit(LocalCopies):
                     fetching.over.set()
                     raise
         finally:
-<<<<<<< HEAD
-            if isinstance(store, RemoteStore):
-                store.connection.buffers.clear()
-        work.raise_error()
-        return work.result()
-=======
             store.connection.buffers.clear()
         fetching.raise_error()
         return fetching.result()
->>>>>>> house-data
 
     def fill_beside(self, hungry: Callable[[], bool]) -> None:
         """Fetch what is missing in the background, at half speed while a consumer waits.
@@ -300,16 +215,9 @@ class CachedSplit(LocalCopies):
         missing = self.missing()[::-1]
         if not missing:
             return
-<<<<<<< HEAD
-        pace = _Pace(self._stop, hungry)
-        beside = _with_connections(self.dataset, self._beside_connections)
-        self._beside = beside.store if isinstance(beside.store, RemoteStore) else None
-        work = _Work(self.folder, self.held, beside, self._stop, pace)
-=======
         self._beside = with_connections(self._store, self._beside_connections)
         pace = Pace(self._stop, hungry)
         fetching = Fetching(self.folder, self.held, self._beside, self._stop, pace)
->>>>>>> house-data
         self._thread = threading.Thread(
             target=fetch_quietly, args=(fetching, missing), name="lenstrain-cache", daemon=True
         )
@@ -347,164 +255,6 @@ def _usable(held: CachedDataset, shard: ShardInfo) -> bool:
     return False
 
 
-<<<<<<< HEAD
-def _parts(shards: Sequence[ShardInfo]) -> list[list[ShardInfo]]:
-    """Shards for each of a few threads."""
-    return [list(shards[number::_AT_ONCE]) for number in range(_AT_ONCE)]
-
-
-def _with_connections(dataset: Dataset, most: int) -> Dataset:
-    """The same dataset over few connections of its own, if it has more."""
-    store = dataset.store
-    if not isinstance(store, RemoteStore) or store.options.connections <= most:
-        return dataset
-    options = replace(store.options, connections=most)
-    return RemoteDataset(open_remote(store.uri, options), dataset.manifest)
-
-
-class _StoppedError(Exception):
-    """Filling was told to end."""
-
-
-class _Work:
-    """Fetching shards that nobody else fetches; used by several threads."""
-
-    def __init__(
-        self,
-        folder: CacheFolder,
-        held: CachedDataset,
-        dataset: Dataset,
-        stop: threading.Event,
-        moved: Callable[[int], None],
-    ) -> None:
-        self.folder, self.held, self.dataset = folder, held, dataset
-        self.stop, self.moved = stop, moved
-        self.over, self.full = threading.Event(), threading.Event()
-        self._lock = threading.Lock()
-        self._fetched: list[int] = []
-        self._errors: list[BaseException] = []
-        self._began = time.monotonic()
-        self._fetching, self._settling = 0.0, 0.0
-
-    def run(self, shards: Sequence[ShardInfo]) -> None:
-        """Have these shards there, or know that there is no room for them; keeps what fails."""
-        waiting = list(shards)
-        try:
-            while waiting and not self._ended():
-                # Where there is no room, what others fetch is still waited for.
-                still = [shard for shard in waiting if (
-                    self.held.coming(shard) if self.full.is_set() else self._get(shard) == "taken"
-                )]  # fmt: skip
-                if len(still) == len(waiting):
-                    self.stop.wait(_LOOK_SECONDS)
-                waiting = still
-        except _StoppedError:
-            pass
-        except BaseException as error:
-            self._errors.append(error)
-            self.over.set()  # the other threads need not go on
-
-    def _ended(self) -> bool:
-        return self.stop.is_set() or self.over.is_set()
-
-    def raise_error(self) -> None:
-        """Raise what ended a thread, if anything did."""
-        if self._errors:
-            raise self._errors[0]
-
-    def _get(self, shard: ShardInfo) -> Refusal:
-        if self._ended():
-            raise _StoppedError
-        with download_slot(self.folder) as free:
-            found = self.held.claim(shard) if free else "taken"
-            if not isinstance(found, Claim):
-                if found == "full":
-                    self.full.set()
-                return found
-            with found:
-                return self._fetch(shard)
-
-    def _fetch(self, shard: ShardInfo) -> Refusal:
-        began = arrived = time.monotonic()
-
-        def moved(count: int) -> None:
-            nonlocal arrived
-            self._moved(count)
-            arrived = time.monotonic()
-
-        try:
-            fetch_shard(self.dataset, shard, self.held.file(shard), moved)
-        except StorageError as error:
-            if not is_disk_full(error):
-                raise
-            logger.warning("%s What is not in the cache is streamed.", error)
-            self.full.set()
-            return "full"
-        with self._lock:
-            self._fetched.append(shard.bytes)
-            self._fetching += arrived - began
-            self._settling += time.monotonic() - arrived
-        return "there"
-
-    def _moved(self, count: int) -> None:
-        if self._ended():
-            raise _StoppedError
-        self.moved(count)
-
-    def result(self) -> Filled:
-        """What was done; the log tells how fast, and warns of a disk slower than the store."""
-        filled = Filled(len(self._fetched), sum(self._fetched), self.full.is_set())
-        if filled.fetched:
-            rate = filled.fetched_bytes / (time.monotonic() - self._began) / 1e6
-            size = size_text(filled.fetched_bytes)
-            logger.info("filled the cache with %s, %.0f MB/s", size, rate)
-            # What has arrived is in memory; a disk that keeps up has written most of it by then.
-            if self._settling > self._fetching and filled.fetched_bytes >= _ENOUGH_BYTES:
-                logger.warning(
-                    "The disk of the cache %s is slower than the store: %s came in %.0f s, and "
-                    "writing them took %.0f s more. Streaming, without the cache, may be faster.",
-                    self.folder.root,
-                    size,
-                    self._fetching,
-                    self._settling,
-                )
-        return filled
-
-
-def _fill_quietly(work: _Work, shards: Sequence[ShardInfo]) -> None:
-    """Body of the thread that fills beside the stream."""
-    try:
-        work.run(shards)
-        work.raise_error()
-        work.result()
-    except ShardError as error:
-        logger.warning("%s It is not cached.", error)
-    except ProjectError as error:
-        logger.warning("%s Caching ends for this epoch; the rest is streamed.", error)
-    except RuntimeError:  # the program ends: no thread can be started any more
-        if threading.main_thread().is_alive():
-            raise
-    finally:
-        store = work.dataset.store
-        if isinstance(store, RemoteStore):
-            store.connection.buffers.clear()
-
-
-class _Pace:
-    """Half speed while a consumer waits: each part is followed by a pause as long as it took."""
-
-    def __init__(self, stop: threading.Event, hungry: Callable[[], bool]) -> None:
-        self._stop, self._hungry = stop, hungry
-        self._mark = time.monotonic()
-
-    def __call__(self, count: int) -> None:
-        if self._hungry():
-            self._stop.wait(min(time.monotonic() - self._mark, _LONGEST_PAUSE))
-        self._mark = time.monotonic()
-
-
-=======
->>>>>>> house-data
 class _Told:
     """Tells how far filling is: to whoever listens, or else in lines of the log."""
 

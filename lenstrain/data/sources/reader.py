@@ -22,16 +22,11 @@ from numpy.typing import NDArray
 
 from lensprep.dataset import ShardInfo
 from lensprep.errors import BudgetError, ChangedError, ProjectError
-<<<<<<< HEAD
 from lensprep.store import Entry, Piece, Reception, RemoteStore, Scatter
-=======
-from lensprep.store import Entry
-from lensprep.store.s3 import Piece, Reception, S3Store, Scatter
 from lenstrain.data.sources.buffers import ABSENT, COMING, HERE, Bytes, CellBuffers
 from lenstrain.data.sources.cells import Cells
 from lenstrain.data.sources.races import RACES_AT_ONCE, Races
 from lenstrain.data.sources.schedule import Schedule
->>>>>>> house-data
 
 logger = logging.getLogger("lenstrain.data")
 

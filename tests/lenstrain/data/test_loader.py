@@ -14,57 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-<<<<<<< HEAD
-from lensprep.dataset import PAYLOAD_BYTES, PAYLOAD_OFFSET, RECORD_STRIDE, Dataset
-from lensprep.errors import CheckpointError, ConfigError, DatasetError, ShardError, StorageError
-from lenstrain.data import Batch, StampLoader, hard_negative_weights
-from lenstrain.data.batch import PixelPool
-from lenstrain.data.sources.base import Reading
-from lenstrain.data.sources.local import LocalSource, copy_rows
-from lenstrain.data.stream import read_ahead
-from tests.datasets import dataset_fixture, tiny_dataset
-from tests.waiting import wait_until
-
-REPOSITORY = Path(__file__).parents[3]
-ROWS = 100
-
-
-root = dataset_fixture({"train": ROWS, "val": 40}, shard_rows=17)
-
-
-@pytest.fixture(scope="module")
-def stored(root):
-    dataset = Dataset.open(root)
-    labels = dataset.read_sidecar("train", ["label"])["label"].to_numpy()
-    return dataset.read_pixels("train", np.arange(ROWS)), labels
-
-
-@pytest.fixture
-def own(tmp_path):
-    """A dataset that the test may damage."""
-    return tiny_dataset(tmp_path, ROWS, shard_rows=17)
-
-
-def real_index(batches):
-    return [i for b in batches for i in b.index[b.weight > 0].tolist()]
-
-
-def assert_true_to(batch, stored):
-    pixels, labels = stored
-    np.testing.assert_array_equal(batch.pixels.numpy(), pixels[batch.index.numpy()])
-    np.testing.assert_array_equal(batch.labels.numpy(), labels[batch.index.numpy()])
-
-
-def new_epoch_rows(loader):
-    return real_index(loader)
-
-=======
 from lensprep.dataset import PAYLOAD_OFFSET, RECORD_STRIDE
 from lensprep.errors import CheckpointError, ConfigError, ShardError
 from lenstrain.data import Batch, StampLoader
 from tests.datasets import tiny_dataset
 from tests.lenstrain.data.epochs import ROWS, assert_true_to, real_index, rest_after
->>>>>>> house-data
 
 # What a batch is
 
@@ -327,51 +281,6 @@ def test_more_shards_than_open_files_are_read(tmp_path):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-<<<<<<< HEAD
-def test_the_reading_thread_ends_with_its_iterator(root):
-    before = set(threading.enumerate())
-
-    def readers():
-        new = set(threading.enumerate()) - before
-        return [t for t in new if t.name == "lenstrain-read-ahead"]
-
-    loader = StampLoader(root, batch_size=4)
-    next(iter(loader))
-    assert len(readers()) == 1
-    iter(loader)
-    loader.close()
-    wait_until(lambda: not readers())
-    abandoned = iter(StampLoader(root, batch_size=4))
-    next(abandoned)
-    assert len(readers()) == 1
-    gc.disable()  # letting go is enough: no cycle waits for a collection
-    try:
-        del abandoned
-        wait_until(lambda: not readers())
-    finally:
-        gc.enable()
-
-
-def test_an_iterator_ended_in_a_thread_its_reader_waits_for_does_not_lock_up():
-    """As the garbage collector does when it runs in a thread that reads a sidecar."""
-    streams, may_end, ended = [], threading.Event(), threading.Event()
-
-    def numbers():
-        yield 1
-        helper = threading.Thread(target=lambda: may_end.wait() and streams.pop().close())
-        helper.start()
-        helper.join()
-        ended.set()
-        yield 2
-
-    streams.append(read_ahead(1)(numbers()))
-    assert next(streams[0]) == 1
-    may_end.set()
-    assert ended.wait(20)
-
-
-=======
->>>>>>> house-data
 def test_a_loader_may_be_closed_while_it_reads(tmp_path):
     """Unmapping waits for the copy under way; a copy after it is refused, not a crash."""
     big = tiny_dataset(tmp_path, 1024, shard_rows=256)
