@@ -37,7 +37,7 @@ from lensprep.errors import (
 )
 from lensprep.inspection.verify import verify
 from lensprep.source.tree import Source
-from lensprep.store.remotefile import remote_filesystem
+from lensprep.store.arrow import remote_filesystem
 from lensprep.store.s3 import S3Store
 from tests.faultproxy import Fault, FaultProxy
 from tests.phase4c import tiny_table, tiny_tree, write_tree
