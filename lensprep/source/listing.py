@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from lensprep.dataset.kinds import folder_kind
 from lensprep.errors import InputError
 from lensprep.store import S3Options, is_remote, local_path
-from lensprep.store.remotefile import RemoteHandler, remote_filesystem
+from lensprep.store.arrow import RemoteHandler, remote_filesystem
 
 _SUFFIX: Final = ".parquet"
 _READ_BUFFER: Final = 4 << 20

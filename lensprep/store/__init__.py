@@ -2,12 +2,12 @@
 
 from lensprep.store.base import Entry, Store, damaged, member_path
 from lensprep.store.connection import WAKE_SECONDS
-from lensprep.store.digest import file_sha256, stored_sha256
 from lensprep.store.files import (
     check_file,
     check_folder,
     exists,
     fetch_file,
+    file_sha256,
     is_within,
     join_uri,
     local_file,
@@ -16,6 +16,7 @@ from lensprep.store.files import (
     send_file,
     send_open_file,
     split_uri,
+    stored_sha256,
     uri_suffix,
     written_file,
     written_folder,

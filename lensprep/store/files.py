@@ -11,6 +11,7 @@ What a program can only write to a disk is written to one, and sent when it is c
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import BinaryIO
 
 from lensprep.errors import NotFoundError, StorageError
 from lensprep.store.base import Entry, Store, member_path
-from lensprep.store.local import PARTIAL_SUFFIX, check_place, write_atomic
+from lensprep.store.local import PARTIAL_SUFFIX, LocalStore, check_place, write_atomic
 from lensprep.store.options import S3Options
 from lensprep.store.ranges import PART_BYTES
 from lensprep.store.registry import is_remote, local_path, open_remote, open_store, scheme_of
@@ -98,6 +99,29 @@ def read_file(uri: Uri, options: S3Options | None = None) -> bytes:
     path = local_path(uri)
     with _errors(uri, "read"):
         return path.read_bytes()
+
+
+def file_sha256(uri: Uri) -> str:
+    """SHA-256 of what a file holds, in hexadecimal digits.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none.
+    StorageError
+        If it cannot be read.
+    """
+    if is_remote(uri):
+        return hashlib.sha256(read_file(uri)).hexdigest()
+    with _errors(uri, "read"), local_path(uri).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stored_sha256(store: Store, name: str) -> str:
+    """SHA-256 of a file of a store: as stated with the object, else by reading it."""
+    if isinstance(store, LocalStore):
+        return file_sha256(member_path(store.root, name))
+    return store.stat(name).sha256 or hashlib.sha256(store.read(name)).hexdigest()
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from lensprep.engine.trial import find_fatal
 from lensprep.errors import InputError, ProjectError
 from lensprep.inspection.verify import verify
 from lensprep.source.tree import Source
-from lensprep.store.remotefile import remote_filesystem
+from lensprep.store.arrow import remote_filesystem
 from lensprep.transfer import download
 from tests.faultproxy import ALWAYS, DRAWN, Fault
 from tests.phase4c import tiny_table, write_tree

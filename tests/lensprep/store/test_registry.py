@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,8 @@ class FolderStore(RemoteStore):
         return [self.stat(entry.name) for entry in self.files.entries(prefix)]
 
     def stat(self, name):
+        if not self.files.has(name):
+            raise NotFoundError(f"{self.locate(name)}: no such object.")
         digest = hashlib.sha256(self.files.read(name)).hexdigest()
         return Entry(name, self.files.stat(name).bytes, digest, digest)
 
@@ -144,19 +147,22 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "home"
 
 
+def pixels_by_position(place):
+    with closing(StampLoader(place, split="train", batch_size=8)) as loader:
+        return {int(i): p for b in loader for i, p in zip(b.index, b.pixels.numpy(), strict=True)}
+
+
 def test_a_dataset_is_made_checked_read_and_copied_in_a_store_of_another_kind(home, tmp_path):
     tree = write_tree(tmp_path / "src", tiny_table(120), files_per_split=2)
     shutil.copytree(tree, home / "bucket" / "src")
     uri = "folder://bucket/lenses"
     made = convert("folder://bucket/src", uri, CONFIG, workers=1)
     assert made["accepted"] == 120
-    assert verify(uri).faults == ()
+    assert verify(uri, workers=1)["faults"] == []
 
-    with StampLoader(uri, split="train", batch_size=8) as loader:
-        far = {int(i): p for b in loader for i, p in zip(b.index, b.pixels.numpy(), strict=True)}
+    far = pixels_by_position(uri)
     download(uri, str(tmp_path / "copy"))
-    with StampLoader(tmp_path / "copy", split="train", batch_size=8) as loader:
-        near = {int(i): p for b in loader for i, p in zip(b.index, b.pixels.numpy(), strict=True)}
+    near = pixels_by_position(tmp_path / "copy")
     assert far.keys() == near.keys() != set()
     assert all(np.array_equal(far[i], near[i]) for i in far)
 

@@ -30,8 +30,9 @@ from lensprep.errors import (
 )
 from lensprep.inspection.target import open_target
 from lensprep.store import PART_BYTES, Piece, S3Options
+from lensprep.store.arrow import remote_filesystem
 from lensprep.store.interrupts import interruptible
-from lensprep.store.remotefile import BLOCK_BYTES, RemoteFile, remote_filesystem
+from lensprep.store.remotefile import BLOCK_BYTES, RemoteFile
 from lensprep.store.s3 import S3Store
 from lensprep.store.s3client import connect
 from lensprep.store.transfer import (

@@ -155,17 +155,17 @@ def test_a_machine_that_is_gone_between_two_objects_leaves_a_run_to_go_on_with(
     whole, store, machine, dataset, make_config, tmp_path, monkeypatch, objects
 ):
     """Of all that a run sends only so much arrives, in that order; the rest of the machine dies."""
-    sent, put = [], module._put
+    sent, put = [], module.send_open_file
 
-    def dying(to, name, file):
+    def dying(to, file, name):
         if len(sent) == objects:
             raise StorageError("the machine is gone")
         sent.append(name)
-        put(to, name, file)
+        put(to, file, name)
 
     with monkeypatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what could not be sent
-        patch.setattr(module, "_put", dying)
+        patch.setattr(module, "send_open_file", dying)
         train(dataset, make_config(), store, progress=stop_at(12))
     assert len(sent) == objects
     machine("second")

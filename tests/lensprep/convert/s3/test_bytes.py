@@ -16,7 +16,7 @@ from lensprep.dataset import Dataset
 from lensprep.errors import BudgetError, InputError
 from lensprep.inspection.verify import verify
 from lensprep.source.tree import Source
-from lensprep.store.remotefile import remote_filesystem
+from lensprep.store.arrow import remote_filesystem
 from lensprep.store.s3 import S3Store
 from tests.lensprep.convert.conversions import CONFIG
 from tests.lensprep.convert.s3.conversions import contents, put_tree, unfinished, without_source
