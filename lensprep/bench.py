@@ -45,6 +45,7 @@ import pyarrow.parquet as pq
 from deflate import deflate_decompress
 
 from lensprep.convert import ConvertConfig, convert
+from lensprep.convert.tasks import Progress
 from lensprep.dataset.layout import BANDS, JSON_FIELDS, RECORD_STRIDE, STAMP_SHAPE
 from lensprep.dataset.normalization import DEFAULT_CLIP, MAD_TO_SIGMA, normalization_spec
 from lensprep.decode import zipwalk
@@ -69,13 +70,10 @@ _GROUP_ROWS: Final = 256
 _DISTINCT: Final = 1024
 """Different stamps that are made where there is no source; making one costs 2 ms."""
 
-_COPIES: Final = 4
+_REPEATS: Final = 4
 """How often the rows are taken for the comparison of one worker with two."""
 
 _PACKAGES: Final = ("numpy", "numba", "pyarrow", "deflate", "webdataset")
-
-Progress = Callable[[str, int, int], None]
-"""Called as (phase, done, total)."""
 
 
 def run_bench(
@@ -138,7 +136,7 @@ def run_bench(
                 runs.append(run(_time_round, work / "stamps", work / "out"))
         report("rounds", rounds, rounds)
         workers = _compare_workers(table, work, rounds, report) if default_workers() > 1 else []
-    return _summary(table, runs, src) | _workers_summary(table.num_rows * _COPIES, workers)
+    return _summary(table, runs, src) | _workers_summary(table.num_rows * _REPEATS, workers)
 
 
 def _summary(table: pa.Table, runs: list[dict[str, float]], src: str | None) -> dict[str, Any]:
@@ -262,15 +260,15 @@ def _compare_workers(
     """Seconds of converting the same tree with one worker and with two, in turn."""
     tree, out = work / "copies", work / "out"
     tree.mkdir()
-    for copy in range(_COPIES):
-        _write_part(_with_other_ids(table, copy), tree / f"part-{copy:05d}.parquet")
+    for copy in range(_REPEATS):
+        _write_parquet(_with_other_ids(table, copy), tree / f"part-{copy:05d}.parquet")
     runs = []
     with LocalEngine(1) as one, LocalEngine(2) as two:
         for done in range(-1, rounds):
             report("workers", max(done, 0), rounds)
             seconds = {}
             for name, engine in (("one", one), ("two", two)):
-                _make_ready(table.num_rows * _COPIES)
+                _make_ready(table.num_rows * _REPEATS)
                 seconds[name] = _seconds(_convert, tree, out, engine)
                 shutil.rmtree(out)
             if done >= 0:  # the first one starts the workers and warms them up
@@ -390,13 +388,13 @@ def _seed_stamp(blob: bytes | None) -> npt.NDArray[np.float16] | None:
 
 
 def _write_tree(table: pa.Table, root: Path) -> None:
-    """A flat tree of one part file."""
+    """A flat tree of one file."""
     root.mkdir()
-    _write_part(table, root / "part-00000.parquet")
+    _write_parquet(table, root / "part-00000.parquet")
 
 
-def _write_part(table: pa.Table, path: Path) -> None:
-    """One part file as Spark writes it: no dictionary of blobs, and pages of a megabyte or two."""
+def _write_parquet(table: pa.Table, path: Path) -> None:
+    """A file as Spark writes it: no dictionary of blobs, and pages of a megabyte or two."""
     pq.write_table(
         table,
         path,

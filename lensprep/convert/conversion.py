@@ -37,7 +37,6 @@ from lensprep.engine import Engine, default_workers
 from lensprep.engine.local import LocalEngine
 from lensprep.engine.witness import WitnessEngine
 from lensprep.errors import (
-    DatasetError,
     SchemaError,
 )
 from lensprep.source.listing import UNFINISHED, filesystem_for
@@ -133,12 +132,8 @@ def convert(
     source = _open_source(src, config, options)
     rules = config.rules(source.schema)
     now, failed = Plan.new(identity(config), source.digest(), work), None
-    if before is not None and not finished:
-        other = before.difference(now, store, source.uri, work)
-        if other is not None and not before.failed:
-            raise DatasetError(other)
-        if other is not None:
-            before, failed = None, before
+    if not (before is None or finished or before.goes_on(now, store, source.uri, work)):
+        before, failed = None, before
     keep = kept_folder(store, keep_local, resume=finished or before is not None)
     plan = before or now
     elsewhere = not isinstance(engine, LocalEngine | None)

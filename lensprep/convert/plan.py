@@ -52,11 +52,22 @@ class Plan:
         folder = _work_folder(work, conversion)
         return cls(id=conversion, work=folder, config=config, source=source)
 
-    def difference(self, now: Plan, dataset: Store, source: str, work: str | None) -> str | None:
-        """Why this earlier conversion cannot go on as the one of now; None if it can.
+    def goes_on(self, now: Plan, dataset: Store, source: str, work: str | None) -> bool:
+        """Whether this earlier conversion goes on as that of now; one that failed need not.
 
         It must be of the same rows, settings and work folder.
+
+        Raises
+        ------
+        DatasetError
+            If it is another one, and may be running.
         """
+        difference = self._difference(now, dataset, source, work)
+        if difference is not None and not self.failed:
+            raise DatasetError(difference)
+        return difference is None
+
+    def _difference(self, now: Plan, dataset: Store, source: str, work: str | None) -> str | None:
         if self.source != now.source:
             return (
                 f"{dataset.uri} is an interrupted conversion of other source files than {source} "

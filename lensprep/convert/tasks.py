@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 Progress = Callable[[str, int, int], None]
-"""Called with a phase ("decode" or "shards"), the rows done and all rows."""
+"""Called with a phase, such as "decode" or "shards", what is done of it and all of it."""
 
 
 @contextmanager
