@@ -92,7 +92,7 @@ def test_one_pass_over_the_rows_equals_scikit_learn_on_every_draw(rows, weights)
 
 @pytest.mark.parametrize("levels", [4.0, 1e6])
 def test_tpr_at_fpr_equals_the_rows_written_out(weights, levels):
-    labels, scores, region, _ = sample(1, levels=levels)
+    labels, scores, region = sample(1, levels=levels)
     rows = boot.rank_rows(labels, scores, region, REGIONS)
     fprs = (0.2, 0.001, 0.05)  # in any order
     ours, thresholds = boot.tpr_at_fprs(rows, weights, fprs)
