@@ -236,7 +236,7 @@ def test_two_processes_write_the_same_table_as_one(root, best, tmp_path):
     program = tmp_path / "score.py"
     program.write_text(
         "import sys\n"
-        "from lenstrain.infer import infer\n"
+        "from lenstrain.scoring.infer import infer\n"
         "path, data, out = sys.argv[1:]\n"
         "infer(path, data, split='test', out=out, batch_size=8, device='cpu')\n"
     )
