@@ -6,6 +6,7 @@ from lensprep.checks.check import check
 from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import Dataset
 from lensprep.dataset.normalization import denormalize
+from lensprep.dataset.sidecar import read_statistics
 from lensprep.inspection.inspect import inspect_dataset
 from lensprep.inspection.montage import write_montage
 from lensprep.inspection.verify import verify
@@ -35,13 +36,12 @@ def test_real_pixels_go_all_the_way_unharmed(tmp_path):
     source = dict(zip(real_table(48)["task_id"].to_pylist(), real_pixels(48), strict=True))
     for split in ("train", "val", "test"):
         sidecar = dataset.read_sidecar(split)
-        columns = [f"{name}_{band}" for name in ("median", "scale") for band in "grz"]
-        numbers = np.stack([sidecar[name].to_numpy() for name in columns], axis=1)
+        median, scale = read_statistics(sidecar)
         stored = dataset.read_pixels(split, np.arange(sidecar.num_rows))
-        flux = denormalize(stored, dataset.manifest.normalization, numbers[:, :3], numbers[:, 3:])
+        flux = denormalize(stored, dataset.manifest.normalization, median, scale)
         truth = np.stack([source[task_id] for task_id in sidecar["task_id"].to_pylist()])
         kept = np.abs(stored) < 10
         assert kept.mean() > 0.8
-        width = np.broadcast_to(numbers[:, 3:, None, None], truth.shape)
+        width = np.broadcast_to(scale[..., None, None], truth.shape)
         # float16 has 11 bits: at 10 sigma it resolves 0.008 sigma
         assert (np.abs(flux - truth)[kept] <= 0.005 * width[kept]).all()

@@ -261,12 +261,25 @@ class Dataset(ABC):
         ShardError, DatasetError
             As `read_shard_sidecar`.
         """
+        tables = self._read_sidecars(self._some_shards(split), columns)
+        return join_tables(tables, f"{self.uri}: the sidecars of {split}")
+
+    def columns(self, split: str) -> list[str]:
+        """Columns of the sidecars of a split, as the first of them has them.
+
+        Raises
+        ------
+        ShardError, DatasetError
+            As `read_sidecar`.
+        """
+        footer = self.sidecar_footer(self._some_shards(split)[0])
+        return list(footer.schema.to_arrow_schema().names)
+
+    def _some_shards(self, split: str) -> tuple[ShardInfo, ...]:
         shards = self.split(split).shards
         if not shards:
             raise DatasetError(f"{self.uri}: split {split!r} is empty.")
-        return join_tables(
-            self._read_sidecars(shards, columns), f"{self.uri}: the sidecars of {split}"
-        )
+        return shards
 
     def _read_sidecars(
         self, shards: Sequence[ShardInfo], columns: Sequence[str] | None

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from lensprep.dataset.layout import BANDS, RECORD_STRIDE
 from lensprep.errors import DatasetError, ShardError, error_line, names_text, passing_fault
@@ -61,6 +63,9 @@ NUMBERS: Final = (
     "wise_brightmask_frac",
 )
 """Columns that readers of this project use, by what they hold; others may be of any type."""
+
+STATISTICS: Final = tuple(f"{name}_{band}" for name in ("median", "scale") for band in BANDS)
+"""What normalisation measured of a stamp, and what undoes it."""
 
 _RANGES: Final = {"label": (0, 1), "payload_crc32": (0, 2**32 - 1)}
 _SLACK_BYTES: Final = 1 << 20
@@ -168,6 +173,23 @@ def read_table(
         problem = problem or f"gives {table.num_rows} rows where its footer states {rows}"
         raise ShardError(f"{where} {problem}. Copy it again, or convert again.")
     return table
+
+
+def read_statistics(table: pa.Table) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Median and scale of each band, nanomaggies, shapes (rows, 3); NaN for null.
+
+    Raises
+    ------
+    DatasetError
+        If the rows lack them.
+    """
+    if not {*STATISTICS} <= {*table.column_names}:
+        raise DatasetError(
+            "the sidecar has no median_* and scale_*: flux cannot be restored. Convert again."
+        )
+    columns = [table[name].cast(pa.float64(), safe=False).to_numpy() for name in STATISTICS]
+    values = np.stack(columns, axis=1).astype(np.float32)
+    return values[:, : len(BANDS)], values[:, len(BANDS) :]
 
 
 def join_tables(tables: Iterable[pa.Table], where: str, **options: Any) -> pa.Table:

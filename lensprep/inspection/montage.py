@@ -13,15 +13,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lensprep.dataset.layout import BANDS, MANIFEST_NAME, STAMP_SHAPE
+from lensprep.dataset.layout import MANIFEST_NAME, STAMP_SHAPE
 from lensprep.dataset.normalization import denormalize
 from lensprep.dataset.rgb import lupton_rgb
+from lensprep.dataset.sidecar import STATISTICS, read_statistics
 from lensprep.errors import DatasetError
 from lensprep.inspection.target import Part, Target, open_target, table_numbers
 from lensprep.source.contract import filter_rows, label_rows
@@ -175,18 +177,17 @@ def _draw_stamp(axes: Any, stamp: MontageStamp) -> None:
 
 def _is_source(location: str | os.PathLike[str], options: S3Options | None) -> bool:
     """Whether a location is a folder without a manifest."""
-    if is_remote(location):
-        if str(location).endswith(".tar"):
-            return False
-        return not open_store(location, options).entries(MANIFEST_NAME)
-    folder = local_path(location)
-    return folder.is_dir() and not (folder / MANIFEST_NAME).is_file()
+    if not is_remote(location) and not local_path(location).is_dir():
+        return False
+    return not str(location).endswith(".tar") and not open_store(location, options).has(
+        MANIFEST_NAME
+    )
 
 
 def _from_dataset(target: Target, count: int, rng: np.random.Generator) -> list[MontageStamp]:
     """A sample of the first shards, which are random samples of their split themselves."""
     stamps: list[MontageStamp] = []
-    for part in _first(target.parts(target.splits[0])):
+    for part in islice(target.parts(target.splits[0]), _MOST_PARTS):
         label = table_numbers(part.sidecar, "label")[0].astype(int)
         rows = _missing_rows(stamps, label, count, rng)
         stamps.extend(_dataset_stamps(part, rows, target.dataset))
@@ -197,19 +198,17 @@ def _from_dataset(target: Target, count: int, rng: np.random.Generator) -> list[
 
 def _dataset_stamps(part: Part, rows: NDArray[np.intp], dataset: Any) -> Iterator[MontageStamp]:
     table = part.sidecar.take(pa.array(rows))
-    statistics = [f"{name}_{band}" for name in ("median", "scale") for band in BANDS]
-    if not set(statistics) <= set(table.column_names):
+    if not {*STATISTICS} <= {*table.column_names}:
         raise DatasetError(
-            f"{part.name} has no sidecar with {statistics[0]}: without it the stored pixels cannot "
+            f"{part.name} has no sidecar with {STATISTICS[0]}: without it the stored pixels cannot "
             "be turned back to nanomaggies. Keep the .parquet beside the .tar."
         )
-    numbers = np.stack(table_numbers(table, *statistics), axis=1)
-    pixels = part.pixels(rows)
     if dataset is None:
         raise DatasetError(
             f"{part.name} has no manifest, so its normalisation is unknown. Name the dataset."
         )
-    flux = denormalize(pixels, dataset.manifest.normalization, numbers[:, :3], numbers[:, 3:])
+    pixels = dataset.read_shard_pixels(part.shard, rows)
+    flux = denormalize(pixels, dataset.manifest.normalization, *read_statistics(table))
     for number, row in enumerate(table.to_pylist()):
         yield MontageStamp(
             pixels=flux[number],
@@ -257,11 +256,6 @@ def _source_stamps(table: pa.Table, label: NDArray[np.int_]) -> Iterator[Montage
                 theta_e_arcsec=row["theta_e_arcsec"],
                 key=row["task_id"],
             )
-
-
-def _first(parts: Iterator[Part]) -> Iterator[Part]:
-    for part, _ in zip(parts, range(_MOST_PARTS), strict=False):
-        yield part
 
 
 def _missing_rows(

@@ -1,6 +1,6 @@
 """Shards to look at: of a dataset, one of them, or a tar alone, all as records and sidecar rows.
 
-Of a dataset in an object store only the records that are asked for are read.
+In an object store only the records that are asked for are read.
 """
 
 from __future__ import annotations
@@ -9,19 +9,33 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lensprep.dataset import Dataset, ShardInfo
-from lensprep.dataset.layout import JSON_FIELDS, MANIFEST_NAME, RECORD_STRIDE, TRAILER_BYTES
-from lensprep.dataset.record import header_faults, payload_view, record_json, record_key
+from lensprep.dataset import Dataset, ShardInfo, open_dataset
+from lensprep.dataset.layout import (
+    JSON_FIELDS,
+    MANIFEST_NAME,
+    RECORD_STRIDE,
+    TRAILER_BYTES,
+    shard_bytes,
+)
+from lensprep.dataset.record import header_faults, record_json, record_key
 from lensprep.dataset.sidecar import read_table
-from lensprep.errors import DatasetError, ShardError
-from lensprep.store import S3Options, is_remote, local_path, open_remote, open_store
+from lensprep.errors import DatasetError, ShardError, StorageError
+from lensprep.store import (
+    S3Options,
+    Store,
+    is_remote,
+    join_uri,
+    local_path,
+    open_store,
+    split_uri,
+)
 
 _JSON_TYPES: Final = {
     "label": pa.int64(),
@@ -31,6 +45,7 @@ _JSON_TYPES: Final = {
     "dec": pa.float64(),
 }
 """Of the fields of a record's JSON that are numbers; the others are text."""
+_BLOCK_ROWS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +57,11 @@ class Part:
     rows: int
     records: Callable[[int, int], NDArray[np.uint8]]
     """Neighbouring records, from one row to before another: shape (n, RECORD_STRIDE)."""
-    pixels: Callable[[NDArray[np.intp]], NDArray[np.float16]]
-    """Stored pixels of chosen rows: shape (n, 3, 64, 64)."""
     sidecar: pa.Table
     """Rows in tar order; of a tar without sidecar, what its JSON members hold."""
     has_sidecar: bool = True
+    shard: ShardInfo | None = None
+    """What the manifest says of it, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +74,12 @@ class Target:
     dataset: Dataset | None
     splits: tuple[str, ...]
     shards: dict[str, tuple[ShardInfo, ...]] = field(default_factory=dict)
-    tar: Path | None = None
+    tar: Part | None = None
+    """The tar without a manifest."""
 
     def shard_rows(self, split: str) -> list[int]:
         """Rows of each shard of a split."""
-        if self.dataset is None:
-            return [self.part(split, 0).rows]
-        return [shard.rows for shard in self.shards[split]]
+        return [part.rows for part in ([self.tar] if self.tar else self.shards[split])]
 
     def part(self, split: str, number: int) -> Part:
         """One shard of a split.
@@ -77,28 +91,25 @@ class Target:
         """
         if self.dataset is None:
             assert self.tar is not None
-            return _bare_part(self.tar)
+            return self.tar
         shard = self.shards[split][number]
         return Part(
             split,
             shard.name,
             shard.rows,
             partial(self.dataset.read_records, shard),
-            partial(self.dataset.read_shard_pixels, shard),
             self.dataset.read_shard_sidecar(shard),
+            shard=shard,
         )
 
     def parts(self, split: str) -> Iterator[Part]:
         """The shards of a split, one by one."""
-        count = 1 if self.dataset is None else len(self.shards[split])
-        return (self.part(split, number) for number in range(count))
+        return (self.part(split, number) for number in range(len(self.shard_rows(split))))
 
     @property
     def tar_bytes(self) -> int:
         """Size of all tars."""
-        if self.tar is not None:
-            return self.tar.stat().st_size
-        return sum(shard.bytes for shards in self.shards.values() for shard in shards)
+        return sum(shard_bytes(rows) for split in self.splits for rows in self.shard_rows(split))
 
 
 def open_target(
@@ -122,31 +133,26 @@ def open_target(
     DatasetError
         If there is no such thing, or the dataset has no such split.
     """
+    text = str(location)
     if is_remote(location):
-        return _open_remote(str(location), split, options)
-    path = local_path(location)
-    if not path.is_file():
-        return _whole_dataset(str(location), Dataset.open(location), split)
-    if path.suffix != ".tar":
-        raise DatasetError(f"{location} is neither a dataset's folder nor a .tar of one.")
-    root = path.absolute().parent.parent
-    if not (root / MANIFEST_NAME).is_file():
-        return Target(str(location), "tar", None, (path.parent.name,), tar=path)
-    name = path.absolute().relative_to(root).as_posix()
-    return _one_shard(str(location), Dataset.open(root), name, split)
-
-
-def _open_remote(location: str, split: str | None, options: S3Options | None) -> Target:
-    if not location.endswith(".tar"):
-        return _whole_dataset(location, Dataset.open(location, options), split)
-    parts = open_remote(location, options).uri.split("/")
-    cut = max(3, len(parts) - 2)  # after the bucket at least
-    root, name = "/".join(parts[:cut]), "/".join(parts[cut:])
-    if not open_store(root, options).has(MANIFEST_NAME):
-        raise DatasetError(
-            f"{location}: a tar in an object store is read by its dataset, and {root} holds none."
-        )
-    return _one_shard(location, Dataset.open(root, options), name, split)
+        if not text.endswith(".tar"):
+            return _whole_dataset(text, open_dataset(location, options), split)
+        folder, name = split_uri(location)
+    else:
+        path = local_path(location).absolute()
+        if not path.is_file():
+            return _whole_dataset(text, open_dataset(location), split)
+        if path.suffix != ".tar":
+            raise DatasetError(f"{location} is neither a dataset's folder nor a .tar of one.")
+        folder, name = split_uri(path)
+    try:
+        root, holder = split_uri(folder)
+    except StorageError:  # a bucket, or all of a disk, lies in no folder
+        root, holder = folder, ""
+    if holder and open_store(root, options).has(MANIFEST_NAME):
+        return _one_shard(text, open_dataset(root, options), f"{holder}/{name}", split)
+    tar = _bare_part(open_store(folder, options), name, holder)
+    return Target(text, "tar", None, (holder,), tar=tar)
 
 
 def _whole_dataset(location: str, dataset: Dataset, split: str | None) -> Target:
@@ -167,50 +173,50 @@ def _one_shard(location: str, dataset: Dataset, name: str, split: str | None) ->
     )
 
 
-def _bare_part(path: Path) -> Part:
+def _bare_part(store: Store, name: str, split: str) -> Part:
     """A tar without a manifest: its size and headers must be those of the grid."""
-    size = path.stat().st_size
+    where, size = join_uri(store.uri, name), store.stat(name).bytes
     rows, rest = divmod(size - TRAILER_BYTES, RECORD_STRIDE)
     if rest or rows < 0:
         raise ShardError(
-            f"{path} has {size} bytes: cut, or not a shard of this format (records of "
+            f"{where} has {size} bytes: cut, or not a shard of this format (records of "
             f"{RECORD_STRIDE} bytes and {TRAILER_BYTES} at the end)."
         )
-    records = np.memmap(path, np.uint8, "r", shape=(rows * RECORD_STRIDE,)) if rows else None
-    grid = np.empty((0, RECORD_STRIDE), np.uint8) if records is None else records
-    grid = np.asarray(grid).reshape(rows, RECORD_STRIDE)
-    if rows and len(header_faults(grid[:1])):
-        raise ShardError(f"{path}, offset 0: not a record of this format.")
-    sidecar = path.with_suffix(".parquet")
-    has_sidecar = sidecar.is_file()
-    table = (
-        read_table(sidecar, rows, None, str(sidecar)) if has_sidecar else _json_table(path, grid)
-    )
-    return Part(
-        path.parent.name,
-        path.name,
-        rows,
-        lambda start, stop: grid[start:stop],
-        lambda chosen: payload_view(grid)[chosen],
-        table,
-        has_sidecar,
-    )
+
+    def records(start: int, stop: int) -> NDArray[np.uint8]:
+        data = store.read_range(name, start * RECORD_STRIDE, (stop - start) * RECORD_STRIDE)
+        return np.frombuffer(data, np.uint8).reshape(-1, RECORD_STRIDE)
+
+    if rows and len(header_faults(records(0, 1))):
+        raise ShardError(f"{where}, offset 0: not a record of this format.")
+    sidecar = name.removesuffix(".tar") + ".parquet"
+    has_sidecar = store.has(sidecar)
+    if has_sidecar:
+        with store.open(sidecar) as file:
+            table = read_table(file, rows, None, join_uri(store.uri, sidecar))
+    else:
+        table = _json_table(where, records, rows)
+    return Part(split, name, rows, records, table, has_sidecar)
 
 
-def _json_table(path: Path, records: NDArray[np.uint8]) -> pa.Table:
+def _json_table(
+    where: str, records: Callable[[int, int], NDArray[np.uint8]], rows: int
+) -> pa.Table:
     """What the JSON members hold, with the keys."""
-    rows = []
-    for number, record in enumerate(records):
-        try:
-            rows.append({"key": record_key(record), **record_json(record)})
-        except ValueError as error:
-            raise ShardError(
-                f"{path}, offset {number * RECORD_STRIDE}: the JSON member cannot be read: {error}."
-            ) from error
-    found = {name for row in rows for name in row}
+    values = []
+    for start in range(0, rows, _BLOCK_ROWS):
+        for record in records(start, min(rows, start + _BLOCK_ROWS)):
+            try:
+                values.append({"key": record_key(record), **record_json(record)})
+            except ValueError as error:
+                raise ShardError(
+                    f"{where}, offset {len(values) * RECORD_STRIDE}: the JSON member cannot be "
+                    f"read: {error}."
+                ) from error
+    found = {name for row in values for name in row}
     kinds = {name: _JSON_TYPES.get(name, pa.string()) for name in ("key", *JSON_FIELDS)}
     schema = pa.schema([(name, kind) for name, kind in kinds.items() if name in found])
-    return pa.Table.from_pylist(rows, schema)
+    return pa.Table.from_pylist(values, schema)
 
 
 def table_numbers(table: pa.Table, *names: str) -> Sequence[NDArray[np.float64]]:

@@ -258,8 +258,7 @@ class Evidence:
     def columns(self) -> list[str]:
         """Columns of the first sidecar."""
         for split in self.splits:
-            for shard in self.dataset.split(split).shards:
-                return list(self.dataset.sidecar_footer(shard).schema.to_arrow_schema().names)
+            return self.dataset.columns(split)
         raise NotRunError("The dataset is empty.")
 
     @property

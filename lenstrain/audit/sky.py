@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from lensprep.dataset import BANDS
@@ -15,12 +14,12 @@ from lensprep.dataset.normalization import (
     denormalize,
     radius_px,
 )
+from lensprep.dataset.sidecar import STATISTICS, read_statistics
 from lensprep.errors import ConfigError
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.audit.leaks import run_probe, surely_above
-from lenstrain.probes.sample import STATISTICS
 
 SKY_PX: Final = 20.0
 """Beyond this radius (5.2 arcsec) lies sky: an arc of 1 arcsec leaves 1 % of a sigma there."""
@@ -37,7 +36,7 @@ def check_sky_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
     names = list(dict.fromkeys(["label", "region_id", place, *STATISTICS]))
     table, pixels = evidence.places(place, names, limits.sky_rows, config.seed)
     spec = evidence.dataset.manifest.normalization
-    median, scale = sidecar_statistics(table)
+    median, scale = read_statistics(table)
     level, scatter = sky_statistics(pixels, spec, median, scale)
     features = sky_features(
         level, scatter, np.array([str(name) for name in table[place].to_pylist()])
@@ -55,12 +54,6 @@ def check_sky_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
         + ("" if passed else " The sky tells the classes apart: they were calibrated, subtracted "
            "or scaled differently."),
     )  # fmt: skip
-
-
-def sidecar_statistics(table: pa.Table) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Median and scale of each band, shapes (n, 3)."""
-    values = np.stack([np.asarray(table[name].to_numpy(), np.float32) for name in STATISTICS], 1)
-    return values[:, : len(BANDS)], values[:, len(BANDS) :]
 
 
 def sky_statistics(
@@ -113,7 +106,7 @@ def check_normalization(evidence: Evidence, config: AuditConfig) -> Outcome:
     if spec.mode not in ("mad_stamp", "mad_annulus", "sqrt"):
         raise NotRunError(f"Normalisation {spec.mode} has no scale of each stamp to compare with.")
     table, pixels = evidence.sampled_pixels(["label", "key", *STATISTICS], limits.normalized_rows)
-    median, scale = sidecar_statistics(table)
+    median, scale = read_statistics(table)
     flat = np.flatnonzero(~(scale > 0).all(axis=1))
     if len(flat):
         raise ConfigError(

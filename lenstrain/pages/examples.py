@@ -13,9 +13,10 @@ from matplotlib import image
 from numpy.typing import NDArray
 from scipy import special
 
-from lensprep.dataset import BANDS, STAMP_SIZE, Dataset
+from lensprep.dataset import STAMP_SIZE, Dataset
 from lensprep.dataset.normalization import denormalize
 from lensprep.dataset.rgb import lupton_rgb
+from lensprep.dataset.sidecar import STATISTICS, read_statistics
 from lensprep.errors import ScoresError
 from lensprep.store import local_folder
 from lensprep.tables.reader import read_table
@@ -157,8 +158,7 @@ class DatasetStamps:
         )
 
     def _pictures(self, split: str, keys: list[str]) -> NDArray[np.uint8]:
-        statistics = [f"{what}_{band}" for what in ("median", "scale") for band in BANDS]
-        wanted = ["key", *(statistics if self._scaled else ())]
+        wanted = ["key", *(STATISTICS if self._scaled else ())]
         sidecar = self._data.read_sidecar(split, wanted)
         index = pc.index_in(pa.array(keys, pa.string()), value_set=sidecar["key"].cast(pa.string()))
         if index.null_count:
@@ -171,10 +171,9 @@ class DatasetStamps:
         pixels = self._data.read_pixels(split, rows).astype(np.float32)
         if not self._scaled:
             return _stretched(pixels)
-        chosen = sidecar.select(statistics).take(pa.array(rows))
-        numbers = np.stack([chosen[name].to_numpy() for name in statistics], axis=-1)
+        statistics = read_statistics(sidecar.take(pa.array(rows)))
         spec = self._data.manifest.normalization
-        return lupton_rgb(denormalize(pixels, spec, *np.split(numbers, 2, axis=1)))
+        return lupton_rgb(denormalize(pixels, spec, *statistics))
 
 
 class SourceStamps:

@@ -26,6 +26,7 @@ from sklearn.preprocessing import StandardScaler
 
 from lensprep.dataset import Dataset
 from lensprep.dataset.normalization import radius_px
+from lensprep.dataset.sidecar import STATISTICS
 from lenstrain.evaluation import bootstrap as boot
 from lenstrain.evaluation.clustered import class_correlations, few_of_classes
 from lenstrain.evaluation.metrics import auroc, roc_curve
@@ -33,7 +34,7 @@ from lenstrain.evaluation.resampling import Resampling, Scale, make_resampling
 from lenstrain.probes.linear import FOLDS
 from lenstrain.probes.looking import brightness
 from lenstrain.probes.options import ProbeOptions
-from lenstrain.probes.sample import STATISTICS, Sample, sidecar_columns
+from lenstrain.probes.sample import Sample
 from lenstrain.probes.scoring import Scorer
 
 RING_EDGES_PX = (0.0, 1.5, 3.0, 4.5, 6.0, 8.0, 10.0, 13.0, 20.0, 32.0)
@@ -234,7 +235,7 @@ def read_light(
 def _samples(dataset: Dataset, split: str, rows: int) -> Iterator[Sample]:
     """The first `rows` distinct images of a split, some at a time."""
     wanted = ("label", "region_id", "pixel_hash", *STATISTICS)
-    names = [name for name in sidecar_columns(dataset, split) if name in wanted]
+    names = [name for name in dataset.columns(split) if name in wanted]
     seen: set[Any] = set()
     left = rows
     for shard in dataset.split(split).shards:

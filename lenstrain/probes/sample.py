@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lensprep.dataset import BANDS, Dataset, NormalizationSpec
+from lensprep.dataset import Dataset, NormalizationSpec
+from lensprep.dataset.sidecar import STATISTICS, read_statistics
 from lensprep.errors import DatasetError
 
-STATISTICS = tuple(f"{what}_{band}" for what in ("median", "scale") for band in BANDS)
 _NEEDED = ("key", "label", "region_id")
 _WANTED = (
     "pixel_hash",
@@ -69,12 +69,7 @@ class Sample:
         DatasetError
             If the sidecar lacks them.
         """
-        if not self.has(*STATISTICS):
-            raise DatasetError(
-                "the sidecar has no median_* and scale_*: flux cannot be restored. Convert again."
-            )
-        values = np.stack([self.numbers(name) for name in STATISTICS], 1).astype(np.float32)
-        return values[:, :3], values[:, 3:]
+        return read_statistics(self.table)
 
     def take(self, rows: NDArray[Any]) -> Sample:
         """Some of the stamps."""
@@ -96,7 +91,7 @@ def draw_sample(dataset: Dataset, split: str, per_class: int, seed: int) -> Samp
     DatasetError
         If the split has not both classes.
     """
-    present = sidecar_columns(dataset, split)
+    present = dataset.columns(split)
     missing = [name for name in _NEEDED if name not in present]
     if missing:
         raise DatasetError(f"{dataset.uri}: the sidecar has no column {missing[0]!r}.")
@@ -158,17 +153,3 @@ def _positions(table: pa.Table) -> list[tuple[float, float] | None]:
     sky = np.stack([table[name].cast(pa.float64()).to_numpy() for name in ("ra", "dec")], 1)
     known = np.isfinite(sky).all(1)
     return [tuple(row) if here else None for row, here in zip(sky.tolist(), known, strict=True)]
-
-
-def sidecar_columns(dataset: Dataset, split: str) -> list[str]:
-    """Columns of a split's first sidecar.
-
-    Raises
-    ------
-    DatasetError
-        If the split is empty.
-    """
-    shards = dataset.split(split).shards
-    if not shards:
-        raise DatasetError(f"{dataset.uri}: split {split!r} is empty.")
-    return list(dataset.sidecar_footer(shards[0]).schema.to_arrow_schema().names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from scipy.special import expit
 from lensprep.dataset import BANDS, Dataset
 from lensprep.dataset.normalization import denormalize
 from lensprep.dataset.rgb import lupton_rgb
+from lensprep.dataset.sidecar import STATISTICS, read_statistics
 from lenstrain.evaluation import calibration
 from lenstrain.pages.figures import draw_reliability
 
@@ -53,23 +55,20 @@ def montage(pictures: NDArray[np.uint8], columns: int = COLUMNS) -> NDArray[np.u
 
 def stamp_pictures(dataset: Dataset, split: str, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Colour pictures (n, 64, 64, 3) of rows of a split, in the order of `rows`."""
-    median, scale = (read_columns(dataset, split, rows, name) for name in ("median", "scale"))
     pixels = dataset.read_pixels(split, rows)
-    return lupton_rgb(denormalize(pixels, dataset.manifest.normalization, median, scale))
+    statistics = stamp_statistics(dataset, split, rows)
+    return lupton_rgb(denormalize(pixels, dataset.manifest.normalization, *statistics))
 
 
-def read_columns(
-    dataset: Dataset, split: str, rows: NDArray[np.int64], name: str
-) -> NDArray[np.float32]:
-    """Columns ``name_g``, ``name_r``, ``name_z`` of some rows, from their shards only."""
-    found = np.empty((len(rows), len(BANDS)), np.float32)
+def stamp_statistics(dataset: Dataset, split: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Median and scale of each band of some rows, from their shards only; shape (2, rows, 3)."""
+    found = np.empty((2, len(rows), len(BANDS)), np.float32)
     start = 0
     for shard in dataset.split(split).shards:
         here = np.flatnonzero((rows >= start) & (rows < start + shard.rows))
         if here.size:
-            table = dataset.read_shard_sidecar(shard, [f"{name}_{band}" for band in BANDS])
-            values = np.stack([column.to_numpy() for column in table.columns], axis=1)
-            found[here] = values[rows[here] - start]
+            table = dataset.read_shard_sidecar(shard, STATISTICS)
+            found[:, here] = read_statistics(table.take(pa.array(rows[here] - start)))
         start += shard.rows
     return found
 
@@ -117,6 +116,8 @@ def show_validation(
     board.add_pr_curve("validation/pr", labels, expit(logits.astype(np.float64)), step)
     picture = reliability_picture(logits, labels)
     board.add_image("validation/reliability", picture, step, dataformats="HWC")
+    if dataset.manifest.normalization.known_parameters is None:
+        return  # of a later version: it can be trained with, but not turned back to flux
     for label, name in ((1, "positives"), (0, "negatives")):
         pictures = stamp_pictures(dataset, split, hardest(logits, labels, label))
         tag = f"validation/hardest_{name}"

@@ -15,6 +15,7 @@ from lensprep.dataset.layout import JSON_OFFSET
 from lensprep.errors import DatasetError, ShardError
 from lensprep.inspection.inspect import inspect_dataset
 from lensprep.inspection.text import _bars, render_text
+from lensprep.store import open_store
 from tests.phase4c import tiny_tree
 
 ROWS = 96
@@ -123,6 +124,22 @@ def test_tar_alone_is_inspected_by_its_own_members(dataset, tmp_path):
     text_of(found)
     shutil.copy(dataset / "val" / "val-000000.parquet", tmp_path)
     assert inspect_dataset(tar, sample=0).record["sidecar"]["psfsize_r"] > 0
+
+
+@pytest.mark.parametrize("names", [["val-000000.tar"], ["val-000000.tar", "val-000000.parquet"]])
+def test_tar_alone_in_a_store_is_inspected_as_on_a_disk(dataset, tmp_path, s3, names):
+    (tmp_path / "val").mkdir()
+    store = open_store(f"{s3.uri}/val", s3.options())
+    for name in names:
+        shutil.copy(dataset / "val" / name, tmp_path / "val")
+        store.write(name, (dataset / "val" / name).read_bytes())
+    here, there = (
+        inspect_dataset(f"{folder}/val/{names[0]}", sample=1, options=s3.options()).to_dict()
+        for folder in (tmp_path, s3.uri)
+    )
+    assert here.pop("location") == f"{tmp_path}/val/{names[0]}"
+    assert there.pop("location") == f"{s3.uri}/val/{names[0]}"
+    assert there == here
 
 
 def test_record_is_shown_in_full_and_lies_where_it_is_said_to(dataset):

@@ -4,27 +4,32 @@ import io
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.util.tensor_util import make_ndarray
+from torch.utils.tensorboard import SummaryWriter
 
-from lensprep.dataset import Dataset
+from lensprep.dataset import Dataset, NormalizationSpec
 from lensprep.dataset.rgb import lupton_rgb
+from lensprep.dataset.sidecar import read_statistics
 from lenstrain.data import StampLoader
 from lenstrain.training.checkpoint import load_model
 from lenstrain.training.distributed import Context
 from lenstrain.training.pictures import (
     hardest,
     montage,
-    read_columns,
     reliability_picture,
+    show_validation,
     stamp_pictures,
+    stamp_statistics,
 )
 from lenstrain.training.train import train
 from lenstrain.training.validate import score_split
+from tests.datasets import tiny_dataset
 
 
 def test_the_hardest_are_the_most_wrong_first():
@@ -50,9 +55,18 @@ def test_pictures_are_of_the_rows_asked_for_across_shards(dataset):
     expected = lupton_rgb(data.read_pixels("train", rows).astype(np.float32))
     assert np.array_equal(found, expected)
     assert not np.array_equal(found[0], found[1])
-    table = data.read_sidecar("train", ["scale_g", "scale_r", "scale_z"])
-    whole = np.stack([c.to_numpy() for c in table.columns], 1)[rows]
-    assert np.array_equal(read_columns(data, "train", rows, "scale"), whole)
+    whole = read_statistics(data.read_sidecar("train").take(pa.array(rows)))
+    assert np.array_equal(stamp_statistics(data, "train", rows), whole)
+
+
+def test_stamps_of_a_normalisation_that_is_not_known_are_not_drawn(tmp_path):
+    spec = NormalizationSpec(mode="of_a_later_version", clip=10.0)
+    data = Dataset.open(tiny_dataset(tmp_path, {"val": 20}, normalization=spec))
+    logits = np.linspace(-1, 1, 20, dtype=np.float32)
+    with SummaryWriter(str(tmp_path / "log")) as board:
+        show_validation(board, 1, data, "val", logits, np.arange(20, dtype=np.int8) % 2)
+    events = EventAccumulator(str(tmp_path / "log")).Reload()
+    assert events.Tags()["images"] == ["validation/reliability"]
 
 
 @pytest.fixture(scope="module")
