@@ -14,13 +14,11 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final, NoReturn, Protocol
+from typing import Final, NoReturn, Protocol
 
 from lensprep.errors import ChangedError, StorageError
 from lensprep.store.base import Entry
-
-if TYPE_CHECKING:
-    from lensprep.store.remote import RemoteStore
+from lensprep.store.connection import Connection
 
 logger = logging.getLogger("lensprep.s3")
 
@@ -121,6 +119,29 @@ class Reception:
             self._body.interrupt()
 
 
+class Ranged(Protocol):
+    """What reading ranges needs of a store (see `lensprep.store.remote.RemoteStore`)."""
+
+    connection: Connection
+
+    def locate(self, name: str) -> str:
+        """Location of an object, for messages."""
+
+    def require_going(self, name: str) -> None:
+        """StorageError once the connection is to be given up."""
+
+    def get(self, name: str, start: int, stop: int, version: str | None) -> Answer:
+        """Ask for a range, once."""
+
+    def read_tail(self, name: str, length: int) -> tuple[bytearray, Entry]:
+        """The end of an object."""
+
+    def read_version(
+        self, entry: Entry, start: int, stop: int, *, checked: bool = False
+    ) -> bytearray:
+        """A range of the version that an entry names."""
+
+
 def split_piece(piece: Piece) -> Iterator[Piece]:
     """A long range in parts."""
     if not isinstance(piece.view, memoryview):
@@ -144,11 +165,11 @@ def receive(body: Body | None, view: memoryview | Scatter, done: int, size: int)
 
 
 def receive_range(
-    store: RemoteStore, piece: Piece, *, short: bool = False, watch: Reception | None = None
+    store: Ranged, piece: Piece, *, short: bool = False, watch: Reception | None = None
 ) -> Entry:
     """Read one range, in more requests than one where the body breaks off.
 
-    See `RemoteStore.fill`, which reads it twice where that is called for.
+    See `lensprep.store.remote.RemoteStore.fill`, which reads it twice where that is called for.
     """
     size, done, version, unlike = len(piece.view), 0, piece.version, ""
 
@@ -219,7 +240,7 @@ def _require_span(answer: Answer, start: int, stop: int, version: str | None) ->
         raise BrokenBodyError("another version came than was asked for")
 
 
-def _compare(store: RemoteStore, piece: Piece, entry: Entry, size: int, short: bool) -> None:
+def _compare(store: Ranged, piece: Piece, entry: Entry, size: int, short: bool) -> None:
     """An object must be the one that the reader has in mind."""
     where = store.locate(piece.name)
     if not short and entry.bytes < piece.start + size:

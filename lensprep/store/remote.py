@@ -21,7 +21,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from lensprep.errors import ChangedError, NotFoundError, StorageError
 from lensprep.store.base import Entry, member_name
@@ -37,9 +37,7 @@ from lensprep.store.ranges import (
     receive_range,
     split_piece,
 )
-
-if TYPE_CHECKING:
-    from lensprep.store.remotefile import RemoteFile
+from lensprep.store.remotefile import RemoteFile
 
 logger = logging.getLogger("lensprep.s3")
 
@@ -259,8 +257,6 @@ class RemoteStore(ABC):
 
     def open(self, name: str) -> RemoteFile:
         """A seekable binary file object that reads ranges as they are asked for."""
-        from lensprep.store.remotefile import RemoteFile
-
         return RemoteFile(self, name)
 
     def fetch(self, pieces: Sequence[Piece]) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from lensprep.errors import ChangedError
 from lensprep.store.base import Entry
-from lensprep.store.remote import RemoteStore
+from lensprep.store.ranges import Ranged
 
 TAIL_BYTES: Final = 64 << 10
 """Read when a file is opened: a parquet footer is there, mostly whole."""
@@ -31,7 +31,7 @@ class RemoteFile(io.RawIOBase):
 
     Parameters
     ----------
-    store : RemoteStore
+    store : Ranged
     name : str
     read_ahead : bool
         Read in blocks, the next one before it is asked for: right for a file that is read in
@@ -48,7 +48,7 @@ class RemoteFile(io.RawIOBase):
     """
 
     def __init__(
-        self, store: RemoteStore, name: str, *, read_ahead: bool = False, version: str | None = None
+        self, store: Ranged, name: str, *, read_ahead: bool = False, version: str | None = None
     ) -> None:
         super().__init__()
         self._store, self.name = store, name
