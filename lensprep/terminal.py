@@ -1,4 +1,4 @@
-"""What every command shares: errors in one line, progress on stderr, JSON on stdout, S3 options."""
+"""What all commands share: errors in one line, progress on stderr, JSON on stdout, S3 options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -42,32 +42,32 @@ R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 
 _LINE_SECONDS = 10.0
-"""Time between two lines of progress where there is no terminal to draw a bar on."""
+"""Time between two lines of progress where there is no terminal for a bar."""
 
 _OF_FILES = frozenset({
     errno.EACCES, errno.EBUSY, errno.EDQUOT, errno.EEXIST, errno.EFBIG, errno.EIO, errno.EISDIR,
     errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENFILE, errno.ENOENT, errno.ENOSPC,
     errno.ENOTDIR, errno.ENOTEMPTY, errno.EPERM, errno.EROFS, errno.ESTALE, errno.ETXTBSY,
 })  # fmt: skip
-"""What a disk, its permissions or its limits answer: the user's to mend, and no fault of ours."""
+"""What a disk, its permissions or its limits answer: for the user to mend, not a bug."""
 
 
 class ProjectGroup(click.Group):
-    """The edge of a program: how its commands end, whatever becomes of them.
+    """The edge of a program: how its commands end.
 
     The project's own errors, disks that are full or read-only, and packages that are not installed
-    are one line and exit status 1; anything else keeps its traceback. Ctrl-C and SIGTERM end a
-    command with 130, cleaning up, and a second one at once; see `lensprep.store.interrupts`.
+    become one line and exit status 1; anything else keeps its traceback. Ctrl-C and SIGTERM end a
+    command with 130 after cleaning up, a second one at once; see `lensprep.store.interrupts`.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run as a program, in a process that has no other purpose."""
         Watchdog.start()
         threading.excepthook = _report_thread
-        # Without a home it tells at length how well it does without one.
+        # Without a home folder it warns at length that it works without one.
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
         for stream in (sys.stdout, sys.stderr):
-            # A character that the terminal does not have is a question mark, and no error.
+            # A character that the terminal lacks becomes a question mark instead of an error.
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
         return super().__call__(*args, **kwargs)
@@ -95,12 +95,12 @@ class ProjectGroup(click.Group):
 
 
 def one_line(error: BaseException) -> str | None:
-    """What a user is told about an error; None if it is one that nobody expected."""
+    """The message of an error for the user; None if the error was not foreseen."""
     if isinstance(error, ProjectError):
         return plain_text(str(error))
     if isinstance(error, ModuleNotFoundError):
         return install_hint(error.name or "")
-    if isinstance(error, BrokenPipeError):  # Click would end without a word
+    if isinstance(error, BrokenPipeError):  # Click would end silently
         return "A process or a connection that this command needs has ended (broken pipe)."
     if isinstance(error, OSError) and error.errno in _OF_FILES:
         files = [str(name) for name in (error.filename, error.filename2) if name is not None]
@@ -112,7 +112,7 @@ def one_line(error: BaseException) -> str | None:
 
 
 def _report_thread(args: threading.ExceptHookArgs) -> None:
-    """A thread that met a full disk (TensorBoard's) is one line too; the next to ask it fails."""
+    """One line too for a thread that met a full disk (TensorBoard's); its next user fails."""
     line = None if args.exc_value is None else one_line(args.exc_value)
     if line is None:
         threading.__excepthook__(args)
@@ -128,8 +128,37 @@ def _nobody_reads() -> bool:
     return bool(poll.poll(0))
 
 
+def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, in the order of the help."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_reaching_options = _options(
+    click.option("--endpoint-url", help="Another object store than AWS: http://host:port."),
+    click.option("--profile", help="Profile of the AWS configuration files."),
+    click.option("--region", help="Region of the bucket."),
+)
+
+write_options = _options(
+    click.option("--storage-class", help="Such as INTELLIGENT_TIERING [default: the bucket's]."),
+    click.option(
+        "--encryption",
+        type=click.Choice(["AES256", "aws:kms"]),
+        help="Server-side encryption in an object store [default: the bucket's].",
+    ),
+    click.option("--kms-key-id", help="Key for aws:kms [default: the account's]."),
+)
+"""Give a command the options of objects that it writes; `s3_options` comes above it."""
+
+
 def s3_options(function: Callable[..., R]) -> Callable[..., R]:
-    """Give a command the options that say how to reach an object store, as one ``options``."""
+    """Give a command the options of how to reach an object store, as one argument ``options``."""
 
     @_reaching_options
     @functools.wraps(function)
@@ -144,9 +173,9 @@ def s3_options(function: Callable[..., R]) -> Callable[..., R]:
 
 
 def s3_variables(function: F) -> F:
-    """Give a command the same options, as the AWS variables of this process.
+    """Give a command the same options, and set them as the AWS variables of this process.
 
-    So whatever opens the dataset finds its store, also the processes that a command starts.
+    So whatever opens the dataset finds its store, in the processes that a command starts too.
     """
 
     @_reaching_options
@@ -166,40 +195,13 @@ def s3_variables(function: F) -> F:
     return cast(F, wrapped)
 
 
-def _reaching_options(function: F) -> F:
-    for option in (
-        click.option("--region", help="Region of the bucket."),
-        click.option("--profile", help="Profile of the AWS configuration files."),
-        click.option("--endpoint-url", help="Another object store than AWS: http://host:port."),
-    ):
-        function = option(function)
-    return function
-
-
-def write_options(function: Callable[..., R]) -> Callable[..., R]:
-    """Give a command the options of objects that it writes; `s3_options` comes above it."""
-    for option in (
-        click.option("--kms-key-id", help="Key for aws:kms [default: the account's]."),
-        click.option(
-            "--encryption",
-            type=click.Choice(["AES256", "aws:kms"]),
-            help="Server-side encryption in an object store [default: the bucket's].",
-        ),
-        click.option(
-            "--storage-class", help="Such as INTELLIGENT_TIERING [default: the bucket's]."
-        ),
-    ):
-        function = option(function)
-    return function
-
-
 def print_json(data: Any) -> None:
     """Print exactly one JSON object on stdout."""
     click.echo(json.dumps(data, indent=2, allow_nan=False))
 
 
 def print_rich(renderable: RenderableType) -> None:
-    """Print on stdout what holds names of others: of what it writes, only styles are orders."""
+    """Print on stdout, without the control characters that names from outside may hold."""
     Console().print(_Shown(renderable))
 
 
@@ -221,11 +223,8 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     callable
         Takes the name of a phase, what is done and the total; a new name begins a new bar.
     """
-    console, clock = Console(stderr=True), _Clock()
-    if not console.is_terminal:
-        yield _LineReporter(console, clock)
-        return
-    columns = (
+    console = Console(stderr=True)
+    bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
@@ -233,65 +232,44 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        console=console,
     )
-    with Progress(*columns, console=console) as bar:
-        tasks: dict[str, TaskID] = {}
+    tasks: dict[str, TaskID] = {}
+    begun: dict[str, float] = {}
+    last = told = time.monotonic()
 
-        def report(phase: str, done: int, total: int) -> None:
-            begun, rate = clock(phase, done)
+    def report(phase: str, done: int, total: int) -> None:
+        nonlocal last, told
+        now = time.monotonic()
+        # Its first report may come late, with much done: a phase begins where the last one ended.
+        start = begun.setdefault(phase, last)
+        last = now
+        rate = done / (now - start) if now > start else 0.0
+        if console.is_terminal:
             if phase not in tasks:
                 tasks[phase] = bar.add_task(phase, total=total, rate="")
-                bar.tasks[-1].start_time = begun
+                bar.tasks[-1].start_time = start
             text = f"{rate:,.0f}/s" if rate else ""
             bar.update(tasks[phase], completed=done, total=total, rate=text)
+        elif now - told >= _LINE_SECONDS:
+            told = now
+            left = f", {(total - done) / rate:,.0f} s left" if rate else ""
+            line = f"{phase}: {done:,} of {total:,}, {rate:,.0f}/s{left}"
+            console.print(line, highlight=False)
 
+    with bar if console.is_terminal else nullcontext():
         yield report
 
 
-class _Clock:
-    """Since when a phase lasts: the end of the one before it, or the beginning of all.
-
-    Its first report may come late, with much done.
-    """
-
-    def __init__(self) -> None:
-        self._begun: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def __call__(self, phase: str, done: int) -> tuple[float, float]:
-        """When the phase began, and how much of it was done in a second since."""
-        now = time.monotonic()
-        begun = self._begun.setdefault(phase, self._last)
-        self._last = now
-        return begun, done / (now - begun) if now > begun else 0.0
-
-
-class _LineReporter:
-    """Progress for a log file: a line now and then instead of a bar."""
-
-    def __init__(self, console: Console, clock: _Clock) -> None:
-        self._console, self._clock = console, clock
-        self._told = time.monotonic()
-
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        _, rate = self._clock(phase, done)
-        now = time.monotonic()
-        if now - self._told < _LINE_SECONDS:
-            return
-        self._told = now
-        left = f", {(total - done) / rate:,.0f} s left" if rate else ""
-        self._console.print(f"{phase}: {done:,} of {total:,}, {rate:,.0f}/s{left}", highlight=False)
-
-
 class LogLines(logging.Handler):
-    """Shows what the program's own loggers say as lines on standard error."""
+    """Shows the records of the program's own loggers as lines on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one record; under torchrun notes come from the first process, warnings from all."""
+        """Print one record; under torchrun only warnings come from all processes."""
         if record.levelno < logging.WARNING and int(os.environ.get("RANK", "0")):
             return
         mark = "Warning: " if record.levelno >= logging.WARNING else ""
-        # Not a stream of its own: a progress bar stands in for standard error while it is drawn.
+        # Through Click, since a progress bar replaces standard error while it is drawn.
         click.echo(f"{mark}{plain_text(record.getMessage())}", err=True)
 
 
@@ -315,12 +293,12 @@ def log_lines() -> Iterator[None]:
 class Location(click.Path):
     """Type of a parameter that names a file or folder, local or ``s3://``; its value is a str.
 
-    ``click.Path`` itself makes ``s3:/x`` of ``s3://x``, and a folder of that name is then written.
+    ``click.Path`` itself turns ``s3://x`` into ``s3:/x``, and a folder of that name is written.
 
     Parameters
     ----------
     *suffixes : str
-        Endings that a file to be written may have; each says how.
+        Endings that a file to be written may have; they choose its format.
     """
 
     def __init__(self, *suffixes: str) -> None:
@@ -328,7 +306,7 @@ class Location(click.Path):
         self.suffixes = suffixes
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The location; a suffix that says nothing is a usage error."""
+        """The location; an unknown suffix is a usage error."""
         text = str(value)
         if self.suffixes and uri_suffix(text) not in self.suffixes:
             known = ", ".join(self.suffixes)
@@ -337,7 +315,7 @@ class Location(click.Path):
 
 
 class LocalPath(click.Path):
-    """Type of a parameter that must be on a disk; its value is a Path."""
+    """Type of a parameter that names a local file or folder; its value is a Path."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path; an object store is a usage error."""

@@ -33,7 +33,6 @@ from lensprep.errors import (
 from lensprep.store import (
     Entry,
     LocalStore,
-    RemoteStore,
     S3Options,
     Store,
     abort_unfinished,
@@ -145,7 +144,11 @@ def upload(
     todo, damaged = _compare(store, files, there, committed, progress)
     for file in damaged:
         store.delete(file.name)
-    _send(source.root, store, todo, progress)
+    meter = _meter(todo, progress)
+    run_files(store, [
+        partial(upload_file, store, member_path(source.root, f.name), f.name, f.sha256, meter)
+        for f in todo
+    ])  # fmt: skip
     require_all(store, files)
     store.create(MANIFEST_NAME, text)
     abort_unfinished(store, [file.name for file in files])
@@ -154,31 +157,18 @@ def upload(
 
 def _local_files(source: Dataset) -> tuple[DatasetFile, ...]:
     """Files of a local dataset; all of them must be there."""
-    files = dataset_files(source.manifest)
+    here, files = LocalStore(source.root), dataset_files(source.manifest)
     for file in files:
-        size = _size(source.root, file.name)
+        size = here.stat(file.name).bytes
         if size != file.bytes:
             raise DatasetError(
-                f"{source.root / file.name} is missing."
-                if size is None
-                else f"{source.root / file.name} has {size} bytes where the manifest states "
+                f"{source.root / file.name} has {size} bytes where the manifest states "
                 f"{file.bytes}. Run `lensprep verify`."
             )
-    size = _size(source.root, REJECTS_NAME)
-    if size is None:  # written from arrays, without a source
+    if not here.has(REJECTS_NAME):  # written from arrays, without a source
         return files
-    return (*files, DatasetFile(REJECTS_NAME, size, file_sha256(source.root / REJECTS_NAME)))
-
-
-def _send(
-    root: Path, store: RemoteStore, files: Sequence[DatasetFile], progress: Progress | None
-) -> None:
-    meter = _Meter(sum(file.bytes for file in files), progress)
-    jobs = [
-        partial(upload_file, store, member_path(root, file.name), file.name, file.sha256, meter.add)
-        for file in files
-    ]
-    run_files(store, jobs)
+    digest = file_sha256(source.root / REJECTS_NAME)
+    return (*files, DatasetFile(REJECTS_NAME, here.stat(REJECTS_NAME).bytes, digest))
 
 
 def require_all(store: Store, files: Sequence[DatasetFile]) -> None:
@@ -248,28 +238,13 @@ def download(
     todo, _ = _compare(target, files, there, committed, progress)
     _require_disk(root, sum(file.bytes for file in todo))
     remove_partials(root)
-    _fetch(store, root, todo, progress)
+    fetch = partial(download_file, store, progress=_meter(todo, progress))
+    run_files(store, [
+        partial(fetch, f.name, member_path(root, f.name), size=f.bytes, sha256=f.sha256)
+        for f in todo
+    ])  # fmt: skip
     target.create(MANIFEST_NAME, text)
     return _report(source, str(root), files, todo, started)
-
-
-def _fetch(
-    store: RemoteStore, root: Path, files: Sequence[DatasetFile], progress: Progress | None
-) -> None:
-    meter = _Meter(sum(file.bytes for file in files), progress)
-    jobs = [
-        partial(
-            download_file,
-            store,
-            file.name,
-            member_path(root, file.name),
-            size=file.bytes,
-            sha256=file.sha256,
-            progress=meter.add,
-        )
-        for file in files
-    ]
-    run_files(store, jobs)
 
 
 def _require_disk(root: Path, needed: int) -> None:
@@ -324,26 +299,18 @@ def _compare(
     return (*plan.absent, *unlike), tuple(unlike)
 
 
-def _size(root: Path, name: str) -> int | None:
-    try:
-        return member_path(root, name).stat().st_size
-    except FileNotFoundError:
-        return None
+def _meter(files: Sequence[DatasetFile], progress: Progress | None) -> Callable[[int], None]:
+    """What adds up the bytes of these files that many threads move."""
+    total, done, lock = sum(file.bytes for file in files), 0, threading.Lock()
 
+    def add(more: int) -> None:
+        nonlocal done
+        with lock:
+            done += more
+            if progress is not None:
+                progress("MB", done // 1_000_000, -(-total // 1_000_000))
 
-class _Meter:
-    """Adds up bytes moved by many threads."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._total, self._done = total, 0
-        self._progress = progress
-        self._lock = threading.Lock()
-
-    def add(self, more: int) -> None:
-        with self._lock:
-            self._done += more
-            if self._progress is not None:
-                self._progress("MB", self._done // 1_000_000, -(-self._total // 1_000_000))
+    return add
 
 
 def _report(

@@ -14,7 +14,6 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, Final
 
 from lensprep.convert.workfolder import PLAN_NAME
@@ -22,7 +21,7 @@ from lensprep.dataset.layout import MANIFEST_NAME
 from lensprep.dataset.manifest import Manifest
 from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import ChangedError, DatasetError
-from lensprep.store import LocalStore, RemoteStore, Store, check_place, is_remote, local_path
+from lensprep.store import LocalStore, Store, check_place, is_remote, local_path
 
 WORK_FOLDER: Final = ".work"
 """Folder in the dataset that holds the plan and, unless told otherwise, runs and progress."""
@@ -120,7 +119,7 @@ def find_plan(dataset: Store, *, resume: bool) -> Plan | None:
     """
     if isinstance(dataset, LocalStore):
         check_place(dataset.root)
-    if not is_occupied(dataset):
+    if not dataset.has_any():
         return None
     finished = dataset.has(MANIFEST_NAME)
     if finished and not resume:
@@ -137,14 +136,6 @@ def find_plan(dataset: Store, *, resume: bool) -> Plan | None:
             "to go on with it, or remove the folder."
         )
     return plan
-
-
-def is_occupied(folder: Store) -> bool:
-    """Whether there is anything in a folder."""
-    if isinstance(folder, RemoteStore):
-        return folder.has_any()
-    root = Path(folder.uri)
-    return root.exists() and any(root.iterdir())
 
 
 def read_plan(dataset: Store) -> Plan:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from lensprep.convert.plan import PLAN, WORK_FOLDER, Plan, is_occupied, read_plan, taken
+from lensprep.convert.plan import PLAN, WORK_FOLDER, Plan, read_plan, taken
 from lensprep.convert.workfolder import LocalWork, Work, open_work
 from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, SPLITS
 from lensprep.errors import BudgetError, ConfigError, DatasetError, size_text
@@ -293,6 +293,6 @@ def kept_folder(dataset: Store, keep: str | None, *, resume: bool) -> Path | Non
     check_place(folder.root)
     if folder.has(MANIFEST_NAME) and not dataset.has(MANIFEST_NAME):
         raise DatasetError(f"{keep} is a finished dataset already. Choose another folder.")
-    if is_occupied(folder) and not resume:
+    if folder.has_any() and not resume:
         raise DatasetError(f"{keep} holds other files. Choose another folder.")
     return folder.root

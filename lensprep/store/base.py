@@ -60,6 +60,9 @@ class Store(Protocol):
     def stat(self, name: str) -> Entry:
         """Size and, where the store knows it, version and digest; NotFoundError if not there."""
 
+    def has_any(self) -> bool:
+        """Whether there is anything in this folder."""
+
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
 
@@ -82,9 +85,13 @@ class Store(Protocol):
         """Remove a file; nothing happens if there is none."""
 
 
-def damaged(where: str, found: str, expected: str) -> ChangedError:
-    """Error for an object that is not what was written."""
-    return ChangedError(
+class DamagedError(ChangedError):
+    """An object is not what was written."""
+
+
+def damaged(where: str, found: str, expected: str) -> DamagedError:
+    """Error for an object with another SHA-256 than expected."""
+    return DamagedError(
         f"{where} is damaged: its SHA-256 begins with {found[:12]}, not {expected[:12]}. Upload or "
         "convert it again."
     )

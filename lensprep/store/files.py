@@ -22,12 +22,18 @@ from typing import BinaryIO
 
 from lensprep.errors import NotFoundError, StorageError
 from lensprep.store.base import Entry, Store, member_path
-from lensprep.store.local import PARTIAL_SUFFIX, LocalStore, check_place, write_atomic
+from lensprep.store.local import (
+    PARTIAL_SUFFIX,
+    LocalStore,
+    check_place,
+    disk_errors,
+    write_atomic,
+)
 from lensprep.store.options import S3Options
 from lensprep.store.ranges import PART_BYTES
 from lensprep.store.registry import is_remote, local_path, open_remote, open_store, scheme_of
 from lensprep.store.remote import RemoteStore
-from lensprep.store.transfer import download_file, run_files, try_upload, upload_parts
+from lensprep.store.transfer import download_file, drop_upload, run_files, upload_parts
 
 Uri = str | os.PathLike[str]
 
@@ -97,7 +103,7 @@ def read_file(uri: Uri, options: S3Options | None = None) -> bytes:
         folder, name = split_uri(uri)
         return bytes(open_store(folder, options).read(name))
     path = local_path(uri)
-    with _errors(uri, "read"):
+    with disk_errors(uri):
         return path.read_bytes()
 
 
@@ -113,7 +119,7 @@ def file_sha256(uri: Uri) -> str:
     """
     if is_remote(uri):
         return hashlib.sha256(read_file(uri)).hexdigest()
-    with _errors(uri, "read"), local_path(uri).open("rb") as file:
+    with disk_errors(uri), local_path(uri).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -146,7 +152,7 @@ def local_file(
     """
     if not is_remote(uri):
         path = local_path(uri)
-        with _errors(uri, "read"):
+        with disk_errors(uri):
             path.open("rb").close()
         yield path
         return
@@ -210,13 +216,14 @@ def check_file(uri: Uri, options: S3Options | None = None) -> None:
     """
     folder, name = split_uri(uri)
     if is_remote(uri):
-        try_upload(open_remote(folder, options), name)
+        store = open_remote(folder, options)
+        drop_upload(store, name, store.begin_upload(name))
         return
     path = local_path(uri)
     if path.is_dir():
         raise StorageError(f"{path} is a folder; a file is written here.")
     check_place(path.parent)
-    with _errors(uri, "written"):
+    with disk_errors(uri, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=path.parent).close()
 
@@ -238,7 +245,7 @@ def check_folder(uri: Uri, mark: str, options: S3Options | None = None) -> None:
     if not is_remote(uri):
         check_place(local_path(uri))
     store = open_store(uri, options)
-    if not store.has(mark) and _holds_anything(store, uri):
+    if not store.has(mark) and store.has_any():
         raise StorageError(
             f"{uri} is not empty and holds no {mark} of an earlier time; give --out another folder."
         )
@@ -260,12 +267,12 @@ def written_file(uri: Uri, options: S3Options | None = None) -> Iterator[Path]:
     folder, name = split_uri(uri)
     if is_remote(uri):
         store = open_remote(folder, options)
-        with _errors(uri, "written"), _temporary(uri) as draft:
+        with disk_errors(uri, "written"), _temporary(uri) as draft:
             yield draft / name
             send_file(store, draft / name, name)
         return
     path = local_path(uri)
-    with _errors(uri, "written"), _draft_in(path.parent, name) as draft:
+    with disk_errors(uri, "written"), _draft_in(path.parent, name) as draft:
         yield draft / name
         (draft / name).replace(path)
 
@@ -283,14 +290,14 @@ def written_folder(uri: Uri, mark: str, options: S3Options | None = None) -> Ite
         If the disk or the store refuses, or the place holds other things.
     """
     if is_remote(uri):
-        with _errors(uri, "written"), _temporary(uri) as draft:
+        with disk_errors(uri, "written"), _temporary(uri) as draft:
             yield draft
             check_folder(uri, mark, options)
             _send_folder(open_remote(str(uri), options), draft, mark)
         return
     path = local_path(uri).absolute()
     place = path if path.is_dir() else path.parent
-    with _errors(uri, "written"), _draft_in(place, path.name) as draft:
+    with disk_errors(uri, "written"), _draft_in(place, path.name) as draft:
         new = draft / "new"
         new.mkdir()
         yield new
@@ -331,7 +338,7 @@ def send_file(store: Store, path: Path, name: str) -> None:
     StorageError
         If the file cannot be read, or the store refuses.
     """
-    with _errors(path, "read"), path.open("rb") as file:
+    with disk_errors(path), path.open("rb") as file:
         send_open_file(store, file, name)
 
 
@@ -374,17 +381,10 @@ def _send_folder(store: RemoteStore, draft: Path, mark: str) -> None:
         store.delete(name)
 
 
-def _holds_anything(store: Store, uri: Uri) -> bool:
-    if isinstance(store, RemoteStore):
-        return store.has_any()
-    path = local_path(uri)
-    return path.is_dir() and any(entry.suffix != PARTIAL_SUFFIX for entry in path.iterdir())
-
-
 @contextmanager
 def _temporary(uri: Uri) -> Iterator[Path]:
     """A folder of the temporary ones, removed after the block."""
-    with _errors(uri, "kept on the local disk"):
+    with disk_errors(uri, "kept on the local disk"):
         folder = TemporaryDirectory(prefix="lensprep-", ignore_cleanup_errors=True)
     with folder as name:
         yield Path(name)
@@ -398,21 +398,3 @@ def _draft_in(place: Path, name: str) -> Iterator[Path]:
         PARTIAL_SUFFIX, f".{name[:40]}.", place, ignore_cleanup_errors=True
     ) as folder:
         yield Path(folder)
-
-
-@contextmanager
-def _errors(uri: Uri, done: str) -> Iterator[None]:
-    """What a disk refuses in one line, also when pyarrow says it in several."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        if done == "read":
-            raise NotFoundError(f"{uri}: no such file.") from error
-        raise _refusal(uri, done, error) from error
-    except OSError as error:
-        raise _refusal(uri, done, error) from error
-
-
-def _refusal(uri: Uri, done: str, error: OSError) -> StorageError:
-    reason = str(error.strerror or error).splitlines()[0] if str(error) else type(error).__name__
-    return StorageError(f"{uri} could not be {done}: {reason}.")

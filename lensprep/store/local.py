@@ -14,7 +14,7 @@ from lensprep.errors import ChangedError, NotFoundError, StorageError
 from lensprep.store.base import Entry, member_path
 
 PARTIAL_SUFFIX = ".partial"
-"""Ending of a file that is still being written; no reader looks at such a file."""
+"""Ending of a file that is still being written; readers ignore such files."""
 
 
 def check_place(folder: Path) -> None:
@@ -34,6 +34,18 @@ def check_place(folder: Path) -> None:
 
 
 @contextmanager
+def disk_errors(where: object, done: str = "read") -> Iterator[None]:
+    """Turn what a disk refuses into an error of one line, also where pyarrow has several."""
+    try:
+        yield
+    except OSError as error:
+        if done == "read" and isinstance(error, FileNotFoundError):
+            raise NotFoundError(f"{where}: no such file.") from error
+        reason = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
+        raise StorageError(f"{where} could not be {done}: {reason}.") from error
+
+
+@contextmanager
 def atomic_writer(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
     """Open a file for writing that gets its name only when the block ends without an error.
 
@@ -49,24 +61,30 @@ def atomic_writer(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
     StorageError
         If the disk refuses (full, read-only, no permission).
     """
-    # A name of its own for each writer, since two may write one file at a time: threads, or
-    # processes of two machines, whose ids may be equal. The last rename wins with equal bytes.
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
+    partial = _draft(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            yield file
+        with disk_errors(path, "written"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                yield file
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+            partial.replace(path)
             if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        partial.replace(path)
-        if sync:
-            sync_folder(path.parent)
-    except OSError as error:
-        raise StorageError(f"{path} could not be written: {error.strerror or error}.") from error
+                sync_folder(path.parent)
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _draft(path: Path) -> Path:
+    """Name for a file while it is written.
+
+    Each writer has its own, since two may write one file at a time: threads, or processes of two
+    machines, whose ids may be equal.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
 
 
 def write_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
@@ -76,7 +94,7 @@ def write_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what writers that were killed left behind; nobody may be writing there now."""
+    """Remove the drafts of writers that were killed; nobody may be writing there now."""
     for path in folder.rglob(f".*{PARTIAL_SUFFIX}"):
         path.unlink(missing_ok=True)
 
@@ -106,20 +124,23 @@ class LocalStore:
         """Files whose names begin with ``prefix``, sorted by name; unfinished ones left out."""
         if not self.root.is_dir():
             return []
-        paths = [path for path in self.root.rglob("*") if path.is_file()]
-        entries = [
+        entries = (
             Entry(path.relative_to(self.root).as_posix(), path.stat().st_size)
-            for path in paths
-            if path.suffix != PARTIAL_SUFFIX
-        ]
-        chosen = (entry for entry in entries if entry.name.startswith(prefix))
+            for path in self.root.rglob("*")
+            if path.is_file() and path.suffix != PARTIAL_SUFFIX
+        )
+        chosen = [entry for entry in entries if entry.name.startswith(prefix)]
         return sorted(chosen, key=lambda entry: entry.name)
 
     def stat(self, name: str) -> Entry:
         """Size of a file."""
         path = member_path(self.root, name)
-        with _local_errors(path, "read"):
+        with disk_errors(path):
             return Entry(name, path.stat().st_size)
+
+    def has_any(self) -> bool:
+        """Whether there is anything in this folder, unfinished files left out."""
+        return self.root.is_dir() and any(p.suffix != PARTIAL_SUFFIX for p in self.root.iterdir())
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
@@ -128,13 +149,13 @@ class LocalStore:
     def read(self, name: str) -> bytes:
         """A whole file."""
         path = member_path(self.root, name)
-        with _local_errors(path, "read"):
+        with disk_errors(path):
             return path.read_bytes()
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """Exactly ``length`` bytes from ``start``."""
         path = member_path(self.root, name)
-        with _local_errors(path, "read"), path.open("rb") as file:
+        with disk_errors(path), path.open("rb") as file:
             file.seek(start)
             data = file.read(length)
         if len(data) != length:
@@ -144,7 +165,7 @@ class LocalStore:
     def open(self, name: str) -> io.BufferedReader:
         """A seekable binary file object for reading."""
         path = member_path(self.root, name)
-        with _local_errors(path, "read"):
+        with disk_errors(path):
             return path.open("rb")
 
     def write(self, name: str, data: bytes) -> None:
@@ -154,11 +175,10 @@ class LocalStore:
     def create(self, name: str, data: bytes) -> None:
         """Write a file only if there is none: of two writers one wins."""
         path = member_path(self.root, name)
-        # Each writer has a name of its own; a link, unlike a rename, never replaces.
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
+        draft = _draft(path)
         try:
             write_atomic(draft, data)
-            with _local_errors(path, "written"):
+            with disk_errors(path, "written"):
                 _name_if_new(draft, path)
         finally:
             draft.unlink(missing_ok=True)
@@ -168,12 +188,12 @@ class LocalStore:
     def delete(self, name: str) -> None:
         """Remove a file; nothing happens if there is none."""
         path = member_path(self.root, name)
-        with _local_errors(path, "removed"):
+        with disk_errors(path, "removed"):
             path.unlink(missing_ok=True)
 
 
 def _name_if_new(draft: Path, path: Path) -> None:
-    """Give a finished file its name unless the name is taken."""
+    """Give a finished file its name unless it is taken; a link, unlike a rename, never replaces."""
     try:
         os.link(draft, path)
     except FileExistsError:
@@ -183,13 +203,3 @@ def _name_if_new(draft: Path, path: Path) -> None:
             return
         draft.replace(path)
     sync_folder(path.parent)
-
-
-@contextmanager
-def _local_errors(path: Path, done: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: no such file.") from error
-    except OSError as error:
-        raise StorageError(f"{path} cannot be {done}: {error.strerror or error}.") from error

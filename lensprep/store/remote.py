@@ -21,11 +21,12 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from typing import Any, TypeVar
 
 from lensprep.errors import ChangedError, NotFoundError, StorageError
 from lensprep.store.base import Entry, member_name
-from lensprep.store.connection import Connection
+from lensprep.store.connection import Connection, Tries
 from lensprep.store.options import S3Options
 from lensprep.store.ranges import (
     PART_BYTES,
@@ -33,8 +34,6 @@ from lensprep.store.ranges import (
     BrokenBodyError,
     Piece,
     Reception,
-    receive,
-    receive_range,
     split_piece,
 )
 from lensprep.store.remotefile import RemoteFile
@@ -94,15 +93,15 @@ class RemoteStore(ABC):
         """Ask for the last ``length`` bytes of a file, or all of it."""
 
     @abstractmethod
-    def put(self, name: str, data: bytes, *, new: bool, large: bool = False) -> None:
-        """Write an object in one request, with its digest; ``large``: see `BrokenOffError`.
+    def put(self, name: str, data: bytes, *, new: bool) -> None:
+        """Write an object in one request, with its digest.
 
         Raises
         ------
         ChangedError
             If it is to be ``new`` and the name is taken.
         BrokenOffError
-            If the connection broke each time; soon, if it is ``large``.
+            If the connection broke each time.
         """
 
     @abstractmethod
@@ -238,22 +237,16 @@ class RemoteStore(ABC):
         return self._agreed(self.locate(name), lambda: self._read_tail(name, length))
 
     def _read_tail(self, name: str, length: int) -> tuple[bytearray, Entry]:
-        answer = self.get_tail(name, length)
-        entry, out = answer.entry, bytearray()
-        start = max(0, entry.bytes - length)
-        if answer.span == (start, entry.bytes):
-            out = bytearray(entry.bytes - start)
-            try:
-                if sum(receive(answer.body, memoryview(out), 0, len(out))) == len(out):
-                    return out, entry
-            except BrokenBodyError as error:
-                where = self.locate(name)
-                logger.warning("%s: the end broke off (%s); reading it again", where, error)
-        elif answer.body is not None:
-            answer.body.close()
-            entry = self.stat(name)
-            start = max(0, entry.bytes - length)
-        return self.read_version(entry, start, entry.bytes), entry
+        with closing(self.get_tail(name, length)) as answer, suppress(BrokenBodyError):
+            end = answer.entry.bytes
+            out = bytearray(min(length, end))
+            if answer.span == (end - len(out), end):
+                came = sum(answer.receive(memoryview(out), 0, len(out)))
+                if came == len(out):
+                    return out, answer.entry
+        logger.warning("%s: the end did not arrive whole; reading it again", self.locate(name))
+        entry = self.stat(name)
+        return self.read_version(entry, max(0, entry.bytes - length), entry.bytes), entry
 
     def open(self, name: str) -> RemoteFile:
         """A seekable binary file object that reads ranges as they are asked for."""
@@ -290,14 +283,58 @@ class RemoteStore(ABC):
         that is `checked`, and stop it: then it ends in a StorageError.
         """
         if piece.checked or not self.connection.plain:
-            return receive_range(self, piece, short=short, watch=watch)
+            return self._receive(piece, short, watch)
 
         def read() -> tuple[Entry, int]:
-            entry = receive_range(self, piece, short=short, watch=watch)
+            entry = self._receive(piece, short, watch)
             return entry, crc32(piece.view[: max(0, entry.bytes - piece.start)])
 
         where = f"{self.locate(piece.name)}, bytes from {piece.start}"
         return self._agreed(where, read)[0]
+
+    def _receive(self, piece: Piece, short: bool, watch: Reception | None) -> Entry:
+        """Read one range once; a body that breaks off is continued, in the same version."""
+        size, done, version, unlike = len(piece.view), 0, piece.version, ""
+        tries = Tries(self.connection, base_s=0.1, longest_s=5.0)
+        while True:
+            self.require_going(piece.name)
+            start = piece.start + done
+            answer = self.get(piece.name, start, piece.start + size, version)
+            entry = answer.entry
+            try:
+                with closing(answer):
+                    span = start, min(piece.start + size, entry.bytes)
+                    if answer.body is not None and answer.span != span:
+                        raise BrokenBodyError("another range came than was asked for, or a page")
+                    if version not in (None, entry.version):
+                        raise BrokenBodyError("another version came than was asked for")
+                    before, unlike = unlike, _difference(piece, entry, 0 if short else size)
+                    if unlike and unlike == before:
+                        raise ChangedError(f"{self.locate(piece.name)} {unlike}.")
+                    if unlike:  # once, it may be the answer to another request
+                        raise BrokenBodyError(f"it {unlike}")
+                    if short:
+                        size = min(size, entry.bytes - piece.start)
+                    version = entry.version
+                    if watch is not None:
+                        watch.began(entry, answer.body)
+                    for count in answer.receive(piece.view, done, size):
+                        done += count
+                        self.require_going(piece.name)
+                        if watch is not None:
+                            watch.moved(done)
+                    if done != size:
+                        raise BrokenBodyError("the body is too short")
+                return entry
+            except BrokenBodyError as error:
+                where = f"{self.locate(piece.name)}, bytes {piece.start} to {piece.start + size}"
+                if watch is not None and watch.stopped:
+                    raise StorageError(f"{where}: reading was stopped.") from None
+                if not tries.again(f"{where}: broke off after {done} ({error})", done):
+                    raise StorageError(
+                        f"{where}: nothing came in {tries.failed} tries in turn ({error}). Check "
+                        "the network, and run the same command again; what is done is kept."
+                    ) from error
 
     # ------------------------------------------------------------------ writing
 
@@ -323,6 +360,20 @@ class RemoteStore(ABC):
                     "is."
                 ) from None
             logger.warning("%s is there already, with this content", self.locate(name))
+
+
+def _difference(piece: Piece, entry: Entry, size: int) -> str:
+    """How an object differs from the one that the reader has in mind; empty if it does not."""
+    if entry.bytes < piece.start + size:
+        return f"has {entry.bytes} bytes, not {piece.start + size} or more"
+    if piece.bytes is not None and entry.bytes != piece.bytes:
+        return f"has {entry.bytes} bytes where {piece.bytes} are stated"
+    if piece.sha256 is not None and entry.sha256 not in (None, piece.sha256):
+        return (
+            f"holds other content than stated (its SHA-256 begins with {str(entry.sha256)[:12]}, "
+            f"not {piece.sha256[:12]})"
+        )
+    return ""
 
 
 def crc32(data: Any) -> int:

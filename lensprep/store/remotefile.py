@@ -12,11 +12,11 @@ from __future__ import annotations
 import io
 from collections import OrderedDict
 from concurrent.futures import Future
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from lensprep.errors import ChangedError
 from lensprep.store.base import Entry
-from lensprep.store.ranges import Ranged
+from lensprep.store.connection import Connection
 
 TAIL_BYTES: Final = 64 << 10
 """Read when a file is opened: a parquet footer is there, mostly whole."""
@@ -26,12 +26,29 @@ _BLOCKS: Final = 4
 """Blocks held: that in use, those on the way, and one of columns that lie elsewhere."""
 
 
+class Readable(Protocol):
+    """What reading an object needs of `lensprep.store.remote.RemoteStore`, which opens it."""
+
+    connection: Connection
+
+    def locate(self, name: str) -> str:
+        """Location of an object, for messages."""
+
+    def read_tail(self, name: str, length: int) -> tuple[bytearray, Entry]:
+        """The end of an object."""
+
+    def read_version(
+        self, entry: Entry, start: int, stop: int, *, checked: bool = False
+    ) -> bytearray:
+        """A range of the version that an entry names."""
+
+
 class RemoteFile(io.RawIOBase):
     """An object as a seekable file. All its bytes come from one version of the object.
 
     Parameters
     ----------
-    store : Ranged
+    store : RemoteStore
     name : str
     read_ahead : bool
         Read in blocks, the next one before it is asked for: right for a file that is read in
@@ -48,7 +65,7 @@ class RemoteFile(io.RawIOBase):
     """
 
     def __init__(
-        self, store: Ranged, name: str, *, read_ahead: bool = False, version: str | None = None
+        self, store: Readable, name: str, *, read_ahead: bool = False, version: str | None = None
     ) -> None:
         super().__init__()
         self._store, self.name = store, name

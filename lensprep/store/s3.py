@@ -14,10 +14,11 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from lensprep.errors import ChangedError, StorageError
 from lensprep.store.base import Entry, member_name
+from lensprep.store.connection import Tries
 from lensprep.store.options import S3Options
 from lensprep.store.ranges import PART_BYTES, Answer, Piece
 from lensprep.store.remote import BrokenOffError, RemoteStore, crc32
@@ -152,13 +153,13 @@ class S3Store(RemoteStore):
 
     # ------------------------------------------------------------------ writing
 
-    def put(self, name: str, data: bytes, *, new: bool, large: bool = False) -> None:
+    def put(self, name: str, data: bytes, *, new: bool) -> None:
         """Write an object in one request; see `RemoteStore.put`."""
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if new else {}
         answer = self._send(
             name,
             "put_object",
-            large=large,
+            large=new and len(data) >= _LARGE_BYTES,  # `upload_file` can send it in parts
             Body=data,
             ChecksumCRC32=crc32_text(data),
             Metadata={DIGEST_KEY: hashlib.sha256(data).hexdigest()},
@@ -245,45 +246,37 @@ class S3Store(RemoteStore):
         from botocore.exceptions import HTTPClientError, ReadTimeoutError
 
         connection, broke_off = self.connection, 0
-
-        def attempt() -> Any:
-            self.require_going(name)
-            if over is not None and over.is_set():
-                raise StorageError(f"{self.locate(name)}: stopped.")
-            with connection.narrow if broke_off else nullcontext():
-                answer = connection.once(
-                    operation, Bucket=self.bucket, Key=self.key(name), **arguments
-                )
-            connection.accepted += 1
-            return answer
-
-        def may_pass(error: Exception) -> bool:
-            nonlocal broke_off
-            # Not one that was never made, nor one on which the store was silent.
-            lost = isinstance(error, HTTPClientError) and not isinstance(error, ReadTimeoutError)
-            broke_off += lost
-            return connection.may_pass(error)
-
-        def give_up(error: Exception, tries: int) -> NoReturn:
-            if not isinstance(error, HTTPClientError):
-                raise error
-            self.require_going(name)
-            raise BrokenOffError(
-                f"{self.locate(name)}: the connection broke {tries} times in turn "
-                f"({type(error).__name__}) before the store had taken anything, and S3 takes no "
-                f"parts under {LEAST_PART_BYTES >> 20} MiB. Check the network, and run the same "
-                "command again; what is done is kept."
-            ) from error
-
+        tries = Tries(connection)
+        arguments |= {"Bucket": self.bucket, "Key": self.key(name)}
         with clear_errors("write", self.locate(name)):
-            return connection.persist(
-                attempt,
-                may_pass,
-                tell=connection.teller(operation),
-                give_up=give_up,
-                progress=lambda: connection.accepted,
-                is_enough=lambda: large and broke_off >= _LARGE_TRIES,
-            )
+            while True:
+                self.require_going(name)
+                if over is not None and over.is_set():
+                    raise StorageError(f"{self.locate(name)}: stopped.")
+                try:
+                    with connection.narrow if broke_off else nullcontext():
+                        answer = connection.once(operation, **arguments)
+                    connection.accepted += 1
+                    return answer
+                except Exception as error:
+                    if not connection.may_pass(error):
+                        raise
+                    lost = isinstance(error, HTTPClientError)
+                    # Not one on which the store was silent.
+                    broke_off += lost and not isinstance(error, ReadTimeoutError)
+                    enough = large and broke_off >= _LARGE_TRIES
+                    fault = connection.fault(operation, error)
+                    if tries.again(fault, connection.accepted, enough=enough):
+                        continue
+                    self.require_going(name)
+                    if not lost:
+                        raise
+                    raise BrokenOffError(
+                        f"{self.locate(name)}: the connection broke {tries.failed} times in turn "
+                        f"({type(error).__name__}) before the store had taken anything, and S3 "
+                        f"takes no parts under {LEAST_PART_BYTES >> 20} MiB. Check the network, "
+                        "and run the same command again; what is done is kept."
+                    ) from error
 
     def _confirm(self, name: str, data: bytes | bytearray, answer: Mapping[str, Any]) -> None:
         """The store must have received what was sent: by its checksum, or by its ETag."""

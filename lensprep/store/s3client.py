@@ -13,12 +13,12 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NoReturn
+from collections.abc import Mapping
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from lensprep.errors import StorageError
-from lensprep.store.connection import Connection
+from lensprep.store.connection import Connection, Tries
 from lensprep.store.options import S3Options
 from lensprep.store.s3errors import NOT_A_STORE, clear_errors, code_of, status_of
 
@@ -76,12 +76,13 @@ class S3Connection(Connection):
 
     def request(self, operation: str, **arguments: Any) -> Any:
         """Make a request, again where that may help; raises what boto3 raises the last time."""
-        return self.persist(
-            lambda: self.once(operation, **arguments),
-            self.may_pass,
-            tell=self.teller(operation),
-            give_up=_raise,
-        )
+        tries = Tries(self)
+        while True:
+            try:
+                return self.once(operation, **arguments)
+            except Exception as error:
+                if not (self.may_pass(error) and tries.again(self.fault(operation, error))):
+                    raise
 
     def once(self, operation: str, **arguments: Any) -> Any:
         """Make a request, once: ``head_object``, ..."""
@@ -112,20 +113,12 @@ class S3Connection(Connection):
             return False
         return isinstance(error, HTTPClientError | ConnectionError)
 
-    def teller(self, operation: str) -> Callable[[Exception, int], None]:
-        """What logs the faults of a request."""
-
-        def tell(error: Exception, attempt: int) -> None:
-            fault, response = type(error).__name__, getattr(error, "response", None)
-            if isinstance(response, dict):
-                fault = f"the store answered {status_of(response)} {code_of(response)}".rstrip()
-            self.tell(f"{self.client.meta.method_to_api_mapping[operation]}: {fault}", attempt)
-
-        return tell
-
-
-def _raise(error: Exception, _: int) -> NoReturn:
-    raise error
+    def fault(self, operation: str, error: Exception) -> str:
+        """What a request met, for the log."""
+        fault, response = type(error).__name__, getattr(error, "response", None)
+        if isinstance(response, dict):
+            fault = f"the store answered {status_of(response)} {code_of(response)}".rstrip()
+        return f"{self.client.meta.method_to_api_mapping[operation]}: {fault}"
 
 
 _connections: dict[Any, S3Connection] = {}

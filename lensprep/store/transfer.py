@@ -17,13 +17,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final
 
 from lensprep.errors import ChangedError, NotFoundError, StorageError
-from lensprep.store.base import Entry, damaged
+from lensprep.store.base import DamagedError, Entry, damaged
 from lensprep.store.connection import cancel, finish, raise_failed
-from lensprep.store.local import atomic_writer
+from lensprep.store.local import atomic_writer, disk_errors
 from lensprep.store.ranges import PART_BYTES, Piece
 from lensprep.store.remote import BrokenOffError, RemoteStore
 
@@ -74,16 +75,12 @@ def download_file(
     """
     try:
         return _download(store, name, path, size, sha256, progress, checked=sha256 is not None)
-    except _AlteredError as error:
+    except DamagedError as error:
         if not store.connection.plain or sha256 is None:
             raise
-        # On the way, or in the store? Of a part read twice one knows.
+        # Altered on the way, or in the store? Reading each part twice tells.
         logger.warning("%s Reading it again.", error)
         return _download(store, name, path, size, sha256, None, checked=False)
-
-
-class _AlteredError(ChangedError):
-    """What came is not what was written."""
 
 
 def _download(
@@ -96,7 +93,7 @@ def _download(
     *,
     checked: bool,
 ) -> str:
-    digest, answers, arrived = hashlib.sha256(), list[Entry](), deque[Any]()
+    hashed, answers, arrived = hashlib.sha256(), list[Entry](), deque[Any]()
     slots, threads = store.connection.slots, store.connection.threads
     buffers = store.connection.buffers
 
@@ -105,7 +102,7 @@ def _download(
         part, future = arrived.popleft()
         try:
             answers.append(future.result())
-            digest.update(part.view)
+            hashed.update(part.view)
             file.write(part.view)
             buffers.append(part.view.obj)
         finally:
@@ -128,8 +125,13 @@ def _download(
             for _, future in arrived:
                 future.cancel()
                 slots.release()
-        _check_arrived(store, name, digest.hexdigest(), sha256, answers)
-    return digest.hexdigest()
+        found, where = hashed.hexdigest(), store.locate(name)
+        if len({answer.version for answer in answers}) > 1:
+            raise ChangedError(f"{where} was replaced while it was read.")
+        for digest in [sha256] if sha256 else {answer.sha256 for answer in answers}:
+            if digest not in (None, found):
+                raise damaged(where, found, str(digest))
+    return found
 
 
 def take_memory(store: RemoteStore, size: int) -> bytearray:
@@ -148,17 +150,6 @@ def give_back(store: RemoteStore, memory: bytes | bytearray, size: int) -> None:
     """Keep memory for another part, if it was taken for one of this size."""
     if isinstance(memory, bytearray) and len(memory) == size:
         store.connection.buffers.append(memory)
-
-
-def _check_arrived(
-    store: RemoteStore, name: str, found: str, expected: str | None, answers: Sequence[Entry]
-) -> None:
-    if len({answer.version for answer in answers}) > 1:
-        raise ChangedError(f"{store.locate(name)} was replaced while it was read.")
-    stated = {answer.sha256 for answer in answers} - {None}
-    for digest in {expected} - {None} or stated:
-        if found != digest:
-            raise _AlteredError(str(damaged(store.locate(name), found, str(digest))))
 
 
 def upload_file(
@@ -213,24 +204,19 @@ def _upload_file(
     progress: Progress | None,
     part_bytes: int,
 ) -> str:
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > part_bytes:
-                if sha256 is None:
-                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                parts = _hashed_parts(store, file.fileno(), size, part_bytes, path, sha256)
-                _put_parts(store, name, parts, size, part_bytes, sha256, progress)
-                return sha256
-            data = file.read()
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror or error}.") from error
+    with disk_errors(path, "read"), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > part_bytes:
+            if sha256 is None:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            step = part_bytes * -(-size // (part_bytes * _MOST_PARTS))
+            parts = _hashed_parts(store, file, size, step, path, sha256)
+            upload_parts(store, name, parts, size, part_bytes, sha256=sha256, progress=progress)
+            return sha256
+        data = file.read()
     found = hashlib.sha256(data).hexdigest()
     _check_local(path, found, sha256)
-    try:
-        store.put(name, data, new=True, large=size > SMALL_PART_BYTES)
-    except ChangedError:
-        _settle(store, name, len(data), found)
+    store.create(name, data)
     if progress is not None:
         progress(len(data))
     return found
@@ -242,66 +228,55 @@ def upload_parts(
     parts: Iterable[bytes | bytearray],
     size: int,
     part_bytes: int = PART_BYTES,
+    *,
+    sha256: str | None = None,
+    progress: Progress | None = None,
 ) -> None:
-    """Write an object from memory, in place of an older one; for what can be made again.
+    """Write an object from memory; a failure leaves no unfinished upload behind.
 
     Parameters
     ----------
     name : str
     parts : iterable of bytes
-        Each but the last of the same size, at least 5 MiB. What is a bytearray of `part_bytes` is
-        kept by `give_back` when it has been sent.
+        Each but the last of the same size, at least 5 MiB. A bytearray of `part_bytes` is kept by
+        `give_back` when it has been sent.
     size : int
         Of all parts, bytes.
     part_bytes : int
+    sha256 : str, optional
+        Stated with an object of several parts, which is then written only if its name is free;
+        without it, an older object is replaced.
+    progress : callable, optional
 
     Raises
     ------
-    StorageError
-        If the store does not let us or does not answer; nothing unfinished is left.
-    """
-    if size > part_bytes:
-        _put_parts(store, name, parts, size, part_bytes, None, None)
-    else:
-        store.put(name, b"".join(parts), new=False)
-
-
-def try_upload(store: RemoteStore, name: str) -> None:
-    """Begin an upload and drop it: whether the store would take a file, without leaving one.
-
-    Raises
-    ------
+    ChangedError
+        If the name is taken by other content.
     StorageError
         If the store does not let us or does not answer.
     """
-    _abort(store, name, store.begin_upload(name))
-
-
-def _put_parts(
-    store: RemoteStore,
-    name: str,
-    parts: Iterable[bytes | bytearray],
-    size: int,
-    part_bytes: int,
-    sha256: str | None,
-    progress: Progress | None,
-) -> None:
-    """Write an object in parts; a failure leaves no unfinished upload behind.
-
-    With a digest it is stated with the object, which is written only if its name is not taken.
-    """
+    if size <= part_bytes:
+        store.put(name, b"".join(parts), new=False)
+        return
     upload = store.begin_upload(name, sha256)
     futures: list[Future[Any]] = []
     finished, over = False, threading.Event()
+
+    def send(number: int, data: bytes | bytearray) -> Any:
+        part = store.put_part(name, upload, number, data, over)
+        if progress is not None:
+            progress(len(data))
+        return part
+
+    def sent(data: bytes | bytearray, _: Future[Any]) -> None:
+        give_back(store, data, part_bytes)
+        store.connection.slots.release()
+
     try:
-        for data in parts:
+        for number, data in enumerate(parts, 1):
             store.connection.slots.acquire()
-            future = store.connection.threads.submit(
-                _put_part, store, name, upload, over, len(futures) + 1, data, progress
-            )
-            future.add_done_callback(lambda _: store.connection.slots.release())
-            future.add_done_callback(partial(_sent, store, data, part_bytes))
-            futures.append(future)
+            futures.append(store.connection.threads.submit(send, number, data))
+            futures[-1].add_done_callback(partial(sent, data))
             raise_failed(futures)
         _complete(store, name, upload, store.connection.results(futures), size, sha256)
         finished = True
@@ -309,22 +284,7 @@ def _put_parts(
         if not finished:
             over.set()
             cancel(futures)
-            _abort(store, name, upload)
-
-
-def _put_part(
-    store: RemoteStore,
-    name: str,
-    upload: str,
-    over: threading.Event,
-    number: int,
-    data: bytes | bytearray,
-    progress: Progress | None,
-) -> Any:
-    part = store.put_part(name, upload, number, data, over)
-    if progress is not None:
-        progress(len(data))
-    return part
+            drop_upload(store, name, upload)
 
 
 def _complete(
@@ -335,31 +295,28 @@ def _complete(
     size: int,
     sha256: str | None,
 ) -> None:
+    """Make the object; if the name is taken, find out whether by the very same content."""
     try:
         store.end_upload(name, upload, parts, new=sha256 is not None)
+        return
     except (ChangedError, NotFoundError):
-        # Taken, or our own upload was complete already and only the answer was lost.
-        _settle(store, name, size, sha256)
-        _abort(store, name, upload)
-
-
-def _settle(store: RemoteStore, name: str, size: int, sha256: str | None) -> None:
-    """Decide whether an object whose name was taken is the one that was to be written."""
+        pass  # taken, or our own upload was complete and only the answer was lost
+    where = store.locate(name)
     try:
         entry = store.stat(name)
     except NotFoundError:
         raise StorageError(
-            f"The upload of {store.locate(name)} was ended from elsewhere. Is another upload to "
-            "the same place going on? Run the same command again; what is done is kept."
+            f"The upload of {where} was ended from elsewhere. Is another upload to the same place "
+            "going on? Run the same command again; what is done is kept."
         ) from None
     if (entry.bytes, entry.sha256) != (size, sha256):
-        raise ChangedError(
-            f"{store.locate(name)} is there already, with other content; it is left as it is."
-        )
-    logger.warning("%s is there already, with this content", store.locate(name))
+        raise ChangedError(f"{where} is there already, with other content; it is left as it is.")
+    logger.warning("%s is there already, with this content", where)
+    drop_upload(store, name, upload)
 
 
-def _abort(store: RemoteStore, name: str, upload: str) -> None:
+def drop_upload(store: RemoteStore, name: str, upload: str) -> None:
+    """Abort an upload that is not to become an object; a failure to do so is only logged."""
     try:
         store.abort_upload(name, upload)
     except NotFoundError:
@@ -372,31 +329,24 @@ def abort_unfinished(store: RemoteStore, names: Sequence[str] | None = None) -> 
     """Abort multipart uploads of these files, or of all, that were left; returns how many."""
     mine = [upload for upload in store.list_uploads() if names is None or upload[0] in names]
     for name, upload in mine:
-        _abort(store, name, upload)
+        drop_upload(store, name, upload)
     return len(mine)
 
 
 def _hashed_parts(
-    store: RemoteStore, descriptor: int, size: int, part_bytes: int, path: Path, sha256: str
+    store: RemoteStore, file: BufferedReader, size: int, step: int, path: Path, sha256: str
 ) -> Iterator[bytes | bytearray]:
     """A file in parts of equal size, the last one smaller; its digest is compared at the end."""
-    step = part_bytes * -(-size // (part_bytes * _MOST_PARTS))
     digest = hashlib.sha256()
-    for start in range(0, size, step):
-        data: bytes | bytearray
-        if start + step <= size:
-            data = take_memory(store, step)
-            if os.preadv(descriptor, [data], start) != step:  # cut meanwhile, or a rare short read
-                data = os.pread(descriptor, step, start)
-        else:
-            data = os.pread(descriptor, step, start)
+    file.seek(0)
+    for _ in range(0, size, step):
+        data: bytes | bytearray = take_memory(store, step)
+        count = file.readinto(data)
+        if count < step:
+            data = bytes(data[:count])
         digest.update(data)
         yield data
     _check_local(path, digest.hexdigest(), sha256)
-
-
-def _sent(store: RemoteStore, data: bytes | bytearray, part_bytes: int, _: Future[Any]) -> None:
-    give_back(store, data, part_bytes)
 
 
 def _check_local(path: Path, found: str, expected: str | None) -> None:

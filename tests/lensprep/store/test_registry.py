@@ -89,7 +89,7 @@ class FolderStore(RemoteStore):
         size = self.stat(name).bytes
         return self.get(name, max(0, size - length), size, None)
 
-    def put(self, name, data, *, new, large=False):
+    def put(self, name, data, *, new):
         with self._lock:
             if new and self.files.has(name):
                 raise ChangedError(f"{self.locate(name)} is there.")
