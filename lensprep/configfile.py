@@ -76,11 +76,11 @@ def typed(cls: type[T]) -> type[T]:
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], prefix: str = "") -> T:
     """Build a configuration from nested mappings (see `load_config`)."""
     hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
+    known = _names(cls)
     values = {}
     for key, value in mapping.items():
-        if key not in fields:
-            raise ConfigError(_unknown(prefix + key, [prefix + name for name in fields]))
+        if key not in known:
+            raise ConfigError(_unknown(prefix + key, [prefix + name for name in known]))
         values[key] = converted(hints[key], value, prefix + key)
     try:
         return cls(**values)
@@ -91,17 +91,12 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], prefix: str = "") -> 
 
 def to_mapping(config: Any) -> dict[str, Any]:
     """A configuration as nested plain types; fields that are None are left out."""
-    result: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value is None:
-            continue
-        if dataclasses.is_dataclass(value):
-            value = to_mapping(value)
-        elif isinstance(value, tuple):
-            value = list(value)
-        result[field.name] = value
-    return result
+
+    def plain(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+        given = {name: value for name, value in fields if value is not None}
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in given.items()}
+
+    return dataclasses.asdict(config, dict_factory=plain)
 
 
 def to_toml(config: Any) -> str:
@@ -120,7 +115,7 @@ _KINDS: Mapping[str, frozenset[str]] = {
         ("purpose", "data", "run", "scores", "science", "seed", "resamples")
     ),
 }
-"""The project's own configuration files by their sections, for who hands one to another command."""
+"""The project's own configuration files by their sections, to recognise one that was mixed up."""
 
 
 def _read_toml(path: str | PathLike[str], cls: type) -> dict[str, Any]:
@@ -141,11 +136,15 @@ def _read_toml(path: str | PathLike[str], cls: type) -> dict[str, Any]:
             what = "is JSON, not TOML"
         raise ConfigError(f"{path} {what}. Name a configuration file, such as RUN/config.toml."
                           ) from None  # fmt: skip
-    foreign = mapping.keys() - {field.name for field in dataclasses.fields(typing.cast(Any, cls))}
+    foreign = mapping.keys() - {*_names(cls)}
     for kind, sections in _KINDS.items():
         if foreign and foreign <= sections:
             raise ConfigError(f"{path} is {kind} takes it.")
     return mapping
+
+
+def _names(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(typing.cast(Any, cls))]
 
 
 def _apply_override(mapping: dict[str, Any], override: str) -> None:

@@ -3,10 +3,10 @@
     upload("/nvme/lenses", "s3://bucket/lenses", S3Options(...))
     download("s3://bucket/lenses", "/nvme/lenses", S3Options(...))
 
-Both can be stopped at any time and run again: files that are there with the right digest are
-skipped, every other one appears whole or not at all, and the manifest comes last, by a write that
-only the first of two writers can do. A reader never sees half a dataset, and no file of another
-one is ever replaced.
+Both can be stopped at any time and run again: files already there with the right digest are
+skipped, every other one appears whole or not at all, and the manifest comes last, in a conditional
+write that only the first of two writers can make. A reader never sees half a dataset, and no file
+of another one is ever replaced.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Progress = Callable[[str, int, int], None]
 
 _STATS_AT_ONCE: Final = 16
 _SPARE_BYTES: Final = 64 << 20
-"""Room on a disk that is left free, for the manifest and for others."""
+"""Space left free on a disk, for the manifest and for other programs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def dataset_files(manifest: Manifest) -> tuple[DatasetFile, ...]:
 
 
 def plan_transfer(files: Sequence[DatasetFile], there: Mapping[str, Entry]) -> Plan:
-    """Sort files by what is at the destination already."""
+    """Sort files by what the destination already holds."""
     sizes = {name: entry.bytes for name, entry in there.items()}
     return Plan(
         absent=tuple(file for file in files if file.name not in sizes),
@@ -132,7 +132,7 @@ def upload(
     ChangedError
         If a local file is damaged, or another writer committed a dataset there meanwhile.
     StorageError
-        If the store does not let us, or does not answer.
+        If a local file is missing, or the store refuses or does not answer.
     """
     started = time.monotonic()
     source = Dataset.open(local_path(dataset))
@@ -172,7 +172,7 @@ def _local_files(source: Dataset) -> tuple[DatasetFile, ...]:
 
 
 def require_all(store: Store, files: Sequence[DatasetFile]) -> None:
-    """Before the manifest makes a dataset of them, the files must be listed, with their sizes."""
+    """Require that all files are listed with their sizes, before the manifest is written."""
     plan = plan_transfer(files, {entry.name: entry for entry in store.entries()})
     for file in (*plan.absent, *plan.unlike):
         raise StorageError(
@@ -195,7 +195,7 @@ def download(
     uri : str
         ``s3://bucket/folder``.
     dataset : str
-        Local folder to make, or to go on with.
+        Local folder: a new one, or that of an unfinished download.
     options : S3Options, optional
     progress : callable, optional
 
@@ -213,7 +213,7 @@ def download(
     BudgetError
         If the disk is too small.
     StorageError
-        If the store does not let us or does not answer, or the disk refuses.
+        If the store refuses or does not answer, or the disk refuses.
     """
     started = time.monotonic()
     store = open_remote(uri, options)
@@ -252,18 +252,18 @@ def _require_disk(root: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed and free < needed + _SPARE_BYTES:
         raise BudgetError(
-            f"{root}: {size_text(needed)} are to come, but only {size_text(free)} are free. "
+            f"{root}: {size_text(needed)} are needed, but only {size_text(free)} are free. "
             "Give a folder on a larger disk."
         )
 
 
 def _committed(store: Store, there: Mapping[str, Entry], text: bytes) -> bool:
-    """Whether the destination holds this dataset already; another one is not to be touched."""
+    """Whether the destination already holds this dataset; DatasetError if it holds another."""
     if MANIFEST_NAME not in there:
         return False
     if store.read(MANIFEST_NAME) != text:
         raise DatasetError(
-            f"{store.uri} holds another dataset, and is left as it is. Choose another place, or "
+            f"{store.uri} holds another dataset, and is left as it is. Choose another folder, or "
             "remove that dataset first."
         )
     return True
@@ -276,10 +276,10 @@ def _compare(
     committed: bool,
     progress: Progress | None,
 ) -> tuple[tuple[DatasetFile, ...], tuple[DatasetFile, ...]]:
-    """Files to transfer; and those of them that are there, damaged.
+    """Files to transfer, and those of them that are there but damaged.
 
-    Under the manifest of this very dataset a file that is unlike is a damaged one. Without it, it
-    is somebody else's.
+    Under the manifest of this very dataset a file that differs is damaged; without that manifest,
+    it belongs to something else.
     """
     plan = plan_transfer(files, there)
     unlike = list(plan.unlike)
@@ -294,13 +294,13 @@ def _compare(
         more = f" (and {len(unlike) - 1} more files)" if len(unlike) > 1 else ""
         raise DatasetError(
             f"{store.uri}/{unlike[0].name}{more} is there already, with other content: left from "
-            "another dataset, or just being written. Choose another place, or remove it first."
+            "another dataset, or just being written. Choose another folder, or remove it first."
         )
     return (*plan.absent, *unlike), tuple(unlike)
 
 
 def _meter(files: Sequence[DatasetFile], progress: Progress | None) -> Callable[[int], None]:
-    """What adds up the bytes of these files that many threads move."""
+    """Function by which many threads report the bytes of these files that they moved."""
     total, done, lock = sum(file.bytes for file in files), 0, threading.Lock()
 
     def add(more: int) -> None:

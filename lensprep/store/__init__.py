@@ -1,4 +1,4 @@
-"""Where bytes lie, on a local disk or in an object store: files read, written, moved and listed."""
+"""Local disks and object stores: files read, written, moved and listed."""
 
 from lensprep.store.base import Entry, Store, damaged, member_path
 from lensprep.store.connection import WAKE_SECONDS

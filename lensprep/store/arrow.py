@@ -5,6 +5,7 @@ filesystem = remote_filesystem(uri, options)    a pyarrow.fs.FileSystem; it pick
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -17,20 +18,12 @@ from lensprep.store.remote import RemoteStore
 from lensprep.store.remotefile import RemoteFile
 
 
+@dataclass(frozen=True)
 class RemoteHandler(pafs.FileSystemHandler):
     """What pyarrow asks of a file system, for reading; paths are ``bucket/key``."""
 
-    def __init__(self, scheme: str, options: S3Options | None = None) -> None:
-        self.scheme, self.options = scheme, options or S3Options()
-
-    def _key(self) -> tuple[str, S3Options]:
-        return self.scheme, self.options
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RemoteHandler) and other._key() == self._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
+    scheme: str
+    options: S3Options
 
     def get_type_name(self) -> str:
         """Name of the kind of file system."""
@@ -64,12 +57,11 @@ class RemoteHandler(pafs.FileSystemHandler):
         if "/" in path.strip("/"):  # else a bucket
             above, name = self._file(path)
             try:
-                return _file_info(path, above.stat(name).bytes)
+                return pafs.FileInfo(path, pafs.FileType.File, size=above.stat(name).bytes)
             except NotFoundError:
                 pass
-        found = store.has_any()
-        kind = pafs.FileType.Directory if found else pafs.FileType.NotFound
-        return pafs.FileInfo(path, kind)
+        found = pafs.FileType.Directory if store.has_any() else pafs.FileType.NotFound
+        return pafs.FileInfo(path, found)
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
         """All objects below a directory (subdirectories have no entries of their own)."""
@@ -78,7 +70,7 @@ class RemoteHandler(pafs.FileSystemHandler):
         if not entries and not selector.allow_not_found:
             raise FileNotFoundError(base)
         return [
-            _file_info(f"{base}/{entry.name}", entry.bytes)
+            pafs.FileInfo(f"{base}/{entry.name}", pafs.FileType.File, size=entry.bytes)
             for entry in entries
             if selector.recursive or "/" not in entry.name
         ]
@@ -99,8 +91,4 @@ class RemoteHandler(pafs.FileSystemHandler):
 
 def remote_filesystem(uri: str, options: S3Options | None = None) -> pafs.PyFileSystem:
     """File system of a location's object store for pyarrow; it can be pickled to workers."""
-    return pafs.PyFileSystem(RemoteHandler(scheme_of(uri) or "s3", options))
-
-
-def _file_info(path: str, size: int) -> pafs.FileInfo:
-    return pafs.FileInfo(path, pafs.FileType.File, size=size)
+    return pafs.PyFileSystem(RemoteHandler(scheme_of(uri) or "s3", options or S3Options()))

@@ -1,4 +1,4 @@
-"""What every store is: a folder with a few operations, and names that stay in it."""
+"""What every store is: a folder with a few operations, and names that cannot lead out of it."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class Entry:
     """Relative to the store, with ``/``."""
     bytes: int
     version: str | None = None
-    """What changes when the content does: the ETag of an object."""
+    """Changes with the content: the ETag of an object."""
     sha256: str | None = None
-    """Digest stated with the object when it was written, if it was asked for and is known."""
+    """Digest stated with the object when it was written; a listing does not have it."""
 
 
 class Store(Protocol):
@@ -70,13 +70,13 @@ class Store(Protocol):
         """A whole file."""
 
     def read_range(self, name: str, start: int, length: int) -> bytes | bytearray:
-        """Exactly ``length`` bytes from ``start``; ChangedError if the file ends before."""
+        """Exactly ``length`` bytes from ``start``; ChangedError if the file ends earlier."""
 
     def open(self, name: str) -> Any:
         """A seekable binary file object for reading."""
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file whole or not at all, in place of an older one."""
+        """Write a file whole or not at all, replacing an older one."""
 
     def create(self, name: str, data: bytes) -> None:
         """Write a file only if there is none; ChangedError if there is one with other content."""

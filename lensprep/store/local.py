@@ -18,7 +18,7 @@ PARTIAL_SUFFIX = ".partial"
 
 
 def check_place(folder: Path) -> None:
-    """Refuse a folder that cannot be made, before the work that is to fill it.
+    """Refuse a folder that cannot be made, before the work that would fill it.
 
     Raises
     ------
@@ -169,11 +169,11 @@ class LocalStore:
             return path.open("rb")
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file whole or not at all, in place of an older one."""
+        """Write a file whole or not at all, replacing an older one."""
         write_atomic(member_path(self.root, name), data)
 
     def create(self, name: str, data: bytes) -> None:
-        """Write a file only if there is none: of two writers one wins."""
+        """Write a file only if there is none: of two writers, one wins."""
         path = member_path(self.root, name)
         draft = _draft(path)
         try:

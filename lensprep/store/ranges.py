@@ -31,15 +31,15 @@ class Piece:
     bytes: int | None = None
     """Size that the whole object must have."""
     sha256: str | None = None
-    """Digest that must be stated with the object, if any is."""
+    """Digest that the object must have, if one is stated with it."""
     version: str | None = None
     """Version that the object must have (see `Entry.version`)."""
     checked: bool = False
-    """Who reads it compares the bytes with a digest: they need not be read twice over HTTP."""
+    """The reader compares the bytes with a digest, so they need not be read twice over HTTP."""
 
 
 class Scatter:
-    """Memory in several places that is filled as if it were one."""
+    """Several pieces of memory that are filled as if they were one."""
 
     def __init__(self, views: Sequence[memoryview]) -> None:
         self._views = list(views)
@@ -48,25 +48,25 @@ class Scatter:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, part: slice) -> memoryview:
-        """As much of the part as lies in one place: not nothing, but less than asked for."""
-        number = bisect_right(self._ends, part.start)
+    def __getitem__(self, wanted: slice) -> memoryview:
+        """The beginning of the slice, as far as one piece of memory holds it; never empty."""
+        number = bisect_right(self._ends, wanted.start)
         view = self._views[number]
         before = self._ends[number] - len(view)
-        return view[part.start - before : part.stop - before]
+        return view[wanted.start - before : wanted.stop - before]
 
 
 class Body(Protocol):
-    """Content of an answer on its way."""
+    """Content of an answer, while it arrives."""
 
     def readinto(self, view: memoryview) -> int:
-        """Take bytes; 0 at the end. BrokenBodyError where the connection breaks or stalls."""
+        """Receive bytes; 0 at the end. BrokenBodyError if the connection breaks or stalls."""
 
     def interrupt(self) -> None:
         """Break the connection: a thread that waits for bytes wakes up at once."""
 
     def close(self) -> None:
-        """Keep the connection if all has come, else close it."""
+        """Keep the connection if everything has arrived, else close it."""
 
 
 class BrokenBodyError(Exception):
@@ -85,7 +85,7 @@ class Answer:
     """None for an empty object, which has no range."""
 
     def receive(self, view: memoryview | Scatter, done: int, size: int) -> Iterator[int]:
-        """Take the body straight into memory, from byte ``done`` of it; yields how many came."""
+        """Receive bytes ``done`` to ``size`` of a view straight into it; yields how many came."""
         while done < size and self.body is not None:
             count = self.body.readinto(view[done : min(done + _CHUNK, size)])
             if not count:
@@ -113,7 +113,7 @@ class Reception:
             self.stop()
 
     def moved(self, done: int) -> None:
-        """So many bytes of the range have come."""
+        """So many bytes of the range have arrived."""
 
     def stop(self) -> None:
         """Break the connection: a thread that waits for its bytes wakes up at once."""
@@ -123,7 +123,7 @@ class Reception:
 
 
 def split_piece(piece: Piece) -> Iterator[Piece]:
-    """A long range in parts."""
+    """A long range as several requests."""
     if not isinstance(piece.view, memoryview):
         yield piece
         return

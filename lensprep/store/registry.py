@@ -1,4 +1,4 @@
-"""Which store a location is of: the one place that knows the schemes.
+"""Which store a location belongs to: the only file that knows the schemes.
 
     store = open_store("s3://bucket/lenses", S3Options(...))    or a local folder
 
@@ -24,7 +24,7 @@ Opener = Callable[[str, "S3Options | None"], "RemoteStore"]
 
 
 def _s3(uri: str, options: S3Options | None) -> RemoteStore:
-    from lensprep.store.s3 import S3Store  # here, for an import that is not needed is not made
+    from lensprep.store.s3 import S3Store  # imported only when needed
 
     return S3Store(uri, options)
 
@@ -35,7 +35,7 @@ _ALIASES: Final = {"s3a": "s3"}
 
 
 def register_store(scheme: str, opener: Opener) -> None:
-    """Have locations of a scheme opened by this function; each process registers by itself."""
+    """Open locations of a scheme by this function; to be called in each process."""
     _STORES[scheme] = opener
 
 
@@ -45,7 +45,7 @@ def remote_schemes() -> tuple[str, ...]:
 
 
 def scheme_of(uri: str | os.PathLike[str]) -> str | None:
-    """Scheme of an object store, by its usual name; None for every other location."""
+    """Scheme of an object store, without aliases; None for any other location."""
     scheme, mark, _ = str(uri).partition("://")
     scheme = _ALIASES.get(scheme, scheme)
     return scheme if mark and scheme in _STORES else None
@@ -62,7 +62,7 @@ def local_path(uri: str | os.PathLike[str]) -> Path:
     Raises
     ------
     StorageError
-        If the location has a scheme that this version does not read.
+        If the location is in a store, or has an unknown scheme.
     """
     text = str(uri)
     if text.startswith("file://"):
@@ -106,7 +106,7 @@ def open_remote(uri: str, options: S3Options | None = None) -> RemoteStore:
     Raises
     ------
     ConfigError
-        If it is none.
+        If the location is not in one.
     StorageError
         If the store's client cannot be made.
     """

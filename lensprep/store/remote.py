@@ -4,12 +4,12 @@
     store.read(name)  .read_range(...)  .read_tail(...)  .open(name)
     store.write(name, data)  .create(name, data)                  see `lensprep.store.base.Store`
 
-A store of some kind (`lensprep.store.s3`) makes the requests; what they are put together to is
-here and in `lensprep.store.transfer`. No object is ever replaced unless asked.
+The single requests are those of one kind of store (`lensprep.store.s3`); here and in
+`lensprep.store.transfer` they are combined. No object is ever replaced unless asked.
 
-Over plain HTTP nothing tells whether bytes came as they were sent: a range has no checksum in S3
-(only one that is just a part as it was uploaded, and not with every store). So where no digest is
-known, what is read is read twice, and taken when two readings in turn are alike.
+Over plain HTTP nothing shows whether bytes arrived as they were sent: a range has no checksum in S3
+(except one that is exactly a part as it was uploaded, and not with every store). So where no digest
+is known everything is read until two readings in turn agree.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _Found = TypeVar("_Found")
 
 
 class BrokenOffError(StorageError):
-    """A request with content broke off again and again; a smaller one may pass."""
+    """A request with content broke off again and again; a smaller one may succeed."""
 
 
 class RemoteStore(ABC):
-    """A folder in an object store (see `Store`); a kind of store adds the requests.
+    """A folder in an object store (see `Store`); subclasses add the requests.
 
     Parameters
     ----------
@@ -62,15 +62,15 @@ class RemoteStore(ABC):
         self.uri, self.options, self.connection = uri, options, connection
 
     def __reduce__(self) -> tuple[type[RemoteStore], tuple[str, S3Options]]:
-        """A copy in another process connects there."""
+        """Pickled without the connection: another process makes its own."""
         return type(self), (self.uri, self.options)
 
-    # ------------------------------------------------------------------ requests of a kind
+    # ------------------------------------------------------------------ single requests
 
     @property
     @abstractmethod
     def endpoint(self) -> str:
-        """Which store: two may have folders of one name."""
+        """URL of the store: two may have folders of one name."""
 
     @abstractmethod
     def list_once(self, prefix: str) -> list[Entry]:
@@ -86,7 +86,7 @@ class RemoteStore(ABC):
 
     @abstractmethod
     def get(self, name: str, start: int, stop: int, version: str | None) -> Answer:
-        """Ask for bytes ``start`` to ``stop``, of that version; the object may end before."""
+        """Ask for bytes ``start`` to ``stop`` of that version; the object may end earlier."""
 
     @abstractmethod
     def get_tail(self, name: str, length: int) -> Answer:
@@ -110,15 +110,15 @@ class RemoteStore(ABC):
 
     @abstractmethod
     def begin_upload(self, name: str, sha256: str | None = None) -> str:
-        """Begin an object that is sent in parts; its digest is stated with it."""
+        """Begin an object that is sent in parts, and state its digest; returns the upload's id."""
 
     @abstractmethod
     def put_part(
         self, name: str, upload: str, number: int, data: bytes | bytearray, over: threading.Event
     ) -> Any:
-        """Send a part, numbered from 1; what `end_upload` wants to know of it.
+        """Send a part, numbered from 1; returns what `end_upload` needs of it.
 
-        Once ``over`` is set, no more tries are made.
+        Once ``over`` is set, nothing is retried.
         """
 
     @abstractmethod
@@ -131,7 +131,7 @@ class RemoteStore(ABC):
 
     @abstractmethod
     def list_uploads(self) -> list[tuple[str, str]]:
-        """Name and mark of every upload that was begun and not ended."""
+        """Name and id of every upload that was begun and not ended."""
 
     # ------------------------------------------------------------------ names
 
@@ -140,15 +140,15 @@ class RemoteStore(ABC):
         return f"{self.uri}/{member_name(self.uri, name)}"
 
     def require_going(self, name: str) -> None:
-        """Raise if nothing more is to be moved."""
+        """StorageError once the connection was stopped."""
         if self.connection.stopped:
             raise StorageError(f"{self.locate(name)}: stopped.")
 
     def entries(self, prefix: str = "") -> list[Entry]:
         """Files whose names begin with ``prefix``, sorted by name.
 
-        Over plain HTTP they are listed until two listings in turn are alike. Where somebody writes
-        meanwhile, and none are, it is what most of them have.
+        Over plain HTTP they are listed until two listings in turn agree. If none do, since somebody
+        is writing there, a majority vote of all listings is returned.
         """
         found = [self.list_once(prefix)]
         if not self.connection.plain:
@@ -173,10 +173,10 @@ class RemoteStore(ABC):
     # ------------------------------------------------------------------ reading
 
     def read(self, name: str, sha256: str | None = None) -> bytearray:
-        """A whole file; one request if it is not larger than a part.
+        """A whole file; one request if it is not larger than `PART_BYTES`.
 
-        Over plain HTTP it is read until it has the digest `sha256`, or two readings in turn are
-        alike: that is what is there, whatever its digest.
+        Over plain HTTP it is read until it has the digest `sha256`, or two readings in turn agree:
+        that is what the store holds, whatever its digest.
         """
 
         def is_right(found: tuple[bytearray, Entry]) -> bool:
@@ -202,7 +202,7 @@ class RemoteStore(ABC):
         read: Callable[[], _Found],
         is_right: Callable[[_Found], bool] = lambda _: False,
     ) -> _Found:
-        """What is right, or two readings in turn give alike; over TLS one is enough."""
+        """Read until the result is right or two in turn agree; over TLS once is enough."""
         found = read()
         if not self.connection.plain or is_right(found):
             return found
@@ -210,11 +210,11 @@ class RemoteStore(ABC):
             again = read()
             if again == found or is_right(again):
                 return again
-            logger.warning("%s came otherwise a second time; reading it again", where)
+            logger.warning("%s: two readings differ; reading it again", where)
             found = again
         raise StorageError(
-            f"{where} came otherwise each of {self.options.attempts} times: the network alters "
-            "what it carries. Use https://, or have the network mended."
+            f"{where}: {self.options.attempts + 1} readings all differed, so the network alters "
+            "what it carries. Use https://, or have the network repaired."
         )
 
     def read_range(self, name: str, start: int, length: int) -> bytearray:
@@ -226,14 +226,14 @@ class RemoteStore(ABC):
     def read_version(
         self, entry: Entry, start: int, stop: int, *, checked: bool = False
     ) -> bytearray:
-        """Bytes ``start`` to ``stop`` of just that version of a file; see `Piece.checked`."""
+        """Bytes ``start`` to ``stop`` of exactly that version of a file; see `Piece.checked`."""
         out = bytearray(stop - start)
         view = memoryview(out)
         self.fetch([Piece(entry.name, start, view, entry.bytes, None, entry.version, checked)])
         return out
 
     def read_tail(self, name: str, length: int) -> tuple[bytearray, Entry]:
-        """The last ``length`` bytes of a file, or all of it, and what it is."""
+        """The last ``length`` bytes of a file, or all of it, and its entry."""
         return self._agreed(self.locate(name), lambda: self._read_tail(name, length))
 
     def _read_tail(self, name: str, length: int) -> tuple[bytearray, Entry]:
@@ -253,17 +253,17 @@ class RemoteStore(ABC):
         return RemoteFile(self, name)
 
     def fetch(self, pieces: Sequence[Piece]) -> None:
-        """Read many ranges in parallel, long ones in parts.
+        """Read many ranges in parallel, long ones in several requests.
 
         Raises
         ------
         NotFoundError
             If an object is not there.
         ChangedError
-            If an object has not the size, digest or version that it must have, ends before a
-            range, or was replaced in between.
+            If an object does not have the size, digest or version that it must have, ends before a
+            range does, or was replaced meanwhile.
         StorageError
-            If the store does not let us, or does not answer.
+            If the store refuses or does not answer.
         """
         parts = [part for piece in pieces if piece.view for part in split_piece(piece)]
         if len(parts) == 1:
@@ -277,10 +277,10 @@ class RemoteStore(ABC):
                 raise ChangedError(f"{self.locate(answer.name)} was replaced while it was read.")
 
     def fill(self, piece: Piece, *, short: bool = False, watch: Reception | None = None) -> Entry:
-        """Read one range in one request, and in more where the body breaks off.
+        """Read one range in one request, or several if the body breaks off.
 
         With ``short`` the object may end before the range does. Another thread may `watch` a range
-        that is `checked`, and stop it: then it ends in a StorageError.
+        that is `checked`, and stop it: then this raises StorageError.
         """
         if piece.checked or not self.connection.plain:
             return self._receive(piece, short, watch)
@@ -339,17 +339,17 @@ class RemoteStore(ABC):
     # ------------------------------------------------------------------ writing
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file in place of an older one."""
+        """Write a small file, replacing an older one."""
         self.put(name, data, new=False)
 
     def create(self, name: str, data: bytes) -> None:
-        """Write a small file only if there is none: of two writers one wins.
+        """Write a small file only if there is none: of two writers, one wins.
 
         Raises
         ------
         ChangedError
-            If there is one with other content. One with the same content is as good as ours: the
-            answer to our own write may have been lost.
+            If there is one with other content. The same content is accepted: the answer to our own
+            write may have been lost.
         """
         try:
             self.put(name, data, new=True)

@@ -2,8 +2,8 @@
 
     store = S3Store("s3://bucket/lenses", S3Options(...))      see `RemoteStore`
 
-What boto3 does (pool, signatures, regions) is left to it; what is tried again, and how long, is
-`Connection.persist`. An answer that was lost is told from a refusal by looking at what is there.
+Pool, signatures and regions are boto3's; retries are ours (`lensprep.store.connection.Tries`). When
+the answer to a write was lost, what is there tells whether the write was made.
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ from lensprep.errors import ChangedError, StorageError
 from lensprep.store.base import Entry, member_name
 from lensprep.store.connection import Tries
 from lensprep.store.options import S3Options
-from lensprep.store.ranges import PART_BYTES, Answer, Piece
+from lensprep.store.ranges import Answer
 from lensprep.store.remote import BrokenOffError, RemoteStore, crc32
 from lensprep.store.s3client import S3Connection, connect, parse_s3
 from lensprep.store.s3errors import clear_errors, status_of
-
-__all__ = ["PART_BYTES", "Piece", "S3Options", "S3Store"]
 
 LEAST_PART_BYTES: Final = 5 << 20
 """S3 takes no smaller part, but for the last one of an object."""

@@ -11,13 +11,29 @@ from lensprep.errors import ChangedError, NotFoundError, StorageError, plain_tex
 
 NOT_A_STORE: Final = "NotAnObjectStore"
 """Code given to an answer that no object store would give, see `s3client`."""
-_EXPIRED: Final = (
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "RequestExpired",
-    "TokenRefreshRequired",
+_BY_CODE: Final = (
+    (
+        ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"),
+        "The credentials have expired ({code}): cannot {action} {uri}. Get new ones (such as "
+        "`aws sso login`) and run the same command again; what is done is kept.",
+    ),
+    (
+        ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity"),
+        "The store does not accept the credentials ({code}): cannot {action} {uri}. Check "
+        "--profile, --endpoint-url and the AWS variables.",
+    ),
+    (
+        ("RequestTimeTooSkewed", "RequestInTheFuture"),
+        "The clock of this machine is not that of the store ({code}): cannot {action} {uri}. Set "
+        "it.",
+    ),
+    (
+        ("InvalidObjectState",),
+        "{uri} is in an archive of the store ({code}): it has to be restored before it can be read "
+        "(`aws s3api restore-object`).",
+    ),
 )
-_REFUSED: Final = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity")
+"""What is said of an answer with one of these codes."""
 _ELSEWHERE: Final = (
     "PermanentRedirect",
     "AuthorizationHeaderMalformed",
@@ -25,7 +41,6 @@ _ELSEWHERE: Final = (
     "301",
     "IncorrectEndpoint",
 )
-_CLOCK: Final = ("RequestTimeTooSkewed", "RequestInTheFuture")
 _MOST_TEXT: Final = 300
 """Characters shown of what a store or botocore says."""
 _REGION: Final = re.compile(r"[a-z0-9-]+")
@@ -76,26 +91,9 @@ def _answered(response: Mapping[str, Any], action: str, uri: str) -> StorageErro
         return StorageError(
             f"{bucket}: no such bucket. Check its name, --endpoint-url, --profile and --region."
         )
-    if code in _EXPIRED:
-        return StorageError(
-            f"The credentials have expired ({code}): cannot {action} {uri}. Get new ones (such as "
-            "`aws sso login`) and run the same command again; what is done is kept."
-        )
-    if code in _REFUSED:
-        return StorageError(
-            f"The store does not accept the credentials ({code}): cannot {action} {uri}. Check "
-            "--profile, --endpoint-url and the AWS variables."
-        )
-    if code in _CLOCK:
-        return StorageError(
-            f"The clock of this machine is not that of the store ({code}): cannot {action} {uri}. "
-            "Set it."
-        )
-    if code == "InvalidObjectState":
-        return StorageError(
-            f"{uri} is in an archive of the store ({code}): it has to be restored before it can be "
-            "read (`aws s3api restore-object`)."
-        )
+    for codes, text in _BY_CODE:
+        if code in codes:
+            return StorageError(text.format(code=code, action=action, uri=uri))
     if code in _ELSEWHERE:
         region = _region(response)
         where = f"in the region {region}" if region else "in another region"

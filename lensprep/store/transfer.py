@@ -1,4 +1,4 @@
-"""Whole files to and from an object store: in parallel parts, digests compared, nothing half there.
+"""Whole files to and from an object store: in parallel parts, digests compared, never half a file.
 
 upload_file(store, path, name, sha256)                  the object appears whole or not at all
 upload_parts(store, name, parts, size)                  the same from memory
@@ -31,13 +31,13 @@ from lensprep.store.remote import BrokenOffError, RemoteStore
 logger = logging.getLogger("lensprep.s3")
 
 FILES_AT_ONCE: Final = 4
-"""Files under way: their digests are computed side by side. Requests are limited by themselves."""
+"""Files under way: their digests are computed side by side. Requests have a limit of their own."""
 SMALL_PART_BYTES: Final = 200 * 26_624
-"""For workers, of which there are many on a machine: each holds a few parts. S3 asks for 5 MiB."""
+"""For workers, since a machine has many and each holds a few parts. S3 asks for 5 MiB at least."""
 _MOST_PARTS: Final = 10_000
 
 Progress = Callable[[int], None]
-"""Told, from any thread, how many bytes more have been moved."""
+"""Called from any thread with the number of bytes just moved."""
 
 
 def download_file(
@@ -48,7 +48,7 @@ def download_file(
     size: int,
     sha256: str | None,
     progress: Progress | None = None,
-) -> str:
+) -> None:
     """Download a file in parallel ranges; it gets its name when it is right and on the disk.
 
     Parameters
@@ -61,11 +61,6 @@ def download_file(
         Its digest; with None that which is stated with the object, if any.
     progress : callable, optional
 
-    Returns
-    -------
-    str
-        The digest of what arrived.
-
     Raises
     ------
     ChangedError
@@ -74,13 +69,13 @@ def download_file(
         If the disk is full, or as `fetch`.
     """
     try:
-        return _download(store, name, path, size, sha256, progress, checked=sha256 is not None)
+        _download(store, name, path, size, sha256, progress, checked=sha256 is not None)
     except DamagedError as error:
         if not store.connection.plain or sha256 is None:
             raise
         # Altered on the way, or in the store? Reading each part twice tells.
         logger.warning("%s Reading it again.", error)
-        return _download(store, name, path, size, sha256, None, checked=False)
+        _download(store, name, path, size, sha256, None, checked=False)
 
 
 def _download(
@@ -92,7 +87,7 @@ def _download(
     progress: Progress | None,
     *,
     checked: bool,
-) -> str:
+) -> None:
     hashed, answers, arrived = hashlib.sha256(), list[Entry](), deque[Any]()
     slots, threads = store.connection.slots, store.connection.threads
     buffers = store.connection.buffers
@@ -113,7 +108,7 @@ def _download(
     with atomic_writer(path, sync=True) as file:
         try:
             for start in range(0, size, PART_BYTES):
-                # Never wait for memory while holding parts that could be written.
+                # Never wait for memory while parts that could be written hold some.
                 while not slots.acquire(blocking=not arrived):
                     take()
                 view = memoryview(take_memory(store, PART_BYTES))[: min(PART_BYTES, size - start)]
@@ -131,11 +126,10 @@ def _download(
         for digest in [sha256] if sha256 else {answer.sha256 for answer in answers}:
             if digest not in (None, found):
                 raise damaged(where, found, str(digest))
-    return found
 
 
 def take_memory(store: RemoteStore, size: int) -> bytearray:
-    """Memory for a part, used before if there is any of this size.
+    """Memory for a part, reused if there is some of this size.
 
     Fresh memory for each part would be spread over the heap and add a tenth to a worker's peak.
     """
@@ -358,7 +352,7 @@ def _check_local(path: Path, found: str, expected: str | None) -> None:
 
 
 def run_files(store: RemoteStore, jobs: Sequence[Callable[[], object]]) -> None:
-    """Run transfers of files, a few at once; at the first failure or interrupt, end them all."""
+    """Run transfers of files, a few at once; the first failure or an interrupt ends them all."""
     with ThreadPoolExecutor(FILES_AT_ONCE, "lensprep-files") as threads:
         futures: list[Future[object]] = []
         try:

@@ -1,4 +1,4 @@
-"""Where a run lives, in a folder and in a store, and what a new start of it goes on from.
+"""Where a run lives, in a folder and in a store, and where a new start of it goes on.
 
     home = find_home("s3://bucket/runs/a", None)     or a folder, and ``train.checkpoint_copy``
     check_free(home)                                 before a new run
@@ -53,11 +53,11 @@ RECORDS: Final = (CONFIG, ENVIRONMENT, METRICS)
 NOTES: Final = (NONFINITE, INTERRUPTED)
 LAST_NAME: Final = f"{CHECKPOINTS}/{LAST}"
 WRITER: Final = "writer.json"
-"""Which start of the run sends to this place: the latest one, and it alone."""
+"""Names the one start of the run that sends to this store: the latest."""
 FETCHED: Final = ".fetched"
-"""Folder in the run folder of what arrives, until all has."""
+"""Folder in the run folder for what is being fetched."""
 RUNS_VARIABLE: Final = "LENSTRAIN_RUNS"
-"""Environment variable: where working folders of runs in a store are made."""
+"""Environment variable that names the parent of the working folders of runs in a store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,32 +67,25 @@ class Home:
     folder: Path
     """Written first, and read."""
     uri: str | None = None
-    """Where all of it is sent; None for a run of one place."""
+    """Store that the run is copied to, if any."""
     is_output: bool = False
-    """Whether the run was asked for there, and the folder is only worked in."""
+    """Whether the user asked for the run there, and the folder is only a working folder."""
 
     @property
     def name(self) -> str:
-        """What a user calls the run."""
+        """The place of the run as the user named it."""
         return str(self.uri) if self.is_output else str(self.folder)
 
 
 def find_home(out: str | os.PathLike[str], copy: str | None) -> Home:
-    """Places of a run.
-
-    Parameters
-    ----------
-    out : str or path
-        What the user named: a folder or ``s3://``.
-    copy : str or None
-        ``train.checkpoint_copy``.
+    """Home of a run that the user wants in ``out``, with ``copy`` = ``train.checkpoint_copy``.
 
     Raises
     ------
     ConfigError
         If both name a store, and not the same.
     StorageError
-        If a location is none, or no disk has room for a working folder.
+        If a location is not valid, or no working folder can be written.
     """
     if not is_remote(out):
         return Home(local_path(out), copy)
@@ -106,10 +99,10 @@ def find_home(out: str | os.PathLike[str], copy: str | None) -> Home:
 
 
 def working_folder(uri: str) -> Path:
-    """Folder of this machine in which a run in a store is worked; its name follows from the URI.
+    """Working folder on this machine for a run in a store; its name follows from the URI.
 
-    Below ``$LENSTRAIN_RUNS``, or the user's cache folder, or that of temporary files: the first
-    that can be written.
+    It lies below ``$LENSTRAIN_RUNS``, or else the user's cache folder or that of temporary files,
+    whichever can be written.
 
     Raises
     ------
@@ -125,11 +118,11 @@ def working_folder(uri: str) -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     shared = Path(tempfile.gettempdir(), f"lenstrain-{os.getuid()}")
     for base in [Path(named)] if named else [Path(cache, "lenstrain"), shared]:
-        if not base.is_absolute():  # a home that nobody knows
+        if not base.is_absolute():  # the home folder is not known
             continue
         with suppress(OSError):
             base.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Anybody may have made a folder of that name among the temporary ones.
+            # Another user may have made a temporary folder of that name.
             if base != shared or base.lstat().st_uid == os.getuid():
                 tempfile.TemporaryFile(dir=base).close()
                 return base / "runs" / name
@@ -145,8 +138,8 @@ def check_free(home: Home) -> None:
     Raises
     ------
     StorageError
-        If there is one, or, where the run was asked for there, anything else; or if that store
-        does not answer. Of a copy's store that is a warning only.
+        If the store holds a run, or anything at all where it is the run's own place, or does not
+        answer (only a warning if it is that of a copy).
     """
     assert home.uri is not None
     try:
@@ -158,7 +151,7 @@ def check_free(home: Home) -> None:
     except StorageError as error:
         if home.is_output:
             raise
-        warnings.warn(f"{home.uri} cannot be looked at: {error} The training begins.", stacklevel=2)
+        warnings.warn(f"{home.uri} cannot be listed: {error} Training begins anyway.", stacklevel=2)
         return
     if taken and home.is_output:
         raise StorageError(
@@ -167,21 +160,19 @@ def check_free(home: Home) -> None:
     if taken:
         raise StorageError(
             f"{home.uri} holds the checkpoints of another run. Name another "
-            "train.checkpoint_copy, or go on with that run: --resume and a run folder that does "
-            "not exist."
+            "train.checkpoint_copy, or go on with that run: give --resume and a run folder that "
+            "does not exist yet."
         )
 
 
 def fetch_newer(home: Home) -> None:
-    """Bring the run folder to what the store holds, if that is further; in the main process only.
-
-    Each checkpoint there is a whole state of the run: it goes on from the newest that can be read.
+    """Update the run folder from the store, if that is ahead; in the main process only.
 
     Raises
     ------
     StorageError
-        If the store does not answer and this machine has nothing: the run is not begun again in
-        silence. Also where the run was asked for there.
+        If the store does not answer, and is the run's own place or this machine has nothing: the
+        run must not silently begin again.
     CheckpointError
         If there are checkpoints and none can be read.
     """
@@ -208,8 +199,8 @@ def fetch_newer(home: Home) -> None:
     except StorageError as error:
         if home.is_output or here is None:
             raise
-        told = f"{uri} cannot be read: {error} Going on from {folder}, step {here}."
-        warnings.warn(told, stacklevel=2)
+        text = f"{uri} cannot be read: {error} Going on from {folder}, step {here}."
+        warnings.warn(text, stacklevel=2)
         return
     newest, there = _newest(draft / CHECKPOINTS, uri)
     if here is not None and here >= there:
@@ -232,21 +223,21 @@ def _step(folder: Path) -> int | None:
         return None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `find_state` reads it again, and tells
+            warnings.simplefilter("ignore")  # `find_state` reads it again, and warns
             return int(load_latest(folder / CHECKPOINTS).content["step"])
     except LostCheckpointError:
         return None
 
 
 def _is_foreign(folder: Path) -> bool:
-    """Whether a place is taken by something that is no run, which stays as it is."""
+    """Whether there is something other than a run, which must stay as it is."""
     if not folder.is_dir():
         return folder.exists()
     return not (folder / CONFIG).exists() and any(p.name != FETCHED for p in folder.iterdir())
 
 
 def _is_sent_from(folder: Path, store: Store) -> bool:
-    """Whether all that the store holds came from this folder, which therefore is not behind."""
+    """Whether everything in the store came from this folder, which is therefore not behind."""
     try:
         return (folder / WRITER).read_bytes() == bytes(store.read(WRITER))
     except (OSError, NotFoundError):
@@ -264,7 +255,7 @@ def _is_checkpoint(name: str) -> bool:
 
 
 def _fetch(store: Store, entries: list[Entry], draft: Path) -> None:
-    """Fetch files; those of one size and version, such as last.pt and best.pt, only once."""
+    """Fetch files; equal ones (of one size and version, as last.pt and best.pt) only once."""
     arrived: dict[tuple[int, str], Path] = {}
     for entry in entries:
         path = member_path(draft, entry.name)
@@ -289,7 +280,7 @@ def _newest(folder: Path, uri: str) -> tuple[Path, int]:
         except CheckpointError as error:
             fault = str(error).replace(str(folder), f"{uri}/{CHECKPOINTS}")
             if path.name == LAST and not isinstance(error, LostCheckpointError):
-                raise CheckpointError(fault) from None  # it is whole, and may be the newest state
+                raise CheckpointError(fault) from None  # it is complete, and may be the newest
             faults.append(fault)
     if not found:
         raise CheckpointError(faults[0])
@@ -300,7 +291,7 @@ def _newest(folder: Path, uri: str) -> tuple[Path, int]:
 
 
 def _take_over(folder: Path, draft: Path, names: set[str]) -> None:
-    """Move files into the run folder, last.pt at the end; what else is there stays."""
+    """Move files into the run folder, last.pt at the end; other files there stay."""
     for name in sorted(names, key=lambda name: (name not in RECORDS, name == LAST_NAME)):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""A run in two places: what its folder gets is sent to a store too; a new machine goes on from it.
+"""A run in two places: its folder is copied to a store too, and a new machine can go on from there.
 
     mirror = Mirror(home); mirror.begin(...); mirror.submit(names, step); mirror.finish(...)
 
-Objects are replaced one by one, and a machine can be gone between any two of them. So they are sent
-in an order in which every moment is a run to go on with: records first, then checkpoints by age,
-``last.pt`` at the end. `lenstrain.training.home` finds the place, and goes on from the newest.
+Objects are replaced one by one, and the machine can vanish between any two of them. So they are
+sent in an order that leaves a run to go on with at every moment: records first, then checkpoints by
+age, ``last.pt`` at the end. `lenstrain.training.home` finds the store, and goes on from the newest.
 """
 
 from __future__ import annotations
@@ -46,31 +46,26 @@ logger = logging.getLogger("lenstrain.mirror")
 TICK_SECONDS: Final = 60.0
 """Between two looks at metrics.jsonl, and two tries of a store that is away."""
 HURRY_SECONDS: Final = 20.0
-"""What a signal leaves to the last copy: torchrun kills 30 s after it, a spot machine has 120."""
+"""Time for the last copy after a signal: torchrun kills 30 s after it, a spot machine has 120."""
 AWAY_SECONDS: Final = 5.0
-"""The same where the last try has failed."""
+"""The same if the previous try failed."""
 PAUSES: Final = (2.0, 5.0, 10.0, 20.0, 30.0)
 """Before each further try at the end of a run whose only home is a store."""
 GROWTH: Final = 1.1
-"""TensorBoard's files are sent whole, each time that they have grown by a tenth."""
+"""TensorBoard's files are sent whole, whenever they have grown by a tenth."""
 PATIENCE: Final = S3Options(attempts=3, read_timeout_s=10.0)
-"""A store that is away is known within seconds; this module tries again by itself."""
+"""An unreachable store is noticed within seconds; this module retries by itself."""
 
 
 class TakenError(StorageError):
-    """Another start of the run sends to the place now."""
+    """Another start of the run now sends to the same store."""
 
 
 class Mirror:
-    """Sends what a run folder gets to a store, in a thread of its own, the newest content only.
+    """Copies a run folder to the store of its `Home` in a background thread, newest content only.
 
     Files are opened when they are submitted. Checkpoints are replaced by renaming, so that an open
-    one stays what it was.
-
-    Parameters
-    ----------
-    home : Home
-        With a URI.
+    one keeps its content.
     """
 
     def __init__(self, home: Home) -> None:
@@ -99,30 +94,19 @@ class Mirror:
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
     def take_place(self, *, new: bool) -> None:
-        """See that the store can be written, and have no other start send to it from now on.
-
-        Parameters
-        ----------
-        new : bool
-            Whether nobody may have begun there before.
+        """Claim the store for this start of the run; with ``new``, nobody may have begun there.
 
         Raises
         ------
         StorageError
-            If the store refuses, and the run was asked for there; a copy's is tried again later.
+            If the store refuses, and the run was asked for there; a copy is tried again later.
         """
         self._new = new
         if self.is_output:
             self._open()
 
     def begin(self, step: int) -> None:
-        """Begin to send: the records, and the checkpoints that are in the folder already.
-
-        Parameters
-        ----------
-        step : int
-            Of last.pt, if there is one.
-        """
+        """Begin to send: records, and checkpoints already there; ``step`` is that of last.pt."""
         self._thread.start()
         best = (self.folder / CHECKPOINTS).glob("best*.pt")
         names = [path.name for path in sorted(best, key=lambda path: path.stat().st_mtime)]
@@ -135,7 +119,7 @@ class Mirror:
         Raises
         ------
         TakenError
-            If another start has taken the place that the run was asked for at.
+            If the run itself is in the store, and another start has claimed it.
         """
         opened = {f"{CHECKPOINTS}/{name}": (self.folder / CHECKPOINTS / name).open("rb")
                   for name in names}  # fmt: skip
@@ -152,25 +136,25 @@ class Mirror:
             raise fault
         if fault is not None and not told:
             warnings.warn(
-                f"The run could not be copied to {self.uri}: {fault} The training goes on; "
-                "it is tried again.",
+                f"The run could not be copied to {self.uri}: {fault} The training goes on, and "
+                "copying is tried again.",
                 stacklevel=3,
             )
 
     def finish(self, hurry: Callable[[], bool], *, must: bool) -> None:
-        """Send the last state; wait for it, but not for ever, and not long in a hurry.
+        """Send the last state and wait for it, though not for ever.
 
         Parameters
         ----------
         hurry : callable
-            Whether a signal has come. It leaves `HURRY_SECONDS`; a further Ctrl-C leaves none.
+            Whether a signal has come: `HURRY_SECONDS` are left then; none after another Ctrl-C.
         must : bool
-            Whether the run is over: then its place in a store must hold it.
+            Whether the run is over: a store that is its only home must then hold it.
 
         Raises
         ------
         StorageError
-            If that place does not.
+            If that store does not.
         """
         advice = f"{self.uri} may lack the last state; {self.folder} has it."
         with suppress(KeyboardInterrupt), grace(HURRY_SECONDS + 5, advice, keeps_state=True):
@@ -189,15 +173,15 @@ class Mirror:
         held = "an earlier one" if LAST_NAME in self._there else "none"
         held = held if self._held is None else f"that of step {self._held}"
         text = (
-            f"{self.uri} does not have the last state of the run{reason}: it holds {held}, and "
-            f"{self.folder} all. The same command with --resume sends it."
+            f"{self.uri} does not have the last state of the run{reason}: it holds {held}; "
+            f"{self.folder} holds everything. The same command with --resume sends it."
         )
         if must and self.is_output:
             raise StorageError(text)
         warnings.warn(text, stacklevel=2)
 
     def _try_again(self, hurry: Callable[[], bool]) -> bool:
-        """Send what waits; whether it was sent in time."""
+        """Send what waits; returns whether it was sent in time."""
         deadline = math.inf
         with self._changed:
             was_away = self._fault is not None
@@ -213,7 +197,7 @@ class Mirror:
                 return False
 
     def close(self) -> None:
-        """End the thread; what it has not sent is not waited for."""
+        """End the thread without waiting for what it has not sent."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
@@ -249,7 +233,7 @@ class Mirror:
                 self._waiting = batch | newer
 
     def _send(self, batch: dict[str, tuple[BinaryIO, int]]) -> None:
-        """Send records and checkpoints; each is taken out of the batch when it is there."""
+        """Send records and checkpoints; each leaves the batch once the store has it."""
         store = self._open()
         self._send_records(store, RECORDS)
         for name, (file, step) in list(batch.items()):
@@ -264,7 +248,7 @@ class Mirror:
         self._send_records(store, sorted(f"{TENSORBOARD}/{path.name}" for path in events))
 
     def _open(self) -> Store:
-        """The store, which no other start of the run sends to."""
+        """The store, claimed for this start of the run."""
         if self._store is not None:
             self._require_place(self._store)
             return self._store
@@ -278,7 +262,7 @@ class Mirror:
             store.write(WRITER, self._mark)
         write_atomic(self.folder / WRITER, self._mark)
         if isinstance(store, RemoteStore):
-            with suppress(StorageError):  # to see them takes a right that not everybody has
+            with suppress(StorageError):  # listing them takes a right that not everybody has
                 abort_unfinished(store)
         for entry in store.entries():
             self._there.add(entry.name)
@@ -290,7 +274,7 @@ class Mirror:
     def _require_place(self, store: Store) -> None:
         try:
             mark = bytes(store.read(WRITER))
-        except NotFoundError:  # somebody has cleared the place
+        except NotFoundError:  # somebody has emptied the store
             self._sent, self._there = {}, set()
             store.write(WRITER, self._mark)
             return
