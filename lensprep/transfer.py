@@ -35,18 +35,15 @@ from lensprep.store import (
     LocalStore,
     S3Options,
     Store,
-    abort_unfinished,
     check_place,
-    download_file,
     file_sha256,
     local_path,
     member_path,
     open_remote,
     remove_partials,
-    run_files,
-    stored_sha256,
-    upload_file,
 )
+from lensprep.store.files import stored_sha256
+from lensprep.store.transfer import abort_unfinished, download_file, run_files, upload_file
 
 Progress = Callable[[str, int, int], None]
 """Called with a phase ("compare", or "MB" moved), what is done, and all."""

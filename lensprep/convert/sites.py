@@ -29,10 +29,10 @@ from lensprep.store import (
     Store,
     check_place,
     is_remote,
-    is_within,
     local_path,
     open_store,
 )
+from lensprep.store.files import is_within
 
 GROUP_SHARDS: Final = 16
 """Most shards of one task of the second round: a run's index is opened once for all of them."""

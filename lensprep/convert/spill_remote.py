@@ -33,14 +33,8 @@ from lensprep.convert.spill import Stretch, bisect_places, sort_run
 from lensprep.dataset.layout import RECORD_STRIDE, SPLITS
 from lensprep.decode.placement import PLACE
 from lensprep.errors import StorageError
-from lensprep.store import (
-    SMALL_PART_BYTES,
-    Piece,
-    RemoteStore,
-    give_back,
-    take_memory,
-    upload_parts,
-)
+from lensprep.store import Piece, RemoteStore
+from lensprep.store.transfer import SMALL_PART_BYTES, give_back, take_memory, upload_parts
 
 RUN_SUFFIX: Final = ".run"
 

@@ -19,7 +19,8 @@ from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE
 from lensprep.dataset.manifest import MANIFEST_BYTES, ShardInfo
 from lensprep.dataset.record import payload_view
 from lensprep.errors import ChangedError, DatasetError, NotFoundError, ShardError
-from lensprep.store import Piece, RemoteStore, damaged
+from lensprep.store import Piece, RemoteStore
+from lensprep.store.base import damaged
 from lensprep.store.remotefile import RemoteFile
 
 _GAP_ROWS: Final = 16

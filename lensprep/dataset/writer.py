@@ -134,7 +134,7 @@ def send_file(store: RemoteStore, path: Path, name: str, sha256: str | None = No
     DatasetError
         If the name is taken by other content.
     """
-    from lensprep.store import SMALL_PART_BYTES, upload_file
+    from lensprep.store.transfer import SMALL_PART_BYTES, upload_file
 
     try:
         return upload_file(store, path, name, sha256, part_bytes=SMALL_PART_BYTES)

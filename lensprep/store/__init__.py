@@ -1,22 +1,17 @@
 """Local disks and object stores: files read, written, moved and listed."""
 
-from lensprep.store.base import Entry, Store, damaged, member_path
+from lensprep.store.base import Entry, Store, member_path
 from lensprep.store.connection import WAKE_SECONDS
 from lensprep.store.files import (
     check_file,
     check_folder,
     exists,
-    fetch_file,
-    file_sha256,
-    is_within,
     join_uri,
     local_file,
     local_folder,
     read_file,
     send_file,
-    send_open_file,
     split_uri,
-    stored_sha256,
     uri_suffix,
     written_file,
     written_folder,
@@ -26,59 +21,34 @@ from lensprep.store.local import (
     LocalStore,
     atomic_writer,
     check_place,
+    file_sha256,
     remove_partials,
     sync_file,
     sync_folder,
     write_atomic,
 )
 from lensprep.store.options import S3Options
-from lensprep.store.ranges import PART_BYTES, Piece, Reception, Scatter
-from lensprep.store.registry import (
-    is_remote,
-    local_path,
-    open_remote,
-    open_store,
-    register_store,
-    remote_schemes,
-)
+from lensprep.store.ranges import PART_BYTES, Piece
+from lensprep.store.registry import is_remote, local_path, open_remote, open_store, register_store
 from lensprep.store.remote import RemoteStore
-from lensprep.store.transfer import (
-    SMALL_PART_BYTES,
-    abort_unfinished,
-    download_file,
-    give_back,
-    run_files,
-    take_memory,
-    upload_file,
-    upload_parts,
-)
 
 __all__ = [
     "PARTIAL_SUFFIX",
     "PART_BYTES",
-    "SMALL_PART_BYTES",
     "WAKE_SECONDS",
     "Entry",
     "LocalStore",
     "Piece",
-    "Reception",
     "RemoteStore",
     "S3Options",
-    "Scatter",
     "Store",
-    "abort_unfinished",
     "atomic_writer",
     "check_file",
     "check_folder",
     "check_place",
-    "damaged",
-    "download_file",
     "exists",
-    "fetch_file",
     "file_sha256",
-    "give_back",
     "is_remote",
-    "is_within",
     "join_uri",
     "local_file",
     "local_folder",
@@ -88,18 +58,11 @@ __all__ = [
     "open_store",
     "read_file",
     "register_store",
-    "remote_schemes",
     "remove_partials",
-    "run_files",
     "send_file",
-    "send_open_file",
     "split_uri",
-    "stored_sha256",
     "sync_file",
     "sync_folder",
-    "take_memory",
-    "upload_file",
-    "upload_parts",
     "uri_suffix",
     "write_atomic",
     "written_file",

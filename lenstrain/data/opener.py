@@ -14,7 +14,8 @@ from typing import Any
 import webdataset as wds
 
 from lensprep.errors import ChangedError, NotFoundError, ShardError
-from lensprep.store import S3Options, open_remote, remote_schemes
+from lensprep.store import S3Options, open_remote
+from lensprep.store.registry import remote_schemes
 
 _END_BYTES = 1024
 """Two zero blocks end every tar."""

@@ -20,16 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from lensprep.errors import CheckpointError, ConfigError, NotFoundError, StorageError
-from lensprep.store import (
-    Entry,
-    Store,
-    fetch_file,
-    is_remote,
-    local_path,
-    member_path,
-    open_remote,
-    open_store,
-)
+from lensprep.store import Entry, Store, is_remote, local_path, member_path, open_remote, open_store
+from lensprep.store.files import fetch_file
 from lenstrain.training.checkpoint import (
     LAST,
     MOST_BYTES,

@@ -29,13 +29,13 @@ from lensprep.store import (
     RemoteStore,
     S3Options,
     Store,
-    abort_unfinished,
     is_remote,
     open_store,
-    send_open_file,
     write_atomic,
 )
+from lensprep.store.files import send_open_file
 from lensprep.store.interrupts import grace
+from lensprep.store.transfer import abort_unfinished
 from lenstrain.training.checkpoint import LAST
 from lenstrain.training.home import LAST_NAME, NOTES, RECORDS, WRITER, Home
 from lenstrain.training.run import CHECKPOINTS

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from lensprep.dataset import ShardInfo
 from lensprep.errors import BudgetError, ChangedError, ProjectError
-from lensprep.store import Entry, Piece, Reception, RemoteStore, Scatter
+from lensprep.store import Entry, Piece, RemoteStore
+from lensprep.store.ranges import Reception, Scatter
 from lenstrain.data.sources.buffers import ABSENT, COMING, HERE, Bytes, CellBuffers
 from lenstrain.data.sources.cells import Cells
 from lenstrain.data.sources.races import RACES_AT_ONCE, Races

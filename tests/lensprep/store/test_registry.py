@@ -18,7 +18,6 @@ from lensprep.errors import ChangedError, ConfigError, NotFoundError, StorageErr
 from lensprep.inspection.verify import verify
 from lensprep.store import (
     PART_BYTES,
-    SMALL_PART_BYTES,
     Entry,
     LocalStore,
     RemoteStore,
@@ -37,6 +36,7 @@ from lensprep.store import (
 )
 from lensprep.store.connection import Connection
 from lensprep.store.ranges import Answer
+from lensprep.store.transfer import SMALL_PART_BYTES
 from lensprep.transfer import download, upload
 from lenstrain.data import StampLoader
 from tests.phase4c import tiny_table, write_tree
