@@ -1,12 +1,12 @@
-"""Files and folders that a user names one by one: read, and written whole, here or in a store.
+"""Files and folders that a user names one by one: read, and written whole, locally or in a store.
 
     read_file("s3://bucket/known.csv")                      bytes
-    with local_file(uri) as path: ...                       the file itself, or a copy for the block
-    with written_file("s3://bucket/scores.fits") as path:   a draft that gets its name at the end
+    with local_file(uri) as path: ...                       the file itself, or a temporary copy
+    with written_file("s3://bucket/scores.fits") as path:   a draft, moved into place at the end
     with written_folder("s3://bucket/report", "metrics.json") as folder: ...
-    check_file(uri), check_folder(uri, "metrics.json")      before the work: could it be written
+    check_file(uri), check_folder(uri, "metrics.json")      whether it could be written
 
-What a program can only write to a disk is written to one, and sent when it is complete.
+Files for a store are first written to the local disk, and sent when they are complete.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def join_uri(folder: Uri, name: str) -> str:
 
 
 def uri_suffix(uri: Uri) -> str:
-    """Ending of a location that says what kind of file it is, in small letters: ``.csv.gz``."""
+    """Suffix of a location in lower case, with that before a ``.gz``: ``.csv.gz``."""
     suffixes = PurePosixPath(str(uri).lower()).suffixes
     return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
 
@@ -119,14 +119,14 @@ def stored_sha256(store: Store, name: str) -> str:
 def local_file(
     uri: Uri, options: S3Options | None = None, *, most_bytes: int | None = None
 ) -> Iterator[Path]:
-    """Path at which a file can be read: its own, or that of a copy which goes with the block.
+    """Path at which a file can be read: its own, or that of a copy removed after the block.
 
     Parameters
     ----------
     uri : str or path
     options : S3Options, optional
     most_bytes : int, optional
-        Of what is larger no copy is made.
+        A larger object is refused instead of copied.
 
     Raises
     ------
@@ -158,14 +158,14 @@ def local_folder(
     *,
     wanted: Callable[[str], bool] = lambda name: True,
 ) -> Iterator[Path]:
-    """Path at which a folder can be read: its own, or that of a copy which goes with the block.
+    """Path at which a folder can be read: its own, or that of a copy removed after the block.
 
     Parameters
     ----------
     uri : str or path
     options : S3Options, optional
     wanted : callable
-        Told the name of each file below the folder: whether a copy of it is needed.
+        Whether a copy of the file of this name, relative to the folder, is needed.
 
     Raises
     ------
@@ -192,7 +192,7 @@ def local_folder(
 
 
 def check_file(uri: Uri, options: S3Options | None = None) -> None:
-    """Refuse a place where no file could be written, before the work that makes it.
+    """Refuse a location where no file could be written, before the work that makes it.
 
     Raises
     ------
@@ -220,19 +220,19 @@ def check_folder(uri: Uri, mark: str, options: S3Options | None = None) -> None:
     ----------
     uri : str or path
     mark : str
-        Name of the file by which an earlier folder of this kind is known.
+        Name of the file by which an earlier output of this kind is recognised.
 
     Raises
     ------
     StorageError
-        If it holds other things than an earlier output, or could not be written.
+        If it holds anything but an earlier output, or could not be written.
     """
     if not is_remote(uri):
         check_place(local_path(uri))
     store = open_store(uri, options)
     if not store.has(mark) and store.has_any():
         raise StorageError(
-            f"{uri} is not empty and holds no {mark} of an earlier time; give --out another folder."
+            f"{uri} is not empty and holds no {mark} of an earlier run; give --out another folder."
         )
     inside = is_remote(uri) or local_path(uri).is_dir()
     check_file(join_uri(uri, mark) if inside else local_path(uri), options)
@@ -240,7 +240,7 @@ def check_folder(uri: Uri, mark: str, options: S3Options | None = None) -> None:
 
 @contextmanager
 def written_file(uri: Uri, options: S3Options | None = None) -> Iterator[Path]:
-    """Path to write a file to, with its name; it gets to its place when the block has ended well.
+    """Draft to write a file to, with its name; it is moved into place if the block succeeds.
 
     An older file of that name is replaced. After an error nothing has changed.
 
@@ -264,15 +264,15 @@ def written_file(uri: Uri, options: S3Options | None = None) -> Iterator[Path]:
 
 @contextmanager
 def written_folder(uri: Uri, mark: str, options: S3Options | None = None) -> Iterator[Path]:
-    """Path of a folder to write into; it takes its place when the block has ended well.
+    """Draft folder to write into; it is moved into place if the block succeeds.
 
-    An earlier folder of this kind is replaced as a whole (see `check_folder`); ``mark`` is the last
-    file to come.
+    An earlier output of this kind is replaced as a whole (see `check_folder`); the file ``mark`` is
+    written last.
 
     Raises
     ------
     StorageError
-        If the disk or the store refuses, or the place holds other things.
+        If the disk or the store refuses, or the folder holds anything else.
     """
     if is_remote(uri):
         with disk_errors(uri, "written"), _temporary(uri) as draft:
@@ -294,9 +294,9 @@ def written_folder(uri: Uri, mark: str, options: S3Options | None = None) -> Ite
 
 
 def _replace_content(path: Path, draft: Path, mark: str) -> None:
-    """Exchange what is in a folder, which may be a mount point that nothing can take the place of.
+    """Replace the content of a folder, which may be a mount point that cannot be renamed.
 
-    Where the mark is, the folder is whole: it goes first and comes last.
+    A folder with the mark is complete, so the mark is removed first and written last.
     """
     old = draft / "old"
     old.mkdir()
@@ -316,7 +316,7 @@ def _replace_content(path: Path, draft: Path, mark: str) -> None:
 
 
 def send_file(store: Store, path: Path, name: str) -> None:
-    """Write a local file into a store, in place of an older one.
+    """Write a local file into a store, replacing an older one.
 
     Raises
     ------
@@ -328,7 +328,7 @@ def send_file(store: Store, path: Path, name: str) -> None:
 
 
 def send_open_file(store: Store, file: BinaryIO, name: str) -> None:
-    """The same of an open file, from its beginning: as much as it holds now, though it may grow."""
+    """The same for an open file: all that it holds now, though it may grow meanwhile."""
     file.seek(0)
     if not isinstance(store, RemoteStore):
         store.write(name, file.read())
@@ -344,7 +344,7 @@ def fetch_file(store: Store, entry: Entry, path: Path) -> None:
     Raises
     ------
     ChangedError
-        If it is another one now.
+        If it was replaced since.
     StorageError
         If the store or the disk refuses.
     """
@@ -355,7 +355,7 @@ def fetch_file(store: Store, entry: Entry, path: Path) -> None:
 
 
 def _send_folder(store: RemoteStore, draft: Path, mark: str) -> None:
-    """Send all files, the one that says that there is something last; then remove older ones."""
+    """Send all files, the mark last; then remove those of an earlier output."""
     old = {entry.name for entry in store.entries()}
     names = {p.relative_to(draft).as_posix() for p in draft.rglob("*") if p.is_file()}
     run_files(store, [
@@ -368,7 +368,7 @@ def _send_folder(store: RemoteStore, draft: Path, mark: str) -> None:
 
 @contextmanager
 def _temporary(uri: Uri) -> Iterator[Path]:
-    """A folder of the temporary ones, removed after the block."""
+    """A temporary folder, removed after the block."""
     with disk_errors(uri, "kept on the local disk"):
         folder = TemporaryDirectory(prefix="lensprep-", ignore_cleanup_errors=True)
     with folder as name:
@@ -377,7 +377,7 @@ def _temporary(uri: Uri) -> Iterator[Path]:
 
 @contextmanager
 def _draft_in(place: Path, name: str) -> Iterator[Path]:
-    """A hidden folder on the disk of the output, removed after the block."""
+    """A hidden temporary folder beside the output, on the same disk."""
     place.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(
         PARTIAL_SUFFIX, f".{name[:40]}.", place, ignore_cleanup_errors=True

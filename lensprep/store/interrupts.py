@@ -1,15 +1,14 @@
-"""Being told to stop: a signal ends what runs, in order where that is soon, and soon in any case.
+"""Signals: they end a program cleanly if that is quick, and quickly in any case.
 
-    with interruptible(SIGINT, SIGTERM):   a signal raises KeyboardInterrupt; nothing is tried again
-    Watchdog.start()                       a program that does not hear its signal is ended
+    with interruptible(SIGINT, SIGTERM):   a signal raises KeyboardInterrupt; nothing is retried
+    Watchdog.start()                       a program that does not react to its signal is ended
     with grace(25.0, "What is kept ..."):  ... later, in a block that has something to save
 
-Python runs the handler of a signal in the main thread, between two of its own instructions: not
-while that thread is in compiled code, be it for minutes (a step of a network, a kernel, a lock of a
-database). But the number of the signal is written into a socket at once, by C
-(`signal.set_wakeup_fd`), and there a thread waits. Only code that never lets go of Python's global
-lock would keep this thread waiting too; what we call for long (torch, numba with ``nogil``,
-pyarrow, zlib, sqlite, sockets) lets go of it.
+Python runs signal handlers in the main thread, between two bytecode instructions: not while that
+thread is in compiled code, which may take minutes (a training step, a kernel, a database lock). But
+C code writes the signal's number into a socket at once (`signal.set_wakeup_fd`), where a thread
+waits. Only code that never releases the GIL would stop this thread too; the long calls here (torch,
+numba with ``nogil``, pyarrow, zlib, sqlite, sockets) release it.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ from typing import ClassVar, Final, NoReturn
 from lensprep.store.connection import stop_retries
 
 INTERRUPTED: Final = 130
-"""Exit status after Ctrl-C or SIGTERM, as shells have it for the first."""
+"""Exit status after Ctrl-C, as shells have it, or SIGTERM."""
 PREEMPTED: Final = 75
-"""Exit status after SIGTERM where the state is kept: start again with --resume (EX_TEMPFAIL)."""
+"""Exit status after SIGTERM if the state was kept: start again with --resume (EX_TEMPFAIL)."""
 GRACE_SECONDS: Final = 8.0
-"""Time from a signal to the end of a program that keeps no state: Docker kills after 10 s."""
+"""Time from a signal to the end of a program without state to keep: Docker kills after 10 s."""
 _AGAIN_SECONDS: Final = 1.0
-"""The same from a second signal."""
+"""The same after a second signal."""
 _SHOW_CURSOR: Final = "\x1b[?25h"
 
 
 def killed_by(status: int) -> str:
-    """Signal that ended a process, from its exit status as `subprocess` has it: -9 is SIGKILL."""
+    """Name of the signal that ended a process, from its `subprocess` exit status (-9: SIGKILL)."""
     try:
         name = signal.Signals(-status).name
     except ValueError:
@@ -50,16 +49,11 @@ def killed_by(status: int) -> str:
 
 @contextmanager
 def interruptible(*numbers: int) -> Iterator[None]:
-    """Have signals raise KeyboardInterrupt inside the block, and nothing under way be tried again.
+    """Let these signals raise KeyboardInterrupt inside the block, and stop retries under way.
 
-    A request may be about to wait for a minute, and whatever is interrupted waits for its threads
-    as it is left. A second signal has its own effect: it ends the process at once. Outside of a
-    main thread nothing is done, and a signal that is ignored stays so.
-
-    Parameters
-    ----------
-    *numbers : int
-        Of signals.
+    Otherwise a request might pause for a minute, while the interrupted code waits for its thread. A
+    second signal has its default effect: it ends the process at once. Outside the main thread
+    nothing is done, and an ignored signal stays ignored.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -70,7 +64,7 @@ def interruptible(*numbers: int) -> Iterator[None]:
 
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in numbers if main}
-    # None is a handler that was not set by Python, which Python cannot give back.
+    # None is a handler that was not set by Python, which Python cannot restore.
     mine = [n for n, handler in before.items() if handler not in (None, signal.SIG_IGN)]
     for number in mine:
         signal.signal(number, interrupt)
@@ -83,7 +77,7 @@ def interruptible(*numbers: int) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Grace:
-    """How long the main thread may go on after a signal, and how the process ends after that."""
+    """How long the main thread may go on after a signal; see `grace`."""
 
     seconds: float
     advice: str
@@ -91,10 +85,10 @@ class _Grace:
 
 
 class Watchdog:
-    """A thread that ends the process when its main thread does not answer a signal in time."""
+    """A thread that ends the process if the main thread does not react to a signal in time."""
 
     active: ClassVar[Watchdog | None] = None
-    """That of this process; a program has one, whoever only calls a function of ours has none."""
+    """The one of this process; only our programs have one, not other users of the library."""
 
     def __init__(self) -> None:
         self._graces = [_Grace(GRACE_SECONDS, "", keeps_state=False)]
@@ -114,14 +108,14 @@ class Watchdog:
             threading.Thread(target=cls.active._watch, name="watchdog", daemon=True).start()
 
     def push(self, grace: _Grace) -> None:
-        """Begin a block with a grace of its own."""
+        """Begin a block with its own grace."""
         with self._lock:
             self._read()
             self._graces.append(grace)
             self._restart()
 
     def pop(self, answered: bool) -> None:
-        """End it; a signal that was answered in it is forgotten."""
+        """End the block; a signal that it answered is forgotten."""
         with self._lock:
             self._read()
             self._graces.pop()
@@ -145,7 +139,7 @@ class Watchdog:
                     self._end()
 
     def _read(self) -> None:
-        """Take in what has come; whoever does so holds the lock."""
+        """Read the signals that have come (under the lock)."""
         with suppress(BlockingIOError):  # the other thread was first
             for number in self._reader.recv(4096):
                 if number in (signal.SIGINT, signal.SIGTERM):
@@ -171,20 +165,19 @@ class Watchdog:
 
 @contextmanager
 def grace(seconds: float, advice: str = "", *, keeps_state: bool = False) -> Iterator[None]:
-    """Give the block its own time to end after a signal, counted from the signal or its beginning.
+    """Give the block its own time to end after a signal, from the signal or the block's beginning.
 
-    Without a `Watchdog`, or outside of a main thread, nothing is done.
+    Without a `Watchdog`, or outside the main thread, nothing is done.
 
     Parameters
     ----------
     seconds : float
     advice : str
-        What is said when the time is over: what is kept, and how to go on.
+        Printed when the time is over: what is kept, and how to go on.
     keeps_state : bool
-        The block has handlers of its own, which keep its state; when it has ended, the signal is
-        answered and the process may go on. SIGTERM then stands for `PREEMPTED`, and a second one
-        does not shorten the time: some schedulers send it to a launcher, which hands it on, and
-        to its processes.
+        The block handles the signal itself and keeps its state, so that the process may go on
+        after it. SIGTERM then ends in `PREEMPTED`, and a second one does not shorten the time: some
+        schedulers send it both to a launcher, which forwards it, and to its processes.
     """
     watchdog = Watchdog.active
     if watchdog is None or threading.current_thread() is not threading.main_thread():

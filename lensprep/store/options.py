@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class S3Options:
-    """How to reach an object store and what to ask of it. Holds no credentials."""
+    """How to reach an object store, and how to write to it. Holds no credentials."""
 
     endpoint_url: str | None = None
-    """Another store than AWS: ``http://host:port``."""
+    """A store other than AWS: ``http://host:port``."""
     profile: str | None = None
     """Profile of the AWS configuration files."""
     region: str | None = None
@@ -24,9 +24,9 @@ class S3Options:
     connections: int = 16
     """Requests under way at once; AWS gives 85 to 90 MB/s for each."""
     read_timeout_s: float = 30.0
-    """A connection that brings nothing for so long is given up, and the request made again."""
+    """A connection that delivers nothing for so long is dropped, and the request retried."""
     attempts: int = 8
-    """Tries of a request, with growing pauses between them: about a minute in all."""
+    """Tries of a request, with growing pauses in between: about a minute in all."""
 
     def __post_init__(self) -> None:
         if self.connections < 1 or self.attempts < 1:

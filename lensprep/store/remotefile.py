@@ -1,10 +1,10 @@
 """Objects as files: for pyarrow, and whatever else reads by seek and read.
 
     file = RemoteFile(store, name)              a request for its end, then ranges as asked for
-    file = RemoteFile(..., read_ahead=True)     the next block is on its way while one is used
+    file = RemoteFile(..., read_ahead=True)     the next block is fetched while one is used
 
-The client is ours, not that of pyarrow, so that profiles, endpoints, retries and errors are the
-same everywhere.
+The client is ours, not pyarrow's, so that profiles, endpoints, retries and errors are the same
+everywhere.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TAIL_BYTES: Final = 64 << 10
 BLOCK_BYTES: Final = 8 << 20
 """Block of a file that is read ahead."""
 _BLOCKS: Final = 4
-"""Blocks held: that in use, those on the way, and one of columns that lie elsewhere."""
+"""Blocks held: the one in use, those on their way, and one of columns stored elsewhere."""
 
 
 class Readable(Protocol):
@@ -51,8 +51,8 @@ class RemoteFile(io.RawIOBase):
     store : RemoteStore
     name : str
     read_ahead : bool
-        Read in blocks, the next one before it is asked for: right for a file that is read in
-        large, mostly sequential pieces. Else exactly the ranges that are asked for are read.
+        Read in blocks, the next one before it is asked for: for a file that is read mostly in
+        order. Otherwise exactly the ranges that are asked for are read.
     version : str, optional
         ETag that the object must have.
 
@@ -77,7 +77,7 @@ class RemoteFile(io.RawIOBase):
             raise ChangedError(f"{store.locate(name)} was replaced after it was listed.")
         self._tail = memoryview(tail)
         self.checked = False
-        """Whether who reads on compares the bytes with checksums (see `Piece.checked`)."""
+        """Whether the reader compares the bytes with checksums (see `Piece.checked`)."""
         self.entry: Entry = entry
         self.mode = "rb"
 
@@ -110,11 +110,11 @@ class RemoteFile(io.RawIOBase):
         return len(data)
 
     def readall(self) -> bytes:
-        """All that is left."""
+        """Everything from here to the end."""
         return self.read(-1)
 
     def read(self, size: int | None = -1) -> bytes:
-        """So many bytes, fewer only at the end of the object."""
+        """Read so many bytes, fewer only at the end of the object."""
         end = self.entry.bytes
         stop = end if size is None or size < 0 else min(end, self._position + size)
         start, self._position = self._position, max(self._position, stop)
@@ -132,7 +132,7 @@ class RemoteFile(io.RawIOBase):
 
     def _from_blocks(self, start: int, stop: int) -> bytes:
         numbers = range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES))
-        # Ahead only of a reader that goes on from block to block, or is at its first.
+        # Read ahead only if the reader goes from block to block, or is at its first.
         onward = numbers[0] - 1 in self._blocks or numbers[0] in self._blocks or not self._blocks
         for number in numbers:
             self._request(number)
@@ -148,7 +148,7 @@ class RemoteFile(io.RawIOBase):
         return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
 
     def _request(self, number: int) -> None:
-        """Have a block, or have it on its way."""
+        """Ask for a block, unless it is held or on its way."""
         if number in self._blocks:
             self._blocks.move_to_end(number)
             return
@@ -157,7 +157,7 @@ class RemoteFile(io.RawIOBase):
         self._blocks[number] = self._store.connection.threads.submit(self._range, start, stop)
 
     def close(self) -> None:
-        """Let go of what is held and on its way."""
+        """Drop the blocks that are held or on their way."""
         for block in self._blocks.values():
             block.cancel()
         self._blocks.clear()

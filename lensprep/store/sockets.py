@@ -1,8 +1,8 @@
-"""What is reached of the insides of botocore and urllib3, in one place.
+"""The only file that reaches into botocore and urllib3.
 
-botocore hands out a body that copies every byte twice and cannot be interrupted. Below it lie
-urllib3's response and Python's own (`http.client`), which do better; their attributes are no
-public interface. Where an installed version lacks one, the body is read the slow, public way.
+botocore hands out a body that copies every byte twice and cannot be interrupted. Below it are
+urllib3's response and Python's own (`http.client`), which do better, but whose attributes are
+private. If an installed version lacks one, the body is read the slow, public way.
 """
 
 from __future__ import annotations
@@ -22,14 +22,7 @@ _FAULTS: Final = (HTTPClientError, IncompleteReadError, HTTPException, OSError)
 
 
 class S3Body:
-    """A body of botocore's as a `lensprep.store.ranges.Body`.
-
-    Parameters
-    ----------
-    body : StreamingBody
-    size : int
-        Bytes that it states.
-    """
+    """A `lensprep.store.ranges.Body` from botocore's `StreamingBody` of ``size`` bytes."""
 
     def __init__(self, body: Any, size: int) -> None:
         self._body, self._left = body, size
@@ -39,16 +32,16 @@ class S3Body:
 
     @property
     def is_direct(self) -> bool:
-        """Whether bytes go from the socket into their place."""
+        """Whether bytes go from the socket straight into the caller's memory."""
         return self._readinto is not None
 
     def readinto(self, view: memoryview) -> int:
-        """Take bytes; 0 at the end."""
+        """Receive bytes; 0 at the end."""
         try:
             count = self._readinto(view) if self._readinto is not None else self._copy(view)
             self._left -= count
             if not self._left and self._readinto is not None:
-                self._raw.release_conn()  # or `close` would break a connection that can be kept
+                self._raw.release_conn()  # or `close` would drop a connection that can be kept
         except _FAULTS as error:
             raise BrokenBodyError(type(error).__name__) from error
         return int(count)
@@ -66,11 +59,11 @@ class S3Body:
                 sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Keep the connection if all has come, else close it."""
+        """Keep the connection if everything has arrived, else close it."""
         self._body.close()
 
 
 def socket_below(raw: Any) -> socket.socket | None:
-    """The socket that a response of urllib3's comes by."""
+    """The socket of a urllib3 response."""
     found: socket.socket | None = getattr(getattr(raw, "_connection", None), "sock", None)
     return found
