@@ -13,10 +13,9 @@ ProjectError
 │   └── ChangedError    ... holds something else than it should, or than it did a moment ago
 └── BudgetError         a limit on rejects, memory or disk
 
-`size_text` writes sizes in them, and wherever else a person reads one; `names_text` what there is
-where a name is missing. `passing_fault` tells what kept a file from being read from what is wrong
-with the file, `plain_text` is what may be shown of a text that others wrote, and `error_line` of
-an error of theirs.
+Helpers for messages: `size_text` writes sizes, and `names_text` the names that were found where one
+is missing. `passing_fault` separates failures to read a file from faults of the file itself.
+`plain_text` makes foreign text safe to show, and `error_line` a foreign error.
 """
 
 import os
@@ -26,12 +25,12 @@ from difflib import get_close_matches
 from typing import Final
 
 _CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-# In the address of a server a password may have slashes; in that of an object a name may have "@".
+# A password in an http URL may have slashes; a name in the URI of an object may have "@".
 _LOGIN: Final = re.compile(r"(?<=http://)\S*@|(?<=https://)\S*@|(?<=://)[^/@\s]*@")
 
 
 def size_text(count: float) -> str:
-    """Bytes for people, in decimal units as disks are sold: "673 B", "40.0 MB", "2.3 GB"."""
+    """Bytes in decimal units, as disks are sold: "673 B", "40.0 MB", "2.3 GB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -40,7 +39,7 @@ def size_text(count: float) -> str:
 
 
 def names_text(names: Iterable[str], wanted: str = "", most: int = 40) -> str:
-    """Names that were found, those most like the one that is missing first: "RA_DEG, dec, key"."""
+    """Names that were found, those closest to the missing one first: "RA_DEG, dec, key"."""
     found = list(dict.fromkeys(names))
     folded = {name.casefold(): name for name in found}
     near = [folded[name] for name in get_close_matches(wanted.casefold(), folded)]
@@ -55,7 +54,7 @@ def plain_text(text: str, most: int | None = None) -> str:
     Parameters
     ----------
     text : str
-        Names, columns, messages of others.
+        Names, columns or messages from outside.
     most : int, optional
         Characters to keep.
     """
@@ -64,12 +63,12 @@ def plain_text(text: str, most: int | None = None) -> str:
 
 
 def error_line(error: BaseException, most: int = 300) -> str:
-    """The first line of what an error says, without a full stop, or its name if it says nothing."""
+    """First line of an error's message, without a full stop, or its class if there is none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:most].rstrip(".")
 
 
 def without_control(text: str) -> str:
-    """Lines of text without what a terminal would take for an order, such as a change of colour."""
+    """Lines of text without the control characters that a terminal would obey."""
     return _CONTROL.sub("?", text)
 
 
@@ -122,10 +121,10 @@ class BudgetError(ProjectError):
 
 
 def passing_fault(where: object, error: BaseException) -> StorageError | None:
-    """The error of a file that could not be read for a reason outside of it, if that is what it is.
+    """The error to raise if a file could not be read for a reason outside the file.
 
-    Permission, a disk or a network that fails, too many open files, memory: nothing is known of the
-    content then, so it must not be called damaged, left out, or replaced by something older.
+    After a failure of permissions, disk, network, memory or open files nothing is known about the
+    content, so the file must not be called damaged, left out, or replaced by an older one.
 
     Parameters
     ----------
@@ -144,9 +143,9 @@ def passing_fault(where: object, error: BaseException) -> StorageError | None:
     if isinstance(error, MemoryError):
         return StorageError(
             f"There is not enough memory to read {where}. Use fewer processes, or a machine with "
-            "more of it."
+            "more memory."
         )
     if isinstance(error, OSError) and error.errno is not None:
-        # pyarrow's text has the path and a "Detail" of its own.
+        # pyarrow's own text repeats the path and adds a "Detail".
         return StorageError(f"{where} cannot be read: {os.strerror(error.errno)}.")
     return None

@@ -1,4 +1,4 @@
-"""What is installed only where it is asked for, and what to say where it is missing."""
+"""The optional dependencies, and what to say if one is missing."""
 
 from __future__ import annotations
 
@@ -12,18 +12,13 @@ EXTRAS: Final = {
     "dask": ("dask", "dask_jobqueue", "distributed"),
     "spark": ("pyspark",),
 }
-"""Modules by the extra of this distribution that brings them."""
+"""Modules by the extra of this distribution that installs them."""
 
 
 def install_hint(module: str) -> str | None:
-    """How to get a module that cannot be imported; None if no extra brings it.
+    """How to install a module that cannot be imported; None if no extra has it or its package.
 
     The distribution is on no package index: its name alone would install nothing, or another's.
-
-    Parameters
-    ----------
-    module : str
-        As in ``import``; a module inside of it will do.
     """
     top = module.partition(".")[0]
     for extra, modules in EXTRAS.items():

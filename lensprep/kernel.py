@@ -1,12 +1,11 @@
 """The one decorator of all compiled kernels.
 
-A kernel is compiled at its first call and its machine code kept beside the module, or, where
+A kernel is compiled at its first call and its machine code cached beside the module or, if
 site-packages is read-only, in the user's cache folder. ``NUMBA_CACHE_DIR`` names another folder
-(Spark and Dask executors often need it). Where nothing can be written, or read, the kernels still
-work, and are compiled anew, up to a minute, in every process.
+(Spark and Dask executors often need it). Without a usable folder the kernels still work, but every
+process compiles them again, for up to a minute.
 
-Nobody should wait for that in silence: a process that compiles for more than a second says so,
-once, through the logger ``lensprep.kernel``.
+A process that compiles for more than a second logs so once, to ``lensprep.kernel``.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from numba.core.caching import FunctionCache
 logger = logging.getLogger(__name__)
 
 _PATIENCE_S: Final = 1.0
-"""Seconds of compiling that need no word."""
+"""Seconds of compiling that are not reported."""
 
 
 class _Kept(FunctionCache):
-    """Machine code on disk; that it cannot be read or written is no fault of the kernel."""
+    """Machine code on disk; failures to read or write it are ignored."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Load machine code; None if there is none that can be read."""
         try:
             return super().load_overload(sig, target_context)
-        except Exception:  # cut by a crash, or not ours to read: pickle raises whatever it likes
+        except Exception:  # cut by a crash, or not readable: pickle raises anything
             with suppress(OSError):
                 self.flush()
             return None
@@ -47,18 +46,17 @@ class _Kept(FunctionCache):
 
 
 class Notice(event.Listener):
-    """Says once in a process that it compiles, when that has taken a second.
+    """Reports once per process that it compiles, after a second of compiling.
 
-    numba broadcasts the start and the end of each compilation, also of kernels that other ones
-    call, so a kernel that takes long is announced while it is compiled. What is loaded is not
-    broadcast.
+    numba announces the start and the end of each compilation, nested ones too, so a slow kernel is
+    reported while it is compiled. Loading from the cache is not announced.
     """
 
     def __init__(self) -> None:
         self.tell: Callable[[], None] = self.say
-        """Called when a second has passed, and perhaps again; workers tell their driver."""
+        """Called after a second, and perhaps again; workers report to their driver."""
         self.kept = True
-        """Whether all machine code has a folder to be kept in."""
+        """Whether all machine code can be cached in a folder."""
         self._spent = 0.0
         self._begun: list[float] = []
         self._said = False
@@ -96,7 +94,7 @@ event.register("numba:compile", notice)
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function`: without the GIL, IEEE arithmetic (no fast-math), division as in NumPy.
 
-    Call other kernels of the same file only: the kept machine code is renewed when its own file
+    Call other kernels of the same file only: cached machine code is renewed when its own file
     changes, not when another one does.
     """
     compiled: Any = njit(nogil=True, error_model="numpy")(function)
@@ -110,7 +108,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _require_place(function: Callable[..., Any]) -> None:
-    """Keep numba from making a folder named ``~`` where we stand, as it does without a home."""
+    """Keep numba from making a folder named ``~`` in the current one, as it does without a home."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~")
     beside = os.access(os.path.dirname(function.__code__.co_filename), os.W_OK)
     if not (beside or os.path.isabs(cache) or config.CACHE_DIR):

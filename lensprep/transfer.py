@@ -125,11 +125,11 @@ def upload(
     Raises
     ------
     DatasetError
-        If there is no finished dataset, or the destination holds files of another one.
+        If there is no finished dataset, it lacks a file, or the destination holds files of another.
     ChangedError
         If a local file is damaged, or another writer committed a dataset there meanwhile.
     StorageError
-        If a local file is missing, or the store refuses or does not answer.
+        If the store refuses or does not answer.
     """
     started = time.monotonic()
     source = Dataset.open(local_path(dataset))
@@ -156,6 +156,8 @@ def _local_files(source: Dataset) -> tuple[DatasetFile, ...]:
     """Files of a local dataset; all of them must be there."""
     here, files = LocalStore(source.root), dataset_files(source.manifest)
     for file in files:
+        if not here.has(file.name):
+            raise DatasetError(f"{source.root / file.name} is missing. Run `lensprep verify`.")
         size = here.stat(file.name).bytes
         if size != file.bytes:
             raise DatasetError(

@@ -28,9 +28,9 @@ from lensprep.store.s3errors import clear_errors, status_of
 LEAST_PART_BYTES: Final = 5 << 20
 """S3 takes no smaller part, but for the last one of an object."""
 _LARGE_BYTES: Final = 2 * LEAST_PART_BYTES
-"""Of what is larger smaller parts can be made."""
+"""From this size on, smaller parts are possible."""
 _LARGE_TRIES: Final = 3
-"""Times that a request breaks off before smaller ones are tried, if there can be any."""
+"""Times that a large request breaks off before smaller ones are tried."""
 DIGEST_KEY: Final = "sha256"
 """Metadata of every object written here."""
 _MARKERS: Final = {
@@ -38,7 +38,7 @@ _MARKERS: Final = {
     "NextKeyMarker": "KeyMarker",
     "NextUploadIdMarker": "UploadIdMarker",
 }
-"""How an answer names what the request for the next page must hold, and how that names it."""
+"""Names of the marks of the next page, in an answer and in the request for that page."""
 _RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -77,7 +77,7 @@ class S3Store(RemoteStore):
         return f"{self.prefix}/{pure}" if self.prefix else pure
 
     def _ask(self, operation: str, action: str, name: str | None = None, **more: Any) -> Any:
-        """Make a request, of a file or of the bucket; errors say what could not be done to it."""
+        """Make a request about a file or the bucket; errors say which ``action`` failed on what."""
         where = self.uri if name is None else self.locate(name)
         if name is not None:
             more["Key"] = self.key(name)
@@ -100,7 +100,7 @@ class S3Store(RemoteStore):
         return sorted(found, key=lambda entry: entry.name)
 
     def _pages(self, operation: str, action: str, prefix: str) -> Iterator[Mapping[str, Any]]:
-        """Answers to a request that lists, a thousand names at a time."""
+        """Answers to a listing, a thousand names each."""
         more: dict[str, str] = {}
         while True:
             page = self._ask(operation, action, Prefix=prefix, **more)
@@ -120,7 +120,7 @@ class S3Store(RemoteStore):
         )
 
     def get(self, name: str, start: int, stop: int, version: str | None) -> Answer:
-        """Ask for bytes ``start`` to ``stop``; of an empty object there is no range."""
+        """Ask for bytes ``start`` to ``stop``; see `RemoteStore.get`."""
         condition = {"IfMatch": version} if version is not None else {}
         answer = self._get(name, f"bytes={start}-{stop - 1}", **condition)
         if answer is not None:
@@ -135,7 +135,7 @@ class S3Store(RemoteStore):
         return self._get(name, f"bytes=-{length}") or Answer(self.stat(name), (0, 0), None)
 
     def _get(self, name: str, span: str, **condition: str) -> Answer | None:
-        """What the store sends of a range; None if the object has none of it."""
+        """The store's answer for a range; None if the object ends before it."""
         from lensprep.store.sockets import S3Body
 
         try:
@@ -171,7 +171,7 @@ class S3Store(RemoteStore):
         self._ask("delete_object", "remove", name)
 
     def begin_upload(self, name: str, sha256: str | None = None) -> str:
-        """Begin an object that is sent in parts; its digest is stated with it."""
+        """Begin an object that is sent in parts, and state its digest."""
         answer = self._ask(
             "create_multipart_upload",
             "write",
@@ -218,7 +218,7 @@ class S3Store(RemoteStore):
         self._ask("abort_multipart_upload", "abort the upload of", name, UploadId=upload)
 
     def list_uploads(self) -> list[tuple[str, str]]:
-        """Name and mark of every upload that was begun and not ended."""
+        """Name and id of every upload that was begun and not ended."""
         base = self._base()
         return [
             (item["Key"].removeprefix(base), item["UploadId"])
@@ -235,11 +235,11 @@ class S3Store(RemoteStore):
         over: threading.Event | None = None,
         **arguments: Any,
     ) -> Any:
-        """Make a request with content, again if its connection breaks.
+        """Make a request with content, and retry it if its connection breaks.
 
-        Tries are counted from the last request, of any thread, that the store took. One that broke
-        off is made again alone, so that it has the whole line. What is ``large`` is given up
-        sooner, as smaller requests can do the same; after ``over`` it is of no use any more.
+        Tries are counted from the last request, of any thread, that the store accepted. One that
+        broke off is retried alone, so that it has the whole bandwidth. A ``large`` one is given up
+        sooner, as smaller requests can replace it; after ``over`` nothing is retried.
         """
         from botocore.exceptions import HTTPClientError, ReadTimeoutError
 
@@ -260,7 +260,7 @@ class S3Store(RemoteStore):
                     if not connection.may_pass(error):
                         raise
                     lost = isinstance(error, HTTPClientError)
-                    # Not one on which the store was silent.
+                    # A timeout means that the store was silent, not that the connection broke.
                     broke_off += lost and not isinstance(error, ReadTimeoutError)
                     enough = large and broke_off >= _LARGE_TRIES
                     fault = connection.fault(operation, error)
@@ -277,7 +277,7 @@ class S3Store(RemoteStore):
                     ) from error
 
     def _confirm(self, name: str, data: bytes | bytearray, answer: Mapping[str, Any]) -> None:
-        """The store must have received what was sent: by its checksum, or by its ETag."""
+        """Require by checksum or ETag that the store received what was sent."""
         stated = answer.get("ChecksumCRC32")
         if stated is None and self.options.encryption is None:
             stated, expected = answer["ETag"].strip('"'), hashlib.md5(data).hexdigest()
@@ -288,7 +288,7 @@ class S3Store(RemoteStore):
 
 
 def _entry(name: str, response: Mapping[str, Any]) -> Entry:
-    """What an answer says of the whole object."""
+    """What an answer states about the whole object."""
     found = _RANGE.fullmatch(response.get("ContentRange", ""))
     size = int(found[3]) if found else response["ContentLength"]
     return Entry(name, size, response["ETag"], response.get("Metadata", {}).get(DIGEST_KEY))

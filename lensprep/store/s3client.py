@@ -1,10 +1,10 @@
 """The connection to an object store that speaks S3: one pooled boto3 client.
 
-    connection = connect(options)              one client and its threads for a process, kept
-    connection.request("head_object", ...)     tried again where that may help
+    connection = connect(options)              one client and its threads for each process
+    connection.request("head_object", ...)     retried where that may help
 
-boto3 is imported inside functions: opening a local dataset does not need it. Credentials are found
-by boto3 (environment, profiles, instance); nothing here reads, keeps or prints them.
+boto3 is imported inside functions, since opening a local dataset does not need it. It finds the
+credentials (environment, profiles, instance); nothing here reads, keeps or prints them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SCHEMES: Final = ("s3://", "s3a://")
 _CONNECT_SECONDS: Final = 10
 _CALLERS: Final = 16
 _ANSWER_SECONDS: Final = 1.5
-"""How long an endpoint that never answered is tried; one that did is waited for much longer."""
+"""How long an endpoint that never answered is tried; one that did is retried much longer."""
 _PASSING_STATUS: Final = (429, 500, 502, 503, 504, 509)
 _PASSING_CODES: Final = (
     "BadDigest",
@@ -37,7 +37,7 @@ _PASSING_CODES: Final = (
     "Throttling",
     "ThrottlingException",
 )
-"""Faults that pass, as botocore has them in its list."""
+"""Transient errors, as listed in botocore."""
 
 
 def parse_s3(uri: str) -> tuple[str, str]:
@@ -68,14 +68,14 @@ class S3Connection(Connection):
         super().__init__(options, plain=urlsplit(self.client.meta.endpoint_url).scheme == "http")
         self.client.meta.events.register("before-parse.s3", _require_store)
         self.accepted = 0
-        """Requests with content that the store took: tries are counted from the last of them."""
+        """Requests with content that the store accepted: tries are counted from the last one."""
         self.narrow = threading.Lock()
-        """Held by a request with content that broke before: alone it has the whole line."""
+        """Held by the retry of a request with content: alone, it has the whole bandwidth."""
         self._answered = False
         self._first_try: float | None = None
 
     def request(self, operation: str, **arguments: Any) -> Any:
-        """Make a request, again where that may help; raises what boto3 raises the last time."""
+        """Make a request, and retry it where that may help; raises boto3's last error."""
         tries = Tries(self)
         while True:
             try:
@@ -91,7 +91,7 @@ class S3Connection(Connection):
         return answer
 
     def may_pass(self, error: Exception) -> bool:
-        """Whether another try may succeed where the store refused, or did not answer."""
+        """Whether another try may succeed after the store refused or did not answer."""
         from botocore.exceptions import (
             ClientError,
             ConnectionError,
@@ -114,7 +114,7 @@ class S3Connection(Connection):
         return isinstance(error, HTTPClientError | ConnectionError)
 
     def fault(self, operation: str, error: Exception) -> str:
-        """What a request met, for the log."""
+        """Which request failed and how, for the log."""
         fault, response = type(error).__name__, getattr(error, "response", None)
         if isinstance(response, dict):
             fault = f"the store answered {status_of(response)} {code_of(response)}".rstrip()
@@ -129,7 +129,7 @@ def connect(options: S3Options | None = None) -> S3Connection:
     """Connection of this process with these options and the AWS variables as they are now."""
     options = options or S3Options()
     variables = sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))
-    # The variables may hold secrets: only their digest is kept. A forked child must not share
+    # The variables may hold secrets, so only their digest is kept. A forked child must not share
     # its parent's sockets.
     state = hashlib.sha256(repr(variables).encode()).hexdigest()
     key = (options, os.getpid(), state)
@@ -154,11 +154,11 @@ def _make_client(options: S3Options) -> Any:
 
     def client(s3: Mapping[str, Any]) -> Any:
         config = Config(
-            # Beside the threads of `Connection` callers make small requests of their own.
+            # Besides the threads of `Connection`, callers make small requests themselves.
             max_pool_connections=options.connections + _CALLERS,
             connect_timeout=_CONNECT_SECONDS,
             read_timeout=options.read_timeout_s,
-            # What is tried again, and how long, is ours to say: see `Connection.persist`.
+            # Retries are ours: see `lensprep.store.connection.Tries`.
             retries={"mode": "legacy", "total_max_attempts": 1},
             # Digests of the manifest are compared instead, and ranges have no checksum.
             response_checksum_validation="when_required",
@@ -173,10 +173,10 @@ def _make_client(options: S3Options) -> Any:
     host = url.hostname or ""
     settings: dict[str, Any] = {}
     if not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
-        # Stores of other makers seldom have a host name for every bucket.
+        # Other stores seldom have a host name for every bucket.
         settings["addressing_style"] = "path"
     if url.scheme == "https":
-        # TLS and our CRC-32 guard the body; a SHA-256 for the signature would be a third digest.
+        # TLS and our CRC-32 protect the body; a SHA-256 for the signature would be a third digest.
         settings["payload_signing_enabled"] = False
     return client(settings) if settings else first
 
@@ -191,16 +191,16 @@ _HOLDS: Final = {
     "PutObject": ("ETag",),
     "UploadPart": ("ETag",),
 }
-"""What an object store's answer to a request holds without fail."""
+"""What an object store's answer to a request always holds."""
 _ITEMS: Final = {"Contents": ("Key", "Size", "ETag"), "Uploads": ("Key", "UploadId")}
-"""The same of what it lists."""
+"""The same for each item of a listing."""
 
 
 def _require_store(operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:
-    """Take a success that no object store would tell for a 503, which is asked for again.
+    """Turn a "success" that cannot come from an object store into a 503, which is retried.
 
-    A proxy's login page comes with status 200; botocore makes an empty listing of it. It handles
-    S3's own errors with status 200 in just this way.
+    A proxy's login page comes with status 200, and botocore reads it as an empty listing. S3's own
+    errors with status 200 are handled by botocore in just this way.
     """
     if response_dict["status_code"] < 300 and (fault := _fault_of(operation_model, response_dict)):
         text = f"<Error><Code>{NOT_A_STORE}</Code><Message>{fault}</Message></Error>"
@@ -210,7 +210,7 @@ def _require_store(operation_model: Any, response_dict: dict[str, Any], **_: Any
 
 
 def _fault_of(operation_model: Any, response_dict: dict[str, Any]) -> str | None:
-    """What an answer lacks that an object store would give."""
+    """How an answer differs from that of an object store; None if it does not."""
     from botocore.parsers import create_parser
 
     name, page = operation_model.name, "html" in response_dict["headers"].get("content-type", "")

@@ -1,4 +1,4 @@
-"""What boto3 raises, in one line that says what to do; no credential is in it."""
+"""Errors of boto3 as one line that says what to do, without credentials."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final
 from lensprep.errors import ChangedError, NotFoundError, StorageError, plain_text
 
 NOT_A_STORE: Final = "NotAnObjectStore"
-"""Code given to an answer that no object store would give, see `s3client`."""
+"""Code given to an answer that cannot come from an object store, see `s3client`."""
 _BY_CODE: Final = (
     (
         ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"),
@@ -24,8 +24,8 @@ _BY_CODE: Final = (
     ),
     (
         ("RequestTimeTooSkewed", "RequestInTheFuture"),
-        "The clock of this machine is not that of the store ({code}): cannot {action} {uri}. Set "
-        "it.",
+        "The clock of this machine differs from that of the store ({code}): cannot {action} {uri}. "
+        "Set it right.",
     ),
     (
         ("InvalidObjectState",),
@@ -33,7 +33,7 @@ _BY_CODE: Final = (
         "(`aws s3api restore-object`).",
     ),
 )
-"""What is said of an answer with one of these codes."""
+"""Messages by the codes of an answer."""
 _ELSEWHERE: Final = (
     "PermanentRedirect",
     "AuthorizationHeaderMalformed",
@@ -42,7 +42,7 @@ _ELSEWHERE: Final = (
     "IncorrectEndpoint",
 )
 _MOST_TEXT: Final = 300
-"""Characters shown of what a store or botocore says."""
+"""Characters shown of a message of the store or of botocore."""
 _REGION: Final = re.compile(r"[a-z0-9-]+")
 
 
@@ -99,7 +99,7 @@ def _answered(response: Mapping[str, Any], action: str, uri: str) -> StorageErro
         where = f"in the region {region}" if region else "in another region"
         remedy = " ".join(filter(None, ("Give it with --region", region)))
         return StorageError(f"{uri} is {where} ({code}). {remedy}.")
-    # An object that is asked for may be missing; the listing of a bucket never is.
+    # An object may be missing; a listing never is.
     listing = status == 404 and action == "list" and code in ("", "404")
     if code == NOT_A_STORE or 300 <= status < 400 or listing:
         sent = message if code == NOT_A_STORE else f"status {status}"
