@@ -1,4 +1,4 @@
-"""Positions of a table, as others write them: which columns hold them, and whether they are any.
+"""Positions in tables that others wrote: which columns hold them, and in which unit.
 
     names = position_columns(table, "lenses.csv")               headings, or one clear error
     ra, dec = read_positions(table, "lenses.csv", names)        degrees on the sky
@@ -8,8 +8,8 @@ A heading is known without its unit (``RA [deg]``, ``DEC(deg)``, ``RA_deg``) and
 (``RAJ2000``, ``_DE.icrs``, ``ALPHA_J2000``): the names of lenscat, VizieR, HSC, DES and Gaia.
 Sexagesimal text (``01:23:45.6``, ``01h23m45s``, ``01 23 45.6``) is known by its form: hours of
 right ascension unless it says ``d``, and degrees of declination; numbers are hours if their heading
-or metadata says so. Radians and another equinox are refused. Right ascensions of -180 ... 0 degrees
-become those of 180 ... 360.
+or metadata says so. Radians and other equinoxes are refused. Right ascensions from -180 to 0
+degrees are moved to 180 to 360.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def _unit_vectors(ra: Floats, dec: Floats) -> Floats:
 
 
 def _degrees(table: pa.Table, name: str, ours: str, where: str) -> Floats:
-    """A column in degrees, NaN for null; what a sexagesimal cell says goes before the unit."""
+    """A column in degrees, NaN for null; a sexagesimal cell's own marks overrule the unit."""
     unit = _require_unit(table, name, ours, where)
     column = table[name]
     try:
@@ -232,7 +232,7 @@ def _degrees(table: pa.Table, name: str, ours: str, where: str) -> Floats:
 
 def _cell_degrees(cell: str, ours: str, unit: str) -> float | None:
     """Degrees of sexagesimal text; NaN if it is empty, None if it is no position."""
-    text = cell.strip().lower().replace(",", ".")
+    text = " ".join(cell.lower().replace(",", ".").split())
     if text in ("", "nan", "null", "none"):
         return math.nan
     found = _SEXAGESIMAL_CELL.fullmatch(text)
@@ -247,5 +247,5 @@ def _cell_degrees(cell: str, ours: str, unit: str) -> float | None:
     if minutes >= 60 or seconds > 60 or (is_hours and (ours == "dec" or value > 24)):
         return None
     if ours == "ra" and unit and unit in _DEGREES and not is_named:
-        return None  # degrees are stated and hours are what such cells are
+        return None  # the unit says degrees, but such cells are hours
     return (-value if found["sign"] in ("-", "−") else value) * (15 if is_hours else 1)

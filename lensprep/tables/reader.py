@@ -1,14 +1,14 @@
-"""Tables that a user names, as they have them: one reader for scores, catalogues and populations.
+"""One reader for every table that a user names: scores, catalogues, populations.
 
     found = read_table(uri, ["key", "logit"])          found.table, .metadata, .sha256, .names
     columns = parse_columns(["ra=RA_DEG,id=objid"], ("key", "ra", "dec"))      what --columns says
-    require_columns(found, ("key",), uri, remedy)      or what is there, the likeliest first
-    check_ids(found.table["key"], "key", uri)          or how many rows have none
+    require_columns(found, ("key",), uri, remedy)      else an error that lists what is there
+    check_ids(found.table["key"], "key", uri)          else an error that counts the missing ones
 
 Parquet, a folder of parquet parts (Spark's), FITS, VOTable, ECSV, and text
-(`lensprep.tables.text`), on a disk or in a store, gzipped or not. The first bytes decide, and the
-suffix where they say nothing. Whatever the writer, a column is of one of few Arrow types
-afterwards: text is ``string``, without dictionaries.
+(`lensprep.tables.text`), on a disk or in a store, gzipped or not. The first bytes decide the
+format, or the suffix where they do not. Whoever wrote it, a column comes out in one of a few Arrow
+types: text is ``string``, without dictionaries.
 """
 
 from __future__ import annotations
@@ -95,8 +95,9 @@ def read_table(
     ----------
     uri : str or path
     columns : sequence of str, optional
-        Those of these that are there, which must hold plain values; by default all, also those
-        that hold lists and the like. ``ra`` and ``dec`` are found under any usual heading.
+        The columns to read, as far as they are there; they must hold plain values. By default
+        all, also those that hold lists and the like. ``ra`` and ``dec`` are found under any usual
+        heading.
     text : sequence of str
         Columns of text files that are text, whatever they look like (``0012``).
     rename : mapping, optional
@@ -110,8 +111,8 @@ def read_table(
     NotFoundError
         If there is no such file or folder.
     ScoresError
-        If it cannot be read; if a column is there twice or, of `rename`, is not there; if one that
-        was asked for holds lists and the like.
+        If it cannot be read; if a column is there twice, or one named in `rename` is not there; if
+        a requested one holds lists and the like.
     """
     plan = partial(_plan, columns=columns, rename=rename or {}, if_there=if_there, uri=uri)
     with local_table(uri) as path:
@@ -163,7 +164,7 @@ def _plan(
 
 @contextmanager
 def local_table(uri: Uri) -> Iterator[Path]:
-    """Path of a table's file, or of its folder of parts, or of a copy which goes with the block.
+    """Path of a table's file or folder of parts, or of a local copy that is removed afterwards.
 
     Raises
     ------
@@ -316,7 +317,7 @@ def _partition(part: Path, inside: Sequence[str]) -> dict[str, str | None]:
 def _read_fits(
     data: io.BytesIO, plan: Callable[[list[str]], Plan]
 ) -> tuple[pa.Table, bytes, list[str]]:
-    """The first table of a file, and what is said of it; text of others than ours is no escapes."""
+    """The first table of a file, and what made it; only in our own files is text escaped."""
     from astropy.io import fits
 
     with fits.open(data, memmap=False, character_as_bytes=True) as hdus:
@@ -440,7 +441,7 @@ def check_ids(
     *,
     repeated: bool = False,
 ) -> None:
-    """Refuse ids of which some are missing, or cannot be told apart.
+    """Refuse ids if some are missing or cannot be distinguished.
 
     Parameters
     ----------
@@ -449,14 +450,14 @@ def check_ids(
     name : str
     uri : str or path
     repeated : bool
-        Whether many rows share an id. Then ``nan``, ``None`` and the like, which programs write for
-        nothing, are none; an id that comes once may be such a name.
+        Whether rows may share an id. Then ``nan``, ``None`` and the like, which programs write for
+        a missing value, count as missing; a unique id may be such a name.
 
     Raises
     ------
     ScoresError
-        With the count: null, NaN and empty text are no ids; floats from 2^53 (2^24 of float32) on
-        stand for several whole numbers each.
+        With the count. Null, NaN and empty text are no ids; a float from 2^53 (float32: 2^24) on
+        stands for several whole numbers.
     """
     kind, missing = column.type, column.null_count
     if pa.types.is_floating(kind):
@@ -509,7 +510,7 @@ def require_columns(found: TableFile, wanted: Sequence[str], uri: Uri, remedy: s
 def parse_columns(
     texts: Sequence[str], known: Sequence[str], option: str = "--columns"
 ) -> dict[str, str]:
-    """What a table calls its columns: ``ra=RA_DEG,id=objid``.
+    """Read what a user says a table calls its columns: ``ra=RA_DEG,id=objid``.
 
     Parameters
     ----------
@@ -523,7 +524,7 @@ def parse_columns(
     Raises
     ------
     ConfigError
-        If a pair is not of that form, names something that is not known, or comes twice.
+        If a pair is not of that form, names something unknown, or is repeated.
     """
     found: dict[str, str] = {}
     for text in texts:
@@ -543,7 +544,7 @@ def parse_columns(
 
 
 def read_vectors(uri: Uri, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
-    """Some rows of a column of vectors, without holding the others of parquet.
+    """Some rows of a column of vectors; of parquet the other rows are not held in memory.
 
     Parameters
     ----------
@@ -560,21 +561,21 @@ def read_vectors(uri: Uri, name: str, rows: NDArray[np.int64]) -> NDArray[np.flo
     Raises
     ------
     ScoresError
-        If the table cannot be read, is shorter, or the column holds something else.
+        If the table cannot be read, has too few rows, or the column does not hold vectors.
     """
     with local_table(uri) as path:
         try:
-            parts, start = [], 0
+            taken, start = [], 0
             for piece in _vectors(path, uri_suffix(uri), name):
                 first, last = np.searchsorted(rows, [start, start + piece.num_rows])
                 if last > first:
-                    parts.append(_matrix(piece.column(0).take(pa.array(rows[first:last] - start))))
+                    taken.append(_matrix(piece.column(0).take(pa.array(rows[first:last] - start))))
                 start += piece.num_rows
         except Exception as error:  # of foreign parsers on foreign bytes: any
             raise ScoresError(
                 f"{uri}: vectors of {name} cannot be read: {error_line(error)}."
             ) from error
-    found = np.concatenate(parts) if parts else None
+    found = np.concatenate(taken) if taken else None
     if found is not None and len(found) != len(rows):
         raise ScoresError(f"{uri} has {len(found)} of {len(rows)} rows of {name}.")
     return found

@@ -1,11 +1,11 @@
-"""Tables of text as people have them: CSV, TSV, with ``;`` or ``|`` or blanks between columns.
+"""Text tables as found in practice: CSV, TSV, with ``;``, ``|`` or blanks between the columns.
 
-    table, headings = read_text(path, plan, ["key"])    numbers where all cells of a column are
+    table, headings = read_text(path, plan, ["key"])    a column is numbers if all its cells are
 
-What is known: quoted cells and headings, blanks after a separator, a byte order mark, UTF-16, all
-ends of lines, gzip; lines that begin with ``#`` are comments, of which the last may be the heading
-(``# ra dec``); VizieR's lines of units and dashes under the headings; decimal commas where another
-separator stands between the columns. A cell that is guarded from spreadsheets is bared.
+It reads quoted cells and headings, blanks after a separator, a byte order mark, UTF-16, any line
+ends, gzip; comments (lines that begin with ``#``), of which the last may be the heading
+(``# ra dec``); VizieR's lines of units and dashes under the headings; decimal commas where the
+separator is something else. The guard against spreadsheets (`lensprep.tables.csvtext`) is removed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _Form(NamedTuple):
     skip: int
     """Lines before the first row."""
     blanks: bool
-    """Blanks stand around cells and belong to none of them."""
+    """Blanks around cells belong to none of them."""
     slow: bool
     """Many blanks stand between cells, or some before a quote: pyarrow does not read that."""
     decimal_comma: bool
@@ -74,15 +74,15 @@ def read_text(path: Path, plan: Plan, text: Sequence[str] = ()) -> tuple[pa.Tabl
     ----------
     path : Path
     plan : callable
-        Told the headings; returns those of the columns to be read, and what each is called here.
+        Given the headings; returns those of the columns to read, and what each is called here.
     text : sequence of str
-        What columns are called here that are text, whatever they look like (``0012``).
+        Columns, as they are called here, that are text whatever they look like (``0012``).
 
     Returns
     -------
     pyarrow.Table
         The columns under their headings: int64, uint64, float64, bool or string; an empty cell is
-        null. The units that stand under the headings are in the fields' metadata.
+        null. Units given under the headings are in the fields' metadata.
     list of str
         All headings.
 
@@ -122,7 +122,7 @@ def with_units(columns: Mapping[str, tuple[Any, object]]) -> pa.Table:
 
 
 def _read_form(head: bytes, whole: bool) -> _Form:
-    """What the first lines show; of a longer file the last of them may be cut."""
+    """The layout, from the first lines; the last of them may be cut if the file goes on."""
     encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     shown = head.decode(encoding, "replace")
     lines = list(io.StringIO(shown, newline=""))
@@ -166,7 +166,7 @@ def _is_comment(line: str) -> bool:
 
 
 def _separator(lines: Sequence[str]) -> str:
-    """The separator that the first lines have alike; else the first that the first of them has."""
+    """The separator that comes equally often in both lines, else one that the first line has."""
     counts = {each: [_QUOTED.sub("", line).count(each) for line in lines] for each in _SEPARATORS}
     alike = [each for each, count in counts.items() if count[0] and len(set(count)) == 1]
     some = [each for each, count in counts.items() if count[0]]
@@ -229,7 +229,7 @@ def _read_arrow(file: Any, form: _Form, chosen: list[str]) -> pa.Table:
 
 
 def _refuse_comments(file: Any, form: _Form) -> None:
-    """A row that begins with ``#``, unquoted, is a comment or none: not for a reader to decide."""
+    """Refuse a row that begins with an unquoted ``#``: it may be a comment or a row."""
     file.seek(0)
     text = file.read().decode(form.encoding)
     bare = _QUOTED.sub(lambda quoted: '"' + "\n" * quoted.group().count("\n"), text)
@@ -242,7 +242,7 @@ def _refuse_comments(file: Any, form: _Form) -> None:
 
 
 def _read_rows(file: Any, form: _Form, chosen: list[str]) -> pa.Table:
-    """The same of what pyarrow does not read."""
+    """The same for layouts that pyarrow does not read."""
     lines = io.StringIO(file.read().decode(form.encoding), newline="")
     kept = [line for line in islice(lines, form.skip, None) if not _is_comment(line)]
     rows = [row for row, _ in _rows(kept, form.separator)]
@@ -251,9 +251,10 @@ def _read_rows(file: Any, form: _Form, chosen: list[str]) -> pa.Table:
             raise ValueError(
                 f"its row {number + 1} has {len(row)} cells and its heading {len(form.names)}."
             )
-    places = [form.names.index(name) for name in chosen]
+    positions = [form.names.index(name) for name in chosen]
     return pa.table(
-        [pa.array([row[place] for row in rows], pa.string()) for place in places], names=chosen
+        [pa.array([row[position] for row in rows], pa.string()) for position in positions],
+        names=chosen,
     )
 
 

@@ -1,11 +1,11 @@
-"""Tables that a user names, written: parquet, CSV or FITS, on a disk or in a store, by the suffix.
+"""Write tables: parquet, CSV or FITS, by the suffix, on a disk or in a store.
 
     check_table("s3://bucket/scores.fits")             before the work
     with table_writer(uri, schema, facts) as write:    write(table), piece by piece
 
 `lensprep.tables.reader` reads them. FITS holds ASCII: text is written with Python's escapes
-(backslash-u00e9), and undone. What made a table is JSON in the metadata of parquet, and in a second
-extension of FITS; CSV says nothing of it.
+(backslash-u00e9), which the reader undoes. What made a table is recorded as JSON in the metadata of
+parquet and in a second extension of FITS; CSV has no room for it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NULLS: Final = {"I": -(2**15), "J": -(2**31), "K": -(2**63)}
 
 
 def check_table(uri: Uri, *, vectors: bool = False) -> None:
-    """Refuse a place or a format before the work.
+    """Refuse an output that cannot be written, before the work.
 
     Parameters
     ----------
@@ -49,7 +49,8 @@ def check_table(uri: Uri, *, vectors: bool = False) -> None:
     Raises
     ------
     StorageError
-        If the suffix names no format, the format has no vectors, or nothing can be written there.
+        If the suffix names no format, the format cannot hold vectors, or nothing can be written
+        there.
     """
     if _written_suffix(uri) in _CSV and vectors:
         raise StorageError(f"{uri}: CSV has no vectors (embeddings). Write .parquet or .fits.")
@@ -72,7 +73,7 @@ def table_writer(
 ) -> Iterator[Callable[[pa.Table], None]]:
     """Write a table piece by piece; it appears whole or not at all, in place of an older one.
 
-    Of FITS all pieces are held in memory until the end.
+    For FITS all pieces are held in memory until the end.
 
     Parameters
     ----------
@@ -85,7 +86,7 @@ def table_writer(
     Raises
     ------
     StorageError
-        If the place, the format or the schema will not do.
+        If the location or format cannot be written, or the format cannot hold the schema.
     """
     suffix, facts = _written_suffix(uri), json.dumps(metadata)
     with written_file(uri) as path:
