@@ -189,7 +189,7 @@ def _name_if_new(draft: Path, path: Path) -> None:
 def _local_errors(path: Path, done: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFoundError(f"{path}: no such file.") from error
     except OSError as error:
         raise StorageError(f"{path} cannot be {done}: {error.strerror or error}.") from error
