@@ -101,7 +101,7 @@ class CheckpointError(ProjectError):
 
 
 class ScoresError(ProjectError):
-    """A table of scores lacks a column, has one class only, or holds unusable values."""
+    """A table (scores, catalogue, ...) lacks a column or a class, or holds unusable values."""
 
 
 class StorageError(ProjectError):

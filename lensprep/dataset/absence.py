@@ -1,4 +1,4 @@
-"""What to say of a location that is not the dataset, run or checkpoint that was asked for."""
+"""Messages for a location that is not the dataset, run or checkpoint it was taken for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from lensprep.dataset.kinds import folder_kind
 from lensprep.dataset.layout import MANIFEST_NAME
-from lensprep.store import RemoteStore, is_remote, local_path, open_store
+from lensprep.store import RemoteStore, Store, is_remote, local_path, open_store
 
 Uri = str | PathLike[str]
 
@@ -16,32 +16,30 @@ _NAMES = 3
 """Names of a folder's content that a message lists."""
 
 
-def no_local_dataset(root: Path) -> str:
-    """Why a location on a disk is no dataset: not there, a file, a part of one, something else."""
+def no_dataset(store: Store) -> str:
+    """Why a location is no dataset: nothing, a file, inside a dataset, or something else."""
+    names = [entry.name for entry in store.entries()]
+    if isinstance(store, RemoteStore):
+        scheme, _, path = store.uri.partition("://")
+        folder = PurePosixPath(path)
+        for outer in folder.parents[:-1][:2]:
+            holder = open_store(f"{scheme}://{outer}", store.options)
+            is_there = names or holder.has(folder.relative_to(outer).as_posix())
+            if is_there and holder.has(MANIFEST_NAME):
+                return _inside(store.uri, holder.uri)
+        return _no_manifest(store.uri, names) if names else f"{store.uri}: nothing is there."
+    root = Path(store.uri)
     # Its manifest, a split's folder or a shard may have been named instead of the dataset.
     for above in root.absolute().parents[:2]:
         if root.exists() and (above / MANIFEST_NAME).is_file():
-            return _part_of(str(root), str(above))
+            return _inside(str(root), str(above))
     if root.is_dir():
-        return _no_manifest(str(root), [entry.name for entry in open_store(root).entries()])
+        return _no_manifest(str(root), names)
     if root.exists():
         return f"{root} is a file, not a dataset."
     near = difflib.get_close_matches(root.name, _beside(root), n=1)
     hint = f"Did you mean {root.parent / near[0]}?" if near else "`lensprep convert` makes one."
     return f"{root}: no such dataset. {hint}"
-
-
-def no_remote_dataset(store: RemoteStore) -> str:
-    """Why a location in an object store is no dataset."""
-    names = [entry.name for entry in store.entries()]
-    scheme, _, path = store.uri.partition("://")
-    folder = PurePosixPath(path)
-    for above in folder.parents[:-1][:2]:
-        holder = open_store(f"{scheme}://{above}", store.options)
-        is_there = names or holder.has(folder.relative_to(above).as_posix())
-        if is_there and holder.has(MANIFEST_NAME):
-            return _part_of(store.uri, holder.uri)
-    return _no_manifest(store.uri, names) if names else f"{store.uri}: nothing is there."
 
 
 def _no_manifest(uri: str, names: list[str]) -> str:
@@ -56,8 +54,8 @@ def _no_manifest(uri: str, names: list[str]) -> str:
     )
 
 
-def _part_of(uri: str, dataset: str) -> str:
-    return f"{uri} is a part of the dataset {dataset}. Give that folder."
+def _inside(uri: str, dataset: str) -> str:
+    return f"{uri} lies inside the dataset {dataset}. Give that folder."
 
 
 def no_run(uri: Uri) -> str:
@@ -76,7 +74,7 @@ def no_run(uri: Uri) -> str:
 
 
 def no_checkpoint(uri: Uri) -> str:
-    """Why a location is no checkpoint, if that can be seen from outside, and what to name."""
+    """Why a location that is no file is no checkpoint, and what to name instead."""
     path = local_path(uri)
     if not path.exists():
         return f"{_nothing(path, 'checkpoint')} `lenstrain train` makes checkpoints."
@@ -86,7 +84,7 @@ def no_checkpoint(uri: Uri) -> str:
 
 
 def _nothing(path: Path, what: str = "file or folder") -> str:
-    """That there is nothing, with the names nearby that look like it."""
+    """That nothing is there, with similar names nearby."""
     if not path.parent.is_dir():
         return f"{path}: no such {what}, and no folder {path.parent}."
     names = _beside(path)
@@ -96,7 +94,7 @@ def _nothing(path: Path, what: str = "file or folder") -> str:
 
 
 def _beside(path: Path) -> list[str]:
-    """Names in the folder of what was named."""
+    """Names in the folder in which a path lies."""
     return sorted(found.name for found in path.parent.iterdir()) if path.parent.is_dir() else []
 
 

@@ -1,7 +1,8 @@
 """A committed dataset: its manifest, its shards as arrays, its sidecars as tables.
 
-`open_dataset` gives a leaf that reads where the dataset lies: mapped on a local disk
-(`lensprep.dataset.local`), by ranges in an object store (`lensprep.dataset.remote`).
+`open_dataset` returns the class for where the dataset lies: one that maps the shards on a local
+disk (`lensprep.dataset.local`), or one that reads ranges of an object store
+(`lensprep.dataset.remote`).
 """
 
 from __future__ import annotations
@@ -11,21 +12,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lensprep.dataset.absence import no_dataset
 from lensprep.dataset.layout import MANIFEST_NAME, STAMP_DTYPE, STAMP_SHAPE
-from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
+from lensprep.dataset.manifest import MANIFEST_BYTES, Manifest, ShardInfo, SplitInfo
 from lensprep.dataset.sidecar import join_tables, open_sidecar, read_table
-from lensprep.errors import DatasetError, StorageError
-from lensprep.store import LocalStore, Store, is_remote, member_path, open_store
-
-if TYPE_CHECKING:
-    from lensprep.store import S3Options
+from lensprep.errors import DatasetError, NotFoundError, StorageError
+from lensprep.store import LocalStore, S3Options, Store, is_remote, member_path, open_store
 
 
 class Dataset(ABC):
@@ -39,8 +38,6 @@ class Dataset(ABC):
     """
 
     _leaves: ClassVar[dict[bool, type[Dataset]]] = {}
-    _pre_buffer: ClassVar[bool] = False
-    """Whether the pages of chosen sidecar columns are best read together."""
 
     def __init_subclass__(cls, *, remote: bool) -> None:
         """Have a class read the datasets that are in an object store, or those that are not."""
@@ -66,24 +63,18 @@ class Dataset(ABC):
         Raises
         ------
         DatasetError
-            If there is no such folder, no manifest (not converted, or not finished), or a bad one.
+            If there is no such folder, no manifest (not converted, or not finished), or an invalid
+            one.
         StorageError
-            If the object store does not let us, or does not answer.
+            If the disk or the object store does not let us, or does not answer.
         """
         leaf, store = Dataset._leaves[is_remote(uri)], open_store(uri, options)
-        text = leaf._manifest_text(store)
+        try:
+            with store.open(MANIFEST_NAME) as file:
+                text = file.read(MANIFEST_BYTES + 1)
+        except NotFoundError:
+            raise DatasetError(no_dataset(store)) from None
         return leaf(store, Manifest.from_json(text, f"{store.uri}/{MANIFEST_NAME}"))
-
-    @staticmethod
-    @abstractmethod
-    def _manifest_text(store: Any) -> bytes:
-        """The manifest, and a byte more than one can have if there are so many.
-
-        Raises
-        ------
-        DatasetError
-            If there is none: saying what is there instead.
-        """
 
     @property
     def root(self) -> Path:
@@ -134,12 +125,12 @@ class Dataset(ABC):
         Raises
         ------
         ShardError
-            If the tar is missing or has not the size that the manifest states.
+            If the tar is missing or does not have the size in the manifest.
         """
 
     @abstractmethod
     def read_tar(self, shard: ShardInfo) -> NDArray[np.uint8]:
-        """Every byte of a shard, mapped or read: uint8, whatever its size; for those who verify it.
+        """Every byte of a shard, mapped or read: uint8, whatever its size; for verification.
 
         Raises
         ------
@@ -186,7 +177,7 @@ class Dataset(ABC):
     def _pixels(
         self, shards: Sequence[ShardInfo], index: NDArray[Any] | Sequence[int], where: str
     ) -> NDArray[np.float16]:
-        """Pixels at positions in a row of shards, each row read once, in the order of the disk."""
+        """Pixels at positions in consecutive shards; each row is read once, in tar order."""
         starts = np.cumsum([0, *(shard.rows for shard in shards)])
         positions = np.asarray(index, np.int64)
         if positions.size and (positions.min() < 0 or positions.max() >= starts[-1]):
@@ -205,7 +196,7 @@ class Dataset(ABC):
         rows: NDArray[np.int64],
         out: NDArray[np.float16],
     ) -> None:
-        """Read rows, each of one of `shards`, into `out`; they ascend, and none comes twice."""
+        """Read rows ``rows`` of ``shards[which]`` into `out`; they ascend, without duplicates."""
 
     def read_shard_sidecar(
         self, shard: ShardInfo, columns: Sequence[str] | None = None
@@ -215,14 +206,16 @@ class Dataset(ABC):
         Raises
         ------
         ShardError
-            If the sidecar is missing, has not the size and rows that the manifest states, or is
-            none (`lensprep.dataset.sidecar`).
+            If the sidecar is missing, does not have the size and rows in the manifest, or is not
+            valid (`lensprep.dataset.sidecar`).
         DatasetError
-            If a column is asked for that is not there.
+            If a requested column is not there.
         """
         with self._open_sidecar(shard, whole=columns is None) as source:
             where = f"{self.uri}/{shard.sidecar}"
-            return read_table(source, shard.rows, columns, where, pre_buffer=self._pre_buffer)
+            # Over a network the pages of chosen columns are best read together.
+            pre_buffer = not isinstance(self.store, LocalStore)
+            return read_table(source, shard.rows, columns, where, pre_buffer=pre_buffer)
 
     def sidecar_footer(self, shard: ShardInfo) -> pq.FileMetaData:
         """Schema and row groups of a sidecar; no row is read.
@@ -242,9 +235,9 @@ class Dataset(ABC):
     def _open_sidecar(
         self, shard: ShardInfo, *, whole: bool = False, footer: bool = False
     ) -> AbstractContextManager[Any]:
-        """A sidecar of the size that the manifest states, for `pyarrow.parquet.ParquetFile`.
+        """A sidecar of the size in the manifest, as `pyarrow.parquet.ParquetFile` takes it.
 
-        Whether all of it is to be read, or its footer alone, is known beforehand.
+        The caller says whether it will read all of it, or the footer alone.
         """
 
     def read_sidecar(self, split: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -254,7 +247,7 @@ class Dataset(ABC):
         ----------
         split : str
         columns : sequence of str, optional
-            Columns to read; all that are not nested, if not given.
+            Columns to read; if not given, all that are not nested.
 
         Raises
         ------
@@ -265,7 +258,7 @@ class Dataset(ABC):
         return join_tables(tables, f"{self.uri}: the sidecars of {split}")
 
     def columns(self, split: str) -> list[str]:
-        """Columns of the sidecars of a split, as the first of them has them.
+        """Columns of the first sidecar of a split.
 
         Raises
         ------

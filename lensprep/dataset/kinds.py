@@ -1,7 +1,7 @@
-"""What a location holds, as its names say: a dataset, a tree, shards, cutouts, a run (pure).
+"""What a location holds, judged by its names: a dataset, a tree, shards, cutouts, a run (pure).
 
-Whoever is given one in place of another says what it is and which command wants it, and not what
-is missing in it.
+A command that is given one in place of another says what it is and which command takes it, rather
+than what is missing in it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ DATASET: Final = (
     "a converted dataset. `lensprep inspect` shows what is in it, `lensprep verify` checks it"
 )
 _BEGUN: Final = (
-    "a conversion that did not finish, or is running. `lensprep convert ... --resume` goes on "
-    "with it"
+    "a conversion that did not finish, or is running. `lensprep convert ... --resume` continues it"
 )
 _RUN: Final = "the folder of a training run. `lenstrain monitor` shows it"
 _SHARDS: Final = (
-    "a folder of shards, part of a dataset or one whose copy or upload did not finish. Give the "
+    "a folder of shards: one split, or a dataset whose copy or upload did not finish. Give the "
     "folder with the manifest, or copy it again"
 )
 _TREE: Final = (
@@ -41,7 +40,7 @@ _SIDECAR: Final = re.compile(rf"({'|'.join(SPLITS)})-[0-9]{{6}}\.parquet$")
 _BY_ENDING: Final = {(".tar",): _SHARDS, (".parquet",): _TREE, CUTOUT_SUFFIXES: _CUTOUTS}
 _BY_COLUMNS: Final = (
     ({"logit"}, "a table of scores. `lenstrain evaluate` reads it"),
-    ({"key", "payload_crc32"}, "the sidecar of a shard. `lensprep inspect` takes the .tar of it"),
+    ({"key", "payload_crc32"}, "the sidecar of a shard. `lensprep inspect` takes its .tar"),
     ({"kind", "reason", "source_row_group"}, "a list of rows that were left out, and why"),
 )
 

@@ -88,23 +88,63 @@ MEASURED_COLUMNS: Final = (
 )
 """What conversion adds to a row and depends on its content alone."""
 
+TEXTS: Final = (
+    "key",
+    "pixel_hash",
+    "task_id",
+    "lens_model",
+    "brickname",
+    "region_split",
+    "split",
+    "source_file",
+)
+WHOLE_NUMBERS: Final = (
+    "label",
+    "region_id",
+    "payload_crc32",
+    "is_control",
+    "source_row_group",
+    "source_row",
+)
+NUMBERS: Final = (
+    *(
+        f"{name}_{band}"
+        for name in ("median", "scale", "clip_frac", "psf_fwhm_used")
+        for band in BANDS
+    ),
+    "ra",
+    "dec",
+    "theta_e_arcsec",
+    "src_dmag",
+    "src_reff_arcsec",
+    "src_x_arcsec",
+    "src_y_arcsec",
+    "src_gr",
+    "src_rz",
+    "psfsize_r",
+    "psfdepth_r",
+    "ebv",
+    "arc_snr",
+    "total_injected_flux_r",
+    "magnification",
+    "bad_pixel_frac",
+    "wise_brightmask_frac",
+)
+"""Columns of a sidecar that readers of this project use, by what they hold; the types of others are
+free."""
+
 SOURCE_COLUMNS: Final = ("source_file", "source_row_group", "source_row")
 """Where a row came from: the only sidecar columns that another layout of the source changes."""
 
 
-def shard_stem(split: str, index: int) -> str:
-    """Path of a shard in its dataset, without suffix: ``train/train-000000``."""
-    return f"{split}/{split}-{index:06d}"
-
-
 def shard_name(split: str, index: int) -> str:
     """Path of a shard's tar in its dataset: ``train/train-000000.tar``."""
-    return shard_stem(split, index) + ".tar"
+    return f"{split}/{split}-{index:06d}.tar"
 
 
 def sidecar_name(split: str, index: int) -> str:
     """Path of a shard's sidecar in its dataset: ``train/train-000000.parquet``."""
-    return shard_stem(split, index) + ".parquet"
+    return f"{split}/{split}-{index:06d}.parquet"
 
 
 def shard_bytes(rows: int) -> int:

@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lensprep.dataset.absence import no_local_dataset
 from lensprep.dataset.dataset import Dataset
-from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE
-from lensprep.dataset.manifest import MANIFEST_BYTES, ShardInfo
+from lensprep.dataset.layout import RECORD_STRIDE
+from lensprep.dataset.manifest import ShardInfo
 from lensprep.dataset.record import payload_view
 from lensprep.dataset.sidecar import unreadable
-from lensprep.errors import DatasetError, ShardError
+from lensprep.errors import ShardError
 from lensprep.store import LocalStore
 
 
@@ -26,25 +25,14 @@ class LocalDataset(Dataset, remote=False):
 
     store: LocalStore
 
-    @staticmethod
-    def _manifest_text(store: LocalStore) -> bytes:
-        path = store.root / MANIFEST_NAME
-        try:
-            with path.open("rb") as file:
-                return file.read(MANIFEST_BYTES + 1)
-        except (FileNotFoundError, NotADirectoryError):
-            raise DatasetError(no_local_dataset(store.root)) from None
-        except OSError as error:
-            raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error
-
     def map_records(self, shard: ShardInfo) -> NDArray[np.uint8]:
         """Records of a shard, mapped: uint8, shape (rows, RECORD_STRIDE), read-only.
 
         Raises
         ------
         ShardError
-            If the tar is missing or has not the size that the manifest states. The size is
-            checked first because touching a mapped page beyond the end kills the process.
+            If the tar is missing or does not have the size in the manifest. The size is checked
+            first because touching a mapped page beyond the end kills the process.
         """
         path = self.path(shard.name)
         try:

@@ -10,23 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from reprlib import repr as shortened
 from typing import Any, Final
 
-from lensprep.dataset.layout import (
-    BANDS,
-    FORMAT_VERSION,
-    JSON_BYTES,
-    JSON_OFFSET,
-    LABEL_MAP,
-    PAYLOAD_BYTES,
-    PAYLOAD_OFFSET,
-    PIXEL_SCALE_ARCSEC,
-    RECORD_STRIDE,
-    SPLITS,
-    STAMP_DTYPE,
-    STAMP_SHAPE,
-    shard_bytes,
-    shard_name,
-    sidecar_name,
-)
+from lensprep.dataset import layout
 from lensprep.dataset.normalization import NormalizationSpec
 from lensprep.dataset.strictjson import (
     check_number,
@@ -75,11 +59,8 @@ class ShardInfo:
         for digest in (self.sha256, self.sidecar_sha256):
             if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
                 raise DatasetError(f"{self.name}: {shortened(digest)} is not a SHA-256")
-        if self.bytes != shard_bytes(self.rows):
+        if self.bytes != layout.shard_bytes(self.rows):
             raise DatasetError(f"{self.name} cannot hold {self.rows} rows in {self.bytes} bytes")
-
-
-_SHARD: Final = tuple(entry.name for entry in fields(ShardInfo))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,40 +101,39 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     """The full configuration of the conversion."""
-    format_version: int = FORMAT_VERSION
-    bands: tuple[str, ...] = BANDS
-    pixel_scale_arcsec: float = PIXEL_SCALE_ARCSEC
-    label_map: dict[str, int] = field(default_factory=lambda: dict(LABEL_MAP))
+    format_version: int = layout.FORMAT_VERSION
+    bands: tuple[str, ...] = layout.BANDS
+    pixel_scale_arcsec: float = layout.PIXEL_SCALE_ARCSEC
+    label_map: dict[str, int] = field(default_factory=lambda: dict(layout.LABEL_MAP))
     geometry: dict[str, Any] = field(default_factory=lambda: geometry())
 
     def __post_init__(self) -> None:
         norm = self.normalization
         for name in norm.known_parameters or ():
             get_entry(norm.parameters, name, f"normalization: {norm.mode}")
-        for what in ("source", "versions", "config"):
-            check_object(getattr(self, what), what)
         # As JSON, where 1, 1.0 and true are three things.
         if json.dumps(self.geometry, sort_keys=True) != json.dumps(geometry(), sort_keys=True):
-            raise DatasetError(f"the record geometry is not that of format {FORMAT_VERSION}")
-        if self.bands != BANDS:
-            raise DatasetError(f"bands: {shortened(self.bands)} are not {', '.join(BANDS)}")
+            raise DatasetError(f"the record geometry is not that of format {layout.FORMAT_VERSION}")
+        if self.bands != layout.BANDS:
+            raise DatasetError(f"bands: {shortened(self.bands)} are not {', '.join(layout.BANDS)}")
         if check_number(self.pixel_scale_arcsec, "pixel_scale_arcsec") <= 0:
             raise DatasetError(f"pixel_scale_arcsec: {self.pixel_scale_arcsec} is not positive")
-        for name, label in check_object(self.label_map, "label_map").items():
-            check_whole(label, f"label_map: {name!r:.60}", 1)
+        for model, label in self.label_map.items():
+            check_whole(label, f"label_map: {model!r:.60}", 1)
         if self.account:
             _check_account(self.account, "account")
-            for name, classes in check_object(
-                self.account.get("splits", {}), "account: splits"
-            ).items():
-                for label, part in check_object(classes, f"account: {name!r:.60}").items():
-                    _check_account(part, f"account: {name!r:.60}: {label!r:.60}")
+            splits = check_object(self.account.get("splits", {}), "account: splits")
+            for name, classes in splits.items():
+                for which, rows in check_object(classes, f"account: {name!r:.60}").items():
+                    _check_account(rows, f"account: {name!r:.60}: {which!r:.60}")
         for name, split in self.splits.items():
-            if name not in SPLITS:
-                raise DatasetError(f"there is no split {name!r:.60}; known: {', '.join(SPLITS)}")
+            if name not in layout.SPLITS:
+                raise DatasetError(
+                    f"there is no split {name!r:.60}; known: {', '.join(layout.SPLITS)}"
+                )
             for index, shard in enumerate(split.shards):
-                # The place gives the names, so none comes twice or out of order.
-                names = shard_name(name, index), sidecar_name(name, index)
+                # The position gives the names, so none comes twice or out of order.
+                names = layout.shard_name(name, index), layout.sidecar_name(name, index)
                 if (shard.name, shard.sidecar) != names:
                     raise DatasetError(
                         f"shard {index} of {name} is {shard.name} with {shard.sidecar}, not "
@@ -182,9 +162,9 @@ class Manifest:
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def to_json(self) -> str:
-        """Indented JSON, the widest part (the shards) last."""
-        head = {
+    def facts(self) -> dict[str, Any]:
+        """Everything but the splits, in plain types."""
+        return {
             "format_version": self.format_version,
             "dataset_id": self.dataset_id,
             "bands": list(self.bands),
@@ -196,9 +176,12 @@ class Manifest:
             "source": self.source,
             "versions": self.versions,
             "config": self.config,
-            "splits": {name: asdict(split) for name, split in self.splits.items()},
         }
-        return json.dumps(head, indent=2, allow_nan=False) + "\n"
+
+    def to_json(self) -> str:
+        """Indented JSON, with the shards, which take the most room, last."""
+        splits = {name: asdict(split) for name, split in self.splits.items()}
+        return json.dumps({**self.facts(), "splits": splits}, indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "manifest.json") -> Manifest:
@@ -224,10 +207,10 @@ class Manifest:
             raise DatasetError(
                 f"{where} is not a manifest of lensprep ({error}). Convert again."
             ) from None
-        if type(version) is not int or version != FORMAT_VERSION:
+        if type(version) is not int or version != layout.FORMAT_VERSION:
             raise DatasetError(
                 f"{where} has dataset format {shortened(version)}; this version reads "
-                f"{FORMAT_VERSION}. Upgrade lensprep, or convert again with this version."
+                f"{layout.FORMAT_VERSION}. Upgrade lensprep, or convert again with this version."
             )
         try:
             manifest = cls._from_data(data)
@@ -244,25 +227,19 @@ class Manifest:
 
     @classmethod
     def _from_data(cls, data: Mapping[str, Any]) -> Manifest:
-        def part(name: str) -> dict[str, Any]:
-            return check_object(get_entry(data, name, "it"), name)
-
+        parts: dict[str, Any] = {
+            name: check_object(get_entry(data, name, "it"), name)
+            for name in ("account", "source", "versions", "config", "label_map", "geometry")
+        }
+        splits = check_object(get_entry(data, "splits", "it"), "splits")
         bands = get_entry(data, "bands", "it")
         scale = check_number(get_entry(data, "pixel_scale_arcsec", "it"), "pixel_scale_arcsec")
         return cls(
             normalization=NormalizationSpec.from_dict(get_entry(data, "normalization", "it")),
-            splits={
-                name: _split_info(split, f"split {name!r:.60}")
-                for name, split in part("splits").items()
-            },
+            splits={n: _split_info(split, f"split {n!r:.60}") for n, split in splits.items()},
             bands=tuple(bands) if isinstance(bands, list) else (bands,),
             pixel_scale_arcsec=float(scale),
-            account=part("account"),
-            source=part("source"),
-            versions=part("versions"),
-            config=part("config"),
-            label_map=part("label_map"),
-            geometry=part("geometry"),
+            **parts,
         )
 
 
@@ -274,9 +251,11 @@ def _split_info(data: Any, where: str) -> SplitInfo:
         raise DatasetError(f"{where}: shards is {shortened(shards)}, not a list")
     infos = []
     for number, shard in enumerate(shards):
-        place = f"{where}, shard {number}"
-        values = check_object(shard, place)
-        infos.append(ShardInfo(**{name: get_entry(values, name, place) for name in _SHARD}))
+        which = f"{where}, shard {number}"
+        values = check_object(shard, which)
+        infos.append(
+            ShardInfo(**{key.name: get_entry(values, key.name, which) for key in fields(ShardInfo)})
+        )
     try:
         return SplitInfo(
             **{name: get_entry(entry, name, where) for name in ("rows", "classes", "regions")},
@@ -299,11 +278,11 @@ def _check_account(account: Any, where: str) -> None:
 def geometry() -> dict[str, Any]:
     """Geometry of the records in plain numbers, for readers that know nothing of this package."""
     return {
-        "stride": RECORD_STRIDE,
-        "payload_offset": PAYLOAD_OFFSET,
-        "payload_bytes": PAYLOAD_BYTES,
-        "json_offset": JSON_OFFSET,
-        "json_bytes": JSON_BYTES,
-        "dtype": STAMP_DTYPE.str,
-        "shape": list(STAMP_SHAPE),
+        "stride": layout.RECORD_STRIDE,
+        "payload_offset": layout.PAYLOAD_OFFSET,
+        "payload_bytes": layout.PAYLOAD_BYTES,
+        "json_offset": layout.JSON_OFFSET,
+        "json_bytes": layout.JSON_BYTES,
+        "dtype": layout.STAMP_DTYPE.str,
+        "shape": list(layout.STAMP_SHAPE),
     }

@@ -84,9 +84,8 @@ class NormalizationSpec:
         """Inverse of `to_dict`."""
         entry = check_object(data, "normalization")
         clip = check_number(get_entry(entry, "clip", "normalization"), "normalization: clip")
-        parameters = check_object(entry.get("parameters", {}), "normalization: parameters")
         mode = get_entry(entry, "mode", "normalization")
-        return cls(mode=mode, clip=float(clip), parameters=dict(parameters))
+        return cls(mode=mode, clip=float(clip), parameters=entry.get("parameters", {}))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,22 +175,11 @@ def normalization_spec(
         has = f"has {', '.join(known)}" if known else "has no parameters"
         raise ConfigError(f"normalisation {mode} does not know {', '.join(unknown)}: it {has}.")
     numbers = {**known, **{name: float(value) for name, value in parameters.items()}}
-    _check_clip(clip)
-    _check_numbers(mode, numbers)
-    return NormalizationSpec(mode=mode, clip=float(clip), parameters=numbers)
-
-
-def _check_clip(clip: float) -> None:
-    """Refuse a clip that is not positive, finite and exact in float16."""
     if not 0 < clip <= float(np.finfo(np.float16).max):
         raise ConfigError(f"clip must lie in (0, 65504], got {clip}; the default is 10.")
     nearest = float(np.float16(clip))
     if nearest != clip:
         raise ConfigError(f"clip {clip} is not exact in float16; the nearest that is: {nearest}.")
-
-
-def _check_numbers(mode: str, numbers: dict[str, float]) -> None:
-    """Refuse an annulus without pixels and a softening that is not positive."""
     if mode == "mad_annulus":
         inner, outer = numbers["inner_px"], numbers["outer_px"]
         if annulus_indices(STAMP_SIZE, inner, outer).size < 2:
@@ -199,10 +187,10 @@ def _check_numbers(mode: str, numbers: dict[str, float]) -> None:
                 f"no annulus of a stamp of {STAMP_SIZE} pixels lies between inner_px {inner} and "
                 f"outer_px {outer}; the defaults are 20 and 32."
             )
-    if mode == "asinh_survey":
-        for name, value in numbers.items():
-            if not 1e-30 < value < 1e30:
-                raise ConfigError(f"{name} must be positive nanomaggies, got {value}.")
+    for name, value in numbers.items():
+        if name.startswith("softening") and not 1e-30 < value < 1e30:
+            raise ConfigError(f"{name} must be positive nanomaggies, got {value}.")
+    return NormalizationSpec(mode=mode, clip=float(clip), parameters=numbers)
 
 
 def radius_px(size: int = STAMP_SIZE) -> NDArray[np.float64]:

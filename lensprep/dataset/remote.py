@@ -7,26 +7,25 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby, pairwise
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lensprep.dataset.absence import no_remote_dataset
 from lensprep.dataset.dataset import Dataset
-from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE
-from lensprep.dataset.manifest import MANIFEST_BYTES, ShardInfo
+from lensprep.dataset.layout import RECORD_STRIDE
+from lensprep.dataset.manifest import ShardInfo
 from lensprep.dataset.record import payload_view
-from lensprep.errors import ChangedError, DatasetError, NotFoundError, ShardError
+from lensprep.errors import ChangedError, NotFoundError, ShardError
 from lensprep.store import Piece, RemoteStore
 from lensprep.store.base import damaged
 from lensprep.store.remotefile import RemoteFile
 
 _GAP_ROWS: Final = 16
-"""Rows that are read though nobody asked, to save a request: 0.4 MB."""
+"""Unwanted rows between two wanted ones that are read to save a request: 0.4 MB."""
 _ROWS_AT_ONCE: Final = 8192
-"""Rows that are held beside the pixels that were asked for: about 220 MB."""
+"""Rows held in memory beside the pixels that were asked for: about 220 MB."""
 _SIDECARS_AT_ONCE: Final = 8
 
 
@@ -34,15 +33,6 @@ class RemoteDataset(Dataset, remote=True):
     """A committed dataset in an object store."""
 
     store: RemoteStore
-    _pre_buffer: ClassVar[bool] = True
-
-    @staticmethod
-    def _manifest_text(store: RemoteStore) -> bytes:
-        try:
-            with store.open(MANIFEST_NAME) as file:
-                return file.read(MANIFEST_BYTES + 1)
-        except NotFoundError:
-            raise DatasetError(no_remote_dataset(store)) from None
 
     def read_records(
         self, shard: ShardInfo, start: int = 0, stop: int | None = None
@@ -67,7 +57,7 @@ class RemoteDataset(Dataset, remote=True):
         out: NDArray[np.float16],
     ) -> None:
         for stretches in _batches(rows, which):
-            # With the rows between them: it costs less to read some of these than to ask again.
+            # With the rows between them: reading a few of these costs less than another request.
             held = [np.empty((rows[high - 1] - rows[low] + 1, RECORD_STRIDE), np.uint8)
                     for low, high in stretches]  # fmt: skip
             pieces = [_piece(shards[which[low]], int(rows[low]), records)
@@ -82,7 +72,7 @@ class RemoteDataset(Dataset, remote=True):
         self, shard: ShardInfo, *, whole: bool = False, footer: bool = False
     ) -> Iterator[RemoteFile | pa.BufferReader]:
         with _shard_errors(f" ({shard.sidecar}, offset 0)"):
-            # All of it in one request; and over plain HTTP only all of it has a digest.
+            # All of it takes one request; over plain HTTP only the whole file has a digest.
             if whole or (self.store.connection.plain and not footer):
                 yield pa.BufferReader(self._read_sidecar(shard))
                 return
@@ -123,27 +113,27 @@ class RemoteDataset(Dataset, remote=True):
 
 
 @contextmanager
-def _shard_errors(place: str) -> Iterator[None]:
-    """What is missing or was replaced is the shard's fault, not that of the network."""
+def _shard_errors(where: str) -> Iterator[None]:
+    """Report what is missing or was replaced as the shard's fault, not the network's."""
     try:
         yield
     except (NotFoundError, ChangedError) as error:
         raise ShardError(
-            f"{str(error).rstrip('.')}{place}. Upload or convert the dataset again, or run "
+            f"{str(error).rstrip('.')}{where}. Upload or convert the dataset again, or run "
             "`lensprep verify`."
         ) from error
 
 
 def _piece(shard: ShardInfo, row: int, records: NDArray[np.uint8]) -> Piece:
-    """Range of a shard that holds records from ``row`` on; size and digest must be the shard's."""
+    """Range of a shard with the records from ``row`` on; size and digest must be the shard's."""
     view = records.reshape(-1).data
     return Piece(shard.name, row * RECORD_STRIDE, view, shard.bytes, shard.sha256)
 
 
 def _batches(rows: NDArray[np.int64], which: NDArray[np.int64]) -> Iterator[list[Any]]:
-    """Stretches of sorted rows to be read together, from one index to before another.
+    """Stretches of sorted rows to be read together, each from one index to before another.
 
-    They are cut at shards, at gaps worth a request of their own, and where they grow long.
+    A stretch ends with its shard, at a gap that is worth another request, and where it grows long.
     """
     if not len(rows):
         return

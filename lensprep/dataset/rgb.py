@@ -30,11 +30,6 @@ def lupton_rgb(pixels: ArrayLike) -> NDArray[np.uint8]:
     .. [1] Lupton et al. 2004, PASP 116, 133.
     .. [2] The scales, m = 0.03 and Q = 20 are those of the Legacy Survey sky viewer.
     """
-    return np.rint(255 * viewer_rgb(pixels)).astype(np.uint8)
-
-
-def viewer_rgb(pixels: ArrayLike) -> NDArray[np.float64]:
-    """The same as `lupton_rgb` as fractions in [0, 1], shape (..., H, W, 3)."""
     flux = np.asarray(pixels, np.float64)
     scales = np.array([_CHANNEL_SCALE[band] for band in "grz"])[:, None, None]
     shifted = flux * scales + _MINIMUM
@@ -42,4 +37,5 @@ def viewer_rgb(pixels: ArrayLike) -> NDArray[np.float64]:
     compressed = np.arcsinh(_SOFTENING * intensity) / np.sqrt(_SOFTENING)
     safe = np.where(intensity > 0, intensity, 1.0)
     picture = np.clip(shifted * compressed / safe, 0.0, 1.0)
-    return np.moveaxis(picture[..., ::-1, :, :], -3, -1)
+    picture = np.moveaxis(picture[..., ::-1, :, :], -3, -1)
+    return np.rint(255 * picture).astype(np.uint8)

@@ -1,7 +1,7 @@
 """The sidecar's schema and rows: what every reader may rely on, checked when one is opened.
 
-A sidecar may come from anybody. Its footer is compared with the manifest, and what it would unpack
-to with the tar that it describes, before a row is read; types and values before one is used.
+A sidecar may come from anybody. Before a row is read, its footer is compared with the manifest and
+its unpacked size with the size of its tar; types and values are checked before they are used.
 """
 
 from __future__ import annotations
@@ -15,63 +15,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lensprep.dataset import layout
 from lensprep.dataset.layout import BANDS, RECORD_STRIDE
 from lensprep.errors import DatasetError, ShardError, error_line, names_text, passing_fault
 
 REQUIRED: Final = ("key", "label", "region_id", "payload_crc32")
 """Columns that every sidecar has, without nulls."""
-TEXTS: Final = (
-    "key",
-    "pixel_hash",
-    "task_id",
-    "lens_model",
-    "brickname",
-    "region_split",
-    "split",
-    "source_file",
-)
-WHOLE_NUMBERS: Final = (
-    "label",
-    "region_id",
-    "payload_crc32",
-    "is_control",
-    "source_row_group",
-    "source_row",
-)
-NUMBERS: Final = (
-    *(
-        f"{name}_{band}"
-        for name in ("median", "scale", "clip_frac", "psf_fwhm_used")
-        for band in BANDS
-    ),
-    "ra",
-    "dec",
-    "theta_e_arcsec",
-    "src_dmag",
-    "src_reff_arcsec",
-    "src_x_arcsec",
-    "src_y_arcsec",
-    "src_gr",
-    "src_rz",
-    "psfsize_r",
-    "psfdepth_r",
-    "ebv",
-    "arc_snr",
-    "total_injected_flux_r",
-    "magnification",
-    "bad_pixel_frac",
-    "wise_brightmask_frac",
-)
-"""Columns that readers of this project use, by what they hold; others may be of any type."""
-
 STATISTICS: Final = tuple(f"{name}_{band}" for name in ("median", "scale") for band in BANDS)
-"""What normalisation measured of a stamp, and what undoes it."""
+"""What normalisation measured in a stamp; with these it can be undone."""
 
 _RANGES: Final = {"label": (0, 1), "payload_crc32": (0, 2**32 - 1)}
 _SLACK_BYTES: Final = 1 << 20
-"""What a sidecar of a few rows may unpack to beyond their tar."""
+"""By how much the unpacked sidecar of a few rows may exceed their tar."""
 _MOST_ENTRIES: Final = 10_000
-"""Columns, or row groups, of a footer; deeper than a parser's stack no schema can then be."""
+"""Columns, or row groups, of a footer; this also bounds how deeply a schema can be nested."""
 _TOO_LARGE: Final = "would unpack to more bytes than the tar that it describes"
 
 
@@ -91,20 +48,12 @@ def open_sidecar(source: Any, rows: int, where: str, **options: Any) -> pq.Parqu
     Raises
     ------
     ShardError
-        If it cannot be read, has other rows, lacks a column, or one is there twice or of a type
-        that it must not have.
+        If it cannot be read, has another number of rows, lacks a column, or has one twice or of
+        the wrong type.
     """
-    return _open(source, rows, where, **options)[0]
-
-
-def _open(
-    source: Any, rows: int, where: str, **options: Any
-) -> tuple[pq.ParquetFile, dict[str, pa.DataType]]:
-    """The file, and the types of its columns."""
     try:
         file = pq.ParquetFile(source, thrift_container_size_limit=_MOST_ENTRIES, **options)
-        schema = file.schema_arrow
-        names, types = schema.names, dict(zip(schema.names, schema.types, strict=True))
+        names, types = file.schema_arrow.names, _types(file)
         problem = _footer_problem(file.metadata, rows)
         if not problem and len(types) < len(names):
             twice = next(name for name in types if names.count(name) > 1)
@@ -114,7 +63,11 @@ def _open(
         raise unreadable(where, error) from error
     if problem:
         raise ShardError(f"{where} {problem}. Copy it again, or convert again.")
-    return file, types
+    return file
+
+
+def _types(file: pq.ParquetFile) -> dict[str, pa.DataType]:
+    return dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
 
 
 def read_table(
@@ -132,12 +85,13 @@ def read_table(
     Raises
     ------
     ShardError
-        As `open_sidecar`; if it would unpack to more than the tar it describes; if text is not
-        UTF-8; or if a required column holds a null or a value out of range.
+        As `open_sidecar`; if it would unpack to more than its tar; if text is not UTF-8; or if a
+        required column holds a null or a value out of range.
     DatasetError
-        If a column is asked for that is not there.
+        If a requested column is not there.
     """
-    file, types = _open(source, rows, where, **options)
+    file = open_sidecar(source, rows, where, **options)
+    types = _types(file)
     if columns is None:
         names = [name for name, kind in types.items() if not pa.types.is_nested(kind)]
     else:
@@ -150,7 +104,7 @@ def read_table(
     texts = [name for name in names if _is_text(types[name]) or _is_bytes(types[name])]
     try:
         if texts:
-            # A value may stand once in a file for all of its rows: as a dictionary it stays so.
+            # A file may hold a value once for all of its rows: read as a dictionary it stays one.
             file = pq.ParquetFile(
                 source,
                 metadata=file.metadata,
@@ -158,13 +112,13 @@ def read_table(
                 thrift_container_size_limit=_MOST_ENTRIES,
                 **options,
             )
-        # A few columns cost less to read than threads to start: half the time for one.
+        # Reading a few columns costs less than starting threads: half the time for one.
         table = file.read(columns=names, use_threads=columns is None).select(names)
         if sum(_text_bytes(table[name]) for name in texts) > _most_bytes(rows):
             raise ShardError(f"{where} {_TOO_LARGE}. Copy it again, or convert again.")
         for name in texts:
-            place = table.schema.get_field_index(name)
-            table = table.set_column(place, name, table[name].cast(_plain(types[name])))
+            position = table.schema.get_field_index(name)
+            table = table.set_column(position, name, table[name].cast(_plain(types[name])))
         table.validate(full=bool(texts))
         problem = _values_problem(table)
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -193,7 +147,7 @@ def read_statistics(table: pa.Table) -> tuple[NDArray[np.float32], NDArray[np.fl
 
 
 def join_tables(tables: Iterable[pa.Table], where: str, **options: Any) -> pa.Table:
-    """Rows of several sidecars; DatasetError if they have not the same columns of the same types.
+    """Rows of several sidecars; DatasetError if their columns or types differ.
 
     Parameters
     ----------
@@ -204,13 +158,13 @@ def join_tables(tables: Iterable[pa.Table], where: str, **options: Any) -> pa.Ta
     **options
         Of `pyarrow.concat_tables`.
     """
-    parts = list(tables)
+    found = list(tables)
     try:
-        return pa.concat_tables(parts, **options)
+        return pa.concat_tables(found, **options)
     except pa.ArrowException as error:
-        first = dict(zip(parts[0].column_names, parts[0].schema.types, strict=True))
-        for part in parts[1:]:
-            other = dict(zip(part.column_names, part.schema.types, strict=True))
+        first = dict(zip(found[0].column_names, found[0].schema.types, strict=True))
+        for table in found[1:]:
+            other = dict(zip(table.column_names, table.schema.types, strict=True))
             for name in [*first, *other]:
                 if (one := first.get(name)) != (two := other.get(name)):
                     raise DatasetError(
@@ -249,9 +203,9 @@ def _types_problem(types: Mapping[str, pa.DataType], rows: int) -> str:
         if name not in types:
             return f"has no column {name!r}"
     for kind, columns, holds in (
-        ("text", TEXTS, _is_text),
-        ("whole numbers", WHOLE_NUMBERS, pa.types.is_integer),
-        ("numbers", NUMBERS, _is_number),
+        ("text", layout.TEXTS, _is_text),
+        ("whole numbers", layout.WHOLE_NUMBERS, pa.types.is_integer),
+        ("numbers", layout.NUMBERS, _is_number),
     ):
         for name in columns:
             found = types.get(name)

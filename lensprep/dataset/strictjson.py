@@ -1,4 +1,4 @@
-"""Strict JSON: one value a key, finite numbers, text that is text; read and written (pure)."""
+"""Strict JSON, read and written: no key twice, finite numbers, valid Unicode (pure)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 from lensprep.errors import DatasetError
 
 MAX_DEPTH: Final = 32
-"""Levels of objects and lists; deeper ones would end the recursion of whoever writes them again."""
+"""Levels of objects and lists; deeper ones could exceed the recursion limit when written again."""
 
 
 def parse_json(text: bytes | str) -> Any:
-    """Read JSON, and refuse what readers understand differently or cannot pass on.
+    """Read JSON, and refuse what other readers might read differently or could not write again.
 
     Parameters
     ----------
@@ -27,8 +27,8 @@ def parse_json(text: bytes | str) -> Any:
     Raises
     ------
     ValueError
-        In one line: no JSON, a key twice, a number that is not finite or a whole one beyond 64
-        bits, text that is no Unicode, or more than `MAX_DEPTH` levels.
+        In one line: not JSON, a key twice, a number that is not finite or a whole one beyond 64
+        bits, text that is not valid Unicode, or more than `MAX_DEPTH` levels.
     """
     try:
         value = json.loads(
@@ -88,7 +88,7 @@ def _whole(text: str) -> int:
 
 
 def plain(value: Any) -> Any:
-    """Types of JSON, from NumPy's too; what it has no word for (NaN, infinity) becomes None."""
+    """Types of JSON, also from NumPy's; NaN and infinity, which JSON lacks, become None."""
     if isinstance(value, dict):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -115,7 +115,7 @@ def check_object(value: Any, what: str) -> dict[str, Any]:
 
 
 def check_whole(value: Any, what: str, most: int = 1 << 53) -> int:
-    """A count; true, 1.0 and "1" are none, and JSON's readers agree on none beyond 2**53."""
+    """A count: not true, 1.0 or "1", nor above 2**53, where readers of JSON disagree."""
     if type(value) is not int or not 0 <= value <= most:
         raise DatasetError(f"{what} is {shortened(value)}, not a whole number from 0 to {most}")
     return value

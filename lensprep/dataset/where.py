@@ -1,7 +1,7 @@
 """Row filters such as ``theta_e_arcsec >= 0.6 and psfsize_r < 1.4``, safe to take from a user.
 
 The text is parsed by `ast` as a Python expression of a small grammar and evaluated by
-`pyarrow.compute`; nothing of it is ever run as Python::
+`pyarrow.compute`; none of it is ever run as Python::
 
     expression  a or b, a and b, not a, (a)
     condition   a < b, <=, >, >=, ==, !=     also chained: 0.5 <= theta_e_arcsec < 1
@@ -19,6 +19,8 @@ import ast
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import reduce
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -48,6 +50,8 @@ _ARITHMETIC: Final[dict[type[ast.operator], str]] = {
 }
 _FUNCTIONS: Final = ("abs", "sqrt", "log10")
 _CONSTANTS: Final[dict[str, bool | None]] = {"null": None, "true": True, "false": False}
+_Evaluate = Callable[[pa.Table], Any]
+"""The value of an expression: a ChunkedArray, or a Scalar if it reads no column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +82,8 @@ class Where:
         """
         check_columns(self, table.column_names)
         try:
-            value = _evaluate(_parse(self.text), table)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+            value = _compile(_parse(self.text), self.text, {})(table)
+        except (pa.ArrowException, OverflowError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"where {self.text!r} cannot be evaluated: {reason}.") from None
         if not isinstance(value, pa.ChunkedArray):  # an expression of constants alone
@@ -108,9 +112,8 @@ def compile_where(text: str, known_columns: Iterable[str] | None = None) -> Wher
         If the text does not fit the grammar, or names an unknown column (the message names the
         nearest known one).
     """
-    tree = _parse(text)
     names: dict[str, None] = {}
-    _check(tree, text, names, 0)
+    _compile(_parse(text), text, names)
     where = Where(text, tuple(names))
     if known_columns is not None:
         check_columns(where, known_columns)
@@ -140,55 +143,95 @@ def _parse(text: str) -> ast.expr:
         ) from None
 
 
-def _check(node: ast.expr, text: str, names: dict[str, None], depth: int) -> None:
-    """Refuse what the grammar lacks and collect the columns."""
+def _compile(node: ast.expr, text: str, names: dict[str, None], depth: int = 0) -> _Evaluate:
+    """What an expression is of a table; its columns are added to `names`.
+
+    Raises
+    ------
+    ConfigError
+        If it is not of the grammar.
+    """
     if depth > _MAX_DEPTH:
         raise ConfigError(f"where {text[:60]!r}... is nested more than {_MAX_DEPTH} deep.")
-    children: list[ast.expr]
+
+    def of(child: ast.expr) -> _Evaluate:
+        return _compile(child, text, names, depth + 1)
+
     match node:
-        case ast.BoolOp(values=children):
-            pass
-        case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.UAdd(), operand=operand):
-            children = [operand]
+        case ast.BoolOp(op=op, values=values):
+            join = pc.and_kleene if isinstance(op, ast.And) else pc.or_kleene
+            parts = [of(value) for value in values]
+            return lambda table: reduce(join, [_boolean(part(table)) for part in parts])
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            inner = of(operand)
+            return lambda table: pc.invert(_boolean(inner(table)))
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
+            inner, factor = of(operand), -1.0 if isinstance(sign, ast.USub) else 1.0
+            return lambda table: pc.multiply(_real(inner(table)), factor)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
-            children = [left, right]
+            name, one, two = _ARITHMETIC[type(op)], of(left), of(right)
+            # Real numbers throughout: integer columns would divide to integers and wrap round.
+            return lambda table: pc.call_function(name, [_real(one(table)), _real(two(table))])
         case ast.Compare():
-            children = _compare_operands(node, text)
+            return _compile_comparison(node, of, text)
         case ast.Call(func=ast.Name(id=name), args=[operand], keywords=[]) if name in _FUNCTIONS:
-            children = [operand]
+            inner = of(operand)
+            return lambda table: pc.call_function(name, [_real(inner(table))])
+        case ast.Name(id=name) if name in _CONSTANTS:
+            return lambda table: pa.scalar(_CONSTANTS[name])
         case ast.Name(id=name):
-            children = []
-            if name not in _CONSTANTS:
-                names[name] = None
-        case ast.Constant(value=bool() | int() | float() | str() | None):
-            children = []
-        case _:
-            raise _refusal(node, text)
-    for child in children:
-        _check(child, text, names, depth + 1)
+            names[name] = None
+            return lambda table: _column(table, name)
+        case ast.Constant(value=bool() | int() | float() | str() | None as value):
+            return lambda table: pa.scalar(value)
+    raise _refusal(node, text)
 
 
-def _compare_operands(node: ast.Compare, text: str) -> list[ast.expr]:
-    """Operands of a comparison that are expressions themselves."""
-    operands = [node.left]
-    for op, right in zip(node.ops, node.comparators, strict=True):
-        if isinstance(op, ast.Is | ast.IsNot):
-            if not _is_null(right):
+def _compile_comparison(
+    node: ast.Compare, of: Callable[[ast.expr], _Evaluate], text: str
+) -> _Evaluate:
+    """A comparison; a chained one is the conjunction of its links."""
+    operands = [node.left, *node.comparators]
+    left, right = operands[:2]
+    first = of(left)
+    match node.ops:
+        case [ast.Is() | ast.IsNot() as op]:
+            if ast.unparse(right) not in ("null", "None"):
                 raise _refusal(right, text)
-        elif isinstance(op, ast.In | ast.NotIn):
-            _members(right, text)
-        else:
-            operands.append(right)
-    if len(node.ops) > 1 and any(type(op) not in _COMPARE for op in node.ops):
-        raise _refusal(node, text)
-    return operands
+            test = pc.is_null if isinstance(op, ast.Is) else pc.is_valid
+            return lambda table: test(first(table))
+        case [ast.In() | ast.NotIn() as op]:
+            members = _members(right, text)
+
+            def is_member(table: pa.Table) -> Any:
+                value = first(table)
+                equal = [_compare("equal", value, pa.scalar(v), left, right) for v in members]
+                found = reduce(pc.or_kleene, equal, pa.scalar(False))
+                return found if isinstance(op, ast.In) else pc.invert(found)
+
+            return is_member
+        case ops if all(type(each) in _COMPARE for each in ops):
+            values = [first, *(of(each) for each in node.comparators)]
+
+            def holds(table: pa.Table) -> Any:
+                found = pairwise([value(table) for value in values])
+                links = zip(ops, found, pairwise(operands), strict=True)
+                return reduce(
+                    pc.and_kleene,
+                    [_compare(_COMPARE[type(op)], *pair, *nodes) for op, pair, nodes in links],
+                )
+
+            return holds
+    raise _refusal(node, text)
 
 
-def _is_null(node: ast.expr) -> bool:
-    match node:
-        case ast.Name(id="null") | ast.Constant(value=None):
-            return True
-    return False
+def _compare(name: str, one: Any, two: Any, left: ast.expr, right: ast.expr) -> Any:
+    try:
+        return pc.call_function(name, [one, two])
+    except pa.ArrowNotImplementedError:
+        raise pa.ArrowTypeError(
+            f"{ast.unparse(left)} is {one.type} and cannot be compared with {ast.unparse(right)}"
+        ) from None
 
 
 def _members(node: ast.expr, text: str) -> list[Any]:
@@ -214,70 +257,10 @@ def _refusal(node: ast.expr, text: str) -> ConfigError:
     )
 
 
-def _evaluate(node: ast.expr, table: pa.Table) -> Any:
-    """Value of a checked expression: a ChunkedArray, or a Scalar if it reads no column."""
-    match node:
-        case ast.BoolOp(op=op, values=values):
-            join = pc.and_kleene if isinstance(op, ast.And) else pc.or_kleene
-            return _fold(join, [_boolean(_evaluate(value, table)) for value in values])
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            return pc.invert(_boolean(_evaluate(operand, table)))
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return pc.negate(_real(_evaluate(operand, table)))
-        case ast.UnaryOp(operand=operand):
-            return _real(_evaluate(operand, table))
-        case ast.BinOp(left=left, op=op, right=right):
-            # Real numbers throughout: integer columns would divide to integers and wrap round.
-            operands = _real(_evaluate(left, table)), _real(_evaluate(right, table))
-            return pc.call_function(_ARITHMETIC[type(op)], operands)
-        case ast.Compare():
-            return _compare(node, table)
-        case ast.Call(func=ast.Name(id=name), args=[operand]):
-            return pc.call_function(name, [_real(_evaluate(operand, table))])
-        case ast.Name(id=name) if name in _CONSTANTS:
-            return pa.scalar(_CONSTANTS[name])
-        case ast.Name(id=name):
-            column = table.column(name)
-            encoded = pa.types.is_dictionary(column.type)
-            return column.cast(column.type.value_type) if encoded else column
-        case ast.Constant(value=value):
-            return pa.scalar(value)
-    raise _refusal(node, ast.unparse(node))  # pragma: no cover - _check has refused it
-
-
-def _compare(node: ast.Compare, table: pa.Table) -> Any:
-    """A comparison; a chained one is the conjunction of its links."""
-    links = []
-    left_node, left = node.left, _evaluate(node.left, table)
-    for op, right_node in zip(node.ops, node.comparators, strict=True):
-        try:
-            right, link = _link(left, op, right_node, table)
-        except pa.ArrowNotImplementedError:
-            raise pa.ArrowTypeError(
-                f"{ast.unparse(left_node)} is {left.type} and cannot be compared with "
-                f"{ast.unparse(right_node)}"
-            ) from None
-        links.append(pc.invert(link) if isinstance(op, ast.IsNot | ast.NotIn) else link)
-        left_node, left = right_node, right
-    return _fold(pc.and_kleene, links)
-
-
-def _link(left: Any, op: ast.cmpop, right_node: ast.expr, table: pa.Table) -> tuple[Any, Any]:
-    """What is compared with, if it has a value of its own, and the outcome."""
-    if isinstance(op, ast.Is | ast.IsNot):
-        return None, pc.is_null(left)
-    if isinstance(op, ast.In | ast.NotIn):
-        equal = [pc.equal(left, pa.scalar(v)) for v in _members(right_node, "")]
-        return None, _fold(pc.or_kleene, equal) if equal else pa.scalar(False)
-    right = _evaluate(right_node, table)
-    return right, pc.call_function(_COMPARE[type(op)], [left, right])
-
-
-def _fold(join: Callable[[Any, Any], Any], values: list[Any]) -> Any:
-    result = values[0]
-    for value in values[1:]:
-        result = join(result, value)
-    return result
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    column = table.column(name)
+    encoded = pa.types.is_dictionary(column.type)
+    return column.cast(column.type.value_type) if encoded else column
 
 
 def _real(value: Any) -> Any:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,15 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lensprep.dataset.layout import (
-    JSON_FIELDS,
-    MANIFEST_NAME,
-    RECORD_STRIDE,
-    TRAILER_BYTES,
-    shard_bytes,
-    shard_name,
-    sidecar_name,
-)
+from lensprep.dataset import layout
 from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
 from lensprep.dataset.normalization import NormalizationSpec
 from lensprep.dataset.record import (
@@ -35,12 +26,8 @@ from lensprep.dataset.record import (
     set_keys,
 )
 from lensprep.errors import ChangedError, DatasetError
-from lensprep.store import atomic_writer, member_path, sync_file, write_atomic
-
-if TYPE_CHECKING:
-    from lensprep.store import RemoteStore
-
-_PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_statistics": True}
+from lensprep.store import RemoteStore, atomic_writer, member_path, sync_file, write_atomic
+from lensprep.store.transfer import SMALL_PART_BYTES, upload_file
 
 
 def write_shard(
@@ -73,25 +60,27 @@ def write_shard(
     DatasetError
         If records and sidecar rows differ in number. Neither file is left behind.
     """
-    name, side = shard_name(split, index), sidecar_name(split, index)
+    name, side = layout.shard_name(split, index), layout.sidecar_name(split, index)
     digest, rows = hashlib.sha256(), 0
     with atomic_writer(member_path(root, name)) as file:
         for block in blocks:
             data = np.ascontiguousarray(block).reshape(-1).data
             file.write(data)
             digest.update(data)
-            rows += len(data) // RECORD_STRIDE
-        trailer = bytes(TRAILER_BYTES)
+            rows += len(data) // layout.RECORD_STRIDE
+        trailer = bytes(layout.TRAILER_BYTES)
         file.write(trailer)
         digest.update(trailer)
         if rows != sidecar.num_rows:
             raise DatasetError(f"{name}: {rows} records but {sidecar.num_rows} sidecar rows.")
-    parquet = _parquet_bytes(sidecar)
+    buffer = io.BytesIO()
+    pq.write_table(sidecar, buffer, compression="zstd")
+    parquet = buffer.getvalue()
     write_atomic(member_path(root, side), parquet, sync=False)
     return ShardInfo(
         name=name,
         rows=rows,
-        bytes=shard_bytes(rows),
+        bytes=layout.shard_bytes(rows),
         sha256=digest.hexdigest(),
         sidecar=side,
         sidecar_bytes=len(parquet),
@@ -100,7 +89,7 @@ def write_shard(
 
 
 def send_shard(root: Path, shard: ShardInfo, store: RemoteStore, *, keep: bool) -> None:
-    """Send a shard that `write_shard` wrote to an object store, digests compared.
+    """Send a shard that `write_shard` wrote to the dataset's store, digests compared.
 
     Parameters
     ----------
@@ -108,9 +97,8 @@ def send_shard(root: Path, shard: ShardInfo, store: RemoteStore, *, keep: bool) 
         Folder that it was written in.
     shard : ShardInfo
     store : RemoteStore
-        The dataset's place.
     keep : bool
-        Leave the local files where they are; else each goes when it has arrived.
+        Keep the local files; else each is removed when it has arrived.
 
     Raises
     ------
@@ -134,8 +122,6 @@ def send_file(store: RemoteStore, path: Path, name: str, sha256: str | None = No
     DatasetError
         If the name is taken by other content.
     """
-    from lensprep.store.transfer import SMALL_PART_BYTES, upload_file
-
     try:
         return upload_file(store, path, name, sha256, part_bytes=SMALL_PART_BYTES)
     except ChangedError as error:
@@ -143,43 +129,6 @@ def send_file(store: RemoteStore, path: Path, name: str, sha256: str | None = No
             f"{error} Is another conversion writing there? If not, and if it may go, remove it and "
             "run the same command with --resume."
         ) from error
-
-
-def _parquet_bytes(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, **_PARQUET_OPTIONS)
-    return buffer.getvalue()
-
-
-def split_info(shards: Sequence[ShardInfo], sidecars: Iterable[pa.Table]) -> SplitInfo:
-    """Counts of a split from its sidecars (columns ``label`` and ``region_id``)."""
-    classes = {"0": 0, "1": 0}
-    regions: set[int] = set()
-    for table in sidecars:
-        for entry in pc.value_counts(table["label"]).to_pylist():
-            classes[str(entry["values"])] += entry["counts"]
-        regions.update(pc.unique(table["region_id"]).to_pylist())
-    return SplitInfo(
-        rows=sum(shard.rows for shard in shards),
-        classes=classes,
-        regions=len(regions),
-        shards=tuple(shards),
-    )
-
-
-def commit(root: Path, manifest: Manifest, *, sync: bool = True) -> None:
-    """Make a dataset exist: force its files to the disk, then write the manifest atomically.
-
-    Parameters
-    ----------
-    root : Path
-    manifest : Manifest
-    sync : bool
-        Without it a power cut may leave a manifest whose shards never reached the disk.
-    """
-    if sync:
-        sync_shards(root, manifest)
-    write_atomic(root / MANIFEST_NAME, manifest.to_json().encode(), sync=sync)
 
 
 def sync_shards(root: Path, manifest: Manifest) -> None:
@@ -223,18 +172,23 @@ def write_dataset(
     """
     infos = {}
     for split, (pixels, table) in splits.items():
-        shards, sidecars, names = [], [], set(table.column_names)
+        shards, names = [], {*table.column_names}
         for index, start in enumerate(range(0, table.num_rows, shard_rows)):
             rows = table.slice(start, shard_rows)
             records = new_records(rows.num_rows)
             payload_view(records)[:] = pixels[start : start + shard_rows]
             set_keys(records, rows["key"].to_pylist())
-            texts = encode_json({f: rows[f].to_pylist() for f in JSON_FIELDS if f in names})
+            texts = encode_json({f: rows[f].to_pylist() for f in layout.JSON_FIELDS if f in names})
             set_json(records, [text for text in texts if text is not None])
             side = rows.append_column("payload_crc32", pa.array(payload_crc32(records)))
             shards.append(write_shard(root, split, index, [records], side))
-            sidecars.append(side)
-        infos[split] = split_info(shards, sidecars)
+        labels = table["label"].to_pylist()
+        infos[split] = SplitInfo(
+            rows=table.num_rows,
+            classes={"0": labels.count(0), "1": labels.count(1)},
+            regions=pc.count_distinct(table["region_id"], mode="all").as_py(),
+            shards=tuple(shards),
+        )
     manifest = Manifest(normalization=normalization, splits=infos)
-    commit(root, manifest, sync=False)
+    write_atomic(root / layout.MANIFEST_NAME, manifest.to_json().encode(), sync=False)
     return manifest

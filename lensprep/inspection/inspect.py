@@ -5,14 +5,14 @@
     render_text(inspection)                                           for a terminal (rich)
 
 A location is a dataset, a shard of one, or a tar alone. Counts come from the manifest. Statistics
-come from all rows, or, of large datasets, from whole shards, as many as hold `STATISTICS_ROWS`:
+come from all rows, or, for large datasets, from as many whole shards as hold `STATISTICS_ROWS`:
 conversion makes every shard a random sample of its split.
 """
 
 from __future__ import annotations
 
-import math
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,29 +22,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lensprep.dataset.layout import (
-    BANDS,
-    BLOCK,
-    JSON_BYTES,
-    JSON_HEADER_OFFSET,
-    JSON_OFFSET,
-    JSON_SUFFIX,
-    NPY_BYTES,
-    PAYLOAD_OFFSET,
-    RECORD_STRIDE,
-    STAMP_SHAPE,
-    STAMP_SUFFIX,
-)
+from lensprep.dataset import layout
 from lensprep.dataset.manifest import geometry
 from lensprep.dataset.record import payload_crc32, payload_view, record_json, record_key
 from lensprep.dataset.sidecar import join_tables
+from lensprep.dataset.strictjson import plain
 from lensprep.errors import DatasetError, ShardError
-from lensprep.inspection.target import Part, Target, open_target, table_numbers
+from lensprep.inspection.target import OpenShard, Target, open_target, table_numbers
 from lensprep.store import S3Options
 from lensprep.tables.positions import on_sky
 
 STATISTICS_ROWS: Final = 100_000
-"""Statistics are taken from whole shards of each split until they hold so many rows."""
+"""Statistics are taken from whole shards of each split until they hold this many rows."""
 PIXEL_ROWS: Final = 256
 """Stamps of each split whose pixels are read for the pixel statistics."""
 HISTOGRAM_BINS: Final = 24
@@ -60,7 +49,7 @@ _DESCRIBED: Final = (
     "ebv",
     "bad_pixel_frac",
     "wise_brightmask_frac",
-    *(f"{name}_{band}" for name in ("median", "scale", "clip_frac") for band in BANDS),
+    *(f"{name}_{band}" for name in ("median", "scale", "clip_frac") for band in layout.BANDS),
 )
 """Columns that are described, where they are there."""
 _HISTOGRAMS: Final = (
@@ -83,7 +72,7 @@ class Inspection:
     location: str
     dataset_id: str | None
     manifest: dict[str, Any]
-    """Format version, normalisation, source, account, versions and configuration."""
+    """All but its splits: format version, normalisation, source, account, versions, ..."""
     geometry: dict[str, Any]
     splits: dict[str, dict[str, Any]]
     """By split: rows, classes, regions, shards, bytes, and statistics_rows: how many were read."""
@@ -97,7 +86,7 @@ class Inspection:
     """By column: ``edges`` (of ``bins`` + 1) and counts by class."""
     pixels: dict[str, dict[str, float]]
     """By band, of finite stored values: mean, std, min, median, max, the fraction at the clip; and
-    ``not_finite``, the fraction of values that are not, if there are any."""
+    ``not_finite``, the fraction of values that are not finite, if there are any."""
     record: dict[str, Any] | None
     """One record in full, if it was asked for."""
 
@@ -133,15 +122,18 @@ def inspect_dataset(
         If there is no such dataset, split, shard or record, or it is damaged.
     """
     target = open_target(location, split, options)
-    read = [part for name in target.splits for part in _statistics_parts(target, name)]
-    tables = {name: _joined([p.sidecar for p in read if p.split == name]) for name in target.splits}
-    every = _joined([part.sidecar for part in read])
+    read = [shard for name in target.splits for shard in _read_shards(target, name)]
+    tables = {
+        name: _joined([shard.sidecar for shard in read if shard.split == name])
+        for name in target.splits
+    }
+    every = _joined([shard.sidecar for shard in read])
     manifest = target.dataset.manifest if target.dataset is not None else None
     return Inspection(
         kind=target.kind,
         location=str(location),
         dataset_id=manifest.dataset_id if manifest else None,
-        manifest=_manifest_facts(target),
+        manifest=manifest.facts() if manifest else {},
         geometry=geometry(),
         splits={name: _split_facts(target, name, tables[name]) for name in target.splits},
         sky={name: _sky(table) for name, table in tables.items()},
@@ -153,12 +145,12 @@ def inspect_dataset(
     )
 
 
-def _statistics_parts(target: Target, split: str) -> Iterator[Part]:
+def _read_shards(target: Target, split: str) -> Iterator[OpenShard]:
     """Whole shards of a split, until they hold enough rows."""
     rows = 0
-    for part in target.parts(split):
-        yield part
-        rows += part.rows
+    for shard in target.open_shards(split):
+        yield shard
+        rows += shard.rows
         if rows >= STATISTICS_ROWS:
             return
 
@@ -169,26 +161,8 @@ def _joined(tables: Sequence[pa.Table]) -> pa.Table:
     return join_tables(tables, "The sidecars", promote_options="default")
 
 
-def _manifest_facts(target: Target) -> dict[str, Any]:
-    if target.dataset is None:
-        return {}
-    manifest = target.dataset.manifest
-    return {
-        "format_version": manifest.format_version,
-        "normalization": manifest.normalization.to_dict(),
-        "bands": list(manifest.bands),
-        "pixel_scale_arcsec": manifest.pixel_scale_arcsec,
-        "label_map": manifest.label_map,
-        "source": manifest.source,
-        "account": manifest.account,
-        "versions": manifest.versions,
-        "config": manifest.config,
-    }
-
-
 def _split_facts(target: Target, name: str, table: pa.Table) -> dict[str, Any]:
     """Counts of a split: from the manifest, or, for a shard, from its rows."""
-    facts: dict[str, Any] = {"statistics_rows": table.num_rows}
     if target.kind == "dataset" and target.dataset is not None:
         info = target.dataset.split(name)
         return {
@@ -197,15 +171,15 @@ def _split_facts(target: Target, name: str, table: pa.Table) -> dict[str, Any]:
             "regions": info.regions,
             "shards": len(info.shards),
             "bytes": sum(shard.bytes for shard in info.shards),
-            **facts,
+            "statistics_rows": table.num_rows,
         }
     return {
         "rows": table.num_rows,
         "classes": _value_counts(table, "label"),
         "regions": len(_value_counts(table, "region_id")),
         "shards": 1,
-        "bytes": target.tar_bytes,
-        **facts,
+        "bytes": layout.shard_bytes(table.num_rows),
+        "statistics_rows": table.num_rows,
     }
 
 
@@ -243,10 +217,10 @@ def _by_class(table: pa.Table, name: str) -> dict[str, NDArray[np.float64]]:
 
 
 def _statistics(table: pa.Table) -> dict[str, dict[str, dict[str, float | int]]]:
-    names = [name for name in _DESCRIBED if {name, "label"} <= set(table.column_names)]
     return {
         name: {label: _describe(values) for label, values in _by_class(table, name).items()}
-        for name in names
+        for name in _DESCRIBED
+        if {name, "label"} <= {*table.column_names}
     }
 
 
@@ -259,11 +233,10 @@ def _describe(values: NDArray[np.float64]) -> dict[str, float | int]:
     """Order statistics of the finite values, and how many are null or not finite."""
     finite = _usable(values)
     counts: dict[str, float | int] = {"n": len(finite), "nulls": len(values) - len(finite)}
-    if not len(finite):
-        return counts
-    names = ("min", "p5", "median", "p95", "max")
-    points = np.percentile(finite, [0, 5, 50, 95, 100])
-    return counts | {name: float(v) for name, v in zip(names, points, strict=True)}
+    if len(finite):
+        points = np.percentile(finite, [0, 5, 50, 95, 100]).tolist()
+        counts |= zip(("min", "p5", "median", "p95", "max"), points, strict=True)
+    return counts
 
 
 def _histograms(table: pa.Table) -> dict[str, dict[str, Any]]:
@@ -275,8 +248,7 @@ def _histograms(table: pa.Table) -> dict[str, dict[str, Any]]:
         every = np.concatenate(list(groups.values()))
         if not len(every):
             continue
-        # A long tail would leave one full bin: what lies beyond the 99th percentile is put in the
-        # last one.
+        # A long tail would leave one full bin: values beyond the 99th percentile go into the last.
         low, high = float(every.min()), float(np.percentile(every, 99))
         edges = np.linspace(low, high if high > low else low + 1.0, HISTOGRAM_BINS + 1)
         counts = {
@@ -287,18 +259,20 @@ def _histograms(table: pa.Table) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _pixel_statistics(parts: Sequence[Part], clip: float | None) -> dict[str, dict[str, float]]:
+def _pixel_statistics(
+    shards: Sequence[OpenShard], clip: float | None
+) -> dict[str, dict[str, float]]:
     """Stored values by band, of the first stamps of each split (shards are shuffled)."""
     chosen, taken = [], dict[str, int]()
-    for part in parts:
-        room = PIXEL_ROWS - taken.get(part.split, 0)
-        stamps = payload_view(part.records(0, min(part.rows, max(0, room))))
-        taken[part.split] = taken.get(part.split, 0) + len(stamps)
+    for shard in shards:
+        room = PIXEL_ROWS - taken.get(shard.split, 0)
+        stamps = payload_view(shard.records(0, min(shard.rows, max(0, room))))
+        taken[shard.split] = taken.get(shard.split, 0) + len(stamps)
         chosen.append(stamps)
-    pixels = np.concatenate(chosen) if chosen else np.empty((0, *STAMP_SHAPE), np.float16)
-    if not len(pixels):
+    if not sum(map(len, chosen)):
         return {}
-    return {band: _band_numbers(pixels[:, i], clip) for i, band in enumerate(BANDS)}
+    pixels = np.concatenate(chosen)
+    return {band: _band_numbers(pixels[:, i], clip) for i, band in enumerate(layout.BANDS)}
 
 
 def _band_numbers(values: NDArray[np.float16], clip: float | None) -> dict[str, float]:
@@ -320,64 +294,58 @@ def _band_numbers(values: NDArray[np.float16], clip: float | None) -> dict[str, 
 
 def _record(target: Target, position: int) -> dict[str, Any]:
     """One record in full."""
-    part, row = _locate(target, position)
-    records = part.records(row, row + 1)
+    shard, row = _locate(target, position)
+    records = shard.records(row, row + 1)
     record = records[0]
     key = record_key(record)
-    start = row * RECORD_STRIDE
-    sidecar = part.sidecar.slice(row, 1).to_pylist()[0] if part.has_sidecar else {}
+    start = row * layout.RECORD_STRIDE
+    sidecar = shard.sidecar.slice(row, 1).to_pylist()[0] if shard.has_sidecar else {}
     try:
         fields = record_json(record)
     except ValueError as error:
         raise ShardError(
-            f"{part.name}, row {row}, offset {start + JSON_OFFSET}: the JSON member cannot be "
-            f"read: {error}."
+            f"{shard.name}, row {row}, offset {start + layout.JSON_OFFSET}: the JSON member cannot "
+            f"be read: {error}."
         ) from error
     crc = int(payload_crc32(records)[0])
     clip = target.dataset.manifest.normalization.clip if target.dataset else None
     pixels = payload_view(records)[0]
     return {
-        "split": part.split,
+        "split": shard.split,
         "position": position,
-        "shard": part.name,
+        "shard": shard.name,
         "row": row,
         "key": key,
         "members": [
-            _member(key + STAMP_SUFFIX, start, NPY_BYTES),
-            _member(key + JSON_SUFFIX, start + JSON_HEADER_OFFSET, JSON_BYTES),
+            _member(key + layout.STAMP_SUFFIX, start, layout.NPY_BYTES),
+            _member(key + layout.JSON_SUFFIX, start + layout.JSON_HEADER_OFFSET, layout.JSON_BYTES),
         ],
-        "payload": {"offset": start + PAYLOAD_OFFSET, "crc32": crc},
+        "payload": {"offset": start + layout.PAYLOAD_OFFSET, "crc32": crc},
         "crc32_agrees": crc == sidecar["payload_crc32"] if "payload_crc32" in sidecar else None,
         "json": fields,
         "sidecar": {name: _plain(value) for name, value in sidecar.items()},
-        "pixels": {b: _band_numbers(pixels[i], clip) for i, b in enumerate(BANDS)},
+        "pixels": {b: _band_numbers(pixels[i], clip) for i, b in enumerate(layout.BANDS)},
     }
 
 
 def _member(name: str, offset: int, size: int) -> dict[str, Any]:
     """One member of the tar: its header's offset, that of its data, and its size."""
-    return {"name": name, "offset": offset, "data": offset + BLOCK, "bytes": size}
+    return {"name": name, "offset": offset, "data": offset + layout.BLOCK, "bytes": size}
 
 
-def _locate(target: Target, position: int) -> tuple[Part, int]:
-    split, before = next(iter(target.splits), None), 0
-    if split is None:
+def _locate(target: Target, position: int) -> tuple[OpenShard, int]:
+    if not target.splits:
         raise DatasetError(f"{target.location}: there is no record {position}: it has no split.")
-    if position >= 0:
-        for number, rows in enumerate(target.shard_rows(split)):
-            if position < before + rows:
-                return target.part(split, number), position - before
-            before += rows
-    else:
-        before = sum(target.shard_rows(split))
-    records = f"records 0 to {before - 1}" if before else "none"
+    split = target.splits[0]
+    starts = np.cumsum([0, *target.shard_rows(split)]).tolist()
+    if 0 <= position < starts[-1]:
+        number = bisect_right(starts, position) - 1
+        return target.open_shard(split, number), position - starts[number]
+    records = f"records 0 to {starts[-1] - 1}" if starts[-1] else "none"
     raise DatasetError(f"{target.location}: there is no record {position}: {split} has {records}.")
 
 
 def _plain(value: Any) -> Any:
     """JSON has no NaN and no bytes, dates or decimals."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, bytes):
-        return value.hex()
+    value = value.hex() if isinstance(value, bytes) else plain(value)
     return value if value is None or isinstance(value, (int, float, str)) else str(value)

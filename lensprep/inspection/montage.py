@@ -1,11 +1,10 @@
 """Pictures of stamps: both classes side by side, with label, theta_E and key under each.
 
-    write_montage(location, "stamps.png", count=48, seed=0)      of a dataset, a shard, a tar, or of
-                                                                 a Phase 4c source
-    draw_montage(stamps) -> matplotlib figure                    of stamps that are at hand
+    write_montage(location, "stamps.png", count=48, seed=0)      of a dataset or one of its shards
+    draw_montage(stamps) -> matplotlib figure                    of stamps in memory
 
-Colours are those of the Legacy Survey viewer (Lupton et al. 2004), from nanomaggies: what the
-normalisation did is undone, but for what it clipped.
+Colours are those of the Legacy Survey viewer (Lupton et al. 2004), from nanomaggies: the
+normalisation is undone, except where it clipped.
 """
 
 from __future__ import annotations
@@ -20,36 +19,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lensprep.dataset.layout import MANIFEST_NAME, STAMP_SHAPE
+from lensprep.dataset import Dataset
 from lensprep.dataset.normalization import denormalize
 from lensprep.dataset.rgb import lupton_rgb
 from lensprep.dataset.sidecar import STATISTICS, read_statistics
 from lensprep.errors import DatasetError
-from lensprep.inspection.target import Part, Target, open_target, table_numbers
-from lensprep.source.contract import filter_rows, label_rows
-from lensprep.source.listing import filesystem_for
-from lensprep.source.tree import Source
-from lensprep.store import S3Options, is_remote, local_path, open_store, uri_suffix, written_file
+from lensprep.inspection.target import OpenShard, Target, open_target, table_numbers
+from lensprep.store import S3Options, uri_suffix, written_file
 
 _COLUMNS: Final = 4
 """Stamps beside each other in each half of the picture."""
 _INCHES: Final = 1.55
 _DPI: Final = 110
 _TITLES: Final = ("non-lenses", "lenses")
-_SOURCE_COLUMNS: Final = (
-    "task_id",
-    "bandset",
-    "cutout_ok",
-    "is_control",
-    "theta_e_arcsec",
-    "lens_model",
-    "stamp_npz",
-    "region_split",
-)
-_MOST_PARTS: Final = 16
-"""Shards or row groups that are looked into for stamps; each holds many."""
-_SPREAD: Final = 4
-"""A source's rows are not shuffled: its stamps are taken from about so many row groups."""
+_MOST_SHARDS: Final = 16
+"""Shards that are searched for stamps; each holds many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,11 +45,10 @@ class MontageStamp:
     label: int
     theta_e_arcsec: float
     key: str
-    """Key of the record, or the task_id of a source's row."""
 
 
 def write_montage(
-    location: str | os.PathLike[str] | Source,
+    location: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     split: str | None = None,
@@ -77,18 +60,17 @@ def write_montage(
 
     Parameters
     ----------
-    location : str, path or Source
-        A dataset, one of its shards, a tar alone, or a Phase 4c source (a folder without a
-        manifest).
+    location : str or path
+        A dataset, or one of its shards.
     out : str or path
         The picture, local or s3://; its suffix says how it is drawn (png, jpg, pdf). It is written
         whole or not at all.
     split : str, optional
-        Only this split; else the first one of a dataset, any of a source.
+        Only this split; the first one if not given.
     count : int
-        Stamps, half of them of each class where there are as many.
+        Stamps, half of each class where there are enough.
     seed : int
-        Another seed, other stamps.
+        Another seed draws other stamps.
     options : S3Options, optional
         How to reach an object store.
 
@@ -99,17 +81,11 @@ def write_montage(
 
     Raises
     ------
-    InputError, DatasetError, ShardError
+    DatasetError, ShardError
         If the location cannot be read or has no stamp to draw.
     """
-    rng = np.random.default_rng(seed)
-    if isinstance(location, Source):
-        stamps = _from_source(location, split, count, rng)
-    elif _is_source(location, options):
-        source = Source.open(location, filesystem=filesystem_for(location, options))
-        stamps = _from_source(source, split, count, rng)
-    else:
-        stamps = _from_dataset(open_target(location, split, options), count, rng)
+    target = open_target(location, split, options)
+    stamps = _sample(target, count, np.random.default_rng(seed))
     if not stamps:
         raise DatasetError(f"{location} has no stamp to draw.")
     figure = draw_montage(stamps)
@@ -157,15 +133,14 @@ def _draw_stamp(axes: Any, stamp: MontageStamp) -> None:
     """One stamp, its first row at the bottom, as FITS images are shown."""
     axes.imshow(lupton_rgb(stamp.pixels), origin="lower", interpolation="nearest")
     axes.set_axis_off()
-    label = f"{stamp.label}"
+    label = f"label {stamp.label}"
     if stamp.label == 1:
         label += f"   θ_E {stamp.theta_e_arcsec:.2f}″"
-    axes.text(0.5, -0.03, f"label {label}", transform=axes.transAxes, ha="center", va="top", size=7)
-    half = (len(stamp.key) + 1) // 2 if len(stamp.key) <= 32 else 16
+    axes.text(0.5, -0.03, label, transform=axes.transAxes, ha="center", va="top", size=7)
     axes.text(
         0.5,
         -0.13,
-        f"{stamp.key[:half]}\n{stamp.key[half:32]}",
+        f"{stamp.key[:16]}\n{stamp.key[16:32]}",
         transform=axes.transAxes,
         ha="center",
         va="top",
@@ -175,39 +150,36 @@ def _draw_stamp(axes: Any, stamp: MontageStamp) -> None:
     )
 
 
-def _is_source(location: str | os.PathLike[str], options: S3Options | None) -> bool:
-    """Whether a location is a folder without a manifest."""
-    if not is_remote(location) and not local_path(location).is_dir():
-        return False
-    return not str(location).endswith(".tar") and not open_store(location, options).has(
-        MANIFEST_NAME
-    )
-
-
-def _from_dataset(target: Target, count: int, rng: np.random.Generator) -> list[MontageStamp]:
+def _sample(target: Target, count: int, rng: np.random.Generator) -> list[MontageStamp]:
     """A sample of the first shards, which are random samples of their split themselves."""
     stamps: list[MontageStamp] = []
-    for part in islice(target.parts(target.splits[0]), _MOST_PARTS):
-        label = table_numbers(part.sidecar, "label")[0].astype(int)
-        rows = _missing_rows(stamps, label, count, rng)
-        stamps.extend(_dataset_stamps(part, rows, target.dataset))
+    for shard in islice(target.open_shards(target.splits[0]), _MOST_SHARDS):
+        label = table_numbers(shard.sidecar, "label")[0]
+        chosen = []
+        for wanted, quota in ((0, -(-count // 2)), (1, count // 2)):
+            missing = quota - sum(stamp.label == wanted for stamp in stamps)
+            chosen.append(rng.permutation(np.flatnonzero(label == wanted))[:missing])
+        rows = np.sort(np.concatenate(chosen))
+        stamps.extend(_stamps(shard, rows, target.dataset))
         if len(stamps) >= count:
             break
     return stamps
 
 
-def _dataset_stamps(part: Part, rows: NDArray[np.intp], dataset: Any) -> Iterator[MontageStamp]:
-    table = part.sidecar.take(pa.array(rows))
+def _stamps(
+    shard: OpenShard, rows: NDArray[np.intp], dataset: Dataset | None
+) -> Iterator[MontageStamp]:
+    table = shard.sidecar.take(pa.array(rows))
     if not {*STATISTICS} <= {*table.column_names}:
         raise DatasetError(
-            f"{part.name} has no sidecar with {STATISTICS[0]}: without it the stored pixels cannot "
-            "be turned back to nanomaggies. Keep the .parquet beside the .tar."
+            f"{shard.name} has no sidecar with {STATISTICS[0]}: without it the stored pixels "
+            "cannot be turned back to nanomaggies. Keep the .parquet beside the .tar."
         )
-    if dataset is None:
+    if dataset is None or shard.info is None:
         raise DatasetError(
-            f"{part.name} has no manifest, so its normalisation is unknown. Name the dataset."
+            f"{shard.name} has no manifest, so its normalisation is unknown. Name the dataset."
         )
-    pixels = dataset.read_shard_pixels(part.shard, rows)
+    pixels = dataset.read_shard_pixels(shard.info, rows)
     flux = denormalize(pixels, dataset.manifest.normalization, *read_statistics(table))
     for number, row in enumerate(table.to_pylist()):
         yield MontageStamp(
@@ -216,60 +188,3 @@ def _dataset_stamps(part: Part, rows: NDArray[np.intp], dataset: Any) -> Iterato
             theta_e_arcsec=float(row.get("theta_e_arcsec") or 0.0),
             key=str(row["key"]),
         )
-
-
-def _from_source(
-    source: Source, split: str | None, count: int, rng: np.random.Generator
-) -> list[MontageStamp]:
-    """A sample of some row groups; rows that conversion would leave out are passed over."""
-    groups = [
-        (file, index)
-        for file in source.files
-        if split is None or file.split in (split, None)
-        for index in range(len(file.row_groups))
-    ]
-    stamps: list[MontageStamp] = []
-    for number in rng.permutation(len(groups))[:_MOST_PARTS].tolist():
-        file, index = groups[number]
-        table = source.read_row_group(file, index, _SOURCE_COLUMNS)
-        label = label_rows(table).label.astype(int)
-        label[filter_rows(table) != ""] = -1
-        if split is not None:
-            label[np.array(table["region_split"].to_pylist(), object) != split] = -1
-        rows = _missing_rows(stamps, label, count, rng, share=_SPREAD)
-        stamps.extend(_source_stamps(table.take(pa.array(rows)), label[rows]))
-        if len(stamps) >= count:
-            break
-    return stamps
-
-
-def _source_stamps(table: pa.Table, label: NDArray[np.int_]) -> Iterator[MontageStamp]:
-    from lensprep.decode.stampnpz import decode_batch  # compiles kernels: only where blobs are read
-
-    pixels = np.empty((table.num_rows, *STAMP_SHAPE), np.float32)
-    reasons = decode_batch(table["stamp_npz"], pixels)
-    for number, row in enumerate(table.drop_columns(["stamp_npz"]).to_pylist()):
-        if reasons[number] is None:
-            yield MontageStamp(
-                pixels=pixels[number],
-                label=int(label[number]),
-                theta_e_arcsec=row["theta_e_arcsec"],
-                key=row["task_id"],
-            )
-
-
-def _missing_rows(
-    have: Sequence[MontageStamp],
-    label: NDArray[np.int_],
-    count: int,
-    rng: np.random.Generator,
-    *,
-    share: int = 1,
-) -> NDArray[np.intp]:
-    """Rows to add, at random: half of ``count`` of each class in all, a ``share``-th of it here."""
-    chosen = []
-    for wanted, quota in ((0, -(-count // 2)), (1, count // 2)):
-        missing = quota - sum(stamp.label == wanted for stamp in have)
-        rows = rng.permutation(np.flatnonzero(label == wanted))
-        chosen.append(rows[: max(0, min(missing, -(-quota // share)))])
-    return np.sort(np.concatenate(chosen))

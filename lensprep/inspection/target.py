@@ -1,4 +1,4 @@
-"""Shards to look at: of a dataset, one of them, or a tar alone, all as records and sidecar rows.
+"""Shards to look at, of a dataset or a tar alone, as records and sidecar rows.
 
 In an object store only the records that are asked for are read.
 """
@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Final
 
 import numpy as np
@@ -20,37 +19,22 @@ from lensprep.dataset import Dataset, ShardInfo, open_dataset
 from lensprep.dataset.layout import (
     JSON_FIELDS,
     MANIFEST_NAME,
+    NUMBERS,
     RECORD_STRIDE,
     TRAILER_BYTES,
-    shard_bytes,
+    WHOLE_NUMBERS,
 )
 from lensprep.dataset.record import header_faults, record_json, record_key
 from lensprep.dataset.sidecar import read_table
 from lensprep.errors import DatasetError, ShardError, StorageError
-from lensprep.store import (
-    S3Options,
-    Store,
-    is_remote,
-    join_uri,
-    local_path,
-    open_store,
-    split_uri,
-)
+from lensprep.store import S3Options, Store, is_remote, join_uri, local_path, open_store, split_uri
 
-_JSON_TYPES: Final = {
-    "label": pa.int64(),
-    "region_id": pa.int64(),
-    "theta_e_arcsec": pa.float64(),
-    "ra": pa.float64(),
-    "dec": pa.float64(),
-}
-"""Of the fields of a record's JSON that are numbers; the others are text."""
 _BLOCK_ROWS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One shard; its sidecar is read, its records are mapped, or read when asked for."""
+class OpenShard:
+    """One shard: its sidecar has been read; its records are mapped, or read on demand."""
 
     split: str
     name: str
@@ -60,8 +44,8 @@ class Part:
     sidecar: pa.Table
     """Rows in tar order; of a tar without sidecar, what its JSON members hold."""
     has_sidecar: bool = True
-    shard: ShardInfo | None = None
-    """What the manifest says of it, if there is one."""
+    info: ShardInfo | None = None
+    """Its entry in the manifest, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +58,14 @@ class Target:
     dataset: Dataset | None
     splits: tuple[str, ...]
     shards: dict[str, tuple[ShardInfo, ...]] = field(default_factory=dict)
-    tar: Part | None = None
+    tar: OpenShard | None = None
     """The tar without a manifest."""
 
     def shard_rows(self, split: str) -> list[int]:
         """Rows of each shard of a split."""
-        return [part.rows for part in ([self.tar] if self.tar else self.shards[split])]
+        return [shard.rows for shard in ([self.tar] if self.tar else self.shards[split])]
 
-    def part(self, split: str, number: int) -> Part:
+    def open_shard(self, split: str, number: int) -> OpenShard:
         """One shard of a split.
 
         Raises
@@ -89,27 +73,22 @@ class Target:
         ShardError
             If it is missing, cut, or no tar of this format.
         """
-        if self.dataset is None:
-            assert self.tar is not None
+        if self.tar is not None:
             return self.tar
+        assert self.dataset is not None
         shard = self.shards[split][number]
-        return Part(
+        return OpenShard(
             split,
             shard.name,
             shard.rows,
             partial(self.dataset.read_records, shard),
             self.dataset.read_shard_sidecar(shard),
-            shard=shard,
+            info=shard,
         )
 
-    def parts(self, split: str) -> Iterator[Part]:
+    def open_shards(self, split: str) -> Iterator[OpenShard]:
         """The shards of a split, one by one."""
-        return (self.part(split, number) for number in range(len(self.shard_rows(split))))
-
-    @property
-    def tar_bytes(self) -> int:
-        """Size of all tars."""
-        return sum(shard_bytes(rows) for split in self.splits for rows in self.shard_rows(split))
+        return (self.open_shard(split, number) for number in range(len(self.shard_rows(split))))
 
 
 def open_target(
@@ -151,7 +130,7 @@ def open_target(
         root, holder = folder, ""
     if holder and open_store(root, options).has(MANIFEST_NAME):
         return _one_shard(text, open_dataset(root, options), f"{holder}/{name}", split)
-    tar = _bare_part(open_store(folder, options), name, holder)
+    tar = _bare_tar(open_store(folder, options), name, holder)
     return Target(text, "tar", None, (holder,), tar=tar)
 
 
@@ -162,18 +141,19 @@ def _whole_dataset(location: str, dataset: Dataset, split: str | None) -> Target
 
 
 def _one_shard(location: str, dataset: Dataset, name: str, split: str | None) -> Target:
-    if split not in (None, PurePosixPath(name).parts[0]):
+    holder = name.partition("/")[0]
+    if split not in (None, holder):
         raise DatasetError(f"{location} is no shard of {split}.")
-    for holder, info in dataset.manifest.splits.items():
-        for shard in info.shards:
-            if shard.name == name:
-                return Target(location, "shard", dataset, (holder,), {holder: (shard,)})
+    info = dataset.manifest.splits.get(holder)
+    for shard in info.shards if info else ():
+        if shard.name == name:
+            return Target(location, "shard", dataset, (holder,), {holder: (shard,)})
     raise DatasetError(
         f"{location} is not named by {dataset.uri}/{MANIFEST_NAME}: not of this dataset."
     )
 
 
-def _bare_part(store: Store, name: str, split: str) -> Part:
+def _bare_tar(store: Store, name: str, split: str) -> OpenShard:
     """A tar without a manifest: its size and headers must be those of the grid."""
     where, size = join_uri(store.uri, name), store.stat(name).bytes
     rows, rest = divmod(size - TRAILER_BYTES, RECORD_STRIDE)
@@ -196,7 +176,7 @@ def _bare_part(store: Store, name: str, split: str) -> Part:
             table = read_table(file, rows, None, join_uri(store.uri, sidecar))
     else:
         table = _json_table(where, records, rows)
-    return Part(split, name, rows, records, table, has_sidecar)
+    return OpenShard(split, name, rows, records, table, has_sidecar)
 
 
 def _json_table(
@@ -214,8 +194,11 @@ def _json_table(
                     f"read: {error}."
                 ) from error
     found = {name for row in values for name in row}
-    kinds = {name: _JSON_TYPES.get(name, pa.string()) for name in ("key", *JSON_FIELDS)}
-    schema = pa.schema([(name, kind) for name, kind in kinds.items() if name in found])
+    schema = pa.schema([
+        (name, pa.float64() if name in NUMBERS
+         else pa.int64() if name in WHOLE_NUMBERS else pa.string())
+        for name in ("key", *JSON_FIELDS) if name in found
+    ])  # fmt: skip
     return pa.Table.from_pylist(values, schema)
 
 

@@ -15,13 +15,8 @@ _CLASSES: Final = {"0": "non-lenses", "1": "lenses"}
 
 
 def render_text(inspection: Inspection) -> RenderableType:
-    """The inspection for a terminal.
-
-    Parameters
-    ----------
-    inspection : Inspection
-    """
-    parts: list[RenderableType] = [
+    """The inspection for a terminal."""
+    blocks: list[RenderableType] = [
         _head(inspection),
         _splits(inspection),
         _sky(inspection),
@@ -30,10 +25,8 @@ def render_text(inspection: Inspection) -> RenderableType:
         _pixels(inspection),
     ]
     if inspection.record is not None:
-        parts.append(_record(inspection.record))
-    spaced: list[RenderableType] = []
-    for part in parts:
-        spaced.extend((part, Text()))
+        blocks.append(_record(inspection.record))
+    spaced = [line for block in blocks for line in (block, Text())]
     return Group(*spaced[:-1])
 
 
@@ -129,7 +122,7 @@ def _histograms(inspection: Inspection) -> Table:
 
 
 def _bars(counts: list[int]) -> str:
-    """A histogram in one line; what is not empty shows."""
+    """A histogram in one line; a bin that is not empty is always visible."""
     top = max(counts) or 1
     steps = len(_BARS) - 1
     return "".join(_BARS[-(-count * steps // top)] for count in counts)

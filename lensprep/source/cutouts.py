@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lensprep.dataset.kinds import CUTOUT_SUFFIXES, cutout_stem
-from lensprep.errors import InputError, NotFoundError
+from lensprep.errors import InputError, NotFoundError, ScoresError
 from lensprep.store import is_remote
 from lensprep.tables.positions import position_columns, read_positions
 from lensprep.tables.reader import check_ids, read_table
@@ -98,7 +98,10 @@ def open_cutouts(
     files = _list_files(root)
     if not files:
         raise InputError(f"{called} has no cutouts: no file ends in {', '.join(CUTOUT_SUFFIXES)}.")
-    table = _positions(_read_table(catalog, columns or {}), str(catalog), columns)
+    try:
+        table = _positions(_read_table(catalog, columns or {}), str(catalog), columns)
+    except ScoresError as error:
+        raise InputError(str(error)) from error
     matched = _match(table, root, called, files, str(catalog), read_position)
     misses = [file.why for file in matched if isinstance(file, _Miss)]
     if len(misses) == len(matched):
@@ -157,7 +160,7 @@ def _raise_unlisted(error: OSError) -> None:
 def _read_table(path: str | os.PathLike[str], given: Mapping[str, str]) -> pa.Table:
     own = {ours: name for ours, name in given.items() if ours not in ("ra", "dec")}
     try:
-        return read_table(path, text=("key", "file"), rename=own, error=InputError).table
+        return read_table(path, text=("key", "file"), rename=own).table
     except NotFoundError:
         raise InputError(f"{path}: no such catalogue.") from None
 
@@ -166,8 +169,8 @@ def _positions(table: pa.Table, name: str, given: Mapping[str, str] | None) -> p
     """The table with float64 positions that lie on the sky, as ra and dec, and text keys."""
     if not table.num_rows:
         raise InputError(f"{name} has no rows.")
-    columns = position_columns(table, name, InputError, given)
-    sky = read_positions(table, name, InputError, columns)
+    columns = position_columns(table, name, given)
+    sky = read_positions(table, name, columns)
     rest = table.drop_columns([c for c in {*columns, "ra", "dec"} if c in table.column_names])
     for column, degrees in zip(("ra", "dec"), sky, strict=True):
         rest = rest.append_column(column, pa.array(degrees))
@@ -175,7 +178,7 @@ def _positions(table: pa.Table, name: str, given: Mapping[str, str] | None) -> p
     for column in ("key", "file"):
         if column in table.column_names:
             if column == "key":
-                check_ids(table[column], column, name, InputError)
+                check_ids(table[column], column, name)
             text = table[column].cast(pa.string())
             table = table.set_column(table.column_names.index(column), column, text)
     return table

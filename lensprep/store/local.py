@@ -40,7 +40,7 @@ def disk_errors(where: object, done: str = "read") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if done == "read" and isinstance(error, FileNotFoundError):
+        if done == "read" and isinstance(error, FileNotFoundError | NotADirectoryError):
             raise NotFoundError(f"{where}: no such file.") from error
         reason = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
         raise StorageError(f"{where} could not be {done}: {reason}.") from error

@@ -16,8 +16,11 @@ from lensprep.tables.reader import Uri, read_table
 LENSCAT = {"name": "name", "ra": "RA", "dec": "DEC", "grade": "grading"}
 """What the columns are called in lenscat (Vujeva et al. 2025, arXiv:2406.04398)."""
 
-_OTHER_NAMES = {"name": ("Name", "NAME", "id"), "grade": ("grade", "Grade")}
-UNGRADED = "ungraded"
+_TEXTS = {
+    "name": (LENSCAT["name"], "Name", "NAME", "id"),
+    "grade": (LENSCAT["grade"], "grade", "Grade"),
+}
+"""Columns that need not be there, and what a catalogue may call them."""
 
 Floats = NDArray[np.float64]
 
@@ -54,50 +57,33 @@ def read_catalog(path: Uri, columns: Mapping[str, str] | None = None) -> Catalog
         If it cannot be read, lacks a position, or has a position off the sky.
     """
     given = columns or {}
-    texts = [name for ours in ("name", "grade") for name in _names(ours, given)]
+    known = {ours: (given[ours],) if ours in given else names for ours, names in _TEXTS.items()}
     try:
-        found = read_table(path, text=texts)
+        found = read_table(path, text=[*known["name"], *known["grade"]])
     except NotFoundError:
         raise ScoresError(f"{path}: no such catalogue.") from None
     table = found.table
-    places = position_columns(table, str(path), ScoresError, given)
-    ra, dec = read_positions(table, str(path), ScoresError, places)
-    names = {ours: _column(table, ours, given, path) for ours in _OTHER_NAMES}
+    ra, dec = read_positions(table, str(path), position_columns(table, str(path), given))
     if not ra.size:
         raise ScoresError(f"{path} has no lenses.")
-    rows = [str(row + 1) for row in range(ra.size)]
-    return Catalog(
-        path,
-        found.sha256,
-        _texts(table, names["name"], rows, path),
-        ra,
-        dec,
-        _texts(table, names["grade"], [UNGRADED] * ra.size, path),
-    )
+    defaults = {
+        "name": [str(row + 1) for row in range(ra.size)],
+        "grade": ["ungraded"] * ra.size,
+    }
+    texts = {}
+    for ours, default in defaults.items():
+        column = next((name for name in known[ours] if name in table.column_names), None)
+        if column is None and ours in given:
+            raise ScoresError(
+                f"{path} has no column {given[ours]!r}; it has: "
+                f"{names_text(table.column_names, given[ours])}. Name it with --catalog-column "
+                f"{ours}=COLUMN."
+            )
+        texts[ours] = default if column is None else _texts(table[column], column, default, path)
+    return Catalog(path, found.sha256, texts["name"], ra, dec, texts["grade"])
 
 
-def _names(ours: str, given: Mapping[str, str]) -> tuple[str, ...]:
-    """What a catalogue may call a column."""
-    return (given[ours],) if ours in given else (LENSCAT[ours], *_OTHER_NAMES[ours])
-
-
-def _column(table: pa.Table, ours: str, given: Mapping[str, str], path: Uri) -> str | None:
-    """Name of a column in the catalogue; None for an optional one that is not there."""
-    known = _names(ours, given)
-    found = next((name for name in known if name in table.column_names), None)
-    if found is None and ours in given:
-        raise ScoresError(
-            f"{path} has no column {known[0]!r}; it has: "
-            f"{names_text(table.column_names, known[0])}. Name it with --catalog-column "
-            f"{ours}=COLUMN."
-        )
-    return found
-
-
-def _texts(table: pa.Table, name: str | None, default: list[str], path: Uri) -> list[str]:
-    if name is None:
-        return default
-    column = table[name]
+def _texts(column: pa.ChunkedArray, name: str, default: list[str], path: Uri) -> list[str]:
     try:
         values = column.cast(pa.string()).to_pylist()
     except pa.ArrowException:

@@ -1,8 +1,8 @@
-"""CSV whose text no spreadsheet runs: how it is guarded when it is written, and bared again.
+"""CSV whose text no spreadsheet runs as a formula: guarded on writing, restored on reading.
 
-A cell of text that begins with one of ``= + - @ ' TAB CR LF`` gets an apostrophe before it: a
-spreadsheet would take it for a formula. `lensprep.tables.text` takes one apostrophe away where such
-a character follows it, so that any text comes back as it was. Numbers stay as they are.
+A cell of text that begins with one of ``= + - @ ' TAB CR LF`` gets an apostrophe before it, or a
+spreadsheet would take it for a formula. `lensprep.tables.text` removes one apostrophe where such a
+character follows it, so any text comes back as it was. Numbers stay as they are.
 """
 
 from __future__ import annotations

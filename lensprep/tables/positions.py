@@ -1,29 +1,29 @@
-"""Positions of a table, as others write them: which columns hold them, and whether they are any.
+"""Positions in tables that others wrote: which columns hold them, and in which unit.
 
-    names = position_columns(table, "lenses.csv", ScoresError)         headings, or one clear error
-    ra, dec = read_positions(table, "lenses.csv", ScoresError, names)  degrees on the sky
-    row, arcsec = nearest_on_sky(ra, dec, other_ra, other_dec)         which is nearest, how far
+    names = position_columns(table, "lenses.csv")               headings, or one clear error
+    ra, dec = read_positions(table, "lenses.csv", names)        degrees on the sky
+    row, arcsec = nearest_on_sky(ra, dec, other_ra, other_dec)  which is nearest, how far
 
 A heading is known without its unit (``RA [deg]``, ``DEC(deg)``, ``RA_deg``) and equinox
 (``RAJ2000``, ``_DE.icrs``, ``ALPHA_J2000``): the names of lenscat, VizieR, HSC, DES and Gaia.
 Sexagesimal text (``01:23:45.6``, ``01h23m45s``, ``01 23 45.6``) is known by its form: hours of
 right ascension unless it says ``d``, and degrees of declination; numbers are hours if their heading
-or metadata says so. Radians and another equinox are refused. Right ascensions of -180 ... 0 degrees
-become those of 180 ... 360.
+or metadata says so. Radians and other equinoxes are refused. Right ascensions from -180 to 0
+degrees are moved to 180 to 360.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lensprep.errors import ProjectError, names_text
+from lensprep.errors import ScoresError, names_text
 
 UNIT: Final = b"unit"
 """Key of a column's metadata that states its unit (of FITS: TUNIT)."""
@@ -40,10 +40,10 @@ _HOURS: Final = {"h", "hr", "hrs", "hour", "hours", "hourangle"}
 _SEXAGESIMAL: Final = {"ra": {"h:m:s", "hms", "hh:mm:ss"}, "dec": {"d:m:s", "dms", "dd:mm:ss"}}
 _UNITS: Final = {"ra": _DEGREES | _HOURS | _SEXAGESIMAL["ra"] | _SEXAGESIMAL["dec"],
                  "dec": _DEGREES | _SEXAGESIMAL["dec"]}  # fmt: skip
-_PARTS: Final = (
-    r"^(?P<sign>[+\-−]?)\s*(?P<whole>\d{1,3})\s*(?P<mark>[hd°:]|\s)\s*"
-    r"(?P<minutes>\d{1,2}(?:[.,]\d*)?)"
-    r"(?:\s*(?:[m:'′]|\s)\s*(?:(?P<seconds>\d{1,2}(?:[.,]\d*)?)\s*(?:[s\"″]|'')?)?)?$"
+_SEXAGESIMAL_CELL: Final = re.compile(
+    r"(?P<sign>[+\-−]?)\s*(?P<whole>\d{1,3})\s*(?P<mark>[hd°:]|\s)\s*"
+    r"(?P<minutes>\d{1,2}(?:\.\d*)?)"
+    r"(?:\s*(?:[m:'′]|\s)\s*(?:(?P<seconds>\d{1,2}(?:\.\d*)?)\s*(?:[s\"″]|'')?)?)?"
 )
 _EQUINOXES: Final = {"j2000", "2000", "j2000.0", "2000.0", "icrs", "fk5"}
 
@@ -51,10 +51,7 @@ Floats = NDArray[np.float64]
 
 
 def position_columns(
-    table: pa.Table,
-    where: str,
-    error: type[ProjectError],
-    given: Mapping[str, str] | None = None,
+    table: pa.Table, where: str, given: Mapping[str, str] | None = None
 ) -> tuple[str, str]:
     """Names of the columns that hold right ascension and declination.
 
@@ -67,63 +64,59 @@ def position_columns(
     table : pyarrow.Table
     where : str
         What an error calls the table.
-    error : type
-        What is raised.
     given : mapping, optional
         What the user calls ``ra`` and ``dec``.
 
     Raises
     ------
-    ProjectError
-        Of the given type: if a column is not there, is in another unit, or several may be meant.
+    ScoresError
+        If a column is not there, is in another unit, or several may be meant.
     """
-    found = [(given or {}).get(ours) or _find(table, ours, where, error) for ours in _FORMS]
-    for ours, name in zip(_FORMS, found, strict=True):
-        if name not in table.column_names:
-            raise error(f"{where} has no column {name!r}; {_offer(table, ours)}")
-        unit = unit_of(table.schema.field(name))
-        if unit not in _UNITS[ours]:
-            raise error(
-                f"{where}: column {name} is in {unit}, not in degrees"
-                f"{' or hours' if ours == 'ra' else ''}. Convert it, or name another with "
-                f"--catalog-column {ours}=COLUMN."
-            )
-    return found[0], found[1]
+    ra, dec = ((given or {}).get(ours) or _find(table, ours, where) for ours in _FORMS)
+    for ours, name in (("ra", ra), ("dec", dec)):
+        _require_unit(table, name, ours, where)
+    return ra, dec
 
 
 def likely_columns(names: Sequence[str], ours: str) -> list[str]:
     """Headings that may be ``ra`` or ``dec``; only that name, in any case, if it is there."""
-    known = [name for name in names if _FORMS[ours].fullmatch(_bare(name))]
+    bare = {name: re.sub(r"[\s_.\-]", "", _BRACKET.sub("", name)).casefold() for name in names}
+    known = [name for name in names if _FORMS[ours].fullmatch(bare[name])]
     return [name for name in known if name.casefold() == ours] or known
 
 
-def _find(table: pa.Table, ours: str, where: str, error: type[ProjectError]) -> str:
+def _find(table: pa.Table, ours: str, where: str) -> str:
     known = likely_columns(table.column_names, ours)
-    units = {name: unit_of(table.schema.field(name)) for name in known}
-    likely = [name for name in known if units[name] in _DEGREES and not _is_text(table, name)]
+    fields = [table.schema.field(name) for name in known]
+    likely = [f.name for f in fields if unit_of(f) in _DEGREES and not pa.types.is_string(f.type)]
     likely = likely or known
     if not likely:
-        raise error(f"{where} has no column {ours} by any usual name; {_offer(table, ours)}")
+        raise ScoresError(f"{where} has no column {ours} by any usual name; {_offer(table, ours)}")
     if len(likely) > 1:
-        raise error(
+        raise ScoresError(
             f"{where} has several columns that may be {ours}: {', '.join(likely)}. Name one with "
             f"--catalog-column {ours}=COLUMN."
         )
     return likely[0]
 
 
-def _is_text(table: pa.Table, name: str) -> bool:
-    return bool(pa.types.is_string(table.schema.field(name).type))
+def _require_unit(table: pa.Table, name: str, ours: str, where: str) -> str:
+    """Unit of a column, which must be there and in a unit of positions."""
+    if name not in table.column_names:
+        raise ScoresError(f"{where} has no column {name!r}; {_offer(table, ours)}")
+    unit = unit_of(table.schema.field(name))
+    if unit not in _UNITS[ours]:
+        raise ScoresError(
+            f"{where}: column {name} is in {unit}, not in degrees"
+            f"{' or hours' if ours == 'ra' else ''}. Convert it, or name another with "
+            f"--catalog-column {ours}=COLUMN."
+        )
+    return unit
 
 
 def _offer(table: pa.Table, ours: str) -> str:
     names = names_text(table.column_names, ours)
     return f"it has: {names}. Name it with --catalog-column {ours}=COLUMN."
-
-
-def _bare(heading: str) -> str:
-    """A heading without case, brackets of units or equinoxes, and signs between words."""
-    return re.sub(r"[\s_.\-]", "", _BRACKET.sub("", heading)).casefold()
 
 
 def unit_of(field: pa.Field) -> str:
@@ -137,12 +130,11 @@ def unit_of(field: pa.Field) -> str:
 def read_positions(
     table: pa.Table,
     where: str,
-    error: type[ProjectError],
     columns: tuple[str, str] = ("ra", "dec"),
     *,
     unknown: bool = False,
 ) -> tuple[Floats, Floats]:
-    """Right ascension (0 to 360) and declination in degrees.
+    """Right ascension (0 to 360) and declination in degrees, each of shape (rows,).
 
     Parameters
     ----------
@@ -150,22 +142,17 @@ def read_positions(
         An error names the first row in question, by its ``key`` if the table has that column.
     where : str
         What an error calls the table.
-    error : type
-        What is raised.
     columns : tuple of str
     unknown : bool
         Whether a position may be missing: null or NaN, which become NaN in both.
 
     Raises
     ------
-    ProjectError
-        Of the given type: if a column is not there or holds neither numbers nor sexagesimal text,
-        a position is missing, or one is not on the sky.
+    ScoresError
+        If a column is not there, or holds neither numbers nor sexagesimal text; if a position is
+        missing or not on the sky.
     """
-    ra, dec = (
-        _degrees(table, name, ours, where, error)
-        for name, ours in zip(columns, _FORMS, strict=True)
-    )
+    ra, dec = (_degrees(table, *pair, where) for pair in zip(columns, _FORMS, strict=True))
     missing = np.isnan(ra) | np.isnan(dec)
     for bad, what, remedy in (
         (missing & (not unknown), "no position (null or NaN)", "Fill them in"),
@@ -174,7 +161,7 @@ def read_positions(
         if bad.any():
             row = int(np.argmax(bad))
             key = f", key {table['key'][row]}" if "key" in table.column_names else ""
-            raise error(
+            raise ScoresError(
                 f"{where}: {int(bad.sum()):,} rows have {what} (first: row {row + 1}{key}: "
                 f"{columns[0]} {ra[row]:g}, {columns[1]} {dec[row]:g}). Degrees are wanted, -180 "
                 f"to 360 and -90 to 90. {remedy}, or leave these rows out."
@@ -218,59 +205,47 @@ def _unit_vectors(ra: Floats, dec: Floats) -> Floats:
     return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=1)
 
 
-def _degrees(
-    table: pa.Table, name: str, ours: str, where: str, error: type[ProjectError]
-) -> Floats:
-    """A column in degrees, NaN for null."""
-    if name not in table.column_names:
-        raise error(f"{where} has no column {name!r}; {_offer(table, ours)}")
-    column, unit = table[name], unit_of(table.schema.field(name))
+def _degrees(table: pa.Table, name: str, ours: str, where: str) -> Floats:
+    """A column in degrees, NaN for null; a sexagesimal cell's own marks overrule the unit."""
+    unit = _require_unit(table, name, ours, where)
+    column = table[name]
     try:
         values = np.asarray(column.cast(pa.float64()).to_numpy(), np.float64)
     except pa.ArrowException:
-        return _sexagesimal(column, name, ours, unit, where, error)
-    if unit not in _DEGREES | _HOURS:
-        raise error(f"{where}: column {name} is said to be in {unit}, and holds numbers.")
-    return values * 15 if unit in _HOURS else values
-
-
-def _sexagesimal(
-    column: pa.ChunkedArray,
-    name: str,
-    ours: str,
-    unit: str,
-    where: str,
-    error: type[ProjectError],
-) -> Floats:
-    """Hours or degrees, minutes and seconds as degrees; what its cells say goes before the unit."""
-    text = column.combine_chunks() if pa.types.is_string(column.type) else pa.nulls(len(column))
-    text = pc.utf8_lower(pc.utf8_trim_whitespace(text.cast(pa.string())))
-    parts = pc.extract_regex(text, _PARTS)
-    sizes = {}
-    for part in ("whole", "minutes", "seconds"):
-        digits = pc.replace_substring(pc.struct_field(parts, part), ",", ".")
-        digits = pc.if_else(pc.equal(digits, ""), "0", digits).cast(pa.float64())
-        sizes[part] = np.asarray(digits.to_numpy(zero_copy_only=False), np.float64)
-    mark = pc.struct_field(parts, "mark")
-    named = np.asarray(pc.is_in(mark, pa.array(["h", "d", "°"])))
-    hours = np.asarray(pc.equal(mark, "h").fill_null(False))
-    if ours == "ra" and unit not in _SEXAGESIMAL["dec"]:
-        hours |= ~named
-    value = sizes["whole"] + sizes["minutes"] / 60 + sizes["seconds"] / 3600
-    good = (sizes["minutes"] < 60) & (sizes["seconds"] <= 60) & ~(hours & (value > 24))
-    if ours == "dec":
-        good &= ~hours
-    elif unit and unit in _DEGREES:
-        good &= named  # degrees are stated and hours are what such cells are
-    minus = np.asarray(pc.is_in(pc.struct_field(parts, "sign"), pa.array(["-", "−"])))
-    missing = pc.is_in(text, pa.array(["", "nan", "null", "none"]))
-    bad = ~good & np.asarray(pc.is_valid(column.combine_chunks())) & ~np.asarray(missing)
-    if bad.any():
-        first = f" ({column[int(np.argmax(bad))].as_py()!r:.40})"
-        among = f" in {int(bad.sum()):,} of {len(bad):,} rows" if good.any() else ""
-        raise error(
-            f"{where}: column {name} holds {column.type!s:.60}{first}{among}, not degrees. Write "
-            "decimal degrees, or sexagesimal text: hours (01:23:45.6) of right ascension, degrees "
-            "of declination."
+        pass
+    else:
+        if unit not in _DEGREES | _HOURS:
+            raise ScoresError(f"{where}: column {name} is said to be in {unit}, and holds numbers.")
+        return values * 15 if unit in _HOURS else values
+    cells = column.to_pylist()
+    degrees = [math.nan if cell is None else _cell_degrees(str(cell), ours, unit) for cell in cells]
+    bad = [row for row, value in enumerate(degrees) if value is None]
+    if bad:
+        among = f" in {len(bad):,} of {len(cells):,} rows" if len(bad) < len(cells) else ""
+        raise ScoresError(
+            f"{where}: column {name} holds {column.type!s:.60} ({cells[bad[0]]!r:.40}){among}, not "
+            "degrees. Write decimal degrees, or sexagesimal text: hours (01:23:45.6) of right "
+            "ascension, degrees of declination."
         )
-    return np.where(good, np.where(minus, -value, value) * np.where(hours, 15.0, 1.0), np.nan)
+    return np.array(degrees, np.float64)
+
+
+def _cell_degrees(cell: str, ours: str, unit: str) -> float | None:
+    """Degrees of sexagesimal text; NaN if it is empty, None if it is no position."""
+    text = " ".join(cell.lower().replace(",", ".").split())
+    if text in ("", "nan", "null", "none"):
+        return math.nan
+    found = _SEXAGESIMAL_CELL.fullmatch(text)
+    if found is None:
+        return None
+    whole, minutes, seconds = (float(found[i] or 0) for i in ("whole", "minutes", "seconds"))
+    value = whole + minutes / 60 + seconds / 3600
+    is_named = found["mark"] in ("h", "d", "°")
+    is_hours = found["mark"] == "h" or (
+        ours == "ra" and not is_named and unit not in _SEXAGESIMAL["dec"]
+    )
+    if minutes >= 60 or seconds > 60 or (is_hours and (ours == "dec" or value > 24)):
+        return None
+    if ours == "ra" and unit and unit in _DEGREES and not is_named:
+        return None  # the unit says degrees, but such cells are hours
+    return (-value if found["sign"] in ("-", "−") else value) * (15 if is_hours else 1)

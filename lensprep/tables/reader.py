@@ -1,14 +1,14 @@
-"""Tables that a user names, as they have them: one reader for scores, catalogues and populations.
+"""One reader for every table that a user names: scores, catalogues, populations.
 
     found = read_table(uri, ["key", "logit"])          found.table, .metadata, .sha256, .names
     columns = parse_columns(["ra=RA_DEG,id=objid"], ("key", "ra", "dec"))      what --columns says
-    require_columns(found, ("key",), uri, remedy)      or what is there, the likeliest first
-    check_ids(found.table["key"], "key", uri)          or how many rows have none
+    require_columns(found, ("key",), uri, remedy)      else an error that lists what is there
+    check_ids(found.table["key"], "key", uri)          else an error that counts the missing ones
 
 Parquet, a folder of parquet parts (Spark's), FITS, VOTable, ECSV, and text
-(`lensprep.tables.text`), on a disk or in a store, gzipped or not. The first bytes decide, and the
-suffix where they say nothing. Whatever the writer, a column is of one of few Arrow types
-afterwards: text is ``string``, without dictionaries.
+(`lensprep.tables.text`), on a disk or in a store, gzipped or not. The first bytes decide the
+format, or the suffix where they do not. Whoever wrote it, a column comes out in one of a few Arrow
+types: text is ``string``, without dictionaries.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from os import PathLike
@@ -51,7 +51,7 @@ from lensprep.store import (
     uri_suffix,
 )
 from lensprep.tables.positions import UNIT, likely_columns, unit_of
-from lensprep.tables.text import infer_type, open_bytes, read_text
+from lensprep.tables.text import infer_type, open_bytes, read_text, with_units
 
 METADATA_KEY: Final = b"lenstrain"
 """Key of parquet's metadata, and name of FITS's extension, that say what made a table."""
@@ -88,7 +88,6 @@ def read_table(
     *,
     rename: Mapping[str, str] | None = None,
     if_there: bool = False,
-    error: type[ProjectError] = ScoresError,
 ) -> TableFile:
     """Read a table of any of the formats.
 
@@ -96,8 +95,9 @@ def read_table(
     ----------
     uri : str or path
     columns : sequence of str, optional
-        Those of these that are there, which must hold plain values; by default all, also those
-        that hold lists and the like. ``ra`` and ``dec`` are found under any usual heading.
+        The columns to read, as far as they are there; they must hold plain values. By default
+        all, also those that hold lists and the like. ``ra`` and ``dec`` are found under any usual
+        heading.
     text : sequence of str
         Columns of text files that are text, whatever they look like (``0012``).
     rename : mapping, optional
@@ -105,31 +105,29 @@ def read_table(
         is left out then.
     if_there : bool
         Whether one of these may be missing if the table has the name itself.
-    error : type
-        What is raised.
 
     Raises
     ------
     NotFoundError
         If there is no such file or folder.
-    ProjectError
-        Of the given type: if it cannot be read, a column is there twice or, of `rename`, is not
-        there, or one that was asked for holds lists and the like.
+    ScoresError
+        If it cannot be read; if a column is there twice, or one named in `rename` is not there; if
+        a requested one holds lists and the like.
     """
-    known = dict(rename or {})
-    plan = partial(_plan, columns=columns, rename=known, if_there=if_there, uri=uri, error=error)
+    plan = partial(_plan, columns=columns, rename=rename or {}, if_there=if_there, uri=uri)
     with local_table(uri) as path:
         try:
             sha256 = _digest(path)
             table, raw, names = _read(path, uri_suffix(uri), plan, text)
+            table = _renamed(table, plan(names))
             table.validate(full=True)  # or text that is not UTF-8 would end whoever shows it
-            table = _plain(table, columns is not None)
+            table = _plain(table, asked=columns is not None)
         except ProjectError:
             raise
         except Exception as problem:  # of foreign parsers on foreign bytes: any
             if fault := passing_fault(uri, problem):
                 raise fault from problem
-            raise error(
+            raise ScoresError(
                 f"{uri} is no table that can be read ({_FORMATS}): {error_line(problem)}."
             ) from problem
     return TableFile(table, _facts(raw), sha256, names)
@@ -141,13 +139,12 @@ def _plan(
     rename: Mapping[str, str],
     if_there: bool,
     uri: Uri,
-    error: type[ProjectError],
 ) -> Plan:
     """Which columns are read, and as what."""
     theirs = {ours: name for ours, name in rename.items() if name in names or not if_there}
     for ours, name in theirs.items():
         if name not in names:
-            raise error(
+            raise ScoresError(
                 f"{uri} has no column {name!r}, which was named for {ours}; it has: "
                 f"{names_text(names, name)}."
             )
@@ -161,13 +158,13 @@ def _plan(
     found |= {name: ours for ours, name in theirs.items() if columns is None or ours in columns}
     for name in found:
         if names.count(name) > 1:
-            raise error(f"{uri} has the column {name!r} more than once. Remove the others.")
+            raise ScoresError(f"{uri} has the column {name!r} more than once. Remove the others.")
     return found
 
 
 @contextmanager
 def local_table(uri: Uri) -> Iterator[Path]:
-    """Path of a table's file, or of its folder of parts, or of a copy which goes with the block.
+    """Path of a table's file or folder of parts, or of a local copy that is removed afterwards.
 
     Raises
     ------
@@ -209,17 +206,16 @@ def _facts(raw: bytes | str) -> dict[str, Any]:
 def _read(
     path: Path, suffix: str, plan: Callable[[list[str]], Plan], text: Sequence[str] = ()
 ) -> tuple[pa.Table, bytes, list[str]]:
-    """The columns of a plan under our names, what made the table, and all its headings."""
+    """The columns of a plan under their own headings, what made the table, and all its headings."""
     kind = "parquet" if path.is_dir() else _format(path, suffix)
     if kind == "parquet":
         return _read_parquet(path, plan)
     if kind == "text":
         table, names = read_text(path, plan, text)
-        return _renamed(table, plan(names)), b"{}", names
-    with warnings.catch_warnings():
+        return table, b"{}", names
+    with warnings.catch_warnings(), open_bytes(path) as file:
         warnings.simplefilter("ignore")  # of units and names that others write
-        with open_bytes(path) as file:
-            data = io.BytesIO(file.read())  # to its end, where gzip keeps its checksum
+        data = io.BytesIO(file.read())  # to its end, where gzip keeps its checksum
         if kind == "fits":
             return _read_fits(data, plan)
         from astropy.table import Table
@@ -232,10 +228,8 @@ def _read(
         )
         found = represent_mixins_as_columns(found)
         names = list(found.colnames)
-        chosen = plan(names)
-        arrays = [_to_arrow(found[name], None) for name in chosen]
-        units = [str(found[name].unit or "") for name in chosen]
-        return _renamed(_table(arrays, list(chosen), units), chosen), b"{}", names
+        columns = {name: (_to_arrow(found[name]), found[name].unit) for name in plan(names)}
+        return with_units(columns), b"{}", names
 
 
 def _format(path: Path, suffix: str) -> str:
@@ -261,36 +255,30 @@ def _renamed(table: pa.Table, plan: Plan) -> pa.Table:
     return pa.table([table[name] for name in plan], schema=pa.schema(fields))
 
 
-def _table(arrays: list[pa.Array], names: list[str], units: list[str]) -> pa.Table:
-    fields = [pa.field(name, array.type, metadata={UNIT: unit})
-              for name, array, unit in zip(names, arrays, units, strict=True)]  # fmt: skip
-    return pa.table(arrays, schema=pa.schema(fields))
-
-
 def _read_parquet(
     path: Path, plan: Callable[[list[str]], Plan]
 ) -> tuple[pa.Table, bytes, list[str]]:
     """A file, or all parts of a folder; partition columns stand in the names of its subfolders."""
-    tables, raw, names = [], b"{}", []
-    for number, file in enumerate(_parts(path) if path.is_dir() else [path]):
-        parquet = pq.ParquetFile(file)
-        schema = parquet.schema_arrow
-        inside = list(schema.names)
-        stated = _partition(file.relative_to(path))
-        keys = {name: value for name, value in stated.items() if name not in inside}
-        chosen = plan([*inside, *keys])
-        table = parquet.read(columns=[name for name in chosen if name in inside])
-        for name in keys.keys() & chosen.keys():
-            table = table.append_column(name, pa.array([keys[name]] * len(table), pa.string()))
-        tables.append(_plain(_renamed(table, chosen), asked=False))
-        if number == 0:
-            raw = (schema.metadata or {}).get(METADATA_KEY, b"{}")
-            names, partitions = [*inside, *keys], [chosen[n] for n in keys.keys() & chosen.keys()]
+    paths = _parts(path) if path.is_dir() else [path]
+    files = [pq.ParquetFile(each) for each in paths]
+    inside = [file.schema_arrow.names for file in files]
+    keys = [
+        _partition(each.relative_to(path), there) for each, there in zip(paths, inside, strict=True)
+    ]
+    names: list[str] = []
+    for there, stated in zip(inside, keys, strict=True):
+        names += [name for name in (*there, *stated) if name not in names]
+    chosen, tables = plan(names), []
+    for file, there, stated in zip(files, inside, keys, strict=True):
+        table = file.read(columns=[name for name in chosen if name in there])
+        for name in stated.keys() & chosen.keys():
+            table = table.append_column(name, pa.array([stated[name]] * len(table), pa.string()))
+        tables.append(_plain(table))
     table = pa.concat_tables(tables, promote_options="permissive")
-    for name in partitions:
-        place = table.column_names.index(name)
-        table = table.set_column(place, name, infer_type(table[name]))
-    return table, raw, names
+    for name in chosen.keys() & set().union(*keys):
+        position = table.column_names.index(name)
+        table = table.set_column(position, name, infer_type(table[name]))
+    return table, (files[0].schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"), names
 
 
 def _parts(folder: Path) -> list[Path]:
@@ -319,17 +307,17 @@ def _parts(folder: Path) -> list[Path]:
     return found
 
 
-def _partition(part: Path) -> dict[str, str | None]:
-    """What the subfolders of a part say: ``region_id=5/split=test``."""
+def _partition(part: Path, inside: Sequence[str]) -> dict[str, str | None]:
+    """What the subfolders say (``region_id=5/split=test``) of columns that a part file lacks."""
     pairs = (folder.split("=", 1) for folder in part.parts[:-1] if "=" in folder)
     return {name: None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
-            for name, value in pairs}  # fmt: skip
+            for name, value in pairs if name not in inside}  # fmt: skip
 
 
 def _read_fits(
     data: io.BytesIO, plan: Callable[[list[str]], Plan]
 ) -> tuple[pa.Table, bytes, list[str]]:
-    """The first table of a file, and what is said of it; text of others than ours is no escapes."""
+    """The first table of a file, and what made it; only in our own files is text escaped."""
     from astropy.io import fits
 
     with fits.open(data, memmap=False, character_as_bytes=True) as hdus:
@@ -339,17 +327,14 @@ def _read_fits(
         hdu = next((h for h in hdus if isinstance(h, (fits.BinTableHDU, fits.TableHDU))), None)
         if hdu is None:
             raise ValueError("it holds no table.")
-        names = list(hdu.columns.names)
-        chosen = plan(names)
-        arrays = [
-            _to_arrow(np.asarray(hdu.data[each]), hdu.columns[each].null, escaped=ours)
-            for each in chosen
-        ]
-        units = [str(hdu.columns[each].unit or "") for each in chosen]
-    return _renamed(_table(arrays, list(chosen), units), chosen), raw, names
+        names, columns = list(hdu.columns.names), {}
+        for each in plan(names):
+            said = hdu.columns[each]
+            columns[each] = (_to_arrow(hdu.data[each], said.null, escaped=ours), said.unit)
+    return with_units(columns), raw, names
 
 
-def _to_arrow(column: Any, null: Any, *, escaped: bool = False) -> pa.Array:
+def _to_arrow(column: Any, null: Any = None, *, escaped: bool = False) -> pa.Array:
     """A column of astropy's; what is masked, `null`, NaN or empty text is null."""
     values, mask = np.ma.getdata(column), np.ma.getmaskarray(column)
     values = np.asarray(values)
@@ -379,47 +364,36 @@ def _decode(cell: Any, escaped: bool) -> Any:
 # ---------------------------------------------------------------------------------- columns
 
 
-def _plain(table: pa.Table, asked: bool) -> pa.Table:
+def _plain(table: pa.Table, asked: bool = False) -> pa.Table:
     """The table in types that Arrow counts and ranks; what is nested is refused if asked for."""
-    columns, fields = [], []
-    for field, column in zip(table.schema, table.columns, strict=True):
+    for position, field in enumerate(table.schema):
+        what = f"column {field.name} holds {field.type!s:.60}"
         try:
-            chunks = [_plain_array(chunk) for chunk in column.chunks]
-            column = pa.chunked_array(chunks or [_plain_array(pa.nulls(0, column.type))])
+            column = _plain_column(table.column(position))
         except pa.ArrowException as error:
-            kind = f"column {field.name} holds {field.type!s:.60}"
-            if pa.types.is_nested(field.type) or _is_span(field.type):
-                if asked:
-                    raise ValueError(f"{kind}, not plain values.") from None
-            else:
-                raise ValueError(f"{kind} that cannot be read: {error_line(error)}") from None
-        columns.append(column)
-        fields.append(field.with_type(column.type))
-    return pa.table(columns, schema=pa.schema(fields, table.schema.metadata))
+            raise ValueError(f"{what} that cannot be read: {error_line(error)}") from None
+        if asked and (pa.types.is_nested(column.type) or _is_span(column.type)):
+            raise ValueError(f"{what}, not plain values.")
+        table = table.set_column(position, field.with_type(column.type), column)
+    return table
 
 
-def _plain_array(array: pa.Array) -> pa.Array:
-    kind, types = array.type, pa.types
+def _plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    kind, types = column.type, pa.types
     if isinstance(kind, pa.BaseExtensionType):
-        return _plain_array(array.storage)
+        return _plain_column(column.cast(kind.storage_type))
     if types.is_dictionary(kind):
-        return _plain_array(array.dictionary).take(array.indices)
-    if types.is_nested(kind) or _is_span(kind):
-        raise pa.ArrowInvalid("not plain")
-    if types.is_fixed_size_binary(kind):
-        array, kind = array.cast(pa.binary()), pa.binary()
+        return _plain_column(column.cast(kind.value_type))
     if types.is_float16(kind):
-        return array.cast(pa.float32())
+        return column.cast(pa.float32())
     if types.is_decimal(kind) and kind.bit_width < 128:
-        return array.cast(pa.decimal128(18, kind.scale))
-    if any(is_kind(kind) for is_kind in _TEXTS):
-        return array.cast(pa.string())
-    return array
+        return column.cast(pa.decimal128(18, kind.scale))
+    return column.cast(pa.string()) if any(is_kind(kind) for is_kind in _TEXTS) else column
 
 
 _TEXTS: Final = (
     pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary, pa.types.is_large_binary,
-    pa.types.is_binary_view, pa.types.is_null,
+    pa.types.is_binary_view, pa.types.is_fixed_size_binary, pa.types.is_null,
 )  # fmt: skip
 
 
@@ -464,11 +438,10 @@ def check_ids(
     column: pa.ChunkedArray,
     name: str,
     uri: Uri,
-    error: type[ProjectError] = ScoresError,
     *,
     repeated: bool = False,
 ) -> None:
-    """Refuse ids of which some are missing, or cannot be told apart.
+    """Refuse ids if some are missing or cannot be distinguished.
 
     Parameters
     ----------
@@ -476,17 +449,15 @@ def check_ids(
         As `read_table` gives it.
     name : str
     uri : str or path
-    error : type
-        What is raised.
     repeated : bool
-        Whether many rows share an id. Then ``nan``, ``None`` and the like, which programs write for
-        nothing, are none; an id that comes once may be such a name.
+        Whether rows may share an id. Then ``nan``, ``None`` and the like, which programs write for
+        a missing value, count as missing; a unique id may be such a name.
 
     Raises
     ------
-    ProjectError
-        Of the given type, with the count: null, NaN and empty text are no ids; floats from 2^53
-        (2^24 of float32) on stand for several whole numbers each.
+    ScoresError
+        With the count. Null, NaN and empty text are no ids; a float from 2^53 (float32: 2^24) on
+        stands for several whole numbers.
     """
     kind, missing = column.type, column.null_count
     if pa.types.is_floating(kind):
@@ -495,7 +466,7 @@ def check_ids(
         digits = np.finfo(values.dtype).nmant + 1
         beyond = int((np.abs(values) >= 2.0**digits).sum())
         if beyond:
-            raise error(
+            raise ScoresError(
                 f"{uri}: {beyond:,} values of {name} are floats beyond 2^{digits}, where whole "
                 "numbers can no longer be told apart. Write the column as integers or text."
             )
@@ -504,18 +475,12 @@ def check_ids(
         nothing = pa.array(_NOT_THERE if repeated else _NOT_THERE[:1])
         missing += pc.sum(pc.is_in(folded.drop_null(), nothing)).as_py() or 0
     if missing:
-        raise error(
+        raise ScoresError(
             f"{uri}: {missing:,} rows have no {name} (null, NaN or empty); every row needs one."
         )
 
 
-def require_columns(
-    found: TableFile,
-    wanted: Sequence[str],
-    uri: Uri,
-    remedy: str,
-    error: type[ProjectError] = ScoresError,
-) -> None:
+def require_columns(found: TableFile, wanted: Sequence[str], uri: Uri, remedy: str) -> None:
     """Refuse a table that lacks a column.
 
     Parameters
@@ -526,19 +491,17 @@ def require_columns(
     uri : str or path
     remedy : str
         What to do, as a sentence; ``{}`` in it becomes the first name that is missing.
-    error : type
-        What is raised.
 
     Raises
     ------
-    ProjectError
-        Of the given type, with the columns that are there, those of like names first.
+    ScoresError
+        With the columns that are there, those of like names first.
     """
     there = set(found.table.column_names)
     missing = [each for each in wanted if not there.intersection(each.split(" or "))]
     if missing:
         first = missing[0].split(" or ")[0]
-        raise error(
+        raise ScoresError(
             f"{uri} lacks the column {', '.join(missing)}; it has: "
             f"{names_text(found.names, first)}. {remedy.format(first)}"
         )
@@ -547,7 +510,7 @@ def require_columns(
 def parse_columns(
     texts: Sequence[str], known: Sequence[str], option: str = "--columns"
 ) -> dict[str, str]:
-    """What a table calls its columns: ``ra=RA_DEG,id=objid``.
+    """Read what a user says a table calls its columns: ``ra=RA_DEG,id=objid``.
 
     Parameters
     ----------
@@ -561,7 +524,7 @@ def parse_columns(
     Raises
     ------
     ConfigError
-        If a pair is not of that form, names something that is not known, or comes twice.
+        If a pair is not of that form, names something unknown, or is repeated.
     """
     found: dict[str, str] = {}
     for text in texts:
@@ -581,7 +544,7 @@ def parse_columns(
 
 
 def read_vectors(uri: Uri, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
-    """Some rows of a column of vectors, without holding the others of parquet.
+    """Some rows of a column of vectors; of parquet the other rows are not held in memory.
 
     Parameters
     ----------
@@ -598,22 +561,21 @@ def read_vectors(uri: Uri, name: str, rows: NDArray[np.int64]) -> NDArray[np.flo
     Raises
     ------
     ScoresError
-        If the table cannot be read, is shorter, or the column holds something else.
+        If the table cannot be read, has too few rows, or the column does not hold vectors.
     """
     with local_table(uri) as path:
         try:
-            pieces: Iterable[pa.RecordBatch] = _vectors(path, uri_suffix(uri), name)
-            parts, start = [], 0
-            for piece in pieces:
+            taken, start = [], 0
+            for piece in _vectors(path, uri_suffix(uri), name):
                 first, last = np.searchsorted(rows, [start, start + piece.num_rows])
                 if last > first:
-                    parts.append(_matrix(piece.column(0).take(pa.array(rows[first:last] - start))))
+                    taken.append(_matrix(piece.column(0).take(pa.array(rows[first:last] - start))))
                 start += piece.num_rows
         except Exception as error:  # of foreign parsers on foreign bytes: any
             raise ScoresError(
                 f"{uri}: vectors of {name} cannot be read: {error_line(error)}."
             ) from error
-    found = np.concatenate(parts) if parts else None
+    found = np.concatenate(taken) if taken else None
     if found is not None and len(found) != len(rows):
         raise ScoresError(f"{uri} has {len(found)} of {len(rows)} rows of {name}.")
     return found
@@ -621,10 +583,6 @@ def read_vectors(uri: Uri, name: str, rows: NDArray[np.int64]) -> NDArray[np.flo
 
 def _vectors(path: Path, suffix: str, name: str) -> Iterator[pa.RecordBatch]:
     """Pieces of one column; none if it is not there, or the format has no vectors."""
-
-    def plan(names: list[str]) -> Plan:
-        return {name: name} if name in names else {}
-
     kind = "parquet" if path.is_dir() else _format(path, suffix)
     if kind == "parquet":
         for file in _parts(path) if path.is_dir() else [path]:
@@ -632,7 +590,8 @@ def _vectors(path: Path, suffix: str, name: str) -> Iterator[pa.RecordBatch]:
             if name in parquet.schema_arrow.names:
                 yield from parquet.iter_batches(columns=[name])
     elif kind != "text":
-        yield from _read(path, suffix, plan)[0].to_batches()
+        table, *_ = _read(path, suffix, lambda names: {name: name} if name in names else {})
+        yield from table.to_batches()
 
 
 def _matrix(vectors: pa.Array) -> NDArray[np.float64]:

@@ -1,11 +1,11 @@
-"""Tables of text as people have them: CSV, TSV, with ``;`` or ``|`` or blanks between columns.
+"""Text tables as found in practice: CSV, TSV, with ``;``, ``|`` or blanks between the columns.
 
-    table, headings = read_text(path, plan, ["key"])    numbers where all cells of a column are
+    table, headings = read_text(path, plan, ["key"])    a column is numbers if all its cells are
 
-What is known: quoted cells and headings, blanks after a separator, a byte order mark, UTF-16, all
-ends of lines, gzip; lines that begin with ``#`` are comments, of which the last may be the heading
-(``# ra dec``); VizieR's lines of units and dashes under the headings; decimal commas where another
-separator stands between the columns. A cell that is guarded from spreadsheets is bared.
+It reads quoted cells and headings, blanks after a separator, a byte order mark, UTF-16, any line
+ends, gzip; comments (lines that begin with ``#``), of which the last may be the heading
+(``# ra dec``); VizieR's lines of units and dashes under the headings; decimal commas where the
+separator is something else. The guard against spreadsheets (`lensprep.tables.csvtext`) is removed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import csv
 import gzip
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, cast
@@ -54,8 +54,9 @@ class _Form(NamedTuple):
     skip: int
     """Lines before the first row."""
     blanks: bool
-    """Blanks stand around cells and belong to none of them."""
-    quotes_after_blanks: bool
+    """Blanks around cells belong to none of them."""
+    slow: bool
+    """Many blanks stand between cells, or some before a quote: pyarrow does not read that."""
     decimal_comma: bool
 
 
@@ -73,15 +74,15 @@ def read_text(path: Path, plan: Plan, text: Sequence[str] = ()) -> tuple[pa.Tabl
     ----------
     path : Path
     plan : callable
-        Told the headings; returns those of the columns to be read, and what each is called here.
+        Given the headings; returns those of the columns to read, and what each is called here.
     text : sequence of str
-        What columns are called here that are text, whatever they look like (``0012``).
+        Columns, as they are called here, that are text whatever they look like (``0012``).
 
     Returns
     -------
     pyarrow.Table
         The columns under their headings: int64, uint64, float64, bool or string; an empty cell is
-        null. The units that stand under the headings are in the fields' metadata.
+        null. Units given under the headings are in the fields' metadata.
     list of str
         All headings.
 
@@ -95,27 +96,33 @@ def read_text(path: Path, plan: Plan, text: Sequence[str] = ()) -> tuple[pa.Tabl
         form = _read_form(head, whole=len(head) < _HEAD_BYTES)
         chosen = plan(form.names)
         file.seek(0)
-        slow = form.separator == " " or form.quotes_after_blanks
         try:
-            table = (_read_rows if slow else _read_arrow)(file, form, list(chosen))
+            table = (_read_rows if form.slow else _read_arrow)(file, form, list(chosen))
         except UnicodeDecodeError as error:
             raise ValueError("its text is not UTF-8. Save it as CSV in UTF-8.") from error
     units = dict(zip(form.names, form.units, strict=True))
-    columns, fields = [], []
-    for name, column in zip(chosen, table.columns, strict=True):
-        cells = pc.utf8_trim_whitespace(column) if form.blanks else column
-        is_text = chosen[name] in text
-        column = _text(cells) if is_text else infer_type(cells, form.decimal_comma)
-        columns.append(column)
-        fields.append(pa.field(name, column.type, metadata={UNIT: units[name]}))
-    return pa.table(columns, schema=pa.schema(fields)), form.names
+    columns = {}
+    for name, ours in chosen.items():
+        cells = pc.utf8_trim_whitespace(table[name]) if form.blanks else table[name]
+        column = _text(cells) if ours in text else infer_type(cells, form.decimal_comma)
+        columns[name] = column, units[name]
+    return with_units(columns), form.names
+
+
+def with_units(columns: Mapping[str, tuple[Any, object]]) -> pa.Table:
+    """A table of columns, each with the unit that stands in its field's metadata."""
+    fields = [
+        pa.field(name, column.type, metadata={UNIT: str(unit or "")})
+        for name, (column, unit) in columns.items()
+    ]
+    return pa.table([column for column, _ in columns.values()], schema=pa.schema(fields))
 
 
 # --------------------------------------------------------------------------------- its form
 
 
 def _read_form(head: bytes, whole: bool) -> _Form:
-    """What the first lines show; of a longer file the last of them may be cut."""
+    """The layout, from the first lines; the last of them may be cut if the file goes on."""
     encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     shown = head.decode(encoding, "replace")
     lines = list(io.StringIO(shown, newline=""))
@@ -124,22 +131,22 @@ def _read_form(head: bytes, whole: bool) -> _Form:
     if first is None:
         raise ValueError("it is empty.")
     separator = _separator(lines[first : first + 2])
-    rows = _Rows(lines[first:], separator)
-    top = next(rows)
+    rows = _rows(lines[first:], separator)
+    top, read = next(rows)
     if any("\x00" in cell for cell in top):
         raise ValueError("it holds bytes that are no text.")
     names, units, skip = _headings(lines[:first], top, separator), [""] * len(top), first
     if names is None:
-        names, skip = top, first + rows.line_num
-        for number, row in enumerate(islice(rows, 2)):
+        names, skip = top, first + read
+        for number, (row, read) in enumerate(islice(rows, 2)):
             if all(re.fullmatch(r"-+", cell) for cell in row) and len(row) == len(names):
-                skip = first + rows.line_num
+                skip = first + read
                 break
             units = row if number == 0 and len(row) == len(names) else units
         else:
             units = [""] * len(names)
     bare = _QUOTED.sub('""', "".join(lines[first:]))
-    cells = [cell for row in _Rows(lines[skip:], separator) for cell in row]
+    cells = [cell for row, _ in _rows(lines[skip:], separator) for cell in row]
     return _Form(
         encoding,
         separator,
@@ -147,7 +154,7 @@ def _read_form(head: bytes, whole: bool) -> _Form:
         units,
         skip,
         blanks=re.search(re.escape(separator) + " ", bare) is not None,
-        quotes_after_blanks=re.search(re.escape(separator) + ' +"', bare) is not None,
+        slow=separator == " " or re.search(re.escape(separator) + ' +"', bare) is not None,
         decimal_comma=separator != ","
         and any(map(_COMMA_DECIMAL.fullmatch, cells))
         and not any(map(_POINT_DECIMAL.fullmatch, cells)),
@@ -159,7 +166,7 @@ def _is_comment(line: str) -> bool:
 
 
 def _separator(lines: Sequence[str]) -> str:
-    """The separator that the first lines have alike; else the first that the first of them has."""
+    """The separator that comes equally often in both lines, else one that the first line has."""
     counts = {each: [_QUOTED.sub("", line).count(each) for line in lines] for each in _SEPARATORS}
     alike = [each for each, count in counts.items() if count[0] and len(set(count)) == 1]
     some = [each for each, count in counts.items() if count[0]]
@@ -167,21 +174,13 @@ def _separator(lines: Sequence[str]) -> str:
     return [*alike, *some, *blank, ","][0]
 
 
-class _Rows(Iterator[list[str]]):
-    """Cells of each row, without the blanks around them."""
-
-    def __init__(self, lines: Sequence[str], separator: str) -> None:
-        if separator == " ":
-            lines = [" ".join(line.split()) for line in lines]
-        self._reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
-
-    def __next__(self) -> list[str]:
-        return [cell.strip() for cell in next(self._reader)]
-
-    @property
-    def line_num(self) -> int:
-        """Lines that were read so far."""
-        return self._reader.line_num
+def _rows(lines: Sequence[str], separator: str) -> Iterator[tuple[list[str], int]]:
+    """Cells of each row, without the blanks around them, and how many lines were read by then."""
+    if separator == " ":
+        lines = [" ".join(line.split()) for line in lines]
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+    for row in reader:
+        yield [cell.strip() for cell in row], reader.line_num
 
 
 def _headings(comments: Sequence[str], top: list[str], separator: str) -> list[str] | None:
@@ -190,7 +189,7 @@ def _headings(comments: Sequence[str], top: list[str], separator: str) -> list[s
         return None
     last = next((line.lstrip("# ") for line in reversed(comments) if line.strip("#\r\n ")), "")
     for each in (separator, " "):
-        names = next(_Rows([last], each), [])
+        names, _ = next(_rows([last], each), ([], 0))
         if len(names) == len(top) and not any(map(_VALUE.fullmatch, names)):
             return names
     if all(map(_VALUE.fullmatch, top)):
@@ -216,7 +215,9 @@ def _read_arrow(file: Any, form: _Form, chosen: list[str]) -> pa.Table:
             encoding=form.encoding,  # by Python's codec, which is strict
         ),
         pcsv.ParseOptions(
-            delimiter=form.separator, newlines_in_values=True, invalid_row_handler=_skip_comment
+            delimiter=form.separator,
+            newlines_in_values=True,
+            invalid_row_handler=lambda row: "skip" if row.text.startswith("#") else "error",
         ),
         pcsv.ConvertOptions(
             column_types=dict.fromkeys(form.names, pa.string()), include_columns=include
@@ -227,15 +228,12 @@ def _read_arrow(file: Any, form: _Form, chosen: list[str]) -> pa.Table:
     return table.select(chosen)
 
 
-def _skip_comment(row: Any) -> str:
-    return "skip" if row.text.startswith("#") else "error"
-
-
 def _refuse_comments(file: Any, form: _Form) -> None:
-    """A row that begins with ``#``, unquoted, is a comment or none: not for a reader to decide."""
+    """Refuse a row that begins with an unquoted ``#``: it may be a comment or a row."""
     file.seek(0)
-    text = _QUOTED.sub(_ends_of_lines, file.read().decode(form.encoding))
-    for number, line in enumerate(io.StringIO(text, newline="")):
+    text = file.read().decode(form.encoding)
+    bare = _QUOTED.sub(lambda quoted: '"' + "\n" * quoted.group().count("\n"), text)
+    for number, line in enumerate(io.StringIO(bare, newline="")):
         if number >= form.skip and line.startswith("#"):
             raise ValueError(
                 f"its line {number + 1} begins with # and has as many cells as a row. Remove it if "
@@ -243,23 +241,20 @@ def _refuse_comments(file: Any, form: _Form) -> None:
             )
 
 
-def _ends_of_lines(quoted: re.Match[str]) -> str:
-    return '"' + "\n" * quoted.group().count("\n")
-
-
 def _read_rows(file: Any, form: _Form, chosen: list[str]) -> pa.Table:
-    """The same of what pyarrow does not read: many blanks between cells, or before a quote."""
+    """The same for layouts that pyarrow does not read."""
     lines = io.StringIO(file.read().decode(form.encoding), newline="")
     kept = [line for line in islice(lines, form.skip, None) if not _is_comment(line)]
-    rows = list(_Rows(kept, form.separator))
+    rows = [row for row, _ in _rows(kept, form.separator)]
     for number, row in enumerate(rows):
         if len(row) != len(form.names):
             raise ValueError(
                 f"its row {number + 1} has {len(row)} cells and its heading {len(form.names)}."
             )
-    places = [form.names.index(name) for name in chosen]
+    positions = [form.names.index(name) for name in chosen]
     return pa.table(
-        [pa.array([row[place] for row in rows], pa.string()) for place in places], names=chosen
+        [pa.array([row[position] for row in rows], pa.string()) for position in positions],
+        names=chosen,
     )
 
 

@@ -1,11 +1,11 @@
-"""Tables that a user names, written: parquet, CSV or FITS, on a disk or in a store, by the suffix.
+"""Write tables: parquet, CSV or FITS, by the suffix, on a disk or in a store.
 
     check_table("s3://bucket/scores.fits")             before the work
     with table_writer(uri, schema, facts) as write:    write(table), piece by piece
 
 `lensprep.tables.reader` reads them. FITS holds ASCII: text is written with Python's escapes
-(backslash-u00e9), and undone. What made a table is JSON in the metadata of parquet, and in a second
-extension of FITS; CSV says nothing of it.
+(backslash-u00e9), which the reader undoes. What made a table is recorded as JSON in the metadata of
+parquet and in a second extension of FITS; CSV has no room for it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NULLS: Final = {"I": -(2**15), "J": -(2**31), "K": -(2**63)}
 
 
 def check_table(uri: Uri, *, vectors: bool = False) -> None:
-    """Refuse a place or a format before the work.
+    """Refuse an output that cannot be written, before the work.
 
     Parameters
     ----------
@@ -49,7 +49,8 @@ def check_table(uri: Uri, *, vectors: bool = False) -> None:
     Raises
     ------
     StorageError
-        If the suffix names no format, the format has no vectors, or nothing can be written there.
+        If the suffix names no format, the format cannot hold vectors, or nothing can be written
+        there.
     """
     if _written_suffix(uri) in _CSV and vectors:
         raise StorageError(f"{uri}: CSV has no vectors (embeddings). Write .parquet or .fits.")
@@ -72,7 +73,7 @@ def table_writer(
 ) -> Iterator[Callable[[pa.Table], None]]:
     """Write a table piece by piece; it appears whole or not at all, in place of an older one.
 
-    Of FITS all pieces are held in memory until the end.
+    For FITS all pieces are held in memory until the end.
 
     Parameters
     ----------
@@ -85,7 +86,7 @@ def table_writer(
     Raises
     ------
     StorageError
-        If the place, the format or the schema will not do.
+        If the location or format cannot be written, or the format cannot hold the schema.
     """
     suffix, facts = _written_suffix(uri), json.dumps(metadata)
     with written_file(uri) as path:
@@ -95,7 +96,11 @@ def table_writer(
                 yield lambda table: parquet.write_table(table.cast(full))
         elif suffix in _CSV:
             guarded = guard_table(schema.empty_table()).schema
-            _require_flat(guarded, uri)
+            for field in guarded:
+                if pa.types.is_nested(field.type):
+                    raise StorageError(
+                        f"{uri}: CSV cannot hold column {field.name} ({field.type})."
+                    )
             compression = "gzip" if suffix == ".csv.gz" else None
             with (
                 pa.output_stream(path, compression=compression) as sink,
@@ -108,12 +113,6 @@ def table_writer(
             _write_fits(path, pa.concat_tables(pieces), facts, uri)
 
 
-def _require_flat(schema: pa.Schema, uri: Uri) -> None:
-    for field in schema:
-        if pa.types.is_nested(field.type):
-            raise StorageError(f"{uri}: CSV cannot hold column {field.name} ({field.type}).")
-
-
 # ------------------------------------------------------------------------------------ FITS
 
 
@@ -121,7 +120,9 @@ def _write_fits(path: Path, table: pa.Table, facts: str, uri: Uri) -> None:
     from astropy.io import fits
 
     try:
-        columns = [_fits_column(name, table[name]) for name in table.column_names]
+        columns = [
+            fits.Column(name, **_fits_values(name, table[name])) for name in table.column_names
+        ]
         said = fits.Column("json", f"{len(facts)}A", array=np.array([facts.encode("ascii")]))
         name = METADATA_KEY.decode().upper()
         fits.HDUList([
@@ -134,9 +135,8 @@ def _write_fits(path: Path, table: pa.Table, facts: str, uri: Uri) -> None:
         raise StorageError(f"{uri}: FITS cannot hold this table: {first} Write parquet.") from error
 
 
-def _fits_column(name: str, column: pa.ChunkedArray) -> Any:
-    from astropy.io import fits
-
+def _fits_values(name: str, column: pa.ChunkedArray) -> dict[str, Any]:
+    """Arguments of a `fits.Column`. Text is ASCII, and null text is empty."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type
@@ -148,29 +148,23 @@ def _fits_column(name: str, column: pa.ChunkedArray) -> Any:
             raise ValueError(f"column {name} holds {kind}, or nulls.")
         flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
         vectors = flat.reshape(len(column), kind.list_size)
-        return fits.Column(name, f"{kind.list_size}{code}", array=vectors)
+        return {"format": f"{kind.list_size}{code}", "array": vectors}
     code = _FITS_NUMBERS.get(str(kind))
     if code is None:
-        return _fits_text(name, column.cast(pa.string()))
+        cells = [_escape(text or "") for text in column.cast(pa.string()).to_pylist()]
+        width = max((len(cell) for cell in cells), default=0) or 1
+        return {"format": f"{width}A", "array": np.array(cells, f"S{width}")}
     null = _NULLS.get(code) if column.null_count else None
     if null is not None:
         column = column.cast(pa.int64())
         if pc.any(pc.equal(column, null)).as_py():
             raise ValueError(f"column {name} has nulls, and {null}, which stands for them.")
         column = column.fill_null(null)
-    return fits.Column(name, code, array=column.to_numpy(), null=null)
-
-
-def _fits_text(name: str, column: pa.ChunkedArray) -> Any:
-    """Text in ASCII; trailing blanks, which FITS does not keep, are escaped too. Null is empty."""
-    from astropy.io import fits
-
-    cells = [_escape(text or "") for text in column.to_pylist()]
-    width = max((len(cell) for cell in cells), default=0) or 1
-    return fits.Column(name, f"{width}A", array=np.array(cells, f"S{width}"))
+    return {"format": code, "array": column.to_numpy(), "null": null}
 
 
 def _escape(text: str) -> bytes:
+    """Text in ASCII; trailing blanks, which FITS does not keep, are escaped too."""
     cell = text.encode("unicode_escape")
     bare = cell.rstrip(b" ")
     return bare + rb"\x20" * (len(cell) - len(bare))

@@ -18,7 +18,6 @@ from lensprep.checks.finding import (
 )
 from lensprep.dataset import BANDS
 from lensprep.dataset.where import compile_where
-from lensprep.errors import DatasetError
 from lensprep.tables.positions import read_positions
 from lenstrain.audit.columns import REQUIRED
 from lenstrain.audit.config import AuditConfig
@@ -180,13 +179,13 @@ def _sky(evidence: Evidence, split: str, *columns: str) -> tuple[Sky, NDArray[np
 
     Raises
     ------
-    DatasetError
+    ScoresError
         If one is not on the sky: it would be measured against others as if it were elsewhere.
     """
     names = [name for name in ("key", "ra", "dec", *columns) if name in evidence.columns]
     table = evidence.sidecar(split, names)
     where = f"{evidence.dataset.uri}: the sidecars of {split}"
-    ra, dec = read_positions(table, where, DatasetError, unknown=True)
+    ra, dec = read_positions(table, where, unknown=True)
     return np.stack([ra, dec], 1), ~np.isnan(ra), table
 
 

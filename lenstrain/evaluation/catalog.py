@@ -53,7 +53,7 @@ def match_catalog(catalog: Catalog, scores: SkyScores, radius_arcsec: float) -> 
                 f"{scores.path} has no column {name}: a catalogue is matched by position. It has: "
                 f"{names_text(scores.names, name)}. Name it with --columns {name}=COLUMN."
             )
-    ra, dec = read_positions(scores.table, str(scores.path), ScoresError, unknown=True)
+    ra, dec = read_positions(scores.table, str(scores.path), unknown=True)
     injected = _injected(scores)
     rows = np.flatnonzero(~injected & ~np.isnan(ra))
     if not rows.size:

@@ -239,7 +239,7 @@ def near_lenses(
     if catalog is None:
         return near
     lenses = read_catalog(catalog, columns)
-    ra, dec = read_positions(controls, str(source), ScoresError, unknown=True)
+    ra, dec = read_positions(controls, str(source), unknown=True)
     placed = np.flatnonzero(~np.isnan(ra))
     if placed.size:
         arcsec = nearest_on_sky(ra[placed], dec[placed], lenses.ra, lenses.dec)[1]

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lensprep.dataset import PAYLOAD_BYTES, STAMP_DTYPE, STAMP_SHAPE
+from lensprep.dataset.layout import PAYLOAD_BYTES, STAMP_DTYPE, STAMP_SHAPE
 from lensprep.errors import ConfigError
 from lenstrain.data.cache.folder import CacheOptions
 

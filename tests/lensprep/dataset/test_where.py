@@ -158,6 +158,8 @@ def test_deep_or_long_text_is_refused_not_a_crash(text):
         ("lens_model > 1", "lens_model is string and cannot be compared with 1"),
         ("lens_model + 1 > 1", "arithmetic needs numbers"),
         ("region_id and good", "need conditions"),
+        ("region_id < 99999999999999999999", "cannot be evaluated"),
+        ("region_id in (99999999999999999999,)", "cannot be evaluated"),
         ('region_id in ("SIE",)', r"region_id is int32 and cannot be compared with \('SIE',\)"),
     ],
 )

@@ -86,7 +86,7 @@ def side_altered(dataset, folder, column, change):
     [
         ("source_row", lambda values: 999, "the source has no such row"),
         ("task_id", lambda values: "another", r"that is the object \S+, not another"),
-        ("key", lambda values: values[0], r"the key \S+ is that of row 0 too"),
+        ("key", lambda values: values[0], r"the key \S+ is also that of row 0"),
     ],
 )
 def test_verify_says_what_a_row_contradicts(tree, dataset, tmp_path, column, change, what):

@@ -458,7 +458,7 @@ def test_a_tree_without_rows_is_told(tmp_path, rows):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["a.tar", "b.tar"], "it is a folder of shards, part of a dataset"),
+        (["a.tar", "b.tar"], "it is a folder of shards: one split"),
         (
             ["x/a.fits.gz", "b.npz", "list.csv"],
             "it is a folder of cutouts. `lenstrain infer CHECKPOINT",

@@ -635,7 +635,7 @@ def test_a_folder_without_manifest_is_no_dataset(s3, local):
 def test_a_part_of_a_dataset_or_nothing_is_told_from_a_dataset(s3, local):
     put(s3.store(), local)
     for part in ("train", "manifest.json", "train/train-000000.tar"):
-        with pytest.raises(DatasetError, match=f"{part} is a part of the dataset {s3.uri}[.]"):
+        with pytest.raises(DatasetError, match=f"{part} lies inside the dataset {s3.uri}[.]"):
             Dataset.open(f"{s3.uri}/{part}", s3.options())
     with pytest.raises(DatasetError, match="nosuch/ds: nothing is there"):
         Dataset.open(f"{s3.uri}/nosuch/ds", s3.options())

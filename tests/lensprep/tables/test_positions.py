@@ -42,8 +42,8 @@ def table(*names, ra=10.0, dec=20.0, **more):
 @pytest.mark.parametrize("names", HEADINGS, ids="|".join)
 def test_headings_of_the_usual_catalogues_are_known(names):
     found = table(*names, other=[1.0])
-    assert position_columns(found, "c.csv", ScoresError) == names
-    ra, dec = read_positions(found, "c.csv", ScoresError, names)
+    assert position_columns(found, "c.csv") == names
+    ra, dec = read_positions(found, "c.csv", names)
     assert (ra[0], dec[0]) == (10.0, 20.0)
 
 
@@ -55,7 +55,7 @@ def test_headings_of_the_usual_catalogues_are_known(names):
 )  # fmt: skip
 def test_what_is_no_position_of_the_usual_equinox_is_not_guessed(names):
     with pytest.raises(ScoresError, match=r"c\.csv:? .*--catalog-column (ra|dec)=COLUMN"):
-        position_columns(table(*names), "c.csv", ScoresError)
+        position_columns(table(*names), "c.csv")
 
 
 @pytest.mark.parametrize("unit", ["rad", "arcsec", "pix"])
@@ -63,12 +63,12 @@ def test_another_unit_is_refused(unit):
     message = rf"column RA .* is in {unit}, not in degrees or hours.*--catalog-column ra=COLUMN"
     named = table(f"RA [{unit}]", "DEC [deg]")
     with pytest.raises(ScoresError, match=message):
-        position_columns(named, "c.csv", ScoresError)
+        position_columns(named, "c.csv")
     with pytest.raises(ScoresError, match=message):
-        position_columns(named, "c.csv", ScoresError, {"ra": f"RA [{unit}]"})
+        position_columns(named, "c.csv", {"ra": f"RA [{unit}]"})
     stated = pa.schema([pa.field("RA", pa.float64(), metadata={UNIT: unit}), ("DEC", pa.float64())])
     with pytest.raises(ScoresError, match=message.replace(" .*", "")):
-        position_columns(table("RA", "DEC").cast(stated), "c.fits", ScoresError)
+        position_columns(table("RA", "DEC").cast(stated), "c.fits")
 
 
 @pytest.mark.parametrize("unit", ["h", "hr", "hour", "hourangle"])
@@ -77,37 +77,37 @@ def test_numbers_are_hours_of_right_ascension_where_that_is_stated(unit, stated)
     name = f"RA [{unit}]" if stated == "heading" else "RA"
     field = pa.field(name, pa.float64(), metadata={UNIT: unit if stated == "metadata" else ""})
     found = table(name, "DEC", ra=12.5).cast(pa.schema([field, ("DEC", pa.float64())]))
-    names = position_columns(found, "c", ScoresError)
-    assert [each[0] for each in read_positions(found, "c", ScoresError, names)] == [187.5, 20.0]
+    names = position_columns(found, "c")
+    assert [each[0] for each in read_positions(found, "c", names)] == [187.5, 20.0]
     wrong = table("RA", f"DEC [{unit}]")
     with pytest.raises(ScoresError, match=rf"DEC \[{unit}\] is in {unit}, not in degrees\. "):
-        position_columns(wrong, "c", ScoresError)
+        position_columns(wrong, "c")
 
 
 def test_numbers_under_a_unit_of_text_are_refused():
     with pytest.raises(ScoresError, match="is said to be in h:m:s, and holds numbers"):
-        read_positions(table("RA [h:m:s]", "DEC"), "c", ScoresError, ("RA [h:m:s]", "DEC"))
+        read_positions(table("RA [h:m:s]", "DEC"), "c", ("RA [h:m:s]", "DEC"))
 
 
 def test_degrees_beside_hours_or_text_are_taken():
     for beside in ({"RA [h]": [0.667]}, {"RAJ2000": ["00 40 00"]}):
         found = table("RA [deg]", "DEC [deg]", **beside)
-        assert position_columns(found, "c.csv", ScoresError)[0] == "RA [deg]"
+        assert position_columns(found, "c.csv")[0] == "RA [deg]"
 
 
 def test_our_own_names_come_first_and_of_others_only_one_may_be_there():
     both = table("ra", "dec", RAJ2000=[1.0], DEJ2000=[2.0])
-    assert position_columns(both, "c.csv", ScoresError) == ("ra", "dec")
+    assert position_columns(both, "c.csv") == ("ra", "dec")
     two = table("_RAJ2000", "_DEJ2000", RAJ2000=[10.0], DEJ2000=[20.0])
     message = r"several columns that may be ra: _RAJ2000, RAJ2000\. Name one with --catalog-column"
     with pytest.raises(ScoresError, match=message):
-        position_columns(two, "c.csv", ScoresError)
+        position_columns(two, "c.csv")
     given = {"ra": "_RAJ2000", "dec": "_DEJ2000"}
-    assert position_columns(two, "c.csv", ScoresError, given) == ("_RAJ2000", "_DEJ2000")
+    assert position_columns(two, "c.csv", given) == ("_RAJ2000", "_DEJ2000")
     with pytest.raises(ScoresError, match="several columns that may be ra: RA, ra"):
-        position_columns(pa.table({"RA": [1.0], "DEC": [2.0], "ra": [1.0]}), "c.csv", ScoresError)
+        position_columns(pa.table({"RA": [1.0], "DEC": [2.0], "ra": [1.0]}), "c.csv")
     with pytest.raises(ScoresError, match="has no column 'RAJ'"):
-        position_columns(both, "c.csv", ScoresError, {"ra": "RAJ"})
+        position_columns(both, "c.csv", {"ra": "RAJ"})
 
 
 SEXAGESIMAL = [
@@ -126,7 +126,7 @@ SEXAGESIMAL = [
 @pytest.mark.parametrize(("ra", "dec", "ra_deg", "dec_deg"), SEXAGESIMAL)
 def test_sexagesimal_text_is_known_by_its_form(ra, dec, ra_deg, dec_deg):
     rows = table("RA", "DEC", ra=ra, dec=dec)
-    found = [each[0] for each in read_positions(rows, "c", ScoresError, ("RA", "DEC"))]
+    found = [each[0] for each in read_positions(rows, "c", ("RA", "DEC"))]
     assert found == pytest.approx([ra_deg, dec_deg], abs=5e-9)
 
 
@@ -145,7 +145,7 @@ def test_what_astropy_writes_is_read(style):
     else:
         texts = [text.split() for text in sky.to_string(precision=6, **style)]
     rows = pa.table(dict(zip(("ra", "dec"), zip(*texts, strict=True), strict=True)))
-    for found, true in zip(read_positions(rows, "c", ScoresError), (sky.ra, sky.dec), strict=True):
+    for found, true in zip(read_positions(rows, "c"), (sky.ra, sky.dec), strict=True):
         np.testing.assert_allclose(found, true.deg, rtol=0, atol=1e-8)
 
 
@@ -167,7 +167,7 @@ def test_text_that_is_no_position_is_named(ra, dec, column):
     if column is None:
         message = r"1 rows have no position \(null or NaN\) \(first: row 2"
     with pytest.raises(ScoresError, match=message):
-        read_positions(rows, "c.csv", ScoresError, ("RA", "DEC"))
+        read_positions(rows, "c.csv", ("RA", "DEC"))
 
 
 def test_what_is_stated_and_what_is_written_must_agree():
@@ -177,13 +177,13 @@ def test_what_is_stated_and_what_is_written_must_agree():
             with pytest.raises(
                 ScoresError, match=r"RA \[deg\] holds string \('12:30:00'\), not deg"
             ):
-                read_positions(rows, "c", ScoresError, (name, "DEC"))
+                read_positions(rows, "c", (name, "DEC"))
         else:
-            assert read_positions(rows, "c", ScoresError, (name, "DEC"))[0] == 12.5
+            assert read_positions(rows, "c", (name, "DEC"))[0] == 12.5
 
 
 def test_degrees_that_are_text_are_degrees():
-    assert read_positions(table("ra", "dec", ra="10.5"), "c", ScoresError)[0] == 10.5
+    assert read_positions(table("ra", "dec", ra="10.5"), "c")[0] == 10.5
 
 
 @pytest.mark.parametrize(
@@ -194,23 +194,23 @@ def test_degrees_that_are_text_are_degrees():
 def test_a_position_off_the_sky_names_file_row_and_key(ra, dec, unknown):
     rows = pa.table({"key": ["a", "b"], "ra": [1.0, ra], "dec": [2.0, dec]})
     with pytest.raises(ScoresError, match=r"s\.csv: 1 rows .*row 2, key b: ra .*, dec .*"):
-        read_positions(rows, "s.csv", ScoresError, unknown=unknown)
+        read_positions(rows, "s.csv", unknown=unknown)
 
 
 def test_a_missing_position_is_nan_where_it_may_be_missing():
     rows = pa.table({"ra": [1.0, None, 3.0], "dec": [2.0, 5.0, np.nan]})
-    ra, dec = read_positions(rows, "s.csv", ScoresError, unknown=True)
+    ra, dec = read_positions(rows, "s.csv", unknown=True)
     np.testing.assert_array_equal(ra, [1.0, np.nan, np.nan])
     np.testing.assert_array_equal(dec, [2.0, np.nan, np.nan])
     with pytest.raises(
         ScoresError, match=r"2 rows have no position \(null or NaN\) \(first: row 2: ra nan"
     ):
-        read_positions(rows, "s.csv", ScoresError)
+        read_positions(rows, "s.csv")
 
 
 def test_right_ascension_west_of_zero_is_the_same_place():
     rows = pa.table({"ra": [-10.0, 360.0, -180.0, 12.3], "dec": [0.0, 90.0, -90.0, 0.0]})
-    assert read_positions(rows, "s", ScoresError)[0].tolist() == [350.0, 0.0, 180.0, 12.3]
+    assert read_positions(rows, "s")[0].tolist() == [350.0, 0.0, 180.0, 12.3]
     assert on_sky(*(rows[name].to_numpy() for name in ("ra", "dec"))).all()
 
 

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from lensprep.errors import ConfigError, InputError, NotFoundError, ScoresError, StorageError
+from lensprep.errors import ConfigError, NotFoundError, ScoresError, StorageError
 from lensprep.tables.reader import (
     check_ids,
     parse_columns,
@@ -119,8 +119,8 @@ def test_a_column_that_is_there_twice_is_one_line(tmp_path):
     for name in ("t.parquet", "t.csv", "t.dat"):
         assert read_table(tmp_path / name, ["b"]).table["b"].to_pylist() == [2]
         for columns in (["a"], None):
-            with pytest.raises(InputError, match=r"has the column 'a' more than once"):
-                read_table(tmp_path / name, columns, error=InputError)
+            with pytest.raises(ScoresError, match=r"has the column 'a' more than once"):
+                read_table(tmp_path / name, columns)
 
 
 # --------------------------------------------------------------------------------- formats
@@ -242,7 +242,7 @@ def test_positions_are_found_by_any_usual_heading_with_their_unit(tmp_path):
         (tmp_path / "t.csv").write_text(f"key,{head},other\na,1.5,-2,9\n")
         table = read_table(tmp_path / "t.csv", ["key", "ra", "dec"]).table
         assert sorted(table.column_names) == ["dec", "key", "ra"]
-        assert [each[0] for each in read_positions(table, "t", ScoresError)] == [22.5, -2]
+        assert [each[0] for each in read_positions(table, "t")] == [22.5, -2]
     (tmp_path / "t.csv").write_text("key,RA_ICRS,RAJ2000,dec\na,1,2,3\n")
     assert read_table(tmp_path / "t.csv", ["ra", "dec"]).table.column_names == ["dec"]
 
@@ -307,8 +307,8 @@ def test_ids_that_are_none_are_counted(column, count):
 
 def test_a_name_that_comes_once_may_be_nan():
     check_ids(pa.chunked_array([["nan", "None", "a"]]), "key", "t")
-    with pytest.raises(InputError, match="t: 2 rows have no key"):
-        check_ids(pa.chunked_array([["nan", "", " "]]), "key", "t", InputError)
+    with pytest.raises(ScoresError, match="t: 2 rows have no key"):
+        check_ids(pa.chunked_array([["nan", "", " "]]), "key", "t")
 
 
 @pytest.mark.parametrize(("kind", "digits"), [(np.float64, 53), (np.float32, 24)])

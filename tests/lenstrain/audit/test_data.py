@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lensprep.errors import DatasetError
+from lensprep.errors import ScoresError
 from lenstrain.audit import data
 from lenstrain.audit.config import AuditConfig, DataThresholds
 from lenstrain.audit.finding import NotRunError
@@ -205,7 +205,7 @@ def test_a_missing_column_is_a_reason_not_to_run(evidence_of, config):
 def test_a_position_off_the_sky_is_a_reason_with_its_row(evidence_of, config):
     off = {"dec": lambda row: np.where(row == 2, 95.0, 0.0)}
     for check in (data.check_split_disjoint, data.check_pairing):
-        with pytest.raises(DatasetError, match=r"sidecars of val: 1 rows .* row 3, key .* dec 95"):
+        with pytest.raises(ScoresError, match=r"sidecars of val: 1 rows .* row 3, key .* dec 95"):
             check(evidence_of(val=off), config)
 
 
