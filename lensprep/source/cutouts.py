@@ -12,7 +12,7 @@ is chosen. Files are read by `lensprep.decode.cutoutfile`, whose `read_position`
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lensprep.dataset.kinds import CUTOUT_SUFFIXES, cutout_stem
 from lensprep.errors import InputError, NotFoundError
@@ -116,11 +115,10 @@ def open_cutouts(
     else:
         stems = (cutout_stem(file) if file else f"row-{row}" for row, file in enumerate(matched, 1))
         keys = _text(stems)
-    if pc.count_distinct(keys, mode="all").as_py() < len(keys):
-        counts = keys.value_counts()
-        worst = counts[int(np.argmax(counts.field("counts")))]
+    key, times = Counter(keys.to_pylist()).most_common(1)[0]
+    if times > 1:
         raise InputError(
-            f"{catalog}: key {worst['values']} occurs {worst['counts']} times"
+            f"{catalog}: key {key} occurs {times} times"
             f"{'' if has_keys else ' among the file names'}; every stamp needs a unique key, in a "
             "column key."
         )
