@@ -7,22 +7,20 @@
     render_text(report)                             for a terminal (rich)
 
 Without ``pixels`` only the light columns are read, not the blobs, so thousands of files take
-minutes. "failed" means that a blocker did not pass: what is trained or measured on such data cannot
-be believed, or cannot be made. "warnings" are for a person to judge. The verdicts GO, CONDITIONAL
-and NO-GO belong to `lenstrain audit`, which judges a finder and not its data.
+minutes. "failed" means that a blocker did not pass: results from such data would be wrong, or
+impossible to get. "warnings" are for a person to judge. The verdicts GO, CONDITIONAL and NO-GO
+belong to `lenstrain audit`, which judges a finder and not its data.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import pyarrow as pa
-import pyarrow.csv as csv
-import pyarrow.parquet as pq
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -33,13 +31,13 @@ from lensprep.checks.tally import Circumstances, Tally, tally_rows
 from lensprep.decode.prepare import REJECT_SCHEMA
 from lensprep.decode.rowgroup import left_out_rows
 from lensprep.engine import default_workers, run_tasks
-from lensprep.errors import ConfigError, InputError, SchemaError, StorageError, size_text
+from lensprep.errors import ConfigError, InputError, SchemaError, size_text
 from lensprep.source.footers import Progress, SourceFile
 from lensprep.source.listing import filesystem_for
 from lensprep.source.survey import STAMP_COLUMN
 from lensprep.source.tree import LEAVE_OUT, Source
-from lensprep.store import S3Options, uri_suffix, written_file
-from lensprep.tables.csvtext import guard_table
+from lensprep.store import S3Options
+from lensprep.tables.writer import table_writer
 
 FINDERS: Final = (*rows.FINDERS, *splits.FINDERS, *leaks.FINDERS)
 """In the order in which a person reads what they find."""
@@ -47,12 +45,12 @@ FINDERS: Final = (*rows.FINDERS, *splits.FINDERS, *leaks.FINDERS)
 Verdict = Literal["ok", "warnings", "failed"]
 
 SAMPLE_ROWS: Final = 200_000
-"""About so many rows are kept to look for columns that tell the label."""
+"""About this many rows are kept to look for columns that reveal the label."""
 
 _IN_PROCESS_ROWS: Final = 50_000
-"""Up to so many rows one process is faster than starting others."""
+"""Up to this many rows, one process is faster than starting others."""
 _PIXELS_COST: Final = 50
-"""A row with its stamp takes as long as so many without."""
+"""A row with its stamp takes as long as this many without."""
 _BATCH_ROWS: Final = 1024
 """Rows with blobs held at once: about 45 MB."""
 _LIGHT_BATCH_ROWS: Final = 8192
@@ -64,7 +62,7 @@ class CheckReport:
 
     source: str
     digest: str
-    """Digest of the listing, as the manifest of a conversion states it."""
+    """Digest of the listing, as in the manifest of a conversion."""
     files: int
     row_groups: int
     rows: int
@@ -100,6 +98,9 @@ class _Task:
     """One file to count."""
 
     source: Source
+    """With this file alone."""
+    columns: Sequence[str]
+    batch_rows: int
     sample_step: int
     pixels: bool
     rejects: bool
@@ -129,11 +130,10 @@ def check(
     pixels : bool
         Also decode every stamp: count those that cannot be decoded, and compare images.
     declared_fractions : mapping of str to float, optional
-        Split fractions that are believed, such as {"train": 0.8, "val": 0.1, "test": 0.1}.
+        Expected split fractions, such as {"train": 0.8, "val": 0.1, "test": 0.1}.
     rejects : str or path, optional
-        Table to write, ``.csv`` or ``.parquet``: every row that conversion would leave out, with
-        its reason, as `lensprep.decode.rowgroup.left_out_rows` gives them. Every stamp is decoded
-        for it.
+        Table to write, such as ``.csv`` or ``.parquet``: every row that conversion would leave out,
+        with its reason, but for duplicates. Every stamp is decoded for it.
     workers : int, optional
         Processes; by default one for small sources, else one per processor.
     progress : callable, optional
@@ -153,25 +153,31 @@ def check(
         cost = source.rows * (_PIXELS_COST if pixels or rejects else 1)
         workers = default_workers() if cost > _IN_PROCESS_ROWS else 1
     step = max(1, source.rows // SAMPLE_ROWS)
+    columns = [name for name in source.schema.names if pixels or name != STAMP_COLUMN]
+    batch_rows = _BATCH_ROWS if pixels else _LIGHT_BATCH_ROWS
     tasks = [
-        _Task(replace(source, files=(file,)), step, pixels, rejects is not None)
+        _Task(
+            replace(source, files=(file,)), columns, batch_rows, step, pixels, rejects is not None
+        )
         for file in source.files
     ]
     tally, done = Tally(), 0
-    with _rejects_table(rejects, options) as write:
-        for part, counted, left_out in run_tasks(_tally_file, tasks, workers=workers):
-            tally.merge(part)
+    with ExitStack() as stack:
+        if rejects is not None:
+            write = stack.enter_context(table_writer(rejects, REJECT_SCHEMA, {}, options))
+        for found, counted, left_out in run_tasks(_tally_file, tasks, workers=workers):
+            tally.merge(found)
             if left_out is not None:
                 write(left_out)
             done += counted
             if progress is not None:
                 progress(done, source.rows)
-    about = _circumstances(source, pixels, declared_fractions)
+    about = Circumstances(source=source, pixels=pixels, declared=declared_fractions)
     return CheckReport(
         source=source.uri,
         digest=source.digest(),
         files=len(source.files),
-        row_groups=sum(len(file.row_groups) for file in source.files),
+        row_groups=source.row_groups,
         rows=source.rows,
         bytes=source.bytes,
         pixels=pixels,
@@ -180,66 +186,24 @@ def check(
     )
 
 
-@contextmanager
-def _rejects_table(
-    uri: str | os.PathLike[str] | None, options: S3Options | None
-) -> Iterator[Callable[[pa.Table], object]]:
-    """A function that adds rows to the table, which is there when all have been added."""
-    if uri is None:
-        yield lambda _: None
-        return
-    suffix = uri_suffix(uri)
-    if suffix not in (".csv", ".parquet"):
-        raise StorageError(f"{uri}: the rejects are written as .csv or .parquet.")
-    with written_file(uri, options) as path:
-        if suffix == ".parquet":
-            with pq.ParquetWriter(path, REJECT_SCHEMA) as table:
-                yield table.write_table
-        else:
-            with csv.CSVWriter(path, REJECT_SCHEMA) as table:
-                yield lambda rows: table.write_table(guard_table(rows))
-
-
-def _circumstances(
-    source: Source, pixels: bool, declared: Mapping[str, float] | None
-) -> Circumstances:
-    widths = [len({*file.columns, *dict(file.stated), "region_split"}) for file in source.files]
-    return Circumstances(
-        schema=source.schema,
-        row_groups=sum(len(file.row_groups) for file in source.files),
-        file_columns=(min(widths), max(widths)),
-        bad_files=tuple(f"{bad.path}: {bad.reason}" for bad in source.bad_files),
-        left_out=source.left_out,
-        unfinished=source.unfinished,
-        is_marked=source.is_marked,
-        pixels=pixels,
-        declared=declared,
-    )
-
-
 def _tally_file(task: _Task) -> tuple[Tally, int, pa.Table | None]:
     """Count the rows of one file, and find those that conversion would leave out."""
     (file,) = task.source.files
+    pieces = task.source.iter_file(file, task.columns, batch_rows=task.batch_rows)
     try:
-        tally = _tally_pieces(task, _whole_file(task, file))
+        tally = _tally_pieces(task, pieces)
     except InputError:
         tally = _tally_groups(task, file)
     return tally, file.rows, left_out_rows(task.source, file) if task.rejects else None
 
 
-def _whole_file(task: _Task, file: SourceFile) -> Iterator[pa.Table]:
-    columns, batch_rows = _reading(task)
-    return task.source.iter_file(file, columns, batch_rows=batch_rows)
-
-
 def _tally_groups(task: _Task, file: SourceFile) -> Tally:
-    """Count a file row group by row group; those that cannot be read are noted and passed over."""
+    """Count a file row group by row group; those that cannot be read are noted and skipped."""
     tally = Tally()
-    columns, batch_rows = _reading(task)
     for index, group in file.filled:
-        pieces = task.source.iter_row_group(file, index, columns, batch_rows=batch_rows)
+        pieces = task.source.iter_row_group(file, index, task.columns, batch_rows=task.batch_rows)
         try:
-            part = _tally_pieces(task, pieces)
+            found = _tally_pieces(task, pieces)
         except SchemaError as error:
             tally.misfits.append(str(error))
         except InputError as error:
@@ -247,19 +211,12 @@ def _tally_groups(task: _Task, file: SourceFile) -> Tally:
             reason = str(error).removeprefix(where).removesuffix(LEAVE_OUT).strip(" .")
             tally.unread.append((where, group.rows, reason))
         else:
-            tally.merge(part)
+            tally.merge(found)
     return tally
 
 
-def _reading(task: _Task) -> tuple[list[str] | None, int]:
-    """Columns to read, and rows to hold at once."""
-    if task.pixels:
-        return None, _BATCH_ROWS
-    return [name for name in task.source.schema.names if name != STAMP_COLUMN], _LIGHT_BATCH_ROWS
-
-
 def _tally_pieces(task: _Task, pieces: Iterable[pa.Table]) -> Tally:
-    """Count pieces; nothing of them is counted if one of them cannot be read."""
+    """Count pieces: all of them, or none if one cannot be read."""
     tally = Tally()
     for piece in pieces:
         tally.merge(tally_rows(piece, sample_step=task.sample_step, pixels=task.pixels))

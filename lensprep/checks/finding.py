@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lensprep.errors import names_text
 from lensprep.source.survey import LEAKING_COLUMNS
 from lensprep.tables.positions import nearest_on_sky
 
@@ -22,17 +24,17 @@ MAX_CATEGORIES: Final = 50
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """The outcome of one check; by default one that only informs."""
 
     item: str
     group: str | None = None
-    """Of an audit: data, loader, run, scores or science."""
-    severity: Severity
+    """In an audit: data, loader, run, scores or science."""
+    severity: Severity = "info"
     """How much it weighs if it is not passed."""
-    passed: bool | None
+    passed: bool | None = None
     """None: not run, or nothing to pass."""
-    measured: Any
-    threshold: Any
+    measured: Any = None
+    threshold: Any = None
     detail: str
     """For people: what it means, and what to do; or why it was not run."""
 
@@ -42,24 +44,22 @@ class Finding:
         return {name: value for name, value in found.items() if name != "group" or value}
 
 
-def listing(names: Sequence[Any], most: int = 5) -> str:
-    """The first few of some names, and how many more there are."""
-    text = ", ".join(str(name) for name in names[:most])
-    return f"{text} and {len(names) - most} more" if len(names) > most else text
+listing = partial(names_text, most=5)
+"""The first few names, and how many more there are."""
 
 
-def counted(counts: Mapping[str, int]) -> list[str]:
-    """Names with their counts, to be listed."""
-    return [f"{name} {n}" for name, n in counts.items()]
+def counted(counts: Mapping[str, int]) -> str:
+    """The first few names with their counts."""
+    return listing(f"{name} {n}" for name, n in counts.items())
 
 
 def both_classes(classes: Mapping[str, int]) -> dict[str, int]:
-    """Rows of the two classes, without those whose label is unknown."""
+    """Rows of the two classes, leaving out those whose label is unknown."""
     return {label: classes.get(label, 0) for label in ("0", "1")}
 
 
 def leaking(columns: Iterable[str]) -> list[str]:
-    """Those of some columns that tell the label, by value or by being null."""
+    """The columns that reveal the label, by value or by being null."""
     return [name for name in columns if name in LEAKING_COLUMNS]
 
 
@@ -69,7 +69,7 @@ def farthest_share(shares: Mapping[str, float], declared: Mapping[str, float]) -
 
 
 def in_several(groups: Iterable[ArrayLike]) -> NDArray[Any]:
-    """Values that are in more than one of some groups, sorted."""
+    """Values that occur in more than one of the groups, sorted."""
     values = [np.unique(np.asarray(group)) for group in groups]
     if not values:
         return np.empty(0)
@@ -78,20 +78,20 @@ def in_several(groups: Iterable[ArrayLike]) -> NDArray[Any]:
 
 
 def positions_in_both(one: NDArray[np.float64], other: NDArray[np.float64]) -> int:
-    """How many of some distinct positions, shape (n, 2), are among others to the last bit."""
+    """How many of the distinct positions, shape (n, 2), are also in the other set, bit for bit."""
     return len(one) + len(other) - len(np.unique(np.concatenate([one, other]), axis=0))
 
 
 def separations(
     positions: Mapping[str, NDArray[np.float64]], limit: float
 ) -> tuple[dict[str, float], int]:
-    """Nearest positions of each two splits, and how many lie too close.
+    """Smallest separation of every pair of splits, and how many positions lie too close.
 
     Parameters
     ----------
     positions : mapping of str to ndarray, shape (n, 2)
-        Distinct right ascensions and declinations of each split, degrees. A split without any is
-        compared with none.
+        Distinct right ascensions and declinations of each split, degrees. Empty splits are
+        ignored.
     limit : float
         Arcsec.
 
@@ -100,8 +100,8 @@ def separations(
     nearest : dict of str to float
         By ``first-second``, arcsec.
     close : int
-        Positions, of the split of each pair that has fewer, nearer than `limit` to one of the
-        other.
+        Positions, counted in the smaller split of each pair, that lie nearer than `limit` to a
+        position of the other.
     """
     nearest: dict[str, float] = {}
     close = 0
@@ -114,7 +114,7 @@ def separations(
 
 
 def auroc_error(lenses: int, others: int) -> float:
-    """Standard error of the AUROC of scores that know nothing of the labels (Mann & Whitney)."""
+    """Standard error of the AUROC of scores unrelated to the labels (Mann & Whitney)."""
     if not lenses or not others:
         return math.inf
     return math.sqrt((lenses + others + 1) / (12 * lenses * others))

@@ -1,8 +1,9 @@
-"""Findings about columns that tell the label: those known to, and others that do (pure)."""
+"""Findings about columns that reveal the label: those known to, and others that do (pure)."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -18,34 +19,32 @@ from lensprep.checks.finding import (
     mid_rank_auroc,
 )
 from lensprep.checks.tally import Circumstances, Finder, Tally, sampled_columns
+from lensprep.source.contract import numbers
 
 AUROC_MARGIN: Final = 0.1
 NULL_MARGIN: Final = 0.01
 SIGNIFICANCE: Final = 4.0
-"""A column tells the label if its AUROC is farther than the margin from 0.5, or its share of nulls
-differs by more than the margin, each by so many standard errors."""
+"""A column reveals the label if its AUROC differs from 0.5, or its share of nulls between the
+classes, by more than the margin and this many standard errors."""
 
 
 def _leaking_columns(tally: Tally, about: Circumstances) -> Finding:
-    present = leaking(about.schema.names)
+    present = leaking(about.source.schema.names)
     return Finding(
         item="leaking_columns",
-        severity="info",
-        passed=None,
         measured=present,
-        threshold=None,
-        detail=f"{len(present)} columns tell the label, by value or by being null. They stay "
+        detail=f"{len(present)} columns reveal the label, by value or by being null. They stay "
         "in the sidecar for strata and never reach a model.",
     )
 
 
 def _unlisted_leaks(tally: Tally, about: Circumstances) -> Finding:
-    """Columns not known to leak that tell the classes apart all the same."""
-    if not tally.samples:
-        told: dict[str, Any] = {}
-    else:
-        sample = pa.concat_tables(tally.samples)
-        told = _telling_values(sample, about.schema) | _telling_nulls(tally, about.schema)
+    """Columns that separate the classes although the contract does not say so."""
+    told: dict[str, str] = {}
+    if tally.samples:
+        columns = sampled_columns(about.source.schema)
+        told = _telling_values(pa.concat_tables(tally.samples), columns)
+        told |= _telling_nulls(tally, columns)
     names = [f"{name} ({value})" for name, value in told.items()]
     return Finding(
         item="unlisted_leaks",
@@ -53,18 +52,18 @@ def _unlisted_leaks(tally: Tally, about: Circumstances) -> Finding:
         passed=not told,
         measured=told,
         threshold={"auroc": [0.5 - AUROC_MARGIN, 0.5 + AUROC_MARGIN], "null_gap": NULL_MARGIN},
-        detail=f"Columns that should not tell the label do: {listing(names)}. Do not select by "
+        detail=f"Columns that should not reveal the label do: {listing(names)}. Do not select by "
         "them, and do not use them as inputs."
         if told
-        else "No other column tells the classes apart by itself.",
+        else "No other column separates the classes by itself.",
     )
 
 
-def _telling_values(sample: pa.Table, schema: pa.Schema) -> dict[str, str]:
+def _telling_values(sample: pa.Table, columns: Sequence[str]) -> dict[str, str]:
     """Columns whose values separate the classes in a sample, each with its AUROC."""
     label = sample["label"].to_numpy() == 1
     told = {}
-    for name in sampled_columns(schema):
+    for name in columns:
         score = _scores(sample[name], label)
         if score is None:
             continue
@@ -77,9 +76,9 @@ def _telling_values(sample: pa.Table, schema: pa.Schema) -> dict[str, str]:
 
 
 def _scores(column: pa.ChunkedArray, label: NDArray[np.bool_]) -> NDArray[np.float64] | None:
-    """Numbers as they are; text by the share of lenses with the same text, if it has few values."""
+    """Numbers as they are; for text with few values, the share of lenses with the same text."""
     if not pa.types.is_string(column.type):
-        return column.cast(pa.float64(), safe=False).to_numpy()
+        return numbers(column)
     encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
     if len(encoded.dictionary) > MAX_CATEGORIES:
         return None
@@ -88,13 +87,13 @@ def _scores(column: pa.ChunkedArray, label: NDArray[np.bool_]) -> NDArray[np.flo
     return share[codes]
 
 
-def _telling_nulls(tally: Tally, schema: pa.Schema) -> dict[str, str]:
+def _telling_nulls(tally: Tally, columns: Sequence[str]) -> dict[str, str]:
     """Columns whose share of nulls differs between the classes."""
     rows = both_classes(tally.classes())
-    told = {}
-    for name in sampled_columns(schema):
-        if not all(rows.values()):
-            break
+    told: dict[str, str] = {}
+    if not all(rows.values()):
+        return told
+    for name in columns:
         share = {c: tally.nulls[name, c] / rows[c] for c in ("0", "1")}
         error = sum(p * (1 - p) / rows[c] for c, p in share.items()) ** 0.5
         gap = abs(share["0"] - share["1"])
@@ -103,7 +102,4 @@ def _telling_nulls(tally: Tally, schema: pa.Schema) -> dict[str, str]:
     return told
 
 
-FINDERS: Final[tuple[Finder, ...]] = (
-    _leaking_columns,
-    _unlisted_leaks,
-)
+FINDERS: Final[tuple[Finder, ...]] = (_leaking_columns, _unlisted_leaks)

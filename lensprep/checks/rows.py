@@ -2,61 +2,68 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 from lensprep.checks.finding import Finding, both_classes, counted, listing
-from lensprep.checks.tally import BAD_PIXEL_LIMIT, RESOLVED_RATIO, Circumstances, Finder, Tally
+from lensprep.checks.tally import (
+    BAD_PIXEL_LIMIT,
+    CLASSES,
+    RESOLVED_RATIO,
+    Circumstances,
+    Finder,
+    Tally,
+)
 from lensprep.source.listing import UNFINISHED
-from lensprep.source.survey import COLUMN_BY_NAME, COLUMNS
+from lensprep.source.survey import COLUMN_BY_NAME, COLUMNS, SPLIT_COLUMN
 
 REJECT_RATE: Final = 0.001
 REJECT_RATE_BLOCKER: Final = 0.01
 REJECT_GAP: Final = 0.001
-"""Reject rates: passed, fatal (as ``convert --max-reject-rate``), and between the classes."""
+"""Largest reject rate that passes, largest that is no blocker (the default of
+``convert --max-reject-rate``), and largest difference between the classes."""
 MAX_UNRESOLVED: Final = 0.3
 
 
 def _readable(tally: Tally, about: Circumstances) -> Finding:
+    files = [f"{bad.path}: {bad.reason}" for bad in about.source.bad_files]
     groups = [f"{file} ({rows} rows) {reason}" for file, rows, reason in sorted(tally.unread)]
-    names = [*about.bad_files, *groups]
     return Finding(
         item="readable",
         severity="blocker",
-        passed=not names,
-        measured={"bad_files": len(about.bad_files), "bad_row_groups": len(groups)},
+        passed=not files and not groups,
+        measured={"bad_files": len(files), "bad_row_groups": len(groups)},
         threshold=0,
-        detail=f"Cannot be read: {listing(names)}. Copy again, or convert with --skip-bad-files."
-        if names
-        else f"All {about.row_groups} row groups were read.",
+        detail=f"Cannot be read: {listing(files + groups)}. Copy again, or convert with "
+        "--skip-bad-files."
+        if files or groups
+        else f"All {about.source.row_groups} row groups were read.",
     )
 
 
 def _finished(tally: Tally, about: Circumstances) -> Finding:
-    detail = (
-        "The job that wrote the files has marked them as complete (_SUCCESS)."
-        if about.is_marked
-        else "No _SUCCESS beside the files. Many writers never leave one; of a Spark job it may "
-        "mean that rows are missing."
-    )
-    if about.unfinished:
-        detail = (
-            f"There is {about.unfinished}: {UNFINISHED}. Run the job again, or, if nothing is "
-            "missing, remove that; `convert` refuses it without --skip-bad-files."
-        )
+    left, marked = about.source.unfinished, about.source.is_marked
     return Finding(
         item="finished",
-        severity="blocker" if about.unfinished else "info",
-        passed=False if about.unfinished else about.is_marked or None,
-        measured={"unfinished": about.unfinished, "success": about.is_marked},
-        threshold=None,
-        detail=detail,
+        severity="blocker" if left else "info",
+        passed=False if left else marked or None,
+        measured={"unfinished": left, "success": marked},
+        detail=f"There is {left}: {UNFINISHED}. Run the job again, or, if nothing is missing, "
+        "remove it; `convert` refuses it without --skip-bad-files."
+        if left
+        else "The job that wrote the files has marked them as complete (_SUCCESS)."
+        if marked
+        else "No _SUCCESS beside the files. Many writers never leave one; after a Spark job its "
+        "absence may mean that rows are missing.",
     )
 
 
 def _schema(tally: Tally, about: Circumstances) -> Finding:
     """A file that lacks a required column cannot be opened at all, so only values are left."""
-    missing = [column.name for column in COLUMNS if column.name not in about.schema.names]
-    extra = [name for name in about.schema.names if name not in COLUMN_BY_NAME]
+    present, left_out = about.source.schema.names, about.source.left_out
+    missing = [column.name for column in COLUMNS if column.name not in present]
+    extra = [name for name in present if name not in COLUMN_BY_NAME]
+    widths = [len({*f.columns, *dict(f.stated), SPLIT_COLUMN}) for f in about.source.files]
     parts = ["Every required column is there, of the right type, in every row group."]
     if tally.misfits:
         parts = [f"{len(tally.misfits)} row groups break the contract: {sorted(tally.misfits)[0]}"]
@@ -64,21 +71,21 @@ def _schema(tally: Tally, about: Circumstances) -> Finding:
         parts.append(f"Optional columns that no file has: {listing(missing)}.")
     if extra:
         parts.append(f"Extra columns, kept: {listing(extra)}.")
-    if about.left_out:
-        found = [f"{name} {what}" for name, what in about.left_out.items()]
+    if left_out:
+        found = [f"{name} {what}" for name, what in left_out.items()]
         parts.append(
             f"Extra columns without a type for all files: {listing(found)}. `convert` refuses them "
             "unless they are left out with --drop-column."
         )
     return Finding(
         item="schema",
-        severity="blocker" if tally.misfits or not about.left_out else "warn",
-        passed=not (tally.misfits or about.left_out),
+        severity="blocker" if tally.misfits or not left_out else "warn",
+        passed=not (tally.misfits or left_out),
         measured={
-            "columns": list(about.file_columns),
+            "columns": [min(widths), max(widths)],
             "missing": missing,
             "extra": extra,
-            "without_a_type": dict(about.left_out),
+            "without_a_type": dict(left_out),
             "bad_row_groups": len(tally.misfits),
         },
         threshold="all required columns",
@@ -87,12 +94,8 @@ def _schema(tally: Tally, about: Circumstances) -> Finding:
 
 
 def _null_rules(tally: Tally, about: Circumstances) -> Finding:
-    nulls = {
-        column.name: sum(n for (name, _), n in tally.nulls.items() if name == column.name)
-        for column in COLUMNS
-        if not column.nullable and column.name in about.schema.names
-    }
-    nulls = {name: n for name, n in nulls.items() if n}
+    counts = {c.name: sum(tally.nulls[c.name, label] for label in CLASSES) for c in COLUMNS}
+    nulls = {name: n for name, n in counts.items() if n and not COLUMN_BY_NAME[name].nullable}
     required = any(COLUMN_BY_NAME[name].required for name in nulls)
     return Finding(
         item="null_rules",
@@ -100,7 +103,7 @@ def _null_rules(tally: Tally, about: Circumstances) -> Finding:
         passed=not nulls,
         measured=nulls,
         threshold=0,
-        detail=f"Null where the contract allows none: {listing(counted(nulls))}."
+        detail=f"Null where the contract allows none: {counted(nulls)}."
         if nulls
         else "No null where the contract allows none.",
     )
@@ -115,7 +118,7 @@ def _control_rules(tally: Tally, about: Circumstances) -> Finding:
         measured=faults,
         threshold=0,
         detail="Controls hold a value where there should be zero or null: "
-        f"{listing(counted(faults))}. The contract for controls has changed, or labels are wrong."
+        f"{counted(faults)}. The contract for controls has changed, or labels are wrong."
         if faults
         else "Controls hold zero or null in every column of the injection.",
     )
@@ -131,7 +134,7 @@ def _value_ranges(tally: Tally, about: Circumstances) -> Finding:
         threshold={
             name: [COLUMN_BY_NAME[name].minimum, COLUMN_BY_NAME[name].maximum] for name in faults
         },
-        detail=f"Values outside the plausible range, or NaN: {listing(counted(faults))}."
+        detail=f"Values outside the plausible range, or NaN: {counted(faults)}."
         if faults
         else "Every value lies in its plausible range.",
     )
@@ -146,7 +149,7 @@ def _label_consistency(tally: Tally, about: Circumstances) -> Finding:
         measured=faults,
         threshold=0,
         detail="Rows whose lens_model, is_control and theta_e_arcsec do not give one label: "
-        f"{listing(counted(faults))}. Conversion rejects them."
+        f"{counted(faults)}. Conversion rejects them."
         if faults
         else "lens_model, is_control and theta_e_arcsec agree in every row.",
     )
@@ -156,11 +159,8 @@ def _filtered(tally: Tally, about: Circumstances) -> Finding:
     counts = dict(sorted(tally.filtered.items()))
     return Finding(
         item="filtered",
-        severity="info",
-        passed=None,
         measured=counts,
-        threshold=None,
-        detail=f"Conversion would leave out: {listing(counted(counts))}."
+        detail=f"Conversion would leave out: {counted(counts)}."
         if counts
         else "Upstream marked no row as unusable.",
     )
@@ -170,30 +170,24 @@ def _reject_rate(tally: Tally, about: Circumstances) -> Finding:
     if not about.pixels:
         return Finding(
             item="reject_rate",
-            severity="info",
-            passed=None,
-            measured=None,
             threshold=REJECT_RATE,
             detail="Not run: stamps are decoded only with --pixels.",
         )
-    rates = {}
-    reasons: dict[str, int] = {}
-    for label in ("0", "1"):
-        bad = sum(n for (_, _, name), n in tally.undecoded.items() if name == label)
-        good = sum(
-            a.size for (_, name), arrays in tally.images.items() if name == label for a in arrays
-        )
-        rates[label] = bad / max(1, bad + good)
-    for (reason, _, _), n in sorted(tally.undecoded.items()):
-        reasons[reason] = reasons.get(reason, 0) + n
+    good, bad, reasons = Counter[str](), Counter[str](), Counter[str]()
+    for (_, label), hashes in tally.images.items():
+        good[label] += sum(map(len, hashes))
+    for (reason, _, label), n in sorted(tally.undecoded.items()):
+        bad[label] += n
+        reasons[reason] += n
+    rates = {label: bad[label] / max(1, bad[label] + good[label]) for label in ("0", "1")}
     worst, gap = max(rates.values()), abs(rates["0"] - rates["1"])
     return Finding(
         item="reject_rate",
         severity="blocker" if worst > REJECT_RATE_BLOCKER else "warn",
         passed=worst <= REJECT_RATE and gap <= REJECT_GAP,
-        measured={"by_class": rates, "reasons": reasons},
+        measured={"by_class": rates, "reasons": dict(reasons)},
         threshold={"rate": REJECT_RATE, "blocker": REJECT_RATE_BLOCKER, "class_gap": REJECT_GAP},
-        detail=f"Stamps that conversion would reject: {listing(counted(reasons))}."
+        detail=f"Stamps that conversion would reject: {counted(reasons)}."
         if reasons
         else "Every stamp can be decoded and normalised.",
     )
@@ -206,10 +200,7 @@ def _quality(tally: Tally, about: Circumstances) -> Finding:
     text = ", ".join(f"class {c} {share:.1%}" for c, share in bad.items())
     return Finding(
         item="stamp_quality",
-        severity="info",
-        passed=None,
         measured={"bad_pixels": bad, "lenses_with_magnification_below_1": weak},
-        threshold=None,
         detail=f"bad_pixel_frac above {BAD_PIXEL_LIMIT}: {text or 'none'}. "
         f"{weak} lenses are not magnified.",
     )
@@ -222,8 +213,8 @@ def _unresolved(tally: Tally, about: Circumstances) -> Finding:
     unknown = tally.classes().get("1", 0) - total
     by_radius = {}
     for radius in sorted({radius for radius, _ in tally.resolution}):
-        counts = [tally.resolution[radius, flag] for flag in (False, True)]
-        by_radius[f"{radius:g}"] = counts[0] / sum(counts)
+        blurred, resolved = (tally.resolution[radius, flag] for flag in (False, True))
+        by_radius[f"{radius:g}"] = blurred / (blurred + resolved)
     return Finding(
         item="unresolved_share",
         severity="warn",
@@ -233,8 +224,8 @@ def _unresolved(tally: Tally, about: Circumstances) -> Finding:
         detail=f"Not run: none of {unknown} lenses has a theta_E and a psfsize_r."
         if share is None
         else f"{share:.1%} of lenses have theta_E below {RESOLVED_RATIO} of the PSF's FWHM "
-        "(psfsize_r): what can be learnt of them is extra flux, not shape. Report them apart."
-        + (f" Of {unknown} lenses it is not known." if unknown else ""),
+        "(psfsize_r): a network can learn their extra flux but not their shape. Report them apart."
+        + (f" For {unknown} lenses it is not known." if unknown else ""),
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +30,7 @@ MAX_CLASS_SHARE_GAP: Final = 0.05
 FRACTION_TOLERANCE: Final = 0.02
 """Tolerance of a declared split fraction."""
 MIN_REGIONS: Final = 30
-"""Fewest regions of a split whose metrics are given intervals by resampling regions."""
+"""Fewest regions of a split for intervals by resampling regions to be trusted."""
 
 
 def _both_classes(tally: Tally, about: Circumstances) -> Finding:
@@ -41,7 +43,7 @@ def _both_classes(tally: Tally, about: Circumstances) -> Finding:
         measured=counts,
         threshold="> 0 each",
         detail=f"One class is missing in: {listing(lacking)}. Nothing can be learnt or measured "
-        "there."
+        "from such a split."
         if lacking
         else "Every split has lenses and non-lenses."
         if counts
@@ -109,16 +111,28 @@ def _regions(tally: Tally, about: Circumstances) -> Finding:
     )
 
 
-def _regions_disjoint(tally: Tally, about: Circumstances) -> Finding:
-    return _shared("regions_disjoint", list(tally.regions), "regions")
-
-
-def _bricks_disjoint(tally: Tally, about: Circumstances) -> Finding:
-    return _shared("bricks_disjoint", list(tally.bricks), "bricks")
+def _disjoint(what: Literal["regions", "bricks"], tally: Tally, about: Circumstances) -> Finding:
+    by_split: dict[str, list[str]] = defaultdict(list)
+    for value, split in getattr(tally, what):
+        by_split[split].append(str(value))
+    shared = in_several(by_split.values()).tolist()
+    distinct = len({value for values in by_split.values() for value in values})
+    return Finding(
+        item=f"{what}_disjoint",
+        severity="blocker",
+        passed=not shared,
+        measured=len(shared),
+        threshold=0,
+        detail=f"{len(shared)} of {distinct} {what} are in more than one split: "
+        f"{listing(shared)}. Their stamps share calibration, seeing and neighbours."
+        if shared
+        else f"None of the {distinct} {what} is in two splits.",
+    )
 
 
 def _sky_separation(tally: Tally, about: Circumstances) -> Finding:
-    positions = {split: _positions(tally, split=split) for split in tally.splits()}
+    by_split = _grouped(tally.positions, 0)
+    positions = {split: np.unique(by_split[split], axis=0) for split in tally.splits()}
     nearest, close = separations(positions, MIN_SEPARATION_ARCSEC)
     return Finding(
         item="sky_separation",
@@ -134,7 +148,7 @@ def _sky_separation(tally: Tally, about: Circumstances) -> Finding:
 
 
 def _task_ids(tally: Tally, about: Circumstances) -> Finding:
-    groups = {split: np.concatenate(parts) for split, parts in tally.task_ids.items() if parts}
+    groups = {split: np.concatenate(hashes) for split, hashes in tally.task_ids.items()}
     total = sum(len(ids) for ids in groups.values())
     repeated = total - sum(len(np.unique(ids)) for ids in groups.values())
     across = len(in_several(groups.values()))
@@ -144,8 +158,8 @@ def _task_ids(tally: Tally, about: Circumstances) -> Finding:
         passed=not across and not repeated,
         measured={"across_splits": across, "within_a_split": repeated},
         threshold=0,
-        detail=f"{across} task_ids are in more than one split, {repeated} rows repeat one of their "
-        "own split. Files may have been listed twice."
+        detail=f"{across} task_ids are in more than one split, {repeated} rows repeat one from "
+        "the same split. Files may have been copied twice."
         if across or repeated
         else f"All {total} task_ids differ.",
     )
@@ -155,17 +169,13 @@ def _duplicate_images(tally: Tally, about: Circumstances) -> Finding:
     if not about.pixels:
         return Finding(
             item="duplicate_images",
-            severity="info",
-            passed=None,
-            measured=None,
             threshold=0,
             detail="Not run: stamps are compared only with --pixels.",
         )
-    every = {key: np.concatenate(parts) for key, parts in tally.images.items() if parts}
-    total = sum(len(hashes) for hashes in every.values())
-    across_splits = len(in_several(_joined(every, 0)))
-    across_labels = len(in_several(_joined(every, 1)))
-    unique = len(np.unique(np.concatenate(list(every.values())))) if every else 0
+    by_split, by_label = _grouped(tally.images, 0), _grouped(tally.images, 1)
+    across_splits, across_labels = (len(in_several(g.values())) for g in (by_split, by_label))
+    total = sum(map(len, by_split.values()))
+    unique = len(np.unique(np.concatenate([np.empty(0, np.uint64), *by_split.values()])))
     return Finding(
         item="duplicate_images",
         severity="blocker",
@@ -183,62 +193,28 @@ def _duplicate_images(tally: Tally, about: Circumstances) -> Finding:
 
 
 def _hosts(tally: Tally, about: Circumstances) -> Finding:
-    by_class = {label: _positions(tally, label=label) for label in ("0", "1")}
-    unique = {label: len(sky) for label, sky in by_class.items()}
-    both = positions_in_both(*by_class.values())
+    by_class, none = _grouped(tally.positions, 1), np.empty((0, 2))
+    controls, lenses = (np.unique(by_class.get(label, none), axis=0) for label in ("0", "1"))
+    unique = {"0": len(controls), "1": len(lenses)}
+    both = positions_in_both(controls, lenses)
     rows = both_classes(tally.classes())
     per = {label: rows[label] / n for label, n in unique.items() if n}
     return Finding(
         item="hosts",
-        severity="info",
-        passed=None,
         measured={"positions": unique, "both_labels": both, "rows_per_position": per},
-        threshold=None,
         detail=f"Distinct positions: {unique['0']} of controls, {unique['1']} of lenses, {both} "
         "with both labels. Distinct controls, not rows, limit what can be certified at a low FPR.",
     )
 
 
-def _shared(item: str, pairs: Sequence[tuple[Any, str]], what: str) -> Finding:
-    by_split: dict[str, list[str]] = {}
-    for value, split in pairs:
-        by_split.setdefault(split, []).append(str(value))
-    shared = in_several(by_split.values()).tolist()
-    distinct = len({value for value, _ in pairs})
-    return Finding(
-        item=item,
-        severity="blocker",
-        passed=not shared,
-        measured=len(shared),
-        threshold=0,
-        detail=f"{len(shared)} of {distinct} {what} are in more than one split: "
-        f"{listing(shared)}. Their stamps share calibration, seeing and neighbours."
-        if shared
-        else f"None of the {distinct} {what} is in two splits.",
-    )
-
-
-def _positions(
-    tally: Tally, *, split: str | None = None, label: str | None = None
-) -> NDArray[np.float64]:
-    """Distinct (ra, dec), degrees, shape (n, 2)."""
-    parts = [
-        array
-        for (name, klass), arrays in tally.positions.items()
-        if (split is None or name == split) and (label is None or klass == label)
-        for array in arrays
-    ]
-    return np.unique(np.concatenate(parts), axis=0) if parts else np.empty((0, 2))
-
-
-def _joined(
-    groups: Mapping[tuple[str, str], NDArray[np.uint64]], part: int
-) -> list[NDArray[np.uint64]]:
-    """Hashes by one part of the key."""
-    return [
-        np.concatenate([hashes for key, hashes in groups.items() if key[part] == name])
-        for name in {key[part] for key in groups}
-    ]
+def _grouped(
+    arrays: Mapping[tuple[str, str], list[NDArray[Any]]], by: int
+) -> dict[str, NDArray[Any]]:
+    """Arrays of each split (``by`` 0) or each class (1), joined."""
+    groups: dict[str, list[NDArray[Any]]] = defaultdict(list)
+    for key, found in arrays.items():
+        groups[key[by]] += found
+    return {name: np.concatenate(found) for name, found in groups.items()}
 
 
 FINDERS: Final[tuple[Finder, ...]] = (
@@ -246,8 +222,8 @@ FINDERS: Final[tuple[Finder, ...]] = (
     _class_balance,
     _split_fractions,
     _regions,
-    _regions_disjoint,
-    _bricks_disjoint,
+    partial(_disjoint, "regions"),
+    partial(_disjoint, "bricks"),
     _sky_separation,
     _task_ids,
     _duplicate_images,

@@ -1,7 +1,7 @@
 """What `lensprep check` gathers from the rows of a source: counts that add up in any order.
 
-A `Tally` of one table (`tally_rows`) or of many (`Tally.merge`) is the whole knowledge from which
-`lensprep.checks` draws its findings, so that thousands of files can be read by many workers.
+Findings are drawn from a `Tally` of one table (`tally_rows`) or of many (`Tally.merge`) alone, so
+that thousands of files can be read by many workers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,33 +20,47 @@ from numpy.typing import NDArray
 
 from lensprep.checks.finding import Finding
 from lensprep.dataset.layout import STAMP_SHAPE
-from lensprep.source.contract import count_reasons, filter_rows, label_rows
-from lensprep.source.survey import COLUMNS, LEAKING_COLUMNS, SPLIT_COLUMN, STAMP_COLUMN, Column
+from lensprep.decode.reasons import RejectReason
+from lensprep.decode.robust import median_mad
+from lensprep.decode.stampnpz import decode_batch
+from lensprep.source.contract import filter_rows, label_rows, numbers
+from lensprep.source.survey import (
+    COLUMNS,
+    LEAKING_COLUMNS,
+    SEEING_COLUMN,
+    SPLIT_COLUMN,
+    STAMP_COLUMN,
+    Column,
+)
+from lensprep.source.tree import Source
 from lensprep.tables.positions import on_sky
 
 CLASSES: Final = ("0", "1", "unknown")
-"""Names of the classes: non-lens, lens, and rows whose label could not be told."""
+"""Names of the classes: non-lens, lens, and rows without a usable label."""
 
 BAD_PIXEL_LIMIT: Final = 0.2
 """``bad_pixel_frac`` above which a stamp counts as damaged (10 % of injections upstream)."""
 
 RESOLVED_RATIO: Final = 0.5
-"""theta_E over PSF FWHM (``psfsize_r``) below which a lens cannot be told from a blur."""
+"""theta_E over PSF FWHM (``psfsize_r``) below which a lens looks like a blur."""
 
 _BATCH: Final = 256
 """Stamps decoded at once: 12 MB of pixels."""
 
 
+_lists: Callable[[], Any] = partial(defaultdict, list)
+
+
 @dataclass(slots=True)
 class Tally:
-    """Counts over rows; add tallies of parts with `merge`, in any order."""
+    """Counts over rows; tallies add up with `merge`, in any order."""
 
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Rows by (split, class)."""
-    regions: Counter[tuple[int, str]] = field(default_factory=Counter)
-    """Rows by (region_id, split)."""
-    bricks: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Rows by (brickname, split)."""
+    regions: set[tuple[int, str]] = field(default_factory=set)
+    """Pairs (region_id, split) that occur."""
+    bricks: set[tuple[str, str]] = field(default_factory=set)
+    """Pairs (brickname, split) that occur."""
     filtered: Counter[str] = field(default_factory=Counter)
     """Rows that conversion would always leave out, by reason."""
     label_faults: Counter[str] = field(default_factory=Counter)
@@ -55,41 +70,37 @@ class Tally:
     control_faults: Counter[str] = field(default_factory=Counter)
     """Controls that hold a value where the contract wants zero or null, by column."""
     out_of_range: Counter[str] = field(default_factory=Counter)
-    """Values outside the contract's range, or NaN, by column; but for filtered rows."""
+    """Values outside the contract's range, or NaN, by column; filtered rows do not count."""
     resolution: Counter[tuple[float, bool]] = field(default_factory=Counter)
     """Lenses by (theta_e_arcsec, whether theta_E / psfsize_r reaches RESOLVED_RATIO)."""
     quality: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Rows by (``bad_pixels``, ``no_magnification``, ..., class)."""
-    positions: dict[tuple[str, str], list[NDArray[np.float64]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
+    positions: dict[tuple[str, str], list[NDArray[np.float64]]] = field(default_factory=_lists)
     """Distinct (ra, dec) in degrees by (split, class), arrays of shape (n, 2)."""
-    task_ids: dict[str, list[NDArray[np.uint64]]] = field(default_factory=lambda: defaultdict(list))
+    task_ids: dict[str, list[NDArray[np.uint64]]] = field(default_factory=_lists)
     """Hashes of task_id by split."""
-    images: dict[tuple[str, str], list[NDArray[np.uint64]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
+    images: dict[tuple[str, str], list[NDArray[np.uint64]]] = field(default_factory=_lists)
     """Hashes of decoded pixels by (split, class), where pixels were asked for."""
     undecoded: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     """Rows by (reason, split, class) whose blob gave no stamp, where pixels were asked for."""
     samples: list[pa.Table] = field(default_factory=list)
-    """Some rows of the columns that may tell the label without being known to: with ``label``."""
+    """Some rows of `sampled_columns`, with ``label``."""
     unread: list[tuple[str, int, str]] = field(default_factory=list)
     """Row groups that could not be read: (file, rows, reason)."""
     misfits: list[str] = field(default_factory=list)
-    """Row groups with a value that does not fit the contract's type, each with the reason."""
+    """For each row group with a value that does not fit the contract's type: what was found."""
 
     def merge(self, other: Tally) -> None:
         """Add the counts of another tally."""
         for name in self.__slots__:
             mine, theirs = getattr(self, name), getattr(other, name)
-            if isinstance(mine, Counter):
-                mine.update(theirs)
-            elif isinstance(mine, dict):
+            if isinstance(mine, list):
+                mine.extend(theirs)
+            elif isinstance(mine, defaultdict):
                 for key, arrays in theirs.items():
                     mine[key].extend(arrays)
             else:
-                mine.extend(theirs)
+                mine.update(theirs)
 
     def classes(self, split: str | None = None) -> dict[str, int]:
         """Rows by class, of one split or of all."""
@@ -110,23 +121,13 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Circumstances:
-    """What is known of a source beside its rows."""
+    """What findings need to know besides the rows."""
 
-    schema: pa.Schema
-    row_groups: int
-    file_columns: tuple[int, int]
-    """Fewest and most columns of a file."""
-    bad_files: tuple[str, ...] = ()
-    """Files without a readable footer."""
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    """Extra columns without a type that holds what all files have, each with what was found."""
-    unfinished: str | None = None
-    """What a job has left that did not finish."""
-    is_marked: bool = False
-    """Whether there is the ``_SUCCESS`` of a job that did."""
-    pixels: bool = False
-    declared: Mapping[str, float] | None = None
-    """Split fractions that the user believes in."""
+    source: Source
+    pixels: bool
+    """Whether stamps were decoded."""
+    declared: Mapping[str, float] | None
+    """Split fractions that the user expects."""
 
 
 Finder = Callable[[Tally, Circumstances], Finding]
@@ -134,18 +135,10 @@ Finder = Callable[[Tally, Circumstances], Finding]
 
 
 def sampled_columns(schema: pa.Schema) -> list[str]:
-    """Columns that might tell the label without the contract saying so: the ones to sample."""
+    """Columns of plain values that the contract does not say to reveal the label, but that may."""
     known = {*LEAKING_COLUMNS, SPLIT_COLUMN, STAMP_COLUMN, "task_id"}
-    return [f.name for f in schema if f.name not in known and _is_plain(f.type)]
-
-
-def _is_plain(data_type: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_integer(data_type)
-        or pa.types.is_floating(data_type)
-        or pa.types.is_boolean(data_type)
-        or pa.types.is_string(data_type)
-    )
+    plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string)
+    return [f.name for f in schema if f.name not in known and any(of(f.type) for of in plain)]
 
 
 def tally_rows(table: pa.Table, *, sample_step: int = 1, pixels: bool = False) -> Tally:
@@ -156,21 +149,22 @@ def tally_rows(table: pa.Table, *, sample_step: int = 1, pixels: bool = False) -
     table : pyarrow.Table
         Rows in a source's unified schema; ``stamp_npz`` is needed only for ``pixels``.
     sample_step : int
-        Keep one row of so many in ``samples``.
+        Keep one labelled row in this many in ``samples``.
     pixels : bool
         Decode the stamps, hash them and count those that cannot be decoded.
     """
     tally = Tally()
-    labels = label_rows(table)
-    label = labels.label
+    label, label_reason = label_rows(table)
     classes = np.array(CLASSES)[np.where(label < 0, 2, label)]
     splits = _text(table[SPLIT_COLUMN])
     reasons = filter_rows(table)
     kept = reasons == ""
-    tally.filtered.update(count_reasons(reasons))
-    tally.label_faults.update(count_reasons(labels.reason[kept]))
+    tally.filtered.update(reasons[~kept].tolist())
+    tally.label_faults.update(label_reason[kept & (label_reason != "")].tolist())
     tally.rows.update(zip(splits.tolist(), classes.tolist(), strict=True))
-    _tally_groups(tally, table, splits)
+    for name, pairs in (("region_id", tally.regions), ("brickname", tally.bricks)):
+        known = table[name].is_valid().to_numpy()
+        pairs.update(zip(table[name].drop_null().to_pylist(), splits[known].tolist(), strict=True))
     for column in COLUMNS:
         if column.name in table.column_names and column.name != STAMP_COLUMN:
             _tally_column(tally, table[column.name], column, label, kept)
@@ -182,19 +176,9 @@ def tally_rows(table: pa.Table, *, sample_step: int = 1, pixels: bool = False) -
     sample = table.select(sampled_columns(table.schema)).take(chosen)
     tally.samples.append(sample.append_column("label", pa.array(label).take(chosen)))
     if pixels:
-        rows = np.flatnonzero(kept & (labels.reason == ""))
+        rows = np.flatnonzero(kept & (label_reason == ""))
         _tally_pixels(tally, table[STAMP_COLUMN], rows, splits, classes)
     return tally
-
-
-def _tally_groups(tally: Tally, table: pa.Table, splits: NDArray[np.str_]) -> None:
-    for name, counter in (("region_id", tally.regions), ("brickname", tally.bricks)):
-        values = table[name].to_pylist()
-        counter.update(
-            (value, split)
-            for value, split in zip(values, splits.tolist(), strict=True)
-            if value is not None
-        )
 
 
 def _tally_column(
@@ -205,41 +189,39 @@ def _tally_column(
     kept: NDArray[np.bool_],
 ) -> None:
     """Ranges, and what controls hold."""
+    valid = values.is_valid().to_numpy()
     if column.controls != "value":
-        valid = values.is_valid().to_numpy()
-        wrong = valid
+        wrong = valid & (label == 0)  # null is as good as zero
         if column.controls == "zero":
-            # A control without a value is as good as one with zero.
-            wrong = valid & (_real(values) != 0)
-        tally.control_faults[column.name] += int(np.count_nonzero(wrong & (label == 0)))
+            wrong &= numbers(values) != 0
+        tally.control_faults[column.name] += int(np.count_nonzero(wrong))
     if column.minimum is not None or column.maximum is not None:
-        numbers = _real(values)
+        real = numbers(values)
         low = -np.inf if column.minimum is None else column.minimum
         high = np.inf if column.maximum is None else column.maximum
-        outside = ~((numbers >= low) & (numbers <= high)) & values.is_valid().to_numpy()
-        tally.out_of_range[column.name] += int(np.count_nonzero(outside & kept))
+        outside = ~((real >= low) & (real <= high)) & valid & kept
+        tally.out_of_range[column.name] += int(np.count_nonzero(outside))
 
 
 def _tally_nulls(tally: Tally, table: pa.Table, classes: NDArray[np.str_]) -> None:
     for name, column in zip(table.column_names, table.columns, strict=True):
         if column.null_count:
-            names, counts = np.unique(classes[column.is_null().to_numpy()], return_counts=True)
-            for label, count in zip(names.tolist(), counts.tolist(), strict=True):
+            for label, count in Counter(classes[column.is_null().to_numpy()].tolist()).items():
                 tally.nulls[name, label] += count
 
 
 def _tally_quality(tally: Tally, table: pa.Table, classes: NDArray[np.str_]) -> None:
     """Lenses that cannot be resolved or were not magnified, and damaged stamps."""
     lens = classes == "1"
-    theta_e, psf = _real(table["theta_e_arcsec"]), _real(table["psfsize_r"])
+    theta_e, psf = numbers(table["theta_e_arcsec"]), numbers(table[SEEING_COLUMN])
     with np.errstate(divide="ignore", invalid="ignore"):
         resolved = theta_e / psf >= RESOLVED_RATIO
     known = lens & (psf > 0) & np.isfinite(theta_e)
     radii = np.round(theta_e[known], 3).tolist()
     tally.resolution.update(zip(radii, resolved[known].tolist(), strict=True))
-    cuts = {"bad_pixels": _real(table["bad_pixel_frac"]) > BAD_PIXEL_LIMIT}
+    cuts = {"bad_pixels": numbers(table["bad_pixel_frac"]) > BAD_PIXEL_LIMIT}
     if "magnification" in table.column_names:
-        cuts["no_magnification"] = _real(table["magnification"]) < 1
+        cuts["no_magnification"] = numbers(table["magnification"]) < 1
     for name, cut in cuts.items():
         tally.quality.update((name, label) for label in classes[cut].tolist())
 
@@ -247,7 +229,7 @@ def _tally_quality(tally: Tally, table: pa.Table, classes: NDArray[np.str_]) -> 
 def _tally_sky(
     tally: Tally, table: pa.Table, splits: NDArray[np.str_], classes: NDArray[np.str_]
 ) -> None:
-    ra, dec = _real(table["ra"]), _real(table["dec"])
+    ra, dec = numbers(table["ra"]), numbers(table["dec"])
     known = on_sky(ra, dec)  # those off the sky are counted as out of range
     sky = np.stack([ra % 360, dec], axis=1)
     for key in set(zip(splits.tolist(), classes.tolist(), strict=True)):
@@ -272,34 +254,23 @@ def _tally_pixels(
     classes: NDArray[np.str_],
 ) -> None:
     """Decode the stamps of some rows: hash each, or count why conversion would reject it."""
-    # compiled kernels: imported only where pixels are read
-    from lensprep.decode.reasons import RejectReason
-    from lensprep.decode.robust import median_mad
-    from lensprep.decode.stampnpz import decode_batch
-
     out = np.zeros((_BATCH, *STAMP_SHAPE), np.float32)
     hashes: dict[tuple[str, str], list[int]] = defaultdict(list)
     for start in range(0, len(rows), _BATCH):
         part = rows[start : start + _BATCH]
         reasons = decode_batch(blobs.take(pa.array(part)), out[: len(part)])
-        for number, reason in enumerate(reasons):
+        for stamp, reason in zip(out, reasons, strict=False):
             if reason is not None:
-                out[number] = 0  # what a failed blob left there may be NaN
+                stamp[:] = 0  # a failed blob may have left NaN there
         constant = (median_mad(out[: len(part)]).mad == 0).any(axis=1)
-        for number, row in enumerate(part.tolist()):
+        for row, stamp, reason, is_constant in zip(part, out, reasons, constant, strict=False):
             key = (str(splits[row]), str(classes[row]))
-            reason = reasons[number] or (RejectReason.CONSTANT_BAND if constant[number] else None)
-            if reason is None:
-                hashes[key].append(xxhash.xxh3_64_intdigest(out[number].data))
+            if reason is None and not is_constant:
+                hashes[key].append(xxhash.xxh3_64_intdigest(stamp.data))
             else:
-                tally.undecoded[(reason.value, *key)] += 1
+                tally.undecoded[(reason or RejectReason.CONSTANT_BAND).value, *key] += 1
     for key, values in hashes.items():
         tally.images[key].append(np.array(values, np.uint64))
-
-
-def _real(values: pa.ChunkedArray) -> NDArray[np.float64]:
-    """Numbers as float64, NaN for null."""
-    return values.cast(pa.float64(), safe=False).to_numpy()
 
 
 def _text(values: pa.ChunkedArray) -> NDArray[np.str_]:

@@ -6,7 +6,6 @@ whoever writes them, so doing it again, here or elsewhere, is harmless.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -29,7 +28,7 @@ from lensprep.engine import Engine
 from lensprep.engine.trial import find_fatal
 from lensprep.errors import InputError, size_text
 from lensprep.source.contract import FilterRules
-from lensprep.source.footers import SourceFile
+from lensprep.source.footers import SourceFile, neighbours
 from lensprep.source.tree import Source
 
 RUN_ROWS = 4096
@@ -156,8 +155,8 @@ class _RunWriter:
 
     def add(self, prepared: Prepared) -> None:
         """Count what was put into the room as written."""
-        if prepared.rows:
-            self._used += prepared.rows
+        if len(prepared.records):
+            self._used += len(prepared.records)
             self._tables.append(prepared.table)
 
     def flush(self) -> None:
@@ -188,22 +187,8 @@ def plan_runs(
     bare = replace(source, files=(), bad_files=())  # a task carries only the files it reads
     return [
         RunTask(index, bare, row_groups, config.seed, rules, spec, config.skip_bad_files, work)
-        for index, row_groups in enumerate(_group_rows(source))
+        for index, row_groups in enumerate(neighbours(source.files, RUN_ROWS))
     ]
-
-
-def _group_rows(source: Source) -> Iterator[tuple[tuple[SourceFile, int], ...]]:
-    together: list[tuple[SourceFile, int]] = []
-    rows = 0
-    for file in source.files:
-        for number, group in file.filled:
-            if together and rows + group.rows > RUN_ROWS:
-                yield tuple(together)
-                together, rows = [], 0
-            together.append((file, number))
-            rows += group.rows
-    if together:
-        yield tuple(together)
 
 
 def first_round(

@@ -7,8 +7,8 @@ as NumPy does it, with a true division, so ``np.clip((x - m) / (np.float32(1.482
 c).astype(np.float16)`` gives the same bits; only the logarithm of ``asinh_survey`` is float64, from
 additions, products and divisions alone, so that every machine stores the same bytes.
 
-A band whose MAD is 0 has no scale. It is reported, in every mode, and never given the standard
-deviation instead: that would store a masked band as if it were sky.
+A band whose MAD is 0 has no scale. It is reported, in every mode; the standard deviation never
+replaces it, since that would store a masked band as if it were sky.
 """
 
 from __future__ import annotations
@@ -30,17 +30,12 @@ from lensprep.kernel import kernel
 
 _BAND_PIXELS = STAMP_SIZE * STAMP_SIZE
 _SCALED, _ROOT, _ASINH = 0, 1, 2
-_FORMULA: dict[str, int] = {
-    "mad_stamp": _SCALED,
-    "mad_annulus": _SCALED,
-    "asinh_survey": _ASINH,
-    "sqrt": _ROOT,
-}
+_FORMULA = {"mad_stamp": _SCALED, "mad_annulus": _SCALED, "asinh_survey": _ASINH, "sqrt": _ROOT}
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What normalisation measured, one row a stamp and one column a band."""
+    """What normalisation measured, one row per stamp and one column per band."""
 
     median: npt.NDArray[np.float32]
     """Nanomaggies, shape (n, 3)."""
@@ -52,7 +47,7 @@ class Measured:
     """Stamps with a band whose MAD is 0, shape (n,): to be rejected. Their pixels are zeros."""
 
     def take(self, rows: npt.NDArray[np.integer]) -> Measured:
-        """The same for some of the stamps."""
+        """The same for a selection of the stamps."""
         return Measured(
             self.median[rows], self.scale[rows], self.clip_frac[rows], self.constant[rows]
         )

@@ -1,11 +1,11 @@
-"""Stamps that are in no dataset, normalised as somebody asks: Phase 4c trees, folders of cutouts.
+"""Stamps that are in no dataset, normalised as asked: Phase 4c trees, folders of cutouts.
 
     plan = plan_tree(uri, "val")            or plan_cutouts(folder, catalog)
     for part in decode_parts(plan, numbers, spec): part.columns, part.pixels, part.rejects
-    tree_stamps(uri, places)                raw pixels of some rows; cutout_stamps(folder, names)
+    tree_stamps(uri, rows)                  raw pixels of some rows; cutout_stamps(folder, names)
 
-A part is some neighbouring rows, the same whoever plans it, so that finished parts can be kept.
-Parts are decoded by processes of their own, a few ahead of whoever takes them.
+A part is a range of neighbouring rows. The same source always gives the same parts, so that
+finished ones can be kept. Parts are decoded in worker processes, a few ahead of the reader.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from lensprep.dataset.layout import MEASURED_COLUMNS, SPLITS, STAMP_DTYPE, STAMP_SHAPE
 from lensprep.dataset.normalization import NormalizationSpec
-from lensprep.dataset.record import new_records, payload_view
+from lensprep.dataset.record import payload_view
 from lensprep.decode.cutoutfile import read_cutout, read_position
 from lensprep.decode.normalize import Normalizer
 from lensprep.decode.placement import PLACE
@@ -40,18 +40,18 @@ from lensprep.decode.prepare import (
     reject_table,
 )
 from lensprep.decode.reasons import RejectReason
-from lensprep.decode.rowgroup import BATCH_ROWS, prepare_row_groups
+from lensprep.decode.rowgroup import prepare_row_groups
 from lensprep.decode.stampnpz import decode
 from lensprep.engine.local import run_tasks
 from lensprep.errors import InputError
 from lensprep.source.contract import FilterRules
 from lensprep.source.cutouts import NO_CUTOUT, Refusal, open_cutouts
-from lensprep.source.footers import SourceFile
+from lensprep.source.footers import SourceFile, neighbours
 from lensprep.source.survey import SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.source.tree import Source
 
 PART_ROWS: Final = 2048
-"""Rows of a part where row groups are smaller: 50 MB of pixels."""
+"""Most rows of a part, unless it is a single row group: 50 MB of pixels."""
 
 Decoded = tuple[pa.Table, NDArray[np.float16], pa.Table]
 """Columns and pixels of the rows of a part that have a stamp, and the other rows, with reasons."""
@@ -59,11 +59,11 @@ Decoded = tuple[pa.Table, NDArray[np.float16], pa.Table]
 
 @dataclass(frozen=True)
 class Plan:
-    """A source in parts."""
+    """A source divided into parts."""
 
     parts: Sequence[TreePart | CutoutPart]
     digest: str
-    """SHA-256 of what the source holds, as its listing says."""
+    """SHA-256 over the listing of the source."""
     unused: int = 0
     """Files of a folder of cutouts that belong to no row."""
     notes: tuple[str, ...] = ()
@@ -75,9 +75,9 @@ class DecodedPart(NamedTuple):
 
     number: int
     columns: pa.Table
-    """Scalar columns of the rows that have a stamp, and what normalising measured."""
+    """Scalar columns of the rows that have a stamp, with what normalisation measured."""
     pixels: NDArray[np.float16]
-    """Their pixels, shape (rows, 3, 64, 64), mapped from a file that goes with the next part."""
+    """Their pixels, shape (rows, 3, 64, 64), mapped from a file that is gone with the next part."""
     rejects: pa.Table
     """The other rows, as in ``rejects.parquet``."""
 
@@ -85,28 +85,14 @@ class DecodedPart(NamedTuple):
 def decode_parts(
     plan: Plan, numbers: Sequence[int], spec: NormalizationSpec, workers: int | None = None
 ) -> Iterator[DecodedPart]:
-    """Decode some parts of a plan, with processes that end with the last one.
+    """Decode some parts of a plan in ``workers`` processes, by default one per processor.
 
-    No more parts are ahead of the reader than the processes are handed, so a slow reader fills
-    neither memory nor disk.
-
-    Parameters
-    ----------
-    plan : Plan
-    numbers : sequence of int
-        Which parts, in any order.
-    spec : NormalizationSpec
-    workers : int, optional
-        Processes; one for each processor if not given.
-
-    Yields
-    ------
-    DecodedPart
-        In the order in which they are finished.
+    Parts come in the order in which they are finished. Only a few are decoded ahead, so a slow
+    reader fills neither memory nor disk.
     """
     with tempfile.TemporaryDirectory(prefix="lensprep-parts-") as scratch:
         tasks = [_Task(number, plan.parts[number], spec, Path(scratch)) for number in numbers]
-        # Processes also for one worker: they decode while the caller uses what came before.
+        # Processes even for one worker: it decodes while the caller uses the part before.
         with closing(run_tasks(_decode_part, tasks, workers=workers, apart=True)) as results:
             for number, columns, file, rejects in results:
                 yield DecodedPart(number, columns, np.load(file, mmap_mode="r"), rejects)
@@ -127,7 +113,7 @@ class _Task:
 
 
 def _decode_part(task: _Task) -> tuple[int, pa.Table, Path, pa.Table]:
-    """Decode a part; its pixels, which are many, go by way of a file."""
+    """Decode a part; its pixels are too many to be sent, and go through a file."""
     columns, pixels, rejects = task.part.decode(task.spec)
     file = task.scratch / f"part-{task.number:06d}.npy"
     np.save(file, pixels)
@@ -140,8 +126,8 @@ def _decode_part(task: _Task) -> tuple[int, pa.Table, Path, pa.Table]:
 def plan_tree(uri: str | PathLike[str], split: str) -> Plan:
     """A split of a Phase 4c tree, in parts of neighbouring row groups.
 
-    Where the split is in no folder's name, a part may hold rows of other splits, which are left out
-    when it is read.
+    Where no folder states the split, a part may hold rows of other splits, which are left out when
+    it is decoded.
 
     Raises
     ------
@@ -152,7 +138,8 @@ def plan_tree(uri: str | PathLike[str], split: str) -> Plan:
         raise InputError(f"There is no split {split!r}; there are: {', '.join(SPLITS)}.")
     source = Source.open(uri)
     bare = replace(source, files=(), bad_files=())
-    parts = [TreePart(bare, tuple(groups), split) for groups in _neighbours(source.files, split)]
+    files = [file for file in source.files if file.split in (None, split)]
+    parts = [TreePart(bare, groups, split) for groups in neighbours(files, PART_ROWS)]
     if not parts:
         known = sorted({file.split for file in source.files if file.split and file.rows})
         raise InputError(
@@ -166,29 +153,12 @@ def plan_tree(uri: str | PathLike[str], split: str) -> Plan:
     return Plan(parts, source.digest(), notes=tuple(notes))
 
 
-def _neighbours(files: Sequence[SourceFile], split: str) -> Iterator[list[tuple[SourceFile, int]]]:
-    """Row groups that may have rows of a split, up to `PART_ROWS` of them together."""
-    held: list[tuple[SourceFile, int]] = []
-    rows = 0
-    for file in files:
-        if file.split not in (None, split):
-            continue
-        for group, info in file.filled:
-            if held and rows + info.rows > PART_ROWS:
-                yield held
-                held, rows = [], 0
-            held.append((file, group))
-            rows += info.rows
-    if held:
-        yield held
-
-
 @dataclass(frozen=True)
 class TreePart:
     """Some row groups of a tree."""
 
     source: Source
-    """Without its files: it goes to every process."""
+    """Without its files, since it is sent to every process."""
     row_groups: tuple[tuple[SourceFile, int], ...]
     split: str
 
@@ -204,28 +174,23 @@ class TreePart:
     def decode(self, spec: NormalizationSpec) -> Decoded:
         """Decode and normalise the rows of the split."""
         preparer = Preparer(0, FilterRules(), Normalizer(spec))
-        records = new_records(min(self.rows, BATCH_ROWS))
         tables, pixels, rejects = [], [], [REJECT_SCHEMA.empty_table()]
-        for prepared in prepare_row_groups(
-            self.source, self.row_groups, preparer, lambda rows: records
-        ):
+        for prepared in prepare_row_groups(self.source, self.row_groups, preparer):
             ours = pc.equal(prepared.table[SPLIT_COLUMN], self.split)
             tables.append(prepared.table.filter(ours).drop_columns([PLACE]))
-            pixels.append(payload_view(records[: prepared.rows])[ours.to_numpy()])
+            pixels.append(payload_view(prepared.records)[ours.to_numpy()])
             theirs = pc.equal(prepared.left_out[SPLIT_COLUMN], self.split)
             rejects.append(prepared.left_out.filter(pc.fill_null(theirs, True)))
         return pa.concat_tables(tables), np.concatenate(pixels), pa.concat_tables(rejects)
 
 
-def tree_stamps(
-    uri: str | PathLike[str], places: Sequence[Mapping[str, Any]]
-) -> NDArray[np.float32]:
-    """Pixels of some rows of a tree, as they are there.
+def tree_stamps(uri: str | PathLike[str], rows: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
+    """Raw pixels of some rows of a tree.
 
     Parameters
     ----------
     uri : str or path
-    places : sequence of mapping
+    rows : sequence of mapping
         ``source_file``, ``source_row_group`` and ``source_row`` of each.
 
     Returns
@@ -236,18 +201,18 @@ def tree_stamps(
     Raises
     ------
     InputError
-        If a row is not there any more.
+        If a row no longer exists.
     """
     source = Source.open(uri)
     files = {file.path: file for file in source.files}
-    out = np.zeros((len(places), *STAMP_SHAPE), np.float32)
-    for pixels, place in zip(out, places, strict=True):
-        file = files.get(place["source_file"])
+    out = np.zeros((len(rows), *STAMP_SHAPE), np.float32)
+    for pixels, row in zip(out, rows, strict=True):
+        file = files.get(row["source_file"])
         if file is None:
-            raise InputError(f"{source.uri} has no file {place['source_file']} any more.")
-        blob = _blob(source, file, int(place["source_row_group"]), int(place["source_row"]))
+            raise InputError(f"{source.uri} no longer has the file {row['source_file']}.")
+        blob = _blob(source, file, int(row["source_row_group"]), int(row["source_row"]))
         if decode(blob, pixels) is not None:
-            raise InputError(f"{file.path} has changed: row {place['source_row']} is damaged.")
+            raise InputError(f"{file.path} has changed: row {row['source_row']} is damaged.")
     return out
 
 
@@ -271,21 +236,23 @@ def plan_cutouts(
 ) -> Plan:
     """A folder of cutouts with its catalogue, in parts of neighbouring rows.
 
-    Parameters are those of `lensprep.source.cutouts.open_cutouts`, which raises what it refuses.
-    The digest covers the rows and the size of every file.
+    Parameters and errors are those of `lensprep.source.cutouts.open_cutouts`. The digest covers the
+    rows and the size of every file.
     """
     found = open_cutouts(folder, catalog, read_position, columns, called)
     digest = hashlib.sha256()
     for row in found.table.to_pylist():
         size = None
         if row["file"] is not None:
-            with suppress(OSError):  # a link to nothing; the row will say so
+            with suppress(OSError):  # a broken link becomes the row's reject
                 size = (found.folder / row["file"]).stat().st_size
         digest.update(json.dumps([row, size], default=str).encode())
-    firsts = np.arange(0, found.table.num_rows, PART_ROWS)
-    numbers = np.split(np.arange(found.table.num_rows), firsts[1:])
-    # Taken, not sliced: a slice would go to a process with the whole table behind it.
-    parts = [CutoutPart(found.folder, found.table.take(rows), int(rows[0])) for rows in numbers]
+    rows = pa.array(np.arange(found.table.num_rows))
+    # Taken, not sliced: a slice would be sent to a process with the whole table.
+    parts = [
+        CutoutPart(found.folder, found.table.take(rows.slice(first, PART_ROWS)), first)
+        for first in range(0, found.table.num_rows, PART_ROWS)
+    ]
     return Plan(parts, digest.hexdigest(), found.unused)
 
 
@@ -303,9 +270,8 @@ class CutoutPart:
 
     @property
     def rows(self) -> int:
-        """Rows, also those without a file."""
-        rows: int = self.table.num_rows
-        return rows
+        """Rows, including those without a file."""
+        return int(self.table.num_rows)
 
     def decode(self, spec: NormalizationSpec) -> Decoded:
         """Decode and normalise the files of the rows."""
@@ -328,7 +294,7 @@ class CutoutPart:
         return pa.table(columns), stored[sound], self._rejects(refusals)
 
     def _columns(self, rows: NDArray[np.int64]) -> dict[str, Any]:
-        """Scalar columns; what scores have and a catalogue lacks is null."""
+        """Scalar columns; those of a score table that the catalogue lacks are null."""
         taken = self.table.take(pa.array(rows))
         own = {*MEASURED_COLUMNS, "pixels", NO_CUTOUT, "file", "split", "logit"} - {"key", "label"}
         columns = {name: taken[name] for name in taken.column_names if name not in own}
@@ -336,7 +302,11 @@ class CutoutPart:
         for name, kind in empty.items():
             if name not in columns:
                 columns[name] = pa.nulls(len(rows), kind)
-        columns["label"] = _labels(columns["label"])
+        try:
+            columns["label"] = columns["label"].cast(pa.int8())
+        except pa.ArrowException:
+            kind = columns["label"].type
+            raise InputError(f"The catalogue's label holds {kind}, not 0 and 1.") from None
         columns["source_file"] = taken["file"]
         columns["source_row_group"] = pa.array(np.zeros(len(rows), np.int32))
         columns["source_row"] = pa.array(rows + self.first)
@@ -344,29 +314,22 @@ class CutoutPart:
 
     def _rejects(self, refusals: Sequence[Refusal | None]) -> pa.Table:
         """Rows that have no stamp: as in ``rejects.parquet``, with what was found."""
-        found = {row: refusal for row, refusal in enumerate(refusals) if refusal is not None}
-        rows = np.array(list(found), int)
+        rows = np.array([row for row in range(self.rows) if refusals[row] is not None], int)
+        found = [refusal for refusal in refusals if refusal is not None]
         taken = self.table.take(pa.array(rows))
         known = {
             "task_id": taken["key"],
             "kind": ["rejected"] * len(rows),
-            "reason": [str(refusal.reason) for refusal in found.values()],
+            "reason": [str(refusal.reason) for refusal in found],
             "source_file": taken["file"],
             "source_row": rows + self.first,
         }
-        detail = pa.array([refusal.detail for refusal in found.values()], pa.string())
+        detail = pa.array([refusal.detail for refusal in found], pa.string())
         return reject_table(len(rows), known).append_column("detail", detail)
 
 
-def _labels(column: Any) -> Any:
-    try:
-        return column.cast(pa.int8())
-    except pa.ArrowException:
-        raise InputError(f"The catalogue's label holds {column.type}, not 0 and 1.") from None
-
-
 def cutout_stamps(folder: str | PathLike[str], names: Sequence[str | None]) -> NDArray[np.float32]:
-    """Pixels of some cutouts, as they are there; where the user's links lead is read.
+    """Raw pixels of some cutouts; the user's links are followed.
 
     Returns
     -------
@@ -376,7 +339,7 @@ def cutout_stamps(folder: str | PathLike[str], names: Sequence[str | None]) -> N
     Raises
     ------
     InputError
-        If a name leads out of the folder, or a file cannot be read any more.
+        If a name leads out of the folder, or a file can no longer be read.
     """
     out = np.zeros((len(names), *STAMP_SHAPE), np.float32)
     for pixels, name in zip(out, names, strict=True):
@@ -386,7 +349,7 @@ def cutout_stamps(folder: str | PathLike[str], names: Sequence[str | None]) -> N
         refusal = read_cutout(Path(folder) / below, pixels)
         if refusal is not None:
             raise InputError(
-                f"{Path(folder) / below} is no cutout that can be read any more "
-                f"({refusal.reason}: {refusal.detail})."
+                f"{Path(folder) / below} can no longer be read ({refusal.reason}: "
+                f"{refusal.detail})."
             )
     return out

@@ -1,8 +1,8 @@
-"""Where a row goes: a seeded hash of its content gives its key, its shard and its position (pure).
+"""Where a row goes: hashes of its content give its key, its shard and its position (pure).
 
-A row's place depends on the row alone, so the same rows and seed give the same shards whatever
-the files, row groups, workers or interruptions they came through. Places are uniform on
-[0, 2**64), and a split's shards are equal ranges of them: sorting by place is a global shuffle.
+A row's place depends on the row and the seed alone, so the same rows and seed give the same shards
+whatever the files, row groups, workers and interruptions. Places are uniform on [0, 2**64), and a
+split's shards are equal ranges of them: sorting by place is a global shuffle.
 """
 
 from __future__ import annotations
@@ -17,14 +17,7 @@ PLACE = "place"
 
 
 def row_key(task_id: str, pixel_hash: str) -> str:
-    """Identity of a row: 32 hex digits, without a dot, the same for every seed.
-
-    Parameters
-    ----------
-    task_id : str
-    pixel_hash : str
-        Hash of the decoded pixels, hex.
-    """
+    """Identity of a row, the same for every seed: 32 hex digits. The hash is of its raw pixels."""
     return blake2b(f"{task_id}\0{pixel_hash}".encode(), digest_size=16).hexdigest()
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lensprep.dataset.layout import BANDS, JSON_FIELDS, MEASURED, SPLITS, STAMP_SHAPE
 from lensprep.dataset.record import encode_json, payload_crc32, payload_view, set_json, set_keys
-from lensprep.decode.account import UNLABELLED, Account, class_names
+from lensprep.decode.account import UNLABELLED, Account
 from lensprep.decode.normalize import Measured, Normalizer
 from lensprep.decode.placement import PLACE, row_key, row_place
 from lensprep.decode.reasons import DAMAGE, RejectReason
@@ -40,15 +40,15 @@ REJECT_SCHEMA = pa.schema(
 
 
 BLOB_ROWS = 32
-"""Blobs decoded at a time: pixels (1.5 MB) and records stay in the cache while they are needed."""
+"""Blobs decoded at a time: pixels (1.5 MB) and records stay in the cache until they are float16."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What became of one batch of source rows."""
+    """The result of one batch of source rows."""
 
-    rows: int
-    """Records written at the start of the space that was given."""
+    records: NDArray[np.uint8]
+    """Records of the accepted rows, shape (rows, RECORD_STRIDE): the start of the space given."""
     table: pa.Table
     """Their sidecar rows, with ``place``."""
     left_out: pa.Table
@@ -60,28 +60,20 @@ class _Stamps:
     """The accepted stamps of a few source rows."""
 
     rows: NDArray[np.intp]
-    """Where they are in the batch."""
+    """Their row numbers in the batch."""
     hashes: list[str]
     measured: Measured
     crc: NDArray[np.uint32]
 
 
 class Preparer:
-    """Turns batches of source rows into records; holds the scratch space for it.
+    """Turns batches of source rows into records, and keeps their account.
 
-    Parameters
-    ----------
-    seed : int
-        Seed of the placement.
-    rules : FilterRules
-        The cuts that the user asked for.
-    normalizer : Normalizer
+    The seed is that of the placement, the rules are the user's cuts.
     """
 
     def __init__(self, seed: int, rules: FilterRules, normalizer: Normalizer) -> None:
-        self._seed = seed
-        self._rules = rules
-        self._normalizer = normalizer
+        self._seed, self._rules, self._normalizer = seed, rules, normalizer
         self._pixels = np.empty((BLOB_ROWS, *STAMP_SHAPE), np.float32)
         self.account = Account()
 
@@ -99,32 +91,31 @@ class Preparer:
         table : pyarrow.Table
             Scalar columns of the source rows, with the ``source_*`` columns.
         blobs : iterable of pyarrow.ChunkedArray
-            Their ``stamp_npz``, at most ``BLOB_ROWS`` at a time: blob, pixels and record of a stamp
-            then stay in the processor's cache from inflating to the float16.
+            Their ``stamp_npz``, at most ``BLOB_ROWS`` at a time.
         records : ndarray of uint8, shape (n, RECORD_STRIDE)
             Space for at least as many records, made by `lensprep.dataset.record.new_records`.
         again : callable, optional
-            Gives the blobs that came last once more, if a second reading may give others.
+            Reads the last blobs a second time; None if that cannot give others.
         """
         labels = label_rows(table)
         reason = self._light_reasons(table, labels.reason)
         texts = _json_members(table, labels.label, reason)
         first, used = 0, 0
         stamps: list[_Stamps] = []
-        for part in blobs:
-            stop = first + len(part)
-            found = self._stamps(part, reason[first:stop], records[used:], again)
+        for few in blobs:
+            stop = first + len(few)
+            found = self._stamps(few, reason[first:stop], records[used:], again)
             stamps.append(found)
             found.rows[:] += first
             first, used = stop, used + len(found.rows)
-        side = self._sidecar(table, labels.label, stamps)
-        rows = [row for found in stamps for row in found.rows.tolist()]
-        set_keys(records[:used], side["key"].to_pylist())
-        set_json(records[:used], [texts[row] for row in rows])
-        side = side.append_column("payload_crc32", pa.array(_joined(s.crc for s in stamps)))
-        classes = class_names(labels.label)
-        self.account.add(_split_names(table), classes, reason.tolist())
-        return Prepared(used, side, _left_out(table, reason, classes))
+        records, rows = records[:used], np.concatenate([s.rows for s in stamps])
+        side = self._sidecar(table, labels.label, rows, stamps)
+        set_keys(records, side["key"].to_pylist())
+        set_json(records, [texts[row] for row in rows])
+        splits = [s if s in SPLITS else UNLABELLED for s in table[SPLIT_COLUMN].to_pylist()]
+        classes = [str(label) if label >= 0 else UNLABELLED for label in labels.label.tolist()]
+        self.account.add(splits, classes, reason.tolist())
+        return Prepared(records, side, _left_out(table, reason, classes))
 
     def _stamps(
         self,
@@ -137,10 +128,7 @@ class Preparer:
         rows = np.flatnonzero(reason == "")
         pixels = self._pixels[: len(rows)]
         rejects = decode_batch(_taken(blobs, rows), pixels)
-        fresh = None
-        if again is not None and not DAMAGE.isdisjoint(rejects):
-            fresh = again()
-        if fresh is not None:
+        if again is not None and not DAMAGE.isdisjoint(rejects) and (fresh := again()) is not None:
             rejects = decode_batch(_taken(fresh, rows), pixels)
         bad = [i for i, reject in enumerate(rejects) if reject is not None]
         if bad:
@@ -159,23 +147,30 @@ class Preparer:
     def _light_reasons(
         self, table: pa.Table, label_reason: NDArray[np.str_]
     ) -> NDArray[np.object_]:
-        """Why a row stays out by its light columns: a cut of the user's comes before a defect."""
-        reason = filter_rows(table, self._rules).astype(object)
-        split_known = pc.is_in(table[SPLIT_COLUMN], pa.array(SPLITS)).to_numpy()
-        region_known = table["region_id"].is_valid().to_numpy()
-        for defect in (
-            label_reason.astype(object),
-            np.where(split_known, "", RejectReason.UNKNOWN_SPLIT.value),
-            np.where(region_known, "", RejectReason.MISSING_REGION.value),
-        ):
-            reason = np.where(reason == "", defect, reason)
-        return reason
+        """Why rows are left out by their light columns: the user's cuts come before defects."""
+        cut = filter_rows(table, self._rules)
+        no_split = pc.invert(pc.is_in(table[SPLIT_COLUMN], pa.array(SPLITS))).to_numpy()
+        no_region = table["region_id"].is_null().to_numpy()
+        reason = np.select(
+            [cut != "", label_reason != "", no_split, no_region],
+            [
+                cut,
+                label_reason,
+                RejectReason.UNKNOWN_SPLIT.value,
+                RejectReason.MISSING_REGION.value,
+            ],
+            "",
+        )
+        return reason.astype(object)
 
     def _sidecar(
-        self, table: pa.Table, label: NDArray[np.int8], stamps: Sequence[_Stamps]
+        self,
+        table: pa.Table,
+        label: NDArray[np.int8],
+        rows: NDArray[np.intp],
+        stamps: Sequence[_Stamps],
     ) -> pa.Table:
         """Scalar columns of the accepted rows, with key, place, label and what was measured."""
-        rows = _joined(s.rows for s in stamps)
         light = table if len(rows) == table.num_rows else table.take(pa.array(rows))
         hashes = [pixel_hash for s in stamps for pixel_hash in s.hashes]
         pairs = zip(light["task_id"].to_pylist(), hashes, strict=True)
@@ -188,20 +183,13 @@ class Preparer:
         }
         columns |= measured_columns([s.measured for s in stamps])
         columns["pixel_hash"] = pa.array(hashes, pa.string())
-        return pa.table({**columns, **dict(zip(light.column_names, light.columns, strict=True))})
+        columns |= {name: light[name] for name in light.column_names}
+        columns["payload_crc32"] = pa.array(np.concatenate([s.crc for s in stamps]))
+        return pa.table(columns)
 
 
 def _taken(blobs: pa.ChunkedArray, rows: NDArray[np.intp]) -> pa.ChunkedArray:
     return blobs if len(rows) == len(blobs) else blobs.take(pa.array(rows))
-
-
-def _joined(arrays: Iterable[NDArray[Any]]) -> NDArray[Any]:
-    return np.concatenate(list(arrays))
-
-
-def _split_names(table: pa.Table) -> list[str]:
-    """Split of each row for the account."""
-    return [s if s in SPLITS else UNLABELLED for s in table[SPLIT_COLUMN].to_pylist()]
 
 
 def _json_members(
@@ -221,14 +209,14 @@ def measured_columns(stamps: Sequence[Measured]) -> dict[str, pa.Array]:
     """What normalising measured, as columns of the sidecar."""
     columns = {}
     for name in MEASURED:
-        values = _joined(getattr(measured, name) for measured in stamps)
+        values = np.concatenate([getattr(measured, name) for measured in stamps])
         for number, band in enumerate(BANDS):
             columns[f"{name}_{band}"] = pa.array(values[:, number], pa.float32())
     return columns
 
 
 def reject_table(rows: int, known: Mapping[str, Any]) -> pa.Table:
-    """A table of the columns of ``rejects.parquet``; null where they are not among those known."""
+    """A table with the columns of ``rejects.parquet``; those that are not known are null."""
     columns = [known.get(field.name, pa.nulls(rows, field.type)) for field in REJECT_SCHEMA]
     return pa.table(columns, REJECT_SCHEMA.names).cast(REJECT_SCHEMA)
 
@@ -239,23 +227,17 @@ def _left_out(table: pa.Table, reason: NDArray[np.object_], classes: list[str]) 
     if not len(rows):
         return REJECT_SCHEMA.empty_table()
     names = [name for name in REJECT_SCHEMA.names if name in table.column_names]
-    taken = table.select(names).take(pa.array(rows))
-    reasons = reason[rows].tolist()
-    return reject_table(
-        len(rows),
-        dict(zip(names, taken.columns, strict=True))
-        | {
-            "class": [classes[row] for row in rows.tolist()],
-            "reason": reasons,
-            "kind": ["filtered" if r in FILTER_REASONS else "rejected" for r in reasons],
-        },
-    )
+    known = {name: table[name].take(pa.array(rows)) for name in names}
+    known["class"] = [classes[row] for row in rows]
+    known["reason"] = reason[rows]
+    known["kind"] = ["filtered" if r in FILTER_REASONS else "rejected" for r in reason[rows]]
+    return reject_table(len(rows), known)
 
 
 def unreadable_rows(
     path: str, split: str | None, group: int, rows: int, reason: RejectReason
 ) -> pa.Table:
-    """Rows of a row group left out whole, as in ``rejects.parquet``: all that is known of them."""
+    """Rows of a row group left out whole, as in ``rejects.parquet``, as far as they are known."""
     return reject_table(
         rows,
         {
@@ -271,12 +253,10 @@ def unreadable_rows(
 
 
 def duplicate_rows(dropped: pa.Table) -> pa.Table:
-    """Sidecar rows of records that came before, as in ``rejects.parquet``."""
+    """Sidecar rows of duplicate records, as in ``rejects.parquet``."""
     rows = dropped.num_rows
-    columns = dict(zip(dropped.column_names, dropped.columns, strict=True))
-    columns |= {
-        "class": dropped["label"],
-        "kind": ["rejected"] * rows,
-        "reason": [RejectReason.DUPLICATE_ROW.value] * rows,
-    }
-    return reject_table(rows, columns)
+    known = {name: dropped[name] for name in dropped.column_names}
+    known["class"] = dropped["label"]
+    known["kind"] = ["rejected"] * rows
+    known["reason"] = [RejectReason.DUPLICATE_ROW.value] * rows
+    return reject_table(rows, known)

@@ -1,8 +1,8 @@
-"""Why a row got no stamp: every reason there is, each with the sentence that says what it means.
+"""Why a row got no stamp: every reason there is, each with its meaning.
 
-Its value is the name that stands in the manifest and in ``rejects.parquet``, its docstring is the
-meaning, for people, which stands in the reference. What light columns alone tell has its name from
-`lensprep.source.contract`, where it is found.
+The value is the name used in the manifest and in ``rejects.parquet``, the docstring the meaning
+that the reference gives. Reasons found in the light columns alone are named in
+`lensprep.source.contract`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Reason(StrEnum):
 class RejectReason(_Reason):
     """Why a row is rejected: it has a defect."""
 
-    # the blob
+    # the blob, up to the check of its CRC-32 (see DAMAGE)
     NULL_BLOB = "null_blob", "stamp_npz is null"
     EMPTY_BLOB = "empty_blob", "stamp_npz has no bytes"
     NOT_ZIP = "not_zip", "the blob is no zip archive (a bare .npy, a pickle, text)"
@@ -73,20 +73,7 @@ class CutoutReason(_Reason):
     WRONG_PIXEL_SCALE = "wrong_pixel_scale", "the header states another pixel scale"
 
 
-DAMAGE: Final = frozenset(
-    {
-        RejectReason.NULL_BLOB,
-        RejectReason.EMPTY_BLOB,
-        RejectReason.NOT_ZIP,
-        RejectReason.TRUNCATED,
-        RejectReason.BAD_ZIP,
-        RejectReason.UNSUPPORTED_ZIP,
-        RejectReason.MISSING_BAND,
-        RejectReason.DUPLICATE_MEMBER,
-        RejectReason.OVERSIZED,
-        RejectReason.BAD_STREAM,
-        RejectReason.CRC_MISMATCH,
-    }
-)
-"""What a row is refused for when a bit of its blob, or of the page that holds it, was altered on
-the way: all that comes before the CRC-32 is known to be right."""
+_BY_ORDER: Final = tuple(RejectReason)
+DAMAGE: Final = frozenset(_BY_ORDER[: _BY_ORDER.index(RejectReason.CRC_MISMATCH) + 1])
+"""Reasons of a row whose blob, or the page that holds it, was altered in transit: all up to the
+check of the CRC-32."""

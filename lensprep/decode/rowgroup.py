@@ -1,7 +1,7 @@
 """Row groups of a Phase 4c source -> finished records, their sidecar rows, and the rows left out.
 
-What is read, and read again if it came damaged, is decided here alone: conversion, the check of a
-source and the scoring of a tree see the same rows.
+Only this module decides what is read, and what is read again after damage: conversion, the check of
+a source and the scoring of a tree see the same rows.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _memory: NDArray[np.uint8] = np.empty((0, RECORD_STRIDE), np.uint8)
 
 
 def record_memory(rows: int) -> NDArray[np.uint8]:
-    """Memory for so many records, the same at each call: fresh memory must be zeroed first."""
+    """Memory for this many records, the same at each call: fresh memory would be zeroed first."""
     global _memory
     if len(_memory) < rows:
         _memory = np.empty((rows, RECORD_STRIDE), np.uint8)
@@ -69,20 +69,18 @@ def prepare_row_groups(
     row_groups : iterable of (SourceFile, int)
         File and number of each.
     preparer : Preparer
-        Made for `BLOB_ROWS` blobs at a time.
     space : callable
-        Gives room for so many records; without it, room that the next batch takes again.
+        Gives room for this many records; by default room that the next batch reuses.
     skip_unreadable : bool
-        Leave out whole what cannot be read to its end. Each row group is then read so before its
-        first row is used.
+        Leave out whole row groups that cannot be read to their end. Each is then read to its end
+        before its first row is used.
     fatal : collection of (SourceFile, int)
-        Row groups to leave out whole without reading them, since they kill whoever does.
+        Row groups to leave out whole without reading them, since reading kills the process.
 
     Yields
     ------
     Prepared
-        One for each batch of rows; without a table of those that got in if a row group is left
-        out whole.
+        One for each batch of rows; one with an empty ``table`` for a row group left out whole.
 
     Raises
     ------
@@ -100,7 +98,7 @@ def prepare_row_groups(
         if lost is not None:
             account.counts[file.split or UNLABELLED, UNLABELLED, lost.value] += rows
             left_out = unreadable_rows(file.path, file.split, group, rows, lost)
-            yield Prepared(0, pa.table({}), left_out)
+            yield Prepared(record_memory(0), pa.table({}), left_out)
             continue
         for table, blobs in reading.batches():
             yield preparer(table, blobs, space(table.num_rows), reading.again)
@@ -108,9 +106,9 @@ def prepare_row_groups(
 
 
 def left_out_rows(source: Source, file: SourceFile) -> pa.Table:
-    """Rows of a file that conversion leaves out without being asked to, as in ``rejects.parquet``.
+    """Rows of a file that conversion would leave out by default, as in ``rejects.parquet``.
 
-    Duplicates are not among them: they are found when shards are gathered.
+    Duplicates are not among them: they are only found when shards are gathered.
     """
     preparer = Preparer(0, FilterRules(), Normalizer(normalization_spec("mad_stamp", 10.0)))
     row_groups = ((file, number) for number, _ in file.filled)
@@ -121,8 +119,7 @@ def left_out_rows(source: Source, file: SourceFile) -> pa.Table:
 class _RowGroup:
     """One row group: scalar columns a batch at a time, stamps a few at a time.
 
-    What comes over a network and is damaged is read a second time, carefully, before it is believed
-    (`Source.iter_row_group`).
+    What arrives damaged over a network is read a second time, carefully (`Source.iter_row_group`).
     """
 
     def __init__(self, source: Source, file: SourceFile, group: int) -> None:
@@ -150,13 +147,10 @@ class _RowGroup:
         for table in self._read(light, batch_rows=BATCH_ROWS):
             yield self._with_source(table, row), self._next_blobs(table.num_rows)
             row += table.num_rows
-        next(self._blobs, None)  # a damaged end of the column is found only by reading on
+        next(self._blobs, None)  # damage at the column's end is found only by reading on
 
     def again(self) -> pa.ChunkedArray | None:
-        """The blobs that came last, from a careful reading, as are those that follow.
-
-        None if they are from one already.
-        """
+        """The last blobs, read again carefully, as those that follow; None if they were already."""
         if self._careful:
             return None
         _log.warning(

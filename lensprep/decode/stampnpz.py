@@ -5,14 +5,13 @@
 
 A blob is what ``np.savez_compressed`` writes: a zip archive with the members ``image_g.npy``,
 ``image_r.npy`` and ``image_z.npy``. ``np.load`` spends several times longer on its own objects than
-on the data, so the archive is walked by `lensprep.decode.zipwalk` and inflated by libdeflate. What
-is read is what ``np.load`` would read: whenever a blob is accepted, ``np.load`` gives the same
-pixels (the reverse has the few exceptions listed under `decode`). No input raises: a blob is
-decoded or has a reason.
+on the data, so the archive is walked by `lensprep.decode.zipwalk` and inflated by libdeflate.
+Whenever a blob is accepted, ``np.load`` gives the same pixels (the reverse has the few exceptions
+listed under `decode`). No input raises: a blob is decoded or has a reason.
 
-Nothing a blob says is believed before it is checked. Sizes are claims, and a large one is refused
+Nothing in a blob is trusted before it is checked. Sizes are claims, and a large one is refused
 before anything is inflated, so no blob costs more memory than one stamp. Every CRC-32 is checked.
-Object arrays are never loaded: there is no pickle in this file.
+Object arrays are never loaded: this file uses no pickle.
 
 Source of the .npy layout: NumPy NEP 1.
 """
@@ -20,11 +19,11 @@ Source of the .npy layout: NumPy NEP 1.
 from __future__ import annotations
 
 import ast
-import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from io import BytesIO
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -55,30 +54,20 @@ _BY_CODE: dict[int, RejectReason] = {
 # ---------------------------------------------------------------------------------------------
 
 
-def _header_text(text: str) -> bytes:
-    """The bytes of a version 1.0 header as NumPy 1.14 and later pads it, to 64 bytes."""
-    padding = -(10 + len(text) + 1) % 64
-    body = text.encode("latin1") + b" " * padding + b"\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(body)) + body
+def _plain_header() -> bytes:
+    """The .npy header that NumPy writes for a band of native float32."""
+    file = BytesIO()
+    np.save(file, np.empty(_BAND_SHAPE, np.float32))
+    return file.getvalue()[:-_BAND_BYTES]
 
 
 _BAND_SHAPE = STAMP_SHAPE[1:]
 _BAND_PIXELS = STAMP_SIZE * STAMP_SIZE
-_NATIVE = np.dtype(np.float32).newbyteorder("=").str
-_PLAIN_HEADER = _header_text(
-    f"{{'descr': '{_NATIVE}', 'fortran_order': False, 'shape': {_BAND_SHAPE}, }}"
-)
-_PLAIN_START = len(_PLAIN_HEADER)
 _BAND_BYTES = _BAND_PIXELS * 4
+_PLAIN_HEADER = _plain_header()
+_PLAIN_START = len(_PLAIN_HEADER)
 _PLAIN_BYTES = _PLAIN_START + _BAND_BYTES
 _ROW_FIELDS = len(BANDS) * FIELDS
-
-
-class _ArraySpec(NamedTuple):
-    """What a .npy header says: the type on disk and the order of the axes."""
-
-    dtype: np.dtype[Any]
-    fortran: bool
 
 
 def _cast_array(member: bytes | bytearray, raw: memoryview) -> RejectReason | None:
@@ -91,27 +80,30 @@ def _cast_array(member: bytes | bytearray, raw: memoryview) -> RejectReason | No
     # A character of version 3 is at most four bytes.
     if member[7] != 0 or length > 4 * MAX_HEADER_CHARS or prefix + length > len(member):
         return RejectReason.BAD_NPY
-    spec = _parse_header(bytes(member[prefix : prefix + length]), version)
-    if isinstance(spec, RejectReason):
-        return spec
-    if len(member) - prefix - length < _BAND_PIXELS * spec.dtype.itemsize:
+    found = _parse_header(bytes(member[prefix : prefix + length]), version)
+    if isinstance(found, RejectReason):
+        return found
+    dtype, order = found
+    if len(member) - prefix - length < _BAND_PIXELS * dtype.itemsize:
         return RejectReason.TRUNCATED
-    values = np.frombuffer(member, spec.dtype, _BAND_PIXELS, prefix + length).reshape(_BAND_SHAPE)
+    values = np.frombuffer(member, dtype, _BAND_PIXELS, prefix + length)
     band = np.frombuffer(raw, np.float32).reshape(_BAND_SHAPE)
-    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32: seen to be nonfinite
-        band[...] = values.T if spec.fortran else values
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows float32 is nonfinite later
+        band[...] = values.reshape(_BAND_SHAPE, order=order)
     return None
 
 
 @lru_cache(maxsize=256)
-def _parse_header(raw: bytes, version: int) -> _ArraySpec | RejectReason:
-    """Read the dictionary of a .npy header by the rules of NumPy, without evaluating it.
+def _parse_header(
+    raw: bytes, version: int
+) -> tuple[np.dtype[Any], Literal["C", "F"]] | RejectReason:
+    """Type and order of the array by NumPy's rules for a .npy header, without evaluating it.
 
     Cached, since the stamps of one pipeline share a handful of headers.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a string escape inside what somebody sent us
+            warnings.simplefilter("ignore")  # about a string escape in foreign text
             text = raw.decode("utf-8" if version == 3 else "latin1")
             header = ast.literal_eval(text) if len(text) <= MAX_HEADER_CHARS else None
     except Exception:  # SyntaxError, ValueError, MemoryError, RecursionError: by the interpreter
@@ -125,7 +117,9 @@ def _parse_header(raw: bytes, version: int) -> _ArraySpec | RejectReason:
     dtype = _float_dtype(header["descr"])
     if isinstance(dtype, RejectReason):
         return dtype
-    return _ArraySpec(dtype, fortran) if shape == _BAND_SHAPE else RejectReason.WRONG_SHAPE
+    if shape != _BAND_SHAPE:
+        return RejectReason.WRONG_SHAPE
+    return dtype, "F" if fortran else "C"
 
 
 def _float_dtype(descr: object) -> np.dtype[Any] | RejectReason:
@@ -251,7 +245,7 @@ def decode_batch(
 def _decode_stretch(
     data: memoryview, bounds: npt.NDArray[np.int64], out: npt.NDArray[np.float32]
 ) -> list[RejectReason | None]:
-    """Decode blobs that lie one after the other in memory."""
+    """Decode blobs that are contiguous in memory."""
     n = len(out)
     bands, codes = zipwalk.walk(data, bounds)
     reasons = [_BY_CODE.get(code) for code in codes]
@@ -292,7 +286,7 @@ def _inflate_bands(
 
 
 def _check_out(out: npt.NDArray[np.float32], rows: int) -> None:
-    """Refuse an output that the blobs cannot be written into as plain bytes."""
+    """Refuse an output that is no plain memory of the right shape."""
     fits = out.ndim == 4 and out.shape[1:] == STAMP_SHAPE and len(out) >= rows
     plain = out.dtype == np.float32 and out.dtype.isnative
     if not (fits and plain and out.flags.c_contiguous and out.flags.writeable):
@@ -303,9 +297,9 @@ def _check_out(out: npt.NDArray[np.float32], rows: int) -> None:
 
 
 def _stretches(blobs: Any) -> Iterator[tuple[memoryview, npt.NDArray[np.int64], list[int]]]:
-    """Memory, bounds of the blobs in it, and which of them are null: one for each arrow chunk.
+    """Memory, bounds of the blobs in it, and which of them are null.
 
-    A blob of a sequence is a stretch of its own.
+    One for each arrow chunk, or for each blob of a sequence.
     """
     if isinstance(blobs, pa.ChunkedArray):
         for chunk in blobs.chunks:

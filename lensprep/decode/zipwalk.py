@@ -1,19 +1,19 @@
 """Where the three bands are in the zip archives of many stamps: a walk in compiled code.
 
 ``zipfile`` makes objects and seeks for every member, which takes longer than inflating it; here a
-blob takes less than a microsecond. What is found is what ``zipfile`` would find (the end record,
+blob takes less than a microsecond. The result is what ``zipfile`` would find (the end record,
 Zip64, the shift of an archive behind other bytes), with the exceptions that
-`lensprep.decode.stampnpz.decode` lists. Nothing is inflated and nothing is believed: a claim that
-passes the blob, or `MAX_MEMBER_BYTES`, ends the walk.
+`lensprep.decode.stampnpz.decode` lists. Nothing is inflated and nothing is trusted: a claim that
+goes beyond the blob, or `MAX_MEMBER_BYTES`, ends the walk.
 
-An index out of bounds in a kernel is not an error but a read of somebody else's memory, and a sum
-that wraps is worse: the compiler may assume that it does not, and drop the check after it. So
+An index out of bounds in a kernel is not an error but a read of unrelated memory, and a sum that
+wraps is worse: the compiler may assume that it does not, and drop the check after it. So
 
-- the bytes of a blob are touched by `_number` and `_matches` alone, and both compare the place
+- the bytes of a blob are touched by `_number` and `_matches` alone, and both compare the position
   that they are given with the size of the blob before they add anything to it;
-- what a blob says is added to a place by `_after`, `_before` and `_shifted` alone, and they compare
-  it with what room there is before they add. A place is an offset within the blob, or -1: where
-  one is wanted that is not in the blob. Of -1 there is nothing to read, and nothing comes after it.
+- what a blob says is added to a position by `_after`, `_before` and `_shifted` alone, and they
+  compare it with what room there is before they add. A position is an offset within the blob, or
+  -1 for one outside it: nothing can be read at -1, and nothing follows it.
 
 Source of the layout: PKWARE APPNOTE 6.3.10, sections 4.3 to 4.5.
 """
@@ -53,8 +53,8 @@ _IN_EXTRA = 0xFFFF_FFFF  # the 32-bit field is full: the value is in the Zip64 e
 _ZIP64_TAG = 1
 
 _START, _COMPRESSED, _SIZE, _CRC, _METHOD, _HEADER, _NAME = range(7)
-"""Columns of what the directory says of a band: where its data begin, and at the end the place of
-its local header and the length of its name, 0 for a name that np.load finds but is not plain."""
+"""Columns of what the directory says of a band: where its data begin, and at the end the position
+of its local header and the length of its name, 0 for a name that np.load finds but is not plain."""
 
 FIELDS = 5
 """How many of these columns leave this module."""
@@ -97,13 +97,13 @@ def walk(data: memoryview, bounds: _Longs) -> tuple[list[int], list[int]]:
 
 
 # ---------------------------------------------------------------------------------------------
-# Places and numbers: the only kernels that read bytes or add what a blob says
+# Positions and numbers: the only kernels that read bytes or add what a blob says
 # ---------------------------------------------------------------------------------------------
 
 
 @kernel
 def _number(blob: _Bytes, at: int, offset: int, width: int) -> np.int64:
-    """Little-endian number of `width` bytes, `offset` bytes after a place.
+    """Little-endian number of `width` bytes, `offset` bytes after a position.
 
     Negative if it is not in the blob, or 2**63 and more. `offset` and `width` are small constants;
     `at` may be anything.
@@ -118,7 +118,7 @@ def _number(blob: _Bytes, at: int, offset: int, width: int) -> np.int64:
 
 @kernel
 def _matches(blob: _Bytes, at: int, offset: int, text: _Bytes) -> bool:
-    """Whether the text stands in the blob, `offset` bytes after a place; as `_number`."""
+    """Whether the text stands in the blob, `offset` bytes after a position; as `_number`."""
     if at < 0 or at > blob.size - offset - text.size:
         return False
     same = True
@@ -129,7 +129,7 @@ def _matches(blob: _Bytes, at: int, offset: int, text: _Bytes) -> bool:
 
 @kernel
 def _after(at: int, length: int, end: int) -> int:
-    """The place `length` bytes after a place, but not after the place `end`; -1 if there is none.
+    """The position `length` bytes after another, but not after `end`; -1 if there is none.
 
     `length` may be anything.
     """
@@ -140,15 +140,15 @@ def _after(at: int, length: int, end: int) -> int:
 
 @kernel
 def _before(at: int, length: int) -> int:
-    """The place `length` bytes before a place; -1 if there is none. `length` may be anything."""
+    """The position `length` bytes before another; -1 if there is none. `length` may be anything."""
     return at - length if 0 <= length <= at else -1
 
 
 @kernel
 def _shifted(blob: _Bytes, offset: int, shift: int) -> int:
-    """The place of an offset in an archive that begins `shift` bytes after the blob; or -1.
+    """The position of an offset in an archive that begins `shift` bytes after the blob; or -1.
 
-    `offset` may be anything; `shift` is the difference of two places.
+    `offset` may be anything; `shift` is the difference of two positions.
     """
     if offset < 0 or offset > blob.size:
         return -1
@@ -184,7 +184,7 @@ def _band_of(blob: _Bytes, at: int, length: int) -> tuple[int, int]:
 
 @kernel
 def _find_end(blob: _Bytes) -> int:
-    """Place of the end record, which a comment or other bytes may follow; -1 if there is none."""
+    """Where the end record is, which a comment or other bytes may follow; -1 if there is none."""
     last = blob.size - _END_BYTES
     if _number(blob, last, 0, 4) == _END_SIGNATURE and _number(blob, last, 20, 2) == 0:
         return last
@@ -197,7 +197,7 @@ def _find_end(blob: _Bytes) -> int:
 
 @kernel
 def _find_directory(blob: _Bytes) -> tuple[int, int, int, int]:
-    """Reason, places of start and end of the central directory, and the shift of its offsets."""
+    """Reason, positions of start and end of the central directory, and the shift of its offsets."""
     end = _find_end(blob)
     if end < 0:
         return TRUNCATED, 0, 0, 0

@@ -1,14 +1,14 @@
-"""The Phase 4c contract: whether a file has the columns of the survey, which rows may go in (pure).
+"""The Phase 4c contract: whether a file has the survey's columns, which rows may be used (pure).
 
-A source is trusted in nothing that this module can check: labels come from a closed map and are
-checked against two other columns, and a row that is left out has a reason.
+Nothing in a source is trusted that can be checked here: labels come from a closed map and are
+checked against two other columns, and every row that is left out has a reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,14 +23,14 @@ UNKNOWN_LABEL: Final = "unknown_label"
 LABEL_CONFLICT: Final = "label_conflict"
 MISSING_TASK_ID: Final = "missing_task_id"
 LABEL_REASONS: Final = (MISSING_TASK_ID, UNKNOWN_LABEL, LABEL_CONFLICT)
-"""Reasons to reject a row by its light columns, in the order in which they are looked for."""
+"""Reasons to reject a row by its light columns, in the order in which they are checked."""
 
 CUTOUT_NOT_OK: Final = "cutout_not_ok"
 BANDSET_LACKS_BAND: Final = "bandset_lacks_band"
 MAX_BAD_PIXEL_FRAC: Final = "max_bad_pixel_frac"
 WHERE: Final = "where"
 FILTER_REASONS: Final = (CUTOUT_NOT_OK, BANDSET_LACKS_BAND, MAX_BAD_PIXEL_FRAC, WHERE)
-"""Reasons to filter a row, in the order in which they are looked for."""
+"""Reasons to filter a row, in the order in which they are checked."""
 
 
 def accepts(wanted: pa.DataType, found: pa.DataType) -> bool:
@@ -53,10 +53,10 @@ def accepts(wanted: pa.DataType, found: pa.DataType) -> bool:
 
 
 def plain_type(found: pa.DataType) -> pa.DataType:
-    """The type without views, encodings and extensions, which few readers compute with.
+    """The type without views, encodings and extensions, which few readers can compute with.
 
-    Text and bytes are no views (``string_view``), no value is an index (``dictionary``), a UUID is
-    its 16 bytes; the same holds inside lists, structs and maps.
+    ``string_view`` becomes text, a ``dictionary`` its values, a UUID its 16 bytes; the same inside
+    lists, structs and maps.
     """
     if pa.types.is_dictionary(found):
         return plain_type(found.value_type)
@@ -82,35 +82,24 @@ def plain_type(found: pa.DataType) -> pa.DataType:
     return found
 
 
-class SchemaFault(NamedTuple):
-    """One thing wrong with the schema of one file."""
-
-    column: str
-    problem: str
-    """Such as "is missing" or "is string, not int32"."""
+MISSING: Final = "is missing"
 
 
-def schema_faults(schema: pa.Schema, stated: Collection[str] = ()) -> list[SchemaFault]:
-    """What keeps a file of this schema from being read; an empty list if nothing.
+def schema_faults(schema: pa.Schema, stated: Collection[str] = ()) -> dict[str, str]:
+    """What is wrong with the schema of one file, by column; empty if nothing is.
 
-    Parameters
-    ----------
-    schema : pyarrow.Schema
-        Schema of one file.
-    stated : collection of str
-        Columns that a folder states (``region_split=train``), which the file may lack.
+    A problem is `MISSING`, or such as "is string, not int32". The file may lack columns that its
+    folder states (``region_split=train``).
     """
-    faults = []
+    faults = {}
     for column in COLUMNS:
-        indices = schema.get_all_field_indices(column.name)
-        if len(indices) > 1:
-            faults.append(SchemaFault(column.name, f"is there {len(indices)} times"))
-        elif indices:
-            found = schema.field(indices[0]).type
-            if not accepts(column.type, found):
-                faults.append(SchemaFault(column.name, f"is {found}, not {column.type}"))
-        elif column.required and column.name not in stated:
-            faults.append(SchemaFault(column.name, "is missing"))
+        found = [field.type for field in schema if field.name == column.name]
+        if len(found) > 1:
+            faults[column.name] = f"occurs {len(found)} times"
+        elif found and not accepts(column.type, found[0]):
+            faults[column.name] = f"is {found[0]}, not {column.type}"
+        elif not found and column.required and column.name not in stated:
+            faults[column.name] = MISSING
     return faults
 
 
@@ -137,37 +126,25 @@ def label_rows(table: pa.Table) -> Labels:
     table : pyarrow.Table
         With task_id, lens_model, is_control and theta_e_arcsec; other columns are ignored.
     """
-    label = _mapped(table.column("lens_model"))
-    is_control = _numbers(table.column("is_control"))
-    theta_e = _numbers(table.column("theta_e_arcsec"))
+    label = _lookup(table.column("lens_model"), lambda name: LABEL_MAP.get(name or "", -1), np.int8)
+    is_control = numbers(table.column("is_control"))
+    theta_e = numbers(table.column("theta_e_arcsec"))
     expected_control = np.where(label == 0, 1.0, 0.0)
     agrees = (is_control == expected_control) & np.where(label == 0, theta_e == 0, theta_e > 0)
-    task_id = table.column("task_id")
-    has_id = _flags(pc.greater(pc.binary_length(_plain(task_id)), 0))
-    reason = np.select(
-        [~has_id, label < 0, ~agrees], [MISSING_TASK_ID, UNKNOWN_LABEL, LABEL_CONFLICT], ""
-    )
+    id_length = pc.binary_length(table.column("task_id").cast(pa.string()))
+    no_id = ~(numbers(id_length) > 0)
+    reason = np.select([no_id, label < 0, ~agrees], LABEL_REASONS, "")
     return Labels(np.where(reason == "", label, -1).astype(np.int8), reason)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FilterRules:
-    """Which rows the user leaves out on purpose; they are counted as filtered, not rejected."""
+    """Which rows the user leaves out on purpose: they count as filtered, not as rejected."""
 
     max_bad_pixel_frac: float | None = None
     """Largest ``bad_pixel_frac`` to keep; rows where it is null or NaN are then left out too."""
     where: Where | None = None
     """Rows to keep; rows for which it is null are left out, as in SQL."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Columns that `filter_rows` reads."""
-        names = ["cutout_ok", "bandset"]
-        if self.max_bad_pixel_frac is not None:
-            names.append("bad_pixel_frac")
-        if self.where is not None:
-            names.extend(name for name in self.where.columns if name not in names)
-        return tuple(names)
 
 
 def filter_rows(table: pa.Table, rules: FilterRules | None = None) -> NDArray[np.str_]:
@@ -176,13 +153,13 @@ def filter_rows(table: pa.Table, rules: FilterRules | None = None) -> NDArray[np
     Two cuts are always made, since upstream itself says that there is no stamp to use:
     ``cutout_ok`` is not 1 (null included), and ``bandset`` lacks one of the bands g, r, z (``r``:
     the blob was never meant to have the others). A row whose bandset promises a band that the blob
-    lacks is not filtered here: decoding it gives a reject. Where several cuts apply the first of
+    lacks is not filtered here: decoding it gives a reject. Where several cuts apply, the first of
     ``FILTER_REASONS`` is given.
 
     Parameters
     ----------
     table : pyarrow.Table
-        With at least ``rules.columns``.
+        With cutout_ok, bandset and what the rules look at.
     rules : FilterRules, optional
         Further cuts; without it only the two that are always made.
 
@@ -193,54 +170,31 @@ def filter_rows(table: pa.Table, rules: FilterRules | None = None) -> NDArray[np
     """
     rules = rules or FilterRules()
     cuts = {
-        CUTOUT_NOT_OK: _numbers(table.column("cutout_ok")) != 1,
-        BANDSET_LACKS_BAND: _lacks_band(table.column("bandset")),
+        CUTOUT_NOT_OK: numbers(table.column("cutout_ok")) != 1,
+        BANDSET_LACKS_BAND: _lookup(table.column("bandset"), _lacks_band, bool),
     }
     if rules.max_bad_pixel_frac is not None:
-        frac = _numbers(table.column("bad_pixel_frac"))
+        frac = numbers(table.column("bad_pixel_frac"))
         cuts[MAX_BAD_PIXEL_FRAC] = ~(frac <= rules.max_bad_pixel_frac)
     if rules.where is not None:
         cuts[WHERE] = ~rules.where.mask(table)
     return np.select(list(cuts.values()), list(cuts), "")
 
 
-def _lacks_band(bandset: pa.ChunkedArray) -> NDArray[np.bool_]:
-    """Rows whose bandset is known and lacks a band; what null means, decoding will tell."""
-    return _lookup(bandset, lambda text: text is not None and not set(BANDS) <= set(text), bool)
+def _lacks_band(bandset: str | None) -> bool:
+    """Whether a bandset lacks a band; null means nothing until the blob is decoded."""
+    return bandset is not None and not {*BANDS} <= {*bandset}
 
 
-def _mapped(lens_model: pa.ChunkedArray) -> NDArray[np.int8]:
-    """Label by the closed map, -1 where there is none."""
-    return _lookup(lens_model, lambda name: LABEL_MAP.get(name, -1), np.int8)
-
-
-def _lookup(column: pa.ChunkedArray, function, dtype):  # type: ignore[no-untyped-def]
+def _lookup(
+    column: pa.ChunkedArray, function: Callable[[str | None], object], dtype: type
+) -> NDArray[Any]:
     """Apply a function of text to a column that has few distinct values."""
-    encoded = _plain(column).dictionary_encode(null_encoding="encode").combine_chunks()
-    if isinstance(encoded, pa.ChunkedArray):  # pragma: no cover - older pyarrow
-        encoded = encoded.chunk(0)
-    values = np.array([function(v) for v in encoded.dictionary.to_pylist()], dtype)
-    if not len(values):
-        return np.zeros(len(column), dtype)
-    return values[encoded.indices.to_numpy(zero_copy_only=False)]
+    encoded = column.cast(pa.string()).combine_chunks().dictionary_encode(null_encoding="encode")
+    values: NDArray[Any] = np.array([function(v) for v in encoded.dictionary.to_pylist()], dtype)
+    return values[encoded.indices.to_numpy()]
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Decode a dictionary-encoded or null-typed text column."""
-    return column if pa.types.is_string(column.type) else column.cast(pa.string())
-
-
-def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
+def numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
     """Values as float64 with NaN for null, so that no comparison with a null is ever true."""
     return column.cast(pa.float64(), safe=False).to_numpy()
-
-
-def _flags(column: pa.ChunkedArray) -> NDArray[np.bool_]:
-    """Booleans with False for null."""
-    return pc.fill_null(column, False).to_numpy().astype(bool)
-
-
-def count_reasons(reason: NDArray[np.str_]) -> Mapping[str, int]:
-    """How often each reason occurs; rows without a reason are left out."""
-    names, counts = np.unique(reason[reason != ""], return_counts=True)
-    return {str(name): int(n) for name, n in zip(names, counts, strict=True)}

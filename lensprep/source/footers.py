@@ -1,4 +1,4 @@
-"""Footers of parquet files: what each says of its rows, with what its folders state beside it.
+"""Footers of parquet files: what each says of its rows, with the columns that its folders state.
 
 All footers are read in threads. A column comes from the file, from folders (``region_split=train``,
 by the rules of Hive), or from both if they agree.
@@ -6,7 +6,7 @@ by the rules of Hive), or from both if they agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -30,15 +30,15 @@ Progress = Callable[[int, int], None]
 
 _THREADS: Final = 16
 _TAKEN: Final = frozenset((*MEASURED_COLUMNS, *SOURCE_COLUMNS, "place"))
-"""Names that conversion gives to columns of its own."""
+"""Columns that conversion adds."""
 _PREFIX: Final = "phase4c_"
-"""Put before an extra column's name if conversion has a column of that name itself."""
+"""Put before the name of an extra column that conversion adds too."""
 _MAGIC: Final = b"PAR1"
 _NOT_PARQUET: Final = "it does not begin as parquet does"
 _HIVE_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 READ_ERRORS: Final = (OSError, pa.ArrowException, ValueError)
-"""What pyarrow raises for files that are cut, altered or not parquet at all; `passing_fault` tells
-what is none of that."""
+"""What pyarrow raises for files that are cut, altered or not parquet at all; but also for passing
+faults of disk or network, which `passing_fault` recognises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +64,37 @@ class SourceFile:
     columns: tuple[str, ...]
     """Columns to be read from the file itself, under the names of `Source.schema`."""
     stated: tuple[tuple[str, str | None], ...] = ()
-    """Columns that folders state (``region_split=train``) under such names, each with its text, or
-    None for null."""
+    """Columns that folders state (``region_split=train``), under the same names: text, or None for
+    null."""
     version: str | None = None
     """ETag of an object when its footer was read: it is read again only as that version."""
 
     @property
     def filled(self) -> list[tuple[int, RowGroup]]:
-        """Row groups that have rows, with their numbers: the others are no work for anybody."""
+        """Row groups that have rows, with their numbers."""
         return [(number, group) for number, group in enumerate(self.row_groups) if group.rows]
+
+
+def neighbours(
+    files: Iterable[SourceFile], most_rows: int
+) -> Iterator[tuple[tuple[SourceFile, int], ...]]:
+    """Neighbouring row groups in batches of at most `most_rows` rows, or of one row group."""
+    batch: list[tuple[SourceFile, int]] = []
+    rows = 0
+    for file in files:
+        for number, group in file.filled:
+            if batch and rows + group.rows > most_rows:
+                yield tuple(batch)
+                batch, rows = [], 0
+            batch.append((file, number))
+            rows += group.rows
+    if batch:
+        yield tuple(batch)
 
 
 @dataclass(frozen=True, slots=True)
 class BadFile:
-    """A file that was skipped: its footer cannot be read, so its number of rows is unknown."""
+    """A file whose footer cannot be read, so its number of rows is unknown."""
 
     path: str
     bytes: int
@@ -90,11 +107,11 @@ class Footer:
 
     file: SourceFile
     schema: pa.Schema
-    """Columns in the file itself, under their own names, without those that are dropped."""
+    """Columns in the file itself, under the file's names, without those that are dropped."""
     dropped: frozenset[str]
     """Columns of the file or its folders that are dropped."""
     problem: str | None
-    """What a folder states that cannot be."""
+    """What a folder states that is impossible, or that the file contradicts."""
 
 
 def read_footers(
@@ -103,7 +120,7 @@ def read_footers(
     drop: frozenset[str],
     progress: Progress | None,
 ) -> list[Footer | BadFile]:
-    """Read all footers in threads; the answers come in the order of the files."""
+    """Read all footers in threads; the results are in the order of the files."""
     results: list[Footer | BadFile] = []
     read = partial(_read_footer, filesystem, listing.root, drop)
     with ThreadPoolExecutor(min(_THREADS, len(listing.files))) as pool:
@@ -171,7 +188,7 @@ def _what_is_wrong(filesystem: pafs.FileSystem, info: pafs.FileInfo, error: Exce
 def _stated(path: str, root: str) -> dict[str, str | None]:
     """Columns that folders state as ``name=value``, by the rules of Hive; the innermost counts.
 
-    Above the folder that was given only columns of the contract are meant.
+    Above the source's root only names of the contract count.
     """
     above = len(PurePosixPath(root).parts)
     stated: dict[str, str | None] = {}
@@ -198,7 +215,7 @@ def _split_of(
 def _problem_of(
     parquet: pq.ParquetFile, schema: pa.Schema, stated: Mapping[str, str | None]
 ) -> str | None:
-    """What a folder states that cannot be, or that the file contradicts."""
+    """What a folder states that is impossible, or that the file contradicts."""
     for name, text in stated.items():
         if name == SPLIT_COLUMN and text is not None and text not in SPLITS:
             return f"the folder states {name}={text}; known are {', '.join(SPLITS)}"
@@ -251,14 +268,14 @@ def _values(parquet: pq.ParquetFile, column: str) -> set[Any]:
 
 
 def bad_file_error(bad: Sequence[BadFile], files: int, uri: str) -> InputError:
-    """What to say of files whose footers cannot be read, `files` being all there are."""
+    """The error for files whose footers cannot be read, out of `files` in all."""
     first = bad[0]
     if files == 1 and uri.endswith(first.path) and first.reason == _NOT_PARQUET:
         return InputError(
             f"{uri} is no parquet file: {first.reason}. Give the folder of a Phase 4c tree, or a "
             ".parquet file of one."
         )
-    more = f" ({len(bad)} of {files} files are like that)" if len(bad) > 1 else ""
+    more = f" ({len(bad)} of {files} files have such faults)" if len(bad) > 1 else ""
     return InputError(
         f"{first.path} ({first.bytes} bytes) cannot be read{more}: {first.reason}. "
         "Copy or write it again, or leave such files out with `lensprep convert --skip-bad-files`."

@@ -1,4 +1,4 @@
-"""Where a source lies, which of its files are data, and how one is opened, here or in a store."""
+"""Where a source lies, which of its files are data, and how to open them, locally or in a store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SUFFIX: Final = ".parquet"
 _READ_BUFFER: Final = 4 << 20
 """Bytes read at once from a local file: without it a whole column chunk (140 MB) is held."""
 _STAGING: Final = (".spark-staging-", "__magic", ".hive-staging_")
-"""Beginnings of folders, beside ``_temporary``, in which a job writes until it is finished."""
+"""Prefixes of the folders, besides ``_temporary``, in which a job writes until it is finished."""
 UNFINISHED: Final = "the job that writes it is running, or did not finish, and rows may be missing"
 
 
@@ -32,7 +32,7 @@ class Listing(NamedTuple):
     files: list[pafs.FileInfo]
     """The parquet files, sorted by name."""
     others: tuple[str, ...] = ()
-    """Names of what else is there, hidden files and (of a disk) folders too."""
+    """Names of everything else, hidden files and (on a disk) folders included."""
 
 
 def filesystem_for(
@@ -78,7 +78,7 @@ def list_parquet(filesystem: pafs.FileSystem, path: str, uri: str) -> Listing:
 
 
 def _nothing(uri: str, files: Collection[str]) -> str:
-    """What to say of a folder without data."""
+    """The message for a folder without data."""
     if mark := unfinished_job(files):
         return f"{uri} holds no {_SUFFIX} file but {mark}: {UNFINISHED}."
     if kind := folder_kind([name for name in files if not name.lower().endswith(_SUFFIX)]):
@@ -90,7 +90,7 @@ def _nothing(uri: str, files: Collection[str]) -> str:
 
 
 def unfinished_job(names: Collection[str]) -> str | None:
-    """What a job that did not finish has left among some files and folders, if it has."""
+    """The file or folder that shows that a job did not finish; None if there is none."""
     for name in names:
         parts = PurePosixPath(name).parts
         for depth, part in enumerate(parts, 1):
@@ -113,11 +113,11 @@ def open_parquet(
     version: str | None = None,
     checked: bool = False,
 ) -> tuple[pq.ParquetFile, str | None]:
-    """Open a file, and say which version of it that is. Checksums of its pages are verified.
+    """Open a file, and return its version (ETag) if it has one. Page checksums are verified.
 
-    With ``stream`` most of it will be read, in order: of a remote file the next block is on its
-    way while one is decoded. Else a few columns: exactly their ranges are read. Who reads only what
-    has checksums of its own says ``checked``; then nothing but the footer is read twice over HTTP.
+    With ``stream`` most of the file will be read, in order: the next block of a remote file is
+    fetched while one is decoded. Otherwise exactly the ranges of a few columns are read. With
+    ``checked`` what is read has checksums inside, so only the footer is read twice over plain HTTP.
     """
     parquet = partial(pq.ParquetFile, page_checksum_verification=True)
     if isinstance(filesystem, pafs.LocalFileSystem):

@@ -1,7 +1,7 @@
 """One schema for all files of a source, and rows brought to it.
 
-Columns that a file lacks are null, types are those of the contract whatever the file stores, extra
-columns have one that holds what every file has.
+Columns that a file lacks are null, types are those of the contract whatever the file stores, and
+extra columns get a type that holds the values of every file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow as pa
 from lensprep.dataset.kinds import DATASET, table_kind
 from lensprep.dataset.layout import MANIFEST_NAME
 from lensprep.errors import ConfigError, SchemaError, error_line, names_text
-from lensprep.source.contract import plain_type, schema_faults
+from lensprep.source.contract import MISSING, plain_type, schema_faults
 from lensprep.source.footers import Footer, SourceFile, is_of, public_name, scalar
 from lensprep.source.survey import (
     COLUMN_BY_NAME,
@@ -42,10 +42,9 @@ def check_schemas(footers: Sequence[Footer], uri: str, others: Collection[str]) 
             faults.append(f"{path}: {footer.problem}.")
             continue
         found = schema_faults(footer.schema, stated)
-        missing = [column for column, problem in found if problem == "is missing"]
-        if missing:
+        if missing := [name for name, what in found.items() if what == MISSING]:
             faults.append(f"{path}: {_lacking(missing)}.")
-        faults += [f"{path}: column {name} {what}." for name, what in found if name not in missing]
+        faults += [f"{path}: column {n} {what}." for n, what in found.items() if what != MISSING]
     if faults:
         more = f" (and {len(faults) - 1} more such faults)" if len(faults) > 1 else ""
         raise SchemaError(f"{faults[0]}{more}")
@@ -76,8 +75,8 @@ def check_dropped(columns: Collection[str], footers: Sequence[Footer], uri: str)
 def unified_schema(footers: Sequence[Footer]) -> tuple[pa.Schema, dict[str, str]]:
     """Contract columns that any file has, in the contract's order, then extra ones by name.
 
-    Extra columns get a type that holds what every file has; those for which there is none are left
-    out, and come with what was found.
+    Extra columns get a type that holds the values of every file. Those for which there is none are
+    left out, and returned with what was found.
     """
     stated = _stated_types(footers)
     present = {name for footer in footers for name in footer.file.columns}
@@ -99,7 +98,7 @@ def unified_schema(footers: Sequence[Footer]) -> tuple[pa.Schema, dict[str, str]
             if name in COLUMN_BY_NAME or name in left_out:
                 continue
             if names.count(name) > 1:
-                left_out[name] = f"is there {names.count(name)} times in {path}"
+                left_out[name] = f"occurs {names.count(name)} times in {path}"
                 continue
             before, first = found.setdefault(name, (kind, path))
             common = _common_type(before, kind)
@@ -123,7 +122,7 @@ def _common_type(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
 
 
 def _stated_types(footers: Sequence[Footer]) -> dict[str, pa.DataType]:
-    """Types of the columns that folders state: the contract's, or those that all texts have."""
+    """Types of the columns that folders state: the contract's, or one that fits all their texts."""
     texts: dict[str, set[str]] = {}
     for footer in footers:
         for name, text in footer.file.stated:
@@ -135,7 +134,7 @@ def _stated_types(footers: Sequence[Footer]) -> dict[str, pa.DataType]:
 
 
 def _type_of_texts(texts: Collection[str]) -> pa.DataType:
-    """Whole numbers, numbers or text; what would not be written so again (``007``) is text."""
+    """Whole numbers, numbers or text; what does not survive a round trip (``007``) is text."""
     for kind, form in ((pa.int64(), _WHOLE), (pa.float64(), _REAL)):
         if texts and all(form.fullmatch(text) and is_of(text, kind) for text in texts):
             return kind
@@ -149,12 +148,10 @@ def conform(table: pa.Table, schema: pa.Schema, file: SourceFile, where: str) ->
         if name in schema.names:
             value = scalar(text, schema.field(name).type)
             columns[name] = pa.chunked_array([pa.repeat(value, table.num_rows)])
-    arrays = []
     for wanted in schema:
-        column = columns.get(wanted.name)
-        if column is None:
-            column = pa.chunked_array([pa.nulls(table.num_rows, wanted.type)])
-        arrays.append(_cast(column, wanted, where))
+        if wanted.name not in columns:
+            columns[wanted.name] = pa.chunked_array([pa.nulls(table.num_rows, wanted.type)])
+    arrays = [_cast(columns[wanted.name], wanted, where) for wanted in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
@@ -164,12 +161,11 @@ def _cast(column: pa.ChunkedArray, wanted: pa.Field, where: str) -> pa.ChunkedAr
         try:
             column = column.cast(wanted.type)
         except pa.ArrowException as error:
-            remedy = ""
-            if wanted.name not in REQUIRED_COLUMNS:
-                remedy = f" Leave it out with `lensprep convert --drop-column {wanted.name}`."
+            remedy = f" Leave it out with `lensprep convert --drop-column {wanted.name}`."
             raise SchemaError(
                 f"{where}: column {wanted.name} is {column.type} and holds a value that does not "
-                f"fit {wanted.type}: {error_line(error)}.{remedy}"
+                f"fit {wanted.type}: {error_line(error)}."
+                f"{'' if wanted.name in REQUIRED_COLUMNS else remedy}"
             ) from error
     if pa.types.is_string(wanted.type):
         column.validate(full=True)

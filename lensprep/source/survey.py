@@ -1,7 +1,7 @@
-"""The survey as Phase 4c hands it over: its columns, what they hold, how its stamps are named.
+"""The survey as Phase 4c delivers it: its columns, what they hold, how its stamps are named.
 
-What of it stands in every dataset (bands and their order, size of a stamp, pixel scale, label map)
-is in `lensprep.dataset.layout`; another survey changes these two files.
+What every dataset states too (bands and their order, stamp size, pixel scale, label map) is in
+`lensprep.dataset.layout`; another survey changes these two files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pyarrow as pa
 from lensprep.dataset.layout import BANDS, STAMP_SIZE
 
 Controls = Literal["value", "zero", "null"]
-"""What rows of CONTROL hold in a column: values like any other row, zero, or null."""
+"""What CONTROL rows hold in a column: values as in any other row, zero, or null."""
 
 STAMP_COLUMN: Final = "stamp_npz"
 STAMP_MEMBERS: Final = tuple(f"image_{band}" for band in BANDS)
@@ -37,10 +37,10 @@ class Column:
     nullable: bool = False
     """Whether null is allowed at all (a control's null is given by ``controls``)."""
     required: bool = False
-    """Whether a source without it is refused. ``region_split`` may be in the folder's name."""
+    """Whether a source without it is refused. A folder's name may state it instead."""
     controls: Controls = "value"
     leaks: bool = False
-    """Whether the value, or its being null, tells the label: never an input of a model."""
+    """Whether the value, or its being null, reveals the label: never an input of a model."""
     minimum: float | None = None
     """Smallest plausible value, in the column's own unit."""
     maximum: float | None = None

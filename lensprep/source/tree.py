@@ -9,14 +9,15 @@
     source.iter_file(file, columns, batch_rows=8192)  -> a whole file in such pieces
 
 Opening reads footers only (in threads, for thousands of files) and checks every one of them
-against the contract. Hidden files and ``_SUCCESS`` are passed over; what a job has left that did
-not finish is an error. A column comes from the file, from folders (``region_split=train``, by the
-rules of Hive), or from both if they agree. Columns that a file lacks are null, types are those of
-the contract whatever the file stores, extra columns have one that holds what every file has, and
-the order of files depends on their names alone. A Source can be pickled; workers need no second
-look at the tree.
+against the contract. Hidden files and ``_SUCCESS`` are ignored; leftovers of an unfinished job are
+an error. A column comes from the file, from folders (``region_split=train``, by the rules of Hive),
+or from both if they agree. Columns that a file lacks are null, types are those of the contract
+whatever the file stores, extra columns get a type that holds the values of every file, and the
+order of files depends on their names alone. A Source can be pickled: workers need not list the
+tree again.
 
-Everything goes through a `pyarrow.fs.FileSystem`, so that another store is another file system.
+All reading goes through a `pyarrow.fs.FileSystem`, so supporting another store means passing
+another file system.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from typing import Final
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from lensprep.errors import (
     ConfigError,
@@ -71,10 +71,10 @@ class Source:
     schema: pa.Schema
     bad_files: tuple[BadFile, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """Extra columns that are not in ``schema``, since no one type holds what the files have, each
-    with what was found: "is double in a.parquet and string in b.parquet"."""
+    """Extra columns that are not in ``schema``, since no one type holds the values of all files,
+    each with what was found: "is double in a.parquet and string in b.parquet"."""
     unfinished: str | None = None
-    """File or folder that a job has left that did not finish, if there is one."""
+    """File or folder left by an unfinished job, if there is one."""
     is_marked: bool = False
     """Whether the job that wrote the files has left its ``_SUCCESS``."""
     filesystem: pafs.FileSystem = field(repr=False)
@@ -98,11 +98,11 @@ class Source:
         uri : str or path
             Folder or parquet file.
         skip_bad_files : bool
-            List files whose footer cannot be read in ``bad_files`` instead of stopping, and take
-            what a job that did not finish has written. A file that can be read but breaks the
-            contract is an error all the same.
+            List files whose footer cannot be read in ``bad_files`` instead of stopping, and accept
+            the files of an unfinished job. A file that can be read but breaks the contract is
+            still an error.
         drop_columns : collection of str
-            Columns to pass over, none of them required.
+            Columns to ignore, none of them required.
         progress : callable, optional
             Called with (footers read, files).
         filesystem : pyarrow.fs.FileSystem, optional
@@ -111,8 +111,8 @@ class Source:
         Raises
         ------
         InputError
-            No such path, no parquet in it, no rows in that, a file that cannot be read, or a job
-            that did not finish.
+            No such path, no parquet in it, no rows in that, a file that cannot be read, or
+            leftovers of an unfinished job.
         SchemaError
             A required column is missing or has another type; the split is unknown; or a column is
             stated by a folder and holds something else. The message names column and file.
@@ -129,7 +129,7 @@ class Source:
         if unfinished and not skip_bad_files:
             raise InputError(
                 f"{uri} holds {unfinished}: {UNFINISHED}. Run the job again; if nothing is "
-                "missing, remove that, or pass over it with `lensprep convert --skip-bad-files`."
+                "missing, remove it, or ignore it with `lensprep convert --skip-bad-files`."
             )
         results = read_footers(filesystem, listing, frozenset(drop_columns), progress)
         bad = tuple(result for result in results if isinstance(result, BadFile))
@@ -156,13 +156,18 @@ class Source:
 
     @property
     def is_remote(self) -> bool:
-        """Whether what is read comes over a network, which may alter it."""
+        """Whether the files are read over a network, which may alter them."""
         return not isinstance(self.filesystem, pafs.LocalFileSystem)
 
     @property
     def rows(self) -> int:
         """Rows of all files that can be read."""
         return sum(file.rows for file in self.files)
+
+    @property
+    def row_groups(self) -> int:
+        """Row groups of all files that can be read."""
+        return sum(len(file.row_groups) for file in self.files)
 
     @property
     def bytes(self) -> int:
@@ -223,18 +228,9 @@ class Source:
         """Rows of one row group in pieces of at most ``batch_rows`` rows; see `read_row_group`.
 
         At least one table comes, an empty one if the row group has no rows. What cannot be read
-        over a network is read again, carefully, before it is an error.
-
-        Parameters
-        ----------
-        file : SourceFile
-        index : int
-        columns : sequence of str, optional
-        batch_rows : int
-        careful : bool
-            Leave nothing that comes over plain HTTP to the stamps' own checksums.
-        on_again : callable, optional
-            Called when the row group is read again.
+        over a network is read a second time, carefully, before it is an error: ``on_again`` is
+        called then. With ``careful`` the first reading already is: what comes over plain HTTP is
+        read twice although stamps have checksums inside.
         """
         where = f"{file.path}, row group {index}"
         yield from self._pieces(file, (index,), columns, batch_rows, where, careful, on_again)
@@ -248,7 +244,7 @@ class Source:
     ) -> Iterator[pa.Table]:
         """Rows of a whole file, across its row groups, in pieces; see `iter_row_group`.
 
-        Faster than one row group after the other where these are small; an error names only the
+        Faster than one row group after the other where they are small, but an error names only the
         file.
         """
         groups = tuple(range(len(file.row_groups)))
@@ -295,11 +291,17 @@ class Source:
         stored = [name for name in schema.names if name in file.columns]
         rows, stated = 0, sum(file.row_groups[index].rows for index in groups)
         try:
-            # Stamps have checksums inside: they need not be read twice over plain HTTP.
-            checked = stored == [STAMP_COLUMN] and not careful
-            with self._open(file, STAMP_COLUMN in stored, checked) as parquet:
+            parquet, _ = open_parquet(
+                self.filesystem,
+                f"{self.root}/{file.path}",
+                stream=STAMP_COLUMN in stored,
+                version=file.version,
+                # Stamps have checksums inside: they need not be read twice over plain HTTP.
+                checked=stored == [STAMP_COLUMN] and not careful,
+            )
+            with parquet:
                 have = set(parquet.schema_arrow.names)
-                # A narrow column gives the number of rows where nothing else is read.
+                # Where nothing is wanted from the file, a narrow column gives the number of rows.
                 narrow = [name for name in file.columns if name != STAMP_COLUMN][:1]
                 batches = parquet.iter_batches(
                     batch_rows,
@@ -331,9 +333,3 @@ class Source:
                 f"{self.uri} has no column {unknown[0]!r}; it has: {names_text(known, unknown[0])}."
             )
         return pa.schema([f for f in self.schema if f.name in wanted])
-
-    def _open(self, file: SourceFile, stream: bool, checked: bool) -> pq.ParquetFile:
-        path = f"{self.root}/{file.path}"
-        return open_parquet(
-            self.filesystem, path, stream=stream, version=file.version, checked=checked
-        )[0]

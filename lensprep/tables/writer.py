@@ -23,7 +23,7 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from lensprep.errors import StorageError
-from lensprep.store import check_file, uri_suffix, written_file
+from lensprep.store import S3Options, check_file, uri_suffix, written_file
 from lensprep.tables.csvtext import guard_table
 from lensprep.tables.reader import METADATA_KEY, Uri
 
@@ -69,7 +69,10 @@ def _written_suffix(uri: Uri) -> str:
 
 @contextmanager
 def table_writer(
-    uri: Uri, schema: pa.Schema, metadata: Mapping[str, Any]
+    uri: Uri,
+    schema: pa.Schema,
+    metadata: Mapping[str, Any],
+    options: S3Options | None = None,
 ) -> Iterator[Callable[[pa.Table], None]]:
     """Write a table piece by piece; it appears whole or not at all, in place of an older one.
 
@@ -82,6 +85,8 @@ def table_writer(
         Every piece is cast to it.
     metadata : mapping
         What made the table, in plain types.
+    options : S3Options, optional
+        How to reach an object store.
 
     Raises
     ------
@@ -89,7 +94,7 @@ def table_writer(
         If the location or format cannot be written, or the format cannot hold the schema.
     """
     suffix, facts = _written_suffix(uri), json.dumps(metadata)
-    with written_file(uri) as path:
+    with written_file(uri, options) as path:
         if suffix == ".parquet":
             full = schema.with_metadata({METADATA_KEY: facts})
             with pq.ParquetWriter(path, full, compression="zstd") as parquet:

@@ -165,7 +165,7 @@ def test_without_seeing_nothing_is_said_of_resolution(tmp_path, rows):
     found = finding(report_on(tmp_path / "some", set_columns(rows, {"psfsize_r": some})),
                     "unresolved_share")  # fmt: skip
     assert (found.passed, found.measured["unknown"]) == (True, ROWS // 4)
-    assert f"Of {ROWS // 4} lenses it is not known" in found.detail
+    assert f"For {ROWS // 4} lenses it is not known" in found.detail
     none = finding(report_on(tmp_path / "none", set_columns(rows, {"psfsize_r": [None] * ROWS})),
                    "unresolved_share")  # fmt: skip
     assert (none.passed, none.measured["share"]) == (None, None)
@@ -361,7 +361,9 @@ def test_rejects_are_those_of_a_conversion(tmp_path, stamps):
 
 
 def test_a_list_of_rejects_has_a_known_format(tmp_path, rows):
-    with pytest.raises(StorageError, match=r"rejects.txt: the rejects are written as .csv or"):
+    with pytest.raises(
+        StorageError, match=r"rejects.txt: the suffix says how .* is one of .parquet, .csv"
+    ):
         report_on(tmp_path, rows, rejects=tmp_path / "rejects.txt")
 
 

@@ -122,7 +122,7 @@ def test_only_the_images_that_are_used_must_have_the_pixel_scale(read):
     thumbnail = fits.ImageHDU(NOISE[0], header(scale=1.0), "preview")
     np.testing.assert_array_equal(read(fits_bytes(cube(), thumbnail)), MIDDLE)
     assert read(fits_bytes(cube(scale=0.05))) == Refusal(
-        "wrong_pixel_scale", "0.05 x 0.05 arcsec a pixel, not 0.262"
+        "wrong_pixel_scale", "0.05 x 0.05 arcsec per pixel, not 0.262"
     )
 
 
@@ -209,7 +209,7 @@ REFUSED = {
         "unreadable",
         "numpy.*MemoryError|ValueError",
     ),
-    "twice": (with_member("image_g", b""), "duplicate_member", "image_g is in it more than once"),
+    "twice": (with_member("image_g", b""), "duplicate_member", "it holds image_g more than once"),
     "packed otherwise": (
         with_member("cutout.npy", b"x", compress_type=zipfile.ZIP_BZIP2),
         "unreadable",
@@ -218,7 +218,7 @@ REFUSED = {
     "extension twice": (
         fits_bytes(fits.PrimaryHDU(), *by_band(fits.ImageHDU), *by_band(fits.ImageHDU)),
         "duplicate_member",
-        "g is in it more than once",
+        "it holds g more than once",
     ),
     "bands that differ": (
         fits_bytes(cube(bands="gri")), "missing_band", "the cube is 3 x 71 x 71, its bands 'gri'"

@@ -131,5 +131,5 @@ def test_stamps_of_links_are_shown_and_names_that_leave_the_folder_are_refused(f
         with pytest.raises(InputError, match="lies outside"):
             cutout_stamps(folder, [name])
     for name in (None, "gone.npz"):
-        with pytest.raises(InputError, match=r"can be read any more \(unreadable: FileNotFound"):
+        with pytest.raises(InputError, match=r"can no longer be read \(unreadable: FileNotFound"):
             cutout_stamps(folder, [name])

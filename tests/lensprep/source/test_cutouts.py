@@ -143,15 +143,13 @@ def test_damaged_files_without_position_are_told_and_end_nothing(folder):
         found.table["no_cutout"][1]
         .as_py()
         .endswith(
-            "2 files cannot be placed (first: 'odd.npz', states a position that is not on the sky: "
-            "ra 10, dec 95)"
+            "2 files state no readable position (first: 'odd.npz', states a position that is not "
+            "on the sky: ra 10, dec 95)"
         )
     )
     for name in ("a.npz", "linked/c.npz"):
         (folder / name).write_bytes(b"<html>")
-    message = (
-        r"No cutout .* states its position; 4 files cannot be placed \(first: 'a.npz', neither"
-    )
+    message = r"No cutout .* states its position; 4 files state no readable .* 'a.npz', neither"
     with pytest.raises(InputError, match=message):
         opened(folder, "10,-5", head="ra,dec")
 

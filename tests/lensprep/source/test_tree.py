@@ -313,14 +313,14 @@ def test_a_column_that_a_file_has_twice_is_left_out_or_named(tmp_path, rows):
     ones = pa.array([1] * 48)
     pq.write_table(rows.append_column("extra", ones).append_column("extra", ones), path)
     source = Source.open(path)
-    assert source.left_out == {"extra": "is there 2 times in part-0.parquet"}
+    assert source.left_out == {"extra": "occurs 2 times in part-0.parquet"}
     assert read_all(source).equals(rows)
     # Both would be phase4c_label.
     pq.write_table(rows.append_column("label", ones).append_column("phase4c_label", ones), path)
     assert "phase4c_label" in Source.open(path).left_out
     assert "phase4c_label" in Source.open(path, drop_columns=["label"]).schema.names
     pq.write_table(rows.append_column("ra", rows["ra"]), path)
-    with pytest.raises(SchemaError, match=r"part-0.parquet: column ra is there 2 times"):
+    with pytest.raises(SchemaError, match=r"part-0.parquet: column ra occurs 2 times"):
         Source.open(path)
 
 

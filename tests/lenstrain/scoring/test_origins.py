@@ -385,7 +385,7 @@ def test_cutouts_that_cannot_be_scored_have_a_reason_each(cutouts, best, tmp_pat
     [
         (["a,10"], "key,ra", "has no column dec .* --catalog-column dec=COLUMN"),
         (["a,10,95"], "key,ra,dec", "1 rows have a position .*first: row 1, key a: ra 10, dec 95"),
-        (["a,10,5", "a,11,5"], "key,ra,dec", "key a comes 2 times"),
+        (["a,10,5", "a,11,5"], "key,ra,dec", "key a occurs 2 times"),
         (["x,10,5"], "key,ra,dec", "No row of .* has a cutout"),
         (["../c.csv,10,5"], "file,ra,dec", "lies outside"),
         (["a,ten,5"], "key,ra,dec", "ra holds string .'ten'., not degrees"),
