@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -55,8 +56,9 @@ def magnitude_to_flux(magnitude: float) -> float:
     return float(10.0 ** (0.4 * (ZERO_POINT - magnitude)))
 
 
+@lru_cache(maxsize=64)
 def make_camera(brick: Brick) -> Camera:
-    """PSF and noise from the declared FWHM and 5-sigma depth of a brick.
+    """PSF and noise from the declared FWHM and 5-sigma depth of a brick; kept for its next rows.
 
     The PSF is a slightly elliptical Moffat profile. Its declared FWHM includes the pixel. The noise
     of a pixel follows from the depth by the definition of the Legacy Surveys: the flux of a point
@@ -92,11 +94,6 @@ def moffat(
     alpha = fwhm_px / (2.0 * math.sqrt(2.0 ** (1.0 / beta) - 1.0))
     profile = (1.0 + (along**2 * q + across**2 / q) / alpha**2) ** -beta
     return (profile / profile.sum()).astype(np.float32)
-
-
-def to_fourier(images: NDArray[np.float32]) -> NDArray[np.complex64]:
-    """Real Fourier transform over the last two axes."""
-    return scipy.fft.rfft2(images)
 
 
 def observe(
