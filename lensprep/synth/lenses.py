@@ -1,7 +1,7 @@
 """Lensed sources: rays traced through an SIE or SIS with shear, by lenstronomy.
 
 Only a window around the Einstein ring is traced, on a grid finer than the pixels. Magnification,
-radius and stretch are measured on what was traced.
+radius and stretch are measured on the traced image.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ SUBPIXELS: Final = 5
 
 _SOURCE_N = 1.0
 _SOURCE_REACH = 5.5
-"""Half-light radii beyond which an exponential source holds no light worth tracing."""
+"""Half-light radii beyond which the light of an exponential source is not worth tracing."""
 _STRETCH_FLOOR = 0.02
-"""Part of the peak brightness below which a ray does not count for the stretch."""
+"""Fraction of the peak brightness below which a ray does not count for the stretch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Lens:
 
     @property
     def config_id(self) -> str:
-        """Name of the point of the injection grid."""
+        """Name of this point of the injection grid."""
         return (
             f"te{self.theta_e_arcsec:.1f}_dm{self.src_dmag:.1f}_re{self.src_reff_arcsec:.2f}"
             f"_e{self.src_e:.1f}_g{self.shear:.2f}"
@@ -145,7 +145,7 @@ def trace(lens: Lens, x_px: float, y_px: float, *, subpixels: int = SUBPIXELS) -
     image[top : top + size, left : left + size] = window
     magnification = float(rays.sum())
     tangential, radial = _stretch(lens, x.ravel(), y.ravel(), rays)
-    # No dot product here: BLAS may sum in another order with another number of threads.
+    # No dot product here: in BLAS the order of the sum depends on the number of threads.
     radius = float(np.sum(np.hypot(x, y).ravel() * rays)) / magnification
     warnings = _warnings(lens, magnification)
     return Arc(image, magnification, tangential, radial, radius, warnings)
@@ -174,9 +174,9 @@ def _profiles() -> dict[str, Any]:
 
 @contextmanager
 def _kept_if_possible() -> Iterator[None]:
-    """Let kernels that were declared with ``cache=True`` do without, where nothing can be written.
+    """Let kernels declared with ``cache=True`` work without a cache where nothing can be written.
 
-    numba refuses to define them there, and these are not ours; see `lensprep.kernel`.
+    Otherwise numba refuses to define them, and these are not ours; see `lensprep.kernel`.
     """
     kernels: Any = Dispatcher
     usual = kernels.enable_caching
@@ -195,7 +195,7 @@ def _kept_if_possible() -> Iterator[None]:
 def _of_each_mass(
     lens: Lens, method: str, x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> Iterator[tuple[NDArray[np.float64], ...]]:
-    """What a method of lenstronomy's profiles gives for the lens, and for the shear if any."""
+    """Results of a method of lenstronomy's profiles for the lens, and for the shear if any."""
     shape = _components(lens.lens_e, lens.lens_phi_rad) if lens.lens_model == "SIE" else ()
     yield getattr(_profiles()[lens.lens_model], method)(x, y, lens.theta_e_arcsec, *shape)
     if lens.shear:
@@ -204,7 +204,7 @@ def _of_each_mass(
 
 
 def _components(modulus: float, angle_rad: float) -> tuple[float, float]:
-    """Two components of a quantity that repeats after half a turn."""
+    """Components of a quantity that repeats after half a turn."""
     return modulus * math.cos(2 * angle_rad), modulus * math.sin(2 * angle_rad)
 
 
@@ -237,7 +237,7 @@ def _stretch(
 
 
 def _warnings(lens: Lens, magnification: float) -> tuple[str, ...]:
-    """Compare source and lens: is it imaged more than once, and made brighter."""
+    """Whether the source may be singly imaged, and whether it is made fainter."""
     angle = np.arange(32) * (2 * math.pi / 32)
     # The deflection next to the centre of an isothermal lens traces its cut: within it a
     # source has more than one image.

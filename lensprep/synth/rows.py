@@ -57,7 +57,7 @@ def render_row(seed: int, index: int, brick: Brick, split: str) -> Row:
     light = scipy.fft.rfft2(draw_scene(rng, host, brick.ebv))
     camera = make_camera(brick)
     columns = _common(rng, seed, galaxy, brick, split)
-    # Drawn for controls as well: upstream does not zero these two for them.
+    # Drawn for controls as well: upstream does not set these two to zero for them.
     colour = _source_colour(rng)
     columns |= {"src_gr": colour[0], "src_rz": colour[1]}
     if is_lens(seed, galaxy):
@@ -187,7 +187,7 @@ def _injection_columns(
 
 
 def _control_columns() -> dict[str, Any]:
-    """What the contract says controls hold: zero or null."""
+    """Values that the contract prescribes for controls: zero or null."""
     filler = {"zero": 0.0, "null": None}
     columns: dict[str, Any] = {
         column.name: filler[column.controls] for column in COLUMNS if column.controls != "value"
@@ -196,6 +196,6 @@ def _control_columns() -> dict[str, Any]:
 
 
 def _task_id(columns: Mapping[str, Any]) -> str:
-    """64 hex digits from what makes the task."""
+    """64 hex digits from the columns that define the task."""
     names = ("experiment_id", "selection_set_id", "task_seed64", "config_id", "replicate")
     return hashlib.sha256("|".join(str(columns[name]) for name in names).encode()).hexdigest()

@@ -21,11 +21,11 @@ from lensprep.errors import ConfigError
 BRICK_DEG: Final = 0.25
 """Height of a Legacy Surveys brick, degrees."""
 REGION_BRICKS: Final = 4
-"""A region is a block of this many bricks on a side: about one square degree."""
+"""A region is a block of this many bricks per side: about one square degree."""
 REGION_GAP_DEG: Final = 2.5
-"""Least distance between the centres of two regions: no stamp ever comes near another region's."""
+"""Smallest distance between the centres of two regions, so that their stamps are never close."""
 MAX_REGIONS: Final = 782
-"""As many as the largest tier of Phase 4c has."""
+"""The number in the largest tier of Phase 4c."""
 PSFSIZE_R_RANGE: Final = (0.754, 1.600)
 PSFDEPTH_R_RANGE: Final = (23.60, 26.84)
 QUANTILE_BINS: Final = 4
@@ -56,7 +56,7 @@ class Brick:
     psf_bin: int
     depth_bin: int
     seed: int
-    """For what a brick does not declare: PSF shape, noise correlation, sky residual."""
+    """For the properties without a column: PSF shape, noise correlation, sky residual."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +89,8 @@ def plan_survey(
         Rows of the whole tree, at least one for every region.
     seed : int
     regions : int, optional
-        Number of regions, 3 to 782; without it one for every 400 rows, at least 200 (one for every
-        2 rows if those are fewer), so that intervals from resampling regions mean something.
+        Number of regions, 3 to 782; by default one per 400 rows, at least 200 (one per 2 rows if
+        that is fewer), so that intervals from resampling regions are meaningful.
     fractions : mapping of split to share of the rows, optional
         Of train, val and test; normalised to their sum. By default 60, 15 and 25 %.
 
@@ -126,8 +126,8 @@ def plan_survey(
 def brick_at(ra_deg: float, dec_deg: float) -> tuple[str, Bounds, Bounds]:
     """Name and bounds of the Legacy Surveys brick at a position: such as ``0001m040``.
 
-    Rows of bricks are centred on multiples of 0.25 degrees of declination; each row is cut into
-    the even number of bricks that makes none wider than high, on its side next to the equator.
+    Rows of bricks are centred on multiples of 0.25 degrees of declination; each row is divided
+    into the smallest even number of bricks that are nowhere wider than high.
 
     Returns
     -------
@@ -148,9 +148,9 @@ def brick_at(ra_deg: float, dec_deg: float) -> tuple[str, Bounds, Bounds]:
 
 
 def is_lens(seed: int, galaxy_id: str) -> bool:
-    """Whether a galaxy is given to the injections: half of them are, by a hash of its name.
+    """Whether a galaxy gets an injected lens: half of them do, by a hash of the name.
 
-    Nothing about the galaxy but its name enters, so both classes have the same hosts.
+    Nothing but the name matters, so both classes have the same hosts.
     """
     return hashlib.sha256(f"{seed}/{galaxy_id}".encode()).digest()[0] < 128
 
@@ -176,7 +176,7 @@ def _region_count(rows: int, regions: int | None) -> int:
         return min(wanted, max(3, rows // 2), MAX_REGIONS)
     if not 3 <= regions <= min(rows, MAX_REGIONS):
         raise ConfigError(
-            f"{regions} regions do not suit {rows} rows. Ask for 3 to {min(rows, MAX_REGIONS)}."
+            f"{rows} rows cannot have {regions} regions. Ask for 3 to {min(rows, MAX_REGIONS)}."
         )
     return regions
 
@@ -260,7 +260,7 @@ def _conditions(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
 def _within(
     rng: np.random.Generator, mean: float, sigma: float, bounds: tuple[float, float], count: int
 ) -> NDArray[np.float64]:
-    """Normal values; those out of bounds are mirrored at the bound, so that none piles up there."""
+    """Normal values; those out of bounds are mirrored at the bound, so as not to pile up there."""
     low, high = bounds
     values = rng.normal(min(max(mean, low), high), sigma, count)
     values = np.where(values < low, 2 * low - values, values)

@@ -95,17 +95,17 @@ class Entry(NamedTuple):
     defect: str = ""
     """Defect to plant in it, if any."""
     again: Repeat | None = None
-    """Set if the row repeats the stamp of another."""
+    """Set if the row repeats the stamp of another row."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartFile:
-    """One part file to write; all that a worker has to know."""
+    """One part file to write, with all that a worker needs."""
 
     folder: Path
     """Folder of the tree."""
     name: str
-    """Path below the folder, as ``source_file`` has it when the whole tree is read."""
+    """Path below the folder, as in ``source_file`` when the whole tree is read."""
     split: str
     seed: int
     entries: tuple[Entry, ...]
@@ -134,7 +134,7 @@ def synthesize(
     regions: int | None = None,
     split_fractions: Mapping[str, float] | None = None,
     defects: Mapping[str, float] | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     options: S3Options | None = None,
 ) -> dict[str, Any]:
     """Write a synthetic Phase 4c tree.
@@ -145,9 +145,9 @@ def synthesize(
     Parameters
     ----------
     out : str or path
-        Folder to make, local or s3://; it must not exist, or be empty. It appears when it is
-        complete; one in an object store is made in the folder for temporary files, and then sent,
-        its ``_SUCCESS`` last.
+        Folder to make, local or s3://; it must be empty or not exist. It appears when it is
+        complete; one in an object store is made in the folder for temporary files and then sent,
+        ``_SUCCESS`` last.
     rows : int
     seed : int
     workers : int, optional
@@ -157,12 +157,12 @@ def synthesize(
     split_fractions : mapping of split to share, optional
         By default train 60 %, val 15 %, test 25 %.
     defects : mapping of defect to rate, optional
-        Known defects to plant, each in this share of the rows (in one row at least), such as
-        `lensprep.synth.DEFAULT_RATES`. Repeated rows come on top of ``rows``, part files differ in
+        Known defects to plant, each in this share of the rows (at least in one), such as
+        `lensprep.synth.DEFAULT_RATES`. Duplicates are added to ``rows``, part files differ in
         their columns, and ``_truth.parquet`` in ``out`` says what was planted where and what
         conversion must make of it.
     progress : callable, optional
-        Called with the number of rows that were finished since the last call.
+        Called with the number of finished rows, and ``rows``.
     options : S3Options, optional
         How to reach an object store.
 
@@ -202,7 +202,7 @@ def synthesize(
         for result in run_tasks(write_part, parts, workers=workers):
             results.append(result)
             if progress is not None:
-                progress(result.rows)
+                progress(sum(result.rows for result in results), rows)
         if defects:
             records = [record for result in results for record in result.truth]
             records.sort(key=itemgetter("file", "row_group", "row"))
@@ -234,10 +234,10 @@ def plan_files(
     *,
     older_versions: bool = False,
 ) -> list[PartFile]:
-    """Cut every split into part files of at most 1,024 rows, four or more where rows allow.
+    """Divide every split into part files of at most 1,024 rows, at least four if there are enough.
 
-    Repeated rows come on top. With ``older_versions`` the files differ in their columns, as those
-    of several pipeline versions do.
+    Duplicates are added to them. With ``older_versions`` the files differ in their columns, like
+    those of several pipeline versions.
     """
     rng = np.random.default_rng([seed, 3])
     job = uuid.UUID(bytes=rng.bytes(16), version=4)
