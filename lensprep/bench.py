@@ -1,4 +1,4 @@
-"""How fast conversion is on this machine, beside what it replaces and what bounds it.
+"""How fast conversion is on this machine, compared with what it replaces and what bounds it.
 
 Three things are timed on the same rows, in turn, in one process on one core:
 
@@ -6,7 +6,7 @@ Three things are timed on the same rows, in turn, in one process on one core:
                     clip, float16, ``webdataset.TarWriter``
     ours            `lensprep.convert.convert`, from parquet to the committed dataset
     inflate floor   libdeflate inflating the members of the same blobs, already in memory and
-                    already found: the part that no reader can leave out
+                    already found: the work that no reader can avoid
 
 and, for orientation, two steps of ours alone: decoding and normalising.
 
@@ -15,8 +15,8 @@ each worker. The workers have been started and have done the same work once befo
 conversion of millions of rows, where the second that they take to start is nothing.
 
 Before each contestant the same amount of memory is touched and freed. The host of a virtual machine
-takes free pages back, and the first touch of such a page costs several times what is done with it:
-whoever comes after a pause would pay for it.
+takes free pages back, and the first touch of such a page costs several times the work done with it,
+which would fall to the first contestant after a pause.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import multiprocessing
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -62,16 +61,16 @@ from lensprep.store import S3Options
 from lensprep.synth.rows import encode_stamp
 
 DEFAULT_ROWS: Final = 8192
-"""So many that what a conversion costs once (60 ms) is a small part, as of millions."""
+"""Enough to make the fixed cost of a conversion (60 ms) as negligible as for millions of rows."""
 DEFAULT_ROUNDS: Final = 5
 _WARM_UP_ROWS: Final = 64
 _GROUP_ROWS: Final = 256
 """Rows taken from one row group of a large source, so that a few thousand come from all over."""
 _DISTINCT: Final = 1024
-"""Different stamps that are made where there is no source; making one costs 2 ms."""
+"""Different stamps made when there is no source; making one takes 2 ms."""
 
 _REPEATS: Final = 4
-"""How often the rows are taken for the comparison of one worker with two."""
+"""How often the rows are repeated for the comparison of one worker with two."""
 
 _PACKAGES: Final = ("numpy", "numba", "pyarrow", "deflate", "webdataset")
 
@@ -90,15 +89,15 @@ def run_bench(
     Parameters
     ----------
     src : str, optional
-        Phase 4c tree whose stamps are used, some rows of row groups from all over it. Without it,
-        stamps of sky noise and a galaxy are made, which compress as real ones do.
+        Phase 4c tree whose stamps are used: some rows of row groups from all over it. Without it,
+        stamps of sky noise and a galaxy are made, which compress like real ones.
     rows : int
         Rows to convert in each round; fewer if `src` has fewer.
     rounds : int
         Repetitions; the figures are medians.
     folder : Path, optional
-        Where to write, and to clean up; default: the folder for temporary files. A slow disk there
-        slows the seed path and ours.
+        Where to write, and to clean up; by default the folder for temporary files. A slow disk
+        there slows the seed path and ours.
     progress : callable, optional
     options : S3Options, optional
         How to reach an object store that `src` lies in.
@@ -125,15 +124,18 @@ def run_bench(
         work = Path(name)
         report("rows", 0, rows)
         table = _made_rows(rows) if src is None else _some_rows(src, rows, options)
-        _write_tree(table, work / "stamps")
-        _write_tree(table.slice(0, _WARM_UP_ROWS), work / "warm-up")
+        _write_parquet(table, work / "stamps" / "part-00000.parquet")
+        _write_parquet(table.slice(0, _WARM_UP_ROWS), work / "warm-up" / "part-00000.parquet")
         report("rows", table.num_rows, table.num_rows)
         runs = []
-        with _one_core_process() as run:
-            run(_time_round, work / "warm-up", work / "out")
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            with _pinned():  # the process starts here, and keeps the core
+                warm_up = process.submit(_time_round, work / "warm-up", work / "out")
+            warm_up.result()
             for done in range(rounds):
                 report("rounds", done, rounds)
-                runs.append(run(_time_round, work / "stamps", work / "out"))
+                timed = process.submit(_time_round, work / "stamps", work / "out")
+                runs.append(timed.result())
         report("rounds", rounds, rounds)
         workers = _compare_workers(table, work, rounds, report) if default_workers() > 1 else []
     return _summary(table, runs, src) | _workers_summary(table.num_rows * _REPEATS, workers)
@@ -174,7 +176,7 @@ def _workers_summary(rows: int, runs: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def _machine() -> dict[str, Any]:
-    """What the figures hold for."""
+    """The machine that the figures hold for."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -183,41 +185,14 @@ def _machine() -> dict[str, Any]:
     return {
         "processor": model,
         "cores": os.cpu_count(),
-        "pinned_to_one_core": hasattr(os, "sched_setaffinity"),
+        "pinned_to_one_core": True,
         "system": f"{platform.system()} {platform.release()}",
     }
 
 
-# ---------------------------------------------------------------------------------------------
-# One core
-# ---------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _one_core_process() -> Iterator[Callable[..., Any]]:
-    """A process on one core, and a function that runs a function in it.
-
-    The core is set before the process begins, since threads keep the cores that they began with.
-    """
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-
-    def run(function: Callable[..., Any], *arguments: Any) -> Any:
-        with _pinned():
-            future = pool.submit(function, *arguments)
-        return future.result()
-
-    try:
-        yield run
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 @contextmanager
 def _pinned() -> Iterator[None]:
-    """Keep this thread, and what it starts, on one core, where the system can."""
-    if sys.platform != "linux":
-        yield
-        return
+    """Keep this thread, and the threads and processes that it starts now, on one core."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     try:
@@ -245,12 +220,11 @@ def _time_round(tree: Path, out: Path) -> dict[str, float]:
 
 
 def _make_ready(rows: int) -> None:
-    """Leave nothing of what ran before to the next: neither writing to the disk nor fresh memory.
+    """Leave the next contestant neither pending writes to the disk nor untouched memory.
 
-    As much memory is used once as a conversion of so many rows writes to files: runs and shards.
+    As much memory is touched as a conversion of so many rows writes to files: runs and shards.
     """
-    if hasattr(os, "sync"):
-        os.sync()
+    os.sync()
     np.ones(2 * rows * RECORD_STRIDE, np.uint8)
 
 
@@ -258,10 +232,13 @@ def _compare_workers(
     table: pa.Table, work: Path, rounds: int, report: Progress
 ) -> list[dict[str, float]]:
     """Seconds of converting the same tree with one worker and with two, in turn."""
-    tree, out = work / "copies", work / "out"
-    tree.mkdir()
-    for copy in range(_REPEATS):
-        _write_parquet(_with_other_ids(table, copy), tree / f"part-{copy:05d}.parquet")
+    tree, out = work / "repeats", work / "out"
+    for number in range(_REPEATS):
+        # The same rows as other objects: with equal task_id and pixels they would be duplicates.
+        names = [f"{number}/{task_id}".encode() for task_id in table["task_id"].to_pylist()]
+        ids = pa.array([hashlib.sha256(name).hexdigest() for name in names])
+        repeated = table.set_column(table.column_names.index("task_id"), "task_id", ids)
+        _write_parquet(repeated, tree / f"part-{number:05d}.parquet")
     runs = []
     with LocalEngine(1) as one, LocalEngine(2) as two:
         for done in range(-1, rounds):
@@ -275,13 +252,6 @@ def _compare_workers(
                 runs.append(seconds)
     report("workers", rounds, rounds)
     return runs
-
-
-def _with_other_ids(table: pa.Table, copy: int) -> pa.Table:
-    """The same rows as other objects: rows that agree in task_id and pixels would be doubles."""
-    names = [f"{copy}/{task_id}".encode() for task_id in table["task_id"].to_pylist()]
-    ids = pa.array([hashlib.sha256(name).hexdigest() for name in names], pa.string())
-    return table.set_column(table.column_names.index("task_id"), "task_id", ids)
 
 
 def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
@@ -327,19 +297,10 @@ def _convert(tree: Path, out: Path, engine: LocalEngine | None = None) -> None:
 
 
 def seed_path(tree: Path, out: Path) -> int:
-    """Convert as upstream's readers do, without this package.
+    """Convert as upstream's readers do, without this package: one tar per split, in a new folder.
 
-    Parameters
-    ----------
-    tree : Path
-        Folder of parquet files with a physical ``region_split``.
-    out : Path
-        Folder to make; one tar a split.
-
-    Returns
-    -------
-    int
-        Stamps written; rows that cannot be read are passed over in silence.
+    The parquet files must have a physical ``region_split``. Rows that cannot be read are skipped
+    silently; returns the number of stamps written.
     """
     import webdataset
 
@@ -387,14 +348,9 @@ def _seed_stamp(blob: bytes | None) -> npt.NDArray[np.float16] | None:
 # ---------------------------------------------------------------------------------------------
 
 
-def _write_tree(table: pa.Table, root: Path) -> None:
-    """A flat tree of one file."""
-    root.mkdir()
-    _write_parquet(table, root / "part-00000.parquet")
-
-
 def _write_parquet(table: pa.Table, path: Path) -> None:
-    """A file as Spark writes it: no dictionary of blobs, and pages of a megabyte or two."""
+    """Write a file as Spark does: no dictionary of blobs, and pages of a megabyte or two."""
+    path.parent.mkdir(exist_ok=True)
     pq.write_table(
         table,
         path,
@@ -406,7 +362,7 @@ def _write_parquet(table: pa.Table, path: Path) -> None:
 
 
 def _some_rows(src: str, rows: int, options: S3Options | None = None) -> pa.Table:
-    """At most so many rows of a source, from row groups at equal distances."""
+    """At most so many rows of a source, from row groups spread evenly over it."""
     source = Source.open(src, filesystem=filesystem_for(src, options))
     groups = [(f, i) for f in source.files for i, _ in f.filled]
     if not groups:
@@ -429,31 +385,27 @@ def _some_rows(src: str, rows: int, options: S3Options | None = None) -> pa.Tabl
 def _made_rows(rows: int) -> pa.Table:
     """Rows that keep the contract: noise with a galaxy, every other one a control."""
     blobs = [_made_blob(seed) for seed in range(min(rows, _DISTINCT))]
-    ids = np.arange(rows)
-    control = ids % 2 == 0
-    region = ids // 2 % 20
-    values: dict[str, Any] = {
-        "task_id": [hashlib.sha256(b"%d" % i).hexdigest() for i in range(rows)],
-        "region_id": region,
-        "region_split": np.where(region < 16, "train", np.where(region < 18, "val", "test")),
-        "brickname": [f"{i % 3600:04d}p000" for i in range(rows)],
-        "bandset": ["grz"] * rows,
-        "stamp_size": np.full(rows, 64),
-        "is_control": control,
-        "cutout_ok": np.ones(rows),
-        "lens_model": np.where(control, "CONTROL", "SIE"),
-        "theta_e_arcsec": np.where(control, 0.0, 1.0),
-        "ra": ids * 0.01 % 360,
-        "ab_zp_nmgy": np.full(rows, 22.5),
-        STAMP_COLUMN: [blobs[i % len(blobs)] for i in range(rows)],
-    }
-    columns = []
-    for field in SCHEMA:
-        filler = [""] * rows if pa.types.is_string(field.type) else np.zeros(rows)
-        value = values.get(field.name, filler)
-        array = pa.array(value, field.type if isinstance(value, list) else None)
-        columns.append(array.cast(field.type))
-    return pa.table(columns, SCHEMA.names)
+    filler = {field.name: "" if pa.types.is_string(field.type) else 0 for field in SCHEMA}
+    records = [
+        filler
+        | {
+            "task_id": hashlib.sha256(b"%d" % i).hexdigest(),
+            "region_id": i // 2 % 20,
+            "region_split": "train" if i // 2 % 20 < 16 else "val" if i // 2 % 20 < 18 else "test",
+            "brickname": f"{i % 3600:04d}p000",
+            "bandset": "grz",
+            "stamp_size": 64,
+            "is_control": 1 - i % 2,
+            "cutout_ok": 1,
+            "lens_model": "SIE" if i % 2 else "CONTROL",
+            "theta_e_arcsec": i % 2,
+            "ra": i * 0.01 % 360,
+            "ab_zp_nmgy": 22.5,
+            STAMP_COLUMN: blobs[i % len(blobs)],
+        }
+        for i in range(rows)
+    ]
+    return pa.Table.from_pylist(records, SCHEMA)
 
 
 def _made_blob(seed: int) -> bytes:

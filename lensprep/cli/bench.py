@@ -24,9 +24,9 @@ from lensprep.terminal import LOCATION, LocalPath, print_json, progress_bar, s3_
 def bench(
     src: str | None, rows: int | None, rounds: int | None, as_json: bool, **named: Any
 ) -> None:
-    """Measure this machine: the usual way, ours, and inflating alone, on one core; two workers.
+    """Measure this machine: the usual way, ours and inflating alone on one core; then two workers.
 
-    With SRC its own stamps are used; otherwise stamps like real ones are made.
+    SRC gives the stamps; without it, realistic ones are made.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`lensprep check`: is the source what one thinks it is."""
+"""`lensprep check`: whether the source is what you think it is."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check(
     options: S3Options,
     **named: Any,
 ) -> None:
-    """Check that SRC is the data that you think it is. Reads no stamps unless asked to.
+    """Check that SRC is the data that you think it is. Stamps are read only if you ask for it.
 
     The verdict is "ok" or "warnings" (exit status 0), or "failed" (1).
 

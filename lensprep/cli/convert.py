@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _CLUSTER_SECONDS = 30.0
-"""Time from a signal to the end of a conversion on a cluster; Slurm kills after as long."""
+"""Time from a signal to the end of a conversion on a cluster; then Slurm kills the process."""
 
 
 @click.command()
@@ -66,21 +66,21 @@ _CLUSTER_SECONDS = 30.0
 @click.option(
     "--scheduler",
     metavar="ADDRESS",
-    help="Of the Dask scheduler or Spark master [default: a cluster of --workers processes here, "
-    "or that of spark-submit].",
+    help="Address of the Dask scheduler or Spark master [default: a cluster of --workers processes "
+    "on this machine, or that of spark-submit].",
 )
 @click.option(
     "--work",
     type=LOCATION,
     metavar="FOLDER",
-    help="Where the runs between the two rounds lie, as large as the dataset: a local folder or "
-    "s3:// [default: DATASET/.work].",
+    help="Folder, local or s3://, for the runs between the two rounds, which are as large as the "
+    "dataset [default: DATASET/.work].",
 )
 @click.option(
     "--keep-local",
     type=LOCAL,
     metavar="FOLDER",
-    help="Have a dataset that is made in an object store in this local folder as well.",
+    help="Keep a copy of a dataset that is made in an object store in this local folder.",
 )
 @write_options
 @s3_options
@@ -100,12 +100,12 @@ def convert(
 ) -> None:
     """Convert the Phase 4c tree SRC into DATASET.
 
-    Every row gets in, or is counted with its reason and listed in rejects.parquet. The same rows
-    and seed give the same bytes, whatever the workers, engine, files or interruptions. With a
-    cluster all its workers must see SRC and DATASET under the same paths.
+    Every row is converted, or counted with its reason and listed in rejects.parquet. The same rows
+    and seed give the same bytes, whatever the workers, engine, files or interruptions. On a
+    cluster all workers must see SRC and DATASET under the same paths.
 
-    SRC and DATASET may each be s3://. Shards are then sent as they are finished, and only those
-    under way are on the local disk (the folder for temporary files: TMPDIR).
+    SRC and DATASET may each be s3://. Shards are then sent as they are finished, and only
+    unfinished ones are on the local disk (in the folder for temporary files: TMPDIR).
 
     \b
     Example:
@@ -121,8 +121,8 @@ def convert(
     try:
         config = ConvertConfig(**settings)
         chosen = make_engine(engine_name, workers=workers, scheduler=scheduler)
-        # Its own processes a conversion ends itself, before it tidies up behind them.
-        # A cluster is given back, which takes longer than to end processes of this machine.
+        # A conversion ends local processes itself, before it cleans up after them. Giving back a
+        # cluster takes longer than ending processes of this machine.
         lent = engine_name != "local"
         with (
             grace(_CLUSTER_SECONDS) if lent else nullcontext(),
@@ -156,7 +156,7 @@ def convert(
 
 
 def _announce(rows: int, needs: list[Need]) -> None:
-    """Say before the work what room it takes, and where."""
+    """Say before the work how much space it takes, and where."""
     if len(needs) == 1 and needs[0].is_local:
         click.echo(
             f"{rows:,} rows; up to {size_text(needs[0].bytes)} of disk while it runs", err=True
@@ -177,7 +177,9 @@ def _print_account(result: dict[str, Any]) -> None:
             click.echo(f"  {reason:<20}{rows:>12,}")
     if result["read_again"]:
         rows = result["read_again"]
-        click.echo(f"read twice {rows:>12,}  rows of row groups that came damaged over the network")
+        click.echo(
+            f"read twice {rows:>12,}  rows of row groups that arrived damaged over the network"
+        )
     for name, split in result["splits"].items():
         classes = split["classes"]
         click.echo(

@@ -1,14 +1,15 @@
-"""The command `lensprep`; each of its commands is a module beside this one, and a line here."""
+"""The command `lensprep`; each of its commands is a module in this folder, and a line here."""
 
 from __future__ import annotations
 
 import os
 
-# Read by pyarrow's allocator when it is loaded, here and in the workers. It would give the memory
-# of each batch of blobs back to the system and take it again for the next: a tenth of conversion.
+# Read by pyarrow's allocator when it is loaded, here and in the workers. By default it would return
+# the memory of each batch of blobs to the system and take it again for the next one, which costs a
+# tenth of conversion.
 os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")
-# Read by the C library when the workers start: else each thread that talks to an object store
-# would keep a heap of its own.
+# Read by the C library when the workers start: otherwise each thread that talks to an object store
+# would keep a separate heap.
 os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 
 import click
@@ -33,7 +34,7 @@ from lensprep.terminal import ProjectGroup, log_lines
 def main(ctx: click.Context) -> None:
     """Turn Phase 4c parquet into shards that are WebDataset tars and arrays at once.
 
-    The usual way: check the source, convert it, verify and look at the result.
+    The usual way: check the source, convert it, verify the result and look at it.
 
     \b
     lensprep check    PHASE4C

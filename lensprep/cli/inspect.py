@@ -40,7 +40,7 @@ def inspect(
     as_json: bool,
     options: S3Options,
 ) -> None:
-    """Show what is in a dataset, in one shard of it, or in a tar alone.
+    """Show what is in a dataset, in one of its shards, or in a separate tar.
 
     \b
     Example:

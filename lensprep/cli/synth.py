@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
@@ -20,7 +21,7 @@ from lensprep.terminal import LOCATION, print_json, progress_bar, s3_options
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Another seed, another sky.",
+    help="Seed of the sky and everything in it.",
 )
 @click.option("--regions", type=click.IntRange(3), help="Regions of sky [default: by rows].")
 @click.option("--split-fractions", metavar="T/V/T", help="Train/val/test [default: 60/15/25].")
@@ -46,7 +47,7 @@ def synth(
 ) -> None:
     """Make a synthetic Phase 4c tree in OUT: galaxies, lenses, seeing and noise like DECaLS.
 
-    With --defects, OUT/_truth.parquet says of every planted row what must become of it.
+    With --defects, OUT/_truth.parquet says what conversion must make of every planted row.
 
     \b
     Example:
@@ -56,20 +57,13 @@ def synth(
 
     planted = dict(DEFAULT_RATES) if defects else {}
     planted |= dict(map(_rate, rates))
-    done = 0
     with progress_bar() as show:
-
-        def progress(more: int) -> None:
-            nonlocal done
-            done += more
-            show("stamps", done, rows)
-
         result = synthesize(
             out,
             rows=rows,
             split_fractions=_fractions(split_fractions),
             defects=planted or None,
-            progress=progress,
+            progress=partial(show, "stamps"),
             **named,
         )
     if as_json:
@@ -83,11 +77,11 @@ def synth(
             f"{split['regions']:>4} regions"
         )
     if planted:
-        click.echo(f"{result['truth']}: what was planted, and what must become of it")
+        click.echo(f"{result['truth']}: what was planted, and what conversion must make of it")
 
 
 def _rate(text: str) -> tuple[str, float]:
-    """A defect's rate from the command line."""
+    """Name and rate of a defect from the command line."""
     name, _, value = text.partition("=")
     try:
         return name, float(value)

@@ -25,8 +25,8 @@ from lensprep.terminal import LOCAL, LOCATION, print_json, progress_bar, s3_opti
 def upload(dataset: Path, destination: str, as_json: bool, options: S3Options) -> None:
     """Copy a finished dataset to an object store; run it again to go on after an interruption.
 
-    What is there with the same digest is skipped, and nothing is replaced. The manifest comes
-    last, so that nobody sees half a dataset.
+    Objects that are already there with the same digest are skipped, and none is replaced. The
+    manifest is sent last, so that nobody sees an unfinished dataset.
 
     \b
     Example:
@@ -45,7 +45,7 @@ def upload(dataset: Path, destination: str, as_json: bool, options: S3Options) -
 def download(uri: str, dataset: Path, as_json: bool, options: S3Options) -> None:
     """Copy a dataset from an object store; run it again to go on after an interruption.
 
-    Every file is compared with its digest before it gets its name; what is there is skipped.
+    Every file is checked against its digest before it gets its name; existing files are skipped.
 
     \b
     Example:
@@ -76,5 +76,5 @@ def _transfer(
         f"{result['destination']}: {result['sent_files']:,} files, "
         f"{size_text(result['sent_bytes'])} in {result['seconds']:.1f} s "
         f"({size_text(result['bytes_per_s'])}/s); "
-        f"{result['skipped_files']:,} were there; dataset {result['dataset_id'][:12]}"
+        f"{result['skipped_files']:,} were already there; dataset {result['dataset_id'][:12]}"
     )

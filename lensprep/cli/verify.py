@@ -19,7 +19,7 @@ from lensprep.terminal import LOCATION, print_json, progress_bar, s3_options
     "--against",
     type=LOCATION,
     metavar="SRC",
-    help="Derive rows again from this source and compare.",
+    help="Convert rows of this source again and compare them.",
 )
 @click.option("--sample", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--all", "every", is_flag=True, help="Compare every row with the source.")

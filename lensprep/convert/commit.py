@@ -1,4 +1,4 @@
-"""The end of a conversion: the manifest, what is cleaned up behind it, and behind a failure."""
+"""The end of a conversion: the manifest, and cleaning up after success or failure."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from typing import Any
 
 from lensprep.convert.config import ConvertConfig
-from lensprep.convert.plan import Plan, write_plan
+from lensprep.convert.plan import PLAN, Plan
 from lensprep.convert.rejects import write_rejects
 from lensprep.convert.sites import Sites, release
 from lensprep.dataset.layout import MANIFEST_NAME, REJECTS_NAME
@@ -28,37 +27,29 @@ from lensprep.transfer import DatasetFile, dataset_files, download, require_all
 def make_manifest(
     config: ConvertConfig, source: Source, account: Account, splits: dict[str, SplitInfo]
 ) -> Manifest:
-    """What the dataset will say of itself."""
+    """The manifest of the finished dataset."""
+    libraries = ("lensprep", "numpy", "numba", "pyarrow", "deflate", "xxhash")
     return Manifest(
         normalization=normalization_spec(config.normalize, config.clip),
         splits=splits,
         account=account.summary(),
-        source=_listing(source),
-        versions=_versions(),
+        source={
+            "uri": source.uri,
+            "digest": source.digest(),
+            "files": len(source.files),
+            "rows": source.rows,
+            "bytes": source.bytes,
+            "skipped_files": [asdict(bad) for bad in source.bad_files],
+            "unfinished": source.unfinished,
+        },
+        versions={"python": platform.python_version()}
+        | {name: version(name) for name in libraries},
         config=asdict(config),
     )
 
 
-def _listing(source: Source) -> dict[str, Any]:
-    """What the manifest says of the source."""
-    return {
-        "uri": source.uri,
-        "digest": source.digest(),
-        "files": len(source.files),
-        "rows": source.rows,
-        "bytes": source.bytes,
-        "skipped_files": [asdict(bad) for bad in source.bad_files],
-        "unfinished": source.unfinished,
-    }
-
-
-def _versions() -> dict[str, str]:
-    names = ("lensprep", "numpy", "numba", "pyarrow", "deflate", "xxhash")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
 def commit(sites: Sites, manifest: Manifest) -> None:
-    """Make a dataset of what lies there: all of it durable, the manifest last, by one writer."""
+    """Commit the dataset: make its files durable, then create the manifest, unless there is one."""
     dataset = sites.dataset
     if isinstance(dataset, LocalStore):
         write_rejects(dataset.root / REJECTS_NAME, sites.work)
@@ -77,14 +68,14 @@ def commit(sites: Sites, manifest: Manifest) -> None:
 
 
 def finish(sites: Sites, options: S3Options) -> None:
-    """After the commit: complete the kept copy, and remove what is not the dataset."""
+    """After the commit: complete the local copy, and remove what is not the dataset."""
     if sites.keep is not None:
         download(sites.dataset.uri, str(sites.keep), options)
     release(sites)
 
 
 def remove_unfinished(sites: Sites) -> None:
-    """Remove what tasks that were killed left half done."""
+    """Remove unfinished files of tasks that were killed."""
     sites.work.tidy()
     sites.scratch.remove()
     if sites.shard_folder is not None:
@@ -96,7 +87,7 @@ def remove_unfinished(sites: Sites) -> None:
 
 @contextmanager
 def cleaning_up(sites: Sites, plan: Plan, *, new: bool) -> Iterator[None]:
-    """After a failure nothing half done stays, and nothing at all if no task was done."""
+    """After a failure remove unfinished files, and everything if no task was finished."""
     try:
         yield
     except BaseException as error:
@@ -106,9 +97,9 @@ def cleaning_up(sites: Sites, plan: Plan, *, new: bool) -> Iterator[None]:
                 f"{sites.dataset.uri} was finished by another conversion meanwhile. Look at it "
                 "with `lensprep inspect`."
             ) from error
-        with suppress(StorageError):  # what happened is told, not what came of it
+        with suppress(StorageError):  # the first error is reported, not one of the clean-up
             if new and isinstance(error, ProjectError) and not sites.work.is_begun():
                 release(sites)
             elif isinstance(error, BudgetError):
-                write_plan(sites.dataset, replace(plan, failed=True))
+                sites.dataset.write(PLAN, replace(plan, failed=True).to_json())
         raise

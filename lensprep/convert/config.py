@@ -34,10 +34,10 @@ class ConvertConfig:
     max_reject_rate: float = 0.01
     """Commit nothing if a larger share of the input rows is rejected."""
     skip_bad_files: bool = False
-    """Leave out parquet files and row groups that cannot be read, and account for them; take what a
-    job that did not finish has written."""
+    """Leave out parquet files and row groups that cannot be read, and account for them; accept the
+    output of an unfinished job."""
     drop_columns: tuple[str, ...] | None = None
-    """Columns of the source to leave out of the sidecars, none of them required."""
+    """Columns of the source to leave out of the sidecars; none may be a required one."""
 
     def __post_init__(self) -> None:
         if self.shard_rows < 1:
@@ -50,16 +50,16 @@ class ConvertConfig:
             )
         if not -(2**63) <= self.seed < 2**63:
             raise ConfigError(f"seed must fit 64 bits, got {self.seed}.")
-        normalization_spec(self.normalize, self.clip)  # refuses what it does not know
-        # None rather than empty, as in the plan of a version that did not know it.
+        normalization_spec(self.normalize, self.clip)  # checks both
+        # None rather than empty, as in the plans of versions without this option.
         dropped = tuple(sorted({*(self.drop_columns or ())})) or None
         object.__setattr__(self, "drop_columns", dropped)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The part that decides the bytes: an interrupted run may go on only with the same.
+        """The settings that decide the bytes, with values as JSON returns them.
 
-        Values are as JSON gives them back.
+        An interrupted conversion resumes only with the same ones.
         """
         tolerances = ("max_reject_rate", "skip_bad_files")
         return {
@@ -69,7 +69,7 @@ class ConvertConfig:
         }
 
     def rules(self, schema: pa.Schema) -> FilterRules:
-        """The user's cuts, compiled and tried on no rows, so that a mistake in them is told first.
+        """The user's cuts, compiled and tried on an empty table to find mistakes at once.
 
         Raises
         ------

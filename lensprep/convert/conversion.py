@@ -2,9 +2,9 @@
 
 Two rounds of independent tasks: the first (`lensprep.convert.runs`) reads row groups and leaves
 sorted runs of finished records, the second (`lensprep.convert.shards`) gathers each shard from all
-runs. What is done stays done across an interruption; the manifest, written last, makes the dataset
-(`lensprep.convert.commit`). Dataset and runs may lie here or in an object store
-(`lensprep.convert.sites`).
+runs. An interrupted conversion keeps its finished tasks. The manifest is written last and commits
+the dataset (`lensprep.convert.commit`). Dataset and runs may be on a local disk or in an object
+store (`lensprep.convert.sites`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from lensprep.convert.commit import cleaning_up, commit, finish, make_manifest, remove_unfinished
 from lensprep.convert.config import ConvertConfig
-from lensprep.convert.plan import Plan, claim, find_plan, require_finished, write_plan
+from lensprep.convert.plan import PLAN, Plan, claim, find_plan, require_finished
 from lensprep.convert.rejects import check_rejects
 from lensprep.convert.runs import first_round, identity
 from lensprep.convert.shards import second_round
@@ -36,23 +36,15 @@ from lensprep.dataset.manifest import Manifest
 from lensprep.engine import Engine, default_workers
 from lensprep.engine.local import LocalEngine
 from lensprep.engine.witness import WitnessEngine
-from lensprep.errors import (
-    SchemaError,
-)
+from lensprep.errors import SchemaError
 from lensprep.source.listing import UNFINISHED, filesystem_for
 from lensprep.source.tree import Source
-from lensprep.store import (
-    S3Options,
-    check_place,
-    is_remote,
-    local_path,
-    open_store,
-)
+from lensprep.store import S3Options, check_place, is_remote, local_path, open_store
 
 _log = logging.getLogger("lensprep.convert")
 
 _WORKER_CONNECTIONS = 3
-"""Most requests of a worker at once: each holds a part of 5 MiB, and there are many workers."""
+"""Most concurrent requests of a worker: each holds 5 MiB, and there are many workers."""
 
 
 def convert(
@@ -76,33 +68,34 @@ def convert(
     src : str
         Folder of the parquet tree, local or ``s3://``.
     dataset : str
-        Folder to make, local or ``s3://``. There, shards are sent as they are finished; only
-        those under way are on a local disk.
+        Folder to make, local or ``s3://``. To an object store shards are sent as they are
+        finished; only unfinished ones are on a local disk.
     config : ConvertConfig, optional
     workers : int, optional
         Processes; as many as processors if not given. The bytes do not depend on it.
     engine : Engine, optional
-        What runs the tasks instead of processes of this machine (`make_engine`); entered
-        already, and left open. Its workers must see local folders under the same path.
+        Runs the tasks instead of processes of this machine (`make_engine`); already entered,
+        and left open. Its workers must see local folders under the same path.
     resume : bool
-        Go on with an interrupted conversion of the same source and configuration. Where that is
-        finished already, nothing is left to do.
+        Go on with an interrupted conversion of the same source and configuration. If it is
+        already finished, nothing is done.
     work : str, optional
         Folder, local or ``s3://``, for the runs between the two rounds, which are as large as the
         dataset; in the dataset if not given. With several machines all of them must reach it.
     keep_local : str, optional
-        Local folder in which a dataset that is made in an object store is to be as well.
+        Local folder for a copy of a dataset that is made in an object store.
     progress : Progress, optional
     announce : callable, optional
-        Told the number of rows, and what room is needed where, before the work begins.
+        Called before the work begins with the number of rows, and the space needed on each disk
+        and store.
     options : S3Options, optional
         How to reach an object store.
 
     Returns
     -------
     dict
-        ``input_rows``, ``accepted``, ``filtered``, ``rejected``, ``read_again``: rows of row
-        groups that came damaged over a network and were read twice, ``splits``, ``seconds``,
+        ``input_rows``, ``accepted``, ``filtered``, ``rejected``, ``read_again`` (rows of row
+        groups that arrived damaged over a network and were read twice), ``splits``, ``seconds``,
         ``stamps_per_s``, ``peak_rss_bytes``, ``dataset_id``.
 
     Raises
@@ -110,12 +103,12 @@ def convert(
     InputError
         If the source is missing, corrupt or not Phase 4c; nothing is left behind.
     DatasetError
-        If the folder holds something else, or a dataset or an interrupted conversion of something
-        else, or another conversion took it meanwhile.
+        If the folder holds other files, a dataset or an interrupted conversion of another source
+        or configuration, or was taken by another conversion meanwhile.
     BudgetError
         If too many rows are rejected, or the disk is too small; nothing is committed.
     StorageError
-        If the object store does not let us, or does not answer.
+        If the object store refuses, or does not answer.
     """
     started = time.monotonic()
     config, options = config or ConvertConfig(), options or S3Options()
@@ -141,7 +134,7 @@ def convert(
     if finished:
         manifest = Dataset.open(store.uri, options).manifest
         require_finished(manifest, config.identity, source.digest(), store, source.uri)
-        finish(sites, options)  # also of one that was killed between its commit and its last line
+        finish(sites, options)  # it may have been killed between commit and clean-up
         return _report(manifest, time.monotonic() - started, peak_rss_bytes())
     needs = sites.needs(source.rows, config.shard_rows, workers)
     require_disk(needs, source.rows)
@@ -153,7 +146,7 @@ def convert(
         claim(store, plan)
     else:
         if plan.failed:
-            write_plan(store, replace(plan, failed=False))
+            store.write(PLAN, replace(plan, failed=False).to_json())
         remove_unfinished(sites)
     with cleaning_up(sites, plan, new=before is None):
         seen = sites.shared_folders
@@ -173,7 +166,7 @@ def convert(
 
 
 def _open_source(src: str, config: ConvertConfig, options: S3Options) -> Source:
-    """The source; what its files do not agree on is left out only if the user says so."""
+    """The source; columns on which its files disagree are left out only if the user says so."""
     source = Source.open(
         src,
         skip_bad_files=config.skip_bad_files,

@@ -1,11 +1,11 @@
-"""The plan of a conversion: what it is of, and where it works.
+"""The plan of a conversion: what it converts, with which settings, and where it works.
 
-    before = find_plan(store, resume=...)     of an earlier conversion; refuses what is occupied
+    before = find_plan(store, resume=...)     of an earlier conversion; refuses an occupied folder
     plan = Plan.new(...)                      of a new one
     claim(store, plan)                        from here on the folder is taken
 
-It is the file ``.work/plan.json`` in the dataset, there from the first moment until after the
-manifest.
+The plan is the file ``.work/plan.json`` in the dataset. It is the first file to be written there,
+and is removed after the manifest has been written.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ PLAN: Final = f"{WORK_FOLDER}/{PLAN_NAME}"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What one conversion is of, and where it works."""
+    """What one conversion converts, and where it works."""
 
     id: str = ""
-    """What tells it from an earlier one in the same folder."""
+    """Distinguishes it from an earlier one in the same folder."""
     work: str | None = None
-    """Its own work folder, local or ``s3://``; that of the dataset if not given."""
+    """Its work folder, local or ``s3://``; the one in the dataset if not given."""
     config: Mapping[str, Any]
     """Settings that decide the bytes."""
     source: str
     """Digest of the source's listing."""
     failed: bool = False
-    """Whether it ended by itself without a dataset, and is in nobody's way."""
+    """Whether it gave up without a dataset, so that another one may take its place."""
 
     @classmethod
     def new(cls, config: Mapping[str, Any], source: str, work: str | None) -> Plan:
@@ -52,14 +52,12 @@ class Plan:
         return cls(id=conversion, work=folder, config=config, source=source)
 
     def goes_on(self, now: Plan, dataset: Store, source: str, work: str | None) -> bool:
-        """Whether this earlier conversion goes on as that of now; one that failed need not.
-
-        It must be of the same rows, settings and work folder.
+        """Whether this earlier conversion has the rows, settings and work folder of the new one.
 
         Raises
         ------
         DatasetError
-            If it is another one, and may be running.
+            If it differs and has not failed: it may be running.
         """
         difference = self._difference(now, dataset, source, work)
         if difference is not None and not self.failed:
@@ -98,7 +96,7 @@ def _work_folder(work: str | None, conversion: str) -> str | None:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first setting that is another now, with both values."""
+    """The first setting that has changed, with both values."""
     for name, value in now.items():
         if before.get(name) != value:
             return f"{name} = {before.get(name)!r}, not {value!r}"
@@ -108,8 +106,8 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 def find_plan(dataset: Store, *, resume: bool) -> Plan | None:
     """Plan of a conversion that began here; None where there is nothing yet.
 
-    A finished dataset may still have its plan: killed between its commit and its last line. With
-    ``resume`` it may as well have none.
+    A finished dataset still has its plan if it was killed between commit and clean-up. With
+    ``resume`` a finished dataset without one is accepted too.
 
     Raises
     ------
@@ -139,13 +137,7 @@ def find_plan(dataset: Store, *, resume: bool) -> Plan | None:
 
 
 def read_plan(dataset: Store) -> Plan:
-    """Plan that a folder holds.
-
-    Raises
-    ------
-    DatasetError
-        If the file is none.
-    """
+    """Plan that a folder holds; DatasetError if the file is not a plan."""
     try:
         found = dict(parse_json(bytes(dataset.read(PLAN))))
         return Plan(**{one.name: found[one.name] for one in fields(Plan) if one.name in found})
@@ -157,26 +149,15 @@ def read_plan(dataset: Store) -> Plan:
 
 
 def claim(dataset: Store, plan: Plan) -> None:
-    """Take a folder: of two conversions that begin there at the same moment, one does.
-
-    Raises
-    ------
-    DatasetError
-        If another one was faster.
-    """
+    """Take a folder; DatasetError if another conversion took it at the same moment."""
     try:
         dataset.create(PLAN, plan.to_json())
     except ChangedError:
         raise taken(dataset) from None
 
 
-def write_plan(dataset: Store, plan: Plan) -> None:
-    """Write the plan of a folder that this conversion has taken."""
-    dataset.write(PLAN, plan.to_json())
-
-
 def taken(dataset: Store) -> DatasetError:
-    """What to say of a folder that another conversion has taken meanwhile."""
+    """The error for a folder that another conversion has taken meanwhile."""
     return DatasetError(
         f"Another conversion to {dataset.uri} has just begun. Choose another folder."
     )
@@ -185,12 +166,7 @@ def taken(dataset: Store) -> DatasetError:
 def require_finished(
     manifest: Manifest, config: Mapping[str, Any], digest: str, dataset: Store, source: str
 ) -> None:
-    """A finished dataset is what this conversion would make only of the same rows and settings.
-
-    Raises
-    ------
-    DatasetError
-    """
+    """Raise DatasetError if a finished dataset was made of other rows or with other settings."""
     if manifest.source.get("digest") != digest:
         raise DatasetError(
             f"{dataset.uri} is a finished dataset of other source files than {source} has now. "

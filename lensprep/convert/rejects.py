@@ -1,4 +1,4 @@
-"""Rows left out: what they come to while a conversion runs, and `rejects.parquet`."""
+"""Rows left out: their share while a conversion runs, and `rejects.parquet`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lensprep.store import atomic_writer
 def check_rejects(
     account: Account, source: Source, config: ConvertConfig, work: Work, *, final: bool = False
 ) -> None:
-    """Stop as soon as it is sure that too many rows will have been rejected."""
+    """Raise BudgetError once too many rows are rejected or, at the end, if none was accepted."""
     summary, rows, limit = account.summary(), source.rows, config.max_reject_rate
     rejected = sum(summary["rejected"].values())
     if rejected > limit * rows:
@@ -32,20 +32,19 @@ def check_rejects(
             f"{source.uri}: {least}{rejected:,} of {rows:,} rows are rejected "
             f"({_counts(summary['rejected'])}), more than --max-reject-rate {limit:g}; nothing is "
             f"committed. The first: {'; '.join(_first_rejected(work))}. `lensprep check "
-            f"{source.uri} --rejects FILE.csv` lists them all{' but duplicates' * twice}. If they "
-            "are to be left out, run the same command again with a higher rate: what is done is "
-            "kept."
+            f"{source.uri} --rejects FILE.csv` lists them all{' but duplicates' * twice}. To leave "
+            "them out, run the same command again with a higher rate; what is done is kept."
         )
     if final and not summary["accepted"]:
         reasons = _counts({**summary["filtered"], **summary["rejected"]})
         raise BudgetError(
-            f"No row of {rows:,} was accepted ({reasons}); there is nothing to commit. If it is a "
-            "cut of yours, change it and run the same command again."
+            f"None of {rows:,} rows was accepted ({reasons}); there is nothing to commit. If a cut "
+            "of yours is the cause, change it and run the same command again."
         )
 
 
 def _first_rejected(work: Work, most: int = 3) -> list[str]:
-    """Where the first rejected rows stand, each with its reason."""
+    """Where the first rejected rows are, each with its reason."""
     rows = (
         f"{row['source_file']}, row group {row['source_row_group']}, row {row['source_row']}: "
         f"{row['reason']}"
@@ -60,7 +59,7 @@ def _counts(reasons: Mapping[str, int]) -> str:
 
 
 def write_rejects(path: Path, work: Work) -> None:
-    """Collect the rows left out in the order of the source, then those that were there twice."""
+    """Write the rows left out in the order of the source, then the duplicates."""
     with (
         atomic_writer(path) as file,
         pq.ParquetWriter(file, REJECT_SCHEMA, compression="zstd") as writer,

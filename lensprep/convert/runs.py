@@ -1,13 +1,14 @@
 """The first round of a conversion: row groups -> sorted runs of finished records.
 
-A task leaves a small JSON file when it is done. Its files have fixed names and the same content
-whoever writes them, so doing it again, here or elsewhere, is harmless.
+A task leaves a small JSON file when it is done. The names and content of its files are fixed, so
+running it again, on this machine or another, is harmless.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -56,33 +57,31 @@ class RunTask:
 
     @property
     def label(self) -> str:
-        """What a person calls it."""
-        groups: dict[str, list[int]] = {}
-        for file, group in self.row_groups:
-            groups.setdefault(file.path, []).append(group)
+        """Name for messages."""
         return "; ".join(
             f"{path}, row group{'s' * (len(ends) > 1)} {' to '.join(map(str, ends))}"
-            for path, ends in ((path, first_and_last(of)) for path, of in groups.items())
+            for path, groups in groupby(self.row_groups, key=lambda group: group[0].path)
+            for ends in [first_and_last([number for _, number in groups])]
         )
 
 
 @without_collector()
 def run_rows(task: RunTask) -> dict[str, Any]:
-    """Do one task of the first round; a task that is done already only reports.
+    """Do one task of the first round; a finished task is only reported.
 
-    While it goes on a note says so. One that is there already was left by a process that died, of
-    what it read or of something else: that is found out before any of it is read here.
+    While the task runs there is a note of it. An older note was left by a process that died,
+    perhaps of what it read: row groups that kill their reader are found before anything is read.
 
     Returns
     -------
     dict
-        ``rows`` read, ``account`` (see `Account.to_list`), ``read_again``: rows, ``runs``: names,
+        ``rows`` read, ``account`` (see `Account.to_list`), ``read_again`` (rows), ``runs`` (names),
         ``peak_rss_bytes``.
 
     Raises
     ------
     InputError
-        If a row group cannot be read, or kills whoever reads it, and ``skip_bad_files`` is not set.
+        If a row group cannot be read, or kills its reader, and ``skip_bad_files`` is not set.
     """
     note = f"begun-{task.name}"
     done, begun = task.work.read_markers([task.name, note])
@@ -129,7 +128,7 @@ def _preparer(task: RunTask) -> Preparer:
 
 
 def _try_row_group(task: RunTask, row_group: tuple[SourceFile, int]) -> None:
-    """All that is done with a row group until its records are written."""
+    """Prepare a row group as `run_rows` does, and write nothing."""
     skip = task.skip_bad_files
     for _ in prepare_row_groups(task.source, [row_group], _preparer(task), skip_unreadable=skip):
         pass
@@ -148,13 +147,13 @@ class _RunWriter:
         self.names: list[str] = []
 
     def space(self, rows: int) -> NDArray[np.uint8]:
-        """Room for so many records more."""
+        """Free memory for this many more records."""
         if self._used + rows > len(self._records):
             self.flush()
         return self._records[self._used :]
 
     def add(self, prepared: Prepared) -> None:
-        """Count what was put into the room as written."""
+        """Take over the records that were put into this memory."""
         if len(prepared.records):
             self._used += len(prepared.records)
             self._tables.append(prepared.table)
@@ -167,14 +166,14 @@ class _RunWriter:
             self._task.work.write_run(name, self._records[: self._used], table)
             self.names.append(name)
             self._tables, self._used = [], 0
-            # What parquet pages were decoded in would stay with the allocator, a third of a worker.
+            # The allocator would keep the memory of decoded parquet pages, a third of a worker's.
             pa.default_memory_pool().release_unused()
 
 
 def identity(config: ConvertConfig) -> dict[str, Any]:
-    """What bytes and tasks depend on: an interrupted conversion goes on only with the same.
+    """The settings that bytes and tasks depend on; a conversion resumes only with the same ones.
 
-    `plan_runs` gives a task its rows by the rows of a run, and a resumed one must read the same.
+    The rows of a run decide which rows a task of `plan_runs` reads.
     """
     return {**config.identity, "run_rows": RUN_ROWS}
 
@@ -204,7 +203,7 @@ def first_round(
     account, runs, peak, done = Account(), list[str](), 0, 0
     for result in engine.run(run_rows, tasks):
         account.merge(Account.from_list(result["account"]))
-        account.read_again += result.get("read_again", 0)  # of a version before: not told
+        account.read_again += result.get("read_again", 0)  # absent in earlier versions
         runs += result["runs"]
         peak = max(peak, result["peak_rss_bytes"])
         done += result["rows"]

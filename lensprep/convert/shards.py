@@ -1,8 +1,8 @@
 """The second round of a conversion: sorted runs -> shards.
 
 A task leaves a small JSON file when a shard is done. Shards have fixed names and bytes, so writing
-one again, here or elsewhere, is harmless. Where runs lie (`lensprep.convert.workfolder`) and where
-shards go, here or in an object store, makes no difference to a task.
+one again, on this machine or another, is harmless. Runs (`lensprep.convert.workfolder`) and shards
+may be on a local disk or in an object store.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ShardTask:
     shards: int
     """Number of shards of the whole split."""
     root: Path | None
-    """Local folder in which the shards stay; they go through ``scratch`` if there is none."""
+    """Local folder in which the shards stay; without one they pass through ``scratch``."""
     store: RemoteStore | None
     """Object store that they are sent to."""
     work: Work
@@ -69,20 +69,20 @@ class ShardTask:
 
     @property
     def label(self) -> str:
-        """What a person calls it."""
+        """Name for messages."""
         ends = first_and_last(range(self.first, self.stop))
         return " to ".join(shard_name(self.split, index) for index in ends)
 
 
 @without_collector()
 def write_shards(task: ShardTask) -> list[dict[str, Any]]:
-    """Do one task of the second round; shards that are done already are only reported.
+    """Do one task of the second round; finished shards are only reported.
 
     Returns
     -------
     list of dict
-        For each shard ``shard`` (as `ShardInfo`), ``classes``, ``regions``, ``dropped``: the
-        rows that were there twice, by class, and ``peak_rss_bytes``.
+        For each shard ``shard`` (as `ShardInfo`), ``classes``, ``regions``, ``dropped`` (number of
+        duplicates by class) and ``peak_rss_bytes``.
     """
     found = task.work.read_markers(task.names)
     if all(result is not None for result in found):
@@ -102,7 +102,7 @@ def write_shards(task: ShardTask) -> list[dict[str, Any]]:
 def _write_shard(
     task: ShardTask, index: int, stretches: Sequence[Stretch], scratch: Path
 ) -> dict[str, Any]:
-    """Write one shard, send it if it is to go elsewhere, and say that it is done."""
+    """Write one shard, send it to the object store if there is one, and leave its marker."""
     places = shard_range(index, task.shards)
     rows = arrange([stretch.between(*places) for stretch in stretches])
     root = task.root or scratch
@@ -143,7 +143,7 @@ def second_round(
     engine: Engine,
     progress: Progress | None,
 ) -> tuple[dict[str, SplitInfo], int]:
-    """Gather the shards and complete the account; returns the splits and the workers' peak RSS."""
+    """Write the shards and complete the account; returns the splits and the workers' peak RSS."""
     accepted = Counter[str]()
     for (split, _, outcome), rows in account.counts.items():
         accepted[split] += rows if outcome == ACCEPTED else 0
@@ -170,7 +170,7 @@ def second_round(
         for result in (r for rs in engine.run(write_shards, tasks) for r in rs):
             name = str(result["shard"]["name"])
             if isinstance(sites.dataset, LocalStore):
-                # Begun now, the way to the disk is short when the commit makes sure of it.
+                # Started now, so that the commit has little left to wait for.
                 syncing.submit(sync_file, member_path(sites.dataset.root, name))
             split = name.split("/")[0]
             results[split].append(result)

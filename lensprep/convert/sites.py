@@ -1,7 +1,7 @@
-"""Where a conversion writes: the dataset, its work folder, a kept copy, local disk for a moment.
+"""Where a conversion writes: the dataset, its work folder, a local copy, temporary local disk.
 
     sites = Sites.of(plan, store, options, keep)
-    require_disk(sites.needs(rows, ...))      refuse to start what cannot end
+    require_disk(sites.needs(rows, ...))      refuse what would not fit
 
 Dataset and work folder may each be local or in an object store.
 """
@@ -35,7 +35,7 @@ from lensprep.store import (
 from lensprep.store.files import is_within
 
 GROUP_SHARDS: Final = 16
-"""Most shards of one task of the second round: a run's index is opened once for all of them."""
+"""Most shards of one task of the second round: it opens a run's index once for all of them."""
 
 _GROUP_BYTES: Final = 2 << 30
 """Most local disk for the records of one task, where runs are fetched from an object store."""
@@ -44,16 +44,16 @@ ROW_BYTES: Final = RECORD_STRIDE + 700
 """A row's record and sidecar row, in a run or in a shard."""
 
 _SCRATCH_SHARE: Final = 0.5
-"""Share of the free disk that tasks under way may take together."""
+"""Share of the free disk that running tasks may take together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scratch:
-    """Local folder for what is under way; every machine that runs tasks has its own."""
+    """Local folder for unfinished files; every machine that runs tasks has its own."""
 
     conversion: str
     parent: Path | None = None
-    """The machine's folder for temporary files if not given."""
+    """By default the machine's folder for temporary files."""
 
     @property
     def root(self) -> Path:
@@ -62,7 +62,7 @@ class Scratch:
 
     @contextmanager
     def folder(self, name: str) -> Iterator[Path]:
-        """Path of a folder that is not made, and is gone afterwards."""
+        """Path of a folder, which is not created here, and is removed afterwards."""
         path = self.root / f"{name}.{os.getpid()}"
         try:
             yield path
@@ -76,14 +76,14 @@ class Scratch:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Room that a conversion takes somewhere."""
+    """Space that a conversion takes on a disk or in a store."""
 
     where: str
     """Path or URI of a folder."""
     bytes: int
-    """At most."""
+    """Upper limit."""
     lasting: int
-    """What remains of it when the conversion is finished."""
+    """The bytes that remain when the conversion is finished."""
 
     @property
     def is_local(self) -> bool:
@@ -101,7 +101,7 @@ class Sites:
     keep: Path | None = None
     """Local folder in which the shards of a dataset in an object store stay as well."""
     elsewhere: bool = False
-    """Whether tasks run on other machines, each with a disk of its own for what is under way."""
+    """Whether tasks run on other machines, each with its own disk for unfinished files."""
 
     @classmethod
     def of(
@@ -113,8 +113,8 @@ class Sites:
         *,
         elsewhere: bool = False,
     ) -> Sites:
-        """Sites of the conversion that a plan is about."""
-        # Objects that are gone in an hour do not belong into a class with a minimum of 30 days.
+        """Sites of the conversion that a plan describes."""
+        # Objects that last an hour do not belong in a storage class billed for 30 days or more.
         plain = replace(options, storage_class=None)
         store = open_store(plan.work or f"{dataset.uri}/{WORK_FOLDER}", plain)
         parent = Path(plan.work) if plan.work and isinstance(store, LocalStore) else None
@@ -126,11 +126,11 @@ class Sites:
         """Local folder in which finished shards stay; None if they only pass through scratch."""
         if isinstance(self.dataset, LocalStore):
             return self.dataset.root
-        return None if self.elsewhere else self.keep  # else it is downloaded at the end
+        return None if self.elsewhere else self.keep  # filled by a download at the end instead
 
     @property
     def shared_folders(self) -> list[Path]:
-        """Local folders that whoever runs a task must see."""
+        """Local folders that every worker must see."""
         folders = [self.work.folder] if isinstance(self.work, LocalWork) else []
         if isinstance(self.dataset, LocalStore):
             folders.append(self.dataset.root / WORK_FOLDER)
@@ -145,23 +145,14 @@ class Sites:
         """Most shards of one task of the second round."""
         if isinstance(self.work, LocalWork):
             return GROUP_SHARDS
-        # Records of all of them are fetched before the first is written: as many as the disk
-        # takes, since each run is then asked for fewer and longer ranges.
+        # The records of all of them are fetched before the first shard is written. As many as the
+        # disk holds are taken, since more shards mean fewer and longer ranges of each run.
         free = _disk(self.scratch.root)[1]
         room = min(_GROUP_BYTES, _SCRATCH_SHARE * free / self._tasks_here(workers))
         return max(1, min(GROUP_SHARDS, int(room / _shard_bytes(shard_rows)) - 1))
 
     def needs(self, rows: int, shard_rows: int, workers: int) -> list[Need]:
-        """Room that a conversion of so many rows takes, site by site.
-
-        Parameters
-        ----------
-        rows : int
-        shard_rows : int
-            Rows of a shard, on average.
-        workers : int
-            Tasks that run at the same time.
-        """
+        """Space that a conversion of this many rows takes, site by site."""
         data, inside = rows * ROW_BYTES, self.work.uri.startswith(f"{self.dataset.uri}/")
         found = [Need(self.dataset.uri, data + (data if inside else 0), data)]
         if not inside:
@@ -179,7 +170,7 @@ class Sites:
         return found
 
     def _tasks_here(self, workers: int) -> int:
-        """Tasks that share a disk: one where other machines run them."""
+        """Tasks that share a disk; taken as one if other machines run them."""
         return 1 if self.elsewhere else workers
 
 
@@ -189,12 +180,7 @@ def _shard_bytes(shard_rows: int) -> int:
 
 
 def require_disk(needs: list[Need], rows: int) -> None:
-    """Refuse to start what cannot end: on each disk, all that comes to lie there must fit.
-
-    Raises
-    ------
-    BudgetError
-    """
+    """Raise BudgetError if a disk has no room for everything that will be written to it."""
     disks: dict[int, list[Need]] = {}
     for need in needs:
         if need.is_local:
@@ -220,39 +206,31 @@ def _disk(folder: Path) -> tuple[int, int]:
 
 
 def _held(folder: str) -> int:
-    """Bytes that an interrupted conversion holds there already."""
+    """Bytes that an interrupted conversion already holds there."""
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
 def require_apart(source: str, dataset: str, *others: str | None) -> None:
-    """Refuse to write where the source lies, which would be read as rows of it, or around it.
+    """Raise ConfigError if a folder to write lies in the source, or the source in the dataset.
 
-    Parameters
-    ----------
-    source, dataset : str
-    *others : str, optional
-        Folders that may well hold the source, besides what is written.
-
-    Raises
-    ------
-    ConfigError
+    The source may lie in one of the other folders.
     """
     pairs = [(source, dataset), *((folder, source) for folder in (dataset, *others) if folder)]
     for inner, outer in pairs:
         if is_within(inner, outer):
             raise ConfigError(
-                f"{inner} lies in {outer}: what is written would be taken for rows of the source. "
-                "Choose a folder apart from it."
+                f"{inner} lies in {outer}: the output would be read as rows of the source. Choose "
+                "a folder outside of it."
             )
 
 
 def discard(sites: Sites, plan: Plan) -> None:
-    """Remove what a conversion that failed has left: its shards, and all that `release` does.
+    """Remove the shards, work folder and plan of a failed conversion.
 
     Raises
     ------
     DatasetError
-        If another one is there by now.
+        If another conversion has taken the folder meanwhile.
     """
     dataset = sites.dataset
     if read_plan(dataset) != plan:
@@ -264,7 +242,7 @@ def discard(sites: Sites, plan: Plan) -> None:
 
 
 def release(sites: Sites) -> None:
-    """Remove the work folder, and then the plan: what is left is a dataset, or nothing."""
+    """Remove the work folder, and then the plan: a dataset is left, or nothing."""
     sites.scratch.remove()
     sites.work.remove()
     dataset = sites.dataset
@@ -276,14 +254,14 @@ def release(sites: Sites) -> None:
 
 
 def kept_folder(dataset: Store, keep: str | None, *, resume: bool) -> Path | None:
-    """Folder for a copy that is to be kept, if there is to be one.
+    """Folder for the local copy of the dataset, if one was asked for.
 
     Raises
     ------
     ConfigError
-        If the dataset is local anyway.
+        If the dataset itself is local.
     DatasetError
-        If the folder holds something else.
+        If the folder holds other files.
     """
     if keep is None:
         return None

@@ -1,11 +1,10 @@
 """Sorted runs of finished records on local disk: the external shuffle of a conversion.
 
-Runs in an object store are in `lensprep.convert.spill_remote`; they come back as the same
-stretches.
+Runs in an object store (`lensprep.convert.spill_remote`) are read as the same stretches.
 
 A run is two files: ``NAME.dat``, the records, and ``NAME.arrow``, their sidecar rows. Both are
-sorted by (split, place), so the rows of any shard, or of several neighbours, are one stretch of
-each run, found by bisection. Memory is that of one run while writing and of a block of a shard
+sorted by (split, place), so the rows of any shard, or of several neighbouring ones, are one stretch
+of each run, found by bisection. Memory is that of one run while writing and of a block of a shard
 while reading, however many rows there are.
 """
 
@@ -30,9 +29,9 @@ _IOV_MAX = 1024
 """Buffers that the kernel takes in one vectored read."""
 
 _WRITE_ROWS = 64
-"""Records gathered and written at a time: 1.7 MB. One vectored write of many rows without the
-gather is no faster, and several times slower where memory is fragmented, since the kernel then
-looks for large stretches of free pages."""
+"""Records gathered and written at a time: 1.7 MB. One vectored write of many rows without gathering
+them is no faster, and several times slower where memory is fragmented, since the kernel then looks
+for large ranges of free pages."""
 
 
 def write_run(stem: Path, records: NDArray[np.uint8], table: pa.Table) -> None:
@@ -100,16 +99,7 @@ def bisect_places(places: NDArray[np.uint64], place: int) -> int:
 
 
 def read_stretches(stems: Sequence[Path], split: str, low: int, high: int) -> list[Stretch]:
-    """Sidecar rows of a split with ``low <= place < high``, one stretch a run.
-
-    Parameters
-    ----------
-    stems : sequence of Path
-        Runs.
-    split : str
-    low, high : int
-        Range of places, in [0, 2**64].
-    """
+    """Sidecar rows of a split with ``low <= place < high`` (in [0, 2**64]), one stretch per run."""
     return [_read_stretch(stem, SPLITS.index(split), low, high) for stem in stems]
 
 
@@ -127,30 +117,29 @@ def _read_stretch(stem: Path, split: int, low: int, high: int) -> Stretch:
 
 @dataclass(frozen=True, slots=True)
 class ShardRows:
-    """What one shard is made of: its rows in final order, and where their records lie."""
+    """The rows of one shard in final order, and where their records are."""
 
     table: pa.Table
     """Sidecar rows in tar order."""
     dropped: pa.Table
-    """Rows left out because an equal row (same task_id and pixels) is there already."""
+    """Duplicates (same task_id and pixels), which are left out."""
     stretches: list[tuple[Path, int, NDArray[np.int64]]]
     """For each stretch: data file, first row, and each row's row in the tar (-1: dropped)."""
 
 
 def arrange(stretches: Sequence[Stretch]) -> ShardRows:
-    """Put the rows of a shard in order and drop the ones that are there twice.
+    """Put the rows of a shard in order and drop duplicates.
 
-    Of rows with the same key the one is kept whose other columns sort first, so that it does not
-    depend on the order of the files; only if all are equal does the source decide.
+    Of rows with the same key the one whose other columns sort first is kept, so that the choice
+    does not depend on the order of the files; only if all are equal does the source decide.
     """
     table = pa.concat_tables(s.table for s in stretches)
     keys = table["key"].to_numpy(zero_copy_only=False).astype("S")
     order = sort_order(table[PLACE].to_numpy(), keys)
-    doubled = np.flatnonzero(keys[order][1:] == keys[order][:-1])
     keep = np.ones(len(order), bool)
-    if len(doubled):
-        order = _order_equals(table, keys, order)
-        keep[1:] = keys[order][1:] != keys[order][:-1]
+    keep[1:] = keys[order][1:] != keys[order][:-1]
+    if not keep.all():
+        order = _order_equals(table, order, keep)
     target = np.full(len(order), -1, np.int64)
     target[order[keep]] = np.arange(keep.sum())
     found, start = [], 0
@@ -166,19 +155,15 @@ def arrange(stretches: Sequence[Stretch]) -> ShardRows:
 
 
 def _order_equals(
-    table: pa.Table, keys: NDArray[np.bytes_], order: NDArray[np.intp]
+    table: pa.Table, order: NDArray[np.intp], new: NDArray[np.bool_]
 ) -> NDArray[np.intp]:
-    """Sort rows of equal keys by their content, then by their source."""
+    """Sort rows of equal keys by their content, then by their source; ``new`` marks other keys."""
     content = [name for name in table.column_names if name not in (PLACE, *SOURCE_COLUMNS)]
-    ordered = keys[order]
-    twice = np.zeros(len(order), bool)
-    twice[1:] |= ordered[1:] == ordered[:-1]
-    twice[:-1] |= ordered[1:] == ordered[:-1]
-    rows = table.take(order[twice]).select([*content, *SOURCE_COLUMNS]).to_pylist()
+    positions = np.flatnonzero(~new | ~np.r_[new[1:], True])
+    rows = table.take(order[positions]).select([*content, *SOURCE_COLUMNS]).to_pylist()
     texts = [repr(tuple(row.values())) for row in rows]
-    positions = np.flatnonzero(twice)
-    # Rows of one key are neighbours already: they are sorted inside their group only.
-    group = np.cumsum(np.r_[True, ordered[positions][1:] != ordered[positions][:-1]])
+    # Rows of one key are already neighbours, so they are only sorted within their group.
+    group = np.cumsum(new)[positions]
     ranked = sorted(range(len(texts)), key=lambda i: (group[i], texts[i]))
     result = order.copy()
     result[positions] = order[positions[ranked]]
@@ -186,7 +171,7 @@ def _order_equals(
 
 
 def read_records(rows: ShardRows, records: NDArray[np.uint8], first: int = 0) -> NDArray[np.uint8]:
-    """Some neighbouring records of a shard in tar order, each read straight to where it belongs.
+    """Read some neighbouring records of a shard in tar order, each straight into its row.
 
     Parameters
     ----------
@@ -194,7 +179,7 @@ def read_records(rows: ShardRows, records: NDArray[np.uint8], first: int = 0) ->
     records : ndarray of uint8, shape (n, RECORD_STRIDE)
         Where to put them; also returned.
     first : int
-        Row of the tar that comes first in `records`.
+        Row of the tar that is the first of `records`.
 
     Raises
     ------
@@ -235,5 +220,5 @@ def _read_all(descriptor: int, buffers: list[memoryview], offset: int, path: Pat
             count = os.preadv(descriptor, [view], position)
             if not count:
                 size = os.fstat(descriptor).st_size
-                raise StorageError(f"{path} ends at byte {size}: cut while converting.")
+                raise StorageError(f"{path} ends at byte {size}: truncated during conversion.")
             view, position = view[count:], position + count

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 import pyarrow as pa
@@ -41,16 +41,16 @@ RUN_SUFFIX: Final = ".run"
 _INDEX_ROWS: Final = 64
 """Sidecar rows of one message: 50 kB, somewhat more than a task needs of a run of a large tree."""
 _TAIL_BYTES: Final = 64 << 10
-"""Read of a run to have its index: a table of at most 64 messages and a schema of 60 columns."""
+"""Read from the end of a run for its index: a table of at most 64 messages, and its schema."""
 _LENGTH_BYTES: Final = 8
 _UNREADABLE: Final = (OSError, pa.ArrowException, ValueError)
-"""What pyarrow raises for bytes that are not its own."""
+"""What pyarrow raises for damaged bytes."""
 _PART_ROWS: Final = SMALL_PART_BYTES // RECORD_STRIDE
 """Most records of one request."""
 _CRC: Final = "record_crc32"
-"""Column of a run's sidecar rows: of the whole record, which has no other way to be known right."""
+"""Column of a run's sidecar rows: of the whole record, which nothing else can verify."""
 _READINGS: Final = 4
-"""Of records that are not right: a network may have altered them."""
+"""Attempts to read records whose CRC-32 is wrong: a network may have altered them."""
 
 
 def send_run(store: RemoteStore, name: str, records: NDArray[np.uint8], table: pa.Table) -> None:
@@ -59,7 +59,7 @@ def send_run(store: RemoteStore, name: str, records: NDArray[np.uint8], table: p
     Raises
     ------
     StorageError
-        If the store does not let us or does not answer; there is no half of a run.
+        If the store refuses or does not answer; no unfinished run is left.
     """
     order, rows, starts = sort_run(table)
     rows = rows.append_column(_CRC, pa.array(_crc32(records[row] for row in order), pa.uint32()))
@@ -139,7 +139,7 @@ class _Index:
         # message that may begin in the split before.
         inside = -(-begin // self.rows)
         places = self.places[inside:last]
-        start = max(first, inside + int(np.searchsorted(places, np.uint64(low))) - 1)
+        start = max(first, inside + bisect_places(places, low) - 1)
         return start, inside + bisect_places(places, high)
 
 
@@ -166,8 +166,8 @@ def _read_index(store: RemoteStore, name: str) -> _Index:
     tail, entry = store.read_tail(name + RUN_SUFFIX, _TAIL_BYTES)
     length = int.from_bytes(tail[-_LENGTH_BYTES:], "little")
     stop = entry.bytes - _LENGTH_BYTES
-    if length > min(stop, entry.bytes):
-        raise _damaged(store, name)
+    if length > stop:
+        raise _unusable(store, name)
     if length > len(tail) - _LENGTH_BYTES:
         packed = store.read_version(entry, stop - length, stop)
     else:
@@ -178,7 +178,7 @@ def _read_index(store: RemoteStore, name: str) -> _Index:
         starts = tuple(int(n) for n in metadata[b"starts"].split(b","))
         rows = int(metadata[b"rows"])
     except (*_UNREADABLE, KeyError, TypeError):
-        raise _damaged(store, name) from None
+        raise _unusable(store, name) from None
     text = metadata[b"schema"]
     if text not in _schemas:
         _schemas[text] = pa.ipc.read_schema(pa.py_buffer(text))
@@ -188,11 +188,7 @@ def _read_index(store: RemoteStore, name: str) -> _Index:
     return _Index(name, starts, rows, offsets, index["place"].to_numpy()[:-1], _schemas[text])
 
 
-def _damaged(store: RemoteStore, name: str) -> StorageError:
-    return _unusable(store, name, "is damaged")
-
-
-def _unusable(store: RemoteStore, name: str, what: str) -> StorageError:
+def _unusable(store: RemoteStore, name: str, what: str = "is damaged") -> StorageError:
     return StorageError(
         f"{store.locate(name + RUN_SUFFIX)} {what}. Remove it and "
         f"{name.rpartition('-')[0]}.json beside it, and run the same command with --resume."
@@ -214,14 +210,14 @@ def fetch_stretches(
     ----------
     store : RemoteStore
     conversion : str
-        What tells this conversion from an earlier one with runs of the same names.
+        Distinguishes this conversion from an earlier one with runs of the same names.
     names : sequence of str
         Runs.
     split : str
     low, high : int
         Range of places, in [0, 2**64].
     path : Path
-        Local file for the records; made, or written anew.
+        Local file for the records; created or overwritten.
 
     Raises
     ------
@@ -233,13 +229,18 @@ def fetch_stretches(
     futures = [threads.submit(_fetch_rows, store, index, number, low, high) for index in indexes]
     found: list[tuple[int, pa.Table]] = store.connection.results(futures)
     firsts = [0, *accumulate(table.num_rows for _, table in found)]
-    with _local_file(path) as descriptor:
-        jobs = [
-            threads.submit(_fetch_records, store, index.name, row, piece, descriptor, target, path)
-            for index, (row, table), first in zip(indexes, found, firsts, strict=False)
-            for row, piece, target in _pieces(row, table, first)
-        ]
-        store.connection.results(jobs)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb", opener=partial(os.open, mode=0o600)) as file:
+            jobs = [
+                threads.submit(_fetch_records, store, name, row + done, piece, file, first + done)
+                for name, (row, table), first in zip(names, found, firsts, strict=False)
+                for done in range(0, table.num_rows, _PART_ROWS)
+                for piece in [table.slice(done, _PART_ROWS)]
+            ]
+            store.connection.results(jobs)
+    except OSError as error:
+        raise StorageError(f"{path} could not be written: {error.strerror or error}.") from error
     return [
         Stretch(path, first, table.drop_columns([_CRC]))
         for (_, table), first in zip(found, firsts, strict=False)
@@ -264,7 +265,7 @@ def _fetch_rows(
             for a, b in pairwise(bounds)
         ]
     except _UNREADABLE:
-        raise _damaged(store, index.name) from None
+        raise _unusable(store, index.name) from None
     table = pa.Table.from_batches(batches)
     # The first and the last message may hold rows of the neighbouring splits too.
     row = first * index.rows
@@ -276,20 +277,8 @@ def _fetch_rows(
     return row + skip + start, table.take(pa.array(np.arange(start, end))).combine_chunks()
 
 
-def _pieces(row: int, table: pa.Table, target: int) -> Iterator[tuple[int, pa.Table, int]]:
-    """A stretch in pieces of one request: row of the run, sidecar rows, row of the local file."""
-    for first in range(0, table.num_rows, _PART_ROWS):
-        yield row + first, table.slice(first, _PART_ROWS), target + first
-
-
 def _fetch_records(
-    store: RemoteStore,
-    name: str,
-    row: int,
-    table: pa.Table,
-    descriptor: int,
-    target: int,
-    path: Path,
+    store: RemoteStore, name: str, row: int, table: pa.Table, file: BinaryIO, target: int
 ) -> None:
     """Copy neighbouring records to their rows of the local file, once their CRC-32 is right."""
     data = take_memory(store, SMALL_PART_BYTES)
@@ -300,28 +289,8 @@ def _fetch_records(
         if _crc32(records) == table[_CRC].to_pylist():
             break
     else:
-        raise _damaged(store, name)
-    try:
-        while view:
-            count = os.pwrite(descriptor, view, offset)
-            view, offset = view[count:], offset + count
-    except OSError as error:
-        raise _unwritten(path, error) from error
+        raise _unusable(store, name)
+    while view:
+        count = os.pwrite(file.fileno(), view, offset)
+        view, offset = view[count:], offset + count
     give_back(store, data, SMALL_PART_BYTES)
-
-
-@contextmanager
-def _local_file(path: Path) -> Iterator[int]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    except OSError as error:
-        raise _unwritten(path, error) from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _unwritten(path: Path, error: OSError) -> StorageError:
-    return StorageError(f"{path} could not be written: {error.strerror or error}.")

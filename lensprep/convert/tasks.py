@@ -1,4 +1,4 @@
-"""What the tasks of both rounds share: the memory of their process, and names for people."""
+"""Helpers for the tasks of both rounds: the memory of their process, and names for messages."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 Progress = Callable[[str, int, int], None]
-"""Called with a phase, such as "decode" or "shards", what is done of it and all of it."""
+"""Called with a phase, such as "decode" or "shards", the amount done and the total."""
 
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """Let the search for cycles rest: a task makes none, and looking costs it three per cent."""
+    """Switch off garbage collection: a task makes no cycles, and it would take 3 % of the time."""
     before = gc.isenabled()
     gc.disable()
     try:
@@ -35,5 +35,5 @@ def peak_rss_bytes() -> int:
 
 
 def first_and_last(numbers: Sequence[int]) -> list[int]:
-    """First and last of some numbers, once if they are the same."""
+    """First and last of some numbers; only one if they are equal."""
     return sorted({numbers[0], numbers[-1]})

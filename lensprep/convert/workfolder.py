@@ -1,13 +1,13 @@
-"""What a conversion keeps until its manifest is written: runs, rows left out, and what is done.
+"""What a conversion keeps until its manifest is written: runs, rows left out, finished tasks.
 
-    work = open_work(store, conversion)         here, or in an object store
+    work = open_work(store, conversion)         on a local disk, or in an object store
     work.write_run(name, records, table)        first round
     with work.stretches(names, split, low, high, scratch) as stretches:     second round
-    work.write_marker(name, result); work.read_markers(names)               what is done
+    work.write_marker(name, result); work.read_markers(names)               finished tasks
     work.write_left_out(name, table); work.left_out()                       `rejects.parquet`
 
-A `Work` is pickled with every task. Files have fixed names and the same content whoever writes
-them, so writing one again is harmless.
+A `Work` is pickled with every task. The names and content of its files are fixed, so writing one
+again is harmless.
 """
 
 from __future__ import annotations
@@ -32,35 +32,29 @@ from numpy.typing import NDArray
 from lensprep.convert.spill import Stretch, read_stretches, write_run
 from lensprep.convert.spill_remote import fetch_stretches, send_run
 from lensprep.errors import NotFoundError, StorageError
-from lensprep.store import (
-    LocalStore,
-    RemoteStore,
-    Store,
-    remove_partials,
-    write_atomic,
-)
+from lensprep.store import LocalStore, RemoteStore, Store, remove_partials, write_atomic
 from lensprep.store.transfer import abort_unfinished
 
 Result = TypeVar("Result")
 Buffer = bytes | bytearray
 
 PLAN_NAME: Final = "plan.json"
-"""What the conversion is of; the last file that goes."""
+"""The plan of the conversion, which is removed last."""
 _LEFT_OUT: Final = ".rejects"
 _AT_ONCE: Final = 16
-"""Small requests to an object store side by side."""
+"""Concurrent small requests to an object store."""
 _SMALL_BYTES: Final = 256 << 10
 
 
 class Work(ABC):
-    """Files of a conversion that goes on. Errors are StorageError or its subclasses."""
+    """Files of an unfinished conversion. Errors are StorageError or its subclasses."""
 
     __slots__ = ()
 
     @property
     @abstractmethod
     def uri(self) -> str:
-        """Where it is."""
+        """Path or URI of the folder."""
 
     @abstractmethod
     def write_run(self, name: str, records: NDArray[np.uint8], table: pa.Table) -> None:
@@ -70,18 +64,18 @@ class Work(ABC):
     def stretches(
         self, names: Sequence[str], split: str, low: int, high: int, scratch: Path
     ) -> AbstractContextManager[list[Stretch]]:
-        """Stretches of all runs, for as long as it lasts (`lensprep.convert.spill.read_stretches`).
+        """Stretches of all runs while the block lasts (see `lensprep.convert.spill`).
 
-        What has to lie on a local disk for that goes into the folder ``scratch``.
+        Records that have to be on a local disk for that go into the folder ``scratch``.
         """
 
     @abstractmethod
     def tidy(self) -> None:
-        """Remove what tasks that were killed left half done; nobody may be writing there now."""
+        """Remove unfinished files of killed tasks; no task may be running."""
 
     @abstractmethod
     def remove(self) -> None:
-        """Remove all of it; the plan goes last."""
+        """Remove all files, the plan last."""
 
     @abstractmethod
     def _names(self, prefix: str) -> list[str]:
@@ -89,7 +83,7 @@ class Work(ABC):
 
     @abstractmethod
     def _read(self, names: Iterable[str]) -> Iterator[Buffer | None]:
-        """Files in the order of their names, only a few of them ahead; None if one is not there."""
+        """Files in the order given, read only a few ahead; None for a missing one."""
 
     @abstractmethod
     def _write(self, name: str, data: bytes) -> None:
@@ -100,16 +94,16 @@ class Work(ABC):
         """Remove a file if it is there."""
 
     def read_markers(self, names: Sequence[str]) -> list[Any]:
-        """What tasks left when they were done; None for each that is not."""
+        """Results of tasks; None for each that is not finished."""
         found = self._read(f"{name}.json" for name in names)
         return [None if data is None else json.loads(data) for data in found]
 
     def write_marker(self, name: str, result: Any) -> None:
-        """Say that a task is done, and what came of it; the last thing that it does."""
+        """Keep the result of a task; the last thing that it does."""
         self._write(f"{name}.json", json.dumps(result).encode())
 
     def remove_marker(self, name: str) -> None:
-        """Take back what was said with `write_marker`."""
+        """Remove what `write_marker` wrote."""
         self._delete(f"{name}.json")
 
     def write_left_out(self, name: str, table: pa.Table) -> None:
@@ -119,7 +113,7 @@ class Work(ABC):
         self._write(f"{name}{_LEFT_OUT}", buffer.getvalue())
 
     def left_out(self) -> Iterator[pa.Table]:
-        """These rows: of the first round in the order of its tasks, then of the second."""
+        """Rows left out of the first round, in the order of its tasks, then of the second."""
         names = [name for kind in ("run-", "shard-") for name in self._names(kind)]
         for data in self._read(name for name in names if name.endswith(_LEFT_OUT)):
             yield pq.ParquetFile(pa.BufferReader(data)).read()
@@ -130,15 +124,7 @@ class Work(ABC):
 
 
 def open_work(store: Store, conversion: str) -> Work:
-    """Work folder at a location.
-
-    Parameters
-    ----------
-    store : Store
-        Folder that is used for nothing else.
-    conversion : str
-        What tells this conversion from an earlier one in the same folder.
-    """
+    """Work in a folder; ``conversion`` distinguishes it from an earlier one in the same folder."""
     if isinstance(store, RemoteStore):
         return RemoteWork(store, conversion)
     assert isinstance(store, LocalStore)
@@ -164,15 +150,15 @@ class LocalWork(Work):
     def stretches(
         self, names: Sequence[str], split: str, low: int, high: int, scratch: Path
     ) -> Iterator[list[Stretch]]:
-        """Stretches of all runs, where they are."""
+        """Stretches of all runs, read in place."""
         yield read_stretches([self.folder / name for name in names], split, low, high)
 
     def tidy(self) -> None:
-        """Remove what tasks that were killed left half done."""
+        """Remove unfinished files of killed tasks."""
         remove_partials(self.folder)
 
     def remove(self) -> None:
-        """Remove the folder; the plan goes last."""
+        """Remove the folder, the plan last."""
         if not self.folder.exists():
             return
         for path in self.folder.iterdir():
@@ -224,12 +210,12 @@ class RemoteWork(Work):
             path.unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """Nothing is ever half there, but uploads may be unfinished."""
-        with suppress(StorageError):  # they cost little, and are aborted at the end at the latest
+        """Abort unfinished uploads."""
+        with suppress(StorageError):  # they cost little, and `remove` aborts them at the latest
             abort_unfinished(self.store)
 
     def remove(self) -> None:
-        """Remove every object, and uploads that were left unfinished; the plan goes last."""
+        """Remove every object and abort unfinished uploads; the plan goes last."""
         abort_unfinished(self.store)
         for _ in _side_by_side(self._delete, (n for n in self._names("") if n != PLAN_NAME)):
             pass
@@ -256,7 +242,7 @@ class RemoteWork(Work):
 
 
 def _side_by_side(function: Callable[[str], Result], names: Iterable[str]) -> Iterator[Result]:
-    """Results in the order of the names; a few requests are on their way while one is used."""
+    """Results in the order of the names; the next few are requested while one is used."""
     ahead: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         for name in names:

@@ -1,8 +1,8 @@
-"""What all engines share: the protocol, tasks as bytes, and the words for a worker that is lost.
+"""What all engines share: the protocol, tasks as bytes, and messages about a lost worker.
 
 A task may run twice (after a kill, or on another machine): its files have fixed names and fixed
-bytes, so that is harmless. Only the caller commits. Scheduling, and trying again what a lost worker
-was doing, are the cluster's own.
+bytes, so that is harmless. Only the caller commits. Scheduling, and repeating what a lost worker
+was doing, are left to the cluster.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 AHEAD = 2
-"""Tasks handed out per worker: one running, one waiting, so that none is idle."""
+"""Tasks handed out per worker: one running and one waiting, so that no worker is idle."""
 
 
 def default_workers() -> int:
@@ -31,7 +31,7 @@ def default_workers() -> int:
 
 
 class Engine(Protocol):
-    """Something that runs tasks; a context manager that gives its workers back at the end."""
+    """Runs tasks; a context manager that gives its workers back at the end."""
 
     @property
     def workers(self) -> int:
@@ -43,7 +43,7 @@ class Engine(Protocol):
     def __exit__(self, kind: object, error: object, trace: object) -> None: ...
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        """Run a function over tasks; results come as they finish, in no fixed order.
+        """Run a function over tasks; results come as tasks finish, in no fixed order.
 
         Parameters
         ----------
@@ -59,13 +59,13 @@ class Engine(Protocol):
         Raises
         ------
         ProjectError
-            If the workers are lost. Any error of a task ends the run; tasks not begun are dropped.
+            If the workers are lost. Any error of a task ends the run; waiting tasks are dropped.
         """
         ...
 
 
 def while_it_did(tasks: Sequence[Any], number: int) -> str:
-    """Words to follow "was killed"; none if the task is not known, or has no name for people."""
+    """Words to follow "was killed"; none if the task is unknown, or has no label."""
     label = getattr(tasks[number], "label", None) if 0 <= number < len(tasks) else None
     return f" while it did {label}" if label else ""
 
@@ -73,8 +73,8 @@ def while_it_did(tasks: Sequence[Any], number: int) -> str:
 def pack(function: Callable[[Task], Any], task: Task) -> bytes:
     """A call as bytes for a worker elsewhere.
 
-    Compressed, since a task of the second round names all runs, which are alike: of 100 million
-    rows 390 kB, as 50 kB. And bytes, so that no scheduler looks into a task or takes it apart.
+    Compressed, since a task of the second round names all runs, and their names are alike: for 100
+    million rows 390 kB become 50 kB. And bytes, so that no scheduler inspects or splits a task.
     """
     call = zlib.compress(pickle.dumps((function, task), pickle.HIGHEST_PROTOCOL), 1)
     return pickle.dumps((__version__, call))

@@ -1,7 +1,7 @@
 """Tasks on Dask: an existing scheduler with its workers, or a local cluster made for the run.
 
-Dask itself hands a task to another worker when one is lost (``distributed.scheduler.
-allowed-failures``, three times); nothing of that is done again here.
+Dask itself hands the tasks of a lost worker to another one (``distributed.scheduler.
+allowed-failures``, three times); this module does not.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 _ENDING_SECONDS = 60.0
-"""Longest wait for calls that cannot be taken back; a call takes seconds."""
+"""Longest wait for calls that cannot be cancelled; a call takes seconds."""
 
 _POLL_SECONDS = 0.1
 
@@ -45,12 +45,12 @@ class DaskEngine:
     ----------
     scheduler : str, optional
         Address of a running scheduler (``tcp://host:8786``), or ``file:///...`` of its scheduler
-        file. Its workers stay as they are at the end. If not given, a cluster of processes of
-        this machine is made, and ends with the engine.
+        file. Its workers are left running at the end. If not given, a cluster of processes of
+        this machine is started, which ends with the engine.
     workers : int, optional
         Processes of that local cluster; as many as processors if not given.
     client : distributed.Client, optional
-        A client that is open already, such as one of dask-jobqueue; it is left open.
+        An open client, such as one of dask-jobqueue; it is left open.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class DaskEngine:
 
     @property
     def workers(self) -> int:
-        """Worker processes that there are now; they may become more or fewer."""
+        """Worker processes at this moment; the number may change."""
         if self._client is None:
             return self._local_workers
         return max(1, len(self._client.nthreads()))
@@ -92,7 +92,7 @@ class DaskEngine:
         where = str(self._scheduler)
         try:
             if where.startswith("file://"):
-                # Dask would wait for the file without end and without a word.
+                # Dask would wait for the file forever, without a message.
                 file = Path(where.removeprefix("file://")).resolve(strict=True)
                 client = Client(scheduler_file=str(file))
             else:
@@ -118,10 +118,10 @@ class DaskEngine:
             n_workers=self._local_workers,
             threads_per_worker=1,
             processes=True,
-            memory_limit=0,  # a worker that Dask paused for memory which we keep would never go on
+            memory_limit=0,  # we keep memory: a worker that Dask pauses for it would never resume
             host="127.0.0.1",
             dashboard_address=None,
-            # Without a dashboard there is a server for its metrics still: here, on a free port.
+            # Even without a dashboard there is a server for its metrics: here, on a free port.
             scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
             preload=[__name__],
         )
@@ -152,7 +152,7 @@ class DaskEngine:
                 self._cancel(client, name)
 
     def _submit(self, client: Client, calls: Iterator[tuple[str, bytes]]) -> list[Future]:
-        """Hand out as many calls as the workers of this moment can be busy with."""
+        """Hand out as many calls as the present workers can be kept busy with."""
         room = AHEAD * self.workers - len(self._pending)
         chosen = list(islice(calls, max(0, room)))
         if not chosen:
@@ -163,7 +163,7 @@ class DaskEngine:
         return futures
 
     def _cancel(self, client: Client, name: str) -> None:
-        """Take back what is not begun, and wait a while for what runs: it may still write."""
+        """Cancel waiting calls, and wait a while for running ones, which may still write."""
         if not self._pending:
             return
         pending, self._pending = list(self._pending), set()
@@ -195,15 +195,15 @@ class DaskEngine:
 
 
 def dask_setup(worker: object) -> None:
-    """Leave an interrupt at the terminal to the driver; Dask calls this in each local worker."""
+    """Leave interrupts from the terminal to the driver; Dask calls this in each local worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _tell_of_workers(client: Client, where: str) -> None:
-    """Say why nothing happens, or less than could."""
+    """Warn if there are no workers yet, or some with threads that would be idle."""
     threads = client.nthreads().values()
     if not threads:
-        _log.warning("%s has no workers yet; the work begins with the first.", where)
+        _log.warning("%s has no workers yet; the work begins with the first one.", where)
     elif max(threads) > 1:
         _log.warning(
             "%s has workers of several threads, of which a conversion uses one. Start them with "
@@ -213,6 +213,6 @@ def _tell_of_workers(client: Client, where: str) -> None:
 
 
 def _runs(client: Client, name: str) -> bool:
-    """Whether a worker is in the middle of a call, also of one that was taken back."""
+    """Whether a worker is still making one of these calls, even if it was cancelled."""
     stacks = client.call_stack() or {}
     return any(str(key).startswith(name) for keys in stacks.values() for key in keys)

@@ -27,14 +27,14 @@ _log = logging.getLogger("lensprep.engine")
 
 
 class LocalEngine:
-    """Processes of this machine; they start with the first run and serve the later ones too.
+    """Processes of this machine; they start with the first run and are kept for later ones.
 
     Parameters
     ----------
     workers : int
         Processes. With 1, everything runs in the caller's process.
     apart : bool
-        Start a process also for one worker: it works while the caller uses a result.
+        Start a process even for one worker, so that it works while the caller uses a result.
     """
 
     def __init__(self, workers: int | None = None, *, apart: bool = False) -> None:
@@ -42,9 +42,9 @@ class LocalEngine:
         self._apart = apart
         self._pool: ProcessPoolExecutor | None = None
         self._held: Any = None
-        """Process and task of each worker, one after the other, as the workers tell."""
+        """Process id and task of each worker, in turn, written by the workers."""
         self._compiling: Any = None
-        """Whether a worker compiles: it tells, and the driver says it once for all."""
+        """Set by a worker that compiles; the driver then logs it once for all."""
 
     def __enter__(self) -> Self:
         return self
@@ -80,9 +80,15 @@ class LocalEngine:
                     del pending[future], losses[_NOBODY]
                     yield result
             except BrokenProcessPool:
-                number, fate = self._clear_up(pool)
+                number, end = self._clear_up(pool)
                 losses[number] += 1
-                require_patience(losses[number], tasks, number, fate)
+                said = f"A worker process {end}{while_it_did(tasks, number)}"
+                if losses[number] >= MOST_LOSSES:
+                    raise ProjectError(
+                        f"{said}, {losses[number]} times. Run the same command again, perhaps with "
+                        "fewer --workers; a conversion goes on with --resume."
+                    ) from None
+                _log.warning("%s. It is done again.", said)
                 waiting.extendleft(sorted(pending.values(), reverse=True))
                 pending.clear()
 
@@ -91,23 +97,27 @@ class LocalEngine:
         context = multiprocessing.get_context("spawn")
         held = context.Array("q", [_NOBODY] * 2 * self.workers)
         self._held = held.get_obj()
-        self._compiling = context.RawValue("b", 0)  # no lock, which a killed worker would keep
+        self._compiling = context.RawValue("b", 0)  # no lock, which a killed worker would hold
         self._pool = ProcessPoolExecutor(
             self.workers, context, initializer=_start_worker, initargs=(held, self._compiling)
         )
         return self._pool
 
     def _clear_up(self, pool: ProcessPoolExecutor) -> tuple[int, str]:
-        """End a broken pool; says which task its dead worker held, and what it died of."""
+        """End a broken pool; returns the task that its dead worker held, and how that ended."""
         processes = dict(pool._processes or {})
         pool.shutdown()
         self._pool = None
         held = dict(zip(self._held[::2], self._held[1::2], strict=True))
         for pid, process in processes.items():
             # The pool itself ends the others, with SIGTERM.
-            if process.exitcode not in (None, 0, -signal.SIGTERM):
-                return held.get(pid, _NOBODY), _fate(process.exitcode)
-        return _NOBODY, "SIGTERM"
+            code = process.exitcode
+            if code not in (None, 0, -signal.SIGTERM):
+                end = (
+                    f"ended (exit status {code})" if code > 0 else f"was killed ({killed_by(code)})"
+                )
+                return held.get(pid, _NOBODY), end
+        return _NOBODY, "was killed (SIGTERM)"
 
 
 def run_tasks(
@@ -117,44 +127,25 @@ def run_tasks(
     workers: int | None,
     apart: bool = False,
 ) -> Generator[Result, None, None]:
-    """Run a function over tasks with processes of this machine that end with them.
+    """Run a function over tasks with processes of this machine that end with the tasks.
 
-    Parameters are those of `Engine.run` and `LocalEngine`; no more processes are started than there
-    are tasks.
+    The parameters are those of `Engine.run` and `LocalEngine`; no more processes are started than
+    there are tasks.
     """
     most = min(workers or default_workers(), max(1, len(tasks)))
     with LocalEngine(most, apart=apart) as engine:
         yield from engine.run(function, tasks)
 
 
-def require_patience(losses: int, tasks: Sequence[Any], number: int, fate: str) -> None:
-    """Tell of a worker that was killed while it did a task; there is an end to that."""
-    how = "ended" if fate.startswith(_ENDED) else "was killed"
-    said = f"A worker process {how} ({fate}){while_it_did(tasks, number)}"
-    if losses < MOST_LOSSES:
-        _log.warning("%s. It is done again.", said)
-        return
-    raise ProjectError(
-        f"{said}, {losses} times. Run the same command again, perhaps with fewer --workers; a "
-        "conversion goes on with --resume."
-    )
-
-
-def _fate(exit_code: int) -> str:
-    """What a process died of."""
-    return f"{_ENDED} {exit_code}" if exit_code > 0 else killed_by(exit_code)
-
-
-_ENDED = "exit status"
 _NOBODY = -1
-"""In place of a process or a task that is not there."""
+"""Stands for no process or no task."""
 
 _held: Any = None
-"""In a worker: `LocalEngine._held` of the driver, in memory that they share."""
+"""In a worker: `LocalEngine._held` of the driver, in shared memory."""
 
 
 def _call(function: Callable[[Task], Result], number: int, task: Task) -> Result:
-    """Do a task in a worker, and let the driver see which one: the worker may die of it."""
+    """Do a task in a worker, and record which one for the driver: the worker may die of it."""
     mine = 2 * _held[::2].index(os.getpid()) + 1
     _held[mine] = number
     result = function(task)
@@ -163,7 +154,7 @@ def _call(function: Callable[[Task], Result], number: int, task: Task) -> Result
 
 
 def _start_worker(held: Any, compiling: Any) -> None:
-    """Leave an interrupt at the terminal to the driver, and end when the driver is gone."""
+    """Leave interrupts from the terminal to the driver, and exit when the driver is gone."""
     global _held
     with held.get_lock():
         _held = held.get_obj()
@@ -175,7 +166,7 @@ def _start_worker(held: Any, compiling: Any) -> None:
 
 
 def _end_with_driver() -> None:
-    """Exit when the driver was killed: a pool's workers would wait for ever for their next task."""
+    """Exit when the driver was killed: otherwise workers would wait forever for their next task."""
     driver = multiprocessing.parent_process()
     if driver is not None:
         driver.join()
@@ -183,7 +174,7 @@ def _end_with_driver() -> None:
 
 
 def _shut_down(pool: ProcessPoolExecutor, finished: bool) -> None:
-    """End the workers; unless all is finished, without waiting for what they do."""
+    """End the workers; unless the work is finished, without waiting for their tasks."""
     processes = list((pool._processes or {}).values())
     pool.shutdown(wait=finished, cancel_futures=True)
     if not finished:

@@ -1,7 +1,7 @@
-"""The engines by name. Another one is a file beside this one, its line here, and its extra.
+"""The engines by name. A new one is a file in this folder, its line here, and its extra.
 
 with make_engine("dask", scheduler="tcp://host:8786") as engine:
-for result in engine.run(function, tasks): ...
+    for result in engine.run(function, tasks): ...
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Registered(NamedTuple):
     module: str
     """Imported when the engine is asked for."""
     name: str
-    """Class in it, made with ``workers``, and that of a cluster with the address before it."""
+    """Its class, made with ``workers``; that of a cluster with the address before it."""
     library: str | None = None
-    """Module of a cluster's own library, which `lensprep.extras` knows; None without a cluster."""
+    """Module of the cluster's library, known to `lensprep.extras`; None without a cluster."""
 
 
 ENGINES: Final = {

@@ -1,10 +1,10 @@
 """Tasks on Spark: the context of `spark-submit`, another cluster, or this machine.
 
-All tasks are one Spark job of one partition each, so that Spark alone schedules them and tries
-again what a lost executor or Python worker was doing (``spark.task.maxFailures``). `collect` would
-give nothing before the last task is done, `toLocalIterator` runs one partition after the other, and
-a job for each wave waits for its slowest task. So results come through an accumulator, which Spark
-sends with the end of each task and counts exactly once, however often a task ran.
+All tasks are one Spark job with a partition for each, so that Spark alone schedules them and
+repeats the work of a lost executor or Python worker (``spark.task.maxFailures``). `collect` would
+return nothing before the last task is done, `toLocalIterator` runs one partition after the other,
+and a job for each wave waits for its slowest task. So results come through an accumulator, which
+Spark sends at the end of each task and counts exactly once, however often a task ran.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from pyspark import Accumulator, SparkContext
 
 _POLL_SECONDS = 0.1
-"""Time between two looks at what has come."""
+"""Time between two looks at the results."""
 
 _LOCAL_FAILURES = 4
-"""Tries of a task on this machine; plain ``local[N]`` gives up at the first."""
+"""Attempts at a task on this machine; plain ``local[N]`` gives up after the first."""
 
 _LOOPBACK = "127.0.0.1"
 
 _WORKER_ENVIRONMENT = ("MIMALLOC_PURGE_DELAY", "NUMBA_CACHE_DIR")
-"""What executors take over from the driver if it is set there."""
+"""Variables that executors take over from the driver."""
 
 Outcome = tuple[bool, bytes]
 """Whether a task succeeded; its result or error, pickled."""
@@ -48,10 +48,10 @@ class SparkEngine:
     Parameters
     ----------
     master : str, optional
-        URL of a cluster's master. If not given: the running context if there is one, what
-        ``spark-submit`` says if that started this program, and else this machine.
+        URL of a cluster's master. If not given: the running context if there is one, the master of
+        ``spark-submit`` if that started this program, and otherwise this machine.
     workers : int, optional
-        Processes on this machine, if it is to be that; as many as processors if not given.
+        Processes, if Spark runs on this machine; as many as processors if not given.
     """
 
     def __init__(self, master: str | None = None, *, workers: int | None = None) -> None:
@@ -97,14 +97,14 @@ class SparkEngine:
         handler = signal.getsignal(signal.SIGINT)
         try:
             context = SparkContext(conf=conf)
-        except Exception as error:  # of Python where Java does not start at all, else of Java
+        except Exception as error:  # from Python if Java does not start at all, else from Java
             raise ProjectError(
                 f"Spark does not start with master {master or 'of spark-submit'}: "
-                f"{_java_message(error)} What Java said stands above. Without Java (17 or later) "
-                "install it, or set JAVA_HOME."
+                f"{_java_message(error)} The output of Java is above. If there is no Java (17 or "
+                "later), install it, or set JAVA_HOME."
             ) from error
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)  # Spark's own ends all jobs of the context
+            signal.signal(signal.SIGINT, handler)  # Spark's handler ends all jobs of the context
         return context
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
@@ -125,7 +125,7 @@ class SparkEngine:
 
 
 class _Job:
-    """One Spark job in a thread of its own; its outcomes come while it runs."""
+    """One Spark job in a separate thread; its outcomes come while it runs."""
 
     def __init__(self, context: SparkContext, tasks: Sequence[Any], calls: list[bytes]) -> None:
         self._context, self._tasks = context, tasks
@@ -138,24 +138,18 @@ class _Job:
     def _run(self, calls: list[bytes]) -> None:
         context = self._context
         try:
-            # Of this thread only; an interrupted task's Python worker is ended.
+            # For this thread only; the Python worker of an interrupted task is ended.
             context.setJobGroup(self._group, "lensprep convert", interruptOnCancel=True)
             context.parallelize(calls, len(calls)).foreach(partial(_work, self._found))
         except Exception as error:
             self._error = error
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Outcomes in the order in which they come.
-
-        Raises
-        ------
-        ProjectError
-            If Spark gives a task, or the job, up.
-        """
+        """Outcomes in the order in which they arrive; ProjectError if Spark gives up."""
         seen, over = 0, False
         while not over:
             self._thread.join(_POLL_SECONDS)
-            over = not self._thread.is_alive()  # before the look: then nothing comes after it
+            over = not self._thread.is_alive()  # asked before looking, so that no result is missed
             found = self._found.value
             while seen < len(found):
                 yield found[seen]
@@ -170,14 +164,14 @@ class _Job:
             ) from self._error
 
     def cancel(self) -> None:
-        """End what still runs."""
+        """End the job if it is still running."""
         if self._thread.is_alive():
             self._context.cancelJobGroup(self._group)
             self._thread.join()
 
 
 class _Collected:
-    """Says to an accumulator how lists are put together."""
+    """Tells an accumulator how to join lists."""
 
     def zero(self, value: list[Outcome]) -> list[Outcome]:
         return []
@@ -188,7 +182,7 @@ class _Collected:
 
 
 def _work(found: Accumulator[list[Outcome]], packed: bytes) -> None:
-    """Make a call on an executor. Its error is an outcome: to try that again would not help."""
+    """Make a call on an executor. Its error is an outcome: repeating the call would not help."""
     try:
         outcome = True, pickle.dumps(call_packed(packed))
     except Exception as error:
@@ -197,7 +191,7 @@ def _work(found: Accumulator[list[Outcome]], packed: bytes) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error if it can be pickled, else its text; with its trace as a note."""
+    """The error, with its traceback as a note, or its text if it cannot be pickled."""
     if not isinstance(error, ProjectError):
         error.add_note("".join(traceback.format_exception(error)))
     try:
@@ -216,14 +210,14 @@ def _stay_here(conf: Any) -> None:
 
 
 def _hush(context: SparkContext) -> None:
-    """Let what brings the accumulators end in silence: it tells a closed connection as a fault."""
+    """Keep the accumulators' server from reporting a closed connection as a fault."""
     server = getattr(context, "_accumulatorServer", None)
     if server is not None:
         server.handle_error = lambda request, address: None
 
 
 def _java_message(error: Exception) -> str:
-    """The first line of what Java says, with the Python error in it if there is one."""
+    """First line of Java's message, with the Python error in it if there is one."""
     java = getattr(error, "java_exception", None)
     text = str(java.getMessage() if java is not None else error)
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [repr(error)]

@@ -1,10 +1,10 @@
-"""Work that may kill whoever does it, tried in a process of its own.
+"""Work that may kill its process, tried in a separate process.
 
     fatal = find_fatal(function, items)
 
-A compiled library that meets bytes it was not made for, or a task that wants more memory than
-there is, ends its process without a word. What was in hand then is tried here, one after the
-other; what kills a process that has done nothing else is to blame, and the rest is not.
+A compiled library that meets bytes it was not made for, or a task that needs more memory than
+there is, ends its process without a message. The items that the process was working on are then
+tried here, one after the other; an item that kills a process which did nothing else is to blame.
 """
 
 from __future__ import annotations
@@ -21,18 +21,14 @@ from typing import Any, Final, TypeVar
 Item = TypeVar("Item")
 
 _ASKED_TO_END: Final = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-"""Signals of whoever wants a process to end: nothing that it did is to blame."""
+"""Signals that ask a process to end: no item is to blame."""
 
 
 def find_fatal(function: Callable[[Item], object], items: Sequence[Item]) -> list[Item]:
-    """Items that kill a process in which nothing was done before.
+    """Items that kill a process which did nothing before.
 
-    Parameters
-    ----------
-    function : callable
-        A module-level function of one item, or a `functools.partial` of one. What it returns or
-        raises is dropped.
-    items : sequence
+    ``function`` is a module-level function of one item, or a `functools.partial` of one; what it
+    returns or raises is ignored.
     """
     fatal: list[Item] = []
     left = list(items)
@@ -42,14 +38,14 @@ def find_fatal(function: Callable[[Item], object], items: Sequence[Item]) -> lis
             break
         if begun == 1:
             fatal.append(left[0])
-        # One that others were done before is tried again, as the first.
+        # An item that followed others is tried again, as the first one.
         left = left[max(1, begun - 1) :]
     return fatal
 
 
 def _try(function: Callable[[Any], object], items: Sequence[Any]) -> tuple[int, bool]:
     """How many items were begun, and whether the process died of one."""
-    paths = [os.environ.get("PYTHONPATH"), *sys.path]  # of a Spark executor more than it began with
+    paths = [os.environ.get("PYTHONPATH"), *sys.path]  # a Spark executor adds to its initial path
     done = subprocess.run(
         [sys.executable, "-c", f"from {__name__} import main; main()"],
         input=pickle.dumps((function, items)),
@@ -62,11 +58,11 @@ def _try(function: Callable[[Any], object], items: Sequence[Any]) -> tuple[int, 
 
 
 def main() -> None:
-    """Do what stdin says, and say with a dot on stdout that an item is begun."""
-    function, items = pickle.load(sys.stdin.buffer)  # of the process that started this one
-    told = os.dup(1)
-    os.dup2(2, 1)  # so that nobody else's words are taken for a dot
+    """Do the work that stdin describes, and write a dot to stdout before each item."""
+    function, items = pickle.load(sys.stdin.buffer)  # from the process that started this one
+    dots = os.dup(1)
+    os.dup2(2, 1)  # so that no other output is taken for a dot
     for item in items:
-        os.write(told, b".")
+        os.write(dots, b".")
         with suppress(Exception):
             function(item)

@@ -1,4 +1,4 @@
-"""Work only where the driver's folders are seen: elsewhere files would be written and never found.
+"""Work only where the driver's folders are visible: files written elsewhere would never be found.
 
 with WitnessEngine(engine, folders) as pool:
     for result in pool.run(function, tasks): ...
@@ -22,15 +22,15 @@ from lensprep.store import write_atomic
 class WitnessEngine:
     """An engine whose tasks begin only on workers that see some folders of the driver.
 
-    The driver leaves a file of a new name in each, and each task looks for it first. It is gone
-    at the end, so that a task that a cluster begins later, or once more, does nothing.
+    The driver leaves a file with a new name in each, and every task looks for it first. It is
+    removed at the end, so that a task that a cluster starts later, or again, does nothing.
 
     Parameters
     ----------
     engine : Engine
-        Entered already; it is left open, with no task of this run going on.
+        Already entered; it is left open, with no task of this run running.
     folders : sequence of Path
-        Absolute; none where all is in an object store.
+        Absolute; none if everything is in an object store.
     """
 
     def __init__(self, engine: Engine, folders: Sequence[Path]) -> None:

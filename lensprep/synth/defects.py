@@ -1,7 +1,7 @@
 """The known defects of Phase 4c, planted on purpose, with the truth about each (pure).
 
-A defect spoils a row that would be fine, or repeats it. What conversion must make of the row is
-part of its definition; the names of the reasons are those of `lensprep.decode.reasons` and
+A defect spoils a row that would be fine, or repeats it. Its definition states what conversion
+must make of the row; the names of the reasons are those of `lensprep.decode.reasons` and
 `lensprep.source.contract`.
 """
 
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -24,10 +23,9 @@ from lensprep.source.contract import BANDSET_LACKS_BAND, CUTOUT_NOT_OK
 from lensprep.source.survey import STAMP_MEMBERS
 from lensprep.synth.rows import Row, encode_stamp, repeat_task
 
-Outcome = Literal["accepted", "filtered", "rejected"]
-Applies = Literal["any", "control", "injection"]
 Columns = dict[str, Any]
-Planter = Callable[[NDArray[np.float32], Columns, np.random.Generator], bytes | None]
+Pixels = NDArray[np.float32]
+Planter = Callable[[Pixels, Columns, np.random.Generator], bytes | None]
 """Changes the columns in place; returns the blob."""
 
 MAX_REPEATS: Final = 24
@@ -41,14 +39,14 @@ class Defect:
     """One way in which a row can be wrong."""
 
     name: str
-    rate: float
-    """Share of the rows by default; at least one row is planted."""
     plant: Planter | None
     """None for repeats, which spoil nothing in the row itself."""
-    outcome: Outcome = "rejected"
+    outcome: Literal["accepted", "filtered", "rejected"] = "accepted"
     reason: str = ""
     """Reasons that conversion may give, joined by ``|``; "" where it accepts the row."""
-    applies: Applies = "any"
+    applies: Literal["any", "control", "injection"] = "any"
+    rate: float = 0.0005
+    """Share of the rows by default; at least one row is planted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ def plan_defects(
     Raises
     ------
     ConfigError
-        If a name is unknown, a rate is no share, or the rows do not suffice.
+        If a name is unknown, a rate lies outside [0, 1], or there are too few rows.
     """
     _check_rates(rates)
     rng = np.random.default_rng([seed, 4])
@@ -110,20 +108,9 @@ def plan_defects(
 
 
 def spoil(row: Row, name: str, seed: int, index: int) -> tuple[Columns, bytes | None]:
-    """Columns and blob of a row with a defect.
-
-    Parameters
-    ----------
-    row : Row
-        As rendered; not changed.
-    name : str
-        Of a defect that is planted in the row.
-    seed, index : int
-        Of the tree and of the row in the plan.
-    """
+    """Columns and blob of a row with a defect; ``seed`` is the tree's, ``index`` the plan's."""
     plant = DEFECT_BY_NAME[name].plant
-    if plant is None:
-        raise ValueError(f"{name} repeats a row; it cannot be planted in one.")
+    assert plant is not None  # a repeat spoils nothing
     columns = dict(row.columns)
     blob = plant(row.pixels.copy(), columns, np.random.default_rng([seed, 5, index]))
     return columns, blob
@@ -144,7 +131,7 @@ def _check_rates(rates: Mapping[str, float]) -> None:
                 f"There is no defect {name!r}; there are: {', '.join(sorted(DEFECT_BY_NAME))}."
             )
         if not 0 <= rate <= 1:
-            raise ConfigError(f"The rate of {name}, {rate}, is no share: give 0 to 1.")
+            raise ConfigError(f"The rate of {name} is {rate}: it must lie between 0 and 1.")
 
 
 def _take(free: dict[bool, list[int]], defect: Defect, rng: np.random.Generator) -> int:
@@ -170,16 +157,69 @@ def _repeats_of(row: int, split: str, name: str, rng: np.random.Generator) -> li
 
 
 # ---------------------------------------------------------------------------------------------
-# Planters: pixels
+# Planters
 # ---------------------------------------------------------------------------------------------
 
 
-def _spot(value: float) -> Planter:
-    """A few pixels of one band get a value."""
+def _pack(
+    arrays: Iterable[NDArray[Any]], names: Iterable[str] = STAMP_MEMBERS, *, compress: bool = True
+) -> bytes:
+    """NPZ of some arrays, in their order."""
+    buffer = io.BytesIO()
+    save = np.savez_compressed if compress else np.savez
+    named: dict[str, Any] = dict(zip(names, arrays, strict=True))
+    save(buffer, **named)
+    return buffer.getvalue()
 
-    def plant(
-        pixels: NDArray[np.float32], columns: Columns, rng: np.random.Generator
-    ) -> bytes | None:
+
+def _row(encode: Callable[[Pixels], bytes | None] = encode_stamp, **changes: Any) -> Planter:
+    """Encode the stamp in this way and change these columns."""
+
+    def plant(pixels: Pixels, columns: Columns, rng: np.random.Generator) -> bytes | None:
+        columns |= changes
+        return encode(pixels)
+
+    return plant
+
+
+def _cast(dtype: str) -> Callable[[Pixels], bytes]:
+    return lambda pixels: _pack(pixels.astype(dtype))
+
+
+def _red_only(pixels: Pixels) -> bytes:
+    return _pack([pixels[1]], ["image_r"])
+
+
+def _larger(pixels: Pixels) -> bytes:
+    return _pack(np.pad(pixels, ((0, 0), (16, 16), (16, 16)), mode="reflect"))
+
+
+def _object_array(pixels: Pixels) -> bytes:
+    odd = np.empty(3, object)
+    odd[:] = [1, "two", None]
+    return _pack([odd, *pixels[1:]])
+
+
+def _extra_member(pixels: Pixels) -> bytes:
+    more = np.ones((STAMP_SIZE, STAMP_SIZE), np.float32)
+    return _pack([*pixels, more], [*STAMP_MEMBERS, "invvar_r"])
+
+
+def _duplicate_member(pixels: Pixels) -> bytes:
+    blob = _pack([*pixels, pixels[1]], [*STAMP_MEMBERS, "image_x"])
+    return blob.replace(b"image_x.npy", b"image_r.npy")
+
+
+def _bare_npy(pixels: Pixels) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, pixels)
+    return buffer.getvalue()
+
+
+def _spot(value: float) -> Planter:
+    """Set a few pixels of one band to a value."""
+
+    def plant(pixels: Pixels, columns: Columns, rng: np.random.Generator) -> bytes:
         rows, cols = rng.integers(0, STAMP_SIZE, (2, int(rng.integers(1, 40))))
         pixels[rng.integers(len(BANDS)), rows, cols] = value
         return encode_stamp(pixels)
@@ -187,166 +227,28 @@ def _spot(value: float) -> Planter:
     return plant
 
 
-def _constant_band(
-    pixels: NDArray[np.float32], columns: Columns, rng: np.random.Generator
-) -> bytes | None:
+def _constant_band(pixels: Pixels, columns: Columns, rng: np.random.Generator) -> bytes:
     pixels[rng.integers(len(BANDS))] = 0.0
     return encode_stamp(pixels)
 
 
-def _cast(dtype: str, *, fortran: bool = False) -> Planter:
-    """Arrays of another type or order."""
-
-    def plant(
-        pixels: NDArray[np.float32], columns: Columns, rng: np.random.Generator
-    ) -> bytes | None:
-        bands = [band.astype(dtype) for band in pixels]
-        return _pack([np.asfortranarray(band) if fortran else band for band in bands])
-
-    return plant
-
-
-def _larger(
-    pixels: NDArray[np.float32], columns: Columns, rng: np.random.Generator
-) -> bytes | None:
-    columns["stamp_size"] = 96
-    return _pack(list(np.pad(pixels, ((0, 0), (16, 16), (16, 16)), mode="reflect")))
-
-
-def _object_array(
-    pixels: NDArray[np.float32], columns: Columns, rng: np.random.Generator
-) -> bytes | None:
-    odd = np.empty(3, object)
-    odd[:] = [1, "two", None]
-    return _pack([odd, *pixels[1:]])
-
-
-# ---------------------------------------------------------------------------------------------
-# Planters: blobs
-# ---------------------------------------------------------------------------------------------
-
-
-def _pack(bands: Sequence[NDArray[Any]], *, compress: bool = True, **extra: NDArray[Any]) -> bytes:
-    """NPZ of the bands, in their order."""
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = dict(zip(STAMP_MEMBERS, bands, strict=True)) | extra
-    (np.savez_compressed if compress else np.savez)(buffer, **arrays)
-    return buffer.getvalue()
-
-
-def _red_only(pixels: NDArray[np.float32]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, image_r=pixels[1])
-    return buffer.getvalue()
-
-
-def _missing_bands(
-    pixels: NDArray[np.float32], columns: Columns, rng: np.random.Generator
-) -> bytes | None:
-    return _red_only(pixels)
-
-
-def _bandset_r(
-    pixels: NDArray[np.float32], columns: Columns, rng: np.random.Generator
-) -> bytes | None:
-    columns["bandset"] = "r"
-    return _red_only(pixels)
-
-
-def _failed_cutout(
-    pixels: NDArray[np.float32], columns: Columns, rng: np.random.Generator
-) -> bytes | None:
-    columns |= {"cutout_ok": 0, "metrics_ok": 0}
-    return _red_only(np.zeros_like(pixels))
-
-
-def _blob(value: bytes | None) -> Planter:
-    """Nothing of the stamp is left."""
-
-    def plant(
-        pixels: NDArray[np.float32], columns: Columns, rng: np.random.Generator
-    ) -> bytes | None:
-        return value
-
-    return plant
-
-
-def _truncated(
-    pixels: NDArray[np.float32], columns: Columns, rng: np.random.Generator
-) -> bytes | None:
+def _truncated(pixels: Pixels, columns: Columns, rng: np.random.Generator) -> bytes:
     blob = encode_stamp(pixels)
     return blob[: int(rng.integers(1000, len(blob) - 400))]
 
 
 def _bit_flip(compress: bool) -> Planter:
-    """One bit in the data of the first band is another; stored data has no stream to break."""
+    """Flip one bit of the first band's data; stored data has no stream to break."""
 
-    def plant(
-        pixels: NDArray[np.float32], columns: Columns, rng: np.random.Generator
-    ) -> bytes | None:
-        blob = bytearray(_pack(list(pixels), compress=compress))
+    def plant(pixels: Pixels, columns: Columns, rng: np.random.Generator) -> bytes:
+        blob = bytearray(_pack(pixels, compress=compress))
         blob[int(rng.integers(2_000, 10_000))] ^= 1 << int(rng.integers(8))
         return bytes(blob)
 
     return plant
 
 
-def _bare_npy(
-    pixels: NDArray[np.float32], columns: Columns, rng: np.random.Generator
-) -> bytes | None:
-    buffer = io.BytesIO()
-    np.save(buffer, pixels)
-    return buffer.getvalue()
-
-
-def _stored(
-    pixels: NDArray[np.float32], columns: Columns, rng: np.random.Generator
-) -> bytes | None:
-    return _pack(list(pixels), compress=False)
-
-
-def _extra_member(
-    pixels: NDArray[np.float32], columns: Columns, rng: np.random.Generator
-) -> bytes | None:
-    return _pack(list(pixels), invvar_r=np.ones((STAMP_SIZE, STAMP_SIZE), np.float32))
-
-
-def _duplicate_member(
-    pixels: NDArray[np.float32], columns: Columns, rng: np.random.Generator
-) -> bytes | None:
-    names = [f"{name}.npy" for name in (*STAMP_MEMBERS, "image_r")]
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, band in zip(names, (*pixels, pixels[1]), strict=True):
-            array = io.BytesIO()
-            np.save(array, band)
-            # zipfile warns of a name that is there already; that is the point here.
-            info = zipfile.ZipInfo("image_x.npy" if name in archive.namelist() else name)
-            info.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(info, array.getvalue())
-    return buffer.getvalue().replace(b"image_x.npy", b"image_r.npy")
-
-
-# ---------------------------------------------------------------------------------------------
-# Planters: columns
-# ---------------------------------------------------------------------------------------------
-
-
-def _columns(**changes: Any) -> Planter:
-    """A sound stamp with wrong columns."""
-
-    def plant(
-        pixels: NDArray[np.float32], columns: Columns, rng: np.random.Generator
-    ) -> bytes | None:
-        columns |= changes
-        return encode_stamp(pixels)
-
-    return plant
-
-
-def _label_conflict(
-    pixels: NDArray[np.float32], columns: Columns, rng: np.random.Generator
-) -> bytes | None:
+def _label_conflict(pixels: Pixels, columns: Columns, rng: np.random.Generator) -> bytes:
     if rng.random() < 0.5:
         columns["is_control"] = 1 - columns["is_control"]
     else:
@@ -354,9 +256,7 @@ def _label_conflict(
     return encode_stamp(pixels)
 
 
-def _high_bad_pixel_frac(
-    pixels: NDArray[np.float32], columns: Columns, rng: np.random.Generator
-) -> bytes | None:
+def _high_bad_pixel_frac(pixels: Pixels, columns: Columns, rng: np.random.Generator) -> bytes:
     columns["bad_pixel_frac"] = float(rng.uniform(0.2, 1.0))
     return encode_stamp(pixels)
 
@@ -365,46 +265,43 @@ DUPLICATE_PIXELS: Final = "duplicate_pixels"
 DUPLICATE_ACROSS_SPLITS: Final = "duplicate_across_splits"
 DUPLICATE_TASK: Final = "duplicate_task"
 _R = RejectReason
+_BROKEN_STREAM = "|".join((_R.CRC_MISMATCH, _R.BAD_STREAM, _R.TRUNCATED))
+_FAILED_CUTOUT = _row(lambda pixels: _red_only(np.zeros_like(pixels)), cutout_ok=0, metrics_ok=0)
 
 DEFECTS: Final[tuple[Defect, ...]] = (
     # seen upstream
-    Defect("nan_pixels", 0.0008, _spot(math.nan), reason=_R.NONFINITE),
-    Defect("missing_bands", 0.0005, _missing_bands, reason=_R.MISSING_BAND),
-    Defect("failed_cutout", 0.0015, _failed_cutout, "filtered", CUTOUT_NOT_OK),
-    Defect("bandset_r", 0.0005, _bandset_r, "filtered", BANDSET_LACKS_BAND),
-    Defect("psf_g_zero", 0.0013, _columns(psf_fwhm_used_g=0.0), "accepted", applies="injection"),
-    Defect("high_bad_pixel_frac", 0.01, _high_bad_pixel_frac, "accepted"),
-    Defect(DUPLICATE_PIXELS, 0.002, None, "accepted", applies="control"),
-    Defect(DUPLICATE_ACROSS_SPLITS, 0.001, None, "accepted", applies="control"),
-    Defect(DUPLICATE_TASK, 0.001, None, reason=_R.DUPLICATE_ROW),
+    Defect("nan_pixels", _spot(math.nan), "rejected", _R.NONFINITE, rate=0.0008),
+    Defect("missing_bands", _row(_red_only), "rejected", _R.MISSING_BAND),
+    Defect("failed_cutout", _FAILED_CUTOUT, "filtered", CUTOUT_NOT_OK, rate=0.0015),
+    Defect("bandset_r", _row(_red_only, bandset="r"), "filtered", BANDSET_LACKS_BAND),
+    Defect("psf_g_zero", _row(psf_fwhm_used_g=0.0), applies="injection", rate=0.0013),
+    Defect("high_bad_pixel_frac", _high_bad_pixel_frac, rate=0.01),
+    Defect(DUPLICATE_PIXELS, None, applies="control", rate=0.002),
+    Defect(DUPLICATE_ACROSS_SPLITS, None, applies="control", rate=0.001),
+    Defect(DUPLICATE_TASK, None, "rejected", _R.DUPLICATE_ROW, rate=0.001),
     # possible
-    Defect("inf_pixels", 0.0005, _spot(math.inf), reason=_R.NONFINITE),
-    Defect("constant_band", 0.0005, _constant_band, reason=_R.CONSTANT_BAND),
-    Defect("stamp_96", 0.0005, _larger, reason=_R.WRONG_SHAPE),
-    Defect("integer_array", 0.0005, _cast("<i4"), reason=_R.WRONG_DTYPE),
-    Defect("object_array", 0.0005, _object_array, reason=_R.OBJECT_ARRAY),
-    Defect("float64_array", 0.0005, _cast("<f8"), "accepted"),
-    Defect("float16_array", 0.0005, _cast("<f2"), "accepted"),
-    Defect("big_endian_array", 0.0005, _cast(">f4"), "accepted"),
-    Defect("fortran_array", 0.0005, _cast("<f4", fortran=True), "accepted"),
-    Defect("stored_members", 0.0005, _stored, "accepted"),
-    Defect("extra_member", 0.0005, _extra_member, "accepted"),
-    Defect("duplicate_member", 0.0005, _duplicate_member, reason=_R.DUPLICATE_MEMBER),
-    Defect("null_blob", 0.0005, _blob(None), reason=_R.NULL_BLOB),
-    Defect("empty_blob", 0.0005, _blob(b""), reason=_R.EMPTY_BLOB),
-    Defect("truncated_blob", 0.0005, _truncated, reason=_R.TRUNCATED),
-    Defect(
-        "bit_flip",
-        0.0005,
-        _bit_flip(compress=True),
-        reason="|".join((_R.CRC_MISMATCH, _R.BAD_STREAM, _R.TRUNCATED)),
-    ),
-    Defect("bit_flip_stored", 0.0005, _bit_flip(compress=False), reason=_R.CRC_MISMATCH),
-    Defect("bare_npy", 0.0005, _bare_npy, reason=_R.NOT_ZIP),
-    Defect("unknown_label", 0.0005, _columns(lens_model="UNK"), reason=_R.UNKNOWN_LABEL),
-    Defect("null_label", 0.0005, _columns(lens_model=None), reason=_R.UNKNOWN_LABEL),
-    Defect("label_conflict", 0.0005, _label_conflict, reason=_R.LABEL_CONFLICT),
-    Defect("empty_task_id", 0.0005, _columns(task_id=""), reason=_R.MISSING_TASK_ID),
+    Defect("inf_pixels", _spot(math.inf), "rejected", _R.NONFINITE),
+    Defect("constant_band", _constant_band, "rejected", _R.CONSTANT_BAND),
+    Defect("stamp_96", _row(_larger, stamp_size=96), "rejected", _R.WRONG_SHAPE),
+    Defect("integer_array", _row(_cast("<i4")), "rejected", _R.WRONG_DTYPE),
+    Defect("object_array", _row(_object_array), "rejected", _R.OBJECT_ARRAY),
+    Defect("float64_array", _row(_cast("<f8"))),
+    Defect("float16_array", _row(_cast("<f2"))),
+    Defect("big_endian_array", _row(_cast(">f4"))),
+    Defect("fortran_array", _row(lambda pixels: _pack([*map(np.asfortranarray, pixels)]))),
+    Defect("stored_members", _row(lambda pixels: _pack(pixels, compress=False))),
+    Defect("extra_member", _row(_extra_member)),
+    Defect("duplicate_member", _row(_duplicate_member), "rejected", _R.DUPLICATE_MEMBER),
+    Defect("null_blob", _row(lambda _: None), "rejected", _R.NULL_BLOB),
+    Defect("empty_blob", _row(lambda _: b""), "rejected", _R.EMPTY_BLOB),
+    Defect("truncated_blob", _truncated, "rejected", _R.TRUNCATED),
+    Defect("bit_flip", _bit_flip(compress=True), "rejected", _BROKEN_STREAM),
+    Defect("bit_flip_stored", _bit_flip(compress=False), "rejected", _R.CRC_MISMATCH),
+    Defect("bare_npy", _row(_bare_npy), "rejected", _R.NOT_ZIP),
+    Defect("unknown_label", _row(lens_model="UNK"), "rejected", _R.UNKNOWN_LABEL),
+    Defect("null_label", _row(lens_model=None), "rejected", _R.UNKNOWN_LABEL),
+    Defect("label_conflict", _label_conflict, "rejected", _R.LABEL_CONFLICT),
+    Defect("empty_task_id", _row(task_id=""), "rejected", _R.MISSING_TASK_ID),
 )
 """Every defect, in the order in which rows are given out."""
 

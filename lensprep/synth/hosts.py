@@ -1,9 +1,9 @@
 """Galaxies and stars of the synthetic sky: what a lens finder meets, with and without a lens.
 
 Hosts are luminous galaxies of a magnitude-limited sample (z < 20.9). Most are early types whose
-colours follow a passively evolving population with redshift; a share are late types that are bluer
-and have arms, so that neither colour nor a blue ring is the label. Around them lie satellites of
-their own group, field galaxies and stars.
+colours follow a passively evolving population with redshift; some are late types, which are bluer
+and have arms, so that neither colour nor a blue ring reveals the label. Around them are satellites
+of the same group, field galaxies and stars.
 """
 
 from __future__ import annotations
@@ -65,14 +65,7 @@ class Host:
 
 
 def draw_host(rng: np.random.Generator, ebv: float) -> Host:
-    """Draw one host from the magnitude-limited sample.
-
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-    ebv : float
-        Reddening of the brick, magnitudes.
-    """
+    """Draw one host from the magnitude-limited sample; ``ebv`` is the brick's reddening, mag."""
     late = rng.random() < LATE_SHARE
     redshift, magnitudes, brightness = _draw_magnitudes(rng, late)
     scale = np.interp(redshift, _REDSHIFT, _KPC_PER_ARCSEC) * PIXEL_SCALE_ARCSEC  # kpc per pixel
@@ -94,8 +87,8 @@ def _draw_magnitudes(
 ) -> tuple[float, tuple[float, float, float], float]:
     """Redshift, (g, r, z) magnitudes, and magnitudes above the characteristic brightness."""
     while True:
-        # Most galaxies are near the limit in z, as in any sample limited in magnitude. With this
-        # the arcs have a median flux of 5 nanomaggies and a median SNR of 28 (Phase 4c: 4.6, 23).
+        # Most galaxies are near the limit in z, as in any magnitude-limited sample. The arcs then
+        # have a median flux of 5 nanomaggies and a median SNR of 28 (Phase 4c: 4.6, 23).
         redshift = 0.15 + 0.65 * rng.beta(2.8, 1.2)
         brightness = rng.normal(-0.2, 0.55)
         gr = np.interp(redshift, _REDSHIFT, _YOUNG_GR if late else _OLD_GR)
@@ -110,7 +103,7 @@ def _draw_magnitudes(
 def _early_parts(
     rng: np.random.Generator, flux: NDArray[np.float64], size: float, angle: float
 ) -> tuple[tuple[tuple[Sersic, NDArray[np.float64]], ...], float]:
-    """An elliptical, or with a disc around it a lenticular galaxy."""
+    """An elliptical galaxy, or a lenticular one with a disc."""
     q = float(np.clip(rng.normal(0.78, 0.13), 0.35, 0.99))
     bulge = Sersic(size, float(np.clip(rng.normal(4.0, 0.8), 2.0, 6.0)), q, angle)
     if rng.random() > 0.35:
@@ -128,7 +121,7 @@ def _late_parts(
     size: float,
     angle: float,
 ) -> tuple[tuple[tuple[Sersic, NDArray[np.float64]], ...], float]:
-    """A disc, often with arms, and an old bulge; together they have the given fluxes."""
+    """A disc, often with arms, and an old bulge, with the given total fluxes."""
     q = float(rng.uniform(0.25, 0.98))
     old = np.array(
         [
@@ -145,7 +138,7 @@ def _late_parts(
 
 
 def draw_scene(rng: np.random.Generator, host: Host, ebv: float) -> NDArray[np.float32]:
-    """Light of a host and all that lies around it, before the atmosphere.
+    """Light of a host and everything around it, before the atmosphere.
 
     Returns
     -------
@@ -163,7 +156,7 @@ def draw_scene(rng: np.random.Generator, host: Host, ebv: float) -> NDArray[np.f
 
 
 def _add_satellites(rng: np.random.Generator, scene: NDArray[np.float32], host: Host) -> None:
-    """Group members: fainter, mostly of the host's own old colour, denser near the host."""
+    """Group members: fainter, mostly with the old colour of the host, denser near the host."""
     old_gr = np.interp(host.redshift, _REDSHIFT, _OLD_GR)
     old_rz = np.interp(host.redshift, _REDSHIFT, _OLD_RZ)
     for _ in range(rng.poisson(1.1)):

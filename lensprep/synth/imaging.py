@@ -1,13 +1,14 @@
 """The camera of the synthetic survey: point-spread function, light on pixels, photon and sky noise.
 
-All images are in nanomaggies per pixel of 0.262 arcsec. Objects are drawn on a grid that is wider
-than the stamp, so that light just outside still spreads into it.
+All images are in nanomaggies per pixel of 0.262 arcsec. Objects are drawn on a grid wider than the
+stamp, so that light from just outside still spreads into it.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -20,7 +21,7 @@ from lensprep.source.survey import ZERO_POINT
 from lensprep.synth.survey import Brick
 
 GRID: Final = 96
-"""Pixels on a side of the grid on which objects are drawn."""
+"""Side of the grid on which objects are drawn, pixels."""
 MARGIN: Final = (GRID - STAMP_SIZE) // 2
 CENTRE: Final = (GRID - 1) / 2
 """Centre of the grid, and of the stamp, in pixels of the grid."""
@@ -30,13 +31,13 @@ SKY_MAG_ARCSEC2: Final = (22.0, 20.9, 18.8)
 _WINGS_PX = 6.0
 _TABLE_PER_PX = 8.0
 _MIN_Q = 0.16
-"""Least axis ratio: the table of radii begins where the minor axis of a flatter one would end."""
+"""Smallest axis ratio: the table of radii starts too far out for the minor axis of flatter ones."""
 _FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """What one brick does to light."""
+    """PSF and noise of one brick."""
 
     transfer: NDArray[np.complex64]
     """Shape (3, GRID, GRID // 2 + 1): Fourier transform of the PSF in g, r, z."""
@@ -47,7 +48,7 @@ class Camera:
     correlation: float
     """Weight of the next pixel in the smoothing that resampling does."""
     sky_residual: NDArray[np.float64]
-    """Shape (3,): what sky subtraction left, nanomaggies per pixel."""
+    """Shape (3,): residual of the sky subtraction, nanomaggies per pixel."""
 
 
 def magnitude_to_flux(magnitude: float) -> float:
@@ -55,8 +56,9 @@ def magnitude_to_flux(magnitude: float) -> float:
     return float(10.0 ** (0.4 * (ZERO_POINT - magnitude)))
 
 
+@lru_cache(maxsize=64)
 def make_camera(brick: Brick) -> Camera:
-    """PSF and noise from the declared FWHM and 5-sigma depth of a brick.
+    """PSF and noise from the declared FWHM and 5-sigma depth of a brick; kept for its next rows.
 
     The PSF is a slightly elliptical Moffat profile. Its declared FWHM includes the pixel. The noise
     of a pixel follows from the depth by the definition of the Legacy Surveys: the flux of a point
@@ -94,11 +96,6 @@ def moffat(
     return (profile / profile.sum()).astype(np.float32)
 
 
-def to_fourier(images: NDArray[np.float32]) -> NDArray[np.complex64]:
-    """Real Fourier transform over the last two axes."""
-    return scipy.fft.rfft2(images)
-
-
 def observe(
     light: NDArray[np.complex64], camera: Camera, rng: np.random.Generator
 ) -> NDArray[np.float32]:
@@ -116,7 +113,7 @@ def observe(
     ndarray of float32, shape (3, 64, 64)
         Nanomaggies per pixel.
     """
-    edge = slice(MARGIN - 1, GRID - MARGIN + 1)  # one pixel more, for the smoothing
+    edge = slice(MARGIN - 1, GRID - MARGIN + 1)  # one more pixel on each side, for the smoothing
     sharp = scipy.fft.irfft2(light * camera.transfer, s=(GRID, GRID))
     seen = sharp[:, edge, edge]
     variance = np.maximum(seen, 0.0)
@@ -167,7 +164,7 @@ def add_point(image: NDArray[np.float32], x_px: float, y_px: float, flux: float)
 
 @dataclass(frozen=True, slots=True)
 class Sersic:
-    """An elliptical Sérsic profile, with spiral arms if it has any."""
+    """An elliptical Sérsic profile, with or without spiral arms."""
 
     radius_px: float
     """Half-light radius: geometric mean of the axes."""
@@ -175,7 +172,7 @@ class Sersic:
     q: float
     angle_rad: float
     spiral: float = 0.0
-    """Amplitude of a two-armed logarithmic spiral, 0 to 1; it changes no azimuthal mean."""
+    """Amplitude of a two-armed logarithmic spiral, 0 to 1; azimuthal means are unchanged."""
     phase_rad: float = 0.0
 
 
@@ -188,8 +185,8 @@ def add_sersic(
 ) -> None:
     """Add a Sérsic profile to the bands of a scene, integrated over the pixels.
 
-    Pixels near the centre are divided up to 11 x 11: the flux is right to about a percent for
-    n = 4 and an effective radius of one pixel.
+    Pixels near the centre are divided into up to 11 x 11: the flux is correct to about a per cent
+    for n = 4 and an effective radius of one pixel.
 
     Parameters
     ----------
@@ -204,8 +201,8 @@ def add_sersic(
     Raises
     ------
     ValueError
-        If the profile has an axis ratio outside (0.16, 1], no size, or a place that is no number;
-        or if scene and flux do not fit each other.
+        If the axis ratio lies outside (0.16, 1], radius or index is not positive, a number is not
+        finite, or the shapes of scene and flux do not match.
 
     References
     ----------
@@ -280,7 +277,7 @@ def _add_sersic(
 
 @kernel
 def _parts(distance: float, n: float) -> int:  # pragma: no cover - compiled
-    """Into how many parts a side of a pixel is divided: more near a cusp."""
+    """Subdivisions of a pixel's side: more near a cusp."""
     if distance < 1.0:
         return 11 if n > 2.0 else 5
     if distance < 3.0:
@@ -300,7 +297,7 @@ def _profile(r2: float, n: float, b: float) -> float:  # pragma: no cover - comp
 def _radial_table(
     furthest: float, radius: float, n: float, b: float
 ) -> NDArray[np.float64]:  # pragma: no cover - compiled
-    """Profile on a fine grid of radii: far from the centre it is smooth, and looked up."""
+    """Profile on a fine grid of radii, to look it up where it is smooth, far from the centre."""
     table = np.zeros(int(furthest * _TABLE_PER_PX) + 3)
     first = int(0.4 * _WINGS_PX * _TABLE_PER_PX)  # nothing nearer is looked up for q > _MIN_Q
     for i in range(first, len(table)):

@@ -1,7 +1,7 @@
 """Lensed sources: rays traced through an SIE or SIS with shear, by lenstronomy.
 
 Only a window around the Einstein ring is traced, on a grid finer than the pixels. Magnification,
-radius and stretch are measured on what was traced.
+radius and stretch are measured on the traced image.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ SUBPIXELS: Final = 5
 
 _SOURCE_N = 1.0
 _SOURCE_REACH = 5.5
-"""Half-light radii beyond which an exponential source holds no light worth tracing."""
+"""Half-light radii beyond which the light of an exponential source is not worth tracing."""
 _STRETCH_FLOOR = 0.02
-"""Part of the peak brightness below which a ray does not count for the stretch."""
+"""Fraction of the peak brightness below which a ray does not count for the stretch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lens:
     """A mass and a source behind it. Angles are counter-clockwise from x, lengths in arcsec."""
 
-    model: str
+    lens_model: str
     """SIE or SIS."""
     theta_e_arcsec: float
     lens_e: float
@@ -61,7 +61,7 @@ class Lens:
 
     @property
     def config_id(self) -> str:
-        """Name of the point of the injection grid."""
+        """Name of this point of the injection grid."""
         return (
             f"te{self.theta_e_arcsec:.1f}_dm{self.src_dmag:.1f}_re{self.src_reff_arcsec:.2f}"
             f"_e{self.src_e:.1f}_g{self.shear:.2f}"
@@ -81,7 +81,7 @@ class Arc(NamedTuple):
     radius_arcsec: float
     """Flux-weighted mean distance from the lens."""
     warnings: tuple[str, ...]
-    """What makes it no strong lens worth the name; empty if nothing does."""
+    """Reasons why it does not count as a strong lens; empty if there are none."""
 
 
 def draw_lens(rng: np.random.Generator, host: Host) -> Lens:
@@ -99,7 +99,7 @@ def draw_lens(rng: np.random.Generator, host: Host) -> Lens:
     distance = min(0.4, 0.5 * theta_e) * math.sqrt(rng.random())
     bearing, src_phi, shear_phi = rng.uniform(0, 2 * math.pi), *rng.uniform(0, math.pi, 2)
     return Lens(
-        model=model,
+        lens_model=model,
         theta_e_arcsec=theta_e,
         lens_e=0.0 if model == "SIS" else ellipticity,
         lens_phi_rad=angle,
@@ -145,7 +145,7 @@ def trace(lens: Lens, x_px: float, y_px: float, *, subpixels: int = SUBPIXELS) -
     image[top : top + size, left : left + size] = window
     magnification = float(rays.sum())
     tangential, radial = _stretch(lens, x.ravel(), y.ravel(), rays)
-    # No dot product here: BLAS may sum in another order with another number of threads.
+    # No dot product here: in BLAS the order of the sum depends on the number of threads.
     radius = float(np.sum(np.hypot(x, y).ravel() * rays)) / magnification
     warnings = _warnings(lens, magnification)
     return Arc(image, magnification, tangential, radial, radius, warnings)
@@ -155,38 +155,28 @@ def deflection(
     lens: Lens, x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Deflection angles in arcsec of lens and shear at positions in arcsec."""
-    ax, ay = _mass(lens.model).derivatives(x, y, *_mass_arguments(lens))
-    if lens.shear:
-        sx, sy = _profiles().shear.derivatives(x, y, *_shear_components(lens))
-        ax, ay = ax + sx, ay + sy
+    ax, ay = (sum(part) for part in zip(*_of_each_mass(lens, "derivatives", x, y), strict=True))
     return ax, ay
 
 
-class _Profiles(NamedTuple):
-    """lenstronomy's profiles; imported when first used, since the import takes a second."""
-
-    sie: Any
-    sis: Any
-    shear: Any
-    sersic: Any
-
-
 @cache
-def _profiles() -> _Profiles:
+def _profiles() -> dict[str, Any]:
+    """Profiles of lenstronomy; imported when first used, since the import takes a second."""
     with _kept_if_possible():
         from lenstronomy.LensModel.Profiles.shear import Shear
         from lenstronomy.LensModel.Profiles.sie import SIE
         from lenstronomy.LensModel.Profiles.sis import SIS
         from lenstronomy.LightModel.Profiles.sersic import SersicElliptic
 
-        return _Profiles(SIE(), SIS(), Shear(), SersicElliptic())  # which imports more
+        # Making them imports more.
+        return {"SIE": SIE(), "SIS": SIS(), "shear": Shear(), "sersic": SersicElliptic()}
 
 
 @contextmanager
 def _kept_if_possible() -> Iterator[None]:
-    """Let kernels that were declared with ``cache=True`` do without, where nothing can be written.
+    """Let kernels declared with ``cache=True`` work without a cache where nothing can be written.
 
-    numba refuses to define them there, and these are not ours; see `lensprep.kernel`.
+    Otherwise numba refuses to define them, and these are not ours; see `lensprep.kernel`.
     """
     kernels: Any = Dispatcher
     usual = kernels.enable_caching
@@ -202,22 +192,19 @@ def _kept_if_possible() -> Iterator[None]:
         kernels.enable_caching = usual
 
 
-def _mass(model: str) -> Any:
-    return _profiles().sie if model == "SIE" else _profiles().sis
-
-
-def _mass_arguments(lens: Lens) -> tuple[float, ...]:
-    if lens.model == "SIS":
-        return (lens.theta_e_arcsec,)
-    return (lens.theta_e_arcsec, *_components(lens.lens_e, lens.lens_phi_rad))
-
-
-def _shear_components(lens: Lens) -> tuple[float, float]:
-    return _components(lens.shear, lens.shear_phi_rad)
+def _of_each_mass(
+    lens: Lens, method: str, x: NDArray[np.float64], y: NDArray[np.float64]
+) -> Iterator[tuple[NDArray[np.float64], ...]]:
+    """Results of a method of lenstronomy's profiles for the lens, and for the shear if any."""
+    shape = _components(lens.lens_e, lens.lens_phi_rad) if lens.lens_model == "SIE" else ()
+    yield getattr(_profiles()[lens.lens_model], method)(x, y, lens.theta_e_arcsec, *shape)
+    if lens.shear:
+        components = _components(lens.shear, lens.shear_phi_rad)
+        yield getattr(_profiles()["shear"], method)(x, y, *components)
 
 
 def _components(modulus: float, angle_rad: float) -> tuple[float, float]:
-    """Two components of a quantity that repeats after half a turn."""
+    """Components of a quantity that repeats after half a turn."""
     return modulus * math.cos(2 * angle_rad), modulus * math.sin(2 * angle_rad)
 
 
@@ -226,7 +213,7 @@ def _source_light(
 ) -> NDArray[np.float64]:
     """Surface brightness per square arcsec along rays; surface brightness is conserved."""
     ax, ay = deflection(lens, x, y)
-    sersic = _profiles().sersic
+    sersic = _profiles()["sersic"]
     e1, e2 = _components(lens.src_e, lens.src_phi_rad)
     amplitude = 1.0 / sersic.total_flux(1.0, lens.src_reff_arcsec, _SOURCE_N)
     light = sersic.function(
@@ -243,17 +230,14 @@ def _stretch(
     lit = np.flatnonzero(flux > _STRETCH_FLOOR * flux.max())
     lit = lit[:: max(1, len(lit) // 400)]
     x, y, weight = x[lit], y[lit], flux[lit] / flux[lit].sum()
-    fxx, fxy, _, fyy = _mass(lens.model).hessian(x, y, *_mass_arguments(lens))
-    if lens.shear:
-        g1, g2 = _shear_components(lens)
-        fxx, fxy, fyy = fxx + g1, fxy + g2, fyy - g1
+    fxx, fxy, _, fyy = map(sum, zip(*_of_each_mass(lens, "hessian", x, y), strict=True))
     kappa, gamma = (fxx + fyy) / 2, np.hypot((fxx - fyy) / 2, fxy)
     tangential = 1.0 / float(np.sum(np.abs(1 - kappa - gamma) * weight))
     return tangential, 1.0 / float(np.sum(np.abs(1 - kappa + gamma) * weight))
 
 
 def _warnings(lens: Lens, magnification: float) -> tuple[str, ...]:
-    """Compare source and lens: is it imaged more than once, and made brighter."""
+    """Whether the source may be singly imaged, and whether it is made fainter."""
     angle = np.arange(32) * (2 * math.pi / 32)
     # The deflection next to the centre of an isothermal lens traces its cut: within it a
     # source has more than one image.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping
-from functools import lru_cache
+from dataclasses import asdict
+from itertools import product
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from lensprep.dataset.layout import BANDS, STAMP_SIZE
 from lensprep.source.survey import COLUMNS, STAMP_MEMBERS, ZERO_POINT
 from lensprep.synth.hosts import Host, draw_host, draw_scene
-from lensprep.synth.imaging import Camera, make_camera, observe, to_fourier
+from lensprep.synth.imaging import Camera, make_camera, observe
 from lensprep.synth.lenses import Arc, Lens, draw_lens, trace
 from lensprep.synth.survey import Brick, bad_fractions, is_lens
 
@@ -23,10 +24,18 @@ EXPERIMENT_ID: Final = "train_stamp64_bandsgrz_gridgrid_small"
 PIPELINE_VERSION: Final = "phase4_pipeline_v1"
 CONTROL_CONFIG: Final = "control"
 
-_SELECTION_SETS = tuple(
-    (ranking, strategy)
-    for ranking in ("area_weighted", "lrg_density", "image_quality")
-    for strategy in ("balanced_grid", "psf_stratified", "depth_stratified", "uniform")
+_SELECTIONS = tuple(
+    {
+        "selection_set_id": f"set{number:02d}_{ranking}_{strategy}",
+        "ranking_mode": ranking,
+        "selection_strategy": strategy,
+    }
+    for number, (ranking, strategy) in enumerate(
+        product(
+            ("area_weighted", "lrg_density", "image_quality"),
+            ("balanced_grid", "psf_stratified", "depth_stratified", "uniform"),
+        )
+    )
 )
 _PSF_SOURCES, _PSF_SOURCE_SHARES = (0, 1, 2), (0.96, 0.03, 0.01)
 
@@ -41,35 +50,21 @@ class Row(NamedTuple):
 
 
 def render_row(seed: int, index: int, brick: Brick, split: str) -> Row:
-    """Render one row from nothing but the seed, its number and its brick.
-
-    Parameters
-    ----------
-    seed : int
-        Of the whole tree.
-    index : int
-        Number of the row in the plan; also names the galaxy.
-    brick : Brick
-    split : str
-
-    Returns
-    -------
-    Row
-    """
+    """Render one row from the seed of the tree, its index in the plan and its brick alone."""
     rng = np.random.default_rng([seed, 2, index])
     galaxy = galaxy_id(brick, index)
     host = draw_host(rng, brick.ebv)
-    light = to_fourier(draw_scene(rng, host, brick.ebv))
-    camera = camera_of(brick)
+    light = scipy.fft.rfft2(draw_scene(rng, host, brick.ebv))
+    camera = make_camera(brick)
     columns = _common(rng, seed, galaxy, brick, split)
-    # Drawn for controls as well: upstream does not zero these two for them.
+    # Drawn for controls as well: upstream does not set these two to zero for them.
     colour = _source_colour(rng)
     columns |= {"src_gr": colour[0], "src_rz": colour[1]}
     if is_lens(seed, galaxy):
         lens = draw_lens(rng, host)
         arc = trace(lens, host.x_px, host.y_px)
         flux = _source_flux(host, lens, colour)
-        arc_light = to_fourier(arc.image)
+        arc_light = scipy.fft.rfft2(arc.image)
         light += flux.astype(np.float32)[:, None, None] * arc_light
         snr = _peak_snr(arc_light * np.float32(flux[1]), camera)
         columns |= _injection_columns(rng, brick, lens, arc, flux, snr)
@@ -98,9 +93,9 @@ def repeat_task(columns: Mapping[str, Any], copy: int) -> dict[str, Any]:
     copy : int
         1 to 23: 12 selection sets times 2 replicates hold the stamp and 23 repeats.
     """
-    ids = [_selection_set_id(number) for number in range(len(_SELECTION_SETS))]
+    ids = [selection["selection_set_id"] for selection in _SELECTIONS]
     number = ids.index(columns["selection_set_id"]) + copy
-    changed = dict(columns) | _selection(number % len(ids))
+    changed = dict(columns) | _SELECTIONS[number % len(ids)]
     changed["replicate"] = (columns["replicate"] + copy // len(ids)) % 2
     changed["task_id"] = _task_id(changed)
     return changed
@@ -111,17 +106,11 @@ def galaxy_id(brick: Brick, index: int) -> str:
     return f"{brick.name}_{index}"
 
 
-@lru_cache(maxsize=64)
-def camera_of(brick: Brick) -> Camera:
-    """The camera of a brick, kept for its next rows."""
-    return make_camera(brick)
-
-
 def _common(
     rng: np.random.Generator, seed: int, galaxy: str, brick: Brick, split: str
 ) -> dict[str, Any]:
     """Columns that do not depend on the class."""
-    selection = _selection(int(rng.integers(len(_SELECTION_SETS))))
+    selection = _SELECTIONS[rng.integers(len(_SELECTIONS))]
     bad, wise = bad_fractions(rng)
     row_seed = hashlib.sha256(f"{seed}:{galaxy}".encode()).digest()[:8]
     return {
@@ -179,21 +168,9 @@ def _injection_columns(
     snr: float,
 ) -> dict[str, Any]:
     sources = rng.choice(_PSF_SOURCES, len(BANDS), p=_PSF_SOURCE_SHARES)
-    columns: dict[str, Any] = {
+    columns = asdict(lens) | {
         "config_id": lens.config_id,
         "is_control": 0,
-        "lens_model": lens.model,
-        "theta_e_arcsec": lens.theta_e_arcsec,
-        "lens_e": lens.lens_e,
-        "lens_phi_rad": lens.lens_phi_rad,
-        "shear": lens.shear,
-        "shear_phi_rad": lens.shear_phi_rad,
-        "src_dmag": lens.src_dmag,
-        "src_reff_arcsec": lens.src_reff_arcsec,
-        "src_e": lens.src_e,
-        "src_phi_rad": lens.src_phi_rad,
-        "src_x_arcsec": lens.src_x_arcsec,
-        "src_y_arcsec": lens.src_y_arcsec,
         "arc_snr": snr,
         "total_injected_flux_r": arc.magnification * float(flux[1]),
         "magnification": arc.magnification,
@@ -210,7 +187,7 @@ def _injection_columns(
 
 
 def _control_columns() -> dict[str, Any]:
-    """What the contract says controls hold: zero or null."""
+    """Values that the contract prescribes for controls: zero or null."""
     filler = {"zero": 0.0, "null": None}
     columns: dict[str, Any] = {
         column.name: filler[column.controls] for column in COLUMNS if column.controls != "value"
@@ -219,20 +196,6 @@ def _control_columns() -> dict[str, Any]:
 
 
 def _task_id(columns: Mapping[str, Any]) -> str:
-    """64 hex digits from what makes the task."""
+    """64 hex digits from the columns that define the task."""
     names = ("experiment_id", "selection_set_id", "task_seed64", "config_id", "replicate")
     return hashlib.sha256("|".join(str(columns[name]) for name in names).encode()).hexdigest()
-
-
-def _selection_set_id(number: int) -> str:
-    ranking, strategy = _SELECTION_SETS[number]
-    return f"set{number:02d}_{ranking}_{strategy}"
-
-
-def _selection(number: int) -> dict[str, Any]:
-    ranking, strategy = _SELECTION_SETS[number]
-    return {
-        "selection_set_id": _selection_set_id(number),
-        "ranking_mode": ranking,
-        "selection_strategy": strategy,
-    }

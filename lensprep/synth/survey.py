@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -21,11 +21,11 @@ from lensprep.errors import ConfigError
 BRICK_DEG: Final = 0.25
 """Height of a Legacy Surveys brick, degrees."""
 REGION_BRICKS: Final = 4
-"""A region is a block of this many bricks on a side: about one square degree."""
+"""A region is a block of this many bricks per side: about one square degree."""
 REGION_GAP_DEG: Final = 2.5
-"""Least distance between the centres of two regions: no stamp ever comes near another region's."""
+"""Smallest distance between the centres of two regions, so that their stamps are never close."""
 MAX_REGIONS: Final = 782
-"""As many as the largest tier of Phase 4c has."""
+"""The number in the largest tier of Phase 4c."""
 PSFSIZE_R_RANGE: Final = (0.754, 1.600)
 PSFDEPTH_R_RANGE: Final = (23.60, 26.84)
 QUANTILE_BINS: Final = 4
@@ -37,14 +37,17 @@ _ROWS_PER_BRICK = 24
 _NORTH_GALACTIC_POLE_DEG = (192.8595, 27.1283)
 
 
+Bounds = tuple[float, float]
+
+
 @dataclass(frozen=True, slots=True)
 class Brick:
     """A patch of sky with one set of observing conditions."""
 
     name: str
     region_id: int
-    ra_deg: tuple[float, float]
-    dec_deg: tuple[float, float]
+    ra_deg: Bounds
+    dec_deg: Bounds
     psfsize_arcsec: tuple[float, float, float]
     """FWHM of the coadded point-spread function in g, r, z."""
     psfdepth_mag: tuple[float, float, float]
@@ -53,7 +56,7 @@ class Brick:
     psf_bin: int
     depth_bin: int
     seed: int
-    """For what a brick does not declare: PSF shape, noise correlation, sky residual."""
+    """For the properties without a column: PSF shape, noise correlation, sky residual."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,8 @@ def plan_survey(
         Rows of the whole tree, at least one for every region.
     seed : int
     regions : int, optional
-        Number of regions, 3 to 782; without it one for every 400 rows, at least 200 (one for every
-        2 rows if those are fewer), so that intervals from resampling regions mean something.
+        Number of regions, 3 to 782; by default one per 400 rows, at least 200 (one per 2 rows if
+        that is fewer), so that intervals from resampling regions are meaningful.
     fractions : mapping of split to share of the rows, optional
         Of train, val and test; normalised to their sum. By default 60, 15 and 25 %.
 
@@ -111,22 +114,20 @@ def plan_survey(
     region_ids = rng.choice(MAX_REGIONS, count, replace=False)
     bricks: list[Brick] = []
     brick_of_row = []
-    for region, centre in enumerate(centres):
-        n_bricks = min(max(1, rows_of_region[region] // _ROWS_PER_BRICK), REGION_BRICKS**2)
-        conditions = _conditions(rng, n_bricks)
-        for i, (name, ra, dec) in enumerate(_bricks_around(centre)[:n_bricks]):
-            bricks.append(_brick(rng, name, int(region_ids[region]), ra, dec, conditions, i))
-        first = len(bricks) - n_bricks
-        brick_of_row.append(np.sort(rng.integers(first, len(bricks), rows_of_region[region])))
-    split_of = {int(region_ids[i]): splits[i] for i in range(count)}
+    for region_id, centre, n_rows in zip(region_ids.tolist(), centres, rows_of_region, strict=True):
+        first = len(bricks)
+        n_bricks = min(max(1, n_rows // _ROWS_PER_BRICK), REGION_BRICKS**2)
+        bricks += _region_bricks(rng, region_id, centre, n_bricks)
+        brick_of_row.append(np.sort(rng.integers(first, len(bricks), n_rows)))
+    split_of = dict(zip(region_ids.tolist(), splits, strict=True))
     return SurveyPlan(tuple(_with_bins(bricks)), split_of, np.concatenate(brick_of_row))
 
 
-def brick_at(ra_deg: float, dec_deg: float) -> tuple[str, tuple[float, float], tuple[float, float]]:
+def brick_at(ra_deg: float, dec_deg: float) -> tuple[str, Bounds, Bounds]:
     """Name and bounds of the Legacy Surveys brick at a position: such as ``0001m040``.
 
-    Rows of bricks are centred on multiples of 0.25 degrees of declination; each row is cut into
-    the even number of bricks that makes none wider than high, on its side next to the equator.
+    Rows of bricks are centred on multiples of 0.25 degrees of declination; each row is divided
+    into the smallest even number of bricks that are nowhere wider than high.
 
     Returns
     -------
@@ -147,9 +148,9 @@ def brick_at(ra_deg: float, dec_deg: float) -> tuple[str, tuple[float, float], t
 
 
 def is_lens(seed: int, galaxy_id: str) -> bool:
-    """Whether a galaxy is given to the injections: half of them are, by a hash of its name.
+    """Whether a galaxy gets an injected lens: half of them do, by a hash of the name.
 
-    Nothing about the galaxy but its name enters, so both classes have the same hosts.
+    Nothing but the name matters, so both classes have the same hosts.
     """
     return hashlib.sha256(f"{seed}/{galaxy_id}".encode()).digest()[0] < 128
 
@@ -175,7 +176,7 @@ def _region_count(rows: int, regions: int | None) -> int:
         return min(wanted, max(3, rows // 2), MAX_REGIONS)
     if not 3 <= regions <= min(rows, MAX_REGIONS):
         raise ConfigError(
-            f"{regions} regions do not suit {rows} rows. Ask for 3 to {min(rows, MAX_REGIONS)}."
+            f"{rows} rows cannot have {regions} regions. Ask for 3 to {min(rows, MAX_REGIONS)}."
         )
     return regions
 
@@ -212,11 +213,11 @@ def _apportion(total: int, weights: NDArray[np.float64]) -> NDArray[np.int64]:
 def _assign_splits(
     rng: np.random.Generator, rows: NDArray[np.int64], fractions: Mapping[str, float]
 ) -> list[str]:
-    """Give every region to the split that lacks most rows; each split gets one at least."""
+    """Give every region to the split that lacks most rows; each split gets at least one."""
     if set(fractions) != set(SPLITS) or not all(share > 0 for share in fractions.values()):
         raise ConfigError(
-            f"Split fractions {dict(fractions)} will not do: give train, val and test a share "
-            "above 0 each."
+            f"Split fractions {dict(fractions)} are not valid: give each of train, val and test "
+            "a share above 0."
         )
     whole = sum(fractions.values())
     missing = {split: fractions[split] / whole * rows.sum() for split in SPLITS}
@@ -231,60 +232,57 @@ def _assign_splits(
     return chosen
 
 
-def _bricks_around(
-    centre: tuple[float, float],
-) -> list[tuple[str, tuple[float, float], tuple[float, float]]]:
+def _bricks_around(centre: tuple[float, float]) -> list[tuple[str, Bounds, Bounds]]:
     """The bricks of a region, from its centre outwards as far as rows and columns allow."""
     ra, dec = centre
     offsets = (0, 1, -1, 2)
-    bricks: list[tuple[str, tuple[float, float], tuple[float, float]]] = []
+    bricks: list[tuple[str, Bounds, Bounds]] = []
     for i in offsets:
         row_dec = (round(dec / BRICK_DEG) + i) * BRICK_DEG
         width = BRICK_DEG / math.cos(math.radians(row_dec))
         bricks.extend(brick_at((ra + j * width) % 360.0, row_dec) for j in offsets)
-    return list({brick[0] + repr(brick[1]): brick for brick in bricks}.values())
+    return list(dict.fromkeys(bricks))
 
 
-def _conditions(rng: np.random.Generator, count: int) -> dict[str, NDArray[np.float64]]:
-    """Seeing, depth and extinction of the bricks of one region, which are alike."""
+def _conditions(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
+    """PSF size, depth and extinction of the bricks of one region, which are alike: (3, bricks)."""
     kind = rng.random()
     mean_depth = rng.normal(24.32, 0.2) if kind < 0.58 else rng.normal(24.85, 0.2)
     if kind > 0.95:
         mean_depth = rng.uniform(25.3, 26.8)
     mean_size = rng.normal(1.32, 0.12)
-    return {
-        "size": _within(rng, mean_size, 0.08, PSFSIZE_R_RANGE, count),
-        "depth": _within(rng, mean_depth, 0.12, PSFDEPTH_R_RANGE, count),
-        "ebv": rng.lognormal(math.log(0.04), 0.6) * rng.lognormal(0.0, 0.1, count),
-    }
+    size = _within(rng, mean_size, 0.08, PSFSIZE_R_RANGE, count)
+    depth = _within(rng, mean_depth, 0.12, PSFDEPTH_R_RANGE, count)
+    ebv = rng.lognormal(math.log(0.04), 0.6) * rng.lognormal(0.0, 0.1, count)
+    return np.array([size, depth, ebv])
 
 
 def _within(
     rng: np.random.Generator, mean: float, sigma: float, bounds: tuple[float, float], count: int
 ) -> NDArray[np.float64]:
-    """Normal values; those out of bounds are mirrored at the bound, so that none piles up there."""
+    """Normal values; those out of bounds are mirrored at the bound, so as not to pile up there."""
     low, high = bounds
     values = rng.normal(min(max(mean, low), high), sigma, count)
     values = np.where(values < low, 2 * low - values, values)
     return np.clip(np.where(values > high, 2 * high - values, values), low, high)
 
 
-def _brick(
-    rng: np.random.Generator,
-    name: str,
-    region_id: int,
-    ra: tuple[float, float],
-    dec: tuple[float, float],
-    conditions: dict[str, NDArray[np.float64]],
-    i: int,
-) -> Brick:
-    size_r, depth_r = float(conditions["size"][i]), float(conditions["depth"][i])
-    # Mean FWHM upstream: g 1.531, r 1.325, z 1.323 arcsec. Depths relative to r as in DR10.
-    sizes = (size_r * rng.normal(1.155, 0.06), size_r, size_r * rng.normal(1.0, 0.06))
-    depths = (depth_r + rng.normal(0.45, 0.12), depth_r, depth_r - rng.normal(1.0, 0.15))
-    ebv = float(conditions["ebv"][i])
-    seed = int(rng.integers(2**62))
-    return Brick(name, region_id, ra, dec, sizes, depths, ebv, 0, 0, seed)
+def _region_bricks(
+    rng: np.random.Generator, region_id: int, centre: tuple[float, float], count: int
+) -> list[Brick]:
+    """The bricks of one region; ``psf_bin`` and ``depth_bin`` are set once all are known."""
+    conditions = _conditions(rng, count).T.tolist()
+    bricks = []
+    for patch, (size_r, depth_r, ebv) in zip(
+        _bricks_around(centre)[:count], conditions, strict=True
+    ):
+        name, ra, dec = patch
+        # Mean FWHM upstream: g 1.531, r 1.325, z 1.323 arcsec. Depths relative to r as in DR10.
+        sizes = (size_r * rng.normal(1.155, 0.06), size_r, size_r * rng.normal(1.0, 0.06))
+        depths = (depth_r + rng.normal(0.45, 0.12), depth_r, depth_r - rng.normal(1.0, 0.15))
+        seed = int(rng.integers(2**62))
+        bricks.append(Brick(name, region_id, ra, dec, sizes, depths, ebv, 0, 0, seed))
+    return bricks
 
 
 def _with_bins(bricks: list[Brick]) -> list[Brick]:
@@ -292,12 +290,9 @@ def _with_bins(bricks: list[Brick]) -> list[Brick]:
     size = _quantile_bin(np.array([brick.psfsize_arcsec[1] for brick in bricks]))
     depth = _quantile_bin(np.array([brick.psfdepth_mag[1] for brick in bricks]))
     return [
-        Brick(
-            b.name, b.region_id, b.ra_deg, b.dec_deg, b.psfsize_arcsec, b.psfdepth_mag, b.ebv,
-            int(size[i]), int(depth[i]), b.seed,
-        )
-        for i, b in enumerate(bricks)
-    ]  # fmt: skip
+        replace(brick, psf_bin=int(psf_bin), depth_bin=int(depth_bin))
+        for brick, psf_bin, depth_bin in zip(bricks, size, depth, strict=True)
+    ]
 
 
 def _quantile_bin(values: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -15,15 +15,15 @@ import math
 import os
 import shutil
 import struct
+import tempfile
 import time
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -32,14 +32,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lensprep.dataset.layout import SPLITS
-from lensprep.engine import default_workers, run_tasks
+from lensprep.engine import run_tasks
 from lensprep.errors import BudgetError, ProjectError, StorageError, size_text
 from lensprep.extras import install_hint
 from lensprep.source.survey import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.store import (
     S3Options,
     check_folder,
-    check_place,
     is_remote,
     join_uri,
     local_path,
@@ -81,7 +80,6 @@ its ``duplicate_task`` conversion keeps one, either of them."""
 MAX_FILE_ROWS: Final = 1024
 MAX_GROUP_ROWS: Final = 256
 
-_MARKER = "_SUCCESS"
 _FILES_PER_SPLIT = 4
 _GROUPS_PER_FILE = 4
 _CRC_CHUNK = 512
@@ -97,17 +95,17 @@ class Entry(NamedTuple):
     defect: str = ""
     """Defect to plant in it, if any."""
     again: Repeat | None = None
-    """Set if the row repeats the stamp of another."""
+    """Set if the row repeats the stamp of another row."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartFile:
-    """One part file to write; all that a worker has to know."""
+    """One part file to write, with all that a worker needs."""
 
     folder: Path
     """Folder of the tree."""
     name: str
-    """Path below the folder, as ``source_file`` has it when the whole tree is read."""
+    """Path below the folder, as in ``source_file`` when the whole tree is read."""
     split: str
     seed: int
     entries: tuple[Entry, ...]
@@ -136,7 +134,7 @@ def synthesize(
     regions: int | None = None,
     split_fractions: Mapping[str, float] | None = None,
     defects: Mapping[str, float] | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     options: S3Options | None = None,
 ) -> dict[str, Any]:
     """Write a synthetic Phase 4c tree.
@@ -147,9 +145,9 @@ def synthesize(
     Parameters
     ----------
     out : str or path
-        Folder to make, local or s3://; it must not exist, or be empty. It appears when it is
-        complete; one in an object store is made in the folder for temporary files, and then sent,
-        its ``_SUCCESS`` last.
+        Folder to make, local or s3://; it must be empty or not exist. It appears when it is
+        complete; one in an object store is made in the folder for temporary files and then sent,
+        ``_SUCCESS`` last.
     rows : int
     seed : int
     workers : int, optional
@@ -159,12 +157,12 @@ def synthesize(
     split_fractions : mapping of split to share, optional
         By default train 60 %, val 15 %, test 25 %.
     defects : mapping of defect to rate, optional
-        Known defects to plant, each in this share of the rows (in one row at least), such as
-        `lensprep.synth.DEFAULT_RATES`. Repeated rows come on top of ``rows``, part files differ in
+        Known defects to plant, each in this share of the rows (at least in one), such as
+        `lensprep.synth.DEFAULT_RATES`. Duplicates are added to ``rows``, part files differ in
         their columns, and ``_truth.parquet`` in ``out`` says what was planted where and what
         conversion must make of it.
     progress : callable, optional
-        Called with the number of rows that were finished since the last call.
+        Called with the number of finished rows, and ``rows``.
     options : S3Options, optional
         How to reach an object store.
 
@@ -186,62 +184,36 @@ def synthesize(
     ProjectError
         If lenstronomy is not installed.
     """
-    _require_lenstronomy()
-    make = partial(
-        _synthesize,
-        rows=rows,
-        seed=seed,
-        workers=workers,
-        regions=regions,
-        split_fractions=split_fractions,
-        defects=defects,
-        progress=progress,
-    )
-    if not is_remote(out):
-        return make(local_path(out))
+    if find_spec("lenstronomy") is None:
+        raise ProjectError(install_hint("lenstronomy"))
+    started = time.perf_counter()
     if open_store(out, options).entries():
         raise StorageError(f"{out} is not empty. Name a folder that does not exist or is empty.")
-    mark = f"{STAMPS_DIR}/{_MARKER}"
-    check_folder(out, mark, options)
-    with written_folder(out, mark, options) as folder:
-        result = make(folder)
-    truth = join_uri(out, TRUTH_NAME) if result["truth"] else None
-    return result | {"out": str(out), "truth": truth}
-
-
-def _synthesize(
-    out: Path,
-    *,
-    rows: int,
-    seed: int,
-    workers: int | None,
-    regions: int | None,
-    split_fractions: Mapping[str, float] | None,
-    defects: Mapping[str, float] | None,
-    progress: Callable[[int], None] | None,
-) -> dict[str, Any]:
-    """`synthesize` on a disk."""
-    started = time.perf_counter()
-    _require_disk(out, rows)
+    _require_disk(Path(tempfile.gettempdir()) if is_remote(out) else local_path(out), rows)
     plan = plan_survey(rows, seed, regions, split_fractions)
     planted = _planned_defects(plan, seed, defects) if defects else DefectPlan({}, ())
+    mark = f"{STAMPS_DIR}/_SUCCESS"
+    check_folder(out, mark, options)
     results: list[PartResult] = []
-    with _finished_folder(out) as folder:
+    with written_folder(out, mark, options) as folder:
         for split in SPLITS:
             (folder / STAMPS_DIR / f"{SPLIT_COLUMN}={split}").mkdir(parents=True)
         parts = plan_files(plan, seed, folder, planted, older_versions=bool(defects))
-        for result in run_tasks(write_part, parts, workers=workers or default_workers()):
+        for result in run_tasks(write_part, parts, workers=workers):
             results.append(result)
             if progress is not None:
-                progress(result.rows)
+                progress(sum(result.rows for result in results), rows)
         if defects:
-            _write_truth(folder / TRUTH_NAME, results)
-        _write_marker(folder / STAMPS_DIR / _MARKER)
+            records = [record for result in results for record in result.truth]
+            records.sort(key=itemgetter("file", "row_group", "row"))
+            pq.write_table(pa.Table.from_pylist(records, schema=TRUTH_SCHEMA), folder / TRUTH_NAME)
+        (folder / mark).write_bytes(b"")
+        _write_checksums(folder / mark)
     seconds = time.perf_counter() - started
     written = sum(result.rows for result in results)
     return {
         "out": str(out),
-        "truth": str(out / TRUTH_NAME) if defects else None,
+        "truth": join_uri(out, TRUTH_NAME) if defects else None,
         "rows": written,
         "seed": seed,
         "regions": len(plan.region_split),
@@ -262,10 +234,10 @@ def plan_files(
     *,
     older_versions: bool = False,
 ) -> list[PartFile]:
-    """Cut every split into part files of at most 1,024 rows, four or more where rows allow.
+    """Divide every split into part files of at most 1,024 rows, at least four if there are enough.
 
-    Repeated rows come on top. With ``older_versions`` the files differ in their columns, as those
-    of several pipeline versions do.
+    Duplicates are added to them. With ``older_versions`` the files differ in their columns, like
+    those of several pipeline versions.
     """
     rng = np.random.default_rng([seed, 3])
     job = uuid.UUID(bytes=rng.bytes(16), version=4)
@@ -310,11 +282,32 @@ def write_part(part: PartFile) -> PartResult:
         records.append(columns | {STAMP_COLUMN: blob})
         controls += row.columns["is_control"]
         if entry.defect:
-            where = {"file": part.name, "row_group": position // group_rows}
-            truth.append(_truth(entry, row, columns) | where | {"row": position % group_rows})
+            defect = DEFECT_BY_NAME[entry.defect]
+            record = {
+                "task_id": columns["task_id"],
+                "file": part.name,
+                "row_group": position // group_rows,
+                "row": position % group_rows,
+                "defect": defect.name,
+                "outcome": defect.outcome,
+                "reason": defect.reason,
+                "repeats_task_id": row.columns["task_id"] if entry.again else None,
+            }
+            truth.append(record)
     schema = pa.schema([field for field in FILE_SCHEMA if field.name not in part.dropped])
     path = part.folder / part.name
-    _write_table(path, pa.Table.from_pylist(records, schema=schema), group_rows)
+    light = [field.name for field in schema if field.name != STAMP_COLUMN]
+    pq.write_table(
+        pa.Table.from_pylist(records, schema=schema),
+        path,
+        compression="snappy",
+        row_group_size=group_rows,
+        use_dictionary=light,
+        write_batch_size=32,  # pages of a megabyte or two, as Spark's
+        write_statistics=light,
+        write_page_checksum=True,  # as Spark 3.2 and later
+    )
+    _write_checksums(path)
     return PartResult(part.split, len(records), controls, path.stat().st_size, truth)
 
 
@@ -327,54 +320,11 @@ def _finish(part: PartFile, entry: Entry, row: Row) -> tuple[dict[str, Any], byt
     return row.columns, encode_stamp(row.pixels)
 
 
-def _truth(entry: Entry, row: Row, columns: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of a planted defect, but for its place."""
-    defect = DEFECT_BY_NAME[entry.defect]
-    return {
-        "task_id": columns["task_id"],
-        "defect": defect.name,
-        "outcome": defect.outcome,
-        "reason": defect.reason,
-        "repeats_task_id": row.columns["task_id"] if entry.again is not None else None,
-    }
-
-
 def _planned_defects(plan: SurveyPlan, seed: int, rates: Mapping[str, float]) -> DefectPlan:
     rows = range(len(plan.brick_of_row))
     is_control = [not is_lens(seed, galaxy_id(plan.brick_of(row), row)) for row in rows]
     splits = [plan.region_split[plan.brick_of(row).region_id] for row in rows]
     return plan_defects(rates, seed, np.array(is_control), splits)
-
-
-def _write_truth(path: Path, results: list[PartResult]) -> None:
-    records = [record for result in results for record in result.truth]
-    records.sort(key=lambda record: (record["file"], record["row_group"], record["row"]))
-    pq.write_table(pa.Table.from_pylist(records, schema=TRUTH_SCHEMA), path)
-
-
-def _write_table(path: Path, table: pa.Table, group_rows: int) -> None:
-    light = [name for name in table.column_names if name != STAMP_COLUMN]
-    try:
-        pq.write_table(
-            table,
-            path,
-            compression="snappy",
-            row_group_size=group_rows,
-            use_dictionary=light,
-            write_batch_size=32,  # pages of a megabyte or two, as Spark's
-            write_statistics=light,
-            write_page_checksum=True,  # as Spark 3.2 and later
-        )
-        _write_checksums(path)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else error
-        raise StorageError(f"Cannot write {path}: {reason}.") from error
-
-
-def _write_marker(path: Path) -> None:
-    """Write the empty file that says that a job has finished, and its checksum file."""
-    path.write_bytes(b"")
-    _write_checksums(path)
 
 
 def _write_checksums(path: Path) -> None:
@@ -386,12 +336,6 @@ def _write_checksums(path: Path) -> None:
     crc.write_bytes(header + struct.pack(f">{len(sums)}I", *sums))
 
 
-def _require_lenstronomy() -> None:
-    """Say so now if it is missing, and not from within a worker."""
-    if find_spec("lenstronomy") is None:
-        raise ProjectError(install_hint("lenstronomy"))
-
-
 def _require_disk(out: Path, rows: int) -> None:
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     need, free = rows * _ROW_BYTES, shutil.disk_usage(existing).free
@@ -400,29 +344,6 @@ def _require_disk(out: Path, rows: int) -> None:
             f"{rows:,} rows take about {size_text(need)}, and {existing} has {size_text(free)} "
             "free. Ask for fewer rows or name another disk."
         )
-
-
-@contextmanager
-def _finished_folder(out: Path) -> Iterator[Path]:
-    """A folder that gets its name when the block ends well, and vanishes when it does not."""
-    check_place(out)
-    if out.exists() and any(out.iterdir()):
-        raise StorageError(f"{out} is not empty. Name a folder that does not exist or is empty.")
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise StorageError(
-            f"Cannot make {partial}: {error.strerror}. Choose another OUT."
-        ) from error
-    try:
-        yield partial
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _split_summary(split: str, plan: SurveyPlan, results: list[PartResult]) -> dict[str, int]:

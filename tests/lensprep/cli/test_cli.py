@@ -129,7 +129,7 @@ def test_bad_input_is_one_line_with_status_1(arguments, message, tree, tmp_path)
         (["synth", "DATASET/manifest.json/x", "--rows", "9"], "manifest.json is a file, so "),
         (["synth", "DATASET", "--rows", "9"], "DATASET is not empty"),
         (["convert", "TREE", "DATASET/val", "--resume"], "no interrupted conversion but other"),
-        (["convert", "TREE", "TREE/out"], "TREE/out lies in TREE: what is written would be"),
+        (["convert", "TREE", "TREE/out"], "TREE/out lies in TREE: the output would be"),
         (["convert", "TREE/region_split=val", "TREE"], "region_split=val lies in TREE"),
         (["convert", "TREE", "OUT", "--work", "TREE/work"], "TREE/work lies in TREE"),
         (["convert", "TREE", "OUT", "--drop-column", "ra"], "must have the column ra"),

@@ -97,7 +97,7 @@ def test_too_many_rejects_commit_nothing_and_a_higher_rate_goes_on(tmp_path, mon
 @pytest.mark.parametrize("resume", [False, True])
 def test_after_a_conversion_that_accepted_nothing_the_corrected_one_works(tree, tmp_path, resume):
     out = tmp_path / "ds"
-    with pytest.raises(BudgetError, match=r"No row of 120 was accepted \(where 120\)"):
+    with pytest.raises(BudgetError, match=r"None of 120 rows was accepted \(where 120\)"):
         convert(str(tree), str(out), ConvertConfig(where="ra > 1000"), workers=1)
     convert(str(tree), str(out), CONFIG, workers=1, resume=resume)
     convert(str(tree), str(tmp_path / "whole"), CONFIG, workers=1)

@@ -114,5 +114,5 @@ def test_a_cut_run_is_named(runs):
     for split in ("val", "test"):
         rows = arrange(read_stretches(stems, split, 0, 1 << 64))
         space = np.empty((rows.table.num_rows, RECORD_STRIDE), np.uint8)
-        with pytest.raises(StorageError, match=r"run-2\.dat ends at byte 266245: cut"):
+        with pytest.raises(StorageError, match=r"run-2\.dat ends at byte 266245: truncated"):
             read_records(rows, space)

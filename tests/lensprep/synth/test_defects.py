@@ -138,7 +138,7 @@ def test_rates_are_shares_of_the_rows():
     ("rates", "message"),
     [
         ({"nan_pixel": 0.1}, "no defect 'nan_pixel'; there are: .*nan_pixels"),
-        ({"nan_pixels": 1.5}, "no share"),
+        ({"nan_pixels": 1.5}, "between 0 and 1"),
         ({"nan_pixels": 0.9, "inf_pixels": 0.9}, "Ask for more rows"),
     ],
 )

@@ -25,7 +25,7 @@ POINT = 0.012
 """Half-light radius that is small against every Einstein radius here, arcsec."""
 
 SIS = Lens(
-    model="SIS",
+    lens_model="SIS",
     theta_e_arcsec=1.0,
     lens_e=0.0,
     lens_phi_rad=0.0,
@@ -84,7 +84,7 @@ def test_sie_with_shear_magnifies_as_the_lens_equation_says(x, y):
 
     lens = dataclasses.replace(
         SIS,
-        model="SIE",
+        lens_model="SIE",
         lens_e=0.15,
         lens_phi_rad=0.7,
         shear=0.03,
@@ -149,8 +149,8 @@ def test_drawn_lenses_are_strong_and_fill_the_grid():
     axes = {"src_dmag": SRC_DMAG, "src_reff_arcsec": SRC_REFF_ARCSEC, "src_e": SRC_E}
     for name, values in (axes | {"shear": SHEAR}).items():
         assert {getattr(lens, name) for lens in lenses} == set(values)
-    assert {lens.model for lens in lenses} == {"SIE", "SIS"}
-    assert all((lens.lens_e == 0) == (lens.model == "SIS") for lens in lenses)
+    assert {lens.lens_model for lens in lenses} == {"SIE", "SIS"}
+    assert all((lens.lens_e == 0) == (lens.lens_model == "SIS") for lens in lenses)
     arcs = [trace(lens, CENTRE, CENTRE) for lens in lenses[:150]]
     assert all(not arc.warnings for arc in arcs)
     # As published: median magnification 5.65.

@@ -24,8 +24,10 @@ ROWS = 160
 def built(tmp_path_factory):
     out = tmp_path_factory.mktemp("synth") / "tree"
     seen = []
-    summary = synthesize(out, rows=ROWS, seed=7, workers=1, progress=seen.append)
-    assert sum(seen) == ROWS
+    summary = synthesize(
+        out, rows=ROWS, seed=7, workers=1, progress=lambda *done: seen.append(done)
+    )
+    assert seen[-1] == (ROWS, ROWS)
     return out, summary
 
 
@@ -196,7 +198,7 @@ def test_used_folder_is_refused_and_left_alone(tmp_path):
 
 
 def test_interrupted_run_leaves_nothing(tmp_path):
-    def interrupt(rows):
+    def interrupt(done, rows):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
