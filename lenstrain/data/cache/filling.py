@@ -41,7 +41,7 @@ _AT_ONCE = 4
 _LINE_SECONDS = 10.0
 
 Progress = Callable[[int, int], None]
-"""Called with bytes that are in the cache and bytes of all shards."""
+"""Called with bytes done, or in the cache, and bytes in all."""
 
 
 def open_copies(dataset: Dataset, split: str, reading: Reading) -> LocalCopies:
@@ -123,7 +123,7 @@ class CachedSplit(LocalCopies):
         return None
 
     def damaged(self, shard: ShardInfo) -> None:
-        """Remove a copy that is not what it should be; it may be fetched again."""
+        """Remove a damaged copy; it may be fetched again."""
         self.held.remove(shard)
 
     # ------------------------------------------------------------------ what is there
@@ -163,14 +163,14 @@ class CachedSplit(LocalCopies):
         ShardError
             If a shard is missing in the store, or is not the one that the manifest names.
         StorageError
-            If the store does not let us, or does not answer.
+            If the store refuses, or does not answer.
         """
         missing = self.missing()
         if not missing:
             return Filled(0, 0, full=False)
-        told = _Told(self, progress)
+        report = _Report(self, progress)
         store = with_connections(self._store, max(1, self._memory // PART_BYTES - 2))
-        fetching = Fetching(self.folder, self.held, store, self._stop, told.add)
+        fetching = Fetching(self.folder, self.held, store, self._stop, report.add)
         try:
             with ThreadPoolExecutor(_AT_ONCE, "lenstrain-fill") as threads:
                 try:
@@ -219,7 +219,7 @@ def _end(stop: threading.Event, held: CachedDataset) -> None:
 
 
 def _usable(held: CachedDataset, shard: ShardInfo) -> bool:
-    """Whether there is a copy; one of another size is removed."""
+    """Whether there is a copy of the right size; another is removed."""
     size = held.size(shard)
     if size is None or size == shard.bytes:
         return size is not None
@@ -235,7 +235,7 @@ def _usable(held: CachedDataset, shard: ShardInfo) -> bool:
     return False
 
 
-class _Told:
+class _Report:
     """Reports how far filling is: to a callback, else in lines of the log."""
 
     def __init__(self, copies: CachedSplit, progress: Progress | None) -> None:

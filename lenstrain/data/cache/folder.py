@@ -1,9 +1,9 @@
 """A folder of shards on a local disk, shared by all processes of a node, never above its limit.
 
     folder = CacheFolder.open("/nvme/cache", CacheOptions(limit_bytes=...))
-    with folder.use(dataset) as cached:         its shards stay until the block ends
-        cached.size(shard), cached.file(shard)  bytes and path of a complete copy
-        claim = cached.claim(shard)             room for a shard that is not there, or why not
+    cached = folder.use(dataset)                its shards stay until `cached.close()`
+    cached.size(shard), cached.file(shard)      bytes and path of a complete copy
+    claim = cached.claim(shard)                 room for a shard that is not there, or why not
 
 On the disk, below the folder:
 
@@ -49,7 +49,7 @@ Refusal = Literal["there", "taken", "full"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheOptions:
-    """How a cache is used by one process; the folder itself knows no limits."""
+    """Limits of a cache for one process; the folder itself has none."""
 
     limit_bytes: int = DEFAULT_LIMIT
     """Most bytes of shards, finished or on their way, of all datasets in the folder."""
@@ -110,7 +110,7 @@ class CacheFolder:
                 found = "unknown"
             if found != FORMAT:
                 raise StorageError(
-                    f"{root} has cache format {found}; this version knows {FORMAT}. Remove the "
+                    f"{root} has cache format {found}; this version reads {FORMAT}. Remove the "
                     "folder, or name another."
                 )
             (root / "datasets").mkdir(exist_ok=True)
@@ -168,13 +168,9 @@ class CacheFolder:
         return found.f_bavail * found.f_frsize
 
     def make_room(self, need: int, keep: str) -> bool:
-        """Whether so many bytes more may be taken; other datasets may go for it (`locked`).
+        """Whether `need` more bytes may be taken; other datasets may be evicted (under `locked`).
 
-        Parameters
-        ----------
-        need : int
-        keep : str
-            Dataset that the room is for: its own shards never go for each other.
+        The dataset `keep` needs them: its own shards are never evicted for each other.
         """
         used, unwritten = self.usage()
         over_limit = used + need - self.options.limit_bytes
@@ -210,7 +206,7 @@ class CacheFolder:
                     _remove_folder(home)
             return True
 
-    # ------------------------------------------------------------------ for people
+    # ------------------------------------------------------------------ for `lenstrain cache`
 
     def held(self) -> list[dict[str, Any]]:
         """The datasets in the cache, as in `lenstrain.data.cache.upkeep.status`."""
@@ -254,12 +250,6 @@ class CachedDataset:
 
     def __init__(self, folder: CacheFolder, home: Path, users: BinaryIO) -> None:
         self.folder, self._home, self._users = folder, home, users
-
-    def __enter__(self) -> CachedDataset:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def file(self, shard: ShardInfo) -> Path:
         """Path that a complete copy of a shard has."""
@@ -329,7 +319,7 @@ def download_slot(folder: CacheFolder) -> Iterator[bool]:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error was made by a disk, quota or file-size limit that is used up."""
+    """Whether the cause of an error is a full disk, quota or file-size limit."""
     cause = error.__cause__
     return isinstance(cause, OSError) and cause.errno in _FULL_DISK
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -15,13 +15,10 @@ from typing import Any
 from lensprep.dataset import Dataset
 from lensprep.errors import ConfigError
 from lensprep.store import S3Options, is_remote, local_path
-from lenstrain.data.cache.filling import CachedSplit
+from lenstrain.data.cache.filling import CachedSplit, Progress
 from lenstrain.data.cache.folder import CacheFolder
 
 logger = logging.getLogger("lenstrain.data")
-
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
 
 _HASHERS = 4
 

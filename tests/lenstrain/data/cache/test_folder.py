@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
@@ -408,7 +408,7 @@ def _present(folder):
 def test_what_is_on_its_way_counts_in_full(s3, uri, tmp_path):
     shards = shards_of(uri, s3)
     folder = make_folder(tmp_path, 2 * shards[0].bytes + 10)
-    with folder.use(Dataset.open(uri, s3.options())) as held:
+    with closing(folder.use(Dataset.open(uri, s3.options()))) as held:
         with held.claim(shards[0]) as one, held.claim(shards[1]):
             assert not isinstance(one, str)
             assert held.claim(shards[0]) == "taken"
@@ -423,7 +423,7 @@ def test_the_reserve_of_the_disk_is_kept(s3, uri, tmp_path, monkeypatch):
     folder = make_folder(tmp_path, reserve_bytes=free - 2 * shards[0].bytes - 10)
     monkeypatch.setattr(folder, "free", lambda: free)  # as if nothing were written yet
     with (
-        folder.use(Dataset.open(uri, s3.options())) as held,
+        closing(folder.use(Dataset.open(uri, s3.options()))) as held,
         held.claim(shards[0]),
         held.claim(shards[1]),
     ):
