@@ -133,7 +133,7 @@ def medians(rounds: list[Round], but: Container[str] = ()) -> dict[str, Any]:
 def conditions(
     data: Dataset, split: str, loader: StampLoader, consumer_rate: float | None
 ) -> dict[str, Any]:
-    """What was read, in which way, and with what: part of a bench's answer."""
+    """What was read, how, and with which versions: the conditions in a bench's result."""
     return {
         "dataset": data.uri,
         "dataset_id": data.dataset_id,

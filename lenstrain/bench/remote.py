@@ -56,8 +56,8 @@ def run_remote_bench(
     The loader reads one epoch untimed, and its requests are noted. Then, in every round, it reads
     an epoch with nothing of the dataset in memory, from its first request to its last batch; and
     the same client, with as many requests at once, makes the same requests in the same order into
-    memory that is there, and does nothing with the bytes. Besides, it reads the same rows in the
-    longest ranges that the loader ever asks for. An epoch has as many rows, from the start of the
+    memory that is allocated already, and discards the bytes. It also reads the same rows in the
+    longest ranges that the loader ever requests. An epoch has as many rows, from the start of the
     split, as the client can read in a round's share of `seconds`.
 
     Parameters
@@ -67,8 +67,8 @@ def run_remote_bench(
     split : str
     batch_size : int
     consumer_rate : float, optional
-        Samples per second of a simulated consumer (`lenstrain.bench.loader.stall_fraction`), in an
-        epoch of its own; its waiting for the first batch does not count.
+        Samples per second of a simulated consumer (`lenstrain.bench.loader.stall_fraction`), in a
+        further epoch; the wait for the first batch does not count.
     seconds : float
         Time for all measurements together, besides the untimed epoch.
     shuffle : {"global", "block", None}
@@ -91,7 +91,7 @@ def run_remote_bench(
     Raises
     ------
     DatasetError, ConfigError, StorageError
-        If there is no such dataset or split, an option does not fit, or the store does not let us.
+        If there is no such dataset or split, an option does not fit, or the store refuses.
     """
     tell = progress or (lambda what, done: None)
     data = Dataset.open(dataset, s3)
@@ -136,7 +136,7 @@ def run_remote_bench(
 
 
 def _rows_to_read(store: RemoteStore, shards: Sequence[ShardInfo], seconds: float) -> int:
-    """Rows that the plain client reads in so many seconds, of those that there are."""
+    """Rows of the split that the plain client reads in so many seconds."""
     total = sum(shard.rows for shard in shards)
     few = min(total, _PROBE_ROWS)
     for _ in range(2):  # the first one connects
@@ -145,7 +145,7 @@ def _rows_to_read(store: RemoteStore, shards: Sequence[ShardInfo], seconds: floa
 
 
 class _NotingStore:
-    """A store that notes the ranges it is asked for, one that two requests race for once."""
+    """A store that notes the ranges requested from it, each once even if two requests race."""
 
     def __init__(self, store: RemoteStore) -> None:
         self._store = store
@@ -160,7 +160,7 @@ class _NotingStore:
 
 
 def _noted_requests(loader: StampLoader) -> list[Range]:
-    """What the loader asks for in an epoch; its memory has been used once afterwards."""
+    """What the loader requests in an epoch; its memory has been used once afterwards."""
     reader = _source(loader).reader
     store, noting = reader.store, _NotingStore(reader.store)
     reader.store = noting  # type: ignore[assignment]

@@ -38,7 +38,7 @@ CEILING_SHARE = 0.15
 
 
 class PhaseClock:
-    """Times the parts of steps: with events on a GPU, whose work goes on behind the host."""
+    """Times the phases of steps: with events on a GPU, which works behind the host."""
 
     def __init__(self, device: torch.device) -> None:
         self._gpu = device.type == "cuda"
@@ -46,7 +46,7 @@ class PhaseClock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Time a part of a step."""
+        """Time a phase of a step."""
         before = self._now()
         yield
         self._marks.append((name, before, self._now()))
@@ -60,7 +60,7 @@ class PhaseClock:
         return event
 
     def read(self) -> dict[str, float]:
-        """Seconds of each part since the last reading; on a GPU this waits for it."""
+        """Seconds of each phase since the last reading; waits for a GPU."""
         if self._gpu:
             torch.cuda.synchronize()
         found = dict.fromkeys(PHASES, 0.0)
@@ -105,7 +105,7 @@ def run_train_bench(
     Raises
     ------
     ConfigError, DatasetError
-        If it cannot be trained on the dataset so.
+        If the dataset cannot be trained on with this configuration.
     """
     tell = progress or (lambda what, done: None)
     with process_group(config.train.device, config.train.timeout_minutes) as context:
@@ -138,7 +138,7 @@ def _measure_rounds(run: Run, flops: float, seconds: float, tell: Progress) -> l
         clock.restart()
         for _ in range(steps):
             _step(run, next(batches), phases)
-        parts = phases.read()
+        timed = phases.read()
         spent, waited, _ = clock.restart()
         working = spent - waited
         achieved = flops * rows / run.context.world_size * steps / spent
@@ -146,8 +146,8 @@ def _measure_rounds(run: Run, flops: float, seconds: float, tell: Progress) -> l
             "samples_per_s": rows * steps / spent,
             "step_seconds": spent / steps,
             "data_wait_share": waited / spent,
-            **{f"{name}_share": value / working for name, value in parts.items()},
-            "other_share": 1 - sum(parts.values()) / working,
+            **{f"{name}_share": value / working for name, value in timed.items()},
+            "other_share": 1 - sum(timed.values()) / working,
             "achieved_flops_per_s": achieved,
             "matmul_flops_per_s": ceiling,
             "of_matmul": achieved / ceiling,
