@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ import torch
 import webdataset as wds
 
 from lensprep.dataset import PAYLOAD_BYTES, STAMP_SHAPE, Dataset
-from lensprep.errors import ConfigError, DatasetError
 from lenstrain.data import Batch, StampLoader
 from lenstrain.data.order import Shuffle
 from lenstrain.data.sources.base import MEMORY_BUDGET
 
 Progress = Callable[[str, float], None]
 """Called with what is being measured and the fraction done."""
+Round = dict[str, float]
+"""What was measured in one round, by name."""
 
 ROUNDS = 5
 _MOST_ROWS = (1 << 30) // PAYLOAD_BYTES
@@ -76,44 +77,63 @@ def run_loader_bench(
     DatasetError, ConfigError
         If there is no such dataset or split, or an option does not fit.
     """
-    check_times(seconds, consumer_rate)
     tell = progress or (lambda what, done: None)
     data = Dataset.open(dataset)
-    check_rows(data, split)
     share = seconds / (ROUNDS * (4 if consumer_rate is None else 5))
     options: dict[str, Any] = {"shuffle": shuffle, "limit": _MOST_ROWS}
     options["memory_budget"] = memory_budget
-    loader = StampLoader(dataset, split, batch_size, **options)
-    checking = StampLoader(dataset, split, batch_size, verify="crc", **options)
-    rounds: list[dict[str, float]] = []
-    with one_thread():
+    with (
+        closing(StampLoader(dataset, split, batch_size, **options)) as loader,
+        closing(StampLoader(dataset, split, batch_size, verify="crc", **options)) as checking,
+        one_thread(),
+    ):
         tell("Reading once", 0.0)
         contiguous = _warm_up(loader)
-        for number in range(ROUNDS):
-            tell("Measuring", number / ROUNDS)
-            rounds.append(_measure(loader, checking, contiguous, data, split, share, consumer_rate))
+
+        def measure() -> Round:
+            cpu, start = time.process_time(), time.perf_counter()
+            rate = loader_rate(loader, share)
+            cores = (time.process_time() - cpu) / (time.perf_counter() - start)
+            limit = memmap_limit_rate(contiguous, batch_size, share)
+            stock = webdataset_rate(data, split, batch_size, share)
+            found = {
+                "samples_per_s": rate,
+                "cpu_cores": cores,
+                "memmap_limit_samples_per_s": limit,
+                "webdataset_samples_per_s": stock,
+                "crc_samples_per_s": loader_rate(checking, share),
+                "over_limit": rate / limit,
+                "over_webdataset": rate / stock,
+            }
+            if consumer_rate is not None:
+                found["stall_fraction"] = stall_fraction(_epochs(loader), consumer_rate, share)
+            return found
+
+        rounds = run_rounds(measure, tell)
+    found = {"stall_fraction": None} | medians(rounds)
+    return found | conditions(data, split, loader, consumer_rate) | {"rounds": rounds}
+
+
+def run_rounds(measure: Callable[[], Round], tell: Progress) -> list[Round]:
+    """Measure `ROUNDS` times, and say how far that is."""
+    rounds = []
+    for number in range(ROUNDS):
+        tell("Measuring", number / ROUNDS)
+        rounds.append(measure())
     tell("Done", 1.0)
-    loader.close()
-    checking.close()
-    return _summary(rounds) | conditions(data, split, loader, consumer_rate) | {"rounds": rounds}
+    return rounds
 
 
-def check_times(seconds: float, consumer_rate: float | None) -> None:
-    """Refuse what cannot be measured."""
-    if seconds <= 0 or (consumer_rate is not None and consumer_rate <= 0):
-        raise ConfigError("seconds and consumer_rate must be above 0")
-
-
-def check_rows(data: Dataset, split: str) -> None:
-    """Refuse a split without rows."""
-    if not data.split(split).rows:
-        raise DatasetError(f"{data.uri}: split {split!r} is empty, there is nothing to measure.")
+def medians(rounds: list[Round], but: Container[str] = ()) -> dict[str, Any]:
+    """Medians over the rounds of all that was measured, but for some names."""
+    names = [name for name in rounds[0] if name not in but]
+    return {name: statistics.median(each[name] for each in rounds) for name in names}
 
 
 def conditions(
     data: Dataset, split: str, loader: StampLoader, consumer_rate: float | None
 ) -> dict[str, Any]:
-    """What was read, in which way, and with what: part of a bench's answer."""
+    """What was read, how, and with which versions: the conditions in a bench's result."""
     return {
         "dataset": data.uri,
         "dataset_id": data.dataset_id,
@@ -131,51 +151,6 @@ def conditions(
             "webdataset": wds.__version__,
         },
     }
-
-
-def _measure(
-    loader: StampLoader,
-    checking: StampLoader,
-    contiguous: torch.Tensor,
-    data: Dataset,
-    split: str,
-    seconds: float,
-    consumer_rate: float | None,
-) -> dict[str, float]:
-    """One round: every candidate for `seconds`."""
-    cpu = time.process_time()
-    start = time.perf_counter()
-    rate = loader_rate(loader, seconds)
-    cores = (time.process_time() - cpu) / (time.perf_counter() - start)
-    found = {
-        "samples_per_s": rate,
-        "cpu_cores": cores,
-        "memmap_limit_samples_per_s": memmap_limit_rate(contiguous, loader.batch_size, seconds),
-        "webdataset_samples_per_s": webdataset_rate(data, split, loader.batch_size, seconds),
-        "crc_samples_per_s": loader_rate(checking, seconds),
-    }
-    if consumer_rate is not None:
-        found["stall_fraction"] = stall_fraction(loader, consumer_rate, seconds)
-    return found
-
-
-def _summary(rounds: list[dict[str, float]]) -> dict[str, float | None]:
-    def median(values: Iterator[float]) -> float:
-        return statistics.median(values)
-
-    names = (
-        "samples_per_s",
-        "memmap_limit_samples_per_s",
-        "webdataset_samples_per_s",
-        "crc_samples_per_s",
-        "cpu_cores",
-    )
-    summary: dict[str, float | None] = {n: median(r[n] for r in rounds) for n in names}
-    for ratio, below in (("over_limit", names[1]), ("over_webdataset", names[2])):
-        summary[ratio] = median(r["samples_per_s"] / r[below] for r in rounds)
-    stalled = "stall_fraction" in rounds[0]
-    summary["stall_fraction"] = median(r["stall_fraction"] for r in rounds) if stalled else None
-    return summary
 
 
 @contextmanager
@@ -207,9 +182,13 @@ def loader_rate(loader: StampLoader, seconds: float) -> float:
     """Samples per second of a consumer that takes batches as fast as they come."""
     batches = _epochs(loader)
     next(batches)
+    return _rate(batches, seconds)
+
+
+def _rate(batches: Iterator[Any], seconds: float) -> float:
     samples, start = 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds:
-        samples += len(next(batches).labels)
+        samples += len(next(batches)[0])
     return samples / spent
 
 
@@ -250,24 +229,16 @@ def webdataset_rate(data: Dataset, split: str, batch_size: int, seconds: float) 
         .batched(batch_size)
         .repeat()
     )
-    batches = iter(pipeline)
-    samples, start = 0, time.perf_counter()
-    while (spent := time.perf_counter() - start) < seconds:
-        samples += len(next(batches)[0])
-    return samples / spent
+    return _rate(iter(pipeline), seconds)
 
 
-def stall_fraction(loader: StampLoader, rate: float, seconds: float) -> float:
+def stall_fraction(batches: Iterator[Batch], rate: float, seconds: float) -> float:
     """Share of time that a consumer of `rate` samples per second waits for its next batch.
 
     The consumer holds each batch for its step time in `time.sleep`, without the interpreter lock,
     and lets go of it when it takes the next. What a sleep overshoots counts as work, not as wait.
+    The first batch is left out; the measurement ends with the batches, if they are too few.
     """
-    return waited_share(_epochs(loader), rate, seconds)
-
-
-def waited_share(batches: Iterator[Batch], rate: float, seconds: float) -> float:
-    """`stall_fraction` of some batches, the first one left out; at most to their end."""
     batch: Batch | None = next(batches)
     assert batch is not None
     step = len(batch.labels) / rate

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 
 from lensprep.dataset import RECORD_STRIDE, Dataset, ShardInfo
-from lensprep.errors import StorageError
+from lensprep.errors import DatasetError, StorageError
 from lensprep.store import Piece, RemoteStore, S3Options
 from lenstrain.bench.loader import (
     ROUNDS,
     Progress,
-    check_rows,
-    check_times,
+    Round,
     conditions,
+    medians,
     one_thread,
-    waited_share,
+    run_rounds,
+    stall_fraction,
 )
 from lenstrain.data import StampLoader
 from lenstrain.data.order import BLOCK_ROWS, Shuffle
 from lenstrain.data.sources.base import MEMORY_BUDGET
-from lenstrain.data.sources.reader import RangeReader
 from lenstrain.data.sources.remote import RemoteSource
 from lenstrain.data.sources.schedule import RUN_CELLS
 
@@ -33,7 +33,6 @@ _LONG_ROWS = RUN_CELLS * BLOCK_ROWS
 """Rows of the longest request that the loader makes."""
 _PROBE_ROWS = 8192
 """Read first, to know how much can be read in the time that there is."""
-_RATES = ("samples_per_s", "plain_client_samples_per_s", "long_ranges_samples_per_s")
 _COUNTERS = ("requests", "bytes", "raced", "reread", "evicted", "waited_s")
 
 Range = tuple[str, int, int]
@@ -57,8 +56,8 @@ def run_remote_bench(
     The loader reads one epoch untimed, and its requests are noted. Then, in every round, it reads
     an epoch with nothing of the dataset in memory, from its first request to its last batch; and
     the same client, with as many requests at once, makes the same requests in the same order into
-    memory that is there, and does nothing with the bytes. Besides, it reads the same rows in the
-    longest ranges that the loader ever asks for. An epoch has as many rows, from the start of the
+    memory that is allocated already, and discards the bytes. It also reads the same rows in the
+    longest ranges that the loader ever requests. An epoch has as many rows, from the start of the
     split, as the client can read in a round's share of `seconds`.
 
     Parameters
@@ -68,8 +67,8 @@ def run_remote_bench(
     split : str
     batch_size : int
     consumer_rate : float, optional
-        Samples per second of a simulated consumer (`lenstrain.bench.loader.stall_fraction`), in an
-        epoch of its own; its waiting for the first batch does not count.
+        Samples per second of a simulated consumer (`lenstrain.bench.loader.stall_fraction`), in a
+        further epoch; the wait for the first batch does not count.
     seconds : float
         Time for all measurements together, besides the untimed epoch.
     shuffle : {"global", "block", None}
@@ -92,36 +91,42 @@ def run_remote_bench(
     Raises
     ------
     DatasetError, ConfigError, StorageError
-        If there is no such dataset or split, an option does not fit, or the store does not let us.
+        If there is no such dataset or split, an option does not fit, or the store refuses.
     """
-    check_times(seconds, consumer_rate)
     tell = progress or (lambda what, done: None)
     data = Dataset.open(dataset, s3)
-    check_rows(data, split)
-    store = data.store
+    store, info = data.store, data.split(split)
+    if not info.rows:
+        raise DatasetError(f"{data.uri}: split {split!r} is empty, there is nothing to measure.")
     if not isinstance(store, RemoteStore):
         raise StorageError(f"{data.uri} is on a local disk: use `run_loader_bench`.")
     share = seconds / (ROUNDS * (3 if consumer_rate is None else 4))
     tell("Reading once", 0.0)
-    shards = data.split(split).shards
-    limit = _rows_to_read(store, shards, share)
+    options: dict[str, Any] = {"shuffle": shuffle, "memory_budget": memory_budget, "s3": s3}
+    options["limit"] = _rows_to_read(store, info.shards, share)
     start = time.perf_counter()
-    loader = StampLoader(
-        dataset, split, batch_size, shuffle=shuffle, limit=limit, memory_budget=memory_budget, s3=s3
-    )
-    opened = time.perf_counter() - start
-    rounds: list[dict[str, float]] = []
-    try:
-        with one_thread():
-            requests = _noted_requests(loader)
-            for number in range(ROUNDS):
-                tell("Measuring", number / ROUNDS)
-                long = list(long_ranges(shards, loader.spec.rows))
-                rounds.append(_measure(loader, store, requests, long, consumer_rate, share))
-    finally:
-        loader.close()
-    tell("Done", 1.0)
-    return _summary(rounds) | conditions(data, split, loader, consumer_rate) | {
+    with closing(StampLoader(dataset, split, batch_size, **options)) as loader, one_thread():
+        opened = time.perf_counter() - start
+        rows = loader.spec.rows
+        requests, long = _noted_requests(loader), list(long_ranges(info.shards, rows))
+
+        def measure() -> Round:
+            found = epoch_from_store(loader)
+            plain = rows / plain_client_seconds(store, requests)
+            found["plain_client_samples_per_s"] = plain
+            found["over_plain_client"] = found["samples_per_s"] / plain
+            found["long_ranges_samples_per_s"] = rows / plain_client_seconds(store, long)
+            if consumer_rate is not None:
+                _source(loader).reader.drop_idle()
+                batches = iter(loader)
+                found["stall_fraction"] = stall_fraction(batches, consumer_rate, share)
+                for _ in batches:  # or the rest would be on its way in the next measurement
+                    pass
+            return found
+
+        rounds = run_rounds(measure, tell)
+    found = {"stall_fraction": None} | medians(rounds, but=_COUNTERS)
+    return found | conditions(data, split, loader, consumer_rate) | {
         "open_s": opened,
         "memory_budget": memory_budget,
         "connections": store.options.connections,
@@ -131,7 +136,7 @@ def run_remote_bench(
 
 
 def _rows_to_read(store: RemoteStore, shards: Sequence[ShardInfo], seconds: float) -> int:
-    """Rows that the plain client reads in so many seconds, of those that there are."""
+    """Rows of the split that the plain client reads in so many seconds."""
     total = sum(shard.rows for shard in shards)
     few = min(total, _PROBE_ROWS)
     for _ in range(2):  # the first one connects
@@ -140,7 +145,7 @@ def _rows_to_read(store: RemoteStore, shards: Sequence[ShardInfo], seconds: floa
 
 
 class _NotingStore:
-    """A store that notes the ranges it is asked for, one that two requests race for once."""
+    """A store that notes the ranges requested from it, each once even if two requests race."""
 
     def __init__(self, store: RemoteStore) -> None:
         self._store = store
@@ -155,8 +160,8 @@ class _NotingStore:
 
 
 def _noted_requests(loader: StampLoader) -> list[Range]:
-    """What the loader asks for in an epoch; its memory has been used once afterwards."""
-    reader = _reader(loader)
+    """What the loader requests in an epoch; its memory has been used once afterwards."""
+    reader = _source(loader).reader
     store, noting = reader.store, _NotingStore(reader.store)
     reader.store = noting  # type: ignore[assignment]
     try:
@@ -167,37 +172,16 @@ def _noted_requests(loader: StampLoader) -> list[Range]:
     return list(noting.ranges)
 
 
-def _reader(loader: StampLoader) -> RangeReader:
+def _source(loader: StampLoader) -> RemoteSource:
     assert isinstance(loader.source, RemoteSource)
-    return loader.source.reader
+    return loader.source
 
 
-def _measure(
-    loader: StampLoader,
-    store: RemoteStore,
-    requests: Sequence[Range],
-    long: Sequence[Range],
-    consumer_rate: float | None,
-    seconds: float,
-) -> dict[str, float]:
-    """One round: an epoch of the loader, and the same objects by the plain client."""
-    rows = loader.spec.rows
-    found = epoch_from_store(loader)
-    found["plain_client_samples_per_s"] = rows / plain_client_seconds(store, requests)
-    found["long_ranges_samples_per_s"] = rows / plain_client_seconds(store, long)
-    if consumer_rate is not None:
-        _reader(loader).drop_idle()
-        batches = iter(loader)
-        found["stall_fraction"] = waited_share(batches, consumer_rate, seconds)
-        for _ in batches:  # or the rest would be on its way during the next measurement
-            pass
-    return found
-
-
-def epoch_from_store(loader: StampLoader) -> dict[str, float]:
+def epoch_from_store(loader: StampLoader) -> Round:
     """Read one epoch as fast as it comes, with nothing of it in memory."""
-    _reader(loader).drop_idle()
-    before = loader.source.describe()  # type: ignore[attr-defined]  # a RemoteSource
+    source = _source(loader)
+    source.reader.drop_idle()
+    before = source.describe()
     start, cpu = time.perf_counter(), time.process_time()
     batches = iter(loader)
     next(batches)
@@ -205,7 +189,7 @@ def epoch_from_store(loader: StampLoader) -> dict[str, float]:
     for batch in batches:
         del batch
     spent = time.perf_counter() - start
-    after = loader.source.describe()  # type: ignore[attr-defined]
+    after = source.describe()
     return {
         "samples_per_s": loader.spec.rows / spent,
         "first_batch_s": first - start,
@@ -247,12 +231,3 @@ def long_ranges(shards: Sequence[ShardInfo], rows: int) -> Iterator[Range]:
             count = min(_LONG_ROWS, take - first)
             yield shard.name, first * RECORD_STRIDE, count * RECORD_STRIDE
         rows -= take
-
-
-def _summary(rounds: list[dict[str, float]]) -> dict[str, float | None]:
-    names = (*_RATES, "first_batch_s", "cpu_cores")
-    summary: dict[str, float | None] = {n: statistics.median(r[n] for r in rounds) for n in names}
-    summary["over_plain_client"] = statistics.median(r[_RATES[0]] / r[_RATES[1]] for r in rounds)
-    stalls = [r["stall_fraction"] for r in rounds if "stall_fraction" in r]
-    summary["stall_fraction"] = statistics.median(stalls) if stalls else None
-    return summary

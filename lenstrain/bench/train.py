@@ -7,7 +7,6 @@ The steps are those of `lenstrain train`: the same loader, preparation, step and
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lensprep.dataset import STAMP_SHAPE, Dataset
-from lensprep.errors import ConfigError
-from lenstrain.bench.loader import Progress
+from lenstrain.bench.loader import ROUNDS, Progress, Round, medians, run_rounds
 from lenstrain.config import Config
 from lenstrain.data import Batch
 from lenstrain.networks.finder import count_parameters
@@ -30,7 +28,6 @@ from lenstrain.training.feeding import IntervalClock, device_batches
 from lenstrain.training.run import Run, build_run
 from lenstrain.training.step import StepBatch, train_step
 
-ROUNDS = 5
 PHASES = ("forward", "backward", "optimizer")
 WARM_UP = 2
 """Steps that are not counted: memory is taken, kernels are chosen or compiled."""
@@ -41,7 +38,7 @@ CEILING_SHARE = 0.15
 
 
 class PhaseClock:
-    """Times the parts of steps: with events on a GPU, whose work goes on behind the host."""
+    """Times the phases of steps: with events on a GPU, which works behind the host."""
 
     def __init__(self, device: torch.device) -> None:
         self._gpu = device.type == "cuda"
@@ -49,7 +46,7 @@ class PhaseClock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Time a part of a step."""
+        """Time a phase of a step."""
         before = self._now()
         yield
         self._marks.append((name, before, self._now()))
@@ -63,7 +60,7 @@ class PhaseClock:
         return event
 
     def read(self) -> dict[str, float]:
-        """Seconds of each part since the last reading; on a GPU this waits for it."""
+        """Seconds of each phase since the last reading; waits for a GPU."""
         if self._gpu:
             torch.cuda.synchronize()
         found = dict.fromkeys(PHASES, 0.0)
@@ -108,24 +105,21 @@ def run_train_bench(
     Raises
     ------
     ConfigError, DatasetError
-        If it cannot be trained on the dataset so.
+        If the dataset cannot be trained on with this configuration.
     """
-    if seconds <= 0:
-        raise ConfigError(f"seconds must be above 0, got {seconds}")
     tell = progress or (lambda what, done: None)
     with process_group(config.train.device, config.train.timeout_minutes) as context:
         run = build_run(Dataset.open(str(dataset)), config, Path(), context, None)
         try:
             tell("Warming up", 0.0)
             flops = stamp_flops(run.learner.model)
-            rounds = list(_rounds(run, flops, seconds, tell))
+            rounds = _measure_rounds(run, flops, seconds, tell)
         finally:
             run.close()
-    tell("Done", 1.0)
-    return _summary(rounds) | {"flops_per_stamp": flops, "rounds": rounds} | _conditions(run)
+    return medians(rounds) | {"flops_per_stamp": flops, "rounds": rounds} | _conditions(run)
 
 
-def _rounds(run: Run, flops: float, seconds: float, tell: Progress) -> Iterator[dict[str, float]]:
+def _measure_rounds(run: Run, flops: float, seconds: float, tell: Progress) -> list[Round]:
     clock, phases = IntervalClock(), PhaseClock(run.context.device)
     batches = device_batches(_endless(run), run, clock)
     for _ in range(WARM_UP):
@@ -137,45 +131,34 @@ def _rounds(run: Run, flops: float, seconds: float, tell: Progress) -> Iterator[
     # One number for all processes, which have to make equal steps.
     fitting = int((1 - CEILING_SHARE) * share / per_step)
     steps = max(1, run.context.from_main(fitting))
-    for number in range(ROUNDS):
-        tell("Measuring", number / ROUNDS)
-        yield _measure(run, batches, clock, phases, steps, flops, CEILING_SHARE * share)
+    rows = run.config.data.batch_size
+
+    def measure() -> Round:
+        ceiling = matmul_rate(run.context, run.learner.amp_dtype, CEILING_SHARE * share)
+        clock.restart()
+        for _ in range(steps):
+            _step(run, next(batches), phases)
+        timed = phases.read()
+        spent, waited, _ = clock.restart()
+        working = spent - waited
+        achieved = flops * rows / run.context.world_size * steps / spent
+        return {
+            "samples_per_s": rows * steps / spent,
+            "step_seconds": spent / steps,
+            "data_wait_share": waited / spent,
+            **{f"{name}_share": value / working for name, value in timed.items()},
+            "other_share": 1 - sum(timed.values()) / working,
+            "achieved_flops_per_s": achieved,
+            "matmul_flops_per_s": ceiling,
+            "of_matmul": achieved / ceiling,
+        }
+
+    return run_rounds(measure, tell)
 
 
 def _endless(run: Run) -> Iterator[Batch]:
     while True:
         yield from run.train_loader
-
-
-def _measure(
-    run: Run,
-    batches: Iterator[StepBatch],
-    clock: IntervalClock,
-    phases: PhaseClock,
-    steps: int,
-    flops: float,
-    ceiling_seconds: float,
-) -> dict[str, float]:
-    """One round: the ceiling, then steps."""
-    ceiling = matmul_rate(run.context, run.learner.amp_dtype, ceiling_seconds)
-    clock.restart()
-    for _ in range(steps):
-        _step(run, next(batches), phases)
-    parts = phases.read()
-    spent, waited, _ = clock.restart()
-    working = spent - waited
-    rows = run.config.data.batch_size
-    achieved = flops * rows / run.context.world_size * steps / spent
-    return {
-        "samples_per_s": rows * steps / spent,
-        "step_seconds": spent / steps,
-        "data_wait_share": waited / spent,
-        **{f"{name}_share": value / working for name, value in parts.items()},
-        "other_share": 1 - sum(parts.values()) / working,
-        "achieved_flops_per_s": achieved,
-        "matmul_flops_per_s": ceiling,
-        "of_matmul": achieved / ceiling,
-    }
 
 
 def _step(run: Run, batch: StepBatch, phases: PhaseClock) -> None:
@@ -234,10 +217,6 @@ def matmul_rate(context: Context, dtype: torch.dtype | None, seconds: float) -> 
 def _wait(context: Context) -> None:
     if context.device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def _summary(rounds: list[dict[str, float]]) -> dict[str, Any]:
-    return {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
 
 
 def _conditions(run: Run) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def audit(
     as_json: bool,
     **named: Any,
 ) -> None:
-    """Go through the readiness checklist: is RUN, trained on DATASET, fit to be published.
+    """Check whether RUN, trained on DATASET, is fit to be published: the readiness checklist.
 
     Scores, evaluation and probes of the run's best checkpoint are found in the run folder and,
     on a disk, beside it. Exit status: 0 GO, 3 CONDITIONAL, 4 NO-GO.

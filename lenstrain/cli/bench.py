@@ -10,6 +10,7 @@ from lensprep.configfile import load_config
 from lensprep.store import is_remote
 from lensprep.terminal import LOCATION, s3_variables
 from lenstrain.cli.options import (
+    POSITIVE,
     config_option,
     json_option,
     memory_option,
@@ -35,12 +36,10 @@ def bench() -> None:
 @click.option("--batch-size", default=256, show_default=True, type=click.IntRange(min=1))
 @click.option(
     "--consumer-rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=POSITIVE,
     help="Stamps per second of a simulated GPU; the share of time it waits is measured.",
 )
-@click.option(
-    "--seconds", default=20.0, show_default=True, type=click.FloatRange(min=0, min_open=True)
-)
+@click.option("--seconds", default=20.0, show_default=True, type=POSITIVE)
 @click.option(
     "--shuffle",
     type=click.Choice(["global", "block", "none"]),
@@ -73,52 +72,41 @@ def loader(
     remote = is_remote(dataset)
     order = shuffle or ("block" if remote else "global")
     options["shuffle"] = None if order == "none" else order
+    run: Any
+    if remote:
+        from lenstrain.bench.remote import run_remote_bench as run
+    else:
+        from lenstrain.bench.loader import run_loader_bench as run
     with share_progress() as progress:
-        if remote:
-            from lenstrain.bench.remote import run_remote_bench
-
-            result = run_remote_bench(dataset, progress=progress, **options)
-        else:
-            from lenstrain.bench.loader import run_loader_bench
-
-            result = run_loader_bench(dataset, progress=progress, **options)
-    report(result, _remote_lines(result) if remote else _local_lines(result), as_json)
+        result = run(dataset, progress=progress, **options)
+    report(result, _loader_lines(result, remote), as_json)
 
 
-def _local_lines(result: dict[str, Any]) -> list[str]:
-    lines = [
-        f"loader              {result['samples_per_s']:>12,.0f} stamps/s",
-        f"limit (memmap)      {result['memmap_limit_samples_per_s']:>12,.0f} stamps/s",
-        f"stock WebDataset    {result['webdataset_samples_per_s']:>12,.0f} stamps/s",
-    ]
-    return lines + _stall_lines(result)
-
-
-def _remote_lines(result: dict[str, Any]) -> list[str]:
-    lines = [
-        f"loader              {result['samples_per_s']:>12,.0f} stamps/s",
-        f"the same client     {result['plain_client_samples_per_s']:>12,.0f} stamps/s "
-        f"(the loader: {100 * result['over_plain_client']:.0f} % of it)",
-        f"first batch after   {result['first_batch_s']:>12.2f} s",
-        f"mixing window       {result['mixing_window_samples']:>12,d} stamps",
-    ]
-    return lines + _stall_lines(result)
-
-
-def _stall_lines(result: dict[str, Any]) -> list[str]:
-    if result["stall_fraction"] is None:
-        return []
-    rate = f"{result['consumer_rate']:,.0f} stamps/s"
-    return [f"A consumer of {rate} waits {100 * result['stall_fraction']:.1f} % of its time"]
+def _loader_lines(result: dict[str, Any], remote: bool) -> list[str]:
+    lines = [f"loader              {result['samples_per_s']:>12,.0f} stamps/s"]
+    if remote:
+        lines += [
+            f"the same client     {result['plain_client_samples_per_s']:>12,.0f} stamps/s "
+            f"(the loader: {100 * result['over_plain_client']:.0f} % of it)",
+            f"first batch after   {result['first_batch_s']:>12.2f} s",
+            f"mixing window       {result['mixing_window_samples']:>12,d} stamps",
+        ]
+    else:
+        lines += [
+            f"limit (memmap)      {result['memmap_limit_samples_per_s']:>12,.0f} stamps/s",
+            f"stock WebDataset    {result['webdataset_samples_per_s']:>12,.0f} stamps/s",
+        ]
+    if result["stall_fraction"] is not None:
+        rate, share = result["consumer_rate"], 100 * result["stall_fraction"]
+        lines.append(f"A consumer of {rate:,.0f} stamps/s waits {share:.1f} % of its time")
+    return lines
 
 
 @bench.command()
 @click.argument("dataset", type=LOCATION)
 @config_option()
 @set_option("Override a key of the configuration, such as data.batch_size=512.")
-@click.option(
-    "--seconds", default=30.0, show_default=True, type=click.FloatRange(min=0, min_open=True)
-)
+@click.option("--seconds", default=30.0, show_default=True, type=POSITIVE)
 @s3_variables
 @json_option
 def train(

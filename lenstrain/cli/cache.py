@@ -11,7 +11,7 @@ import click
 
 from lensprep.errors import size_text
 from lensprep.terminal import LOCAL, LOCATION, s3_variables
-from lenstrain.cli.options import json_option, report
+from lenstrain.cli.options import json_option, limit_option, report
 
 dir_option = click.option(
     "--dir",
@@ -79,13 +79,7 @@ def _status_lines(result: dict[str, Any]) -> list[str]:
 @click.argument("dataset", type=LOCATION)
 @dir_option
 @click.option("--split", "splits", multiple=True, help="Only this split. Repeatable.")
-@click.option(
-    "--limit-gb",
-    default=900.0,
-    show_default=True,
-    type=click.FloatRange(min=0),
-    help="Most that the cache may hold, of all datasets.",
-)
+@limit_option("--limit-gb")
 @click.option(
     "--reserve-gb",
     default=20.0,
@@ -105,8 +99,8 @@ def fill(
 ) -> None:
     """Fetch DATASET into the cache before it is needed.
 
-    What is there is not fetched again, and several processes share the work. Datasets that nobody
-    uses make room, those unused for longest first.
+    Shards that are there are not fetched again, and several processes share the work. Datasets
+    that no process uses are evicted to make room, those unused for longest first.
 
     \b
     Example:

@@ -104,16 +104,11 @@ def evaluate(
 
 
 def _evaluate_lines(result: dict[str, Any]) -> list[str]:
-    auroc = result["auroc"]
-    interval = "no interval: one region"
-    if auroc["low"] is not None:
-        interval = f"{auroc['low']:.4f} to {auroc['high']:.4f}"
-    lines = [f"AUROC {auroc['value']:.4f} ({interval})"]
+    lines = [f"AUROC {_with_interval(result['auroc'])}"]
     if result["comparison"]:
         gain = result["comparison"]["auroc"]
         lines.append(f"AUROC {gain['value']:+.4f} against {result['comparison']['other']}")
-    if result["known_lenses"]:
-        known = result["known_lenses"]
+    if known := result["known_lenses"]:
         for cut in known["recall"]:
             lines.append(
                 f"{cut['all']['k']} of {cut['all']['n']} known lenses above the threshold for "
@@ -128,7 +123,11 @@ def _population_line(population: dict[str, Any]) -> str:
     outside = f"{population['outside_share']:.1%} of it lies where no injections are"
     if population["value"] is None:
         return f"Completeness of the population unknown: {outside}"
+    return f"Completeness of the population {_with_interval(population)}; {outside}"
+
+
+def _with_interval(found: dict[str, Any]) -> str:
     interval = "no interval: one region"
-    if population["low"] is not None:
-        interval = f"{population['low']:.4f} to {population['high']:.4f}"
-    return f"Completeness of the population {population['value']:.4f} ({interval}); {outside}"
+    if found["low"] is not None:
+        interval = f"{found['low']:.4f} to {found['high']:.4f}"
+    return f"{found['value']:.4f} ({interval})"

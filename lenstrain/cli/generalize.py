@@ -45,8 +45,8 @@ def generalize(
 ) -> None:
     """Train without one kind of lens after the other, and compare on the ones left out.
 
-    One run with all lenses, and one for each value of each column. Finished runs are kept: the
-    same command goes on after an interruption. What has one value only is "not testable".
+    One run with all lenses, and one for each value of each column. Finished runs are kept: repeat
+    the command to continue after an interruption. A column of one value only is "not testable".
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""The command `lenstrain`; each of its commands is a module beside this one, and a line here."""
+"""The command `lenstrain`; each of its commands is a module beside this one and one line here."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def main(ctx: click.Context) -> None:
 
 @contextmanager
 def warnings_in_one_line() -> Iterator[None]:
-    """Show the project's own warnings as a line for people; Python's go their usual way."""
+    """Show the project's own warnings as one line; Python's are shown as usual."""
     usual = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:

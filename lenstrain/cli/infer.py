@@ -26,7 +26,7 @@ from lenstrain.cli.options import (
     "--split",
     default="val",
     show_default=True,
-    help="Split to score. Test is for the end: each way of opening it is counted.",
+    help="Split to score. Keep test for the end: every opening of it is counted.",
 )
 @click.option("--out", required=True, type=TABLE, help=OUT_HELP)
 @click.option(
@@ -43,7 +43,7 @@ from lenstrain.cli.options import (
 )
 @columns_option("--columns", "--catalog-column", "catalog_columns", of="the catalogue")
 @click.option("--tta", is_flag=True, help="Average the logit over the 8 turns and flips.")
-@click.option("--embeddings", is_flag=True, help="Add what the network's last layer sees.")
+@click.option("--embeddings", is_flag=True, help="Add the input of the network's last layer.")
 @click.option("--batch-size", default=512, show_default=True, type=click.IntRange(min=1))
 @device_option
 @click.option(
@@ -65,9 +65,9 @@ def infer(
     """Score every stamp of a split of DATASET with CHECKPOINT: one float32 logit a row.
 
     DATASET may also be a Phase 4c tree, or a folder of cutouts with --catalog: their stamps are
-    decoded on the way and normalised as the checkpoint asks. Runs alone or under torchrun. Parts
-    that are finished are kept beside --out if it is interrupted: the same command goes on from
-    there, also on another machine.
+    decoded on the way and normalised as the checkpoint requires. Runs alone or under torchrun. If
+    it is interrupted, what is finished is kept beside --out: repeat the command to continue, also
+    on another machine.
 
     \b
     Example:

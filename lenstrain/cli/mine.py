@@ -49,8 +49,8 @@ def mine(
 ) -> None:
     """List the controls of SCORES that look most like lenses, in each bin of seeing.
 
-    SCORES are tables of `lenstrain infer --split train`; of several the mean logit counts. Train
-    with the list by --set data.sample_weights=FILE.
+    SCORES are tables of `lenstrain infer --split train`; of several tables the mean logit counts.
+    To train with the list, use --set data.sample_weights=FILE.
 
     \b
     Example:

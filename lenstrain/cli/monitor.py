@@ -10,8 +10,8 @@ from lenstrain.cli.options import json_option, report
 
 @click.command()
 @click.argument("runs", type=LOCATION, nargs=-1, required=True, metavar="RUN...")
-@click.option("--watch", is_flag=True, help="Draw again and again until all runs are over.")
-@click.option("--once", is_flag=True, help="Look once and end (the default).")
+@click.option("--watch", is_flag=True, help="Redraw until all runs have ended.")
+@click.option("--once", is_flag=True, help="Look once and exit (the default).")
 @click.option(
     "--interval",
     default=5.0,
@@ -24,8 +24,8 @@ from lenstrain.cli.options import json_option, report
 def monitor(runs: tuple[str, ...], watch: bool, once: bool, interval: float, as_json: bool) -> None:
     """Show how RUN is doing and what that means; nothing is ever written into it.
 
-    RUN is a run folder, local or s3://, that may be running or over, or with --watch not there yet;
-    or a folder of runs, such as the trials of a sweep.
+    RUN is a run folder, local or s3://, of a run that is going on or has ended, or with --watch has
+    not begun; or a folder of runs, such as the trials of a sweep.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""What the commands of the trainer share: options, how errors end them, and how they answer."""
+"""What the commands of the trainer share: options, and how they report their results."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from lensprep.terminal import LOCAL, LOCATION, Location
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+POSITIVE = click.FloatRange(min=0, min_open=True)
+
 TABLE = Location(*TABLE_SUFFIXES)
 """Type of an option that names a table to be written."""
 OUT_HELP = "Table to write: .parquet, .csv, .csv.gz or .fits."
@@ -32,7 +34,7 @@ memory_option = click.option(
     "memory_budget_gb",
     default=1.0,
     show_default=True,
-    type=click.FloatRange(min=0, min_open=True),
+    type=POSITIVE,
     help="Memory in GB for reading ahead, in each process.",
 )
 
@@ -49,22 +51,23 @@ def set_option(help: str) -> Any:
     )
 
 
+def limit_option(name: str) -> Callable[[F], F]:
+    """Add the limit of a cache."""
+    return click.option(
+        name,
+        default=900.0,
+        show_default=True,
+        type=click.FloatRange(min=0),
+        help="Most that the cache may hold, of all datasets.",
+    )
+
+
 def reading_options(command: F) -> F:
-    """Add what says how an object store is read, for commands that have no configuration."""
-    for option in (
-        click.option(
-            "--cache-limit-gb",
-            default=900.0,
-            show_default=True,
-            type=click.FloatRange(min=0),
-            help="Most that the cache may hold, of all datasets.",
-        ),
-        click.option(
-            "--cache-dir", type=LOCAL, help="Folder on a fast disk for shards of an object store."
-        ),
-    ):
-        command = option(command)
-    return memory_option(command)
+    """Add the options of reading from an object store, for commands without a configuration."""
+    directory = click.option(
+        "--cache-dir", type=LOCAL, help="Folder on a fast disk for shards of an object store."
+    )
+    return memory_option(directory(limit_option("--cache-limit-gb")(command)))
 
 
 def columns_option(*names: str, of: str) -> Callable[[F], F]:
@@ -107,9 +110,9 @@ def score_columns_of(texts: tuple[str, ...]) -> dict[str, str]:
 
 
 def report(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
-    """Print the result: an object on standard output, or lines for people on standard error."""
+    """Print the result: JSON on standard output, or lines of text on standard error."""
     if int(os.environ.get("RANK", "0")):
-        return  # under torchrun the first process speaks for all
+        return  # under torchrun only the first process reports
     if as_json:
         click.echo(json.dumps(result, default=str))
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -13,89 +13,87 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 
 if TYPE_CHECKING:
     from lenstrain.training.run import Event
 
-
-def make_bar(*columns: Any) -> Progress:
-    """A transient bar on standard error; silent where that is not a terminal."""
-    console = Console(stderr=True)
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        *columns,
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-
-
 LINE_SECONDS = 10.0
 """Time between two lines of progress where there is no terminal to draw a bar on."""
 
 
-class Lines:
-    """Progress as lines, one every few seconds at most, for logs of batch systems."""
+class Bar:
+    """A transient bar on standard error; where that is no terminal, a line every few seconds."""
 
-    def __init__(self, bar: Progress) -> None:
-        self.bar = bar
+    def __init__(self, name: str, *columns: ProgressColumn) -> None:
+        console = Console(stderr=True)
+        self.bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            *columns,
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task(name, total=None, note="")
         self.started = self.shown = time.monotonic()
+        self.first = 0.0
+        """What was done before: it has no rate."""
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
 
     def show(self, name: str, done: float, total: float, note: str = "") -> None:
-        """Show where things are, if it is time and there is no bar."""
+        """Show where things are."""
+        self.bar.update(self.task, description=name, completed=done, total=total, note=note)
         now = time.monotonic()
+        done, total = done - self.first, total - self.first
         if not self.bar.disable or now - self.shown < LINE_SECONDS or not 0 < done < total:
             return
         self.shown = now
         left = (now - self.started) * (total - done) / done
         text = f"{name}: {100 * done / total:.0f}%, about {left:.0f} s left"
-        print_line(self.bar, f"{text}, {note}" if note else text)
+        self.print_line(f"{text}, {note}" if note else text)
 
+    def rate(self, done: float) -> float:
+        """What was done in a second, so far."""
+        return (done - self.first) / max(time.monotonic() - self.started, 1e-9)
 
-def print_line(bar: Progress, text: str) -> None:
-    """Print a line above the bar, never wrapped."""
-    bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+    def print_line(self, text: str) -> None:
+        """Print a line above the bar, never wrapped."""
+        self.bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def stage_progress(name: str) -> Iterator[Callable[[int, int], None]]:
     """A bar for something counted in stamps: called with (done, total)."""
-    with make_bar(MofNCompleteColumn()) as bar:
-        task = bar.add_task(name, total=None, note="")
-        lines = Lines(bar)
-
-        def update(done: int, total: int) -> None:
-            note = f"{done / max(time.monotonic() - lines.started, 1e-9):,.0f} stamps/s"
-            bar.update(task, completed=done, total=total, note=note)
-            lines.show(name, done, total, note)
-
-        yield update
+    with Bar(name, MofNCompleteColumn()) as bar:
+        yield lambda done, total: bar.show(name, done, total, f"{bar.rate(done):,.0f} stamps/s")
 
 
 @contextmanager
 def bytes_progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for bytes: called with (done, total), from any thread."""
-    with make_bar(DownloadColumn(), TransferSpeedColumn()) as bar:
-        task = bar.add_task(name, total=None, note="")
-        lines = Lines(bar)
-        first: int | None = None
+    """A bar for bytes: called with (done, total), from any thread, first with what was there."""
+    with Bar(name, DownloadColumn()) as bar:
+        begun = False
 
         def update(done: int, total: int) -> None:
-            nonlocal first
-            first = done if first is None else first  # what was there before has no rate
-            bar.update(task, completed=done, total=total)
-            rate = (done - first) / max(time.monotonic() - lines.started, 1e-9)
-            lines.show(name, done - first, total - first, f"{rate / 1e6:,.0f} MB/s")
+            nonlocal begun
+            if not begun:
+                begun, bar.first = True, done
+            bar.show(name, done, total, f"{bar.rate(done) / 1e6:,.0f} MB/s")
 
         yield update
 
@@ -103,51 +101,32 @@ def bytes_progress(name: str) -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def share_progress() -> Iterator[Callable[[str, float], None]]:
     """A bar for named stages: called with (stage that begins, share of work done)."""
-    with make_bar(TaskProgressColumn()) as bar:
-        task = bar.add_task("", total=1.0, note="")
-        lines = Lines(bar)
-
-        def update(stage: str, share: float) -> None:
-            bar.update(task, description=stage, completed=share)
-            lines.show(stage, share, 1.0)
-
-        yield update
+    with Bar("", TaskProgressColumn()) as bar:
+        yield lambda stage, share: bar.show(stage, share, 1.0)
 
 
-class TrainProgress:
+class TrainProgress(Bar):
     """A bar over the whole run, and a line that stays for each epoch."""
 
     def __init__(self) -> None:
-        self.bar = make_bar(MofNCompleteColumn())
-        self.task = self.bar.add_task("starting", total=None, note="")
-        self.lines = Lines(self.bar)
-        self.first: int | None = None
+        super().__init__("starting", MofNCompleteColumn())
         self.record: dict[str, Any] = {}
-
-    def __enter__(self) -> TrainProgress:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        self.begun = False
 
     def __call__(self, event: Event) -> None:
         """Take in an event of the run."""
         name = f"epoch {event.epoch}/{event.epochs}"
         if event.stage == "epoch":
-            print_line(self.bar, epoch_line(event))
+            self.print_line(epoch_line(event))
             return
         if event.stage == "validate":
             self.bar.update(self.task, description=f"{name} validating")
             return
         self.record = event.record or self.record
         done = (event.epoch - 1) * event.steps + event.step
-        total = event.epochs * event.steps
-        note = train_note(self.record)
-        self.bar.update(self.task, description=name, completed=done, total=total, note=note)
-        # A resumed run starts in the middle: its time belongs to the steps since.
-        self.first = done - 1 if self.first is None else self.first
-        self.lines.show(name, done - self.first, total - self.first, note)
+        if not self.begun:  # a resumed run starts in the middle: its time belongs to its own steps
+            self.begun, self.first = True, done - 1
+        self.show(name, done, event.epochs * event.steps, train_note(self.record))
 
 
 def epoch_line(event: Event) -> str:

@@ -27,7 +27,7 @@ from lenstrain.cli.options import (
     "--study",
     required=True,
     type=LOCAL,
-    help="SQLite database of the study, new or to go on with; results lie in a folder beside it.",
+    help="SQLite database of the study, new or to be continued; results go to a folder beside it.",
 )
 @set_option("Override a key of the file, such as search.trials=20 or fixed.train.epochs=3.")
 @click.option(
@@ -48,7 +48,7 @@ def sweep(
     """Search hyper-parameters on DATASET, refit the best, and recommend how to train.
 
     Trials are judged on the validation split; the test split is never opened. A trial that fails
-    or runs out of memory is recorded and the study goes on. Repeat the command to go on after an
+    or runs out of memory is recorded and the study goes on. Repeat the command to continue after an
     interruption, or to add trials with a larger search.trials.
 
     \b
@@ -76,7 +76,7 @@ def sweep(
 
 def _sweep_lines(result: dict[str, Any]) -> list[str]:
     if result["status"] == "interrupted":
-        return ["Interrupted; the same command goes on."]
+        return ["Interrupted; repeat the same command to continue."]
     lines = [f"Note: {note}" for note in result["notes"]]
     lines.append(
         ", ".join(f"{count} {state}" for state, count in result["trials"].items() if count)

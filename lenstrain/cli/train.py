@@ -25,7 +25,7 @@ from lenstrain.cli.options import (
     "--out", required=True, type=LOCATION, help="Run folder, new or empty; local or s3://."
 )
 @set_option("Override a key of the configuration, such as optim.lr=1e-3.")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the run folder.")
+@click.option("--resume", is_flag=True, help="Continue from the last checkpoint in the run folder.")
 @s3_variables
 @json_option
 def train(
@@ -40,8 +40,8 @@ def train(
 
     DATASET is a folder or s3://bucket/folder; data.cache_dir names a folder on a fast disk that
     keeps its shards. Runs alone or under torchrun. SIGTERM saves the state and exits with 75; start
-    it again with --resume, also on another machine if RUN is s3://: what a run there gets is
-    written to a folder of this machine and sent as it comes.
+    it again with --resume, also on another machine if RUN is s3://. The files of such a run are
+    written to a folder of this machine and sent while it runs.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""What the loader hands out, and the memory it is handed out in."""
+"""The batches that the loader hands out, and the memory that they lie in."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lensprep.dataset import STAMP_SHAPE
 
 
 class Batch(NamedTuple):
-    """One rank's part of a global batch.
+    """One rank's share of a global batch.
 
-    A batch belongs to whoever holds it, for as long as they hold it or any view of it: its memory
-    is used again only after the last tensor (or array) over it is gone. So ``list(loader)``, a
-    slow consumer and a consumer in another thread all see the rows that were meant for them.
+    A batch stays as it is for as long as anybody holds it or a view of it: its memory is used again
+    only after the last tensor (or array) over it is gone. So ``list(loader)``, a slow consumer and
+    a consumer in another thread all see the right rows.
 
     It is a tuple, so the stages of WebDataset that work on tuples work on it.
     """
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
 
 
 class _Loan(weakref.ref):  # type: ignore[type-arg]
-    """Tells when a view of pooled memory has gone, and knows that memory."""
+    """A weak reference to a view of pooled memory, and that memory."""
 
     __slots__ = ("memory",)
 
@@ -42,23 +42,16 @@ class _Loan(weakref.ref):  # type: ignore[type-arg]
 
 
 class PixelPool:
-    """Memory for pixels that comes back when nobody looks at it any more.
+    """Memory for pixels that comes back when nobody uses it any more.
 
     Fresh memory costs as much as the copy into it (the kernel clears every page), so it is worth
-    keeping. Each loan is a NumPy view made for it alone, which the tensor's storage owns: the view
-    dies with the last tensor, slice or array over it, and only then is the memory lent again.
+    keeping. Each loan is a new NumPy view, which the tensor's storage owns: the view dies with the
+    last tensor, slice or array over it, and only then is the memory lent again.
 
     Pinned memory needs no pool of ours: torch's caching allocator keeps it, and it alone knows
     when a copy to the device that is still under way has finished with it.
 
-    Parameters
-    ----------
-    rows : int
-        Rows of one loan.
-    keep : int
-        Most free buffers to keep.
-    pin_memory : bool
-        Lend page-locked memory.
+    A loan has `rows` rows; at most `keep` free buffers are kept.
     """
 
     def __init__(self, rows: int, *, keep: int = 4, pin_memory: bool = False) -> None:
@@ -80,7 +73,7 @@ class PixelPool:
         # Not weakref.finalize: it runs in the consumer, and takes it 13 us longer.
         loan = _Loan(view, self._take_back)
         loan.memory = memory
-        self._lent[id(loan)] = loan  # a reference that nobody holds tells nothing
+        self._lent[id(loan)] = loan  # a weak reference that nobody holds is never called
         return torch.from_numpy(view)
 
     def _take_back(self, loan: _Loan) -> None:

@@ -38,11 +38,11 @@ class StampLoader(OneProcess, wds.PipelineStage):
     steps, and the order depends on (seed, epoch, dataset, global batch size) alone. The last batch
     is filled with rows of weight 0, or left out.
 
-    Iterating gives one epoch and then moves on to the next by itself; `set_epoch` says which one
-    comes. An iteration that is broken off starts its epoch again, unless a state is loaded.
+    Iterating gives one epoch and then moves on to the next by itself; `set_epoch` chooses the next
+    one. An iteration that is broken off starts its epoch again, unless a state is loaded.
 
-    It belongs to the process that made it: in a worker process of a `torch.utils.data.DataLoader`
-    every worker would give every row again, so it is refused there, and after a fork.
+    It belongs to the process that made it. Every worker process of a `torch.utils.data.DataLoader`
+    would give every row again, so it is refused there, and after a fork.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ class StampLoader(OneProcess, wds.PipelineStage):
         If a dataset in an object store is to be read in an order that needs more memory: a global
         shuffle needs all of its rows in memory (or in a cache), a block shuffle a mixing window.
     StorageError
-        If the object store or the cache's disk does not let us, or does not answer.
+        If the object store or the cache's disk refuses, or does not answer.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class StampLoader(OneProcess, wds.PipelineStage):
         return self.spec.steps
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration gives.
+        """Choose the epoch of the next iteration.
 
         A step set by `load_state_dict` is kept if it belongs to this epoch.
         """
@@ -247,7 +247,7 @@ class StampLoader(OneProcess, wds.PipelineStage):
         )
 
     def _plans(self, start: int = 0) -> PlanSteps:
-        """Plan this rank's part of the steps of the present epoch."""
+        """Plan this rank's share of the steps of the present epoch."""
         rows = self.selection.epoch(order_key(self.spec, self._epoch))
         blocks = None
         if self.spec.shuffle == "block":
@@ -275,7 +275,7 @@ class StampLoader(OneProcess, wds.PipelineStage):
     def state_dict(self) -> dict[str, Any]:
         """Where the consumer is: plain numbers, independent of the ranks.
 
-        Counted are the batches handed out, not those read ahead.
+        It counts the batches handed out, not those read ahead.
         """
         state = self._identity()
         state.update(version=STATE_VERSION, epoch=self._epoch, step=self._done)
@@ -307,7 +307,7 @@ class StampLoader(OneProcess, wds.PipelineStage):
             raise CheckpointError(f"the loader's state is damaged: {error}") from None
         if epoch < 0 or not 0 <= step <= len(self):
             raise CheckpointError(
-                f"the loader's state has no such place: epoch {epoch}, step {step}"
+                f"the loader's state is at epoch {epoch}, step {step}, which does not exist"
             )
         if step == len(self):
             epoch, step = epoch + 1, 0
@@ -359,18 +359,12 @@ class _Epoch(OneProcess, Iterator[Batch]):
     def __next__(self) -> Batch:
         self.require_own_process()
         with self._lock:
-            try:
-                batch = next(self._batches)
-            except StopIteration:
-                self._tell(finished=True)
-                raise
-            self._tell(finished=False)
-            return batch
-
-    def _tell(self, *, finished: bool) -> None:
-        loader = self._loader()
-        if loader is not None:
-            loader._advance(self, finished=finished)
+            batch = next(self._batches, None)
+            if (loader := self._loader()) is not None:
+                loader._advance(self, finished=batch is None)
+        if batch is None:
+            raise StopIteration
+        return batch
 
     def close(self) -> None:
         """End the reading thread; the iterator gives nothing more."""

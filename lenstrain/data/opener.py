@@ -1,9 +1,10 @@
-"""``s3://`` for WebDataset's own pipelines: an opener that goes on where a connection broke.
+"""``s3://`` for WebDataset's own pipelines: an opener that continues where a connection broke.
 
 register_s3()
 wds.WebDataset("s3://bucket/lenses/train/train-{000000..000011}.tar", shardshuffle=12).decode()
 
-It is registered in one process: each that reads, such as a spawned worker, calls `register_s3`.
+It is registered in one process: every reading process, such as a spawned worker, has to call
+`register_s3`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any
 import webdataset as wds
 
 from lensprep.errors import ChangedError, NotFoundError, ShardError
-from lensprep.store import S3Options, open_remote
+from lensprep.store import RemoteStore, S3Options, open_remote
 from lensprep.store.registry import remote_schemes
+from lensprep.store.remotefile import RemoteFile
 
 _END_BYTES = 1024
 """Two zero blocks end every tar."""
@@ -30,7 +32,7 @@ def register_s3(options: S3Options | None = None, *, replace: bool = True) -> No
     options : S3Options, optional
         How to reach the store; the usual AWS variables and profiles apply in any case.
     replace : bool
-        Take the place of an opener that is registered already.
+        Replace an opener that is registered already.
     """
 
     def opener(url: str, mode: str = "rb", bufsize: int = _BUFFER, **_: Any) -> io.BufferedReader:
@@ -60,12 +62,12 @@ def open_s3(url: str, mode: str = "rb", options: S3Options | None = None) -> io.
     ShardError
         If there is no such object, or a tar is cut; while reading, if the object is replaced.
     StorageError
-        If the store does not let us, or does not answer.
+        If the store refuses, or does not answer.
     """
     if mode not in ("r", "rb"):
         raise ValueError(f"{url}: opened for reading only, not with mode {mode!r}")
     folder, _, name = url.rpartition("/")
-    file = _file_class()(open_remote(folder, options), name)
+    file = _ShardFile(open_remote(folder, options), name)
     if name.endswith(".tar"):
         size = file.size()
         file.seek(max(0, size - _END_BYTES))
@@ -79,23 +81,18 @@ def open_s3(url: str, mode: str = "rb", options: S3Options | None = None) -> io.
     return io.BufferedReader(file, _BUFFER)
 
 
-def _file_class() -> Any:
-    from lensprep.store.remotefile import RemoteFile
+class _ShardFile(RemoteFile):
+    """An object whose faults are the shard's."""
 
-    class ShardFile(RemoteFile):
-        """An object whose faults are the shard's."""
+    def __init__(self, store: RemoteStore, name: str) -> None:
+        try:
+            super().__init__(store, name, read_ahead=True)
+        except NotFoundError as error:
+            raise ShardError(f"{str(error).rstrip('.')} (offset 0).") from error
 
-        def __init__(self, store: Any, name: str) -> None:
-            try:
-                super().__init__(store, name, read_ahead=True)
-            except NotFoundError as error:
-                raise ShardError(f"{str(error).rstrip('.')} (offset 0).") from error
-
-        def read(self, size: int | None = -1) -> bytes:
-            start = self.tell()
-            try:
-                return super().read(size)
-            except (NotFoundError, ChangedError) as error:
-                raise ShardError(f"{str(error).rstrip('.')} (offset {start}).") from error
-
-    return ShardFile
+    def read(self, size: int | None = -1) -> bytes:
+        start = self.tell()
+        try:
+            return super().read(size)
+        except (NotFoundError, ChangedError) as error:
+            raise ShardError(f"{str(error).rstrip('.')} (offset {start}).") from error

@@ -2,8 +2,8 @@
 
 Nothing here is stored per row. An order is a keyed bijection that is evaluated only for the places
 asked for, so the first batch of ten million rows, or a resume in the middle of an epoch, costs what
-any other batch costs. No rank, node, worker, cache or transport enters: a rank takes its contiguous
-part of each global batch, and that is all a rank is.
+any other batch costs. No rank, node, worker, cache or transport enters: a rank takes a contiguous
+share of each global batch, and that is all a rank is.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class OrderSpec:
 
 
 class EpochOrder:
-    """The order of one epoch, evaluated where it is asked.
+    """The order of one epoch, evaluated step by step.
 
     Parameters
     ----------
@@ -117,14 +117,14 @@ class EpochOrder:
     def part(
         self, step: int, rank: int = 0, world_size: int = 1
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Rows and weights of one rank's part of a global batch.
+        """Rows and weights of one rank's share of a global batch.
 
         Parameters
         ----------
         step : int
             Step of the epoch, from 0.
         rank, world_size : int
-            Which part; the global batch is a multiple of `world_size`.
+            Which share; the global batch is a multiple of `world_size`.
 
         Returns
         -------
@@ -154,25 +154,13 @@ class EpochOrder:
         if self._lanes is None:
             _permute_many(places, self.spec.rows, np.uint64(self.key), rows)
         else:
-            _lane_rows_at(places, self.spec.lane_rows, np.uint64(self.key), *self._lanes, rows)
+            spec, key = self.spec, np.uint64(self.key)
+            _lane_rows_at(places, spec.global_batch, spec.lane_rows, key, *self._lanes, rows)
         return rows
 
 
 def order_key(spec: OrderSpec, epoch: int) -> int:
-    """Return the 64-bit key of an epoch: a digest of all that the order depends on.
-
-    Parameters
-    ----------
-    spec : OrderSpec
-        What the order depends on.
-    epoch : int
-        Number of the epoch.
-
-    Returns
-    -------
-    int
-        In 0 ... 2**64 - 1.
-    """
+    """Return the 64-bit key of an epoch: a digest of all that the order depends on."""
     text = f"lenstrain-order-1|{spec.dataset_id}|{spec.seed}|{epoch}|{spec.global_batch}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
@@ -216,17 +204,13 @@ def permute(places: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64]
     return out
 
 
-def block_bounds(
-    shard_rows: Sequence[int] | NDArray[np.int64], block_rows: int = BLOCK_ROWS
-) -> NDArray[np.int64]:
-    """Cut shards into blocks of at most `block_rows` rows; no block crosses a shard.
+def block_bounds(shard_rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Cut shards into blocks of at most `BLOCK_ROWS` rows; no block crosses a shard.
 
     Parameters
     ----------
     shard_rows : sequence of int
         Rows of each shard, in manifest order.
-    block_rows : int
-        Most rows of a block.
 
     Returns
     -------
@@ -236,7 +220,7 @@ def block_bounds(
     parts = [np.zeros(1, np.int64)]
     start = 0
     for rows in shard_rows:
-        parts.append(np.arange(start + block_rows, start + rows, block_rows, dtype=np.int64))
+        parts.append(np.arange(start + BLOCK_ROWS, start + rows, BLOCK_ROWS, dtype=np.int64))
         start += int(rows)
         parts.append(np.full(1 if rows else 0, start, np.int64))
     return np.concatenate(parts)
@@ -254,7 +238,7 @@ def repeat_counts(
     Parameters
     ----------
     weights : ndarray of float64, shape (n,)
-        Finite, not negative.
+        Finite, not negative, with a sum of 1 or more.
     key : int
         64-bit key, from `order_key`.
     groups : ndarray of int8, shape (n,), optional
@@ -265,11 +249,7 @@ def repeat_counts(
     ndarray of int64, shape (n,)
         Counts; their sum is ``round(weights.sum())``.
     """
-    if weights.size == 0 or not np.isfinite(weights).all() or weights.min() < 0:
-        raise ValueError("weights must be finite, not negative, and at least one")
     total = int(np.rint(weights.sum()))
-    if total == 0:
-        raise ValueError("the weights add up to no row at all")
     along = permute(np.arange(weights.size), weights.size, key ^ 0x5851F42D4C957F2D)
     if groups is not None:
         along = along[np.argsort(groups[along], kind="stable")]
@@ -283,16 +263,9 @@ def repeat_counts(
     return counts
 
 
-LaneTable = tuple[
-    NDArray[np.int64],
-    NDArray[np.int64],
-    NDArray[np.int64],
-    NDArray[np.int64],
-    NDArray[np.int64],
-]
-
-
-def _lane_table(spec: OrderSpec, key: int, blocks: NDArray[np.int64] | None) -> LaneTable:
+def _lane_table(
+    spec: OrderSpec, key: int, blocks: NDArray[np.int64] | None
+) -> tuple[NDArray[np.int64], ...]:
     """Arrays of the block shuffle: slot bounds, lane bounds, blocks in seeded order, their bounds.
 
     The blocks are put in a seeded order, one after the other, and that sequence is cut into lanes.
@@ -310,8 +283,7 @@ def _lane_table(spec: OrderSpec, key: int, blocks: NDArray[np.int64] | None) -> 
     count = len(blocks) - 1
     order = permute(np.arange(count), count, key ^ 0x2545F4914F6CDD1D)
     sizes = np.diff(blocks)[order]
-    bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
-    return slots, starts, blocks[:-1][order], bounds, np.array([spec.global_batch], np.int64)
+    return slots, starts, blocks[:-1][order], np.concatenate([[0], np.cumsum(sizes)])
 
 
 @kernel
@@ -353,10 +325,9 @@ def _permute_many(places, size, key, out):  # type: ignore[no-untyped-def]
 
 @kernel
 def _lane_rows_at(  # type: ignore[no-untyped-def]
-    places, lane_rows, key, slots, starts, block_start, bounds, global_batch, out
+    places, batch, lane_rows, key, slots, starts, block_start, bounds, out
 ):
     """Rows at places of the block shuffle: slot -> lane -> window of the lane -> block -> row."""
-    batch = global_batch[0]
     lanes = slots.size - 1
     for i in range(places.size):
         step = places[i] // batch

@@ -159,7 +159,7 @@ def hard_negative_weights(
     logits : array_like of float, shape (n,)
         Scores of an earlier finder (`lenstrain infer`), in the order of the split.
     fraction : float
-        Part of the non-lenses that counts as hard, in (0, 1]; equal logits at the edge all count.
+        Share of the non-lenses that counts as hard, in (0, 1]; equal logits at the edge all count.
     factor : float
         Weight of a hard one; all other rows weigh 1.
 

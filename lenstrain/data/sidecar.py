@@ -1,4 +1,4 @@
-"""What the loader reads of the sidecars: labels, and checksums where bytes are to be checked."""
+"""What the loader reads from the sidecars: labels, and checksums where bytes are checked."""
 
 from __future__ import annotations
 
@@ -30,31 +30,22 @@ class Column(Protocol):
 class SidecarColumns:
     """Numeric columns of a split, read together; a shard's sidecar is read when first asked for.
 
-    The first batch of a thousand shards then waits for the sidecars of its own rows only.
-
-    Parameters
-    ----------
-    dataset : Dataset
-    split : str
-    columns : mapping of str to dtype_like
-        Numeric columns without nulls, and the types to keep them in.
+    The first batch of a thousand shards then waits for the sidecars of its own rows only. `columns`
+    says in which type each column is kept; none may hold nulls.
     """
 
     def __init__(self, dataset: Dataset, split: str, columns: Mapping[str, DTypeLike]) -> None:
         self._dataset = dataset
         self._shards = dataset.split(split).shards
-        rows = np.array([shard.rows for shard in self._shards], np.int64)
-        self.starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows)])
+        self.starts = np.cumsum([0, *(shard.rows for shard in self._shards)])
         self.values = {name: np.zeros(self.starts[-1], dtype) for name, dtype in columns.items()}
         self.loaded = np.zeros(len(self._shards), np.bool_)
         self._locks = [threading.Lock() for _ in self._shards]
         self._threads = _REMOTE_THREADS if is_remote(dataset.uri) else _THREADS
 
     def load(self, numbers: NDArray[np.int64]) -> None:
-        """Have the columns of these shards."""
-        if len(numbers) == 1:
-            self._load_one(int(numbers[0]))
-        elif len(numbers):
+        """Read the columns of these shards, unless they have been read."""
+        if len(numbers):
             with ThreadPoolExecutor(min(self._threads, len(numbers))) as pool:
                 list(pool.map(self._load_one, numbers.tolist()))
 
@@ -78,21 +69,11 @@ class SidecarColumns:
 
 
 class SidecarColumn:
-    """One numeric column of a split by position.
-
-    Parameters
-    ----------
-    columns : SidecarColumns
-        What it is read with.
-    name : str
-    """
+    """One numeric column of a split by position, read together with the others."""
 
     def __init__(self, columns: SidecarColumns, name: str) -> None:
         self._columns, self._values = columns, columns.values[name]
         self._complete = False
-
-    def __len__(self) -> int:
-        return len(self._values)
 
     def __getitem__(self, index: NDArray[np.int64]) -> NDArray[Any]:
         """Values of some rows.
@@ -113,7 +94,7 @@ class SidecarColumn:
         return self._values[index]
 
     def all(self) -> NDArray[Any]:
-        """Values of all rows; errors as for a part of them."""
+        """Values of all rows; errors as for some of them."""
         self._columns.load(np.flatnonzero(~self._columns.loaded))
         return self._values
 
@@ -121,12 +102,7 @@ class SidecarColumn:
 class PayloadCheck:
     """Compare pixels with the checksums that conversion stored, each row when it is first read.
 
-    Parameters
-    ----------
-    expected : column
-        CRC-32 of every row of the split, by position.
-    rows : int
-        Rows of the split.
+    `expected` is the CRC-32 of each of the `rows` of the split, by position.
     """
 
     def __init__(self, expected: Column, rows: int) -> None:
@@ -141,13 +117,7 @@ class PayloadCheck:
     ) -> list[tuple[int, int, int]]:
         """Rows whose bytes are not those written, with the CRC-32 found and the one expected.
 
-        Parameters
-        ----------
-        index : ndarray of int64
-            Rows; those that were right before are not looked at again.
-        pixels : ndarray of float16
-        among : ndarray of bool, optional
-            Which of them to look at; all if not given.
+        Rows of `index` that were right before are not looked at again, nor those not `among`.
         """
         unchecked = ~self._checked[index]
         new = np.flatnonzero(unchecked if among is None else unchecked & among)

@@ -26,9 +26,9 @@ class SplitData(Protocol):
     """Identity, rows and columns of a split, and where its bytes come from."""
 
     title: str
-    """What messages call it."""
+    """Its name in messages."""
     identity: str
-    """Dataset id: state of another one is refused, and its order is another."""
+    """Dataset id: with another one the order differs, and a saved state is refused."""
     shard_rows: list[int]
     source: ShardSource
 
@@ -44,14 +44,7 @@ class SplitData(Protocol):
 
 
 class ConvertedSplit:
-    """A split of a dataset that `lensprep convert` made.
-
-    Parameters
-    ----------
-    dataset : Dataset
-    split : str
-    reading : Reading
-    """
+    """A split of a dataset that `lensprep convert` made."""
 
     def __init__(self, dataset: Dataset, split: str, reading: Reading) -> None:
         self.dataset, self.split = dataset, split
@@ -108,14 +101,7 @@ class ConvertedSplit:
 
 
 class TarSplit:
-    """Stock WebDataset tars as a split.
-
-    Parameters
-    ----------
-    uri : str
-        See `lenstrain.data.sources.tars.tar_paths`.
-    reading : Reading
-    """
+    """Stock WebDataset tars as a split; `uri` as for `lenstrain.data.sources.tars.tar_paths`."""
 
     def __init__(self, uri: str, reading: Reading) -> None:
         if reading.verify == "crc":
@@ -149,20 +135,12 @@ def open_split(
     A folder without a manifest is refused, even if there are tars in it: it may be a conversion
     that has not finished.
 
-    Parameters
-    ----------
-    uri : str or path
-    split : str
-    reading : Reading
-    options : S3Options, optional
-        How to reach an object store.
-
     Raises
     ------
     DatasetError, ShardError
         If there is nothing to read, or it is damaged.
     StorageError
-        If the object store does not let us, or does not answer; for tars in an object store.
+        If the object store refuses or does not answer; for tars in an object store.
     BudgetError
         If the memory budget is too small.
     """
@@ -178,7 +156,7 @@ def open_split(
     found, home = TarSplit(text, reading), Path(text).parent.parent
     what = "is not a converted dataset"
     if (home / MANIFEST_NAME).is_file():
-        what = f"is a shard of the dataset {home}, which is fast if that is named"
+        what = f"is a shard of the dataset {home}; reading is fast if the dataset is named"
     warnings.warn(
         f"{text} {what}: its samples are read and decoded one by one by the stock WebDataset "
         "stages, many times slower.",

@@ -34,19 +34,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One rank's part of one step: which rows, and which of them count."""
+    """One rank's share of one step: which rows, and which of them count."""
 
-    step: int
     index: NDArray[np.int64]
     """Positions in the split."""
     weight: NDArray[np.float32]
 
 
 class OneProcess:
-    """Base of what gives every row of an epoch once, and so belongs to one process.
+    """Base of classes that give every row of an epoch once, and so belong to one process.
 
-    Each worker process of a `torch.utils.data.DataLoader` would give all of them again; and after
-    a fork the threads that read are not there, so that a batch would be waited for without end.
+    Each worker process of a `torch.utils.data.DataLoader` would give every row again; and after a
+    fork the reading threads are missing, so that a batch would be waited for without end.
     """
 
     def __init__(self) -> None:
@@ -54,7 +53,7 @@ class OneProcess:
         self.require_own_process()
 
     def require_own_process(self) -> None:
-        """Refuse to go on anywhere but in the process that made this.
+        """Refuse to run in any process but the one that made this.
 
         Raises
         ------
@@ -92,7 +91,7 @@ class PlanSteps(OneProcess, wds.PipelineStage):
     start : int
         First step: a resumed epoch costs nothing for the steps before.
     rank, world_size : int
-        Part of each global batch.
+        This process's share of each global batch.
     """
 
     def __init__(
@@ -113,7 +112,7 @@ class PlanSteps(OneProcess, wds.PipelineStage):
         self.require_own_process()
         for step in range(self.start, self.order.spec.steps):
             places, weight = self.order.part(step, self.rank, self.world_size)
-            yield StepPlan(step, places if self.rows is None else self.rows[places], weight)
+            yield StepPlan(places if self.rows is None else self.rows[places], weight)
 
 
 def _announce(plans: Iterable[StepPlan], source: ShardSource, steps: int) -> Iterator[StepPlan]:
@@ -153,30 +152,30 @@ def _gather_pixels(
 
 
 def _owned(values: NDArray[Any]) -> torch.Tensor:
-    """A tensor with memory of its own: for the consumer it is cheaper to let go of."""
+    """A tensor that owns its memory: the consumer can release it more cheaply."""
     return torch.from_numpy(values).clone()
 
 
 class _Handover(Generic[T]):
     """A bounded queue between one reading thread and the consumer, which either side can end.
 
-    Two queues of the C library, one of items and one of free places, cost the consumer about a
-    microsecond a batch and no wake-up; conditions in Python cost ten times that.
+    Two `SimpleQueue`, which are written in C, one of items and one of free slots, cost the consumer
+    about a microsecond a batch and no wake-up; conditions in Python cost ten times that.
     """
 
     def __init__(self, depth: int) -> None:
         self._items: SimpleQueue[list[T] | None] = SimpleQueue()
-        self._places: SimpleQueue[bool] = SimpleQueue()
+        self._slots: SimpleQueue[bool] = SimpleQueue()
         self._error: BaseException | None = None
         self._stopped = False
         for _ in range(depth):
-            self._places.put(True)
+            self._slots.put(True)
 
     def fill(self, source: Iterable[T]) -> None:
         """Read `source` to its end, to an error, or until the consumer has gone (thread body)."""
         items = iter(source)
         try:
-            while self._places.get() and not self._stopped:
+            while self._slots.get() and not self._stopped:
                 self._items.put([next(items)])
         except StopIteration:
             pass
@@ -191,15 +190,15 @@ class _Handover(Generic[T]):
     def items(self) -> Iterator[T]:
         """Yield what was read; raise what the reader raised, after the items before it."""
         while (box := self._items.get()) is not None:
-            self._places.put(True)
-            yield box.pop()  # no name here: the consumer alone shall hold the item
+            self._slots.put(True)
+            yield box.pop()  # without a name here: only the consumer may hold the item
         if self._error is not None:
             raise self._error
 
     def stop(self) -> None:
         """Tell the reader that nobody will take another item."""
         self._stopped = True
-        self._places.put(True)  # it may be waiting for a place
+        self._slots.put(True)  # it may be waiting for one
 
 
 def _read_ahead(source: Iterable[T], depth: int) -> Iterator[T]:
@@ -217,7 +216,7 @@ def _read_ahead(source: Iterable[T], depth: int) -> Iterator[T]:
 
 
 announce = wds.pipelinefilter(_announce)
-"""Stage ``announce(source, steps)``: tell the source `steps` steps early which rows will come."""
+"""Stage ``announce(source, steps)``: announce the rows of a step to the source `steps` before."""
 
 gather_pixels = wds.pipelinefilter(_gather_pixels)
 """Stage ``gather_pixels(source, labels, pool)``: `StepPlan` in, `Batch` out."""

@@ -28,8 +28,8 @@ def read_weights(path: Uri, keys: pa.ChunkedArray | pa.Array) -> NDArray[np.floa
     Raises
     ------
     ConfigError
-        If the file cannot be used: a key twice, a weight below 0 or not finite, or a key that the
-        split does not have.
+        If the file cannot be used: a duplicate key, a weight below 0 or not finite, or a key that
+        the split does not have.
     """
     where = f"data.sample_weights = {str(path)!r}"
     try:
@@ -47,12 +47,11 @@ def read_weights(path: Uri, keys: pa.ChunkedArray | pa.Array) -> NDArray[np.floa
         raise ConfigError(f"{where}: a weight is negative or not finite.")
     if pc.count_distinct(listed).as_py() != len(listed):
         raise ConfigError(f"{where}: a key comes more than once.")
-    place = pc.index_in(keys, value_set=listed)
-    found = int(pc.count(place).as_py())
+    index = pc.index_in(keys, value_set=listed)
+    found = int(pc.count(index).as_py())
     if found < len(listed):
         raise ConfigError(
             f"{where}: {len(listed) - found:,} of its {len(listed):,} keys are not in the training "
             "split. Mine scores of `lenstrain infer --split train` on this dataset."
         )
-    place = np.asarray(place.fill_null(len(listed)).to_numpy())
-    return np.append(values, 1.0)[place]
+    return np.append(values, 1.0)[np.asarray(index.fill_null(len(listed)).to_numpy())]

@@ -23,7 +23,6 @@ from lensprep.store.transfer import download_file
 from lenstrain.data.cache.folder import (
     CachedDataset,
     CacheFolder,
-    Claim,
     Refusal,
     download_slot,
     is_disk_full,
@@ -51,9 +50,9 @@ def fetch_shard(
     store : RemoteStore
     shard : ShardInfo
     path : Path
-        It gets this name when it is whole, has the manifest's SHA-256, and is on the disk.
+        The copy gets this name when it is whole, has the manifest's SHA-256, and is on the disk.
     progress : callable, optional
-        Told, from any thread, how many bytes more have come.
+        Called from any thread with the number of bytes that have just arrived.
 
     Raises
     ------
@@ -80,28 +79,28 @@ def fetch_shard(
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """What came of filling."""
+    """Result of filling."""
 
     fetched: int
     """Shards fetched by this process."""
     fetched_bytes: int
     full: bool
-    """There was no room for some."""
+    """There was no room for some shards."""
 
 
 def with_connections(store: RemoteStore, most: int) -> RemoteStore:
-    """The same store over few connections of its own, if it has more."""
+    """The same store over at most so many connections: a second client if it has more."""
     if store.options.connections <= most:
         return store
     return open_remote(store.uri, replace(store.options, connections=most))
 
 
 class _StoppedError(Exception):
-    """Filling was told to end."""
+    """Filling shall end."""
 
 
 class Fetching:
-    """Fetching shards that nobody else fetches; used by several threads."""
+    """Fetches shards that no other process is fetching; used by several threads."""
 
     def __init__(
         self,
@@ -121,7 +120,7 @@ class Fetching:
         self._fetching, self._settling = 0.0, 0.0
 
     def run(self, shards: Sequence[ShardInfo]) -> None:
-        """Have these shards there, or know that there is no room for them; keeps what fails."""
+        """Fetch these shards or wait for them, as far as there is room; keeps an error."""
         waiting = list(shards)
         try:
             while waiting and not self._ended():
@@ -151,7 +150,7 @@ class Fetching:
             raise _StoppedError
         with download_slot(self.folder) as free:
             found = self.held.claim(shard) if free else "taken"
-            if not isinstance(found, Claim):
+            if isinstance(found, str):
                 if found == "full":
                     self.full.set()
                 return found
@@ -186,7 +185,7 @@ class Fetching:
         self.moved(count)
 
     def result(self) -> Filled:
-        """What was done; the log tells how fast, and warns of a disk slower than the store."""
+        """Result so far; logs the rate, with a warning if the disk is slower than the store."""
         filled = Filled(len(self._fetched), sum(self._fetched), self.full.is_set())
         if filled.fetched:
             rate = filled.fetched_bytes / (time.monotonic() - self._began) / 1e6
@@ -223,14 +222,14 @@ def fetch_quietly(fetching: Fetching, shards: Sequence[ShardInfo]) -> None:
 
 
 class Pace:
-    """Half speed while a consumer waits: each part is followed by a pause as long as it took."""
+    """Half speed while a consumer waits: after every few bytes a pause as long as they took."""
 
     def __init__(self, stop: threading.Event, hungry: Callable[[], bool]) -> None:
         self._stop, self._hungry = stop, hungry
         self._mark = time.monotonic()
 
     def __call__(self, count: int) -> None:
-        """So many bytes more have come."""
+        """Pause after `count` more bytes, if somebody waits."""
         if self._hungry():
             self._stop.wait(min(time.monotonic() - self._mark, LONGEST_PAUSE))
         self._mark = time.monotonic()

@@ -1,4 +1,4 @@
-"""One split of a dataset in a cache: which of its shards are there, and getting the others.
+"""Splits of a dataset in a cache: which of their shards are there, and getting the others.
 
 copies = CachedSplit(folder, dataset, "train")      a `lenstrain.data.cache.mapped.LocalCopies`
 copies.fill(...)                                    now, all that fits, several shards at once
@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensprep.dataset import Dataset, ShardInfo
-from lensprep.errors import StorageError, size_text
+from lensprep.errors import size_text
 from lensprep.store import PART_BYTES, RemoteStore
 from lenstrain.data.cache.fetching import (
     LONGEST_PAUSE,
@@ -41,31 +41,18 @@ _AT_ONCE = 4
 _LINE_SECONDS = 10.0
 
 Progress = Callable[[int, int], None]
-"""Called with bytes that are in the cache and bytes of all shards."""
+"""Called with bytes done, or in the cache, and bytes in all."""
 
 
 def open_copies(dataset: Dataset, split: str, reading: Reading) -> LocalCopies:
-    """The copies of a split in the cache that is named, if one is; logs which.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        In an object store.
-    split : str
-    reading : Reading
-
-    Raises
-    ------
-    StorageError
-        If the folder cannot be a cache.
-    """
+    """The copies of a remote split in the cache, if one is named; logs which they are."""
     level = logging.INFO if reading.log else logging.DEBUG
     what = f"split {split!r} of {dataset.uri}"
     if reading.cache_dir is None:
         logger.log(level, "%s is streamed: there is no cache (data.cache_dir).", what)
         return LocalCopies()
     folder = CacheFolder.open(reading.cache_dir, reading.cache)
-    copies = CachedSplit(folder, dataset, split, reading.streamed_bytes)
+    copies = CachedSplit(folder, dataset, split, memory=reading.streamed_bytes)
     there = copies.present()
     logger.log(
         level,
@@ -81,14 +68,14 @@ def open_copies(dataset: Dataset, split: str, reading: Reading) -> LocalCopies:
 
 
 class CachedSplit(LocalCopies):
-    """Shards of one split in a cache; in use, hence never evicted, until `close`.
+    """Shards of a dataset's splits in a cache; in use, hence never evicted, until `close`.
 
     Parameters
     ----------
     folder : CacheFolder
     dataset : Dataset
         In an object store.
-    split : str
+    *splits : str
     memory : int, optional
         Most bytes that `fill` may hold on their way to the disk; `fill_beside` takes
         `beside_bytes` of them.
@@ -97,13 +84,12 @@ class CachedSplit(LocalCopies):
     offers_any = True
 
     def __init__(
-        self, folder: CacheFolder, dataset: Dataset, split: str, memory: int = 1 << 30
+        self, folder: CacheFolder, dataset: Dataset, *splits: str, memory: int = 1 << 30
     ) -> None:
-        if not isinstance(dataset.store, RemoteStore):
-            raise StorageError(f"{dataset.uri} is on a local disk already: nothing to fetch.")
-        self.folder, self.dataset, self.split = folder, dataset, split
-        self._store = dataset.store
-        self.shards: Sequence[ShardInfo] = dataset.split(split).shards
+        assert isinstance(dataset.store, RemoteStore)
+        self.folder, self.splits, self._store = folder, splits, dataset.store
+        self.shards = [shard for split in splits for shard in dataset.split(split).shards]
+        self._all = self.shards
         self._memory = memory
         self._beside_connections = min(_MOST_BESIDE, max(1, memory // 4 // PART_BYTES - 2))
         self.beside_bytes = (self._beside_connections + 2) * PART_BYTES
@@ -117,18 +103,17 @@ class CachedSplit(LocalCopies):
 
     @property
     def bytes(self) -> int:
-        """Bytes of all shards that are wanted."""
+        """Bytes of all wanted shards."""
         return sum(shard.bytes for shard in self.shards)
 
     def narrow(self, numbers: NDArray[np.int64]) -> None:
-        """Want only these shards of the split."""
-        shards = self.dataset.split(self.split).shards
-        self.shards = [shards[number] for number in numbers.tolist()]
+        """Want only the shards of these numbers."""
+        self.shards = [self._all[number] for number in numbers.tolist()]
 
     # ------------------------------------------------------------------ as LocalCopies
 
     def path(self, shard: ShardInfo) -> Path | None:
-        """Path of a complete copy, or None; one that is not there is looked for once a second."""
+        """Path of a complete copy, or None; looks for a missing one at most once a second."""
         now = time.monotonic()
         if now - self._asked.get(shard.name, -1.0) < 1.0:
             return None
@@ -138,7 +123,7 @@ class CachedSplit(LocalCopies):
         return None
 
     def damaged(self, shard: ShardInfo) -> None:
-        """Remove a copy that is not what it should be; it may be fetched again."""
+        """Remove a damaged copy; it may be fetched again."""
         self.held.remove(shard)
 
     # ------------------------------------------------------------------ what is there
@@ -148,11 +133,11 @@ class CachedSplit(LocalCopies):
         return [shard for shard in self.shards if _usable(self.held, shard)]
 
     def missing(self) -> list[ShardInfo]:
-        """Shards of which there is none."""
+        """Shards of which there is no such copy."""
         return [shard for shard in self.shards if not _usable(self.held, shard)]
 
     def shortage(self) -> str:
-        """What lacks, in words, where not all shards fit."""
+        """What is missing, in words, when not all shards fit."""
         missing, options = self.missing(), self.folder.options
         return (
             f"The cache {self.folder.root} holds {len(self.shards) - len(missing)} of "
@@ -165,11 +150,11 @@ class CachedSplit(LocalCopies):
     # ------------------------------------------------------------------ filling
 
     def fill_first(self) -> str:
-        """Fetch every shard that is missing and fits; what lacks, in words, if some do not."""
+        """Fetch every missing shard that fits; in words what is missing, if some do not."""
         return self.shortage() if self.fill().full else ""
 
     def fill(self, progress: Progress | None = None) -> Filled:
-        """Fetch every shard that is missing and fits, and wait for those that others fetch.
+        """Fetch every missing shard that fits, and wait for those that others are fetching.
 
         The processes of a node share the work.
 
@@ -178,14 +163,14 @@ class CachedSplit(LocalCopies):
         ShardError
             If a shard is missing in the store, or is not the one that the manifest names.
         StorageError
-            If the store does not let us, or does not answer.
+            If the store refuses, or does not answer.
         """
         missing = self.missing()
         if not missing:
             return Filled(0, 0, full=False)
-        told = _Told(self, progress)
+        report = _Report(self, progress)
         store = with_connections(self._store, max(1, self._memory // PART_BYTES - 2))
-        fetching = Fetching(self.folder, self.held, store, self._stop, told.add)
+        fetching = Fetching(self.folder, self.held, store, self._stop, report.add)
         try:
             with ThreadPoolExecutor(_AT_ONCE, "lenstrain-fill") as threads:
                 try:
@@ -202,11 +187,6 @@ class CachedSplit(LocalCopies):
         """Fetch what is missing in the background, at half speed while a consumer waits.
 
         A fault ends it with a warning: what is missing is streamed.
-
-        Parameters
-        ----------
-        hungry : callable
-            Whether a consumer waits for rows.
         """
         self._asked.clear()  # an epoch begins: look at once
         if self._stop.is_set() or (self._thread is not None and self._thread.is_alive()):
@@ -239,7 +219,7 @@ def _end(stop: threading.Event, held: CachedDataset) -> None:
 
 
 def _usable(held: CachedDataset, shard: ShardInfo) -> bool:
-    """Whether there is a copy; one of another size is removed."""
+    """Whether there is a copy of the right size; another is removed."""
     size = held.size(shard)
     if size is None or size == shard.bytes:
         return size is not None
@@ -255,8 +235,8 @@ def _usable(held: CachedDataset, shard: ShardInfo) -> bool:
     return False
 
 
-class _Told:
-    """Tells how far filling is: to whoever listens, or else in lines of the log."""
+class _Report:
+    """Reports how far filling is: to a callback, else in lines of the log."""
 
     def __init__(self, copies: CachedSplit, progress: Progress | None) -> None:
         self._copies, self._progress = copies, progress
@@ -268,7 +248,7 @@ class _Told:
             progress(self._base, copies.bytes)
 
     def add(self, count: int) -> None:
-        """So many bytes more have come to this process."""
+        """Count bytes that have come to this process."""
         with self._lock:
             self._own += count
             done = min(self._copies.bytes, self._first + self._own)
@@ -281,16 +261,12 @@ class _Told:
                 self._progress(done, self._copies.bytes)
             elif now - self._shown > _LINE_SECONDS:
                 self._shown = now
-                self._log(done, now)
-
-    def _log(self, done: int, now: float) -> None:
-        rate = (done - self._first) / (now - self._began)
-        left = (self._copies.bytes - done) / rate if rate else float("inf")
-        logger.info(
-            "filling the cache with split %r: %s of %s, %.0f MB/s, %.0f s left",
-            self._copies.split,
-            size_text(done),
-            size_text(self._copies.bytes),
-            rate / 1e6,
-            left,
-        )
+                rate = (done - self._first) / (now - self._began)
+                logger.info(
+                    "filling the cache with split %s: %s of %s, %.0f MB/s, %.0f s left",
+                    ", ".join(map(repr, self._copies.splits)),
+                    size_text(done),
+                    size_text(self._copies.bytes),
+                    rate / 1e6,
+                    (self._copies.bytes - done) / rate if rate else float("inf"),
+                )

@@ -1,9 +1,9 @@
 """A folder of shards on a local disk, shared by all processes of a node, never above its limit.
 
     folder = CacheFolder.open("/nvme/cache", CacheOptions(limit_bytes=...))
-    with folder.use(dataset) as copies:         its shards stay until the block ends
-        copies.path(shard)                      a complete copy, or None
-        claim = copies.claim(shard)             room for a shard that is not there, or why not
+    cached = folder.use(dataset)                its shards stay until `cached.close()`
+    cached.size(shard), cached.file(shard)      bytes and path of a complete copy
+    claim = cached.claim(shard)                 room for a shard that is not there, or why not
 
 On the disk, below the folder:
 
@@ -15,8 +15,8 @@ On the disk, below the folder:
     datasets/<dataset id>/<sha256>.claim        held by the process that fetches it; states its size
     datasets/<dataset id>/.<sha256>.tar.<pid>.partial
 
-All locks are `flock`: the kernel lets go of them when a process ends, however it ends. What it was
-fetching is then a claim that nobody holds, and is removed by whoever next counts.
+All locks are `flock`: the kernel releases them when a process ends, however it ends. What it was
+fetching is then a claim that nobody holds, and the next process that counts removes it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ import errno
 import fcntl
 import json
 import os
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Container, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from lensprep.dataset import Dataset, ShardInfo
 from lensprep.dataset.strictjson import parse_json
@@ -50,7 +49,7 @@ Refusal = Literal["there", "taken", "full"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheOptions:
-    """How a cache is used by one process; the folder itself knows no limits."""
+    """Limits of a cache for one process; the folder itself has none."""
 
     limit_bytes: int = DEFAULT_LIMIT
     """Most bytes of shards, finished or on their way, of all datasets in the folder."""
@@ -61,24 +60,6 @@ class CacheOptions:
         for name in ("limit_bytes", "reserve_bytes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What is known of one dataset in a cache."""
-
-    dataset_id: str
-    uri: str
-    shards: int
-    """Complete ones."""
-    of: int | None
-    """Shards of the whole dataset; None if its description was lost."""
-    bytes: int
-    coming: int
-    """Shards on their way."""
-    in_use: bool
-    last_used: float
-    """Unix time."""
 
 
 class CacheFolder:
@@ -129,7 +110,7 @@ class CacheFolder:
                 found = "unknown"
             if found != FORMAT:
                 raise StorageError(
-                    f"{root} has cache format {found}; this version knows {FORMAT}. Remove the "
+                    f"{root} has cache format {found}; this version reads {FORMAT}. Remove the "
                     "folder, or name another."
                 )
             (root / "datasets").mkdir(exist_ok=True)
@@ -138,30 +119,27 @@ class CacheFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Be the only one who counts, claims or evicts; for moments only."""
-        with _disk_errors(self.root):
-            descriptor = _open_lock(self.root / "lock")
-        try:
+        with ExitStack() as stack:
             with _disk_errors(self.root):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                file = stack.enter_context((self.root / "lock").open("ab"))
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield
-        finally:
-            os.close(descriptor)
 
-    def place(self, dataset_id: str) -> Path:
+    def home(self, dataset_id: str) -> Path:
         """Folder of a dataset."""
         return self.datasets / dataset_id
 
     def use(self, dataset: Dataset) -> CachedDataset:
         """Take a dataset into use: nothing of it is evicted until `CachedDataset.close`."""
-        place = self.place(dataset.dataset_id)
-        with self.locked(), _disk_errors(place):
-            place.mkdir(exist_ok=True)
-            if not (place / "dataset.json").exists():
-                write_atomic(place / "dataset.json", _description(dataset))
-            users = _open_lock(place / "users")
+        home = self.home(dataset.dataset_id)
+        with self.locked(), _disk_errors(home):
+            home.mkdir(exist_ok=True)
+            if not (home / "dataset.json").exists():
+                write_atomic(home / "dataset.json", _description(dataset))
+            users = (home / "users").open("a+b")
             fcntl.flock(users, fcntl.LOCK_SH)
-            os.utime(users)
-        return CachedDataset(self, place, users)
+            os.utime(users.fileno())
+        return CachedDataset(self, home, users)
 
     # ------------------------------------------------------------------ counting
 
@@ -171,15 +149,18 @@ class CacheFolder:
         Under `locked`. What killed processes left behind is removed.
         """
         used, unwritten = 0, 0
-        for place in _folders(self.datasets):
-            shards, claims = _contents(place)
+        for home in self.homes():
+            shards, claims = _contents(home)
             used += sum(shards.values())
             for digest, size in claims.items():
-                if digest in shards:  # finished a moment ago
-                    continue
-                used += size
-                unwritten += max(0, size - _written(place, digest))
+                if digest not in shards:  # else it was finished a moment ago
+                    used += size
+                    unwritten += max(0, size - _written(home, digest))
         return used, unwritten
+
+    def homes(self) -> list[Path]:
+        """Folders of the datasets, each named by its dataset id."""
+        return [Path(entry.path) for entry in os.scandir(self.datasets) if entry.is_dir()]
 
     def free(self) -> int:
         """Bytes that are free on the disk, for this user."""
@@ -187,13 +168,9 @@ class CacheFolder:
         return found.f_bavail * found.f_frsize
 
     def make_room(self, need: int, keep: str) -> bool:
-        """Whether so many bytes more may be taken; other datasets may go for it (`locked`).
+        """Whether `need` more bytes may be taken; other datasets may be evicted (under `locked`).
 
-        Parameters
-        ----------
-        need : int
-        keep : str
-            Dataset that the room is for: its own shards never go for each other.
+        The dataset `keep` needs them: its own shards are never evicted for each other.
         """
         used, unwritten = self.usage()
         over_limit = used + need - self.options.limit_bytes
@@ -206,17 +183,16 @@ class CacheFolder:
 
         Nothing is removed if that would not do.
         """
-        unused = [
-            (mtime, place, users)
-            for place in _folders(self.datasets)
-            if place.name != keep and (users := _try_hold(place / "users")) is not None
-            for mtime in [os.fstat(users).st_mtime]
-        ]
-        try:
+        with ExitStack() as locks:
+            unused = sorted(
+                (os.fstat(users.fileno()).st_mtime, home)
+                for home in self.homes()
+                if home.name != keep and (users := locks.enter_context(_alone(home / "users")))
+            )
             evictable = [
-                (place / f"{digest}.tar", size)
-                for _, place, _ in sorted(unused)
-                for digest, size in _contents(place)[0].items()
+                (home / f"{digest}.tar", size)
+                for _, home in unused
+                for digest, size in _complete(home).items()
             ]
             if sum(size for _, size in evictable) < lack:
                 return False
@@ -225,24 +201,21 @@ class CacheFolder:
                 lack -= size
                 if lack <= 0:
                     break
-            for _, place, _ in unused:
-                if not _contents(place)[0]:
-                    _remove_folder(place)
+            for _, home in unused:
+                if not _complete(home):
+                    _remove_folder(home)
             return True
-        finally:
-            for _, _, users in unused:
-                os.close(users)
 
-    # ------------------------------------------------------------------ for people
+    # ------------------------------------------------------------------ for `lenstrain cache`
 
-    def held(self) -> list[Held]:
-        """What is in the cache, the most recently used first."""
+    def held(self) -> list[dict[str, Any]]:
+        """The datasets in the cache, as in `lenstrain.data.cache.upkeep.status`."""
         with self.locked():
-            found = [_held(place) for place in _folders(self.datasets)]
-        return sorted(found, key=lambda one: -one.last_used)
+            found = [_held(home) for home in self.homes()]
+        return sorted(found, key=lambda one: -one["last_used"])
 
-    def clear(self, dataset_ids: Sequence[str] | None = None) -> tuple[int, list[str]]:
-        """Remove datasets, all if none are named; those that a running process uses are kept.
+    def clear(self, dataset_ids: Container[str]) -> tuple[int, list[str]]:
+        """Remove datasets; those that a running process uses are kept.
 
         Returns
         -------
@@ -251,50 +224,39 @@ class CacheFolder:
         """
         removed, kept = 0, []
         with self.locked(), _disk_errors(self.root):
-            for place in _folders(self.datasets):
-                if dataset_ids is not None and place.name not in dataset_ids:
-                    continue
-                users = _try_hold(place / "users")
-                if users is None:
-                    kept.append(place.name)
-                    continue
-                try:
-                    removed += sum(_contents(place)[0].values())
-                    _remove_folder(place)
-                finally:
-                    os.close(users)
+            for home in self.homes():
+                if home.name in dataset_ids:
+                    with _alone(home / "users") as users:
+                        if users is None:
+                            kept.append(home.name)
+                        else:
+                            removed += sum(_contents(home)[0].values())
+                            _remove_folder(home)
         return removed, kept
 
     def shard_files(self) -> list[tuple[str, str, Path, int]]:
         """Dataset id, name, path and size of every complete shard."""
         found = []
-        for place in _folders(self.datasets):
-            names = {digest: name for name, digest, _ in _described(place).get("shards", ())}
-            for digest, size in _complete(place).items():
+        for home in self.homes():
+            names = {digest: name for name, digest, _ in _described(home).get("shards", ())}
+            for digest, size in _complete(home).items():
                 name = names.get(digest, digest)
-                found.append((place.name, name, place / f"{digest}.tar", size))
+                found.append((home.name, name, home / f"{digest}.tar", size))
         return found
 
 
 class CachedDataset:
     """A dataset's shards in a cache, in use by this process; made by `CacheFolder.use`."""
 
-    def __init__(self, folder: CacheFolder, place: Path, users: int) -> None:
-        self.folder, self._place = folder, place
-        self._users: int | None = users
-
-    def __enter__(self) -> CachedDataset:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __init__(self, folder: CacheFolder, home: Path, users: BinaryIO) -> None:
+        self.folder, self._home, self._users = folder, home, users
 
     def file(self, shard: ShardInfo) -> Path:
-        """Where a complete copy of a shard has its place."""
-        return self._place / f"{shard.sha256}.tar"
+        """Path that a complete copy of a shard has."""
+        return self._home / f"{shard.sha256}.tar"
 
     def _claim_file(self, shard: ShardInfo) -> Path:
-        return self._place / f"{shard.sha256}.claim"
+        return self._home / f"{shard.sha256}.claim"
 
     def size(self, shard: ShardInfo) -> int | None:
         """Bytes of the copy that is there, if one is."""
@@ -308,75 +270,56 @@ class CachedDataset:
         self.file(shard).unlink(missing_ok=True)
 
     def coming(self, shard: ShardInfo) -> bool:
-        """Whether somebody fetches a shard now."""
+        """Whether some process is fetching a shard."""
         path = self._claim_file(shard)
         with self.folder.locked():
             return path.exists() and not _abandoned(path)
 
-    def claim(self, shard: ShardInfo) -> Claim | Refusal:
+    def claim(self, shard: ShardInfo) -> ExitStack | Refusal:
         """Room for a shard, to be fetched by the holder of the claim alone.
 
         Returns
         -------
-        Claim or str
-            ``"there"`` already, ``"taken"`` by somebody who fetches it now, or ``"full"``.
+        ExitStack or str
+            The claim, which ends with its block or with the process; or ``"there"`` already,
+            ``"taken"`` by a process that is fetching it, or ``"full"``.
         """
         path = self._claim_file(shard)
-        with self.folder.locked(), _disk_errors(path):
+        with self.folder.locked(), _disk_errors(path), ExitStack() as claim:
             # In this order: a shard gets its name before its claim goes.
             if path.exists() and not _abandoned(path):
                 return "taken"
             if self.size(shard) is not None:
                 return "there"
-            if not self.folder.make_room(shard.bytes, self._place.name):
+            if not self.folder.make_room(shard.bytes, self._home.name):
                 return "full"
-            descriptor = _try_hold(path)
-            assert descriptor is not None  # nobody makes claims without the lock of the folder
-            os.write(descriptor, str(shard.bytes).encode())
-        return Claim(path, descriptor)
+            file = claim.enter_context(_alone(path))
+            assert file is not None  # nobody makes claims without the lock of the folder
+            claim.callback(path.unlink, missing_ok=True)
+            file.write(str(shard.bytes).encode())
+            file.flush()
+            return claim.pop_all()
 
     def close(self) -> None:
-        """Say that this process uses the dataset no more."""
-        users, self._users = self._users, None
-        if users is not None:
+        """Say that this process no longer uses the dataset."""
+        if not self._users.closed:
             with suppress(OSError):
-                os.utime(users)
-            os.close(users)
-
-
-@dataclass(slots=True)
-class Claim:
-    """The right to fetch one shard; it ends with the block, or with the process."""
-
-    path: Path
-    descriptor: int
-
-    def __enter__(self) -> Claim:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.path.unlink(missing_ok=True)
-        os.close(self.descriptor)
+                os.utime(self._users.fileno())
+            self._users.close()
 
 
 @contextmanager
 def download_slot(folder: CacheFolder) -> Iterator[bool]:
     """One of the few downloads that a node makes at once; False if all are under way."""
-    held = None
-    for number in range(DOWNLOADS):
+    with ExitStack() as stack:
         with _disk_errors(folder.root):
-            held = _try_hold(folder.root / f"download-{number}.lock")
-        if held is not None:
-            break
-    try:
-        yield held is not None
-    finally:
-        if held is not None:
-            os.close(held)
+            locks = (folder.root / f"download-{number}.lock" for number in range(DOWNLOADS))
+            free = any(stack.enter_context(_alone(path)) for path in locks)
+        yield free
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error was made by a disk, quota or file-size limit that is used up."""
+    """Whether the cause of an error is a full disk, quota or file-size limit."""
     cause = error.__cause__
     return isinstance(cause, OSError) and cause.errno in _FULL_DISK
 
@@ -384,36 +327,26 @@ def is_disk_full(error: BaseException) -> bool:
 # ----------------------------------------------------------------------------------- locks
 
 
-def _open_lock(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-
-
-def _try_hold(path: Path) -> int | None:
-    """Hold a lock alone, if nobody holds it: the descriptor that keeps it."""
-    descriptor = _open_lock(path)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError:  # a file system without locks
-        os.close(descriptor)
-        raise
-    return descriptor
+@contextmanager
+def _alone(path: Path) -> Iterator[BinaryIO | None]:
+    """Hold a lock for the block, if nobody else does: the open file, else None."""
+    with path.open("a+b") as file:
+        held = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held = False
+        yield file if held else None
 
 
 def _abandoned(path: Path) -> bool:
     """Whether nobody holds a claim; if so, it goes, with what was fetched (`locked`)."""
-    descriptor = _try_hold(path)
-    if descriptor is None:
-        return False
-    try:
-        for left in _partials(path.parent, path.stem):
-            left.unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
-    return True
+    with _alone(path) as held:
+        if held:
+            for left in _partials(path.parent, path.stem):
+                left.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        return held is not None
 
 
 @contextmanager
@@ -435,57 +368,50 @@ def _other_files(root: Path) -> list[str]:
     return sorted(n for n in os.listdir(root) if not n.startswith(".") and n != "lost+found")
 
 
-def _folders(datasets: Path) -> list[Path]:
-    try:
-        return [Path(entry.path) for entry in os.scandir(datasets) if entry.is_dir()]
-    except FileNotFoundError:
-        return []
-
-
-def _complete(place: Path) -> dict[str, int]:
+def _complete(home: Path) -> dict[str, int]:
     """Bytes of each complete shard by digest."""
     found = {}
     with suppress(FileNotFoundError):
-        for entry in os.scandir(place):
+        for entry in os.scandir(home):
             if entry.name.endswith(".tar"):
                 with suppress(FileNotFoundError):
                     found[entry.name.removesuffix(".tar")] = entry.stat().st_size
     return dict(sorted(found.items()))
 
 
-def _contents(place: Path) -> tuple[dict[str, int], dict[str, int]]:
+def _contents(home: Path) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes of complete shards and of claims by digest; abandoned claims go (`locked`)."""
     claims = {}
-    for path in sorted(place.glob("*.claim")):
+    for path in sorted(home.glob("*.claim")):
         if not _abandoned(path):
             with suppress(FileNotFoundError):
                 claims[path.stem] = int(path.read_text() or 0)
-    for left in place.glob(f".*{PARTIAL_SUFFIX}"):
+    for left in home.glob(f".*{PARTIAL_SUFFIX}"):
         if left.name.split(".")[1] not in claims:  # its claim is gone: nobody writes it
             left.unlink(missing_ok=True)
-    return _complete(place), claims
+    return _complete(home), claims
 
 
-def _partials(place: Path, digest: str) -> list[Path]:
-    return list(place.glob(f".{digest}.tar.*{PARTIAL_SUFFIX}"))
+def _partials(home: Path, digest: str) -> list[Path]:
+    return list(home.glob(f".{digest}.tar.*{PARTIAL_SUFFIX}"))
 
 
-def _written(place: Path, digest: str) -> int:
+def _written(home: Path, digest: str) -> int:
     """Bytes of a shard on its way that take room on the disk already."""
     written = 0
-    for path in _partials(place, digest):
+    for path in _partials(home, digest):
         with suppress(FileNotFoundError):
             written += path.stat().st_blocks * 512
     return written
 
 
-def _remove_folder(place: Path) -> None:
+def _remove_folder(home: Path) -> None:
     """Remove a dataset's folder, but for what others are fetching into it (`locked`)."""
-    for path in list(place.iterdir()):
+    for path in list(home.iterdir()):
         if path.suffix != ".claim" and not path.name.startswith("."):
             path.unlink(missing_ok=True)
     with suppress(OSError):
-        place.rmdir()
+        home.rmdir()
 
 
 def _description(dataset: Dataset) -> bytes:
@@ -498,37 +424,28 @@ def _description(dataset: Dataset) -> bytes:
     return json.dumps(content, indent=1).encode()
 
 
-def _described(place: Path) -> dict[str, Any]:
+def _described(home: Path) -> dict[str, Any]:
     """What `_description` wrote; empty if it is lost."""
     try:
-        found = parse_json((place / "dataset.json").read_bytes())
+        found = parse_json((home / "dataset.json").read_bytes())
         shards = [(str(name), str(digest), bytes_) for name, digest, bytes_ in found["shards"]]
         return {"uri": str(found["uri"]), "shards": shards}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 
 
-def _held(place: Path) -> Held:
-    shards, claims = _contents(place)
-    described = _described(place)
-    users = _try_hold(place / "users")
-    in_use = users is None
-    if users is not None:
-        os.close(users)
-    return Held(
-        dataset_id=place.name,
-        uri=described.get("uri", "?"),
-        shards=len(shards),
-        of=len(described["shards"]) if "shards" in described else None,
-        bytes=sum(shards.values()),
-        coming=len(claims.keys() - shards.keys()),
-        in_use=in_use,
-        last_used=_time_of(place / "users"),
-    )
-
-
-def _time_of(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return time.time()
+def _held(home: Path) -> dict[str, Any]:
+    shards, claims = _contents(home)
+    described = _described(home)
+    with _alone(home / "users") as users:
+        in_use = users is None
+    return {
+        "dataset_id": home.name,
+        "uri": described.get("uri", "?"),
+        "shards": len(shards),
+        "of": len(described["shards"]) if "shards" in described else None,
+        "bytes": sum(shards.values()),
+        "coming": len(claims.keys() - shards.keys()),
+        "in_use": in_use,
+        "last_used": (home / "users").stat().st_mtime,
+    }

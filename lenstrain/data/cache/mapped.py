@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lensprep.dataset import PAYLOAD_OFFSET, RECORD_STRIDE, ShardInfo
+from lensprep.dataset import ShardInfo
 from lensprep.errors import ShardError
 from lenstrain.data.sidecar import Column, PayloadCheck
-from lenstrain.data.sources.local import FileMap, file_identity
+from lenstrain.data.sources.local import FileMap, file_identity, row_offset
 
 logger = logging.getLogger("lenstrain.data")
 
@@ -20,7 +20,7 @@ logger = logging.getLogger("lenstrain.data")
 class LocalCopies:
     """Shards of an object store that are on a local disk too; here: of which there are none.
 
-    Asked from several threads. `lenstrain.data.cache.filling.CachedSplit` is one that has some.
+    Used by several threads. `lenstrain.data.cache.filling.CachedSplit` is one that has some.
     """
 
     offers_any = False
@@ -31,23 +31,23 @@ class LocalCopies:
     def path(self, shard: ShardInfo) -> Path | None:
         """Path of a complete, checked copy of a shard, or None to read it from the store.
 
-        Asked whenever a part of the shard is about to be read. From then on the file must stay as
+        Called whenever some of the shard is about to be read. From then on the file must stay as
         it is until the reader is closed (it is mapped; its name may go, as the map keeps it).
         """
         return None
 
     def damaged(self, shard: ShardInfo) -> None:
-        """The copy is not what it should be: it shall not be offered again."""
+        """Never offer this copy again: it is damaged."""
 
     def narrow(self, numbers: NDArray[np.int64]) -> None:
-        """Want only these shards of the split."""
+        """Want only the shards of these numbers."""
 
     def fill_first(self) -> str:
-        """Have copies of all shards that fit; what lacks, in words, if some do not."""
+        """Have copies of all shards that fit; in words what is missing, if some do not."""
         return ""
 
     def fill_beside(self, hungry: Callable[[], bool]) -> None:
-        """Have copies made while rows are read, slower while the reader is hungry."""
+        """Make copies while rows are read, more slowly while the reader waits (`hungry`)."""
 
     def close(self) -> None:
         """End filling; copies that are mapped stay."""
@@ -60,15 +60,8 @@ class MappedCopies:
     when it is first read from a copy. A copy that is not right is given up with a warning, and the
     store is read instead.
 
-    Parameters
-    ----------
-    copies : LocalCopies
-    shards : sequence of ShardInfo
-        Of the split, in manifest order.
-    starts : ndarray of int64
-        First row of each shard, and the number of rows.
-    expected : column or None
-        CRC-32 of every row of the split; nothing is compared without.
+    Shard ``k`` of the split has the rows ``starts[k] ... starts[k + 1] - 1``; `expected` is the
+    CRC-32 of every row, without which nothing is compared.
     """
 
     def __init__(
@@ -106,17 +99,16 @@ class MappedCopies:
 
     def path_of(self, number: int) -> Path | None:
         """Path of the copy that a shard is read from, if it is."""
-        found = self._maps.get(number)
-        return None if found is None else found[1]
+        return self._maps[number][1] if number in self._maps else None
 
     def changed(self) -> list[int]:
-        """Mapped shards whose files were written to; one that has no name any more is as it was."""
+        """Mapped shards whose files were written to; a file that was unlinked is unchanged."""
         found = []
         for number, (mapped, path) in list(self._maps.items()):
             try:
-                same = file_identity(path) in (None, mapped.identity)
-            except OSError:
-                same = False
+                same = file_identity(path) == mapped.identity
+            except OSError as error:
+                same = isinstance(error, FileNotFoundError)
             if not same:
                 name = self._shards[number].name
                 logger.warning("%s (%s) was written to; the store is read instead.", path, name)
@@ -131,20 +123,13 @@ class MappedCopies:
     ) -> list[int]:
         """Shards whose copies gave another stamp than was written.
 
-        Parameters
-        ----------
-        rows : ndarray of int64
-        pixels : ndarray of float16
-        copied : ndarray of bool, optional
-            Which of them came from a copy; all if not given.
+        `copied` says which rows came from a copy; all if it is not given.
         """
         if self._payloads is None:
             return []
-        bad: dict[int, int] = {}
-        for row, _, _ in self._payloads.faults(rows, pixels, copied):
-            bad.setdefault(int(np.searchsorted(self._starts, row, side="right")) - 1, row)
-        for number, row in bad.items():
-            offset = int(row - self._starts[number]) * RECORD_STRIDE + PAYLOAD_OFFSET
+        faults = self._payloads.faults(rows, pixels, copied)
+        bad = dict(row_offset(self._starts, row) for row, _, _ in reversed(faults))
+        for number, offset in bad.items():
             logger.warning(
                 "%s (%s): the stamp at offset %d is not the one that was written (CRC-32). The "
                 "copy is removed, and the store is read instead.",

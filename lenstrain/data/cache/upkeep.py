@@ -6,25 +6,21 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from lensprep.dataset import Dataset
 from lensprep.errors import ConfigError
 from lensprep.store import S3Options, is_remote, local_path
-from lenstrain.data.cache.filling import CachedSplit
+from lenstrain.data.cache.filling import CachedSplit, Progress
 from lenstrain.data.cache.folder import CacheFolder
 
 logger = logging.getLogger("lenstrain.data")
 
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
-
 _HASHERS = 4
-_BLOCK = 1 << 22
 
 
 def status(folder: CacheFolder) -> dict[str, Any]:
@@ -33,9 +29,12 @@ def status(folder: CacheFolder) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``dir``, ``bytes`` (finished or on their way), ``free_bytes`` of the disk, ``datasets`` (the
-        fields of `lenstrain.data.cache.folder.Held`) and ``rates_mb_per_s``, which is empty:
-        rates are no longer measured, and whoever reads the object may still look for the key.
+        ``dir``, ``bytes`` (finished or on their way), ``free_bytes`` of the disk, ``datasets``, the
+        most recently used first, and ``rates_mb_per_s``, which is empty: rates are no longer
+        measured, but readers of the object may still look for the key. A dataset has
+        ``dataset_id``, ``uri``, ``shards`` (complete), ``of`` (shards of the whole dataset; None
+        if its description was lost), ``bytes``, ``coming`` (shards on their way), ``in_use`` and
+        ``last_used`` (Unix time).
     """
     datasets = folder.held()  # which removes what killed processes left
     with folder.locked():
@@ -44,7 +43,7 @@ def status(folder: CacheFolder) -> dict[str, Any]:
         "dir": str(folder.root),
         "bytes": used,
         "free_bytes": folder.free(),
-        "datasets": [asdict(one) for one in datasets],
+        "datasets": datasets,
         "rates_mb_per_s": {},
     }
 
@@ -57,12 +56,12 @@ def fill(
     s3: S3Options | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Fetch splits of a dataset, all if none are named, as far as they fit.
+    """Fetch splits of a dataset (all if none are named) as far as they fit.
 
     Returns
     -------
     dict
-        ``dataset``, ``dataset_id``, ``dir``, ``splits``; ``shards`` that are wanted and ``missing``
+        ``dataset``, ``dataset_id``, ``dir``, ``splits``; wanted ``shards`` and those ``missing``
         (there was no room), ``bytes`` that are there, ``fetched`` shards and ``fetched_bytes`` by
         this call, ``seconds``, ``mb_per_s``.
 
@@ -79,39 +78,23 @@ def fill(
     started = time.monotonic()
     dataset = Dataset.open(uri, s3)
     names = list(splits) or [name for name, split in dataset.manifest.splits.items() if split.rows]
-    parts = []
-    try:
-        for name in names:
-            parts.append(CachedSplit(folder, dataset, name))
-        total = sum(part.bytes for part in parts)
-        before, fetched, fetched_bytes = 0, 0, 0
-        for part in parts:
-            told = None if progress is None else _shifted(progress, before, total)
-            filled = part.fill(told)
-            fetched, fetched_bytes = fetched + filled.fetched, fetched_bytes + filled.fetched_bytes
-            before += part.bytes
-        missing = [shard for part in parts for shard in part.missing()]
-    finally:
-        for part in parts:
-            part.close()
+    with closing(CachedSplit(folder, dataset, *names)) as copies:
+        filled = copies.fill(progress)
+        missing = copies.missing()
     seconds = time.monotonic() - started
     return {
         "dataset": dataset.uri,
         "dataset_id": dataset.dataset_id,
         "dir": str(folder.root),
         "splits": names,
-        "shards": sum(len(part.shards) for part in parts),
+        "shards": len(copies.shards),
         "missing": len(missing),
-        "bytes": total - sum(shard.bytes for shard in missing),
-        "fetched": fetched,
-        "fetched_bytes": fetched_bytes,
+        "bytes": copies.bytes - sum(shard.bytes for shard in missing),
+        "fetched": filled.fetched,
+        "fetched_bytes": filled.fetched_bytes,
         "seconds": seconds,
-        "mb_per_s": fetched_bytes / seconds / 1e6,
+        "mb_per_s": filled.fetched_bytes / seconds / 1e6,
     }
-
-
-def _shifted(progress: Progress, before: int, total: int) -> Progress:
-    return lambda done, _: progress(before + done, total)
 
 
 def verify(
@@ -153,23 +136,20 @@ def verify(
 
 def _fault(path: Path) -> str | None:
     """What is wrong with a shard, whose name is its digest; None if nothing is."""
-    digest, block = hashlib.sha256(), bytearray(_BLOCK)
     try:
         with path.open("rb", buffering=0) as file:
             # What is in memory may be better than what is on the disk.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            while count := file.readinto(block):
-                digest.update(memoryview(block)[:count])
+            found = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return None  # evicted meanwhile
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    found = digest.hexdigest()
     return None if found == path.stem else f"its SHA-256 begins with {found[:12]}"
 
 
 def clear(folder: CacheFolder, dataset_ids: Sequence[str] = ()) -> dict[str, Any]:
-    """Remove datasets, all if none are named; those that a running process uses are kept.
+    """Remove datasets (all if none are named); those that a running process uses are kept.
 
     Parameters
     ----------
@@ -187,10 +167,8 @@ def clear(folder: CacheFolder, dataset_ids: Sequence[str] = ()) -> dict[str, Any
     ConfigError
         If an id is not that of just one dataset in the cache.
     """
-    chosen = None
-    if dataset_ids:
-        known = [one.dataset_id for one in folder.held()]
-        chosen = [_complete_id(text, known) for text in dataset_ids]
+    known = sorted(home.name for home in folder.homes())
+    chosen = [_complete_id(text, known) for text in dataset_ids] if dataset_ids else known
     removed, kept = folder.clear(chosen)
     return {"dir": str(folder.root), "removed_bytes": removed, "kept": kept}
 

@@ -1,8 +1,8 @@
-"""What every source of stamps is asked: the seam between order and transport.
+"""What every source of stamps does: the seam between order and transport.
 
-A source is told which rows come next and copies rows into a buffer. Everything above it (order,
+A source learns which rows come next and copies rows into a buffer. Everything above it (order,
 batches, resume) is the same for every source; everything below it (mapped files, ranged reads, a
-cache) is the source's own affair.
+cache) is up to the source.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Reading:
     memory_budget: int = MEMORY_BUDGET
     """Most bytes that read-ahead holds, besides the batches that the consumer holds."""
     verify: Verify | None = None
-    """``"crc"`` compares the checksum of every stamp, ``"size"`` those of none; None leaves it to
+    """``"crc"`` compares the checksum of every stamp, ``"size"`` compares none; None leaves it to
     the source: what came over a network is compared, what lies on a local disk is not."""
     cache_dir: str | PathLike[str] | None = None
     """Folder for copies of what is in an object store."""
@@ -78,14 +78,14 @@ class Reading:
 class ShardSource(ABC):
     """Rows of one split, by position.
 
-    What is not abstract here is the answer of a source that needs no time to get at its rows, as
-    the page cache is the read-ahead of a local disk.
+    The methods that are not abstract here are right for a source that needs no time to get at its
+    rows: the page cache reads ahead on a local disk.
     """
 
     depth: int
     """Batches to read ahead of the consumer."""
     lookahead: int = 0
-    """Steps that the source wants to be told of before they are gathered."""
+    """Steps that the source wants to know before they are gathered."""
 
     def prepare(  # noqa: B027
         self, rows: NDArray[np.int64] | None, steps: Iterable[NDArray[np.int64]] | None
@@ -106,18 +106,18 @@ class ShardSource(ABC):
         """
 
     def start_epoch(self) -> None:
-        """Look at every shard once, and begin what goes on beside an epoch.
+        """Look at every shard once, and begin what runs beside an epoch.
 
         Raises
         ------
         ShardError
-            If a shard is not what it should be.
+            If a shard is missing or not the one that the manifest states.
         """
         self.check()
 
     @abstractmethod
     def check(self) -> None:
-        """Look at every shard once; ShardError if one is not what it should be."""
+        """Look at every shard once; ShardError as for `start_epoch`."""
 
     def expect(self, rows: NDArray[np.int64]) -> None:  # noqa: B027
         """Say which rows will be gathered soon, in that order, so that they can be on their way."""
@@ -134,7 +134,7 @@ class ShardSource(ABC):
         """Path or URI of the shard that holds a row, and the offset of its pixels there."""
 
     def forget_checks(self) -> None:  # noqa: B027
-        """Compare every row again that is compared when it is first read."""
+        """Compare every row again when it is next read, if rows are compared when first read."""
 
     def close(self) -> None:  # noqa: B027
         """Let go of files, maps and connections; nothing may be gathered afterwards."""

@@ -18,13 +18,8 @@ ABSENT, COMING, HERE = 0, 1, 2
 class CellBuffers:
     """Which cells are in memory, where, and what memory is left; its user holds a lock.
 
-    Parameters
-    ----------
-    cells : Cells
-    most : int
-        Most cells in memory.
-    reserve : int
-        Buffers that `room` does not count: for cells that are asked for a second time.
+    At most `most` cells are in memory. `room` does not count `reserve` of their buffers, which are
+    for cells that are requested a second time.
     """
 
     def __init__(self, cells: Cells, most: int, reserve: int) -> None:
@@ -44,7 +39,7 @@ class CellBuffers:
         return len(self._free) + self.most - self.made + len(self._idle) - self._reserve
 
     def take(self) -> Bytes:
-        """Return memory for a cell; the cell that has been idle for longest makes place for it."""
+        """Return memory for a cell, that of the cell idle for longest if there is no other."""
         if not self._free and self.made < self.most:
             self.made += 1
             self.peak = max(self.peak, self.made)
@@ -54,7 +49,7 @@ class CellBuffers:
         return self._free.pop()
 
     def give_back(self, buffer: Bytes) -> None:
-        """Take back memory that no cell was brought in."""
+        """Take back memory that holds no cell."""
         self._free.append(buffer)
 
     def keep(self, cell: int, buffer: Bytes) -> None:
@@ -63,19 +58,19 @@ class CellBuffers:
         self.addresses[cell], self.state[cell] = buffer.ctypes.data, HERE
 
     def put(self, cells: NDArray[np.int64], addresses: NDArray[np.int64]) -> None:
-        """Cells lie at these addresses anyway, such as in a mapped file."""
+        """Note that cells lie at these addresses already, in a mapped file."""
         new = self.state[cells] == ABSENT
         self.addresses[cells[new]], self.state[cells[new]] = addresses[new], HERE
 
     def withdraw(self, cells: NDArray[np.int64]) -> list[int]:
-        """Those of these cells that are gone as they lie where `put` said no more."""
+        """Undo `put` for these cells; returns those that are now absent."""
         gone = [cell for cell in cells.tolist()
                 if self.state[cell] == HERE and cell not in self._memory]  # fmt: skip
         self.addresses[gone], self.state[gone] = 0, ABSENT
         return gone
 
     def set_needed(self, cell: int, needed: bool) -> None:
-        """Say whether a cell may go for another one."""
+        """Say whether a cell has to stay in memory."""
         if needed:
             self._idle.pop(cell, None)
         elif cell in self._memory:
@@ -88,12 +83,12 @@ class CellBuffers:
         self._free.append(self._memory.pop(cell))
 
     def drop_idle(self) -> None:
-        """Give up all cells that nobody needs now; their memory is kept for others."""
+        """Give up all cells that nobody needs now; their memory is kept for other cells."""
         for cell in list(self._idle):
             self.drop(cell)
 
     def release(self) -> None:
-        """Give memory back to the system that nobody needs now."""
+        """Return to the system all memory that nobody needs now."""
         self.drop_idle()
         self.made -= len(self._free)
         self._free.clear()

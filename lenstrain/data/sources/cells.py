@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensprep.dataset import RECORD_STRIDE
-from lenstrain.data.order import BLOCK_ROWS, block_bounds
+from lenstrain.data.order import block_bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,6 @@ class Cells:
 
 def cut_into_cells(starts: NDArray[np.int64]) -> Cells:
     """Cells of a split whose shard ``k`` has the rows ``starts[k] ... starts[k + 1] - 1``."""
-    bounds = block_bounds(np.diff(starts), BLOCK_ROWS)
+    bounds = block_bounds(np.diff(starts))
     shard = np.searchsorted(starts, bounds[:-1], side="right") - 1
     return Cells(bounds, shard, bounds[:-1] - starts[shard])

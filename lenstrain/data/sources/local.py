@@ -34,25 +34,15 @@ from lenstrain.data.sources.base import Reading, ShardSource, check_gather
 class LocalSource(ShardSource):
     """Shards on a local disk, mapped when first needed; a row is copied once.
 
-    Parameters
-    ----------
-    dataset : Dataset
-    shards : sequence of ShardInfo
-        Shards of the split, in manifest order.
-    reading : Reading
-
-    Raises
-    ------
-    ShardError
-        If a shard is missing or has not the size that the manifest states.
+    The shards are those of the split in manifest order; a ShardError says that one is missing or
+    has not the size that the manifest states.
     """
 
     def __init__(self, dataset: Dataset, shards: Sequence[ShardInfo], reading: Reading) -> None:
         self.depth = reading.depth()
         self._paths = [dataset.path(shard.name) for shard in shards]
         self._bytes = [shard.bytes for shard in shards]
-        rows = np.array([shard.rows for shard in shards], np.int64)
-        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows)])
+        self._starts = np.cumsum([0, *(shard.rows for shard in shards)])
         self._bases = np.zeros(len(shards), np.int64)
         self._maps: dict[int, FileMap] = {}
         self._payloads: PayloadCheck | None = None
@@ -113,9 +103,8 @@ class LocalSource(ShardSource):
 
     def locate(self, row: int) -> tuple[str, int]:
         """Path of the shard that holds a row, and the offset of its pixels there."""
-        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-        within = int(row - self._starts[shard])
-        return str(self._paths[shard]), within * RECORD_STRIDE + PAYLOAD_OFFSET
+        shard, offset = row_offset(self._starts, row)
+        return str(self._paths[shard]), offset
 
     def forget_checks(self) -> None:
         """Compare every row again when it is next gathered."""
@@ -130,28 +119,32 @@ class LocalSource(ShardSource):
             self._maps.clear()
 
 
+def row_offset(starts: NDArray[np.int64], row: int) -> tuple[int, int]:
+    """Number of the shard that holds a row, and the offset of its pixels there."""
+    shard = int(np.searchsorted(starts, row, side="right")) - 1
+    return shard, int(row - starts[shard]) * RECORD_STRIDE + PAYLOAD_OFFSET
+
+
 def _identity(path: Path, size: int) -> tuple[int, int, int, int]:
-    """Device, inode, size and time of a shard's file; ShardError if it has not the right size."""
+    """Identity of a shard's file; ShardError if it has not the right size."""
     try:
-        status = path.stat()
+        identity = file_identity(path)
     except OSError as error:
-        # Only of one that is not there is known that another copy would help.
+        # Another copy is known to help only where there is none.
         again = " Copy it again." if isinstance(error, FileNotFoundError) else ""
         raise ShardError(f"{path} (offset 0) cannot be read: {error.strerror}.{again}") from error
-    if status.st_size != size:
+    found = identity[2]
+    if found != size:
         raise ShardError(
-            f"{path} has {status.st_size} bytes where the manifest states {size}: cut or replaced, "
-            f"offset {min(status.st_size, size)}. Copy the shard again, or convert again."
+            f"{path} has {found} bytes where the manifest states {size}: cut or replaced, "
+            f"offset {min(found, size)}. Copy the shard again, or convert again."
         )
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return identity
 
 
-def file_identity(path: Path) -> tuple[int, int, int, int] | None:
-    """Device, inode, size and time of a file; None if there is none."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
+def file_identity(path: Path) -> tuple[int, int, int, int]:
+    """Device, inode, size and time of a file."""
+    status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -214,7 +207,7 @@ def _memcpy(typingctx, target, source, size):  # type: ignore[no-untyped-def]
 def copy_rows(rows, starts, bases, out):  # type: ignore[no-untyped-def]
     """Copy the pixels of rows to address `out`; False at the first row that is not mapped.
 
-    `check_gather` knows that `out` has the room. Shard k, with the rows from ``starts[k]`` to
+    `check_gather` has made sure that they fit. Shard k, with the rows from ``starts[k]`` to
     ``starts[k + 1]``, begins at address ``bases[k]``; 0 where it is not mapped.
     """
     for i in range(rows.size):

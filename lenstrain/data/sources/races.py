@@ -1,4 +1,4 @@
-"""When a cell takes so much longer than others that it is asked for a second time."""
+"""When a cell takes so much longer than others that it is requested a second time."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Protocol, TypeVar
 
 RACES_AT_ONCE = 2
 RACE_RATIO = 5.0
-"""A cell is slow that takes so many times the median of the last ones ..."""
+"""A cell is slow if it takes so many times the median of the last ones ..."""
 RACE_SECONDS = 0.5
-"""... and at least so long."""
+"""... and at least this long."""
 _FIRST_RACE_SECONDS = 5.0
 """What counts as slow before there is anything to compare with."""
 _FEWEST_SAMPLES, _SAMPLES = 4, 64
@@ -57,16 +57,9 @@ class Races:
         return max(RACE_SECONDS, RACE_RATIO * statistics.median(self._seconds))
 
     def slow(self, cell: int, runs: Iterable[R], now: float, requests: int) -> R | None:
-        """The one request that a cell waits for, if it is slow and may get a second one.
+        """The one request under way that a cell waits for, if it is slow and may get a second one.
 
-        Parameters
-        ----------
-        cell : int
-        runs : iterable
-            Requests under way.
-        now : float
-        requests : int
-            Made so far: of which one in fifty may be such a second one, and two more.
+        Of the `requests` made so far, one in fifty may be such a second one, and two more.
         """
         all_runs = list(runs)
         bringing = [run for run in all_runs if run.waits_for == cell and not run.stopped]

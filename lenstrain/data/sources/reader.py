@@ -2,9 +2,9 @@
 
 Neighbouring cells that are wanted together are read in one request (a run). A few threads read runs
 in the order in which their cells are first needed (`schedule`), while there is memory (`buffers`);
-a cell gives its memory back when nothing that was announced needs it any more. A cell that somebody
-waits for and that takes much longer than others is asked for a second time, and the first answer
-wins (`races`).
+a cell gives its memory back when no announced use needs it any more. A cell that somebody waits for
+and that takes much longer than others is requested a second time, and the first answer wins
+(`races`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Counters:
     reread: int = 0
     """Cells read again because their CRC-32 was wrong the first time."""
     evicted: int = 0
-    """Cells given up although they were announced: the budget was too small for the order."""
+    """Announced cells that were given up: the budget was too small for the order."""
     waited_s: float = 0.0
 
 
@@ -86,15 +86,7 @@ class _Run(Reception):
 class RangeReader:
     """Reads cells of one split with a few threads; all its methods may be called by any thread.
 
-    Parameters
-    ----------
-    store : RemoteStore
-    shards : sequence of ShardInfo
-    cells : Cells
-    buffers : int
-        Most cells in memory.
-    check : callable, optional
-        Look at every cell that has come.
+    At most `buffers` cells are in memory. `check` is called with every cell that has come.
     """
 
     def __init__(
@@ -128,12 +120,12 @@ class RangeReader:
     # ------------------------------------------------------------------ what is needed
 
     def expect(self, cells: NDArray[np.int64]) -> None:
-        """One use of each of these cells will come, after those announced before."""
+        """Announce one use of each of these cells, after the uses announced before."""
         with self.change:
-            self._announce(cells)  # reading begins with `need`: neighbours may be announced yet
+            self._announce(cells)  # reading begins with `need`: neighbours may still be announced
 
     def forget(self, cells: NDArray[np.int64]) -> None:
-        """One announced use of each of these cells is over, or will not come."""
+        """End one announced use of each of these cells: it is over, or will not come."""
         with self.change:
             for cell in self.schedule.forget(cells):
                 self._errors.pop(cell, None)
@@ -146,9 +138,9 @@ class RangeReader:
         Raises
         ------
         ProjectError
-            What went wrong with one of them.
+            If reading one of them failed.
         BudgetError
-            If they are more than there is memory for.
+            If there is not enough memory for all of them.
         """
         start = time.monotonic()
         with self.change:
@@ -174,28 +166,28 @@ class RangeReader:
             self.buffers.set_needed(cell, True)
 
     def put(self, cells: NDArray[np.int64], addresses: NDArray[np.int64]) -> None:
-        """Cells lie at these addresses anyway, such as in a mapped file."""
+        """Note that cells lie at these addresses already, in a mapped file."""
         with self.change:
             self.buffers.put(cells, addresses)
             self.change.notify_all()
 
     def withdraw(self, cells: NDArray[np.int64]) -> None:
-        """These cells lie where `put` said no more; what is in memory of them stays."""
+        """Undo `put` for these cells; those that were read into memory stay."""
         with self.change:
             for cell in self.buffers.withdraw(cells):
                 self.schedule.want_again(cell, last=True)
 
     def holds_anything(self) -> bool:
-        """Whether there is memory of cells that were read, or anything announced."""
+        """Whether there is memory for cells, or an announced use."""
         return self.buffers.made > 0 or bool(self.schedule.pending.any())
 
     def drop_idle(self) -> None:
-        """Forget cells that nobody needs now; their memory is kept for others."""
+        """Forget cells that nobody needs now; their memory is kept for other cells."""
         with self.change:
             self.buffers.drop_idle()
 
     def release_idle(self) -> None:
-        """Give memory back to the system that nobody needs now."""
+        """Return to the system all memory that nobody needs now."""
         with self.change:
             self.buffers.release()
 
@@ -212,7 +204,7 @@ class RangeReader:
             self._start(_Run(self, cells, [self.buffers.take() for _ in cells]))
 
     def _busy(self) -> int:
-        """Runs that bring something; one that was stopped may yet wait for its answer."""
+        """Runs that bring something; a stopped one may still wait for its answer."""
         return sum(not run.stopped for run in self._runs)
 
     def _start(self, run: _Run) -> None:
@@ -229,7 +221,7 @@ class RangeReader:
         self._queue.put(run)
 
     def _hurry(self, cells: NDArray[np.int64]) -> None:
-        """Somebody waits for these cells (under the lock)."""
+        """Read these cells sooner: somebody waits for them (under the lock)."""
         state = self.buffers.state[cells]
         missing = cells[state == ABSENT].tolist()
         if missing:
@@ -254,13 +246,13 @@ class RangeReader:
         self.schedule.want_again(other, last=True)
 
     def _race(self, cell: int) -> None:
-        """Ask a second time for a cell that takes too long."""
+        """Request a cell a second time if it takes too long."""
         now = time.monotonic()
         slow = self.races.slow(cell, self._runs, now, self.counters.requests)
         if slow is None or self.buffers.room() + RACES_AT_ONCE < 1:
             return
         logger.warning(
-            "%s: a range takes %.2f s, much longer than others; asking a second time",
+            "%s: a range takes %.2f s, much longer than others; requesting it a second time",
             self.store.locate(self._shard_of(cell).name),
             now - slow.mark,
         )
@@ -273,7 +265,7 @@ class RangeReader:
         return self.shards[int(self.cells.shard[cell])]
 
     def see_version(self, cell: int, entry: Entry) -> None:
-        """All bytes of a shard come from one version of it."""
+        """Make sure that all bytes of a shard come from one version of it."""
         with self.change:
             version = self.versions.setdefault(int(self.cells.shard[cell]), entry.version)
         if version != entry.version:
@@ -323,7 +315,7 @@ class RangeReader:
     def _leave(self, run: _Run) -> None:
         """What a stopped run has not brought is read by others (under the lock).
 
-        Its thread may yet wait for an answer's first byte, for as long as the store takes.
+        Its thread may still wait for an answer's first byte, for as long as the store takes.
         """
         others = self._on_their_way(run)
         for cell in reversed(run.cells[run.done_cells + 1 :]):
@@ -340,7 +332,7 @@ class RangeReader:
         try:
             check(cell, data)
         except ProjectError as error:
-            # Damaged on the way, or in the store? A second look tells.
+            # Damaged on the way, or in the store? Reading it again decides.
             logger.warning("%s Reading it again.", error)
             with self.change:
                 self.counters.reread += 1
@@ -350,7 +342,7 @@ class RangeReader:
             check(cell, data)
 
     def finished(self, run: _Run, error: BaseException | None) -> None:
-        """A run is over: what it did not bring is wanted again, or has failed."""
+        """End a run: what it did not bring is wanted again, or has failed."""
         with self.change:
             self._runs.discard(run)
             racing = self._on_their_way(run)
@@ -362,7 +354,7 @@ class RangeReader:
                 self.buffers.state[cell] = ABSENT
                 if error is None or run.stopped or number != run.done_cells:
                     self.schedule.want_again(cell)
-                elif self.schedule.pending[cell]:  # or it would be told to the next epoch
+                elif self.schedule.pending[cell]:  # or the next epoch would raise it
                     self._errors[cell] = error
             self.read_on()
             self.change.notify_all()

@@ -10,30 +10,20 @@ import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lensprep.dataset import (
-    PAYLOAD_OFFSET,
-    RECORD_STRIDE,
-    Dataset,
-    ShardInfo,
-)
+from lensprep.dataset import RECORD_STRIDE, Dataset, ShardInfo
 from lensprep.dataset.record import payload_crc32
-from lensprep.errors import (
-    BudgetError,
-    ChangedError,
-    NotFoundError,
-    ShardError,
-    StorageError,
-)
+from lensprep.errors import BudgetError, ChangedError, NotFoundError, ShardError, StorageError
 from lenstrain.data.cache.mapped import LocalCopies, MappedCopies
 from lenstrain.data.sidecar import Column
 from lenstrain.data.sources.base import Reading, ShardSource, check_gather
 from lenstrain.data.sources.cells import Cells, cut_into_cells
-from lenstrain.data.sources.local import copy_rows
+from lenstrain.data.sources.local import copy_rows, row_offset
 from lenstrain.data.sources.races import RACES_AT_ONCE
 from lenstrain.data.sources.reader import RangeReader
 from lenstrain.data.sources.schedule import RUN_CELLS
@@ -85,8 +75,7 @@ class RemoteSource(ShardSource):
         self._store = dataset.store
         self._split, self._uri = split, dataset.uri
         self._shards = dataset.split(split).shards
-        rows = np.array([shard.rows for shard in self._shards], np.int64)
-        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows)])
+        self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)])
         self.cells = cut_into_cells(self._starts)
         self.cell_rows = self.cells.most_rows
         memory = reading.streamed_bytes - self.copies.beside_bytes
@@ -98,7 +87,7 @@ class RemoteSource(ShardSource):
                 f"MiB each; {_FEWEST_BUFFERS} are the least. Raise memory_budget "
                 "(data.memory_budget_gb), or use smaller batches."
             )
-        # As many rows as fit into memory are worth knowing of in advance.
+        # It pays to know in advance of as many rows as fit into memory.
         self.lookahead = min(
             _MOST_STEPS, max(1, self.buffers * self.cell_rows // reading.batch_size)
         )
@@ -106,15 +95,16 @@ class RemoteSource(ShardSource):
         expected = checksums if compared and self.copies.offers_any else None
         self.local = MappedCopies(self.copies, self._shards, self._starts, expected)
         self._copying, self._mapping = threading.Lock(), threading.Lock()
-        arrival = _Arrival(self.cells, self._shards, self._starts, self._uri, checksums)
+        # The reading threads hold the reader and this, not the source: they end when nobody has the
+        # source any more.
+        check = partial(_compare, self.cells, self._shards, self._starts, self._uri, checksums)
         self.reader = RangeReader(
             dataset.store,  # type: ignore[arg-type]  # a RemoteStore, as the dataset is remote
             self._shards,
             self.cells,
             self.buffers,
-            arrival.compare if compared else None,
+            check if compared else None,
         )
-        # The reading threads know the reader alone: they end when nobody has the source any more.
         weakref.finalize(self, self.reader.stop).atexit = False
         self.check()
 
@@ -151,30 +141,27 @@ class RemoteSource(ShardSource):
     def prepare(
         self, rows: NDArray[np.int64] | None, steps: Iterable[NDArray[np.int64]] | None
     ) -> None:
-        """Have the rows in the cache, or see that memory does for their order.
+        """Have the rows in the cache, or see that the memory is enough for their order.
 
         Raises
         ------
         BudgetError
-            If it does not: rows would be read again and again. It names the budget that would do.
+            If it is not: rows would be read again and again. It names the budget that is enough.
         """
-        self.copies.narrow(self._shards_of(rows))
+        cells = np.arange(len(self.cells)) if rows is None else self.cells.of(rows)
+        self.copies.narrow(np.unique(self.cells.shard[cells]))
         if steps is not None:
             self._check_window(steps)
-            self._fill_beside()  # from now on: a validation is cached before it begins
+            # From now on: a validation split is cached before it is first read.
+            self.copies.fill_beside(self.reader.hungry)
             return
-        lack = self.copies.fill_first()
-        try:
-            self._check_resident(rows)
-        except BudgetError as error:
-            raise BudgetError(f"{lack} {error}".lstrip()) from error
+        shortage = self.copies.fill_first()
+        if streamed := len(self._streamed(cells)):
+            self._demand(streamed + RACES_AT_ONCE, 'shuffle="block", ', shortage)
 
     def start_epoch(self) -> None:
-        """Look at every shard, and have what the cache lacks fetched while batches are streamed."""
+        """Look at every shard, and fetch what is not cached while batches are streamed."""
         self.check()
-        self._fill_beside()
-
-    def _fill_beside(self) -> None:
         self.copies.fill_beside(self.reader.hungry)
 
     def _check_window(self, steps: Iterable[NDArray[np.int64]]) -> None:
@@ -196,35 +183,24 @@ class RemoteSource(ShardSource):
         self._demand(demand)
         self.reader.schedule.reach = min(2 * RUN_CELLS, 1 + self.buffers - demand)
 
-    def _check_resident(self, rows: NDArray[np.int64] | None) -> None:
-        """Refuse a global order of rows that do not all fit into memory."""
-        cells = np.arange(len(self.cells)) if rows is None else self.cells.of(rows)
-        streamed = len(self._streamed(cells))
-        if streamed:
-            self._demand(streamed + RACES_AT_ONCE, 'shuffle="block", ')
-
-    def _shards_of(self, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
-        """Numbers of the shards that hold these rows; None is all rows."""
-        if rows is None:
-            return np.arange(len(self._shards))
-        return np.unique(np.searchsorted(self._starts, rows, side="right") - 1)
-
     def _streamed(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of these cells that are not read from a local copy."""
         with self._mapping:
             self.local.map(np.unique(self.cells.shard[cells]))
         return cells[self.local.bases[self.cells.shard[cells]] == 0]
 
-    def _demand(self, buffers: int, other_order: str = "") -> None:
+    def _demand(self, buffers: int, other_order: str = "", shortage: str = "") -> None:
+        """Refuse an order that needs more ranges in memory at once than the budget holds."""
         if buffers > self.buffers:
             missing = (buffers - self.buffers) * self.cell_rows * RECORD_STRIDE
-            raise BudgetError(
+            text = (
                 f"This order of {self._uri} needs {buffers} ranges of {self.cell_rows} stamps in "
                 f"memory at once, and the budget holds {self.buffers}: every range would be read "
                 f"many times. Use {other_order}a cache_dir, or a memory_budget larger by "
                 f"{-(-missing // (1 << 20))} MiB (data.shuffle, data.cache_dir, "
                 "data.memory_budget_gb)."
             )
+            raise BudgetError(f"{shortage} {text}".lstrip())
 
     def expect(self, rows: NDArray[np.int64]) -> None:
         """Have these rows on their way, as soon as there is memory."""
@@ -245,7 +221,7 @@ class RemoteSource(ShardSource):
         ShardError
             If a shard is missing, cut, replaced or altered.
         StorageError
-            If the store does not let us, or does not answer.
+            If the store refuses, or does not answer.
         IndexError, ValueError
             If a row lies outside the split; if `out` does not fit, or the source is closed.
         """
@@ -259,14 +235,14 @@ class RemoteSource(ShardSource):
                 self._drop_copy(number)
 
     def _copy_mapped(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> bool:
-        """Copy rows of a split that is on the local disk as a whole: as from a local dataset."""
+        """Copy rows as from a local dataset, if the whole split is on the local disk."""
         if not self.local.complete:
             return False
         with self._copying:
             if self.reader.closed:
                 raise ValueError("the loader is closed")
             done = bool(copy_rows(rows, self._starts, self.local.bases, out.ctypes.data))
-        if done and self.reader.holds_anything():  # of the time before the split was complete
+        if done and self.reader.holds_anything():  # from before the split was complete
             self.reader.forget(self.cells.of(rows))
             self.reader.release_idle()
         return done
@@ -274,7 +250,7 @@ class RemoteSource(ShardSource):
     def _copy_streamed(
         self, rows: NDArray[np.int64], out: NDArray[np.float16]
     ) -> NDArray[np.bool_]:
-        """Copy rows of which some are read from the store; tells which came from a local copy."""
+        """Copy rows, some of them from the store; returns which came from a local copy."""
         cells = self.cells.of(rows)
         try:
             while True:
@@ -286,14 +262,11 @@ class RemoteSource(ShardSource):
                     if copy_rows(rows, self.cells.bounds, self.reader.addresses, out.ctypes.data):
                         return self._from_copies(rows)
                 # Another thread has just given up a copy: its cells are read from the store now.
-        except (NotFoundError, ChangedError) as error:
-            raise ShardError(
-                f"{str(error).rstrip('.')} ({self._named_in(cells, error)}). {_REMEDY}"
-            ) from error
         except StorageError as error:
-            raise StorageError(
-                f"{str(error).rstrip('.')} ({self._named_in(cells, error)})."
-            ) from error
+            text = f"{str(error).rstrip('.')} ({self._named_in(cells, error)})."
+            if isinstance(error, NotFoundError | ChangedError):
+                raise ShardError(f"{text} {_REMEDY}") from error
+            raise StorageError(text) from error
         finally:
             self.reader.forget(cells)
 
@@ -308,7 +281,7 @@ class RemoteSource(ShardSource):
         return mine
 
     def _use_copies(self, cells: NDArray[np.int64]) -> None:
-        """Have these cells in memory if their shards are mapped or can be."""
+        """Take these cells from local copies of their shards, where there are any."""
         if not self.copies.offers_any:
             return
         numbers = self.cells.shard[cells]
@@ -328,16 +301,13 @@ class RemoteSource(ShardSource):
 
     def _named_in(self, cells: NDArray[np.int64], error: Exception) -> str:
         """Shard and offset of the first of these cells in the shard that an error names."""
-        numbers = self.cells.shard[cells]
-        named = [int(c) for c, n in zip(cells, numbers, strict=True)
-                 if self._shards[n].name in str(error)]  # fmt: skip
-        cell = named[0] if named else int(cells[0])
-        name = self._shards[self.cells.shard[cell]].name
-        return f"{name}, offset {self.cells.offset(cell)}"
+        names = [self._shards[number].name for number in self.cells.shard[cells]]
+        first = next((i for i, name in enumerate(names) if name in str(error)), 0)
+        return f"{names[first]}, offset {self.cells.offset(cells[first])}"
 
     def locate(self, row: int) -> tuple[str, int]:
         """URI of the shard that holds a row (or path of its copy), and the offset of its pixels."""
-        shard, offset = _offset(self._starts, row)
+        shard, offset = row_offset(self._starts, row)
         return str(self.local.path_of(shard) or f"{self._uri}/{self._shards[shard].name}"), offset
 
     def describe(self) -> dict[str, Any]:
@@ -361,40 +331,23 @@ class RemoteSource(ShardSource):
         self.copies.close()
 
 
-class _Arrival:
-    """Compares what has come with what was written.
-
-    It knows nothing of the source: the reading threads hold it, and they end when nobody has the
-    source any more.
-    """
-
-    def __init__(
-        self,
-        cells: Cells,
-        shards: Sequence[ShardInfo],
-        starts: NDArray[np.int64],
-        uri: str,
-        checksums: Column,
-    ) -> None:
-        self._cells, self._shards, self._starts = cells, shards, starts
-        self._uri, self._checksums = uri, checksums
-
-    def compare(self, cell: int, data: NDArray[np.uint8]) -> None:
-        """Compare the CRC-32 of every stamp of a cell with what conversion stored."""
-        start = int(self._cells.bounds[cell])
-        found = payload_crc32(data.reshape(-1, RECORD_STRIDE))
-        expected = self._checksums[np.arange(start, start + len(found))]
-        bad = np.flatnonzero(found != expected)
-        if bad.size:
-            shard, offset = _offset(self._starts, start + int(bad[0]))
-            raise ShardError(
-                f"{self._uri}/{self._shards[shard].name}: the stamp at offset {offset} is not the "
-                f"one that was written (CRC-32 {found[bad[0]]:08x}, expected "
-                f"{expected[bad[0]]:08x}). {_REMEDY}"
-            )
-
-
-def _offset(starts: NDArray[np.int64], row: int) -> tuple[int, int]:
-    """Number of the shard that holds a row, and the offset of its pixels there."""
-    shard = int(np.searchsorted(starts, row, side="right")) - 1
-    return shard, int(row - starts[shard]) * RECORD_STRIDE + PAYLOAD_OFFSET
+def _compare(
+    cells: Cells,
+    shards: Sequence[ShardInfo],
+    starts: NDArray[np.int64],
+    uri: str,
+    checksums: Column,
+    cell: int,
+    data: NDArray[np.uint8],
+) -> None:
+    """Compare the CRC-32 of every stamp of a cell with what conversion stored."""
+    start = int(cells.bounds[cell])
+    found = payload_crc32(data.reshape(-1, RECORD_STRIDE))
+    expected = checksums[np.arange(start, start + len(found))]
+    bad = np.flatnonzero(found != expected)
+    if bad.size:
+        shard, offset = row_offset(starts, start + int(bad[0]))
+        raise ShardError(
+            f"{uri}/{shards[shard].name}: the stamp at offset {offset} is not the one that was "
+            f"written (CRC-32 {found[bad[0]]:08x}, expected {expected[bad[0]]:08x}). {_REMEDY}"
+        )

@@ -17,11 +17,7 @@ RUN_CELLS = 8
 class Schedule:
     """Which cells are needed, and in which order; its user holds a lock.
 
-    Parameters
-    ----------
-    cells : Cells
-    state : ndarray of int8
-        That of each cell (`CellBuffers.state`).
+    `state` is `CellBuffers.state`.
     """
 
     def __init__(self, cells: Cells, state: NDArray[np.int8]) -> None:
@@ -29,15 +25,15 @@ class Schedule:
         self.pending = np.zeros(len(cells), np.int32)
         """Announced uses of each cell that are not over."""
         self._turn = np.zeros(len(cells), np.int64)
-        """Place of each cell in the order of first needs."""
+        """Position of each cell in the order of first needs."""
         self._turns = 0
         self._wanted: deque[int] = deque()
         self.reach = len(cells)
-        """Neighbours so much later in the order of first needs are read in the same request: memory
-        for more of them could be missing for what is needed next."""
+        """How much later in the order of first needs a neighbour may be that is read in the same
+        request: memory for more of them could be missing for what is needed next."""
 
     def announce(self, cells: NDArray[np.int64]) -> None:
-        """One use of each of these cells will come, after those announced before."""
+        """Note one future use of each of these cells, after the uses announced before."""
         new = cells[self.pending[cells] == 0]
         self._turn[new] = self._turns + np.arange(len(new))
         self._turns += len(new)
@@ -45,30 +41,26 @@ class Schedule:
         self._wanted.extend(cells[self.state[cells] == ABSENT].tolist())
 
     def forget(self, cells: NDArray[np.int64]) -> list[int]:
-        """One use of each of these cells is over; those of which no other use is announced."""
+        """Note that one use of each of these cells is over; returns those with no use left."""
         self.pending[cells] = np.maximum(self.pending[cells] - 1, 0)
         over: list[int] = cells[self.pending[cells] == 0].tolist()
         return over
 
     def want_again(self, cell: int, *, last: bool = False) -> None:
-        """A cell is absent again: it is the next one to read, or the last, if anybody needs it."""
+        """Read an absent cell again if anybody needs it: next, or last of all."""
         if self.pending[cell]:
             (self._wanted.append if last else self._wanted.appendleft)(cell)
 
     def want_first(self, cells: list[int]) -> None:
-        """Somebody waits for these cells."""
+        """Read these cells next: somebody waits for them."""
         if not self._wanted or self._wanted[0] != cells[0]:  # not again at every look
             self._wanted.extendleft(reversed(cells))
 
     def next_run(self, room: int, *, whole: bool) -> list[int]:
         """Neighbouring cells to read now in one request; none if there is nothing, or no room.
 
-        Parameters
-        ----------
-        room : int
-            Most of them.
-        whole : bool
-            Wait for the room of all neighbours that are wanted: it comes back a cell at a time.
+        There are at most `room` of them. With `whole` there are none before there is room for all
+        wanted neighbours: it comes back a cell at a time.
         """
         while self._wanted:
             cell = self._wanted[0]

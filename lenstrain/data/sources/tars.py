@@ -41,8 +41,7 @@ _PACKED: Final = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK": "zip",
 }
-"""How files begin that hold members which nobody can reach by an offset."""
-
+"""How packed files begin, whose members nobody can reach by an offset."""
 
 _Group = dict[str, tarfile.TarInfo]
 
@@ -109,19 +108,19 @@ def index_tar(path: Path) -> list[Member]:
     Raises
     ------
     ShardError
-        If it cannot be read, is compressed, cut or has a damaged header, or a sample lacks stamp
-        or label.
+        If it cannot be read, is compressed, cut or has a damaged header, or a sample has no stamp
+        or no label.
     """
     try:
         with tarfile.open(path, "r:") as tar:
-            groups = (part for group in _groups(path, tar) for part in _by_stamp(group))
+            groups = (one for group in _groups(path, tar) for one in _by_stamp(group))
             members = [_sample(path, tar, key, group) for key, group in groups]
             _check_end(path, tar)
     except ProjectError:
         raise
     except OSError as error:
         raise ShardError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # of damaged headers the library raises what it comes upon
+    except Exception as error:  # for damaged headers the library raises anything
         raise ShardError(f"{path} {_fault(path, error)}") from error
     key, times = max(Counter(m.key for m in members).items(), key=itemgetter(1), default=("", 0))
     if times > 1:
@@ -130,7 +129,7 @@ def index_tar(path: Path) -> list[Member]:
 
 
 def _fault(path: Path, error: Exception) -> str:
-    """What keeps a file from being read as a tar, by how it begins."""
+    """Why a file cannot be read as a tar, judged by its first bytes."""
     with path.open("rb") as file:
         head = file.read(tarfile.BLOCKSIZE)
     for magic, name in _PACKED.items():
@@ -171,12 +170,12 @@ def _groups(path: Path, tar: tarfile.TarFile) -> Iterator[tuple[str, _Group]]:
 
 
 def _by_stamp(sample: tuple[str, _Group]) -> Iterator[tuple[str, _Group]]:
-    """Samples whose keys hold dots, which the stock reader takes for one of many stamps."""
-    parts: dict[str, _Group] = {}
+    """Samples whose keys contain dots, which the stock reader takes for one sample."""
+    groups: dict[str, _Group] = {}
     for suffix, info in sample[1].items():
-        parts.setdefault(info.name.rpartition(".")[0], {})[suffix] = info
-    whole = [len(part) > 1 and sum(map(_is_stamp, part)) == 1 for part in parts.values()]
-    return iter(parts.items() if all(whole) else [sample])
+        groups.setdefault(info.name.rpartition(".")[0], {})[suffix] = info
+    whole = [len(group) > 1 and sum(map(_is_stamp, group)) == 1 for group in groups.values()]
+    return iter(groups.items() if all(whole) else [sample])
 
 
 def _is_stamp(suffix: str) -> bool:
@@ -213,7 +212,7 @@ def _label(path: Path, tar: tarfile.TarFile, key: str, group: _Group) -> int:
 
 
 def _check_end(path: Path, tar: tarfile.TarFile) -> None:
-    """A reader of tars takes a damaged header, or a cut between members, for the end."""
+    """Refuse a damaged header or a cut between members, which tar readers take for the end."""
     with path.open("rb") as file:
         file.seek(tar.offset)
         mark = file.read(tarfile.BLOCKSIZE)
@@ -228,12 +227,7 @@ def _check_end(path: Path, tar: tarfile.TarFile) -> None:
 class TarSource(ShardSource):
     """Rows of indexed tars: read by offset and decoded by the stock stage ``wds.decode()``.
 
-    Parameters
-    ----------
-    paths : sequence of Path
-    shards : sequence of sequence of Member
-        Index of each tar (`index_tar`).
-    reading : Reading
+    `shards` is the index of each tar (`index_tar`).
     """
 
     def __init__(
@@ -263,7 +257,7 @@ class TarSource(ShardSource):
                 stamp = next(samples)[self._members[row].suffix]
             except ProjectError:
                 raise
-            except Exception as error:  # the stock stage raises what it comes upon
+            except Exception as error:  # the stock stage raises anything
                 cause = error.__cause__ or error.__context__ or error
                 raise self._error(row, f"cannot be decoded: {error_line(cause)}.") from error
             if not isinstance(stamp, np.ndarray) or stamp.shape != STAMP_SHAPE:
@@ -306,14 +300,11 @@ class TarSource(ShardSource):
 
 
 def tars_digest(shards: Sequence[Sequence[Member]]) -> str:
-    """Identity of indexed tars: keys, places, sizes and labels, not the pixels."""
+    """Identity of indexed tars: keys, offsets, sizes and labels, not the pixels."""
     digest = hashlib.blake2b(digest_size=16)
     for shard in shards:
         for m in shard:
-            digest.update(
-                f"{m.key}|{m.suffix}|{m.offset}|{m.size}|{m.label}\n".encode(
-                    "utf-8", "surrogateescape"
-                )
-            )
+            line = f"{m.key}|{m.suffix}|{m.offset}|{m.size}|{m.label}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
         digest.update(b"--\n")
     return f"tar-{digest.hexdigest()}"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lensprep.errors import ConfigError, DatasetError
+from lensprep.errors import DatasetError
 from lenstrain.bench.loader import ROUNDS, run_loader_bench, stall_fraction
 from lenstrain.data import StampLoader
 from tests.datasets import dataset_fixture, tiny_dataset
@@ -50,20 +50,12 @@ def test_without_a_consumer_rate_nothing_is_said_of_stalls(root):
 
 def test_a_consumer_faster_than_any_loader_is_stalled(root):
     """The measure is not blind: at an impossible rate most of the time goes into waiting."""
-    assert stall_fraction(StampLoader(root, batch_size=64), 1e9, 0.3) > 0.5
+    assert stall_fraction(iter(StampLoader(root, batch_size=64)), 1e9, 0.3) > 0.5
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"seconds": 0}, ConfigError, "must be above 0"),
-        ({"consumer_rate": -1.0}, ConfigError, "must be above 0"),
-        ({"split": "val"}, DatasetError, "no split 'val'"),
-    ],
-)
-def test_what_cannot_be_measured_is_refused(root, options, error, message):
-    with pytest.raises(error, match=message):
-        run_loader_bench(root, **options)
+def test_a_split_that_is_not_there_is_refused(root):
+    with pytest.raises(DatasetError, match="no split 'val'"):
+        run_loader_bench(root, split="val")
 
 
 @pytest.mark.slow

@@ -326,7 +326,7 @@ def test_sigterm_saves_the_trial_and_says_so(dataset, write_sweep, tmp_path):
     sweep.terminate()
     _, err = sweep.communicate(timeout=60)
     assert sweep.returncode == 75
-    assert "the same command goes on" in err
+    assert "repeat the same command to continue" in err
     (trial,) = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 's.db'}").trials
     assert trial.state == TrialState.RUNNING
     assert trial.user_attrs["interrupted"]

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ from lensprep.errors import BudgetError, StorageError
 from lensprep.transfer import upload
 from lenstrain.data import StampLoader
 from lenstrain.data.cache.filling import CachedSplit
-from lenstrain.data.cache.folder import CacheFolder, CacheOptions, Claim
+from lenstrain.data.cache.folder import CacheFolder, CacheOptions
 from lenstrain.data.cache.upkeep import clear, fill, status, verify
 from tests.datasets import dataset_fixture, tiny_dataset
 from tests.faultproxy import Fault
@@ -142,7 +142,7 @@ def test_filled_shards_are_the_bytes_of_the_dataset_under_their_digests(s3, uri,
     data = Dataset.open(root)
     for split in ROWS:
         for shard in data.split(split).shards:
-            copy = folder.place(data.dataset_id) / f"{shard.sha256}.tar"
+            copy = folder.home(data.dataset_id) / f"{shard.sha256}.tar"
             assert copy.read_bytes() == (root / shard.name).read_bytes()
     assert leftovers(folder) == []
     again = fill(folder, uri, s3=s3.options())
@@ -408,13 +408,13 @@ def _present(folder):
 def test_what_is_on_its_way_counts_in_full(s3, uri, tmp_path):
     shards = shards_of(uri, s3)
     folder = make_folder(tmp_path, 2 * shards[0].bytes + 10)
-    with folder.use(Dataset.open(uri, s3.options())) as held:
+    with closing(folder.use(Dataset.open(uri, s3.options()))) as held:
         with held.claim(shards[0]) as one, held.claim(shards[1]):
-            assert isinstance(one, Claim)
+            assert not isinstance(one, str)
             assert held.claim(shards[0]) == "taken"
             assert held.claim(shards[2]) == "full"
         with held.claim(shards[2]) as claim:
-            assert isinstance(claim, Claim)
+            assert not isinstance(claim, str)
 
 
 def test_the_reserve_of_the_disk_is_kept(s3, uri, tmp_path, monkeypatch):
@@ -423,7 +423,7 @@ def test_the_reserve_of_the_disk_is_kept(s3, uri, tmp_path, monkeypatch):
     folder = make_folder(tmp_path, reserve_bytes=free - 2 * shards[0].bytes - 10)
     monkeypatch.setattr(folder, "free", lambda: free)  # as if nothing were written yet
     with (
-        folder.use(Dataset.open(uri, s3.options())) as held,
+        closing(folder.use(Dataset.open(uri, s3.options()))) as held,
         held.claim(shards[0]),
         held.claim(shards[1]),
     ):
@@ -457,10 +457,10 @@ def test_unused_datasets_make_room_the_oldest_first_and_those_in_use_never(
     assert len(cached(folder)) == 9
     # Of two that nobody uses, the one that was used less recently goes first.
     older, newer = Dataset.open(other_root).dataset_id, Dataset.open(root).dataset_id
-    os.utime(folder.place(older) / "users", (1, 1))
+    os.utime(folder.home(older) / "users", (1, 1))
     with folder.locked():
         assert folder.make_room(2 * SHARD_BYTES, "somebody")
-    held = {one.dataset_id: one.shards for one in folder.held()}
+    held = {one["dataset_id"]: one["shards"] for one in status(folder)["datasets"]}
     assert held == {older: 1, newer: 6}
 
 

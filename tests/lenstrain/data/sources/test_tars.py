@@ -314,7 +314,7 @@ def test_a_single_sample_with_dots_finds_its_label(tmp_path):
 
 def test_a_shard_of_a_dataset_says_whose_it_is(tmp_path):
     root = tiny_dataset(tmp_path, 20)
-    with pytest.warns(UserWarning, match=rf"is a shard of the dataset {root}, which is fast"):
+    with pytest.warns(UserWarning, match=rf"is a shard of the dataset {root}; reading is fast"):
         StampLoader(root / "train" / "train-000000.tar")
 
 
