@@ -12,7 +12,7 @@ from lensprep.dataset import STAMP_SIZE
 
 _ARCHITECTURES = Path(__file__).parent / "networks" / "architectures"
 ARCHITECTURES: Final = tuple(file.name for file in pkgutil.iter_modules([str(_ARCHITECTURES)]))
-"""Names of the networks: those of the files in their folder, which need torch and are not read."""
+"""Names of the networks: those of the files in their folder, which are not imported here."""
 if TYPE_CHECKING:
     Arch = str
 else:
@@ -77,18 +77,15 @@ class DataConfig:
     """Largest random shift in x and y, in pixels (0 to 2 is sensible; 1 px is 0.262 arcsec)."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "batch_size", 1)
+        _at_least(1, self, "batch_size", "limit")
+        _at_least(0, self, "cache_limit_gb", "cache_reserve_gb")
         _within(self, "shift_px", 0, 8)
         if self.cache_dir is not None and "://" in self.cache_dir:
             raise ValueError(f"cache_dir must be a folder on a local disk, got {self.cache_dir!r}")
-        for name in ("cache_limit_gb", "cache_reserve_gb"):
-            _at_least(self, name, 0)
         for name in ("memory_budget_gb", "disk_mb_per_s", "store_mb_per_s"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
-        if self.limit is not None:
-            _at_least(self, "limit", 1)
 
 
 @typed
@@ -183,12 +180,11 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not 0 < self.min_lr <= self.lr:
             raise ValueError(f"0 < min_lr <= lr must hold, got {self.min_lr} and {self.lr}")
-        for name in ("warmup_epochs", "weight_decay", "clip_norm"):
-            _at_least(self, name, 0)
+        _at_least(0, self, "warmup_epochs", "weight_decay", "clip_norm")
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-        _at_least(self, "accumulate", 1)
+        _at_least(1, self, "accumulate")
 
 
 @typed
@@ -208,7 +204,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
-        _at_least(self, "focal_gamma", 0)
+        _at_least(0, self, "focal_gamma")
 
 
 @typed
@@ -271,10 +267,8 @@ class TrainConfig:
     """Minutes after which a process that waits for a lost one gives up, under torchrun."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "log_every"):
-            _at_least(self, name, 1)
-        for name in ("seed", "patience", "min_delta", "checkpoint_minutes"):
-            _at_least(self, name, 0)
+        _at_least(1, self, "epochs", "log_every")
+        _at_least(0, self, "seed", "patience", "min_delta", "checkpoint_minutes")
         if self.timeout_minutes <= 0:
             raise ValueError(f"timeout_minutes must be above 0, got {self.timeout_minutes}")
 
@@ -294,7 +288,7 @@ class EvalConfig:
     """False-positive rate at which ``tpr_at_fpr`` is taken."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "batch_size", 1)
+        _at_least(1, self, "batch_size")
         if not 0 < self.fpr < 1:
             raise ValueError(f"fpr must lie between 0 and 1, got {self.fpr}")
 
@@ -323,10 +317,11 @@ class Config:
     """The validation after each epoch."""
 
 
-def _at_least(config: object, name: str, least: float) -> None:
-    value = getattr(config, name)
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+def _at_least(least: float, config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def _within(config: object, name: str, least: int, most: int) -> None:

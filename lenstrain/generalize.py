@@ -2,11 +2,11 @@
 
 For each value of a factor (an Einstein radius, a source magnitude, a mass model) one network is
 trained without the lenses of that value and compared, on exactly those lenses, with one that was
-trained with all. Non-lenses are the same for both. The difference is drawn on the same regions, so
-luck that both share cancels.
+trained with all. Non-lenses are the same for both. Both are resampled on the same regions, so that
+shared noise cancels in the difference.
 
-The last checkpoints are compared, and no run is stopped early: choosing by the validation split
-would choose by lenses of the kind that was left out.
+The last checkpoints are compared, and no run is stopped early: the validation split has lenses of
+the kind that was left out, and must not choose the checkpoint.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lensprep.store import check_file, check_folder, exists, is_remote, join_uri
 from lensprep.tables.reader import Uri, read_table
 from lenstrain.config import Config
 from lenstrain.evaluation.compare import compare
-from lenstrain.evaluation.completeness import AxisBins, axis_bins
+from lenstrain.evaluation.completeness import axis_bins
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.rate_table import supports_of
 from lenstrain.evaluation.scores import Scores, read_scores
@@ -44,15 +44,15 @@ TABLE_NAME = "generalize.md"
 _BINS = 4
 """Bins of a factor that is continuous, by its quantiles."""
 _LARGEST_DROP = 0.05
-"""Loss of completeness that is tolerated. The verdict is the interval's: a finder holds if a larger
-loss is excluded, falls if a smaller one is, and otherwise the lenses are too few to say."""
+"""Loss of completeness that is tolerated. The interval decides: a finder holds if a larger loss is
+excluded, falls if a smaller one is, and otherwise the lenses are too few to say."""
 _FEWEST_LENSES = 30
 """With fewer an interval from draws of regions is too narrow to be believed."""
 _BEGUN = "all/run/config.toml"
-"""The first file of a comparison, by which one that was interrupted is known."""
+"""The first file of a comparison, by which an interrupted one is recognised."""
 
 Progress = Callable[[str, float], None]
-"""Told what begins and the share of the work done before it."""
+"""Called with what begins and the share of the work done before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,18 +116,13 @@ def _number_cases(factor: str, values: NDArray[np.float64]) -> Iterator[Case]:
         return
     which = bins.assign(values)
     for index in range(bins.size):
+        others = ["label == 0"]
+        if index > 0:
+            others.append(f"{factor} < {float(bins.edges[index])!r}")
+        if index < bins.size - 1:
+            others.append(f"{factor} >= {float(bins.edges[index + 1])!r}")
         count = int(np.sum(which == index))
-        yield Case(factor, bins.label(index), _outside(bins, index), count)
-
-
-def _outside(bins: AxisBins, index: int) -> str:
-    """Filter for non-lenses, and lenses outside one bin."""
-    parts = ["label == 0"]
-    if index > 0:
-        parts.append(f"{bins.name} < {float(bins.edges[index])!r}")
-    if index < bins.size - 1:
-        parts.append(f"{bins.name} >= {float(bins.edges[index + 1])!r}")
-    return " or ".join(parts)
+        yield Case(factor, bins.label(index), " or ".join(others), count)
 
 
 def generalize(
@@ -143,7 +138,7 @@ def generalize(
 ) -> dict[str, Any]:
     """Train with and without each kind of lens, and compare.
 
-    Repeating an interrupted call goes on where it was: finished runs and scores are kept.
+    An interrupted call can be repeated: finished runs and scores are kept.
 
     Parameters
     ----------
@@ -153,7 +148,7 @@ def generalize(
     out : str or path
         Folder, local or s3://, for the runs, the scores and the result.
     factors : sequence of str
-        Columns to leave values of out.
+        Columns whose values are left out in turn.
     split : str
         Split to compare on.
     fpr : float
@@ -184,7 +179,7 @@ def generalize(
     """
     if config.train.checkpoint_copy is not None:
         raise ConfigError(
-            "train.checkpoint_copy is the place of one run, and here are many. Leave it out."
+            "train.checkpoint_copy is for one run, and generalize makes many. Leave it out."
         )
     if exists(join_uri(out, _BEGUN)):
         check_file(join_uri(out, RESULT_NAME))
@@ -197,21 +192,16 @@ def generalize(
     options = replace(options or EvaluationOptions(), fprs=(fpr,))
     plans = {factor: plan_cases(_lenses(data, factor), factor) for factor in factors}
     cases = [case for plan in plans.values() if isinstance(plan, list) for case in plan]
-    steps, done = (len(cases) + 1) if cases else 1, 0
-
-    def tell(name: str) -> None:
-        nonlocal done
-        if progress is not None:
-            progress(name, done / steps)
-        done += 1
-
+    tell = progress or (lambda name, done: None)
     found: dict[str, dict[str, Any]] = {}
     if cases:
-        tell("with all lenses")
+        tell("with all lenses", 0.0)
         everything = _scores(data, config, join_uri(out, "all"), split)
-        for case in cases:
-            tell(case.name.replace("-", " ", 1))
-            left_out = _without(config, case)
+        for done, case in enumerate(cases, 1):
+            tell(case.name.replace("-", " ", 1), done / (len(cases) + 1))
+            where = config.data.where
+            where = case.others if where is None else f"({where}) and ({case.others})"
+            left_out = replace(config, data=replace(config.data, where=where))
             scores = _scores(data, left_out, join_uri(out, case.name), split)
             found[case.name] = _compare(case, scores, everything, options, fpr)
     settings = {"split": split, "fpr": fpr, "dataset": dataset, "tolerated_loss": _LARGEST_DROP}
@@ -220,18 +210,17 @@ def generalize(
     store = open_store(out)
     store.write(RESULT_NAME, text.encode())
     store.write(TABLE_NAME, as_markdown(result).encode())
-    if progress is not None:
-        progress("done", 1.0)
+    tell("done", 1.0)
     return result
 
 
 def _check_columns(data: Dataset, factors: Sequence[str]) -> None:
-    """A usual factor may be missing; any other name is somebody's, and may be mistyped."""
+    """Refuse a column that is missing, unless it is one of `FACTORS`: it may be mistyped."""
     have = data.read_shard_sidecar(data.split("train").shards[0]).column_names
     for factor in factors:
         if factor not in have and factor not in FACTORS:
             raise ConfigError(
-                f"{data.uri} has no column {factor!r} to leave values of out; it has: "
+                f"{data.uri} has no column {factor!r} for --hold-out; it has: "
                 f"{names_text(have, factor)}."
             )
 
@@ -248,14 +237,8 @@ def _lenses(data: Dataset, factor: str) -> pa.Table:
     return lenses
 
 
-def _without(config: Config, case: Case) -> Config:
-    where = config.data.where
-    both = case.others if where is None else f"({where}) and ({case.others})"
-    return replace(config, data=replace(config.data, where=both))
-
-
 def _scores(data: Dataset, config: Config, folder: str, split: str) -> Scores:
-    """Scores of the run of one configuration; both are made only if they are not there."""
+    """Scores of the run of one configuration; run and scores are made only if missing."""
     # Torch takes seconds to import, and what cannot be tested needs none of it.
     from lenstrain.scoring.infer import infer
     from lenstrain.training.train import train
@@ -288,7 +271,8 @@ def _compare(
 ) -> dict[str, Any]:
     """The two networks on the lenses that one of them never saw, and on the others."""
     lens = scores.labels == 1
-    unseen = lens & ~_kept(scores, case)
+    kept = compile_where(case.others)
+    unseen = lens & ~kept.mask(read_table(scores.path, kept.columns).table)
     entry: dict[str, Any] = {
         "value": case.value,
         "train_lenses": case.train_lenses,
@@ -342,29 +326,23 @@ def judge(difference: dict[str, Any], n: int) -> tuple[bool | None, str | None]:
     )
 
 
-def _kept(scores: Scores, case: Case) -> NDArray[np.bool_]:
-    """Rows of the scores that the network without these lenses could have seen the like of."""
-    where = compile_where(case.others)
-    return where.mask(read_table(scores.path, where.columns).table)
-
-
 def _differences(
     scores: Scores, everything: Scores, lenses: NDArray[np.bool_], options: EvaluationOptions
 ) -> dict[str, Any]:
     """Completeness and AUROC of some lenses against all non-lenses, first less second."""
     rows = np.flatnonzero(lenses | (scores.labels == 0))
-    found = compare(_subset(scores, rows), _subset(everything, rows), options)
-    return {"tpr": next(iter(found["tpr_at_fpr"].values())), "auroc": found["auroc"]}
-
-
-def _subset(scores: Scores, rows: NDArray[np.int64]) -> Scores:
-    return replace(
-        scores,
-        table=scores.table.take(pa.array(rows)),
-        labels=scores.labels[rows],
-        logits=scores.logits[rows],
-        region=scores.region[rows],
+    first, second = (
+        replace(
+            of,
+            table=of.table.take(pa.array(rows)),
+            labels=of.labels[rows],
+            logits=of.logits[rows],
+            region=of.region[rows],
+        )
+        for of in (scores, everything)
     )
+    found = compare(first, second, options)
+    return {"tpr": next(iter(found["tpr_at_fpr"].values())), "auroc": found["auroc"]}
 
 
 def _result(plans: dict[str, list[Case] | str], found: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -387,8 +365,8 @@ def as_markdown(result: dict[str, Any]) -> str:
         "# Lenses that were left out of training",
         "",
         f"Completeness at {rate} on the {result['split']} split, of the network that never saw "
-        "such lenses and of the one trained with all; brackets are intervals of the difference "
-        "from draws of whole regions. It holds where a loss of more than "
+        "such lenses and of the one trained with all; brackets are intervals of the difference, "
+        "from resampling whole regions. It holds where a loss of more than "
         f"{100 * _LARGEST_DROP:g} pp is excluded, and falls where one is certain.",
         "",
         "| left out | lenses | without | with all | difference | others | verdict |",
@@ -423,16 +401,10 @@ def _row(factor: str, case: dict[str, Any]) -> str:
 
 
 def check_factors(factors: Sequence[str]) -> None:
-    """Refuse names that could not be columns, before anything is read.
-
-    Raises
-    ------
-    ConfigError
-        If a name is not a plain identifier.
-    """
+    """Refuse names that could not be columns, before anything is read."""
     for factor in factors:
         if not factor.isidentifier() or factor in ("label", "key"):
             raise ConfigError(
-                f"--hold-out {factor!r} is no column to leave values of out; the usual ones are "
+                f"--hold-out {factor!r} is not a column that can be used; the usual ones are "
                 f"{', '.join(FACTORS)}."
             )

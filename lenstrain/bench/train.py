@@ -166,11 +166,9 @@ def _step(run: Run, batch: StepBatch, phases: PhaseClock) -> None:
         run.learner,
         batch,
         run.totals,
-        loss=run.config.loss,
-        clip_norm=run.config.optim.clip_norm,
-        accumulate=run.config.optim.accumulate,
-        context=run.context,
-        phase=phases,
+        run.config,
+        run.context,
+        phases,
     )
 
 

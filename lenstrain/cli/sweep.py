@@ -60,7 +60,6 @@ def sweep(
     plan = load_plan(config_path, overrides)
     from lenstrain.sweep.study import make_study_files
     from lenstrain.sweep.sweep import sweep as run_sweep
-    from lenstrain.sweep.sweep import worker_count
     from lenstrain.sweep.work import work
 
     files = make_study_files(study)
@@ -69,7 +68,7 @@ def sweep(
         sys.exit(0 if done else PREEMPTED)
     sets = [part for override in overrides for part in ("--set", override)]
     arguments = ["sweep", dataset, "--config", config_path, "--study", str(study), *sets]
-    result = run_sweep(dataset, plan, files, arguments, worker_count(workers))
+    result = run_sweep(dataset, plan, files, arguments, workers)
     report(result, _sweep_lines(result), as_json)
     exit_if_interrupted(result)
 

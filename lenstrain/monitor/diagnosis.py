@@ -1,7 +1,7 @@
 """What the records of a run mean, in words: each finding with its evidence and what to do. Pure.
 
-A finding is made only where the records suffice for it; the rules compare medians, so that the
-noise of single steps makes none.
+A finding needs enough records; the rules compare medians, so that the noise of single steps does
+not count.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CHANCE_AUROC = 0.55
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class History:
-    """What a run has recorded, and what of its configuration the judgement needs."""
+    """What a run has recorded, and the keys of its configuration that the rules need."""
 
     intervals: Sequence[Record] = field(default_factory=tuple)
     """Lines of kind ``interval``."""
@@ -70,10 +70,6 @@ class Diagnosis:
 
 def diagnose(history: History) -> list[Diagnosis]:
     """Everything that can be said about a run, the worst first; never empty.
-
-    Parameters
-    ----------
-    history : History
 
     Returns
     -------
@@ -151,8 +147,9 @@ def overfits(history: History) -> Diagnosis | None:
     )
     if since_best(history) < 2 and history.monitor != "nll":
         action = (
-            f"{history.monitor} still gains, so the ranking is sound and the probabilities grow "
-            "too sure: calibrate (`lenstrain evaluate --calibrate-on`), or watch train.monitor=nll."
+            f"{history.monitor} still gains, so the ranking is sound but the probabilities become "
+            "overconfident: calibrate (`lenstrain evaluate --calibrate-on`), or set "
+            "train.monitor=nll."
         )
     else:
         action = (
@@ -171,16 +168,16 @@ def plateau(history: History) -> Diagnosis | None:
     change = (train[-4] - train[-1]) / train[-4]
     if abs(change) >= FLAT:
         return None
-    rate = _latest(history.intervals, "lr")
+    rates = values(history.intervals, "lr")
     evidence = (
         f"{history.monitor} has not gained for {waited} epochs, and the training loss changed by "
         f"{100 * abs(change):.1f} % over the last three."
     )
-    if rate is not None and rate <= RESTING_RATE * history.peak_lr:
+    if rates and rates[-1] <= RESTING_RATE * history.peak_lr:
         return Diagnosis(
             "converged",
             "good",
-            f"{evidence} The learning rate is down to {rate:.2g}.",
+            f"{evidence} The learning rate is down to {rates[-1]:.2g}.",
             "Nothing: evaluate best.pt.",
         )
     return Diagnosis(
@@ -193,7 +190,7 @@ def plateau(history: History) -> Diagnosis | None:
 
 
 def starved(history: History) -> Diagnosis | None:
-    """A good part of the time goes into waiting for data."""
+    """Much of the time goes into waiting for data."""
     # The first interval waits for the first batch, whatever the disk.
     shares = values(history.intervals[1:], "data_wait_share")[-RECENT:]
     if len(shares) < FEWEST or (share := statistics.median(shares)) <= WAIT_SHARE:
@@ -201,7 +198,7 @@ def starved(history: History) -> Diagnosis | None:
     return Diagnosis(
         "starved",
         "bad" if share > WAIT_SHARE_BAD else "warn",
-        f"{100 * share:.0f} % of the time of the last {len(shares)} intervals went into waiting "
+        f"{100 * share:.0f} % of the time of the last {len(shares)} intervals was spent waiting "
         "for data.",
         "Put the dataset on a local NVMe disk or set data.cache_dir; data.shuffle=block for an "
         "object store; `lenstrain bench` says what this machine can read.",
@@ -209,7 +206,7 @@ def starved(history: History) -> Diagnosis | None:
 
 
 def clipped(history: History) -> Diagnosis | None:
-    """Clipping is the rule, not the exception: it acts as a learning rate."""
+    """Gradients are clipped so often that the limit acts as a learning rate."""
     after = [r for r in history.intervals if r["step"] > history.warmup_steps]
     shares = values(after, "clipped_share")[-RECENT:]
     if history.clip_norm <= 0 or len(shares) < FEWEST:
@@ -217,12 +214,13 @@ def clipped(history: History) -> Diagnosis | None:
     share = statistics.fmean(shares)
     if share <= CLIP_SHARE:
         return None
-    norm = _latest(after, "grad_norm")
-    seen = "" if norm is None else f" The mean norm is {norm:.3g}, the limit {history.clip_norm:g}."
+    seen = ""
+    if norms := values(after, "grad_norm"):
+        seen = f" The mean norm is {norms[-1]:.3g}, the limit {history.clip_norm:g}."
     return Diagnosis(
         "clipped",
         "warn",
-        f"{100 * share:.0f} % of the steps since the warm-up had their gradient cut "
+        f"{100 * share:.0f} % of the steps since the warm-up had their gradient clipped "
         f"(last {len(shares)} intervals).{seen}",
         "Above 10 % the limit acts as a learning rate: raise optim.clip_norm to about twice the "
         "usual norm, or lower optim.lr.",
@@ -256,7 +254,7 @@ def converges(history: History) -> Diagnosis | None:
         gains = waited <= 2 or since_best(replace(history, monitor="nll")) <= 2
         if recent[-1] >= 0.995 * recent[0] or not gains:
             return None
-        best = _best(history)
+        best = values(history.epochs, history.monitor)[-1 - waited]
         return Diagnosis(
             "converges",
             "good",
@@ -295,7 +293,7 @@ def _nothing_yet(history: History) -> Diagnosis:
     return Diagnosis(
         "unclear",
         "info",
-        f"{history.monitor} gained last {waited} epochs ago; the training loss went from "
+        f"{history.monitor} last gained {waited} epochs ago; the training loss went from "
         f"{train[0]:.4f} to {train[-1]:.4f} over the last {len(train)} epochs.",
         "Let it run until the learning rate has fallen, or until train.patience ends it.",
     )
@@ -306,23 +304,13 @@ def since_best(history: History) -> int:
     found = values(history.epochs, history.monitor)
     if not found:
         return 0
-    best = _best(history)
+    best = max(found) if higher_is_better(history.monitor) else min(found)
     return len(found) - 1 - found.index(best)
-
-
-def _best(history: History) -> float:
-    found = values(history.epochs, history.monitor)
-    return max(found) if higher_is_better(history.monitor) else min(found)
 
 
 def values(records: Sequence[Record], name: str) -> list[float]:
     """Numbers of one name, in order, without what is null."""
     return [float(record[name]) for record in records if _number(record.get(name))]
-
-
-def _latest(records: Sequence[Record], name: str) -> float | None:
-    found = values(records, name)
-    return found[-1] if found else None
 
 
 def _number(value: Any) -> bool:

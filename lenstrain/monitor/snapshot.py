@@ -10,7 +10,6 @@ import time
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from lensprep.configfile import from_mapping
@@ -23,10 +22,10 @@ Status = Literal[
     "not started", "starting", "running", "finished", "stopped", "interrupted", "crashed", "silent"
 ]
 OVER = ("finished", "stopped", "interrupted", "crashed")
-"""States that a run does not leave by itself."""
+"""States that a run does not leave without a new start."""
 
 LEAST_SILENCE = 120.0
-"""Seconds without a new line before a run of which no process is known counts as silent."""
+"""Seconds without a new line before a run whose process is not known counts as silent."""
 _CONFIG, _ENVIRONMENT, _METRICS = "config.toml", "environment.json", "metrics.jsonl"
 _NONFINITE, _INTERRUPTED = "nonfinite.json", "interrupted.json"
 
@@ -99,11 +98,10 @@ def expand(runs: Sequence[str]) -> list[str]:
     """Replace a local folder that is no run by the runs in it, such as the trials of a sweep."""
     found: list[str] = []
     for run in runs:
-        folder = None if is_remote(run) else local_path(run)
-        inside: list[Path] = []
-        if folder is not None and folder.is_dir() and not (folder / _CONFIG).exists():
-            inside = sorted(path.parent for path in folder.glob(f"*/{_CONFIG}"))
-        found += [str(path) for path in inside] or [run]
+        inside: list[str] = []
+        if not is_remote(run) and not (local_path(run) / _CONFIG).exists():
+            inside = sorted(str(path.parent) for path in local_path(run).glob(f"*/{_CONFIG}"))
+        found += inside or [run]
     return found
 
 
@@ -152,22 +150,19 @@ def read_snapshot(run: str, now: float | None = None) -> Snapshot:
     environment = _object(_read(store, _ENVIRONMENT))
     intervals, epochs = parse_metrics(_read(store, _METRICS) or "")
     steps = environment.get("steps_per_epoch")
+    length = config.train.epochs * (steps or 0)
     history = History(
         intervals=intervals,
         epochs=epochs,
         monitor=config.train.monitor,
         peak_lr=config.optim.lr,
-        warmup_steps=min(
-            config.optim.warmup_epochs * (steps or 0), config.train.epochs * (steps or 0) / 2
-        ),
+        warmup_steps=min(config.optim.warmup_epochs * (steps or 0), length / 2),
         clip_norm=config.optim.clip_norm,
         nonfinite=_read(store, _NONFINITE) is not None,
     )
     age = _age(run, time.time() if now is None else now)
     begun = bool(intervals or epochs or history.nonfinite)
-    note = _read(store, _INTERRUPTED)
-    interrupted = None if note is None else _object(note)
-    status, detail = judge(config, history, environment, interrupted, age)
+    status, detail = judge(config, history, environment, _read(store, _INTERRUPTED), age)
     return Snapshot(
         run=run,
         status=status,
@@ -184,19 +179,19 @@ def judge(
     config: Config,
     history: History,
     environment: dict[str, Any],
-    interrupted: dict[str, Any] | None,
+    interrupted: str | None,
     age: float | None,
 ) -> tuple[Status, str]:
-    """Whether a run goes on, and if not, why.
+    """Whether a run continues, and if not, why.
 
     Parameters
     ----------
     config : Config
     history : History
     environment : dict
-        Of environment.json; host and process if they are known.
-    interrupted : dict or None
-        Of interrupted.json; signal and step.
+        Content of environment.json.
+    interrupted : str or None
+        Text of interrupted.json, if it is there.
     age : float or None
         Seconds since the run last wrote, if that is known.
     """
@@ -209,26 +204,22 @@ def judge(
     if history.nonfinite:
         return "crashed", "Ended because the loss was not finite; see nonfinite.json."
     ago = "" if age is None else f"; the last sign of life is {words(age)} old"
+    go_on = "Continue with `lenstrain train --resume`."
     if interrupted is not None:
-        how = interrupted.get("signal") or "a signal"
-        return (
-            "interrupted",
-            f"Ended by {how}, its state saved{ago}. Go on with `lenstrain train --resume`.",
-        )
-    alive = process_alive(environment)
-    if alive is False:
-        number = environment["process"]
-        return "crashed", f"Process {number} has gone{ago}. Go on with `lenstrain train --resume`."
+        how = _object(interrupted).get("signal") or "a signal"
+        return "interrupted", f"Ended by {how} with its state saved{ago}. {go_on}"
+    if process_alive(environment) is False:
+        return "crashed", f"Process {environment['process']} has gone{ago}. {go_on}"
     if not (history.intervals or epochs):
         return "starting", f"No line is written yet{ago}."
     limit = max(LEAST_SILENCE, 5 * usual_gap(config, history))
     if age is not None and age > limit:
-        return "silent", f"Nothing was written for {words(age)}; it hangs, or was killed."
+        return "silent", f"Nothing was written for {words(age)}; it hangs or was killed."
     return "running", f"Running{ago}." if age is not None else "Running, or ended without a trace."
 
 
 def usual_gap(config: Config, history: History) -> float:
-    """Seconds that commonly pass between two lines: an interval, or a validation."""
+    """Usual seconds between two lines: an interval and the longest validation."""
     rates = [rate for rate in values(history.intervals, "samples_per_s") if rate > 0]
     stamps = config.train.log_every * config.data.batch_size
     interval = stamps / statistics.median(rates) if rates else 0.0
@@ -263,7 +254,7 @@ def parse_metrics(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 
 def words(seconds: float) -> str:
-    """A time as people say it."""
+    """A duration for people: ``45 s``, ``3.2 h``."""
     for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.1f} {name}"
@@ -283,8 +274,8 @@ def _config(text: str, run: str) -> Config:
         return from_mapping(Config, tomllib.loads(text))
     except (tomllib.TOMLDecodeError, ConfigError) as error:
         raise StorageError(
-            f"{run}: its config.toml is not one of this version: {error} Monitor it with the "
-            "version that trains it."
+            f"{run}: config.toml is not of this version: {error} Monitor the run with the version "
+            "that trains it."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The screen: one panel a run, with numbers, their course, and what they mean."""
+"""The screen: one panel per run, with its numbers, their course, and what they mean."""
 
 from __future__ import annotations
 
@@ -52,12 +52,11 @@ def panel(snapshot: Snapshot) -> RenderableType:
 
 def header(snapshot: Snapshot) -> RenderableType:
     """State, model and device, and how far the run is."""
-    lines: list[RenderableType] = [Text(snapshot.detail)]
     if snapshot.status == "not started":
-        return Group(*lines)
+        return Text(snapshot.detail)
     config = snapshot.config
-    what = f"{config.model.arch}, batch {config.data.batch_size}"
-    lines[0] = Text.assemble(snapshot.detail, (f"  {what} {snapshot.device}".rstrip(), "dim"))
+    what = f"  {config.model.arch}, batch {config.data.batch_size} {snapshot.device}".rstrip()
+    lines: list[RenderableType] = [Text.assemble(snapshot.detail, (what, "dim"))]
     if snapshot.steps:
         row = Table.grid(padding=(0, 2))
         share = f"{100 * snapshot.step / snapshot.steps:.0f} %"
@@ -72,11 +71,11 @@ def header(snapshot: Snapshot) -> RenderableType:
 
 
 def numbers(snapshot: Snapshot) -> Table:
-    """Each number: now, the best or usual value, and its course from the start to now."""
+    """Each number: its latest value, its best, and its course from the start."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name, justify in (("", "left"), ("now", "right"), ("", "left")):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("course")  # on a narrow screen drawn shorter: the numbers stay whole
+    table.add_column("course")  # shortened on a narrow screen, so that the numbers stay whole
     intervals, epochs = snapshot.history.intervals, snapshot.history.epochs
     monitor = snapshot.config.train.monitor
     _row(table, "training loss", values(intervals, "loss"), "{:.4f}", "lowest", min)
@@ -139,14 +138,7 @@ def findings(snapshot: Snapshot) -> Table:
 
 
 def sparkline(course: Sequence[float], width: int = COURSE_WIDTH) -> str:
-    """Numbers as a row of blocks, lowest to highest; more than fit are averaged.
-
-    Parameters
-    ----------
-    course : sequence of float
-    width : int
-        Most characters.
-    """
+    """Numbers as at most `width` blocks, scaled to their range; neighbours are averaged."""
     finite = [value for value in course if math.isfinite(value)]
     if not finite:
         return ""

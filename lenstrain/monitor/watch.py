@@ -1,4 +1,4 @@
-"""Watching until the runs are over: reads, draws, waits; nothing is written anywhere."""
+"""Watch until the runs are over: read, draw, wait; nothing is written anywhere."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def read_all(runs: Sequence[str], *, to_come: bool = False) -> list[Snapshot]:
     ----------
     runs : sequence of str
     to_come : bool
-        Whether a run may be one that is not there yet.
+        Whether a run need not exist yet.
 
     Raises
     ------
     StorageError
-        If one is no run, and none that may be beginning.
+        If one is neither a run nor may become one.
     """
     found = expand(runs)
     for run in found:
@@ -41,7 +41,7 @@ def show(snapshots: Sequence[Snapshot]) -> None:
 
 
 def watch(runs: Sequence[str], seconds: float) -> list[Snapshot]:
-    """Draw the runs again and again until all are over, also from before they begin."""
+    """Redraw the runs until all are over; they need not have begun."""
     snapshots = read_all(runs, to_come=True)
     console = Console(stderr=True)
     with Live(screen(snapshots), console=console, auto_refresh=False) as live:

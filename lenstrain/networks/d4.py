@@ -1,4 +1,4 @@
-"""Turns, flips and shifts of stamps (the group D4), each stamp its own, in one gather."""
+"""Turns, flips and shifts of stamps (the group D4), drawn for each stamp, in one gather."""
 
 from __future__ import annotations
 
@@ -64,28 +64,22 @@ def _source(size: int, element: Tensor, y: Tensor, x: Tensor) -> Tensor:
     return sy * size + sx
 
 
-def _window(size: int, window: int, device: torch.device) -> Tensor:
-    edge = (size - window) // 2
-    return torch.arange(edge, edge + window, device=device)
-
-
 @functools.lru_cache(maxsize=32)
 def _turned(size: int, window: int, device: torch.device) -> Tensor:
     """Flat source position of every pixel for each of the 8 elements, shape (8, W * W).
 
-    Made once, on the CPU: of some twenty small kernels a batch, most would be for this. The copy
-    is one that waits, so that any stream may use it from then on.
+    Made once, on the CPU: on the device this would be most of some twenty small kernels a batch.
+    The copy blocks, so that any stream may use it from then on.
     """
-    host = torch.device("cpu")
-    element = torch.arange(D4_ORDER, device=host)[:, None, None]
-    side = _window(size, window, host)
+    element = torch.arange(D4_ORDER)[:, None, None]
+    side = torch.arange(window) + (size - window) // 2
     return _source(size, element, side[:, None], side[None, :]).flatten(1).to(device)
 
 
 def _turned_and_shifted(
     size: int, window: int, element_B: Tensor, dy_B: Tensor, dx_B: Tensor
 ) -> Tensor:
-    side = _window(size, window, element_B.device)
+    side = torch.arange(window, device=element_B.device) + (size - window) // 2
     y_BS = _mirror(side - dy_B[:, None], size)
     x_BS = _mirror(side - dx_B[:, None], size)
     element_B11 = element_B[:, None, None]

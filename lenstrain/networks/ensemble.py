@@ -63,9 +63,8 @@ class _Seen:
     """Collects the inputs of a model's head while it runs."""
 
     def __init__(self, model: nn.Module) -> None:
-        head = model.get_submodule("head")
         self._inputs: list[Tensor] = []
-        head.register_forward_pre_hook(self._keep)
+        model.get_submodule("head").register_forward_pre_hook(self._keep)
 
     def _keep(self, _: nn.Module, arguments: tuple[Any, ...]) -> None:
         self._inputs.append(arguments[0].float())

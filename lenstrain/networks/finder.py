@@ -50,11 +50,7 @@ class LensFinder(nn.Module):
 
 
 def build_model(config: ModelConfig) -> nn.Module:
-    """Build a network with random weights (drawn from torch's global generator) or local ones.
-
-    Parameters
-    ----------
-    config : ModelConfig
+    """Build a network with random weights (drawn from torch's global generator) or given ones.
 
     Returns
     -------
@@ -70,8 +66,8 @@ def build_model(config: ModelConfig) -> nn.Module:
     backbone, features = architecture.build(config)
     model = LensFinder(backbone, features, config.dropout, config.crop)
     if config.weights is not None:
-        place = config.weights
-        with local_file(place) if is_remote(place) else nullcontext(Path(place)) as path:
+        uri = config.weights
+        with local_file(uri) if is_remote(uri) else nullcontext(Path(uri)) as path:
             load_weights(model, path)
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -38,15 +39,16 @@ class ResNet(nn.Module):
         self.bn1 = _norm(norm, width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if fine else nn.MaxPool2d(3, stride=2, padding=1)
-        channels = width
+        self.features = width
         self.stages = len(blocks)
         for number, count in enumerate(blocks):
             planes = width << number
-            stage = _stage(channels, planes, count, 1 if number == 0 else 2, norm)
+            stage = _stage(self.features, planes, count, 1 if number == 0 else 2, norm)
             self.add_module(f"layer{number + 1}", stage)
-            channels = planes
-        self.features = channels
-        _initialise(self)
+            self.features = planes
+        for module in self.modules():  # as torchvision does: He et al. 2015, arXiv:1502.01852
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Pooled features, shape (B, features)."""
@@ -59,7 +61,7 @@ class ResNet(nn.Module):
 def build_resnet(
     config: ModelConfig, blocks: Sequence[int], width: int = 64
 ) -> tuple[nn.Module, int]:
-    """A ResNet of so many blocks a stage, as wide as configured or `width`; its features."""
+    """A ResNet with these blocks per stage, of the configured width or `width`; its features."""
     net = ResNet(blocks, config.width or width, fine=config.stem == "fine", norm=config.norm)
     return net, net.features
 
@@ -69,9 +71,7 @@ def _norm(kind: str, channels: int) -> nn.Module:
 
 
 def _stage(inputs: int, planes: int, blocks: int, stride: int, norm: str) -> nn.Sequential:
-    def make_norm(channels: int) -> nn.Module:
-        return _norm(norm, channels)
-
+    make_norm = functools.partial(_norm, norm)
     shortcut = None
     if stride != 1 or inputs != planes:
         shortcut = nn.Sequential(
@@ -80,10 +80,3 @@ def _stage(inputs: int, planes: int, blocks: int, stride: int, norm: str) -> nn.
     first = BasicBlock(inputs, planes, stride, shortcut, norm_layer=make_norm)
     rest = (BasicBlock(planes, planes, norm_layer=make_norm) for _ in range(blocks - 1))
     return nn.Sequential(first, *rest)
-
-
-def _initialise(net: nn.Module) -> None:
-    """Initialise as torchvision does: He et al. 2015 (arXiv:1502.01852), by fan-out."""
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

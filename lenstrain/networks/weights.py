@@ -1,4 +1,4 @@
-"""Files of torch.save: read without running anything in them, and weights to start from."""
+"""Files of torch.save, read without running anything in them, and weights to start from."""
 
 from __future__ import annotations
 
@@ -13,15 +13,10 @@ from lensprep.dataset.absence import no_checkpoint
 from lensprep.errors import CheckpointError, NotFoundError, ProjectError, passing_fault
 
 
-def load_weights(model: nn.Module, path: Path) -> list[str]:
+def load_weights(model: nn.Module, path: Path) -> None:
     """Fill a model from a local file: a checkpoint of this program or a state dict of torchvision.
 
     Tensors of another shape (a stem, a head of 1,000 classes) keep their random values.
-
-    Returns
-    -------
-    list of str
-        Names in the model that the file did not fill.
 
     Raises
     ------
@@ -47,7 +42,6 @@ def load_weights(model: nn.Module, path: Path) -> list[str]:
             + "."
         )
     model.load_state_dict(found, strict=False)
-    return [name for name in own if name not in found]
 
 
 def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -111,9 +105,9 @@ def load_tensors(
 
 
 def raise_passing(path: Path, error: Exception) -> None:
-    """Raise StorageError if what a reader complains of is not the content of the file.
+    """Raise StorageError if a reader failed for another reason than the content of the file.
 
-    zipfile and torch put a complaint of their own in the place of what the disk or the memory said.
+    zipfile and torch replace what the disk or the memory allocator said by an error of their own.
     """
     if "can't allocate memory" in str(error):
         error = MemoryError()

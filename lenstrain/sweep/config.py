@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from typing import Any
 
@@ -11,7 +11,7 @@ from lensprep.errors import ConfigError
 from lensprep.store import join_uri, split_uri
 from lenstrain.config import Config
 from lenstrain.evaluation.metrics import steering_metric
-from lenstrain.sweep.space import Dimension, apply, parse_space
+from lenstrain.sweep.space import Dimension, apply, leaves, parse_space
 
 
 @typed
@@ -20,7 +20,7 @@ class SearchConfig:
     """The search."""
 
     trials: int = 40
-    """Trials in the study, pruned and failed ones counted, over all workers and restarts."""
+    """Trials in the study, including pruned and failed ones, over all workers and restarts."""
 
     objective: str = "tpr_at_fpr"
     """Validation metric to improve: ``auroc``, ``nll`` or ``tpr_at_fpr``; the best epoch of a trial
@@ -28,7 +28,7 @@ class SearchConfig:
     survey can inspect."""
 
     seed: int = 0
-    """Seed of the sampler. The trials train with ``train.seed`` of the base, all the same one."""
+    """Seed of the sampler. All trials train with ``train.seed`` of the base."""
 
     startup_trials: int = 10
     """Trials drawn at random before the TPE sampler learns from them."""
@@ -47,10 +47,10 @@ class SearchConfig:
     it times ``(B / 256) ** exponent``. 0.5 suits AdamW, 1 is linear, 0 leaves it as drawn."""
 
     attempts: int = 3
-    """Times a trial whose process died is taken up again before it counts as failed."""
+    """Attempts at a trial whose process dies before it counts as failed."""
 
     failures_in_a_row: int = 10
-    """Failed trials in a row after which the sweep gives up: something is wrong with all."""
+    """Failed trials in a row after which the sweep gives up: something is wrong with them all."""
 
     keep_checkpoints: bool = False
     """Keep the checkpoints of the trials; those of the refits are always kept."""
@@ -67,13 +67,13 @@ class SearchConfig:
 @typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefitConfig:
-    """What follows the search: the best trials again, from several starts."""
+    """What follows the search: the best trials again, with several seeds."""
 
     top: int = 3
     """Best trials that are trained again."""
 
     seeds: tuple[int, ...] = (1, 2, 3)
-    """Seeds of these runs. The best of many trials is in part a lucky one; the mean is not."""
+    """Seeds of these runs. The best of many trials is partly luck; the mean much less so."""
 
     epochs: int | None = None
     """Epochs of a refit, if not those of the trials."""
@@ -88,7 +88,7 @@ class RefitConfig:
 @typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepConfig:
-    """A sweep as its file states it."""
+    """The file of a sweep."""
 
     base: str | None = None
     """Training configuration that every trial starts from, relative to this file; the defaults if
@@ -109,7 +109,7 @@ class SweepConfig:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A sweep, resolved: nothing in it depends on other files any more."""
+    """A resolved sweep, which depends on no other file."""
 
     base: Config
     search: SearchConfig
@@ -117,7 +117,7 @@ class Plan:
     space: tuple[Dimension, ...]
 
     def identity(self) -> dict[str, Any]:
-        """What must not change while a study goes on: its trials could not be compared."""
+        """What must not change within a study, whose trials could not be compared otherwise."""
         return {
             "base": to_mapping(self.base),
             "objective": self.search.objective,
@@ -145,10 +145,10 @@ def load_plan(path: str | PathLike[str], overrides: tuple[str, ...] = ()) -> Pla
     steering_metric(sweep.search.objective, "search.objective")
     space = parse_space(sweep.space)
     beside = None if sweep.base is None else join_uri(split_uri(path)[0], sweep.base)
-    mapping = merged(to_mapping(load_config(Config, beside)), sweep.fixed)
-    # The objective steers every trial: its best epoch, its patience, its pruning.
-    mapping["train"]["monitor"] = sweep.search.objective
+    mapping = apply(to_mapping(load_config(Config, beside)), dict(leaves(sweep.fixed)))
     base = from_mapping(Config, mapping)
+    # The objective steers every trial: its best epoch, its patience, its pruning.
+    base = replace(base, train=replace(base.train, monitor=sweep.search.objective))
     if base.eval.split != "val" or any(d.key == "eval.split" for d in space):
         raise ConfigError(
             f"eval.split is {base.eval.split!r}: a sweep chooses on the validation split only. "
@@ -156,20 +156,19 @@ def load_plan(path: str | PathLike[str], overrides: tuple[str, ...] = ()) -> Pla
         )
     if base.train.checkpoint_copy is not None:
         raise ConfigError(
-            "train.checkpoint_copy is the place of one run, and a sweep makes many. Leave it out."
+            "train.checkpoint_copy is for one run, and a sweep makes many. Leave it out."
         )
     for dimension in space:
-        check_dimension(dimension, mapping)
+        check_dimension(dimension, to_mapping(base))
     return Plan(base, sweep.search, sweep.refit, space)
 
 
 def check_dimension(dimension: Dimension, base: dict[str, Any]) -> None:
-    """Refuse a range whose key is unknown, or of whose values none can be used."""
+    """Refuse a range whose key is unknown, or none of whose values can be used."""
     section, _, key = dimension.key.partition(".")
-    fields = {name: set(kind.__dataclass_fields__) for name, kind in _sections().items()}
-    if key not in fields.get(section, ()):
+    if not hasattr(getattr(Config(), section, None), key):
         from_mapping(Config, apply({}, {dimension.key: dimension.examples()[0]}))
-        raise ConfigError(f"[space] {dimension.key!r} is no key of the training configuration.")
+        raise ConfigError(f"[space] {dimension.key!r} is not a key of the training configuration.")
     errors = []
     for value in dimension.examples():
         try:
@@ -181,31 +180,8 @@ def check_dimension(dimension: Dimension, base: dict[str, Any]) -> None:
         raise ConfigError(f"[space] {dimension.key}: no value of it can be used: {errors[0]}")
 
 
-def _sections() -> dict[str, Any]:
-    config = Config()
-    return {name: type(getattr(config, name)) for name in Config.__dataclass_fields__}
-
-
-def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Nested mappings, the second over the first; neither is changed."""
-    result = dict(base)
-    for key, value in changes.items():
-        below = result.get(key)
-        if isinstance(value, dict) and isinstance(below, dict):
-            result[key] = merged(below, value)
-        else:
-            result[key] = value
-    return result
-
-
 def trial_config(plan: Plan, values: dict[str, Any]) -> Config:
-    """Configuration of a trial from the values that were drawn.
-
-    Raises
-    ------
-    ConfigError
-        If they do not go together.
-    """
+    """Configuration of a trial; ConfigError if the drawn values are incompatible."""
     changes = dict(values)
     if "optim.lr" in changes and plan.search.lr_batch_exponent:
         batch = changes.get("data.batch_size", plan.base.data.batch_size)

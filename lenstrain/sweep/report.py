@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import statistics
-from collections.abc import Sequence
-from pathlib import Path
+import warnings
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from lensprep.store import write_atomic
 from lenstrain.evaluation.metrics import higher_is_better, steering
 from lenstrain.pages.figures import BLUE, GREEN, GREY, RED, STYLE
 from lenstrain.sweep.config import Plan
-from lenstrain.sweep.study import StudyFiles, best_trials, hopeless, quiet
+from lenstrain.sweep.study import StudyFiles, best_trials, hopeless
 from lenstrain.sweep.work import RESULT, refit_config
 
 
@@ -38,6 +37,7 @@ def recommend(study: optuna.Study, dataset: str, plan: Plan, files: StudyFiles) 
         ``notes``.
     """
     trials = study.get_trials(deepcopy=False)
+    best = best_trials(study, 1)
     refits = compare_refits(study, plan, files)
     chosen = next((entry for entry in refits if entry["mean"] is not None), None)
     result: dict[str, Any] = {
@@ -52,15 +52,12 @@ def recommend(study: optuna.Study, dataset: str, plan: Plan, files: StudyFiles) 
             for t in trials
             if t.state == TrialState.FAIL
         ],
-        "best": [describe_trial(trial) for trial in best_trials(study, 1)],
+        "best": describe_trial(best[0]) if best else None,
         "refits": refits,
-        "recommended": None,
+        "recommended": chosen and write_recommended(chosen, study, dataset, plan, files),
         "importance": importance(study),
         "notes": notes(Dataset.open(dataset), plan) + given_up(trials, plan),
     }
-    result["best"] = result["best"][0] if result["best"] else None
-    if chosen is not None:
-        result["recommended"] = write_recommended(chosen, study, dataset, plan, files)
     result["plots"] = draw(study, plan, files, result["importance"])
     write_atomic(files.folder / "sweep.json", json.dumps(result, indent=1, default=str).encode())
     return result
@@ -110,7 +107,7 @@ def write_recommended(
     chosen: dict[str, Any], study: optuna.Study, dataset: str, plan: Plan, files: StudyFiles
 ) -> dict[str, Any]:
     """Write the recommended configuration and say how to train with it."""
-    trial = next(t for t in study.get_trials(deepcopy=False) if t.number == chosen["trial"])
+    trial = study.get_trials(deepcopy=False)[chosen["trial"]]
     config = refit_config(files, trial, plan.base.train.seed, plan)
     path = files.folder / "recommended.toml"
     spread = "" if chosen["std"] is None else f" +- {chosen['std']:.4f}"
@@ -142,7 +139,7 @@ def notes(dataset: Dataset, plan: Plan) -> list[str]:
     if plan.search.objective == "tpr_at_fpr" and above < 10:
         found.append(
             f"The validation split has {negatives:,} non-lenses: at FPR {plan.base.eval.fpr:g} the "
-            f"objective rests on {above:.1f} of them, so that trials differ by luck. Raise "
+            f"objective rests on {above:.1f} of them, so the trials differ by luck. Raise "
             "fixed.eval.fpr, or take objective = 'nll'."
         )
     if plan.search.objective == "auroc":
@@ -153,16 +150,16 @@ def notes(dataset: Dataset, plan: Plan) -> list[str]:
     if plan.search.objective == "nll" and any(d.key.startswith("loss.") for d in plan.space):
         found.append(
             "The space varies the loss: focal loss and label smoothing distort probabilities, and "
-            "the NLL punishes that, though calibration could repair it."
+            "the NLL penalises that, though calibration could repair it."
         )
     return found
 
 
 def given_up(trials: list[FrozenTrial], plan: Plan) -> list[str]:
-    """Say so if the sweep ended before its time because trial after trial failed."""
+    """A note if the sweep ended early because trial after trial failed."""
     if not hopeless(trials, plan):
         return []
-    last = max((t for t in trials if t.state == TrialState.FAIL), key=lambda t: t.number)
+    last = [trial for trial in trials if trial.state == TrialState.FAIL][-1]
     return [
         f"The last {plan.search.failures_in_a_row} trials failed, so the search ended: "
         f"{last.user_attrs.get('failure', 'unknown')}"
@@ -171,12 +168,12 @@ def given_up(trials: list[FrozenTrial], plan: Plan) -> list[str]:
 
 def importance(study: optuna.Study) -> dict[str, float]:
     """Share of each key in the variance of the objective (fANOVA), largest first; {} if unknown."""
-    done = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(done) < 4 or len({t.value for t in done}) < 2:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     try:
-        with quiet():
+        with warnings.catch_warnings(action="ignore"):
             found = optuna.importance.get_param_importances(study, evaluator=evaluator)
     except (RuntimeError, ValueError):  # no key varies among the finished trials
         return {}
@@ -189,11 +186,9 @@ def draw(study: optuna.Study, plan: Plan, files: StudyFiles, shares: dict[str, f
         figures = {"history.png": history_figure(study, plan)}
         if shares:
             figures["importance.png"] = importance_figure(shares, plan)
-        paths: list[Path] = []
         for name, figure in figures.items():
-            paths.append(files.folder / name)
-            figure.savefig(paths[-1], dpi=200)
-    return [str(path) for path in paths]
+            figure.savefig(files.folder / name, dpi=200)
+    return [str(files.folder / name) for name in figures]
 
 
 def history_figure(study: optuna.Study, plan: Plan) -> Figure:
@@ -232,7 +227,7 @@ def _objective(plan: Plan) -> str:
 
 def importance_figure(shares: dict[str, float], plan: Plan) -> Figure:
     """Share of each key in the variance of the objective."""
-    names: Sequence[str] = list(shares)[::-1]
+    names = [*reversed(shares)]
     figure = Figure(figsize=(5.0, 0.8 + 0.24 * len(names)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(names, [shares[name] for name in names], color=BLUE, height=0.6)

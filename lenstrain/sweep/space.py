@@ -1,4 +1,4 @@
-"""Ranges of a search: parsed from plain mappings, drawn from through any sampler; touches nothing.
+"""Ranges of a search: parsed from plain mappings, drawn from with any sampler.
 
 A range is one of ::
 
@@ -29,18 +29,14 @@ class Dimension:
     """One key and the values it may take."""
 
     key: str
-    low: float | None = None
-    high: float | None = None
+    low: Any = None
+    high: Any = None
+    """Numbers, if there are no `choices`; integers are drawn if both are."""
     log: bool = False
     step: float | None = None
     choices: tuple[Any, ...] = ()
     when: dict[str, Any] = field(default_factory=dict)
     """Values that earlier keys must have."""
-
-    @property
-    def integer(self) -> bool:
-        """Whether the values are integers."""
-        return isinstance(self.low, int) and isinstance(self.high, int)
 
     def applies(self, values: Mapping[str, Any]) -> bool:
         """Whether the key is drawn, given what was drawn before it."""
@@ -49,14 +45,12 @@ class Dimension:
     def draw(self, trial: BaseTrial) -> Any:
         """Draw a value."""
         if self.choices:
-            # A list is no category of a database: it is named by its JSON.
+            # A database cannot hold a list as a category: its JSON names it.
             names = {_name(choice): choice for choice in self.choices}
             return names[trial.suggest_categorical(self.key, list(names))]
         if isinstance(self.low, int) and isinstance(self.high, int):
             step = int(self.step or 1)
             return trial.suggest_int(self.key, self.low, self.high, step=step, log=self.log)
-        assert self.low is not None
-        assert self.high is not None
         return trial.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log)
 
     def holds(self, value: Any) -> bool:
@@ -64,9 +58,7 @@ class Dimension:
         if self.choices:
             return value in self.choices
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        assert self.low is not None
-        assert self.high is not None
-        return number and self.low <= value <= self.high
+        return number and bool(self.low <= value <= self.high)
 
     def stored(self, value: Any) -> Any:
         """A value as the study's database knows it."""
@@ -98,7 +90,7 @@ def parse_space(mapping: Mapping[str, Any]) -> tuple[Dimension, ...]:
     ConfigError
         If there is none, or one is not a range.
     """
-    space = tuple(_parse(key, value) for key, value in _leaves(mapping, ""))
+    space = tuple(_parse(key, value) for key, value in leaves(mapping))
     if not space:
         raise ConfigError("[space] is empty: name at least one key to search.")
     seen: set[str] = set()
@@ -112,10 +104,11 @@ def parse_space(mapping: Mapping[str, Any]) -> tuple[Dimension, ...]:
     return space
 
 
-def _leaves(mapping: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Values of nested mappings by their dotted keys; a range is a value."""
     for key, value in mapping.items():
         if isinstance(value, Mapping) and not _KEYS & value.keys():
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
@@ -129,31 +122,21 @@ def _parse(key: str, value: Any) -> Dimension:
     unknown = sorted(set(value) - _KEYS)
     if unknown:
         raise ConfigError(f"{where}: unknown {unknown[0]!r}. Known: {', '.join(sorted(_KEYS))}.")
-    when = dict(_leaves(value.get("when", {}), ""))
+    when = value.get("when", {})
+    if not isinstance(when, Mapping):
+        raise ConfigError(f"{where}: when takes keys and their values, got {when!r}.")
+    when = dict(leaves(when))
     if "choices" in value:
-        return _parse_choices(where, key, value, when)
-    return _parse_numbers(where, key, value, when)
-
-
-def _parse_choices(
-    where: str, key: str, value: Mapping[str, Any], when: dict[str, Any]
-) -> Dimension:
-    choices = value["choices"]
-    if set(value) & {"low", "high", "log", "step"} or not isinstance(choices, list) or not choices:
-        raise ConfigError(f"{where}: choices takes a list that is not empty, and no low or high.")
-    return Dimension(key, choices=tuple(choices), when=when)
-
-
-def _parse_numbers(
-    where: str, key: str, value: Mapping[str, Any], when: dict[str, Any]
-) -> Dimension:
-    low, high = value.get("low"), value.get("high")
+        choices = value["choices"]
+        if value.keys() - {"choices", "when"} or not isinstance(choices, list) or not choices:
+            raise ConfigError(f"{where}: choices takes a non-empty list, and no low or high.")
+        return Dimension(key, choices=tuple(choices), when=when)
+    low: Any = value.get("low")
+    high: Any = value.get("high")
     log, step = value.get("log", False), value.get("step")
     for number in (low, high):
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             raise ConfigError(f"{where}: low and high must both be numbers.")
-    assert low is not None
-    assert high is not None
     if not low < high or (log and low <= 0) or (log and step is not None):
         raise ConfigError(
             f"{where}: low < high must hold, low must be above 0 with log, and log takes no step; "

@@ -1,4 +1,4 @@
-"""The study in its database: opened, checked, locked; trials handed out once, orphans found."""
+"""The study in its database: opened, checked, locked; trials given out once, orphans adopted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from lenstrain.sweep.config import Plan, baseline_values
 
 STUDY_NAME = "lenstrain"
 _SQLITE = b"SQLite format 3\0"
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ class StudyFiles:
 
     @property
     def url(self) -> str:
-        """The database as SQLAlchemy names it, whatever characters its path has."""
+        """URL of the database for SQLAlchemy, with special characters escaped."""
         return URL.create("sqlite", database=str(self.database)).render_as_string()
 
     @property
@@ -55,12 +54,7 @@ class StudyFiles:
 
 
 def make_study_files(database: Path) -> StudyFiles:
-    """Check the name of the database and make the folder beside it.
-
-    Raises
-    ------
-    StorageError
-    """
+    """Check the name of the database and make the folder beside it."""
     if database.is_dir():
         raise StorageError(f"{database} is a folder; the study is a file, such as {database}.db.")
     if not database.suffix:
@@ -75,7 +69,7 @@ def make_study_files(database: Path) -> StudyFiles:
 
 
 def _check_kind(database: Path) -> None:
-    """Refuse a file of another kind before anything is made beside it."""
+    """Refuse a file of another kind before a folder is made beside it."""
     try:
         with database.open("rb") as file:
             start = file.read(len(_SQLITE))
@@ -84,12 +78,12 @@ def _check_kind(database: Path) -> None:
     except OSError as error:
         raise passing_fault(database, error) or error from error
     if start not in (b"", _SQLITE):
-        raise StorageError(f"{database} is no SQLite database, and so no study. Name another file.")
+        raise StorageError(f"{database} is not an SQLite database. Name another file.")
 
 
 @contextmanager
 def database_errors(database: Path) -> Iterator[None]:
-    """What SQLite says (read-only, locked, full) in one line, beneath what Optuna makes of it."""
+    """Raise StorageError with SQLite's own reason (read-only, locked, full) in one line."""
     try:
         yield
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -101,15 +95,19 @@ def database_errors(database: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that only one process has at a time; the kernel frees it when that one dies."""
-    with path.open("a") as file:
+def exclusively(files: StudyFiles) -> Iterator[None]:
+    """Use the study in one process at a time; the kernel frees the lock of one that dies.
+
+    Optuna's warnings about its experimental features are kept from the user.
+    """
+    with files.lock("study").open("a") as file, database_errors(files.database):
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
 
 
 def try_lock(path: Path) -> IO[str] | None:
-    """Take a lock if it is free: keep the file open as long as it is needed."""
+    """Take a lock if it is free; closing the file releases it."""
     file = path.open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -132,7 +130,7 @@ def open_study(files: StudyFiles, plan: Plan, dataset_id: str) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     search = plan.search
     identity = {"dataset_id": dataset_id, **plan.identity()}
-    with locked(files.lock("study")), quiet(), database_errors(files.database):
+    with exclusively(files):
         fresh = not files.database.exists()
         if fresh and (files.folder / "trials").exists():
             raise StorageError(
@@ -165,17 +163,16 @@ def open_study(files: StudyFiles, plan: Plan, dataset_id: str) -> optuna.Study:
 
 
 def check_identity(study: optuna.Study, identity: dict[str, Any], database: Path) -> None:
-    """Refuse to go on with a study whose trials could not be compared with new ones."""
+    """Refuse a study whose trials could not be compared with new ones."""
     before = study.user_attrs.get("identity")
     now = json.loads(json.dumps(identity))
-    for name, value in now.items() if before is not None else ():
-        if before.get(name) != value:
-            key, old, new = _first_difference(name, before.get(name), value)
-            raise ConfigError(
-                f"{database} was begun with {key} = {old!s:.100}, and now it is {new!s:.100}: its "
-                "trials could not be compared with new ones. Go on with what it was begun with, or "
-                "name another --study."
-            )
+    if before not in (None, now):
+        key, old, new = _first_difference("", before, now)
+        raise ConfigError(
+            f"{database} was begun with {key} = {old!s:.100}, and now it is {new!s:.100}: its "
+            "trials could not be compared with new ones. Use what it was begun with, or name "
+            "another --study."
+        )
 
 
 def _first_difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
@@ -187,15 +184,7 @@ def _first_difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
     else:
         return name, old, new
     key, before, now = next(pair for pair in pairs if pair[1] != pair[2])
-    return _first_difference(f"{name}.{key}", before, now)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep warnings of Optuna about its own experiments from the user."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    return _first_difference(f"{name}.{key}".lstrip("."), before, now)
 
 
 @dataclass(slots=True)
@@ -207,14 +196,10 @@ class Claim:
     again: bool
     """Whether a process that died had begun it."""
 
-    def release(self) -> None:
-        """Let go of the lock."""
-        self.lock.close()
-
 
 def claim(study: optuna.Study, files: StudyFiles, plan: Plan) -> Claim | None:
     """The next trial to work on: an orphan first, then a new one, or None if all are given out."""
-    with locked(files.lock("study")), quiet(), database_errors(files.database):
+    with exclusively(files):
         trials = study.get_trials(deepcopy=False)
         for frozen in trials:
             if frozen.state == TrialState.RUNNING:
@@ -233,7 +218,7 @@ def claim(study: optuna.Study, files: StudyFiles, plan: Plan) -> Claim | None:
 
 
 def make_sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
-    """Sampler for one trial, seeded by its number: a study that was killed draws as it would have.
+    """Sampler for one trial, seeded by its number, so that a killed study draws the same values.
 
     The constant liar keeps workers from trying the same values at the same time.
     """
@@ -247,14 +232,14 @@ def make_sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
 def _adopt(
     study: optuna.Study, files: StudyFiles, frozen: FrozenTrial, attempts: int
 ) -> Claim | None:
-    """Take over a running trial whose process is gone; give it up if that happened too often."""
+    """Take over a running trial whose process is gone; fail it if that happened too often."""
     lock = try_lock(files.lock(f"trial-{frozen.number:04d}"))
     if lock is None:
         return None
     trial = Trial(study, frozen._trial_id)
     died = int(frozen.user_attrs.get("died", 0)) + 1
     if frozen.user_attrs.get("interrupted"):
-        trial.set_user_attr("interrupted", False)  # it was asked to stop: that is no death
+        trial.set_user_attr("interrupted", False)  # it was asked to stop and did not die
     elif died >= attempts:
         trial.set_user_attr("failure", f"its process died {died} times")
         study.tell(trial, state=TrialState.FAIL)
@@ -266,17 +251,15 @@ def _adopt(
 
 
 def hopeless(trials: list[FrozenTrial], plan: Plan) -> bool:
-    """Whether so many trials failed in a row that the next would too."""
-    ended = [trial for trial in trials if trial.state in ENDED]
-    last = sorted(ended, key=lambda trial: trial.number)[-plan.search.failures_in_a_row :]
-    return len(last) == plan.search.failures_in_a_row and all(
-        trial.state == TrialState.FAIL for trial in last
-    )
+    """Whether ``search.failures_in_a_row`` trials failed, so that the next would too."""
+    ended = [trial.state for trial in trials if trial.state.is_finished()]
+    last = ended[-plan.search.failures_in_a_row :]
+    return last == [TrialState.FAIL] * plan.search.failures_in_a_row
 
 
 def best_trials(study: optuna.Study, count: int) -> list[FrozenTrial]:
-    """The best finished trials, best first; of several with the same values, one."""
-    done = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
+    """The best finished trials, best first; one of those with equal values."""
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     sign = -1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1.0
     done.sort(key=lambda trial: (sign * float(trial.value or 0.0), trial.number))
     chosen: list[FrozenTrial] = []

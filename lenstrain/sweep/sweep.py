@@ -1,4 +1,4 @@
-"""The sweep as a whole: starts workers, restarts those that die, and recommends at the end."""
+"""The whole sweep: start workers, replace those that die, and recommend at the end."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from lenstrain.training.signals import SAVE_SECONDS
 from lenstrain.training.step import check_precision
 
 _WORKERS_SECONDS = SAVE_SECONDS + 5.0
-"""Time from a signal to the end of all: the workers save, or end without."""
+"""Time from a signal until all have ended: the workers save, or end without saving."""
 MOST_DEATHS = 5
-"""Workers lost without a trial ended in between, after which the sweep stops."""
+"""Workers lost without a finished trial in between, after which the sweep stops."""
 
 
 class WorkerError(ProjectError):
@@ -33,7 +33,7 @@ class WorkerError(ProjectError):
 
 
 def sweep(
-    dataset: str, plan: Plan, files: StudyFiles, arguments: Sequence[str], workers: int
+    dataset: str, plan: Plan, files: StudyFiles, arguments: Sequence[str], workers: int | None
 ) -> dict[str, Any]:
     """Search, refit and recommend.
 
@@ -44,8 +44,8 @@ def sweep(
     files : StudyFiles
     arguments : sequence of str
         Command line of the sweep, which a worker repeats with ``--worker N``.
-    workers : int
-        Processes; each has one GPU where there are any.
+    workers : int, optional
+        Processes; by default one for each GPU, or one. Each uses one GPU if there are any.
 
     Returns
     -------
@@ -58,13 +58,14 @@ def sweep(
     ConfigError
         If no trial could train on this machine.
     WorkerError
-        If workers end one after the other without getting anywhere.
+        If workers end one after the other without finishing a trial.
     """
-    on_gpu = plan.base.train.device != "cpu" and visible_gpus()
+    gpus = visible_gpus()
+    on_gpu = plan.base.train.device != "cpu" and gpus
     if all(dimension.key != "train.amp" for dimension in plan.space):
         check_precision(plan.base.train.amp, "cuda" if on_gpu else "cpu")
     study = open_study(files, plan, Dataset.open(dataset).dataset_id)
-    number = supervise(study, arguments, workers)
+    number = supervise(study, arguments, workers or max(len(gpus), 1))
     if number is not None:
         return {"status": "interrupted", "signal": number, "study": str(files.database)}
     return {"status": "completed", **recommend(study, dataset, plan, files)}
@@ -90,7 +91,7 @@ def worker_environment(number: int, workers: int, gpus: Sequence[str]) -> dict[s
 
 
 def supervise(study: optuna.Study, arguments: Sequence[str], workers: int) -> int | None:
-    """Run the workers until all have ended well; the number of the signal if one came first."""
+    """Run the workers until all have succeeded; returns the signal if one came first."""
     gpus, received = visible_gpus(), []
 
     def end_workers() -> None:
@@ -117,12 +118,12 @@ def supervise(study: optuna.Study, arguments: Sequence[str], workers: int) -> in
     before = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT)}
     deaths, ended = 0, -1
     try:
-        with grace(_WORKERS_SECONDS, "The same command goes on.", keeps_state=True):
+        with grace(_WORKERS_SECONDS, "Repeat the command to continue.", keeps_state=True):
             for worker in range(workers):
                 running[worker] = start(worker)
             while running:
                 if received:
-                    end_workers()  # one that was just being started has not been told
+                    end_workers()  # one that was just being started
                 time.sleep(0.2)
                 for number, process in list(running.items()):
                     status = process.poll()
@@ -145,18 +146,13 @@ def supervise(study: optuna.Study, arguments: Sequence[str], workers: int) -> in
 
 
 def _check_deaths(status: int, deaths: int) -> None:
-    """Go on after a kill; stop after an error that every worker would meet."""
+    """Raise after an error that every worker would meet, or too many kills."""
     if status > 0 and status != PREEMPTED:
         raise WorkerError("A worker of the sweep ended with an error; see the lines above.")
     if deaths >= MOST_DEATHS:
         how = "stopped from outside" if status == PREEMPTED else f"killed ({killed_by(status)})"
         advice = "Use fewer --workers or smaller models; then repeat" if status == -9 else "Repeat"
         raise WorkerError(
-            f"{deaths} workers one after the other ended no trial; the last was {how}. {advice} "
-            "the command, and it goes on."
+            f"{deaths} workers in a row ended without finishing a trial; the last was {how}. "
+            f"{advice} the command to continue."
         )
-
-
-def worker_count(workers: int | None) -> int:
-    """Workers to start: as asked, else one a GPU, else one."""
-    return workers or max(len(visible_gpus()), 1)

@@ -1,17 +1,19 @@
-"""A worker: trials, then refits, one after the other, on the device that it was given."""
+"""A worker: trials, then refits, one after the other, on its own device."""
 
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import math
 import os
 import shutil
 import signal
 import time
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
 import torch
@@ -24,7 +26,7 @@ from lensprep.store import write_atomic
 from lenstrain.config import Config
 from lenstrain.sweep.config import Plan, trial_config
 from lenstrain.sweep.space import draw_all
-from lenstrain.sweep.study import Claim, StudyFiles, best_trials, claim, open_study, quiet, try_lock
+from lenstrain.sweep.study import Claim, StudyFiles, best_trials, claim, open_study, try_lock
 from lenstrain.training.run import CHECKPOINTS, Event, Progress
 from lenstrain.training.runlog import CONFIG
 from lenstrain.training.train import train
@@ -33,11 +35,11 @@ RESULT = "result.json"
 Say = Callable[[str], None]
 POLL_SECONDS = 1.0
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-"""How a device or an allocator says that there is no memory left."""
+"""What a device or an allocator says if there is no memory left."""
 
 
 class StoppedError(Exception):
-    """A signal ended a training; its state is saved and the trial is taken up again later."""
+    """A signal ended a training; its state is saved, and the trial is resumed later."""
 
 
 def work(dataset: str, plan: Plan, files: StudyFiles, say: Say, parent: int | None = None) -> bool:
@@ -49,9 +51,9 @@ def work(dataset: str, plan: Plan, files: StudyFiles, say: Say, parent: int | No
     plan : Plan
     files : StudyFiles
     say : callable
-        Told a line for each trial.
+        Called with a line for each trial.
     parent : int, optional
-        Process without which this one is to stop, as by a signal.
+        Process without which this one stops, as on a signal.
 
     Returns
     -------
@@ -59,125 +61,142 @@ def work(dataset: str, plan: Plan, files: StudyFiles, say: Say, parent: int | No
         False if a signal ended the work before.
     """
     study = open_study(files, plan, Dataset.open(dataset).dataset_id)
+    worker = Worker(study, dataset, plan, files, parent)
     started, done = time.monotonic(), 0
     try:
         while True:
             claimed = claim(study, files, plan)
             if claimed is not None:
-                try:
-                    line = run_trial(study, claimed, dataset, plan, files, parent)
-                finally:
-                    claimed.release()
+                with claimed.lock:
+                    line = worker.run_trial(claimed)
                 done += 1
                 say(f"{line}; {progress_words(study, plan, started, done)}")
-            elif others_run(study):
+            elif study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 time.sleep(POLL_SECONDS)  # which trials are best is known when all have ended
-            elif not refit_next(study, dataset, plan, files, say, parent):
-                break
+            elif (refitted := worker.refit_next()) is not None:
+                say(refitted)
+            else:
+                return True
     except StoppedError:
         return False
-    return True
-
-
-def others_run(study: optuna.Study) -> bool:
-    """Whether a trial is being trained somewhere."""
-    return any(t.state == TrialState.RUNNING for t in study.get_trials(deepcopy=False))
 
 
 def progress_words(study: optuna.Study, plan: Plan, started: float, done: int) -> str:
-    """How far the study is, and how long it takes if all goes on like this."""
+    """How far the study is, and how long it takes at this rate."""
     ended = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
     left = max(plan.search.trials - ended, 0)
     minutes = (time.monotonic() - started) / done * left / 60
     return f"{ended} of {plan.search.trials} trials, at most {minutes:.0f} min left here"
 
 
-def run_trial(
-    study: optuna.Study,
-    claimed: Claim,
-    dataset: str,
-    plan: Plan,
-    files: StudyFiles,
-    parent: int | None,
-) -> str:
-    """Train one trial and record how it ended, whatever that is; returns it in a line.
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """Trains what a study asks for, in this process."""
 
-    Raises
-    ------
-    StoppedError
-        If a signal ended it; the trial stays open.
-    """
-    trial, again = claimed.trial, claimed.again
-    folder, name = files.trial(trial.number), f"trial {trial.number}"
-    if again and not (folder / CONFIG).exists():
-        shutil.rmtree(folder, ignore_errors=True)  # it died before it had begun
-    try:
-        with quiet():
-            values = draw_all(plan.space, trial)
-        config = trial_config(plan, values)
-        watch = Pruning(trial, plan, parent)
-        result = train(dataset, config, folder, resume=again, progress=watch)
-    except optuna.TrialPruned:
-        study.tell(trial, state=TrialState.PRUNED)
-        line = f"{name} pruned"
-    except Exception as error:
-        failure = describe(error)
-        trial.set_user_attr("failure", failure)
-        study.tell(trial, state=TrialState.FAIL)
-        line = f"{name} failed: {failure}"
-        del error
-    else:
+    study: optuna.Study
+    dataset: str
+    plan: Plan
+    files: StudyFiles
+    parent: int | None = None
+    """Process without which this one stops, as on a signal."""
+
+    def run_trial(self, claimed: Claim) -> str:
+        """Train one trial and record how it ended, whatever that is; returns it in a line.
+
+        Raises
+        ------
+        StoppedError
+            If a signal ended it; the trial stays open.
+        """
+        trial, again = claimed.trial, claimed.again
+        folder, name = self.files.trial(trial.number), f"trial {trial.number}"
+        if again and not (folder / CONFIG).exists():
+            shutil.rmtree(folder, ignore_errors=True)  # it died before its run began
+        failure = None
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                values = draw_all(self.plan.space, trial)
+            config = trial_config(self.plan, values)
+            watch = self.watch(trial)
+            result = train(self.dataset, config, folder, resume=again, progress=watch)
+        except optuna.TrialPruned:
+            self.study.tell(trial, state=TrialState.PRUNED)
+            line = f"{name} pruned"
+        except Exception as error:
+            failure = describe(error)
+        else:
+            if result["status"] == "interrupted":
+                trial.set_user_attr("interrupted", True)
+                raise StoppedError
+            for key in ("best_epoch", "epochs", "seconds", "validation"):
+                trial.set_user_attr(key, result[key])
+            value, objective = result["best_value"], self.plan.search.objective
+            if value is None or not math.isfinite(value):
+                failure = f"no epoch had a finite {objective}"
+            else:
+                self.study.tell(trial, value)
+                line = f"{name}: {objective} {value:.4f} (best {self.study.best_value:.4f})"
+        if failure is not None:
+            trial.set_user_attr("failure", failure)
+            self.study.tell(trial, state=TrialState.FAIL)
+            line = f"{name} failed: {failure}"
+        release_memory()
+        if not self.plan.search.keep_checkpoints:
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        return line
+
+    def watch(self, trial: Trial | None = None) -> Progress:
+        """A listener that ends a training if the parent has gone, or the pruner ends its trial."""
+
+        def listen(event: Event) -> None:
+            if self.parent is not None and os.getppid() != self.parent:
+                os.kill(os.getpid(), signal.SIGTERM)  # its state is saved
+            if trial is None or event.stage != "epoch":
+                return
+            value = event.record.get(self.plan.search.objective)
+            if value is None or not math.isfinite(value):
+                return
+            with warnings.catch_warnings(action="ignore"):  # a resumed trial reports an epoch again
+                trial.report(value, event.epoch)
+                if trial.should_prune():
+                    raise optuna.TrialPruned
+
+        return listen
+
+    def refit_next(self) -> str | None:
+        """Do one refit that no other worker does; returns its outcome, or None if none is left.
+
+        Raises
+        ------
+        StoppedError
+        """
+        best = best_trials(self.study, self.plan.refit.top)
+        for seed, trial in itertools.product(self.plan.refit.seeds, best):
+            folder = self.files.refit(trial.number, seed)
+            lock = None if (folder / RESULT).exists() else try_lock(self.files.lock(folder.name))
+            if lock is None:
+                continue
+            with lock:
+                if not (folder / RESULT).exists():
+                    config = refit_config(self.files, trial, seed, self.plan)
+                    outcome = self.refit(folder, config)
+                    return f"refit of trial {trial.number} with seed {seed}: {outcome}"
+        return None
+
+    def refit(self, folder: Path, config: Config) -> str:
+        """Train once more, continuing if it was begun, and leave the result in the folder."""
+        begun = (folder / CONFIG).exists()
+        try:
+            result = train(self.dataset, config, folder, resume=begun, progress=self.watch())
+        except Exception as error:
+            result = {"status": "failed", "failure": describe(error), "best_value": None}
+        release_memory()
         if result["status"] == "interrupted":
-            trial.set_user_attr("interrupted", True)
             raise StoppedError
-        line = _finish(study, trial, result, plan, name)
-    release_memory()
-    if not plan.search.keep_checkpoints:
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    return line
-
-
-def _finish(
-    study: optuna.Study, trial: Trial, result: dict[str, Any], plan: Plan, name: str
-) -> str:
-    for key in ("best_epoch", "epochs", "seconds", "validation"):
-        trial.set_user_attr(key, result[key])
-    value = result["best_value"]
-    if value is None or not math.isfinite(value):
-        trial.set_user_attr("failure", f"no epoch had a finite {plan.search.objective}")
-        study.tell(trial, state=TrialState.FAIL)
-        return f"{name} failed: no epoch had a finite {plan.search.objective}"
-    study.tell(trial, value)
-    return f"{name}: {plan.search.objective} {value:.4f} (best {study.best_value:.4f})"
-
-
-class Pruning:
-    """Reports every epoch to the study, and ends the training if the pruner or nobody wants it."""
-
-    def __init__(self, trial: Trial, plan: Plan, parent: int | None) -> None:
-        self.trial, self.objective = trial, plan.search.objective
-        self.orphaned = watch_parent(parent)
-
-    def __call__(self, event: Event) -> None:
-        """Take in an event of the run."""
-        self.orphaned(event)
-        value = event.record.get(self.objective) if event.stage == "epoch" else None
-        if value is None or not math.isfinite(value):
-            return
-        with quiet():  # a resumed trial reports an epoch again
-            self.trial.report(value, event.epoch)
-            if self.trial.should_prune():
-                raise optuna.TrialPruned
-
-
-def watch_parent(parent: int | None) -> Progress:
-    """A listener that stops this process, with its state saved, when its parent has gone."""
-
-    def look(_: Event) -> None:
-        if parent is not None and os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return look
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / RESULT, json.dumps(result, default=str).encode())
+        value = result["best_value"]
+        return result.get("failure") or f"{config.train.monitor} {value:.4f}"
 
 
 def describe(error: BaseException) -> str:
@@ -196,11 +215,6 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def refit_tasks(study: optuna.Study, plan: Plan) -> list[tuple[FrozenTrial, int]]:
-    """The best trials and the seeds to train each with."""
-    return [(t, seed) for seed in plan.refit.seeds for t in best_trials(study, plan.refit.top)]
-
-
 def refit_config(files: StudyFiles, trial: FrozenTrial, seed: int, plan: Plan) -> Config:
     """Configuration of a trial with another seed, and another length if the plan has one."""
     mapping = to_mapping(load_config(Config, files.trial(trial.number) / CONFIG))
@@ -208,50 +222,3 @@ def refit_config(files: StudyFiles, trial: FrozenTrial, seed: int, plan: Plan) -
     if plan.refit.epochs is not None:
         mapping["train"]["epochs"] = plan.refit.epochs
     return from_mapping(Config, mapping)
-
-
-def refit_next(
-    study: optuna.Study,
-    dataset: str,
-    plan: Plan,
-    files: StudyFiles,
-    say: Say,
-    parent: int | None,
-) -> bool:
-    """Do one refit that nobody does; False if none is left for this worker.
-
-    Raises
-    ------
-    StoppedError
-    """
-    for trial, seed in refit_tasks(study, plan):
-        folder = files.refit(trial.number, seed)
-        if (folder / RESULT).exists():
-            continue
-        lock = try_lock(files.lock(folder.name))
-        if lock is None:
-            continue
-        try:
-            if not (folder / RESULT).exists():
-                outcome = refit(folder, dataset, refit_config(files, trial, seed, plan), parent)
-                say(f"refit of trial {trial.number} with seed {seed}: {outcome}")
-        finally:
-            lock.close()
-        return True
-    return False
-
-
-def refit(folder: Path, dataset: str, config: Config, parent: int | None) -> str:
-    """Train once more, going on if it was begun, and leave the result in the folder."""
-    begun = (folder / CONFIG).exists()
-    try:
-        result = train(dataset, config, folder, resume=begun, progress=watch_parent(parent))
-    except Exception as error:
-        result = {"status": "failed", "failure": describe(error), "best_value": None}
-    release_memory()
-    if result["status"] == "interrupted":
-        raise StoppedError
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / RESULT, json.dumps(result, default=str).encode())
-    value = result["best_value"]
-    return result.get("failure") or f"{config.train.monitor} {value:.4f}"

@@ -1,7 +1,7 @@
-"""Turns, flips and shifts of stamps: drawn from (seed, epoch, row) and done in one gather.
+"""Turns, flips and shifts of stamps: drawn from (seed, epoch, row) and applied in one gather.
 
 A draw depends on nothing else, so that it is the same on any number of processes and after a
-resume, without a generator whose state would have to be kept.
+resume, without a generator whose state would have to be saved.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MIX_2 = 0x94D049BB133111EB - 2**64
 def draw(
     index_B: Tensor, seed: int, epoch: int, shift_px: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw what happens to each stamp.
+    """Draw the transformation of each stamp.
 
     Parameters
     ----------
@@ -54,22 +54,17 @@ def augment(
     epoch: int,
     window: int | None = None,
 ) -> Tensor:
-    """Draw and do what is configured; other parameters are those of `draw` and `transform`.
+    """Apply what is configured; see `draw` and `transform`.
 
-    Parameters
-    ----------
-    config : DataConfig
-        ``d4`` turns and flips, uniformly over D4; a ``shift_px`` above 0 shifts. Without either
-        the stamps stay whole and as they are.
+    Without ``d4`` and ``shift_px`` the stamps are returned unchanged, also without `window`.
     """
     if not (config.d4 or config.shift_px):
         return x_BCHW
     element_B, dy_B, dx_B = draw(index_B, seed, epoch, config.shift_px)
     if not config.d4:
         element_B = torch.zeros_like(element_B)
-    if config.shift_px == 0:
-        return transform(x_BCHW, element_B, window=window)
-    return transform(x_BCHW, element_B, dy_B, dx_B, window=window)
+    shift = (dy_B, dx_B) if config.shift_px else ()
+    return transform(x_BCHW, element_B, *shift, window=window)
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -64,17 +64,17 @@ REQUIRED: Final[dict[str, type | UnionType]] = {
 """Keys that every checkpoint has, beside ``format`` and ``format_version``, and their types."""
 
 MOST_BYTES = 16 << 30
-"""No checkpoint is larger: ten times that of the largest network of torchvision."""
+"""Upper limit for a checkpoint: ten times that of the largest network of torchvision."""
 
 WANTED = "checkpoint of lenstrain"
 
-_ANOTHER = " Use another one of its run."
+_ANOTHER = " Use another checkpoint of the run."
 
 PACKAGES = ("torch", "torchvision", "numpy", "webdataset")
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint: to another name, forced to the disk, then renamed.
+    """Write a checkpoint under another name, force it to the disk, then rename it.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         try:
             torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, file)
         except RuntimeError as error:
-            # Closing its archive, torch covers what the disk said with a complaint of its own.
+            # When torch closes its archive, its own error hides that of the disk.
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
@@ -120,7 +120,7 @@ def link(source: Path, target: Path) -> None:
 
 
 class LostCheckpointError(CheckpointError):
-    """There is none, or its bytes are not what was written: an older one may take its place."""
+    """There is none, or its bytes are not what was written: an older one may replace it."""
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         If it cannot be read, which says nothing of its content.
     """
     try:
-        content = load_tensors(path, WANTED, functools.partial(_check_parts, path))
+        content = load_tensors(path, WANTED, functools.partial(_check_archive, path))
     except NotFoundError as error:
         raise LostCheckpointError(str(error)) from None
     if not isinstance(content, dict) or str(content.get("format")) != FORMAT:
@@ -149,27 +149,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         )
     for key, kind in REQUIRED.items():
         if key not in content:
-            raise CheckpointError(f"{path} lacks {key!r}. Use another checkpoint of the run.")
+            raise CheckpointError(f"{path} lacks {key!r}.{_ANOTHER}")
         if not isinstance(content[key], kind):
-            raise CheckpointError(
-                f"{path}: {key!r} is of type {type(content[key]).__name__}. Use another checkpoint "
-                "of the run."
-            )
+            found = type(content[key]).__name__
+            raise CheckpointError(f"{path}: {key!r} is of type {found}.{_ANOTHER}")
     return content
 
 
-def _check_parts(path: Path, file: BinaryIO) -> None:
-    """Compare the CRC-32 of every part of the file, which torch writes and does not read.
+def _check_archive(path: Path, file: BinaryIO) -> None:
+    """Verify the CRC-32 of every member of the archive, which torch writes and does not read.
 
-    It also writes them as they are: a small file whose parts unfold to many bytes is not its own.
+    It also writes them uncompressed: a small file that unpacks to many bytes is not torch's.
     """
     size = os.fstat(file.fileno()).st_size
     if size > MOST_BYTES:
         raise CheckpointError(f"{path} has {size:,} bytes, too many for a {WANTED}.")
     try:
-        with zipfile.ZipFile(file) as parts:
-            plain = all(part.compress_type == zipfile.ZIP_STORED for part in parts.infolist())
-            broken = parts.testzip() if plain else None
+        with zipfile.ZipFile(file) as archive:
+            plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+            broken = archive.testzip() if plain else None
     except Exception as error:  # zipfile raises many kinds for a damaged file
         raise_passing(path, error)
         file.seek(0)
@@ -185,7 +183,7 @@ def _check_parts(path: Path, file: BinaryIO) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A checkpoint to go on from."""
+    """A checkpoint to resume from."""
 
     path: Path
     content: dict[str, Any]
@@ -212,7 +210,7 @@ def load_latest(folder: Path) -> Found:
 
 
 def keep_as_last(path: Path) -> None:
-    """Put the checkpoint that a run goes on from in the place of a damaged ``last.pt``.
+    """Replace a damaged ``last.pt`` by the checkpoint that a run resumes from.
 
     Otherwise the next save would keep the damaged one as ``previous.pt``, and a run that is killed
     in the middle of that save would have no whole checkpoint left.
@@ -258,9 +256,9 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
     """
     content = load_checkpoint(path)
     config = _config(path, content)
-    # Local starting weights may be gone by now, and are overwritten anyway.
+    # The starting weights may be gone by now, and are overwritten anyway.
     described, weights = replace(config.model, weights=None), content["ema"] or content["model"]
-    with torch.device("meta"):  # no memory is asked for before the weights are known to fit
+    with torch.device("meta"):  # no memory is used before the weights are known to fit
         expected = {
             name: value.shape for name, value in build_model(described).state_dict().items()
         }
@@ -278,13 +276,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
 def load_finder(
     uri: str | os.PathLike[str], device: torch.device | str
 ) -> tuple[nn.Module, dict[str, Any], str]:
-    """Load a model from a disk or an object store.
-
-    Parameters
-    ----------
-    uri : str or path
-        A checkpoint.
-    device : torch.device or str
+    """Load a model from a checkpoint on a disk or in an object store.
 
     Returns
     -------
@@ -297,8 +289,8 @@ def load_finder(
         If it cannot be used, or not be read.
     """
     try:
-        copy = local_file(uri, most_bytes=MOST_BYTES) if is_remote(uri) else None
-        with copy or nullcontext(local_path(uri)) as path:
+        fetched = local_file(uri, most_bytes=MOST_BYTES) if is_remote(uri) else None
+        with fetched or nullcontext(local_path(uri)) as path:
             try:
                 model, meta = load_model(path, device)
             except (CheckpointError, StorageError) as error:
@@ -345,20 +337,14 @@ def versions() -> dict[str, str]:
 @functools.cache
 def git_commit() -> str | None:
     """Commit of the code if it runs from a checkout, with ``+`` if files were changed."""
-    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        options: Any = {"check": True, "capture_output": True, "text": True, "timeout": 10}
+        return str(subprocess.run(command, **options).stdout.strip())
+
     try:
-        _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
-        commit = _git(folder, "rev-parse", "HEAD")
-        return commit + ("+" if _git(folder, "status", "--porcelain", "-uno") else "")
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    return subprocess.run(
-        ["git", "-C", str(folder), *arguments],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=10,
-    ).stdout.strip()

@@ -1,4 +1,4 @@
-"""One process or many: who I am, on which device, and the few things processes tell each other."""
+"""One process or many: its rank, its device, and what the processes exchange."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Context:
     world_size: int = 1
     """Number of processes."""
     grouped: bool = False
-    """Whether they have been joined, as those that torchrun starts are, even if it starts one."""
+    """Whether they form a group, as those that torchrun starts do, even a single one."""
     hosts: dist.ProcessGroup | None = None
-    """The same processes by way of their processors alone: nothing in it waits for a device."""
+    """The same processes over gloo: nothing in it waits for a device."""
 
     @property
     def is_main(self) -> bool:
@@ -77,21 +77,18 @@ class Context:
         return values
 
     def from_main(self, value: T) -> T:
-        """The main process's plain object, on every process: decided once, for all."""
+        """The main process's plain object, on every process."""
         if not self.grouped:
             return value
         values = [value if self.is_main else None]
-        # Not by way of the devices: it may be a whole checkpoint.
+        # Not through the devices' memory: it may be a whole checkpoint.
         dist.broadcast_object_list(values, 0, self.hosts)
         return cast(T, values[0])
 
     def decide(self, function: Callable[[], T]) -> T:
-        """What a function gives in the main process, on every process; its error as well.
+        """Call a function in the main process; its result or ProjectError reaches every process.
 
-        Raises
-        ------
-        ProjectError
-            In every process, instead of having the others wait for one that has given up.
+        So no process waits for one that has given up.
         """
         outcome: T | ProjectError | None = None
         if self.is_main:
@@ -147,8 +144,8 @@ def process_group(device: str, timeout_minutes: float, advice: str = "") -> Iter
             raise
         raise LostProcessError(
             f"Process {os.environ['RANK']} of {world_size} gave up: another one has ended, or did "
-            f"not answer within {timeout_minutes:g} minutes ({reason}). Its own message, if it has "
-            f"one, tells why. {advice}".rstrip()
+            f"not answer within {timeout_minutes:g} minutes ({reason}). See that process's own "
+            f"message, if there is one. {advice}".rstrip()
         ) from error
     finally:
         if dist.is_initialized():
@@ -156,10 +153,10 @@ def process_group(device: str, timeout_minutes: float, advice: str = "") -> Iter
 
 
 def _join(device: torch.device, timeout: timedelta) -> int:
-    """Join the other processes; gives the number of this one."""
+    """Join the other processes and return the rank of this one."""
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-    # torchrun keeps one store through all restarts. Without a place of its own in it, a restarted
-    # process would find the addresses of its dead predecessors, and wait for them.
+    # torchrun keeps one store through all restarts. Without its own prefix a restarted process
+    # would find the addresses of its dead predecessors, and wait for them.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
@@ -179,11 +176,6 @@ def launch_id() -> str | None:
     return None if name is None else f"{name}-{os.getppid()}"
 
 
-def is_restart() -> bool:
-    """Whether torchrun started the processes again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
 def choose_device(device: str) -> torch.device:
     """Device of this process; under torchrun each local process takes its own GPU.
 
@@ -196,7 +188,7 @@ def choose_device(device: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError(
-            "The device is to be 'cuda', and PyTorch finds no GPU. Check `nvidia-smi`, or choose "
+            "The device is 'cuda', but PyTorch finds no GPU. Check `nvidia-smi`, or choose "
             "'cpu' or 'auto'."
         )
     number, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()

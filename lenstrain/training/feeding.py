@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -22,27 +22,21 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class IntervalClock:
-    """Time of an interval, and how much of it went into waiting for data."""
+    """Time of an interval, and how much of it was spent waiting for data."""
 
     started: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
     steps: int = 0
 
     def each(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Give the batches on, and count the time until each comes as waiting."""
+        """The same batches; the time until each comes counts as waiting."""
         while True:
-            with self.waiting():
-                batch = next(batches, None)
+            before = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - before
             if batch is None:
                 return
             yield batch
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the block as waiting."""
-        before = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - before
 
     def restart(self) -> tuple[float, float, int]:
         """Seconds, seconds waited and steps since the last restart."""
@@ -55,7 +49,7 @@ class IntervalClock:
 def device_batches(batches: Iterator[Batch], run: Run, clock: IntervalClock) -> Iterator[StepBatch]:
     """Batches as a step takes them, on the device; on a GPU the next one is copied meanwhile.
 
-    The end of the epoch is the end of `batches`. What is waited for data is told to the clock.
+    The clock counts the time spent waiting for `batches`.
     """
     fetched = clock.each(batches)
     if run.context.device.type != "cuda":
@@ -63,23 +57,26 @@ def device_batches(batches: Iterator[Batch], run: Run, clock: IntervalClock) -> 
             yield to_device(batch, run)
         return
     for coming, copied in one_ahead(_on_side_stream(fetched, run)):
-        yield _arrived(coming, copied)
+        # The device, not the host, waits for a batch before the step that takes it. Its memory is
+        # marked as used by the stream of the steps, so that the allocator does not lend it to the
+        # next copy too early; torch's pinned memory does the same for the host's side.
+        steps = torch.cuda.current_stream()
+        steps.wait_event(copied)
+        for tensor in (coming.pixels, coming.label, coming.weight, coming.index):
+            tensor.record_stream(steps)
+        yield coming
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items; each is given out when the one after it has been begun, or there is none."""
-    kept: list[T] = []
-    for item in items:
-        kept.append(item)
-        if len(kept) == 2:
-            yield kept.pop(0)
-    yield from kept
+    """The same items; each is yielded when the one after it has been begun, or there is none."""
+    pairs: Iterator[tuple[Any, Any]] = pairwise(chain(items, [None]))
+    return (item for item, _ in pairs)
 
 
 def _on_side_stream(
     batches: Iterator[Batch], run: Run
 ) -> Iterator[tuple[StepBatch, torch.cuda.Event]]:
-    """Copy and prepare each batch on a stream of its own, beside the step that runs.
+    """Copy and prepare each batch on a separate stream, beside the step that runs.
 
     The preparation reads nothing that a step writes, so that it waits for none.
     """
@@ -99,19 +96,6 @@ def copy_stream(device: torch.device) -> torch.cuda.Stream:
     """
     make_stream: Any = torch.cuda.Stream
     return make_stream(device)
-
-
-def _arrived(batch: StepBatch, copied: torch.cuda.Event) -> StepBatch:
-    """Let the device, not the host, wait for a batch before the step that takes it.
-
-    Its memory is marked as used by the stream of the steps, so that the allocator does not lend it
-    to the next copy too early; torch's pinned memory does the same for the source.
-    """
-    steps = torch.cuda.current_stream()
-    steps.wait_event(copied)
-    for tensor in (batch.pixels, batch.label, batch.weight, batch.index):
-        tensor.record_stream(steps)
-    return batch
 
 
 def to_device(batch: Batch, run: Run) -> StepBatch:

@@ -31,8 +31,8 @@ from lenstrain.training.checkpoint import (
     load_checkpoint,
     load_latest,
 )
-from lenstrain.training.run import CHECKPOINTS
 from lenstrain.training.runlog import (
+    CHECKPOINTS,
     CONFIG,
     ENVIRONMENT,
     INTERRUPTED,

@@ -38,8 +38,7 @@ from lensprep.store.interrupts import grace
 from lensprep.store.transfer import abort_unfinished
 from lenstrain.training.checkpoint import LAST
 from lenstrain.training.home import LAST_NAME, NOTES, RECORDS, WRITER, Home
-from lenstrain.training.run import CHECKPOINTS
-from lenstrain.training.runlog import TENSORBOARD
+from lenstrain.training.runlog import CHECKPOINTS, TENSORBOARD
 
 logger = logging.getLogger("lenstrain.mirror")
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.special import expit
 
@@ -79,13 +78,9 @@ def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int8]) -
     bins = calibration.equal_mass_bins(p, BINS)
     sums = calibration.bin_sums(p, labels, bins, BINS)
     table: Any = calibration.reliability_table(sums, LEVEL)
-    return picture_of(draw_reliability({"uncalibrated": table}, LEVEL).figure)
-
-
-def picture_of(figure: Figure) -> NDArray[np.uint8]:
-    """Pixels (H, W, 3) of a figure, drawn without a display."""
-    canvas = FigureCanvasAgg(figure)
+    figure = draw_reliability({"uncalibrated": table}, LEVEL).figure
     figure.set_dpi(130)
+    canvas = FigureCanvasAgg(figure)  # draws without a display
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

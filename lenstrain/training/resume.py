@@ -1,8 +1,9 @@
-"""Saving a run and going on with it: the state of every part, and what it may be loaded into."""
+"""Save a run and resume it: the state of everything, and what it may be loaded into."""
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
@@ -28,7 +29,7 @@ from lenstrain.training.checkpoint import (
     set_rng_state,
     versions,
 )
-from lenstrain.training.distributed import is_restart, launch_id
+from lenstrain.training.distributed import launch_id
 from lenstrain.training.home import Home, check_free, fetch_newer
 from lenstrain.training.run import CHECKPOINTS, Run
 from lenstrain.training.runlog import CONFIG, ENVIRONMENT
@@ -36,7 +37,7 @@ from lenstrain.training.step import Totals
 
 _READING = {"memory_budget_gb", "cache_dir", "cache", "cache_limit_gb", "cache_reserve_gb",
             "disk_mb_per_s", "store_mb_per_s"}  # fmt: skip
-"""Keys of ``data`` that say how rows are read, not which and what becomes of them."""
+"""Keys of ``data`` that say how rows are read, not which, nor how they are used."""
 _FIXED = {
     "data": tuple(field.name for field in fields(DataConfig) if field.name not in _READING),
     "model": None,
@@ -45,19 +46,19 @@ _FIXED = {
     "train": ("epochs", "seed", "monitor"),
     "eval": ("split", "fpr"),
 }
-"""Keys of the configuration that a resumed run shares with its beginning; None is all of them."""
+"""Keys of the configuration that must not change on a resume; None is all of them."""
 
 SHARED_TOTALS = ("norm", "steps", "updates", "clipped")
 """Totals that are equal in all processes; the others add up."""
 
 
 def is_own_restart(out: Path) -> bool:
-    """Whether torchrun has restarted the very start that made the run folder `out`.
+    """Whether torchrun restarted this program after it made the run folder `out` itself.
 
-    Only then may the run go on without being asked to: a folder that was there before belongs to
-    another run, restarted or not.
+    Only then may the run go on without --resume: a folder that was there before belongs to another
+    run.
     """
-    if not is_restart():
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
         return False
     try:
         made_by = json.loads((out / ENVIRONMENT).read_text(encoding="utf-8")).get("launch")
@@ -67,14 +68,14 @@ def is_own_restart(out: Path) -> bool:
 
 
 def find_start(home: Home, resume: bool) -> tuple[bool, Found | None]:
-    """Whether the run may have begun before, and where it goes on; in the main process only.
+    """Whether the run may have begun before, and its state; in the main process only.
 
-    The run folder is brought to what the store holds of the run, if that is further.
+    The run folder is updated from the store if that is further.
 
     Raises
     ------
     StorageError
-        If the store does not answer, or a place is not free, or not that of a run.
+        If the store does not answer, or a location is not empty, or holds no run.
     CheckpointError
         If there are checkpoints and none can be read.
     """
@@ -85,14 +86,14 @@ def find_start(home: Home, resume: bool) -> tuple[bool, Found | None]:
         check_free(home)
         if home.is_output and home.folder.exists() and any(home.folder.iterdir()):
             raise StorageError(
-                f"{home.uri} is free, but {home.folder}, where it would be worked in, holds a run "
-                "that did not get there. Send it with --resume, or remove that folder."
+                f"{home.uri} is free, but its working folder {home.folder} holds a run that was "
+                "not sent completely. Send it with --resume, or remove that folder."
             )
     return resume, find_state(home.folder, resume)
 
 
 def find_state(out: Path, resume: bool) -> Found | None:
-    """Checkpoint to go on from, or None for a fresh start.
+    """Checkpoint to resume from, or None for a fresh start.
 
     Raises
     ------
@@ -112,17 +113,12 @@ def find_state(out: Path, resume: bool) -> Found | None:
     if not (out / CONFIG).exists():
         raise StorageError(f"{out} is not the folder of a run (it has no {CONFIG}).")
     if not any((out / CHECKPOINTS).glob("*.pt")):
-        return None  # cut off before its first checkpoint
+        return None  # interrupted before its first checkpoint
     return load_latest(out / CHECKPOINTS)
 
 
 def check_same_run(state: dict[str, Any], dataset: Dataset, config: Config, out: str) -> None:
-    """Refuse to go on with other data, or with a configuration that makes it another run.
-
-    Raises
-    ------
-    CheckpointError
-    """
+    """Refuse to go on with other data, or with a configuration that makes it another run."""
     if state["dataset_id"] != dataset.dataset_id:
         raise CheckpointError(
             f"{out} was trained on dataset {state['dataset_id'][:12]}, and {dataset.uri} is "
@@ -136,7 +132,7 @@ def check_same_run(state: dict[str, Any], dataset: Dataset, config: Config, out:
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Keys that make a run what it is (so no places, no threads) and differ, with both values."""
+    """Keys that define a run (not paths, not threads) and differ, with both values."""
     for section, keys in _FIXED.items():
         old, new = before.get(section, {}), now.get(section, {})
         for key in keys or sorted(old.keys() | new.keys()):
@@ -145,14 +141,16 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tup
 
 
 def restore(run: Run, state: dict[str, Any]) -> None:
-    """Put a fresh run where a checkpoint was written."""
+    """Set a fresh run to the state of a checkpoint."""
     run.learner.load_state_dict(state)
     run.stopper.load_state_dict(state["stopper"])
     run.train_loader.load_state_dict(state["loader"])
     run.epochs_done = state["epoch"]
     run.metrics = dict(state["metrics"])
     for totals, sums in zip((run.totals, run.epoch_totals), state["totals"], strict=True):
-        _restore_totals(totals, sums, run.context.is_main)
+        # So that merging them, over any number of processes, gives the same sums again.
+        mine = [sums[n] if run.context.is_main or n in SHARED_TOTALS else 0.0 for n in Totals.NAMES]
+        totals.sums.copy_(torch.tensor(mine, dtype=totals.sums.dtype))
     if run.context.rank < len(state["rng"]):
         set_rng_state(state["rng"][run.context.rank])
 
@@ -163,7 +161,7 @@ def best_names(metrics: Iterable[str], monitor: str) -> list[str]:
 
 
 def mend_names(run: Run, found: Found) -> None:
-    """Give the checkpoint that a run goes on from all its names.
+    """Give the checkpoint that a run resumes from all its names.
 
     A run may have been killed after it wrote ``last.pt``, and before that was ``best.pt`` too.
     """
@@ -173,7 +171,7 @@ def mend_names(run: Run, found: Found) -> None:
         epochs = state["stopper"]["best_epoch"]
         own = [name for name, epoch in epochs.items() if epoch == state["epoch"]]
         for name in best_names(own, run.stopper.monitor):
-            link(last_checkpoint(run), run.checkpoints / name)
+            link(run.checkpoints / LAST, run.checkpoints / name)
 
 
 def save(run: Run, names: list[str]) -> None:
@@ -192,10 +190,12 @@ def save(run: Run, names: list[str]) -> None:
 def contents(run: Run, generators: list[Any], totals: list[dict[str, float]]) -> dict[str, Any]:
     """Everything that a checkpoint holds, in tensors and plain types."""
     manifest = run.dataset.manifest
+    # Batches that were fetched ahead are not done yet.
+    step = run.learner.steps - run.epochs_done * len(run.train_loader)
     return {
         **run.learner.state_dict(),
         "stopper": run.stopper.state_dict(),
-        "loader": loader_state(run),
+        "loader": run.train_loader.state_dict() | {"epoch": run.epochs_done, "step": step},
         "rng": generators,
         "totals": totals,
         "epoch": run.epochs_done,
@@ -210,12 +210,6 @@ def contents(run: Run, generators: list[Any], totals: list[dict[str, float]]) ->
     }
 
 
-def loader_state(run: Run) -> dict[str, Any]:
-    """Where the training is: batches that were fetched ahead are not done yet."""
-    step = run.learner.steps - run.epochs_done * len(run.train_loader)
-    return run.train_loader.state_dict() | {"epoch": run.epochs_done, "step": step}
-
-
 def merged_totals(run: Run, totals: Totals) -> dict[str, float]:
     """Totals over all processes, as numbers; this waits for the device."""
     parts = run.context.gather(totals.sums).view(run.context.world_size, -1).cpu()
@@ -223,14 +217,3 @@ def merged_totals(run: Run, totals: Totals) -> dict[str, float]:
     for name in SHARED_TOTALS:
         merged[name] = float(parts[0, Totals.NAMES.index(name)])
     return merged
-
-
-def _restore_totals(totals: Totals, merged: dict[str, float], is_main: bool) -> None:
-    """Give sums back so that merging them, over any number of processes, gives them again."""
-    kept = [merged[n] if is_main or n in SHARED_TOTALS else 0.0 for n in Totals.NAMES]
-    totals.sums.copy_(torch.tensor(kept, dtype=totals.sums.dtype))
-
-
-def last_checkpoint(run: Run) -> Path:
-    """Path of the newest checkpoint."""
-    return run.checkpoints / LAST

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,17 +22,16 @@ from lenstrain.data.weights import read_weights
 from lenstrain.evaluation.metrics import steering_metric
 from lenstrain.networks.finder import build_model, count_parameters
 from lenstrain.training.distributed import Context, launch_id
+from lenstrain.training.mirror import Mirror
+from lenstrain.training.runlog import CHECKPOINTS as CHECKPOINTS
 from lenstrain.training.runlog import INTERRUPTED, NONFINITE, RunLog, write_setup
-from lenstrain.training.schedule import plan_schedule
 from lenstrain.training.step import Learner, Totals, check_precision, make_learner
 from lenstrain.training.stopping import Stopper
-
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """Progress of a run, for whoever shows it. Making one waits for nothing."""
+    """Progress of a run. Making one does not wait for the device."""
 
     stage: Literal["train", "validate", "epoch"]
     epoch: int
@@ -49,19 +48,6 @@ class Event:
 
 
 Progress = Callable[[Event], None]
-
-
-class Copies(Protocol):
-    """What a run needs of `mirror.Mirror`."""
-
-    def submit(self, names: list[str], step: int) -> None:
-        """Ask for copies of checkpoints; returns at once."""
-
-    def finish(self, hurry: Callable[[], bool], *, must: bool) -> None:
-        """Send the last state; wait for it, but not for ever."""
-
-    def close(self) -> None:
-        """Wait for nothing any more."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,10 +69,10 @@ class Run:
     progress: Progress | None = None
     log: RunLog | None = None
     """In the main process only."""
-    mirror: Copies | None = None
-    """Sends the run folder elsewhere; in the main process only, if asked for."""
+    mirror: Mirror | None = None
+    """Sends the run folder to a store or a second folder; in the main process only."""
     name: str = ""
-    """What the user calls it: its folder, or its place in a store."""
+    """What the user calls it: its folder, or its URI in a store."""
     epochs_done: int = 0
     """Epochs finished, with their validation."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -100,7 +86,7 @@ class Run:
         return self.folder / CHECKPOINTS
 
     def tell(self, stage: Any, step: int, steps: int, stamps: int, record: dict[str, Any]) -> None:
-        """Report progress to whoever listens."""
+        """Report progress."""
         if self.progress is not None and self.context.is_main:
             event = Event(
                 stage=stage,
@@ -134,18 +120,14 @@ def build_run(
         If the input cannot be used.
     """
     check_input(dataset, config, context)
-    set_backends(config, context)
+    if context.device.type == "cuda":
+        torch.backends.cudnn.benchmark = config.train.cudnn_benchmark
+        torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
+        torch.backends.cudnn.allow_tf32 = config.train.tf32
     train_loader, val_loader = make_loaders(dataset, config, context)
     seed_generators(config.train.seed)
     model = build_model(config.model)
-    schedule = plan_schedule(
-        peak=config.optim.lr,
-        floor=config.optim.min_lr,
-        warmup_epochs=config.optim.warmup_epochs,
-        epochs=config.train.epochs,
-        steps_per_epoch=len(train_loader),
-    )
-    learner = make_learner(model, config, schedule, context)
+    learner = make_learner(model, config, len(train_loader), context)
     # The weights are equal in all processes; what is drawn from here on (dropout) must not be.
     seed_generators(config.train.seed + 1 + context.rank)
     rows = config.data.batch_size // context.world_size
@@ -169,23 +151,14 @@ def build_run(
 
 
 def seed_generators(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and torch, whoever draws from them."""
+    """Seed the global generators of Python, NumPy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - the global one is meant
     torch.manual_seed(seed)
 
 
 def check_input(dataset: Dataset, config: Config, context: Context) -> None:
-    """Refuse what cannot be trained on before anything is built.
-
-    Raises
-    ------
-    DatasetError
-        If a split is missing or has one class only.
-    ConfigError
-        If the monitor is no metric that may steer, the device does not do for the precision, a
-        batch cannot be divided among the processes, or they cannot share batch statistics.
-    """
+    """Refuse a dataset or configuration that cannot be trained with, before anything is built."""
     steering_metric(config.train.monitor, "train.monitor")
     check_precision(config.train.amp, context.device.type)
     if config.train.sync_batchnorm and context.world_size > 1 and context.device.type != "cuda":
@@ -209,14 +182,6 @@ def check_input(dataset: Dataset, config: Config, context: Context) -> None:
             )
 
 
-def set_backends(config: Config, context: Context) -> None:
-    """Set the switches of the libraries below."""
-    if context.device.type == "cuda":
-        torch.backends.cudnn.benchmark = config.train.cudnn_benchmark
-        torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
-        torch.backends.cudnn.allow_tf32 = config.train.tf32
-
-
 def make_loaders(
     dataset: Dataset, config: Config, context: Context
 ) -> tuple[StampLoader, StampLoader]:
@@ -227,7 +192,10 @@ def make_loaders(
         "rank": context.rank,
         "world_size": context.world_size,
         "cache_dir": data.cache_dir,
-        "cache": cache_options(data),
+        "cache": CacheOptions(
+            limit_bytes=int(data.cache_limit_gb * 1e9),
+            reserve_bytes=int(data.cache_reserve_gb * 1e9),
+        ),
         "pin_memory": context.device.type == "cuda",
     }
     training = StampLoader(
@@ -262,14 +230,6 @@ def make_loaders(
     return training, validation
 
 
-def cache_options(data: DataConfig) -> CacheOptions:
-    """How the cache of shards is used."""
-    return CacheOptions(
-        limit_bytes=int(data.cache_limit_gb * 1e9),
-        reserve_bytes=int(data.cache_reserve_gb * 1e9),
-    )
-
-
 def sample_weights(dataset: Dataset, data: DataConfig) -> NDArray[np.float64] | None:
     """Weight of every training row, if ``data.sample_weights`` names a file of them."""
     if data.sample_weights is None:
@@ -279,15 +239,7 @@ def sample_weights(dataset: Dataset, data: DataConfig) -> NDArray[np.float64] | 
 
 
 def start_records(run: Run) -> None:
-    """Make the run folder and what describes the run; in the main process only.
-
-    Raises
-    ------
-    StorageError
-        If the folder cannot be made.
-    """
-    if not run.context.is_main:
-        return
+    """Make the run folder and what describes the run; in the main process only."""
     try:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -302,7 +254,7 @@ def start_records(run: Run) -> None:
         "parameters": count_parameters(run.learner.model),
         "steps_per_epoch": len(run.train_loader),
     }
-    for name in (NONFINITE, INTERRUPTED):  # how an earlier try of a resumed run ended
+    for name in (NONFINITE, INTERRUPTED):  # how an earlier start of a resumed run ended
         (run.folder / name).unlink(missing_ok=True)
     write_setup(run.folder, run.config, facts)
     run.log = RunLog(run.folder, run.learner.steps, run.epochs_done)

@@ -24,26 +24,27 @@ from lenstrain.training.checkpoint import git_commit, versions
 Scores = tuple[NDArray[np.float32], NDArray[np.int8]]
 """Logits and labels of a split, in its order."""
 
+CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
 TENSORBOARD = "tensorboard"
 NONFINITE = "nonfinite.json"
-"""Rows of the batch of which the loss was NaN, if that ended the run."""
+"""Rows of the batch whose loss was not finite, if that ended the run."""
 INTERRUPTED = "interrupted.json"
-"""The signal that ended the run, and at which step, until it is resumed."""
+"""Signal and step at which the run ended, until it is resumed."""
 
 
 class RunLog:
-    """Writes the records of a run; one process of a run has one, the others write nothing.
+    """Writes the records of a run, in its main process only.
 
     Parameters
     ----------
     folder : Path
         The run folder.
     step, epochs : int
-        Step that the run starts from, and epochs finished by then. Later records, of a run that
-        was cut off, are dropped.
+        Step that the run starts from, and epochs finished by then. Later records, left by an
+        interrupted run, are dropped.
     """
 
     def __init__(self, folder: Path, step: int = 0, epochs: int = 0) -> None:
@@ -53,7 +54,7 @@ class RunLog:
         self.path = folder / METRICS
         truncate_metrics(self.path, step, epochs)
         self._file = self.path.open("a", encoding="utf-8")
-        # TensorBoard hides what it has of this step and later; what is of `step` itself stays.
+        # TensorBoard hides what it has from this step on; the record of `step` itself stays.
         self._board: Any = SummaryWriter(
             str(folder / TENSORBOARD), purge_step=step + 1 if step else None
         )
@@ -85,8 +86,8 @@ class RunLog:
             for key, value in values.items()
         }
         shown = {f"epoch/{name}": 0.0 for name in steering()}
-        # The metrics are tags of scalars that `write` records: the zeros are shown nowhere. Made
-        # by hand because add_hparams would write them, into a folder of its own.
+        # The metrics are tags of scalars that `write` records: the zeros are shown nowhere.
+        # add_hparams would write them, into a separate folder.
         for part in make(settings, shown):
             self._board.file_writer.add_summary(part)
 
@@ -98,7 +99,7 @@ class RunLog:
         show_validation(self._board, step, dataset, split, *scores)
 
     def flush(self) -> None:
-        """Have TensorBoard's file on the disk too; lines of metrics.jsonl are there at once."""
+        """Write TensorBoard's file to the disk; lines of metrics.jsonl are there already."""
         self._board.flush()
 
     def close(self) -> None:
@@ -108,7 +109,7 @@ class RunLog:
 
 
 def truncate_metrics(path: Path, step: int, epochs: int) -> None:
-    """Drop the records after a step, of epochs not finished then, and a last line cut off."""
+    """Drop the records after a step, those of unfinished epochs, and an incomplete last line."""
     if not path.exists():
         return
     kept = []
@@ -124,22 +125,14 @@ def truncate_metrics(path: Path, step: int, epochs: int) -> None:
 
 
 def write_setup(folder: Path, config: Config, facts: dict[str, Any]) -> None:
-    """Write the resolved configuration and the environment.
-
-    Parameters
-    ----------
-    folder : Path
-    config : Config
-    facts : dict
-        What only the run knows: dataset, device, parameters, ...
-    """
+    """Write the resolved configuration and, with `facts` of the run, the environment."""
     write_atomic(folder / CONFIG, to_toml(config).encode())
     environment = {**facts, **environment_facts()}
     write_atomic(folder / ENVIRONMENT, (json.dumps(environment, indent=2) + "\n").encode())
 
 
 def environment_facts() -> dict[str, Any]:
-    """Machine and software, as far as a result or a speed depends on them."""
+    """Machine and software that a result or a speed depends on."""
     facts: dict[str, Any] = {
         "host": platform.node(),
         "process": os.getpid(),

@@ -1,4 +1,4 @@
-"""Being told to stop: a spot instance's SIGTERM or a Ctrl-C, kept until a step has ended."""
+"""Signals to stop (a spot instance's SIGTERM, a Ctrl-C), held until a step has ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAVE_SECONDS: Final = 25.0
 
 
 class StopWaitingError(KeyboardInterrupt):
-    """A signal came while nothing but data was waited for."""
+    """A signal came while the program was only waiting for data."""
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class StopSignals:
 
     @contextmanager
     def breakable(self) -> Iterator[None]:
-        """Let a signal end the block, in which nothing is done but waiting for data."""
+        """Let a signal end the block, which only waits for data."""
         self.breaks = True
         try:
             if self.received is not None:
@@ -45,8 +45,8 @@ class StopSignals:
 def stop_signals() -> Iterator[StopSignals]:
     """Note SIGTERM and SIGINT inside the block instead of dying; a second SIGINT interrupts.
 
-    Only a main thread can do so; in another one nothing is noted. In a program a step that does not
-    end within `SAVE_SECONDS` is not waited for: the last checkpoint is what there is to go on with.
+    Only a main thread can do so; in another one nothing is noted. A step that does not end within
+    `SAVE_SECONDS` is not waited for: the run resumes from the last checkpoint.
     """
     state = StopSignals()
     if threading.current_thread() is not threading.main_thread():
@@ -62,7 +62,7 @@ def stop_signals() -> Iterator[StopSignals]:
             raise StopWaitingError
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    advice = "No step ended in time to save: --resume goes on from the last checkpoint."
+    advice = "No step ended in time to save; continue from the last checkpoint with --resume."
     try:
         with grace(SAVE_SECONDS, advice, keeps_state=True):
             yield state

@@ -1,4 +1,4 @@
-"""One optimiser step, and everything that a step changes. Nothing in here waits for the device.
+"""One optimiser step, and everything that a step changes. Nothing here waits for the device.
 
 What the host wants to know of a step (loss, norm, whether it was finite) is added up on the
 device, in `Totals`, and read once an interval.
@@ -19,14 +19,14 @@ from lensprep.errors import ConfigError
 from lenstrain.config import Config, LossConfig, OptimConfig
 from lenstrain.training.distributed import Context
 from lenstrain.training.loss import loss_per_stamp, weighted_sum
-from lenstrain.training.schedule import Schedule, ema_decay
+from lenstrain.training.schedule import ema_decay, learning_rates
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class StepBatch:
-    """One process's part of a global batch, on the device."""
+    """One process's share of a global batch, on the device."""
 
     pixels: Tensor
     """x_BCHW, normalised pixels, float32."""
@@ -37,20 +37,9 @@ class StepBatch:
     index: Tensor
     """int64, shape (B,): positions in the split."""
 
-    def parts(self, count: int) -> Iterator[StepBatch]:
-        """Cut into at most `count` parts of about equal size."""
-        fields = (self.pixels, self.label, self.weight, self.index)
-        for x, label, weight, index in zip(*(f.chunk(count) for f in fields), strict=True):
-            yield StepBatch(pixels=x, label=label, weight=weight, index=index)
-
 
 Phase = Callable[[str], AbstractContextManager[Any]]
-"""Called with the name of a part of a step; the part runs in the context that it returns."""
-
-
-def no_phase(name: str) -> AbstractContextManager[Any]:
-    """Do nothing about a part of a step."""
-    return nullcontext()
+"""Called with the name of a phase of a step, which runs in the context that it returns."""
 
 
 class Totals:
@@ -87,9 +76,9 @@ class Totals:
 class Average:
     """Exponential moving average of a model: parameters and batch statistics alike.
 
-    Batch statistics are averaged with the same decay, because they belong to the weights of their
-    time: averaged weights with the last statistics would be normalised by another network's.
-    Counters are copied.
+    Batch statistics are averaged with the same decay as the weights that they belong to: with the
+    last statistics the averaged weights would be normalised by another network's. Counters are
+    copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -123,7 +112,7 @@ class Learner:
     rates: Tensor
     """Learning rate of every update of the run, float32, on the device."""
     updates: Tensor
-    """Updates made so far, int64 scalar on the device: a step that was skipped is none."""
+    """Updates made so far, int64 scalar on the device; skipped steps do not count."""
     amp_dtype: torch.dtype | None
     """Precision of the network in training; None is float32."""
     steps: int = 0
@@ -149,24 +138,17 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
             group["lr"] = torch.as_tensor(group["lr"]).to(self.rates)
-        # Empty if another device, without a scaled loss, has come so far: then it starts anew.
+        # Empty if the run came from a device without a scaled loss: then scaling starts anew.
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.updates.fill_(state["scheduler"]["updates"])
         self.steps = state["step"]
 
 
-def make_learner(model: nn.Module, config: Config, schedule: Schedule, context: Context) -> Learner:
-    """Put a model on its device, with an optimiser and all that belongs to it.
-
-    Parameters
-    ----------
-    model : nn.Module
-        On the CPU, the same in every process.
-    config : Config
-    schedule : Schedule
-    context : Context
-    """
+def make_learner(
+    model: nn.Module, config: Config, steps_per_epoch: int, context: Context
+) -> Learner:
+    """Put a model, the same in every process, on its device and add an optimiser."""
     device = context.device
     model = model.to(device)
     if config.train.channels_last:
@@ -174,25 +156,28 @@ def make_learner(model: nn.Module, config: Config, schedule: Schedule, context: 
     if config.train.sync_batchnorm and context.world_size > 1:
         convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
         model = convert(model)
+    network: Any = torch.compile(model) if config.train.compile else model
+    if context.grouped:
+        ids = [device.index] if device.type == "cuda" else None
+        network = DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
     amp_dtype = choose_amp(config.train.amp, device)
+    rates = learning_rates(
+        peak=config.optim.lr,
+        floor=config.optim.min_lr,
+        warmup_epochs=config.optim.warmup_epochs,
+        epochs=config.train.epochs,
+        steps_per_epoch=steps_per_epoch,
+    )
     return Learner(
         model=model,
-        network=_network(model, config, context),
+        network=network,
         optimizer=make_optimizer(model, config.optim),
         scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16),
         average=Average(model, config.optim.ema_decay) if config.optim.ema_decay else None,
-        rates=torch.tensor(schedule.rates(), dtype=torch.float32, device=device),
+        rates=torch.tensor(rates, dtype=torch.float32, device=device),
         updates=torch.zeros((), dtype=torch.int64, device=device),
         amp_dtype=amp_dtype,
     )
-
-
-def _network(model: nn.Module, config: Config, context: Context) -> nn.Module:
-    network: Any = torch.compile(model) if config.train.compile else model
-    if context.grouped:
-        ids = [context.device.index] if context.device.type == "cuda" else None
-        network = DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
-    return network
 
 
 def choose_amp(amp: str, device: torch.device) -> torch.dtype | None:
@@ -213,8 +198,7 @@ def check_precision(amp: str, device: str) -> None:
     ----------
     amp : str
         ``train.amp``.
-    device : str
-        Kind of device: "cpu" or "cuda".
+    device : {"cpu", "cuda"}
 
     Raises
     ------
@@ -222,8 +206,8 @@ def check_precision(amp: str, device: str) -> None:
     """
     if amp == "fp16" and device == "cpu":
         raise ConfigError(
-            "train.amp is 'fp16', which is for GPUs: a CPU has no arithmetic of its own for it, "
-            "and a step can take minutes. Set train.amp=auto, which is float32 on a CPU."
+            "train.amp is 'fp16', which is for GPUs: a CPU only emulates it, and "
+            "a step can take minutes. Set train.amp=auto, which is float32 on a CPU."
         )
 
 
@@ -257,12 +241,9 @@ def train_step(
     learner: Learner,
     batch: StepBatch,
     totals: Totals,
-    *,
-    loss: LossConfig,
-    clip_norm: float = 0.0,
-    accumulate: int = 1,
-    context: Context | None = None,
-    phase: Phase = no_phase,
+    config: Config,
+    context: Context,
+    phase: Phase = nullcontext,
 ) -> None:
     """Make one step: rate, forward, backward, clip, update, average. Nothing waits for the device.
 
@@ -274,33 +255,31 @@ def train_step(
     learner : Learner
         Changed in place.
     batch : StepBatch
-        This process's part of the global batch.
+        This process's share of the global batch.
     totals : Totals
         Where the step is recorded.
-    loss : LossConfig
-    clip_norm : float
-        Largest norm of the gradient; 0 clips nothing.
-    accumulate : int
-        Parts to cut the batch into.
-    context : Context, optional
-        The processes; alone if not given.
+    config : Config
+        Its loss, ``optim.clip_norm`` and ``optim.accumulate`` are used.
+    context : Context
     phase : callable
         Gives the contexts in which ``forward``, ``backward`` and ``optimizer`` run, for whoever
         times them.
     """
+    clip_norm = config.optim.clip_norm
     set_rate(learner)
     learner.optimizer.zero_grad(set_to_none=True)
     weight = batch.weight.sum()
-    scale = _loss_scale(weight, context)
+    # Gradients are averaged over processes, so that the number of processes has to be undone.
+    scale = context.world_size / context.sum(weight.clone()).clamp(min=1)
     loss_sum = torch.zeros_like(weight)
-    for part, sync in _parts(learner.network, batch, accumulate):
+    for chunk, sync in _chunks(learner.network, batch, config.optim.accumulate):
         with sync:
             with phase("forward"):
-                part_sum = _part_loss(learner, part, loss)
-                scaled: Any = learner.scaler.scale(part_sum * scale)
+                chunk_sum = _loss_sum(learner, chunk, config.loss)
+                scaled: Any = learner.scaler.scale(chunk_sum * scale)
             with phase("backward"):
                 scaled.backward()
-            loss_sum += part_sum.detach()
+            loss_sum += chunk_sum.detach()
     with phase("optimizer"):
         norm = _update(learner, clip_norm)
     totals.remember(loss_sum, batch.index)
@@ -318,35 +297,23 @@ def set_rate(learner: Learner) -> None:
         group["lr"].copy_(rate)
 
 
-def _loss_scale(weight: Tensor, context: Context | None) -> Tensor:
-    """Factor from a process's sum of losses to its share of the global mean.
-
-    Gradients are averaged over processes, so that the number of processes has to be undone.
-    """
-    if context is None or not context.grouped:
-        return 1 / weight.clamp(min=1)
-    total = context.sum(weight.clone())
-    return context.world_size / total.clamp(min=1)
-
-
-def _parts(
-    network: nn.Module, batch: StepBatch, count: int
+def _chunks(
+    network: Any, batch: StepBatch, count: int
 ) -> Iterator[tuple[StepBatch, AbstractContextManager[Any]]]:
-    """Parts of a batch; processes exchange gradients in the last one only."""
-    parts = list(batch.parts(count))
-    for number, part in enumerate(parts):
-        last = number == len(parts) - 1
-        if isinstance(network, DistributedDataParallel) and not last:
-            yield part, network.no_sync()
-        else:
-            yield part, nullcontext()
+    """At most `count` chunks of about equal size; processes exchange gradients in the last only."""
+    fields = (batch.pixels, batch.label, batch.weight, batch.index)
+    *first, last = zip(*(field.chunk(count) for field in fields), strict=True)
+    for chunk in first:
+        alone = not isinstance(network, DistributedDataParallel)
+        yield StepBatch(*chunk), nullcontext() if alone else network.no_sync()
+    yield StepBatch(*last), nullcontext()
 
 
-def _part_loss(learner: Learner, part: StepBatch, loss: LossConfig) -> Tensor:
-    device = part.pixels.device.type
+def _loss_sum(learner: Learner, batch: StepBatch, loss: LossConfig) -> Tensor:
+    device = batch.pixels.device.type
     with torch.autocast(device, learner.amp_dtype, enabled=learner.amp_dtype is not None):
-        logit_B = learner.network(part.pixels)
-    return weighted_sum(loss_per_stamp(logit_B, part.label, loss), part.weight)
+        logit_B = learner.network(batch.pixels)
+    return weighted_sum(loss_per_stamp(logit_B, batch.label, loss), batch.weight)
 
 
 def _update(learner: Learner, clip_norm: float) -> Tensor:
@@ -357,7 +324,7 @@ def _update(learner: Learner, clip_norm: float) -> Tensor:
     norm = nn.utils.clip_grad_norm_(parameters, clip_norm or float("inf"))
     finite = torch.isfinite(norm)
     if not scaler.is_enabled():
-        # The fused kernel leaves everything as it is where this is 1, as under a loss scaler.
+        # With 1 the fused kernel changes nothing, as under a loss scaler.
         optimizer.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]
     scaler.step(optimizer)
     scaler.update()

@@ -25,7 +25,7 @@ class Stopper:
     best: dict[str, float] = field(default_factory=dict)
     """Best value of each metric."""
     best_epoch: dict[str, int] = field(default_factory=dict)
-    """Epoch in which it came."""
+    """Epoch of that value."""
     reference: float | None = None
     """Value of `monitor` that the next one must beat by more than `min_delta`."""
     waited: int = 0
@@ -40,14 +40,16 @@ class Stopper:
             Metrics that are better than ever before.
         """
         known = steering()
-        improved = [name for name in known if self._is_best(known[name], metrics[name])]
+        improved = [
+            name
+            for name, metric in known.items()
+            if _gains(metric, metrics[name], self.best.get(name))
+        ]
         for name in improved:
             self.best[name] = metrics[name]
             self.best_epoch[name] = epoch
-        value, sign = metrics[self.monitor], known[self.monitor].sign
-        gained = math.isfinite(value) and (
-            self.reference is None or sign * (value - self.reference) > self.min_delta
-        )
+        value = metrics[self.monitor]
+        gained = _gains(known[self.monitor], value, self.reference, self.min_delta)
         if gained:
             self.reference = value
         self.waited = 0 if gained else self.waited + 1
@@ -58,12 +60,6 @@ class Stopper:
         """Whether the patience is used up."""
         return 0 < self.patience <= self.waited
 
-    def _is_best(self, metric: Metric, value: float) -> bool:
-        if not math.isfinite(value):
-            return False
-        best = self.best.get(metric.name)
-        return best is None or metric.sign * (value - best) > 0
-
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
         return {name: copy(getattr(self, name)) for name in _STATE}
@@ -72,3 +68,7 @@ class Stopper:
         """Inverse of `state_dict`."""
         for name in _STATE:
             setattr(self, name, copy(state[name]))
+
+
+def _gains(metric: Metric, value: float, before: float | None, least: float = 0.0) -> bool:
+    return math.isfinite(value) and (before is None or metric.sign * (value - before) > least)

@@ -7,7 +7,7 @@ import logging
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,8 +19,7 @@ from lensprep.errors import ProjectError, StorageError
 from lensprep.store import write_atomic
 from lenstrain.config import Config
 from lenstrain.data import Batch, StampLoader
-from lenstrain.training.checkpoint import BEST as BEST
-from lenstrain.training.checkpoint import Found
+from lenstrain.training.checkpoint import BEST, LAST, Found
 from lenstrain.training.distributed import Context, process_group
 from lenstrain.training.feeding import IntervalClock, device_batches
 from lenstrain.training.home import Home, find_home
@@ -29,14 +28,12 @@ from lenstrain.training.resume import (
     best_names,
     check_same_run,
     find_start,
-    last_checkpoint,
     mend_names,
     merged_totals,
     restore,
     save,
 )
 from lenstrain.training.run import CHECKPOINTS, Progress, Run, build_run, start_records
-from lenstrain.training.run import Event as Event
 from lenstrain.training.runlog import INTERRUPTED, NONFINITE, Scores
 from lenstrain.training.signals import StopSignals, StopWaitingError, stop_signals
 from lenstrain.training.step import Learner, train_step
@@ -44,7 +41,7 @@ from lenstrain.training.validate import score_split, validation_metrics
 
 T = TypeVar("T")
 
-_GO_ON = "The last checkpoint is kept: go on with --resume. (train.timeout_minutes is the wait.)"
+_GO_ON = "Continue from the last checkpoint with --resume. (train.timeout_minutes sets the wait.)"
 
 logger = logging.getLogger("lenstrain.train")
 
@@ -69,13 +66,13 @@ def train(
         Path or URI of a dataset.
     config : Config
     out : str or path
-        The run folder: new or empty, unless `resume`. One in a store (``s3://``) is worked in a
-        folder of this machine, which goes when the run is over and all of it is there.
+        The run folder: new or empty, unless `resume`. One in a store (``s3://``) is written in a
+        local folder, which is removed when the run is over and all of it is in the store.
     resume : bool
-        Go on from the last checkpoint of `out` if there is one. A run that was cut off and resumed
-        on a CPU ends in the same bits as one that was not.
+        Continue from the last checkpoint of `out` if there is one. An interrupted and resumed run
+        on a CPU ends with the same bits as an uninterrupted one.
     progress : callable, optional
-        Told of every step.
+        Called after every step.
 
     Returns
     -------
@@ -91,11 +88,11 @@ def train(
     NonFiniteLossError
         If the loss is NaN or infinite. The checkpoints hold the state before.
     StorageError
-        At the end, if the run was asked for in a store and that does not have all of it.
+        At the end, if `out` is in a store and that does not have all of the run.
     """
     started = time.monotonic()
     with process_group(config.train.device, config.train.timeout_minutes, _GO_ON) as context:
-        run = open_run(dataset, config, out, context, resume=resume, progress=progress)
+        run = open_run(dataset, config, out, context, resume, progress)
         try:
             with stop_signals() as signals:
                 try:
@@ -116,7 +113,7 @@ def train(
 
 
 def send_rest(run: Run, hurry: Callable[[], bool], must: bool) -> None:
-    """Have the last state of the run in its other place too."""
+    """Send the last state of the run to its store or second folder."""
     if run.mirror is not None and run.log is not None:
         run.log.close()
         run.mirror.finish(hurry, must=must)
@@ -127,9 +124,8 @@ def open_run(
     config: Config,
     out: str | Path,
     context: Context,
-    *,
-    resume: bool = False,
-    progress: Progress | None = None,
+    resume: bool,
+    progress: Progress | None,
 ) -> Run:
     """Check everything, build everything, and only then make the run folder."""
     home = context.decide(lambda: find_home(out, config.train.checkpoint_copy))
@@ -144,7 +140,8 @@ def open_run(
         restore(run, found.content)
     context.barrier()  # only a run that every process can make is begun
     try:
-        begin(run, home, found, new=not again)
+        if context.is_main:
+            begin(run, home, found, new=not again)
     except BaseException:
         run.close()
         raise
@@ -153,8 +150,6 @@ def open_run(
 
 def begin(run: Run, home: Home, found: Found | None, *, new: bool) -> None:
     """Make or mend the run folder, and begin to send it; in the main process only."""
-    if not run.context.is_main:
-        return
     mirror = None if home.uri is None else Mirror(home)
     if mirror is not None:
         mirror.take_place(new=new)
@@ -184,39 +179,38 @@ def fit(run: Run, signals: StopSignals) -> str:
             finish_epoch(run, signals)
         except StoppedError as stopped:
             save_sound(run)
-            if stopped.reason is not None:
-                raise stopped.reason from None
+            if stopped.__cause__ is not None:
+                raise stopped.__cause__ from None
             return "interrupted"
     return "completed"
 
 
 class StoppedError(Exception):
-    """No process has begun the coming batch, and none is to go on: what is done can be saved."""
+    """No process has begun the coming batch, and none is to go on: what is done can be saved.
 
-    def __init__(self, reason: StorageError | None) -> None:
-        super().__init__()
-        self.reason = reason
-        """Why this process has no batch; None if it is a signal, or another one that has none."""
+    Its cause is why this process has no batch; None for a signal, or if another process has none.
+    """
 
 
 def train_epoch(run: Run, signals: StopSignals) -> None:
-    """Train through the rest of the epoch.
-
-    Raises
-    ------
-    StoppedError
-    """
-    steps = len(run.train_loader)
-    first = run.learner.steps - run.epochs_done * steps
-    if first == steps:
-        return
+    """Train through the rest of the epoch, unless StoppedError ends it."""
+    config, steps = run.config, len(run.train_loader)
+    done = run.learner.steps - run.epochs_done * steps
     clock = IntervalClock()
     batches = device_batches(breakable(run.train_loader, signals), run, clock)
-    train_steps(run, clock, zip(range(first, steps), together(batches, run, signals), strict=False))
+    numbers = range(done + 1, steps + 1)
+    for number, batch in zip(numbers, together(batches, run, signals), strict=False):
+        train_step(run.learner, batch, run.totals, config, run.context)
+        clock.steps += 1
+        at_interval = run.learner.steps % config.train.log_every == 0
+        record = log_interval(run, clock) if at_interval else {}
+        run.tell("train", number, steps, config.data.batch_size, record)
+        if number < steps and checkpoint_due(run, at_interval):
+            save_sound(run)
 
 
 def save_sound(run: Run) -> None:
-    """Save in mid-epoch, unless a loss was not finite."""
+    """Save within an epoch, unless a loss was not finite."""
     check_finite(run, merged_totals(run, run.totals))
     save(run, [])
 
@@ -236,14 +230,9 @@ def breakable(loader: StampLoader, signals: StopSignals) -> Iterator[Batch]:
 def together(batches: Iterator[T], run: Run, signals: StopSignals) -> Iterator[T]:
     """Batches, as long as every process has its own and none is to stop.
 
-    Asked before each batch: a process whose data does not come would keep the others waiting in
-    their step, where nothing can be saved. The answer comes by way of the processors, which are
-    ahead of their devices.
-
-    Raises
-    ------
-    StoppedError
-        In every process.
+    They agree before each batch: a process without data would keep the others waiting in their
+    step, where nothing can be saved. They do so over gloo, which does not wait for the devices.
+    StoppedError comes in every process.
     """
     while True:
         batch: T | None = None
@@ -256,31 +245,10 @@ def together(batches: Iterator[T], run: Run, signals: StopSignals) -> Iterator[T
         except StorageError as error:
             stop, reason = True, error
         if run.context.any(stop):
-            raise StoppedError(reason) from None
+            raise StoppedError from reason
         if batch is None:
             return
         yield batch
-
-
-def train_steps(run: Run, clock: IntervalClock, numbered: Iterable[tuple[int, Any]]) -> None:
-    """The steps of `train_epoch`."""
-    config, steps = run.config, len(run.train_loader)
-    for number, batch in numbered:
-        train_step(
-            run.learner,
-            batch,
-            run.totals,
-            loss=config.loss,
-            clip_norm=config.optim.clip_norm,
-            accumulate=config.optim.accumulate,
-            context=run.context,
-        )
-        clock.steps += 1
-        at_interval = run.learner.steps % config.train.log_every == 0
-        record = log_interval(run, clock) if at_interval else {}
-        run.tell("train", number + 1, steps, config.data.batch_size, record)
-        if number + 1 < steps and checkpoint_due(run, at_interval):
-            save_sound(run)
 
 
 def checkpoint_due(run: Run, at_interval: bool) -> bool:
@@ -298,16 +266,12 @@ def checkpoint_due(run: Run, at_interval: bool) -> bool:
 def finish_epoch(run: Run, signals: StopSignals) -> None:
     """Validate, remember what is best, log, save.
 
-    A run that is stopped while it validates goes on with that validation.
-
-    Raises
-    ------
-    StoppedError
+    A run that StoppedError ends during this validation resumes at its start.
     """
     close_interval(run)
     started = time.perf_counter()
     scores = validate(run, signals)
-    # Once, for all: what is best and when to stop follows from these numbers in every process.
+    # Computed once: every process derives what is best and when to stop from the same numbers.
     main = run.context.is_main
     run.metrics = run.context.from_main(
         validation_metrics(*scores, run.config.eval.fpr) if main else {}
@@ -341,12 +305,7 @@ def epoch_record(run: Run, seconds: float) -> dict[str, Any]:
 
 
 def validate(run: Run, signals: StopSignals) -> Scores:
-    """Logits and labels of all rows of the validation split, with the averaged weights if any.
-
-    Raises
-    ------
-    StoppedError
-    """
+    """Logits and labels of all rows of the validation split, with the averaged weights if any."""
     config, steps = run.config, len(run.val_loader)
 
     def watched() -> Iterator[Batch]:
@@ -392,13 +351,7 @@ def log_interval(run: Run, clock: IntervalClock) -> dict[str, Any]:
 
 
 def close_interval(run: Run) -> dict[str, float]:
-    """Sums since the last reading, over all processes; they move on to the epoch's.
-
-    Raises
-    ------
-    NonFiniteLossError
-        If a loss among them was not finite in any process.
-    """
+    """Sums since the last reading, over all processes, which are added to the epoch's."""
     sums = merged_totals(run, run.totals)
     check_finite(run, sums)
     run.epoch_totals.sums += run.totals.sums
@@ -407,12 +360,7 @@ def close_interval(run: Run) -> dict[str, float]:
 
 
 def check_finite(run: Run, sums: dict[str, float]) -> None:
-    """Stop the run, with the rows of the first bad batch saved, if a loss was not finite.
-
-    Raises
-    ------
-    NonFiniteLossError
-    """
+    """Save the rows of the first bad batch and raise, if a loss was not finite in any process."""
     if not sums["nonfinite"]:
         return
     rows = [index for index in run.context.gather(run.totals.bad_index).tolist() if index >= 0]
@@ -422,13 +370,14 @@ def check_finite(run: Run, sums: dict[str, float]) -> None:
     raise NonFiniteLossError(
         f"The loss became NaN or infinite within the last {run.config.train.log_every} of "
         f"{run.learner.steps} steps. The rows of that batch are listed in {path}, and the "
-        "checkpoints hold the state before. Check them with `lensprep verify`, or lower optim.lr."
+        "checkpoints hold the state before. Check the dataset with `lensprep verify`, or lower "
+        "optim.lr."
     )
 
 
 def leave_note(run: Run, signals: StopSignals) -> None:
-    """Say in the run folder that the run was stopped from outside, for whoever watches it."""
-    # Where another process got the signal, this one has none of its own.
+    """Record in the run folder that a signal stopped the run, for `lenstrain monitor`."""
+    # None if another process got the signal.
     name = None if signals.received is None else signal.Signals(signals.received).name
     note = {"signal": name, "step": run.learner.steps}
     write_atomic(run.folder / INTERRUPTED, json.dumps(note).encode())
@@ -465,7 +414,7 @@ def scoring_weights(learner: Learner) -> Iterator[None]:
 
 
 def synchronise_buffers(run: Run) -> None:
-    """Give all processes the batch statistics of the first: they score with one network."""
+    """Give all processes the batch statistics of the first, so that all score with one network."""
     if run.context.world_size == 1:
         return
     average = run.learner.average
@@ -477,14 +426,13 @@ def synchronise_buffers(run: Run) -> None:
 
 def summarise(run: Run, status: str, signals: StopSignals, seconds: float) -> dict[str, Any]:
     """What `train` returns; see there."""
-    best, last = run.checkpoints / BEST, last_checkpoint(run)
-    monitor = run.stopper.monitor
+    monitor, folder = run.stopper.monitor, f"{run.name}/{CHECKPOINTS}"
     return {
         "status": status,
         "signal": signals.received,
         "run": run.name,
-        "best": f"{run.name}/{CHECKPOINTS}/{best.name}" if best.exists() else None,
-        "last": f"{run.name}/{CHECKPOINTS}/{last.name}" if last.exists() else None,
+        "best": f"{folder}/{BEST}" if (run.checkpoints / BEST).exists() else None,
+        "last": f"{folder}/{LAST}" if (run.checkpoints / LAST).exists() else None,
         "epochs": run.epochs_done,
         "step": run.learner.steps,
         "monitor": monitor,

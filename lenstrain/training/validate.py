@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from lensprep.errors import DatasetError
 from lenstrain.evaluation import metrics
@@ -24,7 +24,6 @@ def score_split(
     context: Context,
     *,
     channels_last: bool = True,
-    on_batch: Callable[[], None] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
     """Logits and labels of all rows of a split, in split order, on every process.
 
@@ -38,8 +37,6 @@ def score_split(
         Rows of the split.
     context : Context
     channels_last : bool
-    on_batch : callable, optional
-        Called after each batch.
 
     Returns
     -------
@@ -51,7 +48,7 @@ def score_split(
     DatasetError
         If a row came twice or not at all.
     """
-    # One slot more than rows: fillers go there, without a look at which they are.
+    # One slot more than rows, which takes the fillers.
     logit = torch.zeros(rows + 1, dtype=torch.float32, device=context.device)
     label = torch.zeros(rows + 1, dtype=torch.float32, device=context.device)
     seen = torch.zeros(rows + 1, dtype=torch.float32, device=context.device)
@@ -63,15 +60,8 @@ def score_split(
             logit.index_add_(0, slot_B, model(x_BCHW).float())
             label.index_add_(0, slot_B, send(batch.labels, context.device).float())
             seen.index_add_(0, slot_B, torch.ones_like(weight_B))
-            if on_batch is not None:
-                on_batch()
     # A row was scored by one process and is 0 in all others: the sum is that process's value.
     logit, label, seen = (context.sum(value)[:rows].cpu() for value in (logit, label, seen))
-    _check_once(seen)
-    return logit.numpy(), label.to(torch.int8).numpy()
-
-
-def _check_once(seen: Tensor) -> None:
     wrong = torch.nonzero(seen != 1)
     if len(wrong):
         row = int(wrong[0])
@@ -79,6 +69,7 @@ def _check_once(seen: Tensor) -> None:
             f"{len(wrong)} rows of the split were not scored exactly once; the first is row {row}, "
             f"{int(seen[row])} times. The loader must read with shuffle=None."
         )
+    return logit.numpy(), label.to(torch.int8).numpy()
 
 
 def validation_metrics(

@@ -384,7 +384,7 @@ def test_sigterm_ends_a_training_within_a_step_that_takes_minutes(long_step):
         assert process.returncode == 75
         if "Interrupted at step 0; saved." not in err:  # it still waited for its data
             break
-    assert "No step ended in time to save: --resume goes on from the last checkpoint." in err
+    assert "No step ended in time to save; continue from the last checkpoint with --resume." in err
     assert 20 < time.monotonic() - began < 30  # torchrun kills after 30
 
 

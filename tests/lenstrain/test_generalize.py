@@ -171,7 +171,7 @@ def test_the_command_says_not_testable_without_training(dataset, tmp_path):
 
 def test_names_that_are_no_columns_are_refused():
     for wrong in ("theta e", "label", "1 or 1"):
-        with pytest.raises(ConfigError, match="is no column to leave values of out"):
+        with pytest.raises(ConfigError, match="is not a column that can be used"):
             check_factors([wrong])
 
 
@@ -182,7 +182,7 @@ def test_a_mistyped_column_and_a_folder_of_other_things_are_errors(dataset, tmp_
         return done.stderr
 
     typo = said("--out", tmp_path / "o", "--hold-out", "lens_modle")
-    assert "no column 'lens_modle' to leave values of out; it has: lens_model, " in typo
+    assert "no column 'lens_modle' for --hold-out; it has: lens_model, " in typo
     (tmp_path / "thesis.tex").touch()
     assert "is not empty" in said("--out", tmp_path, "--hold-out", "lens_model")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
@@ -190,7 +190,7 @@ def test_a_mistyped_column_and_a_folder_of_other_things_are_errors(dataset, tmp_
 
 def test_a_place_of_one_run_is_refused_for_many(dataset, tmp_path):
     config = load_config(Config, None, [*SETTINGS, f"train.checkpoint_copy={tmp_path / 'copy'}"])
-    with pytest.raises(ConfigError, match="is the place of one run"):
+    with pytest.raises(ConfigError, match="is for one run"):
         generalize(dataset, config, tmp_path / "o", factors=["lens_model"])
     assert not list(tmp_path.iterdir())
 

@@ -87,7 +87,7 @@ def test_a_run_that_a_signal_ended_is_not_crashed(tmp_path):
     (tmp_path / "run" / "interrupted.json").write_text('{"signal": "SIGTERM", "step": 3}')
     snapshot = read_snapshot(run)
     assert snapshot.status == "interrupted"
-    assert snapshot.detail.startswith("Ended by SIGTERM, its state saved; the last")
+    assert snapshot.detail.startswith("Ended by SIGTERM with its state saved; the last")
     assert "--resume" in snapshot.detail
     assert snapshot.seconds_left is None
 
@@ -121,7 +121,7 @@ def test_a_folder_of_runs_gives_the_runs_in_it(tmp_path):
 def test_a_config_of_another_version_is_refused_in_one_line(tmp_path):
     run = make_run(tmp_path / "run")
     (tmp_path / "run" / "config.toml").write_text("[optim]\nlearning = 1\n")
-    with pytest.raises(StorageError, match="not one of this version"):
+    with pytest.raises(StorageError, match="not of this version"):
         read_snapshot(run)
 
 

@@ -63,8 +63,9 @@ def test_a_list_may_be_a_choice():
         ({"optim": {"lr": {"low": 1e-2, "high": 1e-3}}}, "low < high"),
         ({"optim": {"lr": {"low": 0, "high": 1, "log": True}}}, "above 0 with log"),
         ({"optim": {"lr": {"low": 0, "high": 1, "lag": True}}}, "unknown 'lag'"),
-        ({"model": {"arch": {"choices": []}}}, "not empty"),
+        ({"model": {"arch": {"choices": []}}}, "non-empty"),
         ({"a": [1, 2], "b": {"choices": [1], "when": {"c": 1}}}, "not a range above it"),
+        ({"a": [1, 2], "b": {"choices": [1], "when": "a"}}, "when takes keys"),
     ],
 )
 def test_what_is_no_range_is_refused(space, message):
@@ -78,11 +79,12 @@ def test_what_is_no_range_is_refused(space, message):
         ("space.optim.learning_rate=[1e-3, 1e-2]", "optim.learning_rate"),
         ("space.model.arch=['resnet50']", "no value of it can be used"),
         ("fixed.eval.split=test", "validation split only"),
+        ("fixed.train=3", "train is a section"),
         ("fixed.train.epoch=3", "Did you mean 'train.epochs'"),
         ("search.trails=3", "Did you mean 'search.trials'"),
         ("refit.seeds=[1, 1]", "differ"),
         ("search.objective=accuracy", "search.objective must be one of 'auroc', .* got 'accuracy'"),
-        ("fixed.train.checkpoint_copy=runs/copy", "is the place of one run"),
+        ("fixed.train.checkpoint_copy=runs/copy", "is for one run"),
     ],
 )
 def test_a_sweep_that_cannot_work_is_refused_before_a_trial(write_sweep, override, message):

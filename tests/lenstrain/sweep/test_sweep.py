@@ -29,7 +29,7 @@ from lenstrain.sweep.sweep import (
     sweep,
     worker_environment,
 )
-from lenstrain.sweep.work import describe, run_trial, work
+from lenstrain.sweep.work import Worker, describe, work
 
 TOO_WIDE = 1 << 20
 """Channels of a network whose weights take 40 TB."""
@@ -119,8 +119,8 @@ def test_a_trial_that_lags_behind_the_median_is_pruned(dataset, write_sweep, tmp
             )
         )  # fmt: skip
     claimed = claim(study, files, plan)
-    line = run_trial(study, claimed, dataset, plan, files, None)
-    claimed.release()
+    with claimed.lock:
+        line = Worker(study, dataset, plan, files).run_trial(claimed)
     assert "pruned" in line
     assert study.trials[2].state == TrialState.PRUNED
     assert list(study.trials[2].intermediate_values) == [1]
@@ -133,15 +133,15 @@ def test_a_trial_is_given_to_one_worker_and_an_orphan_to_the_next(dataset, write
     first, second = claim(study, files, plan), claim(study, files, plan)
     assert (first.trial.number, second.trial.number) == (0, 1)
     assert claim(study, files, plan) is None  # both are held
-    first.release()  # as the kernel does when a process dies
+    first.lock.close()  # as the kernel does when a process dies
     adopted = claim(study, files, plan)
     assert adopted.trial.number == 0
     assert adopted.again
-    adopted.release()
+    adopted.lock.close()
     assert claim(study, files, plan) is None  # dead twice: given up
     assert study.trials[0].state == TrialState.FAIL
     assert "died 2 times" in study.trials[0].user_attrs["failure"]
-    second.release()
+    second.lock.close()
 
 
 def test_the_key_that_decides_has_the_largest_share_and_both_figures_are_drawn(
@@ -189,7 +189,7 @@ def test_a_study_refuses_other_data_or_another_space(dataset, write_sweep, tmp_p
 
 def test_what_is_no_study_is_told_before_anything_is_made(tmp_path):
     (tmp_path / "broken.db").write_text("no database")
-    with pytest.raises(StorageError, match=r"broken\.db is no SQLite database"):
+    with pytest.raises(StorageError, match=r"broken\.db is not an SQLite database"):
         make_study_files(tmp_path / "broken.db")
     (tmp_path / "folder").mkdir()
     with pytest.raises(StorageError, match="is a folder"):

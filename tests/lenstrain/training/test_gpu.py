@@ -94,7 +94,7 @@ def test_a_scaled_loss_that_overflows_on_a_gpu_moves_nothing(dataset, make_confi
     run.learner.scaler._init_scale = 2.0**60
     before = {name: value.clone() for name, value in run.learner.model.state_dict().items()}
     batch = next(device_batches(iter(run.train_loader), run, IntervalClock()))
-    train_step(run.learner, batch, run.totals, loss=run.config.loss, clip_norm=1.0)
+    train_step(run.learner, batch, run.totals, run.config, run.context)
     sums = run.totals.read()
     assert (sums["steps"], sums["updates"], sums["nonfinite"]) == (1, 0, 0)
     assert int(run.learner.updates) == 0

@@ -1,15 +1,16 @@
 """One step: what it changes, what it leaves alone, and that it waits for nothing."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
-from lenstrain.config import LossConfig, ModelConfig
+from lenstrain.config import Config, LossConfig, ModelConfig, OptimConfig
 from lenstrain.networks.finder import build_model
 from lenstrain.training.distributed import Context
 from lenstrain.training.loss import loss_per_stamp
-from lenstrain.training.schedule import Schedule
+from lenstrain.training.schedule import learning_rates
 from lenstrain.training.step import (
     Average,
     StepBatch,
@@ -22,7 +23,7 @@ from lenstrain.training.step import (
 from tests.lenstrain.training.waits import HostReads
 
 CPU = Context(device=torch.device("cpu"))
-SCHEDULE = Schedule(peak=1e-2, floor=1e-6, warmup_steps=2, total_steps=20)
+RATES = learning_rates(peak=1e-2, floor=1e-6, warmup_epochs=1, epochs=10, steps_per_epoch=2)
 
 
 def make_batch(rows=8, seed=0):
@@ -37,7 +38,9 @@ def make_batch(rows=8, seed=0):
 
 def learner_for(config, seed=0):
     torch.manual_seed(seed)
-    return make_learner(build_model(config.model), config, SCHEDULE, CPU)
+    optim = replace(config.optim, lr=1e-2, warmup_epochs=1)
+    config = replace(config, optim=optim, train=replace(config.train, epochs=10))
+    return make_learner(build_model(config.model), config, 2, CPU)
 
 
 def weights(learner):
@@ -50,9 +53,10 @@ def assert_equal_states(first, second):
         assert torch.equal(first[name], second[name]), name
 
 
-def step(learner, batch, totals=None, **options):
+def step(learner, batch, totals=None, **optim):
+    config = Config(optim=OptimConfig(**{"clip_norm": 0.0, **optim}))
     totals = totals or Totals(CPU.device, len(batch.index))
-    train_step(learner, batch, totals, loss=LossConfig(), **options)
+    train_step(learner, batch, totals, config, CPU)
     return totals
 
 
@@ -62,7 +66,7 @@ def test_the_first_step_is_made_at_the_first_rate_of_the_warm_up(make_config):
     step(learner, make_batch())
     # Adam's first update moves every weight that has a gradient by the learning rate.
     moved = torch.cat([(before[n] - p).abs().flatten() for n, p in weights(learner).items()])
-    assert moved.max().item() == pytest.approx(SCHEDULE.rate(0), rel=1e-3)
+    assert moved.max().item() == pytest.approx(RATES[0], rel=1e-3)
     assert learner.steps == 1
     assert int(learner.updates) == 1
 
@@ -72,7 +76,14 @@ def test_every_group_follows_the_schedule(make_config):
     for k in range(5):
         step(learner, make_batch(seed=k))
         for group in learner.optimizer.param_groups:
-            assert group["lr"].item() == pytest.approx(SCHEDULE.rate(k), rel=1e-6)
+            assert group["lr"].item() == pytest.approx(RATES[k], rel=1e-6)
+
+
+def test_after_the_last_update_the_rate_stays(make_config):
+    learner = learner_for(make_config())
+    learner.updates.fill_(99)
+    step(learner, make_batch())
+    assert learner.optimizer.param_groups[0]["lr"].item() == pytest.approx(RATES[-1], rel=1e-6)
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
@@ -91,7 +102,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_costs_no_rate(make_conf
     assert totals.read()["updates"] == 0
     assert totals.read()["nonfinite"] == 1
     step(learner, make_batch())
-    assert learner.optimizer.param_groups[0]["lr"].item() == pytest.approx(SCHEDULE.rate(1))
+    assert learner.optimizer.param_groups[0]["lr"].item() == pytest.approx(RATES[1])
 
 
 def test_a_scaled_loss_that_overflows_is_skipped_and_not_called_a_bad_loss(make_config):
@@ -121,10 +132,11 @@ def test_the_rows_of_the_first_bad_batch_are_remembered(make_config):
 def test_a_step_waits_for_nothing(make_config, amp):
     learner = learner_for(make_config("optim.ema_decay=0.9", f"train.amp={amp}"))
     batch, totals = make_batch(), Totals(CPU.device, 8)
-    options = {"loss": LossConfig(label_smoothing=0.1), "clip_norm": 1.0, "accumulate": 2}
+    loss = LossConfig(label_smoothing=0.1)
+    config = Config(loss=loss, optim=OptimConfig(clip_norm=1.0, accumulate=2))
     step(learner, batch)  # the optimiser's first step makes its state
     with HostReads() as reads:
-        train_step(learner, batch, totals, **options)
+        train_step(learner, batch, totals, config, CPU)
     assert reads.found == []
     assert learner.steps == 2
 
@@ -185,7 +197,7 @@ def test_a_skipped_step_does_not_cost_the_next_one_its_rate(make_config):
     step(learner, make_batch())
     assert int(learner.updates) == 1
     assert learner.steps == 3
-    assert learner.optimizer.param_groups[0]["lr"].item() == pytest.approx(SCHEDULE.rate(0))
+    assert learner.optimizer.param_groups[0]["lr"].item() == pytest.approx(RATES[0])
 
 
 def test_a_state_without_a_scaled_loss_goes_on_with_one(make_config):
@@ -252,7 +264,7 @@ def test_weight_decay_shrinks_weights_and_leaves_norms_alone(make_config):
     batch = make_batch()
     batch.weight.zero_()  # no gradient: what moves is moved by the decay
     step(learner, batch)
-    rate = SCHEDULE.rate(0)
+    rate = RATES[0]
     for name, value in weights(learner).items():
         expected = before[name] * (1 - 0.5 * rate) if before[name].ndim > 1 else before[name]
         torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-9)
