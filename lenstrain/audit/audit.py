@@ -30,8 +30,7 @@ from lenstrain.audit.evidence import Evidence, Supplied, open_evidence
 from lenstrain.audit.finding import EXIT_CODES, NotRunError, Outcome, decide
 from lenstrain.audit.report import JSON_NAME, PAGE_NAME, write_report
 from lenstrain.training.checkpoint import BEST
-from lenstrain.training.run import CHECKPOINTS
-from lenstrain.training.runlog import CONFIG
+from lenstrain.training.runlog import CHECKPOINTS, CONFIG
 
 Progress = Callable[[str, float], None]
 """Called with the item that begins and the share of the items done before it."""

@@ -31,8 +31,7 @@ from lenstrain.probes.probe import PROBE_NAME
 from lenstrain.probes.words import not_run
 from lenstrain.scoring.table import read_metadata
 from lenstrain.training.checkpoint import BEST, load_checkpoint
-from lenstrain.training.run import CHECKPOINTS
-from lenstrain.training.runlog import CONFIG
+from lenstrain.training.runlog import CHECKPOINTS, CONFIG
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

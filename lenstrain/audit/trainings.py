@@ -33,7 +33,8 @@ from lenstrain.networks.finder import build_model
 from lenstrain.probes.scoring import Scorer
 from lenstrain.training.checkpoint import LAST, load_checkpoint
 from lenstrain.training.distributed import choose_device
-from lenstrain.training.run import CHECKPOINTS, Event
+from lenstrain.training.run import Event
+from lenstrain.training.runlog import CHECKPOINTS
 from lenstrain.training.train import train
 
 STAMPS = 64

@@ -110,7 +110,7 @@ def _add_partial(
     limit: NDArray[np.float64],
     area: NDArray[np.float64],
 ) -> bool:
-    """Add the part of one step that lies below `limit`; tell whether any lane can go on."""
+    """Add the part of one step that lies below `limit`; return whether any lane can continue."""
     early = False
     for r in range(limit.size):
         width = min(d_fp[r], limit[r] - fp[r])

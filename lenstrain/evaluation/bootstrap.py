@@ -18,7 +18,6 @@ regions nearly are (Field & Welsh 2007, JRSS B 69, 369).
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from os import cpu_count
 from threading import Lock
 
@@ -47,11 +46,6 @@ def draw_weights(n_regions: int, resamples: int, seed: int) -> Floats:
     """
     rng = np.random.default_rng(seed)
     return rng.multinomial(n_regions, np.full(n_regions, 1 / n_regions), resamples).astype(float)
-
-
-def jackknife_weights(n_regions: int) -> Floats:
-    """Weights that leave out each region in turn; shape (n_regions, n_regions)."""
-    return 1.0 - np.eye(n_regions)
 
 
 @dataclass(frozen=True)
@@ -114,12 +108,10 @@ def rank_rows(
     )
 
 
-def _check_weights(rows: RankedRows, weights: Floats, lanes: int | None = None) -> None:
-    """Refuse weights of other regions, or of another number of resamples than `lanes`."""
+def _check_weights(rows: RankedRows, weights: Floats) -> None:
+    """Refuse weights of other regions: a kernel would look them up outside its tables."""
     if weights.ndim != 2 or weights.shape[1] != rows.n_regions:
         raise ValueError(f"weights of shape {weights.shape} for {rows.n_regions} regions")
-    if lanes is not None and lanes != len(weights):
-        raise ValueError(f"{lanes} resamples have limits, and {len(weights)} have weights")
 
 
 def pair_counts(rows: RankedRows, threads: int = 0) -> NDArray[np.int64]:
@@ -139,36 +131,20 @@ def pair_counts(rows: RankedRows, threads: int = 0) -> NDArray[np.int64]:
     return table
 
 
-def auroc_of_weights(pairs: NDArray[np.int64], weights: Floats, n1: Floats, n0: Floats) -> Floats:
-    """AUROC of each resample from the table of pairs; NaN where a class is empty.
-
-    Parameters
-    ----------
-    pairs : ndarray of int64, shape (n_regions, n_regions)
-        From `pair_counts`.
-    weights : ndarray, shape (resamples, n_regions)
-        Draws.
-    n1, n0 : ndarray, shape (n_regions,)
-        Positives, and negatives, in each region.
-    """
-    twice_u = np.einsum("ri,ri->r", weights @ pairs.astype(np.float64), weights)
-    return _ratio(twice_u, 2 * (weights @ n1) * (weights @ n0))
-
-
 def auroc_draws(rows: RankedRows, weights: Floats, threads: int = 0) -> Floats:
-    """AUROC of each resample by the cheaper of two exact ways."""
+    """AUROC of each resample by the cheaper of two exact ways; NaN where a class is empty.
+
+    `weights` are draws of shape (resamples, n_regions).
+    """
     if rows.n_regions > MAX_PAIRED_REGIONS:
         return curve_draws(rows, weights, 0.01, threads=threads).auroc
-    n1, n0 = (rows.counts(positive).astype(np.float64) for positive in (True, False))
-    return auroc_of_weights(pair_counts(rows, threads), weights, n1, n0)
+    pairs = pair_counts(rows, threads).astype(np.float64)
+    twice_u = np.einsum("ri,ri->r", weights @ pairs, weights)
+    return ratio(twice_u, 2 * (weights @ rows.counts(True)) * (weights @ rows.counts(False)))
 
 
-def ratio_of_weights(weights: Floats, numerator: Floats, denominator: Floats) -> Floats:
-    """Ratio of two sums over rows in each resample, from sums per region; NaN for 0 / 0."""
-    return _ratio(weights @ numerator, weights @ denominator)
-
-
-def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+def ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """Ratio of two sums in each resample; NaN for 0 / 0."""
     empty = denominator == 0
     return np.where(empty, np.nan, numerator / np.where(empty, 1.0, denominator))
 
@@ -208,7 +184,7 @@ def curve_draws(
     threads : int
         0 takes the processors there are.
     progress : callable, optional
-        Told the share done.
+        Called with the fraction done.
     """
     _check_weights(rows, weights)
     n1, n0 = weights @ rows.counts(True), weights @ rows.counts(False)
@@ -238,7 +214,7 @@ def curve_draws(
                     progress(finished / chunks)
 
     _in_threads(run, chunks, threads)
-    return CurveDraws(_ratio(sums[0], n1 * n0), _ratio(sums[1], n1 * n0), _ratio(sums[2:], n1))
+    return CurveDraws(ratio(sums[0], n1 * n0), ratio(sums[1], n1 * n0), ratio(sums[2:], n1))
 
 
 def _odds(prevalence: float | None, n1: Floats, n0: Floats) -> Floats:
@@ -255,10 +231,10 @@ def _lane_table(weights: Floats) -> Floats:
     return table
 
 
-def tpr_at_limits(
-    rows: RankedRows, weights: Floats, limits: Floats, threads: int = 0
+def tpr_at_fprs(
+    rows: RankedRows, weights: Floats, fprs: tuple[float, ...], threads: int = 0
 ) -> tuple[Floats, Floats]:
-    """Most positives that each resample can flag within a number of false positives.
+    """Most positives that each resample can flag at each false-positive rate.
 
     Parameters
     ----------
@@ -266,59 +242,39 @@ def tpr_at_limits(
         The sorted rows.
     weights : ndarray, shape (resamples, n_regions)
         Draws.
-    limits : ndarray, shape (n_limits, resamples)
-        Largest weighted number of flagged negatives.
+    fprs : tuple of float
+        The rates, in any order.
     threads : int
         0 takes the processors there are.
 
     Returns
     -------
-    tpr : ndarray, shape (n_limits, resamples)
+    tpr : ndarray, shape (n_fprs, resamples)
         NaN where the resample lacks a class.
-    threshold : ndarray, shape (n_limits, resamples)
+    threshold : ndarray, shape (n_fprs, resamples)
         Score of the first negative left out; minus infinity if none is.
     """
-    _check_weights(rows, weights, limits.shape[1])
+    _check_weights(rows, weights)
+    n1, n0 = weights @ rows.counts(True), weights @ rows.counts(False)
     negative = ~rows.positive
     scores, region = rows.scores[negative], rows.region[negative]
     starts = np.concatenate(([0], np.flatnonzero(np.diff(scores)) + 1, [scores.size]))
-    order = np.argsort(limits, axis=0, kind="stable")
-    ascending = np.take_along_axis(limits, order, axis=0) * (1 + _SLACK)
-    first_out = np.empty(limits.shape, np.int64)
+    order = np.argsort(fprs)
+    ascending = np.outer(np.asarray(fprs)[order], n0) * (1 + _SLACK)
+    first_out = np.empty(ascending.shape, np.int64)
 
     def walk(first: int, last: int) -> None:
         _kernels.walk_negatives(starts, region, weights, ascending, first, last, first_out)
 
     _in_threads(walk, weights.shape[0], threads)
-    padded = np.append(scores, -np.inf)
-    threshold = np.empty(limits.shape)
-    np.put_along_axis(threshold, order, padded[first_out], axis=0)
-    flagged = positives_above(rows, weights, threshold)
-    n1 = np.where(weights @ rows.counts(False) == 0, 0.0, weights @ rows.counts(True))
-    return _ratio(flagged, np.broadcast_to(n1, limits.shape)), threshold
+    threshold = np.empty(ascending.shape)
+    threshold[order] = np.append(scores, -np.inf)[first_out]
+    flagged = _positives_above(rows, weights, threshold)
+    return ratio(flagged, np.broadcast_to(np.where(n0 == 0, 0.0, n1), flagged.shape)), threshold
 
 
-def tpr_at_fprs(
-    rows: RankedRows, weights: Floats, fprs: tuple[float, ...] | Floats, threads: int = 0
-) -> tuple[Floats, Floats]:
-    """`tpr_at_limits` for false-positive rates; shapes (n_fprs, resamples)."""
-    limits = np.outer(np.asarray(fprs, dtype=np.float64), weights @ rows.counts(False))
-    return tpr_at_limits(rows, weights, limits, threads)
-
-
-def positives_above(rows: RankedRows, weights: Floats, threshold: Floats) -> Floats:
-    """Weighted positives with a score strictly above each threshold.
-
-    Parameters
-    ----------
-    rows : RankedRows
-        The sorted rows.
-    weights : ndarray, shape (resamples, n_regions)
-        Draws.
-    threshold : ndarray, shape (n, resamples)
-        Thresholds of each resample.
-    """
-    _check_weights(rows, weights, threshold.shape[1])
+def _positives_above(rows: RankedRows, weights: Floats, threshold: Floats) -> Floats:
+    """Weighted positives with a score strictly above each threshold; shape (n, resamples)."""
     scores, region = rows.scores[rows.positive], rows.region[rows.positive]
     flat = threshold.ravel()
     upto = np.searchsorted(-scores, -flat, side="left").astype(np.int64)
@@ -334,10 +290,5 @@ def _in_threads(work: Callable[[int, int], None], size: int, threads: int) -> No
     """Call ``work(first, last)`` on equal slices of range(size), one a thread; errors surface."""
     count = max(1, min(threads or cpu_count() or 1, size))
     edges = [size * k // count for k in range(count + 1)]
-    if count == 1:
-        work(0, size)
-        return
     with ThreadPoolExecutor(count) as pool:
-        futures = [pool.submit(work, a, b) for a, b in pairwise(edges)]
-        for future in futures:
-            future.result()
+        list(pool.map(work, edges[:-1], edges[1:]))

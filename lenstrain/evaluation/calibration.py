@@ -1,4 +1,4 @@
-"""Probabilities and their truth: likelihood, Brier score and its parts, ECE, and their repair.
+"""Calibration of probabilities: binned errors, parts of the Brier score, and maps that correct it.
 
 A probability is always P(lens), never the confidence in the winning class. `p` and `y` below are
 arrays of one shape (n,): probabilities in [0, 1] and labels 0 or 1.
@@ -71,35 +71,16 @@ def bin_sums(p: ArrayLike, y: ArrayLike, bins: NDArray[np.int64], n_bins: int) -
     )
 
 
-class CalibrationErrors(NamedTuple):
-    """Binned calibration errors; arrays of the leading shape of the sums."""
-
-    ece: Floats
-    """sum (n_b / n) abs(mean y - mean p)."""
-    squared: Floats
-    """sum (n_b / n) (mean y - mean p)^2, biased upwards by sampling."""
-    debiased_squared: Floats
-    """The same less its expected sampling part (Kumar et al. 2019); may be negative."""
-
-
-def calibration_errors(sums: BinSums) -> CalibrationErrors:
-    """Expected calibration errors from sums per bin; empty bins count nothing.
+def expected_error(sums: BinSums) -> Floats:
+    """ECE, ``sum (n_b / n) abs(mean y - mean p)``, from sums of shape (..., n_bins).
 
     References
     ----------
     .. [1] Naeini et al. 2015, AAAI; Guo et al. 2017, arXiv:1706.04599 (equal width).
-    .. [2] Kumar, Liang & Ma 2019, arXiv:1909.10155 (debiased).
     """
     n = np.maximum(sums.n, 1.0)
     weight = sums.n / sums.n.sum(axis=-1, keepdims=True)
-    rate = sums.y / n
-    gap = sums.p / n - rate
-    sampling = rate * (1 - rate) / np.maximum(n - 1, 1.0)
-    return CalibrationErrors(
-        np.sum(weight * np.abs(gap), axis=-1),
-        np.sum(weight * gap**2, axis=-1),
-        np.sum(weight * (gap**2 - sampling), axis=-1),
-    )
+    return np.asarray(np.sum(weight * np.abs(sums.p / n - sums.y / n), axis=-1))
 
 
 class SquaredError(NamedTuple):
@@ -116,17 +97,17 @@ def squared_error(sums: BinSums, few: FewRegions, level: float) -> SquaredError:
 
     Gaps between mean probability and share of lenses scatter about 0 even if every probability is
     true, so their squares are positive: the interval of a plug-in error, or of draws of it, never
-    holds 0. Here the sum of squares is taken for what it is, a sum of squared normal variables
-    with the covariance that regions show, widened by (t / z)^2 for few regions: a noncentral
-    chi-squared in Satterthwaite's approximation, whose noncentrality gets the interval. For a
-    calibrated finder it starts at 0 in (1 + level) / 2.
+    holds 0. Here the sum of squares is treated as a sum of squared normal variables with the
+    covariance seen between regions, widened by (t / z)^2 for few regions: a noncentral chi-squared
+    in Satterthwaite's approximation, and the interval is that of its noncentrality. For a
+    calibrated finder it starts at 0 with probability (1 + level) / 2.
 
     Parameters
     ----------
     sums : BinSums
         Arrays of shape (regions, bins).
     few : FewRegions
-        What few or unequal regions do to the covariance.
+        Correction of the covariance for few or unequal regions.
     level : float
         Coverage.
 
@@ -185,20 +166,9 @@ class BrierParts(NamedTuple):
     within_variance: Floats
     within_covariance: Floats
 
-    @property
-    def total(self) -> Floats:
-        """The Brier score, put together again."""
-        return (
-            self.reliability
-            - self.resolution
-            + self.uncertainty
-            + self.within_variance
-            - self.within_covariance
-        )
-
 
 def brier_parts(sums: BinSums) -> BrierParts:
-    """Split the Brier score (Murphy 1973), with the two parts that bins leave inside them.
+    """Split the Brier score (Murphy 1973), with the two terms for the spread within bins.
 
     References
     ----------
@@ -248,22 +218,13 @@ def reliability_table(sums: BinSums, level: float = 0.95) -> dict[str, Floats]:
 
 @dataclass(frozen=True)
 class LogitMap:
-    """A monotone repair of logits: ``slope * logit + offset``; ranks do not change."""
+    """A monotone correction of logits: ``slope * logit + offset``; ranks do not change."""
 
     kind: str
     slope: float = 1.0
     offset: float = 0.0
     at_bound: bool = False
     """The classes hardly overlap, or the scores carry no information: do not trust the map."""
-
-    @property
-    def temperature(self) -> float:
-        """Divisor of the logits."""
-        return 1 / self.slope
-
-    def apply(self, logits: ArrayLike) -> Floats:
-        """Calibrated logits."""
-        return self.slope * np.asarray(logits, dtype=np.float64) + self.offset
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> LogitMap:

@@ -1,7 +1,7 @@
-"""Known lenses: find them among the scores by position, and say how many are recovered.
+"""Known lenses: find them among the scores by position, and measure how many are recovered.
 
-A catalogue lens counts if a scored stamp that shows the sky as it is lies within the radius. Stamps
-into which an arc was injected are no images of real lenses, and are left out.
+A catalogue lens counts if a scored stamp of the unaltered sky lies within the radius. Stamps into
+which an arc was injected are no images of real lenses, and are left out.
 """
 
 from collections.abc import Sequence
@@ -100,20 +100,20 @@ def measure_catalog(
     grades = np.array([catalog.grade[row] for row in match.lens], dtype=object)
     logits = scores.logits[match.stamp]
     cluster = _clusters(scores, match.stamp)
-    cuts = [choice for choice in frozen if choice.threshold is not None]
-    recall = []
-    for choice in cuts:
-        assert choice.threshold is not None
-        cut = choice.threshold
-        entry: dict[str, Any] = {"name": choice.name, "threshold": choice.threshold}
-        entry["all"] = _recall(logits, cut, cluster, options)
-        entry["by_grade"] = {
-            str(grade): _recall(logits[grades == grade], cut, cluster[grades == grade], options)
-            for grade in sorted(set(grades))
+    cuts = [(choice.name, choice.threshold) for choice in frozen if choice.threshold is not None]
+    recall = [
+        {
+            "name": name,
+            "threshold": cut,
+            "all": _recall(logits, cut, cluster, options),
+            "by_grade": {
+                str(grade): _recall(logits[grades == grade], cut, cluster[grades == grade], options)
+                for grade in sorted(set(grades))
+            },
         }
-        recall.append(entry)
-    first = cuts[0].threshold if cuts else None
-    lenses = _lens_rows(catalog, scores, match, first)
+        for name, cut in cuts
+    ]
+    lenses = _lens_rows(catalog, scores, match, cuts[0][1] if cuts else None)
     return {
         "catalog": str(catalog.path),
         "catalog_sha256": catalog.sha256,
@@ -130,7 +130,7 @@ def measure_catalog(
 
 
 def _clusters(scores: SkyScores, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Region of each matched stamp; each stamp is its own where regions are not known."""
+    """Region of each matched stamp; where regions are not known, each stamp counts as one."""
     if "region_id" in scores.table.column_names:
         column = scores.table["region_id"].take(pa.array(rows))
         if column.null_count == 0 and rows.size:

@@ -1,7 +1,7 @@
 """Shares of rows that are not independent: what they are worth, their intervals and limits.
 
 Rows of one region share sky, seeing and calibration; rows of one image are one observation. Such
-rows are *worth* fewer independent ones, and a share of them gets the interval of that many:
+rows are *worth* fewer independent ones, and a share of them has the interval of that many:
 Wilson's, or Clopper and Pearson's for a one-sided limit, with Student's t for few regions (Korn &
 Graubard 1998; Franco et al. 2019). What they are worth is the lesser of two estimates: the scatter
 of the share between regions, which says nothing where hardly a row is flagged, and what the
@@ -189,12 +189,12 @@ class Shares:
 
 
 def no_value(level: float, reason: str) -> dict[str, Any]:
-    """Entry of a figure that the data cannot carry."""
+    """Entry of a figure that the data do not support."""
     return {"value": None, "low": None, "high": None, "level": level, "reason": reason}
 
 
 class FewRegions(NamedTuple):
-    """What few or unequal regions do to an estimate of scatter between them."""
+    """Correction of an estimate of the scatter between regions that are few or unequal."""
 
     factor: Floats
     """Expected scatter over the estimated one; G / (G - 1) for equal regions."""
@@ -202,7 +202,7 @@ class FewRegions(NamedTuple):
     """Degrees of freedom of the estimate; G - 1 for equal regions."""
 
     def worse(self, other: "FewRegions") -> "FewRegions":
-        """What the regions of two classes do to a figure of both: the worse of each."""
+        """Correction of a figure that rests on the regions of two classes: the worse of each."""
         return FewRegions(
             np.maximum(self.factor, other.factor), np.minimum(self.degrees, other.degrees)
         )
@@ -250,7 +250,7 @@ def few_of_classes(
     n_regions: int,
     correlations: tuple[float, float],
 ) -> FewRegions:
-    """What few or unequal regions do to an area under a curve: that of the worse class.
+    """Correction of an area under a curve for few or unequal regions: that of the worse class.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Completeness in cells of one to three axes, and bins that every table and figure shares."""
+"""Completeness in cells of one to three axes, and the bins that all tables and figures share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.evaluation.clustered import Shares
-from lenstrain.evaluation.intervals import wilson
+from lenstrain.evaluation.intervals import ONE_SIGMA, wilson
 
 GRID_AXES = ("theta_e_arcsec", "src_dmag")
 """Axes that injections sample on a grid."""
@@ -34,8 +34,6 @@ CELL_COLUMNS = (
     "unresolved_share",
 )
 """What every cell has beside its edges."""
-
-_SIGMA = 0.682689492137086
 
 Floats = NDArray[np.float64]
 
@@ -73,22 +71,10 @@ def _short(value: float) -> str:
 
 
 def axis_bins(name: str, values: Floats, n_bins: int) -> AxisBins | None:
-    """Bins of an axis from its data.
+    """Bins of an axis from its data, of which NaN is ignored; None if no value is finite.
 
-    Parameters
-    ----------
-    name : str
-        Name of the axis.
-    values : ndarray, shape (n,)
-        The data; NaN is ignored.
-    n_bins : int
-        Quantile bins of a continuous axis. A grid axis, or any axis with no more distinct values
-        than `n_bins`, has one bin for each value, with edges half-way between them.
-
-    Returns
-    -------
-    AxisBins or None
-        None if there is no finite value.
+    A continuous axis has `n_bins` quantile bins. A grid axis, or any axis with no more distinct
+    values than `n_bins`, has one bin for each value, with edges half-way between them.
     """
     finite = values[np.isfinite(values)]
     if finite.size == 0:
@@ -120,35 +106,31 @@ class Cells:
     shares: Shares
     """The same by region."""
 
-    @property
-    def completeness(self) -> Floats:
-        """Recovered share; NaN for an empty cell."""
-        return np.where(self.n > 0, self.recovered / np.maximum(self.n, 1), np.nan)
-
     def columns(self) -> dict[str, NDArray[Any]]:
         """Long form: edges on each axis, counts, completeness and intervals.
 
         Intervals are Wilson's (lo, hi), by region, and by region jointly for all cells of the
         table that hold lenses (Bonferroni).
         """
-        table: dict[str, NDArray[Any]] = {}
+        edges: dict[str, NDArray[Any]] = {}
         index = np.indices([axis.size for axis in self.axes]).reshape(len(self.axes), -1)
         for axis, bins in zip(self.axes, index, strict=True):
-            table[f"{axis.name}_lo"] = axis.edges[bins]
-            table[f"{axis.name}_hi"] = axis.edges[bins + 1]
-        lo68, hi68 = wilson(self.recovered, self.n, _SIGMA)
-        lo95, hi95 = wilson(self.recovered, self.n, 0.95)
-        table |= {"n": self.n, "recovered": self.recovered, "completeness": self.completeness}
-        table |= {"lo68": lo68, "hi68": hi68, "lo95": lo95, "hi95": hi95}
-        table["regions"] = self.shares.regions
+            edges[f"{axis.name}_lo"] = axis.edges[bins]
+            edges[f"{axis.name}_hi"] = axis.edges[bins + 1]
         joint = 1 - 0.05 / max(int((self.n > 0).sum()), 1)
-        for name, level in (("region_{}68", _SIGMA), ("region_{}95", 0.95), ("joint_{}95", joint)):
-            low, high = self.shares.interval(level)
-            table |= {name.format("lo"): low, name.format("hi"): high}
-        table["unresolved_share"] = np.where(
-            self.known > 0, self.unresolved / np.maximum(self.known, 1), np.nan
+        columns = (
+            self.n,
+            self.recovered,
+            np.where(self.n > 0, self.recovered / np.maximum(self.n, 1), np.nan),
+            *wilson(self.recovered, self.n, ONE_SIGMA),
+            *wilson(self.recovered, self.n, 0.95),
+            self.shares.regions,
+            *self.shares.interval(ONE_SIGMA),
+            *self.shares.interval(0.95),
+            *self.shares.interval(joint),
+            np.where(self.known > 0, self.unresolved / np.maximum(self.known, 1), np.nan),
         )
-        return table
+        return edges | dict(zip(CELL_COLUMNS, columns, strict=True))
 
 
 @dataclass(frozen=True)
@@ -160,27 +142,20 @@ class Lenses:
     region: NDArray[np.integer]
     """Region of each, numbered from 0."""
     multiplicity: NDArray[np.int64]
-    """How often the image of each comes among them."""
+    """Number of rows that show the same image as each."""
     correlation: float
     """Of the scores within a region."""
     unresolved: NDArray[np.bool_]
-    """Lenses to mark."""
+    """Lenses whose theta_E is too small for the seeing."""
     known: NDArray[np.bool_]
     """Lenses of which that is known."""
 
 
 def count_cells(axes: Sequence[AxisBins], values: Sequence[Floats], lenses: Lenses) -> Cells:
-    """Count lenses, and recovered ones, in every cell of a grid.
+    """Count lenses, and recovered ones, in every cell of a grid of one to three axes.
 
-    Parameters
-    ----------
-    axes : sequence of AxisBins
-        One to three axes.
-    values : sequence of ndarray, shape (n_lenses,)
-        Values of all lenses on those axes. Every lens counts, faint or not: what could not be
-        seen is what completeness is about.
-    lenses : Lenses
-        What the threshold made of them.
+    `values` has an array of shape (n_lenses,) for each axis. Every lens counts, faint or not:
+    completeness is about what could not be seen.
     """
     shape = tuple(axis.size for axis in axes)
     bins = np.stack([axis.assign(value) for axis, value in zip(axes, values, strict=True)])

@@ -1,4 +1,4 @@
-"""A sample under draws of whole regions: what metrics take their values of all draws from."""
+"""A sample under draws of whole regions, from which metrics compute their value of each draw."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,7 +78,8 @@ class SampleDraws:
             np.bincount(self.region, each, minlength=self.resampling.n_clusters).astype(np.float64)
             for each in (values, None)
         )
-        return boot.ratio_of_weights(self.resampling.weights, total, n)
+        weights = self.resampling.weights
+        return boot.ratio(weights @ total, weights @ n)
 
     def _one_by_one(self, metric: Metric) -> Floats:
         """`Metric.value` of the rows of each draw; NaN where one lacks a class."""

@@ -1,4 +1,4 @@
-"""Whether a threshold that was chosen on some scores may be promised for others."""
+"""Whether the guarantee of a threshold chosen on some scores holds for others."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -37,7 +37,7 @@ class CalibrationSplit:
         if self.trained_on:
             found.append("the finder was trained on the calibration split")
         if self.shared_keys:
-            found.append(f"{self.shared_keys:,} stamps are both calibrated on and judged on")
+            found.append(f"{self.shared_keys:,} stamps are in the judged scores too")
         elif self.shared_images:
             found.append(f"{self.shared_images:,} images are in the judged scores too")
         if self.shared_regions:
@@ -51,20 +51,10 @@ class CalibrationSplit:
 
 
 def judge_calibration_split(scores: Scores, reference: Scores) -> CalibrationSplit:
-    """Compare the scores that are judged with those that thresholds are chosen on.
+    """Compare the scores that are judged with `reference`, on which thresholds are chosen.
 
-    Parameters
-    ----------
-    scores : Scores
-        The scores to judge.
-    reference : Scores
-        The scores given to calibrate on.
-
-    Returns
-    -------
-    CalibrationSplit
-        What they share, by key, image and region, and whether `reference` says that it is, or
-        holds rows of, the split that networks are trained on.
+    The result says what they share, by key, image and region, and whether `reference` is stated to
+    hold rows of the split that networks are trained on.
     """
     splits = _splits(reference)
     columns = ["key", "region_id"]

@@ -9,6 +9,9 @@ from scipy import special, stats
 
 from lensprep.errors import ScoresError
 
+ONE_SIGMA = 0.682689492137086
+"""Coverage of one standard deviation on either side of a normal mean."""
+
 
 class Interval(NamedTuple):
     """Lower and upper end of an interval; NaN where there is none."""
@@ -38,7 +41,11 @@ def wilson(
     ----------
     .. [1] Wilson 1927, JASA 22, 209; Brown, Cai & DasGupta 2001, Stat. Sci. 16, 101.
     """
-    hits, trials = _counts(k, n)
+    hits, trials = np.broadcast_arrays(
+        np.asarray(k, dtype=np.float64), np.asarray(n, dtype=np.float64)
+    )
+    if np.any(hits < 0) or np.any(hits > trials):
+        raise ValueError("a share needs 0 <= k <= n")
     z = float(special.ndtri((1 + level) / 2))
     safe = np.where(trials > 0, trials, 1.0)
     share = hits / safe
@@ -56,15 +63,6 @@ def upper_limit(k: int, n: int, confidence: float = 0.95) -> float:
     With no false positive among 30,000 negatives, the rate is below 9.985e-5 at 95 %.
     """
     return 1.0 if k >= n else float(special.betaincinv(k + 1, n - k, confidence))
-
-
-def _counts(k: ArrayLike, n: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    hits, trials = np.broadcast_arrays(
-        np.asarray(k, dtype=np.float64), np.asarray(n, dtype=np.float64)
-    )
-    if np.any(hits < 0) or np.any(hits > trials):
-        raise ValueError("a share needs 0 <= k <= n")
-    return hits, trials
 
 
 def percentile_interval(draws: ArrayLike, level: float = 0.95) -> Interval:

@@ -1,13 +1,14 @@
-"""Everything that is computed before anything is written: from scores to one measurement."""
+"""All that an evaluation computes from a table of scores, before anything is written."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lensprep.errors import ScoresError
-from lenstrain.evaluation import metrics
+from lenstrain.evaluation import calibration, metrics
 from lenstrain.evaluation.completeness import AxisBins
 from lenstrain.evaluation.independence import judge_calibration_split
 from lenstrain.evaluation.notes import evaluation_notes
@@ -23,8 +24,8 @@ from lenstrain.evaluation.operating import (
     primary_threshold,
     thresholds_by_seeing,
 )
-from lenstrain.evaluation.options import AXES, EvaluationOptions
-from lenstrain.evaluation.probability import fit_map, measure_probabilities
+from lenstrain.evaluation.options import EvaluationOptions
+from lenstrain.evaluation.probability import measure_probabilities
 from lenstrain.evaluation.ranking import auroc_by, measure_ranking, region_draws, stratum_entries
 from lenstrain.evaluation.rate_table import RocBand
 from lenstrain.evaluation.resampling import Resampling
@@ -39,7 +40,7 @@ _IN_SAMPLE = "chosen on the scores that are judged"
 
 @dataclass(frozen=True)
 class Measurement:
-    """What an evaluation found, before it is written."""
+    """The results of an evaluation, before they are written."""
 
     entries: dict[str, Any]
     """Content of metrics.json."""
@@ -57,16 +58,8 @@ def measure(
 ) -> Measurement:
     """Measure a table of scores.
 
-    Parameters
-    ----------
-    scores : Scores
-        The scores to judge.
-    reference : Scores or None
-        Scores of another split of the same model, where calibration and thresholds are fitted.
-    options : EvaluationOptions
-        Settings.
-    progress : callable
-        Told each stage and the share of work done.
+    Calibration and thresholds are fitted on `reference`, the scores of another split by the same
+    model, if it is given.
 
     Raises
     ------
@@ -76,7 +69,6 @@ def measure(
     if reference is not None:
         check_same_model(scores, reference)
     resampling = region_draws(scores, options)
-    curve = scores.curve
     progress("Drawing regions", 0.1)
     ranking, band = measure_ranking(
         scores,
@@ -84,11 +76,11 @@ def measure(
         options,
         lambda done: progress("Drawing regions", done * 0.4 + 0.1),
     )
-    entries = counts(scores, curve, options) | ranking
+    entries = _counts(scores, options) | ranking
     progress("Calibration", 0.55)
     entries |= _probabilities(scores, reference, resampling, options)
     progress("Completeness", 0.65)
-    bins = bins_of_axes(scores, AXES, options.axis_bins, options.axis_edges)
+    bins = bins_of_axes(scores, options)
     entries |= _groups(scores, bins, resampling, options)
     split = None if reference is None else judge_calibration_split(scores, reference)
     entries["calibration_split"] = None if split is None else split.to_entry()
@@ -97,7 +89,12 @@ def measure(
     tables, found = _thresholds(scores, reference or scores, doubts, bins, cuts, options)
     entries |= found
     progress("Strata", 0.75)
-    entries["strata"] = _strata(scores, bins, found, resampling, options)
+    cut = primary_threshold(found)["threshold"]
+    entries["strata"] = {
+        name: stratum_entries(scores, bins[name], cut, resampling, options.threads)
+        for name in BOTH_CLASSES
+        if name in bins
+    }
     entries |= {"comparison": None, "known_lenses": None}
     entries["notes"] = evaluation_notes(scores, reference, entries, options)
     return Measurement(entries, band, tables, cuts)
@@ -114,13 +111,13 @@ def check_same_model(scores: Scores, reference: SkyScores) -> None:
             )
 
 
-def counts(scores: Scores, curve: metrics.RocCurve, options: EvaluationOptions) -> dict[str, Any]:
+def _counts(scores: Scores, options: EvaluationOptions) -> dict[str, Any]:
     """Rows by class, unique negatives, regions, ties, and how intervals were drawn."""
-    tied_score, tied_rows = metrics.largest_tie(curve)
+    tied_score, tied_rows = metrics.largest_tie(scores.curve)
     entries: dict[str, Any] = {
         "n": scores.n,
-        "n_positive": curve.n_positive,
-        "n_negative": curve.n_negative,
+        "n_positive": scores.curve.n_positive,
+        "n_negative": scores.curve.n_negative,
         "n_negative_unique": scores.n_negative_unique,
         "unique_by": scores.identity_column,
         "n_regions": scores.n_regions,
@@ -154,21 +151,17 @@ def _probabilities(
     entries |= {"calibration": None, "calibrated": None}
     if reference is None or options.calibration == "none":
         return entries
-    fitted = fit_map(options.calibration, reference)
-    entries["calibration"] = {
-        "kind": fitted.kind,
-        "temperature": fitted.temperature,
-        "slope": fitted.slope,
-        "offset": fitted.offset,
-        "at_bound": fitted.at_bound,
+    platt = options.calibration == "platt"
+    fit = calibration.fit_platt if platt else calibration.fit_temperature
+    fitted = fit(reference.logits, reference.labels)
+    entries["calibration"] = asdict(fitted) | {
+        "temperature": 1 / fitted.slope,
         "fitted_on": str(reference.path),
         "n": reference.n,
     }
-    if fitted.at_bound:
-        return entries
-    entries["calibrated"] = measure_probabilities(
-        scores, fitted.apply(scores.logits), resampling, options
-    )
+    if not fitted.at_bound:
+        calibrated = fitted.slope * scores.logits + fitted.offset
+        entries["calibrated"] = measure_probabilities(scores, calibrated, resampling, options)
     return entries
 
 
@@ -179,25 +172,20 @@ def _groups(
     options: EvaluationOptions,
 ) -> dict[str, Any]:
     """AUROC by theta_E, source magnitude and lens model, each against all negatives."""
-    entries: dict[str, Any] = {}
+    groups: dict[str, dict[str, NDArray[np.bool_]]] = {}
     lens = scores.labels == 1
     for axis, name in (("theta_e_arcsec", "theta_e"), ("src_dmag", "src_dmag")):
         if axis in bins:
-            grid = bins[axis]
-            groups = np.where(lens, grid.assign(scores.numbers(axis)), -1)
-            names = [grid.label(index) for index in range(grid.size)]
-            entries[f"auroc_by_{name}"] = auroc_by(
-                scores, groups, names, resampling, options.threads
-            )
+            grid, which = bins[axis], bins[axis].assign(scores.numbers(axis))
+            groups[name] = {grid.label(i): lens & (which == i) for i in range(grid.size)}
     if scores.has("lens_model"):
         codes, models = scores.codes("lens_model")
         used = np.unique(codes[lens & (codes >= 0)])
-        groups = np.where(lens & (codes >= 0), np.searchsorted(used, codes), -1)
-        names = [str(models[index]) for index in used]
-        entries["auroc_by_lens_model"] = auroc_by(
-            scores, groups, names, resampling, options.threads
-        )
-    return entries
+        groups["lens_model"] = {str(models[i]): lens & (codes == i) for i in used}
+    return {
+        f"auroc_by_{name}": auroc_by(scores, kinds, resampling, options.threads)
+        for name, kinds in groups.items()
+    }
 
 
 def _thresholds(
@@ -219,20 +207,4 @@ def _thresholds(
         "completeness_beyond_bins": {
             " x ".join(table.axes): table.cells.left_out for table in tables if table.cells.left_out
         },
-    }
-
-
-def _strata(
-    scores: Scores,
-    bins: dict[str, AxisBins],
-    found: dict[str, Any],
-    resampling: Resampling,
-    options: EvaluationOptions,
-) -> dict[str, Any]:
-    """Rates in bins of what both classes have, at the first threshold of completeness."""
-    primary = primary_threshold(found)
-    return {
-        name: stratum_entries(scores, bins[name], primary["threshold"], resampling, options.threads)
-        for name in BOTH_CLASSES
-        if name in bins
     }

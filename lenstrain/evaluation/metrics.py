@@ -260,7 +260,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A figure of merit, with all that anything here asks of one."""
+    """A figure of merit."""
 
     name: str
     """Key in metrics.json and metrics.jsonl; of ``train.monitor`` and ``search.objective``, if it
@@ -359,5 +359,5 @@ def steering_metric(name: str, key: str) -> Metric:
 
 
 def higher_is_better(name: str) -> bool:
-    """Which way a recorded metric is better; one of another version is taken to rise."""
+    """Whether more of a recorded metric is better; True for one of another version."""
     return next((metric.higher_is_better for metric in METRICS if metric.name == name), True)

@@ -15,11 +15,11 @@ class Notes(list[dict[str, str]]):
     """Notes as metrics.json has them: ``{severity, text}`` each."""
 
     def info(self, text: str) -> None:
-        """Add what is good to know."""
+        """Add information."""
         self.append({"severity": "info", "text": text})
 
     def warn(self, text: str) -> None:
-        """Add what a claim must not leave out."""
+        """Add a warning, which a claim must not leave out."""
         self.append({"severity": "warn", "text": text})
 
 
@@ -39,7 +39,7 @@ def evaluation_notes(
     if tie["share"] > _MANY_TIES:
         found.warn(
             f"{tie['rows']:,} rows ({tie['share']:.1%}) share the score {tie['score']:.6g}: "
-            "no threshold can part them. Rank on float32 logits."
+            "no threshold can separate them. Rank on float32 logits."
         )
     for fpr, entry in entries["tpr_at_fpr"].items():
         if entry["supported"] and entry["tied_at_threshold"] > 1:
@@ -77,7 +77,7 @@ def known_lens_notes(lenses: dict[str, Any]) -> Notes:
             "is: recall is not measured."
         )
     elif matched < _FEW_LENSES:
-        found.warn(f"{matched} known lenses are few: {_FEW_LENSES} or more make a claim.")
+        found.warn(f"{matched} known lenses are few: a claim needs {_FEW_LENSES} or more.")
     if lenses["n_injected_left_out"]:
         found.info(
             f"{lenses['n_injected_left_out']:,} stamps with an injected arc were not "
@@ -94,10 +94,10 @@ def _note_sampling(
     elif scores.n_regions < FEW_REGIONS:
         found.warn(
             f"{scores.n_regions} regions are few: intervals stated as {options.level:.0%} "
-            f"hold less often, and promises rest on little. {FEW_REGIONS} or more are wanted."
+            f"hold less often, and guarantees are weak. Use {FEW_REGIONS} or more."
         )
     if scores.n_regions > 1 and not entries["auroc"]["low"] < entries["auroc"]["high"]:
-        found.warn("Every draw gives the same AUROC: its interval says nothing.")
+        found.warn("Every draw gives the same AUROC: its interval is meaningless.")
     if options.resamples < 1000:
         found.info(f"{options.resamples} draws: the ends of the intervals are noisy.")
     if entries["n_negative_unique"] < entries["n_negative"]:
@@ -135,7 +135,7 @@ def _note_reference(
     if split["reasons"]:
         found.warn(
             f"No threshold is guaranteed: {'; '.join(split['reasons'])}. Calibrate on a "
-            "split of its own."
+            "separate split."
         )
     elif withdrawn := [choice["reason"] for choice in by_rate if not choice["guaranteed"]]:
         found.warn(f"No threshold is guaranteed: {withdrawn[0]}.")

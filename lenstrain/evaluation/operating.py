@@ -1,4 +1,4 @@
-"""Frozen thresholds, and what they recover: the tables that follow from where one cuts."""
+"""Frozen thresholds, and what they recover."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,8 +27,8 @@ from lenstrain.evaluation.rate_table import (
 from lenstrain.evaluation.scores import Scores
 
 FEW_REGIONS = 30
-"""Fewer regions of non-lenses do not show how rows correlate, so nothing is promised from them. By
-simulation with ten, and a correlation of 0.2, one in seven of the thresholds that could be stated
+"""Fewer regions of non-lenses do not show how rows correlate, so they give no guarantee. In
+simulations with ten, and a correlation of 0.2, one in seven of the thresholds that could be stated
 for a rate at the edge of support failed."""
 
 BOTH_CLASSES = ("psfsize_r", "psfdepth_r")
@@ -49,7 +49,7 @@ class FrozenThreshold:
     guaranteed: bool = False
     """Whether FPR <= target holds with probability 1 - delta."""
     reason: str = ""
-    """Why there is no threshold, or what it lacks."""
+    """Why there is no threshold, or no guarantee."""
 
 
 def frozen_thresholds(
@@ -57,39 +57,25 @@ def frozen_thresholds(
 ) -> list[FrozenThreshold]:
     """Thresholds by guaranteed rate, by F-beta at a prevalence, and by inspection budget.
 
-    Parameters
-    ----------
-    reference : Scores
-        Where they are chosen: the calibration split if there is one.
-    doubts : sequence of str
-        Why nothing is guaranteed that is chosen there; empty if it is.
-    options : EvaluationOptions
-        Rates, delta, betas, prevalences and budget.
+    They are chosen on `reference`, the calibration split if there is one; `doubts` are the reasons
+    why nothing chosen there is guaranteed.
     """
     found = [
         _by_rate(f"FPR {fpr:g}", "neyman_pearson", fpr, reference, doubts, options.delta)
         for fpr in options.fprs
     ]
-    budget = threshold.fpr_for_budget(options.inspection_budget, options.population)
+    budget = options.inspection_budget / options.population
     if budget < 1:
         name = f"{options.inspection_budget:g} false in {options.population:g}"
         found.append(_by_rate(name, "budget", budget, reference, doubts, options.delta))
     for prevalence in options.prevalence:
         support = precision_support(reference, prevalence, options.delta)
-        found += [_by_fbeta(beta, prevalence, reference, support) for beta in options.betas]
+        reason = "" if support["supported"] else support_reason(support)
+        for beta in options.betas:
+            name = f"F{beta:g} at prevalence {prevalence:g}"
+            best = None if reason else threshold.best_fbeta(reference.curve, beta, prevalence)[1]
+            found.append(FrozenThreshold(name=name, kind="fbeta", threshold=best, reason=reason))
     return found
-
-
-def _by_fbeta(
-    beta: float, prevalence: float, reference: Scores, support: Mapping[str, Any]
-) -> FrozenThreshold:
-    """The threshold of the best F-beta, if precision at that prevalence is known at all."""
-    name = f"F{beta:g} at prevalence {prevalence:g}"
-    if not support["supported"]:
-        reason = support_reason(support)
-        return FrozenThreshold(name=name, kind="fbeta", threshold=None, reason=reason)
-    best = threshold.best_fbeta(reference.curve, beta, prevalence)
-    return FrozenThreshold(name=name, kind="fbeta", threshold=best.threshold)
 
 
 def _by_rate(
@@ -101,21 +87,19 @@ def _by_rate(
     delta: float,
     within: NDArray[np.bool_] | None = None,
 ) -> FrozenThreshold:
-    """Threshold that promises a rate; `within` are the rows of `reference` to choose it on."""
+    """Threshold that guarantees a rate; `within` are the rows of `reference` to choose it on."""
     among = reference.labels == 0 if within is None else within & (reference.labels == 0)
-    value = None
-    if among.any() and reference.n_clusters > 1:
-        value = threshold.neyman_pearson(
-            reference.logits[among],
-            fpr,
-            delta,
-            region=reference.region[among],
-            repeats=reference.class_repeats[0] if within is None else reference.repeats(among),
-            correlation=reference.correlations[0],
-        )
+    value = threshold.neyman_pearson(
+        reference.logits[among],
+        fpr,
+        delta,
+        region=reference.region[among],
+        repeats=reference.repeats(among),
+        correlation=reference.correlations[0],
+    )
     regions = np.unique(reference.region[among]).size
     if regions < FEW_REGIONS:
-        few = f"{regions} regions are too few to promise a rate; {FEW_REGIONS} are wanted"
+        few = f"{regions} regions are too few to guarantee a rate, which needs {FEW_REGIONS}"
         doubts = [*doubts, few]
     reason = "; ".join(doubts)
     if value is None:
@@ -136,8 +120,8 @@ def completeness_thresholds(
 ) -> list[FrozenThreshold]:
     """Thresholds at which completeness is measured: given ones, or by false-positive rate.
 
-    By rate, the threshold that promises it is used where there is one, else the plain quantile of
-    the reference negatives, if these support the rate at all.
+    By rate, the threshold that guarantees it is used where there is one, else the plain quantile
+    of the reference negatives, if these support the rate at all.
     """
     if options.thresholds:
         return [
@@ -160,7 +144,7 @@ def completeness_thresholds(
 
 
 def _by_quantile(choice: FrozenThreshold, reference: Scores | None) -> FrozenThreshold:
-    """The plain quantile of the reference negatives instead, which promises nothing."""
+    """The plain quantile of the reference negatives instead, which guarantees nothing."""
     value = None
     if reference is not None and choice.target_fpr is not None:
         value = metrics.tpr_at_fpr(reference.curve, choice.target_fpr).threshold
@@ -172,8 +156,8 @@ def thresholds_by_seeing(
 ) -> list[dict[str, Any]]:
     """A threshold for each bin of seeing that keeps the first rate of completeness there.
 
-    One threshold for all of the sky has more false positives where seeing is worse, or better;
-    these make a finder fair to its sky. Each bin keeps the promise by itself.
+    A single threshold has more false positives where the seeing is worse, or better; with these
+    the rate is the same everywhere. The guarantee holds in each bin by itself.
 
     Returns
     -------
@@ -219,25 +203,22 @@ def judge_thresholds(
     scores: Scores, frozen: Sequence[FrozenThreshold], options: EvaluationOptions
 ) -> list[dict[str, Any]]:
     """What each frozen threshold does on these scores: rates, purity, and rows tied with it."""
-    return [_judge(scores, choice, options) for choice in frozen]
-
-
-def _judge(scores: Scores, choice: FrozenThreshold, options: EvaluationOptions) -> dict[str, Any]:
-    entry = asdict(choice)
-    if choice.threshold is None:
-        return entry
-    negative, positive = (
-        scores.shares_above(label, np.array([choice.threshold])) for label in (0, 1)
-    )
-    entry |= {
-        "tpr": positive.at(0).entry(options.level),
-        "fpr": negative.at(0).entry(options.level),
-    }
-    entry["fpr"]["upper_limit"] = float(negative.upper_limit(options.level)[0])
-    return entry | {
-        "purity": purity_entries(negative, positive, options),
-        "tied_at_threshold": metrics.tied_rows(scores.curve, choice.threshold),
-    }
+    entries = []
+    for choice in frozen:
+        entry = asdict(choice)
+        entries.append(entry)
+        if choice.threshold is None:
+            continue
+        cut = np.array([choice.threshold])
+        negative, positive = (scores.shares_above(label, cut) for label in (0, 1))
+        limit = float(negative.upper_limit(options.level)[0])
+        entry |= {
+            "tpr": positive.at(0).entry(options.level),
+            "fpr": negative.at(0).entry(options.level) | {"upper_limit": limit},
+            "purity": purity_entries(negative, positive, options),
+            "tied_at_threshold": metrics.tied_rows(scores.curve, choice.threshold),
+        }
+    return entries
 
 
 @dataclass(frozen=True)
@@ -253,26 +234,18 @@ class CompletenessTable:
         return tuple(axis.name for axis in self.cells.axes)
 
 
-def bins_of_axes(
-    scores: Scores,
-    names: Sequence[str],
-    n_bins: int,
-    edges: Mapping[str, Sequence[float]] | None = None,
-) -> dict[str, AxisBins]:
-    """Bins of every axis that the table has values for; given edges come before the data's."""
-    lens = scores.labels == 1
-    found = {}
-    for name in names:
-        if not scores.has(name):
-            continue
+def bins_of_axes(scores: Scores, options: EvaluationOptions) -> dict[str, AxisBins]:
+    """Bins of every axis that the table has values for: those of the options, or of the data."""
+    found: dict[str, AxisBins | None] = {}
+    for name in filter(scores.has, AXES):
         values = scores.numbers(name)
-        if edges and name in edges:
-            found[name] = AxisBins(name, np.asarray(edges[name], dtype=np.float64))
-            continue
-        bins = axis_bins(name, values if name in BOTH_CLASSES else values[lens], n_bins)
-        if bins is not None:
-            found[name] = bins
-    return found
+        if name in options.axis_edges:
+            edges = np.asarray(options.axis_edges[name], dtype=np.float64)
+            found[name] = AxisBins(name, edges)
+        else:
+            chosen = values if name in BOTH_CLASSES else values[scores.labels == 1]
+            found[name] = axis_bins(name, chosen, options.axis_bins)
+    return {name: bins for name, bins in found.items() if bins is not None}
 
 
 def measure_completeness(
@@ -313,20 +286,18 @@ def measure_completeness(
 def long_table(tables: Sequence[CompletenessTable]) -> dict[str, NDArray[Any]]:
     """All tables in one, in long form; the edges of axes that a row does not use are NaN."""
     edges = [f"{axis}_{end}" for axis in AXES for end in ("lo", "hi")]
-    if not tables:
-        names = ("axes", *edges, "threshold", "target_fpr", *CELL_COLUMNS)
-        return {name: np.empty(0) for name in names}
-    parts: dict[str, list[NDArray[Any]]] = {}
+    names = ("axes", *edges, "threshold", "target_fpr", *CELL_COLUMNS)
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
     for table in tables:
         columns = table.cells.columns()
-        rows = columns["n"].size
-        target = table.threshold.target_fpr
-        head: dict[str, NDArray[Any]] = {
-            "axes": np.full(rows, " x ".join(table.axes), dtype=object)
+        rows, cut = columns["n"].size, table.threshold
+        columns |= {
+            "axes": np.full(rows, " x ".join(table.axes), dtype=object),
+            "threshold": np.full(rows, cut.threshold),
+            "target_fpr": np.full(rows, np.nan if cut.target_fpr is None else cut.target_fpr),
         }
-        head |= {name: columns.pop(name, np.full(rows, np.nan)) for name in edges}
-        head["threshold"] = np.full(rows, table.threshold.threshold)
-        head["target_fpr"] = np.full(rows, np.nan if target is None else target)
-        for name, column in (head | columns).items():
-            parts.setdefault(name, []).append(column)
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+        for name in names:
+            parts[name].append(columns.get(name, np.full(rows, np.nan)))
+    return {
+        name: np.concatenate(column) if column else np.empty(0) for name, column in parts.items()
+    }

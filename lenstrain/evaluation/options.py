@@ -136,7 +136,6 @@ class EvaluationOptions:
         _require(self.inspection_budget > 0, "inspection_budget must be above 0")
         _require(self.population > 0, "population must be above 0")
         _require(all(beta > 0 for beta in self.betas), "betas must be above 0")
-        _require(self.calibration in ("temperature", "platt", "none"), "unknown calibration")
         _require(self.prevalence_dex >= 0, "prevalence_dex must not be negative")
         _require(self.match_radius_arcsec > 0, "match_radius_arcsec must be above 0")
         _require(self.selection_resamples >= 2, "selection_resamples must be at least 2")

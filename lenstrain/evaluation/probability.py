@@ -1,4 +1,4 @@
-"""How true the probabilities are: likelihood, Brier score, ECE, with intervals by region."""
+"""How well probabilities are calibrated: likelihood, Brier score, ECE, with intervals by region."""
 
 from typing import Any
 
@@ -16,39 +16,18 @@ from lenstrain.evaluation.scores import Scores
 Floats = NDArray[np.float64]
 
 
-def fit_map(kind: str, scores: Scores) -> cal.LogitMap:
-    """Fit the calibration map of the chosen kind on a calibration split."""
-    fit = cal.fit_temperature if kind == "temperature" else cal.fit_platt
-    return fit(scores.logits, scores.labels)
-
-
 def measure_probabilities(
     scores: Scores, logits: Floats, resampling: Resampling, options: EvaluationOptions
 ) -> dict[str, Any]:
-    """Entries of the metrics of probabilities, ``ece``, and reliability tables.
+    """Entries ``nll``, ``brier`` (with its parts), ``ece`` and ``reliability`` of metrics.json.
 
-    Parameters
-    ----------
-    scores : Scores
-        Labels and regions.
-    logits : ndarray, shape (n,)
-        The scores' own logits, or calibrated ones.
-    resampling : Resampling
-        The draws. Bins of equal mass keep the edges of the full table in every draw.
-    options : EvaluationOptions
-        Number of bins.
-
-    Returns
-    -------
-    dict
-        ``nll``, ``brier`` (with its parts), ``ece`` {equal_width, equal_mass, debiased_squared},
-        ``reliability`` (columns of the equal-mass bins, bands by region).
+    `logits` of shape (n,) are the scores' own, or calibrated ones. Bins of equal mass keep the
+    edges of the full table in every draw.
     """
     p = special.expit(logits)
     n_bins = options.calibration_bins
     width = _region_sums(scores, p, cal.equal_width_bins(p, n_bins), n_bins)
     mass = _region_sums(scores, p, cal.equal_mass_bins(p, n_bins), n_bins)
-    by_width, by_mass = (cal.calibration_errors(_total(sums)) for sums in (width, mass))
     debiased = cal.squared_error(mass, resampling.few, options.level)
     table = cal.reliability_table(mass, options.level)
     inside = (table["low"] <= table["mean_probability"]) & (
@@ -62,26 +41,25 @@ def measure_probabilities(
         **entries,
         "ece": {
             "bins": n_bins,
-            "equal_width": _plug_in(by_width.ece, options.level),
-            "equal_mass": _plug_in(by_mass.ece, options.level),
+            "equal_width": _plug_in(width, options.level),
+            "equal_mass": _plug_in(mass, options.level),
             "debiased_squared": debiased._asdict() | {"level": options.level},
-            "debiased": _root(debiased, options.level),
+            # Root mean square calibration error.
+            "debiased": {
+                name: float(np.sqrt(np.maximum(0.0, end)))
+                for name, end in debiased._asdict().items()
+            }
+            | {"level": options.level},
         },
         "reliability": {name: column.tolist() for name, column in table.items()}
         | {"bins_covered": float(inside.mean())},
     }
 
 
-def _plug_in(error: Floats, level: float) -> dict[str, Any]:
-    """A plug-in error: sampling alone makes it positive, so it has no interval."""
+def _plug_in(sums: cal.BinSums, level: float) -> dict[str, Any]:
+    """ECE: sampling alone makes it positive, so it has no interval."""
     why = "sampling alone makes it positive: see debiased"
-    return no_value(level, why) | {"value": float(error)}
-
-
-def _root(error: cal.SquaredError, level: float) -> dict[str, Any]:
-    """Root mean square calibration error."""
-    ends = {name: float(np.sqrt(np.maximum(0.0, end))) for name, end in error._asdict().items()}
-    return ends | {"level": level}
+    return no_value(level, why) | {"value": float(cal.expected_error(_total(sums)))}
 
 
 def _region_sums(scores: Scores, p: Floats, bins: NDArray[np.int64], n_bins: int) -> cal.BinSums:

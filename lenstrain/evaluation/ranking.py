@@ -1,6 +1,6 @@
 """How well scores rank: areas, rates and curves with intervals by region, as plain entries."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import NormalDist
 from typing import Any
 
@@ -29,28 +29,13 @@ def measure_ranking(
     scores: Scores,
     resampling: Resampling,
     options: EvaluationOptions,
-    progress: Callable[[float], None] | None = None,
+    progress: Callable[[float], None],
 ) -> tuple[dict[str, Any], RocBand]:
-    """Compute every ranking metric of a table of scores.
+    """Compute every ranking metric of a table of scores, and the band of its ROC curve.
 
-    Parameters
-    ----------
-    scores : Scores
-        The table.
-    resampling : Resampling
-        The draws.
-    options : EvaluationOptions
-        Rates, prevalences and threads.
-    progress : callable, optional
-        Told the share done.
-
-    Returns
-    -------
-    entries : dict
-        Of metrics.json: all metrics of kind ``ranking``, and ``tpr_at_fpr``, ``tpr0``, ``tpr10``,
-        ``auroc_delong`` and ``average_precision_at_prevalence``.
-    band : RocBand
-        Of the ROC curve.
+    The entries are all metrics of kind ``ranking``, and ``tpr_at_fpr``, ``tpr0``, ``tpr10``,
+    ``auroc_delong`` and ``average_precision_at_prevalence``. `progress` is called with the fraction
+    done.
     """
     draws = SampleDraws(
         scores.labels,
@@ -64,7 +49,15 @@ def measure_ranking(
     )
     rates, band = measure_rates(scores, options)
     entries = draws.entries("ranking") | rates
-    entries["partial_auroc"] |= _partial_area(draws, scores, options)
+    max_fpr = options.partial_max_fpr
+    low, high = partial_bounds(scores, options)
+    entries["partial_auroc"] |= {
+        "low": low,
+        "high": high,
+        "max_fpr": max_fpr,
+        "standardization": "McClish: chance 0.5, perfection 1",
+        "area_over_max_fpr": float(draws.areas.partial_area[0] / max_fpr),
+    }
     entries["auroc_delong"] = _delong(scores, entries["auroc"]["value"], options.level)
     entries["average_precision_at_prevalence"] = {
         f"{prevalence:g}": precision_entry(
@@ -77,19 +70,6 @@ def measure_ranking(
     return entries, band
 
 
-def _partial_area(draws: SampleDraws, scores: Scores, options: EvaluationOptions) -> dict[str, Any]:
-    """What is special of a partial area: its interval, and how it is standardised."""
-    max_fpr = options.partial_max_fpr
-    low, high = partial_bounds(scores, options)
-    return {
-        "low": low,
-        "high": high,
-        "max_fpr": max_fpr,
-        "standardization": "McClish: chance 0.5, perfection 1",
-        "area_over_max_fpr": float(draws.areas.partial_area[0] / max_fpr),
-    }
-
-
 def _delong(scores: Scores, value: float, level: float) -> dict[str, Any] | None:
     if min(int(scores.labels.sum()), int((scores.labels == 0).sum())) < 2:
         return None
@@ -100,47 +80,29 @@ def _delong(scores: Scores, value: float, level: float) -> dict[str, Any] | None
 
 
 def region_draws(scores: Scores, options: EvaluationOptions) -> Resampling:
-    """Draws of the regions of a table, as its options ask for."""
+    """Draws of the regions of a table, as the options ask."""
     return make_resampling(
         scores.n_clusters,
         options.resamples,
         options.seed,
         options.level,
         options.interval,
-        few_of(scores, np.ones(scores.n, bool)),
+        _few_of(scores, np.ones(scores.n, bool)),
     )
 
 
 def auroc_by(
     scores: Scores,
-    groups: NDArray[np.integer],
-    names: list[str],
+    groups: Mapping[str, NDArray[np.bool_]],
     resampling: Resampling,
-    threads: int = 0,
+    threads: int,
 ) -> dict[str, Any]:
-    """AUROC of each group of positives against all negatives.
+    """AUROC of each named group of lenses, a mask of shape (n,), against all non-lenses.
 
-    Parameters
-    ----------
-    scores : Scores
-        The table.
-    groups : ndarray of int, shape (n,)
-        Group of each positive, -1 for none; negatives are ignored.
-    names : list of str
-        Name of each group.
-    resampling : Resampling
-        The draws.
-    threads : int
-        0 takes the processors there are.
-
-    Returns
-    -------
-    dict
-        ``{name: {value, low, high, level, n}}``; value None, with a reason, for an empty group.
+    An empty group has the value None, and a reason.
     """
     entries = {}
-    for group, name in enumerate(names):
-        positive = (scores.labels == 1) & (groups == group)
+    for name, positive in groups.items():
         entry = no_value(resampling.level, "no lens in this group")
         if positive.any():
             entry = _auroc_entry(scores, (scores.labels == 0) | positive, resampling, threads)
@@ -157,33 +119,28 @@ def _auroc_entry(
         scores.labels, scores.logits, scores.region, scores.n_clusters, order=order
     )
     draws = boot.auroc_draws(rows, resampling.weights, threads)
-    return resampling.entry(draws, few=few_of(scores, kept))
+    return resampling.entry(draws, few=_few_of(scores, kept))
 
 
-def few_of(scores: Scores, among: NDArray[np.bool_]) -> FewRegions:
-    """What few or unequal regions do to an area under a curve of some rows."""
+def _few_of(scores: Scores, among: NDArray[np.bool_]) -> FewRegions:
+    """Correction for few or unequal regions of an area under a curve of some rows."""
     labels, region = scores.labels[among], scores.region[among]
     return few_of_classes(labels, region, scores.n_clusters, scores.correlations)
 
 
 def stratum_entries(
-    scores: Scores, bins: AxisBins, threshold: float, resampling: Resampling, threads: int = 0
+    scores: Scores, bins: AxisBins, threshold: float, resampling: Resampling, threads: int
 ) -> list[dict[str, Any]]:
     """Rates and AUROC within each bin of a quantity that both classes have.
 
-    Returns
-    -------
-    list of dict
-        One for each bin: column, lo, hi, label, tpr, fpr, auroc; an entry without rows of a class
-        has value None and a reason.
+    Each has the keys column, lo, hi, label, tpr, fpr and auroc; an entry without rows of a class
+    has the value None and a reason.
     """
     which = bins.assign(scores.numbers(bins.name))
     flagged = scores.logits > threshold
     entries = []
     for index in range(bins.size):
         inside = which == index
-        positive = inside & (scores.labels == 1)
-        negative = inside & (scores.labels == 0)
         entry: dict[str, Any] = {
             "column": bins.name,
             "lo": float(bins.edges[index]),
@@ -192,7 +149,7 @@ def stratum_entries(
             "tpr": scores.shares(1, inside, flagged).entry(resampling.level),
             "fpr": scores.shares(0, inside, flagged).entry(resampling.level),
         }
-        if positive.any() and negative.any():
+        if np.unique(scores.labels[inside]).size == 2:
             entry["auroc"] = _auroc_entry(scores, inside, resampling, threads)
             if np.unique(scores.region[inside]).size < 2:
                 entry["auroc"] |= {"low": None, "high": None}

@@ -1,4 +1,4 @@
-"""Rates at false-positive rates, and purity, as entries: with what the data can carry."""
+"""Rates at false-positive rates, and purity, as entries, with whether the data support them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,11 @@ from lenstrain.evaluation.threshold import negatives_needed
 Floats = NDArray[np.float64]
 _GRID_POINTS = 121
 _PRECISION_RATE = 0.1
-_OWN_COUNTS = {"tpr0": 0, "tpr10": 10}
 
 
 @dataclass(frozen=True)
 class RocBand:
-    """True-positive rate and purity on those points of a grid of rates that have support."""
+    """True-positive rate and purity at the supported points of a grid of rates."""
 
     fpr: Floats
     tpr: Floats
@@ -53,15 +52,16 @@ class _Cuts:
 
 def measure_rates(scores: Scores, options: EvaluationOptions) -> tuple[dict[str, Any], RocBand]:
     """Entries ``tpr_at_fpr``, ``tpr0`` and ``tpr10``, and the band of the ROC curve."""
-    curve = scores.curve
     cuts = _cuts(scores, np.asarray(options.fprs), options)
     supports = supports_of(scores, options.fprs, options.delta)
     at_fpr = {
-        f"{fpr:g}": _rate_entry(cuts, k, supports, curve, options.level)
+        f"{fpr:g}": _rate_entry(cuts, k, supports, scores.curve, options.level)
         for k, fpr in enumerate(options.fprs)
     }
-    entries = {"tpr_at_fpr": at_fpr} | {
-        name: _count_entry(scores, max_fp, options) for name, max_fp in _OWN_COUNTS.items()
+    entries = {
+        "tpr_at_fpr": at_fpr,
+        "tpr0": _count_entry(scores, 0, options),
+        "tpr10": _count_entry(scores, 10, options),
     }
     return entries, _band(scores, options)
 
@@ -83,8 +83,8 @@ def supports_of(
 ) -> list[dict[str, Any]]:
     """Whether the non-lenses of a table are enough for each rate, and what they are worth there.
 
-    A rate has support if so many independent non-lenses could certify it: the distinct images,
-    divided by what their regions have in common at that rate.
+    A rate is supported if as many independent non-lenses could certify it as the distinct images
+    are worth at that rate, given how they correlate within regions.
     """
     thresholds = [metrics.tpr_at_fpr(scores.curve, fpr).threshold for fpr in fprs]
     share = scores.shares_above(0, np.array(thresholds))
@@ -127,18 +127,20 @@ def _rate_entry(
         entry |= {"low": float(cuts.bounds.low[k]), "high": float(cuts.bounds.high[k])}
     else:
         entry = no_value(level, support_reason(support)) | {"at_most": _at_most(cuts, k, supports)}
-    purity = {name: _purity_entry(found, k, level, support) for name, found in cuts.purity.items()}
-    return (
-        entry
-        | support
-        | {
-            "threshold": point.threshold,
-            "fp": point.fp,
-            "fpr": point.fpr,
-            "tied_at_threshold": metrics.tied_rows(curve, point.threshold),
-            "purity": purity,
-        }
-    )
+    return {
+        **entry,
+        **support,
+        "threshold": point.threshold,
+        "fp": point.fp,
+        "fpr": point.fpr,
+        "tied_at_threshold": metrics.tied_rows(curve, point.threshold),
+        "purity": {
+            name: _purity_entry(found, k, level)
+            if support["supported"]
+            else no_value(level, support_reason(support)) | {"at_least": None}
+            for name, found in cuts.purity.items()
+        },
+    }
 
 
 def _at_most(cuts: _Cuts, k: int, supports: list[dict[str, Any]]) -> float | None:
@@ -151,11 +153,7 @@ def _at_most(cuts: _Cuts, k: int, supports: list[dict[str, Any]]) -> float | Non
     return float(min(larger)[1]) if larger else None
 
 
-def _purity_entry(
-    found: Purity, k: int, level: float, support: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    if support is not None and not support["supported"]:
-        return no_value(level, support_reason(support)) | {"at_least": None}
+def _purity_entry(found: Purity, k: int, level: float) -> dict[str, Any]:
     value, low, high, least = (
         float(ends[k]) if np.isfinite(ends[k]) else None
         for ends in (found.value, found.low, found.high, found.at_least)
@@ -187,16 +185,12 @@ def _count_entry(scores: Scores, max_fp: int, options: EvaluationOptions) -> dic
 
 
 def _band(scores: Scores, options: EvaluationOptions) -> RocBand:
+    """Band from the least rate on from which all are supported."""
     grid = np.geomspace(min(1e-5, *options.fprs), 1, _GRID_POINTS)
-    kept = grid >= _least_supported(scores, grid, options.delta)
-    cuts = _cuts(scores, grid[kept], options)
+    without = [not s["supported"] for s in supports_of(scores, grid[:-1], options.delta)]
+    first = int(np.flatnonzero(without)[-1]) + 1 if any(without) else 0
+    cuts = _cuts(scores, grid[first:], options)
     return RocBand(cuts.fprs, cuts.positive.value, cuts.bounds.low, cuts.bounds.high, cuts.purity)
-
-
-def _least_supported(scores: Scores, grid: Floats, delta: float) -> float:
-    """Least rate of an ascending grid from which on all have support."""
-    without = [not support["supported"] for support in supports_of(scores, grid[:-1], delta)]
-    return float(grid[np.flatnonzero(without)[-1] + 1]) if any(without) else float(grid[0])
 
 
 def partial_bounds(scores: Scores, options: EvaluationOptions) -> tuple[float, float]:
@@ -210,7 +204,7 @@ def partial_bounds(scores: Scores, options: EvaluationOptions) -> tuple[float, f
 
 
 def precision_support(scores: Scores, prevalence: float, delta: float) -> dict[str, Any]:
-    """Whether the non-lenses of a table say anything of precision at a prevalence.
+    """Whether the non-lenses of a table are enough for the precision at a prevalence.
 
     Half of what is flagged at full completeness is false at a false-positive rate equal to the
     prevalence; the best candidates lie at a tenth of it. Where this tenth has no support, intervals

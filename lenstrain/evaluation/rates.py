@@ -23,8 +23,6 @@ class RateIntervals:
 
     low: Floats
     high: Floats
-    worth: Floats
-    """Independent negatives that those of the table are worth at each rate."""
 
 
 def tpr_intervals(
@@ -61,7 +59,7 @@ def tpr_intervals(
     low, high = _joined(positive.value, negative, positive, curve, (least, largest), level)
     low = np.where(stats.binom.cdf(0, np.round(worth), fprs) > 1 - confidence, 0.0, low)
     known = np.isfinite(worth) & np.isfinite(high)
-    return RateIntervals(np.where(known, low, np.nan), np.where(known, high, np.nan), worth)
+    return RateIntervals(np.where(known, low, np.nan), np.where(known, high, np.nan))
 
 
 def partial_area_interval(
@@ -70,18 +68,8 @@ def partial_area_interval(
     """Interval of the mean true-positive rate at false-positive rates from 0 to `max_fpr`.
 
     As `tpr_intervals`, with the threshold of half that rate for all: the axis of rates is
-    stretched by what is not known of it.
-
-    Parameters
-    ----------
-    negative, positive : Shares
-        Shares of both classes above the threshold of ``max_fpr / 2``; hits of shape (1, regions).
-    curve : RocCurve
-        Counts of all rows.
-    max_fpr : float
-        Upper end of the rates.
-    level : float
-        Coverage.
+    stretched by its uncertainty. `negative` and `positive` are the shares above the threshold of
+    ``max_fpr / 2``, with hits of shape (1, regions).
     """
     rate, confidence = np.array([max_fpr / 2]), (1 + level) / 2
     worth = negative.worth(confidence, rate)
@@ -117,7 +105,7 @@ def _joined(
     at_ends: tuple[Floats, Floats],
     level: float,
 ) -> tuple[Floats, Floats]:
-    """Join what the lenses leave open with what the threshold does, on the logit scale."""
+    """Combine the uncertainties of the lenses and of the threshold on the logit scale."""
     edge = 0.5 / curve.n_positive
 
     def logit(share: Floats) -> Floats:

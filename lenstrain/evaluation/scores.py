@@ -1,4 +1,4 @@
-"""A table of scores with what every figure of it needs: its curve, and shares of its rows."""
+"""A table of scores with its curve and shares of its rows, from which all figures follow."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Scores(ScoreTable):
         return rows[order[np.append(True, np.diff(cell[order]) != 0)]]
 
     def multiplicity(self, among: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """How often the image of each of some rows comes among them; shape (among.sum(),)."""
+        """How many of some rows show the same image as each of them; shape (among.sum(),)."""
         if self.identity_column == "key":
             return np.ones(np.count_nonzero(among), np.int64)
         images = self.identity[among]
@@ -70,7 +70,7 @@ class Scores(ScoreTable):
         return self.repeats(self.labels == 0), self.repeats(self.labels == 1)
 
     def shares(self, label: int, within: NDArray[np.bool_], flagged: NDArray[np.bool_]) -> Shares:
-        """Flagged share of the rows of a class within a part of the table; arrays of shape (n,)."""
+        """Flagged share of a class among some rows of the table; masks of shape (n,)."""
         among = within & (self.labels == label)
         counts = [
             np.bincount(self.region[chosen], minlength=self.n_clusters).astype(np.float64)

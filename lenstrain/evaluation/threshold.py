@@ -4,7 +4,6 @@ Every threshold flags the rows whose score lies strictly above it.
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,7 +36,7 @@ def neyman_pearson(
 
     The lowest score for which the upper limit of the false-positive rate, at confidence
     1 - `delta`, is at most `alpha` there and at every higher score. Rates fall with the threshold,
-    so the promise fails only if the limit at the true threshold fails, whatever the number of
+    so the guarantee fails only if the limit at the true threshold fails, whatever the number of
     scores tried. For independent negatives this is the order statistic of Tong, Feng & Li (2018):
     rank ``min{k: sum_{j>=k} C(n, j) (1-alpha)^j alpha^(n-j) <= delta}``.
 
@@ -57,7 +56,7 @@ def neyman_pearson(
     Returns
     -------
     float or None
-        None if no threshold keeps the promise: too few negatives, or all in one region.
+        None if no threshold is guaranteed: too few negatives, or all in one region.
 
     References
     ----------
@@ -105,15 +104,9 @@ def _running_sums(region: NDArray[np.integer], rows: Floats) -> tuple[Floats, Fl
     )
 
 
-@dataclass(frozen=True)
-class FBeta:
-    """The best F-beta and where it is reached."""
-
-    value: float
-    threshold: float
-
-
-def best_fbeta(curve: RocCurve, beta: float, prevalence: float | None = None) -> FBeta:
+def best_fbeta(
+    curve: RocCurve, beta: float, prevalence: float | None = None
+) -> tuple[float, float]:
     """Best F-beta over all thresholds, from labels.
 
     Parameters
@@ -127,8 +120,8 @@ def best_fbeta(curve: RocCurve, beta: float, prevalence: float | None = None) ->
 
     Returns
     -------
-    FBeta
-        `threshold` is the highest score left out: the best set is what lies strictly above it.
+    value, threshold : float
+        The threshold is the highest score left out: the best set lies strictly above it.
     """
     odds = 1.0 if prevalence is None else prevalence_odds(curve, prevalence)
     square = beta * beta
@@ -136,12 +129,7 @@ def best_fbeta(curve: RocCurve, beta: float, prevalence: float | None = None) ->
     f = (1 + square) * curve.tp / (square * curve.n_positive + flagged)
     best = int(np.argmax(f))
     below = curve.scores[best + 1] if best + 1 < curve.scores.size else -math.inf
-    return FBeta(float(f[best]), float(below))
-
-
-def fpr_for_budget(budget: float, population: float) -> float:
-    """False-positive rate at which a search of `population` objects gives `budget` false ones."""
-    return min(1.0, budget / population)
+    return float(f[best]), float(below)
 
 
 def unique_rows(identity: NDArray[np.generic]) -> NDArray[np.int64]:

@@ -1,9 +1,9 @@
 """Score stamps with one checkpoint or several: one row a stamp, one float32 logit a row.
 
 The rows are cut into parts that depend on the source and the batch size alone. Every process
-scores some of the parts and leaves each as a file beside the table; the first process joins them.
-A part that is there already is not scored again, so an interrupted run goes on where it was, on
-any number of processes, and the table has the same bytes.
+scores some of the parts and writes each to a file beside the table; the first process joins them.
+A part that is there already is not scored again, so an interrupted run continues where it stopped,
+on any number of processes, and the table has the same bytes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FIRST_COLUMNS = ("key", "task_id", "label", "logit", "region_id", "split")
 """Columns that every scores table begins with; the source's others follow."""
 
 _WAIT_MINUTES = 24 * 60.0
-"""A process that is done waits for the slowest; one that is lost ends all through torchrun."""
+"""A finished process waits for the slowest; torchrun ends all of them if one is lost."""
 
 Progress = Callable[[int, int], None]
 """Called with rows done and rows in all."""
@@ -76,7 +76,7 @@ def infer(
     """Score every row of a split exactly once, in float32, and write the scores table.
 
     Under torchrun each process scores its parts and the first one writes; the table is the same.
-    Repeating an interrupted call goes on where it was.
+    Repeating an interrupted call continues where it stopped.
 
     Parameters
     ----------
@@ -88,12 +88,12 @@ def infer(
         A converted dataset, whose normalisation must be the checkpoint's; a Phase 4c tree, whose
         stamps are normalised as the checkpoint asks; or a folder of cutouts, with `catalog`.
     split : str
-        ``"train"``, ``"val"`` or ``"test"``; cutouts have none. Opening test is said, and noted in
-        the ledger of each checkpoint's run, which `lenstrain audit` reads.
+        ``"train"``, ``"val"`` or ``"test"``; cutouts have none. Opening test is logged, and noted
+        in the ledger of each checkpoint's run, which `lenstrain audit` reads.
     out : str or path
         The table to write, parquet, CSV or FITS by its suffix; it appears whole or not at all.
-        Parts that are finished lie in the folder ``.NAME.parts`` beside it, also in an object
-        store: another machine can go on with them.
+        Finished parts lie in the folder ``.NAME.parts`` beside it, also in an object store:
+        another machine can continue from them.
     catalog : str or path, optional
         CSV or parquet with ``ra``, ``dec`` (and ``key`` or ``file``) of each cutout.
     catalog_columns : mapping, optional
@@ -136,7 +136,7 @@ def infer(
     InputError
         If a tree or the cutouts cannot be read, or none of them can be scored.
     StorageError
-        If `out` cannot be written or its suffix names no format: said before the work.
+        If `out` cannot be written or its suffix names no format; raised before any work.
     """
     start = time.perf_counter()
     split, tta = converted(str, split, "split"), converted(bool, tta, "tta")
@@ -146,7 +146,6 @@ def infer(
     check_table(out, vectors=embeddings)
     with process_group(device, _WAIT_MINUTES) as context, ExitStack() as copies:
         loaded = [load_finder(path, context.device) for path in paths]
-        metas = [meta for _, meta, _ in loaded]
         loading = {
             "cache_dir": cache_dir,
             "cache": CacheOptions(limit_bytes=int(cache_limit_gb * 1e9)),
@@ -157,12 +156,12 @@ def infer(
             split,
             None if catalog is None else (catalog, dict(catalog_columns or {})),
             batch_size,
-            metas[0]["normalization"],
+            loaded[0][1]["normalization"],
             workers,
             loading,
             copies,
         )
-        for path, meta in zip(paths, metas, strict=True):
+        for path, (_, meta, _) in zip(paths, loaded, strict=True):
             origin.check(meta, str(path))
         model = Ensemble([m for m, _, _ in loaded], tta=tta, embeddings=embeddings)
         facts = _facts(paths, loaded, origin, tta)
@@ -171,13 +170,20 @@ def infer(
         opened = list(map(announce_opening, paths, openings)) if context.is_main else []
         finished = FinishedParts(out)
         done, todo = _share_work(finished, facts, origin, batch_size, embeddings, context)
-        told = _Told(origin.parts, done, context, progress)
+        resumed = sum(origin.parts[index] for index in done)
+        tell = _progress(progress, sum(origin.parts), resumed, context)
+        account: dict[str, Any] = {}
         try:
-            _score_parts(
-                model, origin, todo, finished, context, told, [str(path) for path in paths]
-            )
+            _score_parts(model, origin, todo, finished, context, tell, paths)
             context.barrier()
-            account = _join(finished, origin, facts, context) if context.is_main else {}
+            if context.is_main:
+                remedy = (
+                    "Is --out a folder that all processes see?"
+                    if context.world_size > 1
+                    else "It was removed meanwhile: does another `lenstrain infer` write the same "
+                    "--out?"
+                )
+                account = finished.join(len(origin.parts), facts, remedy)
         except BaseException:
             finished.leave()
             raise
@@ -189,7 +195,6 @@ def infer(
         account = context.from_main(account)
         context.barrier()
     seconds = time.perf_counter() - start
-    resumed = sum(origin.parts[index] for index in done)
     return account | {
         "resumed_rows": resumed,
         "split": origin.split,
@@ -210,7 +215,7 @@ def _facts(
     origin: Origin,
     tta: bool,
 ) -> dict[str, Any]:
-    """What the scores table says about its origin, in plain types."""
+    """Metadata of the table of scores, in plain types."""
     members = [
         {
             "checkpoint": str(path),
@@ -249,8 +254,7 @@ def _share_work(
 ) -> tuple[list[int], list[int]]:
     """Parts that are done already, and those that this process is to score.
 
-    The first process looks and the others take its word: one that comes late would see parts that
-    were finished since.
+    The first process looks and tells the others, which might see parts that were finished since.
     """
     plan = {
         "members": [member["checkpoint_sha256"] for member in facts["members"]],
@@ -266,25 +270,18 @@ def _share_work(
     return done, mine.tolist()
 
 
-class _Told:
-    """Progress over all processes: what the others did is taken to be what this one did."""
+def _progress(
+    progress: Progress | None, rows: int, done: int, context: Context
+) -> Callable[[int], None]:
+    """Report on all processes, counting as many rows of each of the others as of this one."""
 
-    def __init__(
-        self,
-        parts: Sequence[int],
-        done: Sequence[int],
-        context: Context,
-        progress: Progress | None,
-    ) -> None:
-        self._rows, self._done = sum(parts), sum(parts[index] for index in done)
-        self._times = context.world_size
-        self._progress = progress if context.is_main else None
+    def tell(more: int) -> None:
+        nonlocal done
+        done = min(rows, done + more * context.world_size)
+        if progress is not None and context.is_main:
+            progress(done, rows)
 
-    def add(self, rows: int) -> None:
-        """Count rows of this process."""
-        self._done = min(self._rows, self._done + rows * self._times)
-        if self._progress is not None:
-            self._progress(self._done, self._rows)
+    return tell
 
 
 def _score_parts(
@@ -293,34 +290,38 @@ def _score_parts(
     todo: Sequence[int],
     finished: FinishedParts,
     context: Context,
-    told: _Told,
-    checkpoints: Sequence[str],
+    tell: Callable[[int], None],
+    checkpoints: Sequence[Uri],
 ) -> None:
     if not todo:
         return
     with torch.inference_mode(), full_float32():
         for part in origin.read(todo, pin_memory=context.device.type == "cuda"):
-            logit_RM, features = _score(model, part.batches, context, told)
+            logit_RM, features = _score(model, part.batches, context, tell)
             _require_finite(logit_RM, model, origin, part, checkpoints)
             table = _scored(part.table(), origin.split, logit_RM, features)
             finished.write(part.index, table, part.rejects)
             if part.rejects is not None:
-                told.add(part.rejects.num_rows)
-            _check_whole(part, table, origin)
+                tell(part.rejects.num_rows)
+            elif table.num_rows != origin.parts[part.index]:  # of a tree some are of other splits
+                raise DatasetError(
+                    f"{table.num_rows} rows were scored where the manifest states "
+                    f"{origin.parts[part.index]}."
+                )
 
 
 def _score(
-    model: Ensemble, batches: Iterable[Tensor], context: Context, told: _Told
+    model: Ensemble, batches: Iterable[Tensor], context: Context, tell: Callable[[int], None]
 ) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
     """Logits (rows, members) and embeddings (rows, features) of a part."""
     logits: list[Tensor] = []
     features: list[list[Tensor]] = []
     for pixels in batches:
         logit_BM, seen = model(widen(send(pixels, context.device), channels_last=True))
-        # Nothing is copied from the device before the part is done: it would wait each time.
+        # Copied from the device once the part is done: each copy waits for the device.
         logits.append(logit_BM)
         features.append(seen)
-        told.add(len(pixels))
+        tell(len(pixels))
     if not logits:
         return np.empty((0, len(model.members)), np.float32), []
     joined = [torch.cat(member).cpu().numpy() for member in zip(*features, strict=True)]
@@ -332,21 +333,17 @@ def _require_finite(
     model: Ensemble,
     origin: Origin,
     part: Part,
-    checkpoints: Sequence[str],
+    checkpoints: Sequence[Uri],
 ) -> None:
     """Refuse logits that are not finite, and say whether the pixels or the weights are the cause.
 
-    Raises
-    ------
-    ShardError
-        If the first such stamp has pixels that are not finite.
-    CheckpointError
-        If they are.
+    It is a ShardError if the first such stamp has pixels that are not finite, else a
+    CheckpointError.
     """
     broken_RM = ~np.isfinite(logit_RM)
     if not broken_RM.any():
         return
-    row, member = (int(place[0]) for place in np.nonzero(broken_RM))
+    row, member = np.argwhere(broken_RM)[0].tolist()
     name = f"stamp {part.table()['key'][row]} of {origin.facts['dataset']}"
     if not torch.isfinite(_stamp(origin, part.index, row)).all():
         raise ShardError(
@@ -392,23 +389,3 @@ def _scored(
         columns[name] = pa.FixedSizeListArray.from_arrays(flat, vector.shape[1])
     rest = [name for name in columns if name not in FIRST_COLUMNS]
     return pa.table({name: columns[name] for name in (*FIRST_COLUMNS, *rest)})
-
-
-def _check_whole(part: Part, table: pa.Table, origin: Origin) -> None:
-    """Rows of a dataset are all scored; of a tree some may be of other splits."""
-    if part.rejects is None and table.num_rows != origin.parts[part.index]:
-        raise DatasetError(
-            f"{table.num_rows} rows were scored where the manifest states "
-            f"{origin.parts[part.index]}."
-        )
-
-
-def _join(
-    finished: FinishedParts, origin: Origin, facts: dict[str, Any], context: Context
-) -> dict[str, Any]:
-    remedy = (
-        "Is --out a place that all processes see?"
-        if context.world_size > 1
-        else "It was removed meanwhile: does another `lenstrain infer` write the same --out?"
-    )
-    return finished.join(len(origin.parts), facts, remedy)

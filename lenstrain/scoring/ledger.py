@@ -1,8 +1,8 @@
 """The ledger of a run: every time its checkpoints are scored on the test split.
 
-A test split is opened once, after all choices are made. The ledger does not forbid a second look;
-it makes one visible to `lenstrain audit`. Scoring again with the same weights and options shows
-nothing new: that is the same opening.
+A test split should be opened once, after all choices are made. The ledger does not forbid a second
+look, but makes it visible to `lenstrain audit`. Scoring again with the same weights and options
+shows nothing new: it is the same opening.
 """
 
 from __future__ import annotations
@@ -38,15 +38,10 @@ def run_of(checkpoint: Uri) -> str | None:
 
 
 def record_opening(run: Uri, facts: dict[str, Any]) -> None:
-    """Add a line to the ledger of a run.
+    """Add a line to the ledger of a run, local or s3://.
 
-    Parameters
-    ----------
-    run : str or path
-        Local or s3://.
-    facts : dict
-        As `lenstrain infer` writes them into the scores; ``members`` are the digests of all
-        checkpoints whose mean the scores are.
+    `facts` are those that `lenstrain infer` writes into the scores, but ``members`` are the digests
+    of all checkpoints whose mean the scores are.
 
     Raises
     ------
@@ -64,19 +59,13 @@ def record_opening(run: Uri, facts: dict[str, Any]) -> None:
                 f"{join_uri(run, LEDGER)} cannot be written: {error.strerror or error}."
             ) from error
         return
-    store = open_store(run)  # where nothing can be appended to a file
+    store = open_store(run)  # which cannot append to an object
     before = bytes(store.read(LEDGER)) if store.has(LEDGER) else b""
     store.write(LEDGER, before + line.encode() + b"\n")
 
 
 def read_ledger(run: Uri) -> list[dict[str, Any]] | None:
-    """Lines of a run's ledger, or None if there is none.
-
-    Raises
-    ------
-    StorageError
-        If one is damaged: how often the test split was opened is not known then.
-    """
+    """Lines of a run's ledger, or None if there is none; StorageError if one is damaged."""
     store = open_store(run)
     if not store.has(LEDGER):
         return None
@@ -92,30 +81,26 @@ def read_ledger(run: Uri) -> list[dict[str, Any]] | None:
             lines.append(kept)
         except (ValueError, TypeError, KeyError, AttributeError):
             raise StorageError(
-                f"{join_uri(run, LEDGER)}, line {number} is damaged: who opened the test split is "
-                "not known."
+                f"{join_uri(run, LEDGER)}, line {number} is damaged: how often the test split was "
+                "opened is not known."
             ) from None
     return lines
 
 
 def openings(lines: Sequence[dict[str, Any]], dataset_id: str) -> set[str]:
-    """The different openings of one dataset's test split: by other weights or options."""
+    """The different openings of one dataset's test split, each by other weights or options."""
     return {opening(line) for line in lines if line["dataset_id"] == dataset_id}
 
 
 def opening(facts: dict[str, Any]) -> str:
-    """What two scorings have in common if they are the same opening."""
+    """Identity of an opening: equal for the same weights, dataset and options."""
     return json.dumps([sorted(facts[_MEMBERS]), facts["dataset_id"], facts["split"], facts["tta"]])
 
 
 def announce_opening(checkpoint: Uri, facts: dict[str, Any]) -> dict[str, Any]:
-    """What is known of earlier openings of the test split, said before it is opened again.
+    """Log what is known of earlier openings of the test split, before it is opened again.
 
-    Parameters
-    ----------
-    checkpoint : str or path
-    facts : dict
-        As `record_opening` takes them; another split than test is no opening.
+    `facts` are as for `record_opening`; another split than test is no opening.
 
     Returns
     -------
@@ -142,9 +127,10 @@ def announce_opening(checkpoint: Uri, facts: dict[str, Any]) -> dict[str, Any]:
     found["repeated"] = opening(facts) in before
     found["before"] = len(before - {opening(facts)})
     if found["before"]:
+        times = "once" if found["before"] == 1 else f"{found['before']} times"
         _log.warning(
             "%s, which was opened with other weights or options of %s %s before (%s): choosing "
-            "among them spends it.", what, run, _times(found["before"]), LEDGER,
+            "among them spends it.", what, run, times, LEDGER,
         )  # fmt: skip
     elif found["repeated"]:
         _log.info("%s again, with the same weights and options: the same opening.", what)
@@ -154,7 +140,7 @@ def announce_opening(checkpoint: Uri, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def note_opening(found: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Record an opening that was announced; where that is not possible, say so."""
+    """Record an opening that was announced, or warn that this is not possible."""
     if found["ledger"] is None:
         return
     try:
@@ -162,7 +148,3 @@ def note_opening(found: dict[str, Any], facts: dict[str, Any]) -> None:
     except StorageError as error:
         found["fault"] = str(error)
         _log.warning("This opening of the test split is in no ledger: %s", error)
-
-
-def _times(number: int) -> str:
-    return "once" if number == 1 else f"{number} times"

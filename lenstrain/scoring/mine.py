@@ -1,4 +1,4 @@
-"""Hard-negative mining: controls that a finder mistakes for lenses, as weights to train with."""
+"""Hard-negative mining: training weights for controls that a finder mistakes for lenses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MiningOptions:
     """What counts as a hard negative, and how much more often it is shown."""
 
     fraction: float = 0.05
-    """Part of the distinct control images of each PSF bin that counts as hard."""
+    """Fraction of the distinct control images of each PSF bin that counts as hard."""
 
     factor: float = 4.0
     """Weight of a hard control; every other row weighs 1."""
@@ -73,12 +73,12 @@ def mine(
     Parameters
     ----------
     scores : sequence of str or path
-        Tables of `lenstrain infer` on the training split. Of a row that several of them hold, the
-        mean logit counts, as in an ensemble. These and all others: what `lensprep.tables.reader`
-        reads, local or s3://.
+        Tables of `lenstrain infer` on the training split. A row found in several of them has its
+        mean logit, as in an ensemble. These and all other tables are read by
+        `lensprep.tables.reader`, and may be local or s3://.
     out : str or path
-        Table to write: key, weight, label, logit, psf_bin, rank (from 1, in its bin) and what else
-        the scores say.
+        Table to write: key, weight, label, logit, psf_bin, rank (from 1, in its bin) and other
+        columns of the scores.
     catalog : str or path, optional
         Known lenses with positions.
     catalog_columns : mapping, optional
@@ -105,37 +105,41 @@ def mine(
     options = options or MiningOptions()
     check_table(out)
     positions = () if catalog is None else ("ra", "dec")
-    table, splits, sources = read_tables(scores, columns, scores_are, positions)
+    table, splits, sources = _read_tables(scores, columns, scores_are, positions)
     controls = table.filter(pa.array(to_floats(table["label"], "label", scores[0]) == 0))
     if not controls.num_rows:
         raise ScoresError(f"{scores[0]} has no control (label 0) to mine.")
-    near = near_lenses(controls, catalog, options.radius_arcsec, scores[0], catalog_columns)
+    near = np.zeros(controls.num_rows, bool)
+    if catalog is not None:
+        lenses = read_catalog(catalog, catalog_columns)
+        ra, dec = read_positions(controls, str(scores[0]), unknown=True)
+        placed = np.flatnonzero(~np.isnan(ra))
+        if placed.size:
+            arcsec = nearest_on_sky(ra[placed], dec[placed], lenses.ra, lenses.dec)[1]
+            near[placed] = arcsec <= options.radius_arcsec
     kept = controls.filter(pa.array(~near))
     if not kept.num_rows:
         raise ScoresError(
             f"Every control lies within {options.radius_arcsec:g} arcsec of a lens of {catalog}."
         )
     psf = to_floats(kept["psfsize_r"], "psfsize_r", scores[0])
-    bins, edges = psf_bins(psf, options)
+    bins, edges = _psf_bins(psf, options)
     logit = kept["logit"].to_numpy()
     rank, hard, lines = _choose(logit, _images(kept), bins, edges, options.fraction)
-    columns = {
-        "weight": pa.array(np.full(int(hard.sum()), options.factor)),
-        "psf_bin": pa.array(bins[hard], pa.int32()),
-        "rank": pa.array(rank[hard], pa.int64()),
-    }
-    chosen = kept.filter(pa.array(hard))
-    for name, column in columns.items():
-        chosen = chosen.append_column(name, column)
-    chosen = chosen.sort_by([("psf_bin", "ascending"), ("rank", "ascending")])
-    notes = _notes(catalog, splits)
+    chosen = (
+        kept.filter(pa.array(hard))
+        .append_column("weight", pa.array(np.full(int(hard.sum()), options.factor)))
+        .append_column("psf_bin", pa.array(bins[hard], pa.int32()))
+        .append_column("rank", pa.array(rank[hard], pa.int64()))
+        .sort_by([("psf_bin", "ascending"), ("rank", "ascending")])
+    )
     result = {
         "out": str(out),
         "controls": controls.num_rows,
         "hard": chosen.num_rows,
         "excluded": int(near.sum()),
         "bins": lines,
-        "notes": notes,
+        "notes": _notes(catalog, splits),
     }
     facts = {**result, "scores": sources, "catalog": None if catalog is None else str(catalog)}
     with table_writer(out, chosen.schema.remove_metadata(), facts) as write:
@@ -143,26 +147,15 @@ def mine(
     return result
 
 
-def read_tables(
+def _read_tables(
     paths: Sequence[Uri],
-    columns: Mapping[str, str] | None = None,
-    scores_are: ScoresAre | None = None,
-    needed: Sequence[str] = (),
+    columns: Mapping[str, str] | None,
+    scores_are: ScoresAre | None,
+    needed: Sequence[str],
 ) -> tuple[pa.Table, list[str], list[dict[str, Any]]]:
-    """Read tables of scores and average the logits of rows that several of them hold.
+    """Rows of all tables, with the mean logit of each key; their splits, and each file's origin.
 
-    Parameters
-    ----------
-    paths : sequence of str or path
-    columns, scores_are
-        As of `mine`; the first table must have these columns, others may have ours instead.
-    needed : sequence of str
-        Columns that must be there beside key, label, logit and psfsize_r.
-
-    Returns
-    -------
-    table, splits, sources
-        The rows; the splits they are of, as far as is known; what each file says of itself.
+    The first table must have the names of `columns`, others may use the standard ones instead.
     """
     tables: list[pa.Table] = []
     sources: list[dict[str, Any]] = []
@@ -205,49 +198,17 @@ def _read_one(
     if_there: bool,
 ) -> tuple[pa.Table, dict[str, Any]]:
     every = ("key", "label", LOGIT, "psfsize_r", *needed)
-    found, logit, _ = read_rows(path, every, columns, scores_are, if_there=if_there)
+    found = read_rows(path, every, columns, scores_are, if_there=if_there)
     check_keys(found.table["key"], path)
     for name in ("label", "psfsize_r"):
         to_floats(found.table[name], name, path)
     names = [name for name in ("psfsize_r", *_OPTIONAL) if name in found.table.column_names]
-    table = found.table.select(["key", "label", *names]).add_column(2, "logit", pa.array(logit))
+    table = found.table.select(["key", "label", *names])
+    table = table.add_column(2, "logit", pa.array(found.logits))
     return table, {name: found.metadata.get(name) for name in ("checkpoint_sha256", "dataset_id")}
 
 
-def near_lenses(
-    controls: pa.Table,
-    catalog: Uri | None,
-    radius_arcsec: float,
-    source: Uri,
-    columns: Mapping[str, str] | None = None,
-) -> NDArray[np.bool_]:
-    """Which controls lie within a radius of a known lens.
-
-    Parameters
-    ----------
-    controls : pyarrow.Table
-        With ra and dec in degrees.
-    catalog : str, path or None
-        None: nothing is near.
-    radius_arcsec : float
-    source : str or path
-        What an error names.
-    columns : mapping, optional
-        What the catalogue calls ``ra`` and ``dec``.
-    """
-    near = np.zeros(controls.num_rows, bool)
-    if catalog is None:
-        return near
-    lenses = read_catalog(catalog, columns)
-    ra, dec = read_positions(controls, str(source), unknown=True)
-    placed = np.flatnonzero(~np.isnan(ra))
-    if placed.size:
-        arcsec = nearest_on_sky(ra[placed], dec[placed], lenses.ra, lenses.dec)[1]
-        near[placed] = arcsec <= radius_arcsec
-    return near
-
-
-def psf_bins(
+def _psf_bins(
     psf: NDArray[np.float64], options: MiningOptions
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
     """Bin of each control by its PSF FWHM, and the inner edges in arcsec.
@@ -268,7 +229,7 @@ def psf_bins(
 
 
 def _images(table: pa.Table) -> NDArray[np.int64]:
-    """Number of each distinct image: a control that comes 24 times must not fill a bin's list."""
+    """Number of each distinct image: a control repeated 24 times must not fill a bin's list."""
     if "pixel_hash" not in table.column_names or table["pixel_hash"].null_count:
         return np.arange(table.num_rows)
     codes = table["pixel_hash"].combine_chunks().dictionary_encode().indices
@@ -318,7 +279,7 @@ def _notes(catalog: Uri | None, splits: list[str]) -> list[str]:
     others = sorted({str(split) for split in splits if split and split != "train"})
     if others:
         notes.append(
-            f"The scores are of split {', '.join(others)}: training uses rows of train only. Score "
-            "it with `lenstrain infer --split train`."
+            f"The scores are of split {', '.join(others)}, but training uses rows of train only. "
+            "Score it with `lenstrain infer --split train`."
         )
     return notes

@@ -1,10 +1,10 @@
 """Where stamps to be scored come from: a converted dataset, a Phase 4c tree, a folder of cutouts.
 
 Every origin is cut into parts of neighbouring rows, whatever the number of processes. A part is
-read, scored and written as a whole, so that finished parts can be kept and no row comes twice.
+read, scored and written as a whole, so that finished parts can be kept and no row is scored twice.
 
-Datasets are read by the loader. What must be decoded first comes from `lensprep.decode.parts`,
-which is imported for such origins only.
+Datasets are read by the loader, and all else is decoded by `lensprep.decode.parts`, which is
+imported only then.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from os import PathLike
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
@@ -40,7 +40,7 @@ PART_ROWS = 8192
 
 @dataclass(frozen=True)
 class Part:
-    """One part, while it is read."""
+    """One part, while it is being read."""
 
     index: int
     batches: Iterator[Tensor]
@@ -48,17 +48,17 @@ class Part:
     table: Callable[[], pa.Table]
     """Columns of the same rows; to be called after the last batch."""
     rejects: pa.Table | None = None
-    """Rows of the part that have no stamp, with their reasons."""
+    """Rows of the part that have no stamp, with their reasons; None of a dataset."""
 
 
 class Origin(Protocol):
-    """What `lenstrain infer` asks of a place where stamps are."""
+    """What `lenstrain infer` needs of stamps to be scored."""
 
     parts: Sequence[int]
     """Rows of each part; of a tree also rows that will be rejected."""
     split: str | None
     facts: dict[str, Any]
-    """What the scores say about it: dataset, dataset_id, source."""
+    """Metadata for the scores: dataset, dataset_id, source."""
 
     def check(self, meta: dict[str, Any], checkpoint: str) -> None:
         """Refuse a checkpoint whose pixels or labels mean something else."""
@@ -73,35 +73,17 @@ class Origin(Protocol):
 class DatasetOrigin:
     """A split of a converted dataset, in the order of the split.
 
-    Parameters
-    ----------
-    uri : str or path
-    split : str
-    batch_size : int
-    cache_dir : path, optional
-    **loading : Any
-        ``cache`` and ``memory_budget``; all as for `StampLoader`.
+    The other arguments are those of `StampLoader`.
     """
 
-    def __init__(
-        self,
-        uri: str | PathLike[str],
-        split: str,
-        batch_size: int,
-        cache_dir: str | PathLike[str] | None = None,
-        **loading: Any,
-    ) -> None:
+    def __init__(self, uri: Uri, split: str, batch_size: int, **loading: Any) -> None:
         self.split: str | None = split
         self._data = Dataset.open(uri)
         self._shards = self._data.split(split).shards
-        self._name, self._batch = split, batch_size
-        self._loading = {"cache_dir": cache_dir, **loading}
+        self._name, self._batch, self._loading = split, batch_size, loading
         self._steps = max(1, PART_ROWS // batch_size)
-        self._rows = sum(shard.rows for shard in self._shards)
-        size = self._steps * batch_size
-        self.parts: Sequence[int] = [
-            min(size, self._rows - first) for first in range(0, self._rows, size)
-        ]
+        rows, size = sum(shard.rows for shard in self._shards), self._steps * batch_size
+        self.parts: Sequence[int] = [min(size, rows - first) for first in range(0, rows, size)]
         self._schema: pa.Schema | None = None
         self._held: tuple[int, pa.Table] = (-1, pa.table({}))
         self.facts = {
@@ -111,13 +93,7 @@ class DatasetOrigin:
         }
 
     def check(self, meta: dict[str, Any], checkpoint: str) -> None:
-        """Refuse a dataset whose pixels or labels mean something else than those trained with.
-
-        Raises
-        ------
-        CheckpointError
-            If the normalisation or the label map differ.
-        """
+        """Refuse a dataset of another normalisation or label map, with CheckpointError."""
         trained = NormalizationSpec.from_dict(meta["normalization"])
         stored = self._data.manifest.normalization
         if trained.to_dict() != stored.to_dict():
@@ -149,7 +125,8 @@ class DatasetOrigin:
                 loader.load_state_dict(state | {"epoch": 0, "step": first * self._steps})
                 batches = iter(loader)
                 for index in range(first, last):
-                    yield Part(index, self._batches(batches, index), self._table_of(index))
+                    columns = partial(self._columns, index)
+                    yield Part(index, self._batches(batches, index), columns)
         finally:
             loader.close()
 
@@ -160,18 +137,16 @@ class DatasetOrigin:
             expected = torch.arange(row, row + real)
             if not torch.equal(batch.index[:real], expected):
                 raise DatasetError(
-                    f"{self._data.uri}: row {row} of split {self._name} did not come in its turn. "
+                    f"{self._data.uri}: row {row} of split {self._name} was read out of order. "
                     "The loader must read with shuffle=None."
                 )
             row += real
             yield batch.pixels[:real]
 
-    def _table_of(self, index: int) -> Callable[[], pa.Table]:
+    def _columns(self, index: int) -> pa.Table:
+        """Sidecar rows of a part."""
         first = index * self._steps * self._batch
-        return lambda: self._columns(first, first + self.parts[index])
-
-    def _columns(self, first: int, stop: int) -> pa.Table:
-        """Sidecar rows of a range of the split."""
+        stop = first + self.parts[index]
         tables, start = [], 0
         for number, shard in enumerate(self._shards):
             low, high = max(first, start), min(stop, start + shard.rows)
@@ -193,8 +168,8 @@ class DatasetOrigin:
                 self._schema = self._data.read_shard_sidecar(self._shards[0]).schema
             if table.schema != self._schema:
                 raise ShardError(
-                    f"{self._data.uri}/{shard.sidecar} has other columns than the shards before "
-                    "it. Run `lensprep verify`, and convert again."
+                    f"{self._data.uri}/{shard.sidecar} has other columns than the first shard. "
+                    "Run `lensprep verify`, and convert again."
                 )
             self._held = (number, table)
         return self._held[1]
@@ -221,20 +196,9 @@ def spell(spec: NormalizationSpec) -> str:
 class DecodedOrigin:
     """Rows of a Phase 4c tree or a folder of cutouts, normalised as a checkpoint asks.
 
-    Parameters
-    ----------
-    called : str
-        What the user calls the place.
-    plan : Plan
-    split : str or None
-        Of a tree.
-    batch_size : int
-    normalization : dict
-        That of the checkpoint, as plain types.
-    workers : int or None
-        Decoding processes; one for each processor if not given.
-    source : dict
-        ``kind``, and what else the scores say about the source before its digest.
+    `called` is the location as the user gave it, `normalization` the checkpoint's in plain types,
+    and `source` the ``kind`` and other metadata of the source. There are as many decoding `workers`
+    as processors if None.
     """
 
     def __init__(
@@ -260,13 +224,7 @@ class DecodedOrigin:
         }
 
     def check(self, meta: dict[str, Any], checkpoint: str) -> None:
-        """Stamps are normalised as the first checkpoint asks; another must ask for the same.
-
-        Raises
-        ------
-        CheckpointError
-            If it does not.
-        """
+        """Refuse a checkpoint of another normalisation than the first, with CheckpointError."""
         if dict(meta["normalization"]) != self._wanted:
             ours = NormalizationSpec.from_dict(self._wanted)
             theirs = NormalizationSpec.from_dict(meta["normalization"])
@@ -305,8 +263,7 @@ def open_origin(
 ) -> Origin:
     """The kind of origin that a location is: a manifest makes a dataset, a catalogue cutouts.
 
-    Parameters are those of the three, and ``copies``, which holds local copies of what is in a
-    store and must be read file by file.
+    `copies` removes, when it closes, the local copies of cutouts and catalogue in a store.
     """
     if catalog is None and not _is_tree(uri):
         return DatasetOrigin(uri, split, batch_size, **loading)
@@ -315,7 +272,7 @@ def open_origin(
     if catalog is None:
         plan, source = plan_tree(uri, split), {"kind": "tree"}
         return DecodedOrigin(str(uri), plan, split, batch_size, normalization, workers, source)
-    # They are decoded file by file, from a disk.
+    # Cutouts are decoded file by file, from a disk.
     folder = copies.enter_context(local_folder(uri, wanted=_is_cutout))
     table = copies.enter_context(local_table(catalog[0]))
     plan = plan_cutouts(folder, table, catalog[1], str(uri))
@@ -324,7 +281,7 @@ def open_origin(
 
 
 def _is_tree(uri: Uri) -> bool:
-    """Whether a location holds parquet and was never meant to be a dataset."""
+    """Whether a location holds parquet, and neither a dataset nor an unfinished conversion."""
     if is_remote(uri):
         if str(uri).endswith(".parquet"):
             return True

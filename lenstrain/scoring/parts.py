@@ -1,4 +1,4 @@
-"""Finished parts of a table of scores: kept beside it until all are there, then joined."""
+"""Finished parts of a table of scores, kept beside it until all are there and then joined."""
 
 from __future__ import annotations
 
@@ -37,13 +37,7 @@ class FinishedParts:
         self._out, self._folder = out, open_store(join_uri(parent, f".{name}.parts"))
 
     def begin(self, plan: dict[str, Any], parts: int) -> list[int]:
-        """Make the folder, or take up the one that is there if it is of the same plan.
-
-        Returns
-        -------
-        list of int
-            Parts that are finished.
-        """
+        """Make the folder, or reuse that of the same plan; return the parts that are finished."""
         text = json.dumps(plan, sort_keys=True).encode()
         if not self._folder.has(_PLAN) or self._folder.read(_PLAN) != text:
             self.remove()
@@ -52,19 +46,19 @@ class FinishedParts:
         return [index for index in range(parts) if _part_file(index) in found]
 
     def write(self, index: int, table: pa.Table, rejects: pa.Table | None) -> None:
-        """Keep a part; once its table is there it is finished."""
+        """Keep a part, which is finished once its table is there."""
         if rejects is not None and rejects.num_rows:
             _write(self._folder, f"part-{index:06d}.rejects", rejects)
         _write(self._folder, _part_file(index), table)
 
     def leave(self) -> None:
-        """Keep what is finished for another try; a folder without any goes."""
-        with suppress(StorageError):  # what went wrong before says more
+        """Keep what is finished for another try; remove the folder if nothing is."""
+        with suppress(StorageError):  # the error that ended the run says more
             if not any(e.name.endswith(".parquet") for e in self._folder.entries("part-")):
                 self.remove()
 
     def remove(self) -> None:
-        """Remove all of it."""
+        """Remove the folder with all that is in it."""
         for entry in self._folder.entries():
             self._folder.delete(entry.name)
         if not is_remote(self._folder.uri):
@@ -78,9 +72,9 @@ class FinishedParts:
         parts : int
             How many there must be.
         facts : dict
-            What the table says about its origin.
+            Metadata of the table.
         remedy : str
-            What to say if one is missing.
+            End of the message if one is missing.
 
         Returns
         -------
@@ -106,14 +100,24 @@ class FinishedParts:
         first = _first_of_each_key(folder, files)
         repeats = int(sum((~kept).sum() for kept in first))
         if repeats and facts["source"]["kind"] != "tree":
-            raise DatasetError(f"{facts['dataset']}: {repeats} rows have a key that came before.")
+            raise DatasetError(f"{facts['dataset']}: {repeats} rows repeat an earlier key.")
         rejects = _rejects(folder, sorted(found - set(files)), files, first)
         account = _account(int(sum(kept.sum() for kept in first)), rejects)
         if not account["rows"]:
             of = f" of split {facts['split']!r}" if facts["split"] else ""
-            why = f"{_in_words(account)}{_first_detail(rejects)}"
+            reasons = account["filtered"] | account["rejected"]
+            why = ", ".join(f"{name} {count:,}" for name, count in reasons.items()) or "no rows"
+            if rejects is not None and "detail" in rejects.column_names:  # of cutouts
+                first_row = rejects.slice(0, 1).to_pylist()[0]
+                where = first_row["source_file"] or first_row["task_id"]
+                why += f" (first: {where}, {first_row['detail']})"
             raise InputError(f"{facts['dataset']} has no stamp{of} to score: {why}.")
-        _write_scores(self._out, folder, files, first, facts | {"account": account})
+        schema = _read(folder, files[0]).schema.remove_metadata()
+        # Part by part, so that memory does not grow with the table.
+        with table_writer(self._out, schema, facts | {"account": account}) as write:
+            for file, kept in zip(files, first, strict=True):
+                table = _read(folder, file)
+                write(table if kept.all() else table.filter(pa.array(kept)))
         parent, name = split_uri(self._out)
         beside = f"{name[: -len(uri_suffix(name))]}.rejects.parquet"
         if rejects is not None and rejects.num_rows:
@@ -152,20 +156,15 @@ def _first_of_each_key(folder: Store, files: Sequence[str]) -> list[NDArray[np.b
 def _rejects(
     folder: Store, named: Sequence[str], files: Sequence[str], first: Sequence[NDArray[np.bool_]]
 ) -> pa.Table | None:
-    """Rows without a score: those that could not be decoded, and those that came before."""
+    """Rows without a score: those that could not be decoded, and duplicates."""
     tables = [_read(folder, name) for name in named]
     for file, kept in zip(files, first, strict=True):
-        if kept.all():
-            continue
-        again = _read(folder, file).filter(pa.array(~kept))
-        columns = {
-            name: again[name]
-            for name in ("task_id", "source_file", "source_row_group", "source_row")
-        }
-        count = again.num_rows
-        columns["kind"] = pa.array(["rejected"] * count)
-        columns["reason"] = pa.array(["duplicate_row"] * count)
-        tables.append(pa.table(columns))
+        if not kept.all():
+            again = _read(folder, file).filter(pa.array(~kept))
+            again = again.select(["task_id", "source_file", "source_row_group", "source_row"])
+            for name, value in (("kind", "rejected"), ("reason", "duplicate_row")):
+                again = again.append_column(name, pa.array([value] * again.num_rows))
+            tables.append(again)
     return pa.concat_tables(tables, promote_options="default") if tables else None
 
 
@@ -176,31 +175,3 @@ def _account(rows: int, rejects: pa.Table | None) -> dict[str, Any]:
         for kind, reason in pairs:
             kinds[kind][reason] += 1
     return {"rows": rows} | {kind: dict(sorted(found.items())) for kind, found in kinds.items()}
-
-
-def _in_words(account: dict[str, Any]) -> str:
-    left_out = account["filtered"] | account["rejected"]
-    return ", ".join(f"{reason} {count:,}" for reason, count in left_out.items()) or "no rows"
-
-
-def _first_detail(rejects: pa.Table | None) -> str:
-    """What was found in the first file, where rejects say it: then there is no table to look in."""
-    if rejects is None or "detail" not in rejects.column_names:
-        return ""
-    first = rejects.slice(0, 1).to_pylist()[0]
-    return f" (first: {first['source_file'] or first['task_id']}, {first['detail']})"
-
-
-def _write_scores(
-    out: Uri,
-    folder: Store,
-    files: Sequence[str],
-    first: Sequence[NDArray[np.bool_]],
-    facts: dict[str, Any],
-) -> None:
-    """Copy part by part, so that memory does not grow with the table."""
-    schema = _read(folder, files[0]).schema.remove_metadata()
-    with table_writer(out, schema, facts) as write:
-        for name, kept in zip(files, first, strict=True):
-            table = _read(folder, name)
-            write(table if kept.all() else table.filter(pa.array(kept)))

@@ -1,4 +1,4 @@
-"""Columns and metadata of a table of scores: read here alone, or refused in one line."""
+"""Columns and metadata of a table of scores, read and checked; every reader is here."""
 
 import json
 import logging
@@ -60,6 +60,10 @@ class SkyScores:
     """What `lenstrain infer` wrote: checkpoint, dataset_id, normalization, ...; {} elsewhere."""
     names: tuple[str, ...] = ()
     """All headings of the file."""
+    sha256: str
+    """Digest of the file."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the results must know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +76,6 @@ class ScoreTable(SkyScores):
     n_regions: int
     """Distinct region_id."""
     n_clusters: int
-    sha256: str
-    """Digest of the file."""
-    notes: tuple[str, ...] = ()
-    """What a reader of the results must know."""
 
     @property
     def n(self) -> int:
@@ -97,11 +97,6 @@ class ScoreTable(SkyScores):
             return np.where(positive, self.numbers("theta_e_arcsec") / safe, np.nan)
         return to_floats(self.table[column], column, self.path)
 
-    def strings(self, column: str) -> list[str | None]:
-        """Column as text."""
-        values: list[str | None] = self.table[column].cast(pa.string()).to_pylist()
-        return values
-
     def codes(self, column: str) -> tuple[NDArray[np.int64], list[Any]]:
         """Number of each row's value among the distinct ones, -1 for null; and these, in order."""
         codes, values = _codes(self.table[column])
@@ -117,9 +112,11 @@ class ScoreTable(SkyScores):
         """Number of each distinct image: the same control may come up to 24 times."""
         if self.identity_column == "key":
             return np.arange(self.n, dtype=np.int64)
-        codes, count = _unsorted_codes(self.table["pixel_hash"])
+        # In order of appearance: millions of distinct hashes need no sorting.
+        encoded = _encoded(self.table["pixel_hash"])
+        codes = _indices(encoded)
         missing = codes < 0
-        codes[missing] = count + np.arange(int(missing.sum()))
+        codes[missing] = len(encoded.dictionary) + np.arange(int(missing.sum()))
         return codes
 
     @property
@@ -151,10 +148,10 @@ def read_score_table(
     columns : mapping, optional
         What the table calls some of them instead.
     scores_are : {"probability", "logit"}, optional
-        What the scores are, whatever their column is called. Tables of `lenstrain infer` say so
-        themselves; if they lie in [0, 1] all the same, a note asks whether they were changed.
+        What the scores are, whatever their column is called. Tables of `lenstrain infer` state
+        it; if their logits lie in [0, 1] all the same, a note asks whether they were changed.
     if_there : bool
-        Whether the table may have our names where it has not those of `columns`.
+        Whether the table may use the standard names where it lacks those of `columns`.
 
     Returns
     -------
@@ -169,8 +166,8 @@ def read_score_table(
         region, or a key twice.
     """
     needed = ("key", "label", LOGIT, "region_id")
-    found, logits, notes = read_rows(path, needed, columns, scores_are, if_there=if_there)
-    table = found.table
+    rows = read_rows(path, needed, columns, scores_are, if_there=if_there)
+    table, notes = rows.table, rows.notes
     check_keys(table["key"], path)
     labels = _read_labels(table["label"], path)
     check_ids(table["region_id"], "region_id", path, repeated=True)
@@ -179,17 +176,14 @@ def read_score_table(
     n_clusters = min(n_regions, MAX_CLUSTERS)
     if n_clusters < n_regions:
         region = region * n_clusters // n_regions
-        notes.append(
-            f"{n_regions:,} regions are drawn in {n_clusters:,} clusters of whole regions."
-        )
+        note = f"{n_regions:,} regions are drawn in {n_clusters:,} clusters of whole regions."
+        notes = (*notes, note)
     return ScoreTable(
-        **_common(path, found, logits),
+        **vars(rows) | {"notes": notes},
         labels=labels,
         region=region.astype(np.int32),
         n_regions=n_regions,
         n_clusters=n_clusters,
-        sha256=found.sha256,
-        notes=tuple(notes),
     )
 
 
@@ -210,19 +204,7 @@ def read_sky_scores(
     ScoresError
         If the file cannot be read, is empty, lacks key or logit, or holds non-finite scores.
     """
-    found, logits, _ = read_rows(path, ("key", LOGIT), columns, scores_are, if_there=True)
-    return SkyScores(**_common(path, found, logits))
-
-
-def _common(path: Uri, found: TableFile, logits: Floats) -> dict[str, Any]:
-    """Fields of `SkyScores`."""
-    return {
-        "path": path,
-        "table": found.table,
-        "logits": logits,
-        "metadata": found.metadata,
-        "names": tuple(found.names),
-    }
+    return read_rows(path, ("key", LOGIT), columns, scores_are, if_there=True)
 
 
 def read_rows(
@@ -232,29 +214,11 @@ def read_rows(
     scores_are: ScoresAre | None = None,
     *,
     if_there: bool = False,
-) -> tuple[TableFile, Floats, list[str]]:
-    """Read the columns of `COLUMNS` that a table has, for whatever use.
+) -> SkyScores:
+    """Read the columns of `COLUMNS` that a table has, with keys as text.
 
-    Parameters
-    ----------
-    path, columns, scores_are, if_there
-        As of `read_score_table`.
-    needed : tuple of str
-        Columns that must be there: key, `LOGIT`, and others.
-
-    Returns
-    -------
-    TableFile
-        With keys as text.
-    ndarray of float64, shape (rows,)
-        Logits.
-    list of str
-        What a reader of results must know.
-
-    Raises
-    ------
-    ScoresError
-        As `read_score_table`, of what concerns these columns.
+    The columns `needed` must be there: key, `LOGIT`, and others. Else as `read_score_table`, whose
+    errors it raises for these columns.
     """
     try:
         found = read_table(path, COLUMNS, _TEXT_COLUMNS, rename=columns, if_there=if_there)
@@ -267,8 +231,15 @@ def read_rows(
     check_ids(table["key"], "key", path)
     logits, notes = _read_logits(found, path, scores_are)
     position = table.column_names.index("key")
-    table = table.set_column(position, "key", table["key"].cast(pa.string()))
-    return found._replace(table=table), logits, notes
+    return SkyScores(
+        path=path,
+        table=table.set_column(position, "key", table["key"].cast(pa.string())),
+        logits=logits,
+        metadata=found.metadata,
+        names=tuple(found.names),
+        sha256=found.sha256,
+        notes=tuple(notes),
+    )
 
 
 def read_logits(path: Uri, needed: Sequence[str] = ()) -> pa.Table:
@@ -286,7 +257,7 @@ def read_logits(path: Uri, needed: Sequence[str] = ()) -> pa.Table:
     if table.num_rows == 0 or not np.isfinite(logits).all():
         raise ScoresError(f"{path} is empty, or has logits that are not finite.")
     if "checkpoint_sha256" not in found.metadata:
-        check_logits(logits, path, "Write their logits, log(p / (1 - p)).")
+        _check_logits(logits, path, "Write their logits, log(p / (1 - p)).")
     return table
 
 
@@ -314,7 +285,7 @@ def check_keys(keys: pa.ChunkedArray, path: Uri) -> None:
     first = twice[0]
     raise ScoresError(
         f"{path}: {len(twice)} keys occur more than once ({first['values']!s:.100} occurs "
-        f"{first['counts']} times); every stamp must be scored once. Remove the repeats."
+        f"{first['counts']} times); every stamp must be scored once. Remove the duplicates."
     )
 
 
@@ -360,7 +331,7 @@ def _read_logits(
             _log.warning("%s: %s", path, note)
             return values, [note]
     if name == "logit" and scores_are is None:
-        check_logits(values, path)
+        _check_logits(values, path)
     notes = [] if scores_are is None else [f"Column {name}: {scores_are}, as --scores-are says."]
     if (scores_are or name) == "logit":
         return values, notes
@@ -368,24 +339,14 @@ def _read_logits(
     return logits, notes + more
 
 
-def check_logits(
+def _check_logits(
     values: Floats,
     path: Uri,
     remedy: str = "Tell evaluate or mine by --scores-are probability, or logit if they are logits.",
 ) -> None:
-    """Refuse probabilities in a column of logits: ranks alone would be right.
+    """Refuse finite logits that all lie in [0, 1], as probabilities do, with ScoresError.
 
-    Parameters
-    ----------
-    values : ndarray of float64, shape (n,)
-        Finite. Few rows, and rows that are all alike, say nothing.
-    path : str or path
-    remedy : str
-
-    Raises
-    ------
-    ScoresError
-        If all lie in [0, 1].
+    Only their ranks would be right. Few rows, and rows that are all alike, prove nothing.
     """
     if alike := _like_probabilities(values):
         raise ScoresError(f"{path}: {alike} {remedy}")
@@ -430,12 +391,6 @@ def _codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:
     if not order.size:
         return indices, values
     return np.where(indices >= 0, rank[np.maximum(indices, 0)], -1), values
-
-
-def _unsorted_codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], int]:
-    """As `_codes`, in order of appearance: millions of distinct hashes need no sorting."""
-    encoded = _encoded(column)
-    return _indices(encoded), len(encoded.dictionary)
 
 
 def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:

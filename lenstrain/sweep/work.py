@@ -27,8 +27,8 @@ from lenstrain.config import Config
 from lenstrain.sweep.config import Plan, trial_config
 from lenstrain.sweep.space import draw_all
 from lenstrain.sweep.study import Claim, StudyFiles, best_trials, claim, open_study, try_lock
-from lenstrain.training.run import CHECKPOINTS, Event, Progress
-from lenstrain.training.runlog import CONFIG
+from lenstrain.training.run import Event, Progress
+from lenstrain.training.runlog import CHECKPOINTS, CONFIG
 from lenstrain.training.train import train
 
 RESULT = "result.json"

@@ -31,8 +31,8 @@ from lenstrain.training.checkpoint import (
 )
 from lenstrain.training.distributed import launch_id
 from lenstrain.training.home import Home, check_free, fetch_newer
-from lenstrain.training.run import CHECKPOINTS, Run
-from lenstrain.training.runlog import CONFIG, ENVIRONMENT
+from lenstrain.training.run import Run
+from lenstrain.training.runlog import CHECKPOINTS, CONFIG, ENVIRONMENT
 from lenstrain.training.step import Totals
 
 _READING = {"memory_budget_gb", "cache_dir", "cache", "cache_limit_gb", "cache_reserve_gb",

@@ -33,8 +33,8 @@ from lenstrain.training.resume import (
     restore,
     save,
 )
-from lenstrain.training.run import CHECKPOINTS, Progress, Run, build_run, start_records
-from lenstrain.training.runlog import INTERRUPTED, NONFINITE, Scores
+from lenstrain.training.run import Progress, Run, build_run, start_records
+from lenstrain.training.runlog import CHECKPOINTS, INTERRUPTED, NONFINITE, Scores
 from lenstrain.training.signals import StopSignals, StopWaitingError, stop_signals
 from lenstrain.training.step import Learner, train_step
 from lenstrain.training.validate import score_split, validation_metrics

@@ -1,7 +1,8 @@
-"""Axes of the selection function: scale, splines, and in which direction C may run along each."""
+"""Axes of the selection function: scale, splines, and whether C may rise or fall along each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -38,8 +39,8 @@ INTERACTIONS: Final = (
     ("theta_e_arcsec", "arc_snr"),
     ("psfsize_r", "arc_snr"),
 )
-"""Pairs with a surface of their own: whether an arc is resolved hangs on theta_E and seeing
-together, and how much its brightness helps hangs on whether it is resolved."""
+"""Pairs that have a surface: whether an arc is resolved depends on theta_E and seeing together,
+and how much its brightness helps depends on whether it is resolved."""
 
 LOG_FLOOR: Final = 0.1
 """Values of a logarithmic axis below this count as this: an arc of that S/N is not seen anyway."""
@@ -63,7 +64,7 @@ class Axis:
 
     name: str
     sign: int
-    """+1 or -1 as in `Physics`, 0 if C may run as it likes."""
+    """+1 or -1 as in `Physics`, 0 if C may both rise and fall."""
     unit: str
     log: bool
     is_grid: bool
@@ -133,28 +134,19 @@ class Axis:
 
 
 def make_axis(name: str, values: Floats, free: bool = False) -> Axis:
-    """Axis with its splines, from where the lenses lie; the bins of its support are yet to come.
+    """Axis of `PHYSICS` with its splines, from the finite values of the lenses on it.
 
-    Parameters
-    ----------
-    name : str
-        One of `PHYSICS`.
-    values : ndarray, shape (n,)
-        Finite values of the lenses.
-    free : bool
-        Whether C may run along it as it likes.
+    Along a free axis C may both rise and fall. `with_bins` adds the bins of its support.
     """
     sign, unit, log = PHYSICS[name]
-    bare = Axis(name, 0 if free else sign, unit, log, False, 1, np.empty(0), np.empty(0))
+    bare = Axis(name, 0 if free else sign, unit, log, True, 1, np.empty(0), np.empty(0))
     coordinate = bare.coordinate(values)
     distinct = np.unique(coordinate)
     if distinct.size <= _FEW_VALUES:
-        knots = np.concatenate((distinct[:1], distinct, distinct[-1:]))
-        return Axis(name, bare.sign, unit, log, True, 1, knots, distinct)
+        return replace(bare, knots=np.pad(distinct, 1, "edge"), nodes=distinct)
     knots = np.unique(np.quantile(coordinate, np.linspace(0, 1, _INTERVALS + 1)))
-    ends = np.ones(_CUBIC)
-    knots = np.concatenate((knots[0] * ends, knots, knots[-1] * ends))
-    return Axis(name, bare.sign, unit, log, False, _CUBIC, knots, knots[[0, -1]])
+    padded = np.pad(knots, _CUBIC, "edge")
+    return replace(bare, is_grid=False, degree=_CUBIC, knots=padded, nodes=knots[[0, -1]])
 
 
 def with_bins(
@@ -281,10 +273,7 @@ def make_terms(axes: tuple[Axis, ...]) -> Terms:
 
 
 def _kron(factors: Sequence[Floats]) -> Floats:
-    product = factors[0]
-    for factor in factors[1:]:
-        product = np.asarray(np.kron(product, factor), dtype=np.float64)
-    return product
+    return reduce(lambda one, other: np.asarray(np.kron(one, other)), factors)
 
 
 def _widths(sites: Floats) -> Floats:

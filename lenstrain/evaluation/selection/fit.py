@@ -31,7 +31,7 @@ _PRIOR_LENSES = 1.0
 none are found."""
 
 _RIDGE = 1e-3
-"""Prior precision of a coefficient: parts the share of two terms along an axis they have both."""
+"""Prior precision of a coefficient, which divides an effect between two terms of the same axis."""
 
 _TIGHT, _LOOSE = 1e-8, 1e-3
 """Change of the log likelihood at which the fit may stop, and a draw or a fold of it."""
@@ -66,12 +66,11 @@ class Lenses:
 def count_lenses(
     axes: Sequence[Axis], coordinates: Floats, found: NDArray[np.bool_], region: Ints
 ) -> Lenses:
-    """Count lenses in fine cells.
+    """Count lenses in fine cells, which keep the values of grid axes.
 
     Parameters
     ----------
     axes : sequence of Axis
-        They say which coordinates are grids, whose values are kept.
     coordinates : ndarray, shape (n, axes)
         Finite coordinates of the lenses.
     found : ndarray of bool, shape (n,)
@@ -80,7 +79,9 @@ def count_lenses(
         Region of each, numbered from 0 without gaps.
     """
     cell = np.zeros(len(coordinates), np.int64)
-    bins = _fine_bins(axes)
+    grid = int(np.prod([axis.cells for axis in axes if axis.is_grid]))
+    continuous = sum(not axis.is_grid for axis in axes)
+    bins = int(np.clip((_MOST_CELLS / grid) ** (1 / max(continuous, 1)), 4, _MOST_BINS))
     for axis, column in zip(axes, coordinates.T, strict=True):
         if axis.is_grid:
             edges = (axis.nodes[:-1] + axis.nodes[1:]) / 2
@@ -96,14 +97,6 @@ def count_lenses(
         return sparse.coo_array((values, (cell, region)), shape=shape).tocsr()
 
     return Lenses(means, counted(np.ones(cell.size)), counted(found.astype(float)))
-
-
-def _fine_bins(axes: Sequence[Axis]) -> int:
-    """Bins of each continuous axis, so that all cells together stay few."""
-    grid = int(np.prod([axis.cells for axis in axes if axis.is_grid]))
-    continuous = sum(not axis.is_grid for axis in axes)
-    bins = (_MOST_CELLS / grid) ** (1 / max(continuous, 1))
-    return int(np.clip(bins, 4, _MOST_BINS))
 
 
 class Smoothing(NamedTuple):
@@ -125,10 +118,6 @@ class _Problem:
     def penalty(self, smoothing: Smoothing) -> Floats:
         total = smoothing.curvature * self.curvature + smoothing.mixed * self.mixed
         return total + _RIDGE * np.diag([0.0] + [1.0] * (len(total) - 1))
-
-    @property
-    def has_surfaces(self) -> bool:
-        return bool(self.mixed.any())
 
 
 def _loss(logit: Floats, n: Floats, k: Floats, coefficients: Floats, penalty: Floats) -> float:
@@ -218,7 +207,7 @@ class HeldOut(NamedTuple):
     """How well a fit predicts regions that it has not seen."""
 
     share: Floats
-    """Foretold C of each cell in each fold; shape (folds, cells)."""
+    """Predicted C of each cell in each fold; shape (folds, cells)."""
     n: Floats
     """Lenses of the cell in the regions of the fold."""
     k: Floats
@@ -234,7 +223,7 @@ class HeldOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """Coefficients, how sure they are, and how they were found."""
+    """Coefficients, their uncertainty, and how they were found."""
 
     coefficients: Floats
     draws: Floats
@@ -243,7 +232,7 @@ class Fit:
     """Covariance if lenses were independent, H^-1 with H the penalised information (Wahba 1983,
     JRSS B 45, 133): the least there is, also where all or none are found and draws do not vary."""
     bias: Floats
-    """The part of it that the penalty's bias has, H^-1 S H^-1: draws do not show it."""
+    """The contribution of the penalty's bias to it, H^-1 S H^-1, which draws do not show."""
     smoothing: Smoothing
     n_regions: int
     held_out: HeldOut | None
@@ -256,24 +245,16 @@ def fit_selection(terms: Terms, lenses: Lenses, resamples: int, seed: int) -> Fi
     """Fit logit C to the lenses.
 
     Both penalties are chosen by cross-validation over whole regions, in turn; with one region they
-    are the middle of the ladder. Then whole regions are drawn, and the fit repeated on each draw.
-
-    Parameters
-    ----------
-    terms : Terms
-        The linear predictor.
-    lenses : Lenses
-        What is fitted.
-    resamples : int
-        Draws of regions.
-    seed : int
-        Of the folds and the draws.
+    are the middle of the ladder. Then whole regions are drawn `resamples` times, and the fit is
+    repeated on each draw. `seed` is that of the folds and of the draws.
     """
     problem = _Problem(terms.design(lenses.coordinates), terms.constraints(), *terms.penalties())
     regions = lenses.n_regions
     smoothing, held_out, free_deviance = _smoothing(_MIDDLE, _MIDDLE), None, None
     if regions > 1:
-        folds = _fold_weights(regions, seed)
+        members = np.random.default_rng(seed).permutation(regions) % min(_FOLDS, regions)
+        # 1 for the regions of each fold; shape (folds, regions).
+        folds = (members == np.arange(min(_FOLDS, regions))[:, None]).astype(float)
         smoothing = _choose_smoothing(problem, lenses, folds)
         held_out = _cross_validate(problem, lenses, folds, smoothing)
         if len(problem.constraints):
@@ -281,10 +262,18 @@ def fit_selection(terms: Terms, lenses: Lenses, resamples: int, seed: int) -> Fi
             free_deviance = _cross_validate(free, lenses, folds, smoothing).deviance
     penalty = problem.penalty(smoothing)
     coefficients, model = _solve(problem, *lenses.drawn(np.ones(regions)), penalty)
+    draws = np.empty((0, coefficients.size))
+    if regions > 1:
+        n, k = lenses.drawn(draw_weights(regions, resamples, seed).T)
+        fits = [
+            _solve(problem, *drawn, penalty, coefficients, model)[0]
+            for drawn in zip(n.T, k.T, strict=True)
+        ]
+        draws = np.stack(fits)
     posterior = linalg.inv(model.hessian)
     return Fit(
         coefficients,
-        _draws(problem, lenses, penalty, coefficients, model, resamples, seed),
+        draws,
         posterior,
         posterior @ penalty @ posterior,
         smoothing,
@@ -292,33 +281,6 @@ def fit_selection(terms: Terms, lenses: Lenses, resamples: int, seed: int) -> Fi
         held_out,
         free_deviance,
     )
-
-
-def _draws(
-    problem: _Problem,
-    lenses: Lenses,
-    penalty: Floats,
-    coefficients: Floats,
-    model: _Quadratic,
-    resamples: int,
-    seed: int,
-) -> Floats:
-    """Fits to draws of the regions; none of a single region."""
-    if lenses.n_regions < 2:
-        return np.empty((0, coefficients.size))
-    n, k = lenses.drawn(draw_weights(lenses.n_regions, resamples, seed).T)
-    fits = [
-        _solve(problem, *drawn, penalty, coefficients, model)[0]
-        for drawn in zip(n.T, k.T, strict=True)
-    ]
-    return np.stack(fits)
-
-
-def _fold_weights(regions: int, seed: int) -> Floats:
-    """1 for the regions of each fold; shape (folds, regions)."""
-    folds = min(_FOLDS, regions)
-    member = np.random.default_rng(seed).permutation(regions) % folds
-    return (member == np.arange(folds)[:, None]).astype(float)
 
 
 def _smoothing(curvature: int, mixed: int) -> Smoothing:
@@ -345,7 +307,7 @@ def _choose_smoothing(problem: _Problem, lenses: Lenses, folds: Floats) -> Smoot
         last = best
         x, y = best
         steps = [best, (x - 1, y), (x + 1, y)]
-        steps += [(x, y - 1), (x, y + 1)] if problem.has_surfaces else []
+        steps += [(x, y - 1), (x, y + 1)] if problem.mixed.any() else []  # there are surfaces
         best = min((step for step in steps if set(step) <= set(rungs)), key=deviance)
     return _smoothing(max(best[0] - 1, 0), max(best[1] - 1, 0))
 
@@ -353,7 +315,7 @@ def _choose_smoothing(problem: _Problem, lenses: Lenses, folds: Floats) -> Smoot
 def _cross_validate(
     problem: _Problem, lenses: Lenses, folds: Floats, smoothing: Smoothing
 ) -> HeldOut:
-    """Foretell the regions of each fold from the others."""
+    """Predict the regions of each fold from the others."""
     penalty = problem.penalty(smoothing)
     full, model = _solve(problem, *lenses.drawn(np.ones(lenses.n_regions)), penalty)
     fits = [_solve(problem, *lenses.drawn(1 - fold), penalty, full, model)[0] for fold in folds]

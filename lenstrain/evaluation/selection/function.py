@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
+from lenstrain.evaluation.intervals import ONE_SIGMA
 from lenstrain.evaluation.selection.axes import Axis, Floats, Ints, Terms
 from lenstrain.evaluation.selection.fit import Fit
 
 LEVELS = (0.68, 0.95)
 """Coverage of the intervals; 0.68 is one standard deviation, 0.6827."""
 
-_ONE_SIGMA = 0.682689492137086
 _ROWS = 65_536
 """Points worked on at a time, which bounds the memory."""
 
@@ -85,8 +85,6 @@ class Curve(NamedTuple):
     """C at some points with the ends of its intervals; NaN outside the support."""
 
     value: Floats
-    error: Floats
-    """Standard error of logit C."""
     bounds: dict[float, tuple[Floats, Floats]]
     """Ends by level; NaN for one region."""
 
@@ -110,11 +108,9 @@ class SelectionFunction:
         freedom = self.fit.n_regions - 1
         if freedom < 1:
             return dict.fromkeys(LEVELS, np.nan)
-        exact = {0.68: _ONE_SIGMA}
-        return {
-            level: float(stats.t.isf((1 - exact.get(level, level)) / 2, freedom))
-            for level in LEVELS
-        }
+        exact = {0.68: ONE_SIGMA}
+        tails = {level: (1 - exact.get(level, level)) / 2 for level in LEVELS}
+        return {level: float(stats.t.isf(tail, freedom)) for level, tail in tails.items()}
 
     @cached_property
     def by_region(self) -> Floats:
@@ -145,7 +141,7 @@ class SelectionFunction:
         Returns
         -------
         Curve
-            The error is the larger one of `by_region` and of the posterior.
+            Its error is the larger one of `by_region` and of the posterior.
         """
         coordinates = self.coordinates(values)
         logit, error = np.empty(len(values)), np.empty(len(values))
@@ -161,7 +157,7 @@ class SelectionFunction:
         if masked:
             logit[~self.support.holds(coordinates)] = np.nan
         error[np.isnan(logit)] = np.nan
-        return Curve(special.expit(logit), error, bounds(logit, error, self.t_factors))
+        return Curve(special.expit(logit), bounds(logit, error, self.t_factors))
 
 
 def bounds(

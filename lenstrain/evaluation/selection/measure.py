@@ -15,7 +15,7 @@ from lenstrain.evaluation.operating import FrozenThreshold
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.scores import Scores
 from lenstrain.evaluation.selection.axes import Axis, Floats, make_axis, make_terms, with_bins
-from lenstrain.evaluation.selection.fit import Fit, HeldOut, count_lenses, fit_selection
+from lenstrain.evaluation.selection.fit import HeldOut, count_lenses, fit_selection
 from lenstrain.evaluation.selection.function import SelectionFunction, count_support
 from lenstrain.evaluation.selection.population import Population, average_over
 
@@ -40,7 +40,7 @@ class PopulationTable(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """A selection function with what a report says of it."""
+    """A selection function with what a report says about it."""
 
     function: SelectionFunction
     population: Population | None
@@ -61,12 +61,12 @@ def read_population(
 ) -> PopulationTable:
     """Read a population: every axis of the selection function, and ``weight`` if it is there.
 
-    `columns` says what it calls some of these, where it does.
+    `columns` gives other names for some of these, which the table need not use.
 
     Raises
     ------
     ScoresError
-        If the table cannot be read, has no rows, lacks an axis, or has weights that are no weights.
+        If the table cannot be read, has no rows, lacks an axis, or has unusable weights.
     """
     names = list(_lens_columns(scores, options))
     try:
@@ -105,25 +105,16 @@ def measure_selection(
     population: PopulationTable | None,
     options: EvaluationOptions,
 ) -> Selection:
-    """Fit the selection function at the first frozen threshold that exists.
+    """Fit the selection function at the first frozen threshold that exists, as one always does.
 
-    Parameters
-    ----------
-    scores : Scores
-        Their lenses are the injections.
-    cuts : sequence of FrozenThreshold
-        Thresholds of completeness.
-    population : PopulationTable, optional
-        Lenses to average C over.
-    options : EvaluationOptions
-        The ``selection_`` options and the seed.
+    The lenses of the scores are the injections; C is averaged over the population, if there is one.
 
     Raises
     ------
     ScoresError
-        If the scores have none of the axes or no lens with all of them, or no threshold exists.
+        If the scores have none of the axes, or no lens with all of them.
     """
-    cut = _first(cuts)
+    cut = next(cut for cut in cuts if cut.threshold is not None)
     names, values, kept = _lens_values(scores, options)
     found = (scores.logits[scores.labels == 1] > (cut.threshold or 0.0))[kept]
     region = np.unique(scores.region[scores.labels == 1][kept], return_inverse=True)[1]
@@ -140,9 +131,6 @@ def measure_selection(
     fit = fit_selection(terms, lenses, options.selection_resamples, options.seed)
     support = count_support(axes, coordinates, found, options.selection_min_lenses)
     function = SelectionFunction(terms, fit, support)
-    averaged = None
-    if population is not None:
-        averaged = average_over(function, population.values, population.weights)
     entries = {
         "threshold": {
             "name": cut.name,
@@ -159,7 +147,7 @@ def measure_selection(
         "resamples": len(fit.draws),
         "surfaces": [[axes[i].name for i in term] for term in terms.terms if len(term) > 1],
         "smoothing": fit.smoothing._asdict(),
-        "held_out": None if fit.held_out is None else _held_out_entry(fit, fit.held_out),
+        "held_out": fit.held_out and _held_out_entry(fit.held_out, fit.free_deviance),
         "support": {
             "min_lenses": support.least,
             "cells": support.n.size,
@@ -168,7 +156,9 @@ def measure_selection(
         },
         "population": None,
     }
-    if population is not None and averaged is not None:
+    averaged = None
+    if population is not None:
+        averaged = average_over(function, population.values, population.weights)
         source = {"table": str(population.path), "sha256": population.sha256}
         entries["population"] = averaged.entries() | source
     seeing = np.empty(0)
@@ -179,18 +169,8 @@ def measure_selection(
     return Selection(function, averaged, median, seeing, entries, _notes(entries))
 
 
-def _first(cuts: Sequence[FrozenThreshold]) -> FrozenThreshold:
-    for cut in cuts:
-        if cut.threshold is not None:
-            return cut
-    raise ScoresError(
-        "No threshold of completeness exists on these scores, so nothing can be selected: name one "
-        "by --set 'thresholds=[4.5]'."
-    )
-
-
 def _lens_columns(scores: Scores, options: EvaluationOptions) -> dict[str, Floats]:
-    """Values of the lenses on the axes that there are any of."""
+    """Values of the lenses on each axis that has any."""
     lens = scores.labels == 1
     columns = {
         name: scores.numbers(name)[lens] for name in options.selection_axes if scores.has(name)
@@ -234,7 +214,7 @@ def _axis_entry(axis: Axis) -> dict[str, Any]:
     }
 
 
-def _held_out_entry(fit: Fit, held_out: HeldOut) -> dict[str, Any]:
+def _held_out_entry(held_out: HeldOut, free_deviance: float | None) -> dict[str, Any]:
     """How well the fit predicts whole regions that it has not seen."""
     n, k = held_out.n.sum(), held_out.k.sum()
     null = -2 * float(special.xlogy(k, k / n) + special.xlogy(n - k, 1 - k / n))
@@ -244,14 +224,14 @@ def _held_out_entry(fit: Fit, held_out: HeldOut) -> dict[str, Any]:
         "folds": len(held_out.n),
         "deviance": held_out.deviance,
         "null_deviance": null,
-        "deviance_unconstrained": fit.free_deviance,
+        "deviance_unconstrained": free_deviance,
         "calibration": {name: column.tolist() for name, column in table.items()},
         "calibration_error": float(off @ table["n"] / n),
     }
 
 
 def _calibration(held_out: HeldOut) -> dict[str, NDArray[Any]]:
-    """Foretold and observed share in bins of about as many lenses."""
+    """Predicted and observed share in bins of about equally many lenses."""
     share, n, k = (array.reshape(-1) for array in held_out)
     order = np.argsort(share)
     share, n, k = share[order], n[order], k[order]
@@ -287,7 +267,15 @@ def _notes(entries: dict[str, Any]) -> Notes:
             "No cell holds enough lenses to support a selection function: score more, or choose "
             "fewer axes by selection_axes."
         )
-    _note_constraints(found, entries["held_out"])
+    held_out = entries["held_out"]
+    if held_out and held_out["deviance_unconstrained"] is not None:
+        cost = held_out["deviance"] - held_out["deviance_unconstrained"]
+        if cost > max(_GAIN, _GAIN_SHARE * held_out["deviance"]):
+            found.warn(
+                "Without its constraints the selection function predicts unseen regions better (by "
+                f"{cost:.0f} of deviance): the lenses contradict one. Free an axis by "
+                "selection_free."
+            )
     population = entries["population"]
     if population and population["outside_share"] > 0:
         found.warn(
@@ -295,15 +283,3 @@ def _notes(entries: dict[str, Any]) -> Notes:
             "injections are; its completeness is not known and not in the average."
         )
     return found
-
-
-def _note_constraints(found: Notes, held_out: dict[str, Any] | None) -> None:
-    if held_out is None or held_out["deviance_unconstrained"] is None:
-        return
-    cost = held_out["deviance"] - held_out["deviance_unconstrained"]
-    if cost <= max(_GAIN, _GAIN_SHARE * held_out["deviance"]):
-        return
-    found.warn(
-        "Without its constraints the selection function predicts unseen regions better (by "
-        f"{cost:.0f} of deviance): the lenses contradict one. Free an axis by selection_free."
-    )

@@ -26,14 +26,14 @@ class Population:
     outside_share: float
     """Share of the weight outside the support, whose C is not known."""
     cell_share: Floats
-    """Share of the whole weight in each cell of the support, over the rows inside."""
+    """Share of the total weight in each cell of the support, over the rows inside."""
     reweighted: float
-    """The mean again without the fit: the injections of each cell, weighted to the population."""
+    """The same mean without the fit: the injections of each cell, weighted to the population."""
     effective: float
     """Kish's effective number of the weighted injections."""
 
     def entries(self) -> dict[str, Any]:
-        """What metrics.json says of it; ``low`` and ``high`` are those of 95 %."""
+        """Entry of metrics.json; ``low`` and ``high`` are those of 95 %."""
         low, high = self.ends[0.95]
         return {
             "value": self.value,
@@ -54,15 +54,10 @@ def average_over(function: SelectionFunction, values: Floats, weights: Floats) -
     Parameters
     ----------
     function : SelectionFunction
-        C and its support.
     values : ndarray, shape (n, axes)
         The population on the function's axes; NaN is outside.
     weights : ndarray, shape (n,)
         Not negative, with a positive sum.
-
-    Returns
-    -------
-    Population
     """
     coordinates = function.coordinates(values)
     inside = function.support.holds(coordinates)
@@ -71,7 +66,9 @@ def average_over(function: SelectionFunction, values: Floats, weights: Floats) -
     share = float(kept[1].sum())
     cells = _cell_shares(function, *kept)
     reweighted, effective = _reweighted(function, cells)
-    value, ends = _mean(function, *kept) if share > 0 else (np.nan, _no_ends(function))
+    value, ends = np.nan, dict.fromkeys(function.t_factors, (np.nan, np.nan))
+    if share > 0:
+        value, ends = _mean(function, *kept)
     return Population(
         value,
         ends,
@@ -82,10 +79,6 @@ def average_over(function: SelectionFunction, values: Floats, weights: Floats) -
         reweighted,
         effective,
     )
-
-
-def _no_ends(function: SelectionFunction) -> dict[float, tuple[float, float]]:
-    return dict.fromkeys(function.t_factors, (np.nan, np.nan))
 
 
 def _mean(
@@ -114,11 +107,11 @@ def _mean(
 
 
 def _cell_shares(function: SelectionFunction, coordinates: Floats, weights: Floats) -> Floats:
-    """Weight in each cell; between two nodes of a grid both have their part."""
+    """Weight in each cell; a row between two nodes of a grid is divided between them."""
     size = function.support.n.size
     shares = np.zeros(size)
-    for cell, part in function.support.corners(coordinates):
-        shares += np.bincount(cell, weights * part, minlength=size)
+    for cell, share in function.support.corners(coordinates):
+        shares += np.bincount(cell, weights * share, minlength=size)
     return shares.reshape(function.support.n.shape)
 
 

@@ -68,7 +68,7 @@ def test_a_damaged_evaluation_nearby_hides_no_other_one(finished, tmp_path):
 @pytest.mark.parametrize("line", ["x", "3", "{}", '{"dataset_id": "a"', "\udcff"])
 def test_a_damaged_ledger_is_told(tmp_path, line):
     (tmp_path / LEDGER).write_bytes(line.encode("utf-8", "surrogateescape") + b"\n")
-    with pytest.raises(StorageError, match="line 1 is damaged: who opened the test split"):
+    with pytest.raises(StorageError, match="line 1 is damaged: how often the test split"):
         read_ledger(tmp_path)
     (tmp_path / LEDGER).write_bytes(b"\n")
     assert read_ledger(tmp_path) == []

@@ -40,14 +40,9 @@ def written_out(weight, *columns):
     return [np.repeat(column, repeats) for column in columns]
 
 
-def totals(rows):
-    return rows.counts(True).astype(float), rows.counts(False).astype(float)
-
-
 def test_auroc_by_pairs_of_regions_equals_the_rows_written_out(rows, weights):
     labels, scores, region = sample()
-    pairs = boot.pair_counts(rows)
-    ours = boot.auroc_of_weights(pairs, weights, *totals(rows))
+    ours = boot.auroc_draws(rows, weights)
     for weight, value in zip(weights, ours, strict=True):
         y, z, _ = written_out(weight, labels, scores, region)
         assert value == pytest.approx(roc_auc_score(y, z), abs=1e-12)
@@ -107,17 +102,16 @@ def test_tpr_at_fpr_equals_the_rows_written_out(weights, levels):
 
 def test_tpr_at_a_count_of_false_positives(rows):
     labels, scores, _ = sample()
-    limits = np.array([[0.0], [10.0]])
-    ours, _ = boot.tpr_at_limits(rows, np.ones((1, REGIONS)), limits)
     curve = metrics.roc_curve(labels, scores)
+    rates = (0.0, 10 / curve.n_negative)
+    ours, _ = boot.tpr_at_fprs(rows, np.ones((1, REGIONS)), rates)
     assert ours[:, 0] == pytest.approx([metrics.tpr_at_fp(curve, k).tpr for k in (0, 10)])
 
 
 def test_a_draw_without_a_class_is_undefined(rows):
     weights = np.zeros((2, REGIONS))
     weights[0, 5] = weights[1, 6] = REGIONS  # negatives only, positives only
-    pairs = boot.pair_counts(rows)
-    assert np.isnan(boot.auroc_of_weights(pairs, weights, *totals(rows))).all()
+    assert np.isnan(boot.auroc_draws(rows, weights)).all()
     draws = boot.curve_draws(rows, weights, 0.1)
     assert np.isnan(draws.auroc).all()
     assert np.isnan(draws.average_precision[0, 0])
@@ -127,7 +121,7 @@ def test_a_draw_without_a_class_is_undefined(rows):
 def test_exhaustive_draws_of_three_regions_equal_the_worked_vector():
     false_positives, sizes = np.array([0.0, 1.0, 5.0]), np.array([4.0, 4.0, 8.0])
     draws = np.array([np.bincount(d, minlength=3) for d in product(range(3), repeat=3)], float)
-    rates = boot.ratio_of_weights(draws, false_positives, sizes)
+    rates = boot.ratio(draws @ false_positives, draws @ sizes)
     assert rates.size == 27
     assert rates.mean() == pytest.approx(0.3435185, abs=5e-8)
     assert rates.std() == pytest.approx(0.1655065, abs=5e-8)
@@ -135,7 +129,7 @@ def test_exhaustive_draws_of_three_regions_equal_the_worked_vector():
 
 def test_random_draws_approach_the_exhaustive_ones():
     weights = boot.draw_weights(3, 60_000, seed=1)
-    rates = boot.ratio_of_weights(weights, np.array([0.0, 1.0, 5.0]), np.array([4.0, 4.0, 8.0]))
+    rates = boot.ratio(weights @ [0.0, 1.0, 5.0], weights @ [4.0, 4.0, 8.0])
     assert rates.mean() == pytest.approx(0.3435185, abs=0.003)
     assert rates.std() == pytest.approx(0.1655065, abs=0.003)
 
@@ -155,8 +149,7 @@ def test_regions_of_correlated_rows_widen_the_interval():
     scores = rng.normal(labels + shared)
     rows = boot.rank_rows(labels, scores, region, 40)
     weights = boot.draw_weights(40, 400, 0)
-    pairs = boot.pair_counts(rows)
-    by_region = boot.auroc_of_weights(pairs, weights, *totals(rows)).std()
+    by_region = boot.auroc_draws(rows, weights).std()
     singles = boot.rank_rows(labels, scores, rng.permutation(4000), 4000)
     by_row = boot.curve_draws(singles, boot.draw_weights(4000, 400, 0), 0.1).auroc.std()
     assert by_region > 3 * by_row
@@ -173,7 +166,7 @@ def test_a_survey_of_rows_takes_seconds():
     boot.pair_counts(boot.rank_rows(labels[:9], scores[:9], region[:9], 782))  # compile
     started = time.perf_counter()
     rows = boot.rank_rows(labels, scores, region, 782)
-    auroc = boot.auroc_of_weights(boot.pair_counts(rows), weights, *totals(rows))
+    auroc = boot.auroc_draws(rows, weights)
     tpr, _ = boot.tpr_at_fprs(rows, weights, (1e-2, 1e-3, 1e-4, 1e-5))
     assert time.perf_counter() - started < 30
     # d' = 3: AUROC = Phi(3 / sqrt 2), TPR at 1 % = Phi(3 - 2.326).
@@ -193,15 +186,9 @@ def test_both_ways_to_the_auroc_are_exact(rows, weights, monkeypatch):
     assert np.array_equal(boot.auroc_draws(rows, weights), by_pairs)
 
 
-def test_weights_and_limits_that_do_not_fit_the_rows_are_refused(rows, weights):
-    limits = np.zeros((1, len(weights)))
+def test_weights_that_do_not_fit_the_rows_are_refused(rows, weights):
     for short in (weights[:, 1:], weights[0]):
         with pytest.raises(ValueError, match="for 7 regions"):
             boot.curve_draws(rows, short, 0.1)
         with pytest.raises(ValueError, match="for 7 regions"):
-            boot.tpr_at_limits(rows, short, limits)
-        with pytest.raises(ValueError, match="for 7 regions"):
-            boot.positives_above(rows, short, limits)
-    for call in (boot.tpr_at_limits, boot.positives_above):
-        with pytest.raises(ValueError, match="40 resamples have limits, and 39 have weights"):
-            call(rows, weights[1:], limits)
+            boot.tpr_at_fprs(rows, short, (0.1,))

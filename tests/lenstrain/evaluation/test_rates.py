@@ -80,7 +80,6 @@ def test_an_interval_of_independent_rows_joins_that_of_the_share_and_of_the_thre
         return math.hypot(own, threshold)
 
     found = sample.intervals([fpr], level)
-    assert found.worth == pytest.approx([120])
     assert found.low[0] == pytest.approx(
         special.expit(special.logit(tpr) - distance(wilson.low, least))
     )
@@ -169,7 +168,7 @@ def test_errors_of_both_classes_that_go_together_cancel():
 def test_one_region_has_no_interval():
     sample = normal_sample(50, 50, regions=1)
     found = sample.intervals([0.1, 0.3])
-    for ends in (found.low, found.high, found.worth):
+    for ends in (found.low, found.high):
         assert np.isnan(ends).all()
     assert np.isnan(partial_area_interval(*sample.shares([0.05]), sample.curve, 0.1, 0.95)).all()
 

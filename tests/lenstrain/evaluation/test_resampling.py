@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lenstrain.evaluation.bootstrap import ratio_of_weights
+from lenstrain.evaluation.bootstrap import ratio
 from lenstrain.evaluation.clustered import FewRegions
 from lenstrain.evaluation.intervals import percentile_interval, t_interval
 from lenstrain.evaluation.resampling import make_resampling
@@ -21,7 +21,8 @@ def draws_of_means(kind, resamples=4000):
     """Means of nine regions of one row each, whose t interval is the textbook's."""
     values = np.array([1.0, 4, 2, 8, 5, 7, 1, 3, 6])
     resampling = make_resampling(9, resamples, 0, 0.95, kind)
-    return values, resampling, ratio_of_weights(resampling.weights, values, np.ones(9))
+    weights = resampling.weights
+    return values, resampling, ratio(weights @ values, weights @ np.ones(9))
 
 
 def test_a_t_interval_of_regions_is_student_s():
@@ -36,18 +37,19 @@ def test_percentiles_of_the_same_draws_are_narrower():
     _, by_t, draws = draws_of_means("t")
     _, by_percentile, same = draws_of_means("percentile")
     assert np.array_equal(draws, same)
-    plain = by_percentile.interval(same, "linear")
-    assert plain == percentile_interval(same[1:], 0.95)
-    t = by_t.interval(draws, "linear")
-    assert t.low < plain.low
-    assert t.high > plain.high
+    plain = by_percentile.entry(same, "linear")
+    assert (plain["low"], plain["high"]) == percentile_interval(same[1:], 0.95)
+    t = by_t.entry(draws, "linear")
+    assert t["low"] < plain["low"]
+    assert t["high"] > plain["high"]
 
 
 def test_a_statistic_of_fewer_regions_has_its_own_degrees():
     _, resampling, draws = draws_of_means("t")
     few = FewRegions(np.float64(2.0), np.float64(1.0))
-    found = resampling.interval(draws / 10, "logit", few)
-    assert found == t_interval(draws[1:] / 10, float(draws[0] / 10), 0.95, 1.0, 2.0)
+    found = resampling.entry(draws / 10, "logit", few)
+    expected = t_interval(draws[1:] / 10, float(draws[0] / 10), 0.95, 1.0, 2.0)
+    assert (found["low"], found["high"]) == expected
 
 
 @pytest.mark.parametrize("kind", ["t", "percentile", "bca"])

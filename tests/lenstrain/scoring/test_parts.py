@@ -59,7 +59,7 @@ def test_parts_are_joined_in_order_and_each_key_once(out):
     assert account["rows"] == 2
     assert account["rejected"] == {"duplicate_row": 1}
     assert pq.read_table(account["rejects"])["task_id"].to_pylist() == ["a"]
-    with pytest.raises(DatasetError, match="1 rows have a key that came before"):
+    with pytest.raises(DatasetError, match="1 rows repeat an earlier key"):
         finished.join(2, DATASET, "")
 
 

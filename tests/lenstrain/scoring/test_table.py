@@ -29,7 +29,7 @@ def test_csv_gives_the_same_rows_as_parquet(write_scores, tmp_path):
     one, other = read_score_table(path), read_score_table(tmp_path / "scores.csv")
     assert np.array_equal(one.logits, other.logits.astype(np.float32))
     assert np.array_equal(one.region, other.region)
-    assert one.strings("key") == other.strings("key")
+    assert one.table["key"].to_pylist() == other.table["key"].to_pylist()
 
 
 def test_other_peoples_tables_need_four_columns(tmp_path):
@@ -44,7 +44,7 @@ def test_other_peoples_tables_need_four_columns(tmp_path):
         "009,false,1.0,north\n"
     )
     read = read_score_table(path)
-    assert read.strings("key") == ["007", "008", "009"]
+    assert read.table["key"].to_pylist() == ["007", "008", "009"]
     assert read.region.tolist() == [0, 1, 0]
     assert read.logits[:2] == pytest.approx(special.logit([0.9, 0.2]))
     assert read.logits[2] == 40.0
@@ -127,7 +127,7 @@ def same_scores(one, other):
     for name in ("labels", "logits", "region", "identity"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     for name in TEXTS:
-        assert one.strings(name) == other.strings(name)
+        assert one.table[name].to_pylist() == other.table[name].to_pylist()
         assert one.codes(name)[1] == other.codes(name)[1]
 
 
@@ -173,7 +173,7 @@ def test_numbers_of_any_type_are_judged_alike(tmp_path, name, kind):
     assert one.labels.tolist() == other.labels.tolist()
     assert one.logits.tolist() == other.logits.tolist()
     assert one.region.tolist() == other.region.tolist()
-    assert one.strings("key") == other.strings("key")
+    assert one.table["key"].to_pylist() == other.table["key"].to_pylist()
 
 
 # ------------------------------------------------------------------- probability or logit
@@ -227,7 +227,7 @@ def test_columns_may_have_other_names(write_scores, tmp_path):
     pq.write_table(renamed, tmp_path / "theirs.parquet")
     read = read_score_table(tmp_path / "theirs.parquet", names)
     assert read.logits.tolist() == read_score_table(path).logits.tolist()
-    assert read.strings("key") == read_score_table(path).strings("key")
+    assert read.table["key"].to_pylist() == read_score_table(path).table["key"].to_pylist()
     with pytest.raises(ScoresError, match="has no column 'objid', which was named for key"):
         read_score_table(path, names)
     assert read_score_table(path, names, if_there=True).n == 60
