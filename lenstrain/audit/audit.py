@@ -12,6 +12,7 @@ from typing import Any
 from lensprep import __version__
 from lensprep.checks.finding import Finding
 from lensprep.configfile import to_mapping
+from lensprep.dataset import Dataset
 from lensprep.dataset.absence import no_run
 from lensprep.errors import ConfigError, StorageError
 from lensprep.store import (
@@ -26,7 +27,7 @@ from lensprep.store import (
 from lensprep.tables.reader import Uri
 from lenstrain.audit.checklist import CHECKLIST, judged, run_item
 from lenstrain.audit.config import AuditConfig
-from lenstrain.audit.evidence import Evidence, Supplied, open_evidence
+from lenstrain.audit.evidence import Evidence, Supplied, check_supplied
 from lenstrain.audit.finding import EXIT_CODES, NotRunError, Outcome, decide
 from lenstrain.audit.report import JSON_NAME, PAGE_NAME, write_report
 from lenstrain.training.checkpoint import BEST
@@ -52,7 +53,7 @@ def audit(
     Parameters
     ----------
     run : str or path
-        Run folder of `lenstrain train`; this and all other places may be local or s3://.
+        Run folder of `lenstrain train`; this and all other locations may be local or s3://.
     dataset : str or path
         The dataset it was trained on.
     out : str or path, optional
@@ -64,7 +65,7 @@ def audit(
     run_checks : bool
         Also run the short trainings (minutes on a CPU).
     only : sequence of str, optional
-        Items to measure; the others are "not run", so the verdict cannot be GO.
+        Items to measure; the others count as not run, so the verdict cannot be GO.
     progress : callable, optional
 
     Returns
@@ -82,15 +83,17 @@ def audit(
         If `only` names an item that is not on the list.
     """
     config = config or AuditConfig()
-    _check_names(only)
+    known = [item.name for item in CHECKLIST]
+    for name in only:
+        if name not in known:
+            raise ConfigError(f"There is no item {name!r}. Known: {', '.join(known)}.")
     out = join_uri(run, "audit") if out is None else out
     if not exists(join_uri(run, CONFIG)):  # before a whole folder of another kind is copied
         raise StorageError(no_run(run))
     with local_folder(run, wanted=_is_looked_at) as folder, ExitStack() as copies:
         supplied = _here(supplied or Supplied(), copies)
-        evidence = open_evidence(
-            folder, dataset, supplied, run_checks=run_checks, copied=is_remote(run)
-        )
+        check_supplied(supplied)
+        evidence = Evidence(folder, Dataset.open(dataset), supplied, run_checks, is_remote(run))
         check_folder(out, JSON_NAME)
         content, findings = _measure(evidence, str(run), config, only, progress)
     with written_folder(out, JSON_NAME) as draft:
@@ -99,14 +102,14 @@ def audit(
 
 
 def _is_looked_at(name: str) -> bool:
-    """Of a run in an object store, what must be copied."""
+    """Whether a file of a remote run must be copied for the audit."""
     if name.startswith(f"{CHECKPOINTS}/"):
         return name == f"{CHECKPOINTS}/{BEST}"
     return not PurePosixPath(name).name.startswith("events.")
 
 
 def _here(supplied: Supplied, copies: ExitStack) -> Supplied:
-    """With copies of folders in an object store; tables are read where they are."""
+    """The same with local copies of remote folders; tables are read where they are."""
     local: dict[str, Uri] = {}
     for name in ("evaluation", "probe"):
         uri = getattr(supplied, name)
@@ -123,14 +126,13 @@ def _measure(
     only: Sequence[str],
     progress: Progress | None,
 ) -> tuple[dict[str, Any], list[Finding]]:
-    """Content of audit.json, and the findings, which speak of the run by its own name."""
+    """Content of audit.json, and the findings; a local copy of the run is named as the run."""
     findings = []
     for number, item in enumerate(CHECKLIST):
         if progress is not None:
             progress(item.name, number / len(CHECKLIST))
-        skipped = bool(only) and item.name not in only
-        if skipped:
-            found = judged(item, Outcome(detail="Left out by --only."), item.severity)
+        if only and item.name not in only:
+            found = judged(item, Outcome(detail="Left out by --only."), config)
         else:
             found = run_item(item, evidence, config)
         findings.append(replace(found, detail=found.detail.replace(str(evidence.run), run)))
@@ -154,10 +156,3 @@ def _measure(
         "version": __version__,
     }
     return content, findings
-
-
-def _check_names(only: Sequence[str]) -> None:
-    known = [item.name for item in CHECKLIST]
-    for name in only:
-        if name not in known:
-            raise ConfigError(f"There is no item {name!r}. Known: {', '.join(known)}.")

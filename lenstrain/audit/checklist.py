@@ -28,7 +28,7 @@ from lenstrain.audit import (
 )
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
-from lenstrain.audit.finding import NotRunError, Outcome
+from lenstrain.audit.finding import Outcome
 
 Check = Callable[[Evidence, AuditConfig], Outcome]
 
@@ -42,7 +42,7 @@ class Item:
     severity: Severity
     check: Check
     publish: bool = False
-    """Whether it blocks a publication only; for internal use it warns."""
+    """Whether it blocks only a publication; for internal use it warns."""
 
 
 CHECKLIST: Final = (
@@ -96,23 +96,22 @@ CHECKLIST: Final = (
     Item("realism", "science", "warn", realism.check_realism),
     Item("attribution", "science", "info", science.check_attribution),
 )
-"""In the order of the reference; docs/how-to/audit.md says what each needs."""
+"""In the order of docs/how-to/audit.md, which says what each item needs."""
 
 
 def run_item(item: Item, evidence: Evidence, config: AuditConfig) -> Finding:
     """Measure one item; what cannot be measured is a finding too."""
     try:
         found = item.check(evidence, config)
-    except (NotRunError, ProjectError) as error:
+    except ProjectError as error:
         found = Outcome(detail=str(error))
-    severity = item.severity
-    if item.publish and config.purpose == "internal":
-        severity = "warn"
-    return judged(item, found, severity)
+    return judged(item, found, config)
 
 
-def judged(item: Item, found: Outcome, severity: Severity) -> Finding:
-    """What was measured, as a finding of the item."""
+def judged(item: Item, found: Outcome, config: AuditConfig) -> Finding:
+    """The finding of an item that follows from what was measured."""
+    lenient = item.publish and config.purpose == "internal"
+    severity = "warn" if lenient else item.severity
     return Finding(
         item=item.name,
         group=item.group,

@@ -63,7 +63,7 @@ class DataThresholds:
     """Stamps of each class whose brightness and statistics are compared."""
 
     sky_rows: int = 6000
-    """Rows, of whole bricks, whose sky is looked at."""
+    """Rows, of whole bricks, whose sky is measured."""
 
     sky_upper: float = 0.55
     """AUROC of the sky that fails, if it is surely above 0.5 too. Wings of arcs give 0.53."""
@@ -79,13 +79,13 @@ class DataThresholds:
     """
 
     copy_train_rows: int = 12_000
-    """Rows of train among which copies of the other splits' are looked for."""
+    """Rows of train that are searched for near-duplicates of rows of the other splits."""
 
     copy_rows: int = 3000
     """Rows of each other split."""
 
     copy_correlation: float = 0.25
-    """Correlation of the noise from which two stamps are copies; unrelated ones reach 0.1."""
+    """Correlation of the noise from which two stamps are duplicates; unrelated ones reach 0.1."""
 
 
 @typed
@@ -94,16 +94,16 @@ class RunThresholds:
     """What the run and the loader must do."""
 
     read_rows: int = 50_000
-    """Up to so many rows an epoch is really read to see its coverage; beyond, its plan is."""
+    """Most rows of train for which an epoch is really read; for more, its plan is checked."""
 
     world_sizes: tuple[int, ...] = (1, 2, 4)
-    """Numbers of processes at which every row must come exactly once."""
+    """Numbers of processes with which every row must come exactly once."""
 
     overfit_loss: float = 0.05
     """Loss on 64 stamps that a working network and optimiser must reach."""
 
     overfit_steps: int = 400
-    """Steps it is given for that."""
+    """Most steps of that training."""
 
     permuted_rows: int = 1024
     """Training stamps of the run with permuted labels."""
@@ -112,14 +112,15 @@ class RunThresholds:
     """Steps of that run."""
 
     standard_errors: float = 3.0
-    """Distance from 0.5 that is allowed to the AUROC of permuted labels."""
+    """Allowed distance of the AUROC of permuted labels from 0.5."""
 
     check_rows: int = 301
     """Rows of the small datasets for resuming and for two processes; odd, so that a batch is left
     incomplete."""
 
     min_seeds: int = 3
-    """Runs with other seeds: two runs of one configuration differ by more than intervals say."""
+    """Fewest runs with different seeds: two runs of one configuration differ by more than their
+    intervals say."""
 
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where the short trainings run. Resuming is exact on a CPU."""
@@ -149,7 +150,7 @@ class ScoreThresholds:
     """Debiased calibration error after scaling; fails if it is surely above this."""
 
     rescored_rows: int = 256
-    """Rows that are scored again: a change of 1.2 % of all rows is found with 95 %."""
+    """Rows that are scored again: a change of 1.2 % of all rows is found in 95 % of cases."""
 
     max_top_ratio: float = 0.02
     """Rate of non-lenses over that of lenses above the score that 10 % of the lenses reach: about
@@ -185,17 +186,17 @@ class ScienceThresholds:
     """Largest change of a logit when nothing was added."""
 
     flux_matched_factor: float = 2.0
-    """Unlensed sources may pass at so many times the upper limit of the false-positive rate."""
+    """Unlensed sources may pass at this multiple of the upper limit of the false-positive rate."""
 
     bright_drop: float = 0.5
     """Score that lenses with bright arcs must lose when arcs are hidden (upstream lost 0.69)."""
 
     ring_score: float = 0.95
-    """If every ring scores above this wherever it lies, rings are all that is looked for."""
+    """If every ring scores above this wherever it lies, the finder looks for rings alone."""
 
     annulus_distance: float = 0.1
     """Distance of the finder's AUROC on the sky alone from 0.5 that fails, if surely exceeded. Arcs
-    widen a stamp's scale and make its sky look quieter by right: 0.43 on a clean set."""
+    widen a stamp's scale, so its sky looks quieter without any leak: 0.43 on a clean set."""
 
     psf_depth_upper: float = 0.55
     """AUROC of seeing and depth that fails, if it is surely above 0.5 too."""
@@ -211,7 +212,7 @@ class ScienceThresholds:
     """False-positive rate of a kind of confuser over that of all non-lenses."""
 
     min_real: int = 30
-    """Fewest real lenses that say anything."""
+    """Fewest real lenses from which a recall means anything."""
 
     real_lower: float = 0.5
     """Wilson lower end of the recall of real lenses (published finders recover 70 to 85 %)."""
@@ -219,7 +220,7 @@ class ScienceThresholds:
     realism_upper: float = 0.8
     """Upper end of the AUROC between real and injected lenses in the network's features. A
     convention: at 0.8 two normal distributions of equal width overlap by 55 %, at upstream's 0.991
-    to 0.997 by 5 to 9 %. Some difference is left where hosts were selected in another way."""
+    to 0.997 by 5 to 9 %. Some difference remains where hosts were selected differently."""
 
 
 @typed
@@ -228,8 +229,8 @@ class AuditConfig:
     """The whole audit."""
 
     purpose: Literal["publish", "internal"] = "publish"
-    """``internal`` turns what is asked of a publication only (real lenses, confusers, unlensed
-    sources) from blockers into warnings."""
+    """``internal`` turns the blockers that concern only a publication (real lenses, confusers,
+    unlensed sources) into warnings."""
 
     seed: int = 0
     """Seed of samples and of the short trainings."""

@@ -19,15 +19,15 @@ from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 
 INNER_PX: Final = 20.0
-"""Beyond this radius lies sky, whose noise no two exposures share."""
+"""Beyond this radius lies sky; no two exposures share its noise."""
 CLIP: Final = 3.0
 """Stored pixels beyond this are neighbours, not noise, and do not count."""
 SKETCH: Final = 512
 """Numbers that stand for a stamp's noise; unrelated stamps then correlate by 0 +- 0.044."""
 CANDIDATE: Final = 0.25
-"""Correlation of sketches from which a pair is looked at as a whole."""
+"""Correlation of sketches from which a pair is compared pixel by pixel."""
 QUARTER: Final = 0.15
-"""Correlation that a copy has in every quarter of the stamp; a like neighbour lies in one."""
+"""Correlation of duplicates in every quarter of a stamp; a similar neighbour lies in one only."""
 SMOOTH_PX: Final = 5
 """About the seeing: light varies no faster, noise does."""
 _BLOCK = 1024
@@ -68,13 +68,13 @@ def check_near_duplicates(evidence: Evidence, config: AuditConfig) -> Outcome:
         threshold={"pairs": 0, "correlation": limits.copy_correlation},
         detail=(
             f"{total:,} pairs of stamps in two splits have the same noise, such as "
-            f"{' and '.join(worst[0].keys)} (correlation {worst[0].correlation:.2f}): copies. "
-            "Split by galaxy, not by row."
+            f"{' and '.join(worst[0].keys)} (correlation {worst[0].correlation:.2f}): they are "
+            "duplicates. Split by galaxy, not by row."
             if total
             else "No two stamps of different splits have the same noise."
         )
-        + f" Looked at {text}; a copy is found, turned or flipped too, if the noise added to it is "
-        "at most about 1.5 times the sky's; one that was shifted is not.",
+        + f" Compared {text}. Duplicates are found even if turned or flipped, with added noise of "
+        "up to about 1.5 times the sky's; shifted ones are not.",
     )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def _draw(evidence: Evidence, split: str, rows: int, seed: int) -> Stamps:
 
 
 def find_copies(first: Stamps, second: Stamps, least: float) -> list[Pair]:
-    """Pairs of stamps whose noise is the same, in any turn or flip; the best of each of `second`.
+    """Pairs of stamps with the same noise, in any turn or flip: the best for each of `second`.
 
     Every stamp's noise is hashed into `SKETCH` numbers (a count sketch, which keeps inner products
     [1]_), so that all pairs can be compared by products of small matrices; candidates are then
@@ -100,7 +100,7 @@ def find_copies(first: Stamps, second: Stamps, least: float) -> list[Pair]:
     ----------
     first, second : keys and pixels, shape (n, 3, 64, 64)
     least : float
-        Correlation from which two stamps are copies.
+        Correlation from which two stamps are duplicates.
 
     References
     ----------
@@ -128,7 +128,7 @@ def _orientations(noise: Noise) -> Iterator[Noise]:
 
 
 def same_noise(one: Noise, two: Noise) -> float:
-    """Correlation of two stamps' noise, shape (3, 64, 64); 0 if not alike in every quarter."""
+    """Correlation of two stamps' noise, shape (3, 64, 64); 0 if any quarter does not correlate."""
     half = STAMP_SIZE // 2
     parts = [(..., rows, columns) for rows in (slice(half), slice(half, None))
              for columns in (slice(half), slice(half, None))]  # fmt: skip

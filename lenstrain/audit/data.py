@@ -1,4 +1,4 @@
-"""Checks of the dataset: what is in it, and what its splits and labels have in common."""
+"""Checks of the dataset: its columns, rejects, labels, splits and duplicates."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ from lensprep.checks.finding import (
 from lensprep.dataset import BANDS
 from lensprep.dataset.where import compile_where
 from lensprep.tables.positions import read_positions
-from lenstrain.audit.columns import REQUIRED
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
+from lenstrain.audit.leaks import NORM_STATS
+
+REQUIRED = ("key", "label", "region_id", "lens_model", "theta_e_arcsec", *NORM_STATS)
+"""Columns without which labels and leaks cannot be checked."""
 
 Sky = NDArray[np.float64]
 
@@ -57,7 +60,7 @@ def _and_more(count: int) -> str:
 
 
 def check_reject_rate(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Rejected rows of the conversion, by reason and class, from its account."""
+    """Rows that the conversion rejected, by reason and class, from its account."""
     account = evidence.dataset.manifest.account
     if not account.get("input_rows"):
         raise NotRunError("The manifest has no account: the dataset was not made by a conversion.")
@@ -94,23 +97,22 @@ def check_label_consistency(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Label against lens model, control flag and Einstein radius."""
     label_map = evidence.dataset.manifest.label_map
     extra = ["is_control"] if "is_control" in evidence.columns else []
-    conflicts = {"lens_model": 0, "theta_e_arcsec": 0, "is_control": 0}
-    for split in evidence.splits:
-        table = evidence.sidecar(split, ["label", "lens_model", "theta_e_arcsec", *extra])
-        label = table["label"].to_numpy()
-        expected = [label_map.get(str(name), -1) for name in table["lens_model"].to_pylist()]
-        conflicts["lens_model"] += int(np.count_nonzero(np.array(expected) != label))
-        theta = table["theta_e_arcsec"].to_numpy()
-        conflicts["theta_e_arcsec"] += int(np.count_nonzero((theta > 0) != (label == 1)))
-        if extra:
-            control = table["is_control"].to_numpy()
-            conflicts["is_control"] += int(np.count_nonzero((control == 1) != (label == 0)))
+    table = evidence.all_sidecars(["label", "lens_model", "theta_e_arcsec", *extra])
+    label = table["label"].to_numpy()
+    expected = [label_map.get(str(name), -1) for name in table["lens_model"].to_pylist()]
+    control = table["is_control"].to_numpy() == 1 if extra else label == 0
+    wrong = {
+        "lens_model": np.array(expected) != label,
+        "theta_e_arcsec": (table["theta_e_arcsec"].to_numpy() > 0) != (label == 1),
+        "is_control": control != (label == 0),
+    }
+    conflicts = {name: int(np.count_nonzero(rows)) for name, rows in wrong.items()}
     total = sum(conflicts.values())
     return Outcome(
         passed=total == 0,
         measured=conflicts,
         threshold=0,
-        detail=f"{total} labels contradict the columns they come from. Convert again."
+        detail=f"{total:,} labels contradict the columns they come from. Convert again."
         if total
         else "Every label agrees with lens_model, is_control and theta_e_arcsec.",
     )
@@ -144,7 +146,7 @@ def check_split_disjoint(evidence: Evidence, config: AuditConfig) -> Outcome:
     if not {"ra", "dec"} <= set(evidence.columns):
         if not any(shared.values()):
             raise NotRunError(
-                "The sidecars have no ra and dec: whether splits share sky cannot be told."
+                "The sidecars have no ra and dec, so it is not known whether splits share sky."
             )
         nearest: dict[str, float] = {}
         close = 0
@@ -157,7 +159,7 @@ def check_split_disjoint(evidence: Evidence, config: AuditConfig) -> Outcome:
         passed=not bad,
         measured={"shared": shared, "nearest_arcsec": nearest, "close_positions": close},
         threshold={"shared": 0, "nearest_arcsec": limit},
-        detail="; ".join(bad) + ". What was trained on is what is tested on." if bad
+        detail="; ".join(bad) + ". The finder is tested on what it was trained on." if bad
         else "No region or brick is in two splits" + (
             f"; the nearest stamps of two splits are {min(nearest.values()):,.0f} arcsec apart."
             if nearest else "; no two splits have positions to compare."),
@@ -177,10 +179,7 @@ def _positions(evidence: Evidence, split: str) -> Sky:
 def _sky(evidence: Evidence, split: str, *columns: str) -> tuple[Sky, NDArray[np.bool_], pa.Table]:
     """Positions of a split, which of them are known, and further columns.
 
-    Raises
-    ------
-    ScoresError
-        If one is not on the sky: it would be measured against others as if it were elsewhere.
+    A position that is not on the sky is a ScoresError: distances to it would be wrong.
     """
     names = [name for name in ("key", "ra", "dec", *columns) if name in evidence.columns]
     table = evidence.sidecar(split, names)
@@ -190,7 +189,7 @@ def _sky(evidence: Evidence, split: str, *columns: str) -> tuple[Sky, NDArray[np
 
 
 def check_duplicates(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Equal pixels in two splits or with two labels, and how many images there really are."""
+    """Equal pixels in two splits or with two labels, and how many distinct images there are."""
     labels, hashes, keys = [], [], []
     for split in evidence.splits:
         table = evidence.sidecar(split, ["pixel_hash", "label", "key"])
@@ -209,7 +208,7 @@ def check_duplicates(evidence: Evidence, config: AuditConfig) -> Outcome:
                   "across_labels": across_labels, "repeated_keys": repeated_keys},
         threshold={"across_splits": 0, "across_labels": 0, "repeated_keys": 0},
         detail=f"{across_splits} images are in two splits, {across_labels} have both labels, "
-        f"{repeated_keys} keys come twice." + (" Split by galaxy, not by row." if bad else "")
+        f"{repeated_keys} keys are duplicates." + (" Split by galaxy, not by row." if bad else "")
         + f" {len(image):,} rows are {unique['0']:,} distinct non-lenses and {unique['1']:,} "
         "distinct lenses.",
     )  # fmt: skip
@@ -222,33 +221,31 @@ def hash_numbers(hashes: list[str]) -> NDArray[np.uint64]:
 
 
 def check_split_fractions(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Shares of rows against those that the user believes in."""
+    """Shares of rows against those that the user declared."""
     limits = config.data
-    declared = {
-        name: value
-        for name, value in (("train", limits.train_fraction), ("val", limits.val_fraction),
-                            ("test", limits.test_fraction))
-        if value is not None
-    }  # fmt: skip
+    stated = {"train": limits.train_fraction, "val": limits.val_fraction,
+              "test": limits.test_fraction}  # fmt: skip
+    declared = {name: value for name, value in stated.items() if value is not None}
     rows = {split: evidence.dataset.split(split).rows for split in evidence.splits}
     shares = {split: n / sum(rows.values()) for split, n in rows.items()}
     text = ", ".join(f"{split} {share:.1%}" for split, share in shares.items())
     if not declared:
         raise NotRunError(
-            f"The splits hold {text}; no shares are declared to compare with. Declare them, such "
-            "as --set data.train_fraction=0.8."
+            f"The splits hold {text}; no shares are declared to compare with. Declare them, for "
+            "example with --set data.train_fraction=0.8."
         )
     off = farthest_share(shares, declared)
     return Outcome(
         passed=off <= limits.fraction_tolerance,
         measured=shares,
         threshold=declared | {"tolerance": limits.fraction_tolerance},
-        detail=f"{text}. Farthest from what was declared: {100 * off:.1f} percentage points.",
+        detail=f"{text}. The largest deviation from what was declared is {100 * off:.1f} "
+        "percentage points.",
     )
 
 
 def check_pairing(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Galaxies that come as lens and as non-lens, against the declared mode."""
+    """Galaxies that are both a lens and a non-lens, against the declared mode."""
     both = lenses = 0
     for split in evidence.splits:
         sky, known, table = _sky(evidence, split, "label")
@@ -256,7 +253,7 @@ def check_pairing(evidence: Evidence, config: AuditConfig) -> Outcome:
         one, zero = (np.unique(sky[known & (label == k)], axis=0) for k in (1, 0))
         both, lenses = both + positions_in_both(one, zero), lenses + len(one)
     share = both / lenses if lenses else 0.0
-    text = f"{both:,} of {lenses:,} lens galaxies ({share:.1%}) are non-lenses too"
+    text = f"{both:,} of {lenses:,} lens galaxies ({share:.1%}) are also non-lenses"
     mode = config.data.pairing
     if mode == "undeclared":
         raise NotRunError(
@@ -272,11 +269,11 @@ def check_pairing(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 
 def check_forbidden_inputs(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """What the network is fed: the pixels of the three bands and nothing else."""
+    """Whether the network gets the pixels of the three bands and nothing else."""
     content = evidence.checkpoint
     first = next((w for w in content["model"].values() if w.ndim == 4), None)
     if first is None:
-        raise NotRunError("The checkpoint has no convolution: its inputs cannot be told.")
+        raise NotRunError("The checkpoint has no convolution, so its inputs are not known.")
     channels = int(first.shape[1])
     inputs = [f"pixels_{band}" for band in BANDS] + [str(n) for n in content.get("inputs", [])]
     forbidden = leaking(inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,10 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lensprep.configfile import load_config
-from lensprep.dataset import Dataset
-from lensprep.dataset.absence import no_run
+from lensprep.dataset import Dataset, ShardInfo
 from lensprep.dataset.sidecar import join_tables
-from lensprep.errors import CheckpointError, ProjectError, ScoresError, StorageError
+from lensprep.errors import ProjectError, ScoresError, StorageError
 from lensprep.store import exists, file_sha256, is_remote, local_path
 from lensprep.tables.reader import Uri
 from lenstrain.audit.finding import NotRunError
@@ -36,14 +35,14 @@ from lenstrain.training.runlog import CHECKPOINTS, CONFIG
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Supplied:
-    """What the caller names; the rest is looked for in the run folder and beside it."""
+    """Files that the caller names; others are looked for in the run folder and beside it."""
 
     scores: Uri | None = None
     """Scores table of the test split."""
     evaluation: Uri | None = None
     """Folder that `lenstrain evaluate` wrote."""
     calibration_scores: Uri | None = None
-    """Scores that the evaluation was calibrated on, if they do not lie where they lay then."""
+    """Scores that the evaluation was calibrated on, if they were moved since."""
     probe: Uri | None = None
     """probe.json, or the folder it lies in."""
     seed_scores: tuple[Uri, ...] = ()
@@ -53,14 +52,14 @@ class Supplied:
     real: Uri | None = None
     """Scores of real lenses: a table with ``logit``."""
     confusers: Uri | None = None
-    """Scores of what is taken for lenses: a table with ``kind`` and ``logit``."""
+    """Scores of objects that look like lenses: a table with ``kind`` and ``logit``."""
 
 
 @dataclass
 class Evidence:
-    """What was found, read when it is first asked for.
+    """What was found; each file is read on first use.
 
-    A property raises `NotRunError` if there is nothing to read, saying how to supply it.
+    A property raises `NotRunError` if there is nothing to read; the message says how to supply it.
     """
 
     run: Path
@@ -69,7 +68,7 @@ class Evidence:
     run_checks: bool = False
     """Whether the short trainings are allowed."""
     copied: bool = False
-    """Whether `run` is a copy from an object store: what lies beside it is not the run's."""
+    """Whether `run` is a local copy of a remote run: files beside the copy are not the run's."""
     made: dict[str, Any] = field(default_factory=dict, repr=False)
     """What one item computed and another needs too, by name."""
 
@@ -87,17 +86,14 @@ class Evidence:
         path = self.run / CHECKPOINTS / BEST
         if not path.is_file():
             raise NotRunError(
-                f"{path}: no such file. A run has it after the first epoch with a finite metric."
+                f"{path}: no such file. A run writes it after the first epoch with a finite metric."
             )
         return path
 
     @cached_property
     def checkpoint(self) -> dict[str, Any]:
         """Content of the best checkpoint."""
-        try:
-            return load_checkpoint(self.checkpoint_path)
-        except (CheckpointError, StorageError) as error:
-            raise NotRunError(str(error)) from error
+        return load_checkpoint(self.checkpoint_path)
 
     @cached_property
     def checkpoint_sha256(self) -> str:
@@ -112,8 +108,7 @@ class Evidence:
             self._same_checkpoint(found.metadata.get("checkpoint_sha256"), found.path)
             return found
         for path in self._near("*.parquet"):
-            metadata = read_metadata(path)
-            if metadata.get("split") == "test" and self._is_mine(metadata):
+            if self._is_mine(read_metadata(path)):
                 return read_scores(path)
         raise NotRunError(
             f"There are no scores of the test split by this run's best.pt {self._searched}. Make "
@@ -126,13 +121,12 @@ class Evidence:
         named = self.supplied.evaluation
         if named is not None:
             folder = local_path(named)
-            metadata = _read_evaluation(folder)["provenance"]["scores_metadata"]
-            self._same_checkpoint(metadata.get("checkpoint_sha256"), folder)
+            sha256 = _scores_metadata(folder / METRICS_NAME).get("checkpoint_sha256")
+            self._same_checkpoint(sha256, folder)
             return folder
         for path in self._near(f"*/{METRICS_NAME}"):
             with suppress(NotRunError):
-                metadata = _read_evaluation(path.parent)["provenance"]["scores_metadata"]
-                if metadata.get("split") == "test" and self._is_mine(metadata):
+                if self._is_mine(_scores_metadata(path)):
                     return path.parent
         raise NotRunError(
             f"There is no evaluation of this run's test scores {self._searched}. Make it with "
@@ -142,7 +136,7 @@ class Evidence:
     @cached_property
     def evaluation(self) -> dict[str, Any]:
         """Content of metrics.json."""
-        return _read_evaluation(self.evaluation_folder)
+        return _read_json(self.evaluation_folder / METRICS_NAME, _EVALUATION)
 
     @cached_property
     def calibration(self) -> Scores:
@@ -164,17 +158,17 @@ class Evidence:
                 if file_sha256(path) == sha256:
                     return read_scores(path)
         raise NotRunError(
-            f"{stated}, on which the evaluation calibrated, is not there as it was. Name it with "
+            f"{stated}, which the evaluation was calibrated on, was moved or changed. Name it with "
             "--calibration-scores."
         )
 
     def digests(self) -> dict[str, str | None]:
-        """SHA-256 of what a verdict rests on, and the dataset's id; None for what is not there."""
+        """SHA-256 of the files that a verdict rests on, None if missing, and the dataset's id."""
 
         def digest(read: Callable[[], str]) -> str | None:
             try:
                 return read()
-            except (NotRunError, ProjectError):
+            except ProjectError:
                 return None
 
         return {
@@ -230,85 +224,76 @@ class Evidence:
         """Scores of another run; the same rows as `scores`."""
         found = read_scores(path)
         if set(found.table["key"].to_pylist()) != set(self.scores.table["key"].to_pylist()):
-            raise ScoresError(f"{path} has other rows than {self.scores.path}: score one split.")
+            raise ScoresError(
+                f"{path} has other rows than {self.scores.path}: score the same split."
+            )
         return found
 
     def sidecar(self, split: str, columns: Sequence[str]) -> pa.Table:
-        """Sidecar columns of a split.
-
-        Raises
-        ------
-        NotRunError
-            If one is missing.
-        """
+        """Sidecar columns of a split; NotRunError if one is missing."""
         self._require(columns)
         return self.dataset.read_sidecar(split, list(columns))
 
+    def all_sidecars(self, columns: Sequence[str]) -> pa.Table:
+        """Sidecar columns of all splits, one split after the other; NotRunError as `sidecar`."""
+        self._require(columns)
+        tables = [self.dataset.read_sidecar(split, list(columns)) for split in self.splits]
+        return join_tables(tables, f"{self.dataset.uri}: the sidecars")
+
     def _require(self, columns: Sequence[str]) -> None:
-        have = self.columns
-        missing = [name for name in columns if name not in have]
-        if missing:
-            raise NotRunError(
-                f"The sidecars have no column {missing[0]!r}. Convert the source again with it, "
-                "if it is there."
-            )
+        for name in columns:
+            if name not in self.columns:
+                raise NotRunError(
+                    f"The sidecars have no column {name!r}. Convert the source again with it, "
+                    "if it has one."
+                )
 
     @cached_property
     def columns(self) -> list[str]:
         """Columns of the first sidecar."""
-        for split in self.splits:
-            return self.dataset.columns(split)
-        raise NotRunError("The dataset is empty.")
+        if not self.splits:
+            raise NotRunError("The dataset is empty.")
+        return self.dataset.columns(self.splits[0])
 
     @property
     def splits(self) -> list[str]:
         """Splits that have rows."""
         return [name for name, split in self.dataset.manifest.splits.items() if split.rows]
 
+    @property
+    def rows(self) -> int:
+        """Rows of all splits."""
+        return sum(self.dataset.split(split).rows for split in self.splits)
+
     def sampled(self, columns: Sequence[str], rows: int) -> pa.Table:
-        """About `rows` rows of some columns, spread evenly over all shards.
+        """At least `rows` rows (if there are) of some columns, spread evenly over all shards.
 
         Rows lie in a shuffled order, so every k-th row of a shard is a random sample.
         """
-        total = sum(self.dataset.split(split).rows for split in self.splits)
-        step = max(1, total // rows)
-        parts = []
-        for split in self.splits:
-            for shard in self.dataset.split(split).shards:
-                table = self.dataset.read_shard_sidecar(shard, list(columns))
-                parts.append(table.take(pa.array(np.arange(0, table.num_rows, step))))
-        return join_tables(parts, f"{self.dataset.uri}: the sidecars")
+        step = max(1, self.rows // rows)
+        tables = [t.take(_every(step, t)) for _, t in self._sidecars(columns)]
+        return join_tables(tables, f"{self.dataset.uri}: the sidecars")
 
     def sampled_pixels(
         self, columns: Sequence[str], rows: int
     ) -> tuple[pa.Table, NDArray[np.float16]]:
-        """About `rows` rows as of `sampled`, with their stored pixels (n, 3, 64, 64)."""
-        total = sum(self.dataset.split(split).rows for split in self.splits)
-        step = max(1, -(-total // rows))
-        return self._chosen(columns, lambda table: np.arange(0, table.num_rows, step))
+        """At most about `rows` rows as of `sampled`, with their stored pixels (n, 3, 64, 64)."""
+        step = max(1, -(-self.rows // rows))
+        return self._chosen(columns, lambda table: _every(step, table))
 
-    def places(
-        self, place: str, columns: Sequence[str], rows: int, seed: int
+    def grouped_pixels(
+        self, group: str, columns: Sequence[str], rows: int, seed: int
     ) -> tuple[pa.Table, NDArray[np.float16]]:
-        """Every row of some places (bricks, regions), drawn until `rows` are reached, and pixels.
+        """Every row of some bricks or regions, drawn until `rows` are reached, and their pixels.
 
-        Parameters
-        ----------
-        place : str
-            Column that says where a row lies; one of `columns`.
-        columns : sequence of str
-        rows : int
-        seed : int
+        `group` is the one of `columns` that names the brick or region of a row.
         """
-        parts = [self.sidecar(split, [place])[place] for split in self.splits]
-        counted = pa.chunked_array(
-            [chunk for part in parts for chunk in part.chunks]
-        ).value_counts()
+        counted = self.all_sidecars([group])[group].value_counts()
         order = np.random.default_rng(seed).permutation(len(counted))
         ends = np.cumsum(counted.field("counts").to_numpy()[order])
         chosen = counted.field("values").take(order[: int(np.searchsorted(ends, rows)) + 1])
         return self._chosen(
-            columns, lambda t: np.flatnonzero(pc.is_in(t[place], value_set=chosen).to_numpy())
+            columns, lambda t: np.flatnonzero(pc.is_in(t[group], value_set=chosen).to_numpy())
         )
 
     def _chosen(
@@ -317,19 +302,22 @@ class Evidence:
         """Rows of every shard that `choose` picks from its sidecar, with their pixels."""
         self._require(columns)
         tables, pixels = [], []
+        for shard, table in self._sidecars(columns):
+            index = choose(table)
+            if len(index):
+                tables.append(table.take(index))
+                pixels.append(self.dataset.read_shard_pixels(shard, index))
+        return join_tables(tables, f"{self.dataset.uri}: the sidecars"), np.concatenate(pixels)
+
+    def _sidecars(self, columns: Sequence[str]) -> Iterator[tuple[ShardInfo, pa.Table]]:
         for split in self.splits:
             for shard in self.dataset.split(split).shards:
-                table = self.dataset.read_shard_sidecar(shard, list(columns))
-                index = choose(table)
-                if len(index):
-                    tables.append(table.take(pa.array(index)))
-                    pixels.append(self.dataset.read_shard_pixels(shard, index))
-        return join_tables(tables, f"{self.dataset.uri}: the sidecars"), np.concatenate(pixels)
+                yield shard, self.dataset.read_shard_sidecar(shard, list(columns))
 
     def _near(self, pattern: str) -> list[Path]:
         """Files in the run folder and, on a disk, beside it, newest first."""
-        places = [self.run] if self.copied else [self.run, self.run.parent]
-        found = [path for place in places for path in place.glob(pattern)]
+        folders = [self.run] if self.copied else [self.run, self.run.parent]
+        found = [path for folder in folders for path in folder.glob(pattern)]
         return sorted(found, key=lambda path: -path.stat().st_mtime)
 
     @property
@@ -337,11 +325,14 @@ class Evidence:
         return "in the run folder" if self.copied else "in the run folder or beside it"
 
     def _is_mine(self, metadata: dict[str, Any]) -> bool:
+        """Whether scores are of the test split by this run's best checkpoint."""
+        if metadata.get("split") != "test":
+            return False
         return bool(metadata.get("checkpoint_sha256") == self.checkpoint_sha256)
 
     def _same_checkpoint(self, sha256: str | None, path: Uri) -> None:
         if sha256 is not None and sha256 != self.checkpoint_sha256:
-            raise NotRunError(f"{path} was made from another checkpoint than {self.run}'s best.pt.")
+            raise NotRunError(f"{path} was not made from {self.run}'s best.pt.")
 
 
 _EVALUATION = {
@@ -353,12 +344,17 @@ _EVALUATION = {
 """What is read of metrics.json, by its kind."""
 
 
-def _read_evaluation(folder: Path) -> _Report:
-    return _read_json(folder / METRICS_NAME, _EVALUATION)
+def _scores_metadata(metrics: Path) -> dict[str, Any]:
+    found: dict[str, Any] = _read_json(metrics, _EVALUATION)["provenance"]["scores_metadata"]
+    return found
+
+
+def _every(step: int, table: pa.Table) -> NDArray[np.int64]:
+    return np.arange(0, table.num_rows, step)
 
 
 class _Report(dict[str, Any]):
-    """An object in the JSON of a report; that it lacks a key is a fault of the file."""
+    """An object in the JSON of a report; a missing key is a fault of the file."""
 
     where: Path
 
@@ -369,7 +365,7 @@ class _Report(dict[str, Any]):
 
 
 def _read_json(path: Path, form: dict[str, Any]) -> _Report:
-    """Read a report, of which those parts that `form` names must be of the same kind as there."""
+    """Read a report; the entries that `form` names must be of the type that they have there."""
 
     def report(content: dict[str, Any]) -> _Report:
         found = _Report(content)
@@ -393,38 +389,27 @@ def _require_form(content: Any, form: Any, path: Path, name: str = "It") -> None
         _require_form(content[key], form[key], path, key)
 
 
-def open_evidence(
-    run: Path,
-    dataset: Uri,
-    supplied: Supplied | None = None,
-    *,
-    run_checks: bool = False,
-    copied: bool = False,
-) -> Evidence:
-    """Open what an audit looks at.
+def check_supplied(supplied: Supplied) -> None:
+    """Check that every file that was named is there.
 
     Raises
     ------
     StorageError
-        If `run` is no run folder, or a file that was named is not there.
-    DatasetError
-        If the dataset cannot be opened.
+        If one is not.
+    ProjectError
+        If a left-out value is not of the form ``COLUMN=VALUE:SCORES``.
     """
-    if not (run / CONFIG).is_file():
-        raise StorageError(no_run(run))
-    supplied = supplied or Supplied()
     tables = (supplied.scores, supplied.calibration_scores, supplied.real, supplied.confusers,
               *supplied.seed_scores)  # fmt: skip
     for table in tables:
         if table is None or exists(table) or (not is_remote(table) and local_path(table).is_dir()):
-            continue  # a folder may hold the parts of a table
+            continue  # a table may be a folder of part files
         raise StorageError(f"{table}: no such file.")
-    for place in (supplied.evaluation, supplied.probe):
-        if place is not None and not local_path(place).exists():
-            raise StorageError(f"{place}: no such file or folder.")
+    for report in (supplied.evaluation, supplied.probe):
+        if report is not None and not local_path(report).exists():
+            raise StorageError(f"{report}: no such file or folder.")
     for text in supplied.left_out:
         parse_left_out(text)
-    return Evidence(run, Dataset.open(dataset), supplied, run_checks, copied)
 
 
 def parse_left_out(text: str) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""Check of the report: every figure again from the scores, and compared."""
+"""Check of the report: every figure is computed again from the scores and compared."""
 
 from __future__ import annotations
 
@@ -20,44 +20,41 @@ from lenstrain.evaluation.operating import long_table
 from lenstrain.evaluation.options import EvaluationOptions
 
 NOT_RECOMPUTED: Final = ("comparison", "known_lenses", "selection_function")
-"""Figures that rest on tables beside the scores; they are named, not judged."""
+"""Figures that depend on tables other than the scores; they are named, not judged."""
 _WORDS: Final = ("provenance", "notes", "format_version", *NOT_RECOMPUTED)
 RELATIVE: Final = 1e-7
-"""Fits stop near 1e-9, and other processors add in another order; a claim is not moved by this."""
+"""Fits stop near 1e-9, and processors differ in the order of sums; this changes no claim."""
 _SHOWN: Final = 3
 _MISSING: Final = "missing"
-
-Leaf = tuple[str, Any]
 
 
 def check_report_figures(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Evaluate again and compare every number of metrics.json and of completeness.parquet."""
     report = evidence.evaluation
-    stated, sha256 = report["provenance"]["scores_sha256"], evidence.scores.sha256
-    if stated != sha256:
+    theirs, sha256 = report["provenance"]["scores_sha256"], evidence.scores.sha256
+    if theirs != sha256:
         return Outcome(
             passed=False,
             measured={"scores_sha256": sha256},
-            threshold={"scores_sha256": stated},
-            detail=f"The report was made from another table than {evidence.scores.path}, or that "
-            "was changed since. Evaluate the scores at hand again.",
+            threshold={"scores_sha256": theirs},
+            detail=f"The report was made from another table than {evidence.scores.path}, or the "
+            "table was changed since. Evaluate it again.",
         )
     found = _measure_again(evidence)
     again = plain({name: item for name, item in found.entries.items() if name not in _WORDS})
-    told = {name: item for name, item in report.items() if name not in _WORDS}
-    differing = [*differing_leaves(told, again), *_differing_cells(evidence.completeness, found)]
+    stated = {name: item for name, item in report.items() if name not in _WORDS}
+    differing = [*differing_leaves(stated, again), *_differing_cells(evidence.completeness, found)]
     left = [name for name in NOT_RECOMPUTED if report.get(name)]
     compared = sum(1 for _ in leaves(again))
     note = f" Not recomputed: {', '.join(left)}." if left else ""
     return Outcome(
         passed=not differing,
         measured={"compared": compared, "differing": len(differing),
-                  "first": [text for _, text in differing[:_SHOWN]], "not_recomputed": left},
+                  "first": differing[:_SHOWN], "not_recomputed": left},
         threshold={"differing": 0, "relative": RELATIVE},
         detail=(
             f"{len(differing)} figures do not follow from the scores: "
-            f"{'; '.join(text for _, text in differing[:_SHOWN])}. Evaluate again, with this "
-            "version."
+            f"{'; '.join(differing[:_SHOWN])}. Evaluate again, with this version."
             if differing
             else f"All {compared:,} numbers of the report follow from the scores."
         )
@@ -78,7 +75,7 @@ def _measure_again(evidence: Evidence) -> Measurement:
     return measure(evidence.scores, reference, options, lambda stage, done: None)
 
 
-def leaves(content: Any, name: str = "") -> Iterator[Leaf]:
+def leaves(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Numbers, truth values and nulls of nested content, by their dotted names."""
     if isinstance(content, Mapping):
         for key, item in content.items():
@@ -90,14 +87,14 @@ def leaves(content: Any, name: str = "") -> Iterator[Leaf]:
         yield name, content
 
 
-def differing_leaves(told: Any, again: Any) -> list[tuple[str, str]]:
-    """Leaves that are not the same, by name, with both values in words."""
-    ours, theirs = dict(leaves(again)), dict(leaves(told))
+def differing_leaves(stated: Any, again: Any) -> list[str]:
+    """The leaves that are not the same, each with both values."""
+    ours, theirs = dict(leaves(again)), dict(leaves(stated))
     found = []
     for name in dict.fromkeys([*ours, *theirs]):
         one, two = theirs.get(name, _MISSING), ours.get(name, _MISSING)
         if not _same(one, two):
-            found.append((name, f"{name} is {_word(one)}, not {_word(two)}"))
+            found.append(f"{name} is {_word(one)}, not {_word(two)}")
     return found
 
 
@@ -110,22 +107,21 @@ def _word(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _differing_cells(table: pa.Table, found: Measurement) -> list[tuple[str, str]]:
-    """Columns of completeness.parquet that hold anything else than measured again."""
+def _differing_cells(table: pa.Table, found: Measurement) -> list[str]:
+    """Columns of completeness.parquet that differ from what is measured again."""
     differing = []
     for name, column in long_table(found.completeness).items():
         if name not in table.column_names or table.num_rows != len(column):
-            return [("completeness.parquet", "completeness.parquet has other cells")]
+            return ["completeness.parquet has other cells"]
         stored = table[name].to_pylist()
         wrong = np.flatnonzero([not _same(_null(a), _null(b))
                                 for a, b in zip(stored, column.tolist(), strict=True)])  # fmt: skip
         if len(wrong):
             row = int(wrong[0])
-            differing.append((
-                f"completeness.{name}",
+            differing.append(
                 f"{name} of {len(wrong)} cells of completeness.parquet, the first "
-                f"{_word(stored[row])}, not {_word(column[row])}",
-            ))  # fmt: skip
+                f"{_word(stored[row])}, not {_word(column[row])}"
+            )
     return differing
 
 

@@ -1,4 +1,4 @@
-"""What an item of the checklist found, and the verdict that follows from all of them (pure)."""
+"""What an item of the checklist found, and the verdict that follows from all items (pure)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from lensprep.checks.finding import Finding, Severity
+from lensprep.errors import ProjectError
 
 Verdict = Literal["GO", "CONDITIONAL", "NO-GO"]
 
 EXIT_CODES: Final[dict[Verdict, int]] = {"GO": 0, "CONDITIONAL": 3, "NO-GO": 4}
 
 
-class NotRunError(Exception):
+class NotRunError(ProjectError):
     """An item could not be measured; the message says why, and how to supply what it needs."""
 
 
@@ -27,7 +28,7 @@ class Outcome:
     threshold: Any = None
     detail: str
     severity: Severity | None = None
-    """How much it weighs, where that depends on what was measured."""
+    """Severity of the finding, if it depends on what was measured."""
 
 
 def decide(findings: Iterable[Finding]) -> Verdict:

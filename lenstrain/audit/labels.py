@@ -1,4 +1,4 @@
-"""Check of the labels by the scores: lenses among the non-lenses, and the other way round."""
+"""Check of the labels by the scores: lenses among the non-lenses, and vice versa."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from lensprep.checks.finding import Severity
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import Outcome
 from lenstrain.evaluation.scores import Scores
 from lenstrain.evaluation.threshold import unique_rows
+from lenstrain.pages import interval
 from lenstrain.probes.linear import auroc_by_region
 from lenstrain.probes.options import ProbeOptions
 
@@ -29,11 +29,11 @@ Mask = NDArray[np.bool_]
 
 
 def check_label_noise(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Non-lenses among the best scores, and bright arcs among the worst; ranks no better than luck.
+    """Non-lenses among the best scores, bright arcs among the worst, and ranks that are luck.
 
     If a share of the labels is swapped, in all columns alike, that share of the non-lenses are
-    lenses and score like lenses: at the threshold that flags the top `TOP` of the lenses they are
-    flagged at the same rate, whereas a finder's own mistakes grow rare at the top.
+    lenses and score like lenses: the threshold that flags the top `TOP` of the lenses flags them
+    at the same rate, whereas the finder's own mistakes become rare at the top.
     """
     scores, limits = evidence.scores, config.scores
     first = unique_rows(scores.identity)
@@ -50,42 +50,28 @@ def check_label_noise(evidence: Evidence, config: AuditConfig) -> Outcome:
     bright, faint = _faint(scores, first, lens)
     may_miss = max(limits.max_bright_missed, float(stats.norm.sf(separation(area["value"]))))
     noisy = ratio["low"] > allowed or faint["low"] > may_miss
-    severity: Severity = "blocker" if blind else "warn"
     worst = {"non_lenses": _keys(scores, first[~lens], -scores.logits[first[~lens]], cut),
              "bright_lenses": _keys(scores, bright, scores.logits[bright], None)}  # fmt: skip
+    if blind:
+        text = (f"The finder ranks no better than chance (AUROC {interval(area)}): the labels are "
+                "shuffled, or nothing was learnt.")  # fmt: skip
+    else:
+        text = (
+            f"{top['k']} of {top['n']:,} non-lenses lie above the score that {TOP:.0%} of the "
+            f"lenses reach, {ratio['value']:.1%} of the lenses' rate; {faint['k']} of "
+            f"{faint['n']:,} lenses with bright arcs score below the median non-lens."
+        )
+        if noisy:
+            named = [key for keys in worst.values() for key in keys]
+            text += f" Labels are wrong, or confusers abound: look at {', '.join(named)}."
     return Outcome(
         passed=not blind and not noisy,
         measured={"auroc": area, "top_ratio": ratio, "top_non_lenses": top["k"],
                   "bright_missed": faint, "worst": worst},
         threshold={"top_ratio": allowed, "bright_missed": may_miss},
-        severity=severity,
-        detail=_words(blind, noisy, area, top, ratio, faint, worst),
+        severity="blocker" if blind else "warn",
+        detail=text,
     )  # fmt: skip
-
-
-def _words(
-    blind: bool,
-    noisy: bool,
-    area: dict[str, Any],
-    top: dict[str, Any],
-    ratio: dict[str, float],
-    faint: dict[str, Any],
-    worst: dict[str, list[str]],
-) -> str:
-    if blind:
-        return (
-            f"The finder ranks no better than chance (AUROC {area['value']:.3f} [{area['low']:.3f},"
-            f" {area['high']:.3f}]): the labels are shuffled, or nothing was learnt."
-        )
-    text = (
-        f"Above the score that {TOP:.0%} of the lenses reach lie {top['k']} of {top['n']:,} "
-        f"non-lenses, {ratio['value']:.1%} of the lenses' rate; {faint['k']} of {faint['n']:,} "
-        "lenses with bright arcs score below the median non-lens."
-    )
-    if noisy:
-        named = [key for keys in worst.values() for key in keys]
-        text += f" Labels are wrong, or confusers abound: look at {', '.join(named)}."
-    return text
 
 
 def expected_ratio(area: float) -> float:

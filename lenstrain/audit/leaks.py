@@ -1,22 +1,30 @@
-"""Leak probes: can the label be told from what should not tell it."""
+"""Leak probes: does anything that should be independent of the label predict it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lensprep.checks.finding import MAX_CATEGORIES, Severity, leaking
-from lenstrain.audit.columns import IDENTITY, NORM_STATS
+from lensprep.checks.finding import MAX_CATEGORIES, leaking
+from lensprep.dataset import BANDS
+from lensprep.dataset.sidecar import STATISTICS
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
-from lenstrain.evaluation.metrics import auroc, roc_curve
-from lenstrain.probes.linear import cross_validated, linear_probe
+from lenstrain.pages import interval
+from lenstrain.probes.linear import linear_probe, shuffled_areas
+
+NORM_STATS = (*STATISTICS, *(f"clip_frac_{band}" for band in BANDS))
+"""What normalisation measured of a stamp."""
+
+IDENTITY = ("key", "label", "task_id", "task_seed64", "pixel_hash", "payload_crc32", "source_file",
+            "source_row_group", "source_row", "region_split", "split", "region_id", "brickname",
+            "ra", "dec")  # fmt: skip
+"""Names, positions and checksums: no properties from which a probe could learn."""
 
 SHUFFLES = 39
 """One of 40 is 2.5 %."""
@@ -37,7 +45,7 @@ def surely_above(found: Mapping[str, Any], limit: float) -> bool:
 
 
 def check_metadata_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Logistic regression on every column that may be known of a stamp, regions kept apart."""
+    """Logistic regression on every column that is known of an unlabelled stamp, regions apart."""
     left_out = {*leaking(evidence.columns), *IDENTITY, *NORM_STATS}
     allowed = [name for name in evidence.columns if name not in left_out]
     table = evidence.sampled([*allowed, "label", "region_id"], config.data.probe_rows)
@@ -45,18 +53,16 @@ def check_metadata_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
     limits = config.data
     found = run_probe(features, table, config, limits.metadata_upper)
     passed = not surely_above(found, limits.metadata_upper)
-    severity: Severity = "blocker" if found["low"] > limits.metadata_lower else "warn"
     alone = _telling(table, used) if not passed else {}
     named = ", ".join(f"{name} {value:.3f}" for name, value in alone.items())
     return Outcome(
         passed=passed,
         measured=found | {"columns": used, "alone": alone},
         threshold={"upper": limits.metadata_upper, "blocks_above_lower": limits.metadata_lower},
-        # An unsure leak warns; one that passes is a blocker passed.
-        severity="blocker" if passed else severity,
-        detail=f"AUROC {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] from "
-        f"{len(used)} columns, over {found['regions']} regions."
-        + (f" Alone: {named}. The classes differ by how they were chosen." if named else ""),
+        # A leak that is not certain warns.
+        severity="blocker" if passed or found["low"] > limits.metadata_lower else "warn",
+        detail=f"AUROC {interval(found)} from {len(used)} columns, over {found['regions']} regions."
+        + (f" Alone: {named}. The classes were selected differently." if named else ""),
     )
 
 
@@ -73,9 +79,8 @@ def check_psf_depth(evidence: Evidence, config: AuditConfig) -> Outcome:
         passed=passed,
         measured=found | {"columns": names},
         threshold={"upper": limit},
-        detail=f"AUROC {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] from "
-        f"{' and '.join(names)}, over {found['regions']} regions."
-        + ("" if passed else " The classes were taken under different skies."),
+        detail=f"AUROC {interval(found)} from {' and '.join(names)}, over {found['regions']} "
+        "regions." + ("" if passed else " The classes were observed under different conditions."),
     )
 
 
@@ -115,19 +120,9 @@ def run_probe(
         )
     shuffled = None
     if found["value"] > limit and found["low"] > 0.5:
-        shuffled = max(shuffled_areas(features, labels, regions, config.seed), default=0.5)
+        areas = shuffled_areas(features, labels, regions, SHUFFLES, config.seed)
+        shuffled = max(areas, default=0.5)
     return found | {"shuffled_highest": shuffled}
-
-
-def shuffled_areas(
-    features: Floats, labels: NDArray[Any], regions: NDArray[Any], seed: int
-) -> Iterator[float]:
-    """AUROC of the same straight line for shuffled labels, `SHUFFLES` times."""
-    rng = np.random.default_rng(seed)
-    for _ in range(SHUFFLES):
-        shuffled = rng.permutation(labels)
-        with suppress(ValueError):  # a fold whose training rows have one class
-            yield auroc(roc_curve(shuffled, cross_validated(features, shuffled, regions)))
 
 
 def metadata_features(table: pa.Table) -> tuple[Floats, list[str]]:
@@ -152,7 +147,7 @@ def metadata_features(table: pa.Table) -> tuple[Floats, list[str]]:
 
 def _features(column: pa.ChunkedArray) -> list[Floats]:
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        values = column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+        values = column.cast(pa.float64()).to_numpy()
         missing = ~np.isfinite(values)
         if missing.all():
             return []
@@ -165,8 +160,8 @@ def _features(column: pa.ChunkedArray) -> list[Floats]:
     return []
 
 
-def _telling(table: pa.Table, names: list[str], most: int = 3) -> dict[str, float]:
-    """Columns that tell most by themselves, with the AUROC of a straight line on each."""
+def _telling(table: pa.Table, names: list[str]) -> dict[str, float]:
+    """The three columns that tell most by themselves, with the AUROC of a straight line on each."""
     labels, regions = table["label"].to_numpy(), table["region_id"].to_numpy()
     areas = {}
     for name in names:
@@ -174,4 +169,4 @@ def _telling(table: pa.Table, names: list[str], most: int = 3) -> dict[str, floa
         found = linear_probe(features, labels, regions, resamples=2)
         if found is not None:
             areas[name] = found["value"]
-    return dict(sorted(areas.items(), key=lambda item: -item[1])[:most])
+    return dict(sorted(areas.items(), key=lambda item: -item[1])[:3])

@@ -20,7 +20,7 @@ BATCH = 64
 
 
 def check_loader_coverage(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Run an epoch of the training split on several numbers of processes and count the rows."""
+    """Run an epoch of the training split with different numbers of processes; count the rows."""
     rows = evidence.dataset.split("train").rows
     really = rows <= config.run.read_rows
     faults: list[str] = []
@@ -38,7 +38,7 @@ def check_loader_coverage(evidence: Evidence, config: AuditConfig) -> Outcome:
         passed=not faults,
         measured={"rows": rows, "steps": steps, "faults": faults, "how": how},
         threshold="each row once, equal steps on every process",
-        detail=f"{'; '.join(faults[:3])}. Training weighs rows wrongly." if faults
+        detail=f"{'; '.join(faults[:3])}. Training would weight rows wrongly." if faults
         else f"{rows:,} rows come exactly once each on {config.run.world_sizes} processes ({how}).",
     )  # fmt: skip
 

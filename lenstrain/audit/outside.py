@@ -1,4 +1,4 @@
-"""Checks that need data from outside: left-out values, confusers, blank sky, real lenses."""
+"""Checks that need further tables: left-out values, confusers, blank sky, real lenses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_leave_one_out(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Completeness of lenses of a value that another run never saw, against this run's."""
     if not evidence.supplied.left_out:
         raise NotRunError(
-            'Not testable as supplied. Train runs without one value (--set data.where="'
+            'No scores were supplied. Train runs without one value (--set data.where="'
             'theta_e_arcsec != 0.6"), score the same split, and give each as --left-out '
             "theta_e_arcsec=0.6:SCORES. A value that the data does not have cannot be tested."
         )
@@ -44,7 +44,7 @@ def check_leave_one_out(evidence: Evidence, config: AuditConfig) -> Outcome:
         measured=cells,
         threshold={"drop": allowed, "or": "inside the interval"},
         detail=f"Completeness lost on values left out of training: {listed}."
-        + (f" {', '.join(failed)} is not generalised to." if failed else ""),
+        + (f" The finder does not generalise to {', '.join(failed)}." if failed else ""),
     )
 
 

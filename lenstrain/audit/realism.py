@@ -1,7 +1,7 @@
-"""Realism gate: can a straight line in the network's own features tell real lenses from injected.
+"""Realism gate: whether a straight line in the network's features separates real from injected.
 
-Completeness is measured on injected lenses. If the network itself holds them for another kind of
-thing than real ones, that completeness says nothing of real lenses, however high it is.
+Completeness is measured on injected lenses. If the network itself sees them as another kind of
+object than real ones, that completeness says nothing about real lenses, however high it is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from lensprep.tables.reader import Uri, read_table, read_vectors
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
+from lenstrain.pages import interval
 from lenstrain.probes.linear import linear_probe
 
 EMBEDDING = "embedding"
@@ -59,13 +60,13 @@ def _judge(
 ) -> Outcome:
     limit, features = config.science.realism_upper, real.shape[1]
     text = (
-        f"AUROC {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] between "
-        f"{len(real):,} real and {len(injected):,} injected lenses in {features} features."
+        f"AUROC {interval(found)} between {len(real):,} real and {len(injected):,} injected "
+        f"lenses in {features} features."
     )
     if len(real) < features and found["low"] <= limit:
         raise NotRunError(
-            f"{text} That clears nothing: a line through fewer lenses than features misses what "
-            f"there is. Give at least {features} real lenses with --real."
+            f"{text} That shows nothing: a line through fewer lenses than features misses real "
+            f"differences. Give at least {features} real lenses with --real."
         )
     passed = found["high"] <= limit
     return Outcome(
@@ -76,8 +77,9 @@ def _judge(
         + (
             ""
             if passed
-            else " The network tells them apart: its completeness for injected lenses is not that "
-            "for real ones. Compare hosts, seeing and arcs of both, and inject what real ones have."
+            else " The network tells them apart, so its completeness for injected lenses is not "
+            "that for real ones. Compare hosts, seeing and arcs of both, and inject lenses like "
+            "the real ones."
         ),
     )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lensprep.checks.finding import Finding
+from lensprep.checks.finding import Finding, Severity
 from lenstrain.pages import render
 
 JSON_NAME = "audit.json"
@@ -23,7 +24,7 @@ TITLES = {
 }
 MEANINGS = {
     "GO": "Every blocker passed and no warning failed.",
-    "CONDITIONAL": "Every blocker passed; warnings failed, which belong beside every figure.",
+    "CONDITIONAL": "Every blocker passed, but warnings failed: quote them with every figure.",
     "NO-GO": "A blocker failed or was not run: figures of this run cannot be relied on yet.",
 }
 _LONGEST = 220
@@ -38,12 +39,12 @@ def write_report(out: Path, content: dict[str, Any], findings: Sequence[Finding]
 
 
 def mark(finding: Finding) -> str:
-    """Result in a word."""
+    """The result in a word or two."""
     return {True: "passed", False: "FAILED", None: "not run"}[finding.passed]
 
 
 def pressing(findings: Sequence[Finding]) -> list[Finding]:
-    """What keeps the verdict from GO, the gravest first."""
+    """Findings that keep the verdict from GO, the gravest first."""
     failed = [f for f in findings if f.severity == "blocker" and f.passed is False]
     open_ = [f for f in findings if f.severity == "blocker" and f.passed is None]
     warned = [f for f in findings if f.severity == "warn" and f.passed is False]
@@ -88,14 +89,12 @@ def _row(finding: Finding) -> dict[str, Any]:
 
 
 def _tiles(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    def count(severity: str, passed: bool | None) -> int:
-        return sum(f.severity == severity and f.passed is passed for f in findings)
-
+    count = Counter((f.severity, f.passed) for f in findings)
+    weights: dict[Severity, str] = {"blocker": "Blockers", "warn": "Warnings"}
     tiles = []
-    for severity, name in (("blocker", "Blockers"), ("warn", "Warnings")):
-        failed, passed = count(severity, False), count(severity, True)
-        note = f"failed; {count(severity, None)} not run, {passed} passed"
-        tiles.append({"name": name, "value": failed, "note": note})
+    for severity, name in weights.items():
+        note = f"failed; {count[severity, None]} not run, {count[severity, True]} passed"
+        tiles.append({"name": name, "value": count[severity, False], "note": note})
     measured = sum(f.passed is not None for f in findings)
     tiles.append({"name": "Measured", "value": measured, "note": f"of {len(findings)} items"})
     return tiles
@@ -130,20 +129,15 @@ def markdown(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
         f"- Created: {content['created']}",
     ]
     for name, title in TITLES.items():
-        mine = [finding for finding in findings if finding.group == name]
-        if not mine:
-            continue
         head = "| Result | Weight | Item | Finding | Measured | Threshold |"
-        lines += ["", f"## {title}", "", head, "|---|---|---|---|---|---|"]
+        mine = [f for f in findings if f.group == name]
+        lines += ["", f"## {title}", "", head, "|---|---|---|---|---|---|"] if mine else []
         for f in mine:
             cells = (mark(f), f.severity, f"`{f.item}`", f.detail, spell(f.measured),
                      spell(f.threshold))  # fmt: skip
-            lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+            row = (cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
+            lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def lines(content: Mapping[str, Any], findings: Sequence[Finding]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -40,19 +40,24 @@ def check_rescored(evidence: Evidence, config: AuditConfig) -> Outcome:
     again = scorer(evidence.dataset.read_pixels(split, position))
     precision = str(scores.metadata.get("precision", "float32"))
     allowed = TOLERANCE.get(precision, max(TOLERANCE.values()))
-    told = scores.logits[rows]
-    difference = np.abs(again - told)
+    stated = scores.logits[rows]
+    difference = np.abs(again - stated)
     wrong = np.flatnonzero(difference > allowed * np.maximum(1.0, np.abs(again)))
-    share = 1.0 - (1.0 - CONFIDENCE) ** (1.0 / len(rows))
+    if len(wrong):
+        one = int(wrong[0])
+        key = scores.table["key"][int(rows[one])].as_py()
+        text = f", such as {key}: {stated[one]:.4f}, scored again {again[one]:.4f}. Score again."
+    else:
+        share = 1.0 - (1.0 - CONFIDENCE) ** (1.0 / len(rows))
+        text = (f" to rounding ({precision}). If {share:.1%} of the rows had been changed, this "
+                f"would have been found with {CONFIDENCE:.0%} probability.")  # fmt: skip
     return Outcome(
         passed=not len(wrong),
         measured={"rows": len(rows), "differing": len(wrong), "precision": precision,
                   "largest_difference": float(difference.max())},
         threshold={"differing": 0, "tolerance": allowed},
-        detail=f"{len(wrong)} of {len(rows):,} logits are not what best.pt gives on this dataset"
-        + (f"{_first(scores, rows, wrong, told, again)}. Score again." if len(wrong) else
-           f" to rounding ({precision}). Had {share:.1%} of the rows been changed, it would have "
-           f"been seen with {CONFIDENCE:.0%}."),
+        detail=f"{len(wrong)} of {len(rows):,} logits differ from what best.pt gives on this "
+        f"dataset{text}",
     )  # fmt: skip
 
 
@@ -75,11 +80,3 @@ def sample_rows(
     if not known.any():
         raise NotRunError(f"No row of {scores.path} is in the split of this dataset.")
     return chosen[known], position[known]
-
-
-def _first(
-    scores: Scores, rows: NDArray[Any], wrong: NDArray[Any], told: NDArray[Any], again: NDArray[Any]
-) -> str:
-    one = int(wrong[0])
-    key = scores.table["key"][int(rows[one])].as_py()
-    return f", such as {key}: {told[one]:.4f}, scored again {again[one]:.4f}"

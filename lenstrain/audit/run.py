@@ -1,4 +1,4 @@
-"""Checks of the run: what it recorded, how often test was opened, other seeds."""
+"""Checks of the run: what it recorded, how often test was scored, other seeds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.config import Config
 from lenstrain.evaluation.independence import judge_calibration_split
 from lenstrain.evaluation.metrics import roc_curve, tpr_at_fpr
-from lenstrain.evaluation.scores import Scores
 from lenstrain.scoring.ledger import LEDGER, openings, read_ledger
 from lenstrain.training.resume import differing
 
@@ -37,7 +36,7 @@ STATES = (
     "dataset_id",
     "versions",
 )
-"""What a checkpoint must hold so that the run can be gone on with and told apart."""
+"""What a checkpoint must hold so that the run can be resumed and identified."""
 
 
 def check_provenance(evidence: Evidence, config: AuditConfig) -> Outcome:
@@ -65,7 +64,7 @@ def _sentence(faults: list[str]) -> str:
 
 
 def checkpoint_faults(evidence: Evidence) -> list[str]:
-    """What the best checkpoint lacks, and where config.toml is not its configuration."""
+    """What the best checkpoint lacks, and where config.toml differs from its configuration."""
     content = evidence.checkpoint
     faults = [f"the checkpoint lacks {name}" for name in STATES if content.get(name) is None]
     if content.get("dataset_id") != evidence.dataset.dataset_id:
@@ -86,15 +85,15 @@ def checkpoint_faults(evidence: Evidence) -> list[str]:
 
 
 def _completed(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With the defaults of keys that have come since it was written."""
+    """The configuration with the defaults of keys that were added since it was written."""
     try:
         return to_mapping(from_mapping(Config, configuration))
-    except ConfigError:  # keys that have gone since: they are named as differing
+    except ConfigError:  # keys that were removed since: they are named as differing
         return configuration
 
 
 def evaluation_faults(evidence: Evidence) -> list[str]:
-    """What the evaluation lacks of a frozen threshold that belongs to the scores at hand."""
+    """Why the evaluation has no frozen threshold that belongs to the scores at hand."""
     try:
         evaluation = evidence.evaluation
         evidence.frozen_threshold()
@@ -132,7 +131,7 @@ def check_test_once(evidence: Evidence, config: AuditConfig) -> Outcome:
             measured={"eval.split": "test"},
             threshold=1,
             detail="The run was steered by the test split (eval.split). Train again with val; this "
-            "test split is spent.",
+            "test split is used up.",
         )
     mine = evidence.dataset.dataset_id
     lines = [line for line in read_ledger(evidence.run) or [] if line["dataset_id"] == mine]
@@ -148,7 +147,7 @@ def check_test_once(evidence: Evidence, config: AuditConfig) -> Outcome:
         threshold={"different": 1},
         detail=f"Test was scored {'once' if len(lines) == 1 else f'{len(lines)} times'}, in "
         f"{len(different)} different way{'s' * (len(different) != 1)} (weights, averaging)."
-        + ("" if len(different) <= 1 else " Choosing among them spends the split."),
+        + ("" if len(different) <= 1 else " Choosing among them uses up the split."),
     )
 
 
@@ -162,8 +161,8 @@ def check_seeds(evidence: Evidence, config: AuditConfig) -> Outcome:
         )
     fpr = config.scores.seed_fpr
     tables = [evidence.scores, *(evidence.other_scores(path) for path in named)]
-    different = len({_checkpoint_of(table) for table in tables})
-    values = [_tpr(table, fpr) for table in tables]
+    different = len({str(t.metadata.get("checkpoint_sha256", t.path)) for t in tables})
+    values = [tpr_at_fpr(roc_curve(t.labels, t.logits), fpr).tpr for t in tables]
     spread = float(np.ptp(values)) / 2
     half = _half_width(evidence.evaluation, fpr)
     enough = different >= config.run.min_seeds
@@ -175,14 +174,6 @@ def check_seeds(evidence: Evidence, config: AuditConfig) -> Outcome:
         f"{spread:.3f} against a bootstrap half-width of {half:.3f}."
         + ("" if enough else f" Only {different} different checkpoints."),
     )
-
-
-def _checkpoint_of(table: Scores) -> str:
-    return str(table.metadata.get("checkpoint_sha256", table.path))
-
-
-def _tpr(table: Scores, fpr: float) -> float:
-    return tpr_at_fpr(roc_curve(table.labels, table.logits), fpr).tpr
 
 
 def _half_width(evaluation: dict[str, Any], fpr: float) -> float:

@@ -1,4 +1,4 @@
-"""Checks of the science: what is complete, what was learnt, and what was not looked at."""
+"""Checks of the science: where the finder is complete, and what it has learnt."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_completeness_cells(evidence: Evidence, config: AuditConfig) -> Outcome
                    for cells in (single, n[axes == finest]))  # fmt: skip
     rises = _rises(table.filter(pa.array(axes == "arc_snr")))
     passed = share >= config.science.min_cell_share and rises is not False
-    told = {True: "rises", False: "does not rise", None: "was not measured"}[rises]
+    trend = {True: "rises", False: "does not rise", None: "was not measured"}[rises]
     return Outcome(
         passed=passed,
         measured={"cells": len(single), "share": share, "smallest": int(single.min()),
@@ -41,7 +41,7 @@ def check_completeness_cells(evidence: Evidence, config: AuditConfig) -> Outcome
         threshold={"n": config.science.min_cell, "share": config.science.min_cell_share,
                    "rises_with_arc_snr": True},
         detail=f"{share:.0%} of {len(single)} cells of one axis hold {config.science.min_cell} "
-        f"lenses or more ({fine:.0%} of those by {finest}); completeness {told} with arc_snr.",
+        f"lenses or more ({fine:.0%} of those by {finest}); completeness {trend} with arc_snr.",
     )  # fmt: skip
 
 
@@ -61,32 +61,28 @@ def _rises(table: pa.Table) -> bool | None:
 def check_unresolved_share(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Lenses whose Einstein radius is far below the seeing."""
     limits = config.science
-    ratios, lenses = [], 0
-    for split in evidence.splits:
-        table = evidence.sidecar(split, ["label", "theta_e_arcsec", "psfsize_r"])
-        lens = table["label"].to_numpy() == 1
-        psf = table["psfsize_r"].cast(pa.float64()).to_numpy()[lens]
-        theta = table["theta_e_arcsec"].cast(pa.float64()).to_numpy()[lens]
-        known = (psf > 0) & np.isfinite(theta)
-        lenses += len(psf)
-        ratios.append(theta[known] / psf[known])
-    ratio = np.concatenate(ratios)
+    table = evidence.all_sidecars(["label", "theta_e_arcsec", "psfsize_r"])
+    table = table.filter(pc.equal(table["label"], 1))
+    theta, psf = (table[name].cast(pa.float64()).to_numpy()
+                  for name in ("theta_e_arcsec", "psfsize_r"))  # fmt: skip
+    known = (psf > 0) & np.isfinite(theta)
+    ratio, unknown = theta[known] / psf[known], int(np.count_nonzero(~known))
     if not len(ratio):
         raise NotRunError("No lens has a known theta_E and seeing.")
     share = float(np.mean(ratio < limits.unresolved_below))
     return Outcome(
         passed=share <= limits.max_unresolved,
-        measured={"share": share, "lenses": len(ratio), "unknown": lenses - len(ratio),
+        measured={"share": share, "lenses": len(ratio), "unknown": unknown,
                   "median_ratio": float(np.median(ratio))},
         threshold=limits.max_unresolved,
         detail=f"{share:.1%} of {len(ratio):,} lenses have theta_E below "
         f"{limits.unresolved_below:g} PSF FWHM"
         + (
-            ": what is found there is extra flux, not shape. Report completeness for both parts."
+            ": those are found by extra flux, not by shape. Report the completeness of both groups."
             if share > limits.max_unresolved
             else "."
         )
-        + (f" Of {lenses - len(ratio):,} it is not known." if lenses > len(ratio) else ""),
+        + (f" It is not known for {unknown:,} lenses." if unknown else ""),
     )  # fmt: skip
 
 
@@ -150,13 +146,12 @@ def check_annulus_only(evidence: Evidence, config: AuditConfig) -> Outcome:
     )
     try:
         drop = _drop(evidence, config, "annulus_only", "bright_drop", "n_bright")
-    except NotRunError:  # no lens has a bright arc
+    except NotRunError as error:  # no lens has a bright arc
         if not leaks:
             raise
-        drop = Outcome(passed=False, measured={}, threshold=None,
-                       detail=_reading(evidence, "annulus_only"))  # fmt: skip
+        drop = Outcome(measured={}, detail=str(error))
     return Outcome(
-        passed=drop.passed and not leaks,
+        passed=bool(drop.passed) and not leaks,
         measured=drop.measured | {"auroc": area},
         threshold={"drop": drop.threshold, "auroc_distance": allowed},
         detail=drop.detail
@@ -165,7 +160,7 @@ def check_annulus_only(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 
 def check_core_only(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Report what a straight line makes of the core's profile."""
+    """Report how well a straight line on the core's profile tells the classes apart."""
     found = evidence.probed("core_only")
     return Outcome(
         passed=True,
@@ -177,7 +172,7 @@ def check_core_only(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 
 def check_ring_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Rings must not score near 1 wherever they are."""
+    """Rings must not all score near 1 wherever they are."""
     found = evidence.probed("ring_probe")
     scores = {f"{where} {radius}": cell["mean_score"] for where in ("sky", "non_lens")
               for radius, cell in found[where].items()}  # fmt: skip
@@ -191,7 +186,7 @@ def check_ring_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 
 def check_attribution(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """The maps' mass lies on the arcs more than their area explains."""
+    """More of the maps' mass lies on the arcs than their area explains."""
     found = evidence.probed("attribution")
     ratios = [found.get(f"{kind}_mass_over_area") for kind in ("occlusion", "gradcam")]
     known = [ratio for ratio in ratios if ratio is not None]

@@ -1,4 +1,4 @@
-"""Checks of the scores: are they whole, can they be ranked, do they support what is claimed."""
+"""Checks of the scores: whether they are complete, can be ranked, and support the claims."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lensprep.checks.finding import mid_rank_auroc
-from lensprep.errors import ScoresError
+from lensprep.errors import ProjectError, ScoresError
 from lensprep.tables.reader import to_floats
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
@@ -24,7 +24,7 @@ from lenstrain.evaluation.threshold import unique_rows
 from lenstrain.scoring.table import AXIS_COLUMNS
 
 COMPARED: Final = ("label", "region_id", "pixel_hash", "lens_model", *AXIS_COLUMNS)
-"""Columns of a scores table that figures rest on; they must be the sidecar's, row by row."""
+"""Columns of a scores table that figures depend on; they must equal the sidecar's, row by row."""
 
 
 def check_full_eval(evidence: Evidence, config: AuditConfig) -> Outcome:
@@ -75,7 +75,7 @@ def _altered(
 
 
 def _origin_faults(evidence: Evidence) -> list[str]:
-    """What the table says of its dataset and normalisation that is not so."""
+    """What the table states wrongly about its dataset and normalisation."""
     metadata, dataset = evidence.scores.metadata, evidence.dataset
     faults = []
     stated = metadata.get("dataset_id")
@@ -87,7 +87,7 @@ def _origin_faults(evidence: Evidence) -> list[str]:
         return faults
     if normalization != dataset.manifest.normalization.to_dict():
         faults.append("its normalisation is not the dataset's")
-    with suppress(NotRunError):
+    with suppress(ProjectError):
         if normalization != evidence.checkpoint.get("normalization", normalization):
             faults.append("its normalisation is not the checkpoint's")
     return faults
@@ -113,7 +113,7 @@ def check_score_resolution(evidence: Evidence, config: AuditConfig) -> Outcome:
         threshold={"share": config.scores.max_tie_share, "tied_at_threshold": 1},
         detail=f"The largest block of equal scores holds {rows} of {len(first):,} distinct images "
         f"({share:.3%})."
-        + (" No threshold can part them: rank on float32 logits." if not passed else ""),
+        + (" No threshold can separate them: rank on float32 logits." if not passed else ""),
     )
 
 
@@ -230,5 +230,5 @@ def check_calibration(evidence: Evidence, config: AuditConfig) -> Outcome:
         detail=f"After {fitted['kind']} scaling on another split: debiased ECE {error:.4f}, surely "
         f"above {low:.4f}."
         + ("" if keeps_ranks else " The scaling reverses the ranks.")
-        + ("" if low <= allowed else " The probabilities are not to be quoted."),
+        + ("" if low <= allowed else " Do not quote the probabilities."),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from lensprep.dataset import BANDS
@@ -20,6 +21,7 @@ from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.audit.leaks import run_probe, surely_above
+from lenstrain.pages import interval
 
 SKY_PX: Final = 20.0
 """Beyond this radius (5.2 arcsec) lies sky: an arc of 1 arcsec leaves 1 % of a sigma there."""
@@ -32,25 +34,21 @@ Floats = NDArray[np.float64]
 def check_sky_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Level and scatter of the sky, in flux and beside those of the same brick, by label."""
     limits = config.data
-    place = "brickname" if "brickname" in evidence.columns else "region_id"
-    names = list(dict.fromkeys(["label", "region_id", place, *STATISTICS]))
-    table, pixels = evidence.places(place, names, limits.sky_rows, config.seed)
+    group = "brickname" if "brickname" in evidence.columns else "region_id"
+    names = list(dict.fromkeys(["label", "region_id", group, *STATISTICS]))
+    table, pixels = evidence.grouped_pixels(group, names, limits.sky_rows, config.seed)
     spec = evidence.dataset.manifest.normalization
-    median, scale = read_statistics(table)
-    level, scatter = sky_statistics(pixels, spec, median, scale)
-    features = sky_features(
-        level, scatter, np.array([str(name) for name in table[place].to_pylist()])
-    )
+    level, scatter = sky_statistics(pixels, spec, *read_statistics(table))
+    features = sky_features(level, scatter, np.array(table[group].cast(pa.string()).to_pylist()))
     found = run_probe(features, table, config, limits.sky_upper)
     passed = not surely_above(found, limits.sky_upper)
-    blocks = found["low"] > limits.sky_lower
     return Outcome(
         passed=passed,
         measured=found | {"rows": table.num_rows} | class_gaps(features, table["label"].to_numpy()),
         threshold={"upper": limits.sky_upper, "blocks_above_lower": limits.sky_lower},
-        severity="blocker" if passed or blocks else "warn",
-        detail=f"AUROC {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] from level "
-        f"and scatter of the sky beyond {SKY_PX:g} px, over {found['regions']} regions."
+        severity="blocker" if passed or found["low"] > limits.sky_lower else "warn",
+        detail=f"AUROC {interval(found)} from level and scatter of the sky beyond {SKY_PX:g} px, "
+        f"over {found['regions']} regions."
         + ("" if passed else " The sky tells the classes apart: they were calibrated, subtracted "
            "or scaled differently."),
     )  # fmt: skip
@@ -73,24 +71,24 @@ def sky_statistics(
     return level, scatter
 
 
-def sky_features(level: Floats, scatter: Floats, place: NDArray[Any]) -> Floats:
-    """What a stamp's sky has beyond that of its place; shape (n, 6).
+def sky_features(level: Floats, scatter: Floats, group: NDArray[Any]) -> Floats:
+    """How a stamp's sky differs from that of its group, the brick or region; shape (n, 6).
 
     The logarithm of the scatter and the level in units of the scatter, each less its mean over the
-    place: seeing, depth and what sky subtraction left are those of a brick, so the rest is noise
-    of the stamp, 2 % in the scatter, and a change of 5 % in one class shows.
+    group: stamps of a brick share seeing, depth and errors of sky subtraction, so what remains is
+    the stamp's noise, 2 % in the scatter, and a change of 5 % in one class shows.
     """
     safe = np.where(scatter > 0, scatter, np.nan)
     values = np.concatenate([np.log(safe), level / safe], axis=1)
     values = np.where(np.isfinite(values), values, np.nanmedian(values, axis=0))
-    _, index = np.unique(place, return_inverse=True)
+    _, index = np.unique(group, return_inverse=True)
     count = np.bincount(index)
     means = np.stack([np.bincount(index, column) / count for column in values.T], 1)
     return np.asarray(values - means[index], np.float64)
 
 
 def class_gaps(features: Floats, labels: NDArray[Any]) -> dict[str, Any]:
-    """Lenses less non-lenses: medians of the features by band."""
+    """Median of each feature of the lenses minus that of the non-lenses, by band."""
     gap = np.median(features[labels == 1], axis=0) - np.median(features[labels == 0], axis=0)
     bands = len(BANDS)
     return {
@@ -129,7 +127,7 @@ def check_normalization(evidence: Evidence, config: AuditConfig) -> Outcome:
         detail=f"{len(wrong):,} of {len(off):,} stamps ({by_class['1']:,} lenses) do not have "
         f"the median 0 and the scatter 1 that {spec.mode} promises, such as "
         f"{table['key'][int(wrong[0])].as_py()}: the pixels, the statistics in the sidecar or the "
-        "stated normalisation are wrong. `lensprep verify` tells whether a file was changed."
+        "stated normalisation are wrong. `lensprep verify` says whether a file was changed."
         if len(wrong) else
         f"The stored pixels of {len(off):,} stamps have the median and scatter that {spec.mode} "
         "promises.",

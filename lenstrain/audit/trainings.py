@@ -1,4 +1,4 @@
-"""Checks that train for a minute: on 64 stamps, on permuted labels, cut off, on two processes."""
+"""Short trainings: on 64 stamps, on permuted labels, interrupted, and scoring on two processes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +35,7 @@ from lenstrain.training.run import Event
 from lenstrain.training.runlog import CHECKPOINTS
 from lenstrain.training.train import train
 
-STAMPS = 64
-_BATCH = 64
+BATCH = 64
 _PROCESS_TIMEOUT_S = 600
 _SIDECAR = ("key", "label", "region_id")
 
@@ -52,69 +49,83 @@ def require_allowed(evidence: Evidence) -> None:
 def check_overfit_64(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Train the run's network on 64 stamps without smoothing, dropout or augmentation."""
     require_allowed(evidence)
-    pixels, labels = _balanced(evidence.dataset, "train", STAMPS, config.seed)
-    limit = config.run.overfit_loss
-    loss, steps = overfit(
-        evidence.config.model, pixels, labels, limit, config.run.overfit_steps, config
-    )
+    dataset, limits = evidence.dataset, config.run
+    labels = dataset.read_sidecar("train", ["label"])["label"].to_numpy()
+    index = _some_of_each(labels, BATCH, np.random.default_rng(config.seed))
+    pixels, labels = dataset.read_pixels("train", index), labels[index]
+    if len(np.unique(labels)) < 2:
+        raise NotRunError("train has one class only.")
+    loss, steps, _ = fit(evidence.config.model, pixels, labels, limits.overfit_steps, config,
+                         enough=limits.overfit_loss)  # fmt: skip
+    passed = loss < limits.overfit_loss
     return Outcome(
-        passed=loss < limit,
+        passed=passed,
         measured={"loss": loss, "steps": steps, "stamps": len(labels)},
-        threshold=limit,
+        threshold=limits.overfit_loss,
         detail=f"Loss {loss:.4f} on {len(labels)} stamps after {steps} steps."
-        + ("" if loss < limit else " The network, the loss or the labels are broken."),
+        + ("" if passed else " The network, the loss or the labels are broken."),
     )
 
 
-def overfit(
+def fit(
     model_config: ModelConfig,
     pixels: NDArray[np.float16],
     labels: NDArray[Any],
-    limit: float,
     steps: int,
     config: AuditConfig,
-) -> tuple[float, int]:
-    """Train on one batch until its loss falls below a limit; return loss and steps."""
-    with _own_generator(config.seed):
-        model = build_model(replace(model_config, weights=None, dropout=0.0))
+    enough: float = 0.0,
+) -> tuple[float, int, Scorer]:
+    """Train a new network on batches of 64 stamps until its loss is below `enough` or not a number.
+
+    Returns
+    -------
+    loss : float
+        Of the last batch.
+    steps : int
+        Steps that it took, at most `steps`.
+    scorer : Scorer
+        The trained network.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
         device = choose_device(config.run.device)
-        model.to(device).train()
-        x_BCHW = torch.from_numpy(pixels.astype(np.float32)).to(device)
-        y_B = torch.from_numpy(labels.astype(np.float32)).to(device)
+        model = build_model(replace(model_config, weights=None, dropout=0.0)).to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
-        loss = math.inf
-        for step in range(1, steps + 1):
+        rng = np.random.default_rng(config.seed)
+        loss, step = math.inf, 0
+        while step < steps and loss >= enough:
+            batch = rng.choice(len(labels), min(BATCH, len(labels)), replace=False)
+            x_BCHW = torch.from_numpy(pixels[batch].astype(np.float32)).to(device)
+            y_B = torch.from_numpy(labels[batch].astype(np.float32)).to(device)
             optimizer.zero_grad()
             value = nn.functional.binary_cross_entropy_with_logits(model(x_BCHW), y_B)
-            loss = float(value.detach())
-            if not loss >= limit:  # also if it is NaN
-                return loss, step
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    return loss, steps
+            loss, step = float(value.detach()), step + 1
+    return loss, step, Scorer(model.eval(), device)
 
 
 def check_permuted_labels(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Train on labels drawn at random for each image; held-out images must stay unknown.
+    """Train on labels drawn at random for each image; those of held-out images must stay unknown.
 
-    An image has one random label wherever it comes. If the same image is in train and in val, or
-    a row tells its label by anything but its pixels, the AUROC leaves 0.5.
+    An image has the same random label wherever it occurs. If the same image is in train and in
+    val, or anything but its pixels reveals a row's label, the AUROC differs from 0.5.
     """
     require_allowed(evidence)
-    rows = config.run.permuted_rows
-    train_rows, val_rows = (_draw(evidence, split, rows) for split in ("train", "val"))
-    label = random_labels(train_rows[1], val_rows[1], config.seed)
-    area = memorise(
-        evidence.config.model, train_rows[0], label[0], val_rows[0], config.run.permuted_steps,
-        config,
-    )(label[1])  # fmt: skip
-    error = auroc_error(int((label[1] == 1).sum()), int((label[1] == 0).sum()))
+    limits = config.run
+    (pixels, images), (held_out, others) = (
+        _draw(evidence, split, limits.permuted_rows) for split in ("train", "val")
+    )
+    known, truth = random_labels(images, others, config.seed)
+    scorer = fit(evidence.config.model, pixels, known, limits.permuted_steps, config)[2]
+    area = auroc(roc_curve(truth, scorer(held_out)))
+    error = auroc_error(int((truth == 1).sum()), int((truth == 0).sum()))
     distance = abs(area - 0.5) / error
-    allowed = config.run.standard_errors
+    allowed = limits.standard_errors
     return Outcome(
         passed=distance <= allowed,
         measured={"auroc": area, "standard_error": error, "distance": distance,
-                  "train": len(label[0]), "val": len(label[1])},
+                  "train": len(known), "val": len(truth)},
         threshold={"standard_errors": allowed},
         detail=f"AUROC {area:.3f} on held-out images with random labels, {distance:.1f} standard "
         "errors from chance."
@@ -132,34 +143,8 @@ def random_labels(
     return label[: len(train_hash)], label[len(train_hash) :]
 
 
-def memorise(
-    model_config: ModelConfig,
-    pixels: NDArray[np.float16],
-    labels: NDArray[np.int8],
-    held_out: NDArray[np.float16],
-    steps: int,
-    config: AuditConfig,
-) -> Any:
-    """Train on some labels; return a function from labels of `held_out` to the AUROC there."""
-    with _own_generator(config.seed):
-        device = choose_device(config.run.device)
-        model = build_model(replace(model_config, weights=None, dropout=0.0)).to(device).train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
-        rng = np.random.default_rng(config.seed)
-        for _ in range(steps):
-            part = rng.choice(len(labels), min(_BATCH, len(labels)), replace=False)
-            x_BCHW = torch.from_numpy(pixels[part].astype(np.float32)).to(device)
-            y_B = torch.from_numpy(labels[part].astype(np.float32)).to(device)
-            optimizer.zero_grad()
-            loss = nn.functional.binary_cross_entropy_with_logits(model(x_BCHW), y_B)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        logits = Scorer(model.eval(), device)(held_out)
-    return lambda truth: auroc(roc_curve(truth, logits))
-
-
 def check_resume(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Train twice on a few stamps, once cut off in the middle of an epoch, and compare all bits."""
+    """Train twice on a few stamps, once interrupted in mid-epoch, and compare all bits."""
     require_allowed(evidence)
     with tempfile.TemporaryDirectory(prefix="lenstrain-audit-") as name:
         folder = Path(name)
@@ -168,21 +153,21 @@ def check_resume(evidence: Evidence, config: AuditConfig) -> Outcome:
         train(uri, short, folder / "straight")
         train(uri, short, folder / "resumed", progress=_StopAt(3))
         train(uri, short, folder / "resumed", resume=True)
-        pair = [load_checkpoint(folder / run / CHECKPOINTS / LAST)
-                for run in ("straight", "resumed")]  # fmt: skip
-    different = different_tensors(pair[0], pair[1])
+        straight, resumed = (load_checkpoint(folder / run / CHECKPOINTS / LAST)
+                             for run in ("straight", "resumed"))  # fmt: skip
+    different = different_tensors(straight, resumed)
     return Outcome(
         passed=not different,
-        measured={"different_tensors": len(different), "steps": pair[0]["step"]},
+        measured={"different_tensors": len(different), "steps": straight["step"]},
         threshold=0,
-        detail=f"A run of {pair[0]['step']} steps that was stopped and resumed "
+        detail=f"A run of {straight['step']} steps that was stopped and resumed "
         + (f"differs in {len(different)} tensors, first {different[0]}." if different
            else "ends in the same bits as one that was not."),
     )  # fmt: skip
 
 
 class _StopAt:
-    """Send this process SIGTERM after some steps, as a machine does that is taken back."""
+    """Send this process SIGTERM after some steps, as a machine does that is being reclaimed."""
 
     def __init__(self, step: int) -> None:
         self.step, self.seen = step, 0
@@ -285,31 +270,20 @@ def write_part(dataset: Dataset, out: Path, rows: int, seed: int) -> str:
     parts = {}
     for number, split in enumerate(("train", "val")):
         table = dataset.read_sidecar(split)
-        labels = table["label"].to_numpy()
         rng = np.random.default_rng([seed, number])
-        half = [np.flatnonzero(labels == k) for k in (0, 1)]
-        chosen = [rng.choice(h, min(len(h), rows // 2 + k), replace=False)
-                  for k, h in enumerate(half)]  # fmt: skip
-        index = np.sort(np.concatenate(chosen))
+        index = _some_of_each(table["label"].to_numpy(), rows, rng)
         names = [name for name in table.column_names if name != "payload_crc32"]
-        part = table.select(names).take(pa.array(index))
-        parts[split] = (dataset.read_pixels(split, index), part)
+        parts[split] = (dataset.read_pixels(split, index), table.select(names).take(index))
     write_dataset(out, parts, dataset.manifest.normalization, shard_rows=128)
     return str(out)
 
 
-def _balanced(
-    dataset: Dataset, split: str, n: int, seed: int
-) -> tuple[NDArray[np.float16], NDArray[np.int8]]:
-    labels = dataset.read_sidecar(split, ["label"])["label"].to_numpy()
-    rng = np.random.default_rng(seed)
-    halves = [np.flatnonzero(labels == k) for k in (0, 1)]
-    if min(map(len, halves)) == 0:
-        raise NotRunError(f"{split} has one class only.")
-    index = np.sort(
-        np.concatenate([rng.choice(h, min(len(h), n // 2), replace=False) for h in halves])
-    )
-    return dataset.read_pixels(split, index), labels[index]
+def _some_of_each(labels: NDArray[Any], rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Up to `rows` rows, half of them of either class, in order."""
+    classes = [np.flatnonzero(labels == k) for k in (0, 1)]
+    chosen = [rng.choice(of_class, min(len(of_class), (rows + k) // 2), replace=False)
+              for k, of_class in enumerate(classes)]  # fmt: skip
+    return np.sort(np.concatenate(chosen))
 
 
 def _draw(
@@ -319,11 +293,3 @@ def _draw(
     # The smallest hashes are a random sample, and the same images in both splits.
     index = np.sort(np.argsort(hashes, kind="stable")[:rows])
     return evidence.dataset.read_pixels(split, index), hashes[index]
-
-
-@contextmanager
-def _own_generator(seed: int) -> Iterator[None]:
-    """Draw from a generator of its own inside the block."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

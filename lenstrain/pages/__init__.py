@@ -1,4 +1,4 @@
-"""Pages of what evaluation, audit and probes found: one look, and nothing beside the file."""
+"""Pages of evaluation, audit and probes: one style, and each page a single file."""
 
 from lenstrain.pages.page import interval as interval
 from lenstrain.pages.page import number as number

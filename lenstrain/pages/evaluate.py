@@ -1,17 +1,16 @@
-"""The function behind `lenstrain evaluate`: scores in; metrics, tables, figures, report out."""
+"""The function behind `lenstrain evaluate`: from scores to metrics, tables, figures, report."""
 
 import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -38,18 +37,8 @@ from lenstrain.evaluation.selection.measure import Selection, measure_selection,
 from lenstrain.pages import figures as plots
 from lenstrain.pages.card import card_context
 from lenstrain.pages.evaluation import page_context
-from lenstrain.pages.examples import (
-    Gallery,
-    choose_galleries,
-    draw_gallery,
-    draw_missed,
-    open_stamps,
-)
-from lenstrain.pages.files import (
-    PageGallery,
-    save_plot,
-    write_csv,
-)
+from lenstrain.pages.examples import Gallery, example_galleries, missed_gallery, open_stamps
+from lenstrain.pages.files import save_plot, write_csv
 from lenstrain.pages.page import CARD_NAME, METRICS_NAME, REPORT_NAME, render
 from lenstrain.pages.selection import draw_selection
 from lenstrain.scoring.table import ScoresAre, SkyScores, read_sky_scores
@@ -94,14 +83,14 @@ def evaluate(
     catalog : path, optional
         Known lenses (any table in lenscat's columns), whose recall is measured.
     catalog_columns : mapping, optional
-        What the catalogue calls ``name``, ``ra``, ``dec`` and ``grade`` instead.
+        Names of the catalogue's columns ``name``, ``ra``, ``dec`` and ``grade``, if they differ.
     catalog_scores : path, optional
         Scores to find the known lenses in, labels or not; default: `scores`.
     columns : mapping, optional
-        What `scores` calls some of its columns; the other tables of scores, and the population, may
-        do so too.
+        Names of columns of `scores` that differ from ours; the other tables of scores and the
+        population may use either.
     scores_are : {"probability", "logit"}, optional
-        What the scores are, of tables that no `lenstrain infer` wrote.
+        Kind of the scores in tables that `lenstrain infer` did not write.
     dataset : path or s3 URI, optional
         Where to read example stamps; default: the dataset named in the scores' metadata.
     selection_function : bool
@@ -111,8 +100,8 @@ def evaluate(
     options : EvaluationOptions, optional
         Settings; the defaults if None.
     progress : callable, optional
-        Told the name of each stage and the share of work done, from 0 to 1. It may be called
-        from other threads, one at a time.
+        Called with the name of the stage that begins and the share of the work done, from 0 to 1;
+        from other threads too, one at a time.
 
     Returns
     -------
@@ -124,12 +113,12 @@ def evaluate(
     ScoresError
         If a table is unusable.
     StorageError
-        If `out` is a folder that is not an evaluation, or cannot be written: said before the work.
+        If `out` holds other files, or cannot be written; raised before the work.
     DatasetError
         If a given `dataset` cannot be read.
     """
     options = options or EvaluationOptions()
-    tell = progress or _silent
+    tell = progress or (lambda stage, done: None)
     check_folder(out, METRICS_NAME)
     tell("Reading scores", 0.0)
     table = read_scores(scores, columns, scores_are)
@@ -137,7 +126,12 @@ def evaluate(
     reference = None if calibrate_on is None else read(calibrate_on)
     rival = None if compare_with is None else read(compare_with)
     known = None if catalog is None else read_catalog(catalog, catalog_columns)
-    sky = None if known is None else _sky_scores(table, catalog_scores, columns, scores_are)
+    sky: SkyScores | None = None
+    if known is not None:
+        sky = table
+        if catalog_scores is not None:
+            sky = read_sky_scores(catalog_scores, columns, scores_are)
+            check_same_model(table, sky)
     sought = None if population is None else read_population(population, table, options, columns)
     found = measure(table, reference, options, tell)
     selection = None
@@ -155,99 +149,60 @@ def evaluate(
         found.entries["known_lenses"] = lenses
         found.entries["notes"] += known_lens_notes(lenses)
     tell("Drawing stamps", 0.85)
-    gallery = _galleries(table, sky, found.entries, dataset, options)
-    found.entries["notes"] += gallery.notes
+    known_lenses = found.entries["known_lenses"]
+    galleries, stretch, notes = _galleries(table, sky, known_lenses, dataset, options.examples)
+    found.entries["notes"] += notes
     entries = {"format_version": FORMAT_VERSION} | found.entries
     entries["provenance"] = _provenance(table, reference, rival, options)
     content: dict[str, Any] = plain(entries)
     with written_folder(out, METRICS_NAME) as draft:
         tell("Writing the report", 0.9)
-        _write(draft, table, found, selection, gallery, content)
+        _write(draft, table, found, selection, galleries, stretch, content)
     tell("Done", 1.0)
     return content | {"report": join_uri(out, REPORT_NAME)}
-
-
-def _silent(stage: str, done: float) -> None:
-    pass
-
-
-def _sky_scores(
-    scores: Scores,
-    path: Uri | None,
-    columns: Mapping[str, str] | None,
-    scores_are: ScoresAre | None,
-) -> SkyScores:
-    """Scores in which known lenses are looked for, of the same model."""
-    if path is None:
-        return scores
-    sky = read_sky_scores(path, columns, scores_are)
-    check_same_model(scores, sky)
-    return sky
-
-
-@dataclass(frozen=True)
-class _Galleries:
-    shown: Sequence[PageGallery]
-    stretch: str
-    notes: Notes
 
 
 def _galleries(
     scores: Scores,
     sky: SkyScores | None,
-    entries: Mapping[str, Any],
+    known_lenses: Mapping[str, Any] | None,
     dataset: Uri | None,
-    options: EvaluationOptions,
-) -> _Galleries:
-    """Galleries from where the stamps were scored, if it can be read."""
-    shown: list[PageGallery] = []
-    notes = Notes()
-    stretch = ""
+    size: int,
+) -> tuple[list[Gallery], str, Notes]:
+    """Galleries from where the stamps were scored, how they were drawn, and why any are missing."""
+    shown: list[Gallery] = []
+    stretch, notes = "", Notes()
     uri = dataset or scores.metadata.get("dataset")
-    if uri is not None and options.examples:
-        try:
+    if not size:
+        return shown, stretch, notes
+    try:
+        if uri is not None:
             reader = open_stamps(str(uri), scores)
-            shown = [
-                PageGallery(gallery, draw_gallery(reader, scores, gallery))
-                for gallery in choose_galleries(scores, options.examples)
-            ]
-            stretch = reader.note
-        except ProjectError as error:
-            if dataset is not None:
-                raise
-            notes.info(f"No example stamps: {error} Say where it is with --dataset.")
-    missed = entries["known_lenses"]["missed"] if entries.get("known_lenses") else []
-    if sky is not None and missed and options.examples:
+            shown, stretch = example_galleries(reader, scores, size), reader.note
+    except ProjectError as error:
+        if dataset is not None:
+            raise
+        notes.info(f"No example stamps: {error} Say where it is with --dataset.")
+    if sky is not None and known_lenses and known_lenses["missed"]:
         uri = sky.metadata.get("dataset") if sky.path != scores.path else uri
         try:
             if uri is not None:
                 reader = open_stamps(str(uri), sky)
-                stamps = draw_missed(reader, sky, missed, 2 * options.examples)
-                shown.append(PageGallery(_MISSED, stamps))
+                shown.append(missed_gallery(reader, sky, known_lenses["missed"][: 2 * size]))
                 stretch = stretch or reader.note
         except ProjectError as error:
             notes.info(f"No stamps of the known lenses: {error} Say where it is with --dataset.")
-    return _Galleries(shown, stretch, notes)
-
-
-_MISSED = Gallery(
-    "missed_known",
-    "Known lenses that were missed",
-    "Lowest score first. Are their arcs visible in these images at all?",
-    np.empty(0, np.int64),
-)
+    return shown, stretch, notes
 
 
 def _provenance(
     scores: Scores, reference: Scores | None, rival: Scores | None, options: EvaluationOptions
 ) -> dict[str, Any]:
-    return {
-        "scores": str(scores.path),
-        "scores_sha256": scores.sha256,
-        "calibrate_on": None if reference is None else str(reference.path),
-        "calibrate_on_sha256": None if reference is None else reference.sha256,
-        "compared_with": None if rival is None else str(rival.path),
-        "compared_with_sha256": None if rival is None else rival.sha256,
+    found = {}
+    for name, table in (("scores", scores), ("calibrate_on", reference), ("compared_with", rival)):
+        found[name] = None if table is None else str(table.path)
+        found[f"{name}_sha256"] = None if table is None else table.sha256
+    return found | {
         "scores_metadata": scores.metadata,
         "options": asdict(options),
         "versions": _versions(),
@@ -270,7 +225,8 @@ def _write(
     scores: Scores,
     found: Measurement,
     selection: Selection | None,
-    galleries: _Galleries,
+    galleries: Sequence[Gallery],
+    stretch: str,
     content: dict[str, Any],
 ) -> None:
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
@@ -286,7 +242,7 @@ def _write(
         write_selection(draft, selection)
         drawn.append(draw_selection(selection))
     saved = {plot.name: save_plot(plot, figures) for plot in drawn}
-    shown = page_context(content, saved, galleries.shown, galleries.stretch, found.completeness)
+    shown = page_context(content, saved, galleries, stretch, found.completeness)
     (draft / REPORT_NAME).write_text(render("report.html", shown), encoding="utf-8")
     card = render("model_card.md", card_context(content))
     (draft / CARD_NAME).write_text(card, encoding="utf-8")

@@ -1,12 +1,14 @@
 """What the page shows, as plain values that its template reads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from lensprep.dataset.strictjson import plain
 from lenstrain.evaluation import metrics
 from lenstrain.evaluation.operating import CompletenessTable, primary_threshold
-from lenstrain.pages.files import PageGallery, PagePlot
+from lenstrain.pages.examples import Gallery
+from lenstrain.pages.files import PagePlot
 
 _MISSED_SHOWN = 50
 _GROUPS = (("theta_e", "θE [″]"), ("src_dmag", "source Δmag"), ("lens_model", "lens model"))
@@ -15,15 +17,11 @@ _GROUPS = (("theta_e", "θE [″]"), ("src_dmag", "source Δmag"), ("lens_model"
 def page_context(
     content: Mapping[str, Any],
     figures: Mapping[str, PagePlot],
-    galleries: Sequence[PageGallery],
+    galleries: Sequence[Gallery],
     stretch: str,
     tables: Sequence[CompletenessTable],
 ) -> dict[str, Any]:
     """Collect what the template reads; `content` is that of metrics.json."""
-    prevalences = [
-        {"key": key, "one_in": f"{1 / float(key):,.0f}"}
-        for key in content["average_precision_at_prevalence"]
-    ]
     return {
         "m": content,
         "figures": figures,
@@ -35,7 +33,10 @@ def page_context(
         "stretch": stretch,
         "coverage": f"{100 * content['level']:g}%",
         "split": content["provenance"]["scores_metadata"].get("split"),
-        "prevalences": prevalences,
+        "prevalences": [
+            {"key": key, "one_in": f"{1 / float(key):,.0f}"}
+            for key in content["average_precision_at_prevalence"]
+        ],
         "cut": primary_threshold(content),
         "widest": _widest(content),
         "auroc_groups": [
@@ -78,42 +79,30 @@ def _area_rows(content: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _calibration_rows(content: Mapping[str, Any]) -> list[tuple[str, tuple[Any, Any]]]:
     calibrated = content["calibrated"]
 
-    def pair(*path: str) -> tuple[Any, Any]:
-        return _dig(content, path), _dig(calibrated, path) if calibrated else None
+    def pair(get: Callable[[Mapping[str, Any]], Any]) -> tuple[Any, Any]:
+        return get(content), get(calibrated) if calibrated else None
 
+    losses = [metric for metric in metrics.METRICS if metric.kind == "probability"]
     return [
-        *(
-            (metric.title, pair(metric.name))
-            for metric in metrics.METRICS
-            if metric.kind == "probability"
-        ),
-        ("ECE, equal width", pair("ece", "equal_width")),
-        ("ECE, equal mass", pair("ece", "equal_mass")),
-        ("Root mean square error, debiased", pair("ece", "debiased")),
+        *((metric.title, pair(itemgetter(metric.name))) for metric in losses),
+        ("ECE, equal width", pair(lambda found: found["ece"]["equal_width"])),
+        ("ECE, equal mass", pair(lambda found: found["ece"]["equal_mass"])),
+        ("Root mean square error, debiased", pair(lambda found: found["ece"]["debiased"])),
     ]
 
 
 def _comparison_rows(comparison: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
     if comparison is None:
         return []
-    rows = [
-        (metric.title, comparison[metric.name])
-        for metric in metrics.METRICS
-        if metric.kind == "ranking"
+    return [
+        *((m.title, comparison[m.name]) for m in metrics.METRICS if m.kind == "ranking"),
+        *(
+            (f"{m.title} {100 * float(fpr):g}%", entry)
+            for m in metrics.METRICS
+            if m.kind == "rate"
+            for fpr, entry in comparison[m.name].items()
+        ),
     ]
-    for metric in metrics.METRICS:
-        if metric.kind == "rate":
-            rows += [
-                (f"{metric.title} {100 * float(fpr):g}%", entry)
-                for fpr, entry in comparison[metric.name].items()
-            ]
-    return rows
-
-
-def _dig(tree: Any, path: Sequence[str]) -> Any:
-    for name in path:
-        tree = tree[name]
-    return tree
 
 
 def _theta_rows(tables: Sequence[CompletenessTable]) -> list[dict[str, Any]]:
@@ -131,17 +120,15 @@ def _theta_rows(tables: Sequence[CompletenessTable]) -> list[dict[str, Any]]:
 
 
 def _provenance_rows(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = [("Scores", provenance["scores"]), ("SHA-256", provenance["scores_sha256"])]
-    if provenance["calibrate_on"]:
-        rows.append(("Calibrated on", provenance["calibrate_on"]))
-        rows.append(("SHA-256", provenance["calibrate_on_sha256"]))
+    rows = []
+    for title, name in (("Scores", "scores"), ("Calibrated on", "calibrate_on"),
+                        ("Compared with", "compared_with")):  # fmt: skip
+        if provenance[name]:
+            rows += [(title, provenance[name]), ("SHA-256", provenance[f"{name}_sha256"])]
     for name, value in provenance["scores_metadata"].items():
         if name == "members" and len(value) == 1:
             continue  # its facts stand by themselves
         rows.append((name.replace("_", " ").capitalize(), _readable(value)))
-    if provenance["compared_with"]:
-        rows.append(("Compared with", provenance["compared_with"]))
-        rows.append(("SHA-256", provenance["compared_with_sha256"]))
     rows.append(("Versions", _readable(provenance["versions"])))
     rows.append(("Created", provenance["created"]))
     return rows

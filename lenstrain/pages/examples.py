@@ -1,17 +1,17 @@
-"""Example stamps of the report: which ones, and their pictures from the dataset."""
+"""Example stamps of the report: which ones, and their pictures from where they were scored."""
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib import image
 from numpy.typing import NDArray
-from scipy import special
 
 from lensprep.dataset import STAMP_SIZE, Dataset
 from lensprep.dataset.normalization import denormalize
@@ -24,18 +24,12 @@ from lenstrain.evaluation.scores import Scores
 from lenstrain.evaluation.threshold import unique_rows
 from lenstrain.scoring.table import SkyScores
 
-_FLUX_MODES = ("mad_stamp", "mad_annulus")
 _FACTS = ("theta_e_arcsec", "psfsize_r", "arc_snr")
+_ORIGIN = ("source_file", "source_row_group", "source_row")
+_LUPTON = "Lupton RGB (z, r, g) as in the Legacy Survey viewer"
 
-
-@dataclass(frozen=True)
-class Gallery:
-    """Rows of the scores to show together."""
-
-    name: str
-    title: str
-    caption: str
-    rows: NDArray[np.int64]
+Rows = NDArray[np.int64]
+Pictures = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,6 @@ class Stamp:
 
     key: str
     logit: float
-    probability: float
     source: str
     """PNG as a data URI."""
     facts: dict[str, float]
@@ -52,51 +45,30 @@ class Stamp:
     """What the object is called, if it has a name."""
 
 
-def choose_galleries(scores: Scores, size: int) -> list[Gallery]:
-    """Highest non-lenses, lowest lenses and highest lenses; every image once."""
-    identity = scores.identity
-    falling = scores.order
-    rank = falling[::-1]
+@dataclass(frozen=True)
+class Gallery:
+    """Stamps that are shown together."""
 
-    def pick(order: NDArray[np.int64], label: int) -> NDArray[np.int64]:
-        # Enough of the order to find `size` images even if each comes 24 times.
-        candidates = order[scores.labels[order] == label][: 32 * size]
-        return candidates[unique_rows(identity[candidates])][:size]
-
-    return [
-        Gallery(
-            "false_positives",
-            "Highest-scored non-lenses",
-            "What the finder mistakes for lenses: the first things an inspector would see.",
-            pick(falling, 0),
-        ),
-        Gallery(
-            "missed",
-            "Lowest-scored lenses",
-            "What it misses. Most should be faint or smaller than the seeing.",
-            pick(rank, 1),
-        ),
-        Gallery(
-            "true_positives",
-            "Highest-scored lenses",
-            "What it is surest of. Arcs should be plain to see; if they are not, look for a leak.",
-            pick(falling, 1),
-        ),
-    ]
+    title: str
+    caption: str
+    stamps: Sequence[Stamp]
 
 
-class StampReader(Protocol):
+@dataclass(frozen=True)
+class StampReader:
     """Where the pictures of scored stamps come from."""
 
     note: str
     """How they were made."""
+    rgb: Callable[[Rows], Pictures]
+    """Colour pictures of some rows of the scores, shape (n, 64, 64, 3).
 
-    def rgb(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Colour pictures of some rows of the scores, shape (n, 64, 64, 3)."""
+    Raises `ProjectError` if a stamp is not where it was when it was scored.
+    """
 
 
 def open_stamps(uri: str, scores: SkyScores) -> StampReader:
-    """Open the place that the scores were made from.
+    """Open the dataset, tree or folder of cutouts that the scores were made from.
 
     Raises
     ------
@@ -107,155 +79,136 @@ def open_stamps(uri: str, scores: SkyScores) -> StampReader:
     """
     source = scores.metadata.get("source")
     if isinstance(source, dict) and source.get("kind") in ("tree", "cutouts"):
-        return SourceStamps(uri, str(source["kind"]), scores)
-    return DatasetStamps(uri, scores)
-
-
-class DatasetStamps:
-    """Stamps of a converted dataset, found by split and key."""
-
-    def __init__(self, uri: str, scores: SkyScores) -> None:
-        self._scores = scores
-        self._data = Dataset.open(uri)
-        named = scores.metadata.get("dataset_id")
-        if named and named != self._data.dataset_id:
-            raise ScoresError(
-                f"{scores.path} was scored on dataset {str(named)[:12]}, but {uri} is "
-                f"{self._data.dataset_id[:12]}. Give --dataset the one that was scored."
-            )
-        spec = self._data.manifest.normalization
-        self._scaled = spec.mode in _FLUX_MODES
-        self.note = (
-            "Lupton RGB (z, r, g) as in the Legacy Survey viewer; bright pixels stay clipped."
-            if self._scaled
-            else f"Stored pixels ({spec.mode}) between their percentiles; flux cannot be "
-            "recovered from them."
-        )
-
-    def rgb(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Pictures of some rows of the scores.
-
-        Raises
-        ------
-        DatasetError
-            If the dataset lacks a key, a split or a shard.
-        """
-        keys = [str(self._scores.table["key"][int(row)]) for row in rows]
-        splits = np.array(self._splits(rows))
-        pictures = np.zeros((len(rows), STAMP_SIZE, STAMP_SIZE, 3), np.uint8)
-        for split in sorted(set(splits)):
-            chosen = np.flatnonzero(splits == split)
-            pictures[chosen] = self._pictures(str(split), [keys[k] for k in chosen])
-        return pictures
-
-    def _splits(self, rows: NDArray[np.int64]) -> list[str]:
-        if "split" in self._scores.table.column_names:
-            return [str(self._scores.table["split"][int(row)]) for row in rows]
-        if "split" in self._scores.metadata:
-            return [str(self._scores.metadata["split"])] * rows.size
+        is_tree = source["kind"] == "tree"
+        return StampReader(f"{_LUPTON}.", partial(_source_rgb, uri, is_tree, scores))
+    data = Dataset.open(uri)
+    named = scores.metadata.get("dataset_id")
+    if named and named != data.dataset_id:
         raise ScoresError(
-            f"{self._scores.path} has no column split: no telling where its stamps lie."
+            f"{scores.path} was scored on dataset {str(named)[:12]}, but {uri} is "
+            f"{data.dataset_id[:12]}. Give --dataset the one that was scored."
         )
-
-    def _pictures(self, split: str, keys: list[str]) -> NDArray[np.uint8]:
-        wanted = ["key", *(STATISTICS if self._scaled else ())]
-        sidecar = self._data.read_sidecar(split, wanted)
-        index = pc.index_in(pa.array(keys, pa.string()), value_set=sidecar["key"].cast(pa.string()))
-        if index.null_count:
-            missing = keys[index.is_null().to_pylist().index(True)]
-            raise ScoresError(
-                f"{self._data.uri}: split {split} has no stamp {missing}; the scores belong to "
-                "another dataset."
-            )
-        rows = index.to_numpy().astype(np.int64)
-        pixels = self._data.read_pixels(split, rows).astype(np.float32)
-        if not self._scaled:
-            return _stretched(pixels)
-        statistics = read_statistics(sidecar.take(pa.array(rows)))
-        spec = self._data.manifest.normalization
-        return lupton_rgb(denormalize(pixels, spec, *statistics))
+    note = f"{_LUPTON}; bright pixels stay clipped."
+    if not _keeps_flux(data):
+        mode = data.manifest.normalization.mode
+        note = f"Stored pixels ({mode}) between their percentiles; their flux cannot be recovered."
+    return StampReader(note, partial(_dataset_rgb, data, scores))
 
 
-class SourceStamps:
-    """Stamps that were decoded on the way: a Phase 4c tree, or a folder of cutouts."""
-
-    note = "Lupton RGB (z, r, g) as in the Legacy Survey viewer."
-    _places = ("source_file", "source_row_group", "source_row")
-
-    def __init__(self, uri: str, kind: str, scores: SkyScores) -> None:
-        self._uri, self._kind, self._path = uri, kind, scores.path
-
-    def rgb(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Pictures of some rows of the scores.
-
-        Raises
-        ------
-        InputError
-            If the files are not there any more.
-        ScoresError
-            If the scores do not say where their stamps lie.
-        """
-        table = read_table(self._path, self._places).table
-        missing = [name for name in self._places if name not in table.column_names]
-        if missing:
-            raise ScoresError(
-                f"{self._path} has no column {missing[0]}: no telling where its stamps lie."
-            )
-        return lupton_rgb(self._pixels(table.take(pa.array(rows)).to_pylist()))
-
-    def _pixels(self, places: list[dict[str, Any]]) -> NDArray[np.float32]:
-        from lensprep.decode.parts import cutout_stamps, tree_stamps
-
-        if self._kind == "tree":
-            return tree_stamps(self._uri, places)
-        names = [place["source_file"] for place in places]
-        with local_folder(self._uri, wanted=names.__contains__) as folder:
-            return cutout_stamps(folder, names)
+def _keeps_flux(data: Dataset) -> bool:
+    return data.manifest.normalization.mode in ("mad_stamp", "mad_annulus")
 
 
-def draw_gallery(reader: StampReader, scores: Scores, gallery: Gallery) -> list[Stamp]:
-    """Read and draw the stamps of a gallery, in its order.
+def _dataset_rgb(data: Dataset, scores: SkyScores, rows: Rows) -> Pictures:
+    """Pictures of stamps of a converted dataset, found by split and key."""
+    table = scores.table.take(pa.array(rows))
+    if "split" in table.column_names:
+        splits = np.array([str(split) for split in table["split"].to_pylist()])
+    elif "split" in scores.metadata:
+        splits = np.full(rows.size, str(scores.metadata["split"]))
+    else:
+        raise ScoresError(f"{scores.path} has no column split, so its stamps cannot be found.")
+    keys = table["key"].cast(pa.string())
+    pictures = np.zeros((rows.size, STAMP_SIZE, STAMP_SIZE, 3), np.uint8)
+    for split in np.unique(splits).tolist():
+        chosen = np.flatnonzero(splits == split)
+        pictures[chosen] = _split_rgb(data, split, keys.take(pa.array(chosen)))
+    return pictures
+
+
+def _split_rgb(data: Dataset, split: str, keys: pa.ChunkedArray) -> Pictures:
+    keeps_flux = _keeps_flux(data)
+    sidecar = data.read_sidecar(split, ["key", *(STATISTICS if keeps_flux else ())])
+    index = pc.index_in(keys, value_set=sidecar["key"].cast(pa.string()))
+    if index.null_count:
+        raise ScoresError(
+            f"{data.uri}: split {split} has no stamp {keys.filter(index.is_null())[0]}; the scores "
+            "belong to another dataset."
+        )
+    rows = index.to_numpy().astype(np.int64)
+    pixels = data.read_pixels(split, rows).astype(np.float32)
+    if not keeps_flux:
+        return _stretched(pixels)
+    statistics = read_statistics(sidecar.take(pa.array(rows)))
+    return lupton_rgb(denormalize(pixels, data.manifest.normalization, *statistics))
+
+
+def _source_rgb(uri: str, is_tree: bool, scores: SkyScores, rows: Rows) -> Pictures:
+    """Pictures of stamps that were decoded while they were scored."""
+    from lensprep.decode.parts import cutout_stamps, tree_stamps
+
+    table = read_table(scores.path, _ORIGIN).table
+    for name in _ORIGIN:
+        if name not in table.column_names:
+            raise ScoresError(f"{scores.path} has no column {name}, so its stamps cannot be found.")
+    origins = table.take(pa.array(rows)).to_pylist()
+    if is_tree:
+        return lupton_rgb(tree_stamps(uri, origins))
+    names = [origin["source_file"] for origin in origins]
+    with local_folder(uri, wanted=names.__contains__) as folder:
+        return lupton_rgb(cutout_stamps(folder, names))
+
+
+def example_galleries(reader: StampReader, scores: Scores, size: int) -> list[Gallery]:
+    """Highest non-lenses, lowest lenses and highest lenses; every image once.
 
     Raises
     ------
     ProjectError
         If a stamp is not where it was when it was scored.
     """
-    if not gallery.rows.size:
-        return []
+    identity = scores.identity
     facts = {name: scores.numbers(name) for name in _FACTS if scores.has(name)}
+
+    def gallery(title: str, caption: str, order: Rows, label: int) -> Gallery:
+        # Enough of the order to find `size` images even if each comes 24 times.
+        candidates = order[scores.labels[order] == label][: 32 * size]
+        rows = candidates[unique_rows(identity[candidates])][:size]
+        stamps = [
+            Stamp(
+                str(scores.table["key"][int(row)]),
+                float(scores.logits[row]),
+                png_uri(picture),
+                {name: float(values[row]) for name, values in facts.items() if values[row] > 0},
+            )
+            for row, picture in zip(rows, reader.rgb(rows), strict=True)
+        ]
+        return Gallery(title, caption, stamps)
+
     return [
-        Stamp(
-            str(scores.table["key"][int(row)]),
-            float(scores.logits[row]),
-            float(special.expit(scores.logits[row])),
-            png_uri(picture),
-            {name: float(values[row]) for name, values in facts.items() if values[row] > 0},
-        )
-        for row, picture in zip(gallery.rows, reader.rgb(gallery.rows), strict=True)
+        gallery(
+            "Highest-scored non-lenses",
+            "What the finder mistakes for lenses: an inspector would see these first.",
+            scores.order,
+            0,
+        ),
+        gallery(
+            "Lowest-scored lenses",
+            "What it misses. Most should be faint or smaller than the seeing.",
+            scores.order[::-1],
+            1,
+        ),
+        gallery(
+            "Highest-scored lenses",
+            "What it is surest of. Arcs should be plain to see; if they are not, look for a leak.",
+            scores.order,
+            1,
+        ),
     ]
 
 
-def draw_missed(
-    reader: StampReader, scores: SkyScores, lenses: Sequence[Mapping[str, Any]], size: int
-) -> list[Stamp]:
-    """Pictures of the known lenses that were missed, lowest score first; at most `size`."""
-    lenses = lenses[:size]
-    if not lenses:
-        return []
+def missed_gallery(
+    reader: StampReader, scores: SkyScores, lenses: Sequence[Mapping[str, Any]]
+) -> Gallery:
+    """Pictures of known lenses that were missed."""
     keys = pa.array([lens["key"] for lens in lenses], pa.string())
     rows = pc.index_in(keys, value_set=scores.table["key"].cast(pa.string())).to_numpy()
-    return [
-        Stamp(
-            lens["key"],
-            lens["logit"],
-            float(special.expit(lens["logit"])),
-            png_uri(picture),
-            {},
-            f"{lens['name']} ({lens['grade']})",
-        )
+    stamps = [
+        Stamp(lens["key"], lens["logit"], png_uri(picture), {}, f"{lens['name']} ({lens['grade']})")
         for lens, picture in zip(lenses, reader.rgb(rows.astype(np.int64)), strict=True)
     ]
+    caption = "Lowest score first. Are their arcs visible in these images at all?"
+    return Gallery("Known lenses that were missed", caption, stamps)
 
 
 def _stretched(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:

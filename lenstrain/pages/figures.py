@@ -1,6 +1,7 @@
-"""Figures in journal style: each with the numbers behind it, drawn without a display."""
+"""Figures in journal style, each with the numbers behind it, drawn without a display."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,14 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from lenstrain.evaluation.completeness import AxisBins
 from lenstrain.evaluation.operating import CompletenessTable
 from lenstrain.evaluation.rate_table import RocBand
 from lenstrain.evaluation.rates import FEWEST_FLAGGED
 
-# Okabe & Ito's colours, told apart by colour-blind readers and in grey.
+# Okabe & Ito's colours: distinct to colour-blind readers and in grey.
 BLUE, RED, GREEN, ORANGE, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#AA4499"
 GREY = "#6b6b6b"
 SERIES = (BLUE, RED, GREEN, PURPLE, ORANGE)
@@ -49,7 +51,7 @@ WIDTH, HEIGHT = 3.5, 2.8
 """One column of a journal page, inches."""
 
 _MOST = 0.5
-"""Share of unresolved lenses from which a bin is marked."""
+"""Share of unresolved lenses above which a bin is marked."""
 
 _AXES = {
     "theta_e_arcsec": ("Einstein radius", r"Einstein radius $\theta_\mathrm{E}$ [arcsec]"),
@@ -76,21 +78,31 @@ class Plot:
     """Columns of the CSV; all of one length."""
 
 
-def _new(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_axisbelow(True)
-    return figure, axes
+@contextmanager
+def new_figure(
+    width: float = WIDTH, height: float = HEIGHT, rows: int = 1, columns: int = 1
+) -> Iterator[tuple[Figure, Any]]:
+    """A figure in the common style and its axes, as `Figure.subplots` gives them, to draw on.
+
+    Panels side by side share their y axes.
+    """
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(rows, columns, sharey=columns > 1)
+        for each in np.ravel(axes):
+            each.set_axisbelow(True)
+        yield figure, axes
 
 
-def _percent(value: float, _: Any = None) -> str:
-    return f"{100 * value:g}%"
+def bars(values: ArrayLike, low: ArrayLike, high: ArrayLike) -> NDArray[np.float64]:
+    """Lengths of error bars below and above some values, (2, n); 0 where an end is not known."""
+    y, below, above = (np.asarray(given, np.float64) for given in (values, low, high))
+    return np.asarray(np.nan_to_num(np.maximum([y - below, above - y], 0)), np.float64)
 
 
 def draw_roc(band: RocBand, rates: Mapping[str, Any], level: float, *, log: bool) -> Plot:
     """ROC curve with its band; `rates` are the entries of ``tpr_at_fpr``, drawn with support."""
-    with rc_context(STYLE):
-        figure, axes = _new()
+    with new_figure() as (figure, axes):
         axes.fill_between(band.fpr, band.low, band.high, color=BLUE, alpha=0.25, lw=0, step="post")
         axes.step(band.fpr, band.tpr, color=BLUE, where="post")
         chance = np.geomspace(1e-6, 1, 100)
@@ -122,15 +134,16 @@ def draw_purity(band: RocBand, level: float) -> Plot:
     """Purity against completeness, where enough distinct non-lenses are flagged for an interval."""
     numbers: dict[str, Any] = {"fpr": band.fpr, "completeness": band.tpr}
     least = min((float(p) for p in band.purity), default=0.1)
-    with rc_context(STYLE):
-        figure, axes = _new()
+    with new_figure() as (figure, axes):
         for (prevalence, purity), colour in zip(band.purity.items(), SERIES, strict=False):
             lines = {"": purity.value, "_low": purity.low, "_high": purity.high}
             numbers |= {f"purity_at_{prevalence}{end}": line for end, line in lines.items()}
             kept = np.isfinite(purity.low)
             x, low, high = band.tpr[kept], purity.low[kept], purity.high[kept]
             axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
-            axes.plot(x, purity.value[kept], color=colour, label=_one_in(float(prevalence)))
+            axes.plot(
+                x, purity.value[kept], color=colour, label=f"1 in {1 / float(prevalence):,.0f}"
+            )
         axes.set_yscale("log")
         axes.set(xlim=(0, 1), ylim=(least / 2, 1.2))
         axes.set(xlabel="Completeness (true-positive rate)", ylabel="Purity")
@@ -147,18 +160,13 @@ def draw_purity(band: RocBand, level: float) -> Plot:
     )
 
 
-def _one_in(prevalence: float) -> str:
-    return f"1 in {1 / prevalence:,.0f}"
-
-
 def draw_histogram(
     labels: NDArray[np.integer], logits: NDArray[np.float64], thresholds: Mapping[str, float]
 ) -> Plot:
     """Scores of both classes, with the thresholds of the completeness tables."""
     edges = np.histogram_bin_edges(logits, bins=int(np.clip(np.sqrt(logits.size), 12, 60)))
     counts = [np.histogram(logits[labels == label], edges)[0] for label in (0, 1)]
-    with rc_context(STYLE):
-        figure, axes = _new()
+    with new_figure() as (figure, axes):
         names = ("non-lenses", "lenses")
         for count, colour, name in zip(counts, (GREY, BLUE), names, strict=True):
             share = count / max(count.sum(), 1)
@@ -186,13 +194,11 @@ def draw_histogram(
 def draw_reliability(tables: Mapping[str, Mapping[str, Sequence[float]]], level: float) -> Plot:
     """Reliability curves; `tables` maps a name (raw, calibrated) to its columns."""
     numbers: dict[str, list[Any]] = {"scores": []}
-    with rc_context(STYLE):
-        figure, axes = _new(WIDTH, 3.2)
+    with new_figure(WIDTH, 3.2) as (figure, axes):
         axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
         for (name, table), colour, marker in zip(tables.items(), SERIES, MARKERS, strict=False):
             x, y = np.array(table["mean_probability"]), np.array(table["observed"])
-            spread = np.array([y - np.array(table["low"]), np.array(table["high"]) - y], float)
-            spread = np.nan_to_num(np.maximum(spread, 0))
+            spread = bars(y, table["low"], table["high"])
             axes.errorbar(x, y, spread, fmt=marker + "-", color=colour, label=name, lw=0.8)
             numbers["scores"] += [name] * x.size
             for column in ("n", "mean_probability", "observed", "low", "high"):
@@ -220,16 +226,14 @@ def draw_completeness(tables: Sequence[CompletenessTable]) -> Plot:
     for table in tables:
         names.setdefault(table.threshold.threshold, []).append(table.threshold.name)
     distinct = {table.threshold.threshold: table for table in tables}.values()
-    with rc_context(STYLE):
-        figure, axes = _new()
+    with new_figure() as (figure, axes):
         for table, colour, marker in zip(distinct, SERIES, MARKERS, strict=False):
             label = ", ".join(names[table.threshold.threshold])
             columns = table.cells.columns()
-            x = _centres(axis.edges, axis.values, axis.name)
+            x = _centres(axis)
             y = columns["completeness"]
             for name, width in (("joint_{}95", 0.5), ("region_{}95", 1.0), ("region_{}68", 2.2)):
-                lo, hi = name.format("lo"), name.format("hi")
-                spread = np.nan_to_num(np.maximum([y - columns[lo], columns[hi] - y], 0))
+                spread = bars(y, columns[name.format("lo")], columns[name.format("hi")])
                 axes.errorbar(x, y, spread, fmt="none", ecolor=colour, elinewidth=width)
             axes.plot(x, y, marker + "-", color=colour, lw=0.7, label=label)
             blurred = columns["unresolved_share"] > _MOST
@@ -255,48 +259,34 @@ def draw_completeness(tables: Sequence[CompletenessTable]) -> Plot:
     )
 
 
-def _centres(
-    edges: NDArray[np.float64], values: NDArray[np.float64] | None, name: str
-) -> NDArray[np.float64]:
-    if values is not None:
-        return values
-    if name == "arc_snr" and edges[0] > 0:
-        return np.asarray(np.sqrt(edges[:-1] * edges[1:]))
-    return np.asarray((edges[:-1] + edges[1:]) / 2)
+def _centres(axis: AxisBins) -> NDArray[np.float64]:
+    if axis.values is not None:
+        return axis.values
+    low, high = axis.edges[:-1], axis.edges[1:]
+    middle = np.sqrt(low * high) if axis.name == "arc_snr" and low[0] > 0 else (low + high) / 2
+    return np.asarray(middle, np.float64)
 
 
 def draw_map(table: CompletenessTable) -> Plot:
     """Completeness over two axes, with the number of lenses in each cell."""
     x, y = table.cells.axes
     columns = table.cells.columns()
-    shape = (x.size, y.size)
-    grid = np.ma.masked_invalid(columns["completeness"].reshape(shape).T)
-    n = columns["n"].reshape(shape).T
-    half = np.nan_to_num((columns["region_hi95"] - columns["region_lo95"]) / 2).reshape(shape).T
-    with rc_context(STYLE):
-        figure, axes = _new(WIDTH, 3.0)
-        blurred = (columns["unresolved_share"] > _MOST).reshape(shape).T
+    cells = {name: column.reshape(x.size, y.size).T for name, column in columns.items()}
+    grid, n = np.ma.masked_invalid(cells["completeness"]), cells["n"]
+    half = np.nan_to_num((cells["region_hi95"] - cells["region_lo95"]) / 2)
+    blurred = cells["unresolved_share"] > _MOST
+    with new_figure(WIDTH, 3.0) as (figure, axes):
         mesh = axes.imshow(grid, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="cividis")
         for row, column in np.ndindex(n.shape):
             empty = n[row, column] == 0
             text = "no lens" if empty else f"{grid[row, column]:.2f}±{half[row, column]:.2f}"
             dark = not empty and grid[row, column] < 0.55
             if blurred[row, column]:
-                corner = (column - 0.5, row - 0.5)
-                shade = Rectangle(
-                    corner, 1, 1, fill=False, hatch="////", lw=0, ec="#ffffff" if dark else GREY
-                )
-                shade.set_alpha(0.35)
-                axes.add_patch(shade)
-            axes.text(
-                column,
-                row,
-                text if empty else f"{text}\nn={n[row, column]:,}",
-                ha="center",
-                va="center",
-                fontsize=6,
-                color="white" if dark else "black",
-            )
+                corner, colour = (column - 0.5, row - 0.5), "#ffffff" if dark else GREY
+                axes.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="////", lw=0, ec=colour,
+                                         alpha=0.35))  # fmt: skip
+            axes.text(column, row, text if empty else f"{text}\nn={n[row, column]:,}", ha="center",
+                      va="center", fontsize=6, color="white" if dark else "black")  # fmt: skip
         axes.set_xticks(range(x.size), [x.label(i) for i in range(x.size)])
         axes.set_yticks(range(y.size), [y.label(i) for i in range(y.size)])
         axes.tick_params(length=0)
@@ -318,22 +308,22 @@ def draw_strata(entries: Sequence[Mapping[str, Any]], target: float | None, leve
     kept = [entry for entry in entries if entry["fpr"]["value"] is not None]
     x = np.arange(len(kept))
     y = np.array([entry["fpr"]["value"] for entry in kept])
-    ends = np.array([[entry["fpr"][end] for end in ("low", "high")] for entry in kept])
-    wilson = np.array(
-        [[entry["fpr"][f"wilson_{end}"] for end in ("low", "high")] for entry in kept]
+    ends, wilson = (
+        np.array([[entry["fpr"][f"{kind}{end}"] for entry in kept] for end in ("low", "high")])
+        for kind in ("", "wilson_")
     )
-    with rc_context(STYLE):
-        figure, axes = _new()
+    with new_figure() as (figure, axes):
         for offset, bounds, colour, label in (
             (-0.08, ends, BLUE, f"{level:.0%} by region"),
             (0.08, wilson, GREY, f"{level:.0%} Wilson"),
         ):
-            spread = np.nan_to_num(np.maximum([y - bounds[:, 0], bounds[:, 1] - y], 0))
-            axes.errorbar(x + offset, y, spread, fmt="o", color=colour, label=label, capsize=2)
+            axes.errorbar(
+                x + offset, y, bars(y, *bounds), fmt="o", color=colour, label=label, capsize=2
+            )
         if target is not None:
             axes.axhline(target, color=RED, lw=0.8, ls="--", label=f"target {target:g}")
         axes.set_xticks(x, [entry["label"] for entry in kept])
-        axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
         axes.set_xlim(-0.5, len(kept) - 0.5)
         axes.set_ylim(bottom=0)
         axes.margins(y=0.35)
@@ -351,10 +341,10 @@ def draw_strata(entries: Sequence[Mapping[str, Any]], target: float | None, leve
             "false_positives": [entry["fpr"]["k"] for entry in kept],
             "n_negative": [entry["fpr"]["n"] for entry in kept],
             "fpr": y,
-            "low": ends[:, 0],
-            "high": ends[:, 1],
-            "wilson_low": wilson[:, 0],
-            "wilson_high": wilson[:, 1],
+            "low": ends[0],
+            "high": ends[1],
+            "wilson_low": wilson[0],
+            "wilson_high": wilson[1],
         },
     )
 
@@ -362,12 +352,10 @@ def draw_strata(entries: Sequence[Mapping[str, Any]], target: float | None, leve
 def draw_auroc_by(entries: Mapping[str, Mapping[str, Any]], overall: float, level: float) -> Plot:
     """AUROC of the lenses of each Einstein radius against all non-lenses."""
     kept = {name: entry for name, entry in entries.items() if entry["value"] is not None}
-    y = np.array([entry["value"] for entry in kept.values()])
-    ends = np.array([[entry["low"], entry["high"]] for entry in kept.values()], dtype=float)
-    with rc_context(STYLE):
-        figure, axes = _new()
-        spread = np.nan_to_num(np.maximum([y - ends[:, 0], ends[:, 1] - y], 0))
-        axes.errorbar(np.arange(y.size), y, spread, fmt="o", color=BLUE, capsize=2)
+    y, low, high = (np.array([entry[name] for entry in kept.values()], float)
+                    for name in ("value", "low", "high"))  # fmt: skip
+    with new_figure() as (figure, axes):
+        axes.errorbar(np.arange(y.size), y, bars(y, low, high), fmt="o", color=BLUE, capsize=2)
         axes.axhline(overall, color=GREY, lw=0.8, ls="--", label="all lenses")
         axes.axhline(0.5, color=GREY, lw=0.8, ls=":", label="chance")
         axes.set_xticks(np.arange(y.size), list(kept))
@@ -384,7 +372,7 @@ def draw_auroc_by(entries: Mapping[str, Mapping[str, Any]], overall: float, leve
             "theta_e_arcsec": list(kept),
             "n": [entry["n"] for entry in kept.values()],
             "auroc": y,
-            "low": ends[:, 0],
-            "high": ends[:, 1],
+            "low": low,
+            "high": high,
         },
     )

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib import rc_context
 
 from lensprep.tables.csvtext import guard_text
-from lenstrain.pages.examples import Gallery, Stamp, data_uri
+from lenstrain.pages.examples import data_uri
 from lenstrain.pages.figures import STYLE, Plot
 
 _NO_DATE: dict[str, dict[str, Any]] = {
@@ -31,14 +31,6 @@ class PagePlot:
     caption: str
     source: str
     """SVG as a data URI."""
-
-
-@dataclass(frozen=True)
-class PageGallery:
-    """A gallery with its stamps."""
-
-    gallery: Gallery
-    stamps: Sequence[Stamp]
 
 
 def save_plot(plot: Plot, folder: Path) -> PagePlot:

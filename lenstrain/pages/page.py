@@ -1,4 +1,4 @@
-"""Fill a template: the one look of all pages, and how numbers are written on them."""
+"""Fill a template of a page, and write numbers as all pages do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 METRICS_NAME = "metrics.json"
-"""By this file a folder is known as an evaluation."""
+"""This file marks a folder as an evaluation."""
 REPORT_NAME = "report.html"
 CARD_NAME = "model_card.md"
 

@@ -3,13 +3,11 @@
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lenstrain.evaluation.selection.axes import Floats
 from lenstrain.evaluation.selection.measure import Selection
-from lenstrain.pages.figures import AXIS_LABELS, HEIGHT, SERIES, STYLE, WIDTH, Plot
+from lenstrain.pages.figures import AXIS_LABELS, SERIES, Plot, new_figure
 
 _POINTS = 201
 
@@ -26,9 +24,7 @@ def draw_selection(selection: Selection) -> Plot:
     u = np.union1d(np.linspace(axis.nodes[0], axis.nodes[-1], _POINTS), axis.nodes)
     x = axis.values(u)
     numbers: dict[str, list[Any]] = {}
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-        plot = figure.add_subplot()
+    with new_figure() as (figure, plot):
         for colour, (label, values) in zip(SERIES, _curves(selection, x), strict=False):
             inside, whole = function.evaluate(values), function.evaluate(values, masked=False)
             low, high = inside.bounds[0.95]
@@ -48,13 +44,8 @@ def draw_selection(selection: Selection) -> Plot:
         plot.set(ylim=(-0.02, 1.02), xlabel=AXIS_LABELS[axis.name], ylabel="Completeness C")
         plot.grid(True)
         plot.legend(loc="best")
-    return Plot(
-        "selection_function",
-        "Selection function",
-        _caption(selection),
-        figure,
-        numbers,
-    )
+    caption = _caption(selection)
+    return Plot("selection_function", "Selection function", caption, figure, numbers)
 
 
 def _curves(selection: Selection, x: Floats) -> list[tuple[str, NDArray[np.float64]]]:

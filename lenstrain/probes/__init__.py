@@ -1,1 +1,1 @@
-"""Shortcut probes: what a finder looks at, and what it is content with."""
+"""Shortcut probes: what a finder looks at, and what is enough for it."""

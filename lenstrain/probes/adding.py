@@ -1,4 +1,4 @@
-"""Probes that add light: none at all, as much as an arc but unlensed, and rings without a lens."""
+"""Probes that add light: zero flux, the flux of an arc but unlensed, and rings without a lens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from lensprep.dataset import PIXEL_SCALE_ARCSEC, STAMP_SIZE
+from lensprep.dataset import BANDS, PIXEL_SCALE_ARCSEC, STAMP_SIZE
 from lensprep.dataset.normalization import add_flux, band_statistics, normalize
 from lenstrain.evaluation.intervals import upper_limit, wilson
 from lenstrain.probes.looking import Baseline
@@ -19,22 +19,23 @@ from lenstrain.probes.sources import point, ring, sigma_px
 
 Floats = NDArray[np.float64]
 
-_DONOR = ("total_injected_flux_r", "src_gr", "src_rz", "psfsize_r", "psf_fwhm_used_r")
+_NEEDED = ("total_injected_flux_r", "src_gr", "src_rz", "psfsize_r", "psf_fwhm_used_r", "median_r",
+           "scale_r", "src_x_arcsec", "src_y_arcsec")  # fmt: skip
 
 
 def can_add(sample: Sample) -> bool:
     """Whether the sidecar has what it takes to add the light of this sample's lenses."""
-    there = sample.has(*_DONOR, "median_r", "scale_r", "src_x_arcsec", "src_y_arcsec")
-    return there and bool(_hosts(sample).size and _donors(sample).size)
+    return sample.has(*_NEEDED) and bool(_hosts(sample).size and _donors(sample).size)
 
 
 def _hosts(sample: Sample) -> NDArray[np.int64]:
-    """Non-lenses of known seeing: light behind an unknown PSF would be NaN, and never pass."""
+    """Non-lenses of known seeing: light behind an unknown PSF would be NaN and never flagged."""
     return np.flatnonzero((sample.labels == 0) & np.isfinite(sample.numbers("psfsize_r")))
 
 
 def _donors(sample: Sample) -> NDArray[np.int64]:
-    return np.flatnonzero((sample.labels == 1) & np.isfinite(sample.numbers(_DONOR[0])))
+    known = np.isfinite(sample.numbers("total_injected_flux_r"))
+    return np.flatnonzero((sample.labels == 1) & known)
 
 
 def measure_null_injection(base: Baseline, scorer: Scorer, options: ProbeOptions) -> dict[str, Any]:
@@ -47,10 +48,9 @@ def measure_null_injection(base: Baseline, scorer: Scorer, options: ProbeOptions
     """
     rows = np.flatnonzero(base.sample.labels == 0)[: options.injections]
     controls = base.sample.take(rows)
-    median, scale = controls.statistics()
-    source = point(np.zeros(len(rows)), np.zeros(len(rows)), np.full(len(rows), 2.0))
-    added = np.repeat(0.0 * source[:, None], 3, axis=1).astype(np.float32)
-    again = add_flux(controls.pixels, added, controls.spec, median, scale)[0]
+    centre = np.zeros((len(rows), 3))
+    source = point(centre, centre, centre + 2.0)
+    again = inject(controls, (0.0 * source).astype(np.float32))[0]
     changed = int(np.count_nonzero(again.view(np.uint16) != controls.pixels.view(np.uint16)))
     # Scored side by side, in batches of one size: only the pixels may differ.
     delta = scorer(again) - scorer(controls.pixels)
@@ -81,12 +81,26 @@ def seeing(controls: Sample, donors: Sample) -> Floats:
     """
     own = controls.numbers("psfsize_r")
     red = donors.numbers("psf_fwhm_used_r")
-    columns = []
-    for band in "grz":
-        name = f"psf_fwhm_used_{band}"
-        ratio = donors.numbers(name) / red if donors.has(name) else np.ones(len(red))
-        columns.append(own * np.where(np.isfinite(ratio) & (ratio > 0), ratio, 1.0))
-    return np.stack(columns, 1)
+    ratios = np.stack([donors.numbers(f"psf_fwhm_used_{band}") / red for band in BANDS], 1)
+    return own[:, None] * np.where(np.isfinite(ratios) & (ratios > 0), ratios, 1.0)
+
+
+def source_width(controls: Sample, donors: Sample) -> Floats:
+    """Gaussian sigma of each donor's source behind a non-lens's seeing, pixels; shape (n, 3)."""
+    reff = np.nan_to_num(donors.numbers("src_reff_arcsec"))
+    return sigma_px(seeing(controls, donors), reff[:, None])
+
+
+def coloured(light: Floats, donors: Sample) -> NDArray[np.float32]:
+    """Light of unit flux with the flux and colours of each donor's source; (n, 3, 64, 64)."""
+    return (source_fluxes(donors)[..., None, None] * light).astype(np.float32)
+
+
+def inject(
+    controls: Sample, light: NDArray[np.float32]
+) -> tuple[NDArray[np.float16], NDArray[np.float32], NDArray[np.float32]]:
+    """Stored pixels, medians and scales of stamps once light, in nanomaggies, was added."""
+    return add_flux(controls.pixels, light, controls.spec, *controls.statistics())
 
 
 def measure_flux_matched(base: Baseline, scorer: Scorer, options: ProbeOptions) -> dict[str, Any]:
@@ -103,19 +117,10 @@ def measure_flux_matched(base: Baseline, scorer: Scorer, options: ProbeOptions) 
     rows = _hosts(sample)[: options.injections]
     controls = sample.take(rows)
     donors = draw_donors(sample, len(rows), options.seed)
-    reff = (
-        np.nan_to_num(donors.numbers("src_reff_arcsec"))
-        if donors.has("src_reff_arcsec")
-        else np.zeros(1)
-    )
-    width = sigma_px(seeing(controls, donors), np.broadcast_to(reff[:, None], (len(rows), 3)))
-    place = [
-        np.nan_to_num(donors.numbers(f"src_{axis}_arcsec")) / PIXEL_SCALE_ARCSEC for axis in "xy"
-    ]
-    light = point(place[0][:, None], place[1][:, None], width)
-    added = (source_fluxes(donors)[..., None, None] * light).astype(np.float32)
-    median, scale = controls.statistics()
-    after = scorer(add_flux(controls.pixels, added, controls.spec, median, scale)[0])
+    x_px, y_px = (np.nan_to_num(donors.numbers(f"src_{axis}_arcsec"))[:, None] / PIXEL_SCALE_ARCSEC
+                  for axis in "xy")  # fmt: skip
+    light = point(x_px, y_px, source_width(controls, donors))
+    after = scorer(inject(controls, coloured(light, donors))[0])
     passed, before = _share(base, after), _share(base, base.logits[rows])
     return {
         "n": passed["n"],
@@ -144,18 +149,14 @@ def measure_rings(base: Baseline, scorer: Scorer, options: ProbeOptions) -> dict
     rows = _hosts(sample)[: options.injections]
     controls = sample.take(rows)
     donors = draw_donors(sample, len(rows), options.seed + 1)
-    fluxes, width = source_fluxes(donors), sigma_px(seeing(controls, donors))
-    median, scale = controls.statistics()
-    sky = blank_sky(scale, options.seed)
+    width = sigma_px(seeing(controls, donors))
+    sky = blank_sky(controls.statistics()[1], options.seed)
     found: dict[str, Any] = {"blank": _share(base, scorer(_stored(sky, controls))), "sky": {},
                              "non_lens": {}}  # fmt: skip
     for radius in options.ring_radii_arcsec:
-        light = ring(radius / PIXEL_SCALE_ARCSEC, width)
-        added = (fluxes[..., None, None] * light).astype(np.float32)
-        on_sky = scorer(_stored(sky + added, controls))
-        on_host = scorer(add_flux(controls.pixels, added, controls.spec, median, scale)[0])
-        found["sky"][f"{radius:g}"] = _share(base, on_sky)
-        found["non_lens"][f"{radius:g}"] = _share(base, on_host)
+        light = coloured(ring(radius / PIXEL_SCALE_ARCSEC, width), donors)
+        found["sky"][f"{radius:g}"] = _share(base, scorer(_stored(sky + light, controls)))
+        found["non_lens"][f"{radius:g}"] = _share(base, scorer(inject(controls, light)[0]))
     return found
 
 
@@ -167,8 +168,7 @@ def blank_sky(scale: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
 
 
 def _stored(flux: NDArray[np.float32], like: Sample) -> NDArray[np.float16]:
-    median, scale = band_statistics(flux, like.spec)
-    return normalize(flux, like.spec, median, scale)
+    return normalize(flux, like.spec, *band_statistics(flux, like.spec))
 
 
 def _share(base: Baseline, logits: Floats) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def measure_attention(base: Baseline, scorer: Scorer, options: ProbeOptions) -> 
         "stamps": len(rows),
         "randomised_correlation": _rank_correlation(gradcam, random),
     } | _on_arcs(stamps, occlusion, gradcam, window_side(scorer.model, occlusion.shape[-1]))
-    return Attention(stamps, logits, _pictures(stamps), occlusion, gradcam, entry)
+    pictures = lupton_rgb(denormalize(stamps.pixels, stamps.spec, *stamps.statistics()))
+    return Attention(stamps, logits, pictures, occlusion, gradcam, entry)
 
 
 def randomised(model: nn.Module, seed: int) -> nn.Module:
@@ -76,10 +77,8 @@ def _choose(base: Baseline, n: int) -> NDArray[np.int64]:
     """Bright, wide lenses first; then the non-lenses with the highest logits."""
     sample = base.sample
     lens = np.flatnonzero(sample.labels == 1)
-    order = np.lexsort((-base.logits[lens],))
-    if sample.has("theta_e_arcsec"):
-        wide = -sample.numbers("theta_e_arcsec")[lens]
-        order = np.lexsort((-base.logits[lens], wide, ~base.bright[lens]))
+    wide = -sample.numbers("theta_e_arcsec")[lens]
+    order = np.lexsort((-base.logits[lens], wide, ~base.bright[lens]))
     others = np.flatnonzero(sample.labels == 0)
     worst = others[np.argsort(-base.logits[others])]
     return np.concatenate([lens[order[:n]], worst[: n // 2]])
@@ -90,10 +89,8 @@ def _on_arcs(stamps: Sample, occlusion: Maps, gradcam: Maps, window: int) -> dic
     if not stamps.has("theta_e_arcsec", "psfsize_r"):
         return {"occlusion_mass_over_area": None, "gradcam_mass_over_area": None}
     lens = stamps.labels == 1
-    masks = arc_masks(
-        stamps.numbers("theta_e_arcsec")[lens], stamps.numbers("psfsize_r")[lens],
-        occlusion.shape[-1],
-    )  # fmt: skip
+    theta, fwhm = (stamps.numbers(name)[lens] for name in ("theta_e_arcsec", "psfsize_r"))
+    masks = arc_masks(theta, fwhm, occlusion.shape[-1])
     found = {}
     for name, maps in (("occlusion", occlusion), ("gradcam", gradcam)):
         ratio = mass_over_area(maps[lens], masks, window)
@@ -109,8 +106,3 @@ def _rank_correlation(first: Maps, second: Maps) -> float | None:
         if a.std() > 0 and b.std() > 0
     ]
     return float(np.mean(values)) if values else None
-
-
-def _pictures(stamps: Sample) -> NDArray[np.uint8]:
-    median, scale = stamps.statistics()
-    return lupton_rgb(denormalize(stamps.pixels, stamps.spec, median, scale))

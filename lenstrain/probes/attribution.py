@@ -33,7 +33,7 @@ def occlusion_maps(
     Returns
     -------
     ndarray of float64, shape (n, S, S)
-        Positive where the content speaks for a lens.
+        Positive where the content raises the logit.
     """
     size = pixels.shape[-1]
     corners = [(y, x) for y in range(0, size - patch + 1, stride)

@@ -1,8 +1,11 @@
-"""What a straight line can tell: logistic regression over regions, and AUROC with its interval."""
+"""Logistic regression cross-validated over regions, and AUROC with its interval."""
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,8 @@ from sklearn.preprocessing import StandardScaler
 
 from lenstrain.evaluation import bootstrap as boot
 from lenstrain.evaluation.clustered import class_correlations, few_of_classes
-from lenstrain.evaluation.resampling import make_resampling
+from lenstrain.evaluation.metrics import auroc, roc_curve
+from lenstrain.evaluation.resampling import Resampling, Scale, make_resampling
 
 Floats = NDArray[np.float64]
 
@@ -25,7 +29,6 @@ def cross_validated(
     features: Floats,
     labels: NDArray[Any],
     regions: NDArray[Any],
-    folds: int = FOLDS,
     *,
     stratified: bool = False,
 ) -> Floats:
@@ -38,9 +41,8 @@ def cross_validated(
     labels : ndarray, shape (n,)
         0 or 1.
     regions : ndarray, shape (n,)
-        Rows of one region are in one fold.
-    folds : int
-        Fewer if there are fewer regions.
+        Rows of one region are in one of `FOLDS` folds; there are fewer folds than that if there
+        are fewer regions.
     stratified : bool
         Spread the classes over the folds, where a region may hold one class only. Folds of equal
         size alone may then put all of a rare class into one.
@@ -59,7 +61,7 @@ def cross_validated(
     """
     scores = np.zeros(len(labels))
     kind = StratifiedGroupKFold if stratified else GroupKFold
-    splitter = kind(min(folds, len(np.unique(regions))))
+    splitter = kind(min(FOLDS, len(np.unique(regions))))
     for train, held_out in splitter.split(features, labels, regions):
         scaler = StandardScaler().fit(features[train])
         with warnings.catch_warnings():
@@ -79,10 +81,9 @@ def auroc_by_region(
     regions: NDArray[Any],
     *,
     resamples: int = 1000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """AUROC with its interval from draws of whole regions.
+    """AUROC with its 95 % interval from draws of whole regions.
 
     Returns
     -------
@@ -90,17 +91,27 @@ def auroc_by_region(
         ``value``, ``low``, ``high``, ``level``, ``n``, ``regions``; the ends are None with fewer
         than two regions.
     """
-    names, region = np.unique(np.asarray(regions), return_inverse=True)
     positive, values = np.asarray(labels) == 1, np.asarray(scores, np.float64)
-    ranked = boot.rank_rows(positive, values, region.astype(np.int32), len(names))
-    correlations = class_correlations(positive, values, region)
+    resampling, region = draw_regions(positive, values, regions, resamples, seed)
+    ranked = boot.rank_rows(positive, values, region, resampling.n_clusters)
+    found = interval_entry(resampling, boot.auroc_draws(ranked, resampling.weights))
+    return found | {"n": len(scores), "regions": resampling.n_clusters}
+
+
+def draw_regions(
+    positive: NDArray[np.bool_], scores: Floats, regions: NDArray[Any], resamples: int, seed: int
+) -> tuple[Resampling, NDArray[np.int32]]:
+    """Draws of whole regions for 95 % intervals, and each row's region, numbered from 0."""
+    names, region = np.unique(regions, return_inverse=True)
+    correlations = class_correlations(positive, scores, region)
     few = few_of_classes(positive, region, len(names), correlations)
-    resampling = make_resampling(len(names), resamples, seed, level, few=few)
-    entry = resampling.entry(boot.auroc_draws(ranked, resampling.weights))
-    for end in ("low", "high"):
-        if not np.isfinite(entry[end]):
-            entry[end] = None
-    return entry | {"n": len(scores), "regions": len(names)}
+    return make_resampling(len(names), resamples, seed, 0.95, few=few), region.astype(np.int32)
+
+
+def interval_entry(resampling: Resampling, draws: Floats, scale: Scale = "logit") -> dict[str, Any]:
+    """`Resampling.entry` for JSON: what is not finite is None."""
+    found = resampling.entry(draws, scale)
+    return {name: x if math.isfinite(x) else None for name, x in found.items()}
 
 
 def linear_probe(
@@ -123,3 +134,17 @@ def linear_probe(
     except ValueError:  # a fold whose training rows have one class
         return None
     return auroc_by_region(labels, scores, regions, resamples=resamples)
+
+
+def shuffled_areas(
+    features: Floats, labels: NDArray[Any], regions: NDArray[Any], times: int, seed: int
+) -> Iterator[float]:
+    """AUROC of the cross-validated line for labels shuffled `times` times.
+
+    A shuffle that leaves the training rows of a fold with one class is skipped.
+    """
+    rng = np.random.default_rng(seed)
+    for _ in range(times):
+        shuffled = rng.permutation(labels)
+        with suppress(ValueError):
+            yield auroc(roc_curve(shuffled, cross_validated(features, shuffled, regions)))

@@ -1,4 +1,4 @@
-"""Probes that take something away: what the finder can still tell from what is left."""
+"""Probes that take content away, and what the finder can still tell without it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from scipy import special
 from lensprep.dataset import PIXEL_SCALE_ARCSEC
 from lensprep.dataset.normalization import denormalize, radius_px
 from lenstrain.evaluation.intervals import upper_limit
-from lenstrain.evaluation.metrics import auroc, roc_curve, tpr_at_fpr
+from lenstrain.evaluation.metrics import roc_curve, tpr_at_fpr
 from lenstrain.networks.d4 import D4_ORDER, transform
 from lenstrain.probes import views
-from lenstrain.probes.linear import auroc_by_region, cross_validated, linear_probe
+from lenstrain.probes.linear import auroc_by_region, linear_probe, shuffled_areas
 from lenstrain.probes.options import ProbeOptions
 from lenstrain.probes.sample import Sample
 from lenstrain.probes.scoring import Scorer
@@ -25,7 +25,7 @@ from lenstrain.probes.scoring import Scorer
 Floats = NDArray[np.float64]
 PERMUTATIONS = 10
 ARC_REMOVED_SHARE = 0.5
-"""A lens counts in the arc-removal probe if so much of its injected flux could be removed."""
+"""Least share of its injected flux that must be removed for a lens to count."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,10 @@ class Baseline:
     threshold: float
     """Logit above which a stamp counts as flagged."""
     flagged_controls: int
-    controls: int
+    upper_fpr: float
+    """One-sided 95 % upper limit of the false-positive rate at the threshold."""
     bright: NDArray[np.bool_]
     """Lenses with a bright arc."""
-
-    @property
-    def upper_fpr(self) -> float:
-        """One-sided 95 % upper limit of the false-positive rate at the threshold."""
-        return upper_limit(self.flagged_controls, self.controls)
 
     def flagged(self, logits: Floats) -> float:
         """Share of some logits above the threshold."""
@@ -55,15 +51,13 @@ def measure_baseline(sample: Sample, scorer: Scorer, options: ProbeOptions) -> B
     """Score the sample and set the threshold on its non-lenses."""
     logits = scorer(sample.pixels)
     point = tpr_at_fpr(roc_curve(sample.labels, logits), options.fpr)
-    bright = np.zeros(len(logits), np.bool_)
-    if sample.has("arc_snr"):
-        bright = (sample.labels == 1) & (sample.numbers("arc_snr") >= options.bright_arc_snr)
-    controls = int((sample.labels == 0).sum())
-    return Baseline(sample, logits, point.threshold, point.fp, controls, bright)
+    bright = (sample.labels == 1) & (sample.numbers("arc_snr") >= options.bright_arc_snr)
+    upper = upper_limit(point.fp, int((sample.labels == 0).sum()))
+    return Baseline(sample, logits, point.threshold, point.fp, upper, bright)
 
 
 def view_entry(base: Baseline, logits: Floats, options: ProbeOptions) -> dict[str, Any]:
-    """What a view leaves: AUROC by region, mean scores, and the loss of lenses with bright arcs."""
+    """AUROC by region and mean scores of a view, and what lenses with bright arcs lose in it."""
     sample = base.sample
     score = special.expit(logits)
     lens = sample.labels == 1
@@ -134,8 +128,6 @@ def _remove_asymmetry(base: Baseline, scorer: Scorer, options: ProbeOptions) -> 
     sample = base.sample
     found = {"method": "asymmetry", "n": int(base.bright.sum()), "n_removed": 0, "drop": None}
     needed = ("theta_e_arcsec", "psfsize_r", "total_injected_flux_r")
-    if not sample.has(*needed) or not base.bright.any():
-        return found
     # Nothing can be taken away within a radius that is not known.
     known = base.bright & np.isfinite([sample.numbers(name) for name in needed]).all(0)
     if not known.any():
@@ -170,12 +162,8 @@ def _flux_lost(sample: Sample, removed: views.Pixels) -> Floats:
 def measure_d4(base: Baseline, scorer: Scorer) -> dict[str, Any]:
     """Spread of the logit over the 8 turns and flips of each stamp."""
     x_BCHW = torch.from_numpy(base.sample.pixels)
-    logits = np.stack(
-        [
-            scorer(transform(x_BCHW, torch.full((len(x_BCHW),), element)).numpy())
-            for element in range(D4_ORDER)
-        ]
-    )
+    turned = (transform(x_BCHW, torch.full((len(x_BCHW),), k)).numpy() for k in range(D4_ORDER))
+    logits = np.stack([scorer(pixels) for pixels in turned])
     change = np.abs(logits - logits[:1])[1:].mean(0)
     crossing = (logits > base.threshold).any(0) & (logits <= base.threshold).any(0)
     return {
@@ -207,27 +195,29 @@ def brightness(sample: Sample, radius: float) -> Floats:
 def measure_linear(sample: Sample, options: ProbeOptions) -> dict[str, Any]:
     """Straight lines through what is not shape: brightness, seeing and depth, the core's profile.
 
-    ``permuted_labels`` is the last of these with the labels shuffled, see `measure_permuted`.
+    ``permuted_labels`` is the last of these with the labels shuffled, see `_permuted`.
     """
-    labels, regions = sample.labels, sample.regions
+
+    def line(features: Floats) -> dict[str, Any] | None:
+        return linear_probe(features, sample.labels, sample.regions, resamples=options.resamples)
+
     core = core_profile(sample, options.core_px)
+    has_flux = sample.has("median_r", "scale_r")
     found = {
-        "brightness_only": _probe(lambda: brightness(sample, options.core_px), sample, options),
-        "core_only": linear_probe(core, labels, regions, resamples=options.resamples),
-        "permuted_labels": measure_permuted(core, labels, regions, options.seed),
+        "brightness_only": line(brightness(sample, options.core_px)) if has_flux else None,
+        "core_only": line(core),
+        "permuted_labels": _permuted(core, sample, options.seed),
         "psf_depth_only": None,
     }
     conditions = [name for name in ("psfsize_r", "psfdepth_r") if sample.has(name)]
     if conditions:
         values = np.stack([sample.numbers(name) for name in conditions], 1)
         values = np.where(np.isfinite(values), values, np.nanmedian(values, axis=0))
-        found["psf_depth_only"] = linear_probe(values, labels, regions, resamples=options.resamples)
+        found["psf_depth_only"] = line(values)
     return found
 
 
-def measure_permuted(
-    features: Floats, labels: NDArray[Any], regions: NDArray[Any], seed: int
-) -> dict[str, Any] | None:
+def _permuted(features: Floats, sample: Sample, seed: int) -> dict[str, Any] | None:
     """Cross-validate shuffled labels, `PERMUTATIONS` times: the same code must then find nothing.
 
     Returns
@@ -236,26 +226,10 @@ def measure_permuted(
         ``value`` (mean AUROC), ``low`` and ``high`` (its 95 % interval from the scatter of the
         shuffles), ``sd`` and ``permutations``; None if it cannot be run.
     """
-    rng = np.random.default_rng(seed)
-    if len(np.unique(regions)) < 2 or len(np.unique(labels)) < 2:
+    areas = [*shuffled_areas(features, sample.labels, sample.regions, PERMUTATIONS, seed)]
+    if len(areas) < PERMUTATIONS:
         return None
-    areas = []
-    for _ in range(PERMUTATIONS):
-        shuffled = rng.permutation(labels)
-        try:
-            scores = cross_validated(features, shuffled, regions)
-        except ValueError:  # a fold whose training rows have one class
-            return None
-        areas.append(auroc(roc_curve(shuffled, scores)))
     mean, sd = float(np.mean(areas)), float(np.std(areas, ddof=1))
     half = 1.96 * sd / np.sqrt(PERMUTATIONS)
     return {"value": mean, "low": mean - half, "high": mean + half, "sd": sd,
             "permutations": PERMUTATIONS}  # fmt: skip
-
-
-def _probe(
-    features: Callable[[], Floats], sample: Sample, options: ProbeOptions
-) -> dict[str, Any] | None:
-    if not sample.has("median_r", "scale_r"):
-        return None
-    return linear_probe(features(), sample.labels, sample.regions, resamples=options.resamples)

@@ -17,9 +17,10 @@ from lensprep.dataset.strictjson import plain
 from lensprep.errors import CheckpointError
 from lensprep.store import check_folder, join_uri, split_uri, written_folder
 from lensprep.tables.reader import Uri
-from lenstrain.pages import interval, number, percent, render
+from lenstrain.pages import number, percent, render
 from lenstrain.pages.figures import Plot
 from lenstrain.pages.files import PagePlot, save_plot
+from lenstrain.pages.page import bounds
 from lenstrain.probes import figures
 from lenstrain.probes.adding import (
     can_add,
@@ -67,7 +68,7 @@ def probe(
     Parameters
     ----------
     checkpoint : str or path
-        This and all other places may be local or s3://.
+        This and all other locations may be local or s3://.
     dataset : str or path
         Of the normalisation that the checkpoint was trained with.
     out : str or path, optional
@@ -89,10 +90,10 @@ def probe(
     DatasetError
         If the split has not both classes.
     StorageError
-        If `out` is a folder of other things, or cannot be written: said before the work.
+        If `out` holds other files, or cannot be written; raised before the work.
     """
     options = options or ProbeOptions()
-    tell = progress or _silent
+    tell = progress or (lambda stage, done: None)
     out = default_folder(checkpoint) if out is None else out
     check_folder(out, PROBE_NAME)
     tell("Drawing stamps", 0.0)
@@ -143,20 +144,19 @@ def measure(
     tell: Progress,
     partners: tuple[NDArray[np.int64], Sample],
 ) -> tuple[dict[str, Any], Attention]:
-    """Run the probes; one that the sidecar cannot feed is None."""
-    tell("Taking parts away", 0.1)
+    """Run the probes; one that lacks its columns in the sidecar is None."""
+    tell("Taking content away", 0.1)
     probes: dict[str, Any] = dict(measure_views(base, scorer, options))
     tell("Straight lines", 0.4)
     probes |= measure_linear(base.sample, options)
     tell("Turning", 0.5)
     probes["d4"] = measure_d4(base, scorer)
     tell("Adding light", 0.65)
-    flux = base.sample.has("median_r", "scale_r")
-    probes["arc_removal"] = None
-    if flux:
+    names = ("arc_removal", "null_injection", "flux_matched_null", "ring_probe")
+    probes |= dict.fromkeys(names)
+    if base.sample.has("median_r", "scale_r"):
         probes["arc_removal"] = measure_arc_removal(base, scorer, options, partners)
-    probes["null_injection"] = measure_null_injection(base, scorer, options) if flux else None
-    probes["flux_matched_null"] = probes["ring_probe"] = None
+        probes["null_injection"] = measure_null_injection(base, scorer, options)
     if can_add(base.sample):
         probes["flux_matched_null"] = measure_flux_matched(base, scorer, options)
         probes["ring_probe"] = measure_rings(base, scorer, options)
@@ -237,8 +237,8 @@ def _tiles(probes: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _tile(name: str, entry: dict[str, Any]) -> dict[str, str]:
-    text = interval(entry)
-    return {"name": name, "value": number(entry["value"]), "note": text.partition(" ")[2]}
+    note = "" if entry["low"] is None else bounds(entry)
+    return {"name": name, "value": number(entry["value"]), "note": note}
 
 
 def _describe(base: Baseline) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def _describe(base: Baseline) -> dict[str, Any]:
         "lenses": int((labels == 1).sum()),
         "non_lenses": int((labels == 0).sum()),
         "bright": int(base.bright.sum()),
-        "regions": len(set(base.sample.regions.tolist())),
+        "regions": len(np.unique(base.sample.regions)),
     }
 
 
@@ -259,7 +259,3 @@ def _check_normalization(meta: dict[str, Any], data: Dataset, path: str) -> None
             f"{spell(NormalizationSpec.from_dict(meta['normalization']))}, but {data.uri} holds "
             f"{spell(data.manifest.normalization)}. Probe it on the dataset it was trained on."
         )
-
-
-def _silent(stage: str, done: float) -> None:
-    pass

@@ -1,10 +1,10 @@
-"""What light profiles alone can tell, by the best cheap classifier, and the network's lead over it.
+"""What the best cheap classifier finds from light profiles, and the network's lead over it.
 
 A candidate sees three fluxes, or the mean stored value in rings around the centre: numbers in which
-no arc can be told from an equally bright host. Candidates are trained on rows of ``train``; the
+an arc looks like an equally bright host. Candidates are trained on rows of ``train``; the
 best is chosen there too, by cross-validation over regions, and judged on other rows once, beside
-the network and under the same draws of regions. What the network adds to it is all the evidence
-for shape that its own figures hold.
+the network and under the same draws of regions. Only what the network adds to it is evidence that
+the network sees shape.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ from lensprep.dataset import Dataset
 from lensprep.dataset.normalization import radius_px
 from lensprep.dataset.sidecar import STATISTICS
 from lenstrain.evaluation import bootstrap as boot
-from lenstrain.evaluation.clustered import class_correlations, few_of_classes
 from lenstrain.evaluation.metrics import auroc, roc_curve
-from lenstrain.evaluation.resampling import Resampling, Scale, make_resampling
-from lenstrain.probes.linear import FOLDS
+from lenstrain.evaluation.resampling import Scale
+from lenstrain.probes.linear import FOLDS, draw_regions, interval_entry
 from lenstrain.probes.looking import brightness
 from lenstrain.probes.options import ProbeOptions
 from lenstrain.probes.sample import Sample
@@ -48,7 +47,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Light:
-    """What is kept of some stamps: numbers without shape, and the network's logits if asked."""
+    """Some stamps without their shape, and the network's logits of them if asked for."""
 
     labels: NDArray[np.int8]
     regions: NDArray[Any]
@@ -65,7 +64,7 @@ class Candidate:
     title: str
     sees: Literal["fluxes", "profiles"]
     make: Callable[[], Any]
-    """An untrained scikit-learn classifier; its settings leave nothing to chance."""
+    """Makes an untrained scikit-learn classifier, deterministic once trained."""
 
 
 def _line() -> Any:
@@ -73,7 +72,7 @@ def _line() -> Any:
 
 
 def _boosting() -> Any:
-    # No early stopping: its own split would part rows, not regions.
+    # No early stopping: it would split off rows, not regions.
     return HistGradientBoostingClassifier(early_stopping=False, random_state=0)
 
 
@@ -97,9 +96,11 @@ def measure_lead(dataset: Dataset, scorer: Scorer, options: ProbeOptions) -> dic
         level}``; ``fpr``, ``train_rows``, ``train_regions``, and ``rows``, ``lenses``,
         ``non_lenses``, ``regions`` of the judged ones. Only a ``reason`` if it cannot be measured.
     """
-    reason = _obstacle(dataset, options)
-    if reason:
-        return {"reason": reason}
+    if options.split == "train":
+        return {"reason": "the network was trained on these rows. Probe val or test."}
+    split = dataset.manifest.splits.get("train")
+    if split is None or not split.rows:
+        return {"reason": "the dataset has no train split to learn light profiles from."}
     known = read_light(dataset, "train", options.baseline_train_rows, options.core_px)
     judged = read_light(dataset, options.split, options.baseline_rows, options.core_px, scorer)
     if min(len(np.unique(light.labels)) for light in (known, judged)) < 2:
@@ -111,15 +112,6 @@ def measure_lead(dataset: Dataset, scorer: Scorer, options: ProbeOptions) -> dic
     return _judge(candidates, inside, known, judged, options)
 
 
-def _obstacle(dataset: Dataset, options: ProbeOptions) -> str:
-    if options.split == "train":
-        return "the network was trained on these rows. Probe val or test."
-    split = dataset.manifest.splits.get("train")
-    if split is None or not split.rows:
-        return "the dataset has no train split to learn light profiles from."
-    return ""
-
-
 def _judge(
     candidates: dict[str, Candidate],
     inside: dict[str, float],
@@ -129,15 +121,18 @@ def _judge(
 ) -> dict[str, Any]:
     scores = {name: _fit(c, known).decision_function(judged.features[c.sees])
               for name, c in candidates.items()}  # fmt: skip
-    names, codes = np.unique(judged.regions, return_inverse=True)
-    correlations = class_correlations(judged.labels, judged.logits, codes)
-    few = few_of_classes(judged.labels, codes, len(names), correlations)
-    resampling = make_resampling(len(names), options.resamples, options.seed, 0.95, few=few)
+    positive = judged.labels == 1
+    resampling, region = draw_regions(
+        positive, judged.logits, judged.regions, options.resamples, options.seed
+    )
 
     def drawn(values: Floats) -> dict[str, Floats]:
-        ranked = boot.rank_rows(judged.labels, values, codes.astype(np.int32), len(names))
+        ranked = boot.rank_rows(positive, values, region, resampling.n_clusters)
         rates, _ = boot.tpr_at_fprs(ranked, resampling.weights, (options.fpr,))
         return {"auroc": boot.auroc_draws(ranked, resampling.weights), "tpr": rates[0]}
+
+    def entries(draws: dict[str, Floats], scale: Scale = "logit") -> dict[str, Any]:
+        return {what: interval_entry(resampling, values, scale) for what, values in draws.items()}
 
     draws = {name: drawn(values) for name, values in scores.items()}
     network = drawn(judged.logits)
@@ -148,38 +143,27 @@ def _judge(
         "train_rows": len(known.labels),
         "train_regions": len(np.unique(known.regions)),
         "rows": len(judged.labels),
-        "lenses": int((judged.labels == 1).sum()),
-        "non_lenses": int((judged.labels == 0).sum()),
-        "regions": len(names),
+        "lenses": int(positive.sum()),
+        "non_lenses": int((~positive).sum()),
+        "regions": resampling.n_clusters,
         "candidates": {
             name: {"title": candidates[name].title, "cross_validated_auroc": inside[name]}
-            | _entries(draws[name], resampling)
+            | entries(draws[name])
             for name in candidates
         },
         "best": best,
-        "network": _entries(network, resampling),
-        "lead": _entries(lead, resampling, "linear"),
+        "network": entries(network),
+        "lead": entries(lead, "linear"),
     }
 
 
-def _entries(
-    draws: dict[str, Floats], resampling: Resampling, scale: Scale = "logit"
-) -> dict[str, Any]:
-    """Each with its interval; the ends are None with one region only."""
-    entries = {what: resampling.entry(values, scale) for what, values in draws.items()}
-    return {
-        what: {k: v if np.isfinite(v) else None for k, v in entry.items()}
-        for what, entry in entries.items()
-    }
-
-
-def cross_validate(candidate: Candidate, light: Light, folds: int = FOLDS) -> float:
+def cross_validate(candidate: Candidate, light: Light) -> float:
     """Mean AUROC over folds of whole regions; NaN if no fold can be trained and judged.
 
-    Folds are judged each by itself: scores of two trainings share no scale.
+    Each fold is judged alone: scores of two trainings share no scale.
     """
     features, labels = light.features[candidate.sees], light.labels
-    folds = min(folds, len(np.unique(light.regions)))
+    folds = min(FOLDS, len(np.unique(light.regions)))
     if folds < 2:
         return float("nan")
     areas = []
@@ -213,8 +197,8 @@ def read_light(
 
     Fluxes are those within a radius of `core_px` pixels.
 
-    Every shard is a random sample of its split, so the first shards are one too, and no more of
-    them are read than are needed. Pixels are held `CHUNK` stamps at a time.
+    Every shard is a random sample of its split, so the first shards are one too, and only as many
+    are read as are needed. Pixels are held `CHUNK` stamps at a time.
     """
     parts = []
     for sample in _samples(dataset, split, rows):

@@ -1,8 +1,8 @@
-"""The stamps that probes look at: some of each class, each image once, and their facts."""
+"""The stamps that probes look at: some of each class, each image once, and their columns."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,31 +56,20 @@ class Sample:
         return all(name in self.table.column_names for name in names)
 
     def numbers(self, name: str) -> NDArray[np.float64]:
-        """A column; NaN for null."""
-        return np.asarray(
-            self.table[name].cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64
-        )
+        """A column; NaN for null, and throughout if the sidecar lacks it."""
+        if not self.has(name):
+            return np.full(len(self.labels), np.nan)
+        return np.asarray(self.table[name].cast(pa.float64()).to_numpy(), np.float64)
 
     def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Median and scale of each band, shapes (n, 3).
-
-        Raises
-        ------
-        DatasetError
-            If the sidecar lacks them.
-        """
+        """Median and scale of each band, shapes (n, 3); DatasetError if the sidecar lacks them."""
         return read_statistics(self.table)
 
     def take(self, rows: NDArray[Any]) -> Sample:
         """Some of the stamps."""
         index = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
-        return Sample(
-            self.pixels[index],
-            self.labels[index],
-            self.table.take(pa.array(index)),
-            self.spec,
-            self.split,
-        )
+        return replace(self, pixels=self.pixels[index], labels=self.labels[index],
+                       table=self.table.take(pa.array(index)))  # fmt: skip
 
 
 def draw_sample(dataset: Dataset, split: str, per_class: int, seed: int) -> Sample:
@@ -109,14 +98,7 @@ def draw_sample(dataset: Dataset, split: str, per_class: int, seed: int) -> Samp
             kind = "lenses" if label else "non-lenses"
             raise DatasetError(f"{dataset.uri}: split {split!r} has no {kind} to probe with.")
         chosen.append(rng.choice(rows, min(per_class, len(rows)), replace=False))
-    rows = np.sort(np.concatenate(chosen))
-    return Sample(
-        dataset.read_pixels(split, rows),
-        labels[rows],
-        table.take(pa.array(rows)),
-        dataset.manifest.normalization,
-        split,
-    )
+    return _read(dataset, split, table, np.sort(np.concatenate(chosen)))
 
 
 def find_partners(dataset: Dataset, sample: Sample) -> tuple[NDArray[np.int64], Sample]:
@@ -134,18 +116,19 @@ def find_partners(dataset: Dataset, sample: Sample) -> tuple[NDArray[np.int64], 
         return nobody, sample.take(nobody)
     table = dataset.read_sidecar(sample.split, sample.table.column_names)
     labels = table["label"].to_numpy()
-    place = {where: i for i, where in enumerate(_positions(table)) if labels[i] == 0}
-    place.pop(None, None)
-    pairs = [(i, place[where]) for i, where in enumerate(_positions(sample.table))
-             if sample.labels[i] == 1 and where in place]  # fmt: skip
+    host = {sky: i for i, sky in enumerate(_positions(table)) if labels[i] == 0}
+    host.pop(None, None)
+    pairs = [(i, host[sky]) for i, sky in enumerate(_positions(sample.table))
+             if sample.labels[i] == 1 and sky in host]  # fmt: skip
     rows, theirs = np.array(pairs, np.int64).reshape(-1, 2).T
-    return rows, Sample(
-        dataset.read_pixels(sample.split, theirs),
-        labels[theirs],
-        table.take(pa.array(theirs)),
-        sample.spec,
-        sample.split,
-    )
+    return rows, _read(dataset, sample.split, table, theirs)
+
+
+def _read(dataset: Dataset, split: str, sidecar: pa.Table, rows: NDArray[np.int64]) -> Sample:
+    """Some rows of a split, with their pixels."""
+    table = sidecar.take(pa.array(rows))
+    labels, spec = table["label"].to_numpy(), dataset.manifest.normalization
+    return Sample(dataset.read_pixels(split, rows), labels, table, spec, split)
 
 
 def _positions(table: pa.Table) -> list[tuple[float, float] | None]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,19 +22,11 @@ class Scorer:
     model : nn.Module
         In evaluation mode.
     device : torch.device or str
-    on_stamps : callable, optional
-        Called with the number of stamps of each batch.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        device: torch.device | str = "cpu",
-        on_stamps: Callable[[int], None] | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, device: torch.device | str = "cpu") -> None:
         self.model = model
         self.device = torch.device(device)
-        self._on_stamps = on_stamps
 
     def __call__(self, pixels: NDArray[np.floating]) -> NDArray[np.float64]:
         """Logits, shape (n,)."""
@@ -48,6 +38,4 @@ class Scorer:
                     self.device, torch.float32, memory_format=torch.channels_last
                 )
                 parts.append(self.model(x_BCHW).double().cpu().numpy())
-                if self._on_stamps is not None:
-                    self._on_stamps(len(part))
         return np.concatenate(parts)

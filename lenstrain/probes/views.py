@@ -1,8 +1,8 @@
-"""Stamps with a part of their content taken away: what is left is what the finder may go by.
+"""Stamps with some of their content taken away, so that the finder must use the rest.
 
 All functions take stored pixels of shape (n, 3, S, S) and return new ones. What is taken away is
-replaced by the stamp's own sky: pixels drawn from its outer part, the three bands together, so
-that noise, its colour and its level stay those of the stamp.
+replaced by the stamp's own sky: pixels drawn from its outskirts, the three bands together, so
+that the noise, its colour and its level stay those of the stamp.
 """
 
 from __future__ import annotations

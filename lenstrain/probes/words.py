@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lenstrain.pages import interval, number, percent
+from lenstrain.pages.page import bounds
 
 TITLES = {
     "baseline": "Light profiles alone",
@@ -30,7 +31,7 @@ MEANINGS = {
     "baseline": "Cheap classifiers, trained on train, see three fluxes or the mean light in nine "
     "rings of each band: no arc and no shape. Only what the network adds to the best of them is "
     "evidence that it sees more.",
-    "core_mask": "Host and arcs are replaced by sky. What is still told apart is told by "
+    "core_mask": "Host and arcs are replaced by sky. If the classes still differ, it is by "
     "neighbours, noise or the normalisation: a leak.",
     "annulus_only": "Only sky is left. An AUROC away from 0.5, to either side, comes from noise or "
     "from the normalisation.",
@@ -43,19 +44,19 @@ MEANINGS = {
     "brightness_only": "Total flux in three bands. Above about 0.6, lenses are brighter than "
     "non-lenses, by their hosts or by the light that was added.",
     "psf_depth_only": "Seeing and depth say nothing about lensing: above 0.55 the classes were "
-    "taken under different skies.",
-    "colour_scrambled": "Each stamp gets its bands in another order. The loss is what the finder "
-    "owes to colour.",
-    "d4": "A turned lens is a lens. Stamps that cross the threshold when turned are decided by "
-    "chance; average over the views (infer --tta).",
+    "observed under different conditions.",
+    "colour_scrambled": "Each stamp gets its bands in another order. The loss shows how much the "
+    "finder depends on colour.",
+    "d4": "A rotated lens is still a lens. Stamps that cross the threshold when turned are "
+    "decided by chance; average over the views (infer --tta).",
     "arc_removal": "Light without a counterpart on the other side of the host is removed. A finder "
     "of arcs must drop its score; a small drop means that the host was enough.",
     "null_injection": "A source of zero flux goes through every step that adds one. Any change "
-    "would be the machinery's, and would void the two probes below.",
+    "would come from the code alone, and would invalidate the two probes below.",
     "flux_matched_null": "Non-lenses get the flux and colours of arcs, unlensed. If they pass as "
-    "lenses, extra flux is what is found.",
-    "ring_probe": "Rings on blank sky are no lenses, since nothing is there to lens. If they all "
-    "score near 1 wherever they are, the finder looks for rings alone.",
+    "lenses, the finder looks for extra flux.",
+    "ring_probe": "Rings on blank sky are not lenses: there is no galaxy that could act as one. If "
+    "all rings score near 1 wherever they are, the finder looks for rings alone.",
     "permuted_labels": "The core's straight line with shuffled labels: the same code must find "
     "nothing, or it leaks labels across regions.",
     "attribution": "Above 1, the evidence lies on the arcs more than their area explains. "
@@ -65,7 +66,7 @@ MEANINGS = {
 
 
 def not_run(content: Mapping[str, Any]) -> str:
-    """What a probe without a result lacked: columns, or rows of both classes in several regions."""
+    """What a probe without a result needs: columns, or rows of both classes in several regions."""
     sample = content.get("sample") or {}
     held = ", ".join(f"{sample.get(name, '?')} {name.replace('_', '-')}"
                      for name in ("lenses", "non_lenses", "regions"))  # fmt: skip
@@ -114,11 +115,11 @@ def _d4(entry: Mapping[str, Any]) -> str:
 def _arc_removal(entry: Mapping[str, Any]) -> str:
     if entry["drop"] is None:
         share = entry.get("removed_share")
-        seen = "" if share is None else f" (in the median {percent(share)} of it could)"
+        seen = "" if share is None else f" (the median is {percent(share)})"
         return (
-            f"Not measured: no non-lens is a lens's own galaxy, and of {entry['n']} lenses with "
-            f"bright arcs none could be freed of half their injected flux{seen}: arcs that are "
-            "unresolved or clipped cannot be told from the host."
+            f"Not measured: no non-lens is a lens's own galaxy, and none of {entry['n']} lenses "
+            f"with bright arcs could be freed of half its injected flux{seen}: arcs that are "
+            "unresolved or clipped cannot be separated from the host."
         )
     text = f"Score drops by {number(entry['drop'])} for {entry['n_removed']} of {entry['n']}"
     if entry["method"] == "paired":
@@ -138,7 +139,7 @@ def _null(entry: Mapping[str, Any]) -> str:
 
 def _flux(entry: Mapping[str, Any]) -> str:
     return (
-        f"{percent(entry['pass_rate'])} pass [{percent(entry['low'])}, {percent(entry['high'])}], "
+        f"{percent(entry['pass_rate'])} pass {bounds(entry, 1, percent)}, "
         f"{percent(entry['base_rate'])} before (at most {percent(entry['base_upper'])}); lenses "
         f"pass at {percent(entry['lens_rate'])}."
     )
@@ -174,35 +175,25 @@ def _lead(entry: Mapping[str, Any]) -> str:
     at = f"at a false-positive rate of {100 * entry['fpr']:g}%"
     return (
         f"{best['title']}, the best of {len(entry['candidates'])} inside train, reaches AUROC "
-        f"{interval(best['auroc'])} and finds {percents(best['tpr'])} of the lenses {at}. The "
-        f"network on the same {entry['rows']:,} stamps: {interval(network['auroc'])} and "
-        f"{percents(network['tpr'])}. Its lead: AUROC {interval(lead['auroc'])}, "
+        f"{interval(best['auroc'])} and finds {interval(best['tpr'], 1, percent)} of the lenses "
+        f"{at}. The network on the same {entry['rows']:,} stamps: {interval(network['auroc'])} and "
+        f"{interval(network['tpr'], 1, percent)}. Its lead: AUROC {interval(lead['auroc'])}, "
         f"{interval(points, 1)} points of completeness. {verdict(lead)}"
     )
-
-
-def percents(entry: Mapping[str, Any]) -> str:
-    """A share with its interval, in percent."""
-    if entry["low"] is None:
-        return percent(entry["value"])
-    return f"{percent(entry['value'])} [{percent(entry['low'])}, {percent(entry['high'])}]"
 
 
 def verdict(lead: Mapping[str, Any]) -> str:
     """What the lead over light profiles, with its intervals, allows to be said."""
     if any(entry["low"] is None for entry in lead.values()):
-        return "With one region no interval can be drawn: this tells nothing of a lead."
+        return "With one region no interval can be drawn, so no lead can be shown."
     names = {"auroc": "AUROC", "tpr": "completeness"}
     ahead = [names[what] for what, entry in lead.items() if entry["low"] > 0]
     behind = [names[what] for what, entry in lead.items() if entry["high"] < 0]
-    if len(ahead) == len(lead):
-        return "So much of what it finds is not told by light profiles."
-    nothing = "has shown nothing that light profiles do not tell"
+    text = "The network has shown nothing beyond light profiles"
     if ahead:
-        rest = next(name for name in names.values() if name not in ahead)
-        text = f"By {ahead[0]} it sees more than light profiles; by {rest} it {nothing}"
-    else:
-        text = f"The network {nothing}"
+        text = f"By {' and '.join(ahead)} it sees more than light profiles"
+        rest = [name for name in names.values() if name not in ahead]
+        text += f"; by {rest[0]} it has shown nothing beyond them" if rest else ""
     return f"{text}, and is behind them in {' and '.join(behind)}." if behind else f"{text}."
 
 

@@ -467,7 +467,7 @@ IN_THE_RUN = (
     Sin("ties from float16 sigmoids", tie_scores, ("score_resolution", "rescored")),
     Sin("scores of another dataset id", other_dataset_id, ("full_eval",)),
     Sin("scores of another normalisation", other_normalization, ("full_eval",)),
-    Sin("a part of the rows", score_a_part, ("full_eval",)),
+    Sin("only some of the rows", score_a_part, ("full_eval",)),
     Sin("hard negatives dropped", drop_hard_negatives, ("full_eval",)),
     Sin("config.toml unlike the checkpoint", change_config, ("provenance",)),
     Sin("test opened twice", open_test_twice, ("test_once",)),

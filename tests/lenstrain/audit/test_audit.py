@@ -121,7 +121,7 @@ def test_page_markdown_and_json_hold_every_item(audited):
     for name in ITEMS:
         assert f"<code>{name}</code>" in html
         assert f"| `{name}` |" in text
-    assert "http" not in html
+    assert "://" not in html
     assert text.startswith("# Audit: NO-GO")
 
 

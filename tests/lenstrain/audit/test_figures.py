@@ -141,4 +141,4 @@ def test_options_of_another_version_are_not_run(evidence, config):
 def test_rounding_is_no_difference():
     told, again = {"a": [1.0, None, True]}, {"a": [1.0 + 1e-10, None, True]}
     assert figures.differing_leaves(told, again) == []
-    assert figures.differing_leaves({"a": None}, {"a": 0.5}) == [("a", "a is None, not 0.5")]
+    assert figures.differing_leaves({"a": None}, {"a": 0.5}) == ["a is None, not 0.5"]

@@ -3,7 +3,9 @@
 import pytest
 
 from lensprep.checks.finding import Finding
-from lenstrain.audit.finding import EXIT_CODES, decide
+from lenstrain.audit.checklist import CHECKLIST, judged
+from lenstrain.audit.config import AuditConfig
+from lenstrain.audit.finding import EXIT_CODES, Outcome, decide
 
 
 def finding(severity, passed):
@@ -29,3 +31,10 @@ def test_the_gravest_finding_decides(pairs, verdict):
 
 def test_exit_codes_are_the_designs():
     assert EXIT_CODES == {"GO": 0, "CONDITIONAL": 3, "NO-GO": 4}
+
+
+@pytest.mark.parametrize(("purpose", "severity"), [("internal", "warn"), ("publish", "blocker")])
+def test_an_item_of_a_publication_warns_for_internal_use_even_if_left_out(purpose, severity):
+    item = next(item for item in CHECKLIST if item.publish)
+    found = judged(item, Outcome(detail="Left out by --only."), AuditConfig(purpose=purpose))
+    assert found.severity == severity

@@ -173,7 +173,7 @@ def test_test_is_opened_when_asked_for_and_each_way_counts_once(own_run, tmp_pat
 
     def score(**options):
         caplog.clear()
-        with caplog.at_level("INFO", "lenstrain.infer"):
+        with caplog.at_level("INFO", "lenstrain.ledger"):
             found = infer(folder / "checkpoints" / "best.pt", dataset, device="cpu",
                           out=tmp_path / "s.parquet", **options)  # fmt: skip
         return found, caplog.text

@@ -142,7 +142,7 @@ def test_lenses_of_unknown_radius_or_seeing_do_not_count_as_resolved(evidence_of
 
     found = science.check_unresolved_share(evidence_of(every={"theta_e_arcsec": half}), config)
     assert (found.measured["share"], found.measured["unknown"]) == (1.0, 90)
-    assert "Of 90 it is not known" in found.detail
+    assert "It is not known for 90 lenses" in found.detail
     blind = evidence_of(every={"psfsize_r": lambda row: np.full(row.size, np.nan)})
     with pytest.raises(NotRunError, match="No lens has a known theta_E and seeing"):
         science.check_unresolved_share(blind, config)

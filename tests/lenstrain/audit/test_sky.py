@@ -72,7 +72,7 @@ def test_what_a_brick_has_is_no_leak():
 
 
 def test_only_so_many_rows_are_read_brick_by_brick(evidence):
-    table, pixels = evidence().places("brickname", ["brickname", "label"], 100, 0)
+    table, pixels = evidence().grouped_pixels("brickname", ["brickname", "label"], 100, 0)
     assert table.num_rows == len(pixels) == 120
     assert len(set(table["brickname"].to_pylist())) == 3
 

@@ -78,13 +78,13 @@ def test_a_network_that_sees_shape_leads_by_what_profiles_cannot_tell(shaped, ar
     assert found["network"]["auroc"]["value"] > 0.99
     assert found["lead"]["auroc"]["low"] > 0.2
     assert found["lead"]["tpr"]["low"] > 0.2
-    assert verdict(found["lead"]).startswith("So much of what it finds")
+    assert verdict(found["lead"]).startswith("By AUROC and completeness it sees more")
 
 
 def test_a_network_of_flux_has_shown_nothing(bright, flux_finder):
     found = profiles.measure_lead(bright, Scorer(flux_finder), OPTIONS)
     assert found["candidates"][found["best"]]["auroc"]["value"] > 0.95
-    assert "shown nothing that light profiles do not tell" in verdict(found["lead"])
+    assert "shown nothing beyond light profiles" in verdict(found["lead"])
     text = readings({"probes": {"baseline": found}})["baseline"]
     assert found["candidates"][found["best"]]["title"] in text
     assert "shown nothing" in text
@@ -160,11 +160,11 @@ def test_what_cannot_be_measured_says_why(shaped, bright, tmp_path, flux_finder)
 @pytest.mark.parametrize(
     ("auroc", "tpr", "text"),
     [
-        ((0.1, 0.2), (0.1, 0.2), "So much of what it finds"),
+        ((0.1, 0.2), (0.1, 0.2), "By AUROC and completeness it sees more than light profiles."),
         ((0.1, 0.2), (-0.1, 0.2), "By AUROC it sees more than light profiles; by completeness it"),
         ((-0.1, 0.2), (0.1, 0.2), "By completeness it sees more than light profiles; by AUROC it"),
-        ((-0.1, 0.2), (0.0, 0.2), "has shown nothing that light profiles do not tell."),
-        ((-0.2, -0.1), (-0.1, 0.2), "do not tell, and is behind them in AUROC."),
+        ((-0.1, 0.2), (0.0, 0.2), "has shown nothing beyond light profiles."),
+        ((-0.2, -0.1), (-0.1, 0.2), "beyond light profiles, and is behind them in AUROC."),
         ((-0.2, -0.1), (-0.3, -0.2), "is behind them in AUROC and completeness."),
         ((None, None), (None, None), "no interval can be drawn"),
     ],
