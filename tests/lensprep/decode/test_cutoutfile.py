@@ -263,7 +263,7 @@ def test_a_file_that_is_none_to_read_is_refused(tmp_path):
     found = {
         name: read_cutout(tmp_path / f"{name}.fits", out) for name in ("pipe", "folder", "link")
     }
-    assert found["pipe"] == found["folder"] == Refusal("unreadable", "no regular file")
+    assert found["pipe"] == found["folder"] == Refusal("unreadable", "not a regular file")
     assert found["link"].detail.startswith("FileNotFoundError")
 
 
