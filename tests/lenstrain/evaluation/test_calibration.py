@@ -214,7 +214,7 @@ def test_platt_equals_an_unpenalised_logistic_regression():
     reference = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(z[:, None], y)
     assert fit.slope == pytest.approx(reference.coef_[0, 0], rel=1e-4)
     assert fit.offset == pytest.approx(reference.intercept_[0], rel=1e-4)
-    assert np.all(np.diff(fit.apply(np.sort(z))) >= 0)
+    assert fit.slope > 0  # ranks do not change
 
 
 @pytest.mark.parametrize("fit", [cal.fit_temperature, cal.fit_platt])
