@@ -3,12 +3,17 @@
 from lensprep.dataset.dataset import Dataset, open_dataset
 from lensprep.dataset.layout import (
     BANDS,
+    FORMAT_VERSION,
+    JSON_FIELDS,
+    LABEL_MAP,
     MANIFEST_NAME,
     PAYLOAD_BYTES,
     PAYLOAD_OFFSET,
     PIXEL_SCALE_ARCSEC,
     RECORD_STRIDE,
     REJECTS_NAME,
+    SPLITS,
+    STAMP_DTYPE,
     STAMP_SHAPE,
     STAMP_SIZE,
 )
@@ -19,12 +24,17 @@ from lensprep.dataset.remote import RemoteDataset
 
 __all__ = [
     "BANDS",
+    "FORMAT_VERSION",
+    "JSON_FIELDS",
+    "LABEL_MAP",
     "MANIFEST_NAME",
     "PAYLOAD_BYTES",
     "PAYLOAD_OFFSET",
     "PIXEL_SCALE_ARCSEC",
     "RECORD_STRIDE",
     "REJECTS_NAME",
+    "SPLITS",
+    "STAMP_DTYPE",
     "STAMP_SHAPE",
     "STAMP_SIZE",
     "Dataset",

@@ -7,9 +7,11 @@ a source and the scoring of a tree see the same rows.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from itertools import islice
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -41,15 +43,14 @@ BATCH_ROWS = 1024
 READ_ROWS = 128
 """Blobs read from parquet at a time."""
 
-_memory: NDArray[np.uint8] = np.empty((0, RECORD_STRIDE), np.uint8)
+_memory = threading.local()
 
 
 def record_memory(rows: int) -> NDArray[np.uint8]:
-    """Memory for this many records, the same at each call: fresh memory would be zeroed first."""
-    global _memory
-    if len(_memory) < rows:
-        _memory = np.empty((rows, RECORD_STRIDE), np.uint8)
-    return _memory[:rows]
+    """Memory of this thread for this many records, always the same: new memory is zeroed first."""
+    if len(getattr(_memory, "records", ())) < rows:
+        _memory.records = np.empty((rows, RECORD_STRIDE), np.uint8)
+    return cast(NDArray[np.uint8], _memory.records[:rows])
 
 
 def prepare_row_groups(

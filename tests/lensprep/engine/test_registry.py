@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from lensprep.cli import main
-from lensprep.convert import ConvertConfig, convert
+from lensprep.convert import ConvertConfig, convert, runs
 from lensprep.dataset import Dataset
 from lensprep.engine import make_engine
 from lensprep.engine.registry import ENGINES, Registered
@@ -45,6 +46,26 @@ def test_another_engine_takes_a_line_and_gives_the_same_bytes(tmp_path, monkeypa
     assert ours.dataset_id == usual.dataset_id
     with pytest.raises(ConfigError, match=r"dask or --engine spark or --engine backwards\.$"):
         make_engine("local", scheduler="here:1")
+
+
+class ThreadsEngine(BackwardsEngine):
+    """An engine of somebody else that runs its tasks at the same time in this process."""
+
+    def run(self, function, tasks):
+        with ThreadPoolExecutor(8) as threads:
+            yield from threads.map(function, tasks)
+
+
+def test_tasks_on_threads_of_one_process_give_the_same_bytes(tmp_path, monkeypatch):
+    """Each thread has memory of its own: shared memory gave other pixels, and no error."""
+    monkeypatch.setattr(runs, "RUN_ROWS", 20)
+    tree = str(write_tree(tmp_path / "src", tiny_table(240), files_per_split=4, row_group_rows=20))
+    convert(tree, str(tmp_path / "usual"), ConvertConfig(shard_rows=30), workers=1)
+    monkeypatch.setitem(ENGINES, "threads", Registered(__name__, "ThreadsEngine"))
+    with make_engine("threads", workers=8) as engine:
+        convert(tree, str(tmp_path / "ds"), ConvertConfig(shard_rows=30), engine=engine)
+    usual, ours = (Dataset.open(tmp_path / name).manifest for name in ("usual", "ds"))
+    assert ours.dataset_id == usual.dataset_id
 
 
 def test_the_command_line_offers_every_engine():
