@@ -502,9 +502,8 @@ def test_two_processes_write_the_bytes_of_one_from_a_tree(best, tmp_path):
         tmp_path / "t", tiny_table(5000, region_split="test"), row_group_rows=500, files_per_split=2
     )
     infer(best, tree, split="test", out=tmp_path / "one.parquet", device="cpu", batch_size=512)
-    process = torchrun(
-        2, best, tree, "--out", tmp_path / "two.parquet", "--device", "cpu", "--json"
-    )
+    options = ["--split", "test", "--out", tmp_path / "two.parquet", "--device", "cpu", "--json"]
+    process = torchrun(2, best, tree, *options)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert json.loads(out)["rows"] == 5000
@@ -518,8 +517,8 @@ def test_a_killed_run_of_two_processes_is_finished_by_one(best, tmp_path):
     """SIGKILL in the middle; the one that goes on scores the missing parts alone."""
     folder = tiny_dataset(tmp_path, {"test": 60_000}, shard_rows=8192)
     out = tmp_path / "s.parquet"
-    arguments = [best, folder, "--out", out, "--device", "cpu", "--batch-size", "512", "--tta"]
-    process = torchrun(2, *arguments)
+    options = ["--out", out, "--device", "cpu", "--batch-size", "512", "--tta"]
+    process = torchrun(2, best, folder, "--split", "test", *options)
     parts = tmp_path / ".s.parquet.parts"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and len(list(parts.glob("part-*.parquet"))) < 2:
