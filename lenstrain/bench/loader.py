@@ -106,7 +106,7 @@ def run_loader_bench(
                 "over_webdataset": rate / stock,
             }
             if consumer_rate is not None:
-                found["stall_fraction"] = stall_fraction(_epochs(loader), consumer_rate, share)
+                found["stall_fraction"] = stall_fraction(epochs(loader), consumer_rate, share)
             return found
 
         rounds = run_rounds(measure, tell)
@@ -172,7 +172,8 @@ def _warm_up(loader: StampLoader) -> torch.Tensor:
     return array
 
 
-def _epochs(loader: StampLoader) -> Iterator[Any]:
+def epochs(loader: StampLoader) -> Iterator[Any]:
+    """Batches of one epoch after the other, every stamp compared anew in each."""
     while True:
         loader.forget_checks()
         yield from loader
@@ -180,7 +181,7 @@ def _epochs(loader: StampLoader) -> Iterator[Any]:
 
 def loader_rate(loader: StampLoader, seconds: float) -> float:
     """Samples per second of a consumer that takes batches as fast as they come."""
-    batches = _epochs(loader)
+    batches = epochs(loader)
     next(batches)
     return _rate(batches, seconds)
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lensprep.errors import DatasetError
-from lenstrain.bench.loader import ROUNDS, run_loader_bench, stall_fraction
+from lenstrain.bench.loader import ROUNDS, epochs, run_loader_bench, stall_fraction
 from lenstrain.data import StampLoader
 from tests.datasets import dataset_fixture, tiny_dataset
 
@@ -50,7 +50,7 @@ def test_without_a_consumer_rate_nothing_is_said_of_stalls(root):
 
 def test_a_consumer_faster_than_any_loader_is_stalled(root):
     """The measure is not blind: at an impossible rate most of the time goes into waiting."""
-    assert stall_fraction(iter(StampLoader(root, batch_size=64)), 1e9, 0.3) > 0.5
+    assert stall_fraction(epochs(StampLoader(root, batch_size=64)), 1e9, 0.3) > 0.5
 
 
 def test_a_split_that_is_not_there_is_refused(root):
