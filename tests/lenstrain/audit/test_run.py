@@ -71,7 +71,7 @@ def test_a_threshold_chosen_on_its_own_scores_fails(complete, config):
 
 @pytest.mark.parametrize(
     ("split", "said"),
-    [("train", "the finder was trained on"), ("test", "120 stamps are both calibrated on")],
+    [("train", "the finder was trained on"), ("test", "120 stamps are in the judged scores too")],
 )
 def test_a_threshold_from_a_split_that_is_not_independent_fails(complete, config, tmp_path, split,
                                                                said):  # fmt: skip
@@ -173,7 +173,7 @@ def test_test_is_opened_when_asked_for_and_each_way_counts_once(own_run, tmp_pat
 
     def score(**options):
         caplog.clear()
-        with caplog.at_level("INFO", "lenstrain.infer"):
+        with caplog.at_level("INFO", "lenstrain.ledger"):
             found = infer(folder / "checkpoints" / "best.pt", dataset, device="cpu",
                           out=tmp_path / "s.parquet", **options)  # fmt: skip
         return found, caplog.text
