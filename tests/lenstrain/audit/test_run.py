@@ -71,7 +71,7 @@ def test_a_threshold_chosen_on_its_own_scores_fails(complete, config):
 
 @pytest.mark.parametrize(
     ("split", "said"),
-    [("train", "the finder was trained on"), ("test", "120 stamps are both calibrated on")],
+    [("train", "the finder was trained on"), ("test", "120 stamps are in the judged scores too")],
 )
 def test_a_threshold_from_a_split_that_is_not_independent_fails(complete, config, tmp_path, split,
                                                                said):  # fmt: skip
