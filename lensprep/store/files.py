@@ -27,7 +27,6 @@ from lensprep.store.local import (
     LocalStore,
     check_place,
     disk_errors,
-    file_sha256,
     write_atomic,
 )
 from lensprep.store.options import S3Options
@@ -106,6 +105,14 @@ def read_file(uri: Uri, options: S3Options | None = None) -> bytes:
     path = local_path(uri)
     with disk_errors(uri):
         return path.read_bytes()
+
+
+def file_sha256(uri: Uri, options: S3Options | None = None) -> str:
+    """SHA-256 of a file, in hexadecimal digits; errors as `read_file`."""
+    if is_remote(uri):
+        return hashlib.sha256(read_file(uri, options)).hexdigest()
+    with disk_errors(uri), local_path(uri).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def stored_sha256(store: Store, name: str) -> str:

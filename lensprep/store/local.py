@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import secrets
@@ -92,12 +91,6 @@ def write_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Write a small file whole or not at all (see `atomic_writer`)."""
     with atomic_writer(path, sync=sync) as file:
         file.write(data)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a local file, in hexadecimal digits; errors as `LocalStore.read`."""
-    with disk_errors(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_partials(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from lensprep.store import (
     check_file,
     check_folder,
     exists,
+    file_sha256,
     join_uri,
     local_file,
     local_folder,
@@ -134,6 +136,16 @@ def test_a_full_disk_in_the_block_is_one_line(place, fault):
         break_off(draft, lambda path: fill_disk(fault))
     assert "\n" not in str(caught.value)
     assert names(folder, options) == []
+
+
+def test_a_digest_is_that_of_the_bytes_wherever_they_lie(place):
+    folder, options = place
+    uri = f"{folder}/scores.bin"
+    with written_file(uri, options) as path:
+        path.write_bytes(b"abc")
+    assert file_sha256(uri, options) == hashlib.sha256(b"abc").hexdigest()
+    with pytest.raises(NotFoundError):
+        file_sha256(f"{folder}/none.bin", options)
 
 
 def test_what_is_not_there_is_said_so(place):
