@@ -1,7 +1,9 @@
 """The engines by name. A new one is a file in this folder, its line here, and its extra.
 
-with make_engine("dask", scheduler="tcp://host:8786") as engine:
-    for result in engine.run(function, tasks): ...
+    with make_engine("dask", scheduler="tcp://host:8786") as engine:
+        for result in engine.run(function, tasks): ...
+
+An engine's module, and the library of its cluster, are imported when it is asked for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Work only where the driver's folders are visible: files written elsewhere would never be found.
 
-with WitnessEngine(engine, folders) as pool:
-    for result in pool.run(function, tasks): ...
+    with WitnessEngine(engine, folders) as pool:
+        for result in pool.run(function, tasks): ...
+
+A worker that does not see a file of the driver's is found before it is given work.
 """
 
 from __future__ import annotations
