@@ -3,7 +3,7 @@
     with WitnessEngine(engine, folders) as pool:
         for result in pool.run(function, tasks): ...
 
-A worker that does not see a file of the driver's is found before it is given work.
+Every task first looks for a file that the driver left in each folder.
 """
 
 from __future__ import annotations
