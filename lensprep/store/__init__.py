@@ -29,7 +29,7 @@ from lensprep.store.local import (
 )
 from lensprep.store.options import S3Options
 from lensprep.store.ranges import PART_BYTES, Piece
-from lensprep.store.registry import is_remote, local_path, open_remote, open_store, register_store
+from lensprep.store.registry import is_remote, local_path, open_remote, open_store
 from lensprep.store.remote import RemoteStore
 
 __all__ = [
@@ -57,7 +57,6 @@ __all__ = [
     "open_remote",
     "open_store",
     "read_file",
-    "register_store",
     "remove_partials",
     "send_file",
     "split_uri",

@@ -34,11 +34,6 @@ _ALIASES: Final = {"s3a": "s3"}
 """Other spellings of a scheme."""
 
 
-def register_store(scheme: str, opener: Opener) -> None:
-    """Open locations of a scheme by this function; to be called in each process."""
-    _STORES[scheme] = opener
-
-
 def remote_schemes() -> tuple[str, ...]:
     """Schemes of object stores: ``s3`` and ``s3a``."""
     return *_STORES, *_ALIASES

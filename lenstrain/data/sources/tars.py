@@ -158,7 +158,7 @@ def _groups(path: Path, tar: tarfile.TarFile) -> Iterator[tuple[str, _Group]]:
             group = {}
         key, suffix = prefix, suffix.lower()
         if suffix in group:
-            raise ShardError(f"{path}: member {info.name!r:.100} is there twice in one sample.")
+            raise ShardError(f"{path}: member {info.name!r:.100} occurs twice in one sample.")
         if info.issparse():
             raise ShardError(
                 f"{path}: member {info.name!r:.100} is stored with holes, without its zeros. Pack "

@@ -182,7 +182,7 @@ def test_an_altered_manifest_is_refused(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (b'"rows": 7', b'"rows": 7, "rows": 7', "the key 'rows' is there twice"),
+        (b'"rows": 7', b'"rows": 7, "rows": 7', "the key 'rows' occurs twice"),
         (b'"clip": 10.0', b'"clip": NaN', "NaN is not a number"),
         (b'"clip": 10.0', b'"clip": 1e999', "1e999 is too large"),
         (b'"regions": 4', b'"regions": 4' + b"0" * 5000, "is too large"),

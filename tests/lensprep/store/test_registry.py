@@ -29,7 +29,6 @@ from lensprep.store import (
     open_remote,
     open_store,
     read_file,
-    register_store,
     registry,
     split_uri,
     written_file,
@@ -141,9 +140,8 @@ class FileBody:
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "_STORES", dict(registry._STORES))
+    monkeypatch.setitem(registry._STORES, "folder", FolderStore)
     monkeypatch.setattr(FolderStore, "home", tmp_path / "home")
-    register_store("folder", FolderStore)
     return tmp_path / "home"
 
 
