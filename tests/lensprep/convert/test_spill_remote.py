@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lensprep.convert import spill_remote as spill_s3
+from lensprep.convert import spill_remote
 from lensprep.convert.spill import arrange, read_records, read_stretches, write_run
 from lensprep.convert.spill_remote import fetch_stretches, send_run
 from lensprep.dataset.layout import RECORD_STRIDE
@@ -56,7 +56,7 @@ def fetch(s3, names, split, low, high, path, conversion="a"):
 
 @pytest.mark.parametrize("message_rows", [1, 7, 64])
 def test_stretches_are_those_of_local_runs(s3, tmp_path, monkeypatch, message_rows):
-    monkeypatch.setattr(spill_s3, "_INDEX_ROWS", message_rows)
+    monkeypatch.setattr(spill_remote, "_INDEX_ROWS", message_rows)
     rng = np.random.default_rng(message_rows)
     names = []
     for number in range(3):
