@@ -45,7 +45,7 @@ from deflate import deflate_decompress
 
 from lensprep.convert import ConvertConfig, convert
 from lensprep.convert.tasks import Progress
-from lensprep.dataset.layout import BANDS, JSON_FIELDS, RECORD_STRIDE, STAMP_SHAPE
+from lensprep.dataset.layout import BANDS, JSON_FIELDS, RECORD_STRIDE, STAMP_SHAPE, STAMP_SIZE
 from lensprep.dataset.normalization import DEFAULT_CLIP, MAD_TO_SIGMA, normalization_spec
 from lensprep.decode import zipwalk
 from lensprep.decode.normalize import Normalizer
@@ -55,7 +55,7 @@ from lensprep.engine import default_workers
 from lensprep.engine.local import LocalEngine
 from lensprep.errors import InputError
 from lensprep.source.listing import filesystem_for
-from lensprep.source.survey import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN
+from lensprep.source.survey import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN, ZERO_POINT
 from lensprep.source.tree import Source
 from lensprep.store import S3Options
 from lensprep.synth.rows import encode_stamp
@@ -393,14 +393,14 @@ def _made_rows(rows: int) -> pa.Table:
             "region_id": i // 2 % 20,
             "region_split": "train" if i // 2 % 20 < 16 else "val" if i // 2 % 20 < 18 else "test",
             "brickname": f"{i % 3600:04d}p000",
-            "bandset": "grz",
-            "stamp_size": 64,
+            "bandset": "".join(BANDS),
+            "stamp_size": STAMP_SIZE,
             "is_control": 1 - i % 2,
             "cutout_ok": 1,
             "lens_model": "SIE" if i % 2 else "CONTROL",
             "theta_e_arcsec": i % 2,
             "ra": i * 0.01 % 360,
-            "ab_zp_nmgy": 22.5,
+            "ab_zp_nmgy": ZERO_POINT,
             STAMP_COLUMN: blobs[i % len(blobs)],
         }
         for i in range(rows)
@@ -411,8 +411,10 @@ def _made_rows(rows: int) -> pa.Table:
 def _made_blob(seed: int) -> bytes:
     """One stamp of sky noise and a galaxy, nanomaggies, as upstream stores it."""
     rng = np.random.default_rng(seed)
-    noise = np.array([0.0019, 0.0028, 0.0087])[:, None, None]
-    y, x = np.mgrid[:64, :64] - 31.5 + rng.uniform(-2, 2, (2, 1, 1))
+    sky = normalization_spec("asinh_survey").parameters
+    noise = np.array([sky[f"softening_{band}"] for band in BANDS])[:, None, None]
+    y, x = np.mgrid[:STAMP_SIZE, :STAMP_SIZE] - (STAMP_SIZE - 1) / 2 + rng.uniform(-2, 2, (2, 1, 1))
     galaxy = np.exp(-np.hypot(x, y) / rng.uniform(1.5, 6)) * rng.uniform(0.02, 0.5)
-    pixels = rng.normal(0, noise, STAMP_SHAPE) + galaxy * np.array([0.4, 1, 1.8])[:, None, None]
+    colour = np.geomspace(0.4, 1.8, len(BANDS))
+    pixels = rng.normal(0, noise, STAMP_SHAPE) + galaxy * colour[:, None, None]
     return encode_stamp(pixels.astype(np.float32))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from lensprep.dataset import BANDS
 from lenstrain.config import ModelConfig
 
 NORM_GROUPS = 8
@@ -35,7 +36,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         kernel, stride = (3, 1) if fine else (7, 2)
-        self.conv1 = nn.Conv2d(3, width, kernel, stride, padding=kernel // 2, bias=False)
+        self.conv1 = nn.Conv2d(len(BANDS), width, kernel, stride, padding=kernel // 2, bias=False)
         self.bn1 = _norm(norm, width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if fine else nn.MaxPool2d(3, stride=2, padding=1)

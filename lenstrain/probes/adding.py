@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from lensprep.dataset import BANDS, PIXEL_SCALE_ARCSEC, STAMP_SIZE
+from lensprep.dataset import BANDS, PIXEL_SCALE_ARCSEC, STAMP_SHAPE
 from lensprep.dataset.normalization import add_flux, band_statistics, normalize
 from lenstrain.evaluation.intervals import upper_limit, wilson
 from lenstrain.probes.looking import Baseline
@@ -48,7 +48,7 @@ def measure_null_injection(base: Baseline, scorer: Scorer, options: ProbeOptions
     """
     rows = np.flatnonzero(base.sample.labels == 0)[: options.injections]
     controls = base.sample.take(rows)
-    centre = np.zeros((len(rows), 3))
+    centre = np.zeros((len(rows), len(BANDS)))
     source = point(centre, centre, centre + 2.0)
     again = inject(controls, (0.0 * source).astype(np.float32))[0]
     changed = int(np.count_nonzero(again.view(np.uint16) != controls.pixels.view(np.uint16)))
@@ -163,7 +163,7 @@ def measure_rings(base: Baseline, scorer: Scorer, options: ProbeOptions) -> dict
 def blank_sky(scale: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
     """White noise of each stamp's own scatter, nanomaggies; shape (n, 3, 64, 64)."""
     rng = np.random.default_rng([seed, 7])
-    noise = rng.standard_normal((len(scale), 3, STAMP_SIZE, STAMP_SIZE), np.float32)
+    noise = rng.standard_normal((len(scale), *STAMP_SHAPE), np.float32)
     return noise * scale[..., None, None]
 
 

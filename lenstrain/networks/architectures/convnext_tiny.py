@@ -7,6 +7,7 @@ from typing import Any
 import torchvision
 from torch import nn
 
+from lensprep.dataset import BANDS
 from lenstrain.config import ModelConfig
 
 
@@ -16,7 +17,7 @@ def build(config: ModelConfig) -> tuple[nn.Module, int]:
     features = net.classifier[2].in_features
     net.classifier[2] = nn.Identity()
     if config.stem == "fine":
-        patch = nn.Conv2d(3, net.features[0][0].out_channels, 2, stride=2)
+        patch = nn.Conv2d(len(BANDS), net.features[0][0].out_channels, 2, stride=2)
         nn.init.trunc_normal_(patch.weight, std=0.02)
         nn.init.zeros_(patch.bias)  # type: ignore[arg-type]
         net.features[0][0] = patch
