@@ -28,8 +28,8 @@ from lensprep.dataset import Dataset
 from lensprep.dataset.strictjson import plain
 from lensprep.dataset.where import compile_where
 from lensprep.errors import ConfigError, DatasetError, names_text
-from lensprep.store import check_file, check_folder, exists, is_remote, join_uri, open_store
-from lensprep.tables.reader import Uri, read_table
+from lensprep.store import Uri, check_file, check_folder, exists, is_remote, join_uri, open_store
+from lensprep.tables.reader import read_table
 from lenstrain.config import Config
 from lenstrain.evaluation.compare import compare
 from lenstrain.evaluation.completeness import axis_bins

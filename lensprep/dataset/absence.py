@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from os import PathLike
 from pathlib import Path, PurePosixPath
 
 from lensprep.dataset.kinds import folder_kind
 from lensprep.dataset.layout import MANIFEST_NAME
-from lensprep.store import RemoteStore, Store, is_remote, local_path, open_store
-
-Uri = str | PathLike[str]
+from lensprep.store import RemoteStore, Store, Uri, is_remote, local_path, open_store
 
 _NAMES = 3
 """Names of a folder's content that a message lists."""

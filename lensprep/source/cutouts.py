@@ -24,8 +24,9 @@ import pyarrow as pa
 from lensprep.dataset.kinds import CUTOUT_SUFFIXES, cutout_stem
 from lensprep.errors import InputError, NotFoundError, ScoresError
 from lensprep.store import is_remote
+from lensprep.tables.columns import check_ids
 from lensprep.tables.positions import position_columns, read_positions
-from lensprep.tables.reader import check_ids, read_table
+from lensprep.tables.reader import read_table
 
 NO_CUTOUT: Final = "no_cutout"
 """Reason of a row to which no file belongs, and the column that says what was looked for."""

@@ -3,6 +3,7 @@
 from lensprep.store.base import Entry, Store, member_path
 from lensprep.store.connection import WAKE_SECONDS
 from lensprep.store.files import (
+    Uri,
     check_file,
     check_folder,
     exists,
@@ -42,6 +43,7 @@ __all__ = [
     "RemoteStore",
     "S3Options",
     "Store",
+    "Uri",
     "atomic_writer",
     "check_file",
     "check_folder",

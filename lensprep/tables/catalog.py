@@ -10,8 +10,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lensprep.errors import NotFoundError, ScoresError, names_text
+from lensprep.store import Uri
 from lensprep.tables.positions import position_columns, read_positions
-from lensprep.tables.reader import Uri, read_table
+from lensprep.tables.reader import read_table
 
 LENSCAT = {"name": "name", "ra": "RA", "dec": "DEC", "grade": "grading"}
 """What the columns are called in lenscat (Vujeva et al. 2025, arXiv:2406.04398)."""

@@ -23,9 +23,9 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from lensprep.errors import StorageError
-from lensprep.store import S3Options, check_file, uri_suffix, written_file
+from lensprep.store import S3Options, Uri, check_file, uri_suffix, written_file
 from lensprep.tables.csvtext import guard_table
-from lensprep.tables.reader import METADATA_KEY, Uri
+from lensprep.tables.formats import METADATA_KEY
 
 TABLE_SUFFIXES: Final = (".parquet", ".csv", ".csv.gz", ".fits")
 

@@ -16,6 +16,7 @@ from lensprep.dataset import Dataset
 from lensprep.dataset.absence import no_run
 from lensprep.errors import ConfigError, StorageError
 from lensprep.store import (
+    Uri,
     check_folder,
     exists,
     is_remote,
@@ -24,7 +25,6 @@ from lensprep.store import (
     local_folder,
     written_folder,
 )
-from lensprep.tables.reader import Uri
 from lenstrain.audit.checklist import CHECKLIST, judged, run_item
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence, Supplied, check_supplied

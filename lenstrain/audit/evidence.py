@@ -20,8 +20,7 @@ from lensprep.configfile import load_config
 from lensprep.dataset import Dataset, ShardInfo
 from lensprep.dataset.sidecar import join_tables
 from lensprep.errors import ProjectError, ScoresError, StorageError
-from lensprep.store import exists, file_sha256, is_remote, local_path
-from lensprep.tables.reader import Uri
+from lensprep.store import Uri, exists, file_sha256, is_remote, local_path
 from lenstrain.audit.finding import NotRunError
 from lenstrain.config import Config
 from lenstrain.evaluation.scores import Scores, read_scores

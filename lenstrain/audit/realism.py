@@ -13,7 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lensprep.errors import ScoresError
-from lensprep.tables.reader import Uri, read_table, read_vectors
+from lensprep.store import Uri
+from lensprep.tables.reader import read_table, read_vectors
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from lensprep.checks.finding import mid_rank_auroc
 from lensprep.errors import ProjectError, ScoresError
-from lensprep.tables.reader import to_floats
+from lensprep.tables.columns import to_floats
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome

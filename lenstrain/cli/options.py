@@ -96,14 +96,14 @@ def catalog_columns_of(
     """What the catalogue calls its columns."""
     if texts and catalog is None:
         raise click.UsageError("--catalog-column needs --catalog.")
-    from lensprep.tables.reader import parse_columns
+    from lensprep.tables.columns import parse_columns
 
     return parse_columns(texts, known, "--catalog-column")
 
 
 def score_columns_of(texts: tuple[str, ...]) -> dict[str, str]:
     """What SCORES calls its columns."""
-    from lensprep.tables.reader import parse_columns
+    from lensprep.tables.columns import parse_columns
     from lenstrain.scoring.table import COLUMNS
 
     return parse_columns(texts, COLUMNS)

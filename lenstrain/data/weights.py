@@ -8,7 +8,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lensprep.errors import ConfigError, ProjectError
-from lensprep.tables.reader import Uri, check_ids, read_table, require_columns, to_floats
+from lensprep.store import Uri
+from lensprep.tables.columns import check_ids, to_floats
+from lensprep.tables.reader import read_table, require_columns
 
 
 def read_weights(path: Uri, keys: pa.ChunkedArray | pa.Array) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from lensprep.tables.reader import Uri
+from lensprep.store import Uri
 from lenstrain.evaluation.clustered import Shares, class_correlations
 from lenstrain.evaluation.metrics import RocCurve, roc_curve
 from lenstrain.scoring.table import ScoresAre, ScoreTable, read_score_table

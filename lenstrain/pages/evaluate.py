@@ -17,9 +17,8 @@ import pyarrow.parquet as pq
 from lensprep import __version__
 from lensprep.dataset.strictjson import plain
 from lensprep.errors import ProjectError
-from lensprep.store import check_folder, join_uri, written_folder
+from lensprep.store import Uri, check_folder, join_uri, written_folder
 from lensprep.tables.catalog import read_catalog
-from lensprep.tables.reader import Uri
 from lenstrain.evaluation.catalog import measure_catalog
 from lenstrain.evaluation.compare import compare
 from lenstrain.evaluation.measure import (

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from lensprep.dataset import Dataset, NormalizationSpec
 from lensprep.dataset.strictjson import plain
 from lensprep.errors import CheckpointError
-from lensprep.store import check_folder, join_uri, split_uri, written_folder
-from lensprep.tables.reader import Uri
+from lensprep.store import Uri, check_folder, join_uri, split_uri, written_folder
 from lenstrain.pages import number, percent, render
 from lenstrain.pages.figures import Plot
 from lenstrain.pages.files import PagePlot, save_plot

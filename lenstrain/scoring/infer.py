@@ -28,7 +28,7 @@ from lensprep.errors import (
     DatasetError,
     ShardError,
 )
-from lensprep.tables.reader import Uri
+from lensprep.store import Uri
 from lensprep.tables.writer import check_table
 from lenstrain.data.cache.folder import CacheOptions
 from lenstrain.networks.ensemble import Ensemble

@@ -15,8 +15,7 @@ from typing import Any
 
 from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import StorageError
-from lensprep.store import is_remote, join_uri, local_path, open_store, split_uri
-from lensprep.tables.reader import Uri
+from lensprep.store import Uri, is_remote, join_uri, local_path, open_store, split_uri
 
 _log = logging.getLogger("lenstrain.ledger")
 

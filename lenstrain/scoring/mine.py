@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from lensprep.configfile import typed
 from lensprep.errors import ScoresError
+from lensprep.store import Uri
 from lensprep.tables.catalog import read_catalog
+from lensprep.tables.columns import to_floats
 from lensprep.tables.positions import nearest_on_sky, read_positions
-from lensprep.tables.reader import Uri, to_floats
 from lensprep.tables.writer import check_table, table_writer
 from lenstrain.scoring.table import LOGIT, ScoresAre, check_keys, read_rows
 

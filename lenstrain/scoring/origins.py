@@ -25,8 +25,8 @@ from torch import Tensor
 from lensprep.dataset import MANIFEST_NAME, Dataset, NormalizationSpec
 from lensprep.dataset.kinds import cutout_stem
 from lensprep.errors import CheckpointError, DatasetError, ShardError
-from lensprep.store import is_remote, local_folder, local_path, open_store
-from lensprep.tables.reader import Uri, local_table
+from lensprep.store import Uri, is_remote, local_folder, local_path, open_store
+from lensprep.tables.reader import local_table
 from lenstrain.data import StampLoader
 
 if TYPE_CHECKING:

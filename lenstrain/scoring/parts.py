@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lensprep.errors import ConfigError, DatasetError, InputError, StorageError
-from lensprep.store import Store, is_remote, join_uri, open_store, split_uri, uri_suffix
-from lensprep.tables.reader import Uri
+from lensprep.store import Store, Uri, is_remote, join_uri, open_store, split_uri, uri_suffix
 from lensprep.tables.writer import table_writer
 
 _PLAN = "plan.json"

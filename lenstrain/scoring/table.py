@@ -16,15 +16,10 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.errors import NotFoundError, ScoresError
-from lensprep.tables.reader import (
-    METADATA_KEY,
-    TableFile,
-    Uri,
-    check_ids,
-    read_table,
-    require_columns,
-    to_floats,
-)
+from lensprep.store import Uri
+from lensprep.tables.columns import check_ids, to_floats
+from lensprep.tables.formats import METADATA_KEY
+from lensprep.tables.reader import TableFile, read_table, require_columns
 
 _log = logging.getLogger("lenstrain.evaluation")
 

@@ -41,7 +41,7 @@ from lensprep.dataset.normalization import (
 from lensprep.dataset.writer import write_dataset
 from lensprep.source.survey import LEAKING_COLUMNS
 from lensprep.synth.tree import synthesize
-from lensprep.tables.reader import METADATA_KEY
+from lensprep.tables.formats import METADATA_KEY
 from lenstrain.audit.audit import audit
 from lenstrain.audit.checklist import CHECKLIST
 from lenstrain.audit.config import AuditConfig

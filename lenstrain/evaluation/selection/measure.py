@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.errors import NotFoundError, ScoresError
-from lensprep.tables.reader import Uri, read_table, require_columns, to_floats
+from lensprep.store import Uri
+from lensprep.tables.columns import to_floats
+from lensprep.tables.reader import read_table, require_columns
 from lenstrain.evaluation.notes import Notes
 from lenstrain.evaluation.operating import FrozenThreshold
 from lenstrain.evaluation.options import EvaluationOptions

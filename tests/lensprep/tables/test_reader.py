@@ -9,14 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lensprep.errors import ConfigError, NotFoundError, ScoresError, StorageError
-from lensprep.tables.reader import (
-    check_ids,
-    parse_columns,
-    read_table,
-    read_vectors,
-    require_columns,
-    to_floats,
-)
+from lensprep.tables.columns import check_ids, parse_columns, to_floats
+from lensprep.tables.reader import read_table, read_vectors, require_columns
 from tests.usertables import ROWS, write_all
 
 TEXT = ["a1", "b", None, "a1"]

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from lensprep.checks.finding import Finding
 from lensprep.configfile import load_config
 from lensprep.store import open_store, read_file, send_file
-from lensprep.tables.reader import METADATA_KEY
+from lensprep.tables.formats import METADATA_KEY
 from lensprep.transfer import upload
 from lenstrain.audit import config as thresholds
 from lenstrain.audit.audit import audit

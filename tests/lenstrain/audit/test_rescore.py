@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lensprep.dataset import Dataset
-from lensprep.tables.reader import METADATA_KEY
+from lensprep.tables.formats import METADATA_KEY
 from lenstrain.audit import rescore
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError
