@@ -45,7 +45,14 @@ from deflate import deflate_decompress
 
 from lensprep.convert import ConvertConfig, convert
 from lensprep.convert.tasks import Progress
-from lensprep.dataset.layout import BANDS, JSON_FIELDS, RECORD_STRIDE, STAMP_SHAPE, STAMP_SIZE
+from lensprep.dataset.layout import (
+    BANDS,
+    JSON_FIELDS,
+    RECORD_STRIDE,
+    SKY_NOISE_NMGY,
+    STAMP_SHAPE,
+    STAMP_SIZE,
+)
 from lensprep.dataset.normalization import DEFAULT_CLIP, MAD_TO_SIGMA, normalization_spec
 from lensprep.decode import zipwalk
 from lensprep.decode.normalize import Normalizer
@@ -411,8 +418,7 @@ def _made_rows(rows: int) -> pa.Table:
 def _made_blob(seed: int) -> bytes:
     """One stamp of sky noise and a galaxy, nanomaggies, as upstream stores it."""
     rng = np.random.default_rng(seed)
-    sky = normalization_spec("asinh_survey").parameters
-    noise = np.array([sky[f"softening_{band}"] for band in BANDS])[:, None, None]
+    noise = np.array([SKY_NOISE_NMGY[band] for band in BANDS])[:, None, None]
     y, x = np.mgrid[:STAMP_SIZE, :STAMP_SIZE] - (STAMP_SIZE - 1) / 2 + rng.uniform(-2, 2, (2, 1, 1))
     galaxy = np.exp(-np.hypot(x, y) / rng.uniform(1.5, 6)) * rng.uniform(0.02, 0.5)
     colour = np.geomspace(0.4, 1.8, len(BANDS))

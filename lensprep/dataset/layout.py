@@ -27,6 +27,7 @@ Any change here is a change of the format: it raises ``FORMAT_VERSION``.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -39,6 +40,8 @@ STAMP_SIZE: Final = 64
 STAMP_SHAPE: Final = (len(BANDS), STAMP_SIZE, STAMP_SIZE)
 STAMP_DTYPE: Final = np.dtype("<f2")
 PIXEL_SCALE_ARCSEC: Final = 0.262
+SKY_NOISE_NMGY: Final = {"g": 0.0019, "r": 0.0028, "z": 0.0087}
+"""Noise of a pixel of sky in each band: median of 1.4826 MAD over six public DR10 cutouts."""
 SPLITS: Final = ("train", "val", "test")
 LABEL_MAP: Final[dict[str, int]] = {"CONTROL": 0, "SIE": 1, "SIS": 1}
 """The closed map from ``lens_model`` to label: anything else is a reject, never a positive."""
@@ -77,6 +80,8 @@ JSON_FIELDS: Final = (
 )
 """Columns repeated in each record for users of stock WebDataset; all else is in the sidecar."""
 
+SOURCE_COLOURS: Final = tuple(f"src_{blue}{red}" for blue, red in pairwise(BANDS))
+"""Columns with the colours of a lensed source between adjacent bands, magnitudes."""
 MEASURED: Final = ("median", "scale", "clip_frac")
 """What normalising measures in each band."""
 MEASURED_COLUMNS: Final = (
@@ -119,8 +124,7 @@ NUMBERS: Final = (
     "src_reff_arcsec",
     "src_x_arcsec",
     "src_y_arcsec",
-    "src_gr",
-    "src_rz",
+    *SOURCE_COLOURS,
     "psfsize_r",
     "psfdepth_r",
     "ebv",

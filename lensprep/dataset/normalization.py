@@ -28,7 +28,7 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lensprep.dataset.layout import BANDS, STAMP_SIZE
+from lensprep.dataset.layout import BANDS, SKY_NOISE_NMGY, STAMP_SIZE
 from lensprep.dataset.strictjson import check_number, check_object, get_entry
 from lensprep.errors import ConfigError, DatasetError
 
@@ -135,8 +135,7 @@ _TRANSFORMS: Final[dict[str, _Transform]] = {
     "asinh_survey": _Transform(
         forward=_asinh,
         back=_sinh,
-        # Sky noise of a pixel in nanomaggies: median of 1.4826 MAD over six public DR10 cutouts.
-        parameters={"softening_g": 0.0019, "softening_r": 0.0028, "softening_z": 0.0087},
+        parameters={f"softening_{band}": SKY_NOISE_NMGY[band] for band in BANDS},
         by_stamp=False,
     ),
     "sqrt": _Transform(forward=_root, back=_square),

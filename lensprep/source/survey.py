@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 import pyarrow as pa
 
-from lensprep.dataset.layout import BANDS, STAMP_SIZE
+from lensprep.dataset.layout import BANDS, SOURCE_COLOURS, STAMP_SIZE
 
 Controls = Literal["value", "zero", "null"]
 """What CONTROL rows hold in a column: values as in any other row, zero, or null."""
@@ -85,8 +85,7 @@ COLUMNS: Final[tuple[Column, ...]] = (
     Column("src_y_arcsec", _REAL, nullable=True, controls="zero", leaks=True),
     Column("src_phi_rad", _REAL, nullable=True, controls="zero", leaks=True),
     Column("shear_phi_rad", _REAL, nullable=True, controls="zero", leaks=True),
-    Column("src_gr", _REAL, nullable=True, leaks=True),
-    Column("src_rz", _REAL, nullable=True, leaks=True),
+    *(Column(name, _REAL, nullable=True, leaks=True) for name in SOURCE_COLOURS),
     Column("psf_bin", _INT, nullable=True),
     Column("depth_bin", _INT, nullable=True),
     Column(

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lensprep.dataset import BANDS, PIXEL_SCALE_ARCSEC
+from lensprep.dataset.layout import SOURCE_COLOURS
 from lensprep.dataset.sidecar import STATISTICS
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
@@ -92,9 +93,9 @@ def compared(evidence: Evidence, config: AuditConfig) -> Compared:
     sample = draw_sample(evidence.dataset, "train", config.data.host_rows, config.seed)
     if not can_add(sample) or not sample.has("theta_e_arcsec"):
         raise NotRunError(
-            "The sidecars do not say what was injected (total_injected_flux_r, src_gr, src_rz, "
-            "theta_e_arcsec, psf_fwhm_used_r), so what arcs explain is not known. Convert again "
-            "with these columns."
+            "The sidecars do not say what was injected (total_injected_flux_r, "
+            f"{', '.join(SOURCE_COLOURS)}, theta_e_arcsec, psf_fwhm_used_r), so what arcs explain "
+            "is not known. Convert again with these columns."
         )
     seen = sample.numbers("psfsize_r") > 0
     lenses, controls = (sample.take(seen & (sample.labels == k)) for k in (1, 0))

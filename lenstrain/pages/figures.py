@@ -241,7 +241,7 @@ def draw_completeness(tables: Sequence[CompletenessTable]) -> Plot:
             numbers["threshold"] += [table.threshold.threshold] * y.size
             for name, column in columns.items():
                 numbers.setdefault(name, []).extend(column.tolist())
-        if axis.name == "arc_snr":
+        if axis.name == "arc_snr" and np.isfinite(axes.dataLim.minposx):  # none if all are 0
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.dataset import BANDS, PIXEL_SCALE_ARCSEC, STAMP_SHAPE
+from lensprep.dataset.layout import SOURCE_COLOURS
 from lensprep.dataset.normalization import add_flux, band_statistics, normalize
 from lenstrain.evaluation.intervals import upper_limit, wilson
 from lenstrain.probes.looking import Baseline
@@ -19,7 +20,7 @@ from lenstrain.probes.sources import point, ring, sigma_px
 
 Floats = NDArray[np.float64]
 
-_NEEDED = ("total_injected_flux_r", "src_gr", "src_rz", "psfsize_r", "psf_fwhm_used_r", "median_r",
+_NEEDED = ("total_injected_flux_r", *SOURCE_COLOURS, "psfsize_r", "psf_fwhm_used_r", "median_r",
            "scale_r", "src_x_arcsec", "src_y_arcsec")  # fmt: skip
 
 
@@ -29,8 +30,8 @@ def can_add(sample: Sample) -> bool:
 
 
 def _hosts(sample: Sample) -> NDArray[np.int64]:
-    """Non-lenses of known seeing: light behind an unknown PSF would be NaN and never flagged."""
-    return np.flatnonzero((sample.labels == 0) & np.isfinite(sample.numbers("psfsize_r")))
+    """Non-lenses of known seeing: behind none (null or 0) light would be NaN and never flagged."""
+    return np.flatnonzero((sample.labels == 0) & (sample.numbers("psfsize_r") > 0))
 
 
 def _donors(sample: Sample) -> NDArray[np.int64]:
@@ -67,15 +68,21 @@ def draw_donors(sample: Sample, n: int, seed: int) -> Sample:
 
 
 def source_fluxes(donors: Sample) -> Floats:
-    """Lensed flux of each donor's source in g, r, z, nanomaggies; shape (n, 3)."""
-    red = donors.numbers("total_injected_flux_r")
-    green = red * 10 ** (-0.4 * np.nan_to_num(donors.numbers("src_gr")))
-    far = red * 10 ** (0.4 * np.nan_to_num(donors.numbers("src_rz")))
-    return np.stack([green, red, far], 1)
+    """Lensed flux of each donor's source in each band, nanomaggies; shape (n, bands)."""
+    flux, colours = np.empty((len(donors.labels), len(BANDS))), SOURCE_COLOURS
+    known = BANDS.index("r")
+    flux[:, known] = donors.numbers("total_injected_flux_r")
+    for band in range(known - 1, -1, -1):  # to the blue, then to the red
+        colour = np.nan_to_num(donors.numbers(colours[band]))
+        flux[:, band] = flux[:, band + 1] * 10 ** (-0.4 * colour)
+    for band in range(known + 1, len(BANDS)):
+        colour = np.nan_to_num(donors.numbers(colours[band - 1]))
+        flux[:, band] = flux[:, band - 1] * 10 ** (0.4 * colour)
+    return flux
 
 
 def seeing(controls: Sample, donors: Sample) -> Floats:
-    """PSF FWHM of non-lenses in g, r, z, arcsec; shape (n, 3).
+    """PSF FWHM of non-lenses in each band, arcsec; shape (n, bands).
 
     Non-lenses have no ``psf_fwhm_used_*``: their ``psfsize_r``, with the donor's ratios of bands.
     """

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lensprep.dataset import Dataset, NormalizationSpec
+from lensprep.dataset import BANDS, Dataset, NormalizationSpec
+from lensprep.dataset.layout import SOURCE_COLOURS
 from lensprep.dataset.sidecar import STATISTICS, read_statistics
 from lensprep.errors import DatasetError
 
@@ -26,11 +27,8 @@ _WANTED = (
     "src_x_arcsec",
     "src_y_arcsec",
     "src_reff_arcsec",
-    "src_gr",
-    "src_rz",
-    "psf_fwhm_used_g",
-    "psf_fwhm_used_r",
-    "psf_fwhm_used_z",
+    *SOURCE_COLOURS,
+    *(f"psf_fwhm_used_{band}" for band in BANDS),
 )
 
 

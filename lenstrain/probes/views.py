@@ -7,6 +7,8 @@ that the noise, its colour and its level stay those of the stamp.
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,7 +59,7 @@ def keep_annulus(pixels: Pixels, inner: float, outer: float, rng: np.random.Gene
 def shuffle_rings(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """Shuffle the pixels of each ring of one pixel's width: brightness stays, shape goes.
 
-    The three bands of a pixel move together, so that the colour profile stays too.
+    The bands of a pixel move together, so that the colour profile stays too.
     """
     size = pixels.shape[-1]
     ring = np.floor(radius_px(size)).astype(np.int64).ravel()
@@ -73,7 +75,7 @@ def shuffle_rings(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 def scramble_colour(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """Give each stamp its bands in another order; no stamp keeps its own."""
-    orders = np.array([[0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
+    orders = np.array(list(permutations(range(pixels.shape[1]))))[1:]  # the first is their own
     chosen = orders[rng.integers(0, len(orders), len(pixels))]
     return np.take_along_axis(pixels, chosen[:, :, None, None], axis=1)
 

@@ -1,5 +1,7 @@
 """Each probe on finders whose shortcut is known: it must tell them apart."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -108,6 +110,13 @@ def test_injected_flux_is_the_donors_in_every_band(sample):
     own = sample.numbers("psfsize_r")[0:20:2]
     assert blur[:, 1] == pytest.approx(own)
     assert blur[:, 0] == pytest.approx(own * 1.5 / 1.3)
+
+
+def test_flux_in_other_bands_follows_the_colours(sample):
+    lens = sample.take(np.flatnonzero(sample.labels == 1)[:1])
+    colours = pa.table({"total_injected_flux_r": [2.0], "src_gr": [2.5], "src_rz": [-2.5]})
+    fluxes = adding.source_fluxes(replace(lens, table=colours))
+    assert fluxes == pytest.approx(np.array([[0.2, 2.0, 0.2]]))  # 2.5 magnitudes fainter: a tenth
 
 
 def test_rings_and_blank_sky(sample, flux_finder):
