@@ -44,8 +44,9 @@ demo: $(STAMP)
 	@echo "The stamps:  $(abspath $(DEMO))/stamps.png"
 	@echo "The report:  $(abspath $(DEMO))/report/report.html   <- open this in a browser"
 
+# One thread a worker: two OpenBLAS threads a process make small algebra take 2.7 times as long.
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow and not gpu and not faults" -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu and not faults" -n auto --maxprocesses 4 --dist loadfile
 
 # make lint    ruff and mypy --strict
 lint: $(STAMP)
