@@ -69,14 +69,14 @@ def draw_donors(sample: Sample, n: int, seed: int) -> Sample:
 
 def source_fluxes(donors: Sample) -> Floats:
     """Lensed flux of each donor's source in each band, nanomaggies; shape (n, bands)."""
-    flux, colours = np.empty((len(donors.labels), len(BANDS))), SOURCE_COLOURS
+    flux = np.empty((len(donors.labels), len(BANDS)))
     known = BANDS.index("r")
     flux[:, known] = donors.numbers("total_injected_flux_r")
     for band in range(known - 1, -1, -1):  # to the blue, then to the red
-        colour = np.nan_to_num(donors.numbers(colours[band]))
+        colour = np.nan_to_num(donors.numbers(SOURCE_COLOURS[band]))
         flux[:, band] = flux[:, band + 1] * 10 ** (-0.4 * colour)
     for band in range(known + 1, len(BANDS)):
-        colour = np.nan_to_num(donors.numbers(colours[band - 1]))
+        colour = np.nan_to_num(donors.numbers(SOURCE_COLOURS[band - 1]))
         flux[:, band] = flux[:, band - 1] * 10 ** (0.4 * colour)
     return flux
 
