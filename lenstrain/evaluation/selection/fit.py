@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, optimize, sparse, special
+from threadpoolctl import threadpool_limits
 
 from lenstrain.evaluation.bootstrap import draw_weights
 from lenstrain.evaluation.selection.axes import Axis, Floats, Ints, Terms
@@ -241,6 +242,8 @@ class Fit:
     """Held-out deviance of the same fit without constraints."""
 
 
+# Thousands of systems of some hundred unknowns: a second thread of BLAS makes them slower.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def fit_selection(terms: Terms, lenses: Lenses, resamples: int, seed: int) -> Fit:
     """Fit logit C to the lenses.
 
