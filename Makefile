@@ -1,4 +1,4 @@
-# make demo    the whole path on synthetic data, from nothing to a report
+# make demo    the whole pipeline on synthetic data, from scratch to a report
 # make test    linters and all tests but the slow ones; what CI runs
 # make help    the rest
 
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 DEMO_ROWS ?= 12000
 DEMO_SEED ?= 1
-# A thread that waits must not burn the core that another one needs (1.9 to 4.9 times, two cores).
+# A waiting thread must not occupy the core that another needs (1.9 to 4.9 times, two cores).
 export OMP_WAIT_POLICY ?= PASSIVE
 STAMP := $(VENV)/.installed
 
@@ -19,14 +19,14 @@ STAMP := $(VENV)/.installed
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
 
-# The environment is made anew when what it holds is declared anew.
+# The environment is rebuilt when the declaration of its contents changes.
 $(STAMP): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; give another: make PYTHON=python3.12 ..."; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; name another: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,synth,test,dev]"
 	@touch $(STAMP)
 
-# make env     the environment in .venv
+# make env     create the environment in .venv
 env: $(STAMP)
 
 demo: $(STAMP)
@@ -44,7 +44,7 @@ demo: $(STAMP)
 	@echo "The stamps:  $(abspath $(DEMO))/stamps.png"
 	@echo "The report:  $(abspath $(DEMO))/report/report.html   <- open this in a browser"
 
-# One thread a worker: two OpenBLAS threads a process make small algebra take 2.7 times as long.
+# One thread per worker: two OpenBLAS threads per process make small algebra take 2.7 times as long.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu and not faults" -n auto --maxprocesses 4 --dist loadfile
 
@@ -54,12 +54,12 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# make format  put the code into its form
+# make format  format the code
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# make docs    the reference pages that are made from the code
+# make docs    generate the reference pages from the code
 docs: $(STAMP)
 	$(BIN)/python docs/generate_reference.py
 
@@ -67,30 +67,30 @@ docs: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not faults" --timeout 1800
 
-# make test-gpu  what only a GPU can show: AMP, compile, pinned copies, NCCL, waits, memory, bench
+# make test-gpu  the tests that need a GPU: AMP, compile, pinned copies, NCCL, waits, memory, bench
 test-gpu: $(STAMP)
-	@$(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || { echo "PyTorch finds no GPU here. Look at nvidia-smi."; exit 1; }
+	@$(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || { echo "PyTorch finds no GPU here. Check nvidia-smi."; exit 1; }
 	$(BIN)/python -m pytest -q -m gpu --timeout 1800
 
-# make faults  the long forms of the tests of hostile input, lying networks and poor machines (45 minutes)
+# make faults  the long tests of hostile input, lying networks and poor machines (45 minutes)
 faults: $(STAMP)
 	$(BIN)/python -m pytest -q -m faults --timeout 5400
 
-# make coverage  how often intervals, promises and alarms hold on simulated surveys (30 minutes)
+# make coverage  how often intervals, promises and alarms are right on simulated surveys (30 minutes)
 coverage: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.study.coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.study.false_alarms --runs 25
 
-# make sins    what the audit finds of faults that are planted in a run (15 minutes)
+# make sins    which faults planted in a run the audit finds (15 minutes)
 sins: $(STAMP)
 	$(BIN)/python -m tests.study.sins
 
-# make bench-peers  other loaders beside ours on the same stamps; see docs/benchmarks.md
+# make bench-peers  compare other loaders with ours on the same stamps; see docs/benchmarks.md
 bench-peers:
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c tests/benchmarks/constraints.txt -e ".[train,test,bench]"
 	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c tests/benchmarks/constraints.txt ffcv \
-		|| echo "FFCV is left out: to be built it needs g++, pkg-config, libopencv-dev and libturbojpeg0-dev."
+		|| echo "FFCV is left out: building it needs g++, pkg-config, libopencv-dev and libturbojpeg0-dev."
 	$(BENCH_VENV)/bin/python -m tests.benchmarks.peers
 
 # make dist-check  build wheel and sdist, install each into a fresh environment, run both commands there
@@ -108,6 +108,6 @@ dist-check: $(STAMP)
 		echo "$$package works once installed."; \
 	done
 
-# make clean   everything that was made here
+# make clean   remove everything that was built here
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) $(DIST_VENV) build dist $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

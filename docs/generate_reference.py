@@ -1,6 +1,6 @@
-"""Write what the code says better: the pages of commands and settings, and the tables of rooms.
+"""Generate from the code: the pages of commands and settings, and the tables of components.
 
-Run `make docs`; a test fails while what is written here is stale.
+Run `make docs`; a test fails while a generated page is stale.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ def cli_reference() -> str:
 
     parts = [
         "# Commands",
-        "Made from `--help` by `make docs`. Exit status: 0 done, 1 an error in one line, "
-        "2 a mistake in the command line, 130 stopped by a signal.",
+        "Generated from `--help` by `make docs`. Exit status: 0 success, 1 an error in one line, "
+        "2 a mistake in the command line, 130 stopped by a signal, 75 stopped by SIGTERM with the "
+        "state saved.",
     ]
     for name, group in (("lensprep", lensprep), ("lenstrain", lenstrain)):
         parts += _commands(name, group, None)
@@ -53,8 +54,9 @@ def config_reference() -> str:
 
     parts = [
         "# Training configuration",
-        "Made from `lenstrain/config.py` by `make docs`. A key is set in a TOML file (`[optim]`, "
-        "`lr = 3e-4`) or by `--set optim.lr=3e-4`, which wins. An unknown key is an error.",
+        "Generated from `lenstrain/config.py` by `make docs`. Set a key in a TOML file (`[optim]`, "
+        "`lr = 3e-4`) or with `--set optim.lr=3e-4`, which takes precedence. An unknown key is an "
+        "error.",
     ]
     hints = typing.get_type_hints(Config)
     for field in dataclasses.fields(Config):
@@ -68,7 +70,7 @@ def evaluation_reference() -> str:
 
     parts = [
         "# Evaluation options",
-        "Made from `lenstrain/evaluation/options.py` by `make docs`. Set one by "
+        "Generated from `lenstrain/evaluation/options.py` by `make docs`. Set an option with "
         "`lenstrain evaluate ... --set resamples=2000`. An unknown key is an error.",
         _section("", EvaluationOptions),
     ]
@@ -99,7 +101,7 @@ def _type_name(hint: Any) -> str:
 
 
 def _docstrings(cls: type) -> dict[str, str]:
-    """The string under each field of a dataclass."""
+    """The string below each field of a dataclass."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
     found = {}
@@ -112,16 +114,16 @@ def _docstrings(cls: type) -> dict[str, str]:
 
 
 def contributing() -> str:
-    """CONTRIBUTING.md with a table of each package's rooms: what they are for, what they import."""
+    """CONTRIBUTING.md with a table of each package's components: purpose and imports."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    begin, end = "<!-- rooms: made by `make docs` -->\n", "<!-- end of rooms -->"
+    begin, end = "<!-- components: made by `make docs` -->\n", "<!-- end of components -->"
     before, rest = text.split(begin)
     after = rest.split(end)[1]
-    tables = "".join(_rooms(package) for package in ("lensprep", "lenstrain"))
+    tables = "".join(_components(package) for package in ("lensprep", "lenstrain"))
     return f"{before}{begin}{tables}\n{end}{after}"
 
 
-def _rooms(package: str) -> str:
+def _components(package: str) -> str:
     sys.path.insert(0, str(ROOT))
     from tests.test_layering import MAY_IMPORT
 
@@ -138,7 +140,7 @@ def _rooms(package: str) -> str:
 
 
 def main() -> int:
-    """Write all pages; with --check only say whether they are stale."""
+    """Write all pages; with --check, only report whether they are stale."""
     stale = False
     pages = (
         (FOLDER / "cli.md", cli_reference()),

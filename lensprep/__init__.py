@@ -1,3 +1,3 @@
-"""Convert Phase 4c parquet into shards that are WebDataset tars and arrays at once."""
+"""Convert Phase 4c parquet into shards that are both WebDataset tars and arrays."""
 
 __version__ = "0.2.0"

@@ -35,7 +35,7 @@ from lensprep.store import (
     LocalStore,
     S3Options,
     Store,
-    check_place,
+    check_location,
     file_sha256,
     local_path,
     member_path,
@@ -217,7 +217,7 @@ def download(
     started = time.monotonic()
     store = open_remote(uri, options)
     root = local_path(dataset)
-    check_place(root)
+    check_location(root)
     source = Dataset.open(uri, options)
     text = bytes(store.read(MANIFEST_NAME))
     target = LocalStore(root)

@@ -260,8 +260,8 @@ class TrainConfig:
 
     checkpoint_copy: str | None = None
     """Where the run is sent as it is written: ``s3://bucket/runs/a`` or a folder of another disk.
-    With ``--resume`` the run goes on from what is further, the run folder or this. A run with
-    ``--out s3://`` needs no such key."""
+    With ``--resume`` the run continues from the run folder or from this copy, whichever is further
+    along. A run with ``--out s3://`` needs no such key."""
 
     timeout_minutes: float = 10.0
     """Minutes after which a process that waits for a lost one gives up, under torchrun."""

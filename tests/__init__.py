@@ -1,1 +1,1 @@
-"""Tests: they mirror the packages; helpers that many share lie at this level."""
+"""Tests, laid out like the packages; helpers that many of them share are at this level."""

@@ -1,4 +1,4 @@
-"""Who may import whom, read from the code: the rooms of both packages and what lies between."""
+"""Which component may import which, read from the code, within and between both packages."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "lenstrain.monitor": "config evaluation.metrics",
     "lenstrain.bench": "data networks training config",
 }
-"""What a room may import of its own package, beside itself and the errors, which are for all.
+"""What a component may import of its own package, beside itself and the errors, which are for all.
 
 The command lines may import everything, and nobody imports them.
 """
@@ -128,20 +128,20 @@ def packages(name: str) -> set[str]:
     return {imported.split(".")[0] for imported in imports(PATHS[name])}
 
 
-def lies_in(name: str, rooms: str, package: str) -> bool:
-    """Whether a module is one of these rooms or files of a package, or lies in one."""
-    return any(f"{name}.".startswith(f"{package}.{room}.") for room in rooms.split())
+def lies_in(name: str, components: str, package: str) -> bool:
+    """Whether a module is one of these components or files of a package, or lies in one."""
+    return any(f"{name}.".startswith(f"{package}.{component}.") for component in components.split())
 
 
 def forbidden(path: Path) -> list[str]:
-    """What a file imports of the two packages although its room may not."""
+    """What a file imports of the two packages although its component may not."""
     name = name_of(path)
     package, _, rest = name.partition(".")
-    room = rest.partition(".")[0]
-    allowed = MAY_IMPORT.get(f"{package}.{room}", "")
-    own = f"errors {room} {allowed} {ONE_FILE_MAY_ALSO.get(name, '')}"
+    component = rest.partition(".")[0]
+    allowed = MAY_IMPORT.get(f"{package}.{component}", "")
+    own = f"errors {component} {allowed} {ONE_FILE_MAY_ALSO.get(name, '')}"
     beyond = f"{OPEN_TO_LENSTRAIN} {OPEN_TO_ONE_FILE.get(name, '')}"
-    at_the_door = room in {"cli", "__main__"}
+    at_the_door = component in {"cli", "__main__"}
     wrong = []
     for other in imports(path):
         theirs, _, inside = other.partition(".")
@@ -158,19 +158,19 @@ def forbidden(path: Path) -> list[str]:
     return sorted({*wrong})
 
 
-def test_every_room_is_in_the_table():
-    rooms = {".".join(name.split(".")[:2]) for name in NAMES if name.count(".")}
+def test_every_component_is_in_the_table():
+    components = {".".join(name.split(".")[:2]) for name in NAMES if name.count(".")}
     at_the_door = {f"{package}.{name}" for package in ("lensprep", "lenstrain")
                    for name in ("cli", "__main__")}  # fmt: skip
-    assert rooms - at_the_door == {*MAY_IMPORT}
+    assert components - at_the_door == {*MAY_IMPORT}
 
 
-def test_a_file_imports_only_what_its_room_may():
+def test_a_file_imports_only_what_its_component_may():
     wrong = [f"{name} imports {other}" for name in PATHS for other in forbidden(PATHS[name])]
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_files_import_each_other_without_a_circle():
+def test_the_files_import_each_other_without_a_cycle():
     ours = {name_of(path): {*imports(path)} & NAMES for path in MODULES}
     try:
         TopologicalSorter(ours).prepare()
@@ -191,7 +191,7 @@ def test_the_contract_needs_numpy_the_standard_library_and_pyarrow():
     assert not {name: wrong for name, wrong in found.items() if wrong}
 
 
-def test_a_room_that_is_a_folder_opens_with_names_alone():
+def test_a_component_that_is_a_folder_opens_with_names_alone():
     """Its ``__init__`` holds what it is for, imports and ``__all__``."""
     wrong = [
         f"{name_of(path)} defines {ast.unparse(node)[:80]}"

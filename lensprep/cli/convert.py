@@ -54,7 +54,7 @@ _CLUSTER_SECONDS = 30.0
     metavar="NAME",
     help="Leave out this column of SRC, which may not be a required one; repeatable.",
 )
-@click.option("--resume", is_flag=True, help="Go on with an interrupted conversion.")
+@click.option("--resume", is_flag=True, help="Resume an interrupted conversion.")
 @click.option(
     "--engine",
     "engine_name",

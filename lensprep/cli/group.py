@@ -32,7 +32,7 @@ from lensprep.terminal import ProjectGroup, log_lines
 @click.version_option(__version__, prog_name="lensprep")
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Turn Phase 4c parquet into shards that are WebDataset tars and arrays at once.
+    """Turn Phase 4c parquet into shards that are both WebDataset tars and arrays.
 
     The usual way: check the source, convert it, verify the result and look at it.
 

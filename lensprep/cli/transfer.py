@@ -23,7 +23,7 @@ from lensprep.terminal import LOCAL, LOCATION, print_json, progress_bar, s3_opti
 @s3_options
 @json_option
 def upload(dataset: Path, destination: str, as_json: bool, options: S3Options) -> None:
-    """Copy a finished dataset to an object store; run it again to go on after an interruption.
+    """Copy a finished dataset to an object store; run it again to resume after an interruption.
 
     Objects that are already there with the same digest are skipped, and none is replaced. The
     manifest is sent last, so that nobody sees an unfinished dataset.
@@ -43,7 +43,7 @@ def upload(dataset: Path, destination: str, as_json: bool, options: S3Options) -
 @s3_options
 @json_option
 def download(uri: str, dataset: Path, as_json: bool, options: S3Options) -> None:
-    """Copy a dataset from an object store; run it again to go on after an interruption.
+    """Copy a dataset from an object store; run it again to resume after an interruption.
 
     Every file is checked against its digest before it gets its name; existing files are skipped.
 

@@ -39,7 +39,7 @@ from lensprep.engine.witness import WitnessEngine
 from lensprep.errors import SchemaError
 from lensprep.source.listing import UNFINISHED, filesystem_for
 from lensprep.source.tree import Source
-from lensprep.store import S3Options, check_place, is_remote, local_path, open_store
+from lensprep.store import S3Options, check_location, is_remote, local_path, open_store
 
 _log = logging.getLogger("lensprep.convert")
 
@@ -77,7 +77,7 @@ def convert(
         Runs the tasks instead of processes of this machine (`make_engine`); already entered,
         and left open. Its workers must see local folders under the same path.
     resume : bool
-        Go on with an interrupted conversion of the same source and configuration. If it is
+        Resume an interrupted conversion of the same source and configuration. If it is
         already finished, nothing is done.
     work : str, optional
         Folder, local or ``s3://``, for the runs between the two rounds, which are as large as the
@@ -118,7 +118,7 @@ def convert(
         dataset = str(local_path(dataset).absolute())  # a worker elsewhere runs in another folder
     require_apart(src, dataset, work, keep_local)
     if work is not None and not is_remote(work):
-        check_place(local_path(work))
+        check_location(local_path(work))
     store = open_store(dataset, options)
     before = find_plan(store, resume=resume)
     finished = store.has(MANIFEST_NAME)

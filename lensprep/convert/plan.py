@@ -21,7 +21,7 @@ from lensprep.dataset.layout import MANIFEST_NAME
 from lensprep.dataset.manifest import Manifest
 from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import ChangedError, DatasetError
-from lensprep.store import LocalStore, Store, check_place, is_remote, local_path
+from lensprep.store import LocalStore, Store, check_location, is_remote, local_path
 
 WORK_FOLDER: Final = ".work"
 """Folder in the dataset that holds the plan and, unless told otherwise, runs and progress."""
@@ -42,7 +42,7 @@ class Plan:
     source: str
     """Digest of the source's listing."""
     failed: bool = False
-    """Whether it gave up without a dataset, so that another one may take its place."""
+    """Whether it gave up without a dataset, so that another one may replace it."""
 
     @classmethod
     def new(cls, config: Mapping[str, Any], source: str, work: str | None) -> Plan:
@@ -116,7 +116,7 @@ def find_plan(dataset: Store, *, resume: bool) -> Plan | None:
         ``resume`` is not set.
     """
     if isinstance(dataset, LocalStore):
-        check_place(dataset.root)
+        check_location(dataset.root)
     if not dataset.has_any():
         return None
     finished = dataset.has(MANIFEST_NAME)
@@ -131,7 +131,7 @@ def find_plan(dataset: Store, *, resume: bool) -> Plan | None:
     if not (resume or plan.failed):
         raise DatasetError(
             f"{dataset.uri} holds an interrupted conversion, or one that is running. Add --resume "
-            "to go on with it, or remove the folder."
+            "to continue it, or remove the folder."
         )
     return plan
 

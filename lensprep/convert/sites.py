@@ -27,7 +27,7 @@ from lensprep.store import (
     RemoteStore,
     S3Options,
     Store,
-    check_place,
+    check_location,
     is_remote,
     local_path,
     open_store,
@@ -268,7 +268,7 @@ def kept_folder(dataset: Store, keep: str | None, *, resume: bool) -> Path | Non
     if isinstance(dataset, LocalStore):
         raise ConfigError("--keep-local is for a dataset in an object store; this one is local.")
     folder = LocalStore(local_path(keep))
-    check_place(folder.root)
+    check_location(folder.root)
     if folder.has(MANIFEST_NAME) and not dataset.has(MANIFEST_NAME):
         raise DatasetError(f"{keep} is a finished dataset already. Choose another folder.")
     if folder.has_any() and not resume:

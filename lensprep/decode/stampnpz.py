@@ -186,7 +186,7 @@ def decode(blob: Any, out: npt.NDArray[np.float32]) -> RejectReason | None:
 
     Stricter than ``np.load``, on purpose:
 
-    - a band that is there twice, also as ``image_z`` and ``image_z.npy``, of which ``np.load``
+    - a band that occurs twice, also as ``image_z`` and ``image_z.npy``, of which ``np.load``
       takes the former, or with a NUL in its name, which ends it there (``duplicate_member``);
     - a band with a NUL in its name alone; members that overlap; offsets beyond the blob, and
       Zip64 numbers of 2**63 and more, of any member; a Zip64 end record that its locator does not

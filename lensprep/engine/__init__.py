@@ -1,4 +1,4 @@
-"""Who runs independent tasks: this machine, Dask or Spark."""
+"""What runs independent tasks: this machine, Dask or Spark."""
 
 from lensprep.engine.base import Engine, default_workers
 from lensprep.engine.local import run_tasks

@@ -86,7 +86,7 @@ class LocalEngine:
                 if losses[number] >= MOST_LOSSES:
                     raise ProjectError(
                         f"{said}, {losses[number]} times. Run the same command again, perhaps with "
-                        "fewer --workers; a conversion goes on with --resume."
+                        "fewer --workers; a conversion continues with --resume."
                     ) from None
                 _log.warning("%s. It is done again.", said)
                 waiting.extendleft(sorted(pending.values(), reverse=True))

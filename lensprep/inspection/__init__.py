@@ -1,1 +1,1 @@
-"""Reading a dataset: what is in it, how it looks, and whether it is whole."""
+"""Reading a dataset: what is in it, how it looks, and whether it is intact."""

@@ -1,1 +1,1 @@
-"""What comes in: trees of Phase 4c parquet and folders of cutouts, listed and read."""
+"""The input: trees of Phase 4c parquet and folders of cutouts, listed and read."""

@@ -26,7 +26,7 @@ from lensprep.source.listing import Listing, open_parquet, relative
 from lensprep.source.survey import COLUMN_BY_NAME, SPLIT_COLUMN
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total) as work goes on."""
+"""Called with (done, total) as work proceeds."""
 
 _THREADS: Final = 16
 _TAKEN: Final = frozenset((*MEASURED_COLUMNS, *SOURCE_COLUMNS, "place"))

@@ -25,7 +25,7 @@ from lensprep.store.base import Entry, Store, member_path
 from lensprep.store.local import (
     PARTIAL_SUFFIX,
     LocalStore,
-    check_place,
+    check_location,
     disk_errors,
     write_atomic,
 )
@@ -214,7 +214,7 @@ def check_file(uri: Uri, options: S3Options | None = None) -> None:
     path = local_path(uri)
     if path.is_dir():
         raise StorageError(f"{path} is a folder; a file is written here.")
-    check_place(path.parent)
+    check_location(path.parent)
     with disk_errors(uri, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=path.parent).close()
@@ -235,7 +235,7 @@ def check_folder(uri: Uri, mark: str, options: S3Options | None = None) -> None:
         If it holds anything but an earlier output, or could not be written.
     """
     if not is_remote(uri):
-        check_place(local_path(uri))
+        check_location(local_path(uri))
     store = open_store(uri, options)
     if not store.has(mark) and store.has_any():
         raise StorageError(
@@ -288,8 +288,8 @@ def written_folder(uri: Uri, mark: str, options: S3Options | None = None) -> Ite
             _send_folder(open_remote(str(uri), options), draft, mark)
         return
     path = local_path(uri).absolute()
-    place = path if path.is_dir() else path.parent
-    with disk_errors(uri, "written"), _draft_in(place, path.name) as draft:
+    parent = path if path.is_dir() else path.parent
+    with disk_errors(uri, "written"), _draft_in(parent, path.name) as draft:
         new = draft / "new"
         new.mkdir()
         yield new
@@ -383,10 +383,10 @@ def _temporary(uri: Uri) -> Iterator[Path]:
 
 
 @contextmanager
-def _draft_in(place: Path, name: str) -> Iterator[Path]:
+def _draft_in(parent: Path, name: str) -> Iterator[Path]:
     """A hidden temporary folder beside the output, on the same disk."""
-    place.mkdir(parents=True, exist_ok=True)
+    parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(
-        PARTIAL_SUFFIX, f".{name[:40]}.", place, ignore_cleanup_errors=True
+        PARTIAL_SUFFIX, f".{name[:40]}.", parent, ignore_cleanup_errors=True
     ) as folder:
         yield Path(folder)

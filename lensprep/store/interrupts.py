@@ -77,7 +77,7 @@ def interruptible(*numbers: int) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Grace:
-    """How long the main thread may go on after a signal; see `grace`."""
+    """How long the main thread may continue after a signal; see `grace`."""
 
     seconds: float
     advice: str
@@ -173,9 +173,9 @@ def grace(seconds: float, advice: str = "", *, keeps_state: bool = False) -> Ite
     ----------
     seconds : float
     advice : str
-        Printed when the time is over: what is kept, and how to go on.
+        Printed when the time is over: what is kept, and how to continue.
     keeps_state : bool
-        The block handles the signal itself and keeps its state, so that the process may go on
+        The block handles the signal itself and keeps its state, so that the process may continue
         after it. SIGTERM then ends in `PREEMPTED`, and a second one does not shorten the time: some
         schedulers send it both to a launcher, which forwards it, and to its processes.
     """

@@ -17,8 +17,8 @@ PARTIAL_SUFFIX = ".partial"
 """Ending of a file that is still being written; readers ignore such files."""
 
 
-def check_place(folder: Path) -> None:
-    """Refuse a folder that cannot be made, before the work that would fill it.
+def check_location(folder: Path) -> None:
+    """Refuse a folder that cannot be created, before the work that would fill it.
 
     Raises
     ------

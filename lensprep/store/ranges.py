@@ -70,7 +70,7 @@ class Body(Protocol):
 
 
 class BrokenBodyError(Exception):
-    """A body broke off or stalled, or answers another request; another try may go on."""
+    """A body broke off or stalled, or answers another request; another try may continue it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from lensprep.store.remote import BrokenOffError, RemoteStore
 logger = logging.getLogger("lensprep.s3")
 
 FILES_AT_ONCE: Final = 4
-"""Files under way: their digests are computed side by side. Requests have a limit of their own."""
+"""Files under way: their digests are computed side by side. Requests have a separate limit."""
 SMALL_PART_BYTES: Final = 200 * 26_624
 """For workers, since a machine has many and each holds a few parts. S3 asks for 5 MiB at least."""
 _MOST_PARTS: Final = 10_000
@@ -300,8 +300,8 @@ def _complete(
         entry = store.stat(name)
     except NotFoundError:
         raise StorageError(
-            f"The upload of {where} was ended from elsewhere. Is another upload to the same place "
-            "going on? Run the same command again; what is done is kept."
+            f"The upload of {where} was ended from elsewhere. Is another upload to the same "
+            "location running? Run the same command again; what is done is kept."
         ) from None
     if (entry.bytes, entry.sha256) != (size, sha256):
         raise ChangedError(f"{where} is there already, with other content; it is left as it is.")

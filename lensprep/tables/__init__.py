@@ -1,1 +1,1 @@
-"""Tables that a user names: read in every common form, and written."""
+"""Tables that a user names: read in every common format, and written."""

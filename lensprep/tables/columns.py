@@ -110,8 +110,8 @@ def check_ids(
     name : str
     uri : str or path
     repeated : bool
-        Whether rows may share an id. Then ``nan``, ``None`` and the like, which programs write for
-        a missing value, count as missing; a unique id may be such a name.
+        Whether rows may share an id. Then ``nan``, ``None`` and similar texts, which programs write
+        for a missing value, count as missing; a unique id may be such a name.
 
     Raises
     ------

@@ -74,7 +74,7 @@ def read_table(
     uri : str or path
     columns : sequence of str, optional
         The columns to read, as far as they are there; they must hold plain values. By default
-        all, also those that hold lists and the like. ``ra`` and ``dec`` are found under any usual
+        all, also those that hold nested values. ``ra`` and ``dec`` are found under any usual
         heading.
     text : sequence of str
         Columns of text files that are text, whatever they look like (``0012``).
@@ -89,8 +89,8 @@ def read_table(
     NotFoundError
         If there is no such file or folder.
     ScoresError
-        If it cannot be read; if a column is there twice, or one named in `rename` is not there; if
-        a requested one holds lists and the like.
+        If it cannot be read; if a column occurs twice, or one named in `rename` is missing; if a
+        requested one holds nested values such as lists.
     """
     plan = partial(_plan, columns=columns, rename=rename or {}, if_there=if_there, uri=uri)
     with local_table(uri) as path:

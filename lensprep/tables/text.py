@@ -122,7 +122,7 @@ def with_units(columns: Mapping[str, tuple[Any, object]]) -> pa.Table:
 
 
 def _read_form(head: bytes, whole: bool) -> _Form:
-    """The layout, from the first lines; the last of them may be cut if the file goes on."""
+    """The layout, from the first lines; the last of them may be cut if the file is longer."""
     encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     shown = head.decode(encoding, "replace")
     lines = list(io.StringIO(shown, newline=""))

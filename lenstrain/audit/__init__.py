@@ -1,1 +1,1 @@
-"""The readiness checklist: is this run fit to be published or put to use."""
+"""The readiness checklist: whether a run is fit to be published or used."""

@@ -1,1 +1,1 @@
-"""Benchmarks: the loader, the way from an object store, and training."""
+"""Benchmarks: the loader, reading from an object store, and training."""

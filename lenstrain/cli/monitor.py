@@ -24,7 +24,7 @@ from lenstrain.cli.options import json_option, report
 def monitor(runs: tuple[str, ...], watch: bool, once: bool, interval: float, as_json: bool) -> None:
     """Show how RUN is doing and what that means; nothing is ever written into it.
 
-    RUN is a run folder, local or s3://, of a run that is going on or has ended, or with --watch has
+    RUN is a run folder, local or s3://, of a run that is running or has ended, or with --watch has
     not begun; or a folder of runs, such as the trials of a sweep.
 
     \b

@@ -48,7 +48,7 @@ def sweep(
     """Search hyper-parameters on DATASET, refit the best, and recommend how to train.
 
     Trials are judged on the validation split; the test split is never opened. A trial that fails
-    or runs out of memory is recorded and the study goes on. Repeat the command to continue after an
+    or runs out of memory is recorded and the study continues. Repeat the command to resume after an
     interruption, or to add trials with a larger search.trials.
 
     \b

@@ -65,7 +65,7 @@ def train(
 
 def _train_lines(result: dict[str, Any]) -> list[str]:
     if result["status"] == "interrupted":
-        return [f"Interrupted at step {result['step']}; saved. Go on with --resume."]
+        return [f"Interrupted at step {result['step']}; saved. Continue with --resume."]
     if result["best"] is None:
         return [f"{result['run']}: no epoch had a finite {result['monitor']}."]
     best = f"{result['monitor']} {result['best_value']:.5f} in epoch {result['best_epoch']}"

@@ -1,4 +1,4 @@
-"""Stamps for training and scoring: exact, resumable epochs from shards, ahead of the consumer."""
+"""Stamps for training and scoring: exact, resumable epochs from shards, read ahead."""
 
 from lenstrain.data.batch import Batch
 from lenstrain.data.cache.folder import CacheOptions

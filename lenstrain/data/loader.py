@@ -282,7 +282,7 @@ class StampLoader(OneProcess, wds.PipelineStage):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken, on any number of ranks of the same global batch.
+        """Continue where `state_dict` was taken, on any number of ranks of the same global batch.
 
         Raises
         ------

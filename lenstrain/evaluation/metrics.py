@@ -274,7 +274,7 @@ class Metric:
     kind: Literal["ranking", "rate", "probability"] = "ranking"
     """``ranking``: of the order of the scores alone. ``probability``: measured again after
     calibration, and not compared between models. ``rate``: of ``tpr_at_fpr`` alone, which has a
-    value at each of the false-positive rates of the options, with intervals of their own."""
+    value at each of the false-positive rates of the options, with their own intervals."""
     higher_is_better: bool = True
     bounded: bool = True
     """Whether it lies between 0 and 1, and its interval with it."""

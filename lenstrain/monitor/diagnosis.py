@@ -130,7 +130,7 @@ def learns_nothing(history: History) -> Diagnosis | None:
 
 
 def overfits(history: History) -> Diagnosis | None:
-    """The validation NLL has turned up while the training loss goes on falling."""
+    """The validation NLL has turned up while the training loss keeps falling."""
     epochs = [r for r in history.epochs if _number(r.get("nll")) and _number(r.get("train_loss"))]
     if len(epochs) < 4:
         return None

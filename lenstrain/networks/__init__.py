@@ -1,1 +1,1 @@
-"""Networks by name, their weights, and several of them as one."""
+"""Networks by name, their weights, and ensembles of them."""

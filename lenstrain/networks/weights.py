@@ -107,7 +107,7 @@ def load_tensors(
 def raise_passing(path: Path, error: Exception) -> None:
     """Raise StorageError if a reader failed for another reason than the content of the file.
 
-    zipfile and torch replace what the disk or the memory allocator said by an error of their own.
+    zipfile and torch replace what the disk or the memory allocator said with their own error.
     """
     if "can't allocate memory" in str(error):
         error = MemoryError()

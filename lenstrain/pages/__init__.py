@@ -1,4 +1,4 @@
-"""Pages of evaluation, audit and probes: one style, and each page a single file."""
+"""HTML pages of evaluation, audit and probes: one style, each page a single file."""
 
 from lenstrain.pages.page import interval as interval
 from lenstrain.pages.page import number as number

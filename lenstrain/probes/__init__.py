@@ -1,1 +1,1 @@
-"""Shortcut probes: what a finder looks at, and what is enough for it."""
+"""Shortcut probes: what a finder looks at, and which cues alone are enough for it."""

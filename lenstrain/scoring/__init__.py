@@ -1,1 +1,1 @@
-"""From stamps to scores: what is scored, by which checkpoints, and the tables that hold it."""
+"""From stamps to scores: what is scored, by which checkpoints, and the tables of scores."""

@@ -83,7 +83,7 @@ def infer(
     checkpoint : str or path, or sequence of them
         From `lenstrain train`; averaged weights are used if a run kept an average. With several
         the logit is the mean of the members', which are in ``logit_0``, ``logit_1``, ... This and
-        all other places may be local or s3://.
+        all other locations may be local or s3://.
     dataset : str or path
         A converted dataset, whose normalisation must be the checkpoint's; a Phase 4c tree, whose
         stamps are normalised as the checkpoint asks; or a folder of cutouts, with `catalog`.

@@ -1,1 +1,1 @@
-"""Search of hyper-parameters: trials on one study, from any number of workers; then refits."""
+"""Hyper-parameter search: trials of one study, run by any number of workers; then refits."""

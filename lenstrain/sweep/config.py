@@ -133,7 +133,7 @@ def load_plan(path: str | PathLike[str], overrides: tuple[str, ...] = ()) -> Pla
     ----------
     path : str or path
     overrides : tuple of str
-        ``search.trials=20`` and the like; ``fixed.train.epochs=3`` reaches the trials.
+        Such as ``search.trials=20``; ``fixed.train.epochs=3`` reaches the trials.
 
     Raises
     ------

@@ -1,1 +1,1 @@
-"""The training program: `train` is its story, the other modules its parts."""
+"""The training program: `train` is its outline, the other modules its parts."""

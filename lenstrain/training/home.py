@@ -1,10 +1,10 @@
-"""Where a run lives, in a folder and in a store, and where a new start of it goes on.
+"""Where a run lives, in a folder and in a store, and where a restart of it continues.
 
     home = find_home("s3://bucket/runs/a", None)     or a folder, and ``train.checkpoint_copy``
     check_free(home)                                 before a new run
     fetch_newer(home)                                --resume: what the store has beyond the folder
 
-Each checkpoint is a whole state: a run goes on from the newest, here or there. See `mirror`.
+Each checkpoint is a whole state: a run continues from the newest, here or there. See `mirror`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Home:
 
     @property
     def name(self) -> str:
-        """The place of the run as the user named it."""
+        """The location of the run as the user named it."""
         return str(self.uri) if self.is_output else str(self.folder)
 
 
@@ -130,8 +130,8 @@ def check_free(home: Home) -> None:
     Raises
     ------
     StorageError
-        If the store holds a run, or anything at all where it is the run's own place, or does not
-        answer (only a warning if it is that of a copy).
+        If the store holds a run (or anything at all, if it is the run's output), or does not
+        answer (only a warning if it is for a copy).
     """
     assert home.uri is not None
     try:
@@ -147,12 +147,12 @@ def check_free(home: Home) -> None:
         return
     if taken and home.is_output:
         raise StorageError(
-            f"{home.uri} exists and is not empty. Name another folder, or go on with --resume."
+            f"{home.uri} exists and is not empty. Name another folder, or continue with --resume."
         )
     if taken:
         raise StorageError(
             f"{home.uri} holds the checkpoints of another run. Name another "
-            "train.checkpoint_copy, or go on with that run: give --resume and a run folder that "
+            "train.checkpoint_copy, or continue that run: give --resume and a run folder that "
             "does not exist yet."
         )
 
@@ -163,7 +163,7 @@ def fetch_newer(home: Home) -> None:
     Raises
     ------
     StorageError
-        If the store does not answer, and is the run's own place or this machine has nothing: the
+        If the store does not answer, and is the run's output or this machine has nothing: the
         run must not silently begin again.
     CheckpointError
         If there are checkpoints and none can be read.
@@ -191,14 +191,14 @@ def fetch_newer(home: Home) -> None:
     except StorageError as error:
         if home.is_output or here is None:
             raise
-        text = f"{uri} cannot be read: {error} Going on from {folder}, step {here}."
+        text = f"{uri} cannot be read: {error} Continuing from {folder}, step {here}."
         warnings.warn(text, stacklevel=2)
         return
     newest, there = _newest(draft / CHECKPOINTS, uri)
     if here is not None and here >= there:
         warnings.warn(
             f"{folder} is at step {here}, and {uri}, which another start wrote, at step {there}: "
-            "going on from the folder.",
+            "continuing from the folder.",
             stacklevel=2,
         )
     else:

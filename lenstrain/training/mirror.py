@@ -1,10 +1,10 @@
-"""A run in two places: its folder is copied to a store too, and a new machine can go on from there.
+"""A run in two locations: its folder is also copied to a store, where a new machine can resume it.
 
     mirror = Mirror(home); mirror.begin(...); mirror.submit(names, step); mirror.finish(...)
 
 Objects are replaced one by one, and the machine can vanish between any two of them. So they are
-sent in an order that leaves a run to go on with at every moment: records first, then checkpoints by
-age, ``last.pt`` at the end. `lenstrain.training.home` finds the store, and goes on from the newest.
+sent in an order that leaves a resumable run at every moment: records first, then checkpoints by
+age, ``last.pt`` at the end. `lenstrain.training.home` finds the store and resumes from the newest.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Mirror:
             raise fault
         if fault is not None and not told:
             warnings.warn(
-                f"The run could not be copied to {self.uri}: {fault} The training goes on, and "
+                f"The run could not be copied to {self.uri}: {fault} Training continues, and "
                 "copying is tried again.",
                 stacklevel=3,
             )

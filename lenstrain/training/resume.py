@@ -55,7 +55,7 @@ SHARED_TOTALS = ("norm", "steps", "updates", "clipped")
 def is_own_restart(out: Path) -> bool:
     """Whether torchrun restarted this program after it made the run folder `out` itself.
 
-    Only then may the run go on without --resume: a folder that was there before belongs to another
+    Only then may the run continue without --resume: a folder that existed before belongs to another
     run.
     """
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
@@ -108,7 +108,7 @@ def find_state(out: Path, resume: bool) -> Found | None:
         return None
     if not resume:
         raise StorageError(
-            f"{out} exists and is not empty. Name another folder, or go on with --resume."
+            f"{out} exists and is not empty. Name another folder, or continue with --resume."
         )
     if not (out / CONFIG).exists():
         raise StorageError(f"{out} is not the folder of a run (it has no {CONFIG}).")
@@ -118,7 +118,7 @@ def find_state(out: Path, resume: bool) -> Found | None:
 
 
 def check_same_run(state: dict[str, Any], dataset: Dataset, config: Config, out: str) -> None:
-    """Refuse to go on with other data, or with a configuration that makes it another run."""
+    """Refuse to resume with other data, or with a configuration that makes it another run."""
     if state["dataset_id"] != dataset.dataset_id:
         raise CheckpointError(
             f"{out} was trained on dataset {state['dataset_id'][:12]}, and {dataset.uri} is "

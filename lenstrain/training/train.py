@@ -186,7 +186,7 @@ def fit(run: Run, signals: StopSignals) -> str:
 
 
 class StoppedError(Exception):
-    """No process has begun the coming batch, and none is to go on: what is done can be saved.
+    """No process has begun the next batch, and none may begin it: what is done can be saved.
 
     Its cause is why this process has no batch; None for a signal, or if another process has none.
     """

@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
     tell("")
     heading = (
         f"{options.rows:,} stamps ({stamps.source}), batches of 256, page cache warm; medians of "
-        f"{options.rounds} rounds by turns; {machine()}."
+        f"{options.rounds} interleaved rounds; {machine()}."
     )
     if options.json:
         print(json.dumps({"conditions": heading, "readers": rows}, indent=2))

@@ -1,4 +1,4 @@
-"""Every place that a command is told may be in an object store, or is refused before any work."""
+"""Every location that a command takes may be in an object store, or is refused before any work."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A version-1 dataset as it was first written: writer and reader are held to its bytes.
 
 ``phase4c/`` holds eight synthetic source rows: five that are accepted, one with a constant band, one
-without all bands, one that is there twice. Each other folder is what they became under one
+without all bands, one that occurs twice. Each other folder is what they became under one
 normalisation; the three beside ``mad_stamp`` keep region 0 alone. Nothing in the project makes these
 files: whoever has to change one of them changes the format, and raises its version.
 

@@ -135,7 +135,7 @@ class Fetching:
             pass
         except BaseException as error:
             self._errors.append(error)
-            self.over.set()  # the other threads need not go on
+            self.over.set()  # the other threads need not continue
 
     def _ended(self) -> bool:
         return self.stop.is_set() or self.over.is_set()

@@ -171,7 +171,7 @@ _FEWEST_BINS, _MOST_BINS = 3, 12
 
 
 def _nodes(column: Floats, bins: int) -> Floats:
-    """Edges of `bins` bins over the middle, going on to the ends but at most half as far again."""
+    """Edges of `bins` bins over the middle, extended to the ends by at most half as far again."""
     first, low, high, last = np.quantile(column, [0, 0.01, 0.99, 1])
     beyond = bins // 2
     edges = low + (high - low) / bins * np.arange(-beyond, bins + beyond + 1)

@@ -1,4 +1,4 @@
-"""What a location holds, told from names: the right thing and its command, or nothing."""
+"""What a location holds, recognised from names: the right thing and its command, or nothing."""
 
 import pytest
 

@@ -44,7 +44,7 @@ def tidying():
 def training():
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    with grace(2.0, "Go on with --resume.", keeps_state=True):
+    with grace(2.0, "Continue with --resume.", keeps_state=True):
         begin()
         one_call()
 
@@ -111,7 +111,7 @@ def test_a_training_has_longer_and_says_how_to_go_on(begin):
     process.send_signal(signal.SIGTERM)  # from the scheduler, and from the launcher once more
     status, seconds, err = end_of(process)
     assert status == 75
-    assert err.endswith("Go on with --resume.\n")
+    assert err.endswith("Continue with --resume.\n")
     assert 1.2 < seconds < 12.0
 
 

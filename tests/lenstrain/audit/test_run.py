@@ -90,7 +90,7 @@ def test_without_its_table_the_reports_word_on_the_split_counts(complete, config
     assert "trained on" in run.check_provenance(complete, config).detail
     complete.evaluation["calibration_split"] = {"reasons": []}
     assert run.check_provenance(complete, config).passed
-    # But a table that was named is what is judged, and not passed over.
+    # But a table that was named is judged, not skipped.
     other = table_of(tmp_path, "train").path
     complete.supplied = replace(complete.supplied, calibration_scores=other)
     found = run.check_provenance(complete, config)

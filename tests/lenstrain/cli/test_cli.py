@@ -111,7 +111,7 @@ def test_bad_datasets_and_folders_give_one_line(run, dataset, tmp_path):
     cases = [
         (["train", str(tmp_path / "none"), "--out", str(tmp_path / "r")], "no such dataset"),
         (["train", str(tmp_path / "empty"), "--out", str(tmp_path / "r")], "has no manifest.json"),
-        (["train", dataset, "--out", str(out), *SETS], "go on with --resume"),
+        (["train", dataset, "--out", str(out), *SETS], "continue with --resume"),
         (["infer", "none.pt", dataset, "--out", str(tmp_path / "s.csv")], "no such checkpoint"),
         (["evaluate", str(tmp_path / "none"), "--out", str(tmp_path / "e")], str(tmp_path)),
     ]
@@ -173,7 +173,7 @@ def test_sigterm_saves_exits_with_its_own_code_and_resume_finishes(dataset, tmp_
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == PREEMPTED
-    assert "Go on with --resume" in err
+    assert "Continue with --resume" in err
     again = subprocess.Popen(
         [*command, "--resume"], env=environment, stderr=subprocess.PIPE, text=True
     )

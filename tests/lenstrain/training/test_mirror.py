@@ -1,4 +1,4 @@
-"""Runs in two places: every moment of the store is a run to go on with, and nothing is lost."""
+"""Runs in two locations: at every moment the store holds a resumable run, and nothing is lost."""
 
 import json
 import os
@@ -193,7 +193,7 @@ def test_of_folder_and_store_the_run_goes_on_from_what_is_further(
         shutil.copytree(kept, done)
         train(dataset, make_config(), done, resume=True, progress=stop_at(7))
         shutil.copytree(done, working_folder(store), dirs_exist_ok=True)
-        match = "at step 12, and .* at step 9: going on from the folder"
+        match = "at step 12, and .* at step 9: continuing from the folder"
     else:
         monkeypatch.setenv("LENSTRAIN_RUNS", str(first))
         match = "was fetched from .*, step 9"

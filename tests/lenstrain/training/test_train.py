@@ -446,7 +446,7 @@ def test_a_compiled_run_takes_the_plain_course_and_is_resumed_to_the_same_bits(
             assert b[name] == pytest.approx(a[name], rel=1e-3), name
     model, _ = load_model(straight / "checkpoints" / "best.pt")
     assert model(torch.zeros(2, 3, 64, 64)).shape == (2,)
-    # A plain run may go on with the compiled one's checkpoint, and the other way round.
+    # A plain run may continue with the compiled one's checkpoint, and the other way round.
     assert train(dataset, make_config(*overrides[:2]), straight, resume=True)["step"] == 16
 
 
