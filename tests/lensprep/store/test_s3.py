@@ -23,12 +23,9 @@ from botocore.exceptions import ConnectionClosedError
 from lensprep.dataset import Dataset
 from lensprep.errors import (
     ChangedError,
-    DatasetError,
     NotFoundError,
-    ShardError,
     StorageError,
 )
-from lensprep.inspection.target import open_target
 from lensprep.store import PART_BYTES, Piece, S3Options
 from lensprep.store.arrow import remote_filesystem
 from lensprep.store.interrupts import interruptible
@@ -42,8 +39,7 @@ from lensprep.store.transfer import (
     upload_file,
     upload_parts,
 )
-from tests.datasets import tiny_dataset
-from tests.faultproxy import ALWAYS, DRAWN, Fault, FaultProxy
+from tests.faultproxy import ALWAYS, DRAWN, Fault
 from tests.s3server import SECRET_KEY, free_ports
 from tests.waiting import wait_until
 
@@ -208,22 +204,6 @@ def test_a_network_that_alters_everything_is_an_error_in_one_line(s3, proxy, dat
     for read in (lambda: store.read("x"), lambda: store.read_range("x", 0, 1000)):
         with pytest.raises(StorageError, match=r"network alters what it carries\. Use https"):
             read()
-
-
-def test_a_sidecar_that_is_not_the_manifests_is_damaged_whatever_is_stated_with_it(s3, local):
-    store = s3.store()
-    put(store, local)
-    dataset = Dataset.open(s3.uri, s3.options())
-    shard = dataset.split("train").shards[1]
-    data = store.read(shard.sidecar)
-    data[700] ^= 1
-    store.client.put_object(
-        Bucket="bucket", Key=store.key(shard.sidecar), Body=bytes(data),
-        Metadata={"sha256": shard.sidecar_sha256},
-    )  # fmt: skip
-    for columns in (None, ["label"]):
-        with pytest.raises(ShardError, match="parquet is damaged"):
-            dataset.read_shard_sidecar(shard, columns)
 
 
 def test_a_listing_that_came_altered_is_asked_for_again(s3, proxy, short_pauses):
@@ -568,98 +548,6 @@ def _parquet():
         pa.table({"x": np.arange(1000), "y": np.random.default_rng(0).random(1000)}), buffer
     )
     return buffer.getvalue()
-
-
-# ---------------------------------------------------------------- datasets
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory):
-    return tiny_dataset(tmp_path_factory.mktemp("local"), {"train": 100, "val": 20}, 32)
-
-
-def put(store, folder):
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            store.write(path.relative_to(folder).as_posix(), path.read_bytes())
-
-
-def test_a_remote_dataset_gives_what_the_local_one_gives(s3, local):
-    put(s3.store(), local)
-    here, there = Dataset.open(local), Dataset.open(s3.uri, s3.options())
-    assert there.dataset_id == here.dataset_id
-    assert there.read_sidecar("train").equals(here.read_sidecar("train"))
-    columns = ["label", "key"]
-    assert there.read_sidecar("val", columns).equals(here.read_sidecar("val", columns))
-    rows = np.random.default_rng(0).permutation(100)[:40]
-    rows[3] = rows[7]
-    for index in (rows, np.arange(100), np.array([], int)):
-        np.testing.assert_array_equal(
-            there.read_pixels("train", index), here.read_pixels("train", index)
-        )
-    shard = here.split("train").shards[1]
-    np.testing.assert_array_equal(there.read_records(shard, 3, 9), here.read_records(shard, 3, 9))
-    np.testing.assert_array_equal(there.read_tar(shard), here.read_tar(shard))
-    with pytest.raises(IndexError):
-        there.read_pixels("train", [100])
-    with pytest.raises(DatasetError, match="no column 'nothing'"):
-        there.read_sidecar("val", ["nothing"])
-    with pytest.raises(StorageError, match="lensprep download"):
-        there.path(shard.name)
-
-
-@pytest.mark.parametrize(("scheme", "times"), [("https", 1), ("http", 2)])
-def test_reading_some_rows_reads_some_bytes(s3, local, scheme, times):
-    put(s3.store(), local)
-    with FaultProxy(s3.server.ports["https" if scheme == "https" else "s3"]) as proxy:
-        url = proxy.url.replace("http", scheme)
-        dataset = Dataset.open(s3.uri, s3.options(endpoint_url=url))
-        before = proxy.bytes_down
-        dataset.read_pixels("train", [0, 1, 2, 60])
-        assert proxy.bytes_down - before < times * 6 * 27_000
-        before = proxy.bytes_down
-        dataset.read_sidecar("train", ["label"])
-        assert proxy.bytes_down - before < sum(
-            shard.sidecar_bytes + 2000 for shard in dataset.split("train").shards
-        )
-
-
-def test_a_folder_without_manifest_is_no_dataset(s3, local):
-    store = s3.store()
-    put(store, local)
-    store.delete("manifest.json")
-    with pytest.raises(DatasetError, match="did not finish"):
-        Dataset.open(s3.uri, s3.options())
-
-
-def test_a_part_of_a_dataset_or_nothing_is_told_from_a_dataset(s3, local):
-    put(s3.store(), local)
-    for part in ("train", "manifest.json", "train/train-000000.tar"):
-        with pytest.raises(DatasetError, match=f"{part} lies inside the dataset {s3.uri}[.]"):
-            Dataset.open(f"{s3.uri}/{part}", s3.options())
-    with pytest.raises(DatasetError, match="nosuch/ds: nothing is there"):
-        Dataset.open(f"{s3.uri}/nosuch/ds", s3.options())
-    with pytest.raises(NotFoundError, match=r"nosuch/a/b\.tar: no such"):
-        open_target(f"{s3.uri}/nosuch/a/b.tar", None, s3.options())
-
-
-def test_a_missing_cut_or_replaced_shard_is_an_error_that_names_it(s3, local):
-    store = s3.store()
-    put(store, local)
-    dataset = Dataset.open(s3.uri, s3.options())
-    shards = dataset.split("train").shards
-    whole = store.read(shards[0].name)
-    store.write(shards[0].name, bytes(whole[:-26624]))
-    with pytest.raises(ShardError, match=r"train-000000\.tar has .* where .* stated"):
-        dataset.read_pixels("train", [0])
-    altered = bytearray(whole)
-    altered[5000] ^= 1
-    store.write(shards[0].name, bytes(altered))  # the same size: its stated digest differs
-    with pytest.raises(ShardError, match=r"train-000000\.tar holds other content"):
-        dataset.read_pixels("train", [0])
-    store.delete(shards[1].name)
-    with pytest.raises(ShardError, match=r"train-000001\.tar: no such"):
-        dataset.read_pixels("train", [40])
 
 
 def test_a_fork_does_not_share_sockets(s3):
