@@ -236,17 +236,17 @@ def _literal(choices: tuple[Any, ...], value: Any, key: str) -> Any:
 
 
 def _union(hints: tuple[Any, ...], value: Any, key: str) -> Any:
-    errors = []
+    if value is None and type(None) in hints:
+        return None
+    refusals = []  # texts: an error that is kept keeps all callers alive until a collection
     for hint in hints:
         if hint is type(None):
-            if value is None:
-                return None
             continue
         try:
             return converted(hint, value, key)
         except ConfigError as error:
-            errors.append(error)
-    raise errors[0]
+            refusals.append(str(error))
+    raise ConfigError(refusals[0])
 
 
 def _tuple(hints: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:

@@ -7,7 +7,15 @@ from typing import Final
 from lensprep import __version__
 
 EXTRAS: Final = {
-    "train": ("jinja2", "optuna", "sklearn", "tensorboard", "torch", "torchvision"),
+    "train": (
+        "jinja2",
+        "optuna",
+        "sklearn",
+        "tensorboard",
+        "threadpoolctl",
+        "torch",
+        "torchvision",
+    ),
     "synth": ("lenstronomy",),
     "dask": ("dask", "dask_jobqueue", "distributed"),
     "spark": ("pyspark",),

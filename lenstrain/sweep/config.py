@@ -169,15 +169,15 @@ def check_dimension(dimension: Dimension, base: dict[str, Any]) -> None:
     if not hasattr(getattr(Config(), section, None), key):
         from_mapping(Config, apply({}, {dimension.key: dimension.examples()[0]}))
         raise ConfigError(f"[space] {dimension.key!r} is not a key of the training configuration.")
-    errors = []
+    refusals = []
     for value in dimension.examples():
         try:
             # Alone: a value may need another dimension's, such as model.blocks an architecture.
             from_mapping(Config, apply(base, {dimension.key: value}))
         except ConfigError as error:
-            errors.append(error)
-    if len(errors) == len(dimension.examples()) and not dimension.when:
-        raise ConfigError(f"[space] {dimension.key}: no value of it can be used: {errors[0]}")
+            refusals.append(str(error))
+    if len(refusals) == len(dimension.examples()) and not dimension.when:
+        raise ConfigError(f"[space] {dimension.key}: no value of it can be used: {refusals[0]}")
 
 
 def trial_config(plan: Plan, values: dict[str, Any]) -> Config:

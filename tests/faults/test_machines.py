@@ -20,6 +20,7 @@ from lenstrain.cli import main as lenstrain_main
 from lenstrain.scoring.infer import infer
 from tests.datasets import tiny_dataset
 from tests.phase4c import tiny_tree
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -360,10 +361,7 @@ def long_step(folder):
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
         started.append(process)
-        deadline = time.monotonic() + 200
-        while not (out / "environment.json").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until((out / "environment.json").exists)
         time.sleep(seconds)
         return process
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
@@ -144,6 +146,25 @@ def test_a_configuration_made_in_python_is_held_to_its_types_like_one_from_a_fil
         replace(config, fast=1)
     with pytest.raises(TypeError, match="epoch"):  # a name that Python itself refuses
         Config(epoch=1)
+
+
+def test_a_value_of_another_choice_keeps_no_caller_alive():
+    """An error that is kept holds the frames of all callers, and with them a loader's thread."""
+
+    class Caller:
+        def choose(self, value):
+            return converted(str | int | None, value, "key")
+
+    gc.disable()
+    try:
+        for value in (None, 3):
+            caller = Caller()
+            gone = weakref.ref(caller)
+            assert caller.choose(value) == value
+            del caller
+            assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from tests.datasets import tiny_dataset
 from tests.faultproxy import Fault, FaultProxy
 from tests.phase4c import tiny_tree
 from tests.s3server import SECRET_KEY, Place, S3Server, set_environment
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -422,19 +423,12 @@ def _start(s3, *arguments):
     )  # fmt: skip
 
 
-def _wait_for(condition, seconds=30.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_an_upload_that_was_ended_goes_on_and_leaves_nothing_unfinished(s3, source, proxy, how):
     proxy.add(Fault("stall", b"PUT /bucket", times=1000, after=0))  # no part is ever answered
     process = _start(s3, "upload", source, s3.uri, "--endpoint-url", proxy.url)
-    _wait_for(lambda: unfinished(s3))
-    _wait_for(lambda: proxy.count("partNumber=2"))
+    wait_until(lambda: unfinished(s3))
+    wait_until(lambda: proxy.count("partNumber=2"))
     process.send_signal(how)
     if how == signal.SIGTERM:
         proxy.stop()  # connections break: what is under way cannot hang
@@ -457,7 +451,7 @@ def test_an_upload_that_was_ended_goes_on_and_leaves_nothing_unfinished(s3, sour
 def test_a_stop_while_the_store_is_away_is_not_put_off(s3, source, proxy, how, request_line):
     proxy.add(Fault("stall", b"PUT /bucket", times=1000, after=0))
     process = _start(s3, "upload", source, s3.uri, "--endpoint-url", proxy.url)
-    _wait_for(lambda: proxy.count(request_line))
+    wait_until(lambda: proxy.count(request_line))
     process.send_signal(how)
     proxy.stop()
     err = process.communicate(timeout=20)[1]  # to try again would take a minute
@@ -472,7 +466,7 @@ def test_a_download_that_was_killed_goes_on_where_files_were_whole(s3, source, t
     proxy.add(Fault("stall", f"GET /bucket/{key}/train/train-000001.tar".encode(), times=1000))
     back = tmp_path / "back"
     process = _start(s3, "download", s3.uri, back, "--endpoint-url", proxy.url)
-    _wait_for(lambda: (back / "train" / "train-000000.tar").exists())
+    wait_until(lambda: (back / "train" / "train-000000.tar").exists())
     process.kill()
     process.communicate(timeout=60)
     assert not (back / "manifest.json").exists()
@@ -510,7 +504,7 @@ def test_the_server_killed_and_started_again_in_the_middle(source, tmp_path, mon
             ):
                 seen = len(proxy.requests)
                 future = threads.submit(move, *arguments, options)
-                _wait_for(lambda seen=seen: len(proxy.requests) > seen + 8)
+                wait_until(lambda seen=seen: len(proxy.requests) > seen + 8)
                 server.kill()
                 time.sleep(1)
                 server.start()

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from lensprep.engine import run_tasks
 from lensprep.errors import InputError, ProjectError
 from lensprep.kernel import notice
+from tests.waiting import wait_until
 
 
 def square(n):
@@ -109,15 +109,11 @@ def test_workers_end_when_the_driver_is_killed(tmp_path):
     )
     driver = subprocess.Popen([sys.executable, program])
     files = [tmp_path / "pid0", tmp_path / "pid1"]
-    deadline = time.monotonic() + 60
-    while not all(f.exists() and f.read_text() for f in files) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: all(f.exists() and f.read_text() for f in files))
     pids = [int(f.read_text()) for f in files]
     driver.kill()
     driver.wait()
-    while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(is_running(pid) for pid in pids)
+    wait_until(lambda: not any(is_running(pid) for pid in pids))
 
 
 def is_running(pid: int) -> bool:

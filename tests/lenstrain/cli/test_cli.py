@@ -15,6 +15,7 @@ from lensprep.store.interrupts import PREEMPTED
 from lensprep.terminal import ProjectGroup
 from lenstrain.cli import main
 from tests.datasets import tiny_dataset
+from tests.waiting import wait_until
 
 SETTINGS = [
     "model.arch=resnet_small", "model.width=8", "model.blocks=[1,1]", "model.crop=16",
@@ -166,10 +167,7 @@ def test_sigterm_saves_exits_with_its_own_code_and_resume_finishes(dataset, tmp_
     command += ["--set", "train.epochs=2000", "--set", "train.patience=0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
-    while not (out / "checkpoints" / "last.pt").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until((out / "checkpoints" / "last.pt").exists)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == PREEMPTED
@@ -179,10 +177,7 @@ def test_sigterm_saves_exits_with_its_own_code_and_resume_finishes(dataset, tmp_
     )
     lines = out / "metrics.jsonl"
     before = len(lines.read_text().splitlines())
-    deadline = time.monotonic() + 240
-    while len(lines.read_text().splitlines()) <= before + 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: len(lines.read_text().splitlines()) > before + 2)
     again.send_signal(signal.SIGINT)
     again.communicate(timeout=120)
     assert again.returncode == 130

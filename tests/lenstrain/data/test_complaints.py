@@ -26,6 +26,7 @@ from lensprep.transfer import upload
 from lenstrain.data import CacheOptions, StampLoader, register_s3
 from tests.datasets import tiny_dataset
 from tests.faultproxy import Fault, FaultProxy
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[3]
 ROWS, SHARD_ROWS = 96, 16
@@ -242,9 +243,7 @@ def test_7_shards_of_one_basename_are_taken_for_each_other(tmp_path, s3):
                 stored = Dataset.open(made).read_pixels(split, np.arange(24))
                 np.testing.assert_array_equal(next(iter(loader)).pixels.numpy(), stored)
                 loader.close()
-    deadline = time.monotonic() + 30
-    while len(list(ours.rglob("*.tar"))) < 4 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: len(list(ours.rglob("*.tar"))) >= 4)
     assert len(list(ours.rglob("*.tar"))) == 4  # two datasets, two splits, one basename
 
 

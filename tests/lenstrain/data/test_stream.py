@@ -17,6 +17,7 @@ from lensprep.errors import ConfigError
 from lenstrain.data import StampLoader
 from lenstrain.data.stream import read_ahead
 from tests.lenstrain.data.epochs import ROWS, real_index
+from tests.waiting import wait_until
 
 # WebDataset
 
@@ -73,13 +74,6 @@ def test_read_ahead_hands_on_an_error_after_the_items_before_it():
 
 
 # The reading thread
-
-
-def wait_until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
-    return condition()
 
 
 def test_the_reading_thread_ends_with_its_iterator(root):

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,7 @@ from lenstrain.training.checkpoint import save_checkpoint
 from tests.checkpoints import blank_content
 from tests.datasets import SPEC, tiny_dataset
 from tests.phase4c import stamp_blob, tiny_pixels, tiny_table, write_tree
+from tests.waiting import wait_until
 
 OPTIONS = ("model.arch=resnet_small", "model.width=8", "model.blocks=[1,1]", "model.crop=16")
 
@@ -520,9 +520,7 @@ def test_a_killed_run_of_two_processes_is_finished_by_one(best, tmp_path):
     options = ["--out", out, "--device", "cpu", "--batch-size", "512", "--tta"]
     process = torchrun(2, best, folder, "--split", "test", *options)
     parts = tmp_path / ".s.parquet.parts"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and len(list(parts.glob("part-*.parquet"))) < 2:
-        time.sleep(0.05)
+    wait_until(lambda: len(list(parts.glob("part-*.parquet"))) >= 2)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for child in children:
         os.kill(int(child), signal.SIGKILL)

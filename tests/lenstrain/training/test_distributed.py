@@ -197,9 +197,8 @@ def test_a_run_of_three_processes_goes_on_with_two_and_then_one(dataset, make_co
         process = launch(processes, dataset, config, out, "--resume", start_new_session=True)
         lines = out / "metrics.jsonl"
         deadline = time.monotonic() + 600
-        while time.monotonic() < deadline:
-            if lines.exists() and len(lines.read_text().splitlines()) > done + 20:
-                break
+        while not lines.exists() or len(lines.read_text().splitlines()) <= done + 20:
+            assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         finish(process)
@@ -225,9 +224,7 @@ def test_when_one_process_is_killed_all_end_and_say_so(dataset, make_config, tmp
     config = make_config(*SAME, "train.epochs=100000", "train.timeout_minutes=0.5")
     out = tmp_path / "run"
     process = launch(2, dataset, config, out, start_new_session=True)
-    deadline = time.monotonic() + 600
-    while not (out / "checkpoints" / "last.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until((out / "checkpoints" / "last.pt").exists)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     status, _, err = finish(process)

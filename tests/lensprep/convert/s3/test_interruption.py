@@ -16,6 +16,7 @@ from lensprep.errors import DatasetError
 from tests.faultproxy import Fault, FaultProxy
 from tests.lensprep.convert.s3.conversions import contents, unfinished, without_groups
 from tests.s3server import SECRET_KEY, Place
+from tests.waiting import wait_until
 
 PROGRAM = """
 import sys
@@ -52,9 +53,7 @@ def test_a_stop_leaves_no_unfinished_upload(larger, s3, tmp_path):
         proxy.add(Fault("stall", b"PUT /bucket", holding=b"partNumber=", times=1000))
         one_run = PROGRAM.replace(" = 40 ", " = 4096 ")  # of 13 MB, in three parts
         process = start(tmp_path, s3, larger[0], endpoint=proxy.url, program=one_run)
-        deadline = time.monotonic() + 60
-        while not proxy.count("partNumber=") and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: proxy.count("partNumber="))
         assert unfinished(s3)
         os.killpg(process.pid, signal.SIGINT)
         out, errors = process.communicate(timeout=60)
