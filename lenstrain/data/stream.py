@@ -8,8 +8,11 @@ is paid for once a batch. They compose with stock ones in both directions::
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,6 +33,9 @@ from lenstrain.data.sidecar import Column
 from lenstrain.data.sources.base import ShardSource
 
 T = TypeVar("T")
+
+_EXIT_SECONDS = 5.0
+"""How long the end of a program may wait for a reading thread: one may be waiting for a network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +207,29 @@ class _Handover(Generic[T]):
         self._slots.put(True)  # it may be waiting for one
 
 
+_readers: weakref.WeakKeyDictionary[threading.Thread, _Handover[Any]] = weakref.WeakKeyDictionary()
+
+
+@atexit.register
+def _end_readers() -> None:
+    """End the reading threads before Python does.
+
+    A daemon thread that Python ends while it is in C++ (PyTorch, Arrow) aborts the process.
+    """
+    running = list(_readers.items())
+    for _, handover in running:
+        handover.stop()
+    deadline = time.monotonic() + _EXIT_SECONDS
+    for reader, _ in running:
+        reader.join(max(0.0, deadline - time.monotonic()))
+
+
 def _read_ahead(source: Iterable[T], depth: int) -> Iterator[T]:
     handover: _Handover[T] = _Handover(depth)
     reader = threading.Thread(
         target=handover.fill, args=(source,), name="lenstrain-read-ahead", daemon=True
     )
+    _readers[reader] = handover
     reader.start()
     try:
         yield from handover.items()

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -40,6 +41,8 @@ def write(root: Path) -> None:
             os.link(sidecars[count], side)
         else:
             table = tiny_table(count)
+            crc = pa.array(np.zeros(count, np.uint32))
+            table = table.append_column("payload_crc32", crc)
             # As many columns as a real sidecar, or reading one of them would look too cheap.
             for extra in range(60):
                 table = table.append_column(f"extra_{extra}", pa.nulls(count, pa.float64()))

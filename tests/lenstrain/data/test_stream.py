@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import itertools
 import multiprocessing
+import subprocess
+import sys
 import threading
 import time
 
@@ -98,6 +100,23 @@ def test_the_reading_thread_ends_with_its_iterator(root):
         wait_until(lambda: not readers())
     finally:
         gc.enable()
+
+
+def test_a_program_may_end_while_its_reader_is_in_pytorch():
+    """Which aborted it: `terminate called without an active exception`."""
+    program = """
+import torch
+from lenstrain.data.stream import read_ahead
+
+def numbers():
+    while True:
+        yield torch.ones(30_000_000).clone()
+
+stream = read_ahead(2)(numbers())
+next(stream)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_iterator_ended_in_a_thread_its_reader_waits_for_does_not_lock_up():
