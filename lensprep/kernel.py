@@ -1,6 +1,6 @@
 """The one decorator of all compiled kernels.
 
-A kernel is compiled at its first call and its machine code cached beside the module or, if
+A kernel is compiled at its first call and its machine code cached next to the module or, if
 site-packages is read-only, in the user's cache folder. ``NUMBA_CACHE_DIR`` names another folder
 (Spark and Dask executors often need it). Without a usable folder the kernels still work, but every
 process compiles them again, for up to a minute.

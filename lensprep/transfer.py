@@ -292,7 +292,7 @@ def _compare(
     if unlike and not committed:
         more = f" (and {len(unlike) - 1} more files)" if len(unlike) > 1 else ""
         raise DatasetError(
-            f"{store.uri}/{unlike[0].name}{more} is there already, with other content: left from "
+            f"{store.uri}/{unlike[0].name}{more} already exists, with other content: left from "
             "another dataset, or just being written. Choose another folder, or remove it first."
         )
     return (*plan.absent, *unlike), tuple(unlike)

@@ -53,8 +53,8 @@ def _finished(tally: Tally, about: Circumstances) -> Finding:
         if left
         else "The job that wrote the files has marked them as complete (_SUCCESS)."
         if marked
-        else "No _SUCCESS beside the files. Many writers never leave one; after a Spark job its "
-        "absence may mean that rows are missing.",
+        else "No _SUCCESS next to the files. Many writers never write one; after a Spark job "
+        "its absence may mean that rows are missing.",
     )
 
 
@@ -224,7 +224,8 @@ def _unresolved(tally: Tally, about: Circumstances) -> Finding:
         detail=f"Not run: none of {unknown} lenses has a theta_E and a psfsize_r."
         if share is None
         else f"{share:.1%} of lenses have theta_E below {RESOLVED_RATIO} of the PSF's FWHM "
-        "(psfsize_r): a network can learn their extra flux but not their shape. Report them apart."
+        "(psfsize_r): a network can learn their extra flux but not their shape. "
+        "Report them separately."
         + (f" For {unknown} lenses it is not known." if unknown else ""),
     )
 

@@ -45,7 +45,9 @@ _CLUSTER_SECONDS = 30.0
 )
 @click.option("--where", help="Keep only rows for which this is true: 'psfsize_r < 1.4'.")
 @click.option(
-    "--skip-bad-files", is_flag=True, help="Leave out corrupt parquet, and account for it."
+    "--skip-bad-files",
+    is_flag=True,
+    help="Leave out corrupt parquet files and row groups, and record them.",
 )
 @click.option(
     "--drop-column",
@@ -143,7 +145,7 @@ def convert(
                 announce=_announce,
             )
     except KeyboardInterrupt:
-        click.echo("Stopped. What is done is kept: run the same command with --resume.", err=True)
+        click.echo("Stopped. Finished work is kept: run the same command with --resume.", err=True)
         sys.exit(INTERRUPTED)
     if as_json:
         print_json(result)

@@ -67,7 +67,7 @@ def _transfer(
         with progress_bar() as show:
             result = move(source, destination, options, progress=show)
     except KeyboardInterrupt:
-        click.echo("Stopped. What is done is kept: run the same command again.", err=True)
+        click.echo("Stopped. Finished work is kept: run the same command again.", err=True)
         sys.exit(INTERRUPTED)
     if as_json:
         print_json(result)

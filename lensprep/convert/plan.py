@@ -24,7 +24,7 @@ from lensprep.errors import ChangedError, DatasetError
 from lensprep.store import LocalStore, Store, check_location, is_remote, local_path
 
 WORK_FOLDER: Final = ".work"
-"""Folder in the dataset that holds the plan and, unless told otherwise, runs and progress."""
+"""Folder in the dataset that holds the plan and, by default, runs and progress."""
 
 PLAN: Final = f"{WORK_FOLDER}/{PLAN_NAME}"
 

@@ -33,7 +33,7 @@ def check_rejects(
             f"({_counts(summary['rejected'])}), more than --max-reject-rate {limit:g}; nothing is "
             f"committed. The first: {'; '.join(_first_rejected(work))}. `lensprep check "
             f"{source.uri} --rejects FILE.csv` lists them all{' but duplicates' * twice}. To leave "
-            "them out, run the same command again with a higher rate; what is done is kept."
+            "them out, run the same command again with a higher rate; finished work is kept."
         )
     if final and not summary["accepted"]:
         reasons = _counts({**summary["filtered"], **summary["rejected"]})

@@ -191,7 +191,7 @@ def _read_index(store: RemoteStore, name: str) -> _Index:
 def _unusable(store: RemoteStore, name: str, what: str = "is damaged") -> StorageError:
     return StorageError(
         f"{store.locate(name + RUN_SUFFIX)} {what}. Remove it and "
-        f"{name.rpartition('-')[0]}.json beside it, and run the same command with --resume."
+        f"{name.rpartition('-')[0]}.json next to it, and run the same command with --resume."
     )
 
 

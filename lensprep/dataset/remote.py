@@ -25,7 +25,7 @@ from lensprep.store.remotefile import RemoteFile
 _GAP_ROWS: Final = 16
 """Unwanted rows between two wanted ones that are read to save a request: 0.4 MB."""
 _ROWS_AT_ONCE: Final = 8192
-"""Rows held in memory beside the pixels that were asked for: about 220 MB."""
+"""Rows held in memory besides the pixels that were asked for: about 220 MB."""
 _SIDECARS_AT_ONCE: Final = 8
 
 

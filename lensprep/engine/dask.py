@@ -184,13 +184,13 @@ class DaskEngine:
             raise ProjectError(
                 f"{error.allowed_failures + 1} workers were killed (out of memory?)"
                 f"{while_it_did(tasks, int(str(error.task).rpartition('-')[2]))}; the last was "
-                f"{error.last_worker.address}. What is finished is kept: run the same "
+                f"{error.last_worker.address}. Finished work is kept: run the same "
                 "command again with --resume, with more memory a worker."
             ) from error
         except (CancelledError, CommClosedError) as error:
             raise ProjectError(
-                f"The Dask scheduler is gone, or dropped the tasks ({error_line(error)}). What is "
-                "finished is kept: run the same command again with --resume."
+                f"The Dask scheduler is gone, or dropped the tasks ({error_line(error)}). "
+                "Finished work is kept: run the same command again with --resume."
             ) from error
 
 

@@ -88,7 +88,7 @@ class LocalEngine:
                         f"{said}, {losses[number]} times. Run the same command again, perhaps with "
                         "fewer --workers; a conversion continues with --resume."
                     ) from None
-                _log.warning("%s. It is done again.", said)
+                _log.warning("%s. Its task is repeated.", said)
                 waiting.extendleft(sorted(pending.values(), reverse=True))
                 pending.clear()
 

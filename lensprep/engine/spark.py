@@ -159,7 +159,7 @@ class _Job:
             lost = re.search(r"Task (\d+) in stage", said)
             held = while_it_did(self._tasks, int(lost[1])) if lost else ""
             raise ProjectError(
-                f"Spark gave up{held}: {said} What is finished is kept: run the "
+                f"Spark gave up{held}: {said} Finished work is kept: run the "
                 "same command again with --resume."
             ) from self._error
 

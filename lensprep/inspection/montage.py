@@ -28,7 +28,7 @@ from lensprep.inspection.target import OpenShard, Target, open_target, table_num
 from lensprep.store import S3Options, uri_suffix, written_file
 
 _COLUMNS: Final = 4
-"""Stamps beside each other in each half of the picture."""
+"""Stamps side by side in each half of the picture."""
 _INCHES: Final = 1.55
 _DPI: Final = 110
 _TITLES: Final = ("non-lenses", "lenses")
@@ -173,7 +173,7 @@ def _stamps(
     if not {*STATISTICS} <= {*table.column_names}:
         raise DatasetError(
             f"{shard.name} has no sidecar with {STATISTICS[0]}: without it the stored pixels "
-            "cannot be turned back to nanomaggies. Keep the .parquet beside the .tar."
+            "cannot be converted back to nanomaggies. Keep the .parquet next to the .tar."
         )
     if dataset is None or shard.info is None:
         raise DatasetError(

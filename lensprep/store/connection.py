@@ -86,7 +86,7 @@ class Connection:
 
 @dataclass(slots=True)
 class Tries:
-    """The tries of one request: how many have failed in turn, and whether there is another."""
+    """The tries of one request: how many have failed in a row, and whether there is another."""
 
     connection: Connection
     base_s: float = 1.0

@@ -384,7 +384,7 @@ def _temporary(uri: Uri) -> Iterator[Path]:
 
 @contextmanager
 def _draft_in(parent: Path, name: str) -> Iterator[Path]:
-    """A hidden temporary folder beside the output, on the same disk."""
+    """A hidden temporary folder next to the output, on the same disk."""
     parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(
         PARTIAL_SUFFIX, f".{name[:40]}.", parent, ignore_cleanup_errors=True

@@ -30,7 +30,7 @@ def check_location(folder: Path) -> None:
         return
     if there == folder:
         raise StorageError(f"{folder} is a file; a folder is needed here.")
-    raise StorageError(f"{there} is a file, so {folder} cannot be made.")
+    raise StorageError(f"{there} is a file, so {folder} cannot be created.")
 
 
 @contextmanager
@@ -183,7 +183,7 @@ class LocalStore:
         finally:
             draft.unlink(missing_ok=True)
         if self.read(name) != data:
-            raise ChangedError(f"{path} is there already, with other content; it is left as it is.")
+            raise ChangedError(f"{path} already exists, with other content; it is left as it is.")
 
     def delete(self, name: str) -> None:
         """Remove a file; nothing happens if there is none."""

@@ -2,7 +2,7 @@
 
     store = open_store("s3://bucket/lenses", S3Options(...))    or a local folder
 
-Another object store is a file beside `s3`, with a `RemoteStore`, and a line in `_STORES`.
+Another object store is a file next to `s3`, with a `RemoteStore`, and a line in `_STORES`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def open_store(uri: str | os.PathLike[str], options: S3Options | None = None) ->
     Raises
     ------
     StorageError
-        If the location has an unknown scheme, or the store's client cannot be made.
+        If the location has an unknown scheme, or the store's client cannot be created.
     """
     return open_remote(str(uri), options) if is_remote(uri) else LocalStore(local_path(uri))
 
@@ -103,7 +103,7 @@ def open_remote(uri: str, options: S3Options | None = None) -> RemoteStore:
     ConfigError
         If the location is not in one.
     StorageError
-        If the store's client cannot be made.
+        If the store's client cannot be created.
     """
     scheme = scheme_of(uri)
     if scheme is None:

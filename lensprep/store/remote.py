@@ -9,7 +9,7 @@ The single requests are those of one kind of store (`lensprep.store.s3`); here a
 
 Over plain HTTP nothing shows whether bytes arrived as they were sent: a range has no checksum in S3
 (except one that is exactly a part as it was uploaded, and not with every store). So where no digest
-is known everything is read until two readings in turn agree.
+is known everything is read until two consecutive readings agree.
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ class RemoteStore(ABC):
     def entries(self, prefix: str = "") -> list[Entry]:
         """Files whose names begin with ``prefix``, sorted by name.
 
-        Over plain HTTP they are listed until two listings in turn agree. If none do, since somebody
-        is writing there, a majority vote of all listings is returned.
+        Over plain HTTP they are listed until two consecutive listings agree. If none do, since
+        somebody is writing there, a majority vote of all listings is returned.
         """
         found = [self.list_once(prefix)]
         if not self.connection.plain:
@@ -175,8 +175,8 @@ class RemoteStore(ABC):
     def read(self, name: str, sha256: str | None = None) -> bytearray:
         """A whole file; one request if it is not larger than `PART_BYTES`.
 
-        Over plain HTTP it is read until it has the digest `sha256`, or two readings in turn agree:
-        that is what the store holds, whatever its digest.
+        Over plain HTTP it is read until it has the digest `sha256`, or two consecutive readings
+        agree: that is what the store holds, whatever its digest.
         """
 
         def is_right(found: tuple[bytearray, Entry]) -> bool:
@@ -202,7 +202,7 @@ class RemoteStore(ABC):
         read: Callable[[], _Found],
         is_right: Callable[[_Found], bool] = lambda _: False,
     ) -> _Found:
-        """Read until the result is right or two in turn agree; over TLS once is enough."""
+        """Read until the result is right or comes twice in a row; over TLS once is enough."""
         found = read()
         if not self.connection.plain or is_right(found):
             return found
@@ -332,8 +332,8 @@ class RemoteStore(ABC):
                     raise StorageError(f"{where}: reading was stopped.") from None
                 if not tries.again(f"{where}: broke off after {done} ({error})", done):
                     raise StorageError(
-                        f"{where}: nothing came in {tries.failed} tries in turn ({error}). Check "
-                        "the network, and run the same command again; what is done is kept."
+                        f"{where}: nothing arrived in {tries.failed} consecutive tries ({error}). "
+                        "Check the network, and run the same command again; finished work is kept."
                     ) from error
 
     # ------------------------------------------------------------------ writing
@@ -356,10 +356,9 @@ class RemoteStore(ABC):
         except ChangedError:
             if self.read(name) != data:
                 raise ChangedError(
-                    f"{self.locate(name)} is there already, with other content; it is left as it "
-                    "is."
+                    f"{self.locate(name)} already exists, with other content; it is left as it is."
                 ) from None
-            logger.warning("%s is there already, with this content", self.locate(name))
+            logger.warning("%s already exists, with this content", self.locate(name))
 
 
 def _difference(piece: Piece, entry: Entry, size: int) -> str:

@@ -26,7 +26,7 @@ from lensprep.store.s3client import S3Connection, connect, parse_s3
 from lensprep.store.s3errors import clear_errors, status_of
 
 LEAST_PART_BYTES: Final = 5 << 20
-"""S3 takes no smaller part, but for the last one of an object."""
+"""S3 accepts no smaller part, but for the last one of an object."""
 _LARGE_BYTES: Final = 2 * LEAST_PART_BYTES
 """From this size on, smaller parts are possible."""
 _LARGE_TRIES: Final = 3
@@ -270,10 +270,10 @@ class S3Store(RemoteStore):
                     if not lost:
                         raise
                     raise BrokenOffError(
-                        f"{self.locate(name)}: the connection broke {tries.failed} times in turn "
-                        f"({type(error).__name__}) before the store had taken anything, and S3 "
-                        f"takes no parts under {LEAST_PART_BYTES >> 20} MiB. Check the network, "
-                        "and run the same command again; what is done is kept."
+                        f"{self.locate(name)}: the connection broke {tries.failed} times in a row "
+                        f"({type(error).__name__}) before the store had accepted anything, and S3 "
+                        f"accepts no parts under {LEAST_PART_BYTES >> 20} MiB. Check the network, "
+                        "and run the same command again; finished work is kept."
                     ) from error
 
     def _confirm(self, name: str, data: bytes | bytearray, answer: Mapping[str, Any]) -> None:

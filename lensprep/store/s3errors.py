@@ -15,7 +15,7 @@ _BY_CODE: Final = (
     (
         ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"),
         "The credentials have expired ({code}): cannot {action} {uri}. Get new ones (such as "
-        "`aws sso login`) and run the same command again; what is done is kept.",
+        "`aws sso login`) and run the same command again; finished work is kept.",
     ),
     (
         ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity"),
@@ -149,7 +149,7 @@ def _unanswered(error: Exception, action: str, uri: str) -> StorageError:
     if "Token" in name or "SSO" in name or name.startswith("Login"):
         return StorageError(
             f"The AWS login has expired or is missing ({name}): cannot {action} {uri}. Log in "
-            "(such as `aws sso login`) and run the same command again; what is done is kept."
+            "(such as `aws sso login`) and run the same command again; finished work is kept."
         )
     # The messages of botocore name hosts, profiles and files.
     text = plain_text(str(error), _MOST_TEXT).rstrip(".")

@@ -300,12 +300,12 @@ def _complete(
         entry = store.stat(name)
     except NotFoundError:
         raise StorageError(
-            f"The upload of {where} was ended from elsewhere. Is another upload to the same "
-            "location running? Run the same command again; what is done is kept."
+            f"The upload of {where} was ended by another process. Is another upload to the same "
+            "location running? Run the same command again; finished work is kept."
         ) from None
     if (entry.bytes, entry.sha256) != (size, sha256):
-        raise ChangedError(f"{where} is there already, with other content; it is left as it is.")
-    logger.warning("%s is there already, with this content", where)
+        raise ChangedError(f"{where} already exists, with other content; it is left as it is.")
+    logger.warning("%s already exists, with this content", where)
     drop_upload(store, name, upload)
 
 

@@ -128,7 +128,7 @@ def check_ids(
         if beyond:
             raise ScoresError(
                 f"{uri}: {beyond:,} values of {name} are floats beyond 2^{digits}, where whole "
-                "numbers can no longer be told apart. Write the column as integers or text."
+                "numbers can no longer be distinguished. Write the column as integers or text."
             )
     elif pa.types.is_string(kind):
         folded = pc.utf8_lower(pc.utf8_trim_whitespace(column))

@@ -167,7 +167,7 @@ def test_another_dataset_is_never_touched(s3, converted, source, tmp_path):
 
 def test_leftovers_of_another_dataset_are_not_replaced(s3, converted, tmp_path):
     s3.store().write("train/train-000000.tar", b"something else")
-    with pytest.raises(DatasetError, match=r"train-000000\.tar is there already"):
+    with pytest.raises(DatasetError, match=r"train-000000\.tar already exists"):
         upload(str(converted), s3.uri, s3.options())
     assert s3.store().read("train/train-000000.tar") == b"something else"
     s3.store().delete("train/train-000000.tar")
@@ -175,7 +175,7 @@ def test_leftovers_of_another_dataset_are_not_replaced(s3, converted, tmp_path):
     mine = tmp_path / "back" / "train" / "train-000000.tar"
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"mine")
-    with pytest.raises(DatasetError, match="is there already"):
+    with pytest.raises(DatasetError, match="already exists"):
         download(s3.uri, str(tmp_path / "back"), s3.options())
     assert mine.read_bytes() == b"mine"
 
@@ -457,7 +457,7 @@ def test_a_stop_while_the_store_is_away_is_not_put_off(s3, source, proxy, how, r
     err = process.communicate(timeout=20)[1]  # to try again would take a minute
     assert process.returncode == 130
     # What another thread had to leave behind may be told after it.
-    assert "Stopped. What is done is kept: run the same command again." in err.splitlines()
+    assert "Stopped. Finished work is kept: run the same command again." in err.splitlines()
 
 
 def test_a_download_that_was_killed_goes_on_where_files_were_whole(s3, source, tmp_path, proxy):

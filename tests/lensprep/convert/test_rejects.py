@@ -90,7 +90,7 @@ def test_too_many_rejects_commit_nothing_and_a_higher_rate_goes_on(tmp_path, mon
     with pytest.raises(DatasetError, match="did not finish"):
         Dataset.open(out)
     config = ConvertConfig(max_reject_rate=0.1)
-    monkeypatch.setattr("lensprep.convert.workfolder.write_run", None)  # what is done is kept
+    monkeypatch.setattr("lensprep.convert.workfolder.write_run", None)  # finished work is kept
     assert convert(str(tree), str(out), config, workers=1, resume=resume)["accepted"] == 38
 
 

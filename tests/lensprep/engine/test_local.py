@@ -92,7 +92,7 @@ def test_the_task_of_a_killed_worker_is_named_and_done_again(tmp_path, caplog):
     function = partial(die_once_at_three, tmp_path)
     done = list(run_tasks(function, [Named(n) for n in range(9)], workers=2))
     assert sorted(done) == list(range(9))
-    assert "killed (SIGSEGV) while it did number 3. It is done again." in caplog.text
+    assert "killed (SIGSEGV) while it did number 3. Its task is repeated." in caplog.text
 
 
 def test_workers_end_when_the_driver_is_killed(tmp_path):

@@ -223,7 +223,7 @@ def test_a_disk_that_would_refuse_is_told_before(tmp_path):
     (tmp_path / "file").touch()
     for place, what in (
         (tmp_path / "file" / "x", "file is a file; a folder is needed here"),
-        (tmp_path / "file" / "y" / "x", "file is a file, so .*y cannot be made"),
+        (tmp_path / "file" / "y" / "x", "file is a file, so .*y cannot be created"),
         ("/proc/x", "could not be written"),
     ):
         with pytest.raises(StorageError, match=what):

@@ -262,7 +262,7 @@ def test_an_upload_that_cannot_go_on_says_how_much_must_pass_at_once(
     path = tmp_path / "file"
     path.write_bytes(data[: 12 << 20])
     proxy.add(Fault("reset-request", b"PUT", after=1 << 20, times=ALWAYS))
-    with pytest.raises(StorageError, match="takes no parts under 5 MiB"):
+    with pytest.raises(StorageError, match="accepts no parts under 5 MiB"):
         upload_file(through(s3, proxy, attempts=2), path, "x")
     assert s3.store().client.list_multipart_uploads(Bucket="bucket").get("Uploads", []) == []
 
@@ -287,7 +287,7 @@ def test_tries_of_a_write_are_counted_from_the_last_one_that_the_store_took(
         store.write("x", b"data")
         assert (store.read("x"), len(tries)) == (b"data", 4)
     else:
-        with pytest.raises(StorageError, match="the connection broke 2 times in turn"):
+        with pytest.raises(StorageError, match="the connection broke 2 times in a row"):
             store.write("x", b"data")
 
 

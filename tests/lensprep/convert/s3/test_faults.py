@@ -67,7 +67,7 @@ def test_credentials_that_expire_end_it_soon_and_it_can_go_on(tree, whole, s3, p
     proxy.add(Fault("answer", path, times=1000, status=400, code="ExpiredToken"))
     options = s3.options(endpoint_url=proxy.url)
     started = time.monotonic()
-    with pytest.raises(StorageError, match=r"have expired.*what is done is kept"):
+    with pytest.raises(StorageError, match=r"have expired.*finished work is kept"):
         convert(str(tree), s3.uri, CONFIG, workers=1, options=options)
     assert time.monotonic() - started < 30
     assert 1000 - proxy._faults[0].times == 1

@@ -87,7 +87,7 @@ def test_a_shard_of_somebody_else_is_not_replaced(tree, s3):
         if phase == "decode":
             s3.store().write("train/train-000000.tar", b"other")
 
-    with pytest.raises(DatasetError, match=r"train-000000\.tar is there already.*--resume"):
+    with pytest.raises(DatasetError, match=r"train-000000\.tar already exists.*--resume"):
         convert(str(tree), s3.uri, CONFIG, workers=1, options=s3.options(), progress=intrude)
     assert s3.store().read("train/train-000000.tar") == b"other"
     with pytest.raises(DatasetError):
