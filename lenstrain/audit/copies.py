@@ -45,7 +45,7 @@ class Pair(NamedTuple):
 
 
 def check_near_duplicates(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Correlate the sky's noise of stamps of different splits, in the 8 turns and flips."""
+    """Correlate the sky's noise of stamps of different splits, in the 8 rotations and flips."""
     limits = config.data
     splits = sorted(evidence.splits, key=lambda name: (name != "train", name))
     if len(splits) < 2:
@@ -121,7 +121,7 @@ def find_copies(first: Stamps, second: Stamps, least: float) -> list[Pair]:
 
 
 def _orientations(noise: Noise) -> Iterator[Noise]:
-    """The 8 turns and flips."""
+    """The 8 rotations and flips."""
     for flipped in (noise, noise[..., ::-1]):
         for turns in range(4):
             yield np.ascontiguousarray(np.rot90(flipped, turns, axes=(-2, -1)))

@@ -34,7 +34,7 @@ from lenstrain.training.runlog import CHECKPOINTS, CONFIG
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Supplied:
-    """Files that the caller names; others are looked for in the run folder and beside it."""
+    """Files that the caller names; others are looked for in the run folder and next to it."""
 
     scores: Uri | None = None
     """Scores table of the test split."""
@@ -67,7 +67,7 @@ class Evidence:
     run_checks: bool = False
     """Whether the short trainings are allowed."""
     copied: bool = False
-    """Whether `run` is a local copy of a remote run: files beside the copy are not the run's."""
+    """Whether `run` is a local copy of a remote run: files next to the copy are not the run's."""
     made: dict[str, Any] = field(default_factory=dict, repr=False)
     """What one item computed and another needs too, by name."""
 
@@ -314,14 +314,14 @@ class Evidence:
                 yield shard, self.dataset.read_shard_sidecar(shard, list(columns))
 
     def _near(self, pattern: str) -> list[Path]:
-        """Files in the run folder and, on a disk, beside it, newest first."""
+        """Files in the run folder and, on a disk, next to it, newest first."""
         folders = [self.run] if self.copied else [self.run, self.run.parent]
         found = [path for folder in folders for path in folder.glob(pattern)]
         return sorted(found, key=lambda path: -path.stat().st_mtime)
 
     @property
     def _searched(self) -> str:
-        return "in the run folder" if self.copied else "in the run folder or beside it"
+        return "in the run folder" if self.copied else "in the run folder or next to it"
 
     def _is_mine(self, metadata: dict[str, Any]) -> bool:
         """Whether scores are of the test split by this run's best checkpoint."""

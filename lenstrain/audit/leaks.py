@@ -67,7 +67,7 @@ def check_metadata_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 
 def check_psf_depth(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Seeing and depth must not tell the classes apart."""
+    """Seeing and depth must not separate the classes."""
     names = [name for name in ("psfsize_r", "psfdepth_r") if name in evidence.columns]
     if not names:
         raise NotRunError("The sidecars have no psfsize_r and psfdepth_r. Convert again with them.")
@@ -87,7 +87,7 @@ def check_psf_depth(evidence: Evidence, config: AuditConfig) -> Outcome:
 def run_probe(
     features: Floats, table: pa.Table, config: AuditConfig, limit: float
 ) -> dict[str, Any]:
-    """AUROC by region of a cross-validated straight line on features of a table's rows.
+    """AUROC by region of a cross-validated logistic regression on features of a table's rows.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def _features(column: pa.ChunkedArray) -> list[Floats]:
 
 
 def _telling(table: pa.Table, names: list[str]) -> dict[str, float]:
-    """The three columns that tell most by themselves, with the AUROC of a straight line on each."""
+    """The three most telling columns, with the AUROC of a logistic regression on each."""
     labels, regions = table["label"].to_numpy(), table["region_id"].to_numpy()
     areas = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""Realism gate: whether a straight line in the network's features separates real from injected.
+"""Realism gate: whether logistic regression on the network's features separates real from injected.
 
 Completeness is measured on injected lenses. If the network itself sees them as another kind of
 object than real ones, that completeness says nothing about real lenses, however high it is.
@@ -66,7 +66,7 @@ def _judge(
     )
     if len(real) < features and found["low"] <= limit:
         raise NotRunError(
-            f"{text} That shows nothing: a line through fewer lenses than features misses real "
+            f"{text} That shows nothing: a fit to fewer lenses than features misses real "
             f"differences. Give at least {features} real lenses with --real."
         )
     passed = found["high"] <= limit
@@ -78,7 +78,7 @@ def _judge(
         + (
             ""
             if passed
-            else " The network tells them apart, so its completeness for injected lenses is not "
+            else " The network distinguishes them, so its completeness for injected lenses is not "
             "that for real ones. Compare hosts, seeing and arcs of both, and inject lenses like "
             "the real ones."
         ),

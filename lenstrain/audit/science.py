@@ -138,7 +138,7 @@ def check_core_mask(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 
 def check_annulus_only(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Lenses lose their score when only sky is left, and it no longer tells the classes apart."""
+    """Lenses lose their score when only sky is left, and it no longer separates the classes."""
     area = evidence.probed("annulus_only")["auroc"]
     allowed = config.science.annulus_distance
     leaks = area["low"] is not None and (
@@ -155,19 +155,19 @@ def check_annulus_only(evidence: Evidence, config: AuditConfig) -> Outcome:
         measured=drop.measured | {"auroc": area},
         threshold={"drop": drop.threshold, "auroc_distance": allowed},
         detail=drop.detail
-        + (" Sky alone tells the classes apart: its level or its noise leaks." if leaks else ""),
+        + (" Sky alone separates the classes: its level or its noise leaks." if leaks else ""),
     )
 
 
 def check_core_only(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Report how well a straight line on the core's profile tells the classes apart."""
+    """Report how well logistic regression on the core's profile separates the classes."""
     found = evidence.probed("core_only")
     return Outcome(
         passed=True,
         measured=found,
         threshold="reported",
         detail=_reading(evidence, "core_only") + " 10 to 40 % of an arc's light lies in the core, "
-        "so this is no plain leak; it is what the network must beat to claim shape.",
+        "so this is not necessarily a leak; it is what the network must beat to claim shape.",
     )
 
 

@@ -118,7 +118,7 @@ def check_score_resolution(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 
 def check_roc_sanity(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Reported rates rise together, and the reported AUROC is possible beside them and right."""
+    """Reported rates rise together, and the reported AUROC is possible given them and right."""
     scores, report = evidence.scores, evidence.evaluation
     points = [
         (entry["fp"] / int((scores.labels == 0).sum()), entry["value"])
@@ -143,7 +143,7 @@ def check_roc_sanity(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 
 def roc_faults(points: list[tuple[float, float]], value: float) -> list[str]:
-    """What is impossible in points of a ROC curve and an area beside them."""
+    """What is impossible in points of a ROC curve and an area given with them."""
     if not points:
         return []
     try:

@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 
 
 def check_sky_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Level and scatter of the sky, in flux and beside those of the same brick, by label."""
+    """Level and scatter of the sky, in flux and relative to those of the same brick, by label."""
     limits = config.data
     group = "brickname" if "brickname" in evidence.columns else "region_id"
     names = list(dict.fromkeys(["label", "region_id", group, *STATISTICS]))
@@ -49,7 +49,7 @@ def check_sky_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
         severity="blocker" if passed or found["low"] > limits.sky_lower else "warn",
         detail=f"AUROC {interval(found)} from level and scatter of the sky beyond {SKY_PX:g} px, "
         f"over {found['regions']} regions."
-        + ("" if passed else " The sky tells the classes apart: they were calibrated, subtracted "
+        + ("" if passed else " The sky separates the classes: they were calibrated, subtracted "
            "or scaled differently."),
     )  # fmt: skip
 

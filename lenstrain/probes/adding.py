@@ -111,7 +111,7 @@ def inject(
 
 
 def measure_flux_matched(base: Baseline, scorer: Scorer, options: ProbeOptions) -> dict[str, Any]:
-    """Give non-lenses the flux and colours of arcs, unlensed: a blurred source beside the core.
+    """Give non-lenses the flux and colours of arcs, unlensed: a blurred source next to the core.
 
     Returns
     -------

@@ -20,9 +20,9 @@ VIEW_TITLES = {
 }
 
 CANDIDATE_TITLES = {
-    "flux_line": "3 fluxes, line",
+    "flux_line": "3 fluxes, logistic",
     "flux_boosting": "3 fluxes, boosting",
-    "profile_line": "27 means, line",
+    "profile_line": "27 means, logistic",
     "profile_boosting": "27 means, boosting",
 }
 
@@ -123,7 +123,7 @@ def draw_injections(flux_matched: dict[str, Any], rings: Mapping[str, Any], fpr:
 
 
 def draw_d4(changes: Any, logit_sd: float) -> Plot:
-    """Histogram of the logit's change under turns and flips."""
+    """Histogram of the logit's change under rotations and flips."""
     with new_figure() as (figure, axes):
         counts, edges, _ = axes.hist(changes, bins=40, color=BLUE, alpha=0.6)
         axes.axvline(logit_sd, color=RED, lw=0.8, ls="--", label="scatter of the logits")
@@ -131,7 +131,7 @@ def draw_d4(changes: Any, logit_sd: float) -> Plot:
         axes.legend()
     return Plot(
         "d4",
-        "Turns and flips",
+        "Rotations and flips",
         "A rotated lens is still a lens: the change should be small compared with the scatter of "
         "the logits.",
         figure,

@@ -160,7 +160,7 @@ def _flux_lost(sample: Sample, removed: views.Pixels) -> Floats:
 
 
 def measure_d4(base: Baseline, scorer: Scorer) -> dict[str, Any]:
-    """Spread of the logit over the 8 turns and flips of each stamp."""
+    """Spread of the logit over the 8 rotations and flips of each stamp."""
     x_BCHW = torch.from_numpy(base.sample.pixels)
     turned = (transform(x_BCHW, torch.full((len(x_BCHW),), k)).numpy() for k in range(D4_ORDER))
     logits = np.stack([scorer(pixels) for pixels in turned])
@@ -193,7 +193,7 @@ def brightness(sample: Sample, radius: float) -> Floats:
 
 
 def measure_linear(sample: Sample, options: ProbeOptions) -> dict[str, Any]:
-    """Straight lines through what is not shape: brightness, seeing and depth, the core's profile.
+    """Logistic regressions on what is not shape: brightness, seeing and depth, the core's profile.
 
     ``permuted_labels`` is the last of these with the labels shuffled, see `_permuted`.
     """

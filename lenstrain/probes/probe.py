@@ -146,9 +146,9 @@ def measure(
     """Run the probes; one that lacks its columns in the sidecar is None."""
     tell("Taking content away", 0.1)
     probes: dict[str, Any] = dict(measure_views(base, scorer, options))
-    tell("Straight lines", 0.4)
+    tell("Logistic regressions", 0.4)
     probes |= measure_linear(base.sample, options)
-    tell("Turning", 0.5)
+    tell("Rotating", 0.5)
     probes["d4"] = measure_d4(base, scorer)
     tell("Adding light", 0.65)
     names = ("arc_removal", "null_injection", "flux_matched_null", "ring_probe")
@@ -166,7 +166,7 @@ def measure(
 
 
 def default_folder(checkpoint: Uri) -> str:
-    """Where the probes of a checkpoint go: ``RUN/probe``, or ``probe`` beside a loose file."""
+    """Where the probes of a checkpoint go: ``RUN/probe``, or ``probe`` next to a loose file."""
     folder = split_uri(checkpoint)[0]
     if folder.endswith("/checkpoints"):
         folder = split_uri(folder)[0]

@@ -2,7 +2,7 @@
 
 A candidate sees three fluxes, or the mean stored value in rings around the centre: numbers in which
 an arc looks like an equally bright host. Candidates are trained on rows of ``train``; the
-best is chosen there too, by cross-validation over regions, and judged on other rows once, beside
+best is chosen there too, by cross-validation over regions, and judged on other rows once, with
 the network and under the same draws of regions. Only what the network adds to it is evidence that
 the network sees shape.
 """
@@ -77,9 +77,9 @@ def _boosting() -> Any:
 
 
 CANDIDATES = {
-    "flux_line": Candidate("A straight line on 3 fluxes", "fluxes", _line),
+    "flux_line": Candidate("Logistic regression on 3 fluxes", "fluxes", _line),
     "flux_boosting": Candidate("Boosting on 3 fluxes", "fluxes", _boosting),
-    "profile_line": Candidate("A straight line on 27 azimuthal means", "profiles", _line),
+    "profile_line": Candidate("Logistic regression on 27 azimuthal means", "profiles", _line),
     "profile_boosting": Candidate("Boosting on 27 azimuthal means", "profiles", _boosting),
 }
 

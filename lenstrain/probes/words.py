@@ -13,12 +13,12 @@ TITLES = {
     "core_mask": "Core masked",
     "annulus_only": "Sky annulus only",
     "core_view": "Core only",
-    "core_only": "Core profile, straight line",
+    "core_only": "Core profile, logistic regression",
     "brightness_view": "Rings shuffled",
-    "brightness_only": "Brightness, straight line",
-    "psf_depth_only": "Seeing and depth, straight line",
+    "brightness_only": "Brightness, logistic regression",
+    "psf_depth_only": "Seeing and depth, logistic regression",
     "colour_scrambled": "Bands swapped",
-    "d4": "Turns and flips",
+    "d4": "Rotations and flips",
     "arc_removal": "Arcs removed",
     "null_injection": "Nothing added",
     "flux_matched_null": "Unlensed source of equal flux",
@@ -36,9 +36,9 @@ MEANINGS = {
     "annulus_only": "Only sky is left. An AUROC away from 0.5, to either side, comes from noise or "
     "from the normalisation.",
     "core_view": "Only the inner part is left. A finder of arcs should lose little.",
-    "core_only": "A straight line through the brightness profile of the core. Arcs of small lenses "
-    "blend into it (10 to 40 % of their light lies there), so a high value is no plain leak; it is "
-    "what a network must beat to claim shape.",
+    "core_only": "Logistic regression on the brightness profile of the core. Arcs of small lenses "
+    "blend into it (10 to 40 % of their light lies there), so a high value is not necessarily a "
+    "leak; it is what a network must beat to claim shape.",
     "brightness_view": "Pixels are shuffled within rings: profile and colour stay, shape goes. "
     "What remains is found by brightness, not by arcs.",
     "brightness_only": "Total flux in three bands. Above about 0.6, lenses are brighter than "
@@ -47,7 +47,7 @@ MEANINGS = {
     "observed under different conditions.",
     "colour_scrambled": "Each stamp gets its bands in another order. The loss shows how much the "
     "finder depends on colour.",
-    "d4": "A rotated lens is still a lens. Stamps that cross the threshold when turned are "
+    "d4": "A rotated lens is still a lens. Stamps that cross the threshold when rotated are "
     "decided by chance; average over the views (infer --tta).",
     "arc_removal": "Light without a counterpart on the other side of the host is removed. A finder "
     "of arcs must drop its score; a small drop means that the host was enough.",
@@ -57,8 +57,8 @@ MEANINGS = {
     "lenses, the finder looks for extra flux.",
     "ring_probe": "Rings on blank sky are not lenses: there is no galaxy that could act as one. If "
     "all rings score near 1 wherever they are, the finder looks for rings alone.",
-    "permuted_labels": "The core's straight line with shuffled labels: the same code must find "
-    "nothing, or it leaks labels across regions.",
+    "permuted_labels": "The core's logistic regression with shuffled labels: the same code must "
+    "find nothing, or it leaks labels across regions.",
     "attribution": "Above 1, the evidence lies on the arcs more than their area explains. "
     "Correlation with a random network near 1 would mean that the maps show the stamp, not the "
     "finder.",
@@ -123,7 +123,7 @@ def _arc_removal(entry: Mapping[str, Any]) -> str:
         )
     text = f"Score drops by {number(entry['drop'])} for {entry['n_removed']} of {entry['n']}"
     if entry["method"] == "paired":
-        return f"{text} bright-arc lenses, each beside its own galaxy without arcs."
+        return f"{text} bright-arc lenses, each compared with its own galaxy without arcs."
     return (
         f"{text} bright-arc lenses that lost at least half of their injected flux; non-lenses "
         f"treated alike drop by {number(entry['control_drop'])}."
@@ -158,7 +158,7 @@ def _rings(entry: Mapping[str, Any]) -> str:
 
 def _attribution(entry: Mapping[str, Any]) -> str:
     return (
-        f"Mass on the arcs over their area: occlusion "
+        "Share of the map on the arcs, over their share of the area: occlusion "
         f"{number(entry['occlusion_mass_over_area'], 2)}, Grad-CAM "
         f"{number(entry['gradcam_mass_over_area'], 2)} (medians); correlation of Grad-CAM with a "
         f"random network's {number(entry['randomised_correlation'], 2)}."

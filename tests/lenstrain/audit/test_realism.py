@@ -66,7 +66,7 @@ def test_lenses_that_the_network_tells_apart_warn_however_few(judged, rows):
     found = judged(vectors(rows, shift=6.0))
     assert not found.passed
     assert found.measured["value"] > 0.99
-    assert "tells them apart" in found.detail
+    assert "distinguishes them" in found.detail
 
 
 def test_few_real_lenses_of_no_region_are_spread_over_the_folds(judged, tmp_path):
