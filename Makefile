@@ -67,12 +67,12 @@ docs: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not faults" --timeout 1800
 
-# make test-gpu  the tests that need a GPU: AMP, compile, pinned copies, NCCL, waits, memory, bench
+# make test-gpu  the tests that need a GPU: AMP, compile, pinned transfers, NCCL, waits, memory, bench
 test-gpu: $(STAMP)
 	@$(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || { echo "PyTorch finds no GPU here. Check nvidia-smi."; exit 1; }
 	$(BIN)/python -m pytest -q -m gpu --timeout 1800
 
-# make faults  the long tests of hostile input, lying networks and poor machines (45 minutes)
+# make faults  the long tests of hostile input, unreliable connections and weak machines (45 minutes)
 faults: $(STAMP)
 	$(BIN)/python -m pytest -q -m faults --timeout 5400
 

@@ -259,7 +259,7 @@ class TrainConfig:
     """Minutes between checkpoints within an epoch; every epoch ends with one. 0: only those."""
 
     checkpoint_copy: str | None = None
-    """Where the run is sent as it is written: ``s3://bucket/runs/a`` or a folder of another disk.
+    """Where the run is sent as it is written: ``s3://bucket/runs/a`` or a folder on another disk.
     With ``--resume`` the run continues from the run folder or from this copy, whichever is further
     along. A run with ``--out s3://`` needs no such key."""
 

@@ -144,7 +144,7 @@ def generalize(
     ----------
     dataset : str
     config : Config
-        Of every run; its filter holds beside the one that leaves lenses out.
+        Of every run; its filter holds together with the one that leaves lenses out.
     out : str or path
         Folder, local or s3://, for the runs, the scores and the result.
     factors : sequence of str

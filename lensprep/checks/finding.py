@@ -19,7 +19,7 @@ from lensprep.tables.positions import nearest_on_sky
 Severity = Literal["blocker", "warn", "info"]
 
 MAX_CATEGORIES: Final = 50
-"""Text with more distinct values is a name, not a property that could tell the label."""
+"""Text with more distinct values is a name, not a property that could reveal the label."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -73,7 +73,7 @@ def check_near_duplicates(evidence: Evidence, config: AuditConfig) -> Outcome:
             if total
             else "No two stamps of different splits have the same noise."
         )
-        + f" Compared {text}. Duplicates are found even if turned or flipped, with added noise of "
+        + f" Compared {text}. Duplicates are found even if rotated or flipped, with added noise of "
         "up to about 1.5 times the sky's; shifted ones are not.",
     )  # fmt: skip
 

@@ -288,7 +288,7 @@ def check_forbidden_inputs(evidence: Evidence, config: AuditConfig) -> Outcome:
         threshold={"channels": len(BANDS), "forbidden": 0},
         detail=(
             f"The network takes {channels} channels"
-            + (f" and {', '.join(forbidden)}, which tell the label." if forbidden else ".")
+            + (f" and {', '.join(forbidden)}, which reveal the label." if forbidden else ".")
             if bad
             else "The network sees the pixels of g, r and z alone."
         )

@@ -138,7 +138,7 @@ def check_test_once(evidence: Evidence, config: AuditConfig) -> Outcome:
     if not lines:
         raise NotRunError(
             f"{evidence.run / LEDGER} names no scoring of this dataset's test split: `lenstrain "
-            "infer --split test` writes it when it scores a checkpoint where it lies in the run."
+            "infer --split test` writes it when it scores a checkpoint in the run folder."
         )
     different = openings(lines, mine)
     return Outcome(

@@ -1,4 +1,4 @@
-"""Measure the loader on a dataset, beside its upper limit and stock WebDataset, in one run."""
+"""Compare the loader on a dataset with its upper limit and stock WebDataset, in one run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROUNDS = 5
 _MOST_ROWS = (1 << 30) // PAYLOAD_BYTES
 """Rows that are read: 1 GiB of stamps, beyond every cache but the page cache."""
 LIMIT_BUFFERS = 10
-"""As many output buffers as the loader has in turn: fewer would stay in the cache and flatter."""
+"""As many output buffers as the loader reuses: fewer would stay in the cache and flatter."""
 
 
 def run_loader_bench(
@@ -42,7 +42,7 @@ def run_loader_bench(
     memory_budget: int = MEMORY_BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Time the loader, the memmap limit and stock WebDataset on the same shards, by turns.
+    """Time loader, memmap limit and stock WebDataset on the same shards, in interleaved rounds.
 
     Each is measured `ROUNDS` times for a share of `seconds`, one after the other in every round,
     so that a busy machine slows all of them; the medians are reported. They read the first GiB of

@@ -1,4 +1,4 @@
-"""Measure the loader on an object store, beside what the same client reads without it."""
+"""Compare the loader on an object store with what the same client reads without it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run_remote_bench(
     s3: S3Options | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Time the loader and a plain client on the same objects, by turns.
+    """Time the loader and a plain client on the same objects, in interleaved rounds.
 
     The loader reads one epoch untimed, and its requests are noted. Then, in every round, it reads
     an epoch with nothing of the dataset in memory, from its first request to its last batch; and

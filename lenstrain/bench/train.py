@@ -77,7 +77,7 @@ def run_train_bench(
     seconds: float = 30.0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Time training steps on a dataset beside the machine's best matrix product, by turns.
+    """Time training steps and the machine's best matrix product in interleaved rounds.
 
     After `WARM_UP` steps come `ROUNDS` rounds, each of a matrix product and of as many steps as
     fit into its share of `seconds` (one at least), so that a busy machine slows both; medians over

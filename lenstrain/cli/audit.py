@@ -72,7 +72,7 @@ def audit(
     """Check whether RUN, trained on DATASET, is fit to be published: the readiness checklist.
 
     Scores, evaluation and probes of the run's best checkpoint are found in the run folder and,
-    on a disk, beside it. Exit status: 0 GO, 3 CONDITIONAL, 4 NO-GO.
+    on a disk, next to it. Exit status: 0 GO, 3 CONDITIONAL, 4 NO-GO.
 
     \b
     Example:

@@ -55,10 +55,10 @@ def loader(
     memory_budget_gb: float,
     **options: Any,
 ) -> None:
-    """Measure the loader beside what bounds it.
+    """Compare the loader with its upper limit.
 
-    A local dataset is measured beside the upper limit (a gather from one mapped array) and beside
-    stock WebDataset; one in an object store beside what the same client reads of the same objects
+    A local dataset is compared with the upper limit (a gather from one mapped array) and with
+    stock WebDataset; one in an object store with what the same client reads of the same objects
     without the loader. The answer's keys are described in docs/benchmarks.md.
 
     \b
@@ -116,7 +116,7 @@ def train(
     seconds: float,
     as_json: bool,
 ) -> None:
-    """Measure training steps beside the best matrix product of this machine.
+    """Compare training steps with the best matrix product of this machine.
 
     The steps are those of `lenstrain train` with the same configuration; nothing is written. Runs
     alone or under torchrun.

@@ -99,8 +99,8 @@ def fill(
 ) -> None:
     """Fetch DATASET into the cache before it is needed.
 
-    Shards that are there are not fetched again, and several processes share the work. Datasets
-    that no process uses are evicted to make room, those unused for longest first.
+    Shards already in the cache are not fetched again, and several processes share the work.
+    Datasets that no process uses are evicted to make room, those unused for longest first.
 
     \b
     Example:

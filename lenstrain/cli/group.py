@@ -1,4 +1,4 @@
-"""The command `lenstrain`; each of its commands is a module beside this one and one line here."""
+"""The command `lenstrain`; each of its commands is a module next to this one and one line here."""
 
 from __future__ import annotations
 

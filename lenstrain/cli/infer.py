@@ -42,7 +42,7 @@ from lenstrain.cli.options import (
     help="DATASET is a folder of FITS or NPZ cutouts; their ra, dec (and key or file) are here.",
 )
 @columns_option("--columns", "--catalog-column", "catalog_columns", of="the catalogue")
-@click.option("--tta", is_flag=True, help="Average the logit over the 8 turns and flips.")
+@click.option("--tta", is_flag=True, help="Average the logit over the 8 rotations and flips.")
 @click.option("--embeddings", is_flag=True, help="Add the input of the network's last layer.")
 @click.option("--batch-size", default=512, show_default=True, type=click.IntRange(min=1))
 @device_option
@@ -66,7 +66,7 @@ def infer(
 
     DATASET may also be a Phase 4c tree, or a folder of cutouts with --catalog: their stamps are
     decoded on the way and normalised as the checkpoint requires. Runs alone or under torchrun. If
-    it is interrupted, what is finished is kept beside --out: repeat the command to continue, also
+    it is interrupted, finished parts are kept next to --out: repeat the command to continue, also
     on another machine.
 
     \b

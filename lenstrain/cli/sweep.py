@@ -27,7 +27,7 @@ from lenstrain.cli.options import (
     "--study",
     required=True,
     type=LOCAL,
-    help="SQLite database of the study, new or to be continued; results go to a folder beside it.",
+    help="SQLite database of the study, new or to be continued; results go to a folder next to it.",
 )
 @set_option("Override a key of the file, such as search.trials=20 or fixed.train.epochs=3.")
 @click.option(

@@ -63,7 +63,7 @@ class StampLoader(OneProcess, wds.PipelineStage):
     cache_dir : path, optional
         Folder on a fast disk for copies of the shards of an object store, shared by the processes
         of a node (`lenstrain.data.cache.folder`); a local dataset is read where it is. With a
-        global shuffle the shards are fetched before the first batch; otherwise beside the first
+        global shuffle the shards are fetched before the first batch; otherwise during the first
         epoch.
     drop_last : bool
         Leave out the last, incomplete global batch instead of filling it.

@@ -141,7 +141,7 @@ def _clusters(scores: SkyScores, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 def _recall(
     logits: Floats, threshold: float, cluster: NDArray[np.int64], options: EvaluationOptions
 ) -> dict[str, Any]:
-    """Share of lenses found: interval by region, Wilson beside it, and the counts."""
+    """Share of lenses found: interval by region, Wilson next to it, and the counts."""
     found, n = logits > threshold, logits.size
     if n == 0:
         reason = "no lens of the catalogue was scored"

@@ -162,7 +162,7 @@ class Shares:
         return 1 - missed.upper_limit(confidence)
 
     def entry(self, level: float) -> dict[str, Any]:
-        """One share for metrics.json: interval by region, Wilson's beside it, and the counts.
+        """One share for metrics.json: interval by region, Wilson's next to it, and the counts.
 
         ``effective`` is the number of independent rows it is worth; ``method`` is ``wilson`` where
         every region holds one image, which Wilson's interval takes for granted.

@@ -33,7 +33,7 @@ CELL_COLUMNS = (
     "joint_hi95",
     "unresolved_share",
 )
-"""What every cell has beside its edges."""
+"""What every cell has besides its edges."""
 
 Floats = NDArray[np.float64]
 

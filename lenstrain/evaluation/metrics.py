@@ -181,7 +181,7 @@ def tpr_at_fp(curve: RocCurve, max_fp: int) -> OperatingPoint:
     """Most positives that a threshold can flag with at most `max_fp` negatives.
 
     TPR0 and TPR10 of Metcalf et al. (2019, A&A 625, A119) are `max_fp` 0 and 10 here; others
-    use fewer than ten, so `max_fp` belongs beside the figure.
+    use fewer than ten, so `max_fp` belongs next to the figure.
     """
     return _last_allowed(curve, max_fp)
 

@@ -40,7 +40,7 @@ def transform(
     """
     size = x_BCHW.shape[-1]
     if x_BCHW.shape[-2] != size:
-        raise ValueError(f"stamps must be square to be turned, got {tuple(x_BCHW.shape)}")
+        raise ValueError(f"stamps must be square to be rotated, got {tuple(x_BCHW.shape)}")
     window = size if window is None else window
     if dy_B is None or dx_B is None:
         pixel_BP = _turned(size, window, x_BCHW.device)[element_B]

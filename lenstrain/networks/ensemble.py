@@ -12,7 +12,7 @@ from lenstrain.networks.d4 import D4_ORDER, transform
 
 
 class D4Mean(nn.Module):
-    """A model whose logit is the mean over the 8 turns and flips of each stamp.
+    """A model whose logit is the mean over the 8 rotations and flips of each stamp.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Ensemble(nn.Module):
     members : sequence of nn.Module
         Each maps (B, 3, S, S) to (B,) and has a linear ``head``.
     tta : bool
-        Average logits and embeddings over the 8 turns and flips of each stamp.
+        Average logits and embeddings over the 8 rotations and flips of each stamp.
     embeddings : bool
         Keep what each head sees.
     """

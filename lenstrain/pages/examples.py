@@ -226,5 +226,5 @@ def png_uri(picture: NDArray[np.uint8]) -> str:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """Bytes as a data URI, so that the page needs nothing beside it."""
+    """Bytes as a data URI, so that the page needs no other file."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

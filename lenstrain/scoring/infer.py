@@ -1,8 +1,8 @@
 """Score stamps with one checkpoint or several: one row a stamp, one float32 logit a row.
 
 The rows are cut into parts that depend on the source and the batch size alone. Every process
-scores some of the parts and writes each to a file beside the table; the first process joins them.
-A part that is there already is not scored again, so an interrupted run continues where it stopped,
+scores some of the parts and writes each to a file next to the table; the first process joins them.
+A part that already exists is not scored again, so an interrupted run continues where it stopped,
 on any number of processes, and the table has the same bytes.
 """
 
@@ -92,7 +92,7 @@ def infer(
         in the ledger of each checkpoint's run, which `lenstrain audit` reads.
     out : str or path
         The table to write, parquet, CSV or FITS by its suffix; it appears whole or not at all.
-        Finished parts lie in the folder ``.NAME.parts`` beside it, also in an object store:
+        Finished parts are in the folder ``.NAME.parts`` next to it, also in an object store:
         another machine can continue from them.
     catalog : str or path, optional
         CSV or parquet with ``ra``, ``dec`` (and ``key`` or ``file``) of each cutout.
@@ -102,7 +102,7 @@ def infer(
         Stamps at a time, in each process.
     device : {"auto", "cpu", "cuda"}
     tta : bool
-        Average the logit over the 8 turns and flips of each stamp.
+        Average the logit over the 8 rotations and flips of each stamp.
     embeddings : bool
         Add the columns ``embedding`` (or ``embedding_0``, ...): the features that a head sees.
     workers : int, optional
@@ -124,7 +124,7 @@ def infer(
         ``dataset_id``, ``tta``, ``device``, ``seconds``, ``stamps_per_s``; and ``test_openings``,
         for each checkpoint if the split is test: ``ledger`` (path or None), ``before`` (other
         openings, by other weights or options; None if not known), ``repeated`` (whether this one
-        is there already) and ``fault`` (why it could not be read or written, or None).
+        is already in it) and ``fault`` (why it could not be read or written, or None).
 
     Raises
     ------

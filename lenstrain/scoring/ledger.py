@@ -105,7 +105,7 @@ def announce_opening(checkpoint: Uri, facts: dict[str, Any]) -> dict[str, Any]:
     -------
     dict
         ``ledger`` (path or None), ``before`` (other openings; None if not known), ``repeated``
-        (whether this one is there already), ``fault`` (why it could not be read, or None).
+        (whether this one is already in it), ``fault`` (why it could not be read, or None).
     """
     found: dict[str, Any] = {"ledger": None, "before": None, "repeated": False, "fault": None}
     if facts["split"] != "test":
@@ -113,7 +113,7 @@ def announce_opening(checkpoint: Uri, facts: dict[str, Any]) -> dict[str, Any]:
     run = run_of(checkpoint)
     what = f"This opens the test split of {facts['dataset']}"
     if run is None:
-        found["fault"] = f"{checkpoint} lies in no run folder"
+        found["fault"] = f"{checkpoint} is not in a run folder"
         _log.warning("%s, and no ledger counts it: %s.", what, found["fault"])
         return found
     found["ledger"] = join_uri(run, LEDGER)

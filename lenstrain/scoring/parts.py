@@ -1,4 +1,4 @@
-"""Finished parts of a table of scores, kept beside it until all are there and then joined."""
+"""Finished parts of a table of scores, kept next to it until all are there and then joined."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PLAN = "plan.json"
 
 
 class FinishedParts:
-    """The folder ``.NAME.parts`` beside a table, on a disk or in an object store.
+    """The folder ``.NAME.parts`` next to a table, on a disk or in an object store.
 
     Parameters
     ----------

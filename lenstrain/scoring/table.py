@@ -116,7 +116,7 @@ class ScoreTable(SkyScores):
 
     @property
     def identity_column(self) -> str:
-        """Column that tells images apart: the decoded pixels' hash if the table has it."""
+        """Column that distinguishes images: the decoded pixels' hash if the table has it."""
         return "pixel_hash" if self.has("pixel_hash") else "key"
 
     @cached_property

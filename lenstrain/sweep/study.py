@@ -26,7 +26,7 @@ _SQLITE = b"SQLite format 3\0"
 
 @dataclass(frozen=True, slots=True)
 class StudyFiles:
-    """Files of a study: the database, and a folder beside it."""
+    """Files of a study: the database, and a folder next to it."""
 
     database: Path
 
@@ -54,7 +54,7 @@ class StudyFiles:
 
 
 def make_study_files(database: Path) -> StudyFiles:
-    """Check the name of the database and make the folder beside it."""
+    """Check the name of the database and make the folder next to it."""
     if database.is_dir():
         raise StorageError(f"{database} is a folder; the study is a file, such as {database}.db.")
     if not database.suffix:
@@ -64,12 +64,12 @@ def make_study_files(database: Path) -> StudyFiles:
     try:
         files.lock("").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"{files.folder} cannot be made: {error.strerror}.") from error
+        raise StorageError(f"{files.folder} cannot be created: {error.strerror}.") from error
     return files
 
 
 def _check_kind(database: Path) -> None:
-    """Refuse a file of another kind before a folder is made beside it."""
+    """Refuse a file of another kind before a folder is made next to it."""
     try:
         with database.open("rb") as file:
             start = file.read(len(_SQLITE))

@@ -61,7 +61,7 @@ REQUIRED: Final[dict[str, type | UnionType]] = {
     "versions": dict,
     "git_commit": str | None,
 }
-"""Keys that every checkpoint has, beside ``format`` and ``format_version``, and their types."""
+"""Keys that every checkpoint has, besides ``format`` and ``format_version``, and their types."""
 
 MOST_BYTES = 16 << 30
 """Upper limit for a checkpoint: ten times that of the largest network of torchvision."""

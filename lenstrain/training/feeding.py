@@ -76,7 +76,7 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
 def _on_side_stream(
     batches: Iterator[Batch], run: Run
 ) -> Iterator[tuple[StepBatch, torch.cuda.Event]]:
-    """Copy and prepare each batch on a separate stream, beside the step that runs.
+    """Copy and prepare each batch on a separate stream, during the step that runs.
 
     The preparation reads nothing that a step writes, so that it waits for none.
     """

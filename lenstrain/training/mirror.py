@@ -98,7 +98,7 @@ class Mirror:
         Raises
         ------
         StorageError
-            If the store refuses, and the run was asked for there; a copy is tried again later.
+            If the store refuses, and the run was asked for there; a copy is retried later.
         """
         self._new = new
         if self.is_output:
@@ -136,7 +136,7 @@ class Mirror:
         if fault is not None and not told:
             warnings.warn(
                 f"The run could not be copied to {self.uri}: {fault} Training continues, and "
-                "copying is tried again.",
+                "copying will be retried.",
                 stacklevel=3,
             )
 

@@ -243,7 +243,7 @@ def start_records(run: Run) -> None:
     try:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"{run.folder} cannot be made: {error.strerror}.") from error
+        raise StorageError(f"{run.folder} cannot be created: {error.strerror}.") from error
     facts = {
         "dataset": run.dataset.uri,
         "dataset_id": run.dataset.dataset_id,

@@ -76,7 +76,7 @@ class RunLog:
                 self._board.add_scalar(f"{kind}/{name}", value, record["step"])
 
     def write_settings(self, config: Config) -> None:
-        """Show the configuration under HPARAMS in TensorBoard, beside the validation metrics."""
+        """Show the configuration under HPARAMS in TensorBoard, next to the validation metrics."""
         from torch.utils.tensorboard import summary
 
         make: Any = summary.hparams

@@ -45,7 +45,7 @@ def pin() -> None:
 def compare(
     stamps: Stamps, *, rounds: int, seconds: float, kinds: tuple[type[Reader], ...], tell: Any
 ) -> list[dict[str, Any]]:
-    """Check and time readers by turns; one row of the table for each, also for those left out."""
+    """Check and time readers in interleaved rounds; one table row for each, also those left out."""
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         readers = []

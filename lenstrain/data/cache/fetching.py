@@ -205,7 +205,7 @@ class Fetching:
 
 
 def fetch_quietly(fetching: Fetching, shards: Sequence[ShardInfo]) -> None:
-    """Body of the thread that fills beside the stream."""
+    """Body of the thread that fills during the stream."""
     try:
         fetching.run(shards)
         fetching.raise_error()

@@ -1,4 +1,4 @@
-"""Splits of a dataset in a cache: which of their shards are there, and getting the others.
+"""Splits of a dataset in a cache: which of their shards are cached, and fetching the others.
 
 copies = CachedSplit(folder, dataset, "train")      a `lenstrain.data.cache.mapped.LocalCopies`
 copies.fill(...)                                    now, all that fits, several shards at once
@@ -56,7 +56,7 @@ def open_copies(dataset: Dataset, split: str, reading: Reading) -> LocalCopies:
     there = copies.present()
     logger.log(
         level,
-        "%s is read from the cache %s (%d of %d shards are there, %s of %s).",
+        "%s is read from the cache %s (%d of %d shards cached, %s of %s).",
         what,
         folder.root,
         len(there),

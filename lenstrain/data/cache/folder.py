@@ -88,7 +88,7 @@ class CacheFolder:
         Raises
         ------
         StorageError
-            If the folder holds other things, is of another format, or cannot be made.
+            If the folder holds other things, is of another format, or cannot be created.
         """
         root = local_path(path)
         marker = root / MARKER

@@ -71,7 +71,7 @@ class Reading:
 
     @property
     def streamed_bytes(self) -> int:
-        """What the budget leaves, beside the batches, for what comes from an object store."""
+        """What the budget leaves, besides the batches, for what comes from an object store."""
         return self.memory_budget - (self.depth(streamed=True) + 1) * self.batch_bytes
 
 
@@ -106,7 +106,7 @@ class ShardSource(ABC):
         """
 
     def start_epoch(self) -> None:
-        """Look at every shard once, and begin what runs beside an epoch.
+        """Look at every shard once, and begin what runs during an epoch.
 
         Raises
         ------

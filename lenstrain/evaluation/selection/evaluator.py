@@ -1,4 +1,4 @@
-"""Selection function C: share of lenses a finder recovers. Needs NumPy and the .json beside it.
+"""Selection function C: share of lenses a finder recovers. Needs NumPy and the .json next to it.
 
 C, low, high = evaluate(theta_e_arcsec=1.2, psfsize_r=1.1, arc_snr=20, src_dmag=1, level=0.95)
 """

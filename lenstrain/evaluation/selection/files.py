@@ -116,7 +116,7 @@ def _write_fits(
     units: dict[str, str],
     model: dict[str, Any],
 ) -> None:
-    """Write the table as an extension with units, and the fit as arrays beside it."""
+    """Write the table as an extension with units, and the fit as arrays next to it."""
     from astropy.io import fits
 
     function = selection.function

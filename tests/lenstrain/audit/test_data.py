@@ -183,7 +183,7 @@ def test_another_channel_or_a_forbidden_input_is_found(run_evidence, config):
     }  # fmt: skip
     found = data.check_forbidden_inputs(run_evidence, config)
     assert not found.passed
-    assert "arc_snr, which tell the label" in found.detail
+    assert "arc_snr, which reveal the label" in found.detail
 
 
 def test_selecting_by_a_forbidden_column_is_told(run_evidence, config):

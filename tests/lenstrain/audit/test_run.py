@@ -214,7 +214,7 @@ def test_a_loose_checkpoint_has_no_ledger_and_that_is_said(own_run, tmp_path, ca
     loose = shutil.copy(folder / "checkpoints" / "best.pt", tmp_path / "best.pt")
     found = infer(loose, dataset, split="test", out=tmp_path / "s.parquet", device="cpu")
     assert found["test_openings"][0]["ledger"] is None
-    assert "lies in no run folder" in caplog.text
+    assert "is not in a run folder" in caplog.text
     assert list(tmp_path.rglob(LEDGER)) == []
 
 
