@@ -225,8 +225,7 @@ def _unresolved(tally: Tally, about: Circumstances) -> Finding:
         if share is None
         else f"{share:.1%} of lenses have theta_E below {RESOLVED_RATIO} of the PSF's FWHM "
         "(psfsize_r): a network can learn their extra flux but not their shape. "
-        "Report them separately."
-        + (f" For {unknown} lenses it is not known." if unknown else ""),
+        "Report them separately." + (f" For {unknown} lenses it is not known." if unknown else ""),
     )
 
 

@@ -12,13 +12,15 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from lensprep.engine.base import AHEAD, Result, Task, default_workers, while_it_did
 from lensprep.errors import ProjectError
-from lensprep.kernel import notice
 from lensprep.store import WAKE_SECONDS
 from lensprep.store.interrupts import killed_by
+
+if TYPE_CHECKING:
+    from lensprep.kernel import Notice
 
 MOST_LOSSES = 4
 """A task that has lost so many workers ends the run, as it does on Dask and Spark."""
@@ -74,7 +76,7 @@ class LocalEngine:
                     pending[future] = waiting.popleft()
                 done = wait(pending, WAKE_SECONDS, FIRST_COMPLETED).done
                 if self._compiling.value:
-                    notice.say()
+                    _notice().say()
                 for future in done:
                     result = future.result()
                     del pending[future], losses[_NOBODY]
@@ -153,13 +155,19 @@ def _call(function: Callable[[Task], Result], number: int, task: Task) -> Result
     return result
 
 
+def _notice() -> Notice:
+    from lensprep.kernel import notice  # numba, which a command line that prints its help can spare
+
+    return notice
+
+
 def _start_worker(held: Any, compiling: Any) -> None:
     """Leave interrupts from the terminal to the driver, and exit when the driver is gone."""
     global _held
     with held.get_lock():
         _held = held.get_obj()
         _held[2 * _held[::2].index(_NOBODY)] = os.getpid()
-    notice.tell = partial(setattr, compiling, "value", 1)
+    _notice().tell = partial(setattr, compiling, "value", 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_driver, daemon=True).start()

@@ -38,9 +38,10 @@ _COMMA_DECIMAL: Final = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
 _POINT_DECIMAL: Final = re.compile(r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?")
 _VALUE: Final = re.compile(r"(?:nan|NaN|[+\-−]?[\d.][\d.,:hmsd°′″'\"eE+\- ]*)")
 """What no heading looks like: a number, or sexagesimal text."""
-_NULLS: Final = pa.array(
-    ["", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "-nan", "-NaN", "NULL", "null", "None", "<NA>"]
-)
+_NULLS: Final = [
+    *("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan"),
+    *("-nan", "-NaN", "NULL", "null", "None", "<NA>"),
+]
 """What stands for no number in a column of numbers; in a column of text it is text."""
 
 
@@ -269,7 +270,7 @@ def _text(cells: pa.ChunkedArray) -> pa.ChunkedArray:
 def infer_type(cells: pa.ChunkedArray, decimal_comma: bool = False) -> pa.ChunkedArray:
     """Numbers, or true and false, if every cell is one; a whole column decides, not its start."""
     bare = pc.utf8_trim_whitespace(cells)
-    bare = pc.if_else(pc.is_in(bare, _NULLS), None, bare)
+    bare = pc.if_else(pc.is_in(bare, pa.array(_NULLS)), None, bare)
     if decimal_comma:
         bare = pc.replace_substring(bare, ",", ".")
     unsigned = pc.replace_substring_regex(bare, r"\A\+([0-9.])", r"\1")

@@ -140,7 +140,7 @@ def test_a_lost_answer_to_a_conditional_write_is_told_from_a_refusal(s3, proxy, 
 
 def test_a_connection_that_never_brings_anything_ends_in_an_error(large, proxy):
     proxy.add(Fault("stall", b"GET", after=2000, times=1000))
-    with pytest.raises(StorageError, match="nothing came"):
+    with pytest.raises(StorageError, match="nothing arrived"):
         through(large, proxy, read_timeout_s=1.0, attempts=3).read_range("large", 0, 1000_000)
 
 

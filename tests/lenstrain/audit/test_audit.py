@@ -141,7 +141,7 @@ def test_a_run_in_a_store_is_audited_as_one_on_a_disk(audited, finished, s3, mon
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 4, result.output
     found, expected = json.loads(result.stdout), json.loads(audited[0].stdout)
-    text = json.dumps(expected["findings"]).replace(str(run), uri).replace(" or beside it", "")
+    text = json.dumps(expected["findings"]).replace(str(run), uri).replace(" or next to it", "")
     assert found["findings"] == json.loads(text)
     assert found["report"] == f"{uri}/audit/audit.html"
     assert json.loads(read_file(f"{uri}/audit/audit.json"))["run"] == uri
