@@ -15,6 +15,7 @@ file name, range and how often that was asked); `ALWAYS` for as long as the prox
     proxy.add(Fault("html", match=b"PUT ", head=b'ETag: "0"\r\n', length=False))
     proxy.add(Fault("drop-header", match=b"HEAD ", header=b"ETag|x-amz-checksum-\\w+"))
     proxy.break_after_s = 0.4           every connection is reset when it is so old
+    proxy.flips = [300, 9000]           the next connections turn over a bit there, TLS or not
     proxy.clear()                       no faults from now on
 
 Of several faults that fit a request the first one added happens.
@@ -99,6 +100,7 @@ class _Link:
     def __init__(self) -> None:
         self.begin(None, random.Random(0))
         self.answered = True  # what is not HTTP, such as TLS, passes as it is
+        self.flip = -1
 
     def begin(self, fault: Fault | None, chance: random.Random) -> None:
         """A request comes, with a fault or without one."""
@@ -133,6 +135,7 @@ class FaultProxy:
         self.port, self.requests, self.bytes_down = port, list[str](), 0
         self.latency_s, self.bytes_per_s = 0.0, 0.0
         self.break_after_s: float | None = None
+        self.flips = list[int]()
         self.happened = Counter[str]()
         self._faults: list[Fault] = []
         self._asked = Counter[tuple[int, bytes]]()
@@ -206,6 +209,7 @@ class FaultProxy:
             writers.append(up_writer)
             self._writers.add(up_writer)
             link = _Link()
+            link.flip = self.flips.pop(0) if self.flips else -1
             pumps.append(asyncio.ensure_future(self._up(reader, up_writer, writer, link)))
             pumps.append(asyncio.ensure_future(self._down(up_reader, writer, link)))
             done, _ = await asyncio.wait(
@@ -291,6 +295,9 @@ class FaultProxy:
             if link.kind in ("reset-answer", "stall"):
                 data = data[: link.left]
                 link.left -= len(data)
+            if 0 <= link.flip < len(data):
+                data = data[: link.flip] + bytes([data[link.flip] ^ 1]) + data[link.flip + 1 :]
+            link.flip -= len(data)
             client.write(data)
             self.bytes_down += len(data)
             await client.drain()

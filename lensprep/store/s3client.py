@@ -109,7 +109,9 @@ class S3Connection(Connection):
         now = time.monotonic()
         self._first_try = self._first_try or now
         never = not self._answered and now - self._first_try > _ANSWER_SECONDS
-        if isinstance(error, SSLError) or (isinstance(error, EndpointConnectionError) and never):
+        if isinstance(error, SSLError) and not self._answered:
+            return False  # set up wrongly; after an answer bytes were altered on the way
+        if isinstance(error, EndpointConnectionError) and never:
             return False
         return isinstance(error, HTTPClientError | ConnectionError)
 

@@ -39,7 +39,7 @@ from lensprep.store.transfer import (
     upload_file,
     upload_parts,
 )
-from tests.faultproxy import ALWAYS, DRAWN, Fault
+from tests.faultproxy import ALWAYS, DRAWN, Fault, FaultProxy
 from tests.s3server import SECRET_KEY, free_ports
 from tests.waiting import wait_until
 
@@ -351,6 +351,19 @@ def test_a_certificate_that_is_not_trusted_is_an_error_at_once(s3, monkeypatch):
     with pytest.raises(StorageError, match="AWS_CA_BUNDLE"):
         s3.store(endpoint_url=s3.server.https).entries()
     assert time.monotonic() - started < 20  # trying again would take a minute
+
+
+def test_bytes_that_are_altered_under_tls_are_asked_for_again(s3, data, short_pauses):
+    """TLS tells nothing but that the connection is at its end, in a body or in a handshake."""
+    s3.store().write("large", data)
+    with FaultProxy(s3.server.ports["https"]) as proxy:
+        url = proxy.url.replace("http", "https")
+        store = S3Store(s3.uri, s3.options(endpoint_url=url))
+        assert store.read("large") == data
+        proxy.flips = [20, 200, 700, 1200, 9000, 90_000]
+        with ThreadPoolExecutor(3) as threads:
+            assert list(threads.map(store.read, ["large"] * 3)) == [data] * 3
+        assert not proxy.flips
 
 
 def test_an_object_replaced_while_it_is_read_is_an_error(large, proxy, data):
