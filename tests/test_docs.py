@@ -40,6 +40,13 @@ def test_every_make_target_of_the_guide_exists():
     assert {*named} <= {*targets}
 
 
+def test_every_test_that_a_page_names_exists():
+    files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")]
+    for page in PAGES:
+        for name in re.findall(r"[\w/]*\btest_\w+\.py", page.read_text()):
+            assert any(f"/{file}".endswith(f"/{name}") for file in files), (page.name, name)
+
+
 def test_every_page_is_linked_from_another():
     texts = {page: page.read_text() for page in PAGES}
     for page in PAGES[1:] if PAGES[0].name == "README.md" else PAGES:
