@@ -32,7 +32,6 @@ FINDER = (
 FINDER_SETS = [part for setting in FINDER for part in ("--set", setting)]
 PROBES = ("per_class=10", "injections=3", "attribution=2", "occlusion_stride_px=32", "resamples=20")
 PROBE_SETS = [part for setting in PROBES for part in ("--set", setting)]
-MODULES = {"lensprep": "lensprep.cli", "lenstrain": "lenstrain"}
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 SWEEP = """
 [fixed]
@@ -135,7 +134,7 @@ def run_on_disk(folder):
 @pytest.mark.parametrize("command", OUTPUTS, ids=lambda command: command[1])
 def test_an_output_that_cannot_be_written_is_one_line(run_on_disk, inputs, folder, make, command):
     package, *rest = fill_in(command, disk=folder / "disk", **inputs)
-    done = run_on_disk(make, ["-m", MODULES[package], *rest])
+    done = run_on_disk(make, ["-m", package, *rest])
     # The last: how much is needed was compared with what is free before anything was begun.
     reasons = ("No space left on device", "Read-only file system", "disk is full", " free")
     assert done.returncode == 1, done.stderr
@@ -175,7 +174,7 @@ def run_as_nobody(folder):
 
     def run(package, *arguments):
         return subprocess.run(
-            [python, "-m", MODULES[package], *arguments],
+            [python, "-m", package, *arguments],
             env=environment, cwd=place, capture_output=True, timeout=900, **user,
         )  # fmt: skip
 

@@ -320,7 +320,7 @@ def test_a_process_that_does_not_answer_is_given_up_with_a_clear_message(
     assert status != 0
     assert "gave up: another one has ended, or did not answer within" in err
     assert "within 0.1 minutes" in err
-    assert "continue with --resume" in err
+    assert "from the last checkpoint with --resume" in err
     for child in children:
         assert not Path(f"/proc/{child}").exists()
 
