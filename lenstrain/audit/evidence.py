@@ -27,7 +27,7 @@ from lenstrain.evaluation.scores import Scores, read_scores
 from lenstrain.pages.page import METRICS_NAME
 from lenstrain.probes.probe import PROBE_NAME
 from lenstrain.probes.words import not_run
-from lenstrain.scoring.table import read_metadata
+from lenstrain.scoretable import read_metadata
 from lenstrain.training.checkpoint import BEST, load_checkpoint
 from lenstrain.training.runlog import CHECKPOINTS, CONFIG
 

@@ -16,7 +16,7 @@ from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.evaluation.intervals import upper_limit, wilson
 from lenstrain.evaluation.metrics import roc_curve, tpr_at_fpr
 from lenstrain.evaluation.scores import Scores
-from lenstrain.scoring.table import logits_of, read_logits
+from lenstrain.scoretable import logits_of, read_logits
 
 BLANK_KINDS = ("blank", "blank_sky", "sky")
 ARTEFACT_KINDS = ("artefact", "artifact")

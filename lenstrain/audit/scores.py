@@ -21,7 +21,7 @@ from lenstrain.evaluation.metrics import auroc, largest_tie, roc_curve, step_bou
 from lenstrain.evaluation.rate_table import support_reason, supports_of
 from lenstrain.evaluation.scores import Scores
 from lenstrain.evaluation.threshold import unique_rows
-from lenstrain.scoring.table import AXIS_COLUMNS
+from lenstrain.scoretable import AXIS_COLUMNS
 
 COMPARED: Final = ("label", "region_id", "pixel_hash", "lens_model", *AXIS_COLUMNS)
 """Columns of a scores table that figures depend on; they must equal the sidecar's, row by row."""

@@ -74,8 +74,8 @@ def infer(
       lenstrain infer runs/a/checkpoints/best.pt data/ds --split test --out test.parquet
     """
     from lenstrain.cli.progress import stage_progress
+    from lenstrain.scoretable import AXIS_COLUMNS
     from lenstrain.scoring.infer import infer as score
-    from lenstrain.scoring.table import AXIS_COLUMNS
 
     known = ("key", "file", "ra", "dec", "label", "region_id", *AXIS_COLUMNS)
     columns = catalog_columns_of(catalog_columns, options["catalog"], known)

@@ -21,7 +21,7 @@ from lenstrain.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from lenstrain.scoring.table import ScoresAre
+    from lenstrain.scoretable import ScoresAre
 
 
 @click.command()

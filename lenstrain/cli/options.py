@@ -104,7 +104,7 @@ def catalog_columns_of(
 def score_columns_of(texts: tuple[str, ...]) -> dict[str, str]:
     """What SCORES calls its columns."""
     from lensprep.tables.columns import parse_columns
-    from lenstrain.scoring.table import COLUMNS
+    from lenstrain.scoretable import COLUMNS
 
     return parse_columns(texts, COLUMNS)
 

@@ -18,7 +18,7 @@ from lensprep.tables.positions import nearest_on_sky, read_positions
 from lenstrain.evaluation.clustered import Shares, latent_correlation, no_value
 from lenstrain.evaluation.operating import FrozenThreshold
 from lenstrain.evaluation.options import EvaluationOptions
-from lenstrain.scoring.table import SkyScores
+from lenstrain.scoretable import SkyScores
 
 Floats = NDArray[np.float64]
 

@@ -30,7 +30,7 @@ from lenstrain.evaluation.ranking import auroc_by, measure_ranking, region_draws
 from lenstrain.evaluation.rate_table import RocBand
 from lenstrain.evaluation.resampling import Resampling
 from lenstrain.evaluation.scores import Scores
-from lenstrain.scoring.table import SkyScores
+from lenstrain.scoretable import SkyScores
 
 Progress = Callable[[str, float], None]
 """Called with the name of the stage that begins and the share of the work done before it."""

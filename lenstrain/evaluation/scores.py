@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lensprep.store import Uri
 from lenstrain.evaluation.clustered import Shares, class_correlations
 from lenstrain.evaluation.metrics import RocCurve, roc_curve
-from lenstrain.scoring.table import ScoresAre, ScoreTable, read_score_table
+from lenstrain.scoretable import ScoresAre, ScoreTable, read_score_table
 
 Floats = NDArray[np.float64]
 
@@ -24,7 +24,7 @@ def read_scores(
     *,
     if_there: bool = False,
 ) -> Scores:
-    """Read and check a table of scores, as `lenstrain.scoring.table.read_score_table` does."""
+    """Read and check a table of scores, as `lenstrain.scoretable.read_score_table` does."""
     table = read_score_table(path, columns, scores_are, if_there=if_there)
     return Scores(**vars(table))
 

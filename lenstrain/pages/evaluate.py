@@ -19,6 +19,7 @@ from lensprep.dataset.strictjson import plain
 from lensprep.errors import ProjectError
 from lensprep.store import Uri, check_folder, join_uri, written_folder
 from lensprep.tables.catalog import read_catalog
+from lenstrain import figures as plots
 from lenstrain.evaluation.catalog import measure_catalog
 from lenstrain.evaluation.compare import compare
 from lenstrain.evaluation.measure import (
@@ -33,14 +34,13 @@ from lenstrain.evaluation.options import EvaluationOptions as EvaluationOptions
 from lenstrain.evaluation.scores import Scores, read_scores
 from lenstrain.evaluation.selection.files import write_selection
 from lenstrain.evaluation.selection.measure import Selection, measure_selection, read_population
-from lenstrain.pages import figures as plots
 from lenstrain.pages.card import card_context
 from lenstrain.pages.evaluation import page_context
 from lenstrain.pages.examples import Gallery, example_galleries, missed_gallery, open_stamps
 from lenstrain.pages.files import save_plot, write_csv
 from lenstrain.pages.page import CARD_NAME, METRICS_NAME, REPORT_NAME, render
 from lenstrain.pages.selection import draw_selection
-from lenstrain.scoring.table import ScoresAre, SkyScores, read_sky_scores
+from lenstrain.scoretable import ScoresAre, SkyScores, read_sky_scores
 
 FORMAT_VERSION = 2
 """Version of metrics.json; in 1 every figure had a value, whatever supported it."""

@@ -22,7 +22,7 @@ from lensprep.store import local_folder
 from lensprep.tables.reader import read_table
 from lenstrain.evaluation.scores import Scores
 from lenstrain.evaluation.threshold import unique_rows
-from lenstrain.scoring.table import SkyScores
+from lenstrain.scoretable import SkyScores
 
 _FACTS = ("theta_e_arcsec", "psfsize_r", "arc_snr")
 _ORIGIN = ("source_file", "source_row_group", "source_row")

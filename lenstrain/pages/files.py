@@ -11,8 +11,8 @@ from typing import Any
 from matplotlib import rc_context
 
 from lensprep.tables.csvtext import guard_text
+from lenstrain.figures import STYLE, Plot
 from lenstrain.pages.examples import data_uri
-from lenstrain.pages.figures import STYLE, Plot
 
 _NO_DATE: dict[str, dict[str, Any]] = {
     "svg": {"Date": None},

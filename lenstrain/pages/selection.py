@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from lenstrain.evaluation.selection.axes import Floats
 from lenstrain.evaluation.selection.measure import Selection
-from lenstrain.pages.figures import AXIS_LABELS, SERIES, Plot, new_figure
+from lenstrain.figures import AXIS_LABELS, SERIES, Plot, new_figure
 
 _POINTS = 201
 

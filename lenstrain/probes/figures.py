@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lenstrain.pages.figures import BLUE, GREY, RED, Plot, bars, new_figure
+from lenstrain.figures import BLUE, GREY, RED, Plot, bars, new_figure
 from lenstrain.probes.attention import Attention
 
 VIEW_TITLES = {

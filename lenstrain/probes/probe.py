@@ -16,8 +16,8 @@ from lensprep.dataset import Dataset, NormalizationSpec
 from lensprep.dataset.strictjson import plain
 from lensprep.errors import CheckpointError
 from lensprep.store import Uri, check_folder, join_uri, split_uri, written_folder
+from lenstrain.figures import Plot
 from lenstrain.pages import number, percent, render
-from lenstrain.pages.figures import Plot
 from lenstrain.pages.files import PagePlot, save_plot
 from lenstrain.pages.page import bounds
 from lenstrain.probes import figures

@@ -17,7 +17,7 @@ from lensprep.tables.catalog import read_catalog
 from lensprep.tables.columns import to_floats
 from lensprep.tables.positions import nearest_on_sky, read_positions
 from lensprep.tables.writer import check_table, table_writer
-from lenstrain.scoring.table import LOGIT, ScoresAre, check_keys, read_rows
+from lenstrain.scoretable import LOGIT, ScoresAre, check_keys, read_rows
 
 UNKNOWN_BIN = -1
 """Bin of the rows without a PSF FWHM."""

@@ -19,7 +19,7 @@ from lensprep.configfile import to_toml
 from lensprep.dataset import Dataset
 from lensprep.store import write_atomic
 from lenstrain.evaluation.metrics import higher_is_better, steering
-from lenstrain.pages.figures import BLUE, GREEN, GREY, RED, STYLE
+from lenstrain.figures import BLUE, GREEN, GREY, RED, STYLE
 from lenstrain.sweep.config import Plan
 from lenstrain.sweep.study import StudyFiles, best_trials, hopeless
 from lenstrain.sweep.work import RESULT, refit_config

@@ -15,7 +15,7 @@ from lensprep.dataset.normalization import denormalize
 from lensprep.dataset.rgb import lupton_rgb
 from lensprep.dataset.sidecar import STATISTICS, read_statistics
 from lenstrain.evaluation import calibration
-from lenstrain.pages.figures import draw_reliability
+from lenstrain.figures import draw_reliability
 
 HARDEST = 32
 """Stamps of each class that are shown."""

@@ -11,8 +11,8 @@ from lensprep.errors import ScoresError, StorageError
 from lenstrain.audit import run, scores
 from lenstrain.audit.evidence import Evidence, Supplied
 from lenstrain.audit.finding import NotRunError
+from lenstrain.scoretable import read_logits
 from lenstrain.scoring.ledger import LEDGER, read_ledger
-from lenstrain.scoring.table import read_logits
 
 WHOLE = {"provenance": {"scores_metadata": {}}, "auroc": {}, "tpr_at_fpr": {},
          "completeness_thresholds": []}  # fmt: skip

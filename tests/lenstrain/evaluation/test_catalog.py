@@ -16,7 +16,7 @@ from lenstrain.evaluation.notes import known_lens_notes
 from lenstrain.evaluation.operating import FrozenThreshold
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.pages.evaluate import evaluate
-from lenstrain.scoring.table import read_sky_scores
+from lenstrain.scoretable import read_sky_scores
 from tests.scoretables import BARE, make_table
 
 QUICK = EvaluationOptions(resamples=60, examples=2, completeness_axes=(("theta_e_arcsec",),))

@@ -10,7 +10,7 @@ import pytest
 from lensprep.dataset.rgb import lupton_rgb
 from lensprep.errors import InputError, ScoresError
 from lenstrain.pages.examples import open_stamps
-from lenstrain.scoring.table import read_sky_scores
+from lenstrain.scoretable import read_sky_scores
 from tests.phase4c import stamp_blob, tiny_pixels, tiny_table, write_tree
 
 

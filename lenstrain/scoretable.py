@@ -1,4 +1,4 @@
-"""Columns and metadata of a table of scores, read and checked; every reader is here."""
+"""The table of scores: its columns and metadata, read and checked in one place."""
 
 import json
 import logging

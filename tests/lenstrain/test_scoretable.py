@@ -8,8 +8,8 @@ import pytest
 from scipy import special
 
 from lensprep.errors import ScoresError
-from lenstrain.scoring import table as module
-from lenstrain.scoring.table import read_score_table
+from lenstrain import scoretable as module
+from lenstrain.scoretable import read_score_table
 from tests.scoretables import make_table
 
 
