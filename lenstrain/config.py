@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from lensprep.configfile import typed
+from lensprep.configfile import from_mapping, to_mapping, typed
 from lensprep.dataset import STAMP_SIZE
+from lensprep.errors import ConfigError
 
 _ARCHITECTURES = Path(__file__).parent / "networks" / "architectures"
 ARCHITECTURES: Final = tuple(file.name for file in pkgutil.iter_modules([str(_ARCHITECTURES)]))
@@ -225,8 +227,8 @@ class TrainConfig:
     """Gain that counts. Near AUROC 0.99 even 0.001 is a tenth of what is left to gain."""
 
     monitor: str = "auroc"
-    """Validation metric that decides on ``best.pt`` and on stopping: ``auroc``, ``nll`` or
-    ``tpr_at_fpr``."""
+    """Validation metric that decides on ``best.pt`` and on stopping: ``auroc``, ``nll``,
+    ``tpr_at_fpr`` or another that may steer."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` takes a GPU if there is one."""
@@ -315,6 +317,14 @@ class Config:
 
     eval: EvalConfig = field(default_factory=EvalConfig)
     """The validation after each epoch."""
+
+
+def completed(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A stored configuration, with the defaults of keys that were added since it was written."""
+    try:
+        return to_mapping(from_mapping(Config, configuration))
+    except ConfigError:  # keys that were removed since: whoever compares will name them
+        return configuration
 
 
 def _at_least(least: float, config: object, *names: str) -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from lensprep.configfile import from_mapping, to_mapping
-from lensprep.errors import ConfigError
+from lensprep.configfile import to_mapping
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
-from lenstrain.config import Config
 from lenstrain.evaluation.independence import judge_calibration_split
 from lenstrain.evaluation.metrics import roc_curve, tpr_at_fpr
 from lenstrain.scoring.ledger import LEDGER, openings, read_ledger
@@ -73,7 +70,7 @@ def checkpoint_faults(evidence: Evidence) -> list[str]:
     if "seed" not in configuration.get("train", {}):
         faults.append("the seed is not recorded")
     else:
-        keys = differing(_completed(configuration), to_mapping(evidence.config))
+        keys = differing(configuration, to_mapping(evidence.config))
         if other := [f"{key} is {now!r}, was {before!r}" for key, before, now in keys]:
             faults.append(f"config.toml is not the checkpoint's configuration: {', '.join(other)}")
     commit = content.get("git_commit")
@@ -82,14 +79,6 @@ def checkpoint_faults(evidence: Evidence) -> list[str]:
     if commit is None and "lenstrain" not in (content.get("versions") or {}):
         faults.append("neither commit nor version of the code is recorded")
     return faults
-
-
-def _completed(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration with the defaults of keys that were added since it was written."""
-    try:
-        return to_mapping(from_mapping(Config, configuration))
-    except ConfigError:  # keys that were removed since: they are named as differing
-        return configuration
 
 
 def evaluation_faults(evidence: Evidence) -> list[str]:

@@ -89,6 +89,6 @@ class SampleDraws:
             labels = rows.positive.repeat(times)
             if labels.any() and not labels.all():
                 logits = rows.scores.repeat(times)
-                sample = Sample(labels, logits, max_fpr=self.options.partial_max_fpr)
+                sample = Sample(labels, logits, self.options.fprs[0], self.options.partial_max_fpr)
                 found[draw] = metric.value(sample)
         return found

@@ -248,7 +248,8 @@ class Sample:
     labels: NDArray[np.generic]
     logits: NDArray[np.floating]
     fpr: float = 1e-2
-    """False-positive rate of ``tpr_at_fpr``."""
+    """False-positive rate of what is measured at one: ``eval.fpr`` in training, the first of
+    ``fprs`` in an evaluation."""
     max_fpr: float = 1e-2
     """Upper end of the partial AUROC."""
 

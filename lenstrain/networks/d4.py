@@ -1,4 +1,4 @@
-"""Turns, flips and shifts of stamps (the group D4), drawn for each stamp, in one gather."""
+"""Rotations, flips and shifts of stamps (the group D4), another for each stamp, in one gather."""
 
 from __future__ import annotations
 

@@ -35,10 +35,10 @@ from lenstrain.evaluation.scores import Scores, read_scores
 from lenstrain.evaluation.selection.files import write_selection
 from lenstrain.evaluation.selection.measure import Selection, measure_selection, read_population
 from lenstrain.pages.card import card_context
-from lenstrain.pages.evaluation import page_context
 from lenstrain.pages.examples import Gallery, example_galleries, missed_gallery, open_stamps
 from lenstrain.pages.files import save_plot, write_csv
 from lenstrain.pages.page import CARD_NAME, METRICS_NAME, REPORT_NAME, render
+from lenstrain.pages.report import page_context
 from lenstrain.pages.selection import draw_selection
 from lenstrain.scoretable import ScoresAre, SkyScores, read_sky_scores
 

@@ -23,7 +23,7 @@ class SearchConfig:
     """Trials in the study, including pruned and failed ones, over all workers and restarts."""
 
     objective: str = "tpr_at_fpr"
-    """Validation metric to improve: ``auroc``, ``nll`` or ``tpr_at_fpr``; the best epoch of a trial
+    """Validation metric to improve, one that ``train.monitor`` may name; the best epoch of a trial
     counts. AUROC alone does not say whether a finder works at the false-positive rates that a
     survey can inspect."""
 

@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from lensprep.errors import ConfigError, StorageError, passing_fault
+from lenstrain.config import completed
 from lenstrain.evaluation.metrics import higher_is_better
 from lenstrain.sweep.config import Plan, baseline_values
 
@@ -166,6 +167,8 @@ def check_identity(study: optuna.Study, identity: dict[str, Any], database: Path
     """Refuse a study whose trials could not be compared with new ones."""
     before = study.user_attrs.get("identity")
     now = json.loads(json.dumps(identity))
+    if before is not None:
+        before = {**before, "base": completed(before["base"])}
     if before not in (None, now):
         key, old, new = _first_difference("", before, now)
         raise ConfigError(

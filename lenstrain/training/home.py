@@ -36,12 +36,12 @@ from lenstrain.training.runlog import (
     CONFIG,
     ENVIRONMENT,
     INTERRUPTED,
-    METRICS,
+    METRICS_FILE,
     NONFINITE,
     TENSORBOARD,
 )
 
-RECORDS: Final = (CONFIG, ENVIRONMENT, METRICS)
+RECORDS: Final = (CONFIG, ENVIRONMENT, METRICS_FILE)
 NOTES: Final = (NONFINITE, INTERRUPTED)
 LAST_NAME: Final = f"{CHECKPOINTS}/{LAST}"
 WRITER: Final = "writer.json"

@@ -15,7 +15,7 @@ import torch
 from lensprep.configfile import to_mapping
 from lensprep.dataset import Dataset
 from lensprep.errors import CheckpointError, StorageError
-from lenstrain.config import Config, DataConfig
+from lenstrain.config import Config, DataConfig, completed
 from lenstrain.training.checkpoint import (
     BEST,
     LAST,
@@ -133,6 +133,7 @@ def check_same_run(state: dict[str, Any], dataset: Dataset, config: Config, out:
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Keys that define a run (not paths, not threads) and differ, with both values."""
+    before = completed(before)
     for section, keys in _FIXED.items():
         old, new = before.get(section, {}), now.get(section, {})
         for key in keys or sorted(old.keys() | new.keys()):

@@ -25,7 +25,7 @@ Scores = tuple[NDArray[np.float32], NDArray[np.int8]]
 """Logits and labels of a split, in its order."""
 
 CHECKPOINTS = "checkpoints"
-METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
 TENSORBOARD = "tensorboard"
@@ -51,7 +51,7 @@ class RunLog:
         # Importing TensorBoard takes a second, which only the process that writes should pay.
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path = folder / METRICS
+        self.path = folder / METRICS_FILE
         truncate_metrics(self.path, step, epochs)
         self._file = self.path.open("a", encoding="utf-8")
         # TensorBoard hides what it has from this step on; the record of `step` itself stays.

@@ -19,6 +19,7 @@ from lensprep.configfile import load_config, to_toml
 from lensprep.errors import ProjectError
 from lensprep.store.s3 import S3Store
 from lenstrain.config import Config
+from lenstrain.evaluation.metrics import steering
 from lenstrain.training import mirror
 from lenstrain.training.checkpoint import load_checkpoint
 from lenstrain.training.train import train
@@ -26,7 +27,7 @@ from tests.datasets import tiny_dataset
 from tests.faultproxy import ALWAYS, DRAWN, Fault, FaultProxy
 from tests.lenstrain.training.conftest import TINY
 
-FILES = ("last", "best", "best-auroc", "best-nll", "best-tpr_at_fpr")
+FILES = ("last", "best", *(f"best-{name}" for name in steering()))
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

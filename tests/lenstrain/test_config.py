@@ -2,6 +2,8 @@
 
 import ast
 import re
+import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,14 @@ def test_the_table_of_the_how_to_states_what_the_files_say():
 def test_the_file_of_defaults_states_every_default():
     path = next(path for path in CONFIGS if path.name == "resnet18.toml")
     assert load_config(Config, path) == Config()
+    first, rest = path.read_text().split("[data]", 1)
+    written = {f"{section}.{key}" for section, keys in tomllib.loads(f"[data]{rest}").items()
+               for key in keys}  # fmt: skip
+    excepted = set(re.findall(r"(?:data|model|train)\.\w+", first))
+    known = {f"{section.name}.{key.name}" for section in fields(Config)
+             for key in fields(getattr(Config(), section.name))}  # fmt: skip
+    assert written | excepted == known
+    assert not written & excepted
 
 
 def test_an_unknown_key_names_the_nearest_known_one():

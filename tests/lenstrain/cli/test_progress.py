@@ -4,11 +4,12 @@ import pytest
 
 from lenstrain.cli import progress
 from lenstrain.cli.progress import TrainProgress
+from lenstrain.evaluation.metrics import steering
 from lenstrain.training.run import Event
 
 RECORD = {"samples_per_s": 1234.4, "data_wait_share": 0.015, "loss": 0.4321}
-EPOCH = {
-    "train_loss": 0.5, "auroc": 0.91234, "nll": 0.4, "tpr_at_fpr": 0.25, "epochs_without_gain": 0
+EPOCH = dict.fromkeys(steering(), 0.25) | {
+    "train_loss": 0.5, "auroc": 0.91234, "nll": 0.4, "epochs_without_gain": 0
 }  # fmt: skip
 
 

@@ -183,6 +183,11 @@ def test_a_study_refuses_other_data_or_another_space(dataset, write_sweep, tmp_p
         open_study(files, plan, "other")
     with pytest.raises(ConfigError, match=r"begun with space\..* = 16, and now it is 24"):
         open_again(files, load_plan(write_sweep("[8, 24]")), dataset)
+    study = open_again(files, plan, dataset)
+    earlier = study.user_attrs["identity"]
+    del earlier["base"]["data"]["d4"]
+    study.set_user_attr("identity", earlier)  # as a version wrote it that had no such key
+    open_again(files, plan, dataset)
     more = load_plan(write_sweep("[8, 16]"), ("search.trials=50",))
     open_again(files, more, dataset)  # more trials of the same is no other study
 

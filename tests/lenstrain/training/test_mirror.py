@@ -16,6 +16,7 @@ import torch
 
 from lensprep.errors import ConfigError, StorageError
 from lensprep.store.s3 import S3Store
+from lenstrain.evaluation.metrics import steering
 from lenstrain.monitor.snapshot import read_snapshot
 from lenstrain.scoring.infer import infer
 from lenstrain.training import mirror as module
@@ -25,7 +26,7 @@ from lenstrain.training.mirror import Mirror, TakenError
 from lenstrain.training.train import train
 from tests.faultproxy import ALWAYS, Fault, FaultProxy
 
-CHECKPOINTS = ("last", "best", "best-auroc", "best-nll", "best-tpr_at_fpr")
+CHECKPOINTS = ("last", "best", *(f"best-{name}" for name in steering()))
 RECORDS = ("config.toml", "environment.json", "metrics.jsonl")
 SENT = (*RECORDS, *(f"checkpoints/{name}.pt" for name in CHECKPOINTS))
 

@@ -3,12 +3,13 @@
 import pytest
 
 from lensprep.errors import ConfigError
+from lenstrain.evaluation.metrics import steering
 from lenstrain.training.stopping import Stopper
 from lenstrain.training.train import train
 
 
 def metrics(auroc, nll=1.0, tpr=0.5):
-    return {"auroc": auroc, "nll": nll, "tpr_at_fpr": tpr}
+    return dict.fromkeys(steering(), 0.5) | {"auroc": auroc, "nll": nll, "tpr_at_fpr": tpr}
 
 
 def run(values, **options):

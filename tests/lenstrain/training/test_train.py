@@ -15,12 +15,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lensprep.configfile import load_config, to_toml
+from lensprep.configfile import load_config, to_mapping, to_toml
 from lensprep.dataset import PAYLOAD_OFFSET, RECORD_STRIDE, Dataset
 from lensprep.errors import CheckpointError, ConfigError, DatasetError, StorageError
 from lenstrain.config import Config
 from lenstrain.training.checkpoint import load_checkpoint, load_model
 from lenstrain.training.distributed import Context
+from lenstrain.training.resume import differing
 from lenstrain.training.run import build_run
 from lenstrain.training.signals import StopSignals
 from lenstrain.training.train import NonFiniteLossError, close_interval, train, train_epoch
@@ -348,6 +349,17 @@ def test_a_run_is_not_resumed_with_another_configuration(finished, dataset, key)
     with pytest.raises(CheckpointError, match=rf"was started with {name} = "):
         train(dataset, changed, out, resume=True)
     assert load_config(Config, out / "config.toml") == config
+
+
+def test_a_run_begun_before_a_key_was_added_is_resumed_with_its_default(finished):
+    config, _, _ = finished
+    now = to_mapping(config)
+    before = now | {"data": {key: value for key, value in now["data"].items() if key != "d4"}}
+    assert list(differing(before, now)) == []
+    changed = now | {"data": now["data"] | {"d4": not now["data"]["d4"]}}
+    assert list(differing(before, changed)) == [
+        ("data.d4", now["data"]["d4"], not now["data"]["d4"])
+    ]
 
 
 def test_a_run_is_not_resumed_on_another_dataset(finished, tmp_path):
