@@ -16,7 +16,8 @@ from lensprep.decode import zipwalk
 
 UNIT_TESTS = [
     f"tests/{name}.py"
-    for name in ("lensprep/test_stampnpz", "lensprep/test_robust", "lensprep/test_normalize",
+    for name in ("lensprep/decode/test_stampnpz", "lensprep/decode/test_robust",
+                 "lensprep/decode/test_normalize",
                  "lensprep/synth/test_imaging", "lenstrain/data/test_order",
                  "lenstrain/data/test_loader", "lenstrain/data/sources/test_local",
                  "lenstrain/evaluation/test_bootstrap")

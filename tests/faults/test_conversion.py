@@ -140,7 +140,10 @@ def test_a_row_group_that_kills_workers_is_named_and_can_be_left_out(name, tree,
 
 def command(tree, out, *options):
     arguments = [tree, out, "--shard-rows", 20, "--max-reject-rate", 1, "--workers", 1, *options]
-    program = "import lensprep.convert as c; c.RUN_ROWS = 16; from lensprep.cli import main; main()"
+    program = (
+        "from lensprep.convert import runs; runs.RUN_ROWS = 16\n"
+        "from lensprep.cli import main; main()"
+    )
     return subprocess.run(
         [sys.executable, "-c", program, "convert", *map(str, arguments)],
         capture_output=True, text=True, timeout=120, check=False,
