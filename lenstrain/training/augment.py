@@ -1,4 +1,4 @@
-"""Turns, flips and shifts of stamps: drawn from (seed, epoch, row) and applied in one gather.
+"""Rotations, flips and shifts of stamps: drawn from (seed, epoch, row) and applied in one gather.
 
 A draw depends on nothing else, so that it is the same on any number of processes and after a
 resume, without a generator whose state would have to be saved.
@@ -20,7 +20,7 @@ _MIX_2 = 0x94D049BB133111EB - 2**64
 def draw(
     index_B: Tensor, seed: int, epoch: int, shift_px: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw the transformation of each stamp.
+    """Draw the transformation of each stamp: from the low 43 of 64 bits; the others are free.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def augment(
     epoch: int,
     window: int | None = None,
 ) -> Tensor:
-    """Apply what is configured; see `draw` and `transform`.
+    """Apply what is configured to normalised stamps; see `draw` and `transform`.
 
     Without ``d4`` and ``shift_px`` the stamps are returned unchanged, also without `window`.
     """
