@@ -185,5 +185,8 @@ def set_environment(patch: pytest.MonkeyPatch, server: S3Server) -> None:
 
 @pytest.fixture
 def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Place:
+    disk = shutil.disk_usage(s3_server.folder)
+    # It would refuse each write, which our client tries again for a minute.
+    assert disk.free > disk.total / 100, "the server takes no writes: 99 % of its disk are full"
     set_environment(monkeypatch, s3_server)
     return Place(s3_server)
