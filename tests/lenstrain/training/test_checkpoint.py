@@ -59,7 +59,7 @@ def test_a_failed_write_leaves_the_older_file(tmp_path, content):
     path = tmp_path / "a.pt"
     save_checkpoint(path, content)
     before = path.read_bytes()
-    with pytest.raises(Exception, match="pickle"):
+    with pytest.raises(Exception, match=r"pickle|local object"):  # before 3.13, and from it on
         save_checkpoint(path, {**content, "step": lambda: None})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
