@@ -20,7 +20,13 @@ from urllib.parse import urlsplit
 from lensprep.errors import StorageError
 from lensprep.store.connection import Connection, Tries
 from lensprep.store.options import S3Options
-from lensprep.store.s3errors import NOT_A_STORE, clear_errors, code_of, status_of
+from lensprep.store.s3errors import (
+    NOT_A_STORE,
+    clear_errors,
+    code_of,
+    set_up_wrongly,
+    status_of,
+)
 
 _SCHEMES: Final = ("s3://", "s3a://")
 _CONNECT_SECONDS: Final = 10
@@ -109,9 +115,9 @@ class S3Connection(Connection):
         now = time.monotonic()
         self._first_try = self._first_try or now
         never = not self._answered and now - self._first_try > _ANSWER_SECONDS
-        if isinstance(error, SSLError) and not self._answered:
-            return False  # set up wrongly; after an answer bytes were altered on the way
-        if isinstance(error, EndpointConnectionError) and never:
+        if isinstance(error, SSLError) and set_up_wrongly(error) and not self._answered:
+            return False  # else bytes were altered on the way
+        if isinstance(error, SSLError | EndpointConnectionError) and never:
             return False
         return isinstance(error, HTTPClientError | ConnectionError)
 

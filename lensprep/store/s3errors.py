@@ -44,6 +44,8 @@ _ELSEWHERE: Final = (
 _MOST_TEXT: Final = 300
 """Characters shown of a message of the store or of botocore."""
 _REGION: Final = re.compile(r"[a-z0-9-]+")
+_UNTRUSTED: Final = re.compile("certificate verify failed", re.IGNORECASE)
+_NOT_TLS: Final = re.compile("WRONG_VERSION_NUMBER|record layer")
 
 
 @contextmanager
@@ -138,6 +140,11 @@ def _region(response: Mapping[str, Any]) -> str:
     return region if _REGION.fullmatch(region) else ""
 
 
+def set_up_wrongly(error: Exception) -> bool:
+    """Whether a TLS error says that the store has no TLS, or a certificate that is not accepted."""
+    return bool(_UNTRUSTED.search(str(error)) or _NOT_TLS.search(str(error)))
+
+
 def _unanswered(error: Exception, action: str, uri: str) -> StorageError:
     """Error for a request that got no answer or was not even sent."""
     name = type(error).__name__
@@ -153,12 +160,12 @@ def _unanswered(error: Exception, action: str, uri: str) -> StorageError:
         )
     # The messages of botocore name hosts, profiles and files.
     text = plain_text(str(error), _MOST_TEXT).rstrip(".")
-    if name == "SSLError" and "certificate verify failed" in str(error).lower():
+    if name == "SSLError" and _UNTRUSTED.search(str(error)):
         return StorageError(
             f"The store's TLS certificate is not accepted: cannot {action} {uri}. Name the file of "
             "its authority in AWS_CA_BUNDLE."
         )
-    if name == "SSLError" and re.search("WRONG_VERSION_NUMBER|record layer", str(error)):
+    if name == "SSLError" and _NOT_TLS.search(str(error)):
         return StorageError(
             f"The store does not speak TLS: cannot {action} {uri}. Give --endpoint-url "
             "http://host:port."

@@ -359,7 +359,9 @@ def test_bytes_that_are_altered_under_tls_are_asked_for_again(s3, data, short_pa
     with FaultProxy(s3.server.ports["https"]) as proxy:
         url = proxy.url.replace("http", "https")
         store = S3Store(s3.uri, s3.options(endpoint_url=url))
+        proxy.flips = [700]  # before the store has ever answered
         assert store.read("large") == data
+        assert not proxy.flips
         proxy.flips = [20, 200, 700, 1200, 9000, 90_000]
         with ThreadPoolExecutor(3) as threads:
             assert list(threads.map(store.read, ["large"] * 3)) == [data] * 3
