@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lensprep.dataset import NormalizationSpec
 from lensprep.dataset.writer import write_dataset
+from lensprep.store import Store
 
 SPEC = NormalizationSpec(mode="mad_stamp", clip=10.0)
 
@@ -117,3 +118,10 @@ def replace_sidecar(root: Path, name: str, content: pa.Table | bytes) -> None:
                 shard["sidecar_bytes"] = len(content)
                 shard["sidecar_sha256"] = hashlib.sha256(content).hexdigest()
     (root / "manifest.json").write_text(json.dumps(manifest))
+
+
+def put_folder(store: Store, folder: Path) -> None:
+    """Write every file of a folder into a store."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            store.write(path.relative_to(folder).as_posix(), path.read_bytes())

@@ -30,7 +30,7 @@ from lensprep.inspection.verify import verify
 from lensprep.store import PART_BYTES, Entry
 from lensprep.store.s3 import S3Store
 from lensprep.transfer import DatasetFile, download, plan_transfer, upload
-from tests.datasets import tiny_dataset
+from tests.datasets import put_folder, tiny_dataset
 from tests.faultproxy import Fault, FaultProxy
 from tests.phase4c import tiny_tree
 from tests.s3server import SECRET_KEY, Place, S3Server, set_environment
@@ -58,12 +58,6 @@ def digests(root):
         for path in Path(root).rglob("*")
         if path.is_file()
     }
-
-
-def put_folder(store, folder):
-    for path in folder.rglob("*"):
-        if path.is_file():
-            store.write(path.relative_to(folder).as_posix(), path.read_bytes())
 
 
 def unfinished(place):

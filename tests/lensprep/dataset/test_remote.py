@@ -8,7 +8,7 @@ from lensprep.dataset.remote import _GAP_ROWS, _ROWS_AT_ONCE, _batches
 from lensprep.errors import DatasetError, NotFoundError, ShardError, StorageError
 from lensprep.inspection.target import open_target
 from lensprep.transfer import upload
-from tests.datasets import tiny_dataset
+from tests.datasets import put_folder, tiny_dataset
 from tests.faultproxy import FaultProxy
 
 
@@ -65,14 +65,8 @@ def local(tmp_path_factory):
     return tiny_dataset(tmp_path_factory.mktemp("local"), {"train": 100, "val": 20}, 32)
 
 
-def put(store, folder):
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            store.write(path.relative_to(folder).as_posix(), path.read_bytes())
-
-
 def test_a_remote_dataset_gives_what_the_local_one_gives(s3, local):
-    put(s3.store(), local)
+    put_folder(s3.store(), local)
     here, there = Dataset.open(local), Dataset.open(s3.uri, s3.options())
     assert there.dataset_id == here.dataset_id
     assert there.read_sidecar("train").equals(here.read_sidecar("train"))
@@ -97,7 +91,7 @@ def test_a_remote_dataset_gives_what_the_local_one_gives(s3, local):
 
 @pytest.mark.parametrize(("scheme", "times"), [("https", 1), ("http", 2)])
 def test_reading_some_rows_reads_some_bytes(s3, local, scheme, times):
-    put(s3.store(), local)
+    put_folder(s3.store(), local)
     with FaultProxy(s3.server.ports["https" if scheme == "https" else "s3"]) as proxy:
         url = proxy.url.replace("http", scheme)
         dataset = Dataset.open(s3.uri, s3.options(endpoint_url=url))
@@ -113,14 +107,14 @@ def test_reading_some_rows_reads_some_bytes(s3, local, scheme, times):
 
 def test_a_folder_without_manifest_is_no_dataset(s3, local):
     store = s3.store()
-    put(store, local)
+    put_folder(store, local)
     store.delete("manifest.json")
     with pytest.raises(DatasetError, match="did not finish"):
         Dataset.open(s3.uri, s3.options())
 
 
 def test_a_part_of_a_dataset_or_nothing_is_told_from_a_dataset(s3, local):
-    put(s3.store(), local)
+    put_folder(s3.store(), local)
     for part in ("train", "manifest.json", "train/train-000000.tar"):
         with pytest.raises(DatasetError, match=f"{part} lies inside the dataset {s3.uri}[.]"):
             Dataset.open(f"{s3.uri}/{part}", s3.options())
@@ -132,7 +126,7 @@ def test_a_part_of_a_dataset_or_nothing_is_told_from_a_dataset(s3, local):
 
 def test_a_missing_cut_or_replaced_shard_is_an_error_that_names_it(s3, local):
     store = s3.store()
-    put(store, local)
+    put_folder(store, local)
     dataset = Dataset.open(s3.uri, s3.options())
     shards = dataset.split("train").shards
     whole = store.read(shards[0].name)
@@ -151,7 +145,7 @@ def test_a_missing_cut_or_replaced_shard_is_an_error_that_names_it(s3, local):
 
 def test_a_sidecar_that_is_not_the_manifests_is_damaged_whatever_is_stated_with_it(s3, local):
     store = s3.store()
-    put(store, local)
+    put_folder(store, local)
     dataset = Dataset.open(s3.uri, s3.options())
     shard = dataset.split("train").shards[1]
     data = store.read(shard.sidecar)
