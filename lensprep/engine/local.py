@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, Self
 
 from lensprep.engine.base import AHEAD, Result, Task, default_workers, while_it_did
@@ -75,6 +76,8 @@ class LocalEngine:
                     future = pool.submit(_call, function, waiting[0], tasks[waiting[0]])
                     pending[future] = waiting.popleft()
                 done = wait(pending, WAKE_SECONDS, FIRST_COMPLETED).done
+                if not done and any(p.exitcode is not None for p in _processes(pool)):
+                    _end(pool)
                 if self._compiling.value:
                     _notice().say()
                 for future in done:
@@ -107,18 +110,18 @@ class LocalEngine:
 
     def _clear_up(self, pool: ProcessPoolExecutor) -> tuple[int, str]:
         """End a broken pool; returns the task that its dead worker held, and how that ended."""
-        processes = dict(pool._processes or {})
+        processes = _processes(pool)
         pool.shutdown()
         self._pool = None
         held = dict(zip(self._held[::2], self._held[1::2], strict=True))
-        for pid, process in processes.items():
+        for process in processes:
             # The pool itself ends the others, with SIGTERM.
             code = process.exitcode
             if code not in (None, 0, -signal.SIGTERM):
                 end = (
                     f"ended (exit status {code})" if code > 0 else f"was killed ({killed_by(code)})"
                 )
-                return held.get(pid, _NOBODY), end
+                return held.get(process.pid, _NOBODY), end
         return _NOBODY, "was killed (SIGTERM)"
 
 
@@ -183,10 +186,24 @@ def _end_with_driver() -> None:
 
 def _shut_down(pool: ProcessPoolExecutor, finished: bool) -> None:
     """End the workers; unless the work is finished, without waiting for their tasks."""
-    processes = list((pool._processes or {}).values())
-    pool.shutdown(wait=finished, cancel_futures=True)
     if not finished:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join()
+        _end(pool)
+    pool.shutdown(cancel_futures=True)
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End the workers at once, and a result that one of them, or one that died, has half sent.
+
+    The thread of the pool that reads results would wait for the rest forever: it sees no end of the
+    pipe while the driver's own copy of the writing side is open.
+    """
+    processes = _processes(pool)
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join()
+    pool._result_queue._writer.close()  # type: ignore[attr-defined]
+
+
+def _processes(pool: ProcessPoolExecutor) -> list[BaseProcess]:
+    return list((pool._processes or {}).values())

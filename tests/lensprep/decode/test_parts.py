@@ -82,14 +82,16 @@ def test_what_a_killed_process_had_in_hand_is_decoded_again(plan):
 
 def test_whoever_takes_no_more_leaves_neither_process_nor_file(plan, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    before, threads = children(), threading.active_count()
+    before, threads = children(), set(threading.enumerate())
     taken = decode_parts(plan, range(6), SPEC, workers=2)
     next(taken)
+    own = set(threading.enumerate()) - threads
     assert len(children() - before) == 2
     taken.close()
     assert not children() - before
     assert not list(tmp_path.glob("lensprep-parts-*"))
-    assert threading.active_count() <= threads
+    assert own
+    assert not any(thread.is_alive() for thread in own)
 
 
 @pytest.fixture

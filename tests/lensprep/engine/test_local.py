@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,42 @@ def test_the_task_of_a_killed_worker_is_named_and_done_again(tmp_path, caplog):
     done = list(run_tasks(function, [Named(n) for n in range(9)], workers=2))
     assert sorted(done) == list(range(9))
     assert "killed (SIGSEGV) while it did number 3. Its task is repeated." in caplog.text
+
+
+def send_half_at_three(folder, then, n):
+    """Return more than a pipe holds; the third result is cut in the middle, once."""
+    if n == 3 and not (folder / "half").exists():
+
+        def send_half(self, message):
+            os.write(self.fileno(), message[: len(message) // 2])
+            (folder / "half").touch()
+            then()
+
+        Connection._send = send_half
+    return bytes(50_000)
+
+
+def kill_itself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_killed_while_it_sends_its_result_is_as_good_as_any_other(tmp_path, caplog):
+    """Which kept the driver waiting forever for the rest of the result."""
+    function = partial(send_half_at_three, tmp_path, kill_itself)
+    assert len(list(run_tasks(function, range(9), workers=2))) == 9
+    assert "was killed (SIGKILL: out of memory?). Its task is repeated." in caplog.text
+
+
+def test_whoever_stops_while_a_result_is_sent_leaves_no_thread(tmp_path):
+    """A thread that waits for the rest kept the program from ending."""
+    before = set(threading.enumerate())
+    results = run_tasks(partial(send_half_at_three, tmp_path, signal.pause), range(9), workers=2)
+    next(results)
+    own = set(threading.enumerate()) - before
+    wait_until((tmp_path / "half").exists)
+    results.close()
+    assert own
+    assert not any(thread.is_alive() for thread in own)
 
 
 def test_workers_end_when_the_driver_is_killed(tmp_path):
