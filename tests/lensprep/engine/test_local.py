@@ -98,7 +98,7 @@ def test_the_task_of_a_killed_worker_is_named_and_done_again(tmp_path, caplog):
 
 
 def send_half_at_three(folder, then, n):
-    """Return more than a pipe holds; the third result is cut in the middle, once."""
+    """Do tasks whose results are long; that of task 3 is cut in the middle, once."""
     if n == 3 and not (folder / "half").exists():
 
         def send_half(self, message):
@@ -114,7 +114,7 @@ def kill_itself():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_killed_while_it_sends_its_result_is_as_good_as_any_other(tmp_path, caplog):
+def test_the_task_of_a_worker_killed_while_it_sends_its_result_is_done_again(tmp_path, caplog):
     """Which kept the driver waiting forever for the rest of the result."""
     function = partial(send_half_at_three, tmp_path, kill_itself)
     assert len(list(run_tasks(function, range(9), workers=2))) == 9
