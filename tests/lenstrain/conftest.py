@@ -1,3 +1,5 @@
+"""Fixtures of the tests of lenstrain."""
+
 import json
 
 import pyarrow.parquet as pq
