@@ -45,12 +45,18 @@ def bench() -> None:
     type=click.Choice(["global", "block", "none"]),
     help="Order of the epoch; by default global, and block for an object store.",
 )
+@click.option(
+    "--cold",
+    is_flag=True,
+    help="With nothing of the dataset in memory, as where it is larger; beside random reads.",
+)
 @memory_option
 @s3_variables
 @json_option
 def loader(
     dataset: str,
     as_json: bool,
+    cold: bool,
     shuffle: str | None,
     memory_budget_gb: float,
     **options: Any,
@@ -59,11 +65,14 @@ def loader(
 
     A local dataset is compared with the upper limit (a gather from one mapped array) and with
     stock WebDataset; one in an object store with what the same client reads of the same objects
-    without the loader. The answer's keys are described in docs/benchmarks.md.
+    without the loader. The answer's keys are described in docs/benchmarks.md. With --cold a local
+    dataset's pages are dropped first, and what the loader reads from the disk is compared with
+    random reads of the same size.
 
     \b
     Example:
       lenstrain bench loader data/ds --consumer-rate 25000
+      lenstrain bench loader data/ds --cold
       lenstrain bench loader s3://bucket/ds --memory-budget 2
     """
     from lenstrain.cli.progress import share_progress
@@ -73,18 +82,28 @@ def loader(
     order = shuffle or ("block" if remote else "global")
     options["shuffle"] = None if order == "none" else order
     run: Any
+    if remote and cold:
+        raise click.UsageError("--cold is for a local dataset: nothing of a store is in memory.")
     if remote:
         from lenstrain.bench.remote import run_remote_bench as run
+    elif cold:
+        from lenstrain.bench.cold import run_cold_bench as run
     else:
         from lenstrain.bench.loader import run_loader_bench as run
     with share_progress() as progress:
         result = run(dataset, progress=progress, **options)
-    report(result, _loader_lines(result, remote), as_json)
+    report(result, _loader_lines(result), as_json)
 
 
-def _loader_lines(result: dict[str, Any], remote: bool) -> list[str]:
+def _loader_lines(result: dict[str, Any]) -> list[str]:
     lines = [f"loader              {result['samples_per_s']:>12,.0f} stamps/s"]
-    if remote:
+    if "over_random_reads" in result:
+        lines += [
+            f"random reads        {result['random_reads_per_s']:>12,.0f} stamps/s "
+            f"(the loader: {100 * result['over_random_reads']:.0f} % of them)",
+            f"read from the disk  {result['read_over_payload']:>12.2f} bytes a byte of pixels",
+        ]
+    elif "over_plain_client" in result:
         lines += [
             f"the same client     {result['plain_client_samples_per_s']:>12,.0f} stamps/s "
             f"(the loader: {100 * result['over_plain_client']:.0f} % of it)",

@@ -79,7 +79,7 @@ class ShardSource(ABC):
     """Rows of one split, by position.
 
     The methods that are not abstract here are right for a source that needs no time to get at its
-    rows: the page cache reads ahead on a local disk.
+    rows.
     """
 
     depth: int

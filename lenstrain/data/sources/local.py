@@ -9,6 +9,7 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from lensprep.errors import ShardError
 from lensprep.kernel import kernel
 from lenstrain.data.sidecar import Column, PayloadCheck
 from lenstrain.data.sources.base import Reading, ShardSource, check_gather
+from lenstrain.data.sources.pages import ROWS_AHEAD, PagesAhead
 
 
 class LocalSource(ShardSource):
@@ -40,11 +42,13 @@ class LocalSource(ShardSource):
 
     def __init__(self, dataset: Dataset, shards: Sequence[ShardInfo], reading: Reading) -> None:
         self.depth = reading.depth()
+        self.lookahead = max(1, ROWS_AHEAD // reading.batch_size)
         self._paths = [dataset.path(shard.name) for shard in shards]
         self._bytes = [shard.bytes for shard in shards]
         self._starts = np.cumsum([0, *(shard.rows for shard in shards)])
         self._bases = np.zeros(len(shards), np.int64)
         self._maps: dict[int, FileMap] = {}
+        self._pages = PagesAhead(self._starts, self._bases)
         self._payloads: PayloadCheck | None = None
         self._copying = threading.Lock()
         self._closed = False
@@ -65,6 +69,18 @@ class LocalSource(ShardSource):
                     "while it is read, run `lensprep verify`, and start again."
                 )
 
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """Have these rows on their way from the disk, if they are not in memory."""
+        if not self._bases.all():
+            with self._copying, suppress(ShardError):  # raised when they are gathered
+                if not self._closed:
+                    self._map_for(rows)
+        self._pages.expect(rows)
+
+    def forget(self, rows: NDArray[np.int64]) -> None:
+        """Have nothing more read from the disk: the consumer has gone."""
+        self._pages.forget()
+
     def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
         """Copy the pixels of `rows` into `out`, without holding the interpreter lock.
 
@@ -82,10 +98,7 @@ class LocalSource(ShardSource):
         with self._copying:
             if self._closed:
                 raise ValueError("the loader is closed")
-            if not copy_rows(rows, self._starts, self._bases, out.ctypes.data):
-                self._map_for(rows)
-                if not copy_rows(rows, self._starts, self._bases, out.ctypes.data):
-                    raise ShardError("the rows of the shards do not add up: see `lensprep verify`.")
+            self._copy(rows, out)
         for row, found, expected in self._payloads.faults(rows, out) if self._payloads else ():
             shard, offset = self.locate(row)
             raise ShardError(
@@ -93,6 +106,16 @@ class LocalSource(ShardSource):
                 f"(CRC-32 {found:08x}, expected {expected:08x}). Run `lensprep "
                 "verify`, and copy the shard again, or convert again."
             )
+
+    def _copy(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
+        address = out.ctypes.data
+        for some in self._pages.pieces(rows):
+            if not copy_rows(some, self._starts, self._bases, address):
+                self._map_for(rows)
+                if not copy_rows(some, self._starts, self._bases, address):
+                    raise ShardError("the rows of the shards do not add up: see `lensprep verify`.")
+            address += len(some) * PAYLOAD_BYTES
+            self._pages.copied(len(some))
 
     def _map_for(self, rows: NDArray[np.int64]) -> None:
         """Map the shards of these rows that are not mapped yet."""
@@ -175,15 +198,19 @@ def _libc() -> ctypes.CDLL:
     number = ctypes.c_int
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, number, number, number, ctypes.c_long]
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, number]
     return libc
 
 
 def _mmap(descriptor: int, size: int, path: Path) -> int:
-    address = _libc().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    libc = _libc()
+    address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
     if address is None or address == ctypes.c_void_p(-1).value:
         number = ctypes.get_errno()
         advice = " See the limits of `ulimit -v`." if number == errno.ENOMEM else ""
         raise ShardError(f"{path} cannot be mapped: {os.strerror(number)}.{advice}")
+    # Rows are asked for (`PagesAhead`): what the system reads around each fault is not needed.
+    libc.madvise(address, size, mmap.MADV_RANDOM)
     return int(address)
 
 

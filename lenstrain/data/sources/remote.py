@@ -24,6 +24,7 @@ from lenstrain.data.sidecar import Column
 from lenstrain.data.sources.base import Reading, ShardSource, check_gather
 from lenstrain.data.sources.cells import Cells, cut_into_cells
 from lenstrain.data.sources.local import copy_rows, row_offset
+from lenstrain.data.sources.pages import ROWS_AHEAD, PagesAhead
 from lenstrain.data.sources.races import RACES_AT_ONCE
 from lenstrain.data.sources.reader import RangeReader
 from lenstrain.data.sources.schedule import RUN_CELLS
@@ -87,13 +88,11 @@ class RemoteSource(ShardSource):
                 f"MiB each; {_FEWEST_BUFFERS} are the least. Raise memory_budget "
                 "(data.memory_budget_gb), or use smaller batches."
             )
-        # It pays to know in advance of as many rows as fit into memory.
-        self.lookahead = min(
-            _MOST_STEPS, max(1, self.buffers * self.cell_rows // reading.batch_size)
-        )
+        self._batch = reading.batch_size
         compared = reading.verify != "size"
         expected = checksums if compared and self.copies.offers_any else None
         self.local = MappedCopies(self.copies, self._shards, self._starts, expected)
+        self._pages = PagesAhead(self._starts, self.local.bases)
         self._copying, self._mapping = threading.Lock(), threading.Lock()
         # The reading threads hold the reader and this, not the source: they end when nobody has the
         # source any more.
@@ -107,6 +106,12 @@ class RemoteSource(ShardSource):
         )
         weakref.finalize(self, self.reader.stop).atexit = False
         self.check()
+
+    @property
+    def lookahead(self) -> int:  # type: ignore[override]
+        """Steps to know in advance: as many rows as fit into memory, or as a disk has use for."""
+        rows = ROWS_AHEAD if self.local.complete else self.buffers * self.cell_rows
+        return min(_MOST_STEPS, max(1, rows // self._batch))
 
     def check(self) -> None:
         """Compare every shard with the manifest, and its version with what was read, by listing.
@@ -208,10 +213,13 @@ class RemoteSource(ShardSource):
             cells = self.cells.of(rows)
             self._use_copies(cells)  # or they would be read from the store meanwhile
             self.reader.expect(cells)
+        if self.copies.offers_any:
+            self._pages.expect(rows)
 
     def forget(self, rows: NDArray[np.int64]) -> None:
         """Take back one `expect` whose rows will not be gathered after all."""
         self.reader.forget(self.cells.of(rows))
+        self._pages.forget()
 
     def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
         """Copy the pixels of `rows` into `out`, when they have come.
@@ -230,9 +238,10 @@ class RemoteSource(ShardSource):
             copied = None if self._copy_mapped(rows, out) else self._copy_streamed(rows, out)
             faulty = self.local.faulty(rows, out, copied)
             if not faulty:
-                return
+                break
             for number in faulty:
                 self._drop_copy(number)
+        self._pages.copied(len(rows))
 
     def _copy_mapped(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> bool:
         """Copy rows as from a local dataset, if the whole split is on the local disk."""

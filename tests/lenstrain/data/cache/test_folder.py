@@ -22,12 +22,15 @@ from lensprep.dataset import PAYLOAD_OFFSET, RECORD_STRIDE, Dataset
 from lensprep.dataset.layout import shard_bytes
 from lensprep.errors import BudgetError, StorageError
 from lensprep.transfer import upload
+from lenstrain.bench.cold import drop_pages
 from lenstrain.data import StampLoader
 from lenstrain.data.cache.filling import CachedSplit
 from lenstrain.data.cache.folder import CacheFolder, CacheOptions
 from lenstrain.data.cache.upkeep import clear, fill, status, verify
+from lenstrain.data.sources.pages import ROWS_AHEAD
 from tests.datasets import dataset_fixture, tiny_dataset
 from tests.faultproxy import Fault
+from tests.lenstrain.data.residence import pages_in_memory
 from tests.s3server import Place, set_environment
 from tests.waiting import wait_until
 
@@ -134,6 +137,20 @@ print(json.dumps(fill(folder, uri, s3=S3Options(endpoint_url=url))))
 
 
 # What is in it
+
+
+def test_copies_that_are_not_in_memory_are_read_ahead_from_their_disk(load, folder):
+    loader = load(shuffle="global")
+    assert loader.source.local.complete
+    copies = [path for name, path in cached(folder).items() if "val" not in str(path)]
+    drop_pages(copies)
+    if np.concatenate([pages_in_memory(path) for path in copies]).any():
+        pytest.skip("the file system of temporary files keeps its pages in memory")
+    rows = np.random.default_rng(0).permutation(ROWS["train"])[:300]
+    loader.source.expect(rows)
+    wait_until(lambda: np.concatenate([pages_in_memory(p) for p in copies]).mean() > 0.45, 10)
+    # As many rows are known in advance as a disk has use for, not as the memory budget holds.
+    assert loader.source.lookahead == ROWS_AHEAD // 20
 
 
 def test_filled_shards_are_the_bytes_of_the_dataset_under_their_digests(s3, uri, root, folder):

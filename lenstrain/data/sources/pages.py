@@ -1,0 +1,114 @@
+"""Rows of mapped shards on their way from the disk, before they are copied.
+
+A row that is copied from a page that is not in memory waits for the disk, one page fault after the
+other. Asked for in advance (``MADV_WILLNEED``) a thousand rows are under way at once, and the disk
+reads the pages of these rows and no others.
+"""
+
+from __future__ import annotations
+
+import mmap
+import resource
+import threading
+from collections import deque
+
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from lensprep.dataset import PAYLOAD_BYTES, PAYLOAD_OFFSET, RECORD_STRIDE
+from lensprep.kernel import kernel
+
+ROWS_AHEAD = 1024
+"""Rows that are on their way at once: 25 MB, beyond what a disk takes at a time."""
+ROWS_TOGETHER = 256
+"""Most rows that are asked for, or copied, in one go: between the two the disk must not run dry."""
+STEPS_ALERT = 256
+"""Steps that are asked for after anything came from a disk."""
+
+_PAGE = mmap.PAGESIZE
+_WILLNEED = mmap.MADV_WILLNEED
+_madvise = types.ExternalFunction("madvise", types.intc(types.int64, types.int64, types.intc))
+"""madvise of the C library, as a kernel calls it."""
+
+
+class PagesAhead:
+    """Asks for the pages of announced rows in advance, as far as they come from a disk.
+
+    Asking costs a tenth of the copy where all is in memory already. So it is done at first, and
+    then for as long as anything comes from a disk: also the rows of a step that was not asked for.
+
+    Shard ``k`` has the rows ``starts[k] ... starts[k + 1] - 1`` and begins at address ``bases[k]``,
+    0 where it is not mapped. A shard that is unmapped meanwhile does no harm: this is advice.
+    """
+
+    def __init__(self, starts: NDArray[np.int64], bases: NDArray[np.int64]) -> None:
+        self._starts, self._bases = starts, bases
+        self._coming: deque[NDArray[np.int64]] = deque()
+        self._asked, self._read, self.alert = 0, (-1, -1), 0
+        self._lock = threading.Lock()
+
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """Ask for the rows of a step, as soon as enough of those before have been copied."""
+        with self._lock:
+            before, self._read = self._read, _read_from_disk()
+            if self._read != before:
+                self.alert = STEPS_ALERT
+            if self.alert:
+                self.alert -= 1
+                self._coming.extend(self.pieces(rows))
+                self._ask()
+
+    def pieces(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Rows in pieces; between the copies of two the next are asked for."""
+        if not self.alert:
+            return [rows]
+        return [rows[i : i + ROWS_TOGETHER] for i in range(0, len(rows), ROWS_TOGETHER)]
+
+    def copied(self, rows: int) -> None:
+        """Note that so many rows have been copied, and ask for others."""
+        with self._lock:
+            self._asked = max(0, self._asked - rows)
+            self._ask()
+
+    def forget(self) -> None:
+        """Forget what was announced."""
+        with self._lock:
+            self._coming.clear()
+            self._asked = 0
+
+    def _ask(self) -> None:
+        while self._coming and self._asked < ROWS_AHEAD:
+            rows = self._coming.popleft()
+            self._asked += len(rows)
+            will_need(rows, self._starts, self._bases)
+
+
+def _read_from_disk() -> tuple[int, int]:
+    """Blocks that this process had read, and its page faults that waited for a disk.
+
+    Not every network file system counts blocks; the faults count everywhere.
+    """
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_inblock, usage.ru_majflt
+
+
+@kernel
+def will_need(rows, starts, bases):  # type: ignore[no-untyped-def]
+    """Tell the system that the pixels of rows will be needed; neighbours in one call.
+
+    What is not mapped, or lies outside of the shards, is passed over: whoever copies it will say.
+    """
+    i = 0
+    while i < rows.size:
+        shard = np.searchsorted(starts, rows[i], side="right") - 1
+        first = i
+        i += 1
+        if shard < 0 or shard >= bases.size or bases[shard] == 0:
+            continue
+        while i < rows.size and rows[i] == rows[i - 1] + 1 and rows[i] < starts[shard + 1]:
+            i += 1
+        begin = bases[shard] + (rows[first] - starts[shard]) * RECORD_STRIDE + PAYLOAD_OFFSET
+        end = begin + (i - 1 - first) * RECORD_STRIDE + PAYLOAD_BYTES
+        begin -= begin % _PAGE
+        _madvise(begin, end - begin, _WILLNEED)
