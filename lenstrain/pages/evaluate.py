@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from lensprep import __version__
 from lensprep.dataset.strictjson import plain
-from lensprep.errors import ProjectError
+from lensprep.errors import OutOfMemoryError, ProjectError
 from lensprep.store import Uri, check_folder, join_uri, written_folder
 from lensprep.tables.catalog import read_catalog
 from lenstrain import figures as plots
@@ -178,6 +178,8 @@ def _galleries(
         if uri is not None:
             reader = open_stamps(str(uri), scores)
             shown, stretch = example_galleries(reader, scores, size), reader.note
+    except OutOfMemoryError:
+        raise
     except ProjectError as error:
         if dataset is not None:
             raise
@@ -189,6 +191,8 @@ def _galleries(
                 reader = open_stamps(str(uri), sky)
                 shown.append(missed_gallery(reader, sky, known_lenses["missed"][: 2 * size]))
                 stretch = stretch or reader.note
+        except OutOfMemoryError:
+            raise
         except ProjectError as error:
             notes.info(f"No stamps of the known lenses: {error} Say where it is with --dataset.")
     return shown, stretch, notes
