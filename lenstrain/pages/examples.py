@@ -17,7 +17,7 @@ from lensprep.dataset import STAMP_SIZE, Dataset
 from lensprep.dataset.normalization import denormalize
 from lensprep.dataset.rgb import lupton_rgb
 from lensprep.dataset.sidecar import STATISTICS, read_statistics
-from lensprep.errors import OutOfMemoryError, ScoresError, error_line
+from lensprep.errors import ScoresError
 from lensprep.store import local_folder
 from lensprep.tables.reader import read_table
 from lenstrain.evaluation.scores import Scores
@@ -149,17 +149,6 @@ def _source_rgb(uri: str, is_tree: bool, scores: SkyScores, rows: Rows) -> Pictu
         return lupton_rgb(cutout_stamps(folder, names))
 
 
-def _pictures(reader: StampReader, rows: Rows) -> Pictures:
-    """Colour pictures of a gallery; no memory for them is an error that says what to set."""
-    try:
-        return reader.rgb(rows)
-    except MemoryError as error:
-        raise OutOfMemoryError(
-            f"Drawing {len(rows)} example stamps ran out of memory: {error_line(error)}. Set "
-            "examples lower; with 0 the report has none."
-        ) from error
-
-
 def example_galleries(reader: StampReader, scores: Scores, size: int) -> list[Gallery]:
     """Highest non-lenses, lowest lenses and highest lenses; every image once.
 
@@ -167,8 +156,6 @@ def example_galleries(reader: StampReader, scores: Scores, size: int) -> list[Ga
     ------
     ProjectError
         If a stamp is not where it was when it was scored.
-    OutOfMemoryError
-        If `size` stamps do not fit.
     """
     identity = scores.identity
     facts = {name: scores.numbers(name) for name in _FACTS if scores.has(name)}
@@ -184,7 +171,7 @@ def example_galleries(reader: StampReader, scores: Scores, size: int) -> list[Ga
                 png_uri(picture),
                 {name: float(values[row]) for name, values in facts.items() if values[row] > 0},
             )
-            for row, picture in zip(rows, _pictures(reader, rows), strict=True)
+            for row, picture in zip(rows, reader.rgb(rows), strict=True)
         ]
         return Gallery(title, caption, stamps)
 
@@ -218,7 +205,7 @@ def missed_gallery(
     rows = pc.index_in(keys, value_set=scores.table["key"].cast(pa.string())).to_numpy()
     stamps = [
         Stamp(lens["key"], lens["logit"], png_uri(picture), {}, f"{lens['name']} ({lens['grade']})")
-        for lens, picture in zip(lenses, _pictures(reader, rows.astype(np.int64)), strict=True)
+        for lens, picture in zip(lenses, reader.rgb(rows.astype(np.int64)), strict=True)
     ]
     caption = "Lowest score first. Are their arcs visible in these images at all?"
     return Gallery("Known lenses that were missed", caption, stamps)

@@ -50,7 +50,10 @@ FORMAT_VERSION = 1
 PROBE_NAME = "probe.json"
 PAGE_NAME = "probe.html"
 
-_LESS = "Set per_class, injections, baseline_rows and attribution lower, or choose --device cpu."
+_LESS = (
+    "Set per_class, injections, baseline_rows, attribution or resamples lower, or choose --device "
+    "cpu."
+)
 
 Progress = Callable[[str, float], None]
 """Called with the name of the stage that begins and the share of the work done before it."""

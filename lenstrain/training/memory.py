@@ -55,12 +55,12 @@ def enough_memory(doing: str, device: torch.device, advice: str) -> Iterator[Non
 
 def enough_to_train(config: Config, device: torch.device) -> AbstractContextManager[None]:
     """`enough_memory` for the steps of a training."""
-    return enough_memory(
-        f"Training with data.batch_size={config.data.batch_size}",
-        device,
-        f"Set data.batch_size lower, or optim.accumulate={2 * config.optim.accumulate}, which takes "
-        "the same step in smaller parts.",
+    more = 2 * config.optim.accumulate
+    advice = (
+        f"Set data.batch_size lower, or optim.accumulate={more}, which takes the same step in "
+        "smaller parts."
     )
+    return enough_memory(f"Training with data.batch_size={config.data.batch_size}", device, advice)
 
 
 def _memory(error: BaseException, device: torch.device) -> str:

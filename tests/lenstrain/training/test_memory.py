@@ -24,9 +24,11 @@ ENDLESS = "data.memory_budget_gb=1e12"
     "ask", [lambda: torch.empty(10**15), lambda: np.empty(10**15), lambda: bytearray(10**18)]
 )
 def test_what_torch_numpy_and_python_raise_is_recognised(ask):
-    with pytest.raises(OutOfMemoryError, match=r"^Asking ran out of memory on this machine") as found:
-        with enough_memory("Asking", CPU, "Ask for less."):
-            ask()
+    with (
+        pytest.raises(OutOfMemoryError, match=r"^Asking ran out of memory on this mach") as found,
+        enough_memory("Asking", CPU, "Ask for less."),
+    ):
+        ask()
     assert str(found.value).endswith(" Ask for less.")
     assert "\n" not in str(found.value)
 
@@ -34,11 +36,11 @@ def test_what_torch_numpy_and_python_raise_is_recognised(ask):
 @pytest.mark.parametrize(
     "error",
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has"),
         RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
-        RuntimeError("NCCL error in: x.cpp:93, unhandled cuda error\nCuda failure 2 'out of memory'"),
+        RuntimeError("NCCL error in: x:93, unhandled cuda error\nCuda failure 2 'out of memory'"),
         pa.ArrowMemoryError("malloc of size 4096 failed"),
     ],
 )  # fmt: skip
@@ -91,7 +93,7 @@ def test_a_run_goes_on_from_its_checkpoint_after_a_step_that_did_not_fit(
         usual(*args)
 
     monkeypatch.setattr(program, "train_step", greedy)
-    with pytest.raises(OutOfMemoryError, match="or optim.accumulate=4"):
+    with pytest.raises(OutOfMemoryError, match=r"or optim\.accumulate=4"):
         train(dataset, config, tmp_path / "run")
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 8
     assert train(dataset, config, tmp_path / "run", resume=True)["step"] == 16
@@ -99,7 +101,7 @@ def test_a_run_goes_on_from_its_checkpoint_after_a_step_that_did_not_fit(
 
 def test_validation_scoring_and_the_bench_say_what_did_not_fit(dataset, make_config, tmp_path):
     large = 10**13
-    with pytest.raises(OutOfMemoryError, match=r"^Validating with eval\.batch_size=1000.*Set eval\."):
+    with pytest.raises(OutOfMemoryError, match=r"^Validating with eval\.batch_size=1000.*Set eval"):
         train(dataset, make_config(f"eval.batch_size={large}", ENDLESS), tmp_path / "run")
     with pytest.raises(OutOfMemoryError, match=r"^Training with data\.batch_size=1000"):
         run_train_bench(dataset, make_config(f"data.batch_size={large}", ENDLESS), seconds=0.1)
