@@ -286,7 +286,7 @@ NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:93, "
         "NCCL communicator was aborted on rank 1.",
         NCCL + "remote process exited or there was a network error, NCCL version 2.21.5\n"
         "ncclRemoteError: A call failed possibly due to a network error or a remote process "
-        "exiting prematurely.\nLast error:\nsocketProgress: Connection closed by remote peer n2<42>",
+        "exiting prematurely.\nLast error:\nsocketProgress: Connection closed by remote peer n2",
         NCCL + "internal error - please report this issue to the NCCL developers, NCCL version "
         "2.14.3\nncclInternalError: Internal check failed.\nLast error:\n"
         "Net : Connection closed by remote peer user<50260>",
