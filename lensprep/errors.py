@@ -11,7 +11,8 @@ ProjectError
 ├── StorageError        a disk or an object store
 │   ├── NotFoundError   ... has no such file or object
 │   └── ChangedError    ... holds something else than it should, or than it did a moment ago
-└── BudgetError         a limit on rejects, memory or disk
+├── BudgetError         a limit on rejects, memory or disk
+└── OutOfMemoryError    the memory of the machine or of a GPU
 
 Helpers for messages: `size_text` writes sizes, and `names_text` the names that were found where one
 is missing. `passing_fault` separates failures to read a file from faults of the file itself.
@@ -118,6 +119,10 @@ class ChangedError(StorageError):
 
 class BudgetError(ProjectError):
     """A limit set by the user (rejected rows, memory, disk) would be passed."""
+
+
+class OutOfMemoryError(ProjectError):
+    """The machine or its GPU has less memory than the work takes; the message says what to set."""
 
 
 def passing_fault(where: object, error: BaseException) -> StorageError | None:

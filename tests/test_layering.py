@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "lenstrain.figures": "evaluation",
     "lenstrain.training": "data networks config evaluation.metrics evaluation.calibration figures",
     "lenstrain.scoring": "data networks config scoretable training.checkpoint "
-    "training.distributed training.validate training.transfer",
+    "training.distributed training.memory training.validate training.transfer",
     "lenstrain.pages": "evaluation scoretable figures",
     "lenstrain.probes": "scoring evaluation figures pages networks training",
     "lenstrain.generalize": "scoring training evaluation config",

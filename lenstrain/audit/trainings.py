@@ -31,9 +31,10 @@ from lenstrain.networks.finder import build_model
 from lenstrain.probes.scoring import Scorer
 from lenstrain.training.checkpoint import LAST, load_checkpoint
 from lenstrain.training.distributed import choose_device
-from lenstrain.training.run import Event
+from lenstrain.training.run import Event, seeded
 from lenstrain.training.runlog import CHECKPOINTS
 from lenstrain.training.train import train
+from lenstrain.training.validate import full_float32
 
 BATCH = 64
 _PROCESS_TIMEOUT_S = 600
@@ -86,9 +87,8 @@ def fit(
     scorer : Scorer
         The trained network.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        device = choose_device(config.run.device)
+    device = choose_device(config.run.device)
+    with seeded(config.seed, device), full_float32():
         model = build_model(replace(model_config, weights=None, dropout=0.0)).to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
         rng = np.random.default_rng(config.seed)

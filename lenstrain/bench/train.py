@@ -25,6 +25,7 @@ from lenstrain.networks.finder import count_parameters
 from lenstrain.training.checkpoint import versions
 from lenstrain.training.distributed import Context, process_group
 from lenstrain.training.feeding import IntervalClock, device_batches
+from lenstrain.training.memory import enough_to_train
 from lenstrain.training.run import Run, build_run
 from lenstrain.training.step import StepBatch, train_step
 
@@ -106,9 +107,14 @@ def run_train_bench(
     ------
     ConfigError, DatasetError
         If the dataset cannot be trained on with this configuration.
+    OutOfMemoryError
+        If a batch does not fit.
     """
     tell = progress or (lambda what, done: None)
-    with process_group(config.train.device, config.train.timeout_minutes) as context:
+    with (
+        process_group(config.train.device, config.train.timeout_minutes) as context,
+        enough_to_train(config, context.device),
+    ):
         run = build_run(Dataset.open(str(dataset)), config, Path(), context, None)
         try:
             tell("Warming up", 0.0)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from lensprep import __version__
 from lensprep.dataset.strictjson import plain
-from lensprep.errors import ProjectError
+from lensprep.errors import OutOfMemoryError, ProjectError, error_line
 from lensprep.store import Uri, check_folder, join_uri, written_folder
 from lensprep.tables.catalog import read_catalog
 from lenstrain import figures as plots
@@ -115,6 +115,8 @@ def evaluate(
         If `out` holds other files, or cannot be written; raised before the work.
     DatasetError
         If a given `dataset` cannot be read.
+    OutOfMemoryError
+        If the example stamps do not fit.
     """
     options = options or EvaluationOptions()
     tell = progress or (lambda stage, done: None)
@@ -149,7 +151,14 @@ def evaluate(
         found.entries["notes"] += known_lens_notes(lenses)
     tell("Drawing stamps", 0.85)
     known_lenses = found.entries["known_lenses"]
-    galleries, stretch, notes = _galleries(table, sky, known_lenses, dataset, options.examples)
+    size = options.examples
+    try:
+        galleries, stretch, notes = _galleries(table, sky, known_lenses, dataset, size)
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"Drawing {size} example stamps at a time ran out of memory: {error_line(error)}. Set "
+            "examples lower; with 0 the report has none."
+        ) from error
     found.entries["notes"] += notes
     entries = {"format_version": FORMAT_VERSION} | found.entries
     entries["provenance"] = _provenance(table, reference, rival, options)

@@ -26,6 +26,7 @@ from lenstrain.probes.looking import Baseline
 from lenstrain.probes.options import ProbeOptions
 from lenstrain.probes.sample import Sample
 from lenstrain.probes.scoring import Scorer
+from lenstrain.training.run import seeded
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,18 @@ def measure_attention(base: Baseline, scorer: Scorer, options: ProbeOptions) -> 
 
 
 def randomised(model: nn.Module, seed: int) -> nn.Module:
-    """A copy of a model with new random weights (Adebayo et al. 2018, arXiv:1810.03292)."""
-    twin = copy.deepcopy(model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """A copy of a model with new random weights (Adebayo et al. 2018, arXiv:1810.03292).
+
+    They are drawn on the CPU, and thus the same for every device.
+    """
+    device = next(model.parameters()).device
+    twin = copy.deepcopy(model).cpu()
+    with seeded(seed, torch.device("cpu")):
         for module in twin.modules():
             reset: Any = getattr(module, "reset_parameters", None)
             if reset is not None:
                 reset()
-    return twin.eval()
+    return twin.to(device).eval()
 
 
 def _choose(base: Baseline, n: int) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from lensprep.dataset import PIXEL_SCALE_ARCSEC
 from lensprep.dataset.normalization import radius_px
 from lenstrain.probes.scoring import Scorer
 from lenstrain.probes.views import fill_with_sky
+from lenstrain.training.validate import full_float32
 
 Maps = NDArray[np.float64]
 
@@ -53,7 +54,7 @@ def occlusion_maps(
 
 
 def gradcam_maps(model: nn.Module, pixels: NDArray[np.float16], device: Any = "cpu") -> Maps:
-    """Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) of the last map before pooling.
+    """Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) of the last map before pooling, float32.
 
     Returns
     -------
@@ -68,13 +69,14 @@ def gradcam_maps(model: nn.Module, pixels: NDArray[np.float16], device: Any = "c
 
     hooks = [module.register_forward_hook(keep) for module in model.modules()]
     x_BCHW = torch.from_numpy(pixels.astype(np.float32)).to(device).requires_grad_(True)
-    try:
-        logit_B = model(x_BCHW)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    (feature_BCHW,) = last
-    (gradient_BCHW,) = torch.autograd.grad(logit_B.sum(), feature_BCHW)
+    with full_float32():
+        try:
+            logit_B = model(x_BCHW)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        (feature_BCHW,) = last
+        (gradient_BCHW,) = torch.autograd.grad(logit_B.sum(), feature_BCHW)
     weight_BC11 = gradient_BCHW.mean((2, 3), keepdim=True)
     cam_B1HW = torch.relu((weight_BC11 * feature_BCHW).sum(1, keepdim=True)).detach()
     size = pixels.shape[-1]

@@ -39,15 +39,21 @@ from lenstrain.probes.looking import (
 from lenstrain.probes.options import ProbeOptions
 from lenstrain.probes.profiles import measure_lead
 from lenstrain.probes.sample import Sample, draw_sample, find_partners
-from lenstrain.probes.scoring import Scorer
+from lenstrain.probes.scoring import BATCH, Scorer
 from lenstrain.probes.words import MEANINGS, TITLES, readings
 from lenstrain.scoring.origins import spell
 from lenstrain.training.checkpoint import load_finder, versions
 from lenstrain.training.distributed import choose_device
+from lenstrain.training.memory import enough_memory
 
 FORMAT_VERSION = 1
 PROBE_NAME = "probe.json"
 PAGE_NAME = "probe.html"
+
+_LESS = (
+    "Set per_class, injections, baseline_rows, attribution or resamples lower, or choose --device "
+    "cpu."
+)
 
 Progress = Callable[[str, float], None]
 """Called with the name of the stage that begins and the share of the work done before it."""
@@ -88,6 +94,8 @@ def probe(
         If the checkpoint is unusable or was trained with another normalisation.
     DatasetError
         If the split has not both classes.
+    OutOfMemoryError
+        If the stamps that `options` asks for do not fit.
     StorageError
         If `out` holds other files, or cannot be written; raised before the work.
     """
@@ -96,16 +104,18 @@ def probe(
     out = default_folder(checkpoint) if out is None else out
     check_folder(out, PROBE_NAME)
     tell("Drawing stamps", 0.0)
-    model, meta, sha256 = load_finder(checkpoint, choose_device(device))
-    data = Dataset.open(dataset)
-    _check_normalization(meta, data, str(checkpoint))
-    sample = draw_sample(data, options.split, options.per_class, options.seed)
-    scorer = Scorer(model, choose_device(device))
-    base = measure_baseline(sample, scorer, options)
-    partners = find_partners(data, sample)
-    probes, attention = measure(base, scorer, options, tell, partners)
-    tell("Light profiles", 0.85)
-    probes["baseline"] = measure_lead(data, scorer, options)
+    chosen = choose_device(device)
+    with enough_memory(f"Probing {BATCH} stamps at a time", chosen, _LESS):
+        model, meta, sha256 = load_finder(checkpoint, chosen)
+        data = Dataset.open(dataset)
+        _check_normalization(meta, data, str(checkpoint))
+        sample = draw_sample(data, options.split, options.per_class, options.seed)
+        scorer = Scorer(model, chosen)
+        base = measure_baseline(sample, scorer, options)
+        partners = find_partners(data, sample)
+        probes, attention = measure(base, scorer, options, tell, partners)
+        tell("Light profiles", 0.85)
+        probes["baseline"] = measure_lead(data, scorer, options)
     content: dict[str, Any] = plain(
         {
             "format_version": FORMAT_VERSION,

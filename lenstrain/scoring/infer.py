@@ -40,6 +40,7 @@ from lenstrain.scoring.origins import Origin, Part, open_origin
 from lenstrain.scoring.parts import FinishedParts
 from lenstrain.training.checkpoint import load_finder
 from lenstrain.training.distributed import Context, process_group
+from lenstrain.training.memory import enough_memory
 from lenstrain.training.transfer import send, widen
 from lenstrain.training.validate import full_float32
 
@@ -47,6 +48,8 @@ logger = logging.getLogger("lenstrain.infer")
 
 FIRST_COLUMNS = ("key", "task_id", "label", "logit", "region_id", "split")
 """Columns that every scores table begins with; the source's others follow."""
+
+_SMALLER = "Choose a smaller --batch-size."
 
 _WAIT_MINUTES = 24 * 60.0
 """A finished process waits for the slowest; torchrun ends all of them if one is lost."""
@@ -135,6 +138,8 @@ def infer(
         If the dataset or a shard is not what it should be.
     InputError
         If a tree or the cutouts cannot be read, or none of them can be scored.
+    OutOfMemoryError
+        If `batch_size` stamps do not fit.
     StorageError
         If `out` cannot be written or its suffix names no format; raised before any work.
     """
@@ -144,7 +149,11 @@ def infer(
     embeddings = converted(bool, embeddings, "embeddings")
     paths = [checkpoint] if isinstance(checkpoint, str | PathLike) else list(checkpoint)
     check_table(out, vectors=embeddings)
-    with process_group(device, _WAIT_MINUTES) as context, ExitStack() as copies:
+    with (
+        process_group(device, _WAIT_MINUTES) as context,
+        enough_memory(f"Scoring {batch_size} stamps at a time", context.device, _SMALLER),
+        ExitStack() as copies,
+    ):
         loaded = [load_finder(path, context.device) for path in paths]
         loading = {
             "cache_dir": cache_dir,

@@ -27,6 +27,7 @@ from lenstrain.config import Config
 from lenstrain.sweep.config import Plan, trial_config
 from lenstrain.sweep.space import draw_all
 from lenstrain.sweep.study import Claim, StudyFiles, best_trials, claim, open_study, try_lock
+from lenstrain.training.memory import is_out_of_memory
 from lenstrain.training.run import Event, Progress
 from lenstrain.training.runlog import CHECKPOINTS, CONFIG
 from lenstrain.training.train import train
@@ -34,8 +35,6 @@ from lenstrain.training.train import train
 RESULT = "result.json"
 Say = Callable[[str], None]
 POLL_SECONDS = 1.0
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-"""What a device or an allocator says if there is no memory left."""
 
 
 class StoppedError(Exception):
@@ -202,10 +201,9 @@ class Worker:
 def describe(error: BaseException) -> str:
     """One line about a failure; running out of memory is named as such."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    if memory or any(words in str(error) for words in OUT_OF_MEMORY):
-        return f"out of memory: {text}"
-    return text if isinstance(error, ProjectError) else f"{type(error).__name__}: {text}"
+    if isinstance(error, ProjectError):
+        return text
+    return f"{'out of memory' if is_out_of_memory(error) else type(error).__name__}: {text}"
 
 
 def release_memory() -> None:

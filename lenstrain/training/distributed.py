@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.elastic.utils.store import synchronize
 from torch.distributed.rendezvous import rendezvous
 
-from lensprep.errors import ConfigError, ProjectError
+from lensprep.errors import ConfigError, ProjectError, error_line
+from lenstrain.training.gpus import Seat, check_seats, find_seat, refuse_unsupported
 
 T = TypeVar("T")
 
-LOST = ("timed out", "timeout", "connection closed by peer", "connection reset", "nccl")
-"""What gloo and NCCL say, in lower case, when another process is gone or does not answer."""
+LOST = (
+    # gloo, and the system below it and NCCL
+    "connection closed by peer", "connection reset by peer", "connection refused", "broken pipe",
+    "connection timed out", "timed out waiting", "read timeout", "write timeout", "connect timeout",
+    "operation timed out", "caused pair closure",
+    # the store in which processes meet
+    "wait timeout", "socket timeout", "client socket has timed out", "waiting for clients",
+    "barrier timeout", "failed to recv, got 0 bytes",
+    # NCCL, and torch's watchdog over it
+    "remote process exited", "ncclremoteerror", "connection closed by remote peer",
+    "collective operation timeout", "communicator was aborted", "nccl timeout",
+)  # fmt: skip
+"""What is said, in lower case, when another process is gone or does not answer.
+
+From the source of torch 2.4 to 2.14. "NCCL error" is none: it may be a wrong argument, a GPU that
+two processes share, or memory.
+"""
+SHARED = "duplicate gpu detected"
+"""What NCCL says, in lower case, if two processes have one GPU."""
 
 
 class LostProcessError(ProjectError):
@@ -73,7 +93,8 @@ class Context:
         if not self.grouped:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        # Not through the devices' memory, whose steps it would wait for.
+        dist.all_gather_object(values, value, self.hosts)
         return values
 
     def from_main(self, value: T) -> T:
@@ -122,7 +143,7 @@ def process_group(device: str, timeout_minutes: float, advice: str = "") -> Iter
     Raises
     ------
     ConfigError
-        If a GPU is asked for and there is none.
+        If a GPU is asked for and there is none that this process can use and has to itself.
     LostProcessError
         If another process ends or does not answer within the block.
     """
@@ -139,34 +160,56 @@ def process_group(device: str, timeout_minutes: float, advice: str = "") -> Iter
             hosts = dist.new_group(backend="gloo", timeout=timeout)
         yield Context(device=chosen, rank=rank, world_size=world_size, grouped=True, hosts=hosts)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if not any(word in str(error).lower() for word in LOST):
+        name = f"Process {os.environ['RANK']} of {world_size}"
+        if SHARED in str(error).lower():
+            raise ConfigError(
+                f"{name} has no GPU of its own. Start one process for each GPU, or look at "
+                "CUDA_VISIBLE_DEVICES."
+            ) from error
+        if not is_lost(error):
             raise
         raise LostProcessError(
-            f"Process {os.environ['RANK']} of {world_size} gave up: another one has ended, or did "
-            f"not answer within {timeout_minutes:g} minutes ({reason}). See that process's own "
-            f"message, if there is one. {advice}".rstrip()
+            f"{name} gave up: another one has ended, or did not answer within "
+            f"{timeout_minutes:g} minutes ({error_line(error)}). See that process's own message, "
+            f"if there is one. {advice}".rstrip()
         ) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that another process has ended or does not answer."""
+    return any(words in str(error).lower() for words in LOST)
+
+
 def _join(device: torch.device, timeout: timedelta) -> int:
     """Join the other processes and return the rank of this one."""
-    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    shared, rank, world_size = next(rendezvous("env://", timeout=timeout))
     # torchrun keeps one store through all restarts. Without its own prefix a restarted process
     # would find the addresses of its dead predecessors, and wait for them.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store: Any = dist.PrefixStore(f"attempt-{attempt}", shared)  # type: ignore[attr-defined]
+    # Before NCCL, which refuses a shared GPU too, but late and in words for its developers.
+    check_seats(_all_seats(find_seat(device), store, rank, world_size, timeout))
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=dist.PrefixStore(f"attempt-{attempt}", store),  # type: ignore[attr-defined]
+        store=store,
         rank=rank,
         world_size=world_size,
         timeout=timeout,
         device_id=device if device.type == "cuda" else None,
     )
     return rank
+
+
+def _all_seats(
+    mine: Seat, store: Any, rank: int, world_size: int, timeout: timedelta
+) -> list[Seat]:
+    """Seats of all processes, by rank; the process that holds the store is the last to go on."""
+    seat = json.dumps(astuple(mine)).encode()
+    seats = synchronize(store, seat, rank, world_size, "seat", timeout.total_seconds())
+    return [Seat(*json.loads(each)) for each in seats]
 
 
 def launch_id() -> str | None:
@@ -179,10 +222,14 @@ def launch_id() -> str | None:
 def choose_device(device: str) -> torch.device:
     """Device of this process; under torchrun each local process takes its own GPU.
 
+    A process that sees a single GPU takes it: a scheduler may have given each its own. Whether it
+    did, `process_group` checks.
+
     Raises
     ------
     ConfigError
-        If a GPU is asked for and there is none, or this process has none of its own.
+        If a GPU is asked for and there is none, or none for this process; or if there is one that
+        this build of PyTorch has no code for, also for "auto".
     """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -192,11 +239,14 @@ def choose_device(device: str) -> torch.device:
             "'cpu' or 'auto'."
         )
     number, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if there == 1:
+        number = 0
     if number >= there:
         raise ConfigError(
             f"Process {number} of this machine has no GPU of its own: PyTorch finds {there}. Start "
             f"torchrun with --nproc-per-node {there}, or look at CUDA_VISIBLE_DEVICES."
         )
+    refuse_unsupported(number)
     chosen = torch.device("cuda", number)
     torch.cuda.set_device(chosen)
     return chosen

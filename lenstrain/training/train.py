@@ -23,6 +23,7 @@ from lenstrain.training.checkpoint import BEST, LAST, Found
 from lenstrain.training.distributed import Context, process_group
 from lenstrain.training.feeding import IntervalClock, device_batches
 from lenstrain.training.home import Home, find_home
+from lenstrain.training.memory import enough_memory, enough_to_train
 from lenstrain.training.mirror import Mirror
 from lenstrain.training.resume import (
     best_names,
@@ -87,16 +88,20 @@ def train(
         Before anything is written, if the input cannot be used.
     NonFiniteLossError
         If the loss is NaN or infinite. The checkpoints hold the state before.
+    OutOfMemoryError
+        If a batch does not fit. The checkpoints hold the state before.
     StorageError
         At the end, if `out` is in a store and that does not have all of the run.
     """
     started = time.monotonic()
     with process_group(config.train.device, config.train.timeout_minutes, _GO_ON) as context:
-        run = open_run(dataset, config, out, context, resume, progress)
+        with enough_to_train(config, context.device):
+            run = open_run(dataset, config, out, context, resume, progress)
         try:
             with stop_signals() as signals:
                 try:
-                    status = fit(run, signals)
+                    with enough_to_train(config, context.device):
+                        status = fit(run, signals)
                 except ProjectError:
                     send_rest(run, hurry=lambda: True, must=False)
                     raise
@@ -315,7 +320,9 @@ def validate(run: Run, signals: StopSignals) -> Scores:
             run.tell("validate", number, steps, config.eval.batch_size, {})
 
     synchronise_buffers(run)
-    with scoring_weights(run.learner):
+    doing = f"Validating with eval.batch_size={config.eval.batch_size}"
+    enough = enough_memory(doing, run.context.device, "Set eval.batch_size lower.")
+    with enough, scoring_weights(run.learner):
         return score_split(
             run.learner.model,
             watched(),

@@ -38,6 +38,36 @@ def test_a_working_network_overfits_64_stamps(evidence_of, config):
     assert found.measured["stamps"] == 64
 
 
+class Precise(torch.nn.Module):
+    """Notes whether TF32 is allowed when it runs, and when its gradient does."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = torch.nn.Linear(3, 1)
+        self.allowed = set()
+
+    def note(self, *_):
+        self.allowed.add(torch.backends.cudnn.allow_tf32)
+
+    def forward(self, x_BCHW):
+        self.note()
+        logit_B = self.last(x_BCHW.mean((2, 3)))[:, 0]
+        logit_B.register_hook(self.note)
+        return logit_B
+
+
+def test_short_trainings_are_in_full_float32_and_leave_the_generator_alone(config, monkeypatch):
+    model = Precise()
+    monkeypatch.setattr(trainings, "build_model", lambda _: model)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    state = torch.get_rng_state()
+    pixels, labels = make_pixels([0, 1]), np.array([0, 1])
+    trainings.fit(SMALL, pixels, labels, 2, config)
+    assert model.allowed == {False}
+    assert torch.backends.cudnn.allow_tf32
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_equal_stamps_with_both_labels_cannot_be_overfitted(evidence_of):
     """Labels that contradict the pixels, as a shuffled column would."""
     same = np.repeat(make_pixels([0]), 120, axis=0)

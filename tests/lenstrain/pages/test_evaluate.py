@@ -15,8 +15,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from lensprep.dataset import NormalizationSpec
 from lensprep.dataset.writer import write_dataset
-from lensprep.errors import DatasetError, ScoresError, StorageError
+from lensprep.errors import DatasetError, OutOfMemoryError, ScoresError, StorageError
 from lenstrain.evaluation.options import EvaluationOptions
+from lenstrain.pages import examples
 from lenstrain.pages.evaluate import evaluate
 from tests.scoretables import BARE, make_table
 
@@ -377,6 +378,17 @@ def test_stamps_come_from_the_dataset_that_the_scores_name(stamped, write_scores
     negative = table.filter(pa.compute.equal(table["label"], 0)).sort_by([("logit", "descending")])
     shown = re.findall(r'alt="Stamp (\w+)"', page)
     assert shown[:3] == negative["key"].to_pylist()[:3]
+
+
+def test_example_stamps_that_do_not_fit_into_memory_say_what_to_set(
+    stamped, write_scores, monkeypatch
+):
+    folder, metadata = stamped
+    path = write_scores(rows=64, regions=8, metadata=metadata, **BARE)
+    monkeypatch.setattr(examples, "denormalize", lambda *_: np.empty(10**15))
+    with pytest.raises(OutOfMemoryError, match=r"^Drawing 3 example.* Unable to .* examples lower"):
+        evaluate(path, folder / "out", options=QUICK)
+    assert not (folder / "out").exists()
 
 
 def test_a_dataset_that_is_not_the_one_scored_is_refused_if_given(stamped, write_scores):

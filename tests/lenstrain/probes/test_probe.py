@@ -135,6 +135,18 @@ def test_options_out_of_range_are_refused(option):
     assert result.output.startswith("Error: ")
 
 
+def test_probes_that_do_not_fit_into_memory_say_so_in_a_line(finished, tmp_path):
+    folder, _ = finished
+    arguments = ["probe", f"{folder}/run/checkpoints/best.pt", f"{folder}/ds"]
+    more = ["--out", str(tmp_path / "out"), "--set", "resamples=1000000000000000"]
+    result = CliRunner().invoke(main, [*arguments, *more])
+    assert result.exit_code == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert "Probing 256 stamps at a time ran out of memory" in line
+    assert "or resamples lower" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_default_folder_is_the_runs(tmp_path):
     assert default_folder(tmp_path / "checkpoints" / "best.pt") == str(tmp_path / "probe")
     assert default_folder("s3://b/runs/a/checkpoints/best.pt") == "s3://b/runs/a/probe"

@@ -152,6 +152,45 @@ def test_gradcam_is_zero_where_the_network_does_not_look(sample, flux_finder):
     assert maps[:, 31, 31].min() > 0
 
 
+class Precise(torch.nn.Module):
+    """Notes whether TF32 is allowed when it runs, and when its gradient does."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = torch.nn.Conv2d(3, 1, 1)
+        self.allowed = []
+
+    def note(self, *_):
+        self.allowed.append(torch.backends.cudnn.allow_tf32)
+        self.allowed.append(torch.backends.cuda.matmul.allow_tf32)
+
+    def forward(self, x_BCHW):
+        self.note()
+        feature_BCHW = self.last(x_BCHW)
+        feature_BCHW.register_hook(self.note)
+        return feature_BCHW.sum((1, 2, 3))
+
+
+@pytest.fixture
+def tf32_allowed():
+    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = True
+    yield
+    after = [place.allow_tf32 for place in places]
+    for place, allowed in zip(places, before, strict=True):
+        place.allow_tf32 = allowed
+    assert after == [True, True]
+
+
+@pytest.mark.usefixtures("tf32_allowed")
+def test_gradcam_is_in_full_float32_forward_and_backward(sample):
+    model = Precise()
+    gradcam_maps(model, sample.pixels[:2])
+    assert model.allowed == [False] * 4
+
+
 def test_mass_over_area_by_hand():
     maps = np.zeros((1, 8, 8))
     maps[0, 2, 2], maps[0, 5, 5], maps[0, 0, 0] = 3, 1, 100
@@ -171,13 +210,19 @@ def test_attention_measures_lenses_and_the_worst_non_lenses(sample, arc_finder):
     assert found.pictures.shape == (3, 64, 64, 3)
 
 
-def test_a_randomised_twin_leaves_the_model_alone(arc_finder):
+def untouched(seed):
+    raise AssertionError("the generators of the GPUs were seeded, and nobody restores them")
+
+
+def test_a_randomised_twin_leaves_the_model_and_every_generator_alone(arc_finder, monkeypatch):
     before = arc_finder.last.weight.detach().clone()
     state = torch.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", untouched)
     twin = randomised(arc_finder, 0)
     assert not torch.equal(twin.last.weight, before)
     assert torch.equal(arc_finder.last.weight, before)
     assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(randomised(arc_finder, 0).last.weight, twin.last.weight)
 
 
 def with_column(sample, name, values):

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from lensprep.configfile import load_config
 from lensprep.dataset import Dataset
-from lensprep.errors import ConfigError, StorageError
+from lensprep.errors import ConfigError, OutOfMemoryError, StorageError
 from lensprep.store.interrupts import PREEMPTED
 from lenstrain.config import Config
 from lenstrain.sweep.config import load_plan
@@ -271,6 +271,7 @@ def test_a_killed_worker_is_replaced_but_not_for_ever():
         (MemoryError(), "out of memory: "),
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), "out of memory: CUDA"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory: Default"),
+        (OutOfMemoryError("Training ran out of memory."), "Training ran out of memory."),
         (RuntimeError("shape mismatch\nmore"), "RuntimeError: shape mismatch"),
     ],
 )

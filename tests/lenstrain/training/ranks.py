@@ -139,6 +139,19 @@ def fail(dataset, config, folder, context):
         return program.train(dataset, config, folder / "fail")
 
 
+def memory(dataset, config, folder, context):
+    """Process 1 asks for more memory than any machine has, in its tenth step."""
+    step, steps = program.train_step, iter(range(1000))
+
+    def greedy(*args, **kwargs):
+        if RANK == 1 and next(steps) == 9:
+            torch.empty(10**15)
+        return step(*args, **kwargs)
+
+    with mock.patch.object(program, "train_step", greedy):
+        return program.train(dataset, config, folder / "memory")
+
+
 def main():
     """Do the tasks one after the other, in one group: processes cannot be joined twice."""
     dataset, config_path, folder, *tasks = sys.argv[1:]

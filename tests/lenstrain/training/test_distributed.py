@@ -20,7 +20,14 @@ from lenstrain.data import StampLoader
 from lenstrain.networks.finder import build_model
 from lenstrain.training import distributed
 from lenstrain.training.checkpoint import load_checkpoint
-from lenstrain.training.distributed import Context, choose_device, launch_id, process_group
+from lenstrain.training.distributed import (
+    Context,
+    LostProcessError,
+    choose_device,
+    is_lost,
+    launch_id,
+    process_group,
+)
 from lenstrain.training.resume import is_own_restart
 from lenstrain.training.run import check_input
 from lenstrain.training.train import train
@@ -133,6 +140,18 @@ def test_two_processes_decide_as_one_and_none_waits_for_ever(
 
 
 @slow
+def test_one_process_without_memory_ends_all_and_the_last_checkpoint_stays(
+    dataset, make_config, tmp_path
+):
+    """In the second of two epochs of 8 steps; process 0 waits for the other in its step."""
+    status, err = launch_tasks(2, dataset, make_config(*SAME), tmp_path, "memory")
+    assert status != 0
+    assert "OutOfMemoryError: Training with data.batch_size=12 ran out of memory on this" in err
+    assert not list(tmp_path.glob("memory-*.json"))
+    assert load_checkpoint(tmp_path / "memory" / "checkpoints" / "last.pt")["step"] == 8
+
+
+@slow
 def test_three_processes_score_every_row_once(alone_scores, dataset, make_config, tmp_path):
     """40 rows in batches of 18 on three processes: the last one is mostly filled."""
     status, err = launch_tasks(3, dataset, make_config(*SAME), tmp_path, "scores")
@@ -241,6 +260,90 @@ def test_bad_input_ends_all_processes_and_leaves_nothing(dataset, make_config, t
     assert status != 0
     assert "cannot be divided among 2 processes" in err
     assert not (tmp_path / "run").exists()
+
+
+NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:93, "
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer "
+        "[127.0.0.1]:10895",
+        "[../third_party/gloo/gloo/transport/tcp/pair.cc:589] Read error [10.0.0.2]:25266: "
+        "Connection reset by peer",
+        "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 6000ms "
+        "for recv operation to complete",
+        "Application timeout caused pair closure",
+        "wait timeout after 300000ms, keys: /attempt-0/seat1",
+        "The client socket has timed out after 60000ms while trying to connect to (node1, 29500).",
+        "Timed out after 61 seconds waiting for clients. 1/2 clients joined.",
+        "Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown "
+        "or crash?",
+        "[PG ID 0 PG GUID 0(default_pg) Rank 1] Watchdog caught collective operation timeout: "
+        "WorkNCCL(SeqNum=31, OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for "
+        "600029 milliseconds before timing out.",
+        "NCCL communicator was aborted on rank 1.",
+        NCCL + "remote process exited or there was a network error, NCCL version 2.21.5\n"
+        "ncclRemoteError: A call failed possibly due to a network error or a remote process "
+        "exiting prematurely.\nLast error:\nsocketProgress: Connection closed by remote peer n2",
+        NCCL + "internal error - please report this issue to the NCCL developers, NCCL version "
+        "2.14.3\nncclInternalError: Internal check failed.\nLast error:\n"
+        "Net : Connection closed by remote peer user<50260>",
+    ],
+)  # fmt: skip
+def test_a_process_that_has_gone_is_known_by_what_gloo_and_nccl_say(message):
+    assert is_lost(RuntimeError(message))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        NCCL + "invalid argument, NCCL version 2.28.9\nncclInvalidArgument: Invalid value for an "
+        "argument.\nLast error:\nBroadcast : invalid root 2 (root should be in the 0..2 range)",
+        NCCL + "invalid usage (run with NCCL_DEBUG=WARN for details), NCCL version 2.28.9\n"
+        "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\nLast error:\n"
+        "Duplicate GPU detected : rank 0 and rank 1 both on CUDA device ac000",
+        NCCL + "unhandled cuda error (run with NCCL_DEBUG=INFO for details), NCCL version 2.21.5\n"
+        "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n"
+        "Cuda failure 2 'out of memory'",
+        NCCL + "unhandled system error, NCCL version 2.21.5\nncclSystemError: System call (e.g. "
+        "socket, malloc) or external library call failed or device error. \nLast error:\n"
+        "Error while creating shared memory segment /dev/shm/nccl-OQzaVd (size 9637888)",
+        "Tensors must be CUDA and dense, but NCCL was asked for a CPU tensor",
+        "The server socket has failed to listen on any local network address. port: 29500, "
+        "useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use",
+        "CUDA error: device-side assert triggered",
+        "CUDA error: the launch timed out and was terminated",
+    ],
+)  # fmt: skip
+def test_an_error_that_merely_names_nccl_or_a_time_is_no_lost_process(message):
+    assert not is_lost(RuntimeError(message))
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "words"),
+    [
+        ("[gloo/pair.cc:534] Connection closed by peer [::1]:9\nframe #0", LostProcessError,
+         r"Process 0 of 1 gave up: .* 5 minutes \(.*closed by peer \[::1\]:9\)\. .* Go on\.$"),
+        (NCCL + "invalid usage\nDuplicate GPU detected : rank 0 and rank 1 both on CUDA device a",
+         ConfigError, "Process 0 of 1 has no GPU of its own"),
+        (NCCL + "invalid argument, NCCL version 2.28.9", RuntimeError, "^NCCL error in"),
+    ],
+)  # fmt: skip
+def test_what_ends_a_group_is_told_as_what_it_is(monkeypatch, message, kind, words):
+    def fail():
+        with process_group("cpu", 5.0, "Go on.") as context:
+            assert context.grouped
+            raise RuntimeError(message)
+
+    kept = dist.HashStore()
+    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(kept, 0, 1)]))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(kind, match=words) as caught:
+        fail()
+    assert type(caught.value) is kind
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
