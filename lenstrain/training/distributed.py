@@ -35,8 +35,8 @@ LOST = (
 )  # fmt: skip
 """What is said, in lower case, when another process is gone or does not answer.
 
-From the source of torch 2.4 to 2.14. "NCCL error" is none: it may be a wrong argument, a GPU that
-two processes share, or memory.
+From torch 2.14 and from reports of versions before it. "NCCL error" is none: it may be a wrong
+argument, a GPU that two processes share, or memory.
 """
 SHARED = "duplicate gpu detected"
 """What NCCL says, in lower case, if two processes have one GPU."""

@@ -14,10 +14,8 @@ from lensprep.errors import ConfigError
 
 OLD_GPUS = ("sm_50", "sm_60", "sm_70")
 """What PyTorch's builds for CUDA 12.6 have and those for CUDA 13 lack: Maxwell, Pascal, Volta."""
-BUILD_FOR_OLD_GPUS = (
-    "pip install torch==2.14.1+cu126 torchvision==0.29.1+cu126 "
-    "--index-url https://download.pytorch.org/whl/cu126"
-)
+BUILDS = "https://pytorch.org/get-started/locally"
+BUILD_FOR_OLD_GPUS = "pip install torch==2.14.1+cu126 torchvision==0.29.1+cu126 --index-url URL"
 """The versions of constraints.txt. With their suffix, since pip takes another build for the same.
 
 2.14 is the last release for which PyTorch planned such a build (its issues 190355 and 190385).
@@ -69,7 +67,7 @@ def refuse_unsupported(gpu: int) -> None:
     if can_run(capability, built_for):
         return
     old = can_run(capability, OLD_GPUS)
-    install = BUILD_FOR_OLD_GPUS if old else "https://pytorch.org/get-started/locally"
+    install = f"{BUILD_FOR_OLD_GPUS}, with the URL of CUDA 12.6 at {BUILDS}" if old else BUILDS
     raise ConfigError(
         f"PyTorch {torch.__version__} has no code for GPU {gpu} "
         f"({torch.cuda.get_device_name(gpu)}, compute capability {capability[0]}.{capability[1]}): "
