@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from torch.distributed.rendezvous import rendezvous
 from lensprep.errors import ConfigError, ProjectError
 
 T = TypeVar("T")
+
+_groups = itertools.count()
+"""Numbers the groups that this process joins: the same in all processes, which join in one order."""
 
 LOST = ("timed out", "timeout", "connection closed by peer", "connection reset", "nccl")
 """What gloo and NCCL say, in lower case, when another process is gone or does not answer."""
@@ -155,9 +159,10 @@ def process_group(device: str, timeout_minutes: float, advice: str = "") -> Iter
 def _join(device: torch.device, timeout: timedelta) -> int:
     """Join the other processes and return the rank of this one."""
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-    # torchrun keeps one store through all restarts. Without its own prefix a restarted process
-    # would find the addresses of its dead predecessors, and wait for them.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    # torchrun keeps one store through all restarts, and a process may join one group after another
+    # (to train, then to score). Without a prefix of its own a group would find the addresses of
+    # processes that are dead, or of the group before, and wait for them.
+    attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{next(_groups)}"
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=dist.PrefixStore(f"attempt-{attempt}", store),  # type: ignore[attr-defined]
