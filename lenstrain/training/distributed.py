@@ -20,7 +20,7 @@ from lensprep.errors import ConfigError, ProjectError
 T = TypeVar("T")
 
 _groups = itertools.count()
-"""Numbers the groups that this process joins: the same in all processes, which join in one order."""
+"""Numbers the groups that this process joins, in the order in which all processes join them."""
 
 LOST = ("timed out", "timeout", "connection closed by peer", "connection reset", "nccl")
 """What gloo and NCCL say, in lower case, when another process is gone or does not answer."""
