@@ -292,8 +292,7 @@ class EvalConfig:
 
     amp: Literal["auto", "off", "bf16"] = "auto"
     """Precision of the network in validation. ``auto``: that of training. ``off``: float32 without
-    TF32, in which `lenstrain infer` scores unless told otherwise; on a GPU it takes several times
-    as long."""
+    TF32, in which `lenstrain infer` scores unless told otherwise; on a GPU that takes longer."""
 
     def __post_init__(self) -> None:
         _at_least(1, self, "batch_size")

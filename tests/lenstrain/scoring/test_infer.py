@@ -1,4 +1,4 @@
-"""Scoring: every row once, in float32, with the right weights, or nothing at all."""
+"""Scoring: every row once, with the right weights and precision, or nothing at all."""
 
 from __future__ import annotations
 
