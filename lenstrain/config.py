@@ -235,8 +235,8 @@ class TrainConfig:
 
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """Precision of the network in training. ``auto``: bf16 on A100 and later, fp16 with a scaled
-    loss on older GPUs such as V100, off on a CPU, where fp16 is refused. Scores are always computed
-    in float32."""
+    loss on older GPUs such as V100, off on a CPU, where fp16 is refused. ``eval.amp`` is that of
+    the validation."""
 
     channels_last: bool = True
     """Keep images with channels innermost, which convolutions prefer on GPUs and CPUs alike."""
@@ -245,7 +245,8 @@ class TrainConfig:
     """Compile the network: pays on long runs on a GPU, costs a minute at the start."""
 
     tf32: bool = True
-    """Let float32 convolutions and products use TF32 on A100 and later while training."""
+    """Let float32 convolutions and products use TF32 on A100 and later, in training and, with
+    ``eval.amp = "auto"``, in validation."""
 
     cudnn_benchmark: bool = True
     """Let cuDNN try its algorithms on the first batch; the choice can differ between runs."""
@@ -288,6 +289,10 @@ class EvalConfig:
 
     fpr: float = 1e-3
     """False-positive rate at which ``tpr_at_fpr`` is taken."""
+
+    amp: Literal["auto", "off", "bf16"] = "auto"
+    """Precision of the network in validation. ``auto``: that of training. ``off``: float32 without
+    TF32, in which `lenstrain infer` scores unless told otherwise; on a GPU that takes longer."""
 
     def __post_init__(self) -> None:
         _at_least(1, self, "batch_size")

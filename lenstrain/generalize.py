@@ -12,6 +12,7 @@ the kind that was left out, and must not choose the checkpoint.
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from lensprep.dataset.where import compile_where
 from lensprep.errors import ConfigError, DatasetError, names_text
 from lensprep.store import Uri, check_file, check_folder, exists, is_remote, join_uri, open_store
 from lensprep.tables.reader import read_table
-from lenstrain.config import Config
+from lenstrain.config import Config, completed
 from lenstrain.evaluation.compare import compare
 from lenstrain.evaluation.completeness import axis_bins
 from lenstrain.evaluation.options import EvaluationOptions
@@ -138,7 +139,8 @@ def generalize(
 ) -> dict[str, Any]:
     """Train with and without each kind of lens, and compare.
 
-    An interrupted call can be repeated: finished runs and scores are kept.
+    An interrupted call can be repeated: finished runs and scores are kept. Under torchrun all
+    processes train and score together, and the first one writes the result.
 
     Parameters
     ----------
@@ -192,7 +194,8 @@ def generalize(
     options = replace(options or EvaluationOptions(), fprs=(fpr,))
     plans = {factor: plan_cases(_lenses(data, factor), factor) for factor in factors}
     cases = [case for plan in plans.values() if isinstance(plan, list) for case in plan]
-    tell = progress or (lambda name, done: None)
+    is_main = _is_main()
+    tell = progress if progress and is_main else (lambda name, done: None)
     found: dict[str, dict[str, Any]] = {}
     if cases:
         tell("with all lenses", 0.0)
@@ -206,12 +209,18 @@ def generalize(
             found[case.name] = _compare(case, scores, everything, options, fpr)
     settings = {"split": split, "fpr": fpr, "dataset": dataset, "tolerated_loss": _LARGEST_DROP}
     result = plain(_result(plans, found) | settings)
-    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-    store = open_store(out)
-    store.write(RESULT_NAME, text.encode())
-    store.write(TABLE_NAME, as_markdown(result).encode())
+    if is_main:
+        text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+        store = open_store(out)
+        store.write(RESULT_NAME, text.encode())
+        store.write(TABLE_NAME, as_markdown(result).encode())
     tell("done", 1.0)
     return result
+
+
+def _is_main() -> bool:
+    """Whether this is the first of the processes that torchrun started, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _check_columns(data: Dataset, factors: Sequence[str]) -> None:
@@ -246,7 +255,7 @@ def _scores(data: Dataset, config: Config, folder: str, split: str) -> Scores:
     path, run = join_uri(folder, f"{split}.parquet"), join_uri(folder, "run")
     store, stated = open_store(folder), "config.toml"
     made_by = tomllib.loads(store.read(stated).decode()) if store.has(stated) else None
-    if exists(path) and made_by == to_mapping(config):
+    if exists(path) and made_by is not None and completed(made_by) == to_mapping(config):
         scores = read_scores(path)
         if scores.metadata.get("dataset_id") == data.dataset_id:
             return scores
@@ -262,7 +271,8 @@ def _scores(data: Dataset, config: Config, folder: str, split: str) -> Scores:
         batch_size=config.eval.batch_size,
         device=config.train.device,
     )
-    store.write(stated, to_toml(config).encode())
+    if _is_main():
+        store.write(stated, to_toml(config).encode())
     return read_scores(path)
 
 

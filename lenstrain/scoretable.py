@@ -60,6 +60,11 @@ class SkyScores:
     notes: tuple[str, ...] = ()
     """What a reader of the results must know."""
 
+    @property
+    def precision(self) -> str | None:
+        """What the network computed in; None of scores that `lenstrain infer` did not write."""
+        return precision_of(self.metadata)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTable(SkyScores):
@@ -254,6 +259,21 @@ def read_logits(path: Uri, needed: Sequence[str] = ()) -> pa.Table:
     if "checkpoint_sha256" not in found.metadata:
         _check_logits(logits, path, "Write their logits, log(p / (1 - p)).")
     return table
+
+
+def precision_of(metadata: Mapping[str, Any]) -> str | None:
+    """What scores were computed in, by their metadata; None if `lenstrain infer` wrote none.
+
+    Tables that do not name it are older than the choice: float32.
+    """
+    written = "checkpoint_sha256" in metadata
+    return str(metadata.get("precision", "float32")) if written else None
+
+
+def precisions_differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether scores of this metadata are known to have been computed in two precisions."""
+    found = {precision_of(one), precision_of(other)}
+    return None not in found and len(found) > 1
 
 
 def logits_of(table: pa.Table) -> NDArray[np.float64]:

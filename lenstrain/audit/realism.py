@@ -20,6 +20,7 @@ from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.pages import interval
 from lenstrain.probes.linear import linear_probe
+from lenstrain.scoretable import precisions_differ
 
 EMBEDDING = "embedding"
 MOST_ROWS = 5_000
@@ -136,10 +137,15 @@ def _features(path: Uri, rows: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _same_features(real: dict[str, Any], ours: dict[str, Any], evidence: Evidence) -> None:
-    """Refuse features of two networks: they have no axis in common."""
-    for name in ("checkpoint_sha256", "tta", "normalization"):
-        if name in real and name in ours and real[name] != ours[name]:
-            raise NotRunError(
-                f"{evidence.supplied.real} and {evidence.scores.path} differ in {name}: score both "
-                "alike with this run's best.pt."
-            )
+    """Refuse features of two networks, which have no axis in common, or of two roundings."""
+    names = ("checkpoint_sha256", "tta", "normalization")
+    differing = [
+        name for name in names if name in real and name in ours and real[name] != ours[name]
+    ]
+    if precisions_differ(real, ours):
+        differing.append("precision")
+    if differing:
+        raise NotRunError(
+            f"{evidence.supplied.real} and {evidence.scores.path} differ in {differing[0]}: score "
+            "both alike with this run's best.pt."
+        )

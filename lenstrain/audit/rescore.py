@@ -24,7 +24,11 @@ CONFIDENCE: Final = 0.95
 
 
 def check_rescored(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Logits of a sample of rows, scored again with the best checkpoint on the CPU."""
+    """Logits of a sample of rows, scored again with the best checkpoint on the CPU.
+
+    In float32, whatever the table's precision: that is the number that others round, and in another
+    order than a CPU would. So much rounding is tolerated as that precision explains.
+    """
     scores = evidence.scores
     members = scores.metadata.get("members") or [{}]
     if len(members) > 1:
@@ -38,7 +42,7 @@ def check_rescored(evidence: Evidence, config: AuditConfig) -> Outcome:
     model, _, _ = load_finder(evidence.checkpoint_path, "cpu")
     scorer = Scorer(D4Mean(model) if scores.metadata.get("tta") else model)
     again = scorer(evidence.dataset.read_pixels(split, position))
-    precision = str(scores.metadata.get("precision", "float32"))
+    precision = scores.precision or "float32"
     allowed = TOLERANCE.get(precision, max(TOLERANCE.values()))
     stated = scores.logits[rows]
     difference = np.abs(again - stated)

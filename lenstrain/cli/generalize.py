@@ -45,8 +45,9 @@ def generalize(
 ) -> None:
     """Train without one kind of lens after the other, and compare on the ones left out.
 
-    One run with all lenses, and one for each value of each column. Finished runs are kept: repeat
-    the command to continue after an interruption. A column of one value only is "not testable".
+    One run with all lenses, and one for each value of each column. Runs alone or under torchrun.
+    Finished runs are kept: repeat the command to continue after an interruption. A column of one
+    value only is "not testable".
 
     \b
     Example:

@@ -42,6 +42,13 @@ from lenstrain.cli.options import (
     help="DATASET is a folder of FITS or NPZ cutouts; their ra, dec (and key or file) are here.",
 )
 @columns_option("--columns", "--catalog-column", "catalog_columns", of="the catalogue")
+@click.option(
+    "--precision",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "tf32", "bf16"]),
+    help="What the network computes in; tf32 and bf16 are for an A100 or later, and round logits.",
+)
 @click.option("--tta", is_flag=True, help="Average the logit over the 8 rotations and flips.")
 @click.option("--embeddings", is_flag=True, help="Add the input of the network's last layer.")
 @click.option("--batch-size", default=512, show_default=True, type=click.IntRange(min=1))

@@ -30,7 +30,7 @@ from lenstrain.evaluation.ranking import auroc_by, measure_ranking, region_draws
 from lenstrain.evaluation.rate_table import RocBand
 from lenstrain.evaluation.resampling import Resampling
 from lenstrain.evaluation.scores import Scores
-from lenstrain.scoretable import SkyScores
+from lenstrain.scoretable import SkyScores, precisions_differ
 
 Progress = Callable[[str, float], None]
 """Called with the name of the stage that begins and the share of the work done before it."""
@@ -64,7 +64,8 @@ def measure(
     Raises
     ------
     ScoresError
-        If `reference` comes from another model or normalisation.
+        If `reference` comes from another model or normalisation, or was scored in another
+        precision.
     """
     if reference is not None:
         check_same_model(scores, reference)
@@ -101,7 +102,7 @@ def measure(
 
 
 def check_same_model(scores: Scores, reference: SkyScores) -> None:
-    """Refuse a second table of scores that another model or normalisation wrote."""
+    """Refuse a second table of scores of another model, normalisation or precision."""
     for name in ("checkpoint_sha256", "normalization"):
         ours, theirs = scores.metadata.get(name), reference.metadata.get(name)
         if ours is not None and theirs is not None and ours != theirs:
@@ -109,6 +110,12 @@ def check_same_model(scores: Scores, reference: SkyScores) -> None:
                 f"{reference.path} has another {name} than {scores.path}: both must be scores of "
                 "the same checkpoint."
             )
+    if precisions_differ(scores.metadata, reference.metadata):
+        raise ScoresError(
+            f"{reference.path} was scored in {reference.precision} and {scores.path} in "
+            f"{scores.precision}: a threshold holds for scores of its own precision. Score both "
+            "with the same `lenstrain infer --precision`."
+        )
 
 
 def _counts(scores: Scores, options: EvaluationOptions) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 from lenstrain.evaluation.operating import FEW_REGIONS
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.scores import Scores
+from lenstrain.scoretable import precisions_differ
 
 _MANY_TIES = 1e-3
 _MANY_UNRESOLVED = 0.3
@@ -63,6 +64,17 @@ def evaluation_notes(
         found.info(f"{count:,} lenses lie beyond the bins of completeness by {axes}.")
     for text in entries["completeness_left_out"]:
         found.info(f"Completeness left out: {text}.")
+    return found
+
+
+def comparison_notes(scores: Scores, rival: Scores) -> Notes:
+    """What to know about the difference between two tables of scores."""
+    found = Notes()
+    if precisions_differ(scores.metadata, rival.metadata):
+        found.info(
+            f"These scores were computed in {scores.precision}, those compared with in "
+            f"{rival.precision}: the differences include rounding."
+        )
     return found
 
 

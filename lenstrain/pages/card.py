@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lenstrain.evaluation.operating import primary_threshold
+from lenstrain.scoretable import precision_of
 
 
 def card_context(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -17,6 +18,7 @@ def card_context(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "m": metrics,
         "tta": bool(meta.get("tta")),
+        "precision": precision_of(meta),
         "members": members,
         "options": provenance["options"],
         "architecture": _architecture(members),

@@ -28,7 +28,7 @@ from lenstrain.evaluation.measure import (
     check_same_model,
     measure,
 )
-from lenstrain.evaluation.notes import Notes, known_lens_notes
+from lenstrain.evaluation.notes import Notes, comparison_notes, known_lens_notes
 from lenstrain.evaluation.operating import CompletenessTable, long_table, primary_threshold
 from lenstrain.evaluation.options import EvaluationOptions as EvaluationOptions
 from lenstrain.evaluation.scores import Scores, read_scores
@@ -145,6 +145,7 @@ def evaluate(
     if rival is not None:
         tell("Comparing models", 0.8)
         found.entries["comparison"] = {"other": str(rival.path)} | compare(table, rival, options)
+        found.entries["notes"] += comparison_notes(table, rival)
     if known is not None and sky is not None:
         lenses = measure_catalog(known, sky, found.cuts, options)
         found.entries["known_lenses"] = lenses

@@ -13,41 +13,31 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lensprep.configfile import converted
-from lensprep.errors import (
-    CheckpointError,
-    DatasetError,
-    ShardError,
-)
 from lensprep.store import Uri
 from lensprep.tables.writer import check_table
 from lenstrain.data.cache.folder import CacheOptions
 from lenstrain.networks.ensemble import Ensemble
-from lenstrain.scoring.ledger import (
-    announce_opening,
-    note_opening,
-)
-from lenstrain.scoring.origins import Origin, Part, open_origin
+from lenstrain.scoring.background import Background
+from lenstrain.scoring.finishing import Finisher
+from lenstrain.scoring.ledger import announce_opening, note_opening
+from lenstrain.scoring.origins import Origin, open_origin
 from lenstrain.scoring.parts import FinishedParts
 from lenstrain.training.checkpoint import load_finder
 from lenstrain.training.distributed import Context, process_group
 from lenstrain.training.memory import enough_memory
-from lenstrain.training.transfer import send, widen
-from lenstrain.training.validate import full_float32
+from lenstrain.training.transfer import receive, send, widen
+from lenstrain.training.validate import Precision, at_precision, require_precision
 
 logger = logging.getLogger("lenstrain.infer")
-
-FIRST_COLUMNS = ("key", "task_id", "label", "logit", "region_id", "split")
-"""Columns that every scores table begins with; the source's others follow."""
 
 _SMALLER = "Choose a smaller --batch-size."
 
@@ -68,6 +58,7 @@ def infer(
     catalog_columns: Mapping[str, str] | None = None,
     batch_size: int = 256,
     device: str = "auto",
+    precision: Literal["float32", "tf32", "bf16"] = "float32",
     tta: bool = False,
     embeddings: bool = False,
     workers: int | None = None,
@@ -76,7 +67,7 @@ def infer(
     memory_budget_gb: float = 1.0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Score every row of a split exactly once, in float32, and write the scores table.
+    """Score every row of a split exactly once and write the scores table.
 
     Under torchrun each process scores its parts and the first one writes; the table is the same.
     Repeating an interrupted call continues where it stopped.
@@ -104,6 +95,9 @@ def infer(
     batch_size : int
         Stamps at a time, in each process.
     device : {"auto", "cpu", "cuda"}
+    precision : {"float32", "tf32", "bf16"}
+        What the network computes in (see `lenstrain.training.validate`); logits are float32 in any
+        case. The table names it, since scores of two precisions differ by rounding.
     tta : bool
         Average the logit over the 8 rotations and flips of each stamp.
     embeddings : bool
@@ -124,13 +118,16 @@ def infer(
     dict
         ``rows``, ``filtered`` and ``rejected`` (by reason; none of a dataset), ``resumed_rows``,
         ``split``, ``out``, ``rejects`` (path or None), ``checkpoint_sha256``, ``members``,
-        ``dataset_id``, ``tta``, ``device``, ``seconds``, ``stamps_per_s``; and ``test_openings``,
-        for each checkpoint if the split is test: ``ledger`` (path or None), ``before`` (other
-        openings, by other weights or options; None if not known), ``repeated`` (whether this one
-        is already in it) and ``fault`` (why it could not be read or written, or None).
+        ``dataset_id``, ``precision``, ``tta``, ``device``, ``seconds``, ``stamps_per_s``; and
+        ``test_openings``, for each checkpoint if the split is test: ``ledger`` (path or None),
+        ``before`` (other openings, by other weights or options; None if not known), ``repeated``
+        (whether this one is already in it) and ``fault`` (why it could not be read or written, or
+        None).
 
     Raises
     ------
+    ConfigError
+        If the device does not have that precision.
     CheckpointError
         If a checkpoint is unusable, was trained with another normalisation or other labels, or
         gives logits that are not finite.
@@ -146,6 +143,7 @@ def infer(
     start = time.perf_counter()
     split, tta = converted(str, split, "split"), converted(bool, tta, "tta")
     batch_size = converted(int, batch_size, "batch_size")
+    precision = converted(Literal["float32", "tf32", "bf16"], precision, "precision")
     embeddings = converted(bool, embeddings, "embeddings")
     paths = [checkpoint] if isinstance(checkpoint, str | PathLike) else list(checkpoint)
     check_table(out, vectors=embeddings)
@@ -154,6 +152,7 @@ def infer(
         enough_memory(f"Scoring {batch_size} stamps at a time", context.device, _SMALLER),
         ExitStack() as copies,
     ):
+        require_precision(precision, context.device)
         loaded = [load_finder(path, context.device) for path in paths]
         loading = {
             "cache_dir": cache_dir,
@@ -173,7 +172,7 @@ def infer(
         for path, (_, meta, _) in zip(paths, loaded, strict=True):
             origin.check(meta, str(path))
         model = Ensemble([m for m, _, _ in loaded], tta=tta, embeddings=embeddings)
-        facts = _facts(paths, loaded, origin, tta)
+        facts = _facts(paths, loaded, origin, precision, tta)
         members = [member["checkpoint_sha256"] for member in facts["members"]]
         openings = [facts | member | {"members": members} for member in facts["members"]]
         opened = list(map(announce_opening, paths, openings)) if context.is_main else []
@@ -183,7 +182,8 @@ def infer(
         tell = _progress(progress, sum(origin.parts), resumed, context)
         account: dict[str, Any] = {}
         try:
-            _score_parts(model, origin, todo, finished, context, tell, paths)
+            finisher = Finisher(finished, origin, model, paths)
+            _score_parts(finisher, todo, context, precision, tell)
             context.barrier()
             if context.is_main:
                 remedy = (
@@ -211,6 +211,7 @@ def infer(
         "checkpoint_sha256": facts["checkpoint_sha256"],
         "members": members,
         "dataset_id": facts["dataset_id"],
+        "precision": precision,
         "tta": tta,
         "device": str(context.device),
         "seconds": seconds,
@@ -222,6 +223,7 @@ def _facts(
     paths: Sequence[Uri],
     loaded: Sequence[tuple[torch.nn.Module, dict[str, Any], str]],
     origin: Origin,
+    precision: Precision,
     tta: bool,
 ) -> dict[str, Any]:
     """Metadata of the table of scores, in plain types."""
@@ -249,6 +251,7 @@ def _facts(
         "normalization": first["normalization"],
         "label_map": dict(first["label_map"]),
         "split": origin.split,
+        "precision": precision,
         "tta": tta,
     }
 
@@ -270,6 +273,7 @@ def _share_work(
         "origin": {name: facts[name] for name in ("dataset_id", "source", "split")},
         "parts": list(origin.parts),
         "batch_size": batch_size,
+        "precision": facts["precision"],
         "tta": facts["tta"],
         "embeddings": embeddings,
     }
@@ -294,107 +298,46 @@ def _progress(
 
 
 def _score_parts(
-    model: Ensemble,
-    origin: Origin,
+    finisher: Finisher,
     todo: Sequence[int],
-    finished: FinishedParts,
     context: Context,
+    precision: Precision,
     tell: Callable[[int], None],
-    checkpoints: Sequence[Uri],
 ) -> None:
+    """Score parts; this thread does nothing but feed the device."""
     if not todo:
         return
-    with torch.inference_mode(), full_float32():
-        for part in origin.read(todo, pin_memory=context.device.type == "cuda"):
-            logit_RM, features = _score(model, part.batches, context, tell)
-            _require_finite(logit_RM, model, origin, part, checkpoints)
-            table = _scored(part.table(), origin.split, logit_RM, features)
-            finished.write(part.index, table, part.rejects)
+    pinned = context.device.type == "cuda"
+    with (
+        torch.inference_mode(),
+        at_precision(precision, context.device),
+        Background() as background,
+    ):
+
+        def scored(rows: int) -> None:
+            background.check()
+            tell(rows)
+
+        for part in finisher.origin.read(todo, pin_memory=pinned):
+            columns = background.read(part.table)
+            outputs = _score(finisher.model, part.batches, context, scored)
+            background.write(partial(finisher.finish, part, outputs, columns))
             if part.rejects is not None:
                 tell(part.rejects.num_rows)
-            elif table.num_rows != origin.parts[part.index]:  # of a tree some are of other splits
-                raise DatasetError(
-                    f"{table.num_rows} rows were scored where the manifest states "
-                    f"{origin.parts[part.index]}."
-                )
 
 
 def _score(
     model: Ensemble, batches: Iterable[Tensor], context: Context, tell: Callable[[int], None]
-) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
-    """Logits (rows, members) and embeddings (rows, features) of a part."""
+) -> Callable[[], Sequence[Tensor]]:
+    """What gives the logits (rows, members) and each embedding (rows, features) of a part."""
     logits: list[Tensor] = []
     features: list[list[Tensor]] = []
     for pixels in batches:
         logit_BM, seen = model(widen(send(pixels, context.device), channels_last=True))
-        # Copied from the device once the part is done: each copy waits for the device.
         logits.append(logit_BM)
         features.append(seen)
         tell(len(pixels))
-    if not logits:
-        return np.empty((0, len(model.members)), np.float32), []
-    joined = [torch.cat(member).cpu().numpy() for member in zip(*features, strict=True)]
-    return torch.cat(logits).cpu().numpy(), joined
-
-
-def _require_finite(
-    logit_RM: NDArray[np.float32],
-    model: Ensemble,
-    origin: Origin,
-    part: Part,
-    checkpoints: Sequence[Uri],
-) -> None:
-    """Refuse logits that are not finite, and say whether the pixels or the weights are the cause.
-
-    It is a ShardError if the first such stamp has pixels that are not finite, else a
-    CheckpointError.
-    """
-    broken_RM = ~np.isfinite(logit_RM)
-    if not broken_RM.any():
-        return
-    row, member = np.argwhere(broken_RM)[0].tolist()
-    name = f"stamp {part.table()['key'][row]} of {origin.facts['dataset']}"
-    if not torch.isfinite(_stamp(origin, part.index, row)).all():
-        raise ShardError(
-            f"The pixels of {name} are not finite. `lensprep verify` finds damaged shards."
-        )
-    sound = all(value.isfinite().all() for value in model.members[member].state_dict().values())
-    raise CheckpointError(
-        f"{checkpoints[member]} gives logits that are not finite for {broken_RM[:, member].sum()} "
-        f"of {len(logit_RM)} stamps. The pixels of the first, {name}, are finite, and its weights "
-        + ("are too: numbers overflow." if sound else "are not: its training has diverged.")
-        + " Use an earlier checkpoint."
-    )
-
-
-def _stamp(origin: Origin, index: int, row: int) -> Tensor:
-    """Pixels of one row of a part, read again."""
-    parts = origin.read([index])  # held: it ends when nothing refers to it
-    for pixels in next(parts).batches:
-        if row < len(pixels):
-            return pixels[row].clone()
-        row -= len(pixels)
-    raise DatasetError(f"{origin.facts['dataset']} has become smaller while it was read.")
-
-
-def _scored(
-    light: pa.Table,
-    split: str | None,
-    logit_RM: NDArray[np.float32],
-    features: Sequence[NDArray[np.float32]],
-) -> pa.Table:
-    """Columns of the source with the logits, in the order of columns that readers rely on."""
-    rows, members = logit_RM.shape
-    if light.num_rows != rows:
-        raise DatasetError(f"{rows} stamps came with {light.num_rows} rows of columns.")
-    columns: dict[str, Any] = {name: light[name] for name in light.column_names}
-    columns["logit"] = pa.array(logit_RM.mean(axis=1, dtype=np.float64), pa.float32())
-    columns["split"] = pa.array([split] * rows, pa.string())
-    if members > 1:
-        columns |= {f"logit_{m}": pa.array(logit_RM[:, m], pa.float32()) for m in range(members)}
-    for m, vector in enumerate(features):
-        name = "embedding" if members == 1 else f"embedding_{m}"
-        flat = pa.array(vector.ravel(), pa.float32())
-        columns[name] = pa.FixedSizeListArray.from_arrays(flat, vector.shape[1])
-    rest = [name for name in columns if name not in FIRST_COLUMNS]
-    return pa.table({name: columns[name] for name in (*FIRST_COLUMNS, *rest)})
+    if not logits:  # of a tree or cutouts, where no row of the part has a stamp
+        logits.append(torch.empty(0, len(model.members)))
+    members = map(list, zip(*features, strict=True))
+    return receive([torch.cat(values) for values in (logits, *members)])

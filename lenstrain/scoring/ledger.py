@@ -2,7 +2,7 @@
 
 A test split should be opened once, after all choices are made. The ledger does not forbid a second
 look, but makes it visible to `lenstrain audit`. Scoring again with the same weights and options
-shows nothing new: it is the same opening.
+shows nothing new: it is the same opening, in whatever precision.
 """
 
 from __future__ import annotations

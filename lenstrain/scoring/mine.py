@@ -206,7 +206,8 @@ def _read_one(
     names = [name for name in ("psfsize_r", *_OPTIONAL) if name in found.table.column_names]
     table = found.table.select(["key", "label", *names])
     table = table.add_column(2, "logit", pa.array(found.logits))
-    return table, {name: found.metadata.get(name) for name in ("checkpoint_sha256", "dataset_id")}
+    origin = {name: found.metadata.get(name) for name in ("checkpoint_sha256", "dataset_id")}
+    return table, origin | {"precision": found.precision}
 
 
 def _psf_bins(

@@ -46,7 +46,7 @@ class Part:
     batches: Iterator[Tensor]
     """Normalised pixels on the CPU, (B, 3, 64, 64), in order."""
     table: Callable[[], pa.Table]
-    """Columns of the same rows; to be called after the last batch."""
+    """Reads the columns of the same rows; in any thread, but for one part after the other."""
     rejects: pa.Table | None = None
     """Rows of the part that have no stamp, with their reasons; None of a dataset."""
 

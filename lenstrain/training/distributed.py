@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -20,6 +21,9 @@ from lensprep.errors import ConfigError, ProjectError, error_line
 from lenstrain.training.gpus import Seat, check_seats, find_seat, refuse_unsupported
 
 T = TypeVar("T")
+
+_groups = itertools.count()
+"""Numbers the groups that this process joins, in the order in which all processes join them."""
 
 LOST = (
     # gloo, and the system below it and NCCL
@@ -186,9 +190,10 @@ def is_lost(error: BaseException) -> bool:
 def _join(device: torch.device, timeout: timedelta) -> int:
     """Join the other processes and return the rank of this one."""
     shared, rank, world_size = next(rendezvous("env://", timeout=timeout))
-    # torchrun keeps one store through all restarts. Without its own prefix a restarted process
-    # would find the addresses of its dead predecessors, and wait for them.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    # torchrun keeps one store through all restarts, and a process may join one group after another
+    # (to train, then to score). Without a prefix of its own a group would find the addresses of
+    # processes that are dead, or of the group before, and wait for them.
+    attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{next(_groups)}"
     store: Any = dist.PrefixStore(f"attempt-{attempt}", shared)  # type: ignore[attr-defined]
     # Before NCCL, which refuses a shared GPU too, but late and in words for its developers.
     check_seats(_all_seats(find_seat(device), store, rank, world_size, timeout))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from lensprep.dataset import Dataset
 from lensprep.errors import ProjectError, StorageError
@@ -38,7 +39,7 @@ from lenstrain.training.run import Progress, Run, build_run, start_records
 from lenstrain.training.runlog import CHECKPOINTS, INTERRUPTED, NONFINITE, Scores
 from lenstrain.training.signals import StopSignals, StopWaitingError, stop_signals
 from lenstrain.training.step import Learner, train_step
-from lenstrain.training.validate import score_split, validation_metrics
+from lenstrain.training.validate import score_split, validation_metrics, validation_precision
 
 T = TypeVar("T")
 
@@ -322,13 +323,17 @@ def validate(run: Run, signals: StopSignals) -> Scores:
     synchronise_buffers(run)
     doing = f"Validating with eval.batch_size={config.eval.batch_size}"
     enough = enough_memory(doing, run.context.device, "Set eval.batch_size lower.")
+    network: Any = run.learner.network
+    if isinstance(network, DistributedDataParallel):
+        network = network.module  # every process scores its own rows: there is nothing to exchange
     with enough, scoring_weights(run.learner):
         return score_split(
-            run.learner.model,
+            network,  # compiled, if the run compiles: one more graph, for all validations
             watched(),
             run.dataset.split(config.eval.split).rows,
             run.context,
             channels_last=config.train.channels_last,
+            precision=validation_precision(config, run.learner.amp_dtype, run.context.device),
         )
 
 

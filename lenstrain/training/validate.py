@@ -1,20 +1,28 @@
-"""Score a whole split in float32, every row once, on any number of processes."""
+"""Score a whole split, every row once, on any number of processes; and in which precision."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lensprep.errors import DatasetError
+from lensprep.errors import ConfigError, DatasetError
+from lenstrain.config import Config
 from lenstrain.evaluation import metrics
 from lenstrain.training.distributed import Context
+from lenstrain.training.step import AMP_DTYPES
 from lenstrain.training.transfer import send, widen
+
+Precision = Literal["float32", "tf32", "bf16", "fp16"]
+"""What a network computes in; its weights, and its last layer, are float32 in any case."""
+
+AMPERE: Final = (8, 0)
+"""Compute capability of the first GPUs (A100) with TF32 and bf16."""
 
 
 def score_split(
@@ -24,8 +32,9 @@ def score_split(
     context: Context,
     *,
     channels_last: bool = True,
+    precision: Precision = "float32",
 ) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-    """Logits and labels of all rows of a split, in split order, on every process.
+    """Logits (float32, however computed) and labels of a split, in its order, on every process.
 
     Parameters
     ----------
@@ -37,6 +46,8 @@ def score_split(
         Rows of the split.
     context : Context
     channels_last : bool
+    precision : {"float32", "tf32", "bf16", "fp16"}
+        What the model computes in; see `at_precision`.
 
     Returns
     -------
@@ -52,7 +63,7 @@ def score_split(
     logit = torch.zeros(rows + 1, dtype=torch.float32, device=context.device)
     label = torch.zeros(rows + 1, dtype=torch.float32, device=context.device)
     seen = torch.zeros(rows + 1, dtype=torch.float32, device=context.device)
-    with torch.inference_mode(), full_float32():
+    with torch.inference_mode(), at_precision(precision, context.device):
         for batch in batches:
             x_BCHW = widen(send(batch.pixels, context.device), channels_last=channels_last)
             weight_B = send(batch.weight, context.device)
@@ -90,15 +101,63 @@ def validation_metrics(
     return {metric.name: float(metric.value(sample)) for metric in recorded}
 
 
+def validation_precision(
+    config: Config, amp_dtype: torch.dtype | None, device: torch.device
+) -> Precision:
+    """What ``eval.amp`` means for a run whose network trains in `amp_dtype` (None: float32)."""
+    if config.eval.amp != "auto":
+        return "bf16" if config.eval.amp == "bf16" else "float32"
+    names: dict[torch.dtype | None, Precision] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+    tf32 = config.train.tf32 and device.type == "cuda"
+    return names.get(amp_dtype, "tf32" if tf32 else "float32")
+
+
+def require_precision(precision: Precision, device: torch.device) -> None:
+    """Refuse, with ConfigError, a precision that a device does not have in hardware.
+
+    A CPU computes in bf16 too, if more slowly than in float32, so that results can be compared.
+    """
+    if precision == "float32" or (device.type == "cpu" and precision == "bf16"):
+        return
+    name = "a CPU"
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= AMPERE:
+            return
+        name = f"an {torch.cuda.get_device_name(device)}"
+    raise ConfigError(
+        f"Precision {precision} needs a GPU such as an A100 or a later one, and this is {name}. "
+        "Score in float32."
+    )
+
+
 @contextmanager
-def full_float32() -> Iterator[None]:
-    """Switch TF32 off inside the block: scores are float32 on every device."""
+def at_precision(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Let networks compute in a precision inside the block.
+
+    ``tf32`` is float32 whose convolutions and products may use TF32. ``bf16`` and ``fp16`` are
+    autocast, and what that leaves in float32 (the last layer) does not use TF32.
+    """
+    dtype = AMP_DTYPES.get(precision)
+    with (
+        _tf32(allowed=precision == "tf32"),
+        torch.autocast(device.type, dtype, enabled=dtype is not None),
+    ):
+        yield
+
+
+def full_float32() -> AbstractContextManager[None]:
+    """Switch TF32 off inside the block: float32 on every device."""
+    return _tf32(allowed=False)
+
+
+@contextmanager
+def _tf32(*, allowed: bool) -> Iterator[None]:
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
-        backend.allow_tf32 = False
+        backend.allow_tf32 = allowed
     try:
         yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        for backend, was in zip(backends, before, strict=True):
+            backend.allow_tf32 = was

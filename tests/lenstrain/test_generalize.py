@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +42,7 @@ SETTINGS = (
     "train.device=cpu",
 )
 QUICK = EvaluationOptions(resamples=200)
+REPOSITORY = Path(__file__).parents[2]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -141,6 +146,25 @@ def test_finished_runs_are_not_made_again(result, dataset, monkeypatch):
     out, config, found, _ = result
     monkeypatch.setattr("lenstrain.training.train.train", lambda *_, **__: pytest.fail("trained"))
     assert generalize(dataset, config, out, fpr=0.05, options=QUICK) == found
+
+
+@pytest.mark.slow
+def test_two_processes_train_score_and_write_together(dataset, tmp_path):
+    """They join one group after the other: six, for three runs and their scores."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "lenstrain", "generalize", dataset, "--out", str(tmp_path / "out")]
+    command += ["--hold-out", "theta_e_arcsec", "--fpr", "0.05", "--json"]
+    for setting in (*SETTINGS, "train.epochs=1"):
+        command += ["--set", setting]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)  # of one process alone
+    assert [case["n"] > 0 for case in found["factors"]["theta_e_arcsec"]["cases"]] == [True] * 3
+    assert json.loads((tmp_path / "out" / "generalize.json").read_text()) == found
+    assert done.stderr.count("with all lenses") <= 1
+    environment = json.loads((tmp_path / "out" / "all" / "run" / "environment.json").read_text())
+    assert environment["processes"] == 2
 
 
 def test_continuous_factors_are_left_out_in_quantile_bins():

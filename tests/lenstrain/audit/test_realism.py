@@ -123,6 +123,19 @@ def test_features_of_two_networks_are_not_compared(run_evidence, config, tmp_pat
         check_realism(run_evidence, config)
 
 
+def test_features_of_two_precisions_are_not_compared(run_evidence, config, tmp_path):
+    embedding = vectors(50)
+    sha256 = run_evidence.checkpoint_sha256
+    ours = scored(tmp_path / "test.parquet", checkpoint_sha256=sha256)
+    rounded = pa.table({"logit": pa.array([1.0] * 50, pa.float32()), "embedding": embedding})
+    facts = {"checkpoint_sha256": sha256, "precision": "bf16"}
+    with table_writer(tmp_path / "real.parquet", rounded.schema, facts) as write:
+        write(rounded)
+    run_evidence.supplied = Supplied(scores=ours, real=tmp_path / "real.parquet")
+    with pytest.raises(NotRunError, match="differ in precision"):
+        check_realism(run_evidence, config)
+
+
 def test_features_that_are_not_finite_are_an_error(judged):
     broken = vectors(50).flatten().to_numpy(zero_copy_only=False).copy()
     broken[3] = np.nan

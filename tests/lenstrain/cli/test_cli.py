@@ -213,6 +213,26 @@ def test_options_of_a_catalogue_need_one(tmp_path):
     assert "write it as NAME=COLUMN" in result.stderr
 
 
+def test_scores_of_two_precisions_are_not_calibrated_on_each_other(run, dataset, tmp_path):
+    checkpoint = str(run[0] / "checkpoints" / "best.pt")
+    for split, precision in (("test", "float32"), ("val", "bf16")):
+        result = invoke(
+            "infer", checkpoint, dataset, "--split", split, "--precision", precision, "--device",
+            "cpu", "--out", str(tmp_path / f"{split}.parquet"), "--json",
+        )  # fmt: skip
+        assert json.loads(result.stdout)["precision"] == precision, result.stderr
+    result = invoke(
+        "evaluate", str(tmp_path / "test.parquet"), "--calibrate-on", str(tmp_path / "val.parquet"),
+        "--out", str(tmp_path / "report"),
+    )  # fmt: skip
+    assert result.exit_code == 1
+    said = result.stderr.splitlines()[-1]  # after warnings of such a small network's logits
+    assert said.startswith("Error: ")
+    assert "val.parquet was scored in bf16 and" in said
+    assert "test.parquet in float32" in said
+    assert not (tmp_path / "report").exists()
+
+
 def test_infer_takes_an_ensemble_and_embeddings(run, dataset, tmp_path):
     import pyarrow.parquet as pq
 

@@ -296,6 +296,40 @@ def test_calibrating_on_another_model_is_refused(write_scores, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_calibrating_on_another_precision_is_refused(write_scores, tmp_path):
+    scored = {"checkpoint": "best.pt", "checkpoint_sha256": "aa"}
+    older = write_scores("older.parquet", scored, **BARE)
+    rounded = scored | {"precision": "bf16"}
+    other = write_scores("other.parquet", rounded, seed=1, **BARE)
+    message = r"other.parquet was scored in bf16 and .*older.parquet in float32"
+    with pytest.raises(ScoresError, match=message):
+        evaluate(older, tmp_path / "out", calibrate_on=other, options=QUICK)
+    with pytest.raises(ScoresError, match=message):
+        evaluate(older, tmp_path / "out", catalog=known_lens(tmp_path), catalog_scores=other,
+                 options=QUICK)  # fmt: skip
+    assert not (tmp_path / "out").exists()
+    foreign = write_scores("foreign.parquet", seed=1, **BARE)  # does not say how it was made
+    assert evaluate(other, tmp_path / "out", calibrate_on=foreign, options=QUICK)["calibration"]
+    card = (tmp_path / "out" / "model_card.md").read_text()
+    assert "| Precision of scoring | bf16 |" in card
+
+
+def known_lens(folder):
+    path = folder / "known.csv"
+    path.write_text("name,RA,DEC,grading\nA,1,0,confident\n")
+    return path
+
+
+def test_a_comparison_of_two_precisions_says_that_it_includes_rounding(write_scores, tmp_path):
+    scored = {"checkpoint": "best.pt", "checkpoint_sha256": "aa"}
+    exact = write_scores("exact.parquet", scored, **BARE)
+    other = write_scores("rounded.parquet", scored | {"precision": "tf32"}, **BARE)
+    for name, said in ((other, True), (exact, False)):
+        found = evaluate(exact, tmp_path / "out", compare_with=name, options=QUICK)
+        text = "computed in float32, those compared with in tf32: the differences include rounding"
+        assert any(text in note["text"] for note in found["notes"]) is said
+
+
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
     """An evaluation of a table with four columns, of a checkpoint with an evil name."""

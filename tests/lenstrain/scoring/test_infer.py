@@ -1,4 +1,4 @@
-"""Scoring: every row once, in float32, with the right weights, or nothing at all."""
+"""Scoring: every row once, with the right weights and precision, or nothing at all."""
 
 from __future__ import annotations
 
@@ -105,6 +105,28 @@ def test_the_table_names_its_origin(root, best, tmp_path):
     assert facts["dataset"] == str(root)
     assert NormalizationSpec.from_dict(facts["normalization"]) == SPEC
     assert (facts["split"], facts["step"], facts["tta"]) == ("test", 12, False)
+
+
+def test_bf16_rounds_the_logits_and_the_table_says_so(root, best, tmp_path):
+    tables = {}
+    for precision in ("float32", "bf16"):
+        out = tmp_path / f"{precision}.parquet"
+        result = infer(best, root, split="test", out=out, device="cpu", precision=precision)
+        facts = json.loads(pq.read_schema(out).metadata[b"lenstrain"])
+        assert result["precision"] == facts["precision"] == precision
+        tables[precision] = pq.read_table(out)["logit"].to_numpy()
+    exact, rounded = tables["float32"], tables["bf16"]
+    np.testing.assert_allclose(exact, expected(weights(1), root), rtol=0, atol=1e-5)
+    assert 1e-5 < np.abs(rounded - exact).max() < 0.1 * np.ptp(exact)
+
+
+def test_a_precision_that_the_device_lacks_is_refused(root, best, tmp_path):
+    out = tmp_path / "s.parquet"
+    with pytest.raises(ConfigError, match=r"Precision tf32 needs a GPU .* this is a CPU"):
+        infer(best, root, split="test", out=out, device="cpu", precision="tf32")
+    with pytest.raises(ConfigError, match="must be one of 'float32', 'tf32', 'bf16', got 'fp16'"):
+        infer(best, root, split="test", out=out, device="cpu", precision="fp16")
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_of_numpy_are_plain_ones(root, best, tmp_path):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +23,15 @@ from astropy.wcs import WCS
 
 from lensprep.configfile import load_config, to_mapping
 from lensprep.convert import ConvertConfig, convert
-from lensprep.dataset import NormalizationSpec
+from lensprep.dataset import Dataset, NormalizationSpec
 from lensprep.decode.cutoutfile import read_position
-from lensprep.errors import CheckpointError, DatasetError, InputError
+from lensprep.errors import CheckpointError, DatasetError, InputError, StorageError
 from lensprep.source.cutouts import open_cutouts
 from lenstrain.config import Config
 from lenstrain.networks.finder import build_model
 from lenstrain.scoring import origins
 from lenstrain.scoring.infer import infer
+from lenstrain.scoring.parts import FinishedParts
 from lenstrain.training.checkpoint import save_checkpoint
 from tests.checkpoints import blank_content
 from tests.datasets import SPEC, tiny_dataset
@@ -484,6 +487,75 @@ def test_parts_of_another_model_are_not_taken_for_these(dataset, best, tmp_path,
     assert result["resumed_rows"] == 0
     _, fresh = score(other, dataset, tmp_path / "fresh.parquet")
     assert table.equals(fresh)
+
+
+def test_parts_of_another_precision_are_not_taken_for_these(dataset, best, tmp_path, small_parts):
+    out = tmp_path / "s.parquet"
+
+    def stop(done, total):
+        if done == 48:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(best, dataset, out, progress=stop)
+    result, rounded = score(best, dataset, out, precision="bf16")
+    assert result["resumed_rows"] == 0
+    _, fresh = score(best, dataset, tmp_path / "fresh.parquet", precision="bf16")
+    assert rounded.equals(fresh)
+
+
+# ---------------------------------------------------------------- reading and writing meanwhile
+
+
+def test_stamps_are_scored_while_a_slow_store_takes_the_parts(
+    dataset, best, tmp_path, small_parts, monkeypatch
+):
+    """Part 0 is written once part 2 has been scored; one thread alone would wait for itself."""
+    score(best, dataset, tmp_path / "whole.parquet")
+    scored_two_more, write = threading.Event(), FinishedParts.write
+    in_time = []
+
+    def slow_write(self, index, *tables):
+        in_time.append(scored_two_more.wait(60))
+        write(self, index, *tables)
+
+    monkeypatch.setattr(FinishedParts, "write", slow_write)
+    out = tmp_path / "s.parquet"
+    score(best, dataset, out, progress=lambda done, _: done == 48 and scored_two_more.set())
+    assert in_time == [True] * 4
+    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_columns_are_read_while_the_stamps_of_their_part_are_scored(
+    dataset, best, tmp_path, monkeypatch
+):
+    begun, in_time, read = threading.Event(), [], Dataset.read_shard_sidecar
+
+    def told(*arguments):
+        begun.set()
+        return read(*arguments)
+
+    monkeypatch.setattr(Dataset, "read_shard_sidecar", told)
+    score(best, dataset, tmp_path / "s.parquet",
+          progress=lambda *_: in_time.append(begun.wait(60)))  # fmt: skip
+    assert in_time == [True] * 4  # from the first of the four batches of the one part
+
+
+def test_a_part_that_cannot_be_written_ends_the_run_with_that_error(
+    dataset, best, tmp_path, small_parts
+):
+    out = tmp_path / "s.parquet"
+    parts = tmp_path / ".s.parquet.parts"
+
+    def replace_folder(done, total):
+        if done == 16:
+            shutil.rmtree(parts)
+            parts.touch()
+
+    with pytest.raises(StorageError, match=r"part-00000.\.parquet could not be written"):
+        score(best, dataset, out, progress=replace_folder)
+    assert not out.exists()
+    assert not [t for t in threading.enumerate() if t.name.startswith("lenstrain-parts")]
 
 
 def torchrun(processes, *arguments):

@@ -4,11 +4,24 @@ import numpy as np
 import pytest
 import torch
 
+from lensprep.configfile import load_config
 from lensprep.dataset import Dataset
-from lensprep.errors import DatasetError
+from lensprep.errors import ConfigError, DatasetError
+from lenstrain.config import Config
 from lenstrain.data import Batch, StampLoader
 from lenstrain.training.distributed import Context
-from lenstrain.training.validate import full_float32, score_split, validation_metrics
+from lenstrain.training.run import build_run
+from lenstrain.training.signals import StopSignals
+from lenstrain.training.step import choose_amp
+from lenstrain.training.train import validate
+from lenstrain.training.validate import (
+    at_precision,
+    full_float32,
+    require_precision,
+    score_split,
+    validation_metrics,
+    validation_precision,
+)
 
 CPU = Context(device=torch.device("cpu"))
 
@@ -78,3 +91,80 @@ def test_tf32_is_off_inside_and_as_before_outside():
         assert not torch.backends.cudnn.allow_tf32
         assert not torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_tf32_is_on_for_tf32_alone():
+    for precision in ("float32", "tf32", "bf16"):
+        with at_precision(precision, CPU.device):
+            assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")
+            assert torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
+            assert torch.is_autocast_enabled("cpu") == (precision == "bf16")
+
+
+@pytest.mark.parametrize(
+    ("device", "overrides", "expected"),
+    [
+        ("cpu", [], "float32"),
+        ("cpu", ["train.amp=bf16"], "bf16"),
+        ("cpu", ["train.amp=bf16", "eval.amp=off"], "float32"),
+        ("cpu", ["eval.amp=bf16"], "bf16"),
+        ("cuda", ["train.amp=bf16"], "bf16"),
+        ("cuda", ["train.amp=fp16"], "fp16"),
+        ("cuda", ["train.amp=off"], "tf32"),
+        ("cuda", ["train.amp=off", "train.tf32=false"], "float32"),
+        ("cuda", ["train.amp=off", "eval.amp=off"], "float32"),
+        ("cuda", ["train.amp=fp16", "eval.amp=off"], "float32"),
+    ],
+)
+def test_validation_has_the_precision_of_training_unless_told_otherwise(
+    device, overrides, expected
+):
+    config, place = load_config(Config, None, overrides), torch.device(device)
+    amp_dtype = choose_amp(config.train.amp, place)
+    assert validation_precision(config, amp_dtype, place) == expected
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
+def test_what_a_cpu_does_not_have_is_refused(precision):
+    message = f"Precision {precision} needs a GPU such as an A100 or a later one, .* is a CPU"
+    with pytest.raises(ConfigError, match=message):
+        require_precision(precision, CPU.device)
+    require_precision("bf16", CPU.device)
+
+
+@pytest.fixture
+def validated(dataset, make_config, tmp_path):
+    """Validates a fresh network under some options; its logits, and those of the bare network."""
+
+    def make(*overrides, compiled=None):
+        run = build_run(Dataset.open(dataset), make_config(*overrides), tmp_path, CPU, None)
+        if compiled is not None:
+            run.learner.network = torch.compile(run.learner.model, backend=compiled, dynamic=False)
+        found = [validate(run, StopSignals())[0] for _ in range(2)][1]
+        pixels = run.dataset.read_pixels("val", np.arange(40))
+        with torch.inference_mode():
+            plain = run.learner.model.eval()(torch.from_numpy(pixels).float()).numpy()
+        run.close()
+        return found, plain
+
+    return make
+
+
+def test_validation_computes_in_that_precision(validated):
+    rounded, plain = validated("train.amp=bf16")
+    assert 1e-6 < np.abs(rounded - plain).max() < 0.1 * np.ptp(plain)
+    exact, plain = validated("train.amp=bf16", "eval.amp=off")
+    np.testing.assert_allclose(exact, plain, rtol=0, atol=1e-6)
+
+
+def test_a_compiled_network_validates_in_one_graph(validated):
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    compiled, plain = validated("optim.ema_decay=0.9", compiled=count)  # averaged weights come in
+    assert len(graphs) == 1  # of two validations of three batches, the last one filled
+    np.testing.assert_allclose(compiled, plain, rtol=0, atol=1e-6)
