@@ -1,35 +1,14 @@
 """Compiled training: how many graphs are made, counted by a backend that compiles nothing."""
 
-import functools
 import gc
-import weakref
 
 import pytest
-import torch
 
 from lenstrain.networks.finder import build_model
 from lenstrain.training.checkpoint import load_checkpoint
 from lenstrain.training.train import train
 
 COMPILED = ("train.compile=true", "optim.ema_decay=0.9")
-
-
-class Graphs(list):
-    """A backend: weak references to the graphs that it was given, which it runs as they are."""
-
-    def __call__(self, graph, inputs):
-        sizes = [each.shape if isinstance(each, torch.Tensor) else (each,) for each in inputs]
-        assert all(type(size) is int for shape in sizes for size in shape), "a graph for any size"
-        self.append(weakref.ref(graph))
-        return graph.forward
-
-
-@pytest.fixture
-def graphs(monkeypatch):
-    found = Graphs()
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=found))
-    yield found
-    torch.compiler.reset()
 
 
 @pytest.mark.parametrize(
