@@ -34,14 +34,18 @@ FLAGS = (
 """What a run sets in the process."""
 
 
+class HostWaitsError(Exception):
+    """The host was to wait until the device has done all."""
+
+
 @dataclass
 class FakeCuda:
     """Fake tensors on a fake GPU, within its `mode`, and what was asked of it."""
 
     mode: FakeTensorMode
-    copies: list[tuple[str, bool, bool]] = field(default_factory=list)
-    """Copies between host and device: which way, whether from pinned memory, and whether the host
-    went on meanwhile."""
+    copies: list[tuple[str, torch.dtype, bool, bool]] = field(default_factory=list)
+    """Copies between host and device: which way, of what, whether from pinned memory, and whether
+    the host went on meanwhile."""
     updates: int = 0
     """Parameters that a fused AdamW was given."""
     streams: list[str | int] = field(default_factory=list)
@@ -86,7 +90,9 @@ class Watch(TorchDispatchMode):
             way = source.device.type, out.device.type
             if way[0] != way[1]:
                 goes_on = given.get("non_blocking", False)
-                self.cuda.copies.append((" to ".join(way), is_pinned(source), goes_on))
+                self.cuda.copies.append(
+                    (" to ".join(way), source.dtype, is_pinned(source), goes_on)
+                )
         return out
 
 
@@ -97,7 +103,7 @@ class Stream:
         self.cuda = cuda
 
     def record_event(self):
-        return sum(way == "cpu to cuda" for way, _, _ in self.cuda.copies)
+        return sum(way == "cpu to cuda" for way, *_ in self.cuda.copies)
 
     def wait_event(self, event):
         self.cuda.streams.append(event)
@@ -174,7 +180,7 @@ def fake_cuda():
     flags = [getattr(module, name) for module, name in FLAGS]
 
     def refuse(*_, **__):
-        raise AssertionError("the host waits for the device")
+        raise HostWaitsError
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
