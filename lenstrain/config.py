@@ -174,7 +174,8 @@ class OptimConfig:
     """Gradients are scaled down to this norm; 0 clips nothing. The norm before it is logged."""
 
     accumulate: int = 1
-    """Parts into which each batch is cut to save memory; one optimiser step for all of them."""
+    """Parts into which each batch is cut to save memory; one optimiser step for all of them. Their
+    sizes differ by one stamp if the batch cannot be divided evenly."""
 
     ema_decay: float = 0.0
     """Decay of the moving average of weights that is validated and scored with; 0 keeps none."""
@@ -242,7 +243,9 @@ class TrainConfig:
     """Keep images with channels innermost, which convolutions prefer on GPUs and CPUs alike."""
 
     compile: bool = False
-    """Compile the network: pays on long runs on a GPU, costs a minute at the start."""
+    """Compile the network: pays on long runs on a GPU, costs a minute at the start (twice that if
+    ``accumulate`` does not divide the batch). Off by default until `lenstrain bench train` has
+    shown on a GPU what it gains; 15 % would be enough."""
 
     tf32: bool = True
     """Let float32 convolutions and products use TF32 on A100 and later, in training and, with

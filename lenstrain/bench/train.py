@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,52 @@ CEILING_SHARE = 0.15
 """Share of the time that goes into measuring the ceiling."""
 
 
-class PhaseClock:
-    """Times the phases of steps: with events on a GPU, which works behind the host."""
+class StepClock:
+    """Times steps, their phases, and what lies between: with events on a GPU.
+
+    A GPU works behind the host: its times are those at which it gets to a step, not those at which
+    the host has asked for it. Nothing is derived from anything else: ``other`` is what was measured
+    between the phases of a step, ``idle`` between steps, and ``step`` from begin to end.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._gpu = device.type == "cuda"
-        self._marks: list[tuple[str, Any, Any]] = []
+        self._laps: list[tuple[str, Any]] = []
+        self._steps: list[tuple[Any, Any]] = []
+        self._arrived: Any = None
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was timed; what comes until the first step is idle."""
+        self._laps, self._steps, self._arrived = [("", self._now())], [], None
+
+    def each(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; on a CPU, which has to prepare it, a step begins as its batch comes."""
+        for batch in batches:
+            if not self._gpu:
+                self._arrived = self._lap("idle")
+            yield batch
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Time a step."""
+        begun = self._lap("idle") if self._arrived is None else self._arrived
+        yield
+        self._steps.append((begun, self._lap("other")))
+        self._arrived = None
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Time a phase of a step."""
-        before = self._now()
+        self._lap("other")
         yield
-        self._marks.append((name, before, self._now()))
+        self._lap(name)
+
+    def _lap(self, name: str) -> Any:
+        """End a stretch of time, whose name is given, and begin the next."""
+        now = self._now()
+        self._laps.append((name, now))
+        return now
 
     def _now(self) -> Any:
         if not self._gpu:
@@ -61,14 +95,17 @@ class PhaseClock:
         return event
 
     def read(self) -> dict[str, float]:
-        """Seconds of each phase since the last reading; waits for a GPU."""
+        """Seconds of each phase, ``other``, ``idle`` and ``step``; waits for a GPU."""
         if self._gpu:
             torch.cuda.synchronize()
-        found = dict.fromkeys(PHASES, 0.0)
-        for name, before, after in self._marks:
-            found[name] += before.elapsed_time(after) / 1e3 if self._gpu else after - before
-        self._marks.clear()
+        found = dict.fromkeys((*PHASES, "other", "idle"), 0.0)
+        for (_, before), (name, after) in pairwise(self._laps):
+            found[name] += self._seconds(before, after)
+        found["step"] = sum(self._seconds(*ends) for ends in self._steps)
         return found
+
+    def _seconds(self, before: Any, after: Any) -> float:
+        return float(before.elapsed_time(after) / 1e3 if self._gpu else after - before)
 
 
 def run_train_bench(
@@ -96,12 +133,18 @@ def run_train_bench(
     Returns
     -------
     dict
-        Medians ``samples_per_s`` (of all processes), ``step_seconds``, ``data_wait_share``;
-        ``forward_share``, ``backward_share``, ``optimizer_share`` and ``other_share``, shares of a
-        step without its wait for data that add up to 1; ``achieved_flops_per_s`` and
-        ``matmul_flops_per_s`` of one process and their ratio ``of_matmul``;
-        ``flops_per_stamp`` (forward and backward, a product and a sum are two);
-        ``gpu_memory_gib`` (None on a CPU); ``rounds`` and the conditions.
+        Medians over the rounds, ``rounds`` themselves, and the conditions. By the host's clock:
+        ``samples_per_s`` (of all processes) and ``step_seconds``, both with every wait, and
+        ``data_wait_share``, the share of the time in which the program waited for the loader
+        (a GPU with steps still queued works meanwhile). By the clock of the device (see
+        `StepClock`): ``idle_share``, the share of the time between steps, in which the device had
+        none; and ``forward_share``, ``backward_share``, ``optimizer_share`` and ``other_share``
+        (the rest of a step: rate, sums, averages; on a CPU also preparing the batch, which a GPU
+        does beside the step before), shares of the time from begin to end of steps, each measured,
+        so that they add up to 1 only if nothing is missed or counted twice. Also
+        ``achieved_flops_per_s`` and ``matmul_flops_per_s`` of one process and their ratio
+        ``of_matmul``; ``flops_per_stamp`` (forward and backward, a product and a sum are two); and
+        ``gpu_memory_gib``, the most that was allocated (None on a CPU).
 
     Raises
     ------
@@ -126,12 +169,12 @@ def run_train_bench(
 
 
 def _measure_rounds(run: Run, flops: float, seconds: float, tell: Progress) -> list[Round]:
-    clock, phases = IntervalClock(), PhaseClock(run.context.device)
-    batches = device_batches(_endless(run), run, clock)
+    clock, timer = IntervalClock(), StepClock(run.context.device)
+    batches = device_batches(timer.each(_endless(run)), run, clock)
     for _ in range(WARM_UP):
         started = time.perf_counter()
-        _step(run, next(batches), phases)
-        phases.read()
+        _step(run, batches, timer)
+        timer.read()
         per_step = time.perf_counter() - started
     share = seconds / ROUNDS
     # One number for all processes, which have to make equal steps.
@@ -142,18 +185,18 @@ def _measure_rounds(run: Run, flops: float, seconds: float, tell: Progress) -> l
     def measure() -> Round:
         ceiling = matmul_rate(run.context, run.learner.amp_dtype, CEILING_SHARE * share)
         clock.restart()
+        timer.begin()
         for _ in range(steps):
-            _step(run, next(batches), phases)
-        timed = phases.read()
+            _step(run, batches, timer)
+        timed = timer.read()
         spent, waited, _ = clock.restart()
-        working = spent - waited
         achieved = flops * rows / run.context.world_size * steps / spent
         return {
             "samples_per_s": rows * steps / spent,
             "step_seconds": spent / steps,
             "data_wait_share": waited / spent,
-            **{f"{name}_share": value / working for name, value in timed.items()},
-            "other_share": 1 - sum(timed.values()) / working,
+            "idle_share": timed["idle"] / spent,
+            **{f"{name}_share": timed[name] / timed["step"] for name in (*PHASES, "other")},
             "achieved_flops_per_s": achieved,
             "matmul_flops_per_s": ceiling,
             "of_matmul": achieved / ceiling,
@@ -167,15 +210,10 @@ def _endless(run: Run) -> Iterator[Batch]:
         yield from run.train_loader
 
 
-def _step(run: Run, batch: StepBatch, phases: PhaseClock) -> None:
-    train_step(
-        run.learner,
-        batch,
-        run.totals,
-        run.config,
-        run.context,
-        phases,
-    )
+def _step(run: Run, batches: Iterator[StepBatch], timer: StepClock) -> None:
+    batch = next(batches)
+    with timer.step():
+        train_step(run.learner, batch, run.totals, run.config, run.context, timer)
 
 
 def stamp_flops(model: nn.Module) -> float:
@@ -196,6 +234,8 @@ def stamp_flops(model: nn.Module) -> float:
 def matmul_rate(context: Context, dtype: torch.dtype | None, seconds: float) -> float:
     """Floating-point operations per second of a large product in the precision of the network.
 
+    The factors are random: a GPU multiplies constants with less power, and so faster.
+
     Parameters
     ----------
     context : Context
@@ -205,7 +245,7 @@ def matmul_rate(context: Context, dtype: torch.dtype | None, seconds: float) -> 
     """
     side = MATRIX[context.device.type]
     a, b, out = (
-        torch.ones((side, side), dtype=dtype or torch.float32, device=context.device)
+        torch.randn((side, side), dtype=dtype or torch.float32, device=context.device)
         for _ in range(3)
     )
     torch.mm(a, b, out=out)

@@ -162,7 +162,8 @@ def _train_lines(result: dict[str, Any]) -> list[str]:
     return [
         f"{result['arch']}, {result['precision']}, batch {result['batch_size']}, "
         f"{result['device']}: {result['samples_per_s']:,.1f} stamps/s",
-        f"waiting for data {100 * result['data_wait_share']:.1f} % of the time",
+        f"waiting for data {100 * result['data_wait_share']:.1f} % of the time, "
+        f"between steps {100 * result['idle_share']:.1f} %",
         f"of a step: {shares}",
         f"{reached:.3g} TFLOP/s, {100 * result['of_matmul']:.0f} % of a matrix product "
         f"({best:.3g} TFLOP/s)",

@@ -125,6 +125,9 @@ def build_run(
         torch.backends.cudnn.benchmark = config.train.cudnn_benchmark
         torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
         torch.backends.cudnn.allow_tf32 = config.train.tf32
+    if config.train.compile:
+        # Torch keeps the graphs of all networks of a process, and runs the ninth uncompiled.
+        torch.compiler.reset()
     train_loader, val_loader = make_loaders(dataset, config, context)
     seed_generators(config.train.seed)
     model = build_model(config.model)

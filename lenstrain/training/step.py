@@ -156,7 +156,9 @@ def make_learner(
     if config.train.sync_batchnorm and context.world_size > 1:
         convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
         model = convert(model)
-    network: Any = torch.compile(model) if config.train.compile else model
+    # Every size of batch is its own graph: one for sizes in general (torch's choice from the second
+    # on) is slower, and training has one size, or two that differ by a stamp (see `_chunks`).
+    network: Any = torch.compile(model, dynamic=False) if config.train.compile else model
     if context.grouped:
         ids = [device.index] if device.type == "cuda" else None
         network = DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
@@ -300,9 +302,13 @@ def set_rate(learner: Learner) -> None:
 def _chunks(
     network: Any, batch: StepBatch, count: int
 ) -> Iterator[tuple[StepBatch, AbstractContextManager[Any]]]:
-    """At most `count` chunks of about equal size; processes exchange gradients in the last only."""
+    """Chunks whose sizes differ by one at most; processes exchange gradients in the last only.
+
+    So no chunk has batch statistics of a few stamps, and a compiled network at most two graphs.
+    """
     fields = (batch.pixels, batch.label, batch.weight, batch.index)
-    *first, last = zip(*(field.chunk(count) for field in fields), strict=True)
+    count = min(count, len(batch.index))
+    *first, last = zip(*(field.tensor_split(count) for field in fields), strict=True)
     for chunk in first:
         alone = not isinstance(network, DistributedDataParallel)
         yield StepBatch(*chunk), nullcontext() if alone else network.no_sync()
