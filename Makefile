@@ -117,4 +117,4 @@ dist-check: $(STAMP)
 
 # make clean   remove everything that was built here
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) $(DIST_VENV) build dist $(DEMO) $(GPU_DAY) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) $(DIST_VENV) build dist $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
