@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 import zipfile
 
 import pytest
+import torch
 
 from lensprep.dataset import Dataset
 from lensprep.inspection.verify import verify
@@ -114,6 +116,22 @@ def test_the_dataset_is_sound_and_an_eighth_of_it_is_to_validate_on(tmp_path):
     assert not {*train["region_id"].to_pylist()} & {*val["region_id"].to_pylist()}
 
 
+def test_gpu_tests_can_be_collected_with_pytorch_and_little_else():
+    """As on a machine with a GPU and no network: `make test-gpu` must not end at an import."""
+    absent = (
+        "astropy boto3 botocore dask datasets distributed hypothesis lenstronomy optuna pyspark "
+        "pytest_timeout seaweedfs xdist"
+    ).split()
+    words = ["-q", "--collect-only", "-m", "gpu", "tests/gpu", "-o", "timeout=1800"]
+    code = f"import sys, pytest; sys.modules.update(dict.fromkeys({absent})); "
+    done = subprocess.run(
+        python(f"{code} sys.exit(pytest.main({words}))"), cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_two_epochs_take_one_graph" in done.stdout
+
+
 def start(tmp_path, *options):
     command = [sys.executable, "-m", "tests.benchmarks.gpu_day", "--out", tmp_path / "out"]
     return subprocess.Popen(
@@ -123,13 +141,23 @@ def start(tmp_path, *options):
 
 def test_a_visit_that_is_cut_off_prints_its_table(tmp_path):
     process = start(tmp_path, "--dry")
-    while not (tmp_path / "out" / "machine.log").exists():
+    while not (tmp_path / "out" / "dataset.log").exists():
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 143
     assert "==== the table, after" in out
     assert "not measured  infer, bf16" in out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_visit_without_a_gpu_is_refused_in_one_line(tmp_path):
+    process = start(tmp_path)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert out.splitlines() == [
+        "machine: exit 1: Error: PyTorch finds no GPU. --dry (DRY=1) tries the visit on a CPU."
+    ]
 
 
 @pytest.mark.slow

@@ -80,6 +80,7 @@ def batches_seen_by_a_step(run, *, slow_copies=False, slow_steps=False):
                 queue_slow_work()
             seen.append(numbers(batch))
             del batch
+    torch.cuda.synchronize()  # also the copies that nobody waited for
     return [found.cpu() for found in seen], expected
 
 

@@ -133,12 +133,12 @@ def test_a_run_moves_from_a_cpu_to_a_gpu_and_back(
     assert [r["step"] for r in two] == [r["step"] for r in one] == list(range(1, 17))
     on_gpu = [r["step"] for r in two if "gpu_memory_gib" in r]
     assert on_gpu == list(range(4, 11))
+    close = functools.partial(pytest.approx, rel=2e-2, abs=2e-3)
     for a, b in zip(one, two, strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-2)
+        assert b["loss"] == close(a["loss"])
         assert b["lr"] == pytest.approx(a["lr"], rel=1e-6)
     first, last = (records(tmp_path / run, "epoch") for run in ("straight", "moved"))
-    for a, b in zip(first, last, strict=True):
-        assert b["nll"] == pytest.approx(a["nll"], rel=1e-2)
+    assert [r["nll"] for r in last] == [close(r["nll"]) for r in first]
 
 
 def test_loss_scaling_goes_on_through_a_resume(

@@ -53,11 +53,13 @@ def main() -> int:
     table = Table.begin(options.out.resolve())
     with tempfile.TemporaryDirectory(prefix="gpu_day.", dir=_fast_folder()) as work:
         visit = Visit(table, Path(work), options.seconds, dry=options.dry)
+        if options.dry:
+            visit.say("dry: tiny sizes that measure nothing, to see that every part runs")
+        if options.wheels is not None:
+            visit.install(options.wheels.resolve())
+        if not visit.part("machine", 60):
+            return 1
         try:
-            if options.dry:
-                visit.say("dry: tiny sizes that measure nothing, to see that every part runs")
-            if options.wheels is not None:
-                visit.install(options.wheels.resolve())
             make_visit(visit)
         finally:
             for line in goal_lines(table.figures()):
@@ -69,8 +71,6 @@ def main() -> int:
 def make_visit(visit: Visit) -> None:
     """All parts, in their order."""
     dry = visit.dry
-    if not visit.part("machine", 30):
-        return
     with visit.beside("dataset", 90, "stamps"):
         gpu_tests(visit)
     visit.part("ceilings", 40)
