@@ -174,7 +174,7 @@ def test_a_dry_visit_measures_everything_that_needs_no_gpu(tmp_path):
         "lenstrain train:",
         "infer ",
         "ranks at once",
-        "loader  ",
+        "stock WebDataset",
     ):
         assert name in table, table  # fmt: skip
     assert not [line for line in table.splitlines() if ": exit" in line or "not done" in line]

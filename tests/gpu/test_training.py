@@ -12,7 +12,7 @@ from lenstrain.training.checkpoint import load_checkpoint, load_model
 from lenstrain.training.feeding import IntervalClock, device_batches
 from lenstrain.training.signals import StopSignals
 from lenstrain.training.step import choose_amp, train_step
-from lenstrain.training.train import train, train_epoch
+from lenstrain.training.train import train, train_epoch, validate
 from tests.gpu.device import DEVICE, ON_GPU
 
 pytestmark = ON_GPU
@@ -65,13 +65,16 @@ def test_a_compiled_run_learns_and_its_checkpoint_is_a_plain_one(
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_two_epochs_take_one_graph(fresh_run, accumulate):
-    """Another graph would be another minute, and a last batch in eager mode a slow one."""
+    """And their validations one more at most: another graph would be another minute."""
     counters.clear()
     run = fresh_run("train.compile=true", f"optim.accumulate={accumulate}", "train.amp=bf16")
     for _ in range(2):
         train_epoch(run, StopSignals())
         run.epochs_done += 1
     assert counters["stats"]["unique_graphs"] == 1
+    for _ in range(2):
+        validate(run, StopSignals())
+    assert counters["stats"]["unique_graphs"] <= 2
     assert not counters["graph_break"]
 
 

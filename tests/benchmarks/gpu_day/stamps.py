@@ -102,10 +102,12 @@ def _joined(parts: Iterable[SplitInfo]) -> SplitInfo:
 
 
 def main() -> None:
-    _, place = Place.parse(argparse.ArgumentParser())
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--shards", type=int, default=12, help="to train on")
+    given, place = Place.parse(parser)
     started = time.time()
-    shards = plan(64, 2) if place.dry else plan(16_384, 12)
-    processes = min(2 if place.dry else 14, os.cpu_count() or 2)
+    shards = plan(64, 2) if place.dry else plan(16_384, given.shards)
+    processes = min(len(shards), os.cpu_count() or 1)
     made = make_dataset(Path(place.dataset), shards, processes)
     rows = ", ".join(f"{name} {split.rows:,}" for name, split in made.splits.items())
     place.table.say(f"dataset: {rows} stamps, made in {time.time() - started:.0f} s")

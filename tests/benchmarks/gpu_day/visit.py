@@ -88,12 +88,12 @@ class Visit:
 
     def part(self, name: str, most: float, *options: str) -> bool:
         """Run one function of `parts`."""
-        return self.run(name, most, self._command("parts", name, *options))
+        return self.run(name, most, self.command("parts", name, *options))
 
     @contextmanager
     def beside(self, name: str, most: float, module: str) -> Iterator[None]:
         """Run a module of this package beside the block."""
-        process = self._start(name, self._command(module))
+        process = self._start(name, self.command(module))
         limit = time.time() + self._limit(most)
         try:
             yield
@@ -115,6 +115,12 @@ class Visit:
             return False
         return self._finish(name, self._start(name, command), limit)
 
+    def command(self, module: str, *options: str) -> list[str]:
+        """Run a module of this package in its place; options may change that."""
+        places = ["--work", str(self.work), "--out", str(self.table.folder)]
+        dry = ["--dry"] if self.dry else []
+        return [sys.executable, "-m", f"{_HERE}.{module}", *places, *dry, *options]
+
     def has(self, module: str) -> bool:
         """Whether a module is installed."""
         return importlib.util.find_spec(module) is not None
@@ -126,11 +132,6 @@ class Visit:
             command, env=self.environment, cwd=ROOT, capture_output=True, text=True, check=False
         )
         return words[-1] in done.stdout
-
-    def _command(self, module: str, *options: str) -> list[str]:
-        places = ["--work", str(self.work), "--out", str(self.table.folder)]
-        dry = ["--dry"] if self.dry else []
-        return [sys.executable, "-m", f"{_HERE}.{module}", *options, *places, *dry]
 
     def _limit(self, most: float) -> float:
         return min(most * self.slowness, self.seconds - self.spent())
