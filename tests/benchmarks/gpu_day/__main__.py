@@ -94,7 +94,7 @@ def make_visit(visit: Visit) -> None:
 
 
 def read_loader(visit: Visit) -> None:
-    """`lenstrain bench loader`, on data in memory and, where it can, on data that has to be read."""
+    """`lenstrain bench loader`, on data in memory and, if it can, on data that is not."""
     size = ["--batch-size", "16", "--seconds", "2"] if visit.dry else ["--batch-size", "1024"]
     options = [*size, "--memory-budget", "6"]
     bench = ("bench", "loader")
