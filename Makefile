@@ -13,8 +13,11 @@ DEMO_SEED ?= 1
 # A waiting thread must not occupy the core that another needs (1.9 to 4.9 times, two cores).
 export OMP_WAIT_POLICY ?= PASSIVE
 STAMP := $(VENV)/.installed
+# A machine with a GPU may have no network: there the Python that has PyTorch will do.
+PY ?= $(firstword $(wildcard $(BIN)/python) python3)
+GPU_DAY ?= gpu_day
 
-.PHONY: help env demo test lint format docs test-slow test-gpu faults coverage sins bench-peers dist-check clean
+.PHONY: help env demo test lint format docs test-slow test-gpu gpu-day faults coverage sins bench-peers dist-check clean
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -67,10 +70,14 @@ docs: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not faults" --timeout 1800
 
-# make test-gpu  the tests that need a GPU: AMP, compile, pinned transfers, NCCL, waits, memory, bench
-test-gpu: $(STAMP)
-	@$(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || { echo "PyTorch finds no GPU here. Check nvidia-smi."; exit 1; }
-	$(BIN)/python -m pytest -q -m gpu --timeout 1800
+# make test-gpu  the tests that need a GPU: AMP, compile, transfers, NCCL, waits, memory, scores, bench
+test-gpu:
+	@$(PY) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || { echo "$(PY) has no PyTorch that finds a GPU. Check nvidia-smi, or name another: make test-gpu PY=python3."; exit 1; }
+	$(PY) -m pytest -q -m gpu tests/gpu -o timeout=1800
+
+# make gpu-day  all that is to be measured on a GPU, in nine minutes, as one table; DRY=1: on a CPU
+gpu-day:
+	$(PY) -m tests.benchmarks.gpu_day --out $(GPU_DAY) $(if $(WHEELS),--wheels $(WHEELS)) $(if $(DRY),--dry)
 
 # make faults  the long tests of hostile input, unreliable connections and weak machines (45 minutes)
 faults: $(STAMP)

@@ -1,21 +1,34 @@
-"""Fixtures of all tests."""
+"""Fixtures of all tests. A machine for the GPU tests alone may lack what it imports late."""
+
+import importlib.util
 
 import pytest
-from hypothesis import HealthCheck, settings
 
-from tests.faultproxy import FaultProxy
 from tests.s3server import s3, s3_server
 
 __all__ = ["s3", "s3_server"]
 
-# How long an example takes says more of the machine than of the code.
-settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("unhurried")
+if importlib.util.find_spec("hypothesis"):
+    from hypothesis import HealthCheck, settings
+
+    # How long an example takes says more of the machine than of the code.
+    settings.register_profile(
+        "unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("unhurried")
+
+
+def pytest_addoption(parser):
+    """Without pytest-timeout its setting in pyproject.toml would be an error, an unknown one."""
+    if not importlib.util.find_spec("pytest_timeout"):
+        parser.addini("timeout", "Without effect: pytest-timeout is not installed.")
 
 
 @pytest.fixture
 def proxy(s3):
     """Connections to the object store that a test can break."""
+    from tests.faultproxy import FaultProxy
+
     with FaultProxy(s3.server.ports["s3"]) as running:
         yield running
 
