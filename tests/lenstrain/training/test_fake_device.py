@@ -106,12 +106,27 @@ def check_transfers(cuda, batches):
     assert cuda.streams == [*chain.from_iterable(expected)]
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+NETWORKS = [
+    ("resnet18", "off", 1, 1),
+    ("resnet18", "bf16", 2, 2),
+    ("resnet18", "fp16", 2, 1),
+    *((arch, "bf16", 1, 1) for arch in ARCHITECTURES if arch != "resnet18"),
+]
+"""Name, precision, parts of a batch, and batches."""
+
+
+LARGE = ("convnext_tiny", "efficientnet_b0")
+"""Networks whose compilation takes ten seconds of a core."""
+
+
 @pytest.mark.parametrize(
-    ("arch", "amp", "accumulate", "batches"),
+    ("arch", "amp", "accumulate", "batches", "compiled"),
     [
-        *(("resnet18", amp, 2, 2) for amp in TYPES),
-        *((arch, "bf16", 1, 1) for arch in ARCHITECTURES if arch != "resnet18"),
+        *(pytest.param(*network, False) for network in NETWORKS),
+        *(
+            pytest.param(*network, True, marks=[pytest.mark.slow] * (network[0] in LARGE))
+            for network in NETWORKS
+        ),
     ],
 )
 def test_an_epoch_waits_for_nothing_and_copies_every_batch_once(
