@@ -23,7 +23,7 @@ from astropy.wcs import WCS
 
 from lensprep.configfile import load_config, to_mapping
 from lensprep.convert import ConvertConfig, convert
-from lensprep.dataset import Dataset, NormalizationSpec
+from lensprep.dataset import NormalizationSpec
 from lensprep.decode.cutoutfile import read_position
 from lensprep.errors import CheckpointError, DatasetError, InputError, StorageError
 from lensprep.source.cutouts import open_cutouts
@@ -529,13 +529,13 @@ def test_stamps_are_scored_while_a_slow_store_takes_the_parts(
 def test_columns_are_read_while_the_stamps_of_their_part_are_scored(
     dataset, best, tmp_path, monkeypatch
 ):
-    begun, in_time, read = threading.Event(), [], Dataset.read_shard_sidecar
+    begun, in_time, read = threading.Event(), [], origins.DatasetOrigin._columns
 
     def told(*arguments):
         begun.set()
         return read(*arguments)
 
-    monkeypatch.setattr(Dataset, "read_shard_sidecar", told)
+    monkeypatch.setattr(origins.DatasetOrigin, "_columns", told)
     score(best, dataset, tmp_path / "s.parquet",
           progress=lambda *_: in_time.append(begun.wait(60)))  # fmt: skip
     assert in_time == [True] * 4  # from the first of the four batches of the one part
