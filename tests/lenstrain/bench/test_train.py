@@ -84,10 +84,10 @@ def test_shares_are_those_of_steps_however_long_the_loader_takes(root, monkeypat
     monkeypatch.setattr(bench, "_endless", slow)
     config = load_config(Config, None, [*SMALL, "data.batch_size=16"])
     for each in run_train_bench(root, config, seconds=5.0)["rounds"]:
-        assert each["data_wait_share"] > 0.5
+        assert each["data_wait_share"] * each["step_seconds"] > 0.09
         assert each["idle_share"] == pytest.approx(each["data_wait_share"], abs=0.05)
         assert sum(each[name] for name in SHARES) == pytest.approx(1, abs=0.05)
-        assert each["other_share"] < 0.5
+        assert each["other_share"] < 0.5  # the wait is none of it
 
 
 @pytest.fixture

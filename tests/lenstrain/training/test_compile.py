@@ -23,11 +23,11 @@ COMPILED = ("train.compile=true", "optim.ema_decay=0.9")
 def test_a_run_has_one_graph_for_each_size_of_batch(
     dataset, make_config, tmp_path, graphs, accumulate, expected
 ):
-    """Two epochs, each with a filled last batch and a validation."""
+    """Two epochs, each with a filled last batch and a validation, which has a graph of its own."""
     options = ("model.norm=group", f"optim.accumulate={accumulate}", *COMPILED)
     result = train(dataset, make_config(*options), tmp_path / "run")
     assert (result["epochs"], result["step"]) == (2, 16)
-    assert len(graphs) == expected
+    assert len(graphs) == expected + 1
 
 
 def test_every_network_of_a_process_is_compiled_and_leaves_nothing(
@@ -37,15 +37,15 @@ def test_every_network_of_a_process_is_compiled_and_leaves_nothing(
     for number in range(1, 10):
         options = ("train.epochs=1", "data.limit=12", f"model.width={8 * number}", *COMPILED)
         train(dataset, make_config(*options), tmp_path / str(number))
-        assert len(graphs) == number
+        assert len(graphs) == 2 * number  # one of them for the validation
     gc.collect()
-    assert [graph() is None for graph in graphs] == [True] * 8 + [False]
+    assert [graph() is None for graph in graphs] == [True] * 16 + [False] * 2
 
 
 def test_a_compiled_checkpoint_is_a_plain_one(dataset, make_config, tmp_path, graphs):
     config = make_config("train.epochs=1", *COMPILED)
     train(dataset, config, tmp_path / "run")
-    assert len(graphs) == 1
+    assert len(graphs) == 2
     state = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
     plain = build_model(config.model)
     for part in ("model", "ema"):
