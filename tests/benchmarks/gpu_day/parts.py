@@ -25,6 +25,7 @@ import torch
 
 from lensprep.configfile import load_config
 from lensprep.dataset import Dataset
+from lensprep.errors import ConfigError
 from lenstrain.config import Config
 from lenstrain.data import StampLoader
 from lenstrain.networks.finder import build_model
@@ -143,7 +144,11 @@ def rates(place: Place) -> None:
             sizes = {"batch_size": place.batch, "memory_budget_gb": 6.0}
             return infer(best, place.dataset, split=split, out=out, **sizes, **options)
 
-        score("val")  # warms up
+        try:
+            score("val")  # warms up
+        except ConfigError as error:  # a CPU, or an old GPU, has not all of them
+            place.table.say(f"infer {precision}: {error}")
+            continue
         few, many = score("val"), score("train")
         rows, seconds = (many[name] - few[name] for name in ("rows", "seconds"))
         # In a dry visit so few rows may take no longer.
