@@ -1,6 +1,5 @@
 """Scores from a GPU are those of a CPU, to what their precision allows; so are maps of evidence."""
 
-import inspect
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from click.testing import CliRunner
 
 from lensprep.dataset import Dataset
 from lenstrain.cli import main
-from lenstrain.config import EvalConfig
 from lenstrain.data import StampLoader
 from lenstrain.probes.attention import randomised
 from lenstrain.probes.attribution import gradcam_maps, occlusion_maps
@@ -61,9 +59,6 @@ def test_scores_and_embeddings_are_those_of_a_cpu(scores, tta):
     np.testing.assert_allclose(one, two, **FLOAT32)
 
 
-@pytest.mark.skipif(
-    "precision" not in inspect.signature(infer).parameters, reason="infer has one precision"
-)
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
 def test_each_precision_of_scores_is_close_to_float32(scores, precision):
     if precision != "float32" and torch.cuda.get_device_capability() < (8, 0):
@@ -89,9 +84,6 @@ def test_scores_are_float32_whatever_the_training_uses(dataset, finder):
     np.testing.assert_allclose(found, expected, **FLOAT32)
 
 
-@pytest.mark.skipif(
-    "amp" not in EvalConfig.__dataclass_fields__, reason="validation has one precision"
-)
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_validation_has_the_precision_that_is_asked_for(fresh_run, amp):
     found, labels = validate(fresh_run(f"eval.amp={amp}"), StopSignals())
