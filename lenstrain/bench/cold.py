@@ -6,6 +6,7 @@ dropped from the page cache (``posix_fadvise``), as they would be by then.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import resource
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lensprep.dataset import PAYLOAD_BYTES, Dataset
+from lensprep.dataset import PAYLOAD_BYTES, PAYLOAD_OFFSET, RECORD_STRIDE, Dataset
 from lensprep.errors import StorageError
 from lenstrain.bench.loader import (
     ROUNDS,
@@ -35,12 +36,11 @@ from lenstrain.bench.loader import (
 from lenstrain.data import StampLoader
 from lenstrain.data.order import Shuffle
 from lenstrain.data.sources.base import MEMORY_BUDGET
-from lenstrain.data.sources.local import row_offset
 
 READS_AT_ONCE = (16, 64)
 """Random reads at a time, of which the faster counts: enough for a disk, few enough for Python."""
-_DRAWN = 256
-"""Places that are drawn at a time."""
+_DRAWN = 4096
+"""Places that are drawn for each thread."""
 _BLOCK = 512
 """Bytes of a block in the system's account of what a process had read."""
 _LEAST_READ = 0.5
@@ -150,38 +150,46 @@ def random_reads(
 ) -> float:
     """Reads per second of the pages of random rows, `at_once` at a time, past the page cache."""
     drop_pages(paths)
-    ends, counts = threading.Event(), [0] * at_once
+    counts, over = [0] * at_once, threading.Event()
     with ExitStack() as opened:
         files = [_open_direct(path) for path in paths]
         for file in files:
             opened.callback(os.close, file)
 
-        def read(thread: int) -> None:
-            rng = np.random.default_rng((thread, time.perf_counter_ns()))
+        def read(thread: int, places: Sequence[tuple[int, int, int]]) -> None:
             # Direct reads need memory that begins at a page, as a map does.
-            with (
-                mmap.mmap(-1, PAYLOAD_BYTES + 2 * mmap.PAGESIZE) as memory,
-                memoryview(memory) as view,
-            ):
-                while not ends.is_set():
-                    for row in rng.integers(0, starts[-1], _DRAWN).tolist():
-                        shard, offset = row_offset(starts, row)
-                        first = offset - offset % mmap.PAGESIZE
-                        size = -(-(offset + PAYLOAD_BYTES - first) // mmap.PAGESIZE) * mmap.PAGESIZE
-                        os.preadv(files[shard], [view[:size]], first)
-                        counts[thread] += 1
-                        if ends.is_set():
-                            return
+            room = mmap.mmap(-1, PAYLOAD_BYTES + 2 * mmap.PAGESIZE)
+            with room, memoryview(room) as view:
+                for file, first, size in itertools.cycle(places):
+                    with view[:size] as part:
+                        os.preadv(file, [part], first)
+                    counts[thread] += 1
+                    if over.is_set():
+                        return
 
+        # Drawn before: what Python does meanwhile keeps the disk waiting.
+        places = [_random_places(files, starts, thread) for thread in range(at_once)]
         with ThreadPoolExecutor(at_once) as pool:
             start = time.perf_counter()
-            futures = [pool.submit(read, thread) for thread in range(at_once)]
+            reading = list(map(pool.submit, [read] * at_once, range(at_once), places))
             time.sleep(seconds)
             found = sum(counts) / (time.perf_counter() - start)
-            ends.set()
-            for future in futures:
-                future.result()
+            over.set()
+            for each in reading:
+                each.result()
     return found
+
+
+def _random_places(
+    files: Sequence[int], starts: NDArray[np.int64], seed: int
+) -> list[tuple[int, int, int]]:
+    """File, first byte and size of the pages of random rows."""
+    rows = np.random.default_rng((seed, time.perf_counter_ns())).integers(0, starts[-1], _DRAWN)
+    shard = np.searchsorted(starts, rows, side="right") - 1
+    offset = (rows - starts[shard]) * RECORD_STRIDE + PAYLOAD_OFFSET
+    first = offset - offset % mmap.PAGESIZE
+    size = -(-(offset + PAYLOAD_BYTES - first) // mmap.PAGESIZE) * mmap.PAGESIZE
+    return list(zip(np.array(files)[shard].tolist(), first.tolist(), size.tolist(), strict=True))
 
 
 def _open_direct(path: Path) -> int:

@@ -11,26 +11,15 @@ import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from lensprep.dataset import (
-    PAYLOAD_BYTES,
-    PAYLOAD_OFFSET,
-    RECORD_STRIDE,
-    Dataset,
-    ShardInfo,
-)
+from lensprep.dataset import PAYLOAD_OFFSET, RECORD_STRIDE, Dataset, ShardInfo
 from lensprep.errors import ShardError
-from lensprep.kernel import kernel
 from lenstrain.data.sidecar import Column, PayloadCheck
 from lenstrain.data.sources.base import Reading, ShardSource, check_gather
-from lenstrain.data.sources.pages import ROWS_AHEAD, PagesAhead
+from lenstrain.data.sources.mappedrows import ROWS_AHEAD, MappedRows
 
 
 class LocalSource(ShardSource):
@@ -48,7 +37,7 @@ class LocalSource(ShardSource):
         self._starts = np.cumsum([0, *(shard.rows for shard in shards)])
         self._bases = np.zeros(len(shards), np.int64)
         self._maps: dict[int, FileMap] = {}
-        self._pages = PagesAhead(self._starts, self._bases)
+        self._rows = MappedRows(self._starts, self._bases)
         self._payloads: PayloadCheck | None = None
         self._copying = threading.Lock()
         self._closed = False
@@ -75,11 +64,11 @@ class LocalSource(ShardSource):
             with self._copying, suppress(ShardError):  # raised when they are gathered
                 if not self._closed:
                     self._map_for(rows)
-        self._pages.expect(rows)
+        self._rows.expect(rows)
 
     def forget(self, rows: NDArray[np.int64]) -> None:
         """Have nothing more read from the disk: the consumer has gone."""
-        self._pages.forget()
+        self._rows.forget()
 
     def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
         """Copy the pixels of `rows` into `out`, without holding the interpreter lock.
@@ -98,7 +87,10 @@ class LocalSource(ShardSource):
         with self._copying:
             if self._closed:
                 raise ValueError("the loader is closed")
-            self._copy(rows, out)
+            if not self._rows.copy(rows, out.ctypes.data):
+                self._map_for(rows)
+                if not self._rows.copy(rows, out.ctypes.data):
+                    raise ShardError("the rows of the shards do not add up: see `lensprep verify`.")
         for row, found, expected in self._payloads.faults(rows, out) if self._payloads else ():
             shard, offset = self.locate(row)
             raise ShardError(
@@ -106,16 +98,6 @@ class LocalSource(ShardSource):
                 f"(CRC-32 {found:08x}, expected {expected:08x}). Run `lensprep "
                 "verify`, and copy the shard again, or convert again."
             )
-
-    def _copy(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
-        address = out.ctypes.data
-        for some in self._pages.pieces(rows):
-            if not copy_rows(some, self._starts, self._bases, address):
-                self._map_for(rows)
-                if not copy_rows(some, self._starts, self._bases, address):
-                    raise ShardError("the rows of the shards do not add up: see `lensprep verify`.")
-            address += len(some) * PAYLOAD_BYTES
-            self._pages.copied(len(some))
 
     def _map_for(self, rows: NDArray[np.int64]) -> None:
         """Map the shards of these rows that are not mapped yet."""
@@ -138,6 +120,7 @@ class LocalSource(ShardSource):
         """Unmap all shards, after the copy that is under way."""
         with self._copying:
             self._closed = True
+            self._rows.close()
             self._bases[:] = 0
             self._maps.clear()
 
@@ -209,40 +192,10 @@ def _mmap(descriptor: int, size: int, path: Path) -> int:
         number = ctypes.get_errno()
         advice = " See the limits of `ulimit -v`." if number == errno.ENOMEM else ""
         raise ShardError(f"{path} cannot be mapped: {os.strerror(number)}.{advice}")
-    # Rows are asked for (`PagesAhead`): what the system reads around each fault is not needed.
+    # Rows are asked for (`MappedRows`): what the system reads around each fault is not needed.
     libc.madvise(address, size, mmap.MADV_RANDOM)
     return int(address)
 
 
 def _munmap(address: int, size: int) -> None:
     _libc().munmap(address, size)
-
-
-@intrinsic
-def _memcpy(typingctx, target, source, size):  # type: ignore[no-untyped-def]
-    """Copy `size` bytes from address `source` to address `target`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        to, of = (builder.inttoptr(address, cgutils.voidptr_t) for address in args[:2])
-        cgutils.raw_memcpy(builder, to, of, args[2], 1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), codegen
-
-
-@kernel
-def copy_rows(rows, starts, bases, out):  # type: ignore[no-untyped-def]
-    """Copy the pixels of rows to address `out`; False at the first row that is not mapped.
-
-    `check_gather` has made sure that they fit. Shard k, with the rows from ``starts[k]`` to
-    ``starts[k + 1]``, begins at address ``bases[k]``; 0 where it is not mapped.
-    """
-    for i in range(rows.size):
-        shard = np.searchsorted(starts, rows[i], side="right") - 1
-        if shard < 0 or shard >= min(bases.size, starts.size - 1) or bases[shard] == 0:
-            return False
-        if rows[i] < starts[shard] or rows[i] >= starts[shard + 1]:  # the starts do not ascend
-            return False
-        record = bases[shard] + (rows[i] - starts[shard]) * RECORD_STRIDE
-        _memcpy(out + i * PAYLOAD_BYTES, record + PAYLOAD_OFFSET, PAYLOAD_BYTES)
-    return True

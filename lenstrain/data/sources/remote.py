@@ -23,8 +23,8 @@ from lenstrain.data.cache.mapped import LocalCopies, MappedCopies
 from lenstrain.data.sidecar import Column
 from lenstrain.data.sources.base import Reading, ShardSource, check_gather
 from lenstrain.data.sources.cells import Cells, cut_into_cells
-from lenstrain.data.sources.local import copy_rows, row_offset
-from lenstrain.data.sources.pages import ROWS_AHEAD, PagesAhead
+from lenstrain.data.sources.local import row_offset
+from lenstrain.data.sources.mappedrows import ROWS_AHEAD, MappedRows, copy_rows
 from lenstrain.data.sources.races import RACES_AT_ONCE
 from lenstrain.data.sources.reader import RangeReader
 from lenstrain.data.sources.schedule import RUN_CELLS
@@ -92,7 +92,7 @@ class RemoteSource(ShardSource):
         compared = reading.verify != "size"
         expected = checksums if compared and self.copies.offers_any else None
         self.local = MappedCopies(self.copies, self._shards, self._starts, expected)
-        self._pages = PagesAhead(self._starts, self.local.bases)
+        self._rows = MappedRows(self._starts, self.local.bases)
         self._copying, self._mapping = threading.Lock(), threading.Lock()
         # The reading threads hold the reader and this, not the source: they end when nobody has the
         # source any more.
@@ -214,12 +214,12 @@ class RemoteSource(ShardSource):
             self._use_copies(cells)  # or they would be read from the store meanwhile
             self.reader.expect(cells)
         if self.copies.offers_any:
-            self._pages.expect(rows)
+            self._rows.expect(rows)
 
     def forget(self, rows: NDArray[np.int64]) -> None:
         """Take back one `expect` whose rows will not be gathered after all."""
         self.reader.forget(self.cells.of(rows))
-        self._pages.forget()
+        self._rows.forget()
 
     def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
         """Copy the pixels of `rows` into `out`, when they have come.
@@ -238,10 +238,9 @@ class RemoteSource(ShardSource):
             copied = None if self._copy_mapped(rows, out) else self._copy_streamed(rows, out)
             faulty = self.local.faulty(rows, out, copied)
             if not faulty:
-                break
+                return
             for number in faulty:
                 self._drop_copy(number)
-        self._pages.copied(len(rows))
 
     def _copy_mapped(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> bool:
         """Copy rows as from a local dataset, if the whole split is on the local disk."""
@@ -250,7 +249,7 @@ class RemoteSource(ShardSource):
         with self._copying:
             if self.reader.closed:
                 raise ValueError("the loader is closed")
-            done = bool(copy_rows(rows, self._starts, self.local.bases, out.ctypes.data))
+            done = self._rows.copy(rows, out.ctypes.data)
         if done and self.reader.holds_anything():  # from before the split was complete
             self.reader.forget(self.cells.of(rows))
             self.reader.release_idle()
@@ -269,6 +268,7 @@ class RemoteSource(ShardSource):
                     if self.reader.closed:
                         raise ValueError("the loader is closed")
                     if copy_rows(rows, self.cells.bounds, self.reader.addresses, out.ctypes.data):
+                        self._rows.copied(len(rows))
                         return self._from_copies(rows)
                 # Another thread has just given up a copy: its cells are read from the store now.
         except StorageError as error:
@@ -335,6 +335,7 @@ class RemoteSource(ShardSource):
         """End the reading threads, after the copy that is under way."""
         self.reader.stop()
         with self._copying:
+            self._rows.close()
             self.reader.addresses[:] = 0
             self.local.close()
         self.copies.close()

@@ -27,7 +27,7 @@ from lenstrain.data import StampLoader
 from lenstrain.data.cache.filling import CachedSplit
 from lenstrain.data.cache.folder import CacheFolder, CacheOptions
 from lenstrain.data.cache.upkeep import clear, fill, status, verify
-from lenstrain.data.sources.pages import ROWS_AHEAD
+from lenstrain.data.sources.mappedrows import ROWS_AHEAD
 from tests.datasets import dataset_fixture, tiny_dataset
 from tests.faultproxy import Fault
 from tests.lenstrain.data.residence import pages_in_memory

@@ -7,7 +7,8 @@ import pytest
 
 from lensprep.dataset import PAYLOAD_OFFSET, RECORD_STRIDE, Dataset
 from lenstrain.data.sources.base import Reading
-from lenstrain.data.sources.local import LocalSource, copy_rows
+from lenstrain.data.sources.local import LocalSource
+from lenstrain.data.sources.mappedrows import copy_rows
 from tests.lenstrain.data.epochs import ROWS
 
 

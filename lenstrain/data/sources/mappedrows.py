@@ -1,4 +1,4 @@
-"""Rows of mapped shards on their way from the disk, before they are copied.
+"""Rows of mapped shards: on their way from a disk before they are copied, and copied.
 
 A row that is copied from a page that is not in memory waits for the disk, one page fault after the
 other. Asked for in advance (``MADV_WILLNEED``) a thousand rows are under way at once, and the disk
@@ -11,9 +11,14 @@ import mmap
 import resource
 import threading
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from lensprep.dataset import PAYLOAD_BYTES, PAYLOAD_OFFSET, RECORD_STRIDE
@@ -21,8 +26,11 @@ from lensprep.kernel import kernel
 
 ROWS_AHEAD = 1024
 """Rows that are on their way at once: 25 MB, beyond what a disk takes at a time."""
-ROWS_TOGETHER = 256
+ROWS_TOGETHER = 64
 """Most rows that are asked for, or copied, in one go: between the two the disk must not run dry."""
+COPIERS = 2
+"""Threads that copy rows that came from a disk: in them the pages are first touched, which takes
+several times as long as a copy, and the interrupts of the disk are served."""
 STEPS_ALERT = 256
 """Steps that are asked for after anything came from a disk."""
 
@@ -32,14 +40,15 @@ _madvise = types.ExternalFunction("madvise", types.intc(types.int64, types.int64
 """madvise of the C library, as a kernel calls it."""
 
 
-class PagesAhead:
-    """Asks for the pages of announced rows in advance, as far as they come from a disk.
+class MappedRows:
+    """Copies rows, and asks for the pages of those announced, as far as they come from a disk.
 
     Asking costs a tenth of the copy where all is in memory already. So it is done at first, and
     then for as long as anything comes from a disk: also the rows of a step that was not asked for.
 
     Shard ``k`` has the rows ``starts[k] ... starts[k + 1] - 1`` and begins at address ``bases[k]``,
-    0 where it is not mapped. A shard that is unmapped meanwhile does no harm: this is advice.
+    0 where it is not mapped. Nothing may be unmapped during a copy; when it is asked for, that does
+    no harm: this is advice.
     """
 
     def __init__(self, starts: NDArray[np.int64], bases: NDArray[np.int64]) -> None:
@@ -47,6 +56,10 @@ class PagesAhead:
         self._coming: deque[NDArray[np.int64]] = deque()
         self._asked, self._read, self.alert = 0, (-1, -1), 0
         self._lock = threading.Lock()
+
+    @cached_property
+    def _copiers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(COPIERS, "lenstrain-copy")
 
     def expect(self, rows: NDArray[np.int64]) -> None:
         """Ask for the rows of a step, as soon as enough of those before have been copied."""
@@ -56,14 +69,21 @@ class PagesAhead:
                 self.alert = STEPS_ALERT
             if self.alert:
                 self.alert -= 1
-                self._coming.extend(self.pieces(rows))
+                self._coming.extend(_pieces(rows))
                 self._ask()
 
-    def pieces(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Rows in pieces; between the copies of two the next are asked for."""
-        if not self.alert:
-            return [rows]
-        return [rows[i : i + ROWS_TOGETHER] for i in range(0, len(rows), ROWS_TOGETHER)]
+    def copy(self, rows: NDArray[np.int64], out: int) -> bool:
+        """Copy the pixels of rows to address `out`; False if one of them is not mapped."""
+        if not self.alert or len(rows) <= ROWS_TOGETHER:
+            return self._copy(rows, out)
+        pieces = _pieces(rows)
+        places = range(out, out + rows.size * PAYLOAD_BYTES, ROWS_TOGETHER * PAYLOAD_BYTES)
+        return all(list(self._copiers.map(self._copy, pieces, places)))
+
+    def _copy(self, rows: NDArray[np.int64], out: int) -> bool:
+        done = copy_rows(rows, self._starts, self._bases, out)
+        self.copied(len(rows))
+        return bool(done)
 
     def copied(self, rows: int) -> None:
         """Note that so many rows have been copied, and ask for others."""
@@ -71,17 +91,27 @@ class PagesAhead:
             self._asked = max(0, self._asked - rows)
             self._ask()
 
+    def _ask(self) -> None:
+        while self._coming and self._asked < ROWS_AHEAD:
+            rows = self._coming.popleft()
+            self._asked += len(rows)
+            will_need(rows, self._starts, self._bases)
+
     def forget(self) -> None:
         """Forget what was announced."""
         with self._lock:
             self._coming.clear()
             self._asked = 0
 
-    def _ask(self) -> None:
-        while self._coming and self._asked < ROWS_AHEAD:
-            rows = self._coming.popleft()
-            self._asked += len(rows)
-            will_need(rows, self._starts, self._bases)
+    def close(self) -> None:
+        """End the copying threads."""
+        self.forget()
+        if "_copiers" in vars(self):
+            self._copiers.shutdown()
+
+
+def _pieces(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [rows[i : i + ROWS_TOGETHER] for i in range(0, len(rows), ROWS_TOGETHER)]
 
 
 def _read_from_disk() -> tuple[int, int]:
@@ -112,3 +142,33 @@ def will_need(rows, starts, bases):  # type: ignore[no-untyped-def]
         end = begin + (i - 1 - first) * RECORD_STRIDE + PAYLOAD_BYTES
         begin -= begin % _PAGE
         _madvise(begin, end - begin, _WILLNEED)
+
+
+@intrinsic
+def _memcpy(typingctx, target, source, size):  # type: ignore[no-untyped-def]
+    """Copy `size` bytes from address `source` to address `target`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        to, of = (builder.inttoptr(address, cgutils.voidptr_t) for address in args[:2])
+        cgutils.raw_memcpy(builder, to, of, args[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@kernel
+def copy_rows(rows, starts, bases, out):  # type: ignore[no-untyped-def]
+    """Copy the pixels of rows to address `out`; False at the first row that is not mapped.
+
+    `check_gather` has made sure that they fit. Shard k, with the rows from ``starts[k]`` to
+    ``starts[k + 1]``, begins at address ``bases[k]``; 0 where it is not mapped.
+    """
+    for i in range(rows.size):
+        shard = np.searchsorted(starts, rows[i], side="right") - 1
+        if shard < 0 or shard >= min(bases.size, starts.size - 1) or bases[shard] == 0:
+            return False
+        if rows[i] < starts[shard] or rows[i] >= starts[shard + 1]:  # the starts do not ascend
+            return False
+        record = bases[shard] + (rows[i] - starts[shard]) * RECORD_STRIDE
+        _memcpy(out + i * PAYLOAD_BYTES, record + PAYLOAD_OFFSET, PAYLOAD_BYTES)
+    return True
