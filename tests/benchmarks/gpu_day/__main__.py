@@ -91,18 +91,16 @@ def make_visit(visit: Visit) -> None:
     visit.part("rates", 60)
     visit.part("loaders", 35)
     read_loader(visit)
+    visit.part("trials", 30)
 
 
 def read_loader(visit: Visit) -> None:
-    """`lenstrain bench loader`, on data in memory and, if it can, on data that is not."""
+    """`lenstrain bench loader`, on data in memory and on data that is not."""
     size = ["--batch-size", "16", "--seconds", "2"] if visit.dry else ["--batch-size", "1024"]
     options = [*size, "--memory-budget", "6"]
     bench = ("bench", "loader")
     if visit.lenstrain("loader", 40, *bench, visit.dataset, *options, "--consumer-rate", "25000"):
         visit.say(one_line(visit.log("loader")))
-    if not visit.understands(*bench, "--cold"):
-        visit.say("cold: this version of `lenstrain bench loader` has no --cold")
-        return
     # On the disk of OUT: what is in memory as the rest of the visit is cannot be made cold.
     with tempfile.TemporaryDirectory(prefix="cold.", dir=visit.table.folder) as disk:
         made = visit.command("stamps", "--work", disk, "--shards", "4")

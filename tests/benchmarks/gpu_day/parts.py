@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import argparse
 import functools
-import inspect
 import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from multiprocessing import get_context
@@ -32,7 +30,7 @@ from lenstrain.networks.finder import build_model
 from lenstrain.scoring.infer import infer
 from lenstrain.training.validate import full_float32
 from tests.benchmarks.gpu_day.place import Place
-from tests.benchmarks.gpu_day.steps import GIB, GPU, MIB, bench, synchronize, waits
+from tests.benchmarks.gpu_day.steps import GIB, GPU, MIB, bench, calls_per_s, trials, waits
 
 DEVICE = "cuda" if GPU else "cpu"
 
@@ -64,18 +62,6 @@ def ceilings(place: Place) -> None:
     host, part = torch.empty(size // 8, dtype=torch.uint8, pin_memory=GPU), target[: size // 8]
     rate = calls_per_s(lambda: part.copy_(host, non_blocking=True), 10)
     place.table.say(f"ceiling: pinned memory to the device {size / 8 * rate / 1e9:.1f} GB/s")
-
-
-def calls_per_s(call: Callable[[], Any], turns: int) -> float:
-    """Calls a second once the first three have warmed up."""
-    for _ in range(3):
-        call()
-    synchronize()
-    started = time.perf_counter()
-    for _ in range(turns):
-        call()
-    synchronize()
-    return turns / (time.perf_counter() - started)
 
 
 def scoring(place: Place) -> None:
@@ -136,13 +122,12 @@ def rates(place: Place) -> None:
     survey.
     """
     best, out = place.work / "run" / "checkpoints" / "best.pt", place.work / "rates.parquet"
-    known = "precision" in inspect.signature(infer).parameters
-    for precision in ("bf16", "tf32", "float32") if known else ("float32",):
-        options = {"precision": precision} if known else {}
+    for precision in ("bf16", "tf32", "float32"):
+        options: dict[str, Any] = {"batch_size": place.batch, "memory_budget_gb": 6.0}
+        options["precision"] = precision
 
-        def score(split: str, options: dict[str, str] = options) -> dict[str, Any]:
-            sizes = {"batch_size": place.batch, "memory_budget_gb": 6.0}
-            return infer(best, place.dataset, split=split, out=out, **sizes, **options)
+        def score(split: str, options: dict[str, Any] = options) -> dict[str, Any]:
+            return infer(best, place.dataset, split=split, out=out, **options)
 
         try:
             score("val")  # warms up
@@ -193,7 +178,7 @@ def drained(
     return rows / spent
 
 
-PARTS = (machine, ceilings, bench, scoring, waits, trained, rates, loaders)
+PARTS = (machine, ceilings, bench, scoring, waits, trained, rates, loaders, trials)
 
 
 def main() -> None:

@@ -15,7 +15,9 @@ from lensprep.configfile import load_config
 from lensprep.dataset import Dataset
 from lenstrain.bench.train import PHASES, run_train_bench
 from lenstrain.config import Config
+from lenstrain.networks.finder import build_model
 from lenstrain.training.distributed import process_group
+from lenstrain.training.resume import save
 from lenstrain.training.run import Run, build_run
 from lenstrain.training.signals import StopSignals
 from lenstrain.training.train import train_epoch, validate
@@ -42,7 +44,7 @@ CASES = (
     (1024, "bf16", "max-autotune-no-cudagraphs", True),
 )
 HEADER = (
-    "batch amp  compile                    layout  stamps/s wait%  fwd/bwd/opt/other% "
+    "batch amp  compile                    layout  stamps/s wait% idle%  fwd/bwd/opt/other% "
     "TFLOP/s of product  peak GiB start s"
 )
 
@@ -98,7 +100,7 @@ def case_line(
     shares = "/".join(f"{100 * found[f'{name}_share']:.0f}" for name in (*PHASES, "other"))
     return (
         f"{batch:5} {amp:4} {mode:26} {'nhwc' if last else 'nchw'} {found['samples_per_s']:11,.0f} "
-        f"{100 * found['data_wait_share']:5.1f}  {shares:18} "
+        f"{100 * found['data_wait_share']:5.1f} {100 * found['idle_share']:5.1f}  {shares:18} "
         f"{found['achieved_flops_per_s'] / 1e12:7.1f} {100 * found['of_matmul']:9.0f}% "
         f"{found['gpu_memory_gib'] or 0:9.1f} {start_s:7.0f}"
     )
@@ -121,6 +123,57 @@ def compile_mode(mode: str, *, dry: bool) -> Any:
         return model if dry else real(model, **{**options, "dynamic": False, "mode": mode})
 
     return mock.patch.object(torch, "compile", compile)
+
+
+def trials(place: Place) -> None:
+    """What might be worth a setting: input channels that are padded, checkpoints in a thread."""
+    rows, turns = (1024, 20) if GPU else (4, 1)
+    device = torch.device("cuda" if GPU else "cpu")
+    for channels in (3, 4, 8):
+        model = build_model(configured(place).model)
+        first = model.backbone.conv1
+        model.backbone.conv1 = torch.nn.Conv2d(
+            channels, first.out_channels, first.kernel_size, padding=first.padding, bias=False
+        )
+        model = model.to(device, memory_format=torch.channels_last)
+        stamps = torch.randn(rows, channels, 64, 64, device=device)
+        stamps = stamps.contiguous(memory_format=torch.channels_last)
+
+        def step(model: Any = model, stamps: Any = stamps) -> None:
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = model(stamps).sum()
+            loss.backward()
+
+        rate = calls_per_s(step, turns) * rows
+        place.table.say(f"forward and backward, {channels} input channels: {rate:,.0f} stamps/s")
+    with process_group("auto", 5.0) as context:
+        folder = place.work / "trials"
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        sizes = (f"data.batch_size={place.batch}", f"data.limit={2 * place.batch}",
+                 f"eval.batch_size={place.batch}")  # fmt: skip
+        dataset, config = Dataset.open(place.dataset), configured(place, *sizes)
+        run = build_run(dataset, config, folder, context, None)
+        try:
+            train_epoch(run, StopSignals())
+            synchronize()
+            started = time.perf_counter()
+            save(run, [])
+            seconds = time.perf_counter() - started
+        finally:
+            run.close()
+    place.table.say(f"a checkpoint keeps the steps waiting for {seconds:.2f} s")
+
+
+def calls_per_s(call: Callable[[], Any], turns: int) -> float:
+    """Calls a second once the first three have warmed up."""
+    for _ in range(3):
+        call()
+    synchronize()
+    started = time.perf_counter()
+    for _ in range(turns):
+        call()
+    synchronize()
+    return turns / (time.perf_counter() - started)
 
 
 def waits(place: Place) -> None:

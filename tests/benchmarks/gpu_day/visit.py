@@ -125,14 +125,6 @@ class Visit:
         """Whether a module is installed."""
         return importlib.util.find_spec(module) is not None
 
-    def understands(self, *words: str) -> bool:
-        """Whether a command of lenstrain has an option, which comes last."""
-        command = [sys.executable, "-m", "lenstrain", *words[:-1], "--help"]
-        done = subprocess.run(
-            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        return words[-1] in done.stdout
-
     def _limit(self, most: float) -> float:
         return min(most * self.slowness, self.seconds - self.spent())
 
