@@ -243,9 +243,9 @@ class TrainConfig:
     """Keep images with channels innermost, which convolutions prefer on GPUs and CPUs alike."""
 
     compile: bool = False
-    """Compile the network: pays on long runs on a GPU, costs a minute at the start (twice that if
-    ``accumulate`` does not divide the batch). Off by default until `lenstrain bench train` has
-    shown on a GPU what it gains; 15 % would be enough."""
+    """Compile the network: pays on long runs on a GPU, costs a minute at the start, and another for
+    validation (and one if ``accumulate`` does not divide the batch). Off by default until
+    `lenstrain bench train` has shown on a GPU what it gains; 15 % would be enough."""
 
     tf32: bool = True
     """Let float32 convolutions and products use TF32 on A100 and later, in training and, with

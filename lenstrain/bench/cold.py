@@ -97,7 +97,8 @@ def run_cold_bench(
         if found["read_over_payload"] < _LEAST_READ:
             raise StorageError(
                 f"{data.uri} stays in memory, so that nothing can be measured cold: its file "
-                "system is in memory or does not drop pages, or another process has them mapped."
+                "system is in memory, does not drop pages or does not count what is read from its "
+                "disk, or another process has them mapped."
             )
         reads = max(random_reads(paths, starts, at_once, share) for at_once in READS_AT_ONCE)
         found |= {
@@ -172,9 +173,11 @@ def random_reads(
         with ThreadPoolExecutor(at_once) as pool:
             start = time.perf_counter()
             reading = list(map(pool.submit, [read] * at_once, range(at_once), places))
-            time.sleep(seconds)
-            found = sum(counts) / (time.perf_counter() - start)
-            over.set()
+            try:
+                time.sleep(seconds)
+                found = sum(counts) / (time.perf_counter() - start)
+            finally:
+                over.set()
             for each in reading:
                 each.result()
     return found

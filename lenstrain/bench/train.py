@@ -43,8 +43,8 @@ class StepClock:
     """Times steps, their phases, and what lies between: with events on a GPU.
 
     A GPU works behind the host: its times are those at which it gets to a step, not those at which
-    the host has asked for it. Nothing is derived from anything else: ``other`` is what was measured
-    between the phases of a step, ``idle`` between steps, and ``step`` from begin to end.
+    the host has asked for it. ``other`` is what was measured between the phases of a step, ``idle``
+    between steps, and ``step`` from begin to end: with ``idle`` they are all of the time.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -140,8 +140,8 @@ def run_train_bench(
         `StepClock`): ``idle_share``, the share of the time between steps, in which the device had
         none; and ``forward_share``, ``backward_share``, ``optimizer_share`` and ``other_share``
         (the rest of a step: rate, sums, averages; on a CPU also preparing the batch, which a GPU
-        does beside the step before), shares of the time from begin to end of steps, each measured,
-        so that they add up to 1 only if nothing is missed or counted twice. Also
+        does beside the step before), shares of the time from begin to end of steps, each measured
+        between two marks, so that they add up to 1. Also
         ``achieved_flops_per_s`` and ``matmul_flops_per_s`` of one process and their ratio
         ``of_matmul``; ``flops_per_stamp`` (forward and backward, a product and a sum are two); and
         ``gpu_memory_gib``, the most that was allocated (None on a CPU).

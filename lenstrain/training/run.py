@@ -28,6 +28,7 @@ from lenstrain.training.runlog import CHECKPOINTS as CHECKPOINTS
 from lenstrain.training.runlog import INTERRUPTED, NONFINITE, RunLog, write_setup
 from lenstrain.training.step import Learner, Totals, check_precision, make_learner
 from lenstrain.training.stopping import Stopper
+from lenstrain.training.validate import require_precision
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,6 +186,8 @@ def check_input(dataset: Dataset, config: Config, context: Context) -> None:
     """Refuse a dataset or configuration that cannot be trained with, before anything is built."""
     steering_metric(config.train.monitor, "train.monitor")
     check_precision(config.train.amp, context.device.type)
+    if config.eval.amp == "bf16":
+        require_precision("bf16", context.device, "Set eval.amp to auto or off.")
     if config.train.sync_batchnorm and context.world_size > 1 and context.device.type != "cuda":
         raise ConfigError(
             "train.sync_batchnorm works on GPUs only. Set it to false, or take model.norm=group, "

@@ -40,9 +40,11 @@ def receive(values: Sequence[Tensor]) -> Callable[[], Sequence[Tensor]]:
     make_event: Any = torch.cuda.Event
     arrived = make_event(blocking=True)  # a thread that waits for it sleeps
     arrived.record()
+    device = torch.cuda.current_device()
 
     def wait() -> Sequence[Tensor]:
-        arrived.synchronize()
+        with torch.cuda.device(device):  # another thread begins with the first, and would use it
+            arrived.synchronize()
         return copies
 
     return wait

@@ -112,8 +112,10 @@ def validation_precision(
     return names.get(amp_dtype, "tf32" if tf32 else "float32")
 
 
-def require_precision(precision: Precision, device: torch.device) -> None:
-    """Refuse, with ConfigError, a precision that a device does not have in hardware.
+def require_precision(
+    precision: Precision, device: torch.device, advice: str = "Score in float32."
+) -> None:
+    """Refuse, with ConfigError and advice, a precision that a device does not have in hardware.
 
     A CPU computes in bf16 too, if more slowly than in float32, so that results can be compared.
     """
@@ -123,10 +125,10 @@ def require_precision(precision: Precision, device: torch.device) -> None:
     if device.type == "cuda":
         if torch.cuda.get_device_capability(device) >= AMPERE:
             return
-        name = f"an {torch.cuda.get_device_name(device)}"
+        name = f"another ({torch.cuda.get_device_name(device)})"
     raise ConfigError(
         f"Precision {precision} needs a GPU such as an A100 or a later one, and this is {name}. "
-        "Score in float32."
+        f"{advice}"
     )
 
 

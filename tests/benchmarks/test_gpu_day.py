@@ -18,6 +18,7 @@ from tests.benchmarks.gpu_day.goals import GOALS, goal_lines
 from tests.benchmarks.gpu_day.stamps import make_dataset, plan
 from tests.benchmarks.gpu_day.table import Table
 from tests.benchmarks.gpu_day.visit import LEAST_SECONDS, ROOT, Visit
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -141,8 +142,7 @@ def start(tmp_path, *options):
 
 def test_a_visit_that_is_cut_off_prints_its_table(tmp_path):
     process = start(tmp_path, "--dry")
-    while not (tmp_path / "out" / "dataset.log").exists():
-        time.sleep(0.1)
+    wait_until((tmp_path / "out" / "dataset.log").exists, 120)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 143

@@ -12,6 +12,7 @@ from lensprep.dataset import Dataset
 from lenstrain.config import Config
 from lenstrain.training.run import build_run
 from lenstrain.training.train import train
+from lenstrain.training.validate import AMPERE
 from tests.datasets import dataset_fixture
 from tests.gpu.device import ALONE, CPU, DEVICE, set_sync_debug_mode
 
@@ -41,6 +42,8 @@ def make_config():
     """Builds the configuration of a run on the GPU that takes a second, with overrides."""
 
     def make(*overrides):
+        if "train.amp=bf16" in overrides and torch.cuda.get_device_capability() < AMPERE:
+            pytest.skip("this GPU has no bf16")
         return load_config(Config, None, [*TINY, f"train.device={DEVICE.type}", *overrides])
 
     return make

@@ -81,9 +81,10 @@ class MappedRows:
         return all(list(self._copiers.map(self._copy, pieces, places)))
 
     def _copy(self, rows: NDArray[np.int64], out: int) -> bool:
-        done = copy_rows(rows, self._starts, self._bases, out)
-        self.copied(len(rows))
-        return bool(done)
+        done = bool(copy_rows(rows, self._starts, self._bases, out))
+        if done:
+            self.copied(len(rows))
+        return done
 
     def copied(self, rows: int) -> None:
         """Note that so many rows have been copied, and ask for others."""
@@ -98,7 +99,7 @@ class MappedRows:
             will_need(rows, self._starts, self._bases)
 
     def forget(self) -> None:
-        """Forget what was announced."""
+        """Forget all that was announced: it is advice, and the rows that matter still come."""
         with self._lock:
             self._coming.clear()
             self._asked = 0

@@ -126,7 +126,7 @@ def compile_mode(mode: str, *, dry: bool) -> Any:
 
 
 def trials(place: Place) -> None:
-    """What might be worth a setting: input channels that are padded, checkpoints in a thread."""
+    """What might be worth a setting: padded input channels; and what a checkpoint costs."""
     rows, turns = (1024, 20) if GPU else (4, 1)
     device = torch.device("cuda" if GPU else "cpu")
     for channels in (3, 4, 8):

@@ -10,7 +10,7 @@ from lensprep.errors import ConfigError, DatasetError
 from lenstrain.config import Config
 from lenstrain.data import Batch, StampLoader
 from lenstrain.training.distributed import Context
-from lenstrain.training.run import build_run
+from lenstrain.training.run import build_run, check_input
 from lenstrain.training.signals import StopSignals
 from lenstrain.training.step import choose_amp
 from lenstrain.training.train import validate
@@ -130,6 +130,17 @@ def test_what_a_cpu_does_not_have_is_refused(precision):
     with pytest.raises(ConfigError, match=message):
         require_precision(precision, CPU.device)
     require_precision("bf16", CPU.device)
+
+
+def test_validating_in_bf16_is_refused_on_a_gpu_without_it(dataset, make_config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    context = Context(device=torch.device("cuda", 0))
+    with pytest.raises(
+        ConfigError, match=r"this is another \(Tesla V100\)\. Set eval\.amp to auto"
+    ):
+        check_input(Dataset.open(dataset), make_config("eval.amp=bf16"), context)
+    check_input(Dataset.open(dataset), make_config(), context)
 
 
 @pytest.fixture
