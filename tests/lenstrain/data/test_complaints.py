@@ -24,6 +24,7 @@ from lensprep.dataset import PAYLOAD_BYTES, PAYLOAD_OFFSET, RECORD_STRIDE, Datas
 from lensprep.errors import ShardError
 from lensprep.transfer import upload
 from lenstrain.data import CacheOptions, StampLoader, register_s3
+from lenstrain.data.sources import mappedrows
 from tests.datasets import tiny_dataset
 from tests.faultproxy import Fault, FaultProxy
 from tests.waiting import wait_until
@@ -251,7 +252,10 @@ def test_7_shards_of_one_basename_are_taken_for_each_other(tmp_path, s3):
 # data#1317: Python costs time for every sample.
 
 
-def test_8_python_is_paid_for_by_the_sample(tmp_path):
+def test_8_python_is_paid_for_by_the_sample(tmp_path, monkeypatch):
+    """Where all is in memory; what comes from a disk is asked for and copied in pieces."""
+    monkeypatch.setattr(mappedrows, "STEPS_ALERT", 1)
+    monkeypatch.setattr(mappedrows, "_read_from_disk", lambda: (0, 0))
     big = tiny_dataset(tmp_path, 2048, shard_rows=512)
 
     def calls(batch_size):
