@@ -10,7 +10,9 @@ from tests.waiting import wait_until
 
 
 def running():
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("lenstrain-")]
+    """Its threads that have not ended; loaders of other tests may have some too."""
+    ours = ("lenstrain-columns", "lenstrain-parts")
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(ours)]
 
 
 @pytest.fixture(autouse=True)
