@@ -67,8 +67,8 @@ class LocalSource(ShardSource):
         self._rows.expect(rows)
 
     def forget(self, rows: NDArray[np.int64]) -> None:
-        """Have nothing more read from the disk: the consumer has gone."""
-        self._rows.forget()
+        """Take back one `expect` whose rows will not be gathered after all."""
+        self._rows.forget(rows)
 
     def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
         """Copy the pixels of `rows` into `out`, without holding the interpreter lock.

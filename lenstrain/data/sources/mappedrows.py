@@ -98,15 +98,19 @@ class MappedRows:
             self._asked += len(rows)
             will_need(rows, self._starts, self._bases)
 
-    def forget(self) -> None:
-        """Forget all that was announced: it is advice, and the rows that matter still come."""
+    def forget(self, rows: NDArray[np.int64]) -> None:
+        """Take back one `expect` of this very array, whose rows will not be copied."""
         with self._lock:
-            self._coming.clear()
-            self._asked = 0
+            kept = [piece for piece in self._coming if not np.may_share_memory(piece, rows)]
+            unasked = sum(map(len, self._coming)) - sum(map(len, kept))
+            self._coming = deque(kept)
+            self._asked = max(0, self._asked - (len(rows) - unasked))
+            self._ask()
 
     def close(self) -> None:
-        """End the copying threads."""
-        self.forget()
+        """Ask for nothing any more, and end the copying threads."""
+        with self._lock:
+            self._coming.clear()
         if "_copiers" in vars(self):
             self._copiers.shutdown()
 

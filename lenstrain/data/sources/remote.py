@@ -219,7 +219,7 @@ class RemoteSource(ShardSource):
     def forget(self, rows: NDArray[np.int64]) -> None:
         """Take back one `expect` whose rows will not be gathered after all."""
         self.reader.forget(self.cells.of(rows))
-        self._rows.forget()
+        self._rows.forget(rows)
 
     def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
         """Copy the pixels of `rows` into `out`, when they have come.

@@ -121,12 +121,17 @@ def test_no_more_rows_are_on_their_way_than_a_disk_has_use_for(cold, monkeypatch
 
 
 def test_what_a_consumer_that_has_gone_wanted_is_not_asked_for(cold, monkeypatch):
-    asked = counting(monkeypatch)
-    cold.expect(np.arange(2000))
-    cold.forget(np.arange(2000))
-    before = sum(asked)
-    cold.gather(np.arange(10), np.empty((10, 3, 64, 64), np.float16))
-    assert before == sum(asked) == 1024
+    """And what another one wants, who has begun the next epoch meanwhile, still is."""
+    asked, order = counting(monkeypatch), np.random.default_rng(0).permutation(ROWS)
+    gone, wanted = order[:1500], order[1500:]  # of one array, as the steps of an epoch are
+    cold.expect(gone)
+    assert sum(asked) == 1024
+    cold.expect(wanted)
+    cold.forget(gone)
+    out = np.empty((10, 3, 64, 64), np.float16)
+    cold.gather(wanted[:10], out)
+    assert sum(asked) == 1024 + len(wanted)
+    assert cold._rows._asked == len(wanted) - 10
 
 
 @pytest.mark.parametrize(
