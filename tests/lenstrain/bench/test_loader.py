@@ -60,13 +60,13 @@ def test_a_split_that_is_not_there_is_refused(root):
 
 @pytest.mark.slow
 def test_the_loader_keeps_its_promises(tmp_path):
-    """Half of the memmap limit and 50 times stock WebDataset, as medians of ratios in one run.
+    """0.8 of the memmap limit and 50 times stock WebDataset, as medians of ratios in one run.
 
     The best of three runs counts: a machine that is busy with something else slows any of them.
     """
     root = tiny_dataset(tmp_path, 32_768, shard_rows=8192)
     runs = [run_loader_bench(root, consumer_rate=25_000, seconds=10) for _ in range(3)]
-    assert max(run["over_limit"] for run in runs) >= 0.5
+    assert max(run["over_limit"] for run in runs) >= 0.8
     assert max(run["over_webdataset"] for run in runs) >= 50
     assert min(run["stall_fraction"] for run in runs) < 0.01
     fast = [run_loader_bench(root, consumer_rate=100_000, seconds=5) for _ in range(3)]
