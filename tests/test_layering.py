@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "lensprep.checks": "source decode dataset engine store tables",
     "lensprep.inspection": "decode source dataset engine store tables",
     "lensprep.synth": "dataset source decode engine store kernel extras",
+    "lensprep.counterfactual": "synth dataset source decode engine store kernel extras",
     "lensprep.bench": "*",
     "lenstrain.config": "",
     "lenstrain.data": "",
@@ -38,7 +39,8 @@ MAY_IMPORT = {
     "lenstrain.scoretable": "",
     "lenstrain.evaluation": "scoretable",
     "lenstrain.figures": "evaluation",
-    "lenstrain.training": "data networks config evaluation.metrics evaluation.calibration figures",
+    "lenstrain.training": "data networks config evaluation.metrics evaluation.calibration "
+    "evaluation.pairs figures",
     "lenstrain.scoring": "data networks config scoretable training.checkpoint "
     "training.distributed training.memory training.validate training.transfer",
     "lenstrain.pages": "evaluation scoretable figures",

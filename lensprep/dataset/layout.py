@@ -93,6 +93,18 @@ MEASURED_COLUMNS: Final = (
 )
 """What conversion adds to a row and depends on its content alone."""
 
+COUNTERFACTUAL: Final = "counterfactual"
+"""Column with the kind of a counterfactual, a stamp made from another one; null for all others."""
+HOST_TASK: Final = "host_task_id"
+"""Column with the task_id of the non-lens that a counterfactual was made from."""
+DONOR_TASK: Final = "donor_task_id"
+"""Column with the task_id of the lens whose light a counterfactual was given."""
+LENSED: Final = "lensed"
+"""The kind that is a lens: the donor's arc on the host, to which its other kinds are compared."""
+COUNTERFACTUALS: Final = ("unlensed", "magnified", "extended", "scattered", "companion", LENSED)
+"""Kinds of counterfactuals. Those of one host and donor are a family. None of them is an
+independent image: they count in no rate, threshold, calibration or balance of classes."""
+
 TEXTS: Final = (
     "key",
     "pixel_hash",
@@ -102,6 +114,9 @@ TEXTS: Final = (
     "region_split",
     "split",
     "source_file",
+    COUNTERFACTUAL,
+    HOST_TASK,
+    DONOR_TASK,
 )
 WHOLE_NUMBERS: Final = (
     "label",
