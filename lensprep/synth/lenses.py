@@ -129,6 +129,37 @@ def trace(lens: Lens, x_px: float, y_px: float, *, subpixels: int = SUBPIXELS) -
     -------
     Arc
     """
+    size, left, top, x, y, rays = _rays(lens, x_px, y_px, subpixels)
+    window = rays.reshape(size, subpixels, size, subpixels).sum((1, 3))
+    image = np.zeros((GRID, GRID), np.float32)
+    image[top : top + size, left : left + size] = window
+    magnification = float(rays.sum())
+    tangential, radial = _stretch(lens, x.ravel(), y.ravel(), rays)
+    # No dot product here: in BLAS the order of the sum depends on the number of threads.
+    radius = float(np.sum(np.hypot(x, y).ravel() * rays)) / magnification
+    warnings = _warnings(lens, magnification)
+    return Arc(image, magnification, tangential, radial, radius, warnings)
+
+
+class Rays(NamedTuple):
+    """Light as points around the lens; arrays of shape (rays,)."""
+
+    x_arcsec: NDArray[np.float64]
+    y_arcsec: NDArray[np.float64]
+    flux: NDArray[np.float64]
+
+
+def trace_rays(lens: Lens, x_px: float, y_px: float, *, subpixels: int = SUBPIXELS) -> Rays:
+    """The image of `trace` before it falls on pixels: every ray that meets light of the source."""
+    *_, x, y, flux = _rays(lens, x_px, y_px, subpixels)
+    lit = flux > 0
+    return Rays(x.ravel()[lit], y.ravel()[lit], flux[lit])
+
+
+def _rays(
+    lens: Lens, x_px: float, y_px: float, subpixels: int
+) -> tuple[int, int, int, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Side, left and top of the window in pixels, positions of the rays from the lens, flux."""
     distance = math.hypot(lens.src_x_arcsec, lens.src_y_arcsec)
     extent = _SOURCE_REACH * lens.src_reff_arcsec * math.sqrt((1 + lens.src_e) / (1 - lens.src_e))
     reach = (lens.theta_e_arcsec * (1 + lens.lens_e) + distance + extent) / (1 - lens.shear)
@@ -139,16 +170,8 @@ def trace(lens: Lens, x_px: float, y_px: float, *, subpixels: int = SUBPIXELS) -
     x, y = np.meshgrid(
         (left + offset - x_px) * PIXEL_SCALE_ARCSEC, (top + offset - y_px) * PIXEL_SCALE_ARCSEC
     )
-    rays = _source_light(lens, x.ravel(), y.ravel()) * (PIXEL_SCALE_ARCSEC / subpixels) ** 2
-    window = rays.reshape(size, subpixels, size, subpixels).sum((1, 3))
-    image = np.zeros((GRID, GRID), np.float32)
-    image[top : top + size, left : left + size] = window
-    magnification = float(rays.sum())
-    tangential, radial = _stretch(lens, x.ravel(), y.ravel(), rays)
-    # No dot product here: in BLAS the order of the sum depends on the number of threads.
-    radius = float(np.sum(np.hypot(x, y).ravel() * rays)) / magnification
-    warnings = _warnings(lens, magnification)
-    return Arc(image, magnification, tangential, radial, radius, warnings)
+    flux = _source_light(lens, x.ravel(), y.ravel()) * (PIXEL_SCALE_ARCSEC / subpixels) ** 2
+    return size, left, top, x, y, flux
 
 
 def deflection(
