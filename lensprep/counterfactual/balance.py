@@ -71,7 +71,7 @@ def separation(first: Floats, second: Floats, folds: int = _FOLDS) -> float | No
             held = np.arange(len(rows)) % folds == fold
             train.append(rows[~held])
             test.append(rows[held])
-        within = sum(np.cov(rows, rowvar=False) for rows in train)
+        within = np.cov(train[0], rowvar=False) + np.cov(train[1], rowvar=False)
         shrunk = within + 1e-6 * np.trace(within) / len(within) * np.eye(len(within))
         axis = np.linalg.solve(shrunk, train[1].mean(0) - train[0].mean(0))
         u = stats.mannwhitneyu(test[1] @ axis, test[0] @ axis).statistic

@@ -36,11 +36,12 @@ from lensprep.dataset.layout import (
     STAMP_SHAPE,
     STAMP_SIZE,
 )
+from lensprep.decode.reasons import RejectReason
 from lensprep.decode.stampnpz import decode
 from lensprep.source.contract import filter_rows, label_rows
 from lensprep.source.survey import LEAKING_COLUMNS, SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.store import S3Options, open_store
-from lensprep.synth.lenses import Lens
+from lensprep.synth.lenses import Lens, from_phase4c
 from lensprep.synth.rows import encode_stamp
 
 Columns = dict[str, Any]
@@ -142,7 +143,7 @@ def _decoded(
         stamp = np.empty(STAMP_SHAPE, np.float32)
         reason = decode(columns[STAMP_COLUMN], stamp)
         if reason is None and not (measure_host(stamp).sky_sigma > 0).all():
-            reason = "constant_band"
+            reason = RejectReason.CONSTANT_BAND
         if reason is None:
             pixels[number] = stamp
         else:
@@ -204,7 +205,7 @@ def _family(
     lens, flux = lens_of(donor), flux_of(donor)
     arc, transfer = arc_of(lens), psf_transfer(fwhm_arcsec, making.psf)
     for number, kind in enumerate(making.kinds):
-        if kind == "scattered" and lens.theta_e_arcsec < SCATTER_LEAST * fwhm_arcsec[1]:
+        if kind == "scattered" and donor["theta_e_arcsec"] < SCATTER_LEAST * fwhm_arcsec[1]:
             skipped[f"{kind}/{UNRESOLVED}"] += 1
             continue
         rng = np.random.default_rng([*words, number])
@@ -223,7 +224,7 @@ def _family(
 def lens_of(donor: Columns) -> Lens:
     """The lens and the source of a donor; what is null is round, or not sheared."""
     model = str(donor["lens_model"])
-    return Lens(
+    lens = Lens(
         lens_model=model,
         theta_e_arcsec=float(donor["theta_e_arcsec"]),
         lens_e=0.0 if model == "SIS" else float(donor["lens_e"]),
@@ -237,6 +238,7 @@ def lens_of(donor: Columns) -> Lens:
         src_x_arcsec=float(donor["src_x_arcsec"]),
         src_y_arcsec=float(donor["src_y_arcsec"]),
     )
+    return from_phase4c(lens)
 
 
 def flux_of(donor: Columns) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from lensprep.synth.imaging import (
     GRID,
     MARGIN,
     SKY_MAG_ARCSEC2,
+    gaussian_transfer,
     magnitude_to_flux,
     moffat,
     smooth_noise,
@@ -96,11 +97,7 @@ def psf_transfer(fwhm_arcsec: NDArray[np.float64], psf: Psf) -> NDArray[np.compl
     widths = np.sqrt((fwhm_arcsec / PIXEL_SCALE_ARCSEC) ** 2 - _FWHM_PER_SIGMA**2 / 12.0)
     if psf == "moffat":
         return np.stack([scipy.fft.rfft2(moffat(width, MOFFAT_BETA)) for width in widths])
-    rows = scipy.fft.fftfreq(GRID)[:, None]
-    columns = scipy.fft.rfftfreq(GRID)[None, :]
-    power = 2.0 * math.pi**2 * (rows**2 + columns**2)
-    sigma = widths[:, None, None] / _FWHM_PER_SIGMA
-    return np.exp(-power * sigma**2).astype(np.complex64)
+    return gaussian_transfer(tuple((widths * PIXEL_SCALE_ARCSEC).tolist()))
 
 
 def add_light(

@@ -199,15 +199,15 @@ def _begin(store: Store, settings: dict[str, Any], *, resume: bool) -> dict[str,
 
 
 def _read(store: Store, name: str) -> dict[str, Any]:
-    return check_object(parse_json(store.read(name)), f"{store.uri}/{name}")
+    return check_object(parse_json(bytes(store.read(name))), f"{store.uri}/{name}")
 
 
 def _compare(store: Store, before: dict[str, Any], settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         if before.get(name) != value:
             raise StorageError(
-                f"{store.uri} was begun with {name} {before.get(name)}, not {value}. Resume it with "
-                "the same settings, or name another folder."
+                f"{store.uri} was begun with {name} {before.get(name)}, not {value}. Resume it "
+                "with the same settings, or name another folder."
             )
 
 

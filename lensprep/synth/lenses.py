@@ -192,15 +192,24 @@ def trace_as_phase4c(lens: Lens) -> Arc:
       likewise; that flux is wrong by a factor of up to 8. So it is not the sum of ``image``, and
       falls below 1 in 2 % of the rows.
     """
-    ours = replace(
-        lens,
-        theta_e_arcsec=lens.theta_e_arcsec / math.sqrt(_axis_ratio(lens.lens_e)),
-        src_reff_arcsec=lens.src_reff_arcsec * math.sqrt(_axis_ratio(lens.src_e)),
-    )
+    ours = from_phase4c(lens)
     no_lens = replace(ours, lens_model="SIS", theta_e_arcsec=0.0, lens_e=0.0, shear=0.0)
     arc, source = (trace(each, CENTRE, CENTRE, subpixels=1) for each in (ours, no_lens))
     magnification = arc.magnification / source.magnification
     return arc._replace(magnification=magnification, warnings=_warnings(ours, magnification))
+
+
+def from_phase4c(lens: Lens) -> Lens:
+    """A lens in the terms of `trace`, from the columns of Phase 4c.
+
+    There ``theta_e_arcsec`` is measured along the minor axis of the mass, and ``src_reff_arcsec``
+    along the major axis of the source, not as the geometric mean of both axes.
+    """
+    return replace(
+        lens,
+        theta_e_arcsec=lens.theta_e_arcsec / math.sqrt(_axis_ratio(lens.lens_e)),
+        src_reff_arcsec=lens.src_reff_arcsec * math.sqrt(_axis_ratio(lens.src_e)),
+    )
 
 
 def _axis_ratio(ellipticity: float) -> float:
