@@ -24,6 +24,9 @@ together than one FWHM, and so would the pieces."""
 COMPANION_ARCSEC: Final = (1.5, 8.0)
 """Nearest and furthest distance of a companion."""
 
+SPREAD_PX2: Final = 0.25
+"""Variance along each axis that `on_pixels` adds, pixels squared."""
+
 _EXPONENTIAL = 1.678346990
 """Half-light radius of an exponential disc in scale lengths."""
 _REACH = 10.0
@@ -56,10 +59,11 @@ def draw_light(kind: str, rng: np.random.Generator, lens: Lens, arc: Rays) -> Ra
 
 
 def on_pixels(light: Rays, x_px: float, y_px: float) -> NDArray[np.float32]:
-    """Sum points over the pixels of a grid.
+    """Put points on the pixels of a grid.
 
-    Each point is shared between the four nearest cells of a grid of a fifth of a pixel, which keeps
-    its flux and its centroid.
+    Each point is shared between the nine nearest pixels by a quadratic B-spline. That keeps its
+    flux and its centroid, and widens it by the same variance wherever it lies (`SPREAD_PX2`):
+    summed over the pixel that it falls in, a compact source would lie in the middle of a pixel.
 
     Parameters
     ----------
@@ -72,21 +76,21 @@ def on_pixels(light: Rays, x_px: float, y_px: float) -> NDArray[np.float32]:
     ndarray of float32, shape (GRID, GRID)
         What falls beyond the grid is lost.
     """
-    fine = GRID * SUBPIXELS
-    along = [
-        (at / PIXEL_SCALE_ARCSEC + centre + 0.5) * SUBPIXELS - 0.5
-        for at, centre in ((light.x_arcsec, x_px), (light.y_arcsec, y_px))
-    ]
-    first = [np.floor(at).astype(np.int64) for at in along]
-    rest = [at - whole for at, whole in zip(along, first, strict=True)]
+    along = [light.x_arcsec / PIXEL_SCALE_ARCSEC + x_px, light.y_arcsec / PIXEL_SCALE_ARCSEC + y_px]
+    nearest = [np.rint(at).astype(np.int64) for at in along]
+    shares = [_spline(at - pixel) for at, pixel in zip(along, nearest, strict=True)]
     image = np.zeros(GRID * GRID)
-    for right, below in product((0, 1), (0, 1)):
-        column, row = first[0] + right, first[1] + below
-        share = np.abs(1 - right - rest[0]) * np.abs(1 - below - rest[1])
-        inside = (column >= 0) & (column < fine) & (row >= 0) & (row < fine)
-        pixels = (row // SUBPIXELS * GRID + column // SUBPIXELS)[inside]
-        image += np.bincount(pixels, (light.flux * share)[inside], minlength=image.size)
+    for i, j in product(range(3), range(3)):
+        column, row = nearest[0] + i - 1, nearest[1] + j - 1
+        inside = (column >= 0) & (column < GRID) & (row >= 0) & (row < GRID)
+        flux = (light.flux * shares[0][i] * shares[1][j])[inside]
+        image += np.bincount((row * GRID + column)[inside], flux, minlength=image.size)
     return image.reshape(GRID, GRID).astype(np.float32)
+
+
+def _spline(offset: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """Shares of the pixel before the nearest one, of that, and of the one after it."""
+    return 0.5 * (0.5 - offset) ** 2, 0.75 - offset**2, 0.5 * (0.5 + offset) ** 2
 
 
 def arc_of(lens: Lens) -> Rays:

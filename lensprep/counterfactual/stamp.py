@@ -9,6 +9,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from lensprep.counterfactual.light import SPREAD_PX2
 from lensprep.dataset.layout import BANDS, PIXEL_SCALE_ARCSEC, STAMP_SIZE
 from lensprep.dataset.normalization import MAD_TO_SIGMA, annulus_indices
 from lensprep.decode.robust import median_mad
@@ -33,8 +34,9 @@ CORE_PX: Final = 10.0
 _SKY = annulus_indices(STAMP_SIZE, 20.0, STAMP_SIZE / 2)
 _CORE = annulus_indices(STAMP_SIZE, 0.0, CORE_PX)
 _FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
-_CENTROID_PX = 5.0
-_FURTHEST_PX = 1.5
+_WINDOW_PX = 2.0
+_CENTRINGS = 8
+_FURTHEST_PX = 2.0
 
 
 class Host(NamedTuple):
@@ -74,27 +76,35 @@ def sky_and_flux(
 def measure_host(pixels: NDArray[np.float32]) -> Host:
     """Sky, flux and centre of a stamp.
 
-    The centre is the centroid of the light in all bands within 5 pixels, in units of their noise:
-    a galaxy that is catalogued at the centre of its stamp is seldom there to the tenth of a pixel.
+    The centre is the windowed centroid of the light in all bands, in units of their noise (as
+    ``XWIN_IMAGE`` of SExtractor): a galaxy that is catalogued at the centre of its stamp is seldom
+    there to the tenth of a pixel.
     """
     sky, sigma, flux = (np.asarray(values[0], np.float64) for values in sky_and_flux(pixels[None]))
-    light = pixels - sky[:, None, None]
+    noise = np.where(sigma > 0, sigma, 1.0)
+    light = ((pixels - sky[:, None, None]) / noise[:, None, None]).sum(0)
     offset = np.arange(STAMP_SIZE) - (STAMP_SIZE - 1) / 2
-    near = np.hypot(offset[:, None], offset[None, :]) <= _CENTROID_PX
-    summed = np.maximum((light / np.maximum(sigma, 1e-30)[:, None, None]).sum(0), 0.0) * near
-    total = float(summed.sum())
-    at = [float((summed.sum(axis) * offset).sum()) / total if total else 0.0 for axis in (0, 1)]
-    x, y = (min(max(shift, -_FURTHEST_PX), _FURTHEST_PX) + (GRID - 1) / 2 for shift in at)
-    return Host(pixels, x, y, sigma, flux)
+    x = y = 0.0
+    for _ in range(_CENTRINGS):
+        near = [np.exp(-0.5 * ((offset - at) / _WINDOW_PX) ** 2) for at in (x, y)]
+        total = float(near[1] @ light @ near[0])
+        if total <= 0:
+            break
+        x += 2 * float(near[1] @ light @ (near[0] * (offset - x))) / total
+        y += 2 * float((near[1] * (offset - y)) @ light @ near[0]) / total
+    if not math.hypot(x, y) < _FURTHEST_PX:  # no galaxy, or another one
+        x = y = 0.0
+    middle = (GRID - 1) / 2
+    return Host(pixels, middle + x, middle + y, sigma, flux)
 
 
 def psf_transfer(fwhm_arcsec: NDArray[np.float64], psf: Psf) -> NDArray[np.complex64]:
     """Fourier transform of the PSF of each band; shape (bands, GRID, GRID // 2 + 1).
 
-    The FWHM includes the pixel, over which light is summed already: its variance, 1/12 of a pixel
-    squared, is taken off.
+    The FWHM includes the pixel. What `lensprep.counterfactual.light.on_pixels` has widened light by
+    is taken off.
     """
-    widths = np.sqrt((fwhm_arcsec / PIXEL_SCALE_ARCSEC) ** 2 - _FWHM_PER_SIGMA**2 / 12.0)
+    widths = np.sqrt((fwhm_arcsec / PIXEL_SCALE_ARCSEC) ** 2 - _FWHM_PER_SIGMA**2 * SPREAD_PX2)
     if psf == "moffat":
         return np.stack([scipy.fft.rfft2(moffat(width, MOFFAT_BETA)) for width in widths])
     return gaussian_transfer(tuple((widths * PIXEL_SCALE_ARCSEC).tolist()))
