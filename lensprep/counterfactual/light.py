@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import product
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lensprep.dataset.layout import LENSED, PIXEL_SCALE_ARCSEC
+from lensprep.kernel import kernel
 from lensprep.synth.imaging import GRID
 from lensprep.synth.lenses import SUBPIXELS, Lens, Rays, trace_rays
 
@@ -76,21 +76,30 @@ def on_pixels(light: Rays, x_px: float, y_px: float) -> NDArray[np.float32]:
     ndarray of float32, shape (GRID, GRID)
         What falls beyond the grid is lost.
     """
-    along = [light.x_arcsec / PIXEL_SCALE_ARCSEC + x_px, light.y_arcsec / PIXEL_SCALE_ARCSEC + y_px]
-    nearest = [np.rint(at).astype(np.int64) for at in along]
-    shares = [_spline(at - pixel) for at, pixel in zip(along, nearest, strict=True)]
-    image = np.zeros(GRID * GRID)
-    for i, j in product(range(3), range(3)):
-        column, row = nearest[0] + i - 1, nearest[1] + j - 1
-        inside = (column >= 0) & (column < GRID) & (row >= 0) & (row < GRID)
-        flux = (light.flux * shares[0][i] * shares[1][j])[inside]
-        image += np.bincount((row * GRID + column)[inside], flux, minlength=image.size)
-    return image.reshape(GRID, GRID).astype(np.float32)
+    image = np.zeros((GRID, GRID))
+    x, y = light.x_arcsec / PIXEL_SCALE_ARCSEC + x_px, light.y_arcsec / PIXEL_SCALE_ARCSEC + y_px
+    _spread(x, y, light.flux, image)
+    return image.astype(np.float32)
 
 
-def _spline(offset: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    """Shares of the pixel before the nearest one, of that, and of the one after it."""
-    return 0.5 * (0.5 - offset) ** 2, 0.75 - offset**2, 0.5 * (0.5 + offset) ** 2
+@kernel
+def _spread(
+    x_px: NDArray[np.float64],
+    y_px: NDArray[np.float64],
+    flux: NDArray[np.float64],
+    image: NDArray[np.float64],
+) -> None:  # pragma: no cover - compiled
+    for i in range(flux.size):
+        column, row = round(x_px[i]), round(y_px[i])
+        dx, dy = x_px[i] - column, y_px[i] - row
+        # Shares of the pixel before the nearest one, of that, and of the one after it.
+        across = (0.5 * (0.5 - dx) ** 2, 0.75 - dx * dx, 0.5 * (0.5 + dx) ** 2)
+        down = (0.5 * (0.5 - dy) ** 2, 0.75 - dy * dy, 0.5 * (0.5 + dy) ** 2)
+        for j in range(3):
+            for k in range(3):
+                at_row, at_column = row + j - 1, column + k - 1
+                if 0 <= at_row < image.shape[0] and 0 <= at_column < image.shape[1]:
+                    image[at_row, at_column] += flux[i] * down[j] * across[k]
 
 
 def arc_of(lens: Lens) -> Rays:
