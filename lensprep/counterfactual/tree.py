@@ -31,7 +31,7 @@ from lensprep.errors import ConfigError, ProjectError, StorageError
 from lensprep.extras import install_hint
 from lensprep.source.listing import filesystem_for
 from lensprep.source.tree import Source
-from lensprep.store import S3Options, Store, open_store
+from lensprep.store import S3Options, Store, is_remote, local_path, open_store
 from lensprep.store.files import is_within
 
 ACCOUNT_NAME: Final = "_account.json"
@@ -160,6 +160,8 @@ def make_counterfactuals(
     store.write(MARK, b"")
     for entry in store.entries(f"{_TEMPORARY}/"):
         store.delete(entry.name)
+    if not is_remote(out):
+        (local_path(out) / _TEMPORARY).rmdir()
     return account | {"seconds": seconds, "rows_per_s": rows / seconds}
 
 
