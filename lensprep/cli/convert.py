@@ -106,6 +106,9 @@ def convert(
     and seed give the same bytes, whatever the workers, engine, files or interruptions. On a
     cluster all workers must see SRC and DATASET under the same paths.
 
+    Of several trees, the paths of files (source_file) begin with the last folders of each SRC, as
+    many as tell all of them apart.
+
     SRC and DATASET may each be s3://. Shards are then sent as they are finished, and only
     unfinished ones are on the local disk (in the folder for temporary files: TMPDIR).
 

@@ -37,7 +37,7 @@ from lensprep.engine import Engine, default_workers
 from lensprep.engine.local import LocalEngine
 from lensprep.engine.witness import WitnessEngine
 from lensprep.errors import SchemaError
-from lensprep.source.listing import UNFINISHED
+from lensprep.source.listing import UNFINISHED, Location, as_locations
 from lensprep.source.tree import Source
 from lensprep.store import S3Options, check_location, is_remote, local_path, open_store
 
@@ -48,7 +48,7 @@ _WORKER_CONNECTIONS = 3
 
 
 def convert(
-    src: str | Sequence[str],
+    src: Location | Sequence[Location],
     dataset: str,
     config: ConvertConfig | None = None,
     *,
@@ -65,7 +65,7 @@ def convert(
 
     Parameters
     ----------
-    src : str or sequence of str
+    src : str or path, or a sequence of them
         Folder of the parquet tree, local or ``s3://``; or several, whose order does not matter.
     dataset : str
         Folder to make, local or ``s3://``. To an object store shards are sent as they are
@@ -117,7 +117,7 @@ def convert(
     workers = engine.workers if engine else workers or default_workers()
     if engine is not None and not is_remote(dataset):
         dataset = str(local_path(dataset).absolute())  # a worker elsewhere runs in another folder
-    sources = [src] if isinstance(src, str) else [*src]
+    sources = as_locations(src)
     require_apart(sources, dataset, work, keep_local)
     if work is not None and not is_remote(work):
         check_location(local_path(work))
@@ -167,7 +167,7 @@ def convert(
     return _report(manifest, time.monotonic() - started, peak)
 
 
-def _open_source(src: Sequence[str], config: ConvertConfig, options: S3Options) -> Source:
+def _open_source(src: Sequence[Location], config: ConvertConfig, options: S3Options) -> Source:
     """The source; columns on which its files disagree are left out only if the user says so."""
     source = Source.open(
         src,

@@ -22,6 +22,7 @@ from lensprep.convert.plan import PLAN, WORK_FOLDER, Plan, read_plan, taken
 from lensprep.convert.workfolder import LocalWork, Work, open_work
 from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, SPLITS
 from lensprep.errors import BudgetError, ConfigError, DatasetError, size_text
+from lensprep.source.listing import Location
 from lensprep.store import (
     LocalStore,
     RemoteStore,
@@ -210,7 +211,7 @@ def _held(folder: str) -> int:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
-def require_apart(sources: Sequence[str], dataset: str, *others: str | None) -> None:
+def require_apart(sources: Sequence[Location], dataset: str, *others: str | None) -> None:
     """Raise ConfigError if a folder to write lies in a source, or a source in the dataset.
 
     A source may lie in one of the other folders.

@@ -36,6 +36,7 @@ from lensprep.errors import (
     ShardError,
     StorageError,
 )
+from lensprep.source.listing import Location
 from lensprep.source.survey import STAMP_COLUMN
 from lensprep.source.tree import LEAVE_OUT, Source
 from lensprep.store import S3Options, Store, is_remote
@@ -69,7 +70,7 @@ class _Checked:
 def verify(
     dataset: str,
     *,
-    against: str | Sequence[str] | None = None,
+    against: Location | Sequence[Location] | None = None,
     sample: int | None = 1000,
     seed: int = 0,
     workers: int | None = None,
@@ -85,7 +86,7 @@ def verify(
     ----------
     dataset : str
         Folder of the dataset, local or ``s3://``.
-    against : str or sequence of str, optional
+    against : str or path, or a sequence of them, optional
         The Phase 4c trees it was made from: rows are decoded and normalised again and compared.
     sample : int, optional
         How many rows to compare with the source, drawn at random; None means all.
