@@ -1,8 +1,8 @@
 """Lensed sources: rays traced through an SIE or SIS with shear, by lenstronomy.
 
 `trace` is correct to a per cent; `trace_as_phase4c` follows the conventions and the sampling of
-Phase 4c. Only a window around the Einstein ring is traced, on a grid finer than the pixels. Magnification,
-radius and stretch are measured on the traced image.
+Phase 4c. Only a window around the Einstein ring is traced. Magnification, radius and stretch are
+measured on the traced image.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from lensprep.synth.imaging import CENTRE, GRID
 from lensprep.synth.priors import UPSTREAM, Priors
 
 THETA_E_ARCSEC: Final = (0.3, 0.6, 1.0)
-SRC_DMAG: Final = (1.0, 2.0)
 SRC_REFF_ARCSEC: Final = (0.08, 0.15)
 SRC_E: Final = (0.0, 0.3)
 SHEAR: Final = (0.0, 0.03)
@@ -87,7 +86,7 @@ class Arc(NamedTuple):
 def draw_lens(rng: np.random.Generator, host: Host, priors: Priors = UPSTREAM) -> Lens:
     """Draw a point of the injection grid for a host, and what the grid leaves open."""
     theta_e = float(rng.choice(THETA_E_ARCSEC))
-    dmag, reff = float(rng.choice(SRC_DMAG)), float(rng.choice(SRC_REFF_ARCSEC))
+    dmag, reff = float(rng.choice(priors.src_dmag)), float(rng.choice(SRC_REFF_ARCSEC))
     src_e, shear = float(rng.choice(SRC_E)), float(rng.choice(SHEAR))
     model = "SIS" if rng.random() < priors.sis_share else "SIE"
     ellipticity, angle = _draw_mass(rng, host, priors)
