@@ -132,6 +132,37 @@ def trace(lens: Lens, x_px: float, y_px: float, *, subpixels: int = SUBPIXELS) -
     -------
     Arc
     """
+    size, left, top, x, y, rays = _rays(lens, x_px, y_px, subpixels)
+    window = rays.reshape(size, subpixels, size, subpixels).sum((1, 3))
+    image = np.zeros((GRID, GRID), np.float32)
+    image[top : top + size, left : left + size] = window
+    magnification = float(rays.sum())
+    tangential, radial = _stretch(lens, x.ravel(), y.ravel(), rays)
+    # No dot product here: in BLAS the order of the sum depends on the number of threads.
+    radius = float(np.sum(np.hypot(x, y).ravel() * rays)) / magnification
+    warnings = _warnings(lens, magnification)
+    return Arc(image, magnification, tangential, radial, radius, warnings)
+
+
+class Rays(NamedTuple):
+    """Light as points around the lens; arrays of shape (rays,)."""
+
+    x_arcsec: NDArray[np.float64]
+    y_arcsec: NDArray[np.float64]
+    flux: NDArray[np.float64]
+
+
+def trace_rays(lens: Lens, x_px: float, y_px: float, *, subpixels: int = SUBPIXELS) -> Rays:
+    """The image of `trace` before it falls on pixels: every ray that meets light of the source."""
+    *_, x, y, flux = _rays(lens, x_px, y_px, subpixels)
+    lit = flux > 0
+    return Rays(x.ravel()[lit], y.ravel()[lit], flux[lit])
+
+
+def _rays(
+    lens: Lens, x_px: float, y_px: float, subpixels: int
+) -> tuple[int, int, int, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Side, left and top of the window in pixels, positions of the rays from the lens, flux."""
     distance = math.hypot(lens.src_x_arcsec, lens.src_y_arcsec)
     extent = _SOURCE_REACH * lens.src_reff_arcsec * math.sqrt((1 + lens.src_e) / (1 - lens.src_e))
     reach = (lens.theta_e_arcsec * (1 + lens.lens_e) + distance + extent) / (1 - lens.shear)
@@ -142,16 +173,8 @@ def trace(lens: Lens, x_px: float, y_px: float, *, subpixels: int = SUBPIXELS) -
     x, y = np.meshgrid(
         (left + offset - x_px) * PIXEL_SCALE_ARCSEC, (top + offset - y_px) * PIXEL_SCALE_ARCSEC
     )
-    rays = _source_light(lens, x.ravel(), y.ravel()) * (PIXEL_SCALE_ARCSEC / subpixels) ** 2
-    window = rays.reshape(size, subpixels, size, subpixels).sum((1, 3))
-    image = np.zeros((GRID, GRID), np.float32)
-    image[top : top + size, left : left + size] = window
-    magnification = float(rays.sum())
-    tangential, radial = _stretch(lens, x.ravel(), y.ravel(), rays)
-    # No dot product here: in BLAS the order of the sum depends on the number of threads.
-    radius = float(np.sum(np.hypot(x, y).ravel() * rays)) / magnification
-    warnings = _warnings(lens, magnification)
-    return Arc(image, magnification, tangential, radial, radius, warnings)
+    flux = _source_light(lens, x.ravel(), y.ravel()) * (PIXEL_SCALE_ARCSEC / subpixels) ** 2
+    return size, left, top, x, y, flux
 
 
 def trace_as_phase4c(lens: Lens) -> Arc:
@@ -168,15 +191,24 @@ def trace_as_phase4c(lens: Lens) -> Arc:
       likewise; that flux is wrong by a factor of up to 8. So it is not the sum of ``image``, and
       falls below 1 in 2 % of the rows.
     """
-    ours = replace(
-        lens,
-        theta_e_arcsec=lens.theta_e_arcsec / math.sqrt(_axis_ratio(lens.lens_e)),
-        src_reff_arcsec=lens.src_reff_arcsec * math.sqrt(_axis_ratio(lens.src_e)),
-    )
+    ours = from_phase4c(lens)
     no_lens = replace(ours, lens_model="SIS", theta_e_arcsec=0.0, lens_e=0.0, shear=0.0)
     arc, source = (trace(each, CENTRE, CENTRE, subpixels=1) for each in (ours, no_lens))
     magnification = arc.magnification / source.magnification
     return arc._replace(magnification=magnification, warnings=_warnings(ours, magnification))
+
+
+def from_phase4c(lens: Lens) -> Lens:
+    """A lens in the terms of `trace`, from the columns of Phase 4c.
+
+    There ``theta_e_arcsec`` is measured along the minor axis of the mass, and ``src_reff_arcsec``
+    along the major axis of the source, not as the geometric mean of both axes.
+    """
+    return replace(
+        lens,
+        theta_e_arcsec=lens.theta_e_arcsec / math.sqrt(_axis_ratio(lens.lens_e)),
+        src_reff_arcsec=lens.src_reff_arcsec * math.sqrt(_axis_ratio(lens.src_e)),
+    )
 
 
 def _axis_ratio(ellipticity: float) -> float:
