@@ -180,13 +180,11 @@ def _rays(
 def trace_as_phase4c(lens: Lens) -> Arc:
     """Image of a source of unit flux as Phase 4c draws it, from the columns of a row alone.
 
-    It differs from `trace` in four ways:
+    It differs in three ways from `trace` of what `from_phase4c` gives:
 
-    - ``theta_e_arcsec`` is measured along the minor axis of the mass, and ``src_reff_arcsec`` along
-      the major axis of the source, not as the geometric mean of both axes.
     - The lens is in the centre of the stamp, wherever its host is.
     - One ray is traced through the centre of each pixel. Sources are smaller than pixels, so the
-      flux of an arc is wrong by 14 % (rms).
+      flux of an arc is wrong by 27 % (rms).
     - ``magnification`` is the flux of the arc over that of the same source without a lens, drawn
       likewise; that flux is wrong by a factor of up to 8. So it is not the sum of ``image``, and
       falls below 1 in 2 % of the rows.

@@ -14,7 +14,7 @@ from lensprep.source.tree import Source
 from lensprep.synth import rows, synthesize
 from lensprep.synth.hosts import draw_host
 from lensprep.synth.imaging import MARGIN, gaussian_transfer, make_camera
-from lensprep.synth.lenses import Lens, draw_lens, trace, trace_as_phase4c
+from lensprep.synth.lenses import Lens, draw_lens, from_phase4c, trace, trace_as_phase4c
 from lensprep.synth.priors import PRIORS, REALISTIC, UPSTREAM, find_priors
 from lensprep.synth.survey import is_lens, plan_survey
 
@@ -181,7 +181,7 @@ def test_exposed_arcs_have_photon_noise_and_the_psf_of_their_host(monkeypatch):
     for index, brick in found:
         row, without, flux = with_and_without_arc(monkeypatch, seed, index, brick, REALISTIC)
         host = draw_host(np.random.default_rng([seed, 2, index]), brick.ebv, REALISTIC)
-        image = trace(lens_of(row.columns), host.x_px, host.y_px).image * np.float32(flux[1])
+        image = trace(from_phase4c(lens_of(row.columns)), host.x_px, host.y_px).image * flux[1]
         psfs = {
             "camera": make_camera(brick).transfer[1],
             "gaussian": gaussian_transfer(brick.psfsize_arcsec)[1],
