@@ -60,11 +60,10 @@ def render_row(seed: int, index: int, brick: Brick, split: str, priors: Priors =
     # Drawn for controls as well: upstream does not set these two to zero for them.
     colour = _source_colour(rng, priors)
     columns |= {"src_gr": colour[0], "src_rz": colour[1]}
-    added = priors.arcs == "added"
-    seen: NDArray[np.float32] | None = None
+    added: NDArray[np.float32] | float = 0.0
     if is_lens(seed, galaxy):
         lens = draw_lens(rng, host, priors)
-        if added:
+        if priors.arcs == "added":
             arc, psf = trace_as_phase4c(lens), gaussian_transfer(brick.psfsize_arcsec)
         else:
             arc, psf = trace(from_phase4c(lens), host.x_px, host.y_px), camera.transfer
@@ -73,13 +72,13 @@ def render_row(seed: int, index: int, brick: Brick, split: str, priors: Priors =
         seen = scipy.fft.irfft2(arc_light * psf, s=(GRID, GRID))
         snr = float(seen[1].max() / camera.sky_sigma[1])
         columns |= _injection_columns(rng, brick, lens, arc, flux, snr, priors)
-        if not added:
+        if priors.arcs == "added":
+            added = seen[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
+        else:
             light += arc_light
     else:
         columns |= _control_columns()
-    pixels = observe(light, camera, rng)
-    if added and seen is not None:
-        pixels += seen[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
+    pixels = observe(light, camera, rng) + added
     columns["task_id"] = _task_id(columns)
     return Row(pixels, columns)
 
