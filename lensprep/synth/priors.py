@@ -5,7 +5,7 @@ Two sets, measured against the published figures of Phase 4c in docs/explanation
     upstream    as Phase 4c: its hosts, its injections, and its way to add an arc to an image
     realistic   mass that follows light, arcs seen through the atmosphere and with photon noise
 
-Both share the injection grid (`lensprep.synth.lenses`) and the sky (`lensprep.synth.survey`).
+Both share the sky (`lensprep.synth.survey`), and all of the injection grid but ``src_dmag``.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class Priors:
     """Share of round lenses without ellipticity (SIS); the rest are elliptical (SIE)."""
     lens_e: tuple[float, float] | None
     """Range of a uniform ellipticity of the mass, in any direction; None: mass follows light."""
+    src_dmag: tuple[float, float]
+    """Magnitudes by which sources are fainter than their host in r, before they are magnified."""
     source_offset: float
     """Largest distance of a source from its lens, in Einstein radii; uniform in area."""
     source_gr_mag: tuple[float, float]
@@ -51,9 +53,8 @@ class Priors:
 
 UPSTREAM: Final = Priors(
     name="upstream",
-    # Luminous red galaxies: z < 20.4 and r - z > 0.4, as observed through E(B-V) = 0.04. The rest is
-    # fitted to the published medians of the 19.7 million (g 22.66, r 21.17, z 19.99), of which 95 %
-    # have r < 22.02.
+    # Luminous red galaxies: z < 20.4 and r - z > 0.4, as observed through E(B-V) = 0.04. The rest
+    # is fitted to the published medians of all 19.7 million (g 22.66, r 21.17, z 19.99).
     late_share=0.38,
     host_z_limit_mag=20.35,
     host_rz_limit_mag=0.4,
@@ -61,6 +62,7 @@ UPSTREAM: Final = Priors(
     host_brightness_mag=(-0.2, 0.7),
     sis_share=0.0,
     lens_e=(0.05, 0.5),
+    src_dmag=(1.0, 2.0),
     source_offset=0.8,
     source_gr_mag=(0.2, 0.2),
     source_rz_mag=(0.1, 0.0, 0.2),
@@ -69,13 +71,16 @@ UPSTREAM: Final = Priors(
 )
 REALISTIC: Final = Priors(
     name="realistic",
-    late_share=0.25,
+    # Of the lenses of SLACS 80 % are ellipticals, 10 % spirals (Auger et al. 2009, ApJ 705, 1099).
+    late_share=0.15,
     host_z_limit_mag=20.9,
     host_rz_limit_mag=-1.0,
     host_redshift_beta=(2.8, 1.2),
     host_brightness_mag=(-0.2, 0.55),
     sis_share=0.2,
     lens_e=None,
+    # Unlensed sources of r = 24, not 22: fewer are bright, and hosts outshine their arcs.
+    src_dmag=(2.5, 3.5),
     source_offset=0.8,
     source_gr_mag=(0.35, 0.30),
     source_rz_mag=(0.05, 0.6, 0.18),  # dust and age redden both colours

@@ -17,7 +17,7 @@ from lensprep.dataset.layout import BANDS, STAMP_SIZE
 from lensprep.source.survey import COLUMNS, STAMP_MEMBERS, ZERO_POINT
 from lensprep.synth.hosts import Host, draw_host, draw_scene
 from lensprep.synth.imaging import GRID, MARGIN, gaussian_transfer, make_camera, observe
-from lensprep.synth.lenses import Arc, Lens, draw_lens, trace, trace_as_phase4c
+from lensprep.synth.lenses import Arc, Lens, draw_lens, from_phase4c, trace, trace_as_phase4c
 from lensprep.synth.priors import UPSTREAM, Priors
 from lensprep.synth.survey import Brick, bad_fractions, is_lens
 
@@ -60,24 +60,25 @@ def render_row(seed: int, index: int, brick: Brick, split: str, priors: Priors =
     # Drawn for controls as well: upstream does not set these two to zero for them.
     colour = _source_colour(rng, priors)
     columns |= {"src_gr": colour[0], "src_rz": colour[1]}
-    added = priors.arcs == "added"
-    seen: NDArray[np.float32] | None = None
+    added: NDArray[np.float32] | float = 0.0
     if is_lens(seed, galaxy):
         lens = draw_lens(rng, host, priors)
-        arc = trace_as_phase4c(lens) if added else trace(lens, host.x_px, host.y_px)
+        if priors.arcs == "added":
+            arc, psf = trace_as_phase4c(lens), gaussian_transfer(brick.psfsize_arcsec)
+        else:
+            arc, psf = trace(from_phase4c(lens), host.x_px, host.y_px), camera.transfer
         flux = _source_flux(host, lens, colour)
         arc_light = flux.astype(np.float32)[:, None, None] * scipy.fft.rfft2(arc.image)
-        psf = gaussian_transfer(brick.psfsize_arcsec) if added else camera.transfer
         seen = scipy.fft.irfft2(arc_light * psf, s=(GRID, GRID))
         snr = float(seen[1].max() / camera.sky_sigma[1])
         columns |= _injection_columns(rng, brick, lens, arc, flux, snr, priors)
-        if not added:
+        if priors.arcs == "added":
+            added = seen[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
+        else:
             light += arc_light
     else:
         columns |= _control_columns()
-    pixels = observe(light, camera, rng)
-    if added and seen is not None:
-        pixels += seen[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
+    pixels = observe(light, camera, rng) + added
     columns["task_id"] = _task_id(columns)
     return Row(pixels, columns)
 

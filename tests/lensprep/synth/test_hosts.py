@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from lensprep.synth.hosts import LATE_SHARE, Z_LIMIT_MAG, draw_host, draw_scene
+from lensprep.synth.hosts import draw_host, draw_scene
 from lensprep.synth.imaging import GRID
+from lensprep.synth.priors import UPSTREAM
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +20,12 @@ def flux(host):
     return np.sum([flux for _, flux in host.parts], axis=0)
 
 
-def test_sample_is_limited_in_z_and_reddens_with_redshift(hosts):
+def test_sample_is_limited_in_z_and_colour_and_reddens_with_redshift(hosts):
     fluxes = np.array([flux(host) for host in hosts])
     z_mag = 22.5 - 2.5 * np.log10(fluxes[:, 2])
-    assert z_mag.max() < Z_LIMIT_MAG
+    assert z_mag.max() < UPSTREAM.host_z_limit_mag
     rz = 2.5 * np.log10(fluxes[:, 2] / fluxes[:, 1])
+    assert rz.min() > UPSTREAM.host_rz_limit_mag
     redshift = np.array([host.redshift for host in hosts])
     assert np.corrcoef(redshift, rz)[0, 1] > 0.5
 
@@ -31,7 +33,7 @@ def test_sample_is_limited_in_z_and_reddens_with_redshift(hosts):
 def test_colour_alone_does_not_make_a_host_old(hosts):
     """A share of controls is blue: g - r below what any old galaxy of the sample has."""
     gr = np.array([2.5 * math.log10(flux(h)[1] / flux(h)[0]) for h in hosts])
-    assert 0.3 * LATE_SHARE < (gr < 0.9).mean() < 1.2 * LATE_SHARE
+    assert 0.3 * UPSTREAM.late_share < (gr < 0.9).mean() < 1.2 * UPSTREAM.late_share
 
 
 def test_parts_are_positive_and_centred(hosts):

@@ -6,6 +6,7 @@ from scipy.stats import ks_2samp
 
 from lensprep.errors import ConfigError
 from lensprep.synth.hosts import draw_host
+from lensprep.synth.priors import PRIORS
 from lensprep.synth.survey import bad_fractions, brick_at, is_lens, plan_survey
 
 
@@ -89,10 +90,11 @@ def test_masked_fractions_are_as_published():
     assert 0 <= min(bad.min(), wise.min()) <= max(bad.max(), wise.max()) <= 1
 
 
-def test_both_classes_have_the_same_hosts():
+@pytest.mark.parametrize("priors", PRIORS.values(), ids=list(PRIORS))
+def test_both_classes_have_the_same_hosts(priors):
     """The label is a hash of the name: brightness, colour and shape of hosts cannot tell it."""
     rng = np.random.default_rng(11)
-    hosts = [draw_host(rng, 0.04) for _ in range(4000)]
+    hosts = [draw_host(rng, 0.04, priors) for _ in range(4000)]
     lens = np.array([is_lens(11, f"0001m040_{i}") for i in range(len(hosts))])
     assert lens.mean() == pytest.approx(0.5, abs=0.03)
     for value in (

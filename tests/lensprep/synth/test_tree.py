@@ -28,6 +28,7 @@ def built(tmp_path_factory):
         out, rows=ROWS, seed=7, workers=1, progress=lambda *done: seen.append(done)
     )
     assert seen[-1] == (ROWS, ROWS)
+    assert summary["priors"] == "upstream"
     return out, summary
 
 
@@ -103,7 +104,7 @@ def test_labels_are_consistent_and_balanced(built, table):
     assert set(labels.reason) == {""}
     assert labels.label.mean() == pytest.approx(0.5, abs=0.12)
     models = np.array(table["lens_model"].to_pylist())
-    assert {*models[labels.label == 1]} == {"SIE", "SIS"}
+    assert {*models[labels.label == 1]} == {"SIE"}  # as in the train tier of Phase 4c
     for split, counts in built[1]["splits"].items():
         mine = np.array(table["region_split"].to_pylist()) == split
         assert counts["injections"] == labels.label[mine].sum() > 0
@@ -118,15 +119,17 @@ def test_source_colours_of_controls_are_not_zeroed(table):
 
 def test_injected_columns_agree_with_each_other(table):
     lens = table.filter(pa.compute.equal(table["is_control"], 0))
-    assert (numbers(lens, "physics_valid") == 1).all()
-    assert set(lens["physics_warnings"].to_pylist()) == {""}
-    assert numbers(lens, "magnification").min() > 1
+    below_one = numbers(lens, "magnification") < 1
+    assert (numbers(lens, "physics_valid") == ~below_one).all()
+    warned = np.where(below_one, "magnification_below_one", "")
+    assert lens["physics_warnings"].to_pylist() == warned.tolist()
     assert numbers(lens, "arc_snr").min() > 0
     assert numbers(lens, "psf_fwhm_used_r") == pytest.approx(numbers(lens, "psfsize_r"))
     theta_e, radius = numbers(lens, "theta_e_arcsec"), numbers(lens, "expected_arc_radius")
-    assert (np.abs(radius / theta_e - 1) < 0.6).all()
+    # theta_e is that of the minor axis: the major one is up to three times as long.
+    assert ((radius / theta_e > 0.5) & (radius / theta_e < 3)).all()
     offset = np.hypot(numbers(lens, "src_x_arcsec"), numbers(lens, "src_y_arcsec"))
-    assert (offset <= 0.5 * theta_e).all()
+    assert (offset <= 0.8 * theta_e).all()
 
 
 def test_blobs_are_those_of_savez_compressed(table):
