@@ -146,6 +146,20 @@ def read_statistics(table: pa.Table) -> tuple[NDArray[np.float32], NDArray[np.fl
     return values[:, : len(BANDS)], values[:, len(BANDS) :]
 
 
+def is_counterfactual(table: pa.Table) -> NDArray[np.bool_]:
+    """Which rows are counterfactuals, shape (rows,); none where no column says so.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Of a sidecar or of scores. In CSV and FITS empty text stands for null.
+    """
+    if layout.COUNTERFACTUAL not in table.column_names:
+        return np.zeros(table.num_rows, np.bool_)
+    kind = table[layout.COUNTERFACTUAL].cast(pa.string())
+    return np.asarray(pc.fill_null(pc.not_equal(kind, ""), False).to_numpy(), np.bool_)
+
+
 def join_tables(tables: Iterable[pa.Table], where: str, **options: Any) -> pa.Table:
     """Rows of several sidecars; DatasetError if their columns or types differ.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensprep.dataset import MANIFEST_NAME, Dataset
+from lensprep.dataset.layout import COUNTERFACTUAL
+from lensprep.dataset.sidecar import is_counterfactual
 from lensprep.dataset.where import check_columns, compile_where
 from lensprep.errors import ConfigError, DatasetError, StorageError
 from lensprep.store import S3Options, is_remote
@@ -41,6 +44,10 @@ class SplitData(Protocol):
 
     def matching(self, where: str) -> NDArray[np.int64]:
         """Positions of the rows for which an expression is true, ascending."""
+
+    @property
+    def counterfactuals(self) -> NDArray[np.int64]:
+        """Positions of the counterfactuals, ascending; empty if there are none."""
 
 
 class ConvertedSplit:
@@ -99,6 +106,18 @@ class ConvertedSplit:
             start += shard.rows
         return np.concatenate(kept)
 
+    @cached_property
+    def counterfactuals(self) -> NDArray[np.int64]:
+        """Positions of the counterfactuals, ascending; empty if there are none."""
+        return find_counterfactuals(self.dataset, self.split)
+
+
+def find_counterfactuals(dataset: Dataset, split: str) -> NDArray[np.int64]:
+    """Positions of the counterfactuals of a split, ascending; empty if there are none."""
+    if COUNTERFACTUAL not in dataset.columns(split):
+        return np.empty(0, np.int64)
+    return np.flatnonzero(is_counterfactual(dataset.read_sidecar(split, [COUNTERFACTUAL])))
+
 
 class TarSplit:
     """Stock WebDataset tars as a split; `uri` as for `lenstrain.data.sources.tars.tar_paths`."""
@@ -122,6 +141,11 @@ class TarSplit:
         raise ConfigError(
             f"where {where!r}: {self.title} has no sidecar tables, which a converted dataset has."
         )
+
+    @property
+    def counterfactuals(self) -> NDArray[np.int64]:
+        """None that would be known: there are no sidecar columns."""
+        return np.empty(0, np.int64)
 
 
 def open_split(
