@@ -14,7 +14,7 @@ from lensprep.errors import ConfigError
 from lenstrain.data import StampLoader
 from lenstrain.data.order import order_key
 from tests.datasets import put_folder, tiny_dataset
-from tests.families import family_dataset
+from tests.familydatasets import family_dataset
 from tests.lenstrain.data.epochs import ROWS, assert_true_to, real_index, rest_after
 
 FAMILIES = 20

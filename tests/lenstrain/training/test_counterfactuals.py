@@ -26,7 +26,7 @@ from lenstrain.training.run import build_run, check_input
 from lenstrain.training.signals import StopSignals
 from lenstrain.training.train import train, validate
 from lenstrain.training.validate import validation_metrics
-from tests.families import family_dataset, family_table
+from tests.familydatasets import family_dataset, family_table
 from tests.lenstrain.training.test_train import stop_at
 
 CPU = Context(device=torch.device("cpu"))
