@@ -75,7 +75,8 @@ class DataConfig:
     counterfactual_share: float = 0.0
     """Share of an epoch's rows that are counterfactuals (`lensprep counterfactual`). They come
     besides the ordinary rows, so that an epoch grows; ``limit``, ``sampling`` and
-    ``sample_weights`` are about ordinary rows alone, ``where`` about all. 0 leaves them out."""
+    ``sample_weights`` are about ordinary rows alone; ``where`` must be true of a counterfactual and
+    of the lens of its family. 0 leaves them out."""
 
     d4: bool = True
     """Turn and flip every training stamp by one of the 8 elements of D4, each equally likely."""

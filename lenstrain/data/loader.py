@@ -85,8 +85,9 @@ class StampLoader(OneProcess, wds.PipelineStage):
         Relative rate of every row of the split, for instance `hard_negative_weights`.
     counterfactual_share : float, optional
         Share of an epoch's rows that are counterfactuals (`lensprep counterfactual`), in [0, 1).
-        They come besides the ordinary rows, which alone are limited, balanced and weighted; 0
-        leaves them out. By default they are rows like any other.
+        They come besides the ordinary rows, which alone are limited, balanced and weighted;
+        `where` must be true of each and of the lens of its family. 0 leaves them out. By default
+        they are rows like any other.
     s3 : S3Options, optional
         How to reach an object store; the usual AWS variables and profiles apply in any case.
     cache : CacheOptions, optional

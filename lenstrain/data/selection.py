@@ -99,7 +99,7 @@ class Selecting:
     counterfactual_share: float | None = None
     """Share of an epoch's rows that are counterfactuals, in [0, 1); None takes them for rows like
     any other. They come besides the ordinary rows, which alone are limited, balanced and weighted;
-    ``where`` holds for both."""
+    ``where`` must be true of each and of the lens of its family."""
 
 
 def select(data: SplitData, wanted: Selecting) -> Selection:
@@ -152,22 +152,22 @@ def _without_counterfactuals(
     share, found = wanted.counterfactual_share or 0.0, data.counterfactuals
     if not 0 <= share < 1:
         raise ConfigError(f"counterfactual_share must lie in [0, 1), got {share:g}")
-    if not len(found):
+    if not len(found.rows):
         if share:
             raise ConfigError(
                 f"counterfactual_share is {share:g}, but {data.title} has no counterfactuals. Make "
                 "them with `lensprep counterfactual` and convert them with the rest, or set it "
                 "to 0."
             )
-        return rows, found
+        return rows, found.rows
+    made = found.fitting(rows)
     rows = np.arange(sum(data.shard_rows)) if rows is None else rows
-    made = np.isin(rows, found, assume_unique=True)
-    if share and not made.any():
+    if share and not len(made):
         raise ConfigError(
             f"counterfactual_share is {share:g}, but where {wanted.where!r} keeps none of the "
-            f"{len(found):,} counterfactuals of {data.title}."
+            f"{len(found.rows):,} counterfactuals of {data.title}."
         )
-    return rows[~made], rows[made]
+    return rows[~np.isin(rows, found.rows, assume_unique=True)], made
 
 
 def _checked_weights(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lensprep.dataset import MANIFEST_NAME, Dataset
-from lensprep.dataset.layout import COUNTERFACTUAL
+from lensprep.dataset.layout import COUNTERFACTUAL, DONOR_TASK, HOST_TASK, LENSED
 from lensprep.dataset.sidecar import is_counterfactual
 from lensprep.dataset.where import check_columns, compile_where
 from lensprep.errors import ConfigError, DatasetError, StorageError
@@ -23,6 +26,32 @@ from lenstrain.data.sources.base import Reading, ShardSource
 from lenstrain.data.sources.local import LocalSource
 from lenstrain.data.sources.remote import RemoteSource
 from lenstrain.data.sources.tars import TarSource, index_tar, names_tars, tar_paths, tars_digest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Families:
+    """The counterfactuals of a split; all arrays of shape (counterfactuals,)."""
+
+    rows: NDArray[np.int64]
+    """Positions in the split, ascending."""
+    family: NDArray[np.int64]
+    """Number of its host and donor."""
+    lensed: NDArray[np.bool_]
+    """Whether it is the lens of its family."""
+
+    def fitting(self, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """Positions of those among some rows (None for all) whose family's lens is there too.
+
+        The same light without a lens has no Einstein radius: a filter cannot tell it from light of
+        other lenses. Without its lens it would teach that this light never is one.
+        """
+        if rows is None:
+            return self.rows
+        there = np.isin(self.rows, rows, assume_unique=True)
+        return self.rows[there & ~np.isin(self.family, self.family[self.lensed & ~there])]
+
+
+NO_FAMILIES: Final = Families(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.bool_))
 
 
 class SplitData(Protocol):
@@ -46,8 +75,8 @@ class SplitData(Protocol):
         """Positions of the rows for which an expression is true, ascending."""
 
     @property
-    def counterfactuals(self) -> NDArray[np.int64]:
-        """Positions of the counterfactuals, ascending; empty if there are none."""
+    def counterfactuals(self) -> Families:
+        """Its counterfactuals."""
 
 
 class ConvertedSplit:
@@ -107,16 +136,17 @@ class ConvertedSplit:
         return np.concatenate(kept)
 
     @cached_property
-    def counterfactuals(self) -> NDArray[np.int64]:
-        """Positions of the counterfactuals, ascending; empty if there are none."""
-        return find_counterfactuals(self.dataset, self.split)
-
-
-def find_counterfactuals(dataset: Dataset, split: str) -> NDArray[np.int64]:
-    """Positions of the counterfactuals of a split, ascending; empty if there are none."""
-    if COUNTERFACTUAL not in dataset.columns(split):
-        return np.empty(0, np.int64)
-    return np.flatnonzero(is_counterfactual(dataset.read_sidecar(split, [COUNTERFACTUAL])))
+    def counterfactuals(self) -> Families:
+        """Its counterfactuals, from the sidecars."""
+        if COUNTERFACTUAL not in self.dataset.columns(self.split):
+            return NO_FAMILIES
+        names = [COUNTERFACTUAL, HOST_TASK, DONOR_TASK]
+        table = self.dataset.read_sidecar(self.split, names)
+        rows = np.flatnonzero(is_counterfactual(table))
+        kind, *tasks = (table[name].cast(pa.string()).take(pa.array(rows)) for name in names)
+        family = pc.binary_join_element_wise(*tasks, "/").combine_chunks().dictionary_encode()
+        lensed = pc.equal(kind, LENSED).to_numpy()
+        return Families(rows, family.indices.to_numpy().astype(np.int64), lensed)
 
 
 class TarSplit:
@@ -143,9 +173,9 @@ class TarSplit:
         )
 
     @property
-    def counterfactuals(self) -> NDArray[np.int64]:
+    def counterfactuals(self) -> Families:
         """None that would be known: there are no sidecar columns."""
-        return np.empty(0, np.int64)
+        return NO_FAMILIES
 
 
 def open_split(

@@ -27,11 +27,9 @@ class Counterfactuals:
 
 def read_counterfactuals(dataset: Dataset, split: str) -> Counterfactuals | None:
     """The counterfactuals of a split, from its sidecars; None if there are none."""
-    present = dataset.columns(split)
-    if COUNTERFACTUAL not in present:
+    if COUNTERFACTUAL not in dataset.columns(split):
         return None
-    names = [name for name in (COUNTERFACTUAL, HOST_TASK, DONOR_TASK) if name in present]
-    table = dataset.read_sidecar(split, names)
+    table = dataset.read_sidecar(split, [COUNTERFACTUAL, HOST_TASK, DONOR_TASK])
     mask = is_counterfactual(table)
     return Counterfactuals(mask, find_pairs(table)) if mask.any() else None
 

@@ -173,7 +173,7 @@ def begin(run: Run, home: Home, found: Found | None, *, new: bool) -> None:
 
 def announce_counterfactuals(run: Run) -> None:
     """Log how many counterfactuals an epoch holds, or that those of the dataset are left out."""
-    there = len(run.train_loader.data.counterfactuals)
+    there = len(run.train_loader.data.counterfactuals.rows)
     rows, of_all = run.train_loader.selection.added_rows, run.train_loader.selection.epoch_rows
     if rows:
         logger.info("an epoch has %s rows, %s of them counterfactuals", f"{of_all:,}", f"{rows:,}")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lensprep.dataset import Dataset
-from lensprep.dataset.layout import COUNTERFACTUAL
+from lensprep.dataset.layout import COUNTERFACTUAL, DONOR_TASK, HOST_TASK
 from lensprep.errors import ConfigError
 from lenstrain.data import StampLoader
 from lenstrain.data.order import order_key
@@ -118,6 +118,20 @@ def test_a_filter_holds_for_them_too(families, made):
     assert counts[None] == ROWS
     assert set(counts) == {None, "lensed", "unlensed"}
     assert sum(counts.values()) == 2 * ROWS
+
+
+def test_the_same_light_without_its_lens_is_left_out_with_the_lens(families):
+    names = [COUNTERFACTUAL, HOST_TASK, DONOR_TASK, "theta_e_arcsec", "task_id"]
+    table = Dataset.open(families).read_sidecar("train", names).to_pylist()
+    theta = {row["task_id"]: row["theta_e_arcsec"] for row in table}
+    where = "label == 0 or theta_e_arcsec >= 1"
+    rows = StampLoader(families, where=where, counterfactual_share=0.5).selection.added
+    expected = [
+        row for row, of in enumerate(table)
+        if of[COUNTERFACTUAL] is not None and theta[of[DONOR_TASK]] >= 1
+    ]  # fmt: skip
+    assert rows.tolist() == expected
+    assert 0 < len(expected) < MADE
 
 
 @pytest.mark.parametrize("shuffle", ["global", "block"])
