@@ -61,7 +61,6 @@ from lensprep.decode.stampnpz import decode_batch
 from lensprep.engine import default_workers
 from lensprep.engine.local import LocalEngine
 from lensprep.errors import InputError
-from lensprep.source.listing import filesystem_for
 from lensprep.source.survey import SCHEMA, SPLIT_COLUMN, STAMP_COLUMN, ZERO_POINT
 from lensprep.source.tree import Source
 from lensprep.store import S3Options
@@ -370,7 +369,7 @@ def _write_parquet(table: pa.Table, path: Path) -> None:
 
 def _some_rows(src: str, rows: int, options: S3Options | None = None) -> pa.Table:
     """At most so many rows of a source, from row groups spread evenly over it."""
-    source = Source.open(src, filesystem=filesystem_for(src, options))
+    source = Source.open(src, options=options)
     groups = [(f, i) for f in source.files for i, _ in f.filled]
     if not groups:
         raise InputError(f"{src} has no rows to measure with.")

@@ -4,6 +4,7 @@ root = tiny_tree(tmp_path, rows=60)                      a Hive tree of random-n
 root = tiny_tree(tmp_path, 60, theta_e_arcsec=[...])     with columns replaced
 table = tiny_table(60)                                   the rows alone
 blob = stamp_blob(pixels)                                (3, 64, 64) -> stamp_npz
+table = tiny_counterfactuals(tiny_table(60))             counterfactuals of these rows
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lensprep.source.survey import COLUMN_BY_NAME, COLUMNS, SCHEMA
+from lensprep.source.survey import COLUMN_BY_NAME, COLUMNS, FAMILY_COLUMNS, SCHEMA
 
 BANDS = ("g", "r", "z")
 SPLITS = ("train", "val", "test")
@@ -120,6 +121,39 @@ def tiny_table(rows: int, *, seed: int = 0, regions: int = 12, **columns: Any) -
         value = values.get(column.name, _any_values(rows, column.type, rng))
         arrays.append(_control_rule(_array(value, rows, column.type), column.controls, control))
     return pa.Table.from_arrays(arrays, schema=pa.schema([f.with_nullable(True) for f in SCHEMA]))
+
+
+def tiny_counterfactuals(
+    table: pa.Table, kinds: Sequence[str] = ("unlensed", "lensed"), pairs: int | None = None
+) -> pa.Table:
+    """Counterfactuals of a `tiny_table`: each control is host to the light of the lens after it.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+    kinds : sequence of str
+    pairs : int, optional
+        Hosts to use, from the first; all if not given.
+    """
+    rows = table.to_pylist()
+    made = []
+    for host, donor in zip(rows[: 2 * pairs if pairs else None : 2], rows[1::2], strict=False):
+        injected = {c.name: donor[c.name] for c in COLUMNS if c.controls != "value"}
+        lens = {**injected, "is_control": 0, "lens_model": donor["lens_model"]}
+        for kind in kinds:
+            name = f"{kind}/{host['task_id']}"
+            (pixels,) = tiny_pixels(1, seed=int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
+            made.append({
+                **host,
+                **(lens if kind == "lensed" else {}),
+                "task_id": hashlib.sha256(name.encode()).hexdigest(),
+                "stamp_npz": stamp_blob(pixels),
+                "counterfactual": kind,
+                "host_task_id": host["task_id"],
+                "donor_task_id": donor["task_id"],
+            })  # fmt: skip
+    family = [pa.field(column.name, column.type) for column in FAMILY_COLUMNS]
+    return pa.Table.from_pylist(made, pa.schema([*table.schema, *family]))
 
 
 def tiny_tree(

@@ -33,7 +33,7 @@ from lensprep.decode.rowgroup import left_out_rows
 from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import ConfigError, InputError, SchemaError, size_text
 from lensprep.source.footers import Progress, SourceFile
-from lensprep.source.listing import filesystem_for
+from lensprep.source.listing import Location
 from lensprep.source.survey import STAMP_COLUMN
 from lensprep.source.tree import LEAVE_OUT, Source
 from lensprep.store import S3Options
@@ -70,7 +70,7 @@ class CheckReport:
     pixels: bool
     """Whether stamps were decoded."""
     splits: dict[str, dict[str, Any]]
-    """By split: rows, fraction, classes {"0", "1", "unknown"}, regions."""
+    """By split, without counterfactuals: rows, fraction, classes {"0", "1", "unknown"}, regions."""
     findings: tuple[Finding, ...]
 
     @property
@@ -112,7 +112,7 @@ class _Task:
 
 
 def check(
-    source: Source | str | os.PathLike[str],
+    source: Source | Location | Sequence[Location],
     *,
     pixels: bool = False,
     declared_fractions: Mapping[str, float] | None = None,
@@ -125,8 +125,8 @@ def check(
 
     Parameters
     ----------
-    source : Source, str or path
-        A location is opened with ``skip_bad_files``, so that every bad file is reported.
+    source : Source, str or path, or a sequence of these
+        Locations are opened with ``skip_bad_files``, so that every bad file is reported.
     pixels : bool
         Also decode every stamp: count those that cannot be decoded, and compare images.
     declared_fractions : mapping of str to float, optional
@@ -147,8 +147,7 @@ def check(
         If the source cannot be opened at all: no such path, no parquet, a required column missing.
     """
     if not isinstance(source, Source):
-        filesystem = filesystem_for(source, options)
-        source = Source.open(source, skip_bad_files=True, filesystem=filesystem)
+        source = Source.open(source, skip_bad_files=True, options=options)
     if workers is None:
         cost = source.rows * (_PIXELS_COST if pixels or rejects else 1)
         workers = default_workers() if cost > _IN_PROCESS_ROWS else 1
@@ -182,7 +181,10 @@ def check(
         bytes=source.bytes,
         pixels=pixels,
         splits=_split_counts(tally),
-        findings=tuple(find(tally, about) for find in FINDERS),
+        findings=(
+            *(find(tally, about) for find in FINDERS),
+            *([splits.find_families(tally)] if tally.kinds else []),
+        ),
     )
 
 
@@ -224,7 +226,7 @@ def _tally_pieces(task: _Task, pieces: Iterable[pa.Table]) -> Tally:
 
 
 def _split_counts(tally: Tally) -> dict[str, dict[str, Any]]:
-    total = max(1, sum(tally.rows.values()))
+    total = max(1, sum(tally.splits().values()))
     return {
         split: {
             "rows": rows,

@@ -14,6 +14,7 @@ from lensprep.checks.tally import (
     Finder,
     Tally,
 )
+from lensprep.dataset.layout import COUNTERFACTUAL
 from lensprep.source.listing import UNFINISHED
 from lensprep.source.survey import COLUMN_BY_NAME, COLUMNS, SPLIT_COLUMN
 
@@ -179,7 +180,8 @@ def _reject_rate(tally: Tally, about: Circumstances) -> Finding:
     for (reason, _, label), n in sorted(tally.undecoded.items()):
         bad[label] += n
         reasons[reason] += n
-    rates = {label: bad[label] / max(1, bad[label] + good[label]) for label in ("0", "1")}
+    labels = ("0", "1", *({COUNTERFACTUAL} & {*bad, *good}))
+    rates = {label: bad[label] / max(1, bad[label] + good[label]) for label in labels}
     worst, gap = max(rates.values()), abs(rates["0"] - rates["1"])
     return Finding(
         item="reject_rate",

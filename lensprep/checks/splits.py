@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lensprep.checks.finding import (
     Finding,
     both_classes,
+    counted,
     farthest_share,
     in_several,
     listing,
@@ -20,7 +21,7 @@ from lensprep.checks.finding import (
     separations,
 )
 from lensprep.checks.tally import Circumstances, Finder, Tally
-from lensprep.dataset.layout import PIXEL_SCALE_ARCSEC, STAMP_SIZE
+from lensprep.dataset.layout import COUNTERFACTUAL, PIXEL_SCALE_ARCSEC, STAMP_SIZE
 
 MIN_SEPARATION_ARCSEC: Final = STAMP_SIZE * PIXEL_SCALE_ARCSEC * 2**0.5
 """Diagonal of a stamp, 23.7 arcsec: two stamps farther apart share no pixel."""
@@ -47,6 +48,8 @@ def _both_classes(tally: Tally, about: Circumstances) -> Finding:
         if lacking
         else "Every split has lenses and non-lenses."
         if counts
+        else "There are only counterfactuals. Name the tree that they were made from too."
+        if tally.kinds
         else "No row could be read.",
     )
 
@@ -173,6 +176,7 @@ def _duplicate_images(tally: Tally, about: Circumstances) -> Finding:
             detail="Not run: stamps are compared only with --pixels.",
         )
     by_split, by_label = _grouped(tally.images, 0), _grouped(tally.images, 1)
+    by_label.pop(COUNTERFACTUAL, None)
     across_splits, across_labels = (len(in_several(g.values())) for g in (by_split, by_label))
     total = sum(map(len, by_split.values()))
     unique = len(np.unique(np.concatenate([np.empty(0, np.uint64), *by_split.values()])))
@@ -204,6 +208,40 @@ def _hosts(tally: Tally, about: Circumstances) -> Finding:
         measured={"positions": unique, "both_labels": both, "rows_per_position": per},
         detail=f"Distinct positions: {unique['0']} of controls, {unique['1']} of lenses, {both} "
         "with both labels. Distinct controls, not rows, limit what can be certified at a low FPR.",
+    )
+
+
+def find_families(tally: Tally) -> Finding:
+    """Whether every counterfactual has its host and its donor in its own split.
+
+    Where there are counterfactuals, this is the one finding about them.
+    """
+    rows: dict[str, dict[str, int]] = defaultdict(dict)
+    for (split, kind), count in sorted(tally.kinds.items()):
+        rows[split][kind] = count
+    lost = {"host": 0, "donor": 0}
+    for what, among in (("host", "control"), ("donor", "lens")):
+        for split in rows:
+            named, there = (
+                np.concatenate([np.empty(0, np.uint64), *tally.families.get((one, split), ())])
+                for one in (what, among)
+            )
+            lost[what] += int(np.count_nonzero(~np.isin(named, there)))
+    text = "; ".join(f"{split} {counted(kinds)}" for split, kinds in rows.items())
+    return Finding(
+        item="counterfactual_split",
+        severity="blocker",
+        passed=not any(lost.values()),
+        measured={"rows": dict(rows), "without_host": lost["host"], "without_donor": lost["donor"]},
+        threshold=0,
+        detail=f"Counterfactuals, which no other figure counts: {text}. "
+        + (
+            f"For {lost['host']} of them the source has no host (a control of the same split and "
+            f"region), for {lost['donor']} no donor (a lens of the same split). Name the tree that "
+            "they were made from too, or make them again from this one."
+            if any(lost.values())
+            else "All have their host and donor in the same split."
+        ),
     )
 
 

@@ -19,11 +19,11 @@ import xxhash
 from numpy.typing import NDArray
 
 from lensprep.checks.finding import Finding
-from lensprep.dataset.layout import STAMP_SHAPE
+from lensprep.dataset.layout import COUNTERFACTUAL, DONOR_TASK, HOST_TASK, STAMP_SHAPE
 from lensprep.decode.reasons import RejectReason
 from lensprep.decode.robust import median_mad
 from lensprep.decode.stampnpz import decode_batch
-from lensprep.source.contract import filter_rows, label_rows, numbers
+from lensprep.source.contract import filter_rows, is_counterfactual, label_rows, numbers
 from lensprep.source.survey import (
     COLUMNS,
     LEAKING_COLUMNS,
@@ -35,8 +35,9 @@ from lensprep.source.survey import (
 from lensprep.source.tree import Source
 from lensprep.tables.positions import on_sky
 
-CLASSES: Final = ("0", "1", "unknown")
-"""Names of the classes: non-lens, lens, and rows without a usable label."""
+CLASSES: Final = ("0", "1", "unknown", COUNTERFACTUAL)
+"""Names of the classes: non-lens, lens, rows without a usable label; and counterfactuals, whatever
+their label, so that what is said of a class does not count them."""
 
 BAD_PIXEL_LIMIT: Final = 0.2
 """``bad_pixel_frac`` above which a stamp counts as damaged (10 % of injections upstream)."""
@@ -79,6 +80,11 @@ class Tally:
     """Distinct (ra, dec) in degrees by (split, class), arrays of shape (n, 2)."""
     task_ids: dict[str, list[NDArray[np.uint64]]] = field(default_factory=_lists)
     """Hashes of task_id by split."""
+    kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Counterfactuals by (split, kind)."""
+    families: dict[tuple[str, str], list[NDArray[np.uint64]]] = field(default_factory=_lists)
+    """Where there are counterfactuals: hashes that name the controls, hosts (both with their
+    region), lenses and donors, by (``control``, ``host``, ``lens`` or ``donor``, split)."""
     images: dict[tuple[str, str], list[NDArray[np.uint64]]] = field(default_factory=_lists)
     """Hashes of decoded pixels by (split, class), where pixels were asked for."""
     undecoded: Counter[tuple[str, str, str]] = field(default_factory=Counter)
@@ -103,18 +109,19 @@ class Tally:
                 mine.update(theirs)
 
     def classes(self, split: str | None = None) -> dict[str, int]:
-        """Rows by class, of one split or of all."""
+        """Rows by class, of one split or of all, without counterfactuals."""
         counts = Counter[str]()
         for (name, label), rows in self.rows.items():
-            if split is None or name == split:
+            if label != COUNTERFACTUAL and split in (None, name):
                 counts[label] += rows
         return dict(sorted(counts.items()))
 
     def splits(self) -> dict[str, int]:
-        """Rows by split, in the order train, val, test, then others."""
+        """Rows by split, without counterfactuals, in the order train, val, test, then others."""
         counts = Counter[str]()
-        for (name, _), rows in self.rows.items():
-            counts[name] += rows
+        for (name, label), rows in self.rows.items():
+            if label != COUNTERFACTUAL:
+                counts[name] += rows
         order = {"train": 0, "val": 1, "test": 2}
         return dict(sorted(counts.items(), key=lambda item: (order.get(item[0], 3), item[0])))
 
@@ -155,7 +162,8 @@ def tally_rows(table: pa.Table, *, sample_step: int = 1, pixels: bool = False) -
     """
     tally = Tally()
     label, label_reason = label_rows(table)
-    classes = np.array(CLASSES)[np.where(label < 0, 2, label)]
+    made = is_counterfactual(table)
+    classes = np.array(CLASSES)[np.select([made, label < 0], [3, 2], label)]
     splits = _text(table[SPLIT_COLUMN])
     reasons = filter_rows(table)
     kept = reasons == ""
@@ -172,7 +180,12 @@ def tally_rows(table: pa.Table, *, sample_step: int = 1, pixels: bool = False) -
     _tally_quality(tally, table, classes)
     _tally_sky(tally, table, splits, classes)
     _tally_task_ids(tally, table, splits)
-    chosen = pa.array(np.flatnonzero(label >= 0)[::sample_step])
+    if COUNTERFACTUAL in table.column_names:
+        tally.kinds.update(
+            zip(splits[made].tolist(), _text(table[COUNTERFACTUAL])[made].tolist(), strict=True)
+        )
+        _tally_families(tally, table, splits, classes)
+    chosen = pa.array(np.flatnonzero((label >= 0) & ~made)[::sample_step])
     sample = table.select(sampled_columns(table.schema)).take(chosen)
     tally.samples.append(sample.append_column("label", pa.array(label).take(chosen)))
     if pixels:
@@ -238,12 +251,35 @@ def _tally_sky(
 
 
 def _tally_task_ids(tally: Tally, table: pa.Table, splits: NDArray[np.str_]) -> None:
-    task_ids = table["task_id"].cast(pa.binary())
-    known = task_ids.is_valid().to_numpy()
     for split in set(splits.tolist()):
-        chosen = task_ids.filter(pa.array(known & (splits == split))).to_pylist()
-        hashes = [xxhash.xxh3_64_intdigest(task_id) for task_id in chosen]
-        tally.task_ids[split].append(np.array(hashes, np.uint64))
+        tally.task_ids[split].append(_hashes(table["task_id"], splits == split))
+
+
+def _tally_families(
+    tally: Tally, table: pa.Table, splits: NDArray[np.str_], classes: NDArray[np.str_]
+) -> None:
+    """Who may be host or donor, and who is named as one."""
+    region = table["region_id"].cast(pa.string())
+    for what, column, label in (
+        ("control", "task_id", "0"),
+        ("host", HOST_TASK, COUNTERFACTUAL),
+        ("lens", "task_id", "1"),
+        ("donor", DONOR_TASK, COUNTERFACTUAL),
+    ):
+        if column not in table.column_names:
+            continue  # conversion rejects such counterfactuals
+        names = table[column].cast(pa.string())
+        if what in ("control", "host"):
+            names = pc.binary_join_element_wise(region, names, "/")
+        for split in set(splits.tolist()):
+            chosen = (splits == split) & (classes == label)
+            tally.families[what, split].append(_hashes(names, chosen))
+
+
+def _hashes(texts: pa.ChunkedArray, chosen: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Hashes of the chosen texts that are not null."""
+    known = texts.filter(pa.array(chosen)).drop_null().cast(pa.binary()).to_pylist()
+    return np.array([xxhash.xxh3_64_intdigest(text) for text in known], np.uint64)
 
 
 def _tally_pixels(

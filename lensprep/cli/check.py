@@ -14,7 +14,7 @@ from lensprep.terminal import LOCATION, Location, print_json, print_rich, progre
 
 
 @click.command()
-@click.argument("src", type=LOCATION)
+@click.argument("src", type=LOCATION, nargs=-1, required=True)
 @click.option("--pixels", is_flag=True, help="Decode the stamps too: duplicate images, bad blobs.")
 @click.option("--fractions", metavar="train=F,val=F,test=F", help="What the splits should be.")
 @click.option(
@@ -27,7 +27,7 @@ from lensprep.terminal import LOCATION, Location, print_json, print_rich, progre
 @workers_option
 @json_option
 def check(
-    src: str,
+    src: tuple[str, ...],
     fractions: str | None,
     rejects: str | None,
     as_json: bool,
@@ -42,6 +42,7 @@ def check(
     Example:
       lensprep check s3a-copy/stamps --json > check.json
       lensprep check s3a-copy/stamps --rejects rejects.csv
+      lensprep check demo/phase4c demo/counterfactuals
     """
     from lensprep.checks.check import check as run_check
     from lensprep.checks.check import parse_fractions, render_text

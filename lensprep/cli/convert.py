@@ -26,7 +26,7 @@ _CLUSTER_SECONDS = 30.0
 
 
 @click.command()
-@click.argument("src", type=LOCATION)
+@click.argument("src", type=LOCATION, nargs=-1, required=True)
 @click.argument("dataset", type=LOCATION)
 @workers_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the global shuffle.")
@@ -88,7 +88,7 @@ _CLUSTER_SECONDS = 30.0
 @s3_options
 @json_option
 def convert(
-    src: str,
+    src: tuple[str, ...],
     dataset: str,
     workers: int | None,
     resume: bool,
@@ -100,7 +100,7 @@ def convert(
     options: S3Options,
     **settings: Any,
 ) -> None:
-    """Convert the Phase 4c tree SRC into DATASET.
+    """Convert one or more Phase 4c trees SRC into DATASET.
 
     Every row is converted, or counted with its reason and listed in rejects.parquet. The same rows
     and seed give the same bytes, whatever the workers, engine, files or interruptions. On a
@@ -112,6 +112,7 @@ def convert(
     \b
     Example:
       lensprep convert demo/phase4c demo/dataset --workers 2
+      lensprep convert demo/phase4c demo/counterfactuals demo/dataset
       lensprep convert /shared/phase4c /shared/lenses --engine dask --scheduler tcp://host:8786
       lensprep convert s3://survey/phase4c s3://lenses/v1 --work /nvme/work
     """
@@ -188,3 +189,6 @@ def _print_account(result: dict[str, Any]) -> None:
             f"{name:<6} {split['rows']:>12,} stamps in {split['shards']} shards: "
             f"{classes['0']:,} non-lenses, {classes['1']:,} lenses"
         )
+        if kinds := split.get("counterfactuals"):
+            of_them = ", ".join(f"{kind} {rows:,}" for kind, rows in kinds.items())
+            click.echo(f"       {sum(kinds.values()):>12,} of them are counterfactuals: {of_them}")

@@ -18,8 +18,10 @@ from lensprep.terminal import LOCATION, print_json, progress_bar, s3_options
 @click.option(
     "--against",
     type=LOCATION,
+    multiple=True,
     metavar="SRC",
-    help="Convert rows of this source again and compare them.",
+    help="Convert rows of this source again and compare them; repeatable, as it may have several "
+    "trees.",
 )
 @click.option("--sample", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--all", "every", is_flag=True, help="Compare every row with the source.")
@@ -27,7 +29,7 @@ from lensprep.terminal import LOCATION, print_json, progress_bar, s3_options
 @workers_option
 @json_option
 def verify(
-    dataset: str, against: str | None, sample: int, every: bool, as_json: bool, **named: Any
+    dataset: str, against: tuple[str, ...], sample: int, every: bool, as_json: bool, **named: Any
 ) -> None:
     """Read every byte of DATASET and compare it with the manifest. Exit status 1 on any fault.
 
@@ -40,7 +42,7 @@ def verify(
     with progress_bar() as show:
         result = run_verify(
             dataset,
-            against=against,
+            against=against or None,
             sample=None if every else sample,
             progress=partial(show, "stamps"),
             **named,

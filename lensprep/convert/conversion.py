@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,7 +37,7 @@ from lensprep.engine import Engine, default_workers
 from lensprep.engine.local import LocalEngine
 from lensprep.engine.witness import WitnessEngine
 from lensprep.errors import SchemaError
-from lensprep.source.listing import UNFINISHED, filesystem_for
+from lensprep.source.listing import UNFINISHED
 from lensprep.source.tree import Source
 from lensprep.store import S3Options, check_location, is_remote, local_path, open_store
 
@@ -48,7 +48,7 @@ _WORKER_CONNECTIONS = 3
 
 
 def convert(
-    src: str,
+    src: str | Sequence[str],
     dataset: str,
     config: ConvertConfig | None = None,
     *,
@@ -61,12 +61,12 @@ def convert(
     announce: Callable[[int, list[Need]], None] | None = None,
     options: S3Options | None = None,
 ) -> dict[str, Any]:
-    """Convert a Phase 4c tree into a dataset.
+    """Convert Phase 4c trees into a dataset.
 
     Parameters
     ----------
-    src : str
-        Folder of the parquet tree, local or ``s3://``.
+    src : str or sequence of str
+        Folder of the parquet tree, local or ``s3://``; or several, whose order does not matter.
     dataset : str
         Folder to make, local or ``s3://``. To an object store shards are sent as they are
         finished; only unfinished ones are on a local disk.
@@ -95,8 +95,9 @@ def convert(
     -------
     dict
         ``input_rows``, ``accepted``, ``filtered``, ``rejected``, ``read_again`` (rows of row
-        groups that arrived damaged over a network and were read twice), ``splits``, ``seconds``,
-        ``stamps_per_s``, ``peak_rss_bytes``, ``dataset_id``.
+        groups that arrived damaged over a network and were read twice), ``splits`` (each with its
+        ``counterfactuals`` by kind, if there are any), ``seconds``, ``stamps_per_s``,
+        ``peak_rss_bytes``, ``dataset_id``.
 
     Raises
     ------
@@ -116,13 +117,14 @@ def convert(
     workers = engine.workers if engine else workers or default_workers()
     if engine is not None and not is_remote(dataset):
         dataset = str(local_path(dataset).absolute())  # a worker elsewhere runs in another folder
-    require_apart(src, dataset, work, keep_local)
+    sources = [src] if isinstance(src, str) else [*src]
+    require_apart(sources, dataset, work, keep_local)
     if work is not None and not is_remote(work):
         check_location(local_path(work))
     store = open_store(dataset, options)
     before = find_plan(store, resume=resume)
     finished = store.has(MANIFEST_NAME)
-    source = _open_source(src, config, options)
+    source = _open_source(sources, config, options)
     rules = config.rules(source.schema)
     now, failed = Plan.new(identity(config), source.digest(), work), None
     if not (before is None or finished or before.goes_on(now, store, source.uri, work)):
@@ -165,13 +167,13 @@ def convert(
     return _report(manifest, time.monotonic() - started, peak)
 
 
-def _open_source(src: str, config: ConvertConfig, options: S3Options) -> Source:
+def _open_source(src: Sequence[str], config: ConvertConfig, options: S3Options) -> Source:
     """The source; columns on which its files disagree are left out only if the user says so."""
     source = Source.open(
         src,
         skip_bad_files=config.skip_bad_files,
         drop_columns=config.drop_columns or (),
-        filesystem=filesystem_for(src, options),
+        options=options,
     )
     if source.left_out:
         column, what = next(iter(source.left_out.items()))
@@ -190,6 +192,7 @@ def _report(manifest: Manifest, seconds: float, peak: int) -> dict[str, Any]:
     account = manifest.account
     splits = {
         name: {"rows": split.rows, "shards": len(split.shards), "classes": split.classes}
+        | ({"counterfactuals": split.counterfactuals} if split.counterfactuals else {})
         for name, split in manifest.splits.items()
     }
     return {

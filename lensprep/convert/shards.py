@@ -27,6 +27,7 @@ from lensprep.convert.tasks import Progress, first_and_last, peak_rss_bytes, wit
 from lensprep.convert.workfolder import Work
 from lensprep.dataset.layout import SPLITS, shard_name
 from lensprep.dataset.manifest import ShardInfo, SplitInfo
+from lensprep.dataset.sidecar import count_kinds
 from lensprep.dataset.writer import send_shard, write_shard
 from lensprep.decode.account import ACCEPTED, Account
 from lensprep.decode.placement import shard_count, shard_range
@@ -81,8 +82,8 @@ def write_shards(task: ShardTask) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        For each shard ``shard`` (as `ShardInfo`), ``classes``, ``regions``, ``dropped`` (number of
-        duplicates by class) and ``peak_rss_bytes``.
+        For each shard ``shard`` (as `ShardInfo`), ``classes``, ``regions``, ``counterfactuals`` (by
+        kind), ``dropped`` (number of duplicates by class) and ``peak_rss_bytes``.
     """
     found = task.work.read_markers(task.names)
     if all(result is not None for result in found):
@@ -115,6 +116,7 @@ def _write_shard(
         "shard": asdict(shard),
         "classes": _value_counts(rows.table["label"]),
         "regions": pc.unique(rows.table["region_id"]).to_pylist(),
+        "counterfactuals": count_kinds(rows.table),
         "dropped": _value_counts(rows.dropped["label"]),
         "peak_rss_bytes": peak_rss_bytes(),
     }
@@ -184,13 +186,15 @@ def second_round(
 
 
 def _split_info(results: list[dict[str, Any]]) -> SplitInfo:
-    classes = Counter({"0": 0, "1": 0})
+    classes, kinds = Counter({"0": 0, "1": 0}), Counter[str]()
     for result in results:
         classes.update(result["classes"])
+        kinds.update(result.get("counterfactuals", {}))  # absent in earlier versions
     shards = sorted((ShardInfo(**r["shard"]) for r in results), key=lambda shard: shard.name)
     return SplitInfo(
         rows=sum(shard.rows for shard in shards),
         classes=dict(classes),
         regions=len({region for result in results for region in result["regions"]}),
         shards=tuple(shards),
+        counterfactuals=dict(sorted(kinds.items())),
     )

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -210,12 +210,17 @@ def _held(folder: str) -> int:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
-def require_apart(source: str, dataset: str, *others: str | None) -> None:
-    """Raise ConfigError if a folder to write lies in the source, or the source in the dataset.
+def require_apart(sources: Sequence[str], dataset: str, *others: str | None) -> None:
+    """Raise ConfigError if a folder to write lies in a source, or a source in the dataset.
 
-    The source may lie in one of the other folders.
+    A source may lie in one of the other folders.
     """
-    pairs = [(source, dataset), *((folder, source) for folder in (dataset, *others) if folder)]
+    written = [folder for folder in (dataset, *others) if folder]
+    pairs = [
+        pair
+        for source in sources
+        for pair in ((source, dataset), *((folder, source) for folder in written))
+    ]
     for inner, outer in pairs:
         if is_within(inner, outer):
             raise ConfigError(

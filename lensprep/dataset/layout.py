@@ -78,7 +78,8 @@ JSON_FIELDS: Final = (
     "dec",
     "brickname",
 )
-"""Columns repeated in each record for users of stock WebDataset; all else is in the sidecar."""
+"""Columns repeated in each record for users of stock WebDataset, with the `COUNTERFACTUAL` of rows
+that have one; all else is in the sidecar."""
 
 SOURCE_COLOURS: Final = tuple(f"src_{blue}{red}" for blue, red in pairwise(BANDS))
 """Columns with the colours of a lensed source between adjacent bands, magnitudes."""
@@ -104,6 +105,8 @@ LENSED: Final = "lensed"
 COUNTERFACTUALS: Final = ("unlensed", "magnified", "extended", "scattered", "companion", LENSED)
 """Kinds of counterfactuals. Those of one host and donor are a family. None of them is an
 independent image: they count in no rate, threshold, calibration or balance of classes."""
+JSON_MEMBERS: Final = (*JSON_FIELDS, COUNTERFACTUAL)
+"""What the JSON of a record may hold."""
 
 TEXTS: Final = (
     "key",

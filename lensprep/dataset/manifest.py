@@ -73,6 +73,9 @@ class SplitInfo:
     regions: int
     """Number of distinct ``region_id``."""
     shards: tuple[ShardInfo, ...]
+    counterfactuals: dict[str, int] = field(default_factory=dict)
+    """Those of the rows that are counterfactuals, by kind; ``rows`` and ``classes`` count them too,
+    ``lensed`` as lenses and all others as non-lenses."""
 
     def __post_init__(self) -> None:
         check_whole(self.rows, "rows", _MOST_ROWS)
@@ -83,6 +86,17 @@ class SplitInfo:
         if not {*self.classes} <= {"0", "1"} or sum(self.classes.values()) != self.rows:
             raise DatasetError(
                 f"the classes {shortened(self.classes)} are not {self.rows} rows of '0' and '1'"
+            )
+        for kind, rows in check_object(self.counterfactuals, "counterfactuals").items():
+            check_whole(rows, f"counterfactuals: {kind!r:.60}")
+        made, lensed = (
+            sum(self.counterfactuals.values()),
+            self.counterfactuals.get(layout.LENSED, 0),
+        )
+        if lensed > self.classes.get("1", 0) or made - lensed > self.classes.get("0", 0):
+            raise DatasetError(
+                f"the counterfactuals {shortened(self.counterfactuals)} are more than the rows of "
+                f"their classes, {shortened(self.classes)}"
             )
         if check_whole(self.regions, "regions") > self.rows:
             raise DatasetError(f"{self.rows} rows cannot lie in {self.regions} regions")
@@ -181,6 +195,9 @@ class Manifest:
     def to_json(self) -> str:
         """Indented JSON, with the shards, which take the most room, last."""
         splits = {name: asdict(split) for name, split in self.splits.items()}
+        for split in splits.values():
+            if not split["counterfactuals"]:  # as before there were any
+                del split["counterfactuals"]
         return json.dumps({**self.facts(), "splits": splits}, indent=2, allow_nan=False) + "\n"
 
     @classmethod
@@ -260,6 +277,7 @@ def _split_info(data: Any, where: str) -> SplitInfo:
         return SplitInfo(
             **{name: get_entry(entry, name, where) for name in ("rows", "classes", "regions")},
             shards=tuple(infos),
+            counterfactuals=entry.get("counterfactuals", {}),
         )
     except DatasetError as error:
         raise DatasetError(f"{where}: {error}") from None

@@ -110,7 +110,8 @@ def encode_json(columns: Mapping[str, Sequence[Any]]) -> list[bytes | None]:
     Parameters
     ----------
     columns : mapping of str to sequence
-        Values of all records for some or all of ``JSON_FIELDS``; others are ignored.
+        Values of all records for some or all of ``JSON_FIELDS``, and for ``COUNTERFACTUAL``, which
+        is written where it is not null; others are ignored.
 
     Returns
     -------
@@ -125,6 +126,10 @@ def encode_json(columns: Mapping[str, Sequence[Any]]) -> list[bytes | None]:
     template = "{" + ",".join(f'"{name}":%s' for name in names) + "}"
     written = (_json_values(columns[name]) for name in names)
     texts = [template % row for row in zip(*written, strict=True)]
+    for row, kind in enumerate(columns.get(layout.COUNTERFACTUAL, ())):
+        if kind is not None:
+            member = f'"{layout.COUNTERFACTUAL}":{encode_basestring_ascii(kind)}'
+            texts[row] = f"{texts[row][:-1]},{member}}}"
     return [
         t.encode("ascii").ljust(layout.JSON_BYTES) if len(t) <= layout.JSON_BYTES else None
         for t in texts
@@ -167,12 +172,12 @@ def record_json(record: NDArray[np.uint8]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If it is not valid JSON, or a field of `JSON_FIELDS` has the wrong type.
+        If it is not valid JSON, or a field of `JSON_MEMBERS` has the wrong type.
     """
     fields = parse_json(bytes(record[layout.JSON_OFFSET :]))
     if not isinstance(fields, dict):
         raise ValueError("it is not an object")
-    for name in layout.JSON_FIELDS:
+    for name in layout.JSON_MEMBERS:
         value = fields.get(name)
         kinds: tuple[type, ...] = (str,)
         if name in layout.NUMBERS:

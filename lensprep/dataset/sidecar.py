@@ -160,6 +160,14 @@ def read_statistics(table: pa.Table) -> tuple[NDArray[np.float32], NDArray[np.fl
     return values[:, : len(BANDS)], values[:, len(BANDS) :]
 
 
+def count_kinds(table: pa.Table) -> dict[str, int]:
+    """Counterfactuals among some rows, by kind in alphabetical order; empty without any."""
+    if layout.COUNTERFACTUAL not in table.column_names:
+        return {}
+    counts = pc.value_counts(table[layout.COUNTERFACTUAL].cast(pa.string()).drop_null()).to_pylist()
+    return {c["values"]: c["counts"] for c in sorted(counts, key=lambda c: str(c["values"]))}
+
+
 def join_tables(tables: Iterable[pa.Table], where: str, **options: Any) -> pa.Table:
     """Rows of several sidecars; DatasetError if their columns or types differ.
 

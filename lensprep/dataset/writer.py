@@ -25,6 +25,7 @@ from lensprep.dataset.record import (
     set_json,
     set_keys,
 )
+from lensprep.dataset.sidecar import count_kinds
 from lensprep.errors import ChangedError, DatasetError
 from lensprep.store import RemoteStore, atomic_writer, member_path, sync_file, write_atomic
 from lensprep.store.transfer import SMALL_PART_BYTES, upload_file
@@ -178,7 +179,7 @@ def write_dataset(
             records = new_records(rows.num_rows)
             payload_view(records)[:] = pixels[start : start + shard_rows]
             set_keys(records, rows["key"].to_pylist())
-            texts = encode_json({f: rows[f].to_pylist() for f in layout.JSON_FIELDS if f in names})
+            texts = encode_json({f: rows[f].to_pylist() for f in layout.JSON_MEMBERS if f in names})
             set_json(records, [text for text in texts if text is not None])
             side = rows.append_column("payload_crc32", pa.array(payload_crc32(records)))
             shards.append(write_shard(root, split, index, [records], side))
@@ -188,6 +189,7 @@ def write_dataset(
             classes={"0": labels.count(0), "1": labels.count(1)},
             regions=pc.count_distinct(table["region_id"], mode="all").as_py(),
             shards=tuple(shards),
+            counterfactuals=count_kinds(table),
         )
     manifest = Manifest(normalization=normalization, splits=infos)
     write_atomic(root / layout.MANIFEST_NAME, manifest.to_json().encode(), sync=False)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from lensprep.dataset.layout import BANDS, JSON_FIELDS, MEASURED, SPLITS, STAMP_SHAPE
+from lensprep.dataset.layout import BANDS, JSON_MEMBERS, MEASURED, SPLITS, STAMP_SHAPE
 from lensprep.dataset.record import encode_json, payload_crc32, payload_view, set_json, set_keys
 from lensprep.decode.account import UNLABELLED, Account
 from lensprep.decode.normalize import Measured, Normalizer
@@ -196,7 +196,7 @@ def _json_members(
     table: pa.Table, label: NDArray[np.int8], reason: NDArray[np.object_]
 ) -> list[bytes]:
     """JSON member of every row; a row whose text is too long gets its reason."""
-    columns = {name: table[name].to_pylist() for name in JSON_FIELDS if name in table.column_names}
+    columns = {name: table[name].to_pylist() for name in JSON_MEMBERS if name in table.column_names}
     columns |= {"label": label.tolist(), "split": table[SPLIT_COLUMN].to_pylist()}
     members = encode_json(columns)
     for row, member in enumerate(members):

@@ -46,8 +46,15 @@ class RejectReason(_Reason):
     CONSTANT_BAND = "constant_band", "the MAD of a band is 0, so it has no scale"
     # the row
     UNKNOWN_LABEL = contract.UNKNOWN_LABEL, "lens_model is null or none of CONTROL, SIE, SIS"
-    LABEL_CONFLICT = contract.LABEL_CONFLICT, "lens_model contradicts is_control or theta_e_arcsec"
+    LABEL_CONFLICT = (
+        contract.LABEL_CONFLICT,
+        "lens_model contradicts is_control, theta_e_arcsec or counterfactual",
+    )
     MISSING_TASK_ID = contract.MISSING_TASK_ID, "task_id is null or empty"
+    INCOMPLETE_COUNTERFACTUAL = (
+        contract.INCOMPLETE_COUNTERFACTUAL,
+        "a counterfactual states no kind, host_task_id or donor_task_id",
+    )
     UNKNOWN_SPLIT = "unknown_split", "region_split is null or none of train, val, test"
     MISSING_REGION = "missing_region", "region_id is null, so no interval could count the row"
     LONG_METADATA = "long_metadata", "the row's text columns do not fit the record's JSON"

@@ -126,7 +126,7 @@ class _RowGroup:
     def __init__(self, source: Source, file: SourceFile, group: int) -> None:
         self._source, self._file, self._group = source, file, group
         self._read = partial(source.iter_row_group, file, group, on_again=self._begin_again)
-        self._careful = not source.is_remote
+        self._careful = not source.is_remote(file)
         self._blobs, self._taken = self._pieces(careful=False), 0
         self.was_again = False
         """Whether something was read a second time."""

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from lensprep.dataset import layout
 from lensprep.dataset.manifest import geometry
 from lensprep.dataset.record import payload_crc32, payload_view, record_json, record_key
-from lensprep.dataset.sidecar import join_tables
+from lensprep.dataset.sidecar import count_kinds, join_tables
 from lensprep.dataset.strictjson import plain
 from lensprep.errors import DatasetError, ShardError
 from lensprep.inspection.target import OpenShard, Target, open_target, table_numbers
@@ -75,11 +75,13 @@ class Inspection:
     """All but its splits: format version, normalisation, source, account, versions, ..."""
     geometry: dict[str, Any]
     splits: dict[str, dict[str, Any]]
-    """By split: rows, classes, regions, shards, bytes, and statistics_rows: how many were read."""
+    """By split: rows, classes, regions, shards, bytes, statistics_rows (how many were read) and, if
+    there are any, counterfactuals by kind, which rows and classes count too."""
     sky: dict[str, dict[str, Any]]
     """By split: right ascension and declination that it spans, degrees; bricks, regions."""
     models: dict[str, int]
-    """Rows read, by ``lens_model``."""
+    """Rows read, by ``lens_model``. Counterfactuals are not among them, nor in ``statistics`` and
+    ``histograms``: none of them is an independent image."""
     statistics: dict[str, dict[str, dict[str, float | int]]]
     """By column and class ("0", "1"): n, nulls, min, p5, median, p95, max."""
     histograms: dict[str, dict[str, Any]]
@@ -127,7 +129,7 @@ def inspect_dataset(
         name: _joined([shard.sidecar for shard in read if shard.split == name])
         for name in target.splits
     }
-    every = _joined([shard.sidecar for shard in read])
+    every = _independent(_joined([shard.sidecar for shard in read]))
     manifest = target.dataset.manifest if target.dataset is not None else None
     return Inspection(
         kind=target.kind,
@@ -161,6 +163,13 @@ def _joined(tables: Sequence[pa.Table]) -> pa.Table:
     return join_tables(tables, "The sidecars", promote_options="default")
 
 
+def _independent(table: pa.Table) -> pa.Table:
+    """The rows that are no counterfactuals."""
+    if layout.COUNTERFACTUAL not in table.column_names:
+        return table
+    return table.filter(pc.field(layout.COUNTERFACTUAL).is_null())
+
+
 def _split_facts(target: Target, name: str, table: pa.Table) -> dict[str, Any]:
     """Counts of a split: from the manifest, or, for a shard, from its rows."""
     if target.kind == "dataset" and target.dataset is not None:
@@ -172,6 +181,7 @@ def _split_facts(target: Target, name: str, table: pa.Table) -> dict[str, Any]:
             "shards": len(info.shards),
             "bytes": sum(shard.bytes for shard in info.shards),
             "statistics_rows": table.num_rows,
+            **({"counterfactuals": kinds} if (kinds := info.counterfactuals) else {}),
         }
     return {
         "rows": table.num_rows,
@@ -180,6 +190,7 @@ def _split_facts(target: Target, name: str, table: pa.Table) -> dict[str, Any]:
         "shards": 1,
         "bytes": layout.shard_bytes(table.num_rows),
         "statistics_rows": table.num_rows,
+        **({"counterfactuals": kinds} if (kinds := count_kinds(table)) else {}),
     }
 
 

@@ -1,4 +1,4 @@
-"""Pictures of stamps: both classes side by side, with label, theta_E and key under each.
+"""Pictures of stamps: both classes side by side, with label, theta_E, kind and key under each.
 
     write_montage(location, "stamps.png", count=48, seed=0)      of a dataset or one of its shards
     draw_montage(stamps) -> matplotlib figure                    of stamps in memory
@@ -20,6 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lensprep.dataset import Dataset
+from lensprep.dataset.layout import COUNTERFACTUAL
 from lensprep.dataset.normalization import denormalize
 from lensprep.dataset.rgb import lupton_rgb
 from lensprep.dataset.sidecar import STATISTICS, read_statistics
@@ -45,6 +46,8 @@ class MontageStamp:
     label: int
     theta_e_arcsec: float
     key: str
+    counterfactual: str | None = None
+    """Its kind, if it is one."""
 
 
 def write_montage(
@@ -136,6 +139,8 @@ def _draw_stamp(axes: Any, stamp: MontageStamp) -> None:
     label = f"label {stamp.label}"
     if stamp.label == 1:
         label += f"   θ_E {stamp.theta_e_arcsec:.2f}″"
+    if stamp.counterfactual is not None:
+        label += f"   {stamp.counterfactual}"
     axes.text(0.5, -0.03, label, transform=axes.transAxes, ha="center", va="top", size=7)
     axes.text(
         0.5,
@@ -187,4 +192,5 @@ def _stamps(
             label=int(row["label"]),
             theta_e_arcsec=float(row.get("theta_e_arcsec") or 0.0),
             key=str(row["key"]),
+            counterfactual=row.get(COUNTERFACTUAL),
         )

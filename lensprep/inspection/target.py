@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lensprep.dataset import Dataset, ShardInfo, open_dataset
 from lensprep.dataset.layout import (
-    JSON_FIELDS,
+    JSON_MEMBERS,
     MANIFEST_NAME,
     NUMBERS,
     RECORD_STRIDE,
@@ -197,7 +197,7 @@ def _json_table(
     schema = pa.schema([
         (name, pa.float64() if name in NUMBERS
          else pa.int64() if name in WHOLE_NUMBERS else pa.string())
-        for name in ("key", *JSON_FIELDS) if name in found
+        for name in ("key", *JSON_MEMBERS) if name in found
     ])  # fmt: skip
     return pa.Table.from_pylist(values, schema)
 

@@ -79,8 +79,18 @@ def _splits(inspection: Inspection) -> RenderableType:
             f"{facts['bytes'] / 1e6:,.1f}",
             f"{facts['statistics_rows']:,}",
         )
-    models = ", ".join(f"{name} {rows:,}" for name, rows in inspection.models.items())
-    return Group(table, Text(f"lens models: {models}")) if models else table
+    lines = [
+        f"counterfactuals of {name} (in no statistic of a class): {_counts(kinds)}"
+        for name, facts in inspection.splits.items()
+        if (kinds := facts.get("counterfactuals"))
+    ]
+    if inspection.models:
+        lines.append(f"lens models: {_counts(inspection.models)}")
+    return Group(table, *map(Text, lines))
+
+
+def _counts(rows: dict[str, int]) -> str:
+    return ", ".join(f"{name} {number:,}" for name, number in rows.items())
 
 
 def _sky(inspection: Inspection) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
@@ -24,11 +24,18 @@ from lensprep.dataset.record import (
     payload_view,
     record_key,
 )
+from lensprep.dataset.sidecar import count_kinds
 from lensprep.decode.normalize import Normalizer
 from lensprep.decode.stampnpz import decode_batch
 from lensprep.engine import default_workers, run_tasks
-from lensprep.errors import ChangedError, InputError, NotFoundError, ShardError, StorageError
-from lensprep.source.listing import filesystem_for
+from lensprep.errors import (
+    ChangedError,
+    DatasetError,
+    InputError,
+    NotFoundError,
+    ShardError,
+    StorageError,
+)
 from lensprep.source.survey import STAMP_COLUMN
 from lensprep.source.tree import LEAVE_OUT, Source
 from lensprep.store import S3Options, Store, is_remote
@@ -55,14 +62,14 @@ class _Checked:
     split: str
     rows: int
     faults: list[Fault]
-    counts: tuple[Counter[str], set[int]] | None
-    """Rows by label, and regions; None if the sidecar could not be read."""
+    counts: tuple[Counter[str], set[int], dict[str, int]] | None
+    """Rows by label, regions, counterfactuals by kind; None if the sidecar could not be read."""
 
 
 def verify(
     dataset: str,
     *,
-    against: str | None = None,
+    against: str | Sequence[str] | None = None,
     sample: int | None = 1000,
     seed: int = 0,
     workers: int | None = None,
@@ -71,14 +78,15 @@ def verify(
 ) -> dict[str, Any]:
     """Verify a dataset.
 
-    Every header, CRC, digest, JSON member, count and sidecar is read and compared.
+    Every header, CRC, digest, JSON member, count and sidecar is read and compared. A counterfactual
+    may not be in another split than its host or donor, which conversion may have left out.
 
     Parameters
     ----------
     dataset : str
         Folder of the dataset, local or ``s3://``.
-    against : str, optional
-        The Phase 4c tree it was made from: rows are decoded and normalised again and compared.
+    against : str or sequence of str, optional
+        The Phase 4c trees it was made from: rows are decoded and normalised again and compared.
     sample : int, optional
         How many rows to compare with the source, drawn at random; None means all.
     seed : int
@@ -103,8 +111,7 @@ def verify(
     opened = Dataset.open(dataset, options)
     source = None
     if against is not None:  # opened before hours of reading, since it may not be there
-        filesystem = filesystem_for(against, options)
-        source = Source.open(against, skip_bad_files=True, filesystem=filesystem)
+        source = Source.open(against, skip_bad_files=True, options=options)
     splits = opened.manifest.splits
     total = sum(split.rows for split in splits.values())
     tasks = [(name, index) for name, split in splits.items() for index in range(len(split.shards))]
@@ -117,6 +124,7 @@ def verify(
         if progress is not None:
             progress(done, total)
     faults += _count_faults(opened, checked)
+    faults += _family_faults(opened, checked)
     faults += _reject_faults(opened)
     compared = 0
     if source is not None:
@@ -160,7 +168,7 @@ def _verify_shard(uri: str, options: S3Options | None, which: tuple[str, int]) -
             faults += _digest_faults(sidecar, shard.sidecar, shard.sidecar_sha256)
             side = dataset.read_shard_sidecar(shard)
             labels = Counter(map(str, side["label"].to_pylist()))
-            counts = labels, {*side["region_id"].to_pylist()}
+            counts = labels, {*side["region_id"].to_pylist()}, count_kinds(side)
             faults += _record_faults(dataset, shard, tar, side)
         except (ShardError, StorageError) as error:
             # A disk's refusal is a fault of the file; a store that does not answer ends the run.
@@ -259,7 +267,7 @@ def _record_faults(
 
 def _expected_json(side: pa.Table) -> list[bytes | None]:
     columns = {
-        name: side[name].to_pylist() for name in layout.JSON_FIELDS if name in side.column_names
+        name: side[name].to_pylist() for name in layout.JSON_MEMBERS if name in side.column_names
     }
     if "region_split" in side.column_names:
         columns["split"] = side["region_split"].to_pylist()
@@ -272,19 +280,50 @@ def _count_faults(dataset: Dataset, checked: list[_Checked]) -> Iterator[Fault]:
         counts = [shard.counts for shard in checked if shard.split == name]
         if None in counts:
             continue  # an incomplete count says nothing
-        classes = Counter({"0": 0, "1": 0})
+        classes, kinds = Counter({"0": 0, "1": 0}), Counter[str]()
         regions = set[int]()
         for found in counts:
             if found is not None:
                 classes.update(found[0])
                 regions |= found[1]
+                kinds.update(found[2])
         for what, held, stated in (
             ("classes", dict(classes), split.classes),
             ("regions", len(regions), split.regions),
+            ("counterfactuals", dict(kinds), split.counterfactuals),
         ):
             if held != stated:
                 text = f"states {what} of {name} as {stated}, the sidecars hold {held}"
                 yield Fault(layout.MANIFEST_NAME, text)
+
+
+def _family_faults(dataset: Dataset, checked: list[_Checked]) -> Iterator[Fault]:
+    """Counterfactuals whose host or donor is in another split."""
+    splits = dataset.manifest.splits
+    if not any(split.counterfactuals for split in splits.values()):
+        return
+    if any(shard.counts is None for shard in checked):
+        return  # what cannot be read has its fault already
+    task_ids = {name: dataset.read_sidecar(name, ["task_id"])["task_id"] for name in splits}
+    family = (layout.COUNTERFACTUAL, layout.HOST_TASK, layout.DONOR_TASK)
+    for name in (name for name, split in splits.items() if split.counterfactuals):
+        try:
+            rows = dataset.read_sidecar(name, family).append_column("task_id", task_ids[name])
+        except DatasetError as error:
+            yield _fault_of(dataset, error, name)
+            continue
+        rows = rows.filter(pc.field(layout.COUNTERFACTUAL).is_valid())
+        others = [chunk for other in splits if other != name for chunk in task_ids[other].chunks]
+        elsewhere = pa.chunked_array(others, task_ids[name].type)
+        for column in family[1:]:
+            lost = rows.filter(pc.is_in(rows[column], value_set=elsewhere))
+            if lost.num_rows:
+                first = lost.slice(0, 1).to_pylist()[0]
+                yield Fault(
+                    name,
+                    f"{lost.num_rows} counterfactuals of {name} have their {column} in another "
+                    f"split; the first is {first['task_id']}, of {first[column]}",
+                )
 
 
 def _reject_faults(dataset: Dataset) -> Iterator[Fault]:

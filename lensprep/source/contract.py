@@ -15,14 +15,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lensprep.dataset.layout import BANDS, LABEL_MAP
+from lensprep.dataset.layout import (
+    BANDS,
+    COUNTERFACTUAL,
+    DONOR_TASK,
+    HOST_TASK,
+    LABEL_MAP,
+    LENSED,
+)
 from lensprep.dataset.where import Where
-from lensprep.source.survey import COLUMNS
+from lensprep.source.survey import COLUMN_BY_NAME
 
 UNKNOWN_LABEL: Final = "unknown_label"
 LABEL_CONFLICT: Final = "label_conflict"
 MISSING_TASK_ID: Final = "missing_task_id"
-LABEL_REASONS: Final = (MISSING_TASK_ID, UNKNOWN_LABEL, LABEL_CONFLICT)
+INCOMPLETE_COUNTERFACTUAL: Final = "incomplete_counterfactual"
+LABEL_REASONS: Final = (MISSING_TASK_ID, UNKNOWN_LABEL, LABEL_CONFLICT, INCOMPLETE_COUNTERFACTUAL)
 """Reasons to reject a row by its light columns, in the order in which they are checked."""
 
 CUTOUT_NOT_OK: Final = "cutout_not_ok"
@@ -92,7 +100,7 @@ def schema_faults(schema: pa.Schema, stated: Collection[str] = ()) -> dict[str, 
     folder states (``region_split=train``).
     """
     faults = {}
-    for column in COLUMNS:
+    for column in COLUMN_BY_NAME.values():
         found = [field.type for field in schema if field.name == column.name]
         if len(found) > 1:
             faults[column.name] = f"occurs {len(found)} times"
@@ -121,20 +129,48 @@ def label_rows(table: pa.Table) -> Labels:
     or disagrees, the row is ``label_conflict``. Without a task_id a row has no identity
     (``missing_task_id``).
 
+    A row with a ``counterfactual`` is one, whatever kind it names. It is a lens if the kind is
+    ``lensed`` and a non-lens otherwise (else ``label_conflict``), and states its kind, host and
+    donor (else ``incomplete_counterfactual``).
+
     Parameters
     ----------
     table : pyarrow.Table
-        With task_id, lens_model, is_control and theta_e_arcsec; other columns are ignored.
+        With task_id, lens_model, is_control and theta_e_arcsec; if there are counterfactuals, with
+        their three columns. Other columns are ignored.
     """
     label = _lookup(table.column("lens_model"), lambda name: LABEL_MAP.get(name or "", -1), np.int8)
     is_control = numbers(table.column("is_control"))
     theta_e = numbers(table.column("theta_e_arcsec"))
     expected_control = np.where(label == 0, 1.0, 0.0)
     agrees = (is_control == expected_control) & np.where(label == 0, theta_e == 0, theta_e > 0)
-    id_length = pc.binary_length(table.column("task_id").cast(pa.string()))
-    no_id = ~(numbers(id_length) > 0)
-    reason = np.select([no_id, label < 0, ~agrees], LABEL_REASONS, "")
+    incomplete = np.zeros(table.num_rows, bool)
+    if COUNTERFACTUAL in table.column_names:
+        made = is_counterfactual(table)
+        is_lensed = _lookup(table[COUNTERFACTUAL], lambda kind: kind == LENSED, bool)
+        agrees &= ~made | (is_lensed == (label == 1))
+        known = np.logical_and.reduce(
+            [_has_text(table, name) for name in (COUNTERFACTUAL, HOST_TASK, DONOR_TASK)]
+        )
+        incomplete = made & ~known
+    reason = np.select(
+        [~_has_text(table, "task_id"), label < 0, ~agrees, incomplete], LABEL_REASONS, ""
+    )
     return Labels(np.where(reason == "", label, -1).astype(np.int8), reason)
+
+
+def is_counterfactual(table: pa.Table) -> NDArray[np.bool_]:
+    """Which rows are counterfactuals, shape (rows,): those that name a kind, even an empty one."""
+    if COUNTERFACTUAL not in table.column_names:
+        return np.zeros(table.num_rows, bool)
+    return table[COUNTERFACTUAL].is_valid().to_numpy()
+
+
+def _has_text(table: pa.Table, name: str) -> NDArray[np.bool_]:
+    """Where a column of text is there and neither null nor empty."""
+    if name not in table.column_names:
+        return np.zeros(table.num_rows, bool)
+    return numbers(pc.binary_length(table[name].cast(pa.string()))) > 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

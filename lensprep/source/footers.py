@@ -55,7 +55,7 @@ class SourceFile:
     """One parquet file that can be read."""
 
     path: str
-    """Relative to the source, with ``/``."""
+    """Relative to the source, with ``/``; of several locations, below the name of its own."""
     bytes: int
     rows: int
     row_groups: tuple[RowGroup, ...]
@@ -68,6 +68,8 @@ class SourceFile:
     null."""
     version: str | None = None
     """ETag of an object when its footer was read: it is read again only as that version."""
+    place: int = 0
+    """Which of the `Source.places` it is in."""
 
     @property
     def filled(self) -> list[tuple[int, RowGroup]]:

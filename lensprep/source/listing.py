@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
+from itertools import permutations
 from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
@@ -12,9 +13,10 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lensprep.dataset.kinds import folder_kind
-from lensprep.errors import InputError
+from lensprep.errors import ConfigError, InputError
 from lensprep.store import S3Options, is_remote, local_path
 from lensprep.store.arrow import RemoteHandler, remote_filesystem
+from lensprep.store.files import is_within
 
 _SUFFIX: Final = ".parquet"
 _READ_BUFFER: Final = 4 << 20
@@ -35,18 +37,58 @@ class Listing(NamedTuple):
     """Names of everything else, hidden files and (on a disk) folders included."""
 
 
-def filesystem_for(
-    uri: str | os.PathLike[str], options: S3Options | None = None
-) -> pafs.FileSystem | None:
+Location = str | os.PathLike[str]
+"""Path or URI."""
+
+
+def as_locations(uri: Location | Sequence[Location]) -> list[Location]:
+    """The locations of a source, of which there may be one or several."""
+    return [uri] if isinstance(uri, (str, os.PathLike)) else [*uri]
+
+
+def tell_apart(locations: Sequence[Location]) -> list[str]:
+    """A name for each of several locations: its last folders, as many as all of them need.
+
+    ``demo/phase4c`` and ``demo/counterfactuals`` are ``phase4c`` and ``counterfactuals``; ``a/new``
+    and ``s3://b/new`` are ``a/new`` and ``b/new``. No name begins with the folders of another one,
+    and the order of the locations does not matter. One location needs no name.
+
+    Raises
+    ------
+    ConfigError
+        If there is no location, or one lies in another one.
+    """
+    if not locations:
+        raise ConfigError("There is no source. Name at least one Phase 4c tree.")
+    if len(locations) == 1:
+        return [""]
+    for inner, outer in permutations(map(str, locations), 2):
+        if is_within(inner, outer):
+            how = "is named twice" if is_within(outer, inner) else f"lies in {outer}"
+            raise ConfigError(f"{inner} {how}: its rows would come twice. Name it once.")
+    parts = [
+        str(one).replace("s3a://", "s3://").rstrip("/").replace("://", ":/").split("/")
+        if is_remote(one)
+        else local_path(one).resolve().as_posix().strip("/").split("/")
+        for one in locations
+    ]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if not any(f"{a}/".startswith(f"{b}/") for a, b in permutations(names, 2)):
+            break
+    return names
+
+
+def filesystem_for(uri: Location, options: S3Options | None = None) -> pafs.FileSystem | None:
     """File system of an object store for `Source.open`; None for a local path."""
     return remote_filesystem(str(uri), options) if is_remote(uri) else None
 
 
 def locate(
-    uri: str | os.PathLike[str], filesystem: pafs.FileSystem | None
+    uri: Location, filesystem: pafs.FileSystem | None, options: S3Options | None = None
 ) -> tuple[pafs.FileSystem, str]:
     """File system, and path in it, of a location."""
-    filesystem = filesystem or filesystem_for(uri)
+    filesystem = filesystem or filesystem_for(uri, options)
     if filesystem is None:
         # Absolute: a worker may run in another folder, and the folder's name may hold the split.
         return pafs.LocalFileSystem(), local_path(uri).absolute().as_posix()

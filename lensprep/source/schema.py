@@ -19,7 +19,6 @@ from lensprep.source.contract import MISSING, plain_type, schema_faults
 from lensprep.source.footers import Footer, SourceFile, is_of, public_name, scalar
 from lensprep.source.survey import (
     COLUMN_BY_NAME,
-    COLUMNS,
     REQUIRED_COLUMNS,
     SPLIT_COLUMN,
     STAMP_COLUMN,
@@ -81,7 +80,7 @@ def unified_schema(footers: Sequence[Footer]) -> tuple[pa.Schema, dict[str, str]
     stated = _stated_types(footers)
     present = {name for footer in footers for name in footer.file.columns}
     present |= {*stated, SPLIT_COLUMN}
-    known = [pa.field(c.name, c.type) for c in COLUMNS if c.name in present]
+    known = [pa.field(c.name, c.type) for c in COLUMN_BY_NAME.values() if c.name in present]
     found: dict[str, tuple[pa.DataType, str]] = {}
     left_out: dict[str, str] = {}
     seen: set[tuple[pa.Schema, frozenset[str]]] = set()

@@ -11,7 +11,14 @@ from typing import Final, Literal
 
 import pyarrow as pa
 
-from lensprep.dataset.layout import BANDS, SOURCE_COLOURS, STAMP_SIZE
+from lensprep.dataset.layout import (
+    BANDS,
+    COUNTERFACTUAL,
+    DONOR_TASK,
+    HOST_TASK,
+    SOURCE_COLOURS,
+    STAMP_SIZE,
+)
 
 Controls = Literal["value", "zero", "null"]
 """What CONTROL rows hold in a column: values as in any other row, zero, or null."""
@@ -130,8 +137,14 @@ COLUMNS: Final[tuple[Column, ...]] = (
 )
 """The 57 columns of Phase 4c, in the order in which a table of this project has them."""
 
-COLUMN_BY_NAME: Final[dict[str, Column]] = {column.name: column for column in COLUMNS}
+FAMILY_COLUMNS: Final = tuple(
+    Column(name, _TEXT, nullable=True, leaks=True)
+    for name in (COUNTERFACTUAL, HOST_TASK, DONOR_TASK)
+)
+"""What only files of counterfactuals have, behind those of the survey; null in all other rows."""
+
+COLUMN_BY_NAME: Final[dict[str, Column]] = {c.name: c for c in (*COLUMNS, *FAMILY_COLUMNS)}
 REQUIRED_COLUMNS: Final = tuple(column.name for column in COLUMNS if column.required)
-LEAKING_COLUMNS: Final = tuple(column.name for column in COLUMNS if column.leaks)
+LEAKING_COLUMNS: Final = tuple(c.name for c in COLUMN_BY_NAME.values() if c.leaks)
 SCHEMA: Final = pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in COLUMNS])
 """Arrow schema of all 57 columns."""

@@ -1,6 +1,6 @@
-"""A Phase 4c source: a tree of parquet files -> row groups of one schema, with their split.
+"""A Phase 4c source: trees of parquet files -> row groups of one schema, with their split.
 
-    source = Source.open(uri, skip_bad_files=False, progress=None)
+    source = Source.open(uri, skip_bad_files=False, progress=None)     one location, or several
     source.files        SourceFile(path, bytes, rows, row_groups, split, columns), sorted by path
     source.schema       one schema for all files: contract columns first, then extra ones
     source.rows         rows of all files;  source.bad_files, source.digest()
@@ -16,6 +16,10 @@ whatever the file stores, extra columns get a type that holds the values of ever
 order of files depends on their names alone. A Source can be pickled: workers need not list the
 tree again.
 
+Several locations, on a disk or in a store, are one source. The paths of their files then begin with
+the last folders of their location, as many as tell all of them apart (`tell_apart`); so nothing
+depends on the order in which they are named.
+
 All reading goes through a `pyarrow.fs.FileSystem`, so supporting another store means passing
 another file system.
 """
@@ -24,12 +28,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -52,13 +55,37 @@ from lensprep.source.footers import (
     read_footers,
     stored_name,
 )
-from lensprep.source.listing import UNFINISHED, list_parquet, locate, open_parquet, unfinished_job
+from lensprep.source.listing import (
+    UNFINISHED,
+    Location,
+    as_locations,
+    list_parquet,
+    locate,
+    open_parquet,
+    tell_apart,
+    unfinished_job,
+)
 from lensprep.source.schema import check_dropped, check_schemas, conform, unified_schema
-from lensprep.source.survey import REQUIRED_COLUMNS, STAMP_COLUMN
+from lensprep.source.survey import FAMILY_COLUMNS, REQUIRED_COLUMNS, STAMP_COLUMN
+from lensprep.store import S3Options
 
 _log = logging.getLogger("lensprep.source")
 
 LEAVE_OUT: Final = "Copy the file again, or leave it out with `lensprep convert --skip-bad-files`."
+
+
+class Place(NamedTuple):
+    """Where the files of one location are."""
+
+    filesystem: pafs.FileSystem
+    root: str
+    """What the path of a file begins with in the file system..."""
+    name: str
+    """... where `SourceFile.path` begins with this."""
+
+    def path(self, name: str) -> str:
+        """Path in the file system."""
+        return self.root + name.removeprefix(self.name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +93,7 @@ class Source:
     """An opened source; make one with `Source.open`."""
 
     uri: str
-    """As the user gave it."""
+    """As the user gave it; several locations with spaces between them."""
     files: tuple[SourceFile, ...]
     schema: pa.Schema
     bad_files: tuple[BadFile, ...] = ()
@@ -77,26 +104,26 @@ class Source:
     """File or folder left by an unfinished job, if there is one."""
     is_marked: bool = False
     """Whether the job that wrote the files has left its ``_SUCCESS``."""
-    filesystem: pafs.FileSystem = field(repr=False)
-    root: str = field(repr=False)
-    """Path of the folder that `SourceFile.path` is relative to, in ``filesystem``."""
+    places: tuple[Place, ...] = field(repr=False)
+    """One for each location, sorted by name."""
 
     @classmethod
     def open(
         cls,
-        uri: str | os.PathLike[str],
+        uri: Location | Sequence[Location],
         *,
         skip_bad_files: bool = False,
         drop_columns: Collection[str] = (),
         progress: Progress | None = None,
         filesystem: pafs.FileSystem | None = None,
+        options: S3Options | None = None,
     ) -> Source:
         """List a tree (or take one file), read every footer and check it.
 
         Parameters
         ----------
-        uri : str or path
-            Folder or parquet file.
+        uri : str or path, or a sequence of them
+            Folder or parquet file; of several, none may lie in another one.
         skip_bad_files : bool
             List files whose footer cannot be read in ``bad_files`` instead of stopping, and accept
             the files of an unfinished job. A file that can be read but breaks the contract is
@@ -104,9 +131,11 @@ class Source:
         drop_columns : collection of str
             Columns to ignore, none of them required.
         progress : callable, optional
-            Called with (footers read, files).
+            Called with (footers read, files), for one location after the other.
         filesystem : pyarrow.fs.FileSystem, optional
-            Where ``uri`` lies; the local disk if not given.
+            Where ``uri`` lies; the local disk or the store that it names if not given.
+        options : S3Options, optional
+            How to reach an object store.
 
         Raises
         ------
@@ -117,47 +146,49 @@ class Source:
             A required column is missing or has another type; the split is unknown; or a column is
             stated by a folder and holds something else. The message names column and file.
         ConfigError
-            A column to be dropped is required, or not there.
+            A column to be dropped is required, or not there; or a location lies in another one.
         StorageError
             The location has a scheme that needs a file system that was not given.
         """
         if required := {*drop_columns} & {*REQUIRED_COLUMNS}:
             raise ConfigError(f"Phase 4c data must have the column {min(required)}: keep it.")
-        filesystem, path = locate(uri, filesystem)
-        listing = list_parquet(filesystem, path, str(uri))
-        unfinished = unfinished_job(listing.others)
-        if unfinished and not skip_bad_files:
-            raise InputError(
-                f"{uri} holds {unfinished}: {UNFINISHED}. Run the job again; if nothing is "
-                "missing, remove it, or ignore it with `lensprep convert --skip-bad-files`."
+        if family := {*drop_columns} & {column.name for column in FAMILY_COLUMNS}:
+            raise ConfigError(
+                f"The column {min(family)} tells counterfactuals from other rows: keep it."
             )
-        results = read_footers(filesystem, listing, frozenset(drop_columns), progress)
-        bad = tuple(result for result in results if isinstance(result, BadFile))
-        good = [result for result in results if isinstance(result, Footer)]
-        if bad and (not skip_bad_files or not good):
-            raise bad_file_error(bad, len(results), str(uri))
-        check_schemas(good, str(uri), listing.others)
-        check_dropped(drop_columns, good, str(uri))
+        locations = as_locations(uri)
+        named = dict(zip(tell_apart(locations), locations, strict=True))
+        # In the order of the files' paths, which the name with its "/" gives.
+        trees = [
+            _Tree.read(
+                named[name],
+                name,
+                number,
+                locate(named[name], filesystem, options),
+                skip_bad_files=skip_bad_files,
+                drop=frozenset(drop_columns),
+                progress=progress,
+            )
+            for number, name in enumerate(sorted(named, key="{}/".format))
+        ]
+        good = [footer for tree in trees for footer in tree.footers]
+        called = " ".join(map(str, locations))
+        check_dropped(drop_columns, good, called)
         schema, left_out = unified_schema(good)
-        source = cls(
-            uri=str(uri),
+        return cls(
+            uri=called,
             files=tuple(footer.file for footer in good),
             schema=schema,
-            bad_files=bad,
+            bad_files=tuple(bad for tree in trees for bad in tree.bad),
             left_out=left_out,
-            unfinished=unfinished,
-            is_marked=any(PurePosixPath(name).name == "_SUCCESS" for name in listing.others),
-            filesystem=filesystem,
-            root=listing.root,
+            unfinished=next((tree.unfinished for tree in trees if tree.unfinished), None),
+            is_marked=all(tree.is_marked for tree in trees),
+            places=tuple(tree.place for tree in trees),
         )
-        if not source.rows:
-            raise InputError(f"{uri} has no rows: none of its {len(good)} parquet files has any.")
-        return source
 
-    @property
-    def is_remote(self) -> bool:
-        """Whether the files are read over a network, which may alter them."""
-        return not isinstance(self.filesystem, pafs.LocalFileSystem)
+    def is_remote(self, file: SourceFile) -> bool:
+        """Whether a file is read over a network, which may alter it."""
+        return not isinstance(self.places[file.place].filesystem, pafs.LocalFileSystem)
 
     @property
     def rows(self) -> int:
@@ -262,7 +293,7 @@ class Source:
     ) -> Iterator[pa.Table]:
         read = partial(self._read, file, groups, columns, batch_rows, where)
         given = seen = 0
-        if self.is_remote and not careful:
+        if self.is_remote(file) and not careful:
             try:
                 for table in read(careful=False):
                     given += table.num_rows
@@ -290,10 +321,11 @@ class Source:
         schema = self._selected(columns)
         stored = [name for name in schema.names if name in file.columns]
         rows, stated = 0, sum(file.row_groups[index].rows for index in groups)
+        place = self.places[file.place]
         try:
             parquet, _ = open_parquet(
-                self.filesystem,
-                f"{self.root}/{file.path}",
+                place.filesystem,
+                place.path(file.path),
                 stream=STAMP_COLUMN in stored,
                 version=file.version,
                 # Stamps have checksums inside: they need not be read twice over plain HTTP.
@@ -313,7 +345,7 @@ class Source:
                     rows += batch.num_rows
                     yield conform(pa.Table.from_batches([batch]), schema, file, where)
         except READ_ERRORS as error:
-            if fault := passing_fault(f"{self.root}/{where}", error):
+            if fault := passing_fault(place.path(where), error):
                 raise fault from error
             raise InputError(f"{where} cannot be read: {error_line(error)}. {LEAVE_OUT}") from error
         if rows != stated:
@@ -333,3 +365,58 @@ class Source:
                 f"{self.uri} has no column {unknown[0]!r}; it has: {names_text(known, unknown[0])}."
             )
         return pa.schema([f for f in self.schema if f.name in wanted])
+
+
+class _Tree(NamedTuple):
+    """What was found at one location of a source."""
+
+    place: Place
+    footers: list[Footer]
+    bad: list[BadFile]
+    unfinished: str | None
+    is_marked: bool
+
+    @classmethod
+    def read(
+        cls,
+        uri: Location,
+        name: str,
+        number: int,
+        where: tuple[pafs.FileSystem, str],
+        *,
+        skip_bad_files: bool,
+        drop: frozenset[str],
+        progress: Progress | None,
+    ) -> _Tree:
+        """List it, read every footer and check it; see `Source.open`.
+
+        ``name`` is put before the paths of its files, ``number`` is that of its place.
+        """
+        filesystem, path = where
+        listing = list_parquet(filesystem, path, str(uri))
+        unfinished = unfinished_job(listing.others)
+        if unfinished and not skip_bad_files:
+            raise InputError(
+                f"{uri} holds {unfinished}: {UNFINISHED}. Run the job again; if nothing is "
+                "missing, remove it, or ignore it with `lensprep convert --skip-bad-files`."
+            )
+        root = f"{listing.root.rstrip('/')}/"
+        place = Place(filesystem, path if name else root, name)
+        results = read_footers(filesystem, listing, drop, progress)
+
+        def renamed(found: str) -> str:
+            return name + (root + found).removeprefix(place.root)
+
+        bad = [replace(r, path=renamed(r.path)) for r in results if isinstance(r, BadFile)]
+        good = [
+            replace(r, file=replace(r.file, path=renamed(r.file.path), place=number))
+            for r in results
+            if isinstance(r, Footer)
+        ]
+        if bad and (not skip_bad_files or not good):
+            raise bad_file_error(bad, len(results), str(uri))
+        check_schemas(good, str(uri), listing.others)
+        if not any(footer.file.rows for footer in good):
+            raise InputError(f"{uri} has no rows: none of its {len(good)} parquet files has any.")
+        marked = any(PurePosixPath(other).name == "_SUCCESS" for other in listing.others)
+        return cls(place, good, bad, unfinished and renamed(unfinished), marked)

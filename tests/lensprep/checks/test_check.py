@@ -16,7 +16,14 @@ from lensprep.checks.tally import Tally, tally_rows
 from lensprep.convert import ConvertConfig, convert
 from lensprep.errors import ConfigError, SchemaError, StorageError
 from lensprep.tables.reader import read_table
-from tests.phase4c import set_columns, stamp_blob, tiny_pixels, tiny_table, write_tree
+from tests.phase4c import (
+    set_columns,
+    stamp_blob,
+    tiny_counterfactuals,
+    tiny_pixels,
+    tiny_table,
+    write_tree,
+)
 
 ROWS = 160
 
@@ -409,3 +416,111 @@ def test_seeds_of_64_bits_are_no_obstacle(tmp_path, rows):
     assert failed(report_on(tmp_path, set_columns(rows, {"task_seed64": seeds}))) == {
         "regions_per_split"
     }
+
+
+@pytest.fixture(scope="module")
+def made(stamps):
+    """Counterfactuals of half of the hosts, unlike other rows in many ways."""
+    made = tiny_counterfactuals(stamps, ("unlensed", "companion", "lensed"), pairs=ROWS // 4)
+    return set_columns(made, {"ebv": [0.5] * len(made), "bad_pixel_frac": [0.5] * len(made)})
+
+
+def report_with(tmp_path, table, made, **options):
+    trees = [write_tree(tmp_path / name, t) for name, t in (("stamps", table), ("made", made))]
+    return check(trees, **options)
+
+
+def test_counterfactuals_change_no_finding_about_other_rows(tmp_path, stamps, made):
+    """Though they are more, and have other nulls, labels, reddening and bad pixels."""
+    before = report_on(tmp_path / "alone", stamps, pixels=True)
+    after = report_with(tmp_path, stamps, made, pixels=True)
+    assert after.verdict == before.verdict
+    assert after.splits == before.splits
+    about_all = {
+        "readable",
+        "reject_rate",
+        "schema",
+        "duplicate_task_ids",
+        "duplicate_images",
+        "leaking_columns",
+    }
+    for one in before.findings:
+        if one.item not in about_all:
+            assert finding(after, one.item) == one
+    assert finding(after, "duplicate_task_ids").detail == f"All {ROWS + len(made)} task_ids differ."
+    assert finding(after, "duplicate_images").passed is True
+    assert finding(after, "schema").measured["extra"] == []
+    assert {f.item for f in after.findings} - {f.item for f in before.findings} == {
+        "counterfactual_split"
+    }
+
+
+def test_the_finding_about_counterfactuals_counts_them_by_kind_and_split(tmp_path, rows, made):
+    found = finding(report_with(tmp_path, rows, made), "counterfactual_split")
+    assert found.passed is True
+    assert found.measured["without_host"] == found.measured["without_donor"] == 0
+    assert found.measured["rows"]["val"] == {"companion": 10, "lensed": 10, "unlensed": 10}
+    assert "train companion 20, lensed 20, unlensed 20" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("column_name", "value", "item"),
+    [
+        ("host_task_id", lambda rows: rows[4]["task_id"], "without_host"),  # of another region
+        ("host_task_id", lambda rows: rows[1]["task_id"], "without_host"),  # a lens
+        ("host_task_id", lambda rows: "nobody", "without_host"),
+        ("donor_task_id", lambda rows: rows[0]["task_id"], "without_donor"),  # a control
+        ("donor_task_id", lambda rows: rows[5]["task_id"], "without_donor"),  # of another split
+    ],
+)
+def test_a_host_or_donor_elsewhere_is_a_blocker(tmp_path, rows, made, column_name, value, item):
+    names = made[column_name].to_pylist()
+    names[0] = value(rows.to_pylist())
+    report = report_with(tmp_path, rows, set_columns(made, {column_name: names}))
+    found = finding(report, "counterfactual_split")
+    assert (found.passed, found.severity, report.verdict) == (False, "blocker", "failed")
+    assert {name: found.measured[name] for name in ("without_host", "without_donor")} == {
+        "without_host": 0, "without_donor": 0, item: 1,
+    }  # fmt: skip
+
+
+def test_a_donor_may_lie_in_another_region_of_the_split(tmp_path, rows, made):
+    names = made["donor_task_id"].to_pylist()
+    names[0] = rows["task_id"][3].as_py()  # region 1, also train
+    report = report_with(tmp_path, rows, set_columns(made, {"donor_task_id": names}))
+    assert finding(report, "counterfactual_split").passed is True
+
+
+def test_counterfactuals_alone_ask_for_the_tree_that_they_were_made_from(tmp_path, made):
+    report = report_on(tmp_path, made)
+    assert report.verdict == "failed"
+    assert report.splits == {}
+    for item in ("both_classes", "counterfactual_split"):
+        assert "Name the tree that they were made from too" in finding(report, item).detail
+
+
+def test_what_is_wrong_with_a_counterfactual_itself_is_found(tmp_path, stamps, made):
+    """It breaks a rule for controls, repeats a task_id, has no host, or no stamp."""
+    task_ids, hosts = made["task_id"].to_pylist(), made["host_task_id"].to_pylist()
+    blobs, theta_e = made["stamp_npz"].to_pylist(), made["theta_e_arcsec"].to_pylist()
+    task_ids[0], hosts[3], blobs[6], theta_e[9] = stamps["task_id"][0].as_py(), None, b"", 1.0
+    bad = set_columns(
+        made,
+        {
+            "task_id": task_ids,
+            "host_task_id": hosts,
+            "stamp_npz": blobs,
+            "theta_e_arcsec": theta_e,
+            "src_e": [0.1, *made["src_e"].to_pylist()[1:]],
+        },
+    )
+    report = report_with(tmp_path, stamps, bad, pixels=True)
+    assert finding(report, "label_consistency").measured == {
+        "incomplete_counterfactual": 1, "label_conflict": 1,
+    }  # fmt: skip
+    assert finding(report, "control_rules").measured["src_e"] == 1
+    assert finding(report, "duplicate_task_ids").measured["within_a_split"] == 1
+    rate = finding(report, "reject_rate")
+    assert rate.measured["reasons"] == {"empty_blob": 1}
+    assert rate.measured["by_class"] == {"0": 0, "1": 0, "counterfactual": pytest.approx(1 / 118)}
+    assert rate.passed is False

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from lensprep.cli import main
-from tests.phase4c import tiny_tree
+from tests.phase4c import tiny_counterfactuals, tiny_table, tiny_tree, write_tree
 
 
 def run(*arguments):
@@ -75,6 +75,22 @@ def test_check_says_ok_and_inspect_shows_the_account(tree, dataset, tmp_path):
     assert json.loads(run("inspect", dataset, "--json").stdout)["dataset_id"]
 
 
+def test_counterfactuals_have_lines_of_their_own(tree, tmp_path):
+    made = write_tree(tmp_path / "made", tiny_counterfactuals(tiny_table(60), pairs=12))
+    checked = run("check", tree, made, "--workers", 1)
+    assert "counterfactual_split" in checked.stdout
+    done = run("convert", tree, made, tmp_path / "ds", "--workers", 1)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    expected = ["12", "of", "them", "are", "counterfactuals:", "lensed", "6,", "unlensed", "6"]
+    assert lines[lines.index(expected) - 1][:3] == ["train", "44", "stamps"]
+    against = ("--against", made, "--against", tree, "--all")
+    verified = run("verify", tmp_path / "ds", *against, "--workers", 1)
+    assert verified.exit_code == 0, verified.output
+    assert "84 stamps, 84 compared with the source: ok" in verified.stdout
+    shown = run("inspect", tmp_path / "ds")
+    assert "lensed 6, unlensed 6" in shown.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -132,6 +148,8 @@ def test_bad_input_is_one_line_with_status_1(arguments, message, tree, tmp_path)
         (["convert", "TREE", "TREE/out"], "TREE/out lies in TREE: the output would be"),
         (["convert", "TREE/region_split=val", "TREE"], "region_split=val lies in TREE"),
         (["convert", "TREE", "OUT", "--work", "TREE/work"], "TREE/work lies in TREE"),
+        (["convert", "TREE", "TREE/region_split=val", "OUT"], "region_split=val lies in TREE: its"),
+        (["check", "TREE", "TREE"], "TREE is named twice: its rows would come twice. Name it onc"),
         (["convert", "TREE", "OUT", "--drop-column", "ra"], "must have the column ra"),
         (["convert", "TREE", "OUT", "--drop-column", "typo"], "no column 'typo' to leave out"),
     ],
@@ -153,6 +171,8 @@ def test_what_was_given_is_named_in_one_line(arguments, message, tree, dataset, 
     "arguments",
     [
         ["convert"],
+        ["convert", "a"],
+        ["check"],
         ["convert", "a", "b", "--shard-rows", "0"],
         ["check", "a", "--rejects", "x.txt"],
         ["nonsense"],

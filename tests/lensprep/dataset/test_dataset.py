@@ -16,7 +16,8 @@ from lensprep.dataset import (
     Manifest,
     NormalizationSpec,
 )
-from lensprep.dataset.record import header_faults, payload_crc32, record_json
+from lensprep.dataset.layout import JSON_BYTES
+from lensprep.dataset.record import encode_json, header_faults, payload_crc32, record_json
 from lensprep.dataset.writer import write_dataset
 from lensprep.errors import DatasetError, ShardError, StorageError
 from lensprep.store import atomic_writer, member_path
@@ -76,6 +77,30 @@ def test_header_faults_point_at_the_altered_record(tmp_path):
     crc = payload_crc32(records)
     records[0, PAYLOAD_OFFSET + 9] ^= 4
     assert (payload_crc32(records) != crc).tolist() == [True, False, False]
+
+
+def test_the_json_has_a_kind_where_there_is_one_and_keeps_its_size():
+    kinds = [None, "unlensed", 'a "later" kind', "k" * 500]
+    plain = encode_json({"label": [0] * 4, "task_id": ["a"] * 4})
+    texts = encode_json({"label": [0] * 4, "task_id": ["a"] * 4, "counterfactual": kinds})
+    assert texts[0] == plain[0]
+    assert texts[3] is None  # too long
+    for text, kind in zip(texts[1:3], kinds[1:3], strict=True):
+        assert len(text) == JSON_BYTES
+        assert json.loads(text) == {"label": 0, "task_id": "a", "counterfactual": kind}
+
+
+def test_arrays_with_counterfactuals_are_a_dataset_that_counts_them(tmp_path):
+    root, pixels, table = small(tmp_path)
+    assert "counterfactual" not in (root / "manifest.json").read_text()
+    kinds = pa.array([None, "lensed", "unlensed", None, "unlensed", None, None], pa.string())
+    table = table.append_column("counterfactual", kinds)
+    write_dataset(tmp_path / "b", {"train": (pixels, table)}, SPEC, shard_rows=3)
+    split = Dataset.open(tmp_path / "b").split("train")
+    assert split.counterfactuals == {"lensed": 1, "unlensed": 2}
+    assert split.classes == {"0": 4, "1": 3}
+    (record,) = Dataset.open(tmp_path / "b").map_records(split.shards[0])[1:2]
+    assert record_json(record)["counterfactual"] == "lensed"
 
 
 def test_a_cut_or_missing_shard_is_named_with_its_offset(tmp_path):
@@ -150,6 +175,10 @@ def repeat_the_first_shard(d):
         (split(classes={"0": 4, "1": 4}), "are not 7 rows"),
         (split(classes={"0": 4, "2": 3}), "are not 7 rows"),
         (split(classes={"0": True, "1": 6}), "'0' is True, not a whole number"),
+        (split(counterfactuals=[]), r"counterfactuals is \[\], not an object"),
+        (split(counterfactuals={"unlensed": 1.0}), "'unlensed' is 1.0, not a whole number"),
+        (split(counterfactuals={"lensed": 4}), "are more than the rows of their classes"),
+        (split(counterfactuals={"a": 4, "b": 1}), "are more than the rows of their classes"),
         (split(regions=8), "7 rows cannot lie in 8 regions"),
         (split(shards={}), "shards is {}, not a list"),
         (first_shard(rows=2), "cannot hold 2 rows"),

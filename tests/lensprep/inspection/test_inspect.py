@@ -16,7 +16,7 @@ from lensprep.errors import DatasetError, ShardError
 from lensprep.inspection.inspect import inspect_dataset
 from lensprep.inspection.text import _bars, render_text
 from lensprep.store import open_store
-from tests.phase4c import tiny_tree
+from tests.phase4c import tiny_counterfactuals, tiny_table, tiny_tree, write_tree
 
 ROWS = 96
 
@@ -241,3 +241,26 @@ def test_pixels_that_are_not_finite_are_counted_and_the_output_stays_json(datase
     assert found.record["pixels"]["g"] == {"not_finite": 1.0}
     assert 0 < found.pixels["g"]["not_finite"] < 1
     text_of(found)
+
+
+def test_counterfactuals_are_counted_and_in_no_statistics_of_classes(tmp_path):
+    table = tiny_table(48)
+    made = tiny_counterfactuals(table, pairs=12)
+    tree = write_tree(tmp_path / "stamps", table)
+    convert(str(tree), str(tmp_path / "alone"), ConvertConfig(), workers=1)
+    trees = [str(tree), str(write_tree(tmp_path / "made", made))]
+    convert(trees, str(tmp_path / "ds"), ConvertConfig(), workers=1)
+    before, found = inspect_dataset(tmp_path / "alone"), inspect_dataset(tmp_path / "ds")
+    for name in ("models", "statistics", "histograms", "sky"):
+        assert getattr(found, name) == getattr(before, name)
+    assert "counterfactuals" not in before.splits["train"]
+    assert found.splits["train"]["counterfactuals"] == {"lensed": 6, "unlensed": 6}
+    assert found.splits["train"]["rows"] == before.splits["train"]["rows"] + 12
+    shown = text_of(found)
+    assert "counterfactuals of train (in no statistic of a class): lensed 6, unlensed 6" in shown
+    assert "counterfactuals of" not in text_of(before)
+    tar = inspect_dataset(tmp_path / "ds" / "train" / "train-000000.tar")
+    assert tar.splits["train"]["counterfactuals"] == {"lensed": 6, "unlensed": 6}
+    shutil.copy(tmp_path / "ds" / "train" / "train-000000.tar", tmp_path / "bare.tar")
+    (bare,) = inspect_dataset(tmp_path / "bare.tar").splits.values()  # from the JSON of its records
+    assert bare["counterfactuals"] == {"lensed": 6, "unlensed": 6}

@@ -1,5 +1,7 @@
 """Montages: which stamps are drawn, and that the pixels drawn are those of the stamps."""
 
+from dataclasses import replace
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -9,7 +11,13 @@ from lensprep.dataset import Dataset
 from lensprep.dataset.rgb import lupton_rgb
 from lensprep.errors import DatasetError
 from lensprep.inspection.montage import MontageStamp, draw_montage, write_montage
-from tests.phase4c import tiny_pixels, tiny_table, tiny_tree
+from tests.phase4c import (
+    tiny_counterfactuals,
+    tiny_pixels,
+    tiny_table,
+    tiny_tree,
+    write_tree,
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +83,25 @@ def test_label_theta_e_and_key_stand_under_each_stamp():
         "label 1   θ_E 0.60″",
         "0123456789abcdef\n0123456789abcdef",
     ]
+
+
+def test_the_kind_of_a_counterfactual_stands_beside_its_label():
+    kinds = ("unlensed", "lensed")
+    figure = draw_montage([replace(stamp(n), counterfactual=kinds[n]) for n in (0, 1)])
+    assert texts_of(figure)[::2] == ["label 0   unlensed", "label 1   θ_E 0.60″   lensed"]
+
+
+def test_the_kinds_drawn_are_those_of_the_rows(tmp_path, monkeypatch):
+    made = write_tree(tmp_path / "made", tiny_counterfactuals(tiny_table(40)))
+    convert(str(made), str(tmp_path / "ds"), ConvertConfig(), workers=1)
+    drawn = []
+    monkeypatch.setattr(
+        "lensprep.inspection.montage.draw_montage",
+        lambda stamps: drawn.extend(stamps) or draw_montage(stamps),
+    )
+    write_montage(tmp_path / "ds", tmp_path / "a.png", count=8)
+    assert [s.counterfactual for s in drawn] == [("unlensed", "lensed")[s.label] for s in drawn]
+    assert len(drawn) == 8
 
 
 def test_classes_stand_side_by_side_and_nothing_overlaps():

@@ -11,12 +11,13 @@ from lensprep.source.contract import (
     FilterRules,
     accepts,
     filter_rows,
+    is_counterfactual,
     label_rows,
     schema_faults,
 )
 from lensprep.source.survey import (
-    COLUMN_BY_NAME,
     COLUMNS,
+    FAMILY_COLUMNS,
     LEAKING_COLUMNS,
     REQUIRED_COLUMNS,
     SCHEMA,
@@ -24,7 +25,7 @@ from lensprep.source.survey import (
 
 
 def test_contract_has_57_columns_of_which_27_are_required():
-    assert len(COLUMNS) == len(COLUMN_BY_NAME) == 57
+    assert len(COLUMNS) == len(SCHEMA) == 57
     assert len(REQUIRED_COLUMNS) == 27
     assert {"stamp_npz", "region_split", "psf_fwhm_used_r"} <= set(REQUIRED_COLUMNS)
 
@@ -129,6 +130,43 @@ def test_label_is_a_closed_map_checked_against_two_columns():
     assert labels.label.dtype == "int8"
     for case, label, reason in zip(LABEL_CASES, labels.label, labels.reason, strict=True):
         assert (label, reason) == case[4:], case
+
+
+@pytest.mark.parametrize(
+    ("kind", "host", "donor", "lens_model", "reason"),
+    [
+        (None, None, None, "CONTROL", ""),
+        (None, "h", None, "SIE", ""),
+        ("unlensed", "h", "d", "CONTROL", ""),
+        ("lensed", "h", "d", "SIE", ""),
+        ("of a later version", "h", "d", "CONTROL", ""),
+        ("unlensed", "h", "d", "SIE", "label_conflict"),
+        ("of a later version", "h", "d", "SIE", "label_conflict"),
+        ("lensed", "h", "d", "CONTROL", "label_conflict"),
+        ("unlensed", None, "d", "CONTROL", "incomplete_counterfactual"),
+        ("lensed", "h", "", "SIE", "incomplete_counterfactual"),
+        ("", "h", "d", "CONTROL", "incomplete_counterfactual"),
+    ],
+)
+def test_a_counterfactual_names_its_family_and_is_a_lens_only_if_lensed(
+    kind, host, donor, lens_model, reason
+):
+    table = _label_table(
+        [("a", lens_model, int(lens_model == "CONTROL"), float(lens_model == "SIE"))]
+    )
+    assert not is_counterfactual(table).any()
+    for column, value in zip(FAMILY_COLUMNS, (kind, host, donor), strict=True):
+        table = table.append_column(column.name, pa.array([value], column.type))
+    assert is_counterfactual(table).tolist() == [kind is not None]
+    (label,), (found,) = label_rows(table)
+    assert found == reason
+    assert label == (-1 if reason else int(lens_model == "SIE"))
+
+
+def test_a_counterfactual_without_the_columns_of_its_family_is_incomplete():
+    table = _label_table([("a", "CONTROL", 1, 0.0)])
+    table = table.append_column("counterfactual", pa.array(["unlensed"]))
+    assert label_rows(table).reason.tolist() == ["incomplete_counterfactual"]
 
 
 def test_labels_do_not_depend_on_how_text_is_stored():

@@ -11,10 +11,17 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from lensprep.errors import InputError, ProjectError, SchemaError
+from lensprep.errors import ConfigError, InputError, ProjectError, SchemaError
+from lensprep.source.listing import tell_apart
 from lensprep.source.survey import COLUMNS, STAMP_COLUMN
 from lensprep.source.tree import Source
-from tests.phase4c import set_columns, tiny_table, tiny_tree, write_tree
+from tests.phase4c import (
+    set_columns,
+    tiny_counterfactuals,
+    tiny_table,
+    tiny_tree,
+    write_tree,
+)
 
 from .conftest import read_all
 
@@ -333,3 +340,106 @@ def test_damaged_bytes_never_raise_anything_but_the_projects_errors(tmp_path):
         except ProjectError as error:
             outcomes.add(type(error).__name__)
     assert {"read", "InputError"} <= outcomes
+
+
+@pytest.fixture
+def pair(tmp_path, tree, rows):
+    """Two trees with the same names of files, and all their rows."""
+    made = tiny_counterfactuals(rows, pairs=6)
+    return tree, write_tree(tmp_path / "made", made, files_per_split=1)
+
+
+def test_several_trees_are_one_source_whatever_their_order(pair, rows):
+    source = Source.open(pair)
+    paths = [file.path for file in source.files]
+    assert paths == sorted(paths)
+    assert {path.split("/")[0] for path in paths} == {"made", "stamps"}
+    assert source.rows == 48 + 12
+    assert source.schema.names[57:] == ["counterfactual", "host_task_id", "donor_task_id"]
+    other = Source.open(pair[::-1])
+    assert (other.files, other.schema, other.digest()) == (
+        source.files, source.schema, source.digest(),
+    )  # fmt: skip
+    assert other.uri == f"{pair[1]} {pair[0]}"
+    found = read_all(pickle.loads(pickle.dumps(source)))
+    ordinary = found.filter(pc.field("counterfactual").is_null())
+    assert ordinary.select(rows.column_names).sort_by("task_id").equals(rows.sort_by("task_id"))
+    assert set(pc.drop_null(found["counterfactual"]).to_pylist()) == {"unlensed", "lensed"}
+
+
+def test_a_sequence_of_one_tree_is_that_tree(tree):
+    assert Source.open([tree]) == Source.open(tree)
+
+
+def test_files_of_several_trees_are_named_by_what_tells_them_apart(tmp_path, tree, rows):
+    other = write_tree(tmp_path / "b" / "stamps", rows, files_per_split=1, hive=False)
+    (file,) = other.glob("*.parquet")
+    source = Source.open([tree, file])
+    assert source.files[0].path == file.name  # its own name is enough
+    assert source.files[1].path.startswith("stamps/region_split=test/part-")
+    assert read_all(source).num_rows == 2 * 48
+    folder = tmp_path.name
+    assert {f.path.rsplit("/", 1)[0] for f in Source.open([tree, other]).files} == {
+        "b/stamps",
+        *(f"{folder}/stamps/region_split={split}" for split in ("train", "val", "test")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("locations", "names"),
+    [
+        (["/a/phase4c"], [""]),
+        (["/a/phase4c/", "/a/counterfactuals"], ["phase4c", "counterfactuals"]),
+        (["/a/new", "s3://b/new"], ["a/new", "b/new"]),
+        (["/a/new", "s3a://a/new"], ["a/new", "s3:/a/new"]),
+        (["s3://a/1/x", "s3://b/2/x", "s3://b/1/x"], ["a/1/x", "b/2/x", "b/1/x"]),
+        # with three folders each, files of the first could seem to be of the second
+        (["/b/c", "/a/b/c/d", "/a/x/c/d"], ["b/c", "a/b/c/d", "a/x/c/d"]),
+    ],
+)
+def test_the_fewest_folders_that_tell_locations_apart_name_them(locations, names):
+    assert tell_apart(locations) == names
+    assert tell_apart(locations[::-1]) == names[::-1]
+
+
+@pytest.mark.parametrize(
+    ("locations", "message"),
+    [
+        ([], "There is no source. Name at least one"),
+        (["{0}", "{0}/"], "is named twice: its rows would come twice. Name it once"),
+        (["{0}", "{0}/region_split=val"], "region_split=val lies in .*stamps: its rows"),
+        (["s3://b/x/y", "s3a://b/x"], "s3://b/x/y lies in s3a://b/x: "),
+    ],
+)
+def test_no_row_comes_twice_since_locations_overlap(tree, locations, message):
+    with pytest.raises(ConfigError, match=message):
+        Source.open([text.format(tree) for text in locations])
+
+
+def test_a_fault_names_the_tree_that_it_is_in(pair, tmp_path):
+    file = min((pair[1] / "region_split=val").iterdir())
+    data = file.read_bytes()
+    file.write_bytes(data[:-100])
+    with pytest.raises(InputError, match=r"^made/region_split=val/part-00000.* cannot be read"):
+        Source.open(pair)
+    source = Source.open(pair, skip_bad_files=True)
+    assert [bad.path for bad in source.bad_files] == [f"made/region_split=val/{file.name}"]
+    file.write_bytes(data)
+    (pair[1] / "_temporary" / "0").mkdir(parents=True)
+    with pytest.raises(InputError, match="made holds _temporary"):
+        Source.open(pair)
+    assert Source.open(pair, skip_bad_files=True).unfinished == "made/_temporary"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty holds no \.parquet file"):
+        Source.open([pair[0], tmp_path / "empty"])
+
+
+def test_the_columns_that_tell_counterfactuals_are_text_and_stay(tmp_path, rows):
+    made = tiny_counterfactuals(rows, pairs=4)
+    tree = write_tree(tmp_path / "made", made)
+    with pytest.raises(ConfigError, match="counterfactual tells counterfactuals from other rows"):
+        Source.open(tree, drop_columns=["counterfactual"])
+    column = made.schema.get_field_index("host_task_id")
+    numbers = made.set_column(column, "host_task_id", pa.array(range(made.num_rows)))
+    with pytest.raises(SchemaError, match="column host_task_id is int64, not string"):
+        Source.open(write_tree(tmp_path / "numbers", numbers))

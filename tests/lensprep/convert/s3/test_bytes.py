@@ -13,14 +13,20 @@ from click.testing import CliRunner
 from lensprep.cli import main
 from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import Dataset
-from lensprep.errors import BudgetError, InputError
+from lensprep.errors import BudgetError, ConfigError, InputError
 from lensprep.inspection.verify import verify
 from lensprep.source.tree import Source
 from lensprep.store.arrow import remote_filesystem
 from lensprep.store.s3 import S3Store
 from tests.lensprep.convert.conversions import CONFIG
-from tests.lensprep.convert.s3.conversions import contents, put_tree, unfinished, without_source
-from tests.phase4c import tiny_tree
+from tests.lensprep.convert.s3.conversions import (
+    contents,
+    put_tree,
+    unfinished,
+    without_groups,
+    without_source,
+)
+from tests.phase4c import tiny_counterfactuals, tiny_tree, write_tree
 
 
 def test_it_is_the_dataset_that_a_local_conversion_makes(tree, whole, s3, tmp_path):
@@ -133,3 +139,19 @@ def test_the_work_is_encrypted_and_of_the_common_class(tree, s3):
     convert(str(tree), s3.uri, CONFIG, workers=1, progress=look, options=options)
     assert seen[0]["ServerSideEncryption"] == "AES256"
     assert seen[0].get("StorageClass", "STANDARD") == "STANDARD"
+
+
+def test_a_tree_on_a_disk_and_one_in_a_store_are_one_source(tree, table, s3, tmp_path):
+    made = tiny_counterfactuals(table, pairs=10)
+    extra = write_tree(tmp_path / "made", made, files_per_split=1)
+    convert([str(tree), str(extra)], str(tmp_path / "ds"), CONFIG, workers=1)
+    store = S3Store(f"{s3.uri}-source/made", s3.options())
+    put_tree(store, extra)
+    report = convert([store.uri, str(tree)], s3.uri, CONFIG, workers=2, options=s3.options())
+    assert report["accepted"] == 119 + 20
+    files, local = contents(s3), contents(tmp_path / "ds")
+    assert without_groups(without_source(files)) == without_groups(without_source(local))
+    again = verify(s3.uri, against=[str(tree), store.uri], sample=None, options=s3.options())
+    assert (again["ok"], again["compared"]) == (True, 139)
+    with pytest.raises(ConfigError, match="is named twice"):
+        convert([store.uri, f"{store.uri}/"], str(tmp_path / "x"), CONFIG, options=s3.options())
