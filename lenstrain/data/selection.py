@@ -49,7 +49,7 @@ class Selection:
         """Every position that may come, ascending; None for all."""
         if self.rows is None or self.added is None:
             return self.rows
-        return np.union1d(self.rows, self.added)
+        return _merged(self.rows, self.added)
 
     @property
     def digest(self) -> str:
@@ -78,8 +78,12 @@ class Selection:
         if rows is None or self.added is None:
             return rows
         counts = repeat_counts(np.full(len(self.added), self.added_rows / len(self.added)), key)
-        # The stable sort merges two ascending halves in one pass.
-        return np.sort(np.concatenate([rows, np.repeat(self.added, counts)]), kind="stable")
+        return _merged(rows, np.repeat(self.added, counts))
+
+
+def _merged(rows: NDArray[np.int64], more: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Both in ascending order, as each of them is: a stable sort does that in one pass."""
+    return np.sort(np.concatenate([rows, more]), kind="stable")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

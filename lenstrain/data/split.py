@@ -138,7 +138,7 @@ class ConvertedSplit:
     @cached_property
     def counterfactuals(self) -> Families:
         """Its counterfactuals, from the sidecars."""
-        if COUNTERFACTUAL not in self.dataset.columns(self.split):
+        if not self.dataset.split(self.split).counterfactuals:
             return NO_FAMILIES
         names = [COUNTERFACTUAL, HOST_TASK, DONOR_TASK]
         table = self.dataset.read_sidecar(self.split, names)

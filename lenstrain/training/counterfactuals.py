@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensprep.dataset import Dataset
-from lensprep.dataset.layout import COUNTERFACTUAL, DONOR_TASK, HOST_TASK
+from lensprep.dataset.layout import COUNTERFACTUAL, DONOR_TASK, HOST_TASK, LENSED
 from lensprep.dataset.sidecar import is_counterfactual
 from lensprep.errors import ConfigError
 from lenstrain.evaluation.metrics import PAIR_AUROC
@@ -27,21 +27,19 @@ class Counterfactuals:
 
 def read_counterfactuals(dataset: Dataset, split: str) -> Counterfactuals | None:
     """The counterfactuals of a split, from its sidecars; None if there are none."""
-    if COUNTERFACTUAL not in dataset.columns(split):
+    if not dataset.split(split).counterfactuals:
         return None
     table = dataset.read_sidecar(split, [COUNTERFACTUAL, HOST_TASK, DONOR_TASK])
-    mask = is_counterfactual(table)
-    return Counterfactuals(mask, find_pairs(table)) if mask.any() else None
+    return Counterfactuals(is_counterfactual(table), find_pairs(table))
 
 
 def ordinary_classes(dataset: Dataset, split: str) -> Mapping[str, int]:
     """Rows of each label of a split without its counterfactuals, by the label as text."""
     found = dataset.split(split)
-    if not found.shards or COUNTERFACTUAL not in dataset.columns(split):
-        return found.classes
-    table = dataset.read_sidecar(split, ["label", COUNTERFACTUAL])
-    labels = table["label"].to_numpy()[~is_counterfactual(table)]
-    return {str(label): int(np.count_nonzero(labels == label)) for label in (0, 1)}
+    made = {"0": 0, "1": 0}
+    for kind, rows in found.counterfactuals.items():
+        made["1" if kind == LENSED else "0"] += rows
+    return {label: rows - made[label] for label, rows in found.classes.items()}
 
 
 def require_pairs(dataset: Dataset, split: str, metric: str, key: str) -> None:
