@@ -376,3 +376,44 @@ def draw_auroc_by(entries: Mapping[str, Mapping[str, Any]], overall: float, leve
             "high": high,
         },
     )
+
+
+def draw_pairs(pairs: Mapping[str, Any], least: float, level: float) -> Plot:
+    """AUROC within pairs against theta_E / PSF; `least` is what a finder must surely reach."""
+    bins = [cell for cell in pairs["by_theta_e_over_psf"] if cell["n"]]
+    series = {"all": [cell["auroc"] for cell in bins]}
+    series |= {kind: [cell["by_kind"][kind] for cell in bins] for kind in pairs["by_kind"]}
+    step = 0.6 / len(series)
+    numbers: dict[str, list[Any]] = {name: [] for name in ("kind", "lo", "hi")}
+    with new_figure() as (figure, axes):
+        colours, markers = ("black", *SERIES, GREY), (*MARKERS, "P", "X")
+        for number, (kind, entries) in enumerate(series.items()):
+            kept = [index for index, entry in enumerate(entries) if entry["value"] is not None]
+            x = np.array(kept) + (number - (len(series) - 1) / 2) * step
+            y, low, high = (
+                np.array([entries[index][name] for index in kept], float)
+                for name in ("value", "low", "high")
+            )
+            look = {"color": colours[number % len(colours)], "fmt": markers[number % len(markers)]}
+            axes.errorbar(x, y, bars(y, low, high), label=kind, ms=3, lw=0.9, **look)
+            numbers["kind"] += [kind] * len(kept)
+            for name in ("lo", "hi"):
+                numbers[name] += [bins[index][name] for index in kept]
+            for name, column in (("n", [entries[index]["n"] for index in kept]),
+                                 ("auroc", y), ("low", low), ("high", high)):  # fmt: skip
+                numbers.setdefault(name, []).extend(column)
+        axes.axhline(0.5, color=GREY, lw=0.8, ls=":")
+        axes.axhline(least, color=RED, lw=0.8, ls="--")
+        axes.set_xticks(range(len(bins)), [cell["label"] for cell in bins])
+        axes.set(xlim=(-0.5, len(bins) - 0.5), ylim=(-0.03, 1.04))
+        axes.set(xlabel=AXIS_LABELS["theta_e_over_psf"], ylabel="AUROC within pairs")
+        figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2, handlelength=1.5)
+    return Plot(
+        "pairs_theta_e_over_psf",
+        "Lens against the same light",
+        f"How often the lens of a pair scores higher; bars: {level:.0%} interval by region. "
+        f"Dotted: chance. Dashed: {least:g}, above which the whole bar must lie for the finder to "
+        "tell a lens from light.",
+        figure,
+        numbers,
+    )

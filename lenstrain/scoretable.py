@@ -2,11 +2,11 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import special
 
+from lensprep.dataset.layout import COUNTERFACTUAL, COUNTERFACTUALS, DONOR_TASK, HOST_TASK
 from lensprep.errors import NotFoundError, ScoresError
 from lensprep.store import Uri
 from lensprep.tables.columns import check_ids, to_floats
@@ -27,11 +28,12 @@ MAX_CLUSTERS = 10_000
 """With more regions than this, neighbouring numbers are drawn together (whole regions)."""
 
 AXIS_COLUMNS = ("theta_e_arcsec", "psfsize_r", "psfdepth_r", "arc_snr", "src_dmag")
-_OTHER_COLUMNS = ("task_id", "split", "lens_model", "pixel_hash", "ra", "dec")
+_FAMILY_COLUMNS = (COUNTERFACTUAL, HOST_TASK, DONOR_TASK)
+_OTHER_COLUMNS = ("task_id", "split", "lens_model", "pixel_hash", "ra", "dec", *_FAMILY_COLUMNS)
 COLUMNS = (
     "key", "label", "logit", "probability", "region_id", *AXIS_COLUMNS, *_OTHER_COLUMNS
 )  # fmt: skip
-_TEXT_COLUMNS = ("key", "task_id", "split", "lens_model", "pixel_hash")
+_TEXT_COLUMNS = ("key", "task_id", "split", "lens_model", "pixel_hash", *_FAMILY_COLUMNS)
 LOGIT = "logit or probability"
 """The column that is needed, of either name."""
 _FEWEST = 20
@@ -43,9 +45,20 @@ Floats = NDArray[np.float64]
 ScoresAre = Literal["probability", "logit"]
 
 
+class Counterfactuals(NamedTuple):
+    """The rows of a file that are counterfactuals, in file order."""
+
+    table: pa.Table
+    """The same columns as of the other rows."""
+    logits: Floats
+
+
 @dataclass(frozen=True, kw_only=True)
 class SkyScores:
-    """Scores with positions; labels are not needed."""
+    """Scores with positions; labels are not needed.
+
+    Counterfactuals are no independent images, so they are apart from the rows of the table.
+    """
 
     path: Uri
     table: pa.Table
@@ -59,6 +72,21 @@ class SkyScores:
     """Digest of the file."""
     notes: tuple[str, ...] = ()
     """What a reader of the results must know."""
+    counterfactuals: Counterfactuals | None = None
+    """None if the file has none."""
+    file_rows: NDArray[np.int64] | None = None
+    """Row of the file for each row of the table; None if the table is the whole file."""
+
+    def in_file(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the file for some rows of the table."""
+        return rows if self.file_rows is None else self.file_rows[rows]
+
+    @property
+    def everything(self) -> pa.Table:
+        """The rows of the table, and then the counterfactuals."""
+        if self.counterfactuals is None:
+            return self.table
+        return pa.concat_tables([self.table, self.counterfactuals.table])
 
     @property
     def precision(self) -> str | None:
@@ -99,7 +127,7 @@ class ScoreTable(SkyScores):
 
     def codes(self, column: str) -> tuple[NDArray[np.int64], list[Any]]:
         """Number of each row's value among the distinct ones, -1 for null; and these, in order."""
-        codes, values = _codes(self.table[column])
+        codes, values = codes_of(self.table[column])
         return codes, values.to_pylist()
 
     @cached_property
@@ -156,7 +184,7 @@ def read_score_table(
     Returns
     -------
     ScoreTable
-        The rows in file order; keys are text.
+        The rows in file order, counterfactuals apart; keys are text.
 
     Raises
     ------
@@ -167,11 +195,11 @@ def read_score_table(
     """
     needed = ("key", "label", LOGIT, "region_id")
     rows = read_rows(path, needed, columns, scores_are, if_there=if_there)
-    table, notes = rows.table, rows.notes
-    check_keys(table["key"], path)
+    table, notes, everything = rows.table, rows.notes, rows.everything
+    check_keys(everything["key"], path)
     labels = _read_labels(table["label"], path)
-    check_ids(table["region_id"], "region_id", path, repeated=True)
-    region, regions = _codes(table["region_id"])
+    check_ids(everything["region_id"], "region_id", path, repeated=True)
+    region, regions = codes_of(table["region_id"])
     n_regions = len(regions)
     n_clusters = min(n_regions, MAX_CLUSTERS)
     if n_clusters < n_regions:
@@ -218,7 +246,7 @@ def read_rows(
     """Read the columns of `COLUMNS` that a table has, with keys as text.
 
     The columns `needed` must be there: key, `LOGIT`, and others. Else as `read_score_table`, whose
-    errors it raises for these columns.
+    errors it raises for these columns. Here, and nowhere else, counterfactuals are set aside.
     """
     try:
         found = read_table(path, COLUMNS, _TEXT_COLUMNS, rename=columns, if_there=if_there)
@@ -231,7 +259,7 @@ def read_rows(
     check_ids(table["key"], "key", path)
     logits, notes = _read_logits(found, path, scores_are)
     position = table.column_names.index("key")
-    return SkyScores(
+    rows = SkyScores(
         path=path,
         table=table.set_column(position, "key", table["key"].cast(pa.string())),
         logits=logits,
@@ -240,6 +268,43 @@ def read_rows(
         sha256=found.sha256,
         notes=tuple(notes),
     )
+    return _set_aside(rows)
+
+
+def _set_aside(rows: SkyScores) -> SkyScores:
+    """The same with its counterfactuals apart, and a note of how many they are."""
+    if COUNTERFACTUAL not in rows.table.column_names:
+        return rows
+    kind = rows.table[COUNTERFACTUAL]
+    made = pc.is_valid(kind).to_numpy()
+    aside, kept = np.flatnonzero(made), np.flatnonzero(~made)
+    if not aside.size:
+        return rows
+    if not kept.size:
+        raise ScoresError(
+            f"{rows.path} holds counterfactuals alone, which are judged by the threshold of other "
+            "rows: score the whole split."
+        )
+    counts = {str(n["values"]): n["counts"].as_py() for n in kind.drop_null().value_counts()}
+    listed = ", ".join(f"{name} {counts[name]:,}" for name in in_order(counts))
+    note = (
+        f"{aside.size:,} counterfactuals ({listed}) are in a table of their own and count in no "
+        "other figure: they are no independent images."
+    )
+    return replace(
+        rows,
+        table=rows.table.take(pa.array(kept)),
+        logits=rows.logits[kept],
+        notes=(*rows.notes, note),
+        counterfactuals=Counterfactuals(rows.table.take(pa.array(aside)), rows.logits[aside]),
+        file_rows=kept,
+    )
+
+
+def in_order(kinds: Iterable[str]) -> list[str]:
+    """Distinct kinds of counterfactuals: the known ones in their order, and then the others."""
+    known = {name: place for place, name in enumerate(COUNTERFACTUALS)}
+    return sorted({*kinds}, key=lambda name: (known.get(name, len(known)), name))
 
 
 def read_logits(path: Uri, needed: Sequence[str] = ()) -> pa.Table:
@@ -395,7 +460,7 @@ def _from_probability(values: Floats, path: Uri) -> tuple[Floats, list[str]]:
     return np.clip(special.logit(values), _LEAST_LOGIT, _GREATEST_LOGIT), notes
 
 
-def _codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:
+def codes_of(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:
     """Number of each distinct value in sorted order, -1 for null; and the distinct values."""
     encoded = _encoded(column)
     order = pc.sort_indices(encoded.dictionary).to_numpy()

@@ -66,7 +66,7 @@ def _left_out(
 def _lenses_with(table: Scores, column: str, value: str) -> NDArray[np.bool_]:
     found = read_table(table.path, [column])
     require_columns(found, (column,), table.path, "Name one of them in --left-out.")
-    values = found.table[column]
+    values = found.table[column].take(pa.array(table.in_file(np.arange(table.n))))
     if pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
         try:
             number = float(value)

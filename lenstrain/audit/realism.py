@@ -115,7 +115,8 @@ def _injected(evidence: Evidence) -> tuple[NDArray[np.float64], NDArray[np.str_]
         raise NotRunError(f"{scores.path} has no injected lens (label 1, theta_e_arcsec above 0).")
     rows = _spread(np.flatnonzero(chosen))
     regions = scores.table["region_id"].take(pa.array(rows)).cast(pa.string()).to_pylist()
-    return _features(scores.path, rows), np.array(regions), scores.metadata
+    features = _features(scores.path, scores.in_file(rows))
+    return features, np.array(regions), scores.metadata
 
 
 def _spread(rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -116,7 +116,24 @@ def _evaluate_lines(result: dict[str, Any]) -> list[str]:
             )
     if result["selection_function"] and result["selection_function"]["population"]:
         lines.append(_population_line(result["selection_function"]["population"]))
+    if made := result.get("counterfactuals"):
+        lines += _counterfactual_lines(made)
     return [*lines, f"Report: {result['report']}"]
+
+
+def _counterfactual_lines(made: dict[str, Any]) -> list[str]:
+    """The kind that passes most often, and where a lens is told from light."""
+    rates = {kind: found["pass_rate"] for kind, found in made["kinds"].items() if "factor" in found}
+    lines = []
+    if rates:
+        worst = max(rates, key=lambda kind: rates[kind]["value"])
+        limit = made["fpr_upper"]
+        beside = "" if limit is None else f"; non-lenses at most {limit:.2%}"
+        lines.append(
+            f"{rates[worst]['value']:.1%} of the {worst} counterfactuals pass at the threshold for "
+            f"{made['name']}{beside}"
+        )
+    return [*lines, made["pairs"]["words"]]
 
 
 def _population_line(population: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from lensprep.errors import ScoresError
 from lenstrain.evaluation import calibration, metrics
 from lenstrain.evaluation.completeness import AxisBins
+from lenstrain.evaluation.counterfactuals import measure_counterfactuals
 from lenstrain.evaluation.independence import judge_calibration_split
 from lenstrain.evaluation.notes import evaluation_notes
 from lenstrain.evaluation.operating import (
@@ -96,6 +97,9 @@ def measure(
         for name in BOTH_CLASSES
         if name in bins
     }
+    if scores.counterfactuals is not None:  # else the key is absent
+        chosen = [one for one in found["completeness_thresholds"] if one["threshold"] is not None]
+        entries["counterfactuals"] = measure_counterfactuals(scores, chosen, resampling, options)
     entries |= {"comparison": None, "known_lenses": None}
     entries["notes"] = evaluation_notes(scores, reference, entries, options)
     return Measurement(entries, band, tables, cuts)

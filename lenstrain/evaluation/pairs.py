@@ -45,14 +45,14 @@ def find_pairs(table: pa.Table) -> Pairs:
     family = pc.binary_join_element_wise(host, donor, "/").take(pa.array(rows))
     is_lens = kinds == LENSED
     lenses = family.filter(pa.array(is_lens)).combine_chunks()
-    place = pc.index_in(family.filter(pa.array(~is_lens)), value_set=lenses)
+    place = pc.index_in(family.filter(pa.array(~is_lens)), value_set=lenses, skip_nulls=True)
     found = pc.is_valid(place).to_numpy()
     lens = rows[is_lens][place.drop_null().to_numpy().astype(np.int64)]
     return Pairs(lens, rows[~is_lens][found], kinds[~is_lens][found])
 
 
 def wins(pairs: Pairs, logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """1 where the lens of a pair scores higher, 0 where the light does, 0.5 where neither; (pairs,).
+    """1 where the lens of a pair scores higher, 0 where the light does, else 0.5; shape (pairs,).
 
     Their mean is the AUROC within pairs.
     """

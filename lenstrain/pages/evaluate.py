@@ -22,6 +22,7 @@ from lensprep.tables.catalog import read_catalog
 from lenstrain import figures as plots
 from lenstrain.evaluation.catalog import measure_catalog
 from lenstrain.evaluation.compare import compare
+from lenstrain.evaluation.counterfactuals import TELLS
 from lenstrain.evaluation.measure import (
     Measurement,
     Progress,
@@ -284,6 +285,9 @@ def _plots(scores: Scores, found: Measurement) -> list[plots.Plot]:
     if entries.get("auroc_by_theta_e"):
         groups = entries["auroc_by_theta_e"]
         drawn.append(plots.draw_auroc_by(groups, entries["auroc"]["value"], level))
+    made = entries.get("counterfactuals")
+    if made is not None and any(cell["n"] for cell in made["pairs"]["by_theta_e_over_psf"]):
+        drawn.append(plots.draw_pairs(made["pairs"], TELLS, level))
     target = primary_threshold(entries)["target_fpr"]
     for bins in entries["strata"].values():
         drawn.append(plots.draw_strata(bins, target, level))

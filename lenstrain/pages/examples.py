@@ -141,7 +141,7 @@ def _source_rgb(uri: str, is_tree: bool, scores: SkyScores, rows: Rows) -> Pictu
     for name in _ORIGIN:
         if name not in table.column_names:
             raise ScoresError(f"{scores.path} has no column {name}, so its stamps cannot be found.")
-    origins = table.take(pa.array(rows)).to_pylist()
+    origins = table.take(pa.array(scores.in_file(rows))).to_pylist()
     if is_tree:
         return lupton_rgb(tree_stamps(uri, origins))
     names = [origin["source_file"] for origin in origins]

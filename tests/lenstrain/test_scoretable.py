@@ -9,7 +9,8 @@ from scipy import special
 
 from lensprep.errors import ScoresError
 from lenstrain import scoretable as module
-from lenstrain.scoretable import read_score_table
+from lenstrain.scoretable import read_score_table, read_sky_scores
+from tests.families import BY_SHAPE, add_families
 from tests.scoretables import make_table
 
 
@@ -271,3 +272,79 @@ def test_theta_e_over_psf_is_derived_and_nan_without_a_psf(write_scores):
     assert np.isnan(ratio[::2]).all()
     assert ratio[1::2] == pytest.approx(read.numbers("theta_e_arcsec")[1::2] / 2)
     assert not read_score_table(write_scores(rows=60, psfsize_r=None)).has("theta_e_over_psf")
+
+
+def families_file(tmp_path, **options):
+    table = add_families(make_table(), BY_SHAPE, families=50, **options)
+    pq.write_table(table, tmp_path / "families.parquet")
+    return table, tmp_path / "families.parquet"
+
+
+def test_counterfactuals_are_set_aside_when_a_table_is_read(tmp_path):
+    table, path = families_file(tmp_path)
+    plain_rows = np.flatnonzero(table["counterfactual"].is_null())
+    pq.write_table(make_table(), tmp_path / "plain.parquet")
+    read, expected = read_score_table(path), read_score_table(tmp_path / "plain.parquet")
+    for name in ("logits", "labels", "region"):
+        assert np.array_equal(getattr(read, name), getattr(expected, name))
+    assert read.table["key"].equals(expected.table["key"])
+    assert (read.n, read.n_regions, read.n_negative_unique) == (
+        expected.n, expected.n_regions, expected.n_negative_unique
+    )  # fmt: skip
+    assert np.array_equal(read.in_file(np.arange(read.n)), plain_rows)
+    aside = read.counterfactuals
+    made = table.filter(table["counterfactual"].is_valid())
+    assert aside.table["key"].to_pylist() == made["key"].to_pylist()
+    assert np.array_equal(aside.logits, made["logit"].to_numpy())
+    assert aside.table["host_task_id"].equals(made["host_task_id"])
+    assert read.everything.num_rows == table.num_rows
+    assert read_sky_scores(path).table.num_rows == expected.n
+    assert any(note.startswith("250 counterfactuals (unlensed 50,") for note in read.notes)
+
+
+def test_a_table_without_counterfactuals_is_as_it_was(tmp_path):
+    """Neither an absent column nor one of nulls alone, as a split may have, changes anything."""
+    table, path = families_file(tmp_path)
+    pq.write_table(table.filter(table["counterfactual"].is_null()), path)
+    read = read_score_table(path)
+    assert (read.counterfactuals, read.file_rows, read.notes) == (None, None, ())
+    assert read.in_file(np.array([3, 1])).tolist() == [3, 1]
+    assert read.everything is read.table
+
+
+def test_empty_cells_of_a_csv_are_no_kind(tmp_path):
+    table, _ = families_file(tmp_path)
+    pcsv.write_csv(table, tmp_path / "families.csv")
+    read = read_score_table(tmp_path / "families.csv")
+    assert (read.n, len(read.counterfactuals.logits)) == (1200, 250)
+
+
+def test_a_table_of_counterfactuals_alone_is_refused(tmp_path):
+    table, path = families_file(tmp_path)
+    pq.write_table(table.filter(table["counterfactual"].is_valid()), path)
+    for read in (read_score_table, read_sky_scores):
+        with pytest.raises(
+            ScoresError, match=r"holds counterfactuals alone.*score the whole split"
+        ):
+            read(path)
+
+
+def test_counterfactuals_are_checked_as_other_rows_are(tmp_path):
+    table, path = families_file(tmp_path)
+    keys = table["key"].to_pylist()
+    first, made = keys[0], next(k for k in keys if not k.startswith("00000000"))
+    twice = pa.array([first if key == made else key for key in keys])
+    pq.write_table(table.set_column(table.column_names.index("key"), "key", twice), path)
+    with pytest.raises(ScoresError, match="1 keys occur more than once"):
+        read_score_table(path)
+    kinds = np.array(table["counterfactual"].to_pylist())
+    region = pa.array(table["region_id"].to_numpy(), mask=kinds == "unlensed")
+    pq.write_table(table.set_column(table.column_names.index("region_id"), "region_id", region),
+                   path)  # fmt: skip
+    with pytest.raises(ScoresError, match="region_id"):
+        read_score_table(path)
+    # Lenses among them do not make up for a class that the other rows lack.
+    lone = np.array([kind is not None for kind in kinds]) | (table["label"].to_numpy() == 0)
+    pq.write_table(table.filter(pa.array(lone)), path)
+    with pytest.raises(ScoresError, match=r"non-lenses \(label 0\) alone"):
+        read_score_table(path)

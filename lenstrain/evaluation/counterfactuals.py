@@ -1,0 +1,298 @@
+"""What a finder makes of counterfactuals: which of them pass, and whether lenses rank above them.
+
+Whoever flags extra light passes counterfactuals as often as lenses, and ranks lenses and the same
+light without lensing alike: an AUROC of 0.5 within pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lensprep.dataset.layout import COUNTERFACTUAL, LENSED
+from lensprep.tables.columns import to_floats
+from lenstrain.evaluation.bootstrap import ratio
+from lenstrain.evaluation.clustered import Shares, latent_correlation
+from lenstrain.evaluation.completeness import AxisBins, axis_bins
+from lenstrain.evaluation.options import EvaluationOptions
+from lenstrain.evaluation.pairs import find_pairs, wins
+from lenstrain.evaluation.resampling import Resampling
+from lenstrain.evaluation.scores import Scores
+from lenstrain.scoretable import codes_of, in_order
+
+RATIO_EDGES: Final = (0.0, 0.25, 0.5, 0.75, 1.0, math.inf)
+"""Edges of the bins of theta_E over PSF FWHM."""
+TELLS: Final = 0.6
+"""A finder tells a lens from light where the AUROC within pairs surely lies above this, a
+convention; 0.5 is chance."""
+FEWEST: Final = 20
+"""Families below which a bin does not decide where that is."""
+BRIGHT_SNR: Final = 20.0
+"""Arcs of a higher peak signal-to-noise are reported apart too."""
+
+_BINS_ALIKE = 10
+"""Bins of theta_E / PSF in which lenses are alike."""
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RankedPairs:
+    """Pairs of a lens and a counterfactual of its family; all arrays of shape (pairs,)."""
+
+    won: Floats
+    """1 where the lens scores higher, 0 where it scores lower, 0.5 where both are equal."""
+    kind: NDArray[np.str_]
+    theta_e: Floats
+    """Einstein radius of the lens, arcsec; NaN where it is not known, here and below."""
+    over_psf: Floats
+    """The same over the PSF FWHM."""
+    arc_snr: Floats
+    region: NDArray[np.int64]
+    """Numbered from 0."""
+    family: NDArray[np.int64]
+    """Row of the lens, which the pairs of a family share."""
+
+    def entry(self, among: Mask, level: float) -> dict[str, Any]:
+        """AUROC within some of the pairs, with the interval of a share by region.
+
+        Pairs of one family share their lens and are one observation, as rows of one image are.
+        """
+        won, region = self.won[among], self.region[among]
+        _, first, family = np.unique(self.family[among], return_index=True, return_inverse=True)
+        pairs = np.bincount(family)
+        correlation = latent_correlation(np.bincount(family, won) / pairs, region[first])
+        hits, rows = (np.bincount(region, each).astype(np.float64) for each in (won, None))
+        share = Shares(hits, rows, np.asarray(float((pairs**2).sum())), correlation)
+        entry = share.entry(level)
+        # Counts of what may be half a win mean nothing, and neither does Wilson's interval.
+        kept = ("value", "low", "high", "level", "reason", "n", "regions", "effective")
+        return {name: entry[name] for name in kept if name in entry} | {"families": first.size}
+
+
+def rank_pairs(scores: Scores) -> RankedPairs:
+    """Find the pairs among the counterfactuals of a table, and which of both scores higher."""
+    table, logits = scores.counterfactuals or (scores.table.slice(0, 0), np.empty(0))
+    pairs = find_pairs(table)
+
+    def numbers(name: str) -> Floats:
+        if name not in table.column_names:
+            return np.full(pairs.lens.size, np.nan)
+        return to_floats(table[name], name, scores.path)[pairs.lens]
+
+    theta_e, psf = numbers("theta_e_arcsec"), numbers("psfsize_r")
+    return RankedPairs(
+        wins(pairs, logits),
+        pairs.kind,
+        theta_e,
+        np.where(psf > 0, theta_e / np.where(psf > 0, psf, 1.0), np.nan),
+        numbers("arc_snr"),
+        codes_of(table["region_id"])[0][pairs.lens],
+        pairs.lens,
+    )
+
+
+def measure_counterfactuals(
+    scores: Scores,
+    cuts: Sequence[Mapping[str, Any]],
+    resampling: Resampling,
+    options: EvaluationOptions,
+) -> dict[str, Any]:
+    """Measure what passes at each threshold, and the ranks within pairs.
+
+    Parameters
+    ----------
+    scores : Scores
+        With counterfactuals.
+    cuts : sequence of mapping
+        Entries of ``completeness_thresholds`` that have a threshold, the first one first.
+    resampling : Resampling
+        Draws of the regions of `scores`.
+    options : EvaluationOptions
+
+    Returns
+    -------
+    dict
+        ``name``, ``threshold``, ``fpr``, ``fpr_upper`` and ``kinds`` of the first threshold,
+        ``other_thresholds`` with the same of the others, and ``pairs``.
+    """
+    first, *others = (_passing(scores, cut, resampling, options.level) for cut in cuts)
+    pairs = _measure_pairs(rank_pairs(scores), options)
+    return first | {"other_thresholds": others, "pairs": pairs}
+
+
+def _passing(
+    scores: Scores, cut: Mapping[str, Any], resampling: Resampling, level: float
+) -> dict[str, Any]:
+    """What passes of each kind at one threshold, beside the false-positive rate there."""
+    assert scores.counterfactuals is not None
+    table, logits = scores.counterfactuals
+    kind = np.array(table[COUNTERFACTUAL].to_pylist(), np.str_)
+    region, flagged = codes_of(table["region_id"])[0], logits > cut["threshold"]
+    upper = cut["fpr"]["upper_limit"]
+    kinds: dict[str, Any] = {}
+    for name, chosen in _by_kind(kind).items():
+        hits, rows = (
+            np.bincount(region[among], minlength=region.max() + 1).astype(np.float64)
+            for among in (chosen & flagged, chosen)
+        )
+        correlation = latent_correlation(logits[chosen], region[chosen])
+        entry = Shares(hits, rows, np.asarray(rows.sum()), correlation).entry(level)
+        kinds[name] = {"n": entry["n"], "flagged": entry["k"], "pass_rate": entry}
+        if name != LENSED:
+            kinds[name]["factor"] = entry["value"] / upper if upper > 0 else None
+        else:
+            lensed = table.filter(pa.array(chosen))
+            kinds[name]["lenses_alike"] = _lenses_alike(scores, lensed, cut, resampling)
+    names = ("name", "threshold", "guaranteed")
+    rates = {"fpr": cut["fpr"]["value"], "fpr_upper": upper}
+    return {name: cut[name] for name in names} | rates | {"kinds": kinds}
+
+
+def _lenses_alike(
+    scores: Scores, lensed: pa.Table, cut: Mapping[str, Any], resampling: Resampling
+) -> dict[str, Any] | None:
+    """Completeness of the other lenses, weighted to the theta_E / PSF of those made from a donor.
+
+    None if that is not known. If the two differ, the arcs were not drawn as those of the lenses.
+    """
+    names = ("theta_e_arcsec", "psfsize_r")
+    if not scores.has("theta_e_over_psf"):
+        return None
+    theta_e, psf = (to_floats(lensed[name], name, scores.path) for name in names)
+    bins = axis_bins("theta_e_over_psf", theta_e[psf > 0] / psf[psf > 0], _BINS_ALIKE)
+    if bins is None:
+        return None
+    ours = bins.assign(theta_e / np.where(psf > 0, psf, np.nan))
+    wanted = np.bincount(ours[ours >= 0], minlength=bins.size)
+    theirs = bins.assign(scores.numbers("theta_e_over_psf"))
+    lens = (scores.labels == 1) & (theirs >= 0)
+    found = np.bincount(theirs[lens], minlength=bins.size) > 0
+    if not (wanted * found).any():
+        return None
+    weights = wanted * found / (wanted * found).sum()
+    flagged = scores.logits > cut["threshold"]
+    total = np.zeros(len(resampling.weights))
+    for index in np.flatnonzero(weights):
+        shares = scores.shares(1, theirs == index, flagged)
+        each = (resampling.weights @ counts for counts in (shares.hits, shares.rows))
+        total += weights[index] * ratio(*each)
+    return resampling.entry(total) | {"n": int(lens.sum())}
+
+
+def _measure_pairs(pairs: RankedPairs, options: EvaluationOptions) -> dict[str, Any]:
+    """AUROC within pairs: overall, by kind, Einstein radius and resolution; and the limit."""
+    level = options.level
+    everything = np.ones(pairs.won.size, bool)
+    kinds = _by_kind(pairs.kind)
+
+    def binned(bins: AxisBins | None, values: Floats) -> list[dict[str, Any]]:
+        if bins is None:
+            return []
+        which = bins.assign(values)
+        return [
+            {
+                "lo": float(low),
+                "hi": float(high),
+                "label": f"{low:g} or more" if math.isinf(high) else bins.label(index),
+                "n": int(np.count_nonzero(which == index)),
+                "auroc": pairs.entry(which == index, level),
+                "by_kind": {
+                    name: pairs.entry((which == index) & of_kind, level)
+                    for name, of_kind in kinds.items()
+                },
+            }
+            for index, (low, high) in enumerate(pairwise(bins.edges))
+        ]
+
+    resolution = AxisBins("theta_e_over_psf", np.array(RATIO_EDGES))
+    by_ratio = binned(resolution, pairs.over_psf)
+    limit = tells_above([(cell["hi"], cell["auroc"]) for cell in by_ratio])
+    limits = {
+        name: tells_above([(cell["hi"], cell["by_kind"][name]) for cell in by_ratio])
+        for name in kinds
+    }
+    return {
+        "n": everything.size,
+        "auroc": pairs.entry(everything, level),
+        "by_kind": {name: pairs.entry(of_kind, level) for name, of_kind in kinds.items()},
+        "bright": pairs.entry(pairs.arc_snr > BRIGHT_SNR, level) | {"arc_snr_above": BRIGHT_SNR},
+        "by_theta_e": binned(
+            axis_bins("theta_e_arcsec", pairs.theta_e, options.axis_bins), pairs.theta_e
+        ),
+        "by_theta_e_over_psf": by_ratio,
+        "limit": limit and limit.above,
+        "limit_by_kind": {name: found and found.above for name, found in limits.items()},
+        "words": limit_in_words(everything.size, limit, limits),
+    }
+
+
+class Limit(NamedTuple):
+    """theta_E / PSF from which on a finder tells a lens from light; infinity for no upper edge."""
+
+    above: float
+    """0 if it does everywhere."""
+    measured: float
+    """Up to where that is known; equal to `above` if it does nowhere."""
+
+
+def tells_above(bins: Sequence[tuple[float, Mapping[str, Any]]]) -> Limit | None:
+    """Find the highest bin whose AUROC within pairs may be `TELLS` or less.
+
+    Parameters
+    ----------
+    bins : sequence of (float, mapping)
+        Upper edge of each bin, and its entry from `RankedPairs.entry`.
+
+    Returns
+    -------
+    Limit or None
+        Its upper edge, and that of the highest bin that decides: bins of fewer than `FEWEST`
+        families, or without an interval, do not. None if no bin decides.
+    """
+    decided = [
+        (high, entry["low"] > TELLS)
+        for high, entry in bins
+        if entry["families"] >= FEWEST and np.isfinite(entry["low"])
+    ]
+    if not decided:
+        return None
+    failed = (high for high, tells in decided if not tells)
+    return Limit(max(failed, default=0.0), max(high for high, _ in decided))
+
+
+def limit_in_words(pairs: int, limit: Limit | None, by_kind: Mapping[str, Limit | None]) -> str:
+    """The limit as a sentence, with that of the hardest kind if it is higher."""
+    if not pairs:
+        return "No counterfactual has the lens of its family beside it, so no pair can be ranked."
+    if limit is None:
+        return (
+            f"Too few pairs to say where this finder tells a lens from light: {FEWEST} families in "
+            "a bin of theta_E / PSF, from two regions or more, are needed."
+        )
+    if limit.above == 0:
+        words = "This finder tells a lens from light at every theta_E / PSF that was measured"
+    elif limit.above == limit.measured:
+        words = "This finder cannot tell a lens from light at any theta_E / PSF that was measured"
+    else:
+        words = f"Below theta_E / PSF = {limit.above:g} this finder cannot tell a lens from light"
+    known = {name: found for name, found in by_kind.items() if found is not None}
+    hardest = max(known, key=lambda name: known[name].above, default=None)
+    if hardest is not None and known[hardest].above > limit.above:
+        found = known[hardest]
+        where = "at any" if found.above == found.measured else f"below {found.above:g}"
+        words += f"; from {hardest} light it cannot {where}"
+    return f"{words}."
+
+
+def _by_kind(kind: NDArray[np.str_]) -> dict[str, Mask]:
+    """Rows of each kind."""
+    return {name: kind == name for name in in_order(kind.tolist())}
