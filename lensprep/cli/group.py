@@ -18,6 +18,7 @@ from lensprep import __version__
 from lensprep.cli.bench import bench
 from lensprep.cli.check import check
 from lensprep.cli.convert import convert
+from lensprep.cli.counterfactual import counterfactual
 from lensprep.cli.inspect import inspect
 from lensprep.cli.synth import synth
 from lensprep.cli.transfer import download, upload
@@ -45,5 +46,7 @@ def main(ctx: click.Context) -> None:
     ctx.with_resource(log_lines())
 
 
-for command in (synth, check, convert, verify, upload, download, inspect, bench):
+for command in (
+    synth, check, counterfactual, convert, verify, upload, download, inspect, bench,
+):  # fmt: skip
     main.add_command(command)

@@ -23,6 +23,13 @@ from lensprep.terminal import LOCATION, print_json, progress_bar, s3_options
     show_default=True,
     help="Seed of the sky and everything in it.",
 )
+@click.option(
+    "--priors",
+    metavar="NAME",
+    default="upstream",
+    show_default=True,
+    help="What hosts, lenses and arcs are drawn from: upstream, as Phase 4c; or realistic.",
+)
 @click.option("--regions", type=click.IntRange(3), help="Regions of sky [default: by rows].")
 @click.option("--split-fractions", metavar="T/V/T", help="Train/val/test [default: 60/15/25].")
 @click.option("--defects", is_flag=True, help="Plant the known defects, and write their truth.")

@@ -1,5 +1,6 @@
 """Realistic synthetic Phase 4c data, for the demo, tests and documentation.
 
+    priors   what hosts, lenses and arcs are drawn from (pure)
     survey   regions, bricks, seeing, depth: where every row lies (pure)
     hosts    galaxies and stars
     lenses   lensed sources, traced by lenstronomy

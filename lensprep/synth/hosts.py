@@ -1,8 +1,8 @@
 """Galaxies and stars of the synthetic sky: what a lens finder meets, with and without a lens.
 
-Hosts are luminous galaxies of a magnitude-limited sample (z < 20.9). Most are early types whose
-colours follow a passively evolving population with redshift; some are late types, which are bluer
-and have arms, so that neither colour nor a blue ring reveals the label. Around them are satellites
+Hosts are luminous galaxies of a sample limited in z. Most are early types whose colours follow a
+passively evolving population with redshift; some are late types, which are bluer and have arms, so
+that neither colour nor a blue ring reveals the label. Around them are satellites
 of the same group, field galaxies and stars.
 """
 
@@ -24,10 +24,8 @@ from lensprep.synth.imaging import (
     add_sersic,
     magnitude_to_flux,
 )
+from lensprep.synth.priors import UPSTREAM, Priors
 
-LATE_SHARE: Final = 0.25
-"""Share of hosts with a young disc."""
-Z_LIMIT_MAG: Final = 20.9
 R_BRIGHT_MAG: Final = 17.0
 EXTINCTION: Final = (3.214, 2.165, 1.211)
 """A / E(B-V) in g, r, z (DECam)."""
@@ -64,10 +62,10 @@ class Host:
         return float(sum(flux[1] for _, flux in self.parts))
 
 
-def draw_host(rng: np.random.Generator, ebv: float) -> Host:
-    """Draw one host from the magnitude-limited sample; ``ebv`` is the brick's reddening, mag."""
-    late = rng.random() < LATE_SHARE
-    redshift, magnitudes, brightness = _draw_magnitudes(rng, late)
+def draw_host(rng: np.random.Generator, ebv: float, priors: Priors = UPSTREAM) -> Host:
+    """Draw one host from the limited sample; ``ebv`` is the brick's reddening, mag."""
+    late = rng.random() < priors.late_share
+    redshift, magnitudes, brightness = _draw_magnitudes(rng, late, priors)
     scale = np.interp(redshift, _REDSHIFT, _KPC_PER_ARCSEC) * PIXEL_SCALE_ARCSEC  # kpc per pixel
     size = 6.5 * 10 ** (0.24 * brightness) * rng.lognormal(0.0, 0.3) / scale
     angle = rng.uniform(0.0, math.pi)
@@ -83,20 +81,19 @@ def draw_host(rng: np.random.Generator, ebv: float) -> Host:
 
 
 def _draw_magnitudes(
-    rng: np.random.Generator, late: bool
+    rng: np.random.Generator, late: bool, priors: Priors
 ) -> tuple[float, tuple[float, float, float], float]:
     """Redshift, (g, r, z) magnitudes, and magnitudes above the characteristic brightness."""
     while True:
-        # Most galaxies are near the limit in z, as in any magnitude-limited sample. The arcs then
-        # have a median flux of 5 nanomaggies and a median SNR of 28 (Phase 4c: 4.6, 23).
-        redshift = 0.15 + 0.65 * rng.beta(2.8, 1.2)
-        brightness = rng.normal(-0.2, 0.55)
+        redshift = 0.15 + 0.65 * rng.beta(*priors.host_redshift_beta)
+        brightness = rng.normal(*priors.host_brightness_mag)
         gr = np.interp(redshift, _REDSHIFT, _YOUNG_GR if late else _OLD_GR)
         rz = np.interp(redshift, _REDSHIFT, _YOUNG_RZ if late else _OLD_RZ)
         gr += rng.normal(0.0, 0.20 if late else 0.06)
         rz += rng.normal(0.0, 0.13 if late else 0.05)
         r = np.interp(redshift, _REDSHIFT, _R_MAG) - brightness
-        if r - rz < Z_LIMIT_MAG and r > R_BRIGHT_MAG:
+        inside = r - rz < priors.host_z_limit_mag and rz > priors.host_rz_limit_mag
+        if inside and r > R_BRIGHT_MAG:
             return float(redshift), (float(r + gr), float(r), float(r - rz)), float(brightness)
 
 

@@ -96,6 +96,27 @@ def moffat(
     return (profile / profile.sum()).astype(np.float32)
 
 
+@lru_cache(maxsize=64)
+def gaussian_transfer(fwhm_arcsec: tuple[float, ...]) -> NDArray[np.complex64]:
+    """Fourier transforms of round Gaussians of unit sum; kept for the next rows of a brick.
+
+    Parameters
+    ----------
+    fwhm_arcsec : tuple of float
+        One for each band.
+
+    Returns
+    -------
+    ndarray of complex64, shape (bands, GRID, GRID // 2 + 1)
+    """
+    offset = scipy.fft.fftfreq(GRID, 1.0 / GRID) * PIXEL_SCALE_ARCSEC
+    sigma = np.array(fwhm_arcsec)[:, None] / _FWHM_PER_SIGMA
+    profile = np.exp(-0.5 * (offset / sigma) ** 2)
+    profile /= profile.sum(1, keepdims=True)
+    psf = (profile[:, :, None] * profile[:, None, :]).astype(np.float32)
+    return np.asarray(scipy.fft.rfft2(psf), np.complex64)
+
+
 def observe(
     light: NDArray[np.complex64], camera: Camera, rng: np.random.Generator
 ) -> NDArray[np.float32]:

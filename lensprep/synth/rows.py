@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from lensprep.dataset.layout import BANDS, STAMP_SIZE
 from lensprep.source.survey import COLUMNS, STAMP_MEMBERS, ZERO_POINT
 from lensprep.synth.hosts import Host, draw_host, draw_scene
-from lensprep.synth.imaging import Camera, make_camera, observe
-from lensprep.synth.lenses import Arc, Lens, draw_lens, trace
+from lensprep.synth.imaging import GRID, MARGIN, gaussian_transfer, make_camera, observe
+from lensprep.synth.lenses import Arc, Lens, draw_lens, trace, trace_as_phase4c
+from lensprep.synth.priors import UPSTREAM, Priors
 from lensprep.synth.survey import Brick, bad_fractions, is_lens
 
 EXPERIMENT_ID: Final = "train_stamp64_bandsgrz_gridgrid_small"
@@ -37,7 +38,6 @@ _SELECTIONS = tuple(
         )
     )
 )
-_PSF_SOURCES, _PSF_SOURCE_SHARES = (0, 1, 2), (0.96, 0.03, 0.01)
 
 
 class Row(NamedTuple):
@@ -49,28 +49,35 @@ class Row(NamedTuple):
     """Every column of the contract but the blob."""
 
 
-def render_row(seed: int, index: int, brick: Brick, split: str) -> Row:
-    """Render one row from the seed of the tree, its index in the plan and its brick alone."""
+def render_row(seed: int, index: int, brick: Brick, split: str, priors: Priors = UPSTREAM) -> Row:
+    """Render one row from the seed of the tree, its index in the plan, brick and priors alone."""
     rng = np.random.default_rng([seed, 2, index])
     galaxy = galaxy_id(brick, index)
-    host = draw_host(rng, brick.ebv)
+    host = draw_host(rng, brick.ebv, priors)
     light = scipy.fft.rfft2(draw_scene(rng, host, brick.ebv))
     camera = make_camera(brick)
     columns = _common(rng, seed, galaxy, brick, split)
     # Drawn for controls as well: upstream does not set these two to zero for them.
-    colour = _source_colour(rng)
+    colour = _source_colour(rng, priors)
     columns |= {"src_gr": colour[0], "src_rz": colour[1]}
+    added = priors.arcs == "added"
+    seen: NDArray[np.float32] | None = None
     if is_lens(seed, galaxy):
-        lens = draw_lens(rng, host)
-        arc = trace(lens, host.x_px, host.y_px)
+        lens = draw_lens(rng, host, priors)
+        arc = trace_as_phase4c(lens) if added else trace(lens, host.x_px, host.y_px)
         flux = _source_flux(host, lens, colour)
-        arc_light = scipy.fft.rfft2(arc.image)
-        light += flux.astype(np.float32)[:, None, None] * arc_light
-        snr = _peak_snr(arc_light * np.float32(flux[1]), camera)
-        columns |= _injection_columns(rng, brick, lens, arc, flux, snr)
+        arc_light = flux.astype(np.float32)[:, None, None] * scipy.fft.rfft2(arc.image)
+        psf = gaussian_transfer(brick.psfsize_arcsec) if added else camera.transfer
+        seen = scipy.fft.irfft2(arc_light * psf, s=(GRID, GRID))
+        snr = float(seen[1].max() / camera.sky_sigma[1])
+        columns |= _injection_columns(rng, brick, lens, arc, flux, snr, priors)
+        if not added:
+            light += arc_light
     else:
         columns |= _control_columns()
     pixels = observe(light, camera, rng)
+    if added and seen is not None:
+        pixels += seen[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
     columns["task_id"] = _task_id(columns)
     return Row(pixels, columns)
 
@@ -140,10 +147,11 @@ def _common(
     }
 
 
-def _source_colour(rng: np.random.Generator) -> tuple[float, float]:
+def _source_colour(rng: np.random.Generator, priors: Priors) -> tuple[float, float]:
     """Colours of a star-forming source, g - r and r - z, within the documented [-0.5, 1.5]."""
-    gr = rng.normal(0.35, 0.30)
-    rz = 0.05 + 0.6 * gr + rng.normal(0.0, 0.18)  # dust and age redden both
+    rz_at_0, slope, rz_scatter = priors.source_rz_mag
+    gr = rng.normal(*priors.source_gr_mag)
+    rz = rz_at_0 + slope * gr + rng.normal(0.0, rz_scatter)
     return float(np.clip(gr, -0.5, 1.5)), float(np.clip(rz, -0.5, 1.5))
 
 
@@ -153,12 +161,6 @@ def _source_flux(host: Host, lens: Lens, colour: tuple[float, float]) -> NDArray
     return np.array([r * 10 ** (-0.4 * colour[0]), r, r * 10 ** (0.4 * colour[1])])
 
 
-def _peak_snr(arc_light_r: NDArray[np.complex64], camera: Camera) -> float:
-    """Largest arc signal of a pixel in r over the sky noise, after the atmosphere."""
-    seen = scipy.fft.irfft2(arc_light_r * camera.transfer[1])
-    return float(seen.max() / camera.sky_sigma[1])
-
-
 def _injection_columns(
     rng: np.random.Generator,
     brick: Brick,
@@ -166,13 +168,14 @@ def _injection_columns(
     arc: Arc,
     flux: NDArray[np.float64],
     snr: float,
+    priors: Priors,
 ) -> dict[str, Any]:
-    sources = rng.choice(_PSF_SOURCES, len(BANDS), p=_PSF_SOURCE_SHARES)
+    sources = rng.choice(3, len(BANDS), p=priors.psf_source_shares)
     columns = asdict(lens) | {
         "config_id": lens.config_id,
         "is_control": 0,
         "arc_snr": snr,
-        "total_injected_flux_r": arc.magnification * float(flux[1]),
+        "total_injected_flux_r": float(arc.image.sum(dtype=np.float64) * flux[1]),
         "magnification": arc.magnification,
         "tangential_stretch": arc.tangential_stretch,
         "radial_stretch": arc.radial_stretch,

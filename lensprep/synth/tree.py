@@ -54,6 +54,7 @@ from lensprep.synth.defects import (
     repeat,
     spoil,
 )
+from lensprep.synth.priors import UPSTREAM, Priors, find_priors
 from lensprep.synth.rows import EXPERIMENT_ID, Row, encode_stamp, galaxy_id, render_row
 from lensprep.synth.survey import Brick, SurveyPlan, is_lens, plan_survey
 
@@ -108,6 +109,7 @@ class PartFile:
     """Path below the folder, as in ``source_file`` when the whole tree is read."""
     split: str
     seed: int
+    priors: Priors
     entries: tuple[Entry, ...]
     dropped: tuple[str, ...] = ()
     """Columns that the file lacks."""
@@ -130,6 +132,7 @@ def synthesize(
     *,
     rows: int,
     seed: int,
+    priors: str = UPSTREAM.name,
     workers: int | None = None,
     regions: int | None = None,
     split_fractions: Mapping[str, float] | None = None,
@@ -139,8 +142,8 @@ def synthesize(
 ) -> dict[str, Any]:
     """Write a synthetic Phase 4c tree.
 
-    The bytes depend on ``rows``, ``seed``, ``regions`` and ``split_fractions`` alone, not on the
-    number of workers (given the same versions of NumPy, SciPy, pyarrow and lenstronomy).
+    The bytes depend on ``rows``, ``seed``, ``priors``, ``regions`` and ``split_fractions`` alone,
+    not on the number of workers (given the same versions of NumPy, SciPy, pyarrow and lenstronomy).
 
     Parameters
     ----------
@@ -150,6 +153,8 @@ def synthesize(
         ``_SUCCESS`` last.
     rows : int
     seed : int
+    priors : str, optional
+        Name in `lensprep.synth.priors.PRIORS`: what hosts, lenses and arcs are drawn from.
     workers : int, optional
         Processes; by default as many as there are processors.
     regions : int, optional
@@ -169,14 +174,14 @@ def synthesize(
     Returns
     -------
     dict
-        out, truth, rows, seed, regions, files, bytes, seconds, stamps_per_s, splits (rows,
+        out, truth, rows, seed, priors, regions, files, bytes, seconds, stamps_per_s, splits (rows,
         controls, injections, regions of each) and defects (rows of each). Controls and injections
         are counted before defects change any label.
 
     Raises
     ------
     ConfigError
-        If a number is out of range.
+        If a number is out of range or ``priors`` unknown.
     StorageError
         If ``out`` is in use or cannot be written.
     BudgetError
@@ -187,6 +192,7 @@ def synthesize(
     if find_spec("lenstronomy") is None:
         raise ProjectError(install_hint("lenstronomy"))
     started = time.perf_counter()
+    drawn_from = find_priors(priors)
     if open_store(out, options).entries():
         raise StorageError(f"{out} is not empty. Name a folder that does not exist or is empty.")
     _require_disk(Path(tempfile.gettempdir()) if is_remote(out) else local_path(out), rows)
@@ -198,7 +204,7 @@ def synthesize(
     with written_folder(out, mark, options) as folder:
         for split in SPLITS:
             (folder / STAMPS_DIR / f"{SPLIT_COLUMN}={split}").mkdir(parents=True)
-        parts = plan_files(plan, seed, folder, planted, older_versions=bool(defects))
+        parts = plan_files(plan, seed, drawn_from, folder, planted, older_versions=bool(defects))
         for result in run_tasks(write_part, parts, workers=workers):
             results.append(result)
             if progress is not None:
@@ -216,6 +222,7 @@ def synthesize(
         "truth": join_uri(out, TRUTH_NAME) if defects else None,
         "rows": written,
         "seed": seed,
+        "priors": priors,
         "regions": len(plan.region_split),
         "files": len(parts),
         "bytes": sum(result.bytes for result in results),
@@ -229,6 +236,7 @@ def synthesize(
 def plan_files(
     plan: SurveyPlan,
     seed: int,
+    priors: Priors,
     folder: Path,
     planted: DefectPlan,
     *,
@@ -263,6 +271,7 @@ def plan_files(
                     f"{STAMPS_DIR}/{name}",
                     split,
                     seed,
+                    priors,
                     tuple(entries),
                     dropped if older_versions else (),
                 )
@@ -277,7 +286,7 @@ def write_part(part: PartFile) -> PartResult:
     truth: list[dict[str, Any]] = []
     controls = 0
     for position, entry in enumerate(part.entries):
-        row = render_row(part.seed, entry.row, entry.brick, part.split)
+        row = render_row(part.seed, entry.row, entry.brick, part.split, part.priors)
         columns, blob = _finish(part, entry, row)
         records.append(columns | {STAMP_COLUMN: blob})
         controls += row.columns["is_control"]
