@@ -72,6 +72,12 @@ class DataConfig:
     mine` writes: a row of weight 4 comes four times as often as one that is not listed. An epoch
     keeps its length."""
 
+    counterfactual_share: float = 0.0
+    """Share of an epoch's rows that are counterfactuals (`lensprep counterfactual`). They come
+    besides the ordinary rows, so that an epoch grows; ``limit``, ``sampling`` and
+    ``sample_weights`` are about ordinary rows alone; ``where`` must be true of a counterfactual and
+    of the lens of its family. 0 leaves them out."""
+
     d4: bool = True
     """Turn and flip every training stamp by one of the 8 elements of D4, each equally likely."""
 
@@ -82,6 +88,10 @@ class DataConfig:
         _at_least(1, self, "batch_size", "limit")
         _at_least(0, self, "cache_limit_gb", "cache_reserve_gb")
         _within(self, "shift_px", 0, 8)
+        if not 0 <= self.counterfactual_share < 1:
+            raise ValueError(
+                f"counterfactual_share must lie in [0, 1), got {self.counterfactual_share}"
+            )
         if self.cache_dir is not None and "://" in self.cache_dir:
             raise ValueError(f"cache_dir must be a folder on a local disk, got {self.cache_dir!r}")
         for name in ("memory_budget_gb", "disk_mb_per_s", "store_mb_per_s"):
@@ -229,7 +239,8 @@ class TrainConfig:
 
     monitor: str = "auroc"
     """Validation metric that decides on ``best.pt`` and on stopping: ``auroc``, ``nll``,
-    ``tpr_at_fpr`` or another that may steer."""
+    ``tpr_at_fpr``, ``pair_auroc`` (where the split has counterfactuals) or another that may
+    steer."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` takes a GPU if there is one."""

@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 
 from lensprep.configfile import to_mapping, to_toml
 from lensprep.dataset import Dataset
+from lensprep.dataset.layout import COUNTERFACTUAL
+from lensprep.dataset.sidecar import is_counterfactual
 from lensprep.dataset.strictjson import plain
 from lensprep.dataset.where import compile_where
 from lensprep.errors import ConfigError, DatasetError, names_text
@@ -238,8 +240,9 @@ def _lenses(data: Dataset, factor: str) -> pa.Table:
     """The column of one factor, if it is there, of the training lenses."""
     shards = data.split("train").shards
     have = data.read_shard_sidecar(shards[0]).column_names
-    columns = [name for name in ("label", factor) if name in have]
+    columns = [name for name in ("label", factor, COUNTERFACTUAL) if name in have]
     table = data.read_sidecar("train", list(dict.fromkeys(columns)))
+    table = table.filter(pa.array(~is_counterfactual(table)))
     lenses = table.filter(pc.equal(table["label"], 1))
     if not lenses.num_rows:
         raise DatasetError(f"{data.uri} has no lens in its training split.")
@@ -282,7 +285,8 @@ def _compare(
     """The two networks on the lenses that one of them never saw, and on the others."""
     lens = scores.labels == 1
     kept = compile_where(case.others)
-    unseen = lens & ~kept.mask(read_table(scores.path, kept.columns).table)
+    in_file = kept.mask(read_table(scores.path, kept.columns).table)
+    unseen = lens & ~in_file[scores.in_file(np.arange(scores.n))]
     entry: dict[str, Any] = {
         "value": case.value,
         "train_lenses": case.train_lenses,

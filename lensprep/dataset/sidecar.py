@@ -129,6 +129,20 @@ def read_table(
     return table
 
 
+def is_counterfactual(table: pa.Table) -> NDArray[np.bool_]:
+    """Which rows are counterfactuals, shape (rows,); none where no column says so.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Of a sidecar or of scores. In CSV and FITS empty text stands for null.
+    """
+    if layout.COUNTERFACTUAL not in table.column_names:
+        return np.zeros(table.num_rows, np.bool_)
+    kind = table[layout.COUNTERFACTUAL].cast(pa.string())
+    return np.asarray(pc.fill_null(pc.not_equal(kind, ""), False).to_numpy(), np.bool_)
+
+
 def read_statistics(table: pa.Table) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Median and scale of each band, nanomaggies, shapes (rows, 3); NaN for null.
 

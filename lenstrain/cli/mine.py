@@ -70,6 +70,8 @@ def mine(
         options=options,
     )
     lines = [f"Note: {note}" for note in result["notes"]]
+    if made := result["counterfactuals"]:
+        lines.append(f"Note: {made:,} counterfactuals are left out: they are no controls.")
     lines.append(
         f"{result['hard']:,} hard of {result['controls']:,} controls in {len(result['bins'])} bins "
         f"of seeing, {result['excluded']:,} left out near known lenses: {out}"

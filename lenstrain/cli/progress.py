@@ -131,12 +131,11 @@ class TrainProgress(Bar):
 
 def epoch_line(event: Event) -> str:
     """One epoch in one line."""
-    from lenstrain.evaluation.metrics import steering
+    from lenstrain.evaluation.metrics import watched
 
     record = event.record
     shown = [f"epoch {event.epoch}/{event.epochs}", f"train loss {record['train_loss']:.4f}"]
-    for name in steering():
-        shown.append(f"{name} {record[name]:.4f}")
+    shown += [f"{name} {record[name]:.4f}" for name in watched() if name in record]
     if record["epochs_without_gain"]:
         shown.append(f"no gain for {record['epochs_without_gain']}")
     return "  ".join(shown)

@@ -83,6 +83,11 @@ class StampLoader(OneProcess, wds.PipelineStage):
         ``"balanced"``: both classes equally often, see `lenstrain.data.selection.select`.
     weights : array_like of float, optional
         Relative rate of every row of the split, for instance `hard_negative_weights`.
+    counterfactual_share : float, optional
+        Share of an epoch's rows that are counterfactuals (`lensprep counterfactual`), in [0, 1).
+        They come besides the ordinary rows, which alone are limited, balanced and weighted;
+        `where` must be true of each and of the lens of its family. 0 leaves them out. By default
+        they are rows like any other.
     s3 : S3Options, optional
         How to reach an object store; the usual AWS variables and profiles apply in any case.
     cache : CacheOptions, optional
@@ -120,6 +125,7 @@ class StampLoader(OneProcess, wds.PipelineStage):
         limit: int | None = None,
         sampling: Sampling = "uniform",
         weights: ArrayLike | None = None,
+        counterfactual_share: float | None = None,
         s3: S3Options | None = None,
         cache: CacheOptions | None = None,
     ) -> None:
@@ -134,6 +140,9 @@ class StampLoader(OneProcess, wds.PipelineStage):
             limit=converted(int | None, limit, "limit"),
             sampling=converted(str, sampling, "sampling"),
             weights=weights,
+            counterfactual_share=converted(
+                float | None, counterfactual_share, "counterfactual_share"
+            ),
         )
         order = {
             "seed": converted(int, seed, "seed"),
@@ -161,7 +170,8 @@ class StampLoader(OneProcess, wds.PipelineStage):
             self.selection = select(self.data, selecting)
             self.spec = self._make_spec(**order)
             any_order = self.spec.shuffle == "global"
-            self.source.prepare(self.selection.rows, None if any_order else self._first_steps())
+            steps = None if any_order else self._first_steps()
+            self.source.prepare(self.selection.positions, steps)
         except BaseException:
             self.source.close()
             raise

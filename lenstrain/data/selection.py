@@ -1,4 +1,4 @@
-"""Which rows of a split make an epoch: a filter, a limit, a class balance, weights."""
+"""Which rows of a split make an epoch: a filter, a limit, a balance, weights, counterfactuals."""
 
 from __future__ import annotations
 
@@ -28,13 +28,28 @@ class Selection:
     """Mean number of times that each of them comes in an epoch; None for once each."""
     classes: NDArray[np.int8] | None = None
     """Label of each of them, if the classes are balanced."""
+    added: NDArray[np.int64] | None = None
+    """Positions of counterfactuals that come besides, ascending, all at the same mean rate."""
+    added_rows: int = 0
+    """How many rows of an epoch are counterfactuals, repeats counted."""
 
     @property
     def epoch_rows(self) -> int:
         """Rows of an epoch, repeats counted: the same in every epoch."""
+        return self._ordinary_rows + self.added_rows
+
+    @property
+    def _ordinary_rows(self) -> int:
         if self.rates is not None:
             return int(np.rint(self.rates.sum()))
         return self.total if self.rows is None else len(self.rows)
+
+    @property
+    def positions(self) -> NDArray[np.int64] | None:
+        """Every position that may come, ascending; None for all."""
+        if self.rows is None or self.added is None:
+            return self.rows
+        return np.union1d(self.rows, self.added)
 
     @property
     def digest(self) -> str:
@@ -44,6 +59,8 @@ class Selection:
         digest = hashlib.blake2b(digest_size=8)
         for part in (self.rows, self.rates):
             digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
+        if self.added is not None:  # else as before there were any, so that runs can be resumed
+            digest.update(np.append(self.added, self.added_rows).tobytes())
         return digest.hexdigest()
 
     def epoch(self, key: int) -> NDArray[np.int64] | None:
@@ -54,10 +71,15 @@ class Selection:
         key : int
             64-bit key of the epoch: it decides which rows of a fractional rate come once more.
         """
-        if self.rates is None:
-            return self.rows
-        counts = repeat_counts(self.rates, key, self.classes)
-        return np.repeat(np.arange(self.total) if self.rows is None else self.rows, counts)
+        rows = self.rows
+        if self.rates is not None:
+            counts = repeat_counts(self.rates, key, self.classes)
+            rows = np.repeat(np.arange(self.total) if rows is None else rows, counts)
+        if rows is None or self.added is None:
+            return rows
+        counts = repeat_counts(np.full(len(self.added), self.added_rows / len(self.added)), key)
+        # The stable sort merges two ascending halves in one pass.
+        return np.sort(np.concatenate([rows, np.repeat(self.added, counts)]), kind="stable")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -74,6 +96,10 @@ class Selecting:
     weights: ArrayLike | None = None
     """Relative rate of every row of the split, shape (rows,); the epoch keeps its length, and a row
     of rate ``w`` comes ``floor(w)`` or ``ceil(w)`` times. Multiplies with the balance."""
+    counterfactual_share: float | None = None
+    """Share of an epoch's rows that are counterfactuals, in [0, 1); None takes them for rows like
+    any other. They come besides the ordinary rows, which alone are limited, balanced and weighted;
+    ``where`` must be true of each and of the lens of its family."""
 
 
 def select(data: SplitData, wanted: Selecting) -> Selection:
@@ -92,6 +118,9 @@ def select(data: SplitData, wanted: Selecting) -> Selection:
     where, limit, sampling = wanted.where, wanted.limit, wanted.sampling
     total = sum(data.shard_rows)
     rows = None if where is None else data.matching(where)
+    share, added = wanted.counterfactual_share, None
+    if share is not None and total:
+        rows, added = _without_counterfactuals(data, rows, wanted)
     if limit is not None:
         if limit < 1:
             raise ConfigError(f"limit must be at least 1, got {limit}")
@@ -109,7 +138,36 @@ def select(data: SplitData, wanted: Selecting) -> Selection:
         raise ConfigError(f"sampling must be 'uniform' or 'balanced', got {sampling!r}")
     if rates is not None:
         rates = rates * (len(rates) / rates.sum())
-    return Selection(total, rows, rates, classes)
+    if not share:
+        return Selection(total, rows, rates, classes)
+    ordinary = total if rows is None else len(rows)
+    more = max(1, round(ordinary * share / (1 - share)))
+    return Selection(total, rows, rates, classes, added, more)
+
+
+def _without_counterfactuals(
+    data: SplitData, rows: NDArray[np.int64] | None, wanted: Selecting
+) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
+    """Ordinary rows of a choice (None for all), and its counterfactuals, which must fit a share."""
+    share, found = wanted.counterfactual_share or 0.0, data.counterfactuals
+    if not 0 <= share < 1:
+        raise ConfigError(f"counterfactual_share must lie in [0, 1), got {share:g}")
+    if not len(found.rows):
+        if share:
+            raise ConfigError(
+                f"counterfactual_share is {share:g}, but {data.title} has no counterfactuals. Make "
+                "them with `lensprep counterfactual` and convert them with the rest, or set it "
+                "to 0."
+            )
+        return rows, found.rows
+    made = found.fitting(rows)
+    rows = np.arange(sum(data.shard_rows)) if rows is None else rows
+    if share and not len(made):
+        raise ConfigError(
+            f"counterfactual_share is {share:g}, but where {wanted.where!r} keeps none of the "
+            f"{len(found.rows):,} counterfactuals of {data.title}."
+        )
+    return rows[~np.isin(rows, found.rows, assume_unique=True)], made
 
 
 def _checked_weights(

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lensprep.dataset import MANIFEST_NAME, Dataset
+from lensprep.dataset.layout import COUNTERFACTUAL, DONOR_TASK, HOST_TASK, LENSED
+from lensprep.dataset.sidecar import is_counterfactual
 from lensprep.dataset.where import check_columns, compile_where
 from lensprep.errors import ConfigError, DatasetError, StorageError
 from lensprep.store import S3Options, is_remote
@@ -20,6 +26,32 @@ from lenstrain.data.sources.base import Reading, ShardSource
 from lenstrain.data.sources.local import LocalSource
 from lenstrain.data.sources.remote import RemoteSource
 from lenstrain.data.sources.tars import TarSource, index_tar, names_tars, tar_paths, tars_digest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Families:
+    """The counterfactuals of a split; all arrays of shape (counterfactuals,)."""
+
+    rows: NDArray[np.int64]
+    """Positions in the split, ascending."""
+    family: NDArray[np.int64]
+    """Number of its host and donor."""
+    lensed: NDArray[np.bool_]
+    """Whether it is the lens of its family."""
+
+    def fitting(self, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """Positions of those among some rows (None for all) whose family's lens is there too.
+
+        The same light without a lens has no Einstein radius: a filter cannot tell it from light of
+        other lenses. Without its lens it would teach that this light never is one.
+        """
+        if rows is None:
+            return self.rows
+        there = np.isin(self.rows, rows, assume_unique=True)
+        return self.rows[there & ~np.isin(self.family, self.family[self.lensed & ~there])]
+
+
+NO_FAMILIES: Final = Families(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.bool_))
 
 
 class SplitData(Protocol):
@@ -41,6 +73,10 @@ class SplitData(Protocol):
 
     def matching(self, where: str) -> NDArray[np.int64]:
         """Positions of the rows for which an expression is true, ascending."""
+
+    @property
+    def counterfactuals(self) -> Families:
+        """Its counterfactuals."""
 
 
 class ConvertedSplit:
@@ -99,6 +135,19 @@ class ConvertedSplit:
             start += shard.rows
         return np.concatenate(kept)
 
+    @cached_property
+    def counterfactuals(self) -> Families:
+        """Its counterfactuals, from the sidecars."""
+        if COUNTERFACTUAL not in self.dataset.columns(self.split):
+            return NO_FAMILIES
+        names = [COUNTERFACTUAL, HOST_TASK, DONOR_TASK]
+        table = self.dataset.read_sidecar(self.split, names)
+        rows = np.flatnonzero(is_counterfactual(table))
+        kind, *tasks = (table[name].cast(pa.string()).take(pa.array(rows)) for name in names)
+        family = pc.binary_join_element_wise(*tasks, "/").combine_chunks().dictionary_encode()
+        lensed = pc.equal(kind, LENSED).to_numpy()
+        return Families(rows, family.indices.to_numpy().astype(np.int64), lensed)
+
 
 class TarSplit:
     """Stock WebDataset tars as a split; `uri` as for `lenstrain.data.sources.tars.tar_paths`."""
@@ -122,6 +171,11 @@ class TarSplit:
         raise ConfigError(
             f"where {where!r}: {self.title} has no sidecar tables, which a converted dataset has."
         )
+
+    @property
+    def counterfactuals(self) -> Families:
+        """None that would be known: there are no sidecar columns."""
+        return NO_FAMILIES
 
 
 def open_split(

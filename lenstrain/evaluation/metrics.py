@@ -1,5 +1,7 @@
 """Figures of merit: another one is an entry of `METRICS`, and nothing else.
 
+Those of `COUNTERFACTUAL_METRICS` are of training alone, where a validation split has such rows.
+
 Evaluation, comparison, report, training, monitor and sweep read that list. Ranking metrics come
 from one sorted pass over the scores; ties count half, whatever the row order. Their functions take
 a `RocCurve`: the numbers of positives and negatives at or above every distinct score. Scores should
@@ -9,9 +11,9 @@ be logits: a float32 sigmoid is exactly 1 from 16.64 on, and ties the best candi
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -252,6 +254,11 @@ class Sample:
     ``fprs`` in an evaluation."""
     max_fpr: float = 1e-2
     """Upper end of the partial AUROC."""
+    wins: Floats = field(default_factory=lambda: np.empty(0))
+    """Of each pair of counterfactuals: `lenstrain.evaluation.pairs.wins`. None is among the rows
+    above."""
+    lookalikes: NDArray[np.floating] = field(default_factory=lambda: np.empty(0))
+    """Logits of the counterfactuals that are no lenses."""
 
     @cached_property
     def curve(self) -> RocCurve:
@@ -339,10 +346,47 @@ METRICS: tuple[Metric, ...] = (
 )
 """All figures of merit, in the order in which they are listed."""
 
+PAIR_AUROC: Final = "pair_auroc"
 
-def steering() -> dict[str, Metric]:
-    """Metrics that a run or a sweep can be steered by, by name."""
-    return {metric.name: metric for metric in METRICS if metric.training == "steers"}
+COUNTERFACTUAL_METRICS: tuple[Metric, ...] = (
+    Metric(
+        name=PAIR_AUROC,
+        title="AUROC within pairs",
+        value=lambda sample: _mean(sample.wins),
+    ),
+    Metric(
+        name="counterfactual_pass",
+        title="Counterfactuals that pass",
+        value=lambda sample: _mean(
+            sample.lookalikes > tpr_at_fpr(sample.curve, sample.fpr).threshold
+        ),
+        kind="rate",
+        higher_is_better=False,
+        training="recorded",
+    ),
+)
+"""What training records besides, of a validation split with counterfactuals."""
+
+
+def _mean(values: NDArray[Any]) -> float:
+    return float(np.mean(values)) if values.size else math.nan
+
+
+def recorded(*, counterfactuals: bool) -> list[Metric]:
+    """Metrics of a validation, with or without `COUNTERFACTUAL_METRICS`."""
+    every = (*METRICS, *COUNTERFACTUAL_METRICS) if counterfactuals else METRICS
+    return [metric for metric in every if metric.training != "none"]
+
+
+def steering(*, counterfactuals: bool = True) -> dict[str, Metric]:
+    """Metrics that a run or a sweep can be steered by, by name; as `recorded`."""
+    every = recorded(counterfactuals=counterfactuals)
+    return {metric.name: metric for metric in every if metric.training == "steers"}
+
+
+def watched() -> list[str]:
+    """Names of the metrics that a watcher of a run is shown, as far as they are recorded."""
+    return [*dict.fromkeys((*steering(), *(metric.name for metric in COUNTERFACTUAL_METRICS)))]
 
 
 def steering_metric(name: str, key: str) -> Metric:
@@ -361,4 +405,5 @@ def steering_metric(name: str, key: str) -> Metric:
 
 def higher_is_better(name: str) -> bool:
     """Whether more of a recorded metric is better; True for one of another version."""
-    return next((metric.higher_is_better for metric in METRICS if metric.name == name), True)
+    every = (*METRICS, *COUNTERFACTUAL_METRICS)
+    return next((metric.higher_is_better for metric in every if metric.name == name), True)

@@ -38,6 +38,8 @@ RESTING_RATE = 0.10
 """Share of the peak learning rate below which a flat run has come to rest."""
 CHANCE_AUROC = 0.55
 """AUROC below which a finder of three epochs has learnt nothing."""
+CHANCE_PAIRS = 0.6
+"""AUROC within pairs below which a finder of three epochs cannot tell lenses from their light."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +54,7 @@ class History:
     peak_lr: float = 3e-4
     warmup_steps: float = 0.0
     clip_norm: float = 1.0
+    counterfactual_share: float = 0.0
     nonfinite: bool = False
     """Whether the run ended because its loss was not finite."""
     over: bool = False
@@ -74,10 +77,11 @@ def diagnose(history: History) -> list[Diagnosis]:
     Returns
     -------
     list of Diagnosis
-        Of ``diverges``, ``learns nothing``, ``overfits``, ``plateau``, ``converged``, ``starved``,
-        ``clipped``, ``skipped updates``, ``converges``, ``too early``, ``unclear``.
+        Of ``diverges``, ``learns nothing``, ``sees light``, ``overfits``, ``plateau``,
+        ``converged``, ``starved``, ``clipped``, ``skipped updates``, ``converges``, ``too early``,
+        ``unclear``.
     """
-    rules = (diverges, learns_nothing, overfits, plateau, starved, clipped, skipped)
+    rules = (diverges, learns_nothing, sees_light, overfits, plateau, starved, clipped, skipped)
     found = [finding for rule in rules if (finding := rule(history)) is not None]
     about_learning = {"diverges", "learns nothing", "overfits", "plateau", "converged"}
     if not about_learning & {finding.name for finding in found}:
@@ -126,6 +130,25 @@ def learns_nothing(history: History) -> Diagnosis | None:
         f"The best validation AUROC of {len(auroc)} epochs is {max(auroc):.3f}; chance is 0.5.",
         "Look at stamps and labels with `lensprep inspect --montage`; then try optim.lr 3 times "
         "lower and 3 times higher on data.limit=2000.",
+    )
+
+
+def sees_light(history: History) -> Diagnosis | None:
+    """The finder ranks lenses above non-lenses, but not above the same light without a lens."""
+    auroc, pairs = (values(history.epochs, name) for name in ("auroc", "pair_auroc"))
+    if len(pairs) < 3 or max(pairs[-3:]) >= CHANCE_PAIRS or max(auroc) < CHANCE_AUROC:
+        return None
+    passed = values(history.epochs, "counterfactual_pass")
+    seen = f", and {100 * passed[-1]:.0f} % of such light passes as a lens" if passed else ""
+    return Diagnosis(
+        "sees light",
+        "warn",
+        f"AUROC {auroc[-1]:.3f} against non-lenses, but {pairs[-1]:.3f} against the light of the "
+        f"same lens without a lens{seen}: this finder sees extra light, not lensing.",
+        "Train longer or with a larger data.counterfactual_share; what is smaller than the seeing "
+        "cannot be told apart (`lenstrain evaluate` says below which theta_E / PSF)."
+        if history.counterfactual_share
+        else "Set data.counterfactual_share=0.3.",
     )
 
 

@@ -158,6 +158,7 @@ def read_snapshot(run: str, now: float | None = None) -> Snapshot:
         peak_lr=config.optim.lr,
         warmup_steps=min(config.optim.warmup_epochs * (steps or 0), length / 2),
         clip_norm=config.optim.clip_norm,
+        counterfactual_share=config.data.counterfactual_share,
         nonfinite=_read(store, _NONFINITE) is not None,
     )
     age = _age(run, time.time() if now is None else now)

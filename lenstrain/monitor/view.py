@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lenstrain.evaluation.metrics import higher_is_better, steering
+from lenstrain.evaluation.metrics import higher_is_better, watched
 from lenstrain.monitor.diagnosis import since_best, values
 from lenstrain.monitor.snapshot import Snapshot, words
 
@@ -79,7 +79,7 @@ def numbers(snapshot: Snapshot) -> Table:
     intervals, epochs = snapshot.history.intervals, snapshot.history.epochs
     monitor = snapshot.config.train.monitor
     _row(table, "training loss", values(intervals, "loss"), "{:.4f}", "lowest", min)
-    for name in dict.fromkeys((monitor, *steering())):
+    for name in dict.fromkeys((monitor, *watched())):
         course = values(epochs, name)
         if not course:
             continue

@@ -25,8 +25,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lensprep.dataset import Dataset
+from lensprep.dataset.layout import COUNTERFACTUAL
 from lensprep.dataset.normalization import radius_px
-from lensprep.dataset.sidecar import STATISTICS
+from lensprep.dataset.sidecar import STATISTICS, is_counterfactual
 from lenstrain.evaluation import bootstrap as boot
 from lenstrain.evaluation.metrics import auroc, roc_curve
 from lenstrain.evaluation.resampling import Scale
@@ -217,14 +218,15 @@ def read_light(
 
 
 def _samples(dataset: Dataset, split: str, rows: int) -> Iterator[Sample]:
-    """The first `rows` distinct images of a split, some at a time."""
-    wanted = ("label", "region_id", "pixel_hash", *STATISTICS)
+    """The first `rows` distinct images of a split, some at a time, without counterfactuals."""
+    wanted = ("label", "region_id", "pixel_hash", COUNTERFACTUAL, *STATISTICS)
     names = [name for name in dataset.columns(split) if name in wanted]
     seen: set[Any] = set()
     left = rows
     for shard in dataset.split(split).shards:
         table = dataset.read_shard_sidecar(shard, names)
-        new = _unseen(table, seen)[:left]
+        new = _unseen(table, seen)
+        new = new[~is_counterfactual(table)[new]][:left]
         left -= len(new)
         for start in range(0, len(new), CHUNK):
             index = new[start : start + CHUNK]

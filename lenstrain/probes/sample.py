@@ -10,12 +10,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lensprep.dataset import BANDS, Dataset, NormalizationSpec
-from lensprep.dataset.layout import SOURCE_COLOURS
-from lensprep.dataset.sidecar import STATISTICS, read_statistics
+from lensprep.dataset.layout import COUNTERFACTUAL, SOURCE_COLOURS
+from lensprep.dataset.sidecar import STATISTICS, is_counterfactual, read_statistics
 from lensprep.errors import DatasetError
 
 _NEEDED = ("key", "label", "region_id")
 _WANTED = (
+    COUNTERFACTUAL,
     "pixel_hash",
     "ra",
     "dec",
@@ -73,6 +74,8 @@ class Sample:
 def draw_sample(dataset: Dataset, split: str, per_class: int, seed: int) -> Sample:
     """Draw stamps of both classes at random, each image once, in split order.
 
+    Counterfactuals, which are made from other images, are as if they were not there.
+
     Raises
     ------
     DatasetError
@@ -85,9 +88,10 @@ def draw_sample(dataset: Dataset, split: str, per_class: int, seed: int) -> Samp
     names = [n for n in (*_NEEDED, *_WANTED, *STATISTICS) if n in present]
     table = dataset.read_sidecar(split, names)
     labels = table["label"].to_numpy()
-    first = np.arange(len(labels))
+    first = np.flatnonzero(~is_counterfactual(table))
     if "pixel_hash" in names:
-        first = np.unique(np.array(table["pixel_hash"].to_pylist()), return_index=True)[1]
+        hashes = np.array(table["pixel_hash"].to_pylist())[first]
+        first = first[np.unique(hashes, return_index=True)[1]]
     rng = np.random.default_rng(seed)
     chosen = []
     for label in (0, 1):
@@ -114,7 +118,8 @@ def find_partners(dataset: Dataset, sample: Sample) -> tuple[NDArray[np.int64], 
         return nobody, sample.take(nobody)
     table = dataset.read_sidecar(sample.split, sample.table.column_names)
     labels = table["label"].to_numpy()
-    host = {sky: i for i, sky in enumerate(_positions(table)) if labels[i] == 0}
+    is_host = (labels == 0) & ~is_counterfactual(table)
+    host = {sky: i for i, sky in enumerate(_positions(table)) if is_host[i]}
     host.pop(None, None)
     pairs = [(i, host[sky]) for i, sky in enumerate(_positions(sample.table))
              if sample.labels[i] == 1 and sky in host]  # fmt: skip

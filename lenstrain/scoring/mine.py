@@ -93,8 +93,9 @@ def mine(
     Returns
     -------
     dict
-        ``out``, ``controls``, ``hard``, ``excluded`` (controls near a known lens), ``bins`` (a
-        list with edges, controls, hard and the logit at the cut) and ``notes``.
+        ``out``, ``controls``, ``hard``, ``excluded`` (controls near a known lens),
+        ``counterfactuals`` (left out, too: they are no controls), ``bins`` (a list with edges,
+        controls, hard and the logit at the cut) and ``notes``.
 
     Raises
     ------
@@ -139,6 +140,7 @@ def mine(
         "controls": controls.num_rows,
         "hard": chosen.num_rows,
         "excluded": int(near.sum()),
+        "counterfactuals": max(source.pop("counterfactuals") for source in sources),
         "bins": lines,
         "notes": _notes(catalog, splits),
     }
@@ -207,7 +209,8 @@ def _read_one(
     table = found.table.select(["key", "label", *names])
     table = table.add_column(2, "logit", pa.array(found.logits))
     origin = {name: found.metadata.get(name) for name in ("checkpoint_sha256", "dataset_id")}
-    return table, origin | {"precision": found.precision}
+    made = 0 if found.counterfactuals is None else len(found.counterfactuals.logits)
+    return table, origin | {"precision": found.precision, "counterfactuals": made}
 
 
 def _psf_bins(

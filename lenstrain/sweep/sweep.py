@@ -19,6 +19,7 @@ from lensprep.store.interrupts import PREEMPTED, grace, killed_by
 from lenstrain.sweep.config import Plan
 from lenstrain.sweep.report import recommend
 from lenstrain.sweep.study import StudyFiles, open_study
+from lenstrain.training.counterfactuals import require_pairs
 from lenstrain.training.signals import SAVE_SECONDS
 from lenstrain.training.step import check_precision
 
@@ -56,7 +57,7 @@ def sweep(
     Raises
     ------
     ConfigError
-        If no trial could train on this machine.
+        If no trial could train on this machine, or the dataset has no pairs to be steered by.
     WorkerError
         If workers end one after the other without finishing a trial.
     """
@@ -64,7 +65,9 @@ def sweep(
     on_gpu = plan.base.train.device != "cpu" and gpus
     if all(dimension.key != "train.amp" for dimension in plan.space):
         check_precision(plan.base.train.amp, "cuda" if on_gpu else "cpu")
-    study = open_study(files, plan, Dataset.open(dataset).dataset_id)
+    opened = Dataset.open(dataset)
+    require_pairs(opened, plan.base.eval.split, plan.search.objective, "search.objective")
+    study = open_study(files, plan, opened.dataset_id)
     number = supervise(study, arguments, workers or max(len(gpus), 1))
     if number is not None:
         return {"status": "interrupted", "signal": number, "study": str(files.database)}

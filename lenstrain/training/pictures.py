@@ -92,6 +92,7 @@ def show_validation(
     split: str,
     logits: NDArray[np.float32],
     labels: NDArray[np.int8],
+    rows: NDArray[np.int64] | None = None,
 ) -> None:
     """Write a validation's pictures to TensorBoard; nothing if a logit is not finite.
 
@@ -105,15 +106,19 @@ def show_validation(
     logits : ndarray of float32, shape (rows,)
         In split order.
     labels : ndarray of int8, shape (rows,)
+    rows : ndarray of int64, optional
+        Those that are shown: all if not given, the ordinary ones of a split with counterfactuals.
     """
     if not np.isfinite(logits).all():
         return
+    rows = np.arange(len(logits)) if rows is None else rows
+    logits, labels = logits[rows], labels[rows]
     board.add_pr_curve("validation/pr", labels, expit(logits.astype(np.float64)), step)
     picture = reliability_picture(logits, labels)
     board.add_image("validation/reliability", picture, step, dataformats="HWC")
     if dataset.manifest.normalization.known_parameters is None:
         return  # of a later version: it can be trained with, but not turned back to flux
     for label, name in ((1, "positives"), (0, "negatives")):
-        pictures = stamp_pictures(dataset, split, hardest(logits, labels, label))
+        pictures = stamp_pictures(dataset, split, rows[hardest(logits, labels, label)])
         tag = f"validation/hardest_{name}"
         board.add_image(tag, montage(pictures), step, dataformats="HWC")

@@ -20,8 +20,14 @@ from lenstrain.config import Config, DataConfig
 from lenstrain.data import StampLoader
 from lenstrain.data.cache.folder import CacheOptions
 from lenstrain.data.weights import read_weights
-from lenstrain.evaluation.metrics import steering_metric
+from lenstrain.evaluation import metrics
 from lenstrain.networks.finder import build_model, count_parameters
+from lenstrain.training.counterfactuals import (
+    Counterfactuals,
+    ordinary_classes,
+    read_counterfactuals,
+    require_pairs,
+)
 from lenstrain.training.distributed import Context, launch_id
 from lenstrain.training.mirror import Mirror
 from lenstrain.training.runlog import CHECKPOINTS as CHECKPOINTS
@@ -68,6 +74,8 @@ class Run:
     epoch_totals: Totals
     """Since the start of the epoch, up to the last line of the log."""
     stopper: Stopper
+    counterfactuals: Counterfactuals | None = None
+    """Those of the split that is validated on."""
     progress: Progress | None = None
     log: RunLog | None = None
     """In the main process only."""
@@ -151,6 +159,7 @@ def build_run(
             patience=config.train.patience,
             min_delta=config.train.min_delta,
         ),
+        counterfactuals=read_counterfactuals(dataset, config.eval.split),
         progress=progress,
     )
 
@@ -184,7 +193,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def check_input(dataset: Dataset, config: Config, context: Context) -> None:
     """Refuse a dataset or configuration that cannot be trained with, before anything is built."""
-    steering_metric(config.train.monitor, "train.monitor")
+    metrics.steering_metric(config.train.monitor, "train.monitor")
     check_precision(config.train.amp, context.device.type)
     if config.eval.amp == "bf16":
         require_precision("bf16", context.device, "Set eval.amp to auto or off.")
@@ -194,13 +203,14 @@ def check_input(dataset: Dataset, config: Config, context: Context) -> None:
             "which does not depend on the batch."
         )
     for name in ("train", config.eval.split):
-        classes = dataset.split(name).classes
+        classes = ordinary_classes(dataset, name)
         for label, kind in (("0", "non-lenses"), ("1", "lenses")):
             if not classes.get(label):
                 raise DatasetError(
                     f"{dataset.uri}: split {name!r} has no {kind}. "
                     "Look at it with `lensprep inspect`."
                 )
+    require_pairs(dataset, config.eval.split, config.train.monitor, "train.monitor")
     for key, size in (("data", config.data.batch_size), ("eval", config.eval.batch_size)):
         if size % context.world_size:
             raise ConfigError(
@@ -236,6 +246,7 @@ def make_loaders(
         limit=data.limit,
         sampling=data.sampling,
         weights=sample_weights(dataset, data),
+        counterfactual_share=data.counterfactual_share,
         memory_budget=budget - budget // 4,
         **shared,
     )
@@ -286,4 +297,5 @@ def start_records(run: Run) -> None:
     write_setup(run.folder, run.config, facts)
     run.log = RunLog(run.folder, run.learner.steps, run.epochs_done)
     if not run.learner.steps:
-        run.log.write_settings(run.config)
+        names = metrics.steering(counterfactuals=run.counterfactuals is not None)
+        run.log.write_settings(run.config, names)

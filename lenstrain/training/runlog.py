@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from lensprep.dataset import Dataset
 from lensprep.dataset.strictjson import plain
 from lensprep.store import write_atomic
 from lenstrain.config import Config
-from lenstrain.evaluation.metrics import steering
 from lenstrain.training.checkpoint import git_commit, versions
 
 Scores = tuple[NDArray[np.float32], NDArray[np.int8]]
@@ -75,8 +75,8 @@ class RunLog:
             if isinstance(value, (int, float)) and name != "step":
                 self._board.add_scalar(f"{kind}/{name}", value, record["step"])
 
-    def write_settings(self, config: Config) -> None:
-        """Show the configuration under HPARAMS in TensorBoard, next to the validation metrics."""
+    def write_settings(self, config: Config, metrics: Iterable[str]) -> None:
+        """Show the configuration under HPARAMS in TensorBoard, next to some validation metrics."""
         from torch.utils.tensorboard import summary
 
         make: Any = summary.hparams
@@ -85,18 +85,28 @@ class RunLog:
             for section, values in to_mapping(config).items()
             for key, value in values.items()
         }
-        shown = {f"epoch/{name}": 0.0 for name in steering()}
+        shown = {f"epoch/{name}": 0.0 for name in metrics}
         # The metrics are tags of scalars that `write` records: the zeros are shown nowhere.
         # add_hparams would write them, into a separate folder.
         for part in make(settings, shown):
             self._board.file_writer.add_summary(part)
 
-    def write_validation(self, step: int, dataset: Dataset, split: str, scores: Scores) -> None:
-        """Show a validation in TensorBoard: PR curve, reliability, the hardest stamps."""
+    def write_validation(
+        self,
+        step: int,
+        dataset: Dataset,
+        split: str,
+        scores: Scores,
+        rows: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Show a validation in TensorBoard: PR curve, reliability, the hardest stamps.
+
+        `rows` are those that count, if not all of the split.
+        """
         # Matplotlib takes a second to import, which only the process that draws should pay.
         from lenstrain.training.pictures import show_validation
 
-        show_validation(self._board, step, dataset, split, *scores)
+        show_validation(self._board, step, dataset, split, *scores, rows)
 
     def flush(self) -> None:
         """Write TensorBoard's file to the disk; lines of metrics.jsonl are there already."""

@@ -43,7 +43,7 @@ class Stopper:
         improved = [
             name
             for name, metric in known.items()
-            if _gains(metric, metrics[name], self.best.get(name))
+            if name in metrics and _gains(metric, metrics[name], self.best.get(name))
         ]
         for name in improved:
             self.best[name] = metrics[name]

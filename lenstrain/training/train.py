@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
@@ -162,11 +163,26 @@ def begin(run: Run, home: Home, found: Found | None, *, new: bool) -> None:
     if found is not None:
         mend_names(run, found)
     start_records(run)
+    announce_counterfactuals(run)
     if home.is_output:
         logger.info("%s is written to %s and sent from there", home.uri, home.folder)
     if mirror is not None:
         run.mirror = mirror
         mirror.begin(run.learner.steps)
+
+
+def announce_counterfactuals(run: Run) -> None:
+    """Log how many counterfactuals an epoch holds, or that those of the dataset are left out."""
+    there = len(run.train_loader.data.counterfactuals.rows)
+    rows, of_all = run.train_loader.selection.added_rows, run.train_loader.selection.epoch_rows
+    if rows:
+        logger.info("an epoch has %s rows, %s of them counterfactuals", f"{of_all:,}", f"{rows:,}")
+    elif there:
+        logger.info(
+            "the %s counterfactuals of the training split are left out; "
+            "data.counterfactual_share=0.3 would train with them",
+            f"{there:,}",
+        )
 
 
 def fit(run: Run, signals: StopSignals) -> str:
@@ -278,16 +294,18 @@ def finish_epoch(run: Run, signals: StopSignals) -> None:
     started = time.perf_counter()
     scores = validate(run, signals)
     # Computed once: every process derives what is best and when to stop from the same numbers.
-    main = run.context.is_main
+    made = run.counterfactuals
     run.metrics = run.context.from_main(
-        validation_metrics(*scores, run.config.eval.fpr) if main else {}
+        validation_metrics(*scores, run.config.eval.fpr, made) if run.context.is_main else {}
     )
     improved = run.stopper.update(run.epochs_done + 1, run.metrics)
     record = epoch_record(run, time.perf_counter() - started)
     if run.log is not None:
         run.log.write("epoch", record)
         with suppress(StopWaitingError), signals.breakable():  # pictures, read from the dataset
-            run.log.write_validation(run.learner.steps, run.dataset, run.config.eval.split, scores)
+            rows = None if made is None else np.flatnonzero(~made.mask)
+            split = run.config.eval.split
+            run.log.write_validation(run.learner.steps, run.dataset, split, scores, rows)
     run.tell("epoch", len(run.train_loader), len(run.train_loader), 0, record)
     run.epoch_totals.sums.zero_()
     run.epochs_done += 1

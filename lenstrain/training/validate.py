@@ -14,6 +14,8 @@ from torch import nn
 from lensprep.errors import ConfigError, DatasetError
 from lenstrain.config import Config
 from lenstrain.evaluation import metrics
+from lenstrain.evaluation.pairs import wins
+from lenstrain.training.counterfactuals import Counterfactuals
 from lenstrain.training.distributed import Context
 from lenstrain.training.step import AMP_DTYPES
 from lenstrain.training.transfer import send, widen
@@ -84,20 +86,42 @@ def score_split(
 
 
 def validation_metrics(
-    logits: NDArray[np.float32], labels: NDArray[np.int8], fpr: float
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int8],
+    fpr: float,
+    counterfactuals: Counterfactuals | None = None,
 ) -> dict[str, float]:
     """Metrics that training records; those by rank count ties half.
+
+    Parameters
+    ----------
+    logits : ndarray of float32, shape (rows,)
+    labels : ndarray of int8, shape (rows,)
+    fpr : float
+        False-positive rate at which some are taken.
+    counterfactuals : Counterfactuals, optional
+        Those among the rows: they have metrics of their own, and no part in any other.
 
     Returns
     -------
     dict
-        By name, as `lenstrain.evaluation.metrics.METRICS` has them; all NaN if a logit is not
+        By name, as `lenstrain.evaluation.metrics.recorded` has them; all NaN if a logit is not
         finite.
     """
-    recorded = [metric for metric in metrics.METRICS if metric.training != "none"]
+    recorded = metrics.recorded(counterfactuals=counterfactuals is not None)
     if not np.isfinite(logits).all():
         return dict.fromkeys((metric.name for metric in recorded), float("nan"))
-    sample = metrics.Sample(labels, logits, fpr=fpr)
+    if counterfactuals is None:
+        sample = metrics.Sample(labels, logits, fpr=fpr)
+    else:
+        made = counterfactuals.mask
+        sample = metrics.Sample(
+            labels[~made],
+            logits[~made],
+            fpr=fpr,
+            wins=wins(counterfactuals.pairs, logits),
+            lookalikes=logits[made & (labels == 0)],
+        )
     return {metric.name: float(metric.value(sample)) for metric in recorded}
 
 

@@ -10,17 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
 from lensprep.configfile import load_config
+from lensprep.dataset import Dataset
 from lensprep.dataset.writer import write_dataset
 from lensprep.errors import ConfigError
 from lenstrain.cli import main
 from lenstrain.config import Config
 from lenstrain.evaluation.options import EvaluationOptions
+from lenstrain.evaluation.scores import read_scores
 from lenstrain.generalize import (
     Case,
+    _compare,
+    _lenses,
     _result,
     as_markdown,
     check_factors,
@@ -29,6 +34,9 @@ from lenstrain.generalize import (
     plan_cases,
 )
 from tests.datasets import SPEC, tiny_table
+from tests.families import BY_FLUX, add_families
+from tests.familydatasets import family_dataset
+from tests.scoretables import make_table
 
 SETTINGS = (
     "model.arch=resnet_small",
@@ -273,3 +281,19 @@ def test_a_rate_without_support_is_no_verdict():
     text = as_markdown({"fpr": 0.001, "split": "test", "factors": factors})
     assert "| theta_e_arcsec 0.6 | 40 | | | | | needs 2,995 independent" in text
     assert "too few to support FPR 0.1%" in text
+
+
+def test_counterfactuals_are_neither_left_out_nor_compared_on(tmp_path):
+    data = Dataset.open(family_dataset(tmp_path, 60, 10))
+    assert _lenses(data, "theta_e_arcsec").num_rows == 30
+    (case, *_) = plan_cases(_lenses(data, "theta_e_arcsec"), "theta_e_arcsec")
+    found = []
+    for name, change in (("alone", lambda table: table),
+                         ("both", lambda table: add_families(table, BY_FLUX))):  # fmt: skip
+        paths = [tmp_path / f"{name}-{number}.parquet" for number in (1, 2)]
+        for path, logit in zip(paths, (None, np.arange(1200.0)), strict=True):
+            table = make_table() if logit is None else make_table(logit=logit)
+            pq.write_table(change(table), path)
+        found.append(_compare(case, *map(read_scores, paths), QUICK, 0.05))
+    assert found[0]["n"] > 30
+    assert found[1] == found[0]

@@ -8,7 +8,7 @@ from lenstrain.evaluation.metrics import steering
 from lenstrain.training.run import Event
 
 RECORD = {"samples_per_s": 1234.4, "data_wait_share": 0.015, "loss": 0.4321}
-EPOCH = dict.fromkeys(steering(), 0.25) | {
+EPOCH = dict.fromkeys(steering(counterfactuals=False), 0.25) | {
     "train_loss": 0.5, "auroc": 0.91234, "nll": 0.4, "epochs_without_gain": 0
 }  # fmt: skip
 
@@ -58,3 +58,11 @@ def test_an_epoch_is_one_line(capsys):
     first, second = capsys.readouterr().err.splitlines()
     assert first == "epoch 1/2  train loss 0.5000  auroc 0.9123  nll 0.4000  tpr_at_fpr 0.2500"
     assert second.endswith("no gain for 3")
+
+
+def test_what_counterfactuals_measure_is_on_the_line_of_an_epoch(capsys):
+    record = {**EPOCH, "pair_auroc": 0.75, "counterfactual_pass": 0.125}
+    with TrainProgress() as show:
+        show(event("epoch", step=10, record=record))
+    line = capsys.readouterr().err
+    assert line.endswith("tpr_at_fpr 0.2500  pair_auroc 0.7500  counterfactual_pass 0.1250\n")

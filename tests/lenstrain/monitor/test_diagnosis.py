@@ -47,6 +47,27 @@ HEALTHY = {
 }  # fmt: skip
 
 
+def with_pairs(pairs, passed):
+    some = HEALTHY["epochs"][: len(pairs)]
+    return [record | {"pair_auroc": pair, "counterfactual_pass": share}
+            for record, pair, share in zip(some, pairs, passed, strict=True)]  # fmt: skip
+
+
+def test_a_finder_that_wins_no_pairs_sees_light():
+    blind = with_pairs([0.5, 0.51, 0.52], [0.7, 0.8, 0.9])
+    finding = found(epochs=blind)["sees light"]
+    assert "AUROC 0.860 against non-lenses, but 0.520" in finding.evidence
+    assert "90 % of such light passes" in finding.evidence
+    assert "data.counterfactual_share=0.3" in finding.action
+    trained = found(epochs=blind, counterfactual_share=0.3)["sees light"]
+    assert "a larger data.counterfactual_share" in trained.action
+    assert "sees light" not in found(epochs=blind[:2])
+    assert "sees light" not in found(epochs=with_pairs([0.5, 0.58, 0.7], [0.7, 0.5, 0.1]))
+    for record in blind:
+        record["auroc"] = 0.5  # it learns nothing at all
+    assert "sees light" not in found(epochs=blind)
+
+
 def test_a_healthy_run_converges_and_nothing_else():
     assert set(found(**HEALTHY)) == {"converges"}
 

@@ -16,9 +16,16 @@ import torch
 
 from lensprep.configfile import load_config, to_mapping
 from lensprep.dataset import Dataset, NormalizationSpec
-from lensprep.dataset.layout import PAYLOAD_OFFSET, RECORD_STRIDE
+from lensprep.dataset.layout import (
+    COUNTERFACTUAL,
+    DONOR_TASK,
+    HOST_TASK,
+    PAYLOAD_OFFSET,
+    RECORD_STRIDE,
+)
 from lensprep.errors import CheckpointError, ConfigError, DatasetError, ShardError
 from lenstrain.config import Config
+from lenstrain.evaluation.scores import read_scores
 from lenstrain.networks.d4 import transform
 from lenstrain.networks.ensemble import D4Mean
 from lenstrain.networks.finder import build_model
@@ -26,6 +33,7 @@ from lenstrain.scoring.infer import infer
 from lenstrain.training.checkpoint import save_checkpoint
 from tests.checkpoints import blank_content
 from tests.datasets import SPEC, dataset_fixture, replace_sidecar, tiny_dataset
+from tests.familydatasets import family_dataset
 
 REPOSITORY = Path(__file__).parents[3]
 ROWS = 50
@@ -93,6 +101,17 @@ def test_the_table_has_the_columns_and_types_that_readers_rely_on(root, best, tm
     sidecar = Dataset.open(root).read_sidecar("test")
     for name in sidecar.column_names:
         assert table[name].equals(sidecar[name]), name
+
+
+def test_counterfactuals_are_scored_like_all_rows_and_named_in_the_table(best, tmp_path):
+    root = family_dataset(tmp_path, {"train": 8, "test": 30}, {"test": 5}, shard_rows=16)
+    infer(best, root, split="test", out=tmp_path / "s.parquet", device="cpu")
+    table, sidecar = pq.read_table(tmp_path / "s.parquet"), Dataset.open(root).read_sidecar("test")
+    assert table.num_rows == 30 + 15
+    for name in ("key", COUNTERFACTUAL, HOST_TASK, DONOR_TASK):
+        assert table[name].equals(sidecar[name]), name
+    scores = read_scores(tmp_path / "s.parquet")
+    assert (scores.n, len(scores.counterfactuals.logits)) == (30, 15)
 
 
 def test_the_table_names_its_origin(root, best, tmp_path):

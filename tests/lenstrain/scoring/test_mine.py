@@ -42,6 +42,24 @@ def mined(path):
     return pq.read_table(path).to_pydict()
 
 
+def test_a_counterfactual_is_no_control_to_be_mined(tmp_path):
+    alone = mine([scores_file(tmp_path / "a.parquet")], tmp_path / "alone.parquet")
+    kinds = [None] * 40 + ["unlensed", "lensed"] * 10
+    both = scores_file(
+        tmp_path / "s.parquet",
+        60,
+        label=pa.array([*(i % 2 for i in range(40)), *[0, 1] * 10], pa.int8()),
+        psfsize_r=[*np.where(np.arange(40) < 20, 1.0, 1.5), *[1.0] * 20],
+        counterfactual=pa.array(kinds, pa.string()),
+    )
+    result = mine([both], tmp_path / "hard.parquet")
+    assert result["counterfactuals"] == 20
+    assert (result["controls"], result["bins"]) == (alone["controls"], alone["bins"])
+    assert mined(tmp_path / "hard.parquet") == mined(tmp_path / "alone.parquet")
+    done = CliRunner().invoke(main, ["mine", str(both), "--out", str(tmp_path / "again.csv")])
+    assert "20 counterfactuals are left out: they are no controls." in done.output
+
+
 def test_the_hardest_controls_of_every_psf_bin_are_listed(tmp_path):
     options = MiningOptions(fraction=0.2, psf_edges=(1.2,), factor=3.0)
     result = mine([scores_file(tmp_path / "s.parquet")], tmp_path / "hard.parquet", options=options)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -19,7 +20,7 @@ from lensprep.errors import ConfigError, OutOfMemoryError, StorageError
 from lensprep.store.interrupts import PREEMPTED
 from lenstrain.config import Config
 from lenstrain.sweep.config import load_plan
-from lenstrain.sweep.report import draw, importance, recommend
+from lenstrain.sweep.report import draw, importance, notes, recommend
 from lenstrain.sweep.study import claim, make_study_files, open_study
 from lenstrain.sweep.sweep import (
     MOST_DEATHS,
@@ -30,6 +31,7 @@ from lenstrain.sweep.sweep import (
     worker_environment,
 )
 from lenstrain.sweep.work import Worker, describe, work
+from tests.familydatasets import family_dataset
 
 TOO_WIDE = 1 << 20
 """Channels of a network whose weights take 40 TB."""
@@ -83,6 +85,24 @@ def test_a_trial_out_of_memory_is_recorded_and_the_best_of_the_others_is_refitte
     # The same command again has nothing left to do.
     assert work(dataset, plan, files, lines.append)
     assert len(open_again(files, plan, dataset).trials) == 3
+
+
+def test_pairs_are_needed_to_be_steered_by_them(dataset, write_sweep, tmp_path):
+    plan = load_plan(write_sweep("[8]"), ("search.objective=pair_auroc",))
+    assert plan.base.train.monitor == "pair_auroc"
+    with pytest.raises(ConfigError, match=r"search\.objective is 'pair_auroc', but split 'val' of"):
+        sweep(dataset, plan, make_study_files(tmp_path / "s.db"), ["sweep"], 1)
+
+
+def test_a_sweep_is_steered_by_pairs_and_counts_ordinary_rows(write_sweep, tmp_path):
+    root = family_dataset(tmp_path, {"train": 60, "val": 30}, 6)
+    sets = ("search.objective=pair_auroc", "search.trials=1", "refit.top=1", "refit.seeds=[1]")
+    plan, files = load_plan(write_sweep("[8]"), sets), make_study_files(tmp_path / "s.db")
+    assert work(str(root), plan, files, lambda _: None)
+    study = open_again(files, plan, str(root))
+    assert study.trials[0].value == study.trials[0].user_attrs["validation"]["pair_auroc"]
+    other = replace(plan, search=replace(plan.search, objective="tpr_at_fpr"))
+    assert "has 15 non-lenses" in notes(Dataset.open(root), other)[0]
 
 
 def test_the_search_ends_when_trial_after_trial_fails(dataset, write_sweep, tmp_path):

@@ -26,7 +26,7 @@ from lenstrain.training.mirror import Mirror, TakenError
 from lenstrain.training.train import train
 from tests.faultproxy import ALWAYS, Fault, FaultProxy
 
-CHECKPOINTS = ("last", "best", *(f"best-{name}" for name in steering()))
+CHECKPOINTS = ("last", "best", *(f"best-{name}" for name in steering(counterfactuals=False)))
 RECORDS = ("config.toml", "environment.json", "metrics.jsonl")
 SENT = (*RECORDS, *(f"checkpoints/{name}.pt" for name in CHECKPOINTS))
 
