@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.dataset.layout import COUNTERFACTUAL, COUNTERFACTUALS, DONOR_TASK, HOST_TASK
+from lensprep.dataset.sidecar import is_counterfactual
 from lensprep.errors import NotFoundError, ScoresError
 from lensprep.store import Uri
 from lensprep.tables.columns import check_ids, to_floats
@@ -273,10 +275,7 @@ def read_rows(
 
 def _set_aside(rows: SkyScores) -> SkyScores:
     """The same with its counterfactuals apart, and a note of how many they are."""
-    if COUNTERFACTUAL not in rows.table.column_names:
-        return rows
-    kind = rows.table[COUNTERFACTUAL]
-    made = pc.is_valid(kind).to_numpy()
+    made = is_counterfactual(rows.table)
     aside, kept = np.flatnonzero(made), np.flatnonzero(~made)
     if not aside.size:
         return rows
@@ -285,7 +284,8 @@ def _set_aside(rows: SkyScores) -> SkyScores:
             f"{rows.path} holds counterfactuals alone, which are judged by the threshold of other "
             "rows: score the whole split."
         )
-    counts = {str(n["values"]): n["counts"].as_py() for n in kind.drop_null().value_counts()}
+    table = rows.table.take(pa.array(aside))
+    counts = Counter(table[COUNTERFACTUAL].to_pylist())
     listed = ", ".join(f"{name} {counts[name]:,}" for name in in_order(counts))
     note = (
         f"{aside.size:,} counterfactuals ({listed}) are in a table of their own and count in no "
@@ -296,7 +296,7 @@ def _set_aside(rows: SkyScores) -> SkyScores:
         table=rows.table.take(pa.array(kept)),
         logits=rows.logits[kept],
         notes=(*rows.notes, note),
-        counterfactuals=Rows(rows.table.take(pa.array(aside)), rows.logits[aside]),
+        counterfactuals=Rows(table, rows.logits[aside]),
         file_rows=kept,
     )
 

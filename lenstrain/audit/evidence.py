@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lensprep.configfile import load_config
 from lensprep.dataset import Dataset, ShardInfo
 from lensprep.dataset.layout import COUNTERFACTUAL
-from lensprep.dataset.sidecar import join_tables
+from lensprep.dataset.sidecar import is_counterfactual, join_tables
 from lensprep.errors import ProjectError, ScoresError, StorageError
 from lensprep.store import Uri, exists, file_sha256, is_remote, local_path
 from lenstrain.audit.finding import NotRunError
@@ -243,7 +243,9 @@ class Evidence:
         """Positions in a split of the rows that are no counterfactuals."""
         if COUNTERFACTUAL not in self.columns:
             return np.arange(self.dataset.split(split).rows)
-        return _ordinary(self.dataset.read_sidecar(split, [COUNTERFACTUAL]))
+        return np.flatnonzero(
+            ~is_counterfactual(self.dataset.read_sidecar(split, [COUNTERFACTUAL]))
+        )
 
     def all_sidecars(self, columns: Sequence[str], *, everything: bool = False) -> pa.Table:
         """Sidecar columns of all splits, one split after the other, each as `sidecar` has it."""
@@ -330,12 +332,13 @@ class Evidence:
         self, columns: Sequence[str], everything: bool = False
     ) -> Iterator[tuple[ShardInfo, pa.Table, NDArray[np.int64]]]:
         """Every shard, rows of its sidecar as `sidecar` chooses them, and their positions."""
-        marked = [COUNTERFACTUAL] if COUNTERFACTUAL in self.columns and not everything else []
+        marked = [name for name in [COUNTERFACTUAL] if name in self.columns]
         for split in self.splits:
             for shard in self.dataset.split(split).shards:
                 names = list(dict.fromkeys([*columns, *marked]))
                 table = self.dataset.read_shard_sidecar(shard, names)
-                rows = _ordinary(table) if marked else np.arange(table.num_rows)
+                made = is_counterfactual(table)
+                rows = np.arange(len(made)) if everything else np.flatnonzero(~made)
                 yield shard, table.select(list(columns)).take(pa.array(rows)), rows
 
     def _near(self, pattern: str) -> list[Path]:
@@ -371,11 +374,6 @@ _EVALUATION = {
 def _scores_metadata(metrics: Path) -> dict[str, Any]:
     found: dict[str, Any] = _read_json(metrics, _EVALUATION)["provenance"]["scores_metadata"]
     return found
-
-
-def _ordinary(table: pa.Table) -> NDArray[np.int64]:
-    """Rows of a table that are no counterfactuals."""
-    return np.flatnonzero(pc.is_null(table[COUNTERFACTUAL]).to_numpy())
 
 
 def _every(step: int, table: pa.Table) -> NDArray[np.int64]:
