@@ -9,6 +9,7 @@ from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.evaluation.counterfactuals import FEWEST, rank_pairs
+from lenstrain.scoretable import in_order
 
 EXTRA_LIGHT: Final = ("unlensed", "magnified")
 """Kinds that are extra light and nothing else: a finder that takes them for lenses is not fit for
@@ -48,8 +49,8 @@ def check_counterfactuals(evidence: Evidence, config: AuditConfig) -> Outcome:
         },
         threshold=allowed,
         severity="blocker" if blocks else "warn",
-        detail=f"At the threshold for {found['name']}, where at most {upper:.2%} of the non-lenses "
-        f"pass, there pass of the counterfactuals: {listed}."
+        detail=f"At the threshold for {found['name']}, which at most {upper:.2%} of the non-lenses "
+        f"pass, counterfactuals pass at these rates: {listed}."
         + (f" Light is taken for lensing ({', '.join(failed)}). {REMEDY}." if failed else ""),
     )
 
@@ -63,14 +64,15 @@ def check_pairs(evidence: Evidence, config: AuditConfig) -> Outcome:
     for name, among in (("resolved", resolved), ("unresolved", ~resolved)):
         groups[name] = {"all": pairs.entry(among, LEVEL)} | {
             kind: pairs.entry(among & (pairs.kind == kind), LEVEL)
-            for kind in dict.fromkeys(pairs.kind.tolist())
+            for kind in in_order(pairs.kind.tolist())
         }
     enough = {kind: entry for kind, entry in groups["resolved"].items()
               if entry["families"] >= FEWEST}  # fmt: skip
     if not enough:
         raise NotRunError(
             f"The scores have {groups['resolved']['all']['families']} resolved lenses with a "
-            f"counterfactual of their family; {FEWEST} are needed. {REMEDY}."
+            f"counterfactual of their family, and {FEWEST} are needed: raise --share of `lensprep "
+            "counterfactual`, or test on more stamps."
         )
     failed = [kind for kind, entry in enough.items() if entry["value"] < limits.pairs_won]
     listed = ", ".join(f"{kind} {entry['value']:.1%}" for kind, entry in enough.items())
@@ -84,7 +86,7 @@ def check_pairs(evidence: Evidence, config: AuditConfig) -> Outcome:
         },
         threshold=limits.pairs_won,
         detail=f"Resolved lenses score higher than the same light without lensing in: {listed}"
-        + ("." if others is None else f"; unresolved ones in {others:.1%} (50 % is chance).")
+        + ("." if others is None else f"; unresolved ones in {others:.1%} (50% is chance).")
         + (f" Shape is not what ranks them. {REMEDY}." if failed else ""),
     )  # fmt: skip
 
