@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.dataset.layout import COUNTERFACTUAL, COUNTERFACTUALS, DONOR_TASK, HOST_TASK
+from lensprep.dataset.sidecar import is_counterfactual
 from lensprep.errors import NotFoundError, ScoresError
 from lensprep.store import Uri
 from lensprep.tables.columns import check_ids, to_floats
@@ -45,11 +47,10 @@ Floats = NDArray[np.float64]
 ScoresAre = Literal["probability", "logit"]
 
 
-class Counterfactuals(NamedTuple):
-    """The rows of a file that are counterfactuals, in file order."""
+class Rows(NamedTuple):
+    """Some rows of a file."""
 
     table: pa.Table
-    """The same columns as of the other rows."""
     logits: Floats
 
 
@@ -72,8 +73,8 @@ class SkyScores:
     """Digest of the file."""
     notes: tuple[str, ...] = ()
     """What a reader of the results must know."""
-    counterfactuals: Counterfactuals | None = None
-    """None if the file has none."""
+    counterfactuals: Rows | None = None
+    """In file order, with the columns of `table`; None if the file has none."""
     file_rows: NDArray[np.int64] | None = None
     """Row of the file for each row of the table; None if the table is the whole file."""
 
@@ -82,11 +83,12 @@ class SkyScores:
         return rows if self.file_rows is None else self.file_rows[rows]
 
     @property
-    def everything(self) -> pa.Table:
+    def everything(self) -> Rows:
         """The rows of the table, and then the counterfactuals."""
         if self.counterfactuals is None:
-            return self.table
-        return pa.concat_tables([self.table, self.counterfactuals.table])
+            return Rows(self.table, self.logits)
+        tables, logits = zip((self.table, self.logits), self.counterfactuals, strict=True)
+        return Rows(pa.concat_tables(tables), np.concatenate(logits))
 
     @property
     def precision(self) -> str | None:
@@ -195,7 +197,7 @@ def read_score_table(
     """
     needed = ("key", "label", LOGIT, "region_id")
     rows = read_rows(path, needed, columns, scores_are, if_there=if_there)
-    table, notes, everything = rows.table, rows.notes, rows.everything
+    table, notes, everything = rows.table, rows.notes, rows.everything.table
     check_keys(everything["key"], path)
     labels = _read_labels(table["label"], path)
     check_ids(everything["region_id"], "region_id", path, repeated=True)
@@ -273,10 +275,7 @@ def read_rows(
 
 def _set_aside(rows: SkyScores) -> SkyScores:
     """The same with its counterfactuals apart, and a note of how many they are."""
-    if COUNTERFACTUAL not in rows.table.column_names:
-        return rows
-    kind = rows.table[COUNTERFACTUAL]
-    made = pc.is_valid(kind).to_numpy()
+    made = is_counterfactual(rows.table)
     aside, kept = np.flatnonzero(made), np.flatnonzero(~made)
     if not aside.size:
         return rows
@@ -285,7 +284,8 @@ def _set_aside(rows: SkyScores) -> SkyScores:
             f"{rows.path} holds counterfactuals alone, which are judged by the threshold of other "
             "rows: score the whole split."
         )
-    counts = {str(n["values"]): n["counts"].as_py() for n in kind.drop_null().value_counts()}
+    table = rows.table.take(pa.array(aside))
+    counts = Counter(table[COUNTERFACTUAL].to_pylist())
     listed = ", ".join(f"{name} {counts[name]:,}" for name in in_order(counts))
     note = (
         f"{aside.size:,} counterfactuals ({listed}) are in a table of their own and count in no "
@@ -296,7 +296,7 @@ def _set_aside(rows: SkyScores) -> SkyScores:
         table=rows.table.take(pa.array(kept)),
         logits=rows.logits[kept],
         notes=(*rows.notes, note),
-        counterfactuals=Counterfactuals(rows.table.take(pa.array(aside)), rows.logits[aside]),
+        counterfactuals=Rows(table, rows.logits[aside]),
         file_rows=kept,
     )
 

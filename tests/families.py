@@ -36,8 +36,8 @@ def add_families(table, finder, families=300, seed=0, kinds=KINDS, theta=None):
             "label": np.full(families, is_lens, np.int8),
             "logit": (light if is_lens else other).astype(np.float32),
             "counterfactual": [kind] * families,
-            "host_task_id": [f"host-{i}" for i in host],
-            "donor_task_id": [f"donor-{i}-{n}" for n, i in enumerate(donor)],
+            "host_task_id": [f"task-{i}" for i in host],
+            "donor_task_id": [f"task-{i}" for i in donor],
         }
         if is_lens:
             names = ("theta_e_arcsec", "arc_snr", "src_dmag", "lens_model")

@@ -188,6 +188,19 @@ class ScienceThresholds:
     flux_matched_factor: float = 2.0
     """Unlensed sources may pass at this multiple of the upper limit of the false-positive rate."""
 
+    counterfactual_factor: float = 2.0
+    """Counterfactuals of each kind may pass at this multiple of that limit."""
+
+    resolved_arcsec: float = 1.0
+    """Einstein radius from which a lens is resolved: its arc can be told from a source."""
+
+    resolved_ratio: float = 0.75
+    """theta_E over PSF FWHM from which a lens is resolved too."""
+
+    pairs_won: float = 0.9
+    """Share of the resolved lenses, of each kind of pairs, that must score higher than the same
+    light without lensing; 0.5 is chance."""
+
     bright_drop: float = 0.5
     """Score that lenses with bright arcs must lose when arcs are hidden (upstream lost 0.69)."""
 

@@ -59,7 +59,7 @@ def check_near_duplicates(evidence: Evidence, config: AuditConfig) -> Outcome:
     total = sum(len(pairs) for pairs in found.values())
     looked = {name: len(keys) for name, (keys, _) in drawn.items()}
     worst = sorted((pair for pairs in found.values() for pair in pairs), reverse=True)[:_SHOWN]
-    text = ", ".join(f"{n:,} of {evidence.dataset.split(name).rows:,} rows of {name}"
+    text = ", ".join(f"{n:,} of {len(evidence.rows_of(name)):,} rows of {name}"
                      for name, n in looked.items())  # fmt: skip
     return Outcome(
         passed=not total,
@@ -86,7 +86,8 @@ def _draw(evidence: Evidence, split: str, rows: int, seed: int) -> Stamps:
     keys = evidence.sidecar(split, ["key"])["key"]
     rng = np.random.default_rng(seed)
     index = np.sort(rng.choice(len(keys), min(rows, len(keys)), replace=False))
-    return keys.take(index).to_pylist(), evidence.dataset.read_pixels(split, index)
+    pixels = evidence.dataset.read_pixels(split, evidence.rows_of(split)[index])
+    return keys.take(index).to_pylist(), pixels
 
 
 def find_copies(first: Stamps, second: Stamps, least: float) -> list[Pair]:

@@ -97,7 +97,8 @@ def check_label_consistency(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Label against lens model, control flag and Einstein radius."""
     label_map = evidence.dataset.manifest.label_map
     extra = ["is_control"] if "is_control" in evidence.columns else []
-    table = evidence.all_sidecars(["label", "lens_model", "theta_e_arcsec", *extra])
+    names = ["label", "lens_model", "theta_e_arcsec", *extra]
+    table = evidence.all_sidecars(names, everything=True)
     label = table["label"].to_numpy()
     expected = [label_map.get(str(name), -1) for name in table["lens_model"].to_pylist()]
     control = table["is_control"].to_numpy() == 1 if extra else label == 0
@@ -119,13 +120,14 @@ def check_label_consistency(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 
 def check_both_classes(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Rows of each class in each split, counted in the sidecars."""
+    """Rows of each class in each split, counted in the sidecars; counterfactuals make no class."""
     counts, wrong = {}, []
     for split in evidence.splits:
-        label = evidence.sidecar(split, ["label"])["label"].to_numpy()
-        counts[split] = {"0": int((label == 0).sum()), "1": int((label == 1).sum())}
+        label = evidence.sidecar(split, ["label"], everything=True)["label"].to_numpy()
+        ordinary = label[evidence.rows_of(split)]
+        counts[split] = {str(k): int((ordinary == k).sum()) for k in (0, 1)}
         stated = evidence.dataset.split(split).classes
-        if any(counts[split][name] != stated.get(name, 0) for name in ("0", "1")):
+        if any(int((label == k).sum()) != stated.get(str(k), 0) for k in (0, 1)):
             wrong.append(f"{split} has other counts than the manifest states")
         wrong += [f"{split} has no rows of class {k}" for k, n in counts[split].items() if n == 0]
     wrong += [f"there is no {name}" for name in ("train", "val", "test") if name not in counts]
@@ -167,36 +169,45 @@ def check_split_disjoint(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 
 def _shared(evidence: Evidence, column: str) -> int:
-    found = (evidence.sidecar(split, [column])[column].unique() for split in evidence.splits)
-    return len(in_several([str(value) for value in values.to_pylist()] for values in found))
+    tables = (evidence.sidecar(split, [column], everything=True) for split in evidence.splits)
+    values = ([str(value) for value in table[column].unique().to_pylist()] for table in tables)
+    return len(in_several(values))
 
 
 def _positions(evidence: Evidence, split: str) -> Sky:
-    sky, known, _ = _sky(evidence, split)
+    sky, known, _ = _sky(evidence, split, everything=True)
     return np.unique(sky[known], axis=0)
 
 
-def _sky(evidence: Evidence, split: str, *columns: str) -> tuple[Sky, NDArray[np.bool_], pa.Table]:
-    """Positions of a split, which of them are known, and further columns.
+def _sky(
+    evidence: Evidence, split: str, *columns: str, everything: bool = False
+) -> tuple[Sky, NDArray[np.bool_], pa.Table]:
+    """Positions of a split, which of them are known, and further columns; as `Evidence.sidecar`.
 
     A position that is not on the sky is a ScoresError: distances to it would be wrong.
     """
     names = [name for name in ("key", "ra", "dec", *columns) if name in evidence.columns]
-    table = evidence.sidecar(split, names)
+    table = evidence.sidecar(split, names, everything=everything)
     where = f"{evidence.dataset.uri}: the sidecars of {split}"
     ra, dec = read_positions(table, where, unknown=True)
     return np.stack([ra, dec], 1), ~np.isnan(ra), table
 
 
 def check_duplicates(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Equal pixels in two splits or with two labels, and how many distinct images there are."""
-    labels, hashes, keys = [], [], []
+    """Equal pixels in two splits or with two labels, and how many distinct images there are.
+
+    A counterfactual must not be in another split than its like, nor have another's key. Light that
+    is too faint to change a pixel may give it the pixels of a stamp of the other label.
+    """
+    labels, hashes, images, keys = [], [], [], []
     for split in evidence.splits:
-        table = evidence.sidecar(split, ["pixel_hash", "label", "key"])
+        table = evidence.sidecar(split, ["pixel_hash", "label", "key"], everything=True)
+        ordinary = evidence.rows_of(split)
         hashes.append(hash_numbers(table["pixel_hash"].to_pylist()))
-        labels.append(table["label"].to_numpy())
+        images.append(hashes[-1][ordinary])
+        labels.append(table["label"].to_numpy()[ordinary])
         keys += table["key"].to_pylist()
-    image, label = np.concatenate(hashes), np.concatenate(labels)
+    image, label = np.concatenate(images), np.concatenate(labels)
     across_splits = len(in_several(hashes))
     across_labels = len(in_several(image[label == k] for k in np.unique(label)))
     repeated_keys = len(keys) - len(set(keys))
@@ -226,7 +237,7 @@ def check_split_fractions(evidence: Evidence, config: AuditConfig) -> Outcome:
     stated = {"train": limits.train_fraction, "val": limits.val_fraction,
               "test": limits.test_fraction}  # fmt: skip
     declared = {name: value for name, value in stated.items() if value is not None}
-    rows = {split: evidence.dataset.split(split).rows for split in evidence.splits}
+    rows = {split: len(evidence.rows_of(split)) for split in evidence.splits}
     shares = {split: n / sum(rows.values()) for split, n in rows.items()}
     text = ", ".join(f"{split} {share:.1%}" for split, share in shares.items())
     if not declared:

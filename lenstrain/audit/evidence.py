@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from lensprep.configfile import load_config
 from lensprep.dataset import Dataset, ShardInfo
-from lensprep.dataset.sidecar import join_tables
+from lensprep.dataset.layout import COUNTERFACTUAL
+from lensprep.dataset.sidecar import is_counterfactual, join_tables
 from lensprep.errors import ProjectError, ScoresError, StorageError
 from lensprep.store import Uri, exists, file_sha256, is_remote, local_path
 from lenstrain.audit.finding import NotRunError
@@ -228,15 +229,27 @@ class Evidence:
             )
         return found
 
-    def sidecar(self, split: str, columns: Sequence[str]) -> pa.Table:
-        """Sidecar columns of a split; NotRunError if one is missing."""
-        self._require(columns)
-        return self.dataset.read_sidecar(split, list(columns))
+    def sidecar(self, split: str, columns: Sequence[str], *, everything: bool = False) -> pa.Table:
+        """Sidecar columns of a split; NotRunError if one is missing.
 
-    def all_sidecars(self, columns: Sequence[str]) -> pa.Table:
-        """Sidecar columns of all splits, one split after the other; NotRunError as `sidecar`."""
+        Counterfactuals are no independent images, so their rows are left out unless `everything`
+        is wanted.
+        """
         self._require(columns)
-        tables = [self.dataset.read_sidecar(split, list(columns)) for split in self.splits]
+        table = self.dataset.read_sidecar(split, list(columns))
+        return table if everything else table.take(pa.array(self.rows_of(split)))
+
+    def rows_of(self, split: str) -> NDArray[np.int64]:
+        """Positions in a split of the rows that are no counterfactuals."""
+        if COUNTERFACTUAL not in self.columns:
+            return np.arange(self.dataset.split(split).rows)
+        return np.flatnonzero(
+            ~is_counterfactual(self.dataset.read_sidecar(split, [COUNTERFACTUAL]))
+        )
+
+    def all_sidecars(self, columns: Sequence[str], *, everything: bool = False) -> pa.Table:
+        """Sidecar columns of all splits, one split after the other, each as `sidecar` has it."""
+        tables = [self.sidecar(split, columns, everything=everything) for split in self.splits]
         return join_tables(tables, f"{self.dataset.uri}: the sidecars")
 
     def _require(self, columns: Sequence[str]) -> None:
@@ -259,10 +272,10 @@ class Evidence:
         """Splits that have rows."""
         return [name for name, split in self.dataset.manifest.splits.items() if split.rows]
 
-    @property
+    @cached_property
     def rows(self) -> int:
-        """Rows of all splits."""
-        return sum(self.dataset.split(split).rows for split in self.splits)
+        """Rows of all splits that are no counterfactuals."""
+        return sum(len(self.rows_of(split)) for split in self.splits)
 
     def sampled(self, columns: Sequence[str], rows: int) -> pa.Table:
         """At least `rows` rows (if there are) of some columns, spread evenly over all shards.
@@ -270,15 +283,19 @@ class Evidence:
         Rows lie in a shuffled order, so every k-th row of a shard is a random sample.
         """
         step = max(1, self.rows // rows)
-        tables = [t.take(_every(step, t)) for _, t in self._sidecars(columns)]
+        tables = [t.take(_every(step, t)) for _, t, _ in self._sidecars(columns)]
         return join_tables(tables, f"{self.dataset.uri}: the sidecars")
 
     def sampled_pixels(
         self, columns: Sequence[str], rows: int
     ) -> tuple[pa.Table, NDArray[np.float16]]:
-        """At most about `rows` rows as of `sampled`, with their stored pixels (n, 3, 64, 64)."""
-        step = max(1, -(-self.rows // rows))
-        return self._chosen(columns, lambda table: _every(step, table))
+        """At most about `rows` rows, spread evenly, with their stored pixels (n, 3, 64, 64).
+
+        Counterfactuals are among them: a finder is trained on their pixels too.
+        """
+        total = sum(self.dataset.split(split).rows for split in self.splits)
+        step = max(1, -(-total // rows))
+        return self._chosen(columns, lambda table: _every(step, table), everything=True)
 
     def grouped_pixels(
         self, group: str, columns: Sequence[str], rows: int, seed: int
@@ -296,22 +313,33 @@ class Evidence:
         )
 
     def _chosen(
-        self, columns: Sequence[str], choose: Callable[[pa.Table], NDArray[np.int64]]
+        self,
+        columns: Sequence[str],
+        choose: Callable[[pa.Table], NDArray[np.int64]],
+        everything: bool = False,
     ) -> tuple[pa.Table, NDArray[np.float16]]:
         """Rows of every shard that `choose` picks from its sidecar, with their pixels."""
         self._require(columns)
         tables, pixels = [], []
-        for shard, table in self._sidecars(columns):
+        for shard, table, rows in self._sidecars(columns, everything):
             index = choose(table)
             if len(index):
                 tables.append(table.take(index))
-                pixels.append(self.dataset.read_shard_pixels(shard, index))
+                pixels.append(self.dataset.read_shard_pixels(shard, rows[index]))
         return join_tables(tables, f"{self.dataset.uri}: the sidecars"), np.concatenate(pixels)
 
-    def _sidecars(self, columns: Sequence[str]) -> Iterator[tuple[ShardInfo, pa.Table]]:
+    def _sidecars(
+        self, columns: Sequence[str], everything: bool = False
+    ) -> Iterator[tuple[ShardInfo, pa.Table, NDArray[np.int64]]]:
+        """Every shard, rows of its sidecar as `sidecar` chooses them, and their positions."""
+        marked = [name for name in [COUNTERFACTUAL] if name in self.columns]
         for split in self.splits:
             for shard in self.dataset.split(split).shards:
-                yield shard, self.dataset.read_shard_sidecar(shard, list(columns))
+                names = list(dict.fromkeys([*columns, *marked]))
+                table = self.dataset.read_shard_sidecar(shard, names)
+                made = is_counterfactual(table)
+                rows = np.arange(len(made)) if everything else np.flatnonzero(~made)
+                yield shard, table.select(list(columns)).take(pa.array(rows)), rows
 
     def _near(self, pattern: str) -> list[Path]:
         """Files in the run folder and, on a disk, next to it, newest first."""

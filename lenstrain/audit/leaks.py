@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lensprep.checks.finding import MAX_CATEGORIES, leaking
 from lensprep.dataset import BANDS
+from lensprep.dataset.layout import COUNTERFACTUAL, DONOR_TASK, HOST_TASK
 from lensprep.dataset.sidecar import STATISTICS
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
@@ -23,7 +24,7 @@ NORM_STATS = (*STATISTICS, *(f"clip_frac_{band}" for band in BANDS))
 
 IDENTITY = ("key", "label", "task_id", "task_seed64", "pixel_hash", "payload_crc32", "source_file",
             "source_row_group", "source_row", "region_split", "split", "region_id", "brickname",
-            "ra", "dec")  # fmt: skip
+            "ra", "dec", COUNTERFACTUAL, HOST_TASK, DONOR_TASK)  # fmt: skip
 """Names, positions and checksums: no properties from which a probe could learn."""
 
 SHUFFLES = 39

@@ -73,9 +73,22 @@ def page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
             "tiles": _tiles(findings),
             "first": [_row(finding) for finding in pressing(findings)],
             "groups": [group for group in groups if group["findings"]],
+            "kinds": _kinds({finding.item: finding.measured for finding in findings}),
             "provenance": provenance,
         },
     )
+
+
+def _kinds(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the table of counterfactuals: what passes of each kind, and how pairs are ranked."""
+    passing = (measured.get("counterfactuals") or {}).get("kinds", {})
+    pairs = measured.get("pairs") or {"resolved": {}, "unresolved": {}}
+    names = dict.fromkeys([*passing, *pairs["resolved"]])
+    return [
+        {"kind": name, "passing": passing.get(name)}
+        | {group: entries.get(name) for group, entries in pairs.items()}
+        for name in names
+    ]
 
 
 def _row(finding: Finding) -> dict[str, Any]:

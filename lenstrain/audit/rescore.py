@@ -37,19 +37,20 @@ def check_rescored(evidence: Evidence, config: AuditConfig) -> Outcome:
             "this run's best.pt alone."
         )
     split = str(scores.metadata.get("split", "test"))
-    rows, position = sample_rows(scores, evidence.sidecar(split, ["key"])["key"],
-                                 config.scores.rescored_rows, config.seed)  # fmt: skip
+    keys = evidence.sidecar(split, ["key"], everything=True)["key"]
+    table, logits = scores.everything
+    rows, position = sample_rows(scores, keys, config.scores.rescored_rows, config.seed)
     model, _, _ = load_finder(evidence.checkpoint_path, "cpu")
     scorer = Scorer(D4Mean(model) if scores.metadata.get("tta") else model)
     again = scorer(evidence.dataset.read_pixels(split, position))
     precision = scores.precision or "float32"
     allowed = TOLERANCE.get(precision, max(TOLERANCE.values()))
-    stated = scores.logits[rows]
+    stated = logits[rows]
     difference = np.abs(again - stated)
     wrong = np.flatnonzero(difference > allowed * np.maximum(1.0, np.abs(again)))
     if len(wrong):
         one = int(wrong[0])
-        key = scores.table["key"][int(rows[one])].as_py()
+        key = table["key"][int(rows[one])].as_py()
         text = f", such as {key}: {stated[one]:.4f}, scored again {again[one]:.4f}. Score again."
     else:
         share = 1.0 - (1.0 - CONFIDENCE) ** (1.0 / len(rows))
@@ -68,7 +69,7 @@ def check_rescored(evidence: Evidence, config: AuditConfig) -> Outcome:
 def sample_rows(
     scores: Scores, keys: pa.ChunkedArray, rows: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of a table, drawn at random, and their positions in the split.
+    """Rows of `scores.everything`, drawn at random, and their positions in the split.
 
     Raises
     ------
@@ -76,8 +77,9 @@ def sample_rows(
         If none is in the split.
     """
     rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.choice(scores.n, min(rows, scores.n), replace=False))
-    wanted = scores.table["key"].take(pa.array(chosen)).cast(pa.string())
+    table = scores.everything.table
+    chosen = np.sort(rng.choice(table.num_rows, min(rows, table.num_rows), replace=False))
+    wanted = table["key"].take(pa.array(chosen)).cast(pa.string())
     found = pc.index_in(wanted, value_set=keys.cast(pa.string()))
     position = found.fill_null(-1).to_numpy().astype(np.int64)
     known = position >= 0

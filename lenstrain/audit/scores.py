@@ -12,18 +12,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lensprep.checks.finding import mid_rank_auroc
+from lensprep.dataset.layout import COUNTERFACTUAL, DONOR_TASK, HOST_TASK
 from lensprep.errors import ProjectError, ScoresError
+from lensprep.store import Uri
 from lensprep.tables.columns import to_floats
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.evaluation.metrics import auroc, largest_tie, roc_curve, step_bounds, tied_rows
 from lenstrain.evaluation.rate_table import support_reason, supports_of
-from lenstrain.evaluation.scores import Scores
 from lenstrain.evaluation.threshold import unique_rows
 from lenstrain.scoretable import AXIS_COLUMNS
 
-COMPARED: Final = ("label", "region_id", "pixel_hash", "lens_model", *AXIS_COLUMNS)
+COMPARED: Final = ("label", "region_id", "pixel_hash", "lens_model", *AXIS_COLUMNS,
+                   COUNTERFACTUAL, HOST_TASK, DONOR_TASK)  # fmt: skip
 """Columns of a scores table that figures depend on; they must equal the sidecar's, row by row."""
 
 
@@ -32,13 +34,14 @@ def check_full_eval(evidence: Evidence, config: AuditConfig) -> Outcome:
     scores = evidence.scores
     split = str(scores.metadata.get("split", "test"))
     names = [name for name in COMPARED if name in evidence.columns and scores.has(name)]
-    table = evidence.sidecar(split, ["key", *names])
-    eligible, scored = (t["key"].cast(pa.string()) for t in (table, scores.table))
+    table = evidence.sidecar(split, ["key", *names], everything=True)
+    rows = scores.everything.table
+    eligible, scored = (t["key"].cast(pa.string()) for t in (table, rows))
     position = pc.index_in(scored, value_set=eligible)
     foreign = position.null_count
     known = len(scored) - foreign
     missing = table.num_rows - known
-    altered = _altered(scores, table, position, names)
+    altered = _altered(rows, table, position, names, scores.path)
     faults = [f"{n:,} rows have another {name} than in the dataset" for name, n in altered.items()]
     faults += _origin_faults(evidence)
     text = f"{known:,} of {table.num_rows:,} rows of {split} were scored"
@@ -54,16 +57,16 @@ def check_full_eval(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 
 def _altered(
-    scores: Scores, table: pa.Table, position: pa.ChunkedArray, names: Sequence[str]
+    rows: pa.Table, table: pa.Table, position: pa.ChunkedArray, names: Sequence[str], path: Uri
 ) -> dict[str, int]:
     """Rows of a scores table whose columns are not those of the sidecar, by column."""
     known = position.is_valid()
-    ours = scores.table.filter(known)
+    ours = rows.filter(known)
     theirs = table.take(position.drop_null())
     found = {}
     for name in names:
         if pa.types.is_floating(theirs[name].type):
-            one, two = (to_floats(t[name], name, scores.path) for t in (ours, theirs))
+            one, two = (to_floats(t[name], name, path) for t in (ours, theirs))
             same = np.isclose(one, two, rtol=1e-6, atol=0.0, equal_nan=True)
         else:
             one, two = (t[name].cast(pa.string()) for t in (ours, theirs))

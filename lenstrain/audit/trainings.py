@@ -50,10 +50,11 @@ def require_allowed(evidence: Evidence) -> None:
 def check_overfit_64(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Train the run's network on 64 stamps without smoothing, dropout or augmentation."""
     require_allowed(evidence)
-    dataset, limits = evidence.dataset, config.run
-    labels = dataset.read_sidecar("train", ["label"])["label"].to_numpy()
+    limits = config.run
+    labels = evidence.sidecar("train", ["label"])["label"].to_numpy()
     index = _some_of_each(labels, BATCH, np.random.default_rng(config.seed))
-    pixels, labels = dataset.read_pixels("train", index), labels[index]
+    rows, labels = evidence.rows_of("train")[index], labels[index]
+    pixels = evidence.dataset.read_pixels("train", rows)
     if len(np.unique(labels)) < 2:
         raise NotRunError("train has one class only.")
     loss, steps, _ = fit(evidence.config.model, pixels, labels, limits.overfit_steps, config,
@@ -179,10 +180,20 @@ class _StopAt:
 
 
 def short_config(config: Config) -> Config:
-    """The run's configuration for two short epochs on a CPU."""
+    """The run's configuration for two short epochs on a CPU.
+
+    Of ordinary rows, and steered by their AUROC: some rows of a dataset need not hold a pair.
+    """
     return replace(
         config,
-        data=replace(config.data, batch_size=32, where=None, limit=None, cache_dir=None),
+        data=replace(
+            config.data,
+            batch_size=32,
+            where=None,
+            limit=None,
+            cache_dir=None,
+            counterfactual_share=0.0,
+        ),
         model=replace(config.model, weights=None),
         train=replace(
             config.train,
@@ -192,6 +203,7 @@ def short_config(config: Config) -> Config:
             compile=False,
             checkpoint_minutes=0.0,
             patience=0,
+            monitor="auroc",
             checkpoint_copy=None,
         ),
         eval=replace(config.eval, split="val", batch_size=64),
@@ -292,4 +304,4 @@ def _draw(
     hashes = hash_numbers(evidence.sidecar(split, ["pixel_hash"])["pixel_hash"].to_pylist())
     # The smallest hashes are a random sample, and the same images in both splits.
     index = np.sort(np.argsort(hashes, kind="stable")[:rows])
-    return evidence.dataset.read_pixels(split, index), hashes[index]
+    return evidence.dataset.read_pixels(split, evidence.rows_of(split)[index]), hashes[index]

@@ -14,9 +14,10 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lensprep.dataset.layout import COUNTERFACTUAL, LENSED
+from lensprep.dataset.layout import COUNTERFACTUAL, DONOR_TASK, LENSED
 from lensprep.tables.columns import to_floats
 from lenstrain.evaluation.bootstrap import ratio
 from lenstrain.evaluation.clustered import Shares, latent_correlation
@@ -140,21 +141,43 @@ def _passing(
     upper = cut["fpr"]["upper_limit"]
     kinds: dict[str, Any] = {}
     for name, chosen in _by_kind(kind).items():
-        hits, rows = (
-            np.bincount(region[among], minlength=region.max() + 1).astype(np.float64)
-            for among in (chosen & flagged, chosen)
-        )
-        correlation = latent_correlation(logits[chosen], region[chosen])
-        entry = Shares(hits, rows, np.asarray(rows.sum()), correlation).entry(level)
+        entry = _share(flagged[chosen], logits[chosen], region[chosen]).entry(level)
         kinds[name] = {"n": entry["n"], "flagged": entry["k"], "pass_rate": entry}
         if name != LENSED:
             kinds[name]["factor"] = entry["value"] / upper if upper > 0 else None
         else:
             lensed = table.filter(pa.array(chosen))
+            kinds[name]["donors"] = _donors(scores, lensed, cut, level)
             kinds[name]["lenses_alike"] = _lenses_alike(scores, lensed, cut, resampling)
     names = ("name", "threshold", "guaranteed")
     rates = {"fpr": cut["fpr"]["value"], "fpr_upper": upper}
     return {name: cut[name] for name in names} | rates | {"kinds": kinds}
+
+
+def _share(
+    flagged: Mask, logits: Floats, region: NDArray[np.integer], images: Floats | None = None
+) -> Shares:
+    """Flagged share of some rows; `images` are the rows of each distinct image, if any repeats."""
+    hits, rows = (np.bincount(region, each).astype(np.float64) for each in (flagged, None))
+    repeats = rows.sum() if images is None else (images**2).sum()
+    return Shares(hits, rows, np.asarray(repeats), latent_correlation(logits, region))
+
+
+def _donors(
+    scores: Scores, lensed: pa.Table, cut: Mapping[str, Any], level: float
+) -> dict[str, Any] | None:
+    """Flagged share of the donors themselves, each as often as its arc; None if they are unknown.
+
+    Their arcs are the same, on other hosts.
+    """
+    if not {DONOR_TASK, "task_id"} <= {*lensed.column_names}:
+        return None
+    tasks = scores.table["task_id"].combine_chunks()
+    rows = pc.index_in(lensed[DONOR_TASK], value_set=tasks, skip_nulls=True).drop_null().to_numpy()
+    if not rows.size:
+        return None
+    logits, images = scores.logits[rows], np.bincount(rows).astype(np.float64)
+    return _share(logits > cut["threshold"], logits, scores.region[rows], images).entry(level)
 
 
 def _lenses_alike(

@@ -297,7 +297,7 @@ def test_counterfactuals_are_set_aside_when_a_table_is_read(tmp_path):
     assert aside.table["key"].to_pylist() == made["key"].to_pylist()
     assert np.array_equal(aside.logits, made["logit"].to_numpy())
     assert aside.table["host_task_id"].equals(made["host_task_id"])
-    assert read.everything.num_rows == table.num_rows
+    assert read.everything.table.num_rows == read.everything.logits.size == table.num_rows
     assert read_sky_scores(path).table.num_rows == expected.n
     assert any(note.startswith("250 counterfactuals (unlensed 50,") for note in read.notes)
 
@@ -309,7 +309,7 @@ def test_a_table_without_counterfactuals_is_as_it_was(tmp_path):
     read = read_score_table(path)
     assert (read.counterfactuals, read.file_rows, read.notes) == (None, None, ())
     assert read.in_file(np.array([3, 1])).tolist() == [3, 1]
-    assert read.everything is read.table
+    assert read.everything.table is read.table
 
 
 def test_empty_cells_of_a_csv_are_no_kind(tmp_path):

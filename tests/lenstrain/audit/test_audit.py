@@ -69,6 +69,8 @@ SCIENCE = [
     "test_once",
 ]
 BEYOND = [
+    "counterfactuals",
+    "pairs",
     "near_duplicates",
     "normalization",
     "sky_probe",

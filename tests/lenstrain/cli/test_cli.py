@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from lensprep.store.interrupts import PREEMPTED
 from lensprep.terminal import ProjectGroup
 from lenstrain.cli import main
+from lenstrain.cli.evaluate import _counterfactual_lines
 from tests.datasets import tiny_dataset
 from tests.waiting import wait_until
 
@@ -247,3 +248,23 @@ def test_infer_takes_an_ensemble_and_embeddings(run, dataset, tmp_path):
     names = pq.read_schema(scores).names
     assert {"logit", "logit_0", "logit_1", "embedding_0", "embedding_1"} <= set(names)
     assert "30 rows scored" in result.stderr
+
+
+def test_evaluate_names_the_kind_that_passes_most_often():
+    def kind(value):
+        return {"pass_rate": {"value": value}, "factor": 1.0}
+
+    lensed = {"pass_rate": {"value": 0.9}}
+    made = {
+        "name": "FPR 0.01",
+        "fpr_upper": 0.012,
+        "kinds": {"unlensed": kind(0.02), "companion": kind(0.41), "lensed": lensed},
+        "pairs": {"words": "Below theta_E / PSF = 0.5 this finder cannot tell a lens from light."},
+    }
+    assert _counterfactual_lines(made) == [
+        "41.0% of the companion counterfactuals pass at the threshold for FPR 0.01; non-lenses at "
+        "most 1.20%",
+        made["pairs"]["words"],
+    ]
+    assert _counterfactual_lines(made | {"fpr_upper": None})[0].endswith("for FPR 0.01")
+    assert _counterfactual_lines(made | {"kinds": {}}) == [made["pairs"]["words"]]

@@ -110,9 +110,30 @@ def test_lensed_counterfactuals_pass_as_lenses_of_their_resolution_do(measured):
     alike = lensed["lenses_alike"]
     assert "factor" not in lensed
     assert within(alike, lensed["pass_rate"]["value"])
+    assert lensed["donors"] is None  # the table has no task_id
     wide = measured(BY_SHAPE, families=1500, theta=1.0)["counterfactuals"]["kinds"]["lensed"]
     assert wide["pass_rate"]["value"] > lensed["pass_rate"]["value"] + 0.2
     assert within(wide["lenses_alike"], wide["pass_rate"]["value"])
+
+
+def test_donors_are_found_by_their_task(tmp_path, ordinary):
+    """Their share is that of their arcs on other hosts, but for the noise."""
+    tasks = pa.array([f"task-{i}" for i in range(ROWS)])
+    table = add_families(ordinary.append_column("task_id", tasks), BY_SHAPE, families=400)
+    pq.write_table(table, tmp_path / "tasks.parquet")
+    scores = read_scores(tmp_path / "tasks.parquet")
+    found = measure(scores, None, QUICK, lambda *_: None).entries["counterfactuals"]
+    donors, lensed = found["kinds"]["lensed"]["donors"], found["kinds"]["lensed"]
+    families = table.select(["counterfactual", "donor_task_id"]).to_pylist()
+    rows = [
+        int(row["donor_task_id"].removeprefix("task-"))
+        for row in families
+        if row["counterfactual"] == "lensed"
+    ]
+    flagged = ordinary["logit"].to_numpy()[rows] > found["threshold"]
+    assert (donors["k"], donors["n"]) == (int(flagged.sum()), 400)
+    assert donors["effective"] < 400  # some are donors twice
+    assert donors["value"] == pytest.approx(lensed["pass_rate"]["value"], abs=0.03)
 
 
 def test_what_lenses_are_alike_is_not_known_without_their_resolution(measured, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.pages.evaluate import evaluate
+from tests.families import RESOLVED, add_families
 from tests.scoretables import make_table
 
 BROWSER = next(
@@ -58,7 +59,8 @@ def folder(tmp_path_factory):
     """An evaluation with every section but stamps."""
     folder = tmp_path_factory.mktemp("browser")
     for name, seed in (("test", 1), ("val", 2)):
-        pq.write_table(make_table(seed=seed), folder / f"{name}.parquet")
+        table = add_families(make_table(seed=seed), RESOLVED)
+        pq.write_table(table, folder / f"{name}.parquet")
     rows = "".join(f"Lens{i},{i},0,-,galaxy,confident,x\n" for i in range(30))
     (folder / "c.csv").write_text("name,RA,DEC,zlens,type,grading,ref\n" + rows)
     real = make_table(rows=60, seed=3, theta_e_arcsec=None, ra=[float(i) for i in range(60)])

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from lensprep.dataset import NormalizationSpec
 from lensprep.dataset.writer import write_dataset
 from lensprep.errors import DatasetError, OutOfMemoryError, ScoresError, StorageError
 from lenstrain.evaluation.options import EvaluationOptions
+from lenstrain.evaluation.scores import read_scores
 from lenstrain.pages import examples
 from lenstrain.pages.evaluate import evaluate
+from tests.families import BY_FLUX, add_families
 from tests.scoretables import BARE, make_table
 
 # Few draws and one combination of axes: these tests are about agreement, not precision.
@@ -434,3 +437,77 @@ def test_a_dataset_that_is_not_the_one_scored_is_refused_if_given(stamped, write
         evaluate(path, folder / "out", dataset=folder / "gone", options=QUICK)
     metrics = evaluate(path, folder / "out", options=QUICK)
     assert any(note["text"].startswith("No example stamps") for note in metrics["notes"])
+
+
+def test_counterfactuals_have_a_section_and_change_no_other_figure(tmp_path):
+    """Every input with and without them: calibration, comparison, known lenses, selection."""
+    written = {}
+    for name in ("without", "having"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for split, seed in (("test", 1), ("val", 2)):
+            table = make_table(rows=2000, seed=seed, ra=np.arange(2000) * 0.01)
+            table = table.append_column("dec", pa.array(np.zeros(2000)))
+            table = table if name == "without" else add_families(table, BY_FLUX, families=200)
+            pq.write_table(table, folder / f"{split}.parquet")
+        (folder / "known.csv").write_text("name,RA,DEC,grading\nA,0,0,A\nB,3,0,B\nC,9,0,A\n")
+        evaluate(
+            folder / "test.parquet",
+            folder / "out",
+            calibrate_on=folder / "val.parquet",
+            compare_with=folder / "test.parquet",
+            catalog=folder / "known.csv",
+            selection_function=True,
+            options=replace(
+                QUICK,
+                resamples=20,
+                selection_resamples=2,
+                completeness_axes=(("theta_e_arcsec",),),
+            ),
+        )
+        files = {path.relative_to(folder): path.read_bytes() for path in folder.glob("out/**/*.*")}
+        written[name] = {str(path): data.replace(str(folder).encode(), b"")
+                         for path, data in files.items()}  # fmt: skip
+    without, having = written.values()
+    told = ("metrics.json", "report.html", "model_card.md", "selection_function")
+    assert {*having} - {*without} == {f"out/figures/pairs_theta_e_over_psf.{kind}"
+                                      for kind in ("pdf", "png", "csv")}  # fmt: skip
+    for name in without:
+        if not name.startswith(tuple(f"out/{one}" for one in told)):
+            assert having[name] == without[name], name
+    one, other = (json.loads(files["out/metrics.json"]) for files in written.values())
+    made = other.pop("counterfactuals")
+    for content in (one, other):
+        del content["provenance"], content["notes"]
+        for entry in (content["calibration_split"], content["known_lenses"]):
+            for key in [key for key in entry if key.endswith("sha256")]:
+                del entry[key]
+    assert json.dumps(other) == json.dumps(one)
+    report = having["out/report.html"].decode()
+    section = report[report.index('<h2 id="counterfactuals">') :].split("<h2")[1]
+    assert made["pairs"]["words"] in section
+    assert f"{100 * made['kinds']['magnified']['pass_rate']['value']:.1f}%" in section
+    assert 'id="pairs_theta_e_over_psf"' in section
+    assert made["pairs"]["words"] in having["out/model_card.md"].decode()
+    for name in ("out/report.html", "out/model_card.md"):
+        assert "ounterfactual" not in without[name].decode()
+    rows = list(csv.DictReader(having["out/figures/pairs_theta_e_over_psf.csv"].decode().split()))
+    assert {row["kind"] for row in rows} == {"all", *made["pairs"]["by_kind"]}
+
+
+def test_stamps_are_those_of_their_rows_beside_counterfactuals(tmp_path):
+    """Unconverted stamps are found by the place that the file's row names."""
+    table = make_table(rows=60, source_row=pa.array(np.arange(60)))
+    for name, column in (("source_file", ["f"] * 60), ("source_row_group", [0] * 60)):
+        table = table.append_column(name, pa.array(column))
+    mixed = add_families(table, BY_FLUX, families=20)
+    pq.write_table(mixed, tmp_path / "s.parquet")
+    scores = read_scores(tmp_path / "s.parquet")
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "lensprep.decode.parts.tree_stamps", lambda uri, origins: asked.extend(origins)
+        )
+        patch.setattr(examples, "lupton_rgb", lambda stamps: stamps)
+        examples._source_rgb("tree", True, scores, np.array([0, 7, 59]))
+    assert [origin["source_row"] for origin in asked] == [0, 7, 59]
