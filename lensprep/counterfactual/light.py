@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lensprep.dataset.layout import LENSED, PIXEL_SCALE_ARCSEC
 from lensprep.kernel import kernel
 from lensprep.synth.imaging import GRID
-from lensprep.synth.lenses import SUBPIXELS, Lens, Rays, trace_rays
+from lensprep.synth.lenses import Lens, Rays, trace_rays
 
 SCATTER_LEAST: Final = 0.5
 """Least theta_E / PSF FWHM at which an arc is scattered: below it the images of a lens lie closer
@@ -151,17 +151,16 @@ def _magnified(rng: np.random.Generator, lens: Lens, arc: Rays) -> Rays:
 
 
 def _extended(rng: np.random.Generator, lens: Lens, arc: Rays) -> Rays:
-    """A disc of the area of the arc, at its centroid.
+    """A disc of the size of the arc: of its centroid and its second moments.
 
-    The area is the flux's participation area ``(sum f)^2 / sum f^2``; that of an exponential disc
-    of scale length h is ``8 pi h^2``.
+    Where an arc is small against the seeing nothing but these moments is left of it, and no finder
+    can tell the two apart. The dispersion of an exponential disc is the root of 3 scale lengths.
     """
-    cell = (PIXEL_SCALE_ARCSEC / SUBPIXELS) ** 2
-    area = cell * arc.flux.sum() ** 2 / np.sum(arc.flux**2)
-    reff = _EXPONENTIAL * math.sqrt(area / (8 * math.pi))
     x, y = (float(np.average(at, weights=arc.flux)) for at in (arc.x_arcsec, arc.y_arcsec))
-    q = rng.uniform(0.4, 1.0)
-    return disc(x, y, reff, (1 - q) / (1 + q), rng.uniform(0, math.pi))
+    spread, axes = np.linalg.eigh(np.cov(arc.x_arcsec, arc.y_arcsec, aweights=arc.flux, ddof=0))
+    short, long = np.sqrt(spread / 3)
+    reff = _EXPONENTIAL * math.sqrt(short * long)
+    return disc(x, y, reff, (long - short) / (long + short), math.atan2(axes[1, 1], axes[0, 1]))
 
 
 def _scattered(rng: np.random.Generator, lens: Lens, arc: Rays) -> Rays:

@@ -88,9 +88,9 @@ def make_counterfactuals(
     Returns
     -------
     dict
-        out, source, source_digest, seed, share, psf, photon_noise; hosts, donors, families, rows;
-        kinds, skipped and splits (counts), unusable (rows of the source that are neither host nor
-        donor, by reason); balance (AUROC between lenses and each kind of non-lens by fluxes,
+        out; settings (source, source_digest, kinds, share, seed, psf, photon_noise); hosts, donors,
+        families, rows; kinds, skipped and splits (counts); unusable (rows of the source
+        that are neither host nor donor, by reason); balance (AUROC between lenses and each kind of non-lens by fluxes,
         statistics of the normalisation, and annulus); files, bytes, seconds, rows_per_s.
 
     Raises
@@ -142,8 +142,9 @@ def make_counterfactuals(
     parts = _make(store, plan.tasks, making, workers, tell)
     seconds = time.perf_counter() - started
     rows = sum(part.kinds.total() for part in parts)
-    account = settings | {
+    account = {
         "out": out,
+        "settings": settings,
         "hosts": plan.hosts,
         "donors": plan.donors,
         "families": sum(len(task.rows) for task in plan.tasks),
@@ -188,7 +189,7 @@ def _begin(store: Store, settings: dict[str, Any], *, resume: bool) -> dict[str,
     """
     if resume and store.has(MARK) and store.has(ACCOUNT_NAME):
         account = _read(store, ACCOUNT_NAME)
-        _compare(store, account, settings)
+        _compare(store, account["settings"], settings)
         return account | {"seconds": 0.0, "rows_per_s": 0.0}
     if resume and store.has(_SETTINGS):
         _compare(store, _read(store, _SETTINGS), settings)
