@@ -63,6 +63,14 @@ def test_every_reject_reason_is_in_the_reference():
         assert f"| `{reason.value}` | {reason.__doc__} |" in text
 
 
+def test_every_kind_of_counterfactual_is_explained():
+    from lensprep.dataset.layout import COUNTERFACTUALS
+
+    text = (ROOT / "docs" / "how-to" / "counterfactuals.md").read_text()
+    for kind in COUNTERFACTUALS:
+        assert re.search(rf"^\| `{kind}` \| .+ \| (non-)?lens \| .+ \|$", text, re.M), kind
+
+
 def test_every_make_target_of_the_readme_exists():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
     for name in re.findall(r"^make ([a-z-]+)", (ROOT / "README.md").read_text(), re.M):
