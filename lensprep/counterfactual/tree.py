@@ -89,9 +89,9 @@ def make_counterfactuals(
     -------
     dict
         out; settings (source, source_digest, kinds, share, seed, psf, photon_noise); hosts, donors,
-        families, rows; kinds, skipped and splits (counts); unusable (rows of the source
-        that are neither host nor donor, by reason); balance (AUROC between lenses and each kind of non-lens by fluxes,
-        statistics of the normalisation, and annulus); files, bytes, seconds, rows_per_s.
+        families, rows; kinds, skipped and splits (counts); unusable (rows of the source that are
+        neither host nor donor, by reason); balance (AUROC between lenses and each kind of non-lens
+        by fluxes, statistics of the normalisation, and annulus); files, bytes, seconds, rows_per_s.
 
     Raises
     ------
