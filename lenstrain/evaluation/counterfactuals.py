@@ -265,6 +265,8 @@ class Limit(NamedTuple):
     """0 if it does everywhere."""
     measured: float
     """Up to where that is known; equal to `above` if it does nowhere."""
+    cannot: bool = False
+    """Whether the AUROC just below is `TELLS` or less itself, and not its lower end alone."""
 
 
 def tells_above(bins: Sequence[tuple[float, Mapping[str, Any]]]) -> Limit | None:
@@ -282,14 +284,15 @@ def tells_above(bins: Sequence[tuple[float, Mapping[str, Any]]]) -> Limit | None
         families, or without an interval, do not. None if no bin decides.
     """
     decided = [
-        (high, entry["low"] > TELLS)
+        (high, entry["low"] > TELLS, entry["value"] <= TELLS)
         for high, entry in bins
         if entry["families"] >= FEWEST and np.isfinite(entry["low"])
     ]
     if not decided:
         return None
-    failed = (high for high, tells in decided if not tells)
-    return Limit(max(failed, default=0.0), max(high for high, _ in decided))
+    failed = [(high, cannot) for high, tells, cannot in decided if not tells]
+    above, cannot = max(failed, default=(0.0, False))
+    return Limit(above, max(high for high, *_ in decided), cannot)
 
 
 def limit_in_words(pairs: int, limit: Limit | None, by_kind: Mapping[str, Limit | None]) -> str:
@@ -301,18 +304,20 @@ def limit_in_words(pairs: int, limit: Limit | None, by_kind: Mapping[str, Limit 
             f"Too few pairs to say where this finder tells a lens from light: {FEWEST} families in "
             "a bin of theta_E / PSF, from two regions or more, are needed."
         )
+    verb = "cannot tell" if limit.cannot else "is not shown to tell"
     if limit.above == 0:
         words = "This finder tells a lens from light at every theta_E / PSF that was measured"
     elif limit.above == limit.measured:
-        words = "This finder cannot tell a lens from light at any theta_E / PSF that was measured"
+        words = f"This finder {verb} a lens from light at any theta_E / PSF that was measured"
     else:
-        words = f"Below theta_E / PSF = {limit.above:g} this finder cannot tell a lens from light"
+        words = f"Below theta_E / PSF = {limit.above:g} this finder {verb} a lens from light"
     known = {name: found for name, found in by_kind.items() if found is not None}
     hardest = max(known, key=lambda name: known[name].above, default=None)
     if hardest is not None and known[hardest].above > limit.above:
         found = known[hardest]
         where = "at any" if found.above == found.measured else f"below {found.above:g}"
-        words += f"; from {hardest} light it cannot {where}"
+        fails = "it cannot" if found.cannot else "it is not shown to"
+        words += f"; from {hardest} light {fails} {where}"
     return f"{words}."
 
 

@@ -213,19 +213,20 @@ def test_pairs_need_one_host_and_one_donor():
     assert find_pairs(table.select(["counterfactual"])).lens.size == 0
 
 
-def cell(low, families=50):
-    return {"low": low, "families": families}
+def cell(low, families=50, value=None):
+    return {"low": low, "value": low if value is None else value, "families": families}
 
 
 @pytest.mark.parametrize(
     ("bins", "limit"),
     [
-        ([cell(0.5), cell(0.61), cell(0.9)], Limit(0.25, math.inf)),
-        ([cell(0.7), cell(0.6), cell(0.9)], Limit(0.5, math.inf)),  # 0.6 itself does not do
+        ([cell(0.5), cell(0.61), cell(0.9)], Limit(0.25, math.inf, True)),
+        ([cell(0.7), cell(0.6), cell(0.9)], Limit(0.5, math.inf, True)),  # 0.6 itself does not do
         ([cell(0.7), cell(0.8), cell(0.9)], Limit(0.0, math.inf)),
-        ([cell(0.4), cell(0.8), cell(0.5)], Limit(math.inf, math.inf)),
-        ([cell(0.4), cell(0.8), cell(0.1, families=19)], Limit(0.25, 0.5)),
-        ([cell(0.4), cell(math.nan), cell(math.nan)], Limit(0.25, 0.25)),
+        ([cell(0.4), cell(0.8), cell(0.5)], Limit(math.inf, math.inf, True)),
+        ([cell(0.4), cell(0.8), cell(0.1, families=19)], Limit(0.25, 0.5, True)),
+        ([cell(0.4), cell(math.nan), cell(math.nan)], Limit(0.25, 0.25, True)),
+        ([cell(0.4, value=0.7), cell(0.8), cell(0.9)], Limit(0.25, math.inf, False)),
         ([cell(0.4, families=0)] * 3, None),
     ],
 )
@@ -235,11 +236,15 @@ def test_the_limit_is_the_edge_of_the_highest_bin_that_fails(bins, limit):
 
 
 def test_the_limit_reads_as_a_sentence():
-    some = Limit(0.5, math.inf)
-    hard = {"unlensed": some, "scattered": Limit(0.75, math.inf), "companion": None}
+    some = Limit(0.5, math.inf, cannot=True)
+    hard = {"unlensed": some, "scattered": Limit(0.75, math.inf, cannot=True), "companion": None}
     assert limit_in_words(9, some, {"unlensed": some}) == (
         "Below theta_E / PSF = 0.5 this finder cannot tell a lens from light."
     )
     assert limit_in_words(9, some, hard).endswith("; from scattered light it cannot below 0.75.")
-    nowhere = limit_in_words(9, Limit(math.inf, math.inf), {})
+    nowhere = limit_in_words(9, Limit(math.inf, math.inf, cannot=True), {})
     assert nowhere.endswith("cannot tell a lens from light at any theta_E / PSF that was measured.")
+    # Too few pairs to be sure is not the same as a finder that fails.
+    assert limit_in_words(9, Limit(0.5, math.inf), {}) == (
+        "Below theta_E / PSF = 0.5 this finder is not shown to tell a lens from light."
+    )
