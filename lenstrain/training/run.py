@@ -24,7 +24,6 @@ from lenstrain.evaluation import metrics
 from lenstrain.networks.finder import build_model, count_parameters
 from lenstrain.training.counterfactuals import (
     Counterfactuals,
-    ordinary_classes,
     read_counterfactuals,
     require_pairs,
 )
@@ -203,9 +202,9 @@ def check_input(dataset: Dataset, config: Config, context: Context) -> None:
             "which does not depend on the batch."
         )
     for name in ("train", config.eval.split):
-        classes = ordinary_classes(dataset, name)
+        classes = dataset.split(name).ordinary_classes
         for label, kind in (("0", "non-lenses"), ("1", "lenses")):
-            if not classes.get(label):
+            if not classes[label]:
                 raise DatasetError(
                     f"{dataset.uri}: split {name!r} has no {kind}. "
                     "Look at it with `lensprep inspect`."
