@@ -8,13 +8,13 @@ from typing import Final
 from lensprep.checks.finding import Finding, both_classes, counted, listing
 from lensprep.checks.tally import (
     BAD_PIXEL_LIMIT,
-    CLASSES,
     RESOLVED_RATIO,
     Circumstances,
     Finder,
     Tally,
 )
 from lensprep.dataset.layout import COUNTERFACTUAL
+from lensprep.decode.account import CLASSES
 from lensprep.source.listing import UNFINISHED
 from lensprep.source.survey import COLUMN_BY_NAME, COLUMNS, SPLIT_COLUMN
 

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from lensprep.checks.finding import Finding
 from lensprep.dataset.layout import COUNTERFACTUAL, DONOR_TASK, HOST_TASK, STAMP_SHAPE
+from lensprep.decode.account import row_classes
 from lensprep.decode.reasons import RejectReason
 from lensprep.decode.robust import median_mad
 from lensprep.decode.stampnpz import decode_batch
-from lensprep.source.contract import filter_rows, is_counterfactual, label_rows, numbers
+from lensprep.source.contract import filter_rows, label_rows, numbers
 from lensprep.source.survey import (
     COLUMNS,
     LEAKING_COLUMNS,
@@ -34,10 +35,6 @@ from lensprep.source.survey import (
 )
 from lensprep.source.tree import Source
 from lensprep.tables.positions import on_sky
-
-CLASSES: Final = ("0", "1", "unknown", COUNTERFACTUAL)
-"""Names of the classes: non-lens, lens, rows without a usable label; and counterfactuals, whatever
-their label, so that what is said of a class does not count them."""
 
 BAD_PIXEL_LIMIT: Final = 0.2
 """``bad_pixel_frac`` above which a stamp counts as damaged (10 % of injections upstream)."""
@@ -162,8 +159,8 @@ def tally_rows(table: pa.Table, *, sample_step: int = 1, pixels: bool = False) -
     """
     tally = Tally()
     label, label_reason = label_rows(table)
-    made = is_counterfactual(table)
-    classes = np.array(CLASSES)[np.select([made, label < 0], [3, 2], label)]
+    classes = row_classes(table, label)
+    made = classes == COUNTERFACTUAL
     splits = _text(table[SPLIT_COLUMN])
     reasons = filter_rows(table)
     kept = reasons == ""

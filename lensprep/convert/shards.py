@@ -29,7 +29,7 @@ from lensprep.dataset.layout import SPLITS, shard_name
 from lensprep.dataset.manifest import ShardInfo, SplitInfo
 from lensprep.dataset.sidecar import count_kinds
 from lensprep.dataset.writer import send_shard, write_shard
-from lensprep.decode.account import ACCEPTED, Account
+from lensprep.decode.account import ACCEPTED, Account, row_classes
 from lensprep.decode.placement import shard_count, shard_range
 from lensprep.decode.prepare import duplicate_rows
 from lensprep.decode.reasons import RejectReason
@@ -117,7 +117,7 @@ def _write_shard(
         "classes": _value_counts(rows.table["label"]),
         "regions": pc.unique(rows.table["region_id"]).to_pylist(),
         "counterfactuals": count_kinds(rows.table),
-        "dropped": _value_counts(rows.dropped["label"]),
+        "dropped": Counter(row_classes(rows.dropped, rows.dropped["label"].to_numpy()).tolist()),
         "peak_rss_bytes": peak_rss_bytes(),
     }
     task.work.write_marker(name, result)

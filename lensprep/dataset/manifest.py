@@ -89,17 +89,20 @@ class SplitInfo:
             )
         for kind, rows in check_object(self.counterfactuals, "counterfactuals").items():
             check_whole(rows, f"counterfactuals: {kind!r:.60}")
-        made, lensed = (
-            sum(self.counterfactuals.values()),
-            self.counterfactuals.get(layout.LENSED, 0),
-        )
-        if lensed > self.classes.get("1", 0) or made - lensed > self.classes.get("0", 0):
+        if min(self.ordinary_classes.values()) < 0:
             raise DatasetError(
                 f"the counterfactuals {shortened(self.counterfactuals)} are more than the rows of "
                 f"their classes, {shortened(self.classes)}"
             )
         if check_whole(self.regions, "regions") > self.rows:
             raise DatasetError(f"{self.rows} rows cannot lie in {self.regions} regions")
+
+    @property
+    def ordinary_classes(self) -> dict[str, int]:
+        """Rows by label, as ``classes``, without the counterfactuals."""
+        lensed = self.counterfactuals.get(layout.LENSED, 0)
+        made = {"0": sum(self.counterfactuals.values()) - lensed, "1": lensed}
+        return {label: self.classes.get(label, 0) - rows for label, rows in made.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,15 +5,29 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from lensprep.source.contract import FILTER_REASONS
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lensprep.dataset.layout import COUNTERFACTUAL
+from lensprep.source.contract import FILTER_REASONS, is_counterfactual
 
 ACCEPTED = ""
 """Outcome of a row that got in; any other outcome is the reason why it did not."""
 
 UNLABELLED = "unknown"
 """Class of rows without a usable label, and split of rows without a known split."""
+
+CLASSES: Final = ("0", "1", UNLABELLED, COUNTERFACTUAL)
+"""Names of the classes: non-lens, lens, rows without a usable label; and counterfactuals, whatever
+their label, so that what is said of a class does not count them."""
+
+
+def row_classes(table: pa.Table, label: NDArray[np.int8]) -> NDArray[np.str_]:
+    """Class of each row, one of `CLASSES`; a negative label is no usable one."""
+    return np.array(CLASSES)[np.select([is_counterfactual(table), label < 0], [3, 2], label)]
 
 
 @dataclass(slots=True)

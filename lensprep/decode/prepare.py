@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lensprep.dataset.layout import BANDS, JSON_MEMBERS, MEASURED, SPLITS, STAMP_SHAPE
 from lensprep.dataset.record import encode_json, payload_crc32, payload_view, set_json, set_keys
-from lensprep.decode.account import UNLABELLED, Account
+from lensprep.decode.account import UNLABELLED, Account, row_classes
 from lensprep.decode.normalize import Measured, Normalizer
 from lensprep.decode.placement import PLACE, row_key, row_place
 from lensprep.decode.reasons import DAMAGE, RejectReason
@@ -113,7 +113,7 @@ class Preparer:
         set_keys(records, side["key"].to_pylist())
         set_json(records, [texts[row] for row in rows])
         splits = [s if s in SPLITS else UNLABELLED for s in table[SPLIT_COLUMN].to_pylist()]
-        classes = [str(label) if label >= 0 else UNLABELLED for label in labels.label.tolist()]
+        classes = row_classes(table, labels.label).tolist()
         self.account.add(splits, classes, reason.tolist())
         return Prepared(records, side, _left_out(table, reason, classes))
 
@@ -256,7 +256,7 @@ def duplicate_rows(dropped: pa.Table) -> pa.Table:
     """Sidecar rows of duplicate records, as in ``rejects.parquet``."""
     rows = dropped.num_rows
     known = {name: dropped[name] for name in dropped.column_names}
-    known["class"] = dropped["label"]
+    known["class"] = row_classes(dropped, dropped["label"].to_numpy())
     known["kind"] = ["rejected"] * rows
     known["reason"] = [RejectReason.DUPLICATE_ROW.value] * rows
     return reject_table(rows, known)

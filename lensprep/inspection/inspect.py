@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from lensprep.dataset import layout
 from lensprep.dataset.manifest import geometry
 from lensprep.dataset.record import payload_crc32, payload_view, record_json, record_key
-from lensprep.dataset.sidecar import count_kinds, join_tables
+from lensprep.dataset.sidecar import count_kinds, is_counterfactual, join_tables
 from lensprep.dataset.strictjson import plain
 from lensprep.errors import DatasetError, ShardError
 from lensprep.inspection.target import OpenShard, Target, open_target, table_numbers
@@ -165,9 +165,7 @@ def _joined(tables: Sequence[pa.Table]) -> pa.Table:
 
 def _independent(table: pa.Table) -> pa.Table:
     """The rows that are no counterfactuals."""
-    if layout.COUNTERFACTUAL not in table.column_names:
-        return table
-    return table.filter(pc.field(layout.COUNTERFACTUAL).is_null())
+    return table.filter(pa.array(~is_counterfactual(table)))
 
 
 def _split_facts(target: Target, name: str, table: pa.Table) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 Hosts are luminous galaxies of a sample limited in z. Most are early types whose colours follow a
 passively evolving population with redshift; some are late types, which are bluer and have arms, so
-that neither colour nor a blue ring reveals the label. Around them are satellites
-of the same group, field galaxies and stars.
+that neither colour nor a blue ring reveals the label. Around them are satellites of the same group,
+field galaxies and stars.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from lensprep.checks.finding import (
     separations,
 )
 from lensprep.dataset import BANDS
+from lensprep.dataset.layout import COUNTERFACTUAL
 from lensprep.dataset.where import compile_where
 from lensprep.tables.positions import read_positions
 from lenstrain.audit.config import AuditConfig
@@ -60,25 +62,34 @@ def _and_more(count: int) -> str:
 
 
 def check_reject_rate(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Rows that the conversion rejected, by reason and class, from its account."""
+    """Rows that the conversion rejected, by reason and class, from its account.
+
+    Counterfactuals are left out: they are made from sound rows, and would hide the others' rejects.
+    """
     account = evidence.dataset.manifest.account
     if not account.get("input_rows"):
         raise NotRunError("The manifest has no account: the dataset was not made by a conversion.")
     limits = config.data
-    rate = sum(account["rejected"].values()) / account["input_rows"]
+    made = [classes.get(COUNTERFACTUAL, {}) for classes in account.get("splits", {}).values()]
+    rows = account["input_rows"] - sum(entry.get("input_rows", 0) for entry in made)
+    rejected, filtered = (
+        Counter(account[kind]) - sum((Counter(entry.get(kind)) for entry in made), Counter())
+        for kind in ("rejected", "filtered")
+    )
+    rate = rejected.total() / max(1, rows)
     by_class = _class_rates(account)
     gap = max(by_class.values(), default=0.0) - min(by_class.values(), default=0.0)
     blocking = rate > limits.blocking_reject_rate
     passed = rate <= limits.max_reject_rate and gap <= limits.max_class_gap
-    reasons = ", ".join(f"{name} {n}" for name, n in account["rejected"].items()) or "none"
+    reasons = ", ".join(f"{name} {n}" for name, n in rejected.items()) or "none"
     return Outcome(
         passed=passed,
         measured={"rate": rate, "class_gap": gap, "by_class": by_class,
-                  "reasons": dict(account["rejected"]), "filtered": dict(account["filtered"])},
+                  "reasons": dict(rejected), "filtered": dict(filtered)},
         threshold={"rate": limits.max_reject_rate, "class_gap": limits.max_class_gap,
                    "blocking": limits.blocking_reject_rate},
         severity="blocker" if blocking else "warn",
-        detail=f"{rate:.3%} of {account['input_rows']:,} rows were rejected ({reasons}); the "
+        detail=f"{rate:.3%} of {rows:,} rows were rejected ({reasons}); the "
         f"classes differ by {100 * gap:.3f} percentage points.",
     )  # fmt: skip
 

@@ -191,6 +191,7 @@ def short_config(config: Config) -> Config:
             batch_size=32,
             where=None,
             limit=None,
+            sample_weights=None,
             cache_dir=None,
             counterfactual_share=0.0,
         ),

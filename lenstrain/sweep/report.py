@@ -23,7 +23,6 @@ from lenstrain.figures import BLUE, GREEN, GREY, RED, STYLE
 from lenstrain.sweep.config import Plan
 from lenstrain.sweep.study import StudyFiles, best_trials, hopeless
 from lenstrain.sweep.work import RESULT, refit_config
-from lenstrain.training.counterfactuals import ordinary_classes
 
 
 def recommend(study: optuna.Study, dataset: str, plan: Plan, files: StudyFiles) -> dict[str, Any]:
@@ -135,7 +134,7 @@ def write_recommended(
 def notes(dataset: Dataset, plan: Plan) -> list[str]:
     """What a reader of the recommendation must know."""
     found = []
-    negatives = ordinary_classes(dataset, "val").get("0", 0)
+    negatives = dataset.split("val").ordinary_classes["0"]
     above = plan.base.eval.fpr * negatives
     if plan.search.objective == "tpr_at_fpr" and above < 10:
         found.append(

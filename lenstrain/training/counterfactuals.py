@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lensprep.dataset import Dataset
-from lensprep.dataset.layout import COUNTERFACTUAL, DONOR_TASK, HOST_TASK, LENSED
+from lensprep.dataset.layout import COUNTERFACTUAL, DONOR_TASK, HOST_TASK
 from lensprep.dataset.sidecar import is_counterfactual
 from lensprep.errors import ConfigError
 from lenstrain.evaluation.metrics import PAIR_AUROC
@@ -31,15 +30,6 @@ def read_counterfactuals(dataset: Dataset, split: str) -> Counterfactuals | None
         return None
     table = dataset.read_sidecar(split, [COUNTERFACTUAL, HOST_TASK, DONOR_TASK])
     return Counterfactuals(is_counterfactual(table), find_pairs(table))
-
-
-def ordinary_classes(dataset: Dataset, split: str) -> Mapping[str, int]:
-    """Rows of each label of a split without its counterfactuals, by the label as text."""
-    found = dataset.split(split)
-    made = {"0": 0, "1": 0}
-    for kind, rows in found.counterfactuals.items():
-        made["1" if kind == LENSED else "0"] += rows
-    return {label: rows - made[label] for label, rows in found.classes.items()}
 
 
 def require_pairs(dataset: Dataset, split: str, metric: str, key: str) -> None:

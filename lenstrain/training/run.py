@@ -24,7 +24,6 @@ from lenstrain.evaluation import metrics
 from lenstrain.networks.finder import build_model, count_parameters
 from lenstrain.training.counterfactuals import (
     Counterfactuals,
-    ordinary_classes,
     read_counterfactuals,
     require_pairs,
 )
@@ -203,9 +202,9 @@ def check_input(dataset: Dataset, config: Config, context: Context) -> None:
             "which does not depend on the batch."
         )
     for name in ("train", config.eval.split):
-        classes = ordinary_classes(dataset, name)
+        classes = dataset.split(name).ordinary_classes
         for label, kind in (("0", "non-lenses"), ("1", "lenses")):
-            if not classes.get(label):
+            if not classes[label]:
                 raise DatasetError(
                     f"{dataset.uri}: split {name!r} has no {kind}. "
                     "Look at it with `lensprep inspect`."
@@ -251,6 +250,7 @@ def make_loaders(
         **shared,
     )
     try:
+        require_both_classes(training, data)
         validation = StampLoader(
             dataset.uri,
             config.eval.split,
@@ -265,7 +265,25 @@ def make_loaders(
             f"Validation has a quarter of data.memory_budget_gb = {data.memory_budget_gb:g}, which "
             f"is too little. Raise it. ({error})"
         ) from error
+    except ConfigError:
+        training.close()
+        raise
     return training, validation
+
+
+def require_both_classes(loader: StampLoader, data: DataConfig) -> None:
+    """Refuse a filter or a limit that leaves nothing of one class to train on."""
+    chosen = {name: getattr(data, name) for name in ("where", "limit")}
+    given = [f"data.{name} = {value!r}" for name, value in chosen.items() if value is not None]
+    if not given:
+        return
+    labels = loader.data.all_labels()[loader.selection.rows]
+    for label, kind in ((0, "non-lens"), (1, "lens")):
+        if label not in labels:
+            raise ConfigError(
+                f"{loader.data.title} has no {kind} left with {' and '.join(given)}. "
+                "`lensprep inspect` shows which values its columns have."
+            )
 
 
 def sample_weights(dataset: Dataset, data: DataConfig) -> NDArray[np.float64] | None:

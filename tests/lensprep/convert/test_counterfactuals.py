@@ -149,8 +149,27 @@ def test_what_is_wrong_with_a_counterfactual_rejects_it(tree, made, tmp_path):
     assert report["rejected"] == {"incomplete_counterfactual": 1, "label_conflict": 1}
     assert report["accepted"] == 120 + 46
     by_reason = {row["reason"]: row for row in rejects(tmp_path / "ds")}
+    assert {row["class"] for row in by_reason.values()} == {"counterfactual"}
     assert by_reason["incomplete_counterfactual"]["task_id"] == made["task_id"][0].as_py()
     assert by_reason["incomplete_counterfactual"]["source_file"].startswith("bad/region_split=")
+
+
+def test_the_account_has_a_class_of_their_own(tree, made, tmp_path):
+    twice = pa.concat_tables([made, made.slice(0, 3)])
+    extra = write_tree(tmp_path / "twice", twice)
+    report = convert([str(tree), str(extra)], str(tmp_path / "ds"), CONFIG, workers=1)
+    assert report["rejected"] == {"duplicate_row": 3}
+    assert {row["class"] for row in rejects(tmp_path / "ds")} == {"counterfactual"}
+    rows, accepted = (
+        {
+            label: sum(of_split[label][what] for of_split in splits)
+            for label in ("0", "1", "counterfactual")
+        }
+        for splits in [Dataset.open(tmp_path / "ds").manifest.account["splits"].values()]
+        for what in ("input_rows", "accepted")
+    )
+    assert rows == {"0": 60, "1": 60, "counterfactual": 51}
+    assert accepted == rows | {"counterfactual": 48}
 
 
 def test_a_kind_of_a_later_version_is_kept_as_a_counterfactual(tree, made, tmp_path):

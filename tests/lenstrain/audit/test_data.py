@@ -63,6 +63,23 @@ def test_reject_rate(evidence_of, config, rejected, by_class, passed, severity):
     assert found.measured["rate"] == rejected / 100_000
 
 
+def test_counterfactuals_hide_no_rejects(evidence_of, config):
+    stated = account(200)
+    stated["splits"]["test"] = {
+        "counterfactual": {"input_rows": 100_000, "accepted": 99_995, "filtered": {"tract": 1},
+                           "rejected": {"nonfinite": 3, "truncated": 1}},
+    }  # fmt: skip
+    both = {"input_rows": 200_000, "accepted": 199_795, "filtered": {"tract": 1},
+            "rejected": {"nonfinite": 203, "truncated": 1}}  # fmt: skip
+    evidence = evidence_of()
+    evidence.dataset = set_account(evidence.dataset, **stated | both)
+    found = data.check_reject_rate(evidence, config)
+    assert not found.passed
+    assert found.measured["rate"] == 200 / 100_000
+    assert (found.measured["reasons"], found.measured["filtered"]) == ({"nonfinite": 200}, {})
+    assert found.detail.startswith("0.200% of 100,000 rows were rejected (nonfinite 200);")
+
+
 def test_reject_rate_needs_an_account(evidence_of, config):
     with pytest.raises(NotRunError, match="no account"):
         data.check_reject_rate(evidence_of(), config)

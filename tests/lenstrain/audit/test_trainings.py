@@ -10,7 +10,7 @@ import torch
 from lenstrain.audit import trainings
 from lenstrain.audit.config import AuditConfig, RunThresholds
 from lenstrain.audit.finding import NotRunError
-from lenstrain.config import Config, ModelConfig, TrainConfig
+from lenstrain.config import Config, DataConfig, ModelConfig, TrainConfig
 from lenstrain.training.step import check_precision
 from tests.lenstrain.audit.conftest import SPLITS, make_pixels, make_table
 
@@ -82,6 +82,14 @@ def test_a_run_in_fp16_is_checked_on_the_cpu_in_another_precision():
     config = Config(train=TrainConfig(amp="fp16"))
     train = trainings.short_config(config).train
     check_precision(train.amp, train.device)  # would raise
+
+
+def test_a_short_training_asks_for_no_row_that_a_part_may_lack():
+    data = DataConfig(where="ebv < 0.1", limit=5, sample_weights="h.parquet",
+                      counterfactual_share=0.3)  # fmt: skip
+    short = trainings.short_config(Config(data=data)).data
+    assert (short.where, short.limit, short.sample_weights) == (None, None, None)
+    assert short.counterfactual_share == 0.0
 
 
 def test_random_labels_stay_unknown(evidence_of):

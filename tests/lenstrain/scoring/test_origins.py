@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -35,7 +36,7 @@ from lenstrain.scoring.parts import FinishedParts
 from lenstrain.training.checkpoint import save_checkpoint
 from tests.checkpoints import blank_content
 from tests.datasets import SPEC, tiny_dataset
-from tests.phase4c import stamp_blob, tiny_pixels, tiny_table, write_tree
+from tests.phase4c import stamp_blob, tiny_counterfactuals, tiny_pixels, tiny_table, write_tree
 from tests.waiting import wait_until
 
 OPTIONS = ("model.arch=resnet_small", "model.width=8", "model.blocks=[1,1]", "model.crop=16")
@@ -141,6 +142,16 @@ def test_stamps_of_a_tree_are_normalised_as_the_checkpoint_asks(tree, tmp_path):
     logits = [t.sort_by("key")["logit"].to_numpy() for t in (table, converted)]
     np.testing.assert_allclose(*logits, rtol=0, atol=1e-5)
     assert facts_of(tmp_path / "tree.parquet")["normalization"] == spec.to_dict()
+
+
+def test_counterfactuals_of_a_tree_are_scored_and_named_in_the_table(best, tmp_path):
+    made = tiny_counterfactuals(tiny_table(96))
+    _, table = score(best, write_tree(tmp_path / "made", made), tmp_path / "s.parquet")
+    ours = made.filter(pc.equal(made["region_split"], "test")).sort_by("task_id")
+    names = ["task_id", "lens_model", "counterfactual", "host_task_id", "donor_task_id"]
+    assert table.sort_by("task_id").select(names).equals(ours.select(names))
+    lensed = pc.equal(table["counterfactual"], "lensed")
+    assert table["label"].to_pylist() == lensed.cast(pa.int8()).to_pylist()
 
 
 def test_row_groups_without_rows_and_columns_without_a_type_cost_a_tree_no_score(

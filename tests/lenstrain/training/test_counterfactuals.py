@@ -16,11 +16,7 @@ from lenstrain.evaluation.metrics import METRICS
 from lenstrain.evaluation.pairs import find_pairs
 from lenstrain.training import pictures
 from lenstrain.training.checkpoint import load_checkpoint
-from lenstrain.training.counterfactuals import (
-    Counterfactuals,
-    ordinary_classes,
-    read_counterfactuals,
-)
+from lenstrain.training.counterfactuals import Counterfactuals, read_counterfactuals
 from lenstrain.training.distributed import Context
 from lenstrain.training.run import build_run, check_input
 from lenstrain.training.signals import StopSignals
@@ -192,8 +188,8 @@ def test_the_pictures_of_a_validation_are_of_ordinary_rows(families, monkeypatch
 
 
 def test_classes_are_those_of_ordinary_rows(families, dataset, tmp_path, make_config):
-    assert ordinary_classes(Dataset.open(families), "val") == {"0": 20, "1": 20}
-    assert ordinary_classes(Dataset.open(dataset), "val") == {"0": 20, "1": 20}
+    for root in (families, dataset):
+        assert Dataset.open(root).split("val").ordinary_classes == {"0": 20, "1": 20}
     assert read_counterfactuals(Dataset.open(dataset), "val") is None
 
 

@@ -378,6 +378,13 @@ def test_bad_input_is_refused_and_leaves_no_run_folder(dataset, make_config, tmp
         (str(tmp_path / "none"), make_config(), DatasetError, "no such dataset"),
         (str(empty), make_config(), DatasetError, "has no manifest.json"),
         (dataset, make_config("data.where=no_such_column > 1"), Exception, "no_such_column"),
+        (
+            dataset,
+            make_config("data.where=label == 0 or theta_e_arcsec > 9"),
+            ConfigError,
+            "no lens left with data.where = 'label == 0 or theta_e_arcsec > 9'",
+        ),
+        (dataset, make_config("data.limit=1"), ConfigError, "no lens left with data.limit = 1"),
         (dataset, make_config("model.weights=/no/such.pt"), CheckpointError, "no such checkpoint"),
         (dataset, make_config("data.batch_size=100", "data.drop_last=true"), ConfigError, "batch"),
     ]
