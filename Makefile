@@ -35,11 +35,13 @@ env: $(STAMP)
 demo: $(STAMP)
 	rm -rf $(DEMO)
 	$(BIN)/lensprep synth $(DEMO)/phase4c --rows $(DEMO_ROWS) --seed $(DEMO_SEED)
-	$(BIN)/lensprep check $(DEMO)/phase4c
-	$(BIN)/lensprep convert $(DEMO)/phase4c $(DEMO)/dataset
-	$(BIN)/lensprep verify $(DEMO)/dataset --against $(DEMO)/phase4c
+	$(BIN)/lensprep counterfactual $(DEMO)/phase4c $(DEMO)/counterfactuals --share 0.5
+	$(BIN)/lensprep check $(DEMO)/phase4c $(DEMO)/counterfactuals
+	$(BIN)/lensprep convert $(DEMO)/phase4c $(DEMO)/counterfactuals $(DEMO)/dataset
+	$(BIN)/lensprep verify $(DEMO)/dataset --against $(DEMO)/phase4c --against $(DEMO)/counterfactuals
 	$(BIN)/lensprep inspect $(DEMO)/dataset --split test --montage $(DEMO)/stamps.png
-	$(BIN)/lenstrain train $(DEMO)/dataset --config configs/demo.toml --out $(DEMO)/run
+	$(BIN)/lenstrain train $(DEMO)/dataset --config configs/demo.toml --out $(DEMO)/run \
+		--set data.counterfactual_share=0.8 --set train.epochs=3
 	$(BIN)/lenstrain infer $(DEMO)/run/checkpoints/best.pt $(DEMO)/dataset --split val --out $(DEMO)/val.parquet
 	$(BIN)/lenstrain infer $(DEMO)/run/checkpoints/best.pt $(DEMO)/dataset --split test --out $(DEMO)/test.parquet
 	$(BIN)/lenstrain evaluate $(DEMO)/test.parquet --calibrate-on $(DEMO)/val.parquet --out $(DEMO)/report

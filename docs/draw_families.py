@@ -70,7 +70,7 @@ def main(src: str, counterfactuals: str, out: str) -> None:
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
     figure.tight_layout(pad=0.2)
-    figure.savefig(out, dpi=110, pil_kwargs={"quality": 80})
+    figure.savefig(out, dpi=110, pil_kwargs={"quality": 72})
 
 
 if __name__ == "__main__":
