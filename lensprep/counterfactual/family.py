@@ -38,7 +38,7 @@ from lensprep.dataset.layout import (
 )
 from lensprep.decode.reasons import RejectReason
 from lensprep.decode.stampnpz import decode
-from lensprep.source.contract import filter_rows, label_rows
+from lensprep.source.contract import filter_rows, is_counterfactual, label_rows
 from lensprep.source.survey import LEAKING_COLUMNS, SPLIT_COLUMN, STAMP_COLUMN
 from lensprep.store import S3Options, open_store
 from lensprep.synth.lenses import Lens, from_phase4c
@@ -125,8 +125,7 @@ def _read(families: Families, sample: int) -> tuple[list[Columns], pa.ChunkedArr
         inside = (families.rows >= start) & (families.rows < start + table.num_rows)
         hosts += table.take(pa.array(families.rows[inside] - start)).to_pylist()
         usable = (label_rows(table).label == 1) & (filter_rows(table) == "")
-        if COUNTERFACTUAL in table.column_names:
-            usable &= table[COUNTERFACTUAL].is_null().to_numpy()
+        usable &= ~is_counterfactual(table)
         some = np.flatnonzero(usable)[: sample - taken]
         lenses.append(table[STAMP_COLUMN].take(pa.array(some)))
         taken += some.size

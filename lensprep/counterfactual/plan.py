@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lensprep.dataset.layout import BANDS, COUNTERFACTUAL, SOURCE_COLOURS, SPLITS
 from lensprep.engine import run_tasks
 from lensprep.errors import InputError, SchemaError, names_text
-from lensprep.source.contract import filter_rows, label_rows, numbers
+from lensprep.source.contract import filter_rows, is_counterfactual, label_rows, numbers
 from lensprep.source.footers import SourceFile
 from lensprep.source.survey import LEAKING_COLUMNS, SEEING_COLUMN, SPLIT_COLUMN
 from lensprep.source.tree import Source
@@ -161,13 +161,10 @@ def _scan(task: _Scan) -> tuple[int, pa.Table, pa.Table, dict[str, int]]:
         known = np.all([np.isfinite(numbers(table[name])) for name in NEEDED], axis=0)
         known &= np.all([numbers(table[name]) > 0 for name in _POSITIVE], axis=0)
         seen = numbers(table[SEEING_COLUMN]) > 0
-        is_one = np.zeros(table.num_rows, np.bool_)
-        if COUNTERFACTUAL in columns:
-            is_one = table[COUNTERFACTUAL].is_valid().to_numpy()
         no_split = pc.invert(pc.is_in(table[SPLIT_COLUMN], pa.array(SPLITS))).to_numpy()
         cut = filter_rows(table)
         reason = np.select(
-            [is_one, cut != "", labels.reason != "", no_split,
+            [is_counterfactual(table), cut != "", labels.reason != "", no_split,
              (labels.label == 0) & ~seen, (labels.label == 1) & ~known],
             ["counterfactual", cut, labels.reason, "unknown_split", "no_seeing", "no_arc_columns"],
             "",

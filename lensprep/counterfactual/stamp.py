@@ -104,7 +104,8 @@ def psf_transfer(fwhm_arcsec: NDArray[np.float64], psf: Psf) -> NDArray[np.compl
     The FWHM includes the pixel. What `lensprep.counterfactual.light.on_pixels` has widened light by
     is taken off.
     """
-    widths = np.sqrt((fwhm_arcsec / PIXEL_SCALE_ARCSEC) ** 2 - _FWHM_PER_SIGMA**2 * SPREAD_PX2)
+    squares = (fwhm_arcsec / PIXEL_SCALE_ARCSEC) ** 2 - _FWHM_PER_SIGMA**2 * SPREAD_PX2
+    widths = np.sqrt(np.maximum(squares, SPREAD_PX2))  # a PSF of less than 1.3 pixels gets wider
     if psf == "moffat":
         return np.stack([scipy.fft.rfft2(moffat(width, MOFFAT_BETA)) for width in widths])
     return gaussian_transfer(tuple((widths * PIXEL_SCALE_ARCSEC).tolist()))

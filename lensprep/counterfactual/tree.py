@@ -29,7 +29,6 @@ from lensprep.dataset.strictjson import check_object, parse_json, plain
 from lensprep.engine import run_tasks
 from lensprep.errors import ConfigError, ProjectError, StorageError
 from lensprep.extras import install_hint
-from lensprep.source.listing import filesystem_for
 from lensprep.source.tree import Source
 from lensprep.store import S3Options, Store, is_remote, local_path, open_store
 from lensprep.store.files import is_within
@@ -116,9 +115,7 @@ def make_counterfactuals(
             "a folder beside it."
         )
     source = Source.open(
-        src,
-        filesystem=filesystem_for(src, options),
-        progress=lambda done, total: tell("footers", done, total),
+        src, options=options, progress=lambda done, total: tell("footers", done, total)
     )
     store = open_store(out, options)
     settings = {
