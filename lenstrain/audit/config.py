@@ -201,6 +201,9 @@ class ScienceThresholds:
     """Share of the resolved lenses, of each kind of pairs, that must score higher than the same
     light without lensing; 0.5 is chance."""
 
+    min_bright: int = 20
+    """Fewest lenses with bright arcs from which their mean loss of score means anything."""
+
     bright_drop: float = 0.5
     """Score that lenses with bright arcs must lose when arcs are hidden (upstream lost 0.69)."""
 

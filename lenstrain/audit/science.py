@@ -116,8 +116,11 @@ def check_flux_matched(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 def _drop(evidence: Evidence, config: AuditConfig, name: str, key: str, n_key: str) -> Outcome:
     found = evidence.probed(name)
+    least = config.science.min_bright
     if found[key] is None:
         raise NotRunError(_reading(evidence, name))
+    if found[n_key] < least:
+        raise NotRunError(f"{_reading(evidence, name)} Fewer than {least} lenses say nothing.")
     allowed = config.science.bright_drop
     return Outcome(
         passed=found[key] >= allowed,
@@ -146,7 +149,7 @@ def check_annulus_only(evidence: Evidence, config: AuditConfig) -> Outcome:
     )
     try:
         drop = _drop(evidence, config, "annulus_only", "bright_drop", "n_bright")
-    except NotRunError as error:  # no lens has a bright arc
+    except NotRunError as error:  # too few lenses have a bright arc
         if not leaks:
             raise
         drop = Outcome(measured={}, detail=str(error))

@@ -83,6 +83,13 @@ def test_what_could_not_be_removed_is_not_run(probed, config):
         science.check_annulus_only(probed(annulus_only={"bright_drop": None}), config)
 
 
+def test_a_mean_of_few_lenses_is_no_finding(probed, config):
+    few = {"drop": -0.1, "n_removed": 19}
+    with pytest.raises(NotRunError, match="Fewer than 20 lenses say nothing"):
+        science.check_arc_removal(probed(arc_removal=few), config)
+    assert not science.check_arc_removal(probed(arc_removal=few | {"n_removed": 20}), config).passed
+
+
 def test_without_probes_it_says_how_to_make_them(run_evidence, config):
     with pytest.raises(NotRunError, match=r"lenstrain probe .*best\.pt"):
         science.check_null_injection(run_evidence, config)
