@@ -15,6 +15,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -156,10 +157,7 @@ def make_counterfactuals(
     }
     store.write(ACCOUNT_NAME, (json.dumps(plain(account), indent=2) + "\n").encode())
     store.write(MARK, b"")
-    for entry in store.entries(f"{_TEMPORARY}/"):
-        store.delete(entry.name)
-    if not is_remote(out):
-        (local_path(out) / _TEMPORARY).rmdir()
+    _discard_notes(store)
     return account | {"seconds": seconds, "rows_per_s": rows / seconds}
 
 
@@ -187,6 +185,7 @@ def _begin(store: Store, settings: dict[str, Any], *, resume: bool) -> dict[str,
     if resume and store.has(MARK) and store.has(ACCOUNT_NAME):
         account = _read(store, ACCOUNT_NAME)
         _compare(store, account["settings"], settings)
+        _discard_notes(store)  # a run may have ended between its mark and this
         return account | {"seconds": 0.0, "rows_per_s": 0.0}
     if resume and store.has(_SETTINGS):
         _compare(store, _read(store, _SETTINGS), settings)
@@ -196,6 +195,15 @@ def _begin(store: Store, settings: dict[str, Any], *, resume: bool) -> dict[str,
         raise StorageError(f"{store.uri} is not empty. {hint}, or remove it.")
     store.write(_SETTINGS, json.dumps(settings, indent=2).encode())
     return None
+
+
+def _discard_notes(store: Store) -> None:
+    """Remove what says that the tree is unfinished."""
+    for entry in store.entries(f"{_TEMPORARY}/"):
+        store.delete(entry.name)
+    if not is_remote(store.uri):
+        with suppress(FileNotFoundError):
+            (local_path(store.uri) / _TEMPORARY).rmdir()
 
 
 def _read(store: Store, name: str) -> dict[str, Any]:

@@ -211,11 +211,14 @@ def test_an_interrupted_run_is_resumed_and_refuses_other_settings(
     ours, first = contents(out), contents(made[0])
     ours.pop("_account.json"), first.pop("_account.json")
     assert ours == first
-    # What is finished is left alone, and says so again.
+    # What is finished is left alone, and says so again, even if it was killed before it was tidy.
     before = contents(out)
+    (out / "_temporary").mkdir()
+    (out / "_temporary/settings.json").write_text("{}")
     account = make_counterfactuals(source, out, share=SHARE, seed=1, workers=1, resume=True)
     assert account["rows"] == made[1]["rows"]
     assert contents(out) == before
+    assert not (out / "_temporary").exists()
 
 
 def test_an_object_store_holds_the_same(source, made, s3):
