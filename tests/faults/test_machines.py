@@ -278,6 +278,7 @@ HINT = {
 COMMANDS = {
     "lensprep synth": (("nothing", "--rows", "5"), "synth"),
     "lensprep check": (("nothing",), None),
+    "lensprep counterfactual": (("nothing", "out"), "synth"),
     "lensprep convert": (("nothing", "ds", "--engine", "dask"), "dask"),
     "lensprep verify": (("nothing",), None),
     "lensprep upload": (("nothing", "s3://bucket/a"), None),
