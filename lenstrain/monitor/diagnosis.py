@@ -148,7 +148,7 @@ def sees_light(history: History) -> Diagnosis | None:
         "Train longer or with a larger data.counterfactual_share; what is smaller than the seeing "
         "cannot be told apart (`lenstrain evaluate` says below which theta_E / PSF)."
         if history.counterfactual_share
-        else "Set data.counterfactual_share=0.3.",
+        else "Set data.counterfactual_share=0.8.",
     )
 
 

@@ -180,7 +180,7 @@ def announce_counterfactuals(run: Run) -> None:
     elif there:
         logger.info(
             "the %s counterfactuals of the training split are left out; "
-            "data.counterfactual_share=0.3 would train with them",
+            "data.counterfactual_share=0.8 would train with them",
             f"{there:,}",
         )
 
