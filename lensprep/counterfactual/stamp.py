@@ -14,6 +14,7 @@ from lensprep.dataset.layout import BANDS, PIXEL_SCALE_ARCSEC, STAMP_SIZE
 from lensprep.dataset.normalization import MAD_TO_SIGMA, annulus_indices
 from lensprep.decode.robust import median_mad
 from lensprep.synth.imaging import (
+    FWHM_PER_SIGMA,
     GRID,
     MARGIN,
     SKY_MAG_ARCSEC2,
@@ -33,7 +34,6 @@ CORE_PX: Final = 10.0
 
 _SKY = annulus_indices(STAMP_SIZE, 20.0, STAMP_SIZE / 2)
 _CORE = annulus_indices(STAMP_SIZE, 0.0, CORE_PX)
-_FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 _WINDOW_PX = 2.0
 _CENTRINGS = 8
 _FURTHEST_PX = 2.0
@@ -104,7 +104,7 @@ def psf_transfer(fwhm_arcsec: NDArray[np.float64], psf: Psf) -> NDArray[np.compl
     The FWHM includes the pixel. What `lensprep.counterfactual.light.on_pixels` has widened light by
     is taken off.
     """
-    squares = (fwhm_arcsec / PIXEL_SCALE_ARCSEC) ** 2 - _FWHM_PER_SIGMA**2 * SPREAD_PX2
+    squares = (fwhm_arcsec / PIXEL_SCALE_ARCSEC) ** 2 - FWHM_PER_SIGMA**2 * SPREAD_PX2
     widths = np.sqrt(np.maximum(squares, SPREAD_PX2))  # a PSF of less than 1.3 pixels gets wider
     if psf == "moffat":
         return np.stack([scipy.fft.rfft2(moffat(width, MOFFAT_BETA)) for width in widths])

@@ -32,7 +32,7 @@ _WINGS_PX = 6.0
 _TABLE_PER_PX = 8.0
 _MIN_Q = 0.16
 """Smallest axis ratio: the table of radii starts too far out for the minor axis of flatter ones."""
-_FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
+FWHM_PER_SIGMA: Final = 2.0 * math.sqrt(2.0 * math.log(2.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def make_camera(brick: Brick) -> Camera:
         ellipticity, angle = abs(rng.normal(0.0, 0.02)), rng.uniform(0.0, math.pi)
         width = brick.psfsize_arcsec[band] / PIXEL_SCALE_ARCSEC
         # A pixel widens the PSF by its own variance, 1/12 of a pixel squared.
-        width = math.sqrt(width**2 - _FWHM_PER_SIGMA**2 / 12.0)
+        width = math.sqrt(width**2 - FWHM_PER_SIGMA**2 / 12.0)
         transfer[band] = scipy.fft.rfft2(moffat(width, beta, ellipticity, angle))
         psf = scipy.fft.irfft2(transfer[band] * _pixel_transfer(), s=(GRID, GRID))
         flux_error = magnitude_to_flux(brick.psfdepth_mag[band]) / 5.0
@@ -110,7 +110,7 @@ def gaussian_transfer(fwhm_arcsec: tuple[float, ...]) -> NDArray[np.complex64]:
     ndarray of complex64, shape (bands, GRID, GRID // 2 + 1)
     """
     offset = scipy.fft.fftfreq(GRID, 1.0 / GRID) * PIXEL_SCALE_ARCSEC
-    sigma = np.array(fwhm_arcsec)[:, None] / _FWHM_PER_SIGMA
+    sigma = np.array(fwhm_arcsec)[:, None] / FWHM_PER_SIGMA
     profile = np.exp(-0.5 * (offset / sigma) ** 2)
     profile /= profile.sum(1, keepdims=True)
     psf = (profile[:, :, None] * profile[:, None, :]).astype(np.float32)
