@@ -16,7 +16,7 @@ EXTRA_LIGHT: Final = ("unlensed", "magnified")
 publication."""
 REMEDY: Final = (
     "Make counterfactuals of every split with `lensprep counterfactual`, convert them with the "
-    "source, and train with data.counterfactual_share above 0"
+    "source, and train with a larger data.counterfactual_share"
 )
 LEVEL: Final = 0.95
 
