@@ -6,7 +6,7 @@ running it again, on this machine or another, is harmless.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -183,7 +183,7 @@ def plan_runs(
 ) -> list[RunTask]:
     """Group neighbouring row groups into tasks of about one run each."""
     spec = normalization_spec(config.normalize, config.clip)
-    bare = replace(source, files=(), bad_files=())  # a task carries only the files it reads
+    bare = source.bare
     return [
         RunTask(index, bare, row_groups, config.seed, rules, spec, config.skip_bad_files, work)
         for index, row_groups in enumerate(neighbours(source.files, RUN_ROWS))

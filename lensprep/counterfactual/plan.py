@@ -114,7 +114,8 @@ def plan_families(
             f"{source.uri} lacks {names_text(missing)}: without them the light of its lenses is "
             "not known."
         )
-    scans = [_Scan(source, file, number) for number, file in enumerate(source.files)]
+    bare = source.bare
+    scans = [_Scan(bare, file, number) for number, file in enumerate(source.files)]
     found: list[tuple[int, pa.Table, pa.Table, dict[str, int]]] = []
     for result in run_tasks(_scan, scans, workers=workers):
         found.append(result)
@@ -144,7 +145,7 @@ def plan_families(
         if mine.size:
             rows = hosts["row"].to_numpy()[chosen[mine]]
             light = donors.select(names).take(pa.array(donor_of[mine]))
-            tasks.append(Families(file, source, source.files[file], rows, fwhm[mine], light))
+            tasks.append(Families(file, bare, source.files[file], rows, fwhm[mine], light))
     return Plan(tasks, len(first), donors.num_rows, unusable)
 
 

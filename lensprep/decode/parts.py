@@ -15,7 +15,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -137,7 +137,7 @@ def plan_tree(uri: str | PathLike[str], split: str) -> Plan:
     if split not in SPLITS:
         raise InputError(f"There is no split {split!r}; there are: {', '.join(SPLITS)}.")
     source = Source.open(uri)
-    bare = replace(source, files=(), bad_files=())
+    bare = source.bare
     files = [file for file in source.files if file.split in (None, split)]
     parts = [TreePart(bare, groups, split) for groups in neighbours(files, PART_ROWS)]
     if not parts:

@@ -186,6 +186,11 @@ class Source:
             places=tuple(tree.place for tree in trees),
         )
 
+    @property
+    def bare(self) -> Source:
+        """Without its files, for a task, which carries only those that it reads."""
+        return replace(self, files=(), bad_files=())
+
     def is_remote(self, file: SourceFile) -> bool:
         """Whether a file is read over a network, which may alter it."""
         return not isinstance(self.places[file.place].filesystem, pafs.LocalFileSystem)
