@@ -35,6 +35,7 @@ from lensprep.dataset.layout import (
     SOURCE_COLOURS,
     STAMP_SHAPE,
     STAMP_SIZE,
+    band_fluxes,
 )
 from lensprep.decode.reasons import RejectReason
 from lensprep.decode.stampnpz import decode
@@ -242,10 +243,7 @@ def lens_of(donor: Columns) -> Lens:
 
 def flux_of(donor: Columns) -> NDArray[np.float64]:
     """Flux of a donor's arc in each band, nanomaggies; shape (bands,)."""
-    known = BANDS.index("r")
-    colours = [float(donor[name]) for name in SOURCE_COLOURS]
-    magnitudes = np.cumsum([0.0, *(-colour for colour in colours)])
-    return float(donor[FLUX_COLUMN]) * 10 ** (-0.4 * (magnitudes - magnitudes[known]))
+    return band_fluxes(donor[FLUX_COLUMN], [donor[name] for name in SOURCE_COLOURS])
 
 
 def _parquet(records: list[Columns], families: Families) -> bytes:

@@ -31,6 +31,7 @@ from itertools import pairwise
 from typing import Final
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 FORMAT_VERSION: Final = 1
 """Version of the bytes on disk; it moves apart from the version of the software."""
@@ -157,6 +158,26 @@ free."""
 
 SOURCE_COLUMNS: Final = ("source_file", "source_row_group", "source_row")
 """Where a row came from: the only sidecar columns that another layout of the source changes."""
+
+
+def band_fluxes(flux_r: ArrayLike, colours: ArrayLike) -> NDArray[np.float64]:
+    """Fluxes in every band of sources, whose flux in r and colours (`SOURCE_COLOURS`) are known.
+
+    Parameters
+    ----------
+    flux_r : array_like, shape (...)
+    colours : array_like, shape (..., bands - 1)
+        Between adjacent bands, magnitudes.
+
+    Returns
+    -------
+    ndarray, shape (..., bands)
+        In the unit of `flux_r`.
+    """
+    magnitudes = np.cumsum(-np.asarray(colours, np.float64), axis=-1)
+    magnitudes = np.concatenate([np.zeros_like(magnitudes[..., :1]), magnitudes], axis=-1)
+    known = magnitudes[..., BANDS.index("r"), None]
+    return np.asarray(flux_r, np.float64)[..., None] * 10 ** (-0.4 * (magnitudes - known))
 
 
 def shard_name(split: str, index: int) -> str:
