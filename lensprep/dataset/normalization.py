@@ -1,6 +1,6 @@
 """Normalisation: raw pixels to stored ones and back, every mode in one table (pure NumPy).
 
-    normalization_spec("mad_stamp", clip=10.0) -> NormalizationSpec      what travels with the data
+    normalization_spec("asinh_survey", clip=10.0) -> NormalizationSpec   what travels with the data
     normalize(flux, spec, median, scale), denormalize(stored, spec, median, scale)
     band_statistics(flux, spec) -> median, scale                         what the mode measures
 
@@ -39,6 +39,8 @@ MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 MAD_TO_SIGMA: Final = np.float32(1.4826)
 """Standard deviation of a Gaussian over its MAD, 1 / Phi^-1(3/4), to the digits in common use."""
 
+DEFAULT_MODE: Final[Mode] = "asinh_survey"
+"""What a finder learns least light from, once it is shown counterfactuals (docs: shortcuts)."""
 DEFAULT_CLIP: Final = 10.0
 
 
@@ -74,6 +76,12 @@ class NormalizationSpec:
         """Numbers that the mode needs; None of a mode that this version does not know."""
         known = _TRANSFORMS.get(self.mode)
         return None if known is None else tuple(known.parameters)
+
+    @property
+    def by_stamp(self) -> bool | None:
+        """Whether flux is restored with median and scale; None of a mode that is not known."""
+        known = _TRANSFORMS.get(self.mode)
+        return None if known is None else known.by_stamp
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
@@ -143,7 +151,7 @@ _TRANSFORMS: Final[dict[str, _Transform]] = {
 
 
 def normalization_spec(
-    mode: str, clip: float = DEFAULT_CLIP, **parameters: float
+    mode: str = DEFAULT_MODE, clip: float = DEFAULT_CLIP, **parameters: float
 ) -> NormalizationSpec:
     """Complete and check a normalisation.
 
@@ -301,7 +309,8 @@ def add_flux(
 ) -> tuple[NDArray[np.float16], Floats, Floats]:
     """Stamps as they were stored had flux been added before they were normalised.
 
-    The statistics that conversion measured move by what the added flux changes. They are not
+    The statistics that conversion measured move by what the added flux changes, in every mode: the
+    sidecar holds them also where, as in asinh_survey, pixels do not depend on them. They are not
     measured anew: stored pixels are rounded and clipped, and so would the statistics be.
 
     Parameters
@@ -320,13 +329,12 @@ def add_flux(
     """
     before = denormalize(stored, spec, median, scale)
     after = before + added
-    if _transform(spec).by_stamp:
-        old_median, old_scale = band_statistics(before, spec)
-        new_median, new_scale = band_statistics(after, spec)
-        median = median + (new_median - old_median)
-        scale = scale * np.divide(
-            new_scale, old_scale, out=np.ones_like(new_scale), where=old_scale > 0
-        )
+    old_median, old_scale = band_statistics(before, spec)
+    new_median, new_scale = band_statistics(after, spec)
+    median = median + (new_median - old_median)
+    scale = scale * np.divide(
+        new_scale, old_scale, out=np.ones_like(new_scale), where=old_scale > 0
+    )
     return normalize(after, spec, median, scale), median, scale
 
 

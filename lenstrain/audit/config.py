@@ -75,8 +75,8 @@ class DataThresholds:
     """Rows whose stored pixels are compared with the statistics of the normalisation."""
 
     normalization_tolerance: float = 0.01
-    """Largest deviation of a stamp's median or scale, in units of its scale; float16 gives 0.001.
-    """
+    """Largest deviation of a stamp's median or scale, in units of its scale, beyond what rounding
+    to float16 causes."""
 
     copy_train_rows: int = 12_000
     """Rows of train that are searched for near-duplicates of rows of the other splits."""
@@ -205,14 +205,16 @@ class ScienceThresholds:
     """Fewest lenses with bright arcs from which their mean loss of score means anything."""
 
     bright_drop: float = 0.5
-    """Score that lenses with bright arcs must lose when arcs are hidden (upstream lost 0.69)."""
+    """Share of their score that lenses with bright arcs must lose when arcs are hidden (upstream's
+    lost 0.69 of it)."""
 
     ring_score: float = 0.95
     """If every ring scores above this wherever it lies, the finder looks for rings alone."""
 
     annulus_distance: float = 0.1
-    """Distance of the finder's AUROC on the sky alone from 0.5 that fails, if surely exceeded. Arcs
-    widen a stamp's scale, so its sky looks quieter without any leak: 0.43 on a clean set."""
+    """Distance of the finder's AUROC on the sky alone from 0.5 that fails, if surely exceeded.
+    Where pixels are divided by a stamp's scale (``mad_stamp``), arcs widen it, so that its sky
+    looks quieter without any leak: 0.43 on a clean set, and 0.50 under ``asinh_survey``."""
 
     psf_depth_upper: float = 0.55
     """AUROC of seeing and depth that fails, if it is surely above 0.5 too."""

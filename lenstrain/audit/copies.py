@@ -12,16 +12,18 @@ import scipy.ndimage
 import scipy.sparse
 from numpy.typing import NDArray
 
-from lensprep.dataset import STAMP_SIZE
-from lensprep.dataset.normalization import radius_px
+from lensprep.dataset import STAMP_SIZE, NormalizationSpec
+from lensprep.dataset.normalization import denormalize, radius_px
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
+from lenstrain.probes.sky import sky_statistics
 
 INNER_PX: Final = 20.0
 """Beyond this radius lies sky; no two exposures share its noise."""
 CLIP: Final = 3.0
-"""Stored pixels beyond this are neighbours, not noise, and do not count."""
+"""Pixels this many times the scatter of the stamp's own sky from its level are neighbours, not
+noise, and do not count."""
 SKETCH: Final = 512
 """Numbers that stand for a stamp's noise; unrelated stamps then correlate by 0 +- 0.044."""
 CANDIDATE: Final = 0.25
@@ -52,7 +54,14 @@ def check_near_duplicates(evidence: Evidence, config: AuditConfig) -> Outcome:
         raise NotRunError("There is one split only.")
     rows = {name: limits.copy_train_rows if name == "train" else limits.copy_rows
             for name in splits}  # fmt: skip
+    if evidence.dataset.manifest.normalization.known_parameters is None:
+        mode = evidence.dataset.manifest.normalization.mode
+        raise NotRunError(f"Normalisation {mode} is unknown to this version.")
     drawn = {name: _draw(evidence, name, rows[name], config.seed) for name in splits}
+    flat = {name: int(np.count_nonzero(~pixels.any(axis=(1, 2, 3))))
+            for name, (_, pixels) in drawn.items()}  # fmt: skip
+    if any(flat[name] == len(keys) for name, (keys, _) in drawn.items()):
+        raise NotRunError("All stamps of a split have a sky without noise: nothing to compare.")
     found: dict[str, list[Pair]] = {}
     for one, two in combinations(splits, 2):
         found[f"{one}-{two}"] = find_copies(drawn[one], drawn[two], limits.copy_correlation)
@@ -64,6 +73,7 @@ def check_near_duplicates(evidence: Evidence, config: AuditConfig) -> Outcome:
     return Outcome(
         passed=not total,
         measured={"pairs": {name: len(pairs) for name, pairs in found.items()}, "looked_at": looked,
+                  "without_noise": flat,
                   "worst": [[*pair.keys, pair.correlation] for pair in worst]},
         threshold={"pairs": 0, "correlation": limits.copy_correlation},
         detail=(
@@ -74,12 +84,14 @@ def check_near_duplicates(evidence: Evidence, config: AuditConfig) -> Outcome:
             else "No two stamps of different splits have the same noise."
         )
         + f" Compared {text}. Duplicates are found even if rotated or flipped, with added noise of "
-        "up to about 1.5 times the sky's; shifted ones are not.",
+        "up to about 1.5 times the sky's; shifted ones are not."
+        + (f" {sum(flat.values()):,} stamps could not be compared: their sky has no noise."
+           if any(flat.values()) else ""),
     )  # fmt: skip
 
 
 Stamps = tuple[list[str], NDArray[np.float16]]
-"""Keys and stored pixels."""
+"""Keys and pixels in units of the sky's scatter, see `in_sky_units`."""
 
 
 def _draw(evidence: Evidence, split: str, rows: int, seed: int) -> Stamps:
@@ -87,7 +99,27 @@ def _draw(evidence: Evidence, split: str, rows: int, seed: int) -> Stamps:
     rng = np.random.default_rng(seed)
     index = np.sort(rng.choice(len(keys), min(rows, len(keys)), replace=False))
     pixels = evidence.dataset.read_pixels(split, evidence.rows_of(split)[index])
-    return keys.take(index).to_pylist(), pixels
+    spec = evidence.dataset.manifest.normalization
+    return keys.take(index).to_pylist(), in_sky_units(pixels, spec)
+
+
+def in_sky_units(pixels: NDArray[np.float16], spec: NormalizationSpec) -> NDArray[np.float16]:
+    """Flux less the level of each stamp's and band's own sky, over its scatter, within `CLIP`.
+
+    Stored pixels will not do: asinh bends, and on a bright or noisy sky all of it would lie beyond
+    a fixed number. Half of a sky lies within its scatter, so every stamp keeps pixels to compare,
+    but for one whose scatter is 0, which becomes 0 throughout.
+    """
+    # Any median and scale will do: where the mode has them divided out, level and scatter do too.
+    level, scatter = sky_statistics(pixels, spec, 0.0, 1.0)
+    safe = np.where(scatter > 0, scatter, np.inf)
+    made = np.empty_like(pixels)
+    for start in range(0, len(pixels), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        flux = denormalize(pixels[part], spec, 0.0, 1.0)
+        values = (flux - level[part][..., None, None]) / safe[part][..., None, None]
+        made[part] = np.clip(values, -CLIP, CLIP)
+    return made
 
 
 def find_copies(first: Stamps, second: Stamps, least: float) -> list[Pair]:
@@ -99,7 +131,7 @@ def find_copies(first: Stamps, second: Stamps, least: float) -> list[Pair]:
 
     Parameters
     ----------
-    first, second : keys and pixels, shape (n, 3, 64, 64)
+    first, second : keys and pixels in units of the sky's scatter, shape (n, 3, 64, 64)
     least : float
         Correlation from which two stamps are duplicates.
 
@@ -150,7 +182,7 @@ def _noise(pixels: NDArray[np.float16]) -> Noise:
     """
     values = pixels.astype(np.float32)
     noise = values - scipy.ndimage.uniform_filter(values, (0, 0, SMOOTH_PX, SMOOTH_PX))
-    noise[np.abs(values) > CLIP] = 0.0
+    noise[np.abs(values) >= CLIP] = 0.0
     noise[..., radius_px(STAMP_SIZE) < INNER_PX] = 0.0
     return np.asarray(noise, np.float32)
 

@@ -1,7 +1,8 @@
 """Checks whether lenses are brighter only by the injected light, or have other hosts.
 
-In every set of injections arcs make a lens brighter, widen its scale and clip pixels. So lenses
-are not compared with bare non-lenses but with non-lenses to which a lens's arc light was added: a
+In every set of injections arcs make a lens brighter and raise its median and scale, which the
+sidecar holds whatever the normalisation; where pixels are clipped, more of them are. So lenses are
+not compared with bare non-lenses but with non-lenses to which a lens's arc light was added: a
 difference that remains was not injected.
 """
 
@@ -76,7 +77,11 @@ def check_norm_stat_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
         detail=f"AUROC {interval(found)} from medians, scales and clipped fractions against "
         f"non-lenses with an arc's light added ({found['without_injection']:.3f} against bare "
         f"non-lenses). Clipped in these non-lenses and in lenses: {text}."
-        + ("" if passed else " The classes were normalised differently, or have other hosts."),
+        + (
+            ""
+            if passed
+            else " The statistics of the classes were made differently, or they have other hosts."
+        ),
     )
 
 

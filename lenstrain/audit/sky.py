@@ -13,7 +13,7 @@ from lensprep.dataset.normalization import (
     MAD_TO_SIGMA,
     band_statistics,
     denormalize,
-    radius_px,
+    normalize,
 )
 from lensprep.dataset.sidecar import STATISTICS, read_statistics
 from lensprep.errors import ConfigError
@@ -22,10 +22,10 @@ from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.audit.leaks import run_probe, surely_above
 from lenstrain.pages import interval
+from lenstrain.probes.sky import sky_statistics
+from lenstrain.probes.views import SKY_INNER_PX
 
-SKY_PX: Final = 20.0
-"""Beyond this radius (5.2 arcsec) lies sky: an arc of 1 arcsec leaves 1 % of a sigma there."""
-_BLOCK = 1024
+_BLOCK: Final = 1024
 """Stamps at a time: 100 MB in float64."""
 
 Floats = NDArray[np.float64]
@@ -47,28 +47,11 @@ def check_sky_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
         measured=found | {"rows": table.num_rows} | class_gaps(features, table["label"].to_numpy()),
         threshold={"upper": limits.sky_upper, "blocks_above_lower": limits.sky_lower},
         severity="blocker" if passed or found["low"] > limits.sky_lower else "warn",
-        detail=f"AUROC {interval(found)} from level and scatter of the sky beyond {SKY_PX:g} px, "
-        f"over {found['regions']} regions."
+        detail=f"AUROC {interval(found)} from level and scatter of the sky beyond "
+        f"{SKY_INNER_PX:g} px, over {found['regions']} regions."
         + ("" if passed else " The sky separates the classes: they were calibrated, subtracted "
            "or scaled differently."),
     )  # fmt: skip
-
-
-def sky_statistics(
-    pixels: NDArray[np.float16],
-    spec: Any,
-    median: NDArray[np.float32],
-    scale: NDArray[np.float32],
-) -> tuple[Floats, Floats]:
-    """Median and ``1.4826 MAD`` of the flux beyond `SKY_PX`, nanomaggies; shapes (n, 3)."""
-    outside = radius_px(pixels.shape[-1]) >= SKY_PX
-    level, scatter = np.empty(median.shape), np.empty(median.shape)
-    for start in range(0, len(pixels), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        sky = denormalize(pixels[part], spec, median[part], scale[part])[..., outside]
-        level[part] = np.median(sky, axis=-1)
-        scatter[part] = MAD_TO_SIGMA * np.median(np.abs(sky - level[part][..., None]), axis=-1)
-    return level, scatter
 
 
 def sky_features(level: Floats, scatter: Floats, group: NDArray[Any]) -> Floats:
@@ -101,8 +84,8 @@ def check_normalization(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Statistics of the stored pixels, back in flux, against those that conversion measured."""
     limits = config.data
     spec = evidence.dataset.manifest.normalization
-    if spec.mode not in ("mad_stamp", "mad_annulus", "sqrt"):
-        raise NotRunError(f"Normalisation {spec.mode} has no scale of each stamp to compare with.")
+    if spec.known_parameters is None:
+        raise NotRunError(f"Normalisation {spec.mode} is unknown to this version.")
     table, pixels = evidence.sampled_pixels(["label", "key", *STATISTICS], limits.normalized_rows)
     median, scale = read_statistics(table)
     flat = np.flatnonzero(~(scale > 0).all(axis=1))
@@ -125,19 +108,37 @@ def check_normalization(evidence: Evidence, config: AuditConfig) -> Outcome:
         measured={"rows": len(off), "wrong": by_class, "largest": float(np.max(off))},
         threshold={"wrong": 0, "tolerance": allowed},
         detail=f"{len(wrong):,} of {len(off):,} stamps ({by_class['1']:,} lenses) do not have "
-        f"the median 0 and the scatter 1 that {spec.mode} promises, such as "
+        f"the median and the scatter that conversion measured, with {spec.mode} undone, such as "
         f"{table['key'][int(wrong[0])].as_py()}: the pixels, the statistics in the sidecar or the "
         "stated normalisation are wrong. `lensprep verify` says whether a file was changed."
         if len(wrong) else
-        f"The stored pixels of {len(off):,} stamps have the median and scatter that {spec.mode} "
-        "promises.",
+        f"The stored pixels of {len(off):,} stamps have the median and scatter that conversion "
+        f"measured, with {spec.mode} undone.",
     )  # fmt: skip
 
 
 def _off(
     pixels: NDArray[np.float16], spec: Any, median: NDArray[np.float32], scale: NDArray[np.float32]
 ) -> Floats:
-    """Largest deviation of a stamp's statistics from the sidecar's, in units of its scale."""
+    """Largest deviation of a stamp's statistics from the sidecar's, in units of its scale.
+
+    What rounding to float16 may have caused is taken off first. On asinh the step grows with the
+    flux, to 0.4 of the noise at 100 times the softening, and a star's halo lifts whole stamps.
+    """
     own_median, own_scale = band_statistics(denormalize(pixels, spec, median, scale), spec)
-    off = np.maximum(np.abs(own_median - median), np.abs(own_scale - scale)) / scale
+    off_median = np.abs(own_median - median) - _step(median, spec, median, scale) / 2
+    # A pixel and the median move by half a step each, so their distance by up to one.
+    outer = _step(median + np.copysign(scale, median), spec, median, scale)
+    off_scale = np.abs(own_scale - scale) - MAD_TO_SIGMA * outer
+    off = np.maximum(np.maximum(off_median, off_scale), 0) / scale
     return np.asarray(off.max(axis=1), np.float64)
+
+
+def _step(
+    flux: NDArray[np.float32], spec: Any, median: NDArray[np.float32], scale: NDArray[np.float32]
+) -> Floats:
+    """Flux from the float16 that stands for `flux` to the next away from zero; shape (n, 3)."""
+    stored = normalize(flux[..., None, None], spec, median, scale)
+    following = np.nextafter(stored, np.copysign(np.float16(np.inf), stored))
+    here, there = (denormalize(value, spec, median, scale) for value in (stored, following))
+    return np.asarray(np.abs(there - here)[..., 0, 0], np.float64)

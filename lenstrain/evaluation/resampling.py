@@ -8,7 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.evaluation.bootstrap import draw_weights
-from lenstrain.evaluation.clustered import FewRegions, few_regions
+from lenstrain.evaluation.clustered import (
+    FewRegions,
+    class_correlations,
+    few_of_classes,
+    few_regions,
+)
 from lenstrain.evaluation.intervals import bca_interval, percentile_interval, t_interval
 
 Floats = NDArray[np.float64]
@@ -81,3 +86,18 @@ def make_resampling(
         parts.append(1.0 - np.eye(n_clusters))  # each region left out in turn
     few = few or few_regions(np.ones(n_clusters), 0.0)
     return Resampling(np.concatenate(parts), resamples, level, kind, few)
+
+
+def draw_regions(
+    positive: NDArray[np.bool_],
+    scores: Floats,
+    regions: NDArray[Any],
+    resamples: int,
+    seed: int,
+    level: float = 0.95,
+) -> tuple[Resampling, NDArray[np.int32]]:
+    """Draws of the regions of some rows for an area, and each row's region, numbered from 0."""
+    names, region = np.unique(regions, return_inverse=True)
+    correlations = class_correlations(positive, scores, region)
+    few = few_of_classes(positive, region, len(names), correlations)
+    return make_resampling(len(names), resamples, seed, level, few=few), region.astype(np.int32)

@@ -88,15 +88,17 @@ def open_stamps(uri: str, scores: SkyScores) -> StampReader:
             f"{scores.path} was scored on dataset {str(named)[:12]}, but {uri} is "
             f"{data.dataset_id[:12]}. Give --dataset the one that was scored."
         )
-    note = f"{_LUPTON}; bright pixels stay clipped."
-    if not _keeps_flux(data):
+    note = f"{_LUPTON}; what was clipped when it was stored stays clipped."
+    if not all(_keeps_flux(data, split) for split in data.manifest.splits):
         mode = data.manifest.normalization.mode
         note = f"Stored pixels ({mode}) between their percentiles; their flux cannot be recovered."
     return StampReader(note, partial(_dataset_rgb, data, scores))
 
 
-def _keeps_flux(data: Dataset) -> bool:
-    return data.manifest.normalization.mode in ("mad_stamp", "mad_annulus")
+def _keeps_flux(data: Dataset, split: str) -> bool:
+    """Whether flux can be restored: the mode is known, and so is what it divided by."""
+    by_stamp = data.manifest.normalization.by_stamp
+    return by_stamp is False or (by_stamp is True and {*STATISTICS} <= {*data.columns(split)})
 
 
 def _dataset_rgb(data: Dataset, scores: SkyScores, rows: Rows) -> Pictures:
@@ -117,8 +119,9 @@ def _dataset_rgb(data: Dataset, scores: SkyScores, rows: Rows) -> Pictures:
 
 
 def _split_rgb(data: Dataset, split: str, keys: pa.ChunkedArray) -> Pictures:
-    keeps_flux = _keeps_flux(data)
-    sidecar = data.read_sidecar(split, ["key", *(STATISTICS if keeps_flux else ())])
+    spec, keeps_flux = data.manifest.normalization, _keeps_flux(data, split)
+    needed = STATISTICS if keeps_flux and spec.by_stamp else ()
+    sidecar = data.read_sidecar(split, ["key", *needed])
     index = pc.index_in(keys, value_set=sidecar["key"].cast(pa.string()))
     if index.null_count:
         raise ScoresError(
@@ -129,8 +132,8 @@ def _split_rgb(data: Dataset, split: str, keys: pa.ChunkedArray) -> Pictures:
     pixels = data.read_pixels(split, rows).astype(np.float32)
     if not keeps_flux:
         return _stretched(pixels)
-    statistics = read_statistics(sidecar.take(pa.array(rows)))
-    return lupton_rgb(denormalize(pixels, data.manifest.normalization, *statistics))
+    median, scale = read_statistics(sidecar.take(pa.array(rows))) if needed else (0.0, 1.0)
+    return lupton_rgb(denormalize(pixels, spec, median, scale))
 
 
 def _source_rgb(uri: str, is_tree: bool, scores: SkyScores, rows: Rows) -> Pictures:

@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.dataset import BANDS, PIXEL_SCALE_ARCSEC, STAMP_SHAPE
-from lensprep.dataset.layout import SOURCE_COLOURS
+from lensprep.dataset.layout import SOURCE_COLOURS, band_fluxes
 from lensprep.dataset.normalization import add_flux, band_statistics, normalize
 from lenstrain.evaluation.intervals import upper_limit, wilson
 from lenstrain.probes.looking import Baseline
 from lenstrain.probes.options import ProbeOptions
 from lenstrain.probes.sample import Sample
 from lenstrain.probes.scoring import Scorer
+from lenstrain.probes.sky import sky_statistics
 from lenstrain.probes.sources import point, ring, sigma_px
 
 Floats = NDArray[np.float64]
@@ -69,16 +70,8 @@ def draw_donors(sample: Sample, n: int, seed: int) -> Sample:
 
 def source_fluxes(donors: Sample) -> Floats:
     """Lensed flux of each donor's source in each band, nanomaggies; shape (n, bands)."""
-    flux = np.empty((len(donors.labels), len(BANDS)))
-    known = BANDS.index("r")
-    flux[:, known] = donors.numbers("total_injected_flux_r")
-    for band in range(known - 1, -1, -1):  # to the blue, then to the red
-        colour = np.nan_to_num(donors.numbers(SOURCE_COLOURS[band]))
-        flux[:, band] = flux[:, band + 1] * 10 ** (-0.4 * colour)
-    for band in range(known + 1, len(BANDS)):
-        colour = np.nan_to_num(donors.numbers(SOURCE_COLOURS[band - 1]))
-        flux[:, band] = flux[:, band - 1] * 10 ** (0.4 * colour)
-    return flux
+    colours = np.stack([np.nan_to_num(donors.numbers(name)) for name in SOURCE_COLOURS], 1)
+    return band_fluxes(donors.numbers("total_injected_flux_r"), colours)
 
 
 def seeing(controls: Sample, donors: Sample) -> Floats:
@@ -157,7 +150,7 @@ def measure_rings(base: Baseline, scorer: Scorer, options: ProbeOptions) -> dict
     controls = sample.take(rows)
     donors = draw_donors(sample, len(rows), options.seed + 1)
     width = sigma_px(seeing(controls, donors))
-    sky = blank_sky(controls.statistics()[1], options.seed)
+    sky = blank_sky(controls, options.seed)
     found: dict[str, Any] = {"blank": _share(base, scorer(_stored(sky, controls))), "sky": {},
                              "non_lens": {}}  # fmt: skip
     for radius in options.ring_radii_arcsec:
@@ -167,11 +160,15 @@ def measure_rings(base: Baseline, scorer: Scorer, options: ProbeOptions) -> dict
     return found
 
 
-def blank_sky(scale: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    """White noise of each stamp's own scatter, nanomaggies; shape (n, 3, 64, 64)."""
+def blank_sky(controls: Sample, seed: int) -> NDArray[np.float32]:
+    """White noise with level and scatter of each stamp's own sky, nanomaggies; (n, 3, 64, 64).
+
+    The scale of the whole stamp would be too wide, for it holds the host.
+    """
+    level, scatter = sky_statistics(controls.pixels, controls.spec, *controls.statistics())
     rng = np.random.default_rng([seed, 7])
-    noise = rng.standard_normal((len(scale), *STAMP_SHAPE), np.float32)
-    return noise * scale[..., None, None]
+    noise = rng.standard_normal((len(scatter), *STAMP_SHAPE), np.float32)
+    return (noise * scatter[..., None, None] + level[..., None, None]).astype(np.float32)
 
 
 def _stored(flux: NDArray[np.float32], like: Sample) -> NDArray[np.float16]:

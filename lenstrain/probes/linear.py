@@ -16,9 +16,8 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from lenstrain.evaluation import bootstrap as boot
-from lenstrain.evaluation.clustered import class_correlations, few_of_classes
 from lenstrain.evaluation.metrics import auroc, roc_curve
-from lenstrain.evaluation.resampling import Resampling, Scale, make_resampling
+from lenstrain.evaluation.resampling import Resampling, Scale, draw_regions
 
 Floats = NDArray[np.float64]
 
@@ -96,16 +95,6 @@ def auroc_by_region(
     ranked = boot.rank_rows(positive, values, region, resampling.n_clusters)
     found = interval_entry(resampling, boot.auroc_draws(ranked, resampling.weights))
     return found | {"n": len(scores), "regions": resampling.n_clusters}
-
-
-def draw_regions(
-    positive: NDArray[np.bool_], scores: Floats, regions: NDArray[Any], resamples: int, seed: int
-) -> tuple[Resampling, NDArray[np.int32]]:
-    """Draws of whole regions for 95 % intervals, and each row's region, numbered from 0."""
-    names, region = np.unique(regions, return_inverse=True)
-    correlations = class_correlations(positive, scores, region)
-    few = few_of_classes(positive, region, len(names), correlations)
-    return make_resampling(len(names), resamples, seed, 0.95, few=few), region.astype(np.int32)
 
 
 def interval_entry(resampling: Resampling, draws: Floats, scale: Scale = "logit") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lensprep.dataset import PIXEL_SCALE_ARCSEC
-from lensprep.dataset.normalization import denormalize, radius_px
+from lensprep.dataset.normalization import radius_px
 from lenstrain.evaluation.intervals import upper_limit
 from lenstrain.evaluation.metrics import roc_curve, tpr_at_fpr
 from lenstrain.networks.d4 import D4_ORDER, transform
@@ -56,12 +56,20 @@ def measure_baseline(sample: Sample, scorer: Scorer, options: ProbeOptions) -> B
     return Baseline(sample, logits, point.threshold, point.fp, upper, bright)
 
 
+def lost_share(before: Floats, after: Floats) -> float:
+    """Share of the mean score (the sigmoid of the logit) that some stamps have lost.
+
+    A share, since a finder that is shown counterfactuals gives few lenses a score near 1.
+    """
+    return float(1 - special.expit(after).mean() / special.expit(before).mean())
+
+
 def view_entry(base: Baseline, logits: Floats, options: ProbeOptions) -> dict[str, Any]:
     """AUROC by region and mean scores of a view, and what lenses with bright arcs lose in it."""
     sample = base.sample
     score = special.expit(logits)
     lens = sample.labels == 1
-    drop = special.expit(base.logits) - score
+    bright = base.bright
     return {
         "auroc": auroc_by_region(
             sample.labels, logits, sample.regions, resamples=options.resamples
@@ -70,8 +78,8 @@ def view_entry(base: Baseline, logits: Floats, options: ProbeOptions) -> dict[st
         "mean_score_non_lenses": float(score[~lens].mean()),
         "flagged_lenses": base.flagged(logits[lens]),
         "flagged_non_lenses": base.flagged(logits[~lens]),
-        "bright_drop": float(drop[base.bright].mean()) if base.bright.any() else None,
-        "n_bright": int(base.bright.sum()),
+        "bright_drop": lost_share(base.logits[bright], logits[bright]) if bright.any() else None,
+        "n_bright": int(bright.sum()),
     }
 
 
@@ -109,18 +117,16 @@ def measure_arc_removal(
     -------
     dict
         ``method`` ("paired" or "asymmetry"), ``n`` lenses with a bright arc, ``n_removed`` of them
-        whose arcs could be removed, and ``drop``: their mean loss of score, or None. By asymmetry
-        also ``removed_share`` (median share of the injected r flux removed), and ``control_drop``:
-        what the same does to non-lenses.
+        whose arcs could be removed, and ``drop``: the share of their score that they lose, or None.
+        By asymmetry also ``removed_share`` (median share of the injected r flux removed), and
+        ``control_drop``: the mean score that non-lenses lose by the same.
     """
     rows, others = partners
     bright = base.bright[rows]
     if bright.any():
-        drop = (
-            special.expit(base.logits[rows[bright]]) - special.expit(scorer(others.pixels))[bright]
-        )
+        drop = lost_share(base.logits[rows[bright]], scorer(others.pixels)[bright])
         return {"method": "paired", "n": int(base.bright.sum()), "n_removed": int(bright.sum()),
-                "drop": float(drop.mean())}  # fmt: skip
+                "drop": drop}  # fmt: skip
     return _remove_asymmetry(base, scorer, options)
 
 
@@ -134,29 +140,25 @@ def _remove_asymmetry(base: Baseline, scorer: Scorer, options: ProbeOptions) -> 
         return found
     lenses = sample.take(known)
     reach = (lenses.numbers("theta_e_arcsec") + lenses.numbers("psfsize_r")) / PIXEL_SCALE_ARCSEC
-    removed = views.remove_asymmetry(lenses.pixels, reach)
-    drop = special.expit(base.logits[known]) - special.expit(scorer(removed))
-    lost = _flux_lost(lenses, removed) / lenses.numbers("total_injected_flux_r")
+    flux = lenses.flux()
+    removed = replace(lenses, pixels=views.remove_asymmetry(lenses.pixels, flux, reach))
+    before, after = base.logits[known], scorer(removed.pixels)
+    taken = (flux - removed.flux())[:, 1].sum((1, 2))
+    lost = np.asarray(taken, np.float64) / lenses.numbers("total_injected_flux_r")
     enough = lost >= ARC_REMOVED_SHARE
     rest = np.flatnonzero(sample.labels == 0)[: options.injections]
     controls = sample.take(rest)
-    same = views.remove_asymmetry(controls.pixels, np.full(len(rest), np.median(reach)))
+    same = views.remove_asymmetry(
+        controls.pixels, controls.flux(), np.full(len(rest), np.median(reach))
+    )
     control_drop = special.expit(base.logits[rest]) - special.expit(scorer(same))
     return found | {
         "n_removed": int(enough.sum()),
         "removed_share": float(np.median(lost)),
-        "drop": float(drop[enough].mean()) if enough.any() else None,
-        "drop_all": float(drop.mean()),
+        "drop": lost_share(before[enough], after[enough]) if enough.any() else None,
+        "drop_all": lost_share(before, after),
         "control_drop": float(control_drop.mean()),
     }
-
-
-def _flux_lost(sample: Sample, removed: views.Pixels) -> Floats:
-    """Flux in r taken away, nanomaggies."""
-    median, scale = sample.statistics()
-    before = denormalize(sample.pixels, sample.spec, median, scale)[:, 1]
-    after = denormalize(removed, sample.spec, median, scale)[:, 1]
-    return np.asarray((before - after).sum((1, 2)), np.float64)
 
 
 def measure_d4(base: Baseline, scorer: Scorer) -> dict[str, Any]:
@@ -185,10 +187,9 @@ def core_profile(sample: Sample, radius: float) -> Floats:
 
 def brightness(sample: Sample, radius: float) -> Floats:
     """Inverse hyperbolic sine of the flux within a radius in units of 0.01 nmgy; (n, 3)."""
-    median, scale = sample.statistics()
-    flux = denormalize(sample.pixels, sample.spec, median, scale)
+    flux = sample.flux()
     inside = radius_px(flux.shape[-1]) < radius
-    sky = median[..., None] if sample.spec.mode != "asinh_survey" else 0.0
+    sky = sample.statistics()[0][..., None] if sample.spec.mode != "asinh_survey" else 0.0
     return np.asarray(np.arcsinh((flux[..., inside] - sky).sum(-1) / 0.01), np.float64)
 
 

@@ -30,8 +30,8 @@ from lensprep.dataset.normalization import radius_px
 from lensprep.dataset.sidecar import STATISTICS, is_counterfactual
 from lenstrain.evaluation import bootstrap as boot
 from lenstrain.evaluation.metrics import auroc, roc_curve
-from lenstrain.evaluation.resampling import Scale
-from lenstrain.probes.linear import FOLDS, draw_regions, interval_entry
+from lenstrain.evaluation.resampling import Scale, draw_regions
+from lenstrain.probes.linear import FOLDS, interval_entry
 from lenstrain.probes.looking import brightness
 from lenstrain.probes.options import ProbeOptions
 from lenstrain.probes.sample import Sample

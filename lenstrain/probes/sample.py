@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lensprep.dataset import BANDS, Dataset, NormalizationSpec
 from lensprep.dataset.layout import COUNTERFACTUAL, SOURCE_COLOURS
+from lensprep.dataset.normalization import denormalize
 from lensprep.dataset.sidecar import STATISTICS, is_counterfactual, read_statistics
 from lensprep.errors import DatasetError
 
@@ -63,6 +64,10 @@ class Sample:
     def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Median and scale of each band, shapes (n, 3); DatasetError if the sidecar lacks them."""
         return read_statistics(self.table)
+
+    def flux(self) -> NDArray[np.float32]:
+        """The pixels denormalised, nanomaggies; DatasetError as `statistics`."""
+        return denormalize(self.pixels, self.spec, *self.statistics())
 
     def take(self, rows: NDArray[Any]) -> Sample:
         """Some of the stamps."""

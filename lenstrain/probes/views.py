@@ -18,7 +18,8 @@ Pixels = NDArray[np.float16]
 Mask = NDArray[np.bool_]
 
 SKY_INNER_PX = 20.0
-"""Beyond this radius a stamp is taken to be sky: outside most hosts and every arc of the grid."""
+"""Beyond this radius a stamp is taken to be sky: outside most hosts and every arc of the grid.
+An arc of 1 arcsec leaves 1 % of a sigma there."""
 
 
 def fill_with_sky(pixels: Pixels, mask: Mask, rng: np.random.Generator) -> Pixels:
@@ -80,26 +81,33 @@ def scramble_colour(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     return np.take_along_axis(pixels, chosen[:, :, None, None], axis=1)
 
 
-def remove_asymmetry(pixels: Pixels, radius: NDArray[np.float64], sigmas: float = 3.0) -> Pixels:
+def remove_asymmetry(
+    pixels: Pixels,
+    flux: NDArray[np.float32],
+    radius: NDArray[np.float64],
+    sigmas: float = 3.0,
+) -> Pixels:
     """Take away what has no counterpart on the other side of the centre, within a radius.
 
     A pixel brighter than the one opposite by more than `sigmas` of their noise takes its value. A
-    host is symmetric under half a turn and stays; an arc without an equal counter-image goes.
+    host is symmetric under half a turn and stays; an arc without an equal counter-image goes. What
+    is brighter is judged in flux, where noise is the same on an arc and on the sky: stored pixels
+    may be a curve of it. A pixel that stays keeps every bit.
 
     Parameters
     ----------
     pixels : ndarray of float16, shape (n, 3, S, S)
+    flux : ndarray of float32, same shape
+        The same pixels denormalised.
     radius : ndarray, shape (n,)
         Pixels.
     sigmas : float
         In units of the noise of a difference, measured beyond `SKY_INNER_PX`.
     """
-    values = pixels.astype(np.float32)
-    opposite = values[..., ::-1, ::-1]
     distance = radius_px(pixels.shape[-1])
-    sky = values[..., distance >= SKY_INNER_PX]
+    sky = flux[..., distance >= SKY_INNER_PX]
     centre = np.median(sky, axis=-1, keepdims=True)
     noise = 1.4826 * np.median(np.abs(sky - centre), axis=-1)[..., None, None]
     inside = distance[None, None] <= np.asarray(radius)[:, None, None, None]
-    excess = inside & (values - opposite > sigmas * np.sqrt(2) * noise)
-    return np.where(excess, opposite, values).astype(np.float16)
+    excess = inside & (flux - flux[..., ::-1, ::-1] > sigmas * np.sqrt(2) * noise)
+    return np.where(excess, pixels[..., ::-1, ::-1], pixels)

@@ -98,7 +98,7 @@ def _view(entry: Mapping[str, Any]) -> str:
     text = f"AUROC {interval(entry['auroc'])}."
     if entry["bright_drop"] is not None:
         text += (
-            f" Lenses with bright arcs lose {number(entry['bright_drop'])} of their score "
+            f" Lenses with bright arcs lose {percent(entry['bright_drop'])} of their score "
             f"(n = {entry['n_bright']})."
         )
     return text
@@ -119,14 +119,14 @@ def _arc_removal(entry: Mapping[str, Any]) -> str:
         return (
             f"Not measured: no non-lens is a lens's own galaxy, and none of {entry['n']} lenses "
             f"with bright arcs could be freed of half its injected flux{seen}: arcs that are "
-            "unresolved or clipped cannot be separated from the host."
+            "unresolved, alike on both sides or clipped cannot be separated from the host."
         )
-    text = f"Score drops by {number(entry['drop'])} for {entry['n_removed']} of {entry['n']}"
+    text = f"{percent(entry['drop'])} of the score is lost by {entry['n_removed']} of {entry['n']}"
     if entry["method"] == "paired":
         return f"{text} bright-arc lenses, each compared with its own galaxy without arcs."
     return (
         f"{text} bright-arc lenses that lost at least half of their injected flux; non-lenses "
-        f"treated alike drop by {number(entry['control_drop'])}."
+        f"treated alike lose {number(entry['control_drop'])}."
     )
 
 

@@ -370,8 +370,8 @@ def scale_stored(data: Data, spec: NormalizationSpec) -> Data:
 
 def scale_raw(data: Data, spec: NormalizationSpec) -> Data:
     def change(rows: Rows) -> Rows:
-        factor = np.where(rows.lens(), 1.05, 1.0)[:, None].astype(np.float32)
-        return rows.with_statistics(*(values * factor for values in rows.statistics()))
+        factor = np.where(rows.lens(), 1.05, 1.0)[:, None, None, None].astype(np.float32)
+        return rows.with_flux(rows.flux(spec) * factor, spec)
 
     return _each(data, change)
 

@@ -67,19 +67,24 @@ def test_adding_nothing_changes_no_bit(spec):
     assert np.array_equal(scale, measured.scale)
 
 
-def test_adding_flux_is_converting_the_brighter_stamp():
+@pytest.mark.parametrize("mode", MODES)
+def test_adding_flux_is_converting_the_brighter_stamp(mode):
     """Away from the clip, where stored pixels hold the flux, to the rounding of float16."""
-    spec = normalization_spec("mad_stamp")
+    spec = normalization_spec(mode)
     rng = np.random.default_rng(0)
     flux = rng.normal(0, 0.01, (8, 3, 64, 64)).astype(np.float32)
     added = np.zeros_like(flux)
     added[:, :, 24:40, 24:40] = 0.03
+    added[:, :, :, 52:] = 0.01  # beyond the inner radius of the annulus too
     before, after = np.empty(flux.shape, np.float16), np.empty(flux.shape, np.float16)
     measured = Normalizer(spec)(flux, before)
-    Normalizer(spec)(flux + added, after)
-    made, _, _ = add_flux(before, added, spec, measured.median, measured.scale)
+    true = Normalizer(spec)(flux + added, after)
+    made, median, scale = add_flux(before, added, spec, measured.median, measured.scale)
     assert np.abs(made.astype(np.float32) - after.astype(np.float32)).max() < 0.02
-    assert np.abs(made.astype(np.float32) - before.astype(np.float32)).max() > 2
+    assert np.abs(made.astype(np.float32) - before.astype(np.float32)).max() > 0.5
+    np.testing.assert_allclose(median, true.median, atol=2e-5)
+    np.testing.assert_allclose(scale, true.scale, rtol=2e-3)
+    assert (median - measured.median).min() > 5e-4
 
 
 @pytest.mark.parametrize("change", [normalize, denormalize])

@@ -66,13 +66,13 @@ def make_pixels(labels, seed=0):
     return pixels.astype(np.float16)
 
 
-def make_dataset(folder, tables=None, shard_rows=50, pixels=None):
+def make_dataset(folder, tables=None, shard_rows=50, pixels=None, spec=SPEC):
     tables = tables or {split: make_table(split) for split in SPLITS}
     parts = {
         split: ((pixels or {}).get(split, make_pixels(table["label"].to_numpy(), i)), table)
         for i, (split, table) in enumerate(tables.items())
     }
-    write_dataset(folder, parts, SPEC, shard_rows=shard_rows)
+    write_dataset(folder, parts, spec, shard_rows=shard_rows)
     return Dataset.open(folder)
 
 

@@ -23,7 +23,7 @@ def make_flux(labels, rng, arc=2.0, spread=0.5):
     return flux.astype(np.float32)
 
 
-def make_stamps(change=None, splits=("train",), rows=ROWS, seed=0, select=None):
+def make_stamps(change=None, splits=("train",), rows=ROWS, seed=0, select=None, spec=SPEC):
     """Pixels and tables by split; `change` makes other flux of (flux, labels, rng).
 
     Where all stamps of a place were alike, `select` says from (flux, labels) which are kept.
@@ -37,7 +37,7 @@ def make_stamps(change=None, splits=("train",), rows=ROWS, seed=0, select=None):
         if change is not None:
             flux = change(flux, labels, rng).astype(np.float32)
         kept = np.ones(rows, bool) if select is None else select(flux, labels)
-        median, scale = band_statistics(flux, SPEC)
+        median, scale = band_statistics(flux, spec)
         lens = labels == 1
         columns = {
             "region_id": number * 1000 + np.arange(rows) // PER_REGION,
@@ -57,12 +57,12 @@ def make_stamps(change=None, splits=("train",), rows=ROWS, seed=0, select=None):
                 table = table.set_column(table.column_names.index(name), name, column)
             else:
                 table = table.append_column(name, column)
-        pixels = normalize(flux, SPEC, median, scale)
+        pixels = normalize(flux, spec, median, scale)
         made[split] = (pixels[kept], table.filter(pa.array(kept)))
     return made
 
 
-def write_stamps(folder, made):
+def write_stamps(folder, made, spec=SPEC):
     """A dataset of them."""
     return make_dataset(folder, {split: table for split, (_, table) in made.items()}, 200,
-                        {split: pixels for split, (pixels, _) in made.items()})  # fmt: skip
+                        {split: pixels for split, (pixels, _) in made.items()}, spec)  # fmt: skip

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from lensprep.dataset.normalization import MODES, normalization_spec
 from lenstrain.audit import hosts
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError
@@ -12,16 +13,22 @@ from tests.lenstrain.audit.stamps import make_stamps, write_stamps
 
 @pytest.fixture
 def evidence(tmp_path):
-    return lambda **options: Evidence(
-        tmp_path / "run", write_stamps(tmp_path / "ds", make_stamps(**options))
-    )
+    def make(mode="mad_stamp", **options):
+        spec = normalization_spec(mode)
+        return Evidence(
+            tmp_path / "run", write_stamps(tmp_path / "ds", make_stamps(spec=spec, **options), spec)
+        )
+
+    return make
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("check", [hosts.check_brightness_only, hosts.check_norm_stat_probe])
-def test_the_light_of_arcs_is_no_leak(evidence, config, check):
-    found = check(evidence(), config)
+def test_the_light_of_arcs_is_no_leak(evidence, config, check, mode):
+    found = check(evidence(mode), config)
     assert found.passed, found.detail
-    assert found.measured["without_injection"] > 0.75
+    # Statistics tell less where arcs clip no pixel.
+    assert found.measured["without_injection"] > 0.55
 
 
 def test_brighter_hosts_are_found(evidence, config):
@@ -36,14 +43,16 @@ def test_brighter_hosts_are_found(evidence, config):
     assert "other hosts" in found.detail
 
 
-def test_another_normalisation_of_lenses_is_found(tmp_path, config):
-    pixels, table = make_stamps()["train"]
+@pytest.mark.parametrize("mode", MODES)
+def test_other_statistics_of_lenses_are_found(tmp_path, config, mode):
+    spec = normalization_spec(mode)
+    pixels, table = make_stamps(spec=spec)["train"]
     lens = table["label"].to_numpy() == 1
     for band in "grz":
         at = table.column_names.index(f"scale_{band}")
         values = table[f"scale_{band}"].to_numpy() * np.where(lens, 1.3, 1.0)
         table = table.set_column(at, f"scale_{band}", [values.astype("f4")])
-    dataset = write_stamps(tmp_path / "ds", {"train": (pixels, table)})
+    dataset = write_stamps(tmp_path / "ds", {"train": (pixels, table)}, spec)
     found = hosts.check_norm_stat_probe(Evidence(tmp_path, dataset), config)
     assert not found.passed
 
@@ -64,8 +73,13 @@ def test_lenses_without_injected_flux_are_not_run(tmp_path, config):
         hosts.check_brightness_only(Evidence(tmp_path, dataset), config)
 
 
-def test_an_arc_moves_the_statistics_as_conversion_would(evidence, config):
-    made = hosts.compared(evidence(), config)
-    true, added = (np.median(hosts.statistics(s), axis=0) for s in (made.lenses, made.injected))
+@pytest.mark.parametrize("mode", MODES)
+def test_an_arc_moves_the_statistics_as_conversion_would(evidence, config, mode):
+    made = hosts.compared(evidence(mode), config)
+    true, bare, added = (
+        np.median(hosts.statistics(s), axis=0) for s in (made.lenses, made.controls, made.injected)
+    )
+    # No arc reaches the annulus.
+    assert (added[:6] > bare[:6]).all() or mode == "mad_annulus"
     np.testing.assert_allclose(added[3:6], true[3:6], rtol=0.01)
     np.testing.assert_allclose(added[6:], true[6:], rtol=0.2)

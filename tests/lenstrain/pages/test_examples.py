@@ -7,11 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lensprep.dataset import NormalizationSpec
+from lensprep.dataset.normalization import MODES, band_statistics, normalization_spec, normalize
 from lensprep.dataset.rgb import lupton_rgb
+from lensprep.dataset.sidecar import STATISTICS
+from lensprep.dataset.writer import write_dataset
 from lensprep.errors import InputError, ScoresError
-from lenstrain.pages.examples import open_stamps
+from lenstrain.pages.examples import _stretched, open_stamps
 from lenstrain.scoretable import read_sky_scores
 from tests.phase4c import stamp_blob, tiny_pixels, tiny_table, write_tree
+from tests.scoretables import make_table
 
 
 def write(path, table, kind, uri):
@@ -60,6 +65,48 @@ def test_stamps_of_cutouts_are_their_middles_and_stay_in_the_folder(tmp_path):
     np.testing.assert_array_equal(reader.rgb(np.array([0, 2])), lupton_rgb(pixels[::-1]))
     with pytest.raises(InputError, match=r"outside\.npz lies outside"):
         reader.rgb(np.array([1]))
+
+
+def written(folder, spec, with_statistics=True):
+    """Flux, stored pixels, and a reader of the stamps of a dataset and of its scores."""
+    flux = tiny_pixels(6, seed=4)
+    known = spec.known_parameters is not None
+    median, scale = band_statistics(flux, spec)
+    stored = normalize(flux, spec, median, scale) if known else flux.astype(np.float16)
+    table = make_table(rows=6, regions=2)
+    if with_statistics:
+        for name, column in zip(STATISTICS, np.concatenate([median, scale], 1).T, strict=True):
+            table = table.append_column(name, pa.array(column))
+    manifest = write_dataset(folder / "ds", {"test": (stored, table)}, spec, shard_rows=4)
+    facts = {"dataset_id": manifest.dataset_id, "split": "test"}
+    scores = table.select(["key", "logit"]).replace_schema_metadata(
+        {"lenstrain": json.dumps(facts)}
+    )
+    pq.write_table(scores, folder / "scores.parquet")
+    reader = open_stamps(str(folder / "ds"), read_sky_scores(folder / "scores.parquet"))
+    return flux, stored, reader
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_stamps_of_a_dataset_are_drawn_in_flux(tmp_path, mode):
+    """Within a few of 255 steps of what was converted, where nothing was clipped."""
+    spec = normalization_spec(mode, clip=1000.0)
+    flux, _, reader = written(tmp_path, spec)
+    shown = reader.rgb(np.arange(6)).astype(int)
+    assert np.abs(shown - lupton_rgb(flux)).max() <= 3
+    assert reader.note.startswith("Lupton RGB")
+
+
+@pytest.mark.parametrize("mode", [*MODES, "zscale"])
+def test_stamps_whose_flux_is_lost_are_stretched(tmp_path, mode):
+    """Without medians and scales only asinh, which has no need of them, is drawn in flux."""
+    spec = NormalizationSpec(mode="zscale", clip=10.0)
+    spec = spec if mode == "zscale" else normalization_spec(mode)
+    _, stored, reader = written(tmp_path, spec, with_statistics=False)
+    shown = reader.rgb(np.arange(6))
+    same = np.array_equal(shown, _stretched(stored.astype(np.float32)))
+    assert same == (mode != "asinh_survey")
+    assert reader.note.startswith(f"Stored pixels ({mode})") == same
 
 
 def test_scores_that_do_not_say_where_their_stamps_lie_are_refused(tmp_path):

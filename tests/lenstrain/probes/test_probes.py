@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from lensprep.dataset import Dataset
+from lensprep.dataset.normalization import MODES, band_statistics, normalization_spec, normalize
+from lensprep.dataset.sidecar import STATISTICS
 from lensprep.dataset.writer import write_dataset
 from lenstrain.probes import adding, looking
 from lenstrain.probes.attention import measure_attention, randomised
@@ -15,6 +17,7 @@ from lenstrain.probes.attribution import gradcam_maps, mass_over_area, occlusion
 from lenstrain.probes.options import ProbeOptions
 from lenstrain.probes.sample import Sample, find_partners
 from lenstrain.probes.scoring import Scorer
+from tests.lenstrain.probes.conftest import make_sample
 
 OPTIONS = ProbeOptions(resamples=200, attribution=2, occlusion_stride_px=8, injections=20, fpr=0.1)
 NOBODY = np.empty(0, np.int64)
@@ -42,6 +45,12 @@ def test_hiding_the_core_leaves_chance_and_takes_the_score(sample, arc_finder):
     assert found["core_view"]["auroc"]["value"] > 0.99
 
 
+def test_what_is_lost_is_a_share_of_the_score_whatever_the_share_of_lenses():
+    assert looking.lost_share(np.full(4, 9.0), np.full(4, -9.0)) == pytest.approx(1, abs=1e-3)
+    assert looking.lost_share(np.full(4, -3.0), np.full(4, -9.0)) == pytest.approx(1, abs=0.01)
+    assert looking.lost_share(np.array([0.0, -99]), np.array([-99, 0.0])) == pytest.approx(0)
+
+
 def test_shuffled_rings_tell_shape_from_brightness(sample, arc_finder, flux_finder):
     by_shape = looking.measure_views(*baseline(sample, arc_finder), OPTIONS)
     by_flux = looking.measure_views(*baseline(sample, flux_finder), OPTIONS)
@@ -57,6 +66,15 @@ def test_removing_arcs_takes_the_score_of_an_arc_finder(sample, arc_finder):
     assert found["n_removed"] > 20
     assert found["drop"] > 0.5
     assert abs(found["control_drop"]) < 0.1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_arcs_can_be_removed_whatever_the_normalisation(arc_finder, mode):
+    made = make_sample(spec=normalization_spec(mode))
+    base, scorer = baseline(made, arc_finder)
+    found = looking.measure_arc_removal(base, scorer, OPTIONS, (NOBODY, made.take(NOBODY)))
+    assert found["n_removed"] > 20
+    assert found["removed_share"] > 0.6
 
 
 def test_a_galaxys_own_non_lens_is_the_better_removal(sample, arc_finder):
@@ -81,6 +99,24 @@ def test_zero_flux_changes_nothing(sample, flux_finder):
     base, scorer = baseline(sample, flux_finder)
     found = adding.measure_null_injection(base, scorer, OPTIONS)
     assert found == {"n": 20, "pixels_changed": 0, "max_abs_delta_logit": 0.0}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_blank_sky_is_that_beyond_the_host(mode):
+    """A host over much of the stamp, and a sky that is not at zero."""
+    rng = np.random.default_rng(0)
+    spec = normalization_spec(mode)
+    flux = rng.normal(0.02, 0.01, (20, 3, 64, 64))
+    flux[:, :, 20:44, 20:44] += 0.05
+    flux = flux.astype(np.float32)
+    median, scale = band_statistics(flux, spec)
+    columns = dict(zip(STATISTICS, np.concatenate([median, scale], axis=1).T, strict=True))
+    pixels = normalize(flux, spec, median, scale)
+    made = Sample(pixels, np.zeros(20, np.int8), pa.table(columns), spec, "val")
+    blank = adding.blank_sky(made, 0)
+    np.testing.assert_allclose(blank.std((2, 3)), 0.01, rtol=0.08)
+    assert blank.std((2, 3)).mean() == pytest.approx(0.01, rel=0.01)
+    assert blank.mean() == pytest.approx(0.02, rel=0.01)
 
 
 def test_a_wrong_scale_is_caught_by_the_null_injection(sample, flux_finder):
