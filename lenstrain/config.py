@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     Arch = str
 else:
     Arch = Literal[ARCHITECTURES]
+WHERE_RESOLVED: Final = "label == 0 or theta_e_arcsec >= 0.5 * psfsize_r"
+"""``data.where`` that learns only from lenses whose shape can be seen, as is advised with
+counterfactuals: an unresolved lens and the same light unlensed are nearly one image."""
 
 
 @typed

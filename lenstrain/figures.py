@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from lenstrain.evaluation.completeness import AxisBins
+from lenstrain.evaluation.counterfactuals import SMOOTH
 from lenstrain.evaluation.operating import CompletenessTable
 from lenstrain.evaluation.rate_table import RocBand
 from lenstrain.evaluation.rates import FEWEST_FLAGGED
@@ -379,10 +380,11 @@ def draw_auroc_by(entries: Mapping[str, Mapping[str, Any]], overall: float, leve
 
 
 def draw_pairs(pairs: Mapping[str, Any], least: float, level: float) -> Plot:
-    """AUROC within pairs against theta_E / PSF; `least` is what a finder must surely reach."""
+    """AUROC across families against theta_E / PSF; `least` is what must surely be reached."""
     bins = [cell for cell in pairs["by_theta_e_over_psf"] if cell["n"]]
-    series = {"all": [cell["auroc"] for cell in bins]}
-    series |= {kind: [cell["by_kind"][kind] for cell in bins] for kind in pairs["by_kind"]}
+    together = "all" if {*SMOOTH}.isdisjoint(pairs["by_kind"]) else "smooth light, all kinds"
+    series = {together: [cell["auroc_across"] for cell in bins]}
+    series |= {kind: [cell["across_by_kind"][kind] for cell in bins] for kind in pairs["by_kind"]}
     step = 0.6 / len(series)
     numbers: dict[str, list[Any]] = {name: [] for name in ("kind", "lo", "hi")}
     with new_figure() as (figure, axes):
@@ -399,19 +401,20 @@ def draw_pairs(pairs: Mapping[str, Any], least: float, level: float) -> Plot:
             numbers["kind"] += [kind] * len(kept)
             for name in ("lo", "hi"):
                 numbers[name] += [bins[index][name] for index in kept]
-            for name, column in (("n", [entries[index]["n"] for index in kept]),
+            for name, column in (("families", [entries[index]["families"] for index in kept]),
                                  ("auroc", y), ("low", low), ("high", high)):  # fmt: skip
                 numbers.setdefault(name, []).extend(column)
         axes.axhline(0.5, color=GREY, lw=0.8, ls=":")
         axes.axhline(least, color=RED, lw=0.8, ls="--")
         axes.set_xticks(range(len(bins)), [cell["label"] for cell in bins])
         axes.set(xlim=(-0.5, len(bins) - 0.5), ylim=(-0.03, 1.04))
-        axes.set(xlabel=AXIS_LABELS["theta_e_over_psf"], ylabel="AUROC within pairs")
+        axes.set(xlabel=AXIS_LABELS["theta_e_over_psf"], ylabel="AUROC across families")
         figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2, handlelength=1.5)
     return Plot(
         "pairs_theta_e_over_psf",
         "Lens against the same light",
-        f"How often the lens of a pair scores higher; bars: {level:.0%} interval by region. "
+        "How often a lens scores higher than the same light without lensing, on whichever host; "
+        f"bars: {level:.0%} interval by region. "
         f"Dotted: chance. Dashed: {least:g}, above which the whole bar must lie for the finder to "
         "tell a lens from light.",
         figure,

@@ -86,7 +86,7 @@ def _kinds(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     names = dict.fromkeys([*passing, *pairs["resolved"]])
     return [
         {"kind": name, "passing": passing.get(name)}
-        | {group: entries.get(name) for group, entries in pairs.items()}
+        | {group: pairs[group].get(name) for group in ("resolved", "unresolved")}
         for name in names
     ]
 

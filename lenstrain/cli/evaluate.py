@@ -122,16 +122,15 @@ def _evaluate_lines(result: dict[str, Any]) -> list[str]:
 
 
 def _counterfactual_lines(made: dict[str, Any]) -> list[str]:
-    """The kind that passes most often, and where a lens is told from light."""
+    """How often each kind passes, and where a lens is told from light."""
     rates = {kind: found["pass_rate"] for kind, found in made["kinds"].items() if "factor" in found}
     lines = []
     if rates:
-        worst = max(rates, key=lambda kind: rates[kind]["value"])
-        limit = made["fpr_upper"]
-        beside = "" if limit is None else f"; non-lenses at most {limit:.2%}"
+        upper = made["fpr_upper"]
+        beside = "" if upper is None else f" (non-lenses: at most {upper:.2%})"
         lines.append(
-            f"{rates[worst]['value']:.1%} of the {worst} counterfactuals pass at the threshold for "
-            f"{made['name']}{beside}"
+            f"Counterfactuals that pass at the threshold for {made['name']}{beside}: "
+            + ", ".join(f"{kind} {rate['value']:.1%}" for kind, rate in rates.items())
         )
     return [*lines, made["pairs"]["words"]]
 

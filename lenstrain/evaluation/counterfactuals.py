@@ -1,7 +1,7 @@
 """What a finder makes of counterfactuals: which of them pass, and whether lenses rank above them.
 
 Whoever flags extra light passes counterfactuals as often as lenses, and ranks lenses and the same
-light without lensing alike: an AUROC of 0.5 within pairs.
+light without lensing alike: an AUROC of 0.5, within pairs and across families.
 """
 
 from __future__ import annotations
@@ -19,20 +19,25 @@ from numpy.typing import NDArray
 
 from lensprep.dataset.layout import COUNTERFACTUAL, DONOR_TASK, LENSED
 from lensprep.tables.columns import to_floats
-from lenstrain.evaluation.bootstrap import ratio
-from lenstrain.evaluation.clustered import Shares, latent_correlation
+from lenstrain.evaluation import bootstrap as boot
+from lenstrain.evaluation.clustered import Shares, latent_correlation, no_value
 from lenstrain.evaluation.completeness import AxisBins, axis_bins
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.pairs import find_pairs, wins
-from lenstrain.evaluation.resampling import Resampling
+from lenstrain.evaluation.resampling import Resampling, draw_regions
 from lenstrain.evaluation.scores import Scores
 from lenstrain.scoretable import codes_of, in_order
 
 RATIO_EDGES: Final = (0.0, 0.25, 0.5, 0.75, 1.0, math.inf)
 """Edges of the bins of theta_E over PSF FWHM."""
 TELLS: Final = 0.6
-"""A finder tells a lens from light where the AUROC within pairs surely lies above this, a
+"""A finder tells a lens from light where the AUROC across families surely lies above this, a
 convention; 0.5 is chance."""
+SMOOTH: Final = ("unlensed", "magnified", "extended")
+"""Kinds of light in one piece at the place of the arc: where any of them is not told from a lens,
+the finder cannot tell a lens from light. Each family has one of each, so the light of some
+families has their flux. Pieces, which resolved families alone have, and neighbours are said
+apart."""
 FEWEST: Final = 20
 """Families below which a bin does not decide where that is."""
 BRIGHT_SNR: Final = 20.0
@@ -49,8 +54,10 @@ Mask = NDArray[np.bool_]
 class RankedPairs:
     """Pairs of a lens and a counterfactual of its family; all arrays of shape (pairs,)."""
 
-    won: Floats
-    """1 where the lens scores higher, 0 where it scores lower, 0.5 where both are equal."""
+    lens: Floats
+    """Logit of the lens."""
+    light: Floats
+    """That of the same light without lensing."""
     kind: NDArray[np.str_]
     theta_e: Floats
     """Einstein radius of the lens, arcsec; NaN where it is not known, here and below."""
@@ -67,7 +74,8 @@ class RankedPairs:
 
         Pairs of one family share their lens and are one observation, as rows of one image are.
         """
-        won, region = self.won[among], self.region[among]
+        won = wins(self.lens[among], self.light[among])
+        region = self.region[among]
         _, first, family = np.unique(self.family[among], return_index=True, return_inverse=True)
         pairs = np.bincount(family)
         correlation = latent_correlation(np.bincount(family, won) / pairs, region[first])
@@ -77,6 +85,27 @@ class RankedPairs:
         # Counts of what may be half a win mean nothing, and neither does Wilson's interval.
         kept = ("value", "low", "high", "level", "reason", "n", "regions", "effective")
         return {name: entry[name] for name in kept if name in entry} | {"families": first.size}
+
+    def across(self, among: Mask, options: EvaluationOptions) -> dict[str, Any]:
+        """AUROC of the lenses of some of the pairs against all light in them, also on other hosts.
+
+        Within a pair the noise and the host cancel, so that a score which responds to size at all
+        wins, however little that is. On the sky there is one image. Where every family of these
+        pairs has as many of them, flux has the same distribution in both sets, so this AUROC, too,
+        cannot be raised by flux: so it is with one kind, and with those of `SMOOTH`.
+        """
+        families, first = np.unique(self.family[among], return_index=True)
+        size = {"families": families.size}
+        if not families.size:
+            return no_value(options.level, "no pair of this kind") | size
+        logits = np.concatenate([self.lens[among][first], self.light[among]])
+        region = np.concatenate([self.region[among][first], self.region[among]])
+        positive = np.arange(logits.size) < families.size
+        resampling, region = draw_regions(
+            positive, logits, region, options.resamples, options.seed, options.level
+        )
+        ranked = boot.rank_rows(positive, logits, region, resampling.n_clusters)
+        return resampling.entry(boot.auroc_draws(ranked, resampling.weights)) | size
 
 
 def rank_pairs(scores: Scores) -> RankedPairs:
@@ -91,7 +120,8 @@ def rank_pairs(scores: Scores) -> RankedPairs:
 
     theta_e, psf = numbers("theta_e_arcsec"), numbers("psfsize_r")
     return RankedPairs(
-        wins(pairs, logits),
+        logits[pairs.lens],
+        logits[pairs.light],
         pairs.kind,
         theta_e,
         np.where(psf > 0, theta_e / np.where(psf > 0, psf, 1.0), np.nan),
@@ -207,15 +237,32 @@ def _lenses_alike(
     for index in np.flatnonzero(weights):
         shares = scores.shares(1, theirs == index, flagged)
         each = (resampling.weights @ counts for counts in (shares.hits, shares.rows))
-        total += weights[index] * ratio(*each)
+        total += weights[index] * boot.ratio(*each)
     return resampling.entry(total) | {"n": int(lens.sum())}
 
 
 def _measure_pairs(pairs: RankedPairs, options: EvaluationOptions) -> dict[str, Any]:
-    """AUROC within pairs: overall, by kind, Einstein radius and resolution; and the limit."""
-    level = options.level
-    everything = np.ones(pairs.won.size, bool)
+    """Both AUROCs: overall, by kind, Einstein radius and resolution; and the limit.
+
+    Across families, "overall" is smooth light, or all if none was made: with the kinds that only
+    some families have, lenses and light would differ in flux.
+    """
+    everything = np.ones(pairs.kind.size, bool)
     kinds = _by_kind(pairs.kind)
+    smooth = np.isin(pairs.kind, SMOOTH) if not kinds.keys().isdisjoint(SMOOTH) else everything
+
+    def measured(among: Mask) -> dict[str, Any]:
+        return {
+            "n": int(np.count_nonzero(among)),
+            "auroc": pairs.entry(among, options.level),
+            "by_kind": {
+                name: pairs.entry(among & of_kind, options.level) for name, of_kind in kinds.items()
+            },
+            "auroc_across": pairs.across(among & smooth, options),
+            "across_by_kind": {
+                name: pairs.across(among & of_kind, options) for name, of_kind in kinds.items()
+            },
+        }
 
     def binned(bins: AxisBins | None, values: Floats) -> list[dict[str, Any]]:
         if bins is None:
@@ -226,31 +273,26 @@ def _measure_pairs(pairs: RankedPairs, options: EvaluationOptions) -> dict[str, 
                 "lo": float(low),
                 "hi": float(high),
                 "label": f"{low:g} or more" if math.isinf(high) else bins.label(index),
-                "n": int(np.count_nonzero(which == index)),
-                "auroc": pairs.entry(which == index, level),
-                "by_kind": {
-                    name: pairs.entry((which == index) & of_kind, level)
-                    for name, of_kind in kinds.items()
-                },
             }
+            | measured(which == index)
             for index, (low, high) in enumerate(pairwise(bins.edges))
         ]
 
-    resolution = AxisBins("theta_e_over_psf", np.array(RATIO_EDGES))
-    by_ratio = binned(resolution, pairs.over_psf)
-    limit = tells_above([(cell["hi"], cell["auroc"]) for cell in by_ratio])
+    by_ratio = binned(AxisBins("theta_e_over_psf", np.array(RATIO_EDGES)), pairs.over_psf)
+    by_theta_e = binned(
+        axis_bins("theta_e_arcsec", pairs.theta_e, options.axis_bins), pairs.theta_e
+    )
+    bright = pairs.arc_snr > BRIGHT_SNR
     limits = {
-        name: tells_above([(cell["hi"], cell["by_kind"][name]) for cell in by_ratio])
+        name: tells_above([(cell["hi"], cell["across_by_kind"][name]) for cell in by_ratio])
         for name in kinds
     }
-    return {
-        "n": everything.size,
-        "auroc": pairs.entry(everything, level),
-        "by_kind": {name: pairs.entry(of_kind, level) for name, of_kind in kinds.items()},
-        "bright": pairs.entry(pairs.arc_snr > BRIGHT_SNR, level) | {"arc_snr_above": BRIGHT_SNR},
-        "by_theta_e": binned(
-            axis_bins("theta_e_arcsec", pairs.theta_e, options.axis_bins), pairs.theta_e
-        ),
+    deciding = [limits[name] for name in SMOOTH if name in limits] or [*limits.values()]
+    limit = max((found for found in deciding if found is not None), key=_hardness, default=None)
+    return measured(everything) | {
+        "bright": pairs.entry(bright, options.level)
+        | {"auroc_across": pairs.across(bright & smooth, options), "arc_snr_above": BRIGHT_SNR},
+        "by_theta_e": by_theta_e,
         "by_theta_e_over_psf": by_ratio,
         "limit": limit and limit.above,
         "limit_by_kind": {name: found and found.above for name, found in limits.items()},
@@ -270,12 +312,12 @@ class Limit(NamedTuple):
 
 
 def tells_above(bins: Sequence[tuple[float, Mapping[str, Any]]]) -> Limit | None:
-    """Find the highest bin whose AUROC within pairs may be `TELLS` or less.
+    """Find the highest bin whose AUROC across families may be `TELLS` or less.
 
     Parameters
     ----------
     bins : sequence of (float, mapping)
-        Upper edge of each bin, and its entry from `RankedPairs.entry`.
+        Upper edge of each bin, and its entry from `RankedPairs.across`.
 
     Returns
     -------
@@ -286,7 +328,7 @@ def tells_above(bins: Sequence[tuple[float, Mapping[str, Any]]]) -> Limit | None
     decided = [
         (high, entry["low"] > TELLS, entry["value"] <= TELLS)
         for high, entry in bins
-        if entry["families"] >= FEWEST and np.isfinite(entry["low"])
+        if entry["families"] >= FEWEST and math.isfinite(entry["low"])
     ]
     if not decided:
         return None
@@ -295,30 +337,56 @@ def tells_above(bins: Sequence[tuple[float, Mapping[str, Any]]]) -> Limit | None
     return Limit(above, max(high for high, *_ in decided), cannot)
 
 
+def _hardness(limit: Limit) -> tuple[float, bool]:
+    """What orders limits: up to where they were measured says nothing of how hard a kind is."""
+    return limit.above, limit.cannot
+
+
 def limit_in_words(pairs: int, limit: Limit | None, by_kind: Mapping[str, Limit | None]) -> str:
-    """The limit as a sentence, with that of the hardest kind if it is higher."""
+    """The limit as a sentence, with that of the hardest kind if it is harder.
+
+    Parameters
+    ----------
+    pairs : int
+        Pairs of all kinds.
+    limit : Limit or None
+        That of smooth light, or of all kinds if none of these was made.
+    by_kind : mapping
+        That of each kind.
+    """
     if not pairs:
         return "No counterfactual has the lens of its family beside it, so no pair can be ranked."
-    if limit is None:
-        return (
-            f"Too few pairs to say where this finder tells a lens from light: {FEWEST} families in "
-            "a bin of theta_E / PSF, from two regions or more, are needed."
-        )
-    verb = "cannot tell" if limit.cannot else "is not shown to tell"
-    if limit.above == 0:
-        words = "This finder tells a lens from light at every theta_E / PSF that was measured"
-    elif limit.above == limit.measured:
-        words = f"This finder {verb} a lens from light at any theta_E / PSF that was measured"
-    else:
-        words = f"Below theta_E / PSF = {limit.above:g} this finder {verb} a lens from light"
     known = {name: found for name, found in by_kind.items() if found is not None}
-    hardest = max(known, key=lambda name: known[name].above, default=None)
-    if hardest is not None and known[hardest].above > limit.above:
+    hardest = max(known, key=lambda name: _hardness(known[name]), default=None)
+    if limit is None:
+        smooth = " of smooth light" if hardest is not None else ""
+        words = (
+            f"Too few pairs{smooth} to say where this finder tells a lens from light: {FEWEST} "
+            "families in a bin of theta_E / PSF, from two regions or more, are needed."
+        )
+        if hardest is not None:
+            words += f" {_sentence(known[hardest], f'{hardest} light')}."
+        return words
+    words = _sentence(limit, "light")
+    if hardest is not None and _hardness(known[hardest]) > _hardness(limit):
         found = known[hardest]
         where = "at any" if found.above == found.measured else f"below {found.above:g}"
-        fails = "it cannot" if found.cannot else "it is not shown to"
-        words += f"; from {hardest} light {fails} {where}"
+        words += f"; it {_verb(found)} one from {hardest} light {where}"
     return f"{words}."
+
+
+def _sentence(limit: Limit, light: str) -> str:
+    """Where the finder tells a lens from some light, without a full stop."""
+    if limit.above == 0:
+        return f"This finder tells a lens from {light} at every theta_E / PSF that was measured"
+    told = f"this finder {_verb(limit)} a lens from {light}"
+    if limit.above == limit.measured:
+        return f"{told[0].upper()}{told[1:]} at any theta_E / PSF that was measured"
+    return f"Below theta_E / PSF = {limit.above:g} {told}"
+
+
+def _verb(limit: Limit) -> str:
+    return "cannot tell" if limit.cannot else "is not shown to tell"
 
 
 def _by_kind(kind: NDArray[np.str_]) -> dict[str, Mask]:

@@ -51,9 +51,9 @@ def find_pairs(table: pa.Table) -> Pairs:
     return Pairs(lens, rows[~is_lens][found], kinds[~is_lens][found])
 
 
-def wins(pairs: Pairs, logits: NDArray[np.floating]) -> NDArray[np.float64]:
+def wins(lens: NDArray[np.floating], light: NDArray[np.floating]) -> NDArray[np.float64]:
     """1 where the lens of a pair scores higher, 0 where the light does, else 0.5; shape (pairs,).
 
-    Their mean is the AUROC within pairs.
+    Their mean is the AUROC within pairs. `lens` and `light` are logits of each pair.
     """
-    return 0.5 * (1.0 + np.sign(np.float64(logits[pairs.lens]) - logits[pairs.light]))
+    return 0.5 * (1.0 + np.sign(np.float64(lens) - light))

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lensprep.dataset import Dataset
 from lensprep.errors import ProjectError, StorageError
 from lensprep.store import write_atomic
-from lenstrain.config import Config
+from lenstrain.config import WHERE_RESOLVED, Config
 from lenstrain.data import Batch, StampLoader
 from lenstrain.training.checkpoint import BEST, LAST, Found
 from lenstrain.training.distributed import Context, process_group
@@ -180,8 +180,10 @@ def announce_counterfactuals(run: Run) -> None:
     elif there:
         logger.info(
             "the %s counterfactuals of the training split are left out; "
-            "data.counterfactual_share=0.8 would train with them",
+            "data.counterfactual_share=0.9 would train with them, best with data.where=%r, so that "
+            "only lenses whose shape can be seen are learnt",
             f"{there:,}",
+            WHERE_RESOLVED,
         )
 
 

@@ -114,12 +114,12 @@ def validation_metrics(
     if counterfactuals is None:
         sample = metrics.Sample(labels, logits, fpr=fpr)
     else:
-        made = counterfactuals.mask
+        made, pairs = counterfactuals.mask, counterfactuals.pairs
         sample = metrics.Sample(
             labels[~made],
             logits[~made],
             fpr=fpr,
-            wins=wins(counterfactuals.pairs, logits),
+            wins=wins(logits[pairs.lens], logits[pairs.light]),
             lookalikes=logits[made & (labels == 0)],
         )
     return {metric.name: float(metric.value(sample)) for metric in recorded}

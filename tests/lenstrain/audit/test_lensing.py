@@ -54,6 +54,7 @@ def test_who_sees_flux_fails_and_who_sees_lensing_passes(judged, config):
         assert (good.passed, bad.passed) == (True, False)
         assert "lensprep counterfactual" in bad.detail
         assert "data.counterfactual_share" in bad.detail
+        assert 'data.where="label == 0 or theta_e_arcsec >= 0.5 * psfsize_r"' in bad.detail
         assert "lensprep counterfactual" not in good.detail
     rates = lensing.check_counterfactuals(flux, config)
     upper = rates.measured["fpr_upper"]
@@ -82,9 +83,24 @@ def test_unresolved_lenses_need_not_be_told_from_light(judged, config):
     assert found.passed
     assert found.measured["resolved"]["all"]["value"] > 0.9
     assert found.measured["unresolved"]["all"]["value"] < 0.9
+    across = found.measured["unresolved_across"]
+    assert 0.45 < across["low"] < across["value"] < across["high"] < 0.9
+    told = "Unresolved lenses against unlensed, magnified and extended light of all families: AUROC"
+    assert f"{told} {across['value']:.3f} [{across['low']:.3f}, " in found.detail
     every = AuditConfig()
     object.__setattr__(every.science, "resolved_ratio", 0.3)
     assert lensing.check_pairs(judged(RESOLVED, "again"), every).passed is False
+
+
+def test_pieces_alone_call_for_no_more_counterfactuals(judged, config):
+    pieces = judged(BY_FLUX, "pieces", kinds=("scattered", "lensed"))
+    for check in (lensing.check_counterfactuals, lensing.check_pairs):
+        found = check(pieces, config)
+        assert not found.passed
+        assert "Pieces at the radius of an arc pass for one" in found.detail
+        assert "data.counterfactual_share" not in found.detail
+    both = judged(BY_FLUX, "both", kinds=("scattered", "unlensed", "lensed"))
+    assert "data.counterfactual_share" in lensing.check_pairs(both, config).detail
 
 
 def test_without_counterfactuals_nothing_is_judged(judged, config):

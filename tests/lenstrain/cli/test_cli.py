@@ -250,7 +250,7 @@ def test_infer_takes_an_ensemble_and_embeddings(run, dataset, tmp_path):
     assert "30 rows scored" in result.stderr
 
 
-def test_evaluate_names_the_kind_that_passes_most_often():
+def test_evaluate_says_how_often_each_kind_passes():
     def kind(value):
         return {"pass_rate": {"value": value}, "factor": 1.0}
 
@@ -262,9 +262,9 @@ def test_evaluate_names_the_kind_that_passes_most_often():
         "pairs": {"words": "Below theta_E / PSF = 0.5 this finder cannot tell a lens from light."},
     }
     assert _counterfactual_lines(made) == [
-        "41.0% of the companion counterfactuals pass at the threshold for FPR 0.01; non-lenses at "
-        "most 1.20%",
+        "Counterfactuals that pass at the threshold for FPR 0.01 (non-lenses: at most 1.20%): "
+        "unlensed 2.0%, companion 41.0%",
         made["pairs"]["words"],
     ]
-    assert _counterfactual_lines(made | {"fpr_upper": None})[0].endswith("for FPR 0.01")
+    assert "(" not in _counterfactual_lines(made | {"fpr_upper": None})[0]
     assert _counterfactual_lines(made | {"kinds": {}}) == [made["pairs"]["words"]]

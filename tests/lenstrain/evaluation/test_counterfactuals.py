@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -61,6 +62,8 @@ def test_who_sees_flux_alone_passes_counterfactuals_as_often_as_lenses(measured)
     cells += [cell["auroc"] for cell in pairs["by_theta_e"]]
     for entry in cells:
         assert entry["value"] == pytest.approx(0.5, abs=0.06)
+    for entry in (pairs["auroc_across"], *pairs["across_by_kind"].values()):
+        assert entry["value"] == pytest.approx(0.5, abs=0.02)
     assert pairs["limit"] == 1.0
     assert "cannot tell a lens from light at any theta_E / PSF" in pairs["words"]
 
@@ -90,6 +93,38 @@ def test_the_limit_is_where_the_finder_begins_to_see_shape(measured):
     assert bins[0.5]["by_kind"]["unlensed"]["n"] * 4 == bins[0.5]["n"]
 
 
+def test_a_trace_of_shape_wins_every_pair_and_still_tells_nothing(measured, tmp_path, ordinary):
+    """Host and noise cancel within a pair, not across families: the limit is that of the latter."""
+    table = add_families(ordinary, BY_FLUX, families=1500, kinds=("unlensed", "lensed"))
+    logit, pairs = table["logit"].to_numpy().copy(), find_pairs(table)
+    logit[pairs.light] = logit[pairs.lens] - 0.01
+    place = table.column_names.index("logit")
+    pq.write_table(table.set_column(place, "logit", pa.array(logit)), tmp_path / "trace.parquet")
+    scores = read_scores(tmp_path / "trace.parquet")
+    found = measure(scores, None, QUICK, lambda *_: None).entries["counterfactuals"]["pairs"]
+    assert found["auroc"]["value"] == 1.0
+    assert found["auroc_across"]["value"] == pytest.approx(0.5, abs=0.02)
+    assert found["limit"] == 1.0
+
+
+def test_the_area_across_families_is_that_of_all_their_rows(measured, ordinary, tmp_path):
+    table = add_families(ordinary, RESOLVED, families=200)
+    pq.write_table(table, tmp_path / "few.parquet")
+    scores = read_scores(tmp_path / "few.parquet")
+    ranked = rank_pairs(scores)
+    among = ranked.kind == "unlensed"
+    found = ranked.across(among, QUICK)
+    lens, light = ranked.lens[among][:, None], ranked.light[among][None]
+    assert found["families"] == 200
+    assert found["value"] == pytest.approx((lens > light).mean() + 0.5 * (lens == light).mean())
+    # Once each: the lens of four pairs is one lens.
+    light = ranked.light[None]
+    assert ranked.across(np.ones(800, bool), QUICK)["value"] == pytest.approx(
+        (lens > light).mean() + 0.5 * (lens == light).mean()
+    )
+    assert ranked.across(ranked.kind == "none", QUICK)["value"] is None
+
+
 def test_the_hardest_kind_is_named_if_the_others_hide_it(measured, tmp_path, ordinary):
     easy = add_families(ordinary, BY_SHAPE, kinds=("unlensed", "companion", "magnified", "lensed"))
     hard = add_families(ordinary, BY_FLUX, kinds=("scattered", "lensed"), seed=1)
@@ -101,7 +136,44 @@ def test_the_hardest_kind_is_named_if_the_others_hide_it(measured, tmp_path, ord
     assert pairs["limit_by_kind"] == {
         "unlensed": 0.0, "magnified": 0.0, "scattered": 1.0, "companion": 0.0
     }  # fmt: skip
-    assert pairs["words"].endswith("; from scattered light it cannot at any.")
+    assert pairs["words"].endswith("; it cannot tell one from scattered light at any.")
+
+
+def test_a_neighbour_that_is_told_does_not_hide_light_that_is_not(ordinary, tmp_path):
+    easy = add_families(ordinary, BY_SHAPE, kinds=("companion", "magnified", "lensed"))
+    hard = add_families(ordinary, BY_FLUX, kinds=("unlensed", "lensed"), seed=1)
+    both = pa.concat_tables([easy, hard.filter(hard["counterfactual"].is_valid())])
+    pq.write_table(both, tmp_path / "both.parquet")
+    metrics = measure(read_scores(tmp_path / "both.parquet"), None, QUICK, lambda *_: None).entries
+    pairs = metrics["counterfactuals"]["pairs"]
+    assert pairs["auroc_across"]["low"] > 0.6
+    assert pairs["limit"] == pairs["limit_by_kind"]["unlensed"] == 1.0
+    assert pairs["words"].startswith("This finder cannot tell a lens from light at any")
+
+
+def test_kinds_that_some_families_lack_do_not_count_across_families(tmp_path, ordinary):
+    """Pieces exist for some lenses only, here the brightest: with them, flux would rank."""
+    table = add_families(ordinary, BY_FLUX, families=1500, kinds=("unlensed", "lensed"))
+    bright = add_families(ordinary, BY_FLUX, kinds=("scattered", "lensed"), seed=1)
+    place, logit = table.column_names.index("logit"), pc.add(bright["logit"], pa.scalar(9.0))
+    bright = bright.set_column(place, "logit", logit.cast(pa.float32()))
+    made = pa.concat_tables([table, bright.filter(bright["counterfactual"].is_valid())])
+    pq.write_table(made, tmp_path / "bright.parquet")
+    scores = read_scores(tmp_path / "bright.parquet")
+    pairs = measure(scores, None, QUICK, lambda *_: None).entries["counterfactuals"]["pairs"]
+    assert pairs["auroc"]["families"] > 1500 >= pairs["auroc_across"]["families"]
+    cells = [pairs, pairs["bright"], *pairs["by_theta_e"], *pairs["by_theta_e_over_psf"]]
+    for cell in cells:
+        if "across_by_kind" in cell:
+            assert cell["auroc_across"] == cell["across_by_kind"]["unlensed"]
+        else:
+            assert 0 < cell["auroc_across"]["families"] <= 1500
+    pieces = bright.filter(bright["counterfactual"].is_valid())
+    alone = pa.concat_tables([table.filter(table["counterfactual"].is_null()), pieces])
+    pq.write_table(alone, tmp_path / "alone.parquet")
+    scores = read_scores(tmp_path / "alone.parquet")
+    pairs = measure(scores, None, QUICK, lambda *_: None).entries["counterfactuals"]["pairs"]
+    assert pairs["auroc_across"] == pairs["across_by_kind"]["scattered"]  # nothing smooth was made
 
 
 def test_lensed_counterfactuals_pass_as_lenses_of_their_resolution_do(measured):
@@ -209,7 +281,8 @@ def test_pairs_need_one_host_and_one_donor():
     assert pairs.lens.tolist() == [0, 0]
     assert pairs.light.tolist() == [2, 4]
     assert pairs.kind.tolist() == ["unlensed", "scattered"]
-    assert wins(pairs, np.array([1.0, 9, 0, 9, 1, 9, 9, 9])).tolist() == [1.0, 0.5]
+    logits = np.array([1.0, 9, 0, 9, 1, 9, 9, 9])
+    assert wins(logits[pairs.lens], logits[pairs.light]).tolist() == [1.0, 0.5]
     assert find_pairs(table.select(["counterfactual"])).lens.size == 0
 
 
@@ -241,10 +314,43 @@ def test_the_limit_reads_as_a_sentence():
     assert limit_in_words(9, some, {"unlensed": some}) == (
         "Below theta_E / PSF = 0.5 this finder cannot tell a lens from light."
     )
-    assert limit_in_words(9, some, hard).endswith("; from scattered light it cannot below 0.75.")
+    assert limit_in_words(9, some, hard).endswith(
+        "; it cannot tell one from scattered light below 0.75."
+    )
+    hard["scattered"] = Limit(0.75, math.inf)
+    assert limit_in_words(9, some, hard).endswith(
+        "; it is not shown to tell one from scattered light below 0.75."
+    )
     nowhere = limit_in_words(9, Limit(math.inf, math.inf, cannot=True), {})
     assert nowhere.endswith("cannot tell a lens from light at any theta_E / PSF that was measured.")
     # Too few pairs to be sure is not the same as a finder that fails.
     assert limit_in_words(9, Limit(0.5, math.inf), {}) == (
         "Below theta_E / PSF = 0.5 this finder is not shown to tell a lens from light."
     )
+
+
+def test_a_kind_that_surely_fails_is_not_hidden_by_one_that_may():
+    may, fails = Limit(0.5, math.inf), Limit(0.5, 0.75, cannot=True)
+    assert limit_in_words(9, may, {"unlensed": may, "scattered": fails}) == (
+        "Below theta_E / PSF = 0.5 this finder is not shown to tell a lens from light; it cannot "
+        "tell one from scattered light below 0.5."
+    )
+    assert limit_in_words(9, fails, {"unlensed": fails, "scattered": may}) == (
+        "Below theta_E / PSF = 0.5 this finder cannot tell a lens from light."
+    )
+
+
+def test_smooth_light_that_does_not_decide_leaves_the_other_kinds_their_say():
+    few = "Too few pairs of smooth light to say where this finder tells a lens from light"
+    for limit, words in (
+        (Limit(math.inf, math.inf, cannot=True), "This finder cannot tell a lens from scattered "
+         "light at any theta_E / PSF that was measured."),
+        (Limit(0.75, math.inf), "Below theta_E / PSF = 0.75 this finder is not shown to tell a "
+         "lens from scattered light."),
+        (Limit(0.0, math.inf), "This finder tells a lens from scattered light at every theta_E / "
+         "PSF that was measured."),
+    ):  # fmt: skip
+        found = limit_in_words(9, None, {"unlensed": None, "scattered": limit})
+        assert found.startswith(few)
+        assert found.endswith(f"are needed. {words}")
+    assert limit_in_words(9, None, {"unlensed": None}).startswith("Too few pairs to say")

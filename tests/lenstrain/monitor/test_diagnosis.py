@@ -47,25 +47,33 @@ HEALTHY = {
 }  # fmt: skip
 
 
-def with_pairs(pairs, passed):
-    some = HEALTHY["epochs"][: len(pairs)]
-    return [record | {"pair_auroc": pair, "counterfactual_pass": share}
-            for record, pair, share in zip(some, pairs, passed, strict=True)]  # fmt: skip
+def with_light(passed, found):
+    some = HEALTHY["epochs"][: len(passed)]
+    return [record | {"counterfactual_pass": light, "tpr_at_fpr": rate, "pair_auroc": 0.7}
+            for record, light, rate in zip(some, passed, found, strict=True)]  # fmt: skip
 
 
-def test_a_finder_that_wins_no_pairs_sees_light():
-    blind = with_pairs([0.5, 0.51, 0.52], [0.7, 0.8, 0.9])
+def test_a_finder_that_passes_light_nearly_as_often_as_lenses_sees_light():
+    blind = with_light([0.1, 0.3, 0.4, 0.48], [0.5, 0.4, 0.5, 0.6])
     finding = found(epochs=blind)["sees light"]
-    assert "AUROC 0.860 against non-lenses, but 0.520" in finding.evidence
-    assert "90 % of such light passes" in finding.evidence
-    assert "data.counterfactual_share=0.8" in finding.action
+    assert "60 % of the lenses pass, and 48 % of the counterfactuals" in finding.evidence
+    assert "0.80 times as many" in finding.evidence
+    where = 'data.where="label == 0 or theta_e_arcsec >= 0.5 * psfsize_r"'
+    assert f"data.counterfactual_share=0.9 and {where}" in finding.action
     trained = found(epochs=blind, counterfactual_share=0.3)["sees light"]
     assert "a larger data.counterfactual_share" in trained.action
-    assert "sees light" not in found(epochs=blind[:2])
-    assert "sees light" not in found(epochs=with_pairs([0.5, 0.58, 0.7], [0.7, 0.5, 0.1]))
-    for record in blind:
-        record["auroc"] = 0.5  # it learns nothing at all
-    assert "sees light" not in found(epochs=blind)
+    assert where in trained.action
+    assert "sees light" not in found(epochs=blind[:3])  # it did not in the first of these
+
+
+def test_a_finder_that_passes_little_light_is_not_said_to_see_it():
+    assert "sees light" not in found(epochs=with_light([0.3, 0.3], [0.4, 0.4]))
+    better = with_light([0.3, 0.3, 0.14], [0.4, 0.4, 0.4])  # 0.35 of the completeness at last
+    assert "sees light" not in found(epochs=better)
+    nothing = with_light([0.0] * 3, [0.0] * 3)  # no threshold lets anything pass
+    assert "sees light" not in found(epochs=nothing)
+    unknown = with_light([0.3] * 3, [0.4, 0.4, None])
+    assert "sees light" not in found(epochs=unknown)
 
 
 def test_a_healthy_run_converges_and_nothing_else():
@@ -136,6 +144,7 @@ def test_a_validation_loss_that_turns_while_training_falls_overfits():
     finding = found(epochs=records)["overfits"]
     assert "0.4000 in epoch 3" in finding.evidence
     assert "Stop" in finding.action
+    assert "overfits" not in found(epochs=records, counterfactual_share=0.9)
 
 
 def test_an_overfitting_loss_with_a_metric_that_gains_asks_for_calibration():

@@ -488,11 +488,18 @@ def test_counterfactuals_have_a_section_and_change_no_other_figure(tmp_path):
     assert made["pairs"]["words"] in section
     assert f"{100 * made['kinds']['magnified']['pass_rate']['value']:.1f}%" in section
     assert 'id="pairs_theta_e_over_psf"' in section
-    assert made["pairs"]["words"] in having["out/model_card.md"].decode()
+    assert "that of smooth light (unlensed, magnified, extended)" in section
+    card = having["out/model_card.md"].decode()
+    assert made["pairs"]["words"] in card
+    (row,) = [line for line in card.splitlines() if line.startswith("| magnified |")]
+    for name in ("by_kind", "across_by_kind"):
+        assert f"{made['pairs'][name]['magnified']['value']:.3f} [" in row
     for name in ("out/report.html", "out/model_card.md"):
         assert "ounterfactual" not in without[name].decode()
-    rows = list(csv.DictReader(having["out/figures/pairs_theta_e_over_psf.csv"].decode().split()))
-    assert {row["kind"] for row in rows} == {"all", *made["pairs"]["by_kind"]}
+    rows = list(
+        csv.DictReader(having["out/figures/pairs_theta_e_over_psf.csv"].decode().splitlines())
+    )
+    assert {row["kind"] for row in rows} == {"smooth light, all kinds", *made["pairs"]["by_kind"]}
 
 
 def test_stamps_are_those_of_their_rows_beside_counterfactuals(tmp_path):

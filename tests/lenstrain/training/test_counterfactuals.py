@@ -129,6 +129,7 @@ def test_a_share_of_0_trains_as_on_the_ordinary_rows_alone(
     caplog.set_level("INFO")
     train(families, make_config("train.epochs=1"), tmp_path / "with")
     assert "the 30 counterfactuals of the training split are left out" in caplog.text
+    assert "data.where='label == 0 or theta_e_arcsec >= 0.5 * psfsize_r'" in caplog.text
     caplog.clear()
     train(dataset, make_config("train.epochs=1"), tmp_path / "without")
     assert "counterfactual" not in caplog.text
