@@ -248,7 +248,11 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> LogitMap:
 
 
 def fit_platt(logits: ArrayLike, labels: ArrayLike) -> LogitMap:
-    """Slope and offset that minimise the NLL (Platt 1999, without his pseudo-counts)."""
+    """Slope and offset that minimise the NLL (Platt 1999, without his pseudo-counts).
+
+    Without an optimum (one class alone, or classes apart at any logit) the solver stops wherever
+    the loss is flat, so this is judged by the logits and not by where it stopped.
+    """
     z, y = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.float64)
 
     def loss(parameters: Floats) -> tuple[float, Floats]:
@@ -265,5 +269,7 @@ def fit_platt(logits: ArrayLike, labels: ArrayLike) -> LogitMap:
         loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
     )
     slope, offset = (float(value) for value in fit.x)
-    at_bound = not least * 1.001 < slope < _LARGEST_SLOPE * 0.999
+    lenses, others = z[y == 1], z[y == 0]
+    apart = not lenses.size or not others.size or lenses.min() >= others.max()
+    at_bound = bool(apart) or not least * 1.001 < slope < _LARGEST_SLOPE * 0.999
     return LogitMap("platt", slope, offset, at_bound)

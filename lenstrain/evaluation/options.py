@@ -60,7 +60,7 @@ class EvaluationOptions:
     population: float = 1e7
     """Objects that a search would score, to turn that budget into a false-positive rate."""
 
-    calibration: Literal["temperature", "platt", "none"] = "temperature"
+    calibration: Literal["platt", "temperature", "none"] = "platt"
     """Map fitted on the ``--calibrate-on`` scores, and applied to these."""
 
     calibration_bins: int = 15

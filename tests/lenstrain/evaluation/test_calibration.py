@@ -223,3 +223,17 @@ def test_a_fit_without_an_optimum_says_so(fit):
     assert apart.at_bound
     reversed_ranks = fit([-2.0, -1.0, 1.0, 2.0] * 5 + [0.1], [1, 1, 0, 0] * 5 + [1])
     assert reversed_ranks.at_bound
+
+
+@pytest.mark.parametrize("shift", [-20.0, -5.0, 0.0, 5.0])
+def test_platt_finds_no_optimum_wherever_the_border_of_the_classes_lies(shift):
+    z = np.array([-2.0, -1.0, 1.0, 2.0]) + shift
+    assert cal.fit_platt(z, [0, 0, 1, 1]).at_bound
+    assert cal.fit_platt(np.tile(z, 5), [1, 1, 0, 0] * 5).at_bound
+    assert cal.fit_platt([*z, z[1]], [0, 0, 1, 1, 1]).at_bound  # they touch in one logit
+    assert not cal.fit_platt(z, [0, 1, 0, 1]).at_bound
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_alone_has_no_map(label):
+    assert cal.fit_platt([-2.0, -1.0, 1.0, 2.0], [label] * 4).at_bound
