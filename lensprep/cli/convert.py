@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lensprep.cli.options import json_option, workers_option
-from lensprep.dataset.normalization import MODES
+from lensprep.dataset.normalization import DEFAULT_CLIP, DEFAULT_MODE, MODES
 from lensprep.engine import ENGINES, make_engine
 from lensprep.errors import size_text
 from lensprep.store import S3Options, is_remote
@@ -31,8 +31,10 @@ _CLUSTER_SECONDS = 30.0
 @workers_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the global shuffle.")
 @click.option("--shard-rows", type=click.IntRange(1), default=8192, show_default=True)
-@click.option("--normalize", type=click.Choice(MODES), default="mad_stamp", show_default=True)
-@click.option("--clip", type=float, default=10.0, show_default=True, help="Largest stored value.")
+@click.option("--normalize", type=click.Choice(MODES), default=DEFAULT_MODE, show_default=True)
+@click.option(
+    "--clip", type=float, default=DEFAULT_CLIP, show_default=True, help="Largest stored value."
+)
 @click.option(
     "--max-reject-rate",
     type=click.FloatRange(0, 1),

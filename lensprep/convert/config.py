@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from lensprep.configfile import typed
-from lensprep.dataset.normalization import Mode, normalization_spec
+from lensprep.dataset.normalization import DEFAULT_CLIP, DEFAULT_MODE, Mode, normalization_spec
 from lensprep.dataset.where import compile_where
 from lensprep.errors import ConfigError
 from lensprep.source.contract import FilterRules
@@ -23,9 +23,9 @@ class ConvertConfig:
     """Seed of the placement: another seed, another global shuffle."""
     shard_rows: int = 8192
     """Rows of a shard, on average."""
-    normalize: Mode = "mad_stamp"
+    normalize: Mode = DEFAULT_MODE
     """Normalisation mode."""
-    clip: float = 10.0
+    clip: float = DEFAULT_CLIP
     """Stored values are clipped to [-clip, clip]."""
     max_bad_pixel_frac: float | None = None
     """Leave out rows with a larger ``bad_pixel_frac``."""

@@ -111,7 +111,7 @@ def left_out_rows(source: Source, file: SourceFile) -> pa.Table:
 
     Duplicates are not among them: they are only found when shards are gathered.
     """
-    preparer = Preparer(0, FilterRules(), Normalizer(normalization_spec("mad_stamp", 10.0)))
+    preparer = Preparer(0, FilterRules(), Normalizer(normalization_spec()))
     row_groups = ((file, number) for number, _ in file.filled)
     prepared = prepare_row_groups(source, row_groups, preparer, skip_unreadable=True)
     return pa.concat_tables([REJECT_SCHEMA.empty_table(), *(each.left_out for each in prepared)])

@@ -12,7 +12,7 @@ import pytest
 
 from lensprep import bench
 from lensprep.bench import run_bench, seed_path
-from lensprep.convert import convert
+from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import Dataset
 from lensprep.engine import default_workers
 from lensprep.errors import InputError
@@ -138,7 +138,7 @@ def test_seed_path_stores_the_same_bits_as_convert(tmp_path):
     table = tiny_table(48)
     flat = write_tree(tmp_path / "flat", table, hive=False)
     assert seed_path(flat, tmp_path / "seed") == 48
-    convert(str(flat), str(tmp_path / "ours"), workers=1)
+    convert(str(flat), str(tmp_path / "ours"), ConvertConfig(normalize="mad_stamp"), workers=1)
     dataset = Dataset.open(tmp_path / "ours")
     seed = stamps_of_tars(tmp_path / "seed")
     found = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 
 from lensprep.convert import ConvertConfig, convert, shards
 from lensprep.dataset import Dataset
+from lensprep.dataset.layout import SKY_NOISE_NMGY
 from lensprep.decode import rowgroup
 from lensprep.errors import DatasetError, InputError, NotFoundError, SchemaError
 from lensprep.inspection.verify import verify
@@ -35,8 +37,9 @@ def test_every_row_of_a_clean_tree_is_in_the_dataset(tree, table, tmp_path):
     assert not (tmp_path / "ds" / ".work").exists()
 
 
-def test_the_stored_pixels_are_what_numpy_gives(tree, table, tmp_path):
-    convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1)
+@pytest.mark.parametrize("mode", ["asinh_survey", "mad_stamp"])
+def test_the_stored_pixels_are_what_numpy_gives(tree, table, tmp_path, mode):
+    convert(str(tree), str(tmp_path / "ds"), replace(CONFIG, normalize=mode), workers=1)
     dataset = Dataset.open(tmp_path / "ds")
     side = dataset.read_sidecar("val")
     stored = dataset.read_pixels("val", np.arange(side.num_rows))
@@ -45,7 +48,12 @@ def test_the_stored_pixels_are_what_numpy_gives(tree, table, tmp_path):
         x = raw[task_id].reshape(3, -1)
         median = np.median(x, axis=1, keepdims=True)
         scale = np.float32(1.4826) * np.median(np.abs(x - median), axis=1, keepdims=True)
-        expected = np.clip((x - median) / scale, -10, 10).astype(np.float16)
+        if mode == "mad_stamp":
+            expected = (x - median) / scale
+        else:
+            softening = np.array([*SKY_NOISE_NMGY.values()])[:, None]
+            expected = np.arcsinh(x / softening).astype(np.float32)
+        expected = np.clip(expected, -10, 10).astype(np.float16)
         np.testing.assert_array_equal(pixels.reshape(3, -1), expected)
         assert side["median_r"][row].as_py() == median[1, 0]
         assert side["scale_z"][row].as_py() == scale[2, 0]

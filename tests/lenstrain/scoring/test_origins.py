@@ -103,7 +103,8 @@ def tree(tmp_path_factory):
 
 
 def test_a_tree_gets_the_scores_of_its_converted_dataset(tree, best, tmp_path):
-    convert(str(tree), str(tmp_path / "ds"), ConvertConfig(max_reject_rate=0.2), workers=1)
+    config = ConvertConfig(max_reject_rate=0.2, normalize=SPEC.mode)
+    convert(str(tree), str(tmp_path / "ds"), config, workers=1)
     _, converted = score(best, tmp_path / "ds", tmp_path / "ds.parquet")
     result, plain = score(best, tree, tmp_path / "tree.parquet")
     assert plain.num_rows == result["rows"] > 10
