@@ -1,13 +1,14 @@
 """Train with and without counterfactuals under several normalisations; print what each learnt.
 
-    python -m tests.study.shortcuts SRC COUNTERFACTUALS --out DIR [--modes M,M] [--shares R,R]
-        [--seeds N,N] [--jobs N] [--limit ROWS] [--seen ROWS] [--set KEY=VALUE]
+    python -m tests.study.shortcuts SRC COUNTERFACTUALS --out DIR [--modes M,M] [--ways W,W]
+        [--share R] [--seeds N,N] [--jobs N] [--limit ROWS] [--seen ROWS] [--set KEY=VALUE]
 
-Both trees become one dataset for each normalisation. Every finder learns from the same ordinary
-rows and sees as many rows in all: with counterfactuals, fewer epochs. Each is trained, scored on
-val and test, evaluated with thresholds from val, and probed. What is finished is kept: a second
-call goes on where the first one stopped, and prints the table of all that is there. Cells are means
-over seeds and half their range.
+Both trees become one dataset for each normalisation. A finder learns ``without`` counterfactuals,
+``with`` them, or with them and from the lenses alone whose shape can be seen (``resolved``). Each
+learns from as many ordinary rows and sees as many rows in all: with counterfactuals, fewer epochs.
+It is trained, scored on val and test, evaluated with thresholds from val, and probed. What is
+finished is kept: a second call goes on where the first one stopped, and prints the table of all
+that is there. Cells are means over seeds and half their range.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from lensprep.configfile import load_config
 from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset.layout import COUNTERFACTUAL
 from lenstrain.config import Config
+from lenstrain.evaluation.counterfactuals import RATIO_EDGES
 from lenstrain.evaluation.metrics import auroc, roc_curve
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.pages.evaluate import evaluate
@@ -45,6 +48,8 @@ PROBES = ProbeOptions(
     baseline_rows=1000,
 )  # fmt: skip
 EVALUATION = EvaluationOptions(resamples=200)
+RESOLVED = "data.where=label == 0 or theta_e_arcsec >= 0.5 * psfsize_r"
+WAYS = ("without", "with", "resolved")
 RATIOS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, np.inf))
 
 
@@ -54,6 +59,7 @@ class Arm:
 
     out: Path
     mode: str
+    way: str
     share: float
     seed: int
     limit: int
@@ -68,7 +74,7 @@ class Arm:
 
     @property
     def folder(self) -> Path:
-        return self.out / f"{self.mode}-share{self.share:g}-seed{self.seed}"
+        return self.out / f"{self.mode}-{self.way}-seed{self.seed}"
 
     @property
     def dataset(self) -> Path:
@@ -82,7 +88,8 @@ def run_arm(arm: Arm) -> None:
         return
     settings = (
         f"data.counterfactual_share={arm.share}", f"data.limit={arm.limit}",
-        f"train.epochs={arm.epochs}", f"train.seed={arm.seed}", *arm.settings,
+        f"train.epochs={arm.epochs}", f"train.seed={arm.seed}",
+        *([RESOLVED] if arm.way == "resolved" else []), *arm.settings,
     )  # fmt: skip
     run = arm.folder / "run"
     train(str(arm.dataset), load_config(Config, CONFIG, settings), run, resume=run.exists())
@@ -132,8 +139,13 @@ def figures_of(result: dict[str, Any], probed: dict[str, Any], scores: pa.Table)
         **{f"auroc_{low:g}_{high:g}": area(low, high) for low, high in RATIOS},
         "pairs": pairs["auroc"]["value"],
         **{f"pairs_{kind}": entry["value"] for kind, entry in pairs["by_kind"].items()},
+        **{f"across_{kind}": entry["value"] for kind, entry in pairs["across_by_kind"].items()},
+        **{
+            f"across_{kind}_{cell['lo']:g}": entry["value"]
+            for cell in pairs["by_theta_e_over_psf"]
+            for kind, entry in cell["across_by_kind"].items()
+        },
         "pairs_by_theta_e": pairs["by_theta_e"],
-        "pairs_by_ratio": pairs["by_theta_e_over_psf"],
         "limit": pairs["limit"],
         "annulus_only": probes["annulus_only"]["auroc"]["value"],
         "brightness_only": probes["brightness_only"]["value"],
@@ -158,6 +170,11 @@ ROWS: tuple[tuple[str, str], ...] = (
         (f"AUROC within pairs, {kind}", f"pairs_{kind}")
         for kind in ("unlensed", "magnified", "extended", "scattered", "companion")
     ),
+    *(
+        (f"AUROC across families, {kind}, θ_E / PSF {low:g} to {high:g}", f"across_{kind}_{low:g}")
+        for kind in ("unlensed", "extended")
+        for low, high in pairwise(RATIO_EDGES[:-1])  # beyond are few
+    ),
     ("probe: annulus only", "annulus_only"),
     ("probe: brightness only", "brightness_only"),
     ("probe: rings shuffled", "shuffled_rings"),
@@ -167,12 +184,12 @@ ROWS: tuple[tuple[str, str], ...] = (
 
 def table(arms: Sequence[Arm]) -> Iterator[str]:
     """Lines of a Markdown table of all finished finders."""
-    columns: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    columns: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for arm in arms:
         file = arm.folder / "figures.json"
         if file.exists():
-            columns.setdefault((arm.mode, arm.share), []).append(json.loads(file.read_text()))
-    heads = [f"{mode}, share {share:g} ({len(found)})" for (mode, share), found in columns.items()]
+            columns.setdefault((arm.mode, arm.way), []).append(json.loads(file.read_text()))
+    heads = [f"{mode}, {way} ({len(found)})" for (mode, way), found in columns.items()]
     yield f"| | {' | '.join(heads)} |"
     yield f"|---|{'---|' * len(heads)}"
     read: Callable[[dict[str, Any], str], float] = lambda found, key: float(found[key])  # noqa: E731
@@ -190,7 +207,8 @@ def main() -> None:
     parser.add_argument("counterfactuals")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--modes", default="mad_stamp,mad_annulus,asinh_survey")
-    parser.add_argument("--shares", default="0,0.7")
+    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--share", type=float, default=0.9)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--limit", type=int, default=12_000)
     parser.add_argument("--seen", type=int, default=120_000)
@@ -201,14 +219,15 @@ def main() -> None:
         Arm(
             options.out,
             mode,
-            float(share),
+            way,
+            0.0 if way == "without" else options.share,
             int(seed),
             options.limit,
             options.seen,
             tuple(options.settings),
         )
         for seed in options.seeds.split(",")
-        for share in options.shares.split(",")
+        for way in options.ways.split(",")
         for mode in options.modes.split(",")
     ]
     for mode in options.modes.split(","):
