@@ -10,7 +10,7 @@ Three things are timed on the same rows, in turn, in one process on one core:
 
 and, for orientation, two steps of ours alone: decoding and normalising.
 
-Both normalise as upstream does (``mad_stamp``), so that the same work is compared.
+The first two normalise as upstream does (``mad_stamp``), so that the same work is compared.
 
 Then ours is timed with one worker and with two, in turn, on eight times the rows: several tasks for
 each worker. The workers have been started and have done the same work once before, as in a
@@ -81,7 +81,7 @@ _REPEATS: Final = 4
 """How often the rows are repeated for the comparison of one worker with two."""
 
 _MODE: Final = "mad_stamp"
-"""Upstream's normalisation: the default takes longer for each pixel, and its reader has it not."""
+"""Upstream's normalisation. The default takes longer, and upstream has nothing like it."""
 _PACKAGES: Final = ("numpy", "numba", "pyarrow", "deflate", "webdataset")
 
 
