@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from lensprep.configfile import load_config
 from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset.layout import COUNTERFACTUAL
-from lenstrain.config import Config
+from lenstrain.config import WHERE_RESOLVED, Config
 from lenstrain.evaluation.counterfactuals import RATIO_EDGES
 from lenstrain.evaluation.metrics import auroc, roc_curve
 from lenstrain.evaluation.options import EvaluationOptions
@@ -48,7 +48,7 @@ PROBES = ProbeOptions(
     baseline_rows=1000,
 )  # fmt: skip
 EVALUATION = EvaluationOptions(resamples=200)
-RESOLVED = "data.where=label == 0 or theta_e_arcsec >= 0.5 * psfsize_r"
+RESOLVED = f"data.where={WHERE_RESOLVED}"
 WAYS = ("without", "with", "resolved")
 RATIOS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, np.inf))
 
