@@ -51,9 +51,8 @@ demo: $(STAMP)
 	@echo "The report:  $(abspath $(DEMO))/report/report.html   <- open this in a browser"
 
 # One thread per worker: two OpenBLAS threads per process make small algebra take 2.7 times as long.
-# One worker more than there are processors, since tests wait for servers and other processes.
 test: lint
-	OMP_NUM_THREADS=1 PYTEST_XDIST_AUTO_NUM_WORKERS=$$(($$(getconf _NPROCESSORS_ONLN) + 1)) $(BIN)/python -m pytest -q -m "not slow and not gpu and not faults" -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu and not faults" -n auto --maxprocesses 4 --dist loadfile
 
 # make lint    ruff and mypy --strict
 lint: $(STAMP)

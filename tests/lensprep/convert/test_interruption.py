@@ -103,7 +103,9 @@ def test_killed_at_many_random_moments(tree, tmp_path):
     assert kills >= 8
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_stops_cleanly_and_resume_goes_on(tree, tmp_path, number):
     for attempt in range(5):  # a fast machine may be done before the signal comes
         out = tmp_path / f"ds{attempt}"

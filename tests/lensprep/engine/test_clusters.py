@@ -242,6 +242,7 @@ def dask_cluster(folder, workers, *options):
         yield f"file://{file}", pool
 
 
+@pytest.mark.slow
 def test_dask_does_the_task_of_a_killed_worker_again(tree, local, tmp_path, many_tasks):
     (tmp_path / "calls").mkdir()
     with dask_cluster(tmp_path, 4, "--nthreads", 1) as (address, workers):
@@ -356,9 +357,8 @@ def session_members(session):
     return found
 
 
-@pytest.mark.parametrize(
-    "name", ["dask", pytest.param("spark", marks=[pytest.mark.slow, needs_java])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dask", pytest.param("spark", marks=needs_java)])
 def test_ctrl_c_ends_all_processes_and_resume_goes_on(name, tree, local, tmp_path):
     out = tmp_path / "ds"
     options = [tree, out, "--shard-rows", 30, "--engine", name, "--workers", 2]

@@ -30,6 +30,7 @@ def test_a_run_has_one_graph_for_each_size_of_batch(
     assert len(graphs) == expected + 1
 
 
+@pytest.mark.slow
 def test_every_network_of_a_process_is_compiled_and_leaves_nothing(
     dataset, make_config, tmp_path, graphs
 ):

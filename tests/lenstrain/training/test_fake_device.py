@@ -115,7 +115,7 @@ NETWORKS = [
 """Name, precision, parts of a batch, and batches."""
 
 
-LARGE = ("convnext_tiny", "efficientnet_b0")
+LARGE = ("resnet34", "convnext_tiny", "efficientnet_b0")
 """Networks whose compilation takes ten seconds of a core."""
 
 

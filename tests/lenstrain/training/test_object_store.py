@@ -242,6 +242,7 @@ def test_train_and_infer_take_the_endpoint_as_an_option(
 PROBES = ("per_class=20", "injections=5", "attribution=2", "occlusion_stride_px=16", "resamples=50")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", ["block"], indirect=True, scope="module")
 def test_what_judges_a_run_takes_the_endpoint_as_an_option(
     s3, uri, dataset, make_config, monkeypatch, tmp_path, straight, shuffle
