@@ -131,8 +131,18 @@ def _drop(evidence: Evidence, config: AuditConfig, name: str, key: str, n_key: s
 
 
 def check_arc_removal(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Lenses with bright arcs lose their score without the arcs."""
-    return _drop(evidence, config, "arc_removal", "drop", "n_removed")
+    """Lenses with bright arcs lose their score without the arcs.
+
+    What an asymmetry leaves is alike on both sides, as two images of a source are: a finder of
+    lenses may keep its score or gain, so that only a loss says something.
+    """
+    found = _drop(evidence, config, "arc_removal", "drop", "n_removed")
+    if not found.passed and evidence.probed("arc_removal").get("method") == "asymmetry":
+        raise NotRunError(
+            f"{found.detail} What is left is alike on both sides, as two images are, so this does "
+            "not tell: include the lenses' own galaxies without arcs as non-lenses."
+        )
+    return found
 
 
 def check_core_mask(evidence: Evidence, config: AuditConfig) -> Outcome:

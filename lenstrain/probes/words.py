@@ -121,7 +121,9 @@ def _arc_removal(entry: Mapping[str, Any]) -> str:
             f"with bright arcs could be freed of half its injected flux{seen}: arcs that are "
             "unresolved, alike on both sides or clipped cannot be separated from the host."
         )
-    text = f"{percent(entry['drop'])} of the score is lost by {entry['n_removed']} of {entry['n']}"
+    drop = entry["drop"]
+    change = f"{percent(drop)} of the score is lost" if drop >= 0 else f"{percent(-drop)} is gained"
+    text = f"{change} by {entry['n_removed']} of {entry['n']}"
     if entry["method"] == "paired":
         return f"{text} bright-arc lenses, each compared with its own galaxy without arcs."
     return (

@@ -90,6 +90,15 @@ def test_a_mean_of_few_lenses_is_no_finding(probed, config):
     assert not science.check_arc_removal(probed(arc_removal=few | {"n_removed": 20}), config).passed
 
 
+def test_only_a_loss_counts_where_arcs_were_removed_by_their_asymmetry(probed, config):
+    gained = {"drop": -0.46, "method": "asymmetry"}
+    with pytest.raises(NotRunError, match="alike on both sides"):
+        science.check_arc_removal(probed(arc_removal=gained), config)
+    assert science.check_arc_removal(probed(arc_removal=gained | {"drop": 0.7}), config).passed
+    paired = gained | {"method": "paired"}
+    assert not science.check_arc_removal(probed(arc_removal=paired), config).passed
+
+
 def test_without_probes_it_says_how_to_make_them(run_evidence, config):
     with pytest.raises(NotRunError, match=r"lenstrain probe .*best\.pt"):
         science.check_null_injection(run_evidence, config)
