@@ -1,5 +1,6 @@
 """Fixtures of all tests. A machine for the GPU tests alone may lack what it imports late."""
 
+import gc
 import importlib.util
 
 import pytest
@@ -22,6 +23,11 @@ def pytest_addoption(parser):
     """Without pytest-timeout its setting in pyproject.toml would be an error, an unknown one."""
     if not importlib.util.find_spec("pytest_timeout"):
         parser.addini("timeout", "Without effect: pytest-timeout is not installed.")
+
+
+def pytest_collection_finish():
+    """Collections of garbage leave out all that was imported: going through it takes a second."""
+    gc.freeze()
 
 
 @pytest.fixture

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
 from lensprep.dataset import Dataset
 from tests.datasets import tiny_dataset
 from tests.lenstrain.data.epochs import ROWS
+
+
+@pytest.fixture(autouse=True, scope="module")
+def old_objects_are_no_garbage():
+    """Tests here collect garbage: that of theirs, as going through all of a process takes seconds."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
