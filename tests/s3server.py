@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import SystemRandom
@@ -25,6 +26,7 @@ import pytest
 from lensprep.errors import StorageError
 from lensprep.store import S3Options
 from lensprep.store.s3 import S3Store
+from lensprep.transfer import upload
 
 ACCESS_KEY, SECRET_KEY = "testkey", "testsecret-never-shown"
 BUCKET = "bucket"
@@ -153,6 +155,16 @@ class Place:
 
     def store(self, **changes: object) -> S3Store:
         return S3Store(self.uri, self.options(**changes))
+
+
+@contextmanager
+def uploaded(server: S3Server, root: Path) -> Iterator[str]:
+    """Upload a dataset for several tests, none of which changes it; gives its URI."""
+    with pytest.MonkeyPatch.context() as patch:
+        set_environment(patch, server)
+        place = Place(server)
+        upload(root, place.uri, place.options())
+        yield place.uri
 
 
 @pytest.fixture(scope="session")

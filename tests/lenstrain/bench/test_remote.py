@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from lensprep.dataset import RECORD_STRIDE, Dataset
 from lensprep.errors import DatasetError, StorageError
-from lensprep.transfer import upload
+from lensprep.store import open_store
 from lenstrain.bench.loader import ROUNDS
 from lenstrain.bench.remote import (
     _noted_requests,
@@ -22,6 +22,7 @@ from lenstrain.bench.remote import (
 from lenstrain.cli import main
 from lenstrain.data import StampLoader
 from tests.datasets import dataset_fixture
+from tests.s3server import uploaded
 
 ROWS, SHARD_ROWS = 2048, 800
 
@@ -29,10 +30,10 @@ ROWS, SHARD_ROWS = 2048, 800
 root = dataset_fixture(ROWS, SHARD_ROWS)
 
 
-@pytest.fixture
-def uri(s3, root):
-    upload(root, s3.uri, s3.options())
-    return s3.uri
+@pytest.fixture(scope="module")
+def uri(s3_server, root):
+    with uploaded(s3_server, root) as made:
+        yield made
 
 
 def covered(ranges):
@@ -73,7 +74,7 @@ def test_the_requests_that_are_made_again_are_those_of_an_epoch(s3, uri):
     counted = epoch_from_store(loader)
     loader.close()
     assert counted["bytes"] >= ROWS * RECORD_STRIDE
-    assert plain_client_seconds(s3.store(), requests) > 0
+    assert plain_client_seconds(open_store(uri, s3.options()), requests) > 0
 
 
 def test_the_long_ranges_are_the_first_rows_of_the_split(s3, uri):

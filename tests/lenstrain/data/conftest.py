@@ -14,7 +14,7 @@ from tests.lenstrain.data.epochs import ROWS
 
 @pytest.fixture(autouse=True, scope="module")
 def old_objects_are_no_garbage():
-    """Tests here collect garbage: that of theirs, as going through all of a process takes seconds."""
+    """Collections of garbage, which tests here make, go through what is new: all takes seconds."""
     gc.freeze()
 
 

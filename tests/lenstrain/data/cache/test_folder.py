@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ from lenstrain.data.sources.mappedrows import ROWS_AHEAD
 from tests.datasets import dataset_fixture, tiny_dataset
 from tests.faultproxy import Fault
 from tests.lenstrain.data.residence import pages_in_memory
-from tests.s3server import Place, set_environment
+from tests.s3server import uploaded
 from tests.waiting import wait_until
 
 ROWS = {"train": 600, "val": 100}
@@ -46,15 +46,6 @@ root = dataset_fixture(ROWS, SHARD_ROWS)
 @pytest.fixture(scope="module")
 def other_root(tmp_path_factory):
     return tiny_dataset(tmp_path_factory.mktemp("data"), {"train": 300}, SHARD_ROWS, seed=9)
-
-
-@contextmanager
-def uploaded(server, root):
-    with pytest.MonkeyPatch.context() as patch:
-        set_environment(patch, server)
-        place = Place(server)
-        upload(root, place.uri, place.options())
-        yield place.uri
 
 
 @pytest.fixture(scope="module")

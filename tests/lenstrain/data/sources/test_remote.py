@@ -22,7 +22,7 @@ from lenstrain.data.sources.base import Reading
 from lenstrain.data.sources.remote import RemoteSource
 from tests.datasets import dataset_fixture
 from tests.faultproxy import Fault
-from tests.s3server import S3Server
+from tests.s3server import S3Server, uploaded
 
 ROWS, SHARD_ROWS = 2000, 700
 CELL = 256 * RECORD_STRIDE
@@ -32,8 +32,15 @@ SHARD = "train/train-000001.tar"
 root = dataset_fixture(ROWS, SHARD_ROWS)
 
 
+@pytest.fixture(scope="module")
+def uri(s3_server, root):
+    with uploaded(s3_server, root) as made:
+        yield made
+
+
 @pytest.fixture
-def uri(s3, root):
+def own_uri(s3, root):
+    """The dataset in a place of its own, for a test that damages it."""
     upload(root, s3.uri, s3.options())
     return s3.uri
 
@@ -223,35 +230,36 @@ def flip(data):
     return data
 
 
-def test_a_flipped_byte_is_found_and_the_stamp_named(s3, uri, load):
+def test_a_flipped_byte_is_found_and_the_stamp_named(s3, own_uri, load):
     damage(s3, flip)
     offset = 300 * RECORD_STRIDE + PAYLOAD_OFFSET
     with pytest.raises(ShardError, match=rf"{SHARD}: the stamp at offset {offset} .*CRC-32"):
-        list(load(shuffle="block"))
-    assert len(list(load(shuffle="block", verify="size"))) == 63  # nobody looks: by choice
+        list(load(place=own_uri, shuffle="block"))
+    loader = load(place=own_uri, shuffle="block", verify="size")
+    assert len(list(loader)) == 63  # nobody looks: by choice
 
 
-def test_a_missing_shard_is_named_before_the_first_batch(s3, uri, load):
+def test_a_missing_shard_is_named_before_the_first_batch(s3, own_uri, load):
     s3.store().delete(SHARD)
     with pytest.raises(ShardError, match=rf"{SHARD} \(offset 0\) is missing"):
-        load()
+        load(place=own_uri)
 
 
-def test_a_truncated_shard_is_named_with_the_offset_where_it_ends(s3, uri, load):
+def test_a_truncated_shard_is_named_with_the_offset_where_it_ends(s3, own_uri, load):
     damage(s3, lambda data: data[:100_000])
     with pytest.raises(ShardError, match=rf"{SHARD} has 100000 bytes .* offset 100000"):
-        load()
+        load(place=own_uri)
 
 
-def test_swapped_shards_are_found(s3, uri, load):
+def test_swapped_shards_are_found(s3, own_uri, load):
     other = bytes(s3.store().read("train/train-000000.tar"))
     damage(s3, lambda data: other)
     with pytest.raises(ShardError, match=rf"{SHARD}: the stamp at offset {PAYLOAD_OFFSET} "):
-        list(load(shuffle=None))
+        list(load(place=own_uri, shuffle=None))
 
 
-def test_a_shard_replaced_between_listing_and_reading_is_an_error(s3, uri, load):
-    loader = load(shuffle=None)
+def test_a_shard_replaced_between_listing_and_reading_is_an_error(s3, own_uri, load):
+    loader = load(place=own_uri, shuffle=None)
     damage(s3, flip)
     with pytest.raises(ShardError, match=rf"{SHARD} was replaced .*offset 0"):
         loader.source.gather(np.arange(SHARD_ROWS, SHARD_ROWS + 1), np.empty((1, 3, 64, 64), "f2"))
@@ -259,8 +267,8 @@ def test_a_shard_replaced_between_listing_and_reading_is_an_error(s3, uri, load)
         list(loader)
 
 
-def test_a_shard_deleted_during_the_epoch_is_an_error_and_no_shorter_epoch(s3, uri, load):
-    loader = load(shuffle=None, memory_budget=budget(6))
+def test_a_shard_deleted_during_the_epoch_is_an_error_and_no_shorter_epoch(s3, own_uri, load):
+    loader = load(place=own_uri, shuffle=None, memory_budget=budget(6))
     s3.store().delete("train/train-000002.tar")
     got = []
     with pytest.raises(ShardError, match=r"train-000002\.tar.*offset \d+"):
@@ -337,8 +345,8 @@ def open_source(data, copies):
     return RemoteSource(data, "train", crc, Reading(), copies)
 
 
-def test_a_shard_is_fetched_whole_and_a_damaged_one_refused(s3, uri, root, tmp_path):
-    data = Dataset.open(uri, s3.options())
+def test_a_shard_is_fetched_whole_and_a_damaged_one_refused(s3, own_uri, root, tmp_path):
+    data = Dataset.open(own_uri, s3.options())
     shard = data.split("train").shards[1]
     fetch_shard(data.store, shard, tmp_path / "a.tar")
     assert (tmp_path / "a.tar").read_bytes() == (root / SHARD).read_bytes()
