@@ -158,7 +158,7 @@ class Place:
 
 
 @contextmanager
-def uploaded(server: S3Server, root: Path) -> Iterator[str]:
+def uploaded(server: S3Server, root: Path | str) -> Iterator[str]:
     """Upload a dataset for several tests, none of which changes it; gives its URI."""
     with pytest.MonkeyPatch.context() as patch:
         set_environment(patch, server)

@@ -24,7 +24,7 @@ from lenstrain.data import StampLoader
 from tests.datasets import dataset_fixture
 from tests.s3server import uploaded
 
-ROWS, SHARD_ROWS = 2048, 800
+ROWS, SHARD_ROWS = 1024, 400
 
 
 root = dataset_fixture(ROWS, SHARD_ROWS)
@@ -48,7 +48,7 @@ def covered(ranges):
 def test_the_bench_reports_both_rates_and_their_ratio(s3, uri):
     told = []
     found = run_remote_bench(
-        uri, batch_size=64, consumer_rate=2000, seconds=4.0, s3=s3.options(connections=4),
+        uri, batch_size=64, consumer_rate=2000, seconds=2.0, s3=s3.options(connections=4),
         progress=lambda what, share: told.append((what, share)),
     )  # fmt: skip
     assert json.loads(json.dumps(found)) == found
@@ -79,10 +79,10 @@ def test_the_requests_that_are_made_again_are_those_of_an_epoch(s3, uri):
 
 def test_the_long_ranges_are_the_first_rows_of_the_split(s3, uri):
     shards = Dataset.open(uri, s3.options()).split("train").shards
-    ranges = list(long_ranges(shards, 1000))
+    ranges = list(long_ranges(shards, 500))
     assert [(name, length) for name, _, length in ranges] == [
-        ("train/train-000000.tar", 800 * RECORD_STRIDE),
-        ("train/train-000001.tar", 200 * RECORD_STRIDE),
+        ("train/train-000000.tar", 400 * RECORD_STRIDE),
+        ("train/train-000001.tar", 100 * RECORD_STRIDE),
     ]
     assert covered(list(long_ranges(shards, ROWS))) == ROWS * RECORD_STRIDE
 

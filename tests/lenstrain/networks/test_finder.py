@@ -35,8 +35,8 @@ def test_every_network_gives_one_float32_logit_a_stamp(arch, stem):
         logits = model(x)
         assert logits.shape == (2,)
         assert logits.dtype == torch.float32
-        with torch.autocast("cpu", torch.bfloat16):
-            assert model(x).dtype == torch.float32
+        with torch.autocast("cpu", torch.bfloat16):  # ten seconds at full size on some CPUs
+            assert model(x[..., :32, :32]).dtype == torch.float32
 
 
 def test_the_fine_stem_keeps_an_8_by_8_map_where_the_published_one_keeps_2_by_2():

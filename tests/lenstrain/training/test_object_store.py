@@ -17,7 +17,6 @@ from click.testing import CliRunner
 from lensprep.configfile import to_toml
 from lensprep.dataset import RECORD_STRIDE
 from lensprep.errors import BudgetError
-from lensprep.transfer import upload
 from lenstrain.cli import main
 from lenstrain.data.cache.folder import CacheFolder, CacheOptions
 from lenstrain.data.cache.upkeep import fill
@@ -25,6 +24,7 @@ from lenstrain.scoring.infer import infer
 from lenstrain.training.checkpoint import load_checkpoint
 from lenstrain.training.train import train
 from tests.faultproxy import Fault, FaultProxy
+from tests.s3server import uploaded
 from tests.waiting import wait_until
 
 # The last three have no effect any more and are still read.
@@ -32,10 +32,10 @@ CACHE = ("data.cache_reserve_gb=0", "data.cache=always", "data.disk_mb_per_s=200
          "data.store_mb_per_s=1000")  # fmt: skip
 
 
-@pytest.fixture
-def uri(s3, dataset):
-    upload(dataset, s3.uri, s3.options())
-    return s3.uri
+@pytest.fixture(scope="module")
+def uri(s3_server, dataset):
+    with uploaded(s3_server, dataset) as made:
+        yield made
 
 
 @pytest.fixture
