@@ -57,6 +57,33 @@ def own(tmp_path):
     return tiny_dataset(tmp_path, ROWS, SHARD_ROWS)
 
 
+KILLED = """
+import json, os, signal, sys
+from lenstrain.data import StampLoader
+loader = StampLoader(sys.argv[1], batch_size=8, seed=4)
+loader.set_epoch(2)
+batches, taken = iter(loader), []
+for _ in range(5):
+    taken += next(batches).index.tolist()
+shared = [l for l in open("/proc/self/maps") if "/dev/shm" in l or "SYSV" in l]
+json.dump([taken, loader.state_dict(), shared], open(sys.argv[2], "w"))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(root, tmp_path_factory):
+    """A process that was killed in mid-epoch: its rows, its state, and its shared memory.
+
+    With the files of the dataset before and after.
+    """
+    saved = tmp_path_factory.mktemp("killed") / "state.json"
+    before = sorted(root.rglob("*"))
+    command = [sys.executable, "-c", KILLED, root, saved]
+    assert subprocess.run(command, cwd=REPOSITORY).returncode == -9
+    return *json.loads(saved.read_text()), before, sorted(root.rglob("*"))
+
+
 def shards(root):
     return [str(path) for path in sorted((root / "train").glob("*.tar"))]
 
@@ -151,22 +178,8 @@ def test_3_there_is_no_exact_epoch(root):
 # streaming#437; litData#248; datasets#7444: no resume in mid-epoch, or a broken one.
 
 
-def test_4_a_run_that_was_killed_cannot_go_on_in_mid_epoch(root, tmp_path):
-    code = (
-        "import json, os, signal, sys\n"
-        "from lenstrain.data import StampLoader\n"
-        "loader = StampLoader(sys.argv[1], batch_size=8, seed=4)\n"
-        "loader.set_epoch(2)\n"
-        "batches, taken = iter(loader), []\n"
-        "for _ in range(5):\n"
-        "    taken += next(batches).index.tolist()\n"
-        "json.dump([taken, loader.state_dict()], open(sys.argv[2], 'w'))\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    saved = tmp_path / "state.json"
-    command = [sys.executable, "-c", code, root, saved]
-    assert subprocess.run(command, cwd=REPOSITORY).returncode == -9
-    taken, state = json.loads(saved.read_text())
+def test_4_a_run_that_was_killed_cannot_go_on_in_mid_epoch(root, killed):
+    taken, state, *_ = killed
     whole = StampLoader(root, batch_size=8, seed=4)
     whole.set_epoch(2)
     order = rows(whole)
@@ -321,21 +334,10 @@ def test_9_memory_grows_with_workers_and_the_first_batch_takes_minutes(root, mon
 # shared memory that a crash left behind stops the next run.
 
 
-def test_10_a_crash_leaves_shared_memory_behind(root):
-    code = (
-        "import sys, os, signal\n"
-        "from lenstrain.data import StampLoader\n"
-        "loader = StampLoader(sys.argv[1], batch_size=4)\n"
-        "it = iter(loader); next(it)\n"
-        "shared = [l for l in open('/proc/self/maps') if '/dev/shm' in l or 'SYSV' in l]\n"
-        "print(len(shared), flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    before = sorted(root.rglob("*"))
-    command = [sys.executable, "-c", code, root]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (-9, "0\n")
-    assert sorted(root.rglob("*")) == before  # no lock files either
+def test_10_a_crash_leaves_shared_memory_behind(root, killed):
+    *_, shared, before, after = killed
+    assert shared == []
+    assert after == before  # no lock files either
     assert sorted(rows(StampLoader(root, batch_size=4))) == list(range(ROWS))
 
 
