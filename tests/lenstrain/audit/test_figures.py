@@ -26,7 +26,10 @@ def honest(tmp_path_factory):
         table = table.append_column("arc_snr", pa.array(np.linspace(1, 60, 900)))
         write_scores(folder / f"{split}.parquet", table, good_logits(table, number), split=split)
     evaluate(folder / "test.parquet", folder / "report", calibrate_on=folder / "val.parquet",
-             options=EvaluationOptions(resamples=50, examples=0, fprs=(0.1, 0.01)))  # fmt: skip
+             options=EvaluationOptions(
+                 resamples=50, examples=0, fprs=(0.1, 0.01), completeness_axes=(
+                     ("arc_snr",), ("theta_e_arcsec", "arc_snr"),
+                     ("theta_e_arcsec", "psfsize_r", "arc_snr"))))  # fmt: skip
     return folder
 
 

@@ -11,42 +11,44 @@ from tests.lenstrain.audit.conftest import make_dataset
 from tests.lenstrain.audit.stamps import make_stamps, write_stamps
 
 
-@pytest.fixture
-def evidence(tmp_path):
-    def make(mode="mad_stamp", **options):
-        spec = normalization_spec(mode)
-        return Evidence(
-            tmp_path / "run", write_stamps(tmp_path / "ds", make_stamps(spec=spec, **options), spec)
-        )
-
-    return make
+@pytest.fixture(scope="module", params=MODES)
+def stamps(request):
+    """A normalisation, and pixels and table of sound stamps in it."""
+    spec = normalization_spec(request.param)
+    return spec, *make_stamps(spec=spec)["train"]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.fixture(scope="module")
+def evidence(stamps, tmp_path_factory):
+    """Evidence over them; what checks have in common is made in it once."""
+    spec, *part = stamps
+    folder = tmp_path_factory.mktemp("hosts")
+    return Evidence(folder / "run", write_stamps(folder / "ds", {"train": part}, spec))
+
+
 @pytest.mark.parametrize("check", [hosts.check_brightness_only, hosts.check_norm_stat_probe])
-def test_the_light_of_arcs_is_no_leak(evidence, config, check, mode):
-    found = check(evidence(mode), config)
+def test_the_light_of_arcs_is_no_leak(evidence, config, check):
+    found = check(evidence, config)
     assert found.passed, found.detail
     # Statistics tell less where arcs clip no pixel.
     assert found.measured["without_injection"] > 0.55
 
 
-def test_brighter_hosts_are_found(evidence, config):
+def test_brighter_hosts_are_found(tmp_path, config):
     """Only the fainter half of the non-lenses is kept."""
 
     def faint(flux, labels):
         light = flux[:, 1, 22:42, 22:42].sum((1, 2))
         return (labels == 1) | (light < np.median(light[labels == 0]))
 
-    found = hosts.check_brightness_only(evidence(select=faint), config)
+    dataset = write_stamps(tmp_path / "ds", make_stamps(select=faint))
+    found = hosts.check_brightness_only(Evidence(tmp_path, dataset), config)
     assert not found.passed
     assert "other hosts" in found.detail
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_other_statistics_of_lenses_are_found(tmp_path, config, mode):
-    spec = normalization_spec(mode)
-    pixels, table = make_stamps(spec=spec)["train"]
+def test_other_statistics_of_lenses_are_found(stamps, tmp_path, config):
+    spec, pixels, table = stamps
     lens = table["label"].to_numpy() == 1
     for band in "grz":
         at = table.column_names.index(f"scale_{band}")
@@ -73,13 +75,12 @@ def test_lenses_without_injected_flux_are_not_run(tmp_path, config):
         hosts.check_brightness_only(Evidence(tmp_path, dataset), config)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_an_arc_moves_the_statistics_as_conversion_would(evidence, config, mode):
-    made = hosts.compared(evidence(mode), config)
+def test_an_arc_moves_the_statistics_as_conversion_would(evidence, config):
+    made = hosts.compared(evidence, config)
     true, bare, added = (
         np.median(hosts.statistics(s), axis=0) for s in (made.lenses, made.controls, made.injected)
     )
     # No arc reaches the annulus.
-    assert (added[:6] > bare[:6]).all() or mode == "mad_annulus"
+    assert (added[:6] > bare[:6]).all() or made.lenses.spec.mode == "mad_annulus"
     np.testing.assert_allclose(added[3:6], true[3:6], rtol=0.01)
     np.testing.assert_allclose(added[6:], true[6:], rtol=0.2)

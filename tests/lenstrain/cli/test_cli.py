@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import click
@@ -76,8 +77,9 @@ def test_the_whole_path_from_training_to_a_report(run, dataset, tmp_path):
     assert json.loads(result.stdout)["rows"] == 30
     folder = tmp_path / "report"
     result = invoke(
-        "evaluate", str(scores), "--out", str(folder), "--set", "resamples=100", "--json"
-    )
+        "evaluate", str(scores), "--out", str(folder), "--set", "resamples=100",
+        "--set", 'completeness_axes=[["theta_e_arcsec"]]', "--json",
+    )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["n"] == 30
     assert (folder / "report.html").exists()
@@ -161,27 +163,56 @@ def test_a_signal_ends_a_command_with_130_and_one_line(number):
     assert (done.exit_code, done.output) == (130, "Stopped.\n")
 
 
-@pytest.mark.timeout(900)
-def test_sigterm_saves_exits_with_its_own_code_and_resume_finishes(dataset, tmp_path):
-    out = tmp_path / "run"
-    command = [sys.executable, "-m", "lenstrain", "train", dataset, "--out", str(out), *SETS]
-    command += ["--set", "train.epochs=2000", "--set", "train.patience=0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    wait_until((out / "checkpoints" / "last.pt").exists)
-    process.send_signal(signal.SIGTERM)
+def cut_off_here(arguments, number, ready):
+    """Exit status and standard error of a command that this process is sent a signal in."""
+    over = threading.Event()
+
+    def send():
+        wait_until(lambda: over.is_set() or ready())
+        if not over.is_set():
+            os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        done = invoke(*arguments)
+    finally:
+        over.set()
+        sender.join()
+    return done.exit_code, done.stderr
+
+
+def cut_off_in_a_process(arguments, number, ready):
+    """The same of a process of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lenstrain", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_until(ready)
+    process.send_signal(number)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == PREEMPTED
+    return process.returncode, err
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "cut_off", [cut_off_here, pytest.param(cut_off_in_a_process, marks=pytest.mark.slow)]
+)
+def test_sigterm_saves_exits_with_its_own_code_and_resume_finishes(dataset, tmp_path, cut_off):
+    out = tmp_path / "run"
+    command = ["train", dataset, "--out", str(out), *SETS]
+    command += ["--set", "train.epochs=2000", "--set", "train.patience=0"]
+    code, err = cut_off(command, signal.SIGTERM, (out / "checkpoints" / "last.pt").exists)
+    assert code == PREEMPTED
     assert "Continue with --resume" in err
-    again = subprocess.Popen(
-        [*command, "--resume"], env=environment, stderr=subprocess.PIPE, text=True
-    )
     lines = out / "metrics.jsonl"
     before = len(lines.read_text().splitlines())
-    wait_until(lambda: len(lines.read_text().splitlines()) > before + 2)
-    again.send_signal(signal.SIGINT)
-    again.communicate(timeout=120)
-    assert again.returncode == 130
+    code, _ = cut_off(
+        [*command, "--resume"],
+        signal.SIGINT,
+        lambda: len(lines.read_text().splitlines()) > before + 2,
+    )
+    assert code == 130
     steps = [json.loads(line)["step"] for line in lines.read_text().splitlines()]
     assert steps == sorted(steps)
     assert len(steps) > before + 2

@@ -41,7 +41,9 @@ def ks(request, monkeypatch):
 
 @pytest.fixture
 def quick():
-    return EvaluationOptions(resamples=40, examples=0, fprs=(0.1,), completeness_fprs=(0.1,))
+    return EvaluationOptions(
+        resamples=40, examples=0, fprs=(0.1,), completeness_fprs=(0.1,), prevalence=()
+    )
 
 
 def test_it_is_in_the_report_with_an_interval_and_in_the_comparison(

@@ -19,7 +19,9 @@ from lenstrain.pages.evaluate import evaluate
 from lenstrain.scoretable import read_sky_scores
 from tests.scoretables import BARE, make_table
 
-QUICK = EvaluationOptions(resamples=60, examples=2, completeness_axes=(("theta_e_arcsec",),))
+QUICK = EvaluationOptions(
+    resamples=60, examples=2, prevalence=(), completeness_axes=(("theta_e_arcsec",),)
+)
 CUTS = [
     FrozenThreshold(name="FPR 0.01", kind="given", threshold=2.0),
     FrozenThreshold(name="FPR 0.001", kind="given", threshold=4.0),

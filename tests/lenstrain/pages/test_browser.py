@@ -23,6 +23,9 @@ pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome is installed"),
 ]
 
+AXES = (("theta_e_arcsec",), ("arc_snr",), ("theta_e_arcsec", "psfsize_r"))
+"""A curve over the values of an axis, one over its bins, and a map."""
+
 # A frame of the same origin has the width that it is given; a window has a least one.
 PROBE = """<!doctype html><body style="margin:0"><iframe id="f" width="WIDTH" height="800"
  style="border:0" src="report.html"></iframe><pre id="out"></pre><script>
@@ -72,7 +75,7 @@ def folder(tmp_path_factory):
         compare_with=folder / "test.parquet",
         catalog=folder / "c.csv",
         catalog_scores=folder / "real.parquet",
-        options=EvaluationOptions(resamples=60),
+        options=EvaluationOptions(resamples=60, completeness_axes=AXES),
     )
     return folder / "out"
 
@@ -100,20 +103,26 @@ def served(folder):
     server.server_close()
 
 
-def look(folder, served, width, page=None):
-    """What the browser makes of the report in a frame of some width."""
+def look(folder, served, width):
+    """What the browser makes of the report in a frame of some width, and asks for."""
     address, asked = served
     asked.clear()
     (folder / "probe.html").write_text(PROBE.replace("WIDTH", str(width)))
     found = run("--dump-dom", f"{address}/probe.html")
     text = re.search(r'<pre id="out">(.*?)</pre>', found.stdout, re.DOTALL)
     assert text, found.stderr[-2000:]
-    return json.loads(text[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    seen = json.loads(text[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    return seen | {"asked": set(asked)}
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_fits_and_every_figure_is_drawn(folder, served, width):
-    seen = look(folder, served, width)
+@pytest.fixture(scope="module", params=[390, 1280])
+def looked(folder, served, request):
+    """A width, and what is seen there of the report."""
+    return request.param, look(folder, served, request.param)
+
+
+def test_the_page_fits_and_every_figure_is_drawn(looked):
+    width, seen = looked
     assert seen["width"] == width
     assert seen["scroll"] <= width, seen["wide"][:5]
     assert seen["wide"] == []
@@ -122,10 +131,10 @@ def test_the_page_fits_and_every_figure_is_drawn(folder, served, width):
     assert seen["height"] > 3000
 
 
-def test_the_page_asks_the_network_for_nothing(folder, served):
-    seen = look(folder, served, 800)
+def test_the_page_asks_the_network_for_nothing(looked):
+    _, seen = looked
     assert seen["loaded"] == []
-    assert set(served[1]) <= {"/probe.html", "/report.html", "/favicon.ico"}
+    assert seen["asked"] <= {"/probe.html", "/report.html", "/favicon.ico"}
 
 
 def test_the_probe_sees_what_it_looks_for(folder, served):
@@ -141,11 +150,10 @@ def test_the_probe_sees_what_it_looks_for(folder, served):
         assert seen["scroll"] > 390
         assert seen["broken"] == 1
         assert any(name.endswith("/x.png") for name in seen["loaded"])
-        assert "/x.png" in served[1]
+        assert "/x.png" in seen["asked"]
         # The policy of the page itself keeps even such a page from asking.
         report.write_text(good.replace("</header>", '<img src="x.png"></header>', 1))
-        look(folder, served, 390)
-        assert "/x.png" not in served[1]
+        assert "/x.png" not in look(folder, served, 390)["asked"]
     finally:
         report.write_text(good)
 

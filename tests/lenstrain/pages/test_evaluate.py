@@ -17,6 +17,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from lensprep.dataset import NormalizationSpec
 from lensprep.dataset.writer import write_dataset
 from lensprep.errors import DatasetError, OutOfMemoryError, ScoresError, StorageError
+from lenstrain.evaluation.notes import comparison_notes
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.scores import read_scores
 from lenstrain.pages import examples
@@ -24,10 +25,11 @@ from lenstrain.pages.evaluate import evaluate
 from tests.families import BY_FLUX, add_families
 from tests.scoretables import BARE, make_table
 
-# Few draws and one combination of axes: these tests are about agreement, not precision.
+# Few draws, axes and figures: these tests are about agreement, not precision.
 QUICK = EvaluationOptions(
     resamples=60,
     examples=3,
+    prevalence=(),
     completeness_axes=(("theta_e_arcsec",), ("theta_e_arcsec", "psfsize_r")),
 )
 
@@ -142,7 +144,7 @@ def test_thresholds_come_from_the_calibration_split(evaluated):
 def test_a_promise_is_withdrawn_everywhere(tmp_path, write_scores):
     path = write_scores(**BARE)
     trained = write_scores("train.parquet", **BARE, seed=1, split=["train"] * 1200)
-    options = EvaluationOptions(resamples=60, fprs=(0.1,), completeness_fprs=(0.1,))
+    options = replace(QUICK, fprs=(0.1,), completeness_fprs=(0.1,))
     metrics = evaluate(path, tmp_path / "out", calibrate_on=trained, options=options)
     reason = "the finder was trained on the calibration split"
     for name in ("thresholds", "completeness_thresholds"):
@@ -299,7 +301,9 @@ def test_calibrating_on_another_model_is_refused(write_scores, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_calibrating_on_another_precision_is_refused(write_scores, tmp_path):
+def test_another_precision_calibrates_nothing_and_a_comparison_tells_of_rounding(
+    write_scores, tmp_path
+):
     scored = {"checkpoint": "best.pt", "checkpoint_sha256": "aa"}
     older = write_scores("older.parquet", scored, **BARE)
     rounded = scored | {"precision": "bf16"}
@@ -312,7 +316,15 @@ def test_calibrating_on_another_precision_is_refused(write_scores, tmp_path):
                  options=QUICK)  # fmt: skip
     assert not (tmp_path / "out").exists()
     foreign = write_scores("foreign.parquet", seed=1, **BARE)  # does not say how it was made
-    assert evaluate(other, tmp_path / "out", calibrate_on=foreign, options=QUICK)["calibration"]
+    rival = write_scores("rival.parquet", scored, seed=1, **BARE)
+    found = evaluate(
+        other, tmp_path / "out", calibrate_on=foreign, compare_with=rival, options=QUICK
+    )
+    assert found["calibration"]
+    text = "computed in bf16, those compared with in float32: the differences include rounding"
+    assert any(text in note["text"] for note in found["notes"])
+    exact = read_scores(rival)
+    assert comparison_notes(exact, exact) == []
     card = (tmp_path / "out" / "model_card.md").read_text()
     assert "| Precision of scoring | bf16 |" in card
 
@@ -323,23 +335,33 @@ def known_lens(folder):
     return path
 
 
-def test_a_comparison_of_two_precisions_says_that_it_includes_rounding(write_scores, tmp_path):
-    scored = {"checkpoint": "best.pt", "checkpoint_sha256": "aa"}
-    exact = write_scores("exact.parquet", scored, **BARE)
-    other = write_scores("rounded.parquet", scored | {"precision": "tf32"}, **BARE)
-    for name, said in ((other, True), (exact, False)):
-        found = evaluate(exact, tmp_path / "out", compare_with=name, options=QUICK)
-        text = "computed in float32, those compared with in tf32: the differences include rounding"
-        assert any(text in note["text"] for note in found["notes"]) is said
+@pytest.fixture(scope="module")
+def stamped(tmp_path_factory):
+    """A small dataset, and what scores of its test split say of it."""
+    folder = tmp_path_factory.mktemp("stamped")
+    rng = np.random.default_rng(0)
+    table = make_table(rows=64, regions=8)
+    for statistic, value in (("median", 0.01), ("scale", 0.02)):
+        for band in "grz":
+            numbers = pa.array(np.full(64, value, np.float32))
+            table = table.append_column(f"{statistic}_{band}", numbers)
+    pixels = rng.normal(size=(64, 3, 64, 64)).astype(np.float16)
+    spec = NormalizationSpec(mode="mad_stamp", clip=10.0)
+    manifest = write_dataset(folder / "ds", {"test": (pixels, table)}, spec, shard_rows=40)
+    return {"dataset": str(folder / "ds"), "dataset_id": manifest.dataset_id}
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory):
-    """An evaluation of a table with four columns, of a checkpoint with an evil name."""
+def bare(stamped, tmp_path_factory):
+    """An evaluation of a table with four columns, of a checkpoint with an evil name.
+
+    It was scored on another dataset than the one that lies where it says.
+    """
     folder = tmp_path_factory.mktemp("bare")
     table = make_table(**BARE, split=None)
-    metadata = {"lenstrain": json.dumps({"checkpoint": "<script>alert(1)</script>"})}
-    pq.write_table(table.replace_schema_metadata(metadata), folder / "scores.parquet")
+    metadata = {"checkpoint": "<script>alert(1)</script>", **stamped, "dataset_id": "0" * 64}
+    table = table.replace_schema_metadata({"lenstrain": json.dumps(metadata)})
+    pq.write_table(table, folder / "scores.parquet")
     return folder, evaluate(folder / "scores.parquet", folder / "out", options=QUICK)
 
 
@@ -371,15 +393,6 @@ def test_a_failure_leaves_nothing_and_keeps_what_was_there(bare, monkeypatch):
     assert kept["provenance"] == before["provenance"]
 
 
-def test_an_earlier_evaluation_is_replaced_whole(bare, tmp_path):
-    out = tmp_path / "out"
-    shutil.copytree(bare[0] / "out", out)
-    (out / "figures" / "old.txt").write_text("stale")
-    evaluate(bare[0] / "scores.parquet", out, options=QUICK)
-    assert not (out / "figures" / "old.txt").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
 def test_other_folders_are_refused(bare, tmp_path):
     (tmp_path / "chapter1.tex").write_text("years of work")
     scores = bare[0] / "scores.parquet"
@@ -389,27 +402,17 @@ def test_other_folders_are_refused(bare, tmp_path):
         evaluate(scores, scores, options=QUICK)
 
 
-@pytest.fixture
-def stamped(tmp_path):
-    """A small dataset, and scores of its test split."""
-    rng = np.random.default_rng(0)
-    table = make_table(rows=64, regions=8)
-    for statistic, value in (("median", 0.01), ("scale", 0.02)):
-        for band in "grz":
-            numbers = pa.array(np.full(64, value, np.float32))
-            table = table.append_column(f"{statistic}_{band}", numbers)
-    pixels = rng.normal(size=(64, 3, 64, 64)).astype(np.float16)
-    spec = NormalizationSpec(mode="mad_stamp", clip=10.0)
-    manifest = write_dataset(tmp_path / "ds", {"test": (pixels, table)}, spec, shard_rows=40)
-    metadata = {"dataset": str(tmp_path / "ds"), "dataset_id": manifest.dataset_id}
-    return tmp_path, metadata
-
-
-def test_stamps_come_from_the_dataset_that_the_scores_name(stamped, write_scores):
-    folder, metadata = stamped
-    path = write_scores(rows=64, regions=8, metadata=metadata, **BARE)
-    evaluate(path, folder / "out", options=QUICK)
-    page = (folder / "out" / "report.html").read_text()
+def test_a_new_evaluation_replaces_the_old_and_has_stamps_of_the_dataset_that_scores_name(
+    bare, stamped, write_scores, tmp_path
+):
+    path = write_scores(rows=64, regions=8, metadata=stamped, **BARE)
+    out = tmp_path / "reports" / "out"
+    shutil.copytree(bare[0] / "out", out)
+    (out / "figures" / "old.txt").write_text("stale")
+    evaluate(path, out, options=QUICK)
+    assert not (out / "figures" / "old.txt").exists()
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    page = (out / "report.html").read_text()
     assert page.count('alt="Stamp ') == 9
     table = pq.read_table(path)
     negative = table.filter(pa.compute.equal(table["label"], 0)).sort_by([("logit", "descending")])
@@ -418,25 +421,24 @@ def test_stamps_come_from_the_dataset_that_the_scores_name(stamped, write_scores
 
 
 def test_example_stamps_that_do_not_fit_into_memory_say_what_to_set(
-    stamped, write_scores, monkeypatch
+    stamped, write_scores, tmp_path, monkeypatch
 ):
-    folder, metadata = stamped
-    path = write_scores(rows=64, regions=8, metadata=metadata, **BARE)
+    path = write_scores(rows=64, regions=8, metadata=stamped, **BARE)
     monkeypatch.setattr(examples, "denormalize", lambda *_: np.empty(10**15))
     with pytest.raises(OutOfMemoryError, match=r"^Drawing 3 example.* Unable to .* examples lower"):
-        evaluate(path, folder / "out", options=QUICK)
-    assert not (folder / "out").exists()
+        evaluate(path, tmp_path / "out", options=QUICK)
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_dataset_that_is_not_the_one_scored_is_refused_if_given(stamped, write_scores):
-    folder, metadata = stamped
-    path = write_scores(rows=64, regions=8, metadata=metadata | {"dataset_id": "0" * 64}, **BARE)
+def test_a_dataset_that_is_not_the_one_scored_is_refused_if_given(bare, stamped, tmp_path):
+    folder, metrics = bare
+    path = folder / "scores.parquet"
     with pytest.raises(ScoresError, match="was scored on dataset 000000000000"):
-        evaluate(path, folder / "out", dataset=folder / "ds", options=QUICK)
+        evaluate(path, tmp_path / "out", dataset=stamped["dataset"], options=QUICK)
     with pytest.raises(DatasetError, match="no such dataset"):
-        evaluate(path, folder / "out", dataset=folder / "gone", options=QUICK)
-    metrics = evaluate(path, folder / "out", options=QUICK)
-    assert any(note["text"].startswith("No example stamps") for note in metrics["notes"])
+        evaluate(path, tmp_path / "out", dataset=tmp_path / "gone", options=QUICK)
+    said = [note["text"] for note in metrics["notes"]]
+    assert any(text.startswith("No example stamps") and "0" * 12 in text for text in said)
 
 
 def test_counterfactuals_have_a_section_and_change_no_other_figure(tmp_path):
@@ -461,7 +463,9 @@ def test_counterfactuals_have_a_section_and_change_no_other_figure(tmp_path):
             options=replace(
                 QUICK,
                 resamples=20,
+                prevalence=(1e-3,),
                 selection_resamples=2,
+                selection_axes=("theta_e_arcsec", "psfsize_r"),
                 completeness_axes=(("theta_e_arcsec",),),
             ),
         )

@@ -36,7 +36,10 @@ def write_population(tmp_path, scores):
 
 
 def test_what_was_fitted_is_said(scores):
-    entries = measure_selection(scores, given_cut(), None, QUICK).entries
+    """And to which threshold: the first that exists."""
+    absent = FrozenThreshold(name="FPR 1e-05", kind="neyman_pearson", threshold=None)
+    entries = measure_selection(scores, [absent, *given_cut()], None, QUICK).entries
+    assert entries["threshold"]["name"] == "logit 0.5"
     assert [axis["name"] for axis in entries["axes"]] == list(NAMES)
     assert [axis["constraint"] for axis in entries["axes"]] == ["rising", "falling"] * 2
     assert (entries["n"], entries["n_regions"], entries["resamples"]) == (2000, 60, 10)
@@ -78,12 +81,6 @@ def test_no_lens_with_all_axes_is_an_error(tmp_path):
     injections.values[50:, 2] = np.nan
     with pytest.raises(ScoresError, match="no lens has values in all of"):
         measure_selection(as_scores(injections, tmp_path), given_cut(), None, QUICK)
-
-
-def test_the_first_threshold_that_exists_is_taken(scores):
-    absent = FrozenThreshold(name="FPR 1e-05", kind="neyman_pearson", threshold=None)
-    selection = measure_selection(scores, [absent, *given_cut()], None, QUICK)
-    assert selection.entries["threshold"]["name"] == "logit 0.5"
 
 
 @pytest.mark.parametrize("value", [-1e9, 1e9])
@@ -169,6 +166,7 @@ def test_the_command_writes_the_artefact_and_a_section(scores, tmp_path):
     population = tmp_path / "population.csv"
     population.write_text(",".join(NAMES) + "\n1.0,1.3,12,1\n9,1.3,12,1\n")
     quick = ["resamples=20", "selection_resamples=10", "examples=0", "thresholds=[0.5]"]
+    quick += ["prevalence=[]", "fprs=[0.1]"]
     quick += ['completeness_axes=[["src_dmag"]]', 'selection_axes=["theta_e_arcsec", "psfsize_r"]']
     sets = [word for option in quick for word in ("--set", option)]
     arguments = ["evaluate", str(scores.path), "--out", str(tmp_path / "out"), *sets]
