@@ -17,6 +17,7 @@ import pytest
 from lensprep.engine import run_tasks
 from lensprep.errors import InputError, ProjectError
 from lensprep.kernel import notice
+from tests.engine_tasks import die_once_at_three
 from tests.waiting import wait_until
 
 
@@ -81,13 +82,6 @@ class Named(int):
     @property
     def label(self):
         return f"number {int(self)}"
-
-
-def die_once_at_three(folder, n):
-    if n == 3 and not (folder / "died").exists():
-        (folder / "died").touch()
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return n
 
 
 def test_the_task_of_a_killed_worker_is_named_and_done_again(tmp_path, caplog):
