@@ -147,11 +147,12 @@ def test_a_tree_on_a_disk_and_one_in_a_store_are_one_source(tree, table, s3, tmp
     convert([str(tree), str(extra)], str(tmp_path / "ds"), CONFIG, workers=1)
     store = S3Store(f"{s3.uri}-source/made", s3.options())
     put_tree(store, extra)
-    report = convert([store.uri, str(tree)], s3.uri, CONFIG, workers=2, options=s3.options())
+    report = convert([store.uri, str(tree)], s3.uri, CONFIG, workers=1, options=s3.options())
     assert report["accepted"] == 119 + 20
     files, local = contents(s3), contents(tmp_path / "ds")
     assert without_groups(without_source(files)) == without_groups(without_source(local))
-    again = verify(s3.uri, against=[str(tree), store.uri], sample=None, options=s3.options())
+    against = [str(tree), store.uri]
+    again = verify(s3.uri, against=against, sample=None, options=s3.options(), workers=1)
     assert (again["ok"], again["compared"]) == (True, 139)
     with pytest.raises(ConfigError, match="is named twice"):
         convert([store.uri, f"{store.uri}/"], str(tmp_path / "x"), CONFIG, options=s3.options())
