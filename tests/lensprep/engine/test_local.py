@@ -55,15 +55,19 @@ def end_at_three(n):
 
 
 @pytest.mark.parametrize(
-    ("task", "message"),
+    ("task", "workers", "message"),
     [
-        (die_at_three, r"was killed \(SIGKILL: out of memory\?\), 4 times.*a conversion.*--resume"),
-        (end_at_three, r"A worker process ended \(exit status 7\), 4 times"),
+        (
+            die_at_three,
+            2,
+            r"was killed \(SIGKILL: out of memory\?\), 4 times.*a conversion.*--resume",
+        ),
+        (end_at_three, 1, r"A worker process ended \(exit status 7\), 4 times"),
     ],
 )
-def test_a_worker_that_dies_is_told_with_the_remedy(task, message):
+def test_a_worker_that_dies_is_told_with_the_remedy(task, workers, message):
     with pytest.raises(ProjectError, match=message):
-        list(run_tasks(task, range(6), workers=2))
+        list(run_tasks(task, range(6), workers=workers, apart=True))
 
 
 def tell_of_compiling(n):
