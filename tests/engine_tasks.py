@@ -53,6 +53,13 @@ def die(n: int) -> int:
     return n
 
 
+def die_once_at_three(folder: Path, n: int) -> int:
+    if n == 3 and not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return n
+
+
 def wait_for_go(folder: Path, n: int) -> int:
     """Task 0 is done at once, the others when somebody says so."""
     (folder / f"begun-{n}").touch()

@@ -18,10 +18,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from random import SystemRandom
 
 import pytest
+from botocore.loaders import create_loader
 
 from lensprep.errors import StorageError
 from lensprep.store import S3Options
@@ -175,7 +177,10 @@ def s3_server() -> Iterator[S3Server]:
         set_environment(patch, server)
         server.start()
     try:
-        yield server
+        # Each test has clients of its own, which need not each read botocore's data and keep it.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("botocore.session.create_loader", cache(create_loader))
+            yield server
     finally:
         server.kill()
         shutil.rmtree(folder)

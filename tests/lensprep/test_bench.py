@@ -66,12 +66,14 @@ def test_made_stamps_compress_as_real_ones(result):
     assert 42_000 < result["blob_bytes"] < 47_000
 
 
-def test_source_gives_the_rows(tmp_path):
+def test_source_gives_the_rows_and_one_processor_has_no_second_worker(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "default_workers", lambda: 1)
     tree = tiny_tree(tmp_path, rows=60)
     before = sorted(tree.rglob("*"))
     result = run_bench(str(tree), rows=40, rounds=1, folder=tmp_path)
     assert result["rows"] == 40
     assert result["source"] == str(tree)
+    assert result["two_workers_stamps_per_s"] is None
     assert sorted(tree.rglob("*")) == before
     assert not list(tmp_path.glob("lensprep-bench-*"))
 

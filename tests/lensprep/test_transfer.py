@@ -89,7 +89,7 @@ def test_a_dataset_comes_back_byte_for_byte(s3, converted, tmp_path, scheme):
     assert got["sent_bytes"] == sent["sent_bytes"]
     assert got["dataset_id"] == sent["dataset_id"]
     assert digests(tmp_path / "back") == digests(converted)
-    assert verify(str(tmp_path / "back"))["ok"]
+    assert verify(str(tmp_path / "back"), workers=1)["ok"]
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -440,8 +440,17 @@ def test_an_upload_that_was_ended_goes_on_and_leaves_nothing_unfinished(s3, sour
     assert verify_without_sidecar_columns(s3)
 
 
-@pytest.mark.parametrize("request_line", ["list-type=2", "?uploads", "partNumber=1"])
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("how", "request_line"),
+    [
+        (signal.SIGINT, "list-type=2"),
+        (signal.SIGTERM, "?uploads"),
+        (signal.SIGINT, "partNumber=1"),
+        pytest.param(signal.SIGTERM, "list-type=2", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "?uploads", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "partNumber=1", marks=pytest.mark.slow),
+    ],
+)
 def test_a_stop_while_the_store_is_away_is_not_put_off(s3, source, proxy, how, request_line):
     proxy.add(Fault("stall", b"PUT /bucket", times=1000, after=0))
     process = _start(s3, "upload", source, s3.uri, "--endpoint-url", proxy.url)
@@ -589,7 +598,9 @@ def test_a_source_is_checked_converted_and_compared_where_it_lies(s3, tmp_path, 
     convert(str(tree), str(tmp_path / "other"), ConvertConfig(shard_rows=20), workers=1)
     ids = {Dataset.open(tmp_path / name).dataset_id for name in ("ds", "other")}
     assert len(ids) == 1
-    result = verify(str(tmp_path / "ds"), against=store.uri, sample=None, options=s3.options())
+    result = verify(
+        str(tmp_path / "ds"), against=store.uri, sample=None, options=s3.options(), workers=1
+    )
     assert result["ok"]
     assert result["compared"] == 120
     missing = run("check", f"{s3.uri}/nothing", *endpoint)

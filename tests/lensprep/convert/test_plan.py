@@ -172,7 +172,7 @@ def test_killed_between_commit_and_clean_up_is_finished_by_resume(tree, tmp_path
     again = convert(str(tree), str(out), CONFIG, workers=1, resume=True)
     assert again["dataset_id"] == first.dataset_id
     assert not (out / ".work").exists()
-    assert verify(str(out))["ok"]
+    assert verify(str(out), workers=1)["ok"]
 
 
 def test_of_two_that_begin_at_once_one_is_refused(tree, tmp_path, monkeypatch):

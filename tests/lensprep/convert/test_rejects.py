@@ -57,7 +57,7 @@ def test_the_account_names_every_row_that_stays_out(tmp_path):
         source = pq.ParquetFile(tree / row["source_file"])
         group = source.read_row_group(row["source_row_group"], ["task_id"])
         assert group["task_id"][row["source_row"]].as_py() == row["task_id"]
-    assert verify(str(tmp_path / "ds"), against=str(tree))["ok"]
+    assert verify(str(tmp_path / "ds"), against=str(tree), workers=1)["ok"]
 
 
 def test_a_row_that_is_there_twice_gets_in_once(tmp_path):
@@ -71,7 +71,7 @@ def test_a_row_that_is_there_twice_gets_in_once(tmp_path):
     other = write_tree(tmp_path / "b", mixed, files_per_split=3)
     convert(str(other), str(tmp_path / "ds2"), CONFIG, workers=1)
     assert digests(tmp_path / "ds") == digests(tmp_path / "ds2")
-    assert verify(str(tmp_path / "ds"))["ok"]
+    assert verify(str(tmp_path / "ds"), workers=1)["ok"]
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -120,7 +120,7 @@ def test_a_corrupt_row_group_stops_the_run_or_is_left_out_whole(table, tmp_path)
     assert report["rejected"] == {"unreadable": lost}
     assert report["accepted"] == 120 - lost
     assert {r["source_row_group"] for r in rejects(tmp_path / "ds2")} == {1}
-    assert verify(str(tmp_path / "ds2"))["ok"]
+    assert verify(str(tmp_path / "ds2"), workers=1)["ok"]
 
 
 def test_a_long_task_id_is_rejected_and_not_cut(tmp_path):

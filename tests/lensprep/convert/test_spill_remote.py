@@ -66,7 +66,7 @@ def test_stretches_are_those_of_local_runs(s3, tmp_path, monkeypatch, message_ro
         records, table = make_rows(rng, 60, places=places)
         write_run(tmp_path / names[-1], records, table)
         send_run(s3.store(), names[-1], records, table)
-    edges = [int(place) for place in np.sort(places)[::11]]
+    edges = [int(place) for place in np.sort(places)[::20]]
     ranges = [shard_range(index, 3) for index in range(3)]
     ranges += [(low, high) for low in edges for high in edges if low <= high]
     for split in SPLITS:

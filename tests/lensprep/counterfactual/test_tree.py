@@ -230,7 +230,8 @@ def test_an_object_store_holds_the_same(source, made, s3):
 
 
 def test_both_trees_make_one_dataset(source, made, tmp_path):
-    result = convert([source, made[0]], tmp_path / "dataset", ConvertConfig(max_reject_rate=0.1))
+    config = ConvertConfig(max_reject_rate=0.1)
+    result = convert([source, made[0]], tmp_path / "dataset", config, workers=1)
     assert (
         result["accepted"] + sum(result["rejected"].values()) + sum(result["filtered"].values())
         == Source.open(source).rows + made[1]["rows"]

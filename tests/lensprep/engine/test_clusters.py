@@ -29,6 +29,7 @@ from tests.engine_tasks import (
     HoldingEngine,
     Killer,
     die,
+    die_once_at_three,
     fail_at_three,
     fail_strangely,
     fail_with_detail,
@@ -36,6 +37,7 @@ from tests.engine_tasks import (
     wait_for_go,
 )
 from tests.phase4c import tiny_table, write_tree
+from tests.s3server import set_environment
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -46,9 +48,10 @@ needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="Spark need
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _workers_find_the_tests():
+def _workers_find_the_tests_and_the_store(s3_server):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
+        set_environment(patch, s3_server)
         yield
 
 
@@ -162,6 +165,13 @@ def test_a_task_that_kills_every_worker_is_given_up(engines, name, message):
     assert list(engines(name).run(square, [3])) == [9]
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_task_of_a_killed_worker_is_done_again(engines, name, tmp_path):
+    function = partial(die_once_at_three, tmp_path)
+    assert sorted(engines(name).run(function, range(9))) == list(range(9))
+    assert (tmp_path / "died").exists()
+
+
 # ------------------------------------------------------------------------------- conversions
 
 
@@ -182,19 +192,19 @@ def test_conversion_gives_the_bytes_of_local_processes(
 
 
 def test_workers_without_a_shared_disk_meet_in_an_object_store(
-    tree, local, s3, tmp_path, many_tasks
+    engines, tree, local, s3, tmp_path, many_tasks
 ):
-    with make_engine("dask", workers=2) as engine:
-        report = convert(
-            str(tree), s3.uri, CONFIG, engine=engine, keep_local=str(tmp_path / "kept"),
-            options=s3.options(),
-        )  # fmt: skip
+    report = convert(
+        str(tree), s3.uri, CONFIG, engine=engines("dask"), keep_local=str(tmp_path / "kept"),
+        options=s3.options(),
+    )  # fmt: skip
     assert report["accepted"] == 240
     require_clean(tmp_path / "kept", local, tree)
     assert verify(s3.uri, options=s3.options(), workers=1)["ok"]
     assert not [e.name for e in s3.store().entries() if e.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_spark_does_the_task_of_a_killed_worker_again(engines, tree, local, tmp_path, many_tasks):
     engine = engines("spark")
     (tmp_path / "calls").mkdir()
@@ -537,6 +547,7 @@ def test_spark_without_java_is_told(tmp_path):
     assert "JAVA_HOME" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_spark_with_a_master_that_is_nonsense_is_told():
     code = "from lensprep.engine.spark import SparkEngine\nSparkEngine('nonsense').__enter__()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)

@@ -17,6 +17,7 @@ import pytest
 from lensprep.engine import run_tasks
 from lensprep.errors import InputError, ProjectError
 from lensprep.kernel import notice
+from tests.engine_tasks import die_once_at_three
 from tests.waiting import wait_until
 
 
@@ -54,15 +55,19 @@ def end_at_three(n):
 
 
 @pytest.mark.parametrize(
-    ("task", "message"),
+    ("task", "workers", "message"),
     [
-        (die_at_three, r"was killed \(SIGKILL: out of memory\?\), 4 times.*a conversion.*--resume"),
-        (end_at_three, r"A worker process ended \(exit status 7\), 4 times"),
+        (
+            die_at_three,
+            2,
+            r"was killed \(SIGKILL: out of memory\?\), 4 times.*a conversion.*--resume",
+        ),
+        (end_at_three, 1, r"A worker process ended \(exit status 7\), 4 times"),
     ],
 )
-def test_a_worker_that_dies_is_told_with_the_remedy(task, message):
+def test_a_worker_that_dies_is_told_with_the_remedy(task, workers, message):
     with pytest.raises(ProjectError, match=message):
-        list(run_tasks(task, range(6), workers=2))
+        list(run_tasks(task, range(6), workers=workers, apart=True))
 
 
 def tell_of_compiling(n):
@@ -81,13 +86,6 @@ class Named(int):
     @property
     def label(self):
         return f"number {int(self)}"
-
-
-def die_once_at_three(folder, n):
-    if n == 3 and not (folder / "died").exists():
-        (folder / "died").touch()
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return n
 
 
 def test_the_task_of_a_killed_worker_is_named_and_done_again(tmp_path, caplog):

@@ -61,7 +61,9 @@ def test_wrong_credentials_are_told_at_once(tree, s3, proxy, monkeypatch, name, 
     assert value not in str(caught.value)
 
 
-@pytest.mark.parametrize("where", [b".work/run-000004", b"train/"])
+@pytest.mark.parametrize(
+    "where", [pytest.param(b".work/run-000004", marks=pytest.mark.slow), b"train/"]
+)
 def test_credentials_that_expire_end_it_soon_and_it_can_go_on(tree, whole, s3, proxy, where):
     path = f"PUT /bucket/{s3.uri.split('/', 3)[3]}/".encode() + where
     proxy.add(Fault("answer", path, times=1000, status=400, code="ExpiredToken"))

@@ -52,6 +52,7 @@ class Watch:
 def test_little_lies_on_the_local_disk_and_it_was_stated(s3, tmp_path, monkeypatch):
     monkeypatch.setattr("lensprep.convert.sites.GROUP_SHARDS", 4)
     tree = tiny_tree(tmp_path / "src", 500)
+    monkeypatch.setattr("lensprep.convert.runs.RUN_ROWS", 40)
     told = []
     with Watch(tmp_path / "tmp") as watch:
         convert(
