@@ -23,7 +23,6 @@ from pathlib import Path
 from random import SystemRandom
 
 import pytest
-from botocore.loaders import create_loader
 
 from lensprep.errors import StorageError
 from lensprep.store import S3Options
@@ -176,6 +175,8 @@ def s3_server() -> Iterator[S3Server]:
     with pytest.MonkeyPatch.context() as patch:
         set_environment(patch, server)
         server.start()
+    from botocore.loaders import create_loader  # here, as the machine for GPU tests may lack it
+
     try:
         # Each test has clients of its own, which need not each read botocore's data and keep it.
         with pytest.MonkeyPatch.context() as patch:

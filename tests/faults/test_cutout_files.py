@@ -11,7 +11,7 @@ import pytest
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("files", [300, pytest.param(10_000, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("files", [120, pytest.param(10_000, marks=pytest.mark.faults)])
 def test_no_damaged_cutout_gets_past_the_reader(tmp_path, files):
     command = [sys.executable, "-W", "error", "-m", "tests.faults.cutout_mutants"]
     ran = subprocess.run(

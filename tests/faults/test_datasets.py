@@ -23,7 +23,7 @@ def start(folder, first, count):
     )
 
 
-@pytest.mark.parametrize("cases", [300, pytest.param(100_000, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("cases", [120, pytest.param(100_000, marks=pytest.mark.faults)])
 def test_an_altered_dataset_is_refused_in_a_line_or_read_right(tmp_path, cases):
     """Verify, inspect, the readers, the loader and scores; address space and time are limited."""
     workers = 1 if cases < 10_000 else max(1, (os.cpu_count() or 1))
