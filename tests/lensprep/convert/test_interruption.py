@@ -53,18 +53,24 @@ def begin(tmp_path, tree, out, *options):
     )
 
 
-def has_work(out):
-    return any((out / ".work").glob("run-*.json")) or (out / "manifest.json").exists()
+def work(out):
+    return {*out.glob(".work/run-*.json"), *out.glob("*/*.tar"), *out.glob("manifest.json")}
+
+
+def wait_for_work(out, process, before=frozenset()):
+    """Until the process has done a part of its own, or has ended."""
+    while work(out) == before and process.poll() is None:
+        time.sleep(0.005)
 
 
 def kill_and_resume(tmp_path, tree, out, rng, most):
     """Kill the whole process group at random moments until a run gets through."""
     kills, options = 0, []
     while True:
+        before = work(out)
         process = begin(tmp_path, tree, out, *options)
         if kills < most:
-            while not has_work(out) and process.poll() is None:
-                time.sleep(0.005)
+            wait_for_work(out, process, before)
             time.sleep(rng.uniform(0, 0.5))
         else:
             process.wait(120)
@@ -110,8 +116,7 @@ def test_a_signal_stops_cleanly_and_resume_goes_on(tree, tmp_path, monkeypatch, 
     for attempt in range(5):  # a fast machine may be done before the signal comes
         out = tmp_path / f"ds{attempt}"
         process = begin(tmp_path, tree, out)
-        while not has_work(out) and process.poll() is None:
-            time.sleep(0.005)
+        wait_for_work(out, process)
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         if process.returncode != 0:

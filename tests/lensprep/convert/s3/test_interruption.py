@@ -39,11 +39,15 @@ def start(tmp_path, s3, tree, *options, endpoint=None, program=PROGRAM):
     )  # fmt: skip
 
 
-def wait_for_objects(s3, process, part):
-    """Until an object whose name holds a text is there, or the dataset is finished."""
+def names(s3):
+    return {entry.name for entry in s3.store().entries()}
+
+
+def wait_for_objects(s3, process, part, before=frozenset()):
+    """Until there is a new object whose name holds a text, or the dataset is finished."""
     while process.poll() is None:
-        names = [entry.name for entry in s3.store().entries()]
-        if any(part in name for name in names) or "manifest.json" in names:
+        new = names(s3) - before
+        if "manifest.json" in new or any(part in name for name in new):
             return
         time.sleep(0.02)
 
@@ -64,9 +68,10 @@ def test_a_stop_leaves_no_unfinished_upload(larger, s3, tmp_path):
 def kill_and_resume(tmp_path, s3, tree, rng, moments):
     kills, options = 0, []
     for part in [*moments, None]:
+        before = names(s3)
         process = start(tmp_path, s3, tree, *options)
         if part is not None:
-            wait_for_objects(s3, process, part)
+            wait_for_objects(s3, process, part, before)
             time.sleep(rng.uniform(0, 0.3))
         else:
             process.wait(120)
