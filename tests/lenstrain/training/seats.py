@@ -1,10 +1,9 @@
 """What each of two processes does in `test_gpus`: join the other, seeing GPUs that are not there.
 
-    python -m tests.lenstrain.training.seats FOLDER
+    torchrun ... -m tests.lenstrain.training.seats FOLDER
 
-Torch's answers about GPUs are given, and gloo stands for NCCL; the start by torchrun's agent, the
-store in which the processes meet, and their decision are real. The agent forks: torch is imported
-once.
+Torch's answers about GPUs are given, and gloo stands for NCCL; the start by torchrun, the store in
+which the processes meet, and their decision are real.
 """
 
 import os
@@ -15,11 +14,11 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lensprep.errors import ConfigError
 from lenstrain.training.distributed import process_group
 
+RANK = int(os.environ["RANK"])
 SEEN = (
     (["x"], ["y"]),  # CUDA_VISIBLE_DEVICES of each names another
     (["x", "y"], ["x", "y"]),
@@ -54,19 +53,14 @@ def join(seen):
             return str(error)
 
 
-def take_part(folder):
+def main():
     """Join in one group after the other, each with keys of its own in the store."""
-    rank, lines = int(os.environ["RANK"]), []
+    lines = []
     for number, seen in enumerate(SEEN):
         os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)
-        lines.append(join(seen[rank]))
-    (Path(folder) / str(rank)).write_text("\n".join(lines))
+        lines.append(join(seen[RANK]))
+    (Path(sys.argv[1]) / str(RANK)).write_text("\n".join(lines))
 
 
 if __name__ == "__main__":
-    # As `--standalone --nproc-per-node 2` has it.
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=2, start_method="fork", max_restarts=0,
-        rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="seats",
-    )  # fmt: skip
-    elastic_launch(config, take_part)(sys.argv[1])
+    main()

@@ -176,8 +176,11 @@ def test_a_gpu_is_known_by_what_it_is_and_not_by_its_number(monkeypatch):
 
 
 def test_processes_that_share_a_gpu_all_end_and_others_join(tmp_path):
-    """Four groups of two processes, one after the other, in one start by torchrun's agent."""
-    command = [sys.executable, "-m", "tests.lenstrain.training.seats", str(tmp_path)]
+    """Four groups of two processes, one after the other, in one start by torchrun."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "tests.lenstrain.training.seats", str(tmp_path),
+    ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

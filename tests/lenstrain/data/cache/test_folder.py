@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
-import multiprocessing
 import os
 import resource
+import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
@@ -18,7 +21,6 @@ import torch
 from lensprep.dataset import PAYLOAD_OFFSET, RECORD_STRIDE, Dataset
 from lensprep.dataset.layout import shard_bytes
 from lensprep.errors import BudgetError, StorageError
-from lensprep.store import S3Options
 from lensprep.transfer import upload
 from lenstrain.bench.cold import drop_pages
 from lenstrain.data import StampLoader
@@ -36,8 +38,6 @@ ROWS = {"train": 600, "val": 100}
 SHARD_ROWS = 100
 SHARD_BYTES = shard_bytes(SHARD_ROWS)
 SHARDS = 7
-FORK = multiprocessing.get_context("fork")
-FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
 root = dataset_fixture(ROWS, SHARD_ROWS)
@@ -109,19 +109,22 @@ def leftovers(folder):
     return [path.name for path in folder.root.rglob("*") if path.suffix in (".claim", ".partial")]
 
 
-def start_filling(url, uri, folder, limit=10**9, together=None):
-    """Fill a cache in a process of its own, forked: others take seconds to import; (it, answer)."""
-    answer, sending = FORK.Pipe(duplex=False)
+def run_python(code, *arguments, **options):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
-    def work():
-        own = CacheFolder.open(folder.root, CacheOptions(limit_bytes=limit, reserve_bytes=0))
-        if together is not None:
-            together.wait()
-        sending.send(fill(own, uri, s3=S3Options(endpoint_url=url)))
 
-    process = FORK.Process(target=work)
-    process.start()
-    return process, answer
+FILL = """
+import sys, json
+from lensprep.store import S3Options
+from lenstrain.data.cache.folder import CacheFolder, CacheOptions
+from lenstrain.data.cache.upkeep import fill
+url, uri, place, limit = sys.argv[1:]
+folder = CacheFolder.open(place, CacheOptions(limit_bytes=int(limit), reserve_bytes=0))
+print("ready", flush=True)
+sys.stdin.readline()
+print(json.dumps(fill(folder, uri, s3=S3Options(endpoint_url=url))))
+"""
 
 
 # What is in it
@@ -368,19 +371,28 @@ def test_a_shard_that_is_damaged_in_the_store_is_never_cached(s3, root, folder):
 # The limits
 
 
-@FORKS
 def test_two_processes_fetch_each_shard_once_and_pass_no_limit(s3, uri, proxy, tmp_path, root):
     limit = 5 * SHARD_BYTES + 1000
     folder = make_folder(tmp_path, limit)
     proxy.latency_s = 0.05  # so that both want the same at the same time
-    together = FORK.Barrier(2)
-    both = [start_filling(proxy.url, uri, folder, limit, together) for _ in range(2)]
+    both = [
+        run_python(FILL, proxy.url, uri, folder.root, limit, stdin=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    for process in both:
+        assert process.stdout.readline() == b"ready\n"
+    for process in both:
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
     most = 0
-    while any(process.is_alive() for process, _ in both):
+    while any(process.poll() is None for process in both):
         most = max(most, sum(map(_size, _present(folder))))
         time.sleep(0.01)
-    assert [process.exitcode for process, _ in both] == [0, 0]
-    found = [answer.recv() for _, answer in both]
+    found = []
+    for process in both:
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        found.append(json.loads(out))
     assert sum(one["fetched"] for one in found) == len(cached(folder)) == 5
     assert all(one["missing"] == 2 for one in found)
     assert most <= limit
@@ -471,16 +483,18 @@ def test_nothing_is_evicted_where_that_would_not_do(s3, uri, tmp_path):
 # Processes that end badly
 
 
-@FORKS
 def test_a_process_killed_in_a_download_leaves_nothing_that_hurts(s3, uri, root, proxy, folder):
     proxy.bytes_per_s = 1_000_000
-    child, _ = start_filling(proxy.url, uri, folder)
+    child = run_python(FILL, proxy.url, uri, folder.root, 10**9, stdin=subprocess.PIPE)
+    child.stdin.write(b"go\n")
+    child.stdin.flush()
     wait_until(lambda: any(name.endswith(".partial") for name in leftovers(folder)), 60)
     # The first partial file may be there before the claim of the shards to come.
     wait_until(lambda: any(entry["coming"] for entry in status(folder)["datasets"]), 60)
     assert status(folder)["datasets"][0]["in_use"]
-    child.kill()
-    child.join()
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.communicate()
     assert leftovers(folder)
     now = status(folder)  # which counts, and so finds that nobody holds the claims
     assert leftovers(folder) == []
