@@ -33,7 +33,7 @@ def test_every_row_of_a_clean_tree_is_in_the_dataset(tree, table, tmp_path):
         got = by_id[row["task_id"]]
         assert {name: got[name] for name in row} == row
         assert got["label"] == (row["lens_model"] != "CONTROL")
-    again = verify(str(tmp_path / "ds"), against=str(tree), sample=None, workers=1)
+    again = verify(str(tmp_path / "ds"), against=str(tree), sample=None, workers=2)
     assert again["compared"] == 120
     assert not (tmp_path / "ds" / ".work").exists()
 
