@@ -170,13 +170,13 @@ def uploaded(server: S3Server, root: Path | str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
+    from botocore.loaders import create_loader  # here, as the machine for GPU tests may lack it
+
     folder = Path(tempfile.mkdtemp(prefix="lensprep-s3-"))
     server = S3Server(folder)
     with pytest.MonkeyPatch.context() as patch:
         set_environment(patch, server)
         server.start()
-    from botocore.loaders import create_loader  # here, as the machine for GPU tests may lack it
-
     try:
         # Each test has clients of its own, which need not each read botocore's data and keep it.
         with pytest.MonkeyPatch.context() as patch:

@@ -164,7 +164,7 @@ def test_2_ranks_get_unequal_numbers_of_batches_and_hang(root, monkeypatch):
 
 
 def test_3_there_is_no_exact_epoch(root):
-    # its draws follow the clock, whatever the seed: ten epochs of six shards are never all even
+    # Its draws follow the clock, whatever the seed: ten epochs of six shards are never all even
     resampled = wds.WebDataset(shards(root), resampled=True, shardshuffle=False, seed=1)
     seen = Counter(sample["__key__"] for sample in resampled.with_epoch(10 * ROWS))
     assert sum(seen.values()) == 10 * ROWS
