@@ -1,6 +1,7 @@
 """The contract between lensprep and lenstrain: what a dataset is on disk, its writer and reader."""
 
 from lensprep.dataset.dataset import Dataset, open_dataset
+from lensprep.dataset.geometry import DECALS, Geometry
 from lensprep.dataset.layout import (
     BANDS,
     FORMAT_VERSION,
@@ -24,6 +25,7 @@ from lensprep.dataset.remote import RemoteDataset
 
 __all__ = [
     "BANDS",
+    "DECALS",
     "FORMAT_VERSION",
     "JSON_FIELDS",
     "LABEL_MAP",
@@ -38,6 +40,7 @@ __all__ = [
     "STAMP_SHAPE",
     "STAMP_SIZE",
     "Dataset",
+    "Geometry",
     "LocalDataset",
     "Manifest",
     "NormalizationSpec",

@@ -34,7 +34,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 FORMAT_VERSION: Final = 1
-"""Version of the bytes on disk; it moves apart from the version of the software."""
+"""Version of the bytes on disk of DECaLS; it moves apart from the version of the software."""
+FORMAT_VERSIONS: Final = (1, 2)
+"""Versions that are read: 2 is the same grid for stamps of another geometry."""
 
 BANDS: Final = ("g", "r", "z")
 STAMP_SIZE: Final = 64
@@ -109,6 +111,19 @@ independent image: they count in no rate, threshold, calibration or balance of c
 JSON_MEMBERS: Final = (*JSON_FIELDS, COUNTERFACTUAL)
 """What the JSON of a record may hold."""
 
+ORIGIN: Final = "origin"
+"""Column with where a row comes from: `SIMULATED`, `REAL`, or as a catalogue of cutouts says.
+Sidecars without it, and nulls in it, mean `SIMULATED`: a tree's injections and its controls."""
+SIMULATED: Final = "simulated"
+REAL: Final = "real"
+KIND: Final = "kind"
+"""Column with what an object is, as its catalogue says: lens, spiral, ring, ...; null in trees."""
+GRADE: Final = "grade"
+"""Column with how sure its catalogue is that it is a lens: A, B, ...; null in trees."""
+CUTOUT_LABELS: Final[dict[str, int]] = {"NONLENS": 0, "LENS": 1}
+"""``lens_model`` of the rows of catalogues, which say what is a lens but not by which model; a
+dataset that holds such rows has them in its label map."""
+
 TEXTS: Final = (
     "key",
     "pixel_hash",
@@ -121,6 +136,9 @@ TEXTS: Final = (
     COUNTERFACTUAL,
     HOST_TASK,
     DONOR_TASK,
+    ORIGIN,
+    KIND,
+    GRADE,
 )
 WHOLE_NUMBERS: Final = (
     "label",

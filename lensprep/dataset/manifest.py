@@ -6,11 +6,12 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from reprlib import repr as shortened
 from typing import Any, Final
 
 from lensprep.dataset import layout
+from lensprep.dataset.geometry import DECALS, Geometry
 from lensprep.dataset.normalization import NormalizationSpec
 from lensprep.dataset.strictjson import (
     check_number,
@@ -59,8 +60,6 @@ class ShardInfo:
         for digest in (self.sha256, self.sidecar_sha256):
             if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
                 raise DatasetError(f"{self.name}: {shortened(digest)} is not a SHA-256")
-        if self.bytes != layout.shard_bytes(self.rows):
-            raise DatasetError(f"{self.name} cannot hold {self.rows} rows in {self.bytes} bytes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,23 +117,14 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     """The full configuration of the conversion."""
-    format_version: int = layout.FORMAT_VERSION
-    bands: tuple[str, ...] = layout.BANDS
-    pixel_scale_arcsec: float = layout.PIXEL_SCALE_ARCSEC
+    geometry: Geometry = DECALS
+    """Bands, side and scale of the stamps, and where the bytes of a record lie."""
     label_map: dict[str, int] = field(default_factory=lambda: dict(layout.LABEL_MAP))
-    geometry: dict[str, Any] = field(default_factory=lambda: geometry())
 
     def __post_init__(self) -> None:
         norm = self.normalization
         for name in norm.known_parameters or ():
             get_entry(norm.parameters, name, f"normalization: {norm.mode}")
-        # As JSON, where 1, 1.0 and true are three things.
-        if json.dumps(self.geometry, sort_keys=True) != json.dumps(geometry(), sort_keys=True):
-            raise DatasetError(f"the record geometry is not that of format {layout.FORMAT_VERSION}")
-        if self.bands != layout.BANDS:
-            raise DatasetError(f"bands: {shortened(self.bands)} are not {', '.join(layout.BANDS)}")
-        if check_number(self.pixel_scale_arcsec, "pixel_scale_arcsec") <= 0:
-            raise DatasetError(f"pixel_scale_arcsec: {self.pixel_scale_arcsec} is not positive")
         for model, label in self.label_map.items():
             check_whole(label, f"label_map: {model!r:.60}", 1)
         if self.account:
@@ -156,6 +146,15 @@ class Manifest:
                         f"shard {index} of {name} is {shard.name} with {shard.sidecar}, not "
                         f"{' with '.join(names)}"
                     )
+                if shard.bytes != self.geometry.shard_bytes(shard.rows):
+                    raise DatasetError(
+                        f"{shard.name} cannot hold {shard.rows} rows in {shard.bytes} bytes"
+                    )
+
+    @property
+    def format_version(self) -> int:
+        """Version of the bytes on disk: 1 for the stamps of DECaLS, 2 for all others."""
+        return self.geometry.format_version
 
     @property
     def dataset_id(self) -> str:
@@ -166,29 +165,38 @@ class Manifest:
         """
         content = {
             "format_version": self.format_version,
-            "geometry": self.geometry,
+            "geometry": self.geometry.record_dict(),
             "normalization": self.normalization.to_dict(),
-            "bands": list(self.bands),
+            "bands": list(self.geometry.bands),
             "label_map": self.label_map,
             "shards": [
                 [shard.name, shard.rows, shard.sha256]
                 for split in sorted(self.splits)
                 for shard in self.splits[split].shards
             ],
+            **self._survey(),
         }
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def _survey(self) -> dict[str, Any]:
+        """What format 2 says beyond format 1."""
+        if self.format_version == 1:
+            return {}
+        scale = self.geometry.pixel_scale_arcsec
+        return {"survey": self.geometry.survey_dict(), "pixel_scale_arcsec": scale}
 
     def facts(self) -> dict[str, Any]:
         """Everything but the splits, in plain types."""
         return {
             "format_version": self.format_version,
             "dataset_id": self.dataset_id,
-            "bands": list(self.bands),
-            "pixel_scale_arcsec": self.pixel_scale_arcsec,
+            "bands": list(self.geometry.bands),
+            "pixel_scale_arcsec": self.geometry.pixel_scale_arcsec,
+            **self._survey(),
             "label_map": self.label_map,
             "normalization": self.normalization.to_dict(),
-            "geometry": self.geometry,
+            "geometry": self.geometry.record_dict(),
             "account": self.account,
             "source": self.source,
             "versions": self.versions,
@@ -227,10 +235,11 @@ class Manifest:
             raise DatasetError(
                 f"{where} is not a manifest of lensprep ({error}). Convert again."
             ) from None
-        if type(version) is not int or version != layout.FORMAT_VERSION:
+        if type(version) is not int or version not in layout.FORMAT_VERSIONS:
             raise DatasetError(
                 f"{where} has dataset format {shortened(version)}; this version reads "
-                f"{layout.FORMAT_VERSION}. Upgrade lensprep, or convert again with this version."
+                f"{' and '.join(map(str, layout.FORMAT_VERSIONS))}. Upgrade lensprep, or convert "
+                "again with this version."
             )
         try:
             manifest = cls._from_data(data)
@@ -249,18 +258,37 @@ class Manifest:
     def _from_data(cls, data: Mapping[str, Any]) -> Manifest:
         parts: dict[str, Any] = {
             name: check_object(get_entry(data, name, "it"), name)
-            for name in ("account", "source", "versions", "config", "label_map", "geometry")
+            for name in ("account", "source", "versions", "config", "label_map")
         }
         splits = check_object(get_entry(data, "splits", "it"), "splits")
-        bands = get_entry(data, "bands", "it")
-        scale = check_number(get_entry(data, "pixel_scale_arcsec", "it"), "pixel_scale_arcsec")
         return cls(
             normalization=NormalizationSpec.from_dict(get_entry(data, "normalization", "it")),
             splits={n: _split_info(split, f"split {n!r:.60}") for n, split in splits.items()},
-            bands=tuple(bands) if isinstance(bands, list) else (bands,),
-            pixel_scale_arcsec=float(scale),
+            geometry=_geometry(data),
             **parts,
         )
+
+
+def _geometry(data: Mapping[str, Any]) -> Geometry:
+    """Geometry of a manifest; DatasetError if its parts contradict each other."""
+    version, bands = data["format_version"], get_entry(data, "bands", "it")
+    record = check_object(get_entry(data, "geometry", "it"), "geometry")
+    scale = float(check_number(get_entry(data, "pixel_scale_arcsec", "it"), "pixel_scale_arcsec"))
+    if version == 1:
+        found = replace(DECALS, pixel_scale_arcsec=scale)
+        if bands != [*found.bands]:
+            raise DatasetError(f"bands: {shortened(bands)} are not {', '.join(found.bands)}")
+    else:
+        survey, shape = get_entry(data, "survey", "it"), get_entry(record, "shape", "geometry")
+        side = shape[-1] if isinstance(shape, list) and shape else shape
+        found = Geometry.from_dict(
+            {"survey": survey, "bands": bands, "side": side, "pixel_scale_arcsec": scale}, "it"
+        )
+    # As JSON, where 1, 1.0 and true are three things.
+    same = json.dumps(record, sort_keys=True) == json.dumps(found.record_dict(), sort_keys=True)
+    if not same or found.format_version != version:
+        raise DatasetError(f"the record geometry is not that of format {version}")
+    return found
 
 
 def _split_info(data: Any, where: str) -> SplitInfo:
@@ -295,15 +323,3 @@ def _check_account(account: Any, where: str) -> None:
         for reason, rows in check_object(get_entry(entry, name, where), f"{where}: {name}").items():
             check_whole(rows, f"{where}: {name}: {reason!r:.60}")
 
-
-def geometry() -> dict[str, Any]:
-    """Geometry of the records in plain numbers, for readers that know nothing of this package."""
-    return {
-        "stride": layout.RECORD_STRIDE,
-        "payload_offset": layout.PAYLOAD_OFFSET,
-        "payload_bytes": layout.PAYLOAD_BYTES,
-        "json_offset": layout.JSON_OFFSET,
-        "json_bytes": layout.JSON_BYTES,
-        "dtype": layout.STAMP_DTYPE.str,
-        "shape": list(layout.STAMP_SHAPE),
-    }

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lensprep.dataset import layout
-from lensprep.dataset.manifest import geometry
+from lensprep.dataset.geometry import DECALS
 from lensprep.dataset.record import payload_crc32, payload_view, record_json, record_key
 from lensprep.dataset.sidecar import count_kinds, is_counterfactual, join_tables
 from lensprep.dataset.strictjson import plain
@@ -136,7 +136,7 @@ def inspect_dataset(
         location=str(location),
         dataset_id=manifest.dataset_id if manifest else None,
         manifest=manifest.facts() if manifest else {},
-        geometry=geometry(),
+        geometry=(manifest.geometry if manifest else DECALS).record_dict(),
         splits={name: _split_facts(target, name, tables[name]) for name in target.splits},
         sky={name: _sky(table) for name, table in tables.items()},
         models=_value_counts(every, "lens_model"),

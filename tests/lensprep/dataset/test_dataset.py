@@ -154,7 +154,7 @@ def repeat_the_first_shard(d):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format_version=2), "dataset format 2; this version reads 1"),
+        (lambda d: d.update(format_version=3), "dataset format 3; this version reads 1 and 2"),
         (lambda d: d.update(format_version=True), "dataset format True; this version reads 1"),
         (lambda d: d.pop("account"), "no entry 'account'"),
         (lambda d: d.update(bands=["g", "z", "r"]), "bands"),
@@ -181,7 +181,7 @@ def repeat_the_first_shard(d):
         (split(counterfactuals={"a": 4, "b": 1}), "are more than the rows of their classes"),
         (split(regions=8), "7 rows cannot lie in 8 regions"),
         (split(shards={}), "shards is {}, not a list"),
-        (first_shard(rows=2), "cannot hold 2 rows"),
+        (first_shard(rows=2), "do not add up to 7 rows"),
         (first_shard(rows=-1), "rows is -1, not a whole number"),
         (first_shard(rows=10**13, bytes=26624 * 10**13 + 1024), "bytes is .* not a whole number"),
         (first_shard(rows="3"), "rows is '3', not a whole number"),
