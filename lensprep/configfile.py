@@ -15,19 +15,22 @@ import typing
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from os import PathLike
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import tomli_w
 
 from lensprep.errors import ConfigError, NotFoundError, StorageError
-from lensprep.store import is_remote, local_path, read_file
+from lensprep.store import S3Options, is_remote, local_path, read_file
 
 T = TypeVar("T")
 
 
 def load_config(
-    cls: type[T], path: str | PathLike[str] | None = None, overrides: Sequence[str] = ()
+    cls: type[T],
+    path: str | PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+    options: S3Options | None = None,
 ) -> T:
     """Build a configuration: defaults, then a file, then overrides.
 
@@ -39,6 +42,8 @@ def load_config(
         A TOML file, local or s3://.
     overrides : sequence of str
         ``section.key=value``, the value in TOML; text needs no quotes.
+    options : S3Options, optional
+        How to reach an object store.
 
     Returns
     -------
@@ -50,7 +55,7 @@ def load_config(
         If the file cannot be read, a key is unknown (the message names the nearest known one), or
         a value has the wrong type or range.
     """
-    mapping = _read_toml(path, cls) if path is not None else {}
+    mapping = _read_toml(path, cls, options) if path is not None else {}
     for override in overrides:
         _apply_override(mapping, override)
     return from_mapping(cls, mapping)
@@ -118,16 +123,22 @@ _KINDS: Mapping[str, frozenset[str]] = {
 """The project's own configuration files by their sections, to recognise one that was mixed up."""
 
 
-def _read_toml(path: str | PathLike[str], cls: type) -> dict[str, Any]:
+_MOST_BYTES: Final = 1 << 20
+"""No configuration file is longer."""
+
+
+def _read_toml(path: str | PathLike[str], cls: type, options: S3Options | None) -> dict[str, Any]:
     if not is_remote(path) and local_path(path).is_dir():
         raise ConfigError(f"{path} is a folder. Name a file in it, such as config.toml.")
     try:
-        data = read_file(path)
+        data = read_file(path, options, most=_MOST_BYTES)
         mapping = tomllib.loads(data.decode())
     except NotFoundError:
         raise ConfigError(f"{path}: no such configuration file.") from None
     except StorageError as error:
         raise ConfigError(str(error)) from error
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply for a configuration.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         what = f"is not valid TOML: {error}"
         if data.startswith(b"PK"):
@@ -202,7 +213,10 @@ def converted(hint: Any, value: Any, key: str) -> Any:
     if origin is tuple:
         return _tuple(typing.get_args(hint), value, key)
     if origin is dict and isinstance(value, Mapping):
-        return dict(value)
+        inner = typing.get_args(hint)[1]
+        if inner is Any:
+            return dict(value)
+        return {str(n): converted(inner, each, f"{key}.{n}") for n, each in value.items()}
     plain = _plain(hint, value)
     if plain is None:
         name = getattr(hint, "__name__", str(hint))

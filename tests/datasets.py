@@ -15,28 +15,43 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from lensprep.dataset import NormalizationSpec
+from lensprep.dataset import DECALS, Geometry, NormalizationSpec
 from lensprep.dataset.writer import write_dataset
 from lensprep.store import Store
 
 SPEC = NormalizationSpec(mode="mad_stamp", clip=10.0)
+PAIR = Geometry(
+    survey="pair",
+    bands=("nir", "Y"),
+    side=32,
+    pixel_scale_arcsec=0.3,
+    reference_band="Y",
+    zero_point=27.0,
+    sky_noise=(0.02, 0.05),
+)
+"""Another survey than DECaLS, with small stamps: format 2."""
 
 
 def tiny_pixels(
-    rows: int, seed: int = 0, labels: NDArray[Any] | None = None
+    rows: int,
+    seed: int = 0,
+    labels: NDArray[Any] | None = None,
+    geometry: Geometry = DECALS,
 ) -> NDArray[np.float16]:
     """Noise stamps; row ``i`` has ``i % 2048`` in its first pixel. A lens has a bright ring."""
     rng = np.random.default_rng(seed)
-    pixels = rng.standard_normal((rows, 3, 64, 64), np.float32).astype("<f2")
+    pixels = rng.standard_normal((rows, *geometry.shape), np.float32).astype("<f2")
     if labels is not None:
-        y, x = np.mgrid[:64, :64] - 31.5
+        y, x = np.mgrid[: geometry.side, : geometry.side] - (geometry.side - 1) / 2
         ring = (np.abs(np.hypot(y, x) - 6) < 1.5).astype("<f2") * 2
         pixels[labels == 1] += ring
     pixels[:, 0, 0, 0] = np.arange(rows) % 2048
     return pixels
 
 
-def tiny_table(rows: int, split: str = "train", seed: int = 0) -> pa.Table:
+def tiny_table(
+    rows: int, split: str = "train", seed: int = 0, geometry: Geometry = DECALS
+) -> pa.Table:
     """Sidecar rows: alternating classes, three rows a region, θ_E and PSF FWHM for both classes."""
     rng = np.random.default_rng(seed)
     label = np.arange(rows) % 2
@@ -52,7 +67,7 @@ def tiny_table(rows: int, split: str = "train", seed: int = 0) -> pa.Table:
         "theta_e_arcsec": pa.array(theta, pa.float64()),
         "psfsize_r": pa.array(rng.uniform(0.9, 1.6, rows), pa.float64()),
     }
-    for band in "grz":
+    for band in geometry.bands:
         columns[f"median_{band}"] = ones * 0
         columns[f"scale_{band}"] = ones
         columns[f"clip_frac_{band}"] = ones * 0
@@ -68,6 +83,7 @@ def tiny_dataset(
     name: str = "dataset",
     signal: bool = False,
     normalization: NormalizationSpec = SPEC,
+    geometry: Geometry = DECALS,
 ) -> Path:
     """Write a small dataset and return its folder.
 
@@ -83,15 +99,18 @@ def tiny_dataset(
     signal : bool
         Give the lenses a ring that a finder can learn.
     normalization : NormalizationSpec
+    geometry : Geometry
+        `PAIR` is one of another survey.
     """
     counts = {"train": rows} if isinstance(rows, int) else dict(rows)
     splits = {}
     for number, (split, count) in enumerate(counts.items()):
-        table = tiny_table(count, split, seed + number)
+        table = tiny_table(count, split, seed + number, geometry)
         labels = table["label"].to_numpy() if signal else None
-        splits[split] = (tiny_pixels(count, seed + number, labels), table)
-    write_dataset(tmp_path / name, splits, normalization, shard_rows=shard_rows)
-    return tmp_path / name
+        splits[split] = (tiny_pixels(count, seed + number, labels, geometry), table)
+    root = tmp_path / name
+    write_dataset(root, splits, normalization, shard_rows=shard_rows, geometry=geometry)
+    return root
 
 
 def dataset_fixture(rows: int | Mapping[str, int], shard_rows: int = 32, **options: Any) -> Any:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lensprep.dataset.absence import no_dataset
-from lensprep.dataset.layout import MANIFEST_NAME, STAMP_DTYPE, STAMP_SHAPE
+from lensprep.dataset.layout import MANIFEST_NAME, STAMP_DTYPE
 from lensprep.dataset.manifest import MANIFEST_BYTES, Manifest, ShardInfo, SplitInfo
 from lensprep.dataset.sidecar import join_tables, open_sidecar, read_table
 from lensprep.errors import DatasetError, NotFoundError, StorageError
@@ -47,6 +47,7 @@ class Dataset(ABC):
         self.store = store
         self.uri = store.uri
         self.manifest = manifest
+        self.geometry = manifest.geometry
         self.dataset_id = manifest.dataset_id
 
     @staticmethod
@@ -114,7 +115,7 @@ class Dataset(ABC):
     def read_records(
         self, shard: ShardInfo, start: int = 0, stop: int | None = None
     ) -> NDArray[np.uint8]:
-        """Neighbouring records of a shard, mapped or read: uint8, shape (n, RECORD_STRIDE).
+        """Neighbouring records of a shard, mapped or read: uint8, shape (n, geometry.stride).
 
         Parameters
         ----------
@@ -141,7 +142,7 @@ class Dataset(ABC):
     def read_shard_pixels(
         self, shard: ShardInfo, rows: NDArray[Any] | Sequence[int]
     ) -> NDArray[np.float16]:
-        """Pixels of chosen rows of one shard, in the order asked for: (n, 3, 64, 64), a copy.
+        """Pixels of chosen rows of one shard, in the order asked for: (n, *geometry.shape), a copy.
 
         Raises
         ------
@@ -163,7 +164,7 @@ class Dataset(ABC):
 
         Returns
         -------
-        ndarray of float16, shape (n, 3, 64, 64)
+        ndarray of float16, shape (n, bands, side, side)
 
         Raises
         ------
@@ -184,7 +185,7 @@ class Dataset(ABC):
             raise IndexError(f"positions must lie in [0, {starts[-1]}) for {where}")
         wanted, order = np.unique(positions, return_inverse=True)
         which = np.searchsorted(starts, wanted, side="right") - 1
-        pixels = np.empty((len(wanted), *STAMP_SHAPE), STAMP_DTYPE)
+        pixels = np.empty((len(wanted), *self.geometry.shape), STAMP_DTYPE)
         self._read_pixels(shards, which, wanted - starts[which], pixels)
         return pixels if np.array_equal(wanted, positions) else pixels[order]
 
@@ -215,7 +216,9 @@ class Dataset(ABC):
             where = f"{self.uri}/{shard.sidecar}"
             # Over a network the pages of chosen columns are best read together.
             pre_buffer = not isinstance(self.store, LocalStore)
-            return read_table(source, shard.rows, columns, where, pre_buffer=pre_buffer)
+            return read_table(
+                source, shard.rows, columns, where, self.geometry, pre_buffer=pre_buffer
+            )
 
     def sidecar_footer(self, shard: ShardInfo) -> pq.FileMetaData:
         """Schema and row groups of a sidecar; no row is read.
@@ -227,7 +230,7 @@ class Dataset(ABC):
         """
         with (
             self._open_sidecar(shard, footer=True) as source,
-            open_sidecar(source, shard.rows, f"{self.uri}/{shard.sidecar}") as file,
+            open_sidecar(source, shard.rows, f"{self.uri}/{shard.sidecar}", self.geometry) as file,
         ):
             return file.metadata
 

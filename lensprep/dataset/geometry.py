@@ -11,8 +11,10 @@ from the dataset, never from constants. Pure.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from reprlib import repr as shortened
 from typing import Any, Final
 
@@ -81,8 +83,8 @@ class Geometry:
     @property
     def format_version(self) -> int:
         """Version of the bytes on disk: 1 for the stamps of DECaLS, 2 for all others."""
-        own = (self.survey, self.bands, self.side)
-        return 1 if own == (DECALS.survey, DECALS.bands, DECALS.side) else 2
+        # The scale aside, which manifests of version 1 state, these have nothing of it on disk.
+        return 1 if replace(self, pixel_scale_arcsec=DECALS.pixel_scale_arcsec) == DECALS else 2
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
@@ -133,9 +135,23 @@ class Geometry:
         """Size in bytes of a tar of ``rows`` records."""
         return rows * self.stride + layout.TRAILER_BYTES
 
+    def scaled_rows(self, rows: int) -> int:
+        """Rows that take about the memory of so many stamps of DECaLS: less than twice as much.
+
+        Of larger stamps a fraction of two to some power, so that multiples stay multiples; of
+        smaller ones not more.
+        """
+        times = max(1, self.stride // DECALS.stride)
+        return max(1, rows >> times.bit_length() - 1)
+
     def band_columns(self, *measured: str) -> tuple[str, ...]:
         """Columns of what is known of each band: ``median_g``, ``median_r``, ..."""
         return tuple(f"{name}_{band}" for name in measured for band in self.bands)
+
+    @property
+    def colour_columns(self) -> tuple[str, ...]:
+        """Columns with the colours of a lensed source between adjacent bands, magnitudes."""
+        return tuple(f"src_{blue}{red}" for blue, red in pairwise(self.bands))
 
     def record_dict(self) -> dict[str, Any]:
         """Where the bytes of a record lie, for readers that know nothing of this package."""
@@ -187,9 +203,14 @@ class Geometry:
         )
 
     def __str__(self) -> str:
-        bands = "".join(self.bands) if max(map(len, self.bands)) == 1 else "+".join(self.bands)
         scale = f"{self.pixel_scale_arcsec:g} arcsec"
+        bands = join_bands(self.bands)
         return f"{self.survey}, {bands}, {self.side} x {self.side} pixels of {scale}"
+
+
+def join_bands(bands: Sequence[str]) -> str:
+    """Names of bands in a row: ``grz``, or ``nir+Y`` if some are of several letters."""
+    return ("" if max(map(len, bands)) == 1 else "+").join(bands)
 
 
 DECALS: Final = Geometry(

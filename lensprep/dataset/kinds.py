@@ -14,7 +14,7 @@ from lensprep.dataset.layout import MANIFEST_NAME, SPLITS
 
 CUTOUT_SUFFIXES: Final = (
     *(f"{bare}{packed}" for bare in (".fits", ".fit") for packed in ("", ".gz", ".fz", ".bz2")),
-    ".npz",
+    *(".npz", ".npy", ".h5", ".hdf5"),
 )
 """Whatever their case."""
 DATASET: Final = (

@@ -81,8 +81,8 @@ JSON_FIELDS: Final = (
     "dec",
     "brickname",
 )
-"""Columns repeated in each record for users of stock WebDataset, with the `COUNTERFACTUAL` of rows
-that have one; all else is in the sidecar."""
+"""Columns repeated in each record for users of stock WebDataset, with `JSON_OPTIONAL`; all
+else is in the sidecar."""
 
 SOURCE_COLOURS: Final = tuple(f"src_{blue}{red}" for blue, red in pairwise(BANDS))
 """Columns with the colours of a lensed source between adjacent bands, magnitudes."""
@@ -108,8 +108,6 @@ LENSED: Final = "lensed"
 COUNTERFACTUALS: Final = ("unlensed", "magnified", "extended", "scattered", "companion", LENSED)
 """Kinds of counterfactuals. Those of one host and donor are a family. None of them is an
 independent image: they count in no rate, threshold, calibration or balance of classes."""
-JSON_MEMBERS: Final = (*JSON_FIELDS, COUNTERFACTUAL)
-"""What the JSON of a record may hold."""
 
 ORIGIN: Final = "origin"
 """Column with where a row comes from: `SIMULATED`, `REAL`, or as a catalogue of cutouts says.
@@ -123,6 +121,11 @@ GRADE: Final = "grade"
 CUTOUT_LABELS: Final[dict[str, int]] = {"NONLENS": 0, "LENS": 1}
 """``lens_model`` of the rows of catalogues, which say what is a lens but not by which model; a
 dataset that holds such rows has them in its label map."""
+
+JSON_OPTIONAL: Final = (COUNTERFACTUAL, ORIGIN, KIND)
+"""Columns repeated in the records of the rows that have one."""
+JSON_MEMBERS: Final = (*JSON_FIELDS, *JSON_OPTIONAL)
+"""What the JSON of a record may hold."""
 
 TEXTS: Final = (
     "key",
@@ -149,11 +152,6 @@ WHOLE_NUMBERS: Final = (
     "source_row",
 )
 NUMBERS: Final = (
-    *(
-        f"{name}_{band}"
-        for name in ("median", "scale", "clip_frac", "psf_fwhm_used")
-        for band in BANDS
-    ),
     "ra",
     "dec",
     "theta_e_arcsec",
@@ -161,7 +159,6 @@ NUMBERS: Final = (
     "src_reff_arcsec",
     "src_x_arcsec",
     "src_y_arcsec",
-    *SOURCE_COLOURS,
     "psfsize_r",
     "psfdepth_r",
     "ebv",
@@ -171,31 +168,37 @@ NUMBERS: Final = (
     "bad_pixel_frac",
     "wise_brightmask_frac",
 )
-"""Columns of a sidecar that readers of this project use, by what they hold; the types of others are
-free."""
+BAND_NUMBERS: Final = (*MEASURED, "psf_fwhm_used")
+"""Columns of a sidecar that readers of this project use, by what they hold, the last once for each
+band (`Geometry.band_columns`); the types of others, but for `Geometry.colour_columns`, are free."""
 
 SOURCE_COLUMNS: Final = ("source_file", "source_row_group", "source_row")
 """Where a row came from: the only sidecar columns that another layout of the source changes."""
 
 
-def band_fluxes(flux_r: ArrayLike, colours: ArrayLike) -> NDArray[np.float64]:
-    """Fluxes in every band of sources, whose flux in r and colours (`SOURCE_COLOURS`) are known.
+def band_fluxes(
+    flux: ArrayLike, colours: ArrayLike, reference: int = BANDS.index("r")
+) -> NDArray[np.float64]:
+    """Fluxes in every band of sources, whose flux in one and colours are known.
 
     Parameters
     ----------
-    flux_r : array_like, shape (...)
+    flux : array_like, shape (...)
+        In the reference band.
     colours : array_like, shape (..., bands - 1)
-        Between adjacent bands, magnitudes.
+        Between adjacent bands (`Geometry.colour_columns`), magnitudes.
+    reference : int
+        Number of the reference band.
 
     Returns
     -------
     ndarray, shape (..., bands)
-        In the unit of `flux_r`.
+        In the unit of `flux`.
     """
     magnitudes = np.cumsum(-np.asarray(colours, np.float64), axis=-1)
     magnitudes = np.concatenate([np.zeros_like(magnitudes[..., :1]), magnitudes], axis=-1)
-    known = magnitudes[..., BANDS.index("r"), None]
-    return np.asarray(flux_r, np.float64)[..., None] * 10 ** (-0.4 * (magnitudes - known))
+    known = magnitudes[..., reference, None]
+    return np.asarray(flux, np.float64)[..., None] * 10 ** (-0.4 * (magnitudes - known))
 
 
 def shard_name(split: str, index: int) -> str:
@@ -206,8 +209,3 @@ def shard_name(split: str, index: int) -> str:
 def sidecar_name(split: str, index: int) -> str:
     """Path of a shard's sidecar in its dataset: ``train/train-000000.parquet``."""
     return f"{split}/{split}-{index:06d}.parquet"
-
-
-def shard_bytes(rows: int) -> int:
-    """Size in bytes of a tar of ``rows`` records."""
-    return rows * RECORD_STRIDE + TRAILER_BYTES

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensprep.dataset.dataset import Dataset
-from lensprep.dataset.layout import RECORD_STRIDE
 from lensprep.dataset.manifest import ShardInfo
 from lensprep.dataset.record import payload_view
 from lensprep.dataset.sidecar import unreadable
@@ -26,7 +25,7 @@ class LocalDataset(Dataset, remote=False):
     store: LocalStore
 
     def map_records(self, shard: ShardInfo) -> NDArray[np.uint8]:
-        """Records of a shard, mapped: uint8, shape (rows, RECORD_STRIDE), read-only.
+        """Records of a shard, mapped: uint8, shape (rows, geometry.stride), read-only.
 
         Raises
         ------
@@ -34,7 +33,7 @@ class LocalDataset(Dataset, remote=False):
             If the tar is missing or does not have the size in the manifest. The size is checked
             first because touching a mapped page beyond the end kills the process.
         """
-        path = self.path(shard.name)
+        path, stride = self.path(shard.name), self.geometry.stride
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -45,22 +44,22 @@ class LocalDataset(Dataset, remote=False):
                         "convert again."
                     )
                 if not shard.rows:
-                    return np.empty((0, RECORD_STRIDE), np.uint8)
+                    return np.empty((0, stride), np.uint8)
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise unreadable(str(path), error) from error
-        records = np.frombuffer(mapped, np.uint8, shard.rows * RECORD_STRIDE)
-        return records.reshape(shard.rows, RECORD_STRIDE)
+        records = np.frombuffer(mapped, np.uint8, shard.rows * stride)
+        return records.reshape(shard.rows, stride)
 
     def map_shard(self, shard: ShardInfo) -> NDArray[np.float16]:
-        """Pixels of a shard, mapped: float16, (rows, 3, 64, 64), strided and read-only.
+        """Pixels of a shard, mapped: float16, (rows, *geometry.shape), strided and read-only.
 
         Raises
         ------
         ShardError
             As `map_records`.
         """
-        return payload_view(self.map_records(shard))
+        return payload_view(self.map_records(shard), self.geometry)
 
     def read_records(
         self, shard: ShardInfo, start: int = 0, stop: int | None = None

@@ -122,9 +122,7 @@ class Manifest:
     label_map: dict[str, int] = field(default_factory=lambda: dict(layout.LABEL_MAP))
 
     def __post_init__(self) -> None:
-        norm = self.normalization
-        for name in norm.known_parameters or ():
-            get_entry(norm.parameters, name, f"normalization: {norm.mode}")
+        object.__setattr__(self, "normalization", self.normalization.of_bands(self.geometry))
         for model, label in self.label_map.items():
             check_whole(label, f"label_map: {model!r:.60}", 1)
         if self.account:
@@ -133,6 +131,13 @@ class Manifest:
             for name, classes in splits.items():
                 for which, rows in check_object(classes, f"account: {name!r:.60}").items():
                     _check_account(rows, f"account: {name!r:.60}: {which!r:.60}")
+            for source, origins in check_object(
+                self.account.get("sources", {}), "account: sources"
+            ).items():
+                for origin, kinds in check_object(origins, f"account: {source!r:.60}").items():
+                    where = f"account: {source!r:.60}: {origin!r:.60}"
+                    for kind, rows in check_object(kinds, where).items():
+                        _check_account(rows, f"{where}: {kind!r:.60}")
         for name, split in self.splits.items():
             if name not in layout.SPLITS:
                 raise DatasetError(
@@ -322,4 +327,3 @@ def _check_account(account: Any, where: str) -> None:
     for name in ("filtered", "rejected"):
         for reason, rows in check_object(get_entry(entry, name, where), f"{where}: {name}").items():
             check_whole(rows, f"{where}: {name}: {reason!r:.60}")
-

@@ -21,14 +21,14 @@ is denormalised and normalised again comes back bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from reprlib import repr as shortened
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lensprep.dataset.layout import BANDS, SKY_NOISE_NMGY, STAMP_SIZE
+from lensprep.dataset.geometry import DECALS, Geometry
 from lensprep.dataset.strictjson import check_number, check_object, get_entry
 from lensprep.errors import ConfigError, DatasetError
 
@@ -53,7 +53,8 @@ class NormalizationSpec:
     clip: float
     """Stored values lie in [-clip, clip]."""
     parameters: dict[str, Any] = field(default_factory=dict)
-    """Further numbers of the mode (the annulus in pixels, softenings in nanomaggies, ...)."""
+    """Further numbers of the mode (the annulus in pixels, softenings in units of flux, ...); those
+    of bands are in the order of the bands."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.mode, str):
@@ -62,26 +63,35 @@ class NormalizationSpec:
             raise DatasetError(f"normalization: clip {self.clip} is not in (0, 65504]")
         for name, value in check_object(self.parameters, "normalization: parameters").items():
             check_number(value, f"normalization: {name!r:.60}")
-        known = self.known_parameters
-        if known is not None and not {*self.parameters} <= {*known}:
-            raise DatasetError(
-                f"normalization: the parameters of {self.mode} are {', '.join(known) or 'none'}, "
-                f"not {shortened(sorted(self.parameters))}"
-            )
         if {"mode", "clip"} & {*self.parameters}:
             raise DatasetError("normalization: mode and clip are no parameters")
-
-    @property
-    def known_parameters(self) -> tuple[str, ...] | None:
-        """Numbers that the mode needs; None of a mode that this version does not know."""
-        known = _TRANSFORMS.get(self.mode)
-        return None if known is None else tuple(known.parameters)
 
     @property
     def by_stamp(self) -> bool | None:
         """Whether flux is restored with median and scale; None of a mode that is not known."""
         known = _TRANSFORMS.get(self.mode)
         return None if known is None else known.by_stamp
+
+    def of_bands(self, geometry: Geometry) -> NormalizationSpec:
+        """The same for these bands: every parameter of the mode, in the order of the bands.
+
+        Raises
+        ------
+        DatasetError
+            If one is missing, or is none of the mode; not of a mode that is not known.
+        """
+        if self.mode not in _TRANSFORMS:
+            return self
+        known = _TRANSFORMS[self.mode].parameters(geometry)
+        if not {*self.parameters} <= {*known}:
+            raise DatasetError(
+                f"normalization: the parameters of {self.mode} are {', '.join(known) or 'none'}, "
+                f"not {shortened(sorted(self.parameters))}"
+            )
+        where = f"normalization: {self.mode}"
+        return replace(
+            self, parameters={name: get_entry(self.parameters, name, where) for name in known}
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
@@ -102,8 +112,8 @@ class _Transform:
 
     forward: Callable[[Floats, NormalizationSpec], Floats]
     back: Callable[[Floats, NormalizationSpec], Floats]
-    parameters: dict[str, float] = field(default_factory=dict)
-    """The numbers it needs and their defaults: radii in pixels, softenings in nanomaggies."""
+    parameters: Callable[[Geometry], dict[str, float]] = lambda geometry: {}
+    """The numbers it needs and their defaults: radii in pixels, softenings in units of flux."""
     by_stamp: bool = True
     """Whether it takes ``(x - median) / scale`` of each stamp and band, not nanomaggies."""
 
@@ -120,38 +130,48 @@ def _square(values: Floats, spec: NormalizationSpec) -> Floats:
     return values * np.abs(values)
 
 
-def _softening(spec: NormalizationSpec) -> NDArray[np.float64]:
-    return np.array([spec.parameters[f"softening_{band}"] for band in BANDS])[:, None, None]
+def _annulus(geometry: Geometry) -> dict[str, float]:
+    # Outside most lenses and their hosts, inside the inscribed circle: 20 and 32 of 64 pixels.
+    return {"inner_px": geometry.side * 20 / 64, "outer_px": geometry.side / 2}
+
+
+def _softenings(geometry: Geometry) -> dict[str, float]:
+    return dict(zip(geometry.band_columns("softening"), geometry.sky_noise, strict=True))
+
+
+def _of_bands(values: Floats, spec: NormalizationSpec) -> NDArray[np.float64]:
+    """Softenings to divide or multiply by."""
+    softening = np.array([*spec.parameters.values()])
+    if len(softening) != values.shape[-3]:
+        raise ConfigError(
+            f"normalisation {spec.mode} has softenings of {len(softening)} bands, the stamps have "
+            f"{values.shape[-3]}."
+        )
+    return softening[:, None, None]
 
 
 def _asinh(values: Floats, spec: NormalizationSpec) -> Floats:
-    return np.arcsinh(values.astype(np.float64) / _softening(spec)).astype(np.float32)
+    softening = _of_bands(values, spec)
+    return np.arcsinh(values.astype(np.float64) / softening).astype(np.float32)
 
 
 def _sinh(values: Floats, spec: NormalizationSpec) -> Floats:
-    return np.sinh(values) * _softening(spec).astype(np.float32)
+    return np.sinh(values) * _of_bands(values, spec).astype(np.float32)
 
 
 _TRANSFORMS: Final[dict[str, _Transform]] = {
     "mad_stamp": _Transform(forward=_same, back=_same),
-    "mad_annulus": _Transform(
-        forward=_same,
-        back=_same,
-        # Outside most lenses and their hosts, inside the inscribed circle of 64 pixels.
-        parameters={"inner_px": 20.0, "outer_px": 32.0},
-    ),
-    "asinh_survey": _Transform(
-        forward=_asinh,
-        back=_sinh,
-        parameters={f"softening_{band}": SKY_NOISE_NMGY[band] for band in BANDS},
-        by_stamp=False,
-    ),
+    "mad_annulus": _Transform(forward=_same, back=_same, parameters=_annulus),
+    "asinh_survey": _Transform(forward=_asinh, back=_sinh, parameters=_softenings, by_stamp=False),
     "sqrt": _Transform(forward=_root, back=_square),
 }
 
 
 def normalization_spec(
-    mode: str = DEFAULT_MODE, clip: float = DEFAULT_CLIP, **parameters: float
+    mode: str = DEFAULT_MODE,
+    clip: float = DEFAULT_CLIP,
+    geometry: Geometry = DECALS,
+    **parameters: float,
 ) -> NormalizationSpec:
     """Complete and check a normalisation.
 
@@ -161,6 +181,8 @@ def normalization_spec(
         One of `MODES`.
     clip : float
         Stored values lie in [-clip, clip]. It must be a float16, or rounding would pass it.
+    geometry : Geometry
+        Of the stamps; the defaults follow from its sky noise and side.
     **parameters : float
         Instead of the defaults of the mode.
 
@@ -176,7 +198,7 @@ def normalization_spec(
     """
     if mode not in _TRANSFORMS:
         raise ConfigError(f"normalisation {mode!r} is unknown; choose one of {', '.join(MODES)}.")
-    known = _TRANSFORMS[mode].parameters
+    known = _TRANSFORMS[mode].parameters(geometry)
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         has = f"has {', '.join(known)}" if known else "has no parameters"
@@ -189,18 +211,19 @@ def normalization_spec(
         raise ConfigError(f"clip {clip} is not exact in float16; the nearest that is: {nearest}.")
     if mode == "mad_annulus":
         inner, outer = numbers["inner_px"], numbers["outer_px"]
-        if annulus_indices(STAMP_SIZE, inner, outer).size < 2:
+        if annulus_indices(geometry.side, inner, outer).size < 2:
             raise ConfigError(
-                f"no annulus of a stamp of {STAMP_SIZE} pixels lies between inner_px {inner} and "
-                f"outer_px {outer}; the defaults are 20 and 32."
+                f"no annulus of a stamp of {geometry.side} pixels lies between inner_px {inner} "
+                f"and outer_px {outer}; the defaults are {known['inner_px']:g} and "
+                f"{known['outer_px']:g}."
             )
     for name, value in numbers.items():
         if name.startswith("softening") and not 1e-30 < value < 1e30:
-            raise ConfigError(f"{name} must be positive nanomaggies, got {value}.")
+            raise ConfigError(f"{name} must be positive, got {value}.")
     return NormalizationSpec(mode=mode, clip=float(clip), parameters=numbers)
 
 
-def radius_px(size: int = STAMP_SIZE) -> NDArray[np.float64]:
+def radius_px(size: int = DECALS.side) -> NDArray[np.float64]:
     """Distance of every pixel from the centre of a stamp, in pixels; shape (size, size).
 
     The centre of an even side is the corner of four pixels, so flips and quarter turns map the
@@ -216,7 +239,7 @@ def annulus_indices(size: int, inner: float, outer: float) -> NDArray[np.int64]:
     return np.flatnonzero((radius >= inner) & (radius <= outer))
 
 
-def measured_pixels(spec: NormalizationSpec, size: int = STAMP_SIZE) -> NDArray[np.int64] | None:
+def measured_pixels(spec: NormalizationSpec, size: int = DECALS.side) -> NDArray[np.int64] | None:
     """Flat indices of the pixels of a band whose statistics the mode takes; None for all."""
     if spec.mode != "mad_annulus":
         return None
@@ -228,13 +251,13 @@ def band_statistics(flux: Floats, spec: NormalizationSpec) -> tuple[Floats, Floa
 
     Parameters
     ----------
-    flux : ndarray of float32, shape (n, 3, 64, 64)
-        Nanomaggies, finite.
+    flux : ndarray of float32, shape (n, bands, side, side)
+        Finite.
     spec : NormalizationSpec
 
     Returns
     -------
-    median, scale : ndarray of float32, shape (n, 3)
+    median, scale : ndarray of float32, shape (n, bands)
     """
     values = flux.reshape(*flux.shape[:2], -1)
     where = measured_pixels(spec, flux.shape[-1])
@@ -252,20 +275,20 @@ def normalize(
 
     Parameters
     ----------
-    flux : ndarray of float32, shape (..., 3, H, W)
-        Nanomaggies.
+    flux : ndarray of float32, shape (..., bands, H, W)
     spec : NormalizationSpec
-    median, scale : array_like, shape (..., 3)
+        Of these bands, in their order.
+    median, scale : array_like, shape (..., bands)
         As from `band_statistics`; not used by ``asinh_survey``.
 
     Returns
     -------
-    ndarray of float16, shape (..., 3, H, W)
+    ndarray of float16, shape (..., bands, H, W)
 
     Raises
     ------
     ConfigError
-        If this version does not know the mode.
+        If this version does not know the mode, or it is that of another number of bands.
     """
     transform, clip = _transform(spec), np.float32(spec.clip)
     values = (flux - _of_band(median)) / _of_band(scale) if transform.by_stamp else flux
@@ -279,21 +302,21 @@ def denormalize(
 
     Parameters
     ----------
-    stored : ndarray, shape (..., 3, H, W)
+    stored : ndarray, shape (..., bands, H, W)
     spec : NormalizationSpec
         The manifest's.
-    median, scale : array_like, shape (..., 3)
-        The sidecar's ``median_*`` and ``scale_*``, nanomaggies; not used by ``asinh_survey``.
+    median, scale : array_like, shape (..., bands)
+        The sidecar's ``median_*`` and ``scale_*``; not used by ``asinh_survey``.
 
     Returns
     -------
-    ndarray of float32, shape (..., 3, H, W)
-        Nanomaggies per pixel.
+    ndarray of float32, shape (..., bands, H, W)
+        Flux per pixel, in the unit of the survey's zero point.
 
     Raises
     ------
     ConfigError
-        If this version does not know the mode.
+        As `normalize`.
     """
     transform = _transform(spec)
     values = transform.back(np.asarray(stored, np.float32), spec)
@@ -315,11 +338,11 @@ def add_flux(
 
     Parameters
     ----------
-    stored : ndarray of float16, shape (n, 3, H, W)
+    stored : ndarray of float16, shape (n, bands, H, W)
     added : ndarray of float32, same shape
-        Nanomaggies per pixel. All zeros give `stored` again, bit for bit.
+        Flux per pixel. All zeros give `stored` again, bit for bit.
     spec : NormalizationSpec
-    median, scale : ndarray of float32, shape (n, 3)
+    median, scale : ndarray of float32, shape (n, bands)
         The sidecar's ``median_*`` and ``scale_*``.
 
     Returns

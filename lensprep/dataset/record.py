@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensprep.dataset import layout
+from lensprep.dataset.geometry import DECALS, Geometry
 from lensprep.dataset.strictjson import parse_json
 
 _CHECKSUM = slice(148, 156)
@@ -29,12 +30,12 @@ def _tar_header(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
-def _npy_header() -> bytes:
+def _npy_header(geometry: Geometry) -> bytes:
     """Header of the ``.npy`` members, as NumPy itself writes it."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         buffer,
-        {"descr": layout.STAMP_DTYPE.str, "fortran_order": False, "shape": layout.STAMP_SHAPE},
+        {"descr": layout.STAMP_DTYPE.str, "fortran_order": False, "shape": geometry.shape},
     )
     header = buffer.getvalue()
     if len(header) != layout.NPY_HEADER_BYTES:  # pragma: no cover - a NumPy that pads otherwise
@@ -43,61 +44,65 @@ def _npy_header() -> bytes:
 
 
 @cache
-def _template() -> tuple[NDArray[np.uint8], int, int]:
+def _template(geometry: Geometry) -> tuple[NDArray[np.uint8], int, int]:
     """One record without key, pixels and JSON, and its two header sums less the key's bytes."""
-    record = bytearray(layout.RECORD_STRIDE)
-    record[: layout.BLOCK] = _tar_header(_PLACEHOLDER + layout.STAMP_SUFFIX, layout.NPY_BYTES)
-    record[layout.BLOCK : layout.PAYLOAD_OFFSET] = _npy_header()
-    record[layout.JSON_HEADER_OFFSET : layout.JSON_OFFSET] = _tar_header(
+    record = bytearray(geometry.stride)
+    record[: layout.BLOCK] = _tar_header(_PLACEHOLDER + layout.STAMP_SUFFIX, geometry.npy_bytes)
+    record[layout.BLOCK : layout.PAYLOAD_OFFSET] = _npy_header(geometry)
+    record[geometry.json_header_offset : geometry.json_offset] = _tar_header(
         _PLACEHOLDER + layout.JSON_SUFFIX, layout.JSON_BYTES
     )
-    record[layout.JSON_OFFSET :] = b" " * layout.JSON_BYTES
+    record[geometry.json_offset :] = b" " * layout.JSON_BYTES
     zeros = sum(_PLACEHOLDER.encode())
     sums = []
-    for offset in (0, layout.JSON_HEADER_OFFSET):
+    for offset in (0, geometry.json_header_offset):
         header = bytearray(record[offset : offset + layout.BLOCK])
         header[_CHECKSUM] = b" " * 8
         sums.append(sum(header) - zeros)
     return np.frombuffer(bytes(record), np.uint8), sums[0], sums[1]
 
 
-def new_records(rows: int) -> NDArray[np.uint8]:
+def new_records(rows: int, geometry: Geometry = DECALS) -> NDArray[np.uint8]:
     """Records that lack only key, JSON and pixels.
 
     Returns
     -------
-    ndarray of uint8, shape (rows, RECORD_STRIDE)
+    ndarray of uint8, shape (rows, geometry.stride)
         The pixels are undefined.
     """
-    records = np.empty((rows, layout.RECORD_STRIDE), np.uint8)
-    blank_records(records)
+    records = np.empty((rows, geometry.stride), np.uint8)
+    blank_records(records, geometry)
     return records
 
 
-def blank_records(records: NDArray[np.uint8]) -> None:
+def blank_records(records: NDArray[np.uint8], geometry: Geometry = DECALS) -> None:
     """Make any memory into records as `new_records` gives them, in place."""
-    template, _, _ = _template()
-    end = layout.PAYLOAD_OFFSET + layout.PAYLOAD_BYTES
+    template, _, _ = _template(geometry)
+    end = layout.PAYLOAD_OFFSET + geometry.payload_bytes
     for span in (slice(0, layout.PAYLOAD_OFFSET), slice(end, None)):
         records[:, span] = template[span]
 
 
-def payload_view(records: NDArray[np.uint8]) -> NDArray[np.float16]:
-    """Pixels of records as a strided view, shape (rows, 3, 64, 64) float16; nothing is copied."""
+def payload_view(records: NDArray[np.uint8], geometry: Geometry = DECALS) -> NDArray[np.float16]:
+    """Pixels of records as a strided view, (rows, bands, side, side) float16; nothing is copied."""
     rows = records.shape[0]
-    payload = records[:, layout.PAYLOAD_OFFSET : layout.PAYLOAD_OFFSET + layout.PAYLOAD_BYTES]
-    return payload.view(layout.STAMP_DTYPE).reshape(rows, *layout.STAMP_SHAPE)
+    return _payload(records, geometry).view(layout.STAMP_DTYPE).reshape(rows, *geometry.shape)
 
 
-def set_keys(records: NDArray[np.uint8], keys: Sequence[str]) -> None:
+def _payload(records: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
+    """Bytes of the pixels of records."""
+    return records[:, layout.PAYLOAD_OFFSET : layout.PAYLOAD_OFFSET + geometry.payload_bytes]
+
+
+def set_keys(records: NDArray[np.uint8], keys: Sequence[str], geometry: Geometry = DECALS) -> None:
     """Write the keys (32 hex digits each) into both headers of each record, in place."""
     rows = len(keys)
-    _, stamp_sum, json_sum = _template()
+    _, stamp_sum, json_sum = _template(geometry)
     names = np.frombuffer("".join(keys).encode("ascii"), np.uint8).reshape(
         rows, layout.KEY_HEX_DIGITS
     )
     name_sums = names.sum(axis=1, dtype=np.int64)
-    for offset, base in ((0, stamp_sum), (layout.JSON_HEADER_OFFSET, json_sum)):
+    for offset, base in ((0, stamp_sum), (geometry.json_header_offset, json_sum)):
         records[:, offset : offset + layout.KEY_HEX_DIGITS] = names
         octal = b"".join(b"%06o\0 " % total for total in (name_sums + base).tolist())
         checksums = np.frombuffer(octal, np.uint8).reshape(rows, 8)
@@ -110,8 +115,8 @@ def encode_json(columns: Mapping[str, Sequence[Any]]) -> list[bytes | None]:
     Parameters
     ----------
     columns : mapping of str to sequence
-        Values of all records for some or all of ``JSON_FIELDS``, and for ``COUNTERFACTUAL``, which
-        is written where it is not null; others are ignored.
+        Values of all records for some or all of ``JSON_MEMBERS``, of which ``JSON_OPTIONAL`` are
+        written where they are not null; others are ignored.
 
     Returns
     -------
@@ -126,10 +131,10 @@ def encode_json(columns: Mapping[str, Sequence[Any]]) -> list[bytes | None]:
     template = "{" + ",".join(f'"{name}":%s' for name in names) + "}"
     written = (_json_values(columns[name]) for name in names)
     texts = [template % row for row in zip(*written, strict=True)]
-    for row, kind in enumerate(columns.get(layout.COUNTERFACTUAL, ())):
-        if kind is not None:
-            member = f'"{layout.COUNTERFACTUAL}":{encode_basestring_ascii(kind)}'
-            texts[row] = f"{texts[row][:-1]},{member}}}"
+    for name in layout.JSON_OPTIONAL:
+        for row, value in enumerate(columns.get(name, ())):
+            if value is not None:
+                texts[row] = f'{texts[row][:-1]},"{name}":{encode_basestring_ascii(value)}}}'
     return [
         t.encode("ascii").ljust(layout.JSON_BYTES) if len(t) <= layout.JSON_BYTES else None
         for t in texts
@@ -145,20 +150,21 @@ def _json_values(values: Sequence[Any]) -> list[str]:
     return [known.get(v) or known.setdefault(v, encode_basestring_ascii(v)) for v in values]
 
 
-def set_json(records: NDArray[np.uint8], texts: Sequence[bytes]) -> None:
+def set_json(
+    records: NDArray[np.uint8], texts: Sequence[bytes], geometry: Geometry = DECALS
+) -> None:
     """Write the padded JSON members (see `encode_json`) into the records, in place."""
     block = np.frombuffer(b"".join(texts), np.uint8).reshape(len(texts), layout.JSON_BYTES)
-    records[:, layout.JSON_OFFSET :] = block
+    records[:, geometry.json_offset :] = block
 
 
-def payload_crc32(records: NDArray[np.uint8]) -> NDArray[np.uint32]:
+def payload_crc32(records: NDArray[np.uint8], geometry: Geometry = DECALS) -> NDArray[np.uint32]:
     """CRC-32 of each record's pixels, shape (rows,)."""
     try:
         from deflate import crc32
     except ImportError:  # the contract itself needs NumPy alone; zlib is only slower
         crc32 = zlib.crc32
-    payload = records[:, layout.PAYLOAD_OFFSET : layout.PAYLOAD_OFFSET + layout.PAYLOAD_BYTES]
-    return np.fromiter((crc32(row) for row in payload), np.uint32, len(payload))
+    return np.fromiter((crc32(row) for row in _payload(records, geometry)), np.uint32, len(records))
 
 
 def record_key(record: NDArray[np.uint8]) -> str:
@@ -166,7 +172,7 @@ def record_key(record: NDArray[np.uint8]) -> str:
     return bytes(record[: layout.KEY_HEX_DIGITS]).decode("ascii", "replace")
 
 
-def record_json(record: NDArray[np.uint8]) -> dict[str, Any]:
+def record_json(record: NDArray[np.uint8], geometry: Geometry = DECALS) -> dict[str, Any]:
     """JSON member of one record.
 
     Raises
@@ -174,7 +180,7 @@ def record_json(record: NDArray[np.uint8]) -> dict[str, Any]:
     ValueError
         If it is not valid JSON, or a field of `JSON_MEMBERS` has the wrong type.
     """
-    fields = parse_json(bytes(record[layout.JSON_OFFSET :]))
+    fields = parse_json(bytes(record[geometry.json_offset :]))
     if not isinstance(fields, dict):
         raise ValueError("it is not an object")
     for name in layout.JSON_MEMBERS:
@@ -191,12 +197,13 @@ def record_json(record: NDArray[np.uint8]) -> dict[str, Any]:
     return fields
 
 
-def header_faults(records: NDArray[np.uint8]) -> NDArray[np.int64]:
+def header_faults(records: NDArray[np.uint8], geometry: Geometry = DECALS) -> NDArray[np.int64]:
     """Rows whose headers or padding are not exactly what the writer makes of their own key.
 
     Parameters
     ----------
-    records : ndarray of uint8, shape (rows, RECORD_STRIDE)
+    records : ndarray of uint8, shape (rows, geometry.stride)
+    geometry : Geometry
 
     Returns
     -------
@@ -204,14 +211,13 @@ def header_faults(records: NDArray[np.uint8]) -> NDArray[np.int64]:
         Positions of the faulty rows.
     """
     rows = len(records)
-    expected = new_records(rows)
+    expected = new_records(rows, geometry)
     keys = ["".join(map(chr, row)) for row in records[:, : layout.KEY_HEX_DIGITS].tolist()]
     hexadecimal = np.array([set(key) <= set("0123456789abcdef") for key in keys], bool)
-    set_keys(
-        expected, [k if good else _PLACEHOLDER for k, good in zip(keys, hexadecimal, strict=True)]
-    )
+    safe = [key if good else _PLACEHOLDER for key, good in zip(keys, hexadecimal, strict=True)]
+    set_keys(expected, safe, geometry)
     bad = ~hexadecimal
-    end = layout.PAYLOAD_OFFSET + layout.PAYLOAD_BYTES
-    for span in (slice(0, layout.PAYLOAD_OFFSET), slice(end, layout.JSON_OFFSET)):
+    end = layout.PAYLOAD_OFFSET + geometry.payload_bytes
+    for span in (slice(0, layout.PAYLOAD_OFFSET), slice(end, geometry.json_offset)):
         bad |= (records[:, span] != expected[:, span]).any(axis=1)
     return np.flatnonzero(bad)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lensprep.dataset.dataset import Dataset
-from lensprep.dataset.layout import RECORD_STRIDE
+from lensprep.dataset.geometry import Geometry
 from lensprep.dataset.manifest import ShardInfo
 from lensprep.dataset.record import payload_view
 from lensprep.errors import ChangedError, NotFoundError, ShardError
@@ -23,9 +23,9 @@ from lensprep.store.base import damaged
 from lensprep.store.remotefile import RemoteFile
 
 _GAP_ROWS: Final = 16
-"""Unwanted rows between two wanted ones that are read to save a request: 0.4 MB."""
+"""Unwanted rows between two wanted ones that are read to save a request: 0.4 MB of DECaLS."""
 _ROWS_AT_ONCE: Final = 8192
-"""Rows held in memory besides the pixels that were asked for: about 220 MB."""
+"""Rows held in memory besides the pixels that were asked for: about 220 MB of DECaLS."""
 _SIDECARS_AT_ONCE: Final = 8
 
 
@@ -39,8 +39,9 @@ class RemoteDataset(Dataset, remote=True):
     ) -> NDArray[np.uint8]:
         """Neighbouring records of a shard; see `Dataset.read_records`."""
         low, high, _ = slice(start, stop).indices(shard.rows)
-        records = np.empty((max(0, high - low), RECORD_STRIDE), np.uint8)
-        with _shard_errors(f" ({shard.name}, offset {low * RECORD_STRIDE})"):
+        stride = self.geometry.stride
+        records = np.empty((max(0, high - low), stride), np.uint8)
+        with _shard_errors(f" ({shard.name}, offset {low * stride})"):
             self.store.fetch([_piece(shard, low, records)])
         return records
 
@@ -56,16 +57,18 @@ class RemoteDataset(Dataset, remote=True):
         rows: NDArray[np.int64],
         out: NDArray[np.float16],
     ) -> None:
-        for stretches in _batches(rows, which):
+        stride = self.geometry.stride
+        for stretches in _batches(rows, which, self.geometry):
             # With the rows between them: reading a few of these costs less than another request.
-            held = [np.empty((rows[high - 1] - rows[low] + 1, RECORD_STRIDE), np.uint8)
+            held = [np.empty((rows[high - 1] - rows[low] + 1, stride), np.uint8)
                     for low, high in stretches]  # fmt: skip
             pieces = [_piece(shards[which[low]], int(rows[low]), records)
                       for (low, _), records in zip(stretches, held, strict=True)]  # fmt: skip
             with _shard_errors(""):
                 self.store.fetch(pieces)
             for (low, high), records in zip(stretches, held, strict=True):
-                out[low:high] = payload_view(records)[rows[low:high] - rows[low]]
+                pixels = payload_view(records, self.geometry)
+                out[low:high] = pixels[rows[low:high] - rows[low]]
 
     @contextmanager
     def _open_sidecar(
@@ -127,20 +130,23 @@ def _shard_errors(where: str) -> Iterator[None]:
 def _piece(shard: ShardInfo, row: int, records: NDArray[np.uint8]) -> Piece:
     """Range of a shard with the records from ``row`` on; size and digest must be the shard's."""
     view = records.reshape(-1).data
-    return Piece(shard.name, row * RECORD_STRIDE, view, shard.bytes, shard.sha256)
+    return Piece(shard.name, row * records.shape[1], view, shard.bytes, shard.sha256)
 
 
-def _batches(rows: NDArray[np.int64], which: NDArray[np.int64]) -> Iterator[list[Any]]:
+def _batches(
+    rows: NDArray[np.int64], which: NDArray[np.int64], geometry: Geometry
+) -> Iterator[list[Any]]:
     """Stretches of sorted rows to be read together, each from one index to before another.
 
     A stretch ends with its shard, at a gap that is worth another request, and where it grows long.
     """
     if not len(rows):
         return
-    gap = (np.diff(rows) > _GAP_ROWS) | (np.diff(rows // _ROWS_AT_ONCE) != 0)
+    most = geometry.scaled_rows(_ROWS_AT_ONCE)
+    gap = (np.diff(rows) > geometry.scaled_rows(_GAP_ROWS)) | (np.diff(rows // most) != 0)
     cuts = np.flatnonzero(gap | (np.diff(which) != 0)) + 1
     stretches = list(pairwise([0, *cuts.tolist(), len(rows)]))
     sizes = [int(rows[high - 1] - rows[low]) + 1 for low, high in stretches]
-    group = (np.cumsum(sizes) // _ROWS_AT_ONCE).tolist()
+    group = (np.cumsum(sizes) // most).tolist()
     for _, found in groupby(zip(group, stretches, strict=True), key=lambda pair: pair[0]):
         yield [stretch for _, stretch in found]

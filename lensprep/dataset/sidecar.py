@@ -16,13 +16,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lensprep.dataset import layout
-from lensprep.dataset.layout import BANDS, RECORD_STRIDE
+from lensprep.dataset.geometry import DECALS, Geometry
 from lensprep.errors import DatasetError, ShardError, error_line, names_text, passing_fault
 
 REQUIRED: Final = ("key", "label", "region_id", "payload_crc32")
 """Columns that every sidecar has, without nulls."""
-STATISTICS: Final = tuple(f"{name}_{band}" for name in ("median", "scale") for band in BANDS)
-"""What normalisation measured in a stamp; with these it can be undone."""
 
 _RANGES: Final = {"label": (0, 1), "payload_crc32": (0, 2**32 - 1)}
 _SLACK_BYTES: Final = 1 << 20
@@ -32,7 +30,9 @@ _MOST_ENTRIES: Final = 10_000
 _TOO_LARGE: Final = "would unpack to more bytes than the tar that it describes"
 
 
-def open_sidecar(source: Any, rows: int, where: str, **options: Any) -> pq.ParquetFile:
+def open_sidecar(
+    source: Any, rows: int, where: str, geometry: Geometry = DECALS, **options: Any
+) -> pq.ParquetFile:
     """Open a sidecar; only its footer is read.
 
     Parameters
@@ -42,6 +42,8 @@ def open_sidecar(source: Any, rows: int, where: str, **options: Any) -> pq.Parqu
         What the manifest states.
     where : str
         Path or URI for messages.
+    geometry : Geometry
+        Of the stamps that it describes.
     **options
         Of `pyarrow.parquet.ParquetFile`.
 
@@ -54,11 +56,11 @@ def open_sidecar(source: Any, rows: int, where: str, **options: Any) -> pq.Parqu
     try:
         file = pq.ParquetFile(source, thrift_container_size_limit=_MOST_ENTRIES, **options)
         names, types = file.schema_arrow.names, _types(file)
-        problem = _footer_problem(file.metadata, rows)
+        problem = _footer_problem(file.metadata, rows, geometry)
         if not problem and len(types) < len(names):
             twice = next(name for name in types if names.count(name) > 1)
             problem = f"has the column {twice!r:.60} twice"
-        problem = problem or _types_problem(types, rows)
+        problem = problem or _types_problem(types, rows, geometry)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise unreadable(where, error) from error
     if problem:
@@ -71,13 +73,18 @@ def _types(file: pq.ParquetFile) -> dict[str, pa.DataType]:
 
 
 def read_table(
-    source: Any, rows: int, columns: Sequence[str] | None, where: str, **options: Any
+    source: Any,
+    rows: int,
+    columns: Sequence[str] | None,
+    where: str,
+    geometry: Geometry = DECALS,
+    **options: Any,
 ) -> pa.Table:
     """Rows of a sidecar, in tar order.
 
     Parameters
     ----------
-    source, rows, where, **options
+    source, rows, where, geometry, **options
         As of `open_sidecar`.
     columns : sequence of str, optional
         All that are not nested, if not given.
@@ -90,7 +97,7 @@ def read_table(
     DatasetError
         If a requested column is not there.
     """
-    file = open_sidecar(source, rows, where, **options)
+    file = open_sidecar(source, rows, where, geometry, **options)
     types = _types(file)
     if columns is None:
         names = [name for name, kind in types.items() if not pa.types.is_nested(kind)]
@@ -114,7 +121,7 @@ def read_table(
             )
         # Reading a few columns costs less than starting threads: half the time for one.
         table = file.read(columns=names, use_threads=columns is None).select(names)
-        if sum(_text_bytes(table[name]) for name in texts) > _most_bytes(rows):
+        if sum(_text_bytes(table[name]) for name in texts) > _most_bytes(rows, geometry):
             raise ShardError(f"{where} {_TOO_LARGE}. Copy it again, or convert again.")
         for name in texts:
             position = table.schema.get_field_index(name)
@@ -143,28 +150,46 @@ def is_counterfactual(table: pa.Table) -> NDArray[np.bool_]:
     return np.asarray(pc.fill_null(pc.not_equal(kind, ""), False).to_numpy(), np.bool_)
 
 
-def read_statistics(table: pa.Table) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Median and scale of each band, nanomaggies, shapes (rows, 3); NaN for null.
+def read_origins(table: pa.Table) -> pa.ChunkedArray:
+    """Where each row comes from, text; `SIMULATED` where no column says so.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        As of `is_counterfactual`.
+    """
+    if layout.ORIGIN not in table.column_names:
+        return pa.chunked_array([pa.repeat(layout.SIMULATED, table.num_rows)])
+    stated = table[layout.ORIGIN].cast(pa.string())
+    known = pc.fill_null(pc.not_equal(stated, ""), False)
+    return pc.if_else(known, stated, layout.SIMULATED)
+
+
+def read_statistics(
+    table: pa.Table, geometry: Geometry = DECALS
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Median and scale of each band, in units of flux, shapes (rows, bands); NaN for null.
 
     Raises
     ------
     DatasetError
         If the rows lack them.
     """
-    if not {*STATISTICS} <= {*table.column_names}:
+    names = geometry.band_columns("median", "scale")
+    if not {*names} <= {*table.column_names}:
         raise DatasetError(
             "the sidecar has no median_* and scale_*: flux cannot be restored. Convert again."
         )
-    columns = [table[name].cast(pa.float64(), safe=False).to_numpy() for name in STATISTICS]
+    columns = [table[name].cast(pa.float64(), safe=False).to_numpy() for name in names]
     values = np.stack(columns, axis=1).astype(np.float32)
-    return values[:, : len(BANDS)], values[:, len(BANDS) :]
+    return values[:, : len(geometry.bands)], values[:, len(geometry.bands) :]
 
 
-def count_kinds(table: pa.Table) -> dict[str, int]:
-    """Counterfactuals among some rows, by kind in alphabetical order; empty without any."""
-    if layout.COUNTERFACTUAL not in table.column_names:
+def count_kinds(table: pa.Table, column: str = layout.COUNTERFACTUAL) -> dict[str, int]:
+    """Rows by kind, in alphabetical order, of those that have one; empty without any."""
+    if column not in table.column_names:
         return {}
-    counts = pc.value_counts(table[layout.COUNTERFACTUAL].cast(pa.string()).drop_null()).to_pylist()
+    counts = pc.value_counts(table[column].cast(pa.string()).drop_null()).to_pylist()
     return {c["values"]: c["counts"] for c in sorted(counts, key=lambda c: str(c["values"]))}
 
 
@@ -206,28 +231,29 @@ def unreadable(where: str, error: BaseException) -> ShardError:
     return ShardError(f"{where} cannot be read: {text}. Copy it again, or convert again.")
 
 
-def _most_bytes(rows: int) -> int:
-    return rows * RECORD_STRIDE + _SLACK_BYTES
+def _most_bytes(rows: int, geometry: Geometry) -> int:
+    return rows * geometry.stride + _SLACK_BYTES
 
 
-def _footer_problem(footer: pq.FileMetaData, rows: int) -> str:
+def _footer_problem(footer: pq.FileMetaData, rows: int, geometry: Geometry) -> str:
     groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
     for found in (footer.num_rows, sum(group.num_rows for group in groups)):
         if found != rows:
             return f"has {found} rows where the manifest states {rows}"
-    if sum(group.total_byte_size for group in groups) > _most_bytes(rows):
+    if sum(group.total_byte_size for group in groups) > _most_bytes(rows, geometry):
         return _TOO_LARGE
     return ""
 
 
-def _types_problem(types: Mapping[str, pa.DataType], rows: int) -> str:
+def _types_problem(types: Mapping[str, pa.DataType], rows: int, geometry: Geometry) -> str:
     for name in REQUIRED:
         if name not in types:
             return f"has no column {name!r}"
+    numbers = (*geometry.band_columns(*layout.BAND_NUMBERS), *geometry.colour_columns)
     for kind, columns, holds in (
         ("text", layout.TEXTS, _is_text),
         ("whole numbers", layout.WHOLE_NUMBERS, pa.types.is_integer),
-        ("numbers", layout.NUMBERS, _is_number),
+        ("numbers", (*layout.NUMBERS, *numbers), _is_number),
     ):
         for name in columns:
             found = types.get(name)
@@ -235,7 +261,7 @@ def _types_problem(types: Mapping[str, pa.DataType], rows: int) -> str:
                 continue
             return f"has {found!s:.60} in column {name!r}, not {kind}"
     wide = sum(kind.byte_width for kind in types.values() if pa.types.is_fixed_size_binary(kind))
-    return _TOO_LARGE if wide * rows > _most_bytes(rows) else ""
+    return _TOO_LARGE if wide * rows > _most_bytes(rows, geometry) else ""
 
 
 def _plain(found: pa.DataType) -> pa.DataType:

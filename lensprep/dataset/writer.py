@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lensprep.dataset import layout
+from lensprep.dataset.geometry import DECALS, Geometry
 from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
 from lensprep.dataset.normalization import NormalizationSpec
 from lensprep.dataset.record import (
@@ -37,6 +38,7 @@ def write_shard(
     index: int,
     blocks: Iterable[NDArray[np.uint8]],
     sidecar: pa.Table,
+    geometry: Geometry = DECALS,
 ) -> ShardInfo:
     """Write one shard and its sidecar.
 
@@ -47,10 +49,12 @@ def write_shard(
     split : str
     index : int
         Number of the shard in its split.
-    blocks : iterable of ndarray of uint8, shape (n, RECORD_STRIDE)
+    blocks : iterable of ndarray of uint8, shape (n, geometry.stride)
         Finished records in order.
     sidecar : pyarrow.Table
         One row a record, in the same order.
+    geometry : Geometry
+        Of the stamps.
 
     Returns
     -------
@@ -68,7 +72,7 @@ def write_shard(
             data = np.ascontiguousarray(block).reshape(-1).data
             file.write(data)
             digest.update(data)
-            rows += len(data) // layout.RECORD_STRIDE
+            rows += len(data) // geometry.stride
         trailer = bytes(layout.TRAILER_BYTES)
         file.write(trailer)
         digest.update(trailer)
@@ -81,7 +85,7 @@ def write_shard(
     return ShardInfo(
         name=name,
         rows=rows,
-        bytes=layout.shard_bytes(rows),
+        bytes=geometry.shard_bytes(rows),
         sha256=digest.hexdigest(),
         sidecar=side,
         sidecar_bytes=len(parquet),
@@ -150,6 +154,8 @@ def write_dataset(
     normalization: NormalizationSpec,
     *,
     shard_rows: int,
+    geometry: Geometry = DECALS,
+    label_map: Mapping[str, int] = layout.LABEL_MAP,
 ) -> Manifest:
     """Write arrays that are in memory as a committed dataset, in the order given.
 
@@ -159,13 +165,17 @@ def write_dataset(
     Parameters
     ----------
     root : Path
-    splits : mapping of str to (ndarray of float16, shape (n, 3, 64, 64), pyarrow.Table)
+    splits : mapping of str to (ndarray of float16, shape (n, *geometry.shape), pyarrow.Table)
         Pixels and sidecar rows of each split. The table needs ``key``, ``label`` and
         ``region_id``; ``payload_crc32`` is added.
     normalization : NormalizationSpec
         What was done to the pixels.
     shard_rows : int
         Rows of a shard; the last one may have fewer.
+    geometry : Geometry
+        Of the stamps.
+    label_map : mapping of str to int
+        Labels by ``lens_model``, if not those of Phase 4c alone.
 
     Returns
     -------
@@ -176,13 +186,14 @@ def write_dataset(
         shards, names = [], {*table.column_names}
         for index, start in enumerate(range(0, table.num_rows, shard_rows)):
             rows = table.slice(start, shard_rows)
-            records = new_records(rows.num_rows)
-            payload_view(records)[:] = pixels[start : start + shard_rows]
-            set_keys(records, rows["key"].to_pylist())
+            records = new_records(rows.num_rows, geometry)
+            payload_view(records, geometry)[:] = pixels[start : start + shard_rows]
+            set_keys(records, rows["key"].to_pylist(), geometry)
             texts = encode_json({f: rows[f].to_pylist() for f in layout.JSON_MEMBERS if f in names})
-            set_json(records, [text for text in texts if text is not None])
-            side = rows.append_column("payload_crc32", pa.array(payload_crc32(records)))
-            shards.append(write_shard(root, split, index, [records], side))
+            set_json(records, [text for text in texts if text is not None], geometry)
+            crc32 = pa.array(payload_crc32(records, geometry))
+            side = rows.append_column("payload_crc32", crc32)
+            shards.append(write_shard(root, split, index, [records], side, geometry))
         labels = table["label"].to_pylist()
         infos[split] = SplitInfo(
             rows=table.num_rows,
@@ -191,6 +202,11 @@ def write_dataset(
             shards=tuple(shards),
             counterfactuals=count_kinds(table),
         )
-    manifest = Manifest(normalization=normalization, splits=infos)
+    manifest = Manifest(
+        normalization=normalization,
+        splits=infos,
+        geometry=geometry,
+        label_map=dict(label_map),
+    )
     write_atomic(root / layout.MANIFEST_NAME, manifest.to_json().encode(), sync=False)
     return manifest

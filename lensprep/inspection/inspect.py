@@ -23,9 +23,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lensprep.dataset import layout
-from lensprep.dataset.geometry import DECALS
+from lensprep.dataset.geometry import Geometry
 from lensprep.dataset.record import payload_crc32, payload_view, record_json, record_key
-from lensprep.dataset.sidecar import count_kinds, is_counterfactual, join_tables
+from lensprep.dataset.sidecar import count_kinds, is_counterfactual, join_tables, read_origins
 from lensprep.dataset.strictjson import plain
 from lensprep.errors import DatasetError, ShardError
 from lensprep.inspection.target import OpenShard, Target, open_target, table_numbers
@@ -35,7 +35,7 @@ from lensprep.tables.positions import on_sky
 STATISTICS_ROWS: Final = 100_000
 """Statistics are taken from whole shards of each split until they hold this many rows."""
 PIXEL_ROWS: Final = 256
-"""Stamps of each split whose pixels are read for the pixel statistics."""
+"""Stamps of each split whose pixels are read for the pixel statistics; fewer if they are large."""
 HISTOGRAM_BINS: Final = 24
 
 _DESCRIBED: Final = (
@@ -49,18 +49,10 @@ _DESCRIBED: Final = (
     "ebv",
     "bad_pixel_frac",
     "wise_brightmask_frac",
-    *(f"{name}_{band}" for name in ("median", "scale", "clip_frac") for band in layout.BANDS),
 )
-"""Columns that are described, where they are there."""
-_HISTOGRAMS: Final = (
-    "theta_e_arcsec",
-    "psfsize_r",
-    "psfdepth_r",
-    "arc_snr",
-    "bad_pixel_frac",
-    "scale_r",
-    "clip_frac_r",
-)
+"""Columns that are described, where they are there, besides those of each band."""
+_HISTOGRAMS: Final = ("theta_e_arcsec", "psfsize_r", "psfdepth_r", "arc_snr", "bad_pixel_frac")
+"""Columns with a histogram, besides those of the reference band."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +66,8 @@ class Inspection:
     manifest: dict[str, Any]
     """All but its splits: format version, normalisation, source, account, versions, ..."""
     geometry: dict[str, Any]
+    survey: str | None
+    """Name of the survey; None of a tar alone, which does not say."""
     splits: dict[str, dict[str, Any]]
     """By split: rows, classes, regions, shards, bytes, statistics_rows (how many were read) and, if
     there are any, counterfactuals by kind, which rows and classes count too."""
@@ -82,6 +76,9 @@ class Inspection:
     models: dict[str, int]
     """Rows read, by ``lens_model``. Counterfactuals are not among them, nor in ``statistics`` and
     ``histograms``: none of them is an independent image."""
+    sources: dict[str, dict[str, int]]
+    """Rows read, like ``models``, by the values of ``origin``, ``kind`` and ``grade``, where the
+    sidecars have these columns."""
     statistics: dict[str, dict[str, dict[str, float | int]]]
     """By column and class ("0", "1"): n, nulls, min, p5, median, p95, max."""
     histograms: dict[str, dict[str, Any]]
@@ -136,13 +133,17 @@ def inspect_dataset(
         location=str(location),
         dataset_id=manifest.dataset_id if manifest else None,
         manifest=manifest.facts() if manifest else {},
-        geometry=(manifest.geometry if manifest else DECALS).record_dict(),
+        geometry=target.geometry.record_dict(),
+        survey=manifest.geometry.survey if manifest else None,
         splits={name: _split_facts(target, name, tables[name]) for name in target.splits},
         sky={name: _sky(table) for name, table in tables.items()},
         models=_value_counts(every, "lens_model"),
-        statistics=_statistics(every),
-        histograms=_histograms(every),
-        pixels=_pixel_statistics(read, manifest.normalization.clip if manifest else None),
+        sources=_sources(every),
+        statistics=_statistics(every, target.geometry),
+        histograms=_histograms(every, target.geometry),
+        pixels=_pixel_statistics(
+            read, target.geometry, manifest.normalization.clip if manifest else None
+        ),
         record=None if sample is None else _record(target, sample),
     )
 
@@ -186,7 +187,7 @@ def _split_facts(target: Target, name: str, table: pa.Table) -> dict[str, Any]:
         "classes": _value_counts(table, "label"),
         "regions": len(_value_counts(table, "region_id")),
         "shards": 1,
-        "bytes": layout.shard_bytes(table.num_rows),
+        "bytes": target.geometry.shard_bytes(table.num_rows),
         "statistics_rows": table.num_rows,
         **({"counterfactuals": kinds} if (kinds := count_kinds(table)) else {}),
     }
@@ -197,6 +198,14 @@ def _value_counts(table: pa.Table, name: str) -> dict[str, int]:
         return {}
     counts = pc.value_counts(table[name]).to_pylist()
     return {str(c["values"]): c["counts"] for c in sorted(counts, key=lambda c: str(c["values"]))}
+
+
+def _sources(table: pa.Table) -> dict[str, dict[str, int]]:
+    found = {name: count_kinds(table, name) for name in (layout.KIND, layout.GRADE)}
+    if layout.ORIGIN in table.column_names:
+        origins = pa.table({layout.ORIGIN: read_origins(table)})
+        found = {layout.ORIGIN: count_kinds(origins, layout.ORIGIN), **found}
+    return {name: counts for name, counts in found.items() if counts}
 
 
 def _sky(table: pa.Table) -> dict[str, Any]:
@@ -225,10 +234,12 @@ def _by_class(table: pa.Table, name: str) -> dict[str, NDArray[np.float64]]:
     return {str(c): values[label == c] for c in (0, 1)}
 
 
-def _statistics(table: pa.Table) -> dict[str, dict[str, dict[str, float | int]]]:
+def _statistics(
+    table: pa.Table, geometry: Geometry
+) -> dict[str, dict[str, dict[str, float | int]]]:
     return {
         name: {label: _describe(values) for label, values in _by_class(table, name).items()}
-        for name in _DESCRIBED
+        for name in (*_DESCRIBED, *geometry.band_columns(*layout.MEASURED))
         if {name, "label"} <= {*table.column_names}
     }
 
@@ -248,9 +259,9 @@ def _describe(values: NDArray[np.float64]) -> dict[str, float | int]:
     return counts
 
 
-def _histograms(table: pa.Table) -> dict[str, dict[str, Any]]:
-    found = {}
-    for name in _HISTOGRAMS:
+def _histograms(table: pa.Table, geometry: Geometry) -> dict[str, dict[str, Any]]:
+    found, band = {}, geometry.reference_band
+    for name in (*_HISTOGRAMS, f"scale_{band}", f"clip_frac_{band}"):
         if not {name, "label"} <= set(table.column_names):
             continue
         groups = {c: _usable(v) for c, v in _by_class(table, name).items()}
@@ -269,19 +280,20 @@ def _histograms(table: pa.Table) -> dict[str, dict[str, Any]]:
 
 
 def _pixel_statistics(
-    shards: Sequence[OpenShard], clip: float | None
+    shards: Sequence[OpenShard], geometry: Geometry, clip: float | None
 ) -> dict[str, dict[str, float]]:
     """Stored values by band, of the first stamps of each split (shards are shuffled)."""
+    most = geometry.scaled_rows(PIXEL_ROWS)
     chosen, taken = [], dict[str, int]()
     for shard in shards:
-        room = PIXEL_ROWS - taken.get(shard.split, 0)
-        stamps = payload_view(shard.records(0, min(shard.rows, max(0, room))))
+        room = most - taken.get(shard.split, 0)
+        stamps = payload_view(shard.records(0, min(shard.rows, max(0, room))), geometry)
         taken[shard.split] = taken.get(shard.split, 0) + len(stamps)
         chosen.append(stamps)
     if not sum(map(len, chosen)):
         return {}
     pixels = np.concatenate(chosen)
-    return {band: _band_numbers(pixels[:, i], clip) for i, band in enumerate(layout.BANDS)}
+    return {band: _band_numbers(pixels[:, i], clip) for i, band in enumerate(geometry.bands)}
 
 
 def _band_numbers(values: NDArray[np.float16], clip: float | None) -> dict[str, float]:
@@ -305,20 +317,20 @@ def _record(target: Target, position: int) -> dict[str, Any]:
     """One record in full."""
     shard, row = _locate(target, position)
     records = shard.records(row, row + 1)
-    record = records[0]
+    record, geometry = records[0], target.geometry
     key = record_key(record)
-    start = row * layout.RECORD_STRIDE
+    start = row * geometry.stride
     sidecar = shard.sidecar.slice(row, 1).to_pylist()[0] if shard.has_sidecar else {}
     try:
-        fields = record_json(record)
+        fields = record_json(record, geometry)
     except ValueError as error:
         raise ShardError(
-            f"{shard.name}, row {row}, offset {start + layout.JSON_OFFSET}: the JSON member cannot "
-            f"be read: {error}."
+            f"{shard.name}, row {row}, offset {start + geometry.json_offset}: the JSON member "
+            f"cannot be read: {error}."
         ) from error
-    crc = int(payload_crc32(records)[0])
+    crc = int(payload_crc32(records, geometry)[0])
     clip = target.dataset.manifest.normalization.clip if target.dataset else None
-    pixels = payload_view(records)[0]
+    pixels = payload_view(records, geometry)[0]
     return {
         "split": shard.split,
         "position": position,
@@ -326,14 +338,16 @@ def _record(target: Target, position: int) -> dict[str, Any]:
         "row": row,
         "key": key,
         "members": [
-            _member(key + layout.STAMP_SUFFIX, start, layout.NPY_BYTES),
-            _member(key + layout.JSON_SUFFIX, start + layout.JSON_HEADER_OFFSET, layout.JSON_BYTES),
+            _member(key + layout.STAMP_SUFFIX, start, geometry.npy_bytes),
+            _member(
+                key + layout.JSON_SUFFIX, start + geometry.json_header_offset, layout.JSON_BYTES
+            ),
         ],
         "payload": {"offset": start + layout.PAYLOAD_OFFSET, "crc32": crc},
         "crc32_agrees": crc == sidecar["payload_crc32"] if "payload_crc32" in sidecar else None,
         "json": fields,
         "sidecar": {name: _plain(value) for name, value in sidecar.items()},
-        "pixels": {b: _band_numbers(pixels[i], clip) for i, b in enumerate(layout.BANDS)},
+        "pixels": {b: _band_numbers(pixels[i], clip) for i, b in enumerate(geometry.bands)},
     }
 
 

@@ -3,12 +3,13 @@
     write_montage(location, "stamps.png", count=48, seed=0)      of a dataset or one of its shards
     draw_montage(stamps) -> matplotlib figure                    of stamps in memory
 
-Colours are those of the Legacy Survey viewer (Lupton et al. 2004), from nanomaggies: the
-normalisation is undone, except where it clipped.
+Colours are those of the Legacy Survey viewer (Lupton et al. 2004), from fluxes: the normalisation
+is undone, except where it clipped.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lensprep.dataset import Dataset
-from lensprep.dataset.layout import COUNTERFACTUAL
+from lensprep.dataset import DECALS, Dataset, Geometry
+from lensprep.dataset.layout import COUNTERFACTUAL, GRADE, KIND
 from lensprep.dataset.normalization import denormalize
 from lensprep.dataset.rgb import lupton_rgb
-from lensprep.dataset.sidecar import STATISTICS, read_statistics
+from lensprep.dataset.sidecar import read_statistics
 from lensprep.errors import DatasetError
 from lensprep.inspection.target import OpenShard, Target, open_target, table_numbers
 from lensprep.store import S3Options, uri_suffix, written_file
@@ -32,6 +33,8 @@ _COLUMNS: Final = 4
 """Stamps side by side in each half of the picture."""
 _INCHES: Final = 1.55
 _DPI: Final = 110
+_NOTE: Final = 12
+"""Letters of a note that there is room for."""
 _TITLES: Final = ("non-lenses", "lenses")
 _MOST_SHARDS: Final = 16
 """Shards that are searched for stamps; each holds many."""
@@ -42,12 +45,13 @@ class MontageStamp:
     """One stamp to draw."""
 
     pixels: NDArray[np.float32]
-    """Nanomaggies, shape (3, 64, 64)."""
+    """Flux, shape (bands, side, side)."""
     label: int
     theta_e_arcsec: float
+    """NaN if nobody knows it."""
     key: str
-    counterfactual: str | None = None
-    """Its kind, if it is one."""
+    notes: tuple[str, ...] = ()
+    """The kind of a counterfactual; kind and grade of what comes from a catalogue."""
 
 
 def write_montage(
@@ -91,18 +95,19 @@ def write_montage(
     stamps = _sample(target, count, np.random.default_rng(seed))
     if not stamps:
         raise DatasetError(f"{location} has no stamp to draw.")
-    figure = draw_montage(stamps)
+    figure = draw_montage(stamps, target.geometry)
     with written_file(out, options) as path:
         figure.savefig(path, format=uri_suffix(out)[1:] or None, dpi=_DPI)
     return [stamp.key for label in (0, 1) for stamp in stamps if stamp.label == label]
 
 
-def draw_montage(stamps: Sequence[MontageStamp]) -> Any:
+def draw_montage(stamps: Sequence[MontageStamp], geometry: Geometry = DECALS) -> Any:
     """Stamps as a figure: non-lenses on the left, lenses on the right.
 
     Parameters
     ----------
     stamps : sequence of MontageStamp
+    geometry : Geometry
 
     Returns
     -------
@@ -128,30 +133,29 @@ def draw_montage(stamps: Sequence[MontageStamp]) -> Any:
                 0.94 * width,
                 0.94 * _INCHES / size[1],
             )
-            _draw_stamp(figure.add_axes(box), stamp)
+            _draw_stamp(figure.add_axes(box), stamp, geometry)
     return figure
 
 
-def _draw_stamp(axes: Any, stamp: MontageStamp) -> None:
+def _draw_stamp(axes: Any, stamp: MontageStamp, geometry: Geometry) -> None:
     """One stamp, its first row at the bottom, as FITS images are shown."""
-    axes.imshow(lupton_rgb(stamp.pixels), origin="lower", interpolation="nearest")
+    axes.imshow(lupton_rgb(stamp.pixels, geometry), origin="lower", interpolation="nearest")
     axes.set_axis_off()
-    label = f"label {stamp.label}"
-    if stamp.label == 1:
-        label += f"   θ_E {stamp.theta_e_arcsec:.2f}″"
-    if stamp.counterfactual is not None:
-        label += f"   {stamp.counterfactual}"
-    axes.text(0.5, -0.03, label, transform=axes.transAxes, ha="center", va="top", size=7)
+    words = [f"label {stamp.label}"]
+    if stamp.label == 1 and math.isfinite(stamp.theta_e_arcsec):
+        words.append(f"θ_E {stamp.theta_e_arcsec:.2f}″")
+    label = "   ".join([*words, *(note[:_NOTE] for note in stamp.notes)])
+    # What a catalogue says is no formula, whatever dollars are in it.
+    style = {"transform": axes.transAxes, "ha": "center", "va": "top", "parse_math": False}
+    axes.text(0.5, -0.03, label, size=7, **style)
     axes.text(
         0.5,
         -0.13,
         f"{stamp.key[:16]}\n{stamp.key[16:32]}",
-        transform=axes.transAxes,
-        ha="center",
-        va="top",
         size=5,
         family="monospace",
         linespacing=1.15,
+        **style,
     )
 
 
@@ -175,22 +179,23 @@ def _stamps(
     shard: OpenShard, rows: NDArray[np.intp], dataset: Dataset | None
 ) -> Iterator[MontageStamp]:
     table = shard.sidecar.take(pa.array(rows))
-    if not {*STATISTICS} <= {*table.column_names}:
+    if not shard.has_sidecar:
         raise DatasetError(
-            f"{shard.name} has no sidecar with {STATISTICS[0]}: without it the stored pixels "
-            "cannot be converted back to nanomaggies. Keep the .parquet next to the .tar."
+            f"{shard.name} has no sidecar: without it the stored pixels cannot be converted back "
+            "to fluxes. Keep the .parquet next to the .tar."
         )
     if dataset is None or shard.info is None:
         raise DatasetError(
             f"{shard.name} has no manifest, so its normalisation is unknown. Name the dataset."
         )
     pixels = dataset.read_shard_pixels(shard.info, rows)
-    flux = denormalize(pixels, dataset.manifest.normalization, *read_statistics(table))
+    statistics = read_statistics(table, dataset.geometry)
+    flux = denormalize(pixels, dataset.manifest.normalization, *statistics)
     for number, row in enumerate(table.to_pylist()):
         yield MontageStamp(
             pixels=flux[number],
             label=int(row["label"]),
-            theta_e_arcsec=float(row.get("theta_e_arcsec") or 0.0),
+            theta_e_arcsec=math.nan if (theta := row.get("theta_e_arcsec")) is None else theta,
             key=str(row["key"]),
-            counterfactual=row.get(COUNTERFACTUAL),
+            notes=tuple(row[name] for name in (COUNTERFACTUAL, KIND, GRADE) if row.get(name)),
         )

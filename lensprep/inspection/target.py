@@ -6,8 +6,9 @@ In an object store only the records that are asked for are read.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -15,21 +16,22 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lensprep.dataset import Dataset, ShardInfo, open_dataset
+from lensprep.dataset import DECALS, Dataset, Geometry, ShardInfo, open_dataset
 from lensprep.dataset.layout import (
     JSON_MEMBERS,
     MANIFEST_NAME,
     NUMBERS,
-    RECORD_STRIDE,
+    PAYLOAD_OFFSET,
     TRAILER_BYTES,
     WHOLE_NUMBERS,
 )
 from lensprep.dataset.record import header_faults, record_json, record_key
-from lensprep.dataset.sidecar import read_table
+from lensprep.dataset.sidecar import open_sidecar, read_table
 from lensprep.errors import DatasetError, ShardError, StorageError
 from lensprep.store import S3Options, Store, is_remote, join_uri, local_path, open_store, split_uri
 
 _BLOCK_ROWS: Final = 1024
+_SHAPE: Final = re.compile(rb"'shape': \(([0-9]{1,3}), ([0-9]{1,3}), ([0-9]{1,3})\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class OpenShard:
     name: str
     rows: int
     records: Callable[[int, int], NDArray[np.uint8]]
-    """Neighbouring records, from one row to before another: shape (n, RECORD_STRIDE)."""
+    """Neighbouring records, from one row to before another: shape (n, geometry.stride)."""
     sidecar: pa.Table
     """Rows in tar order; of a tar without sidecar, what its JSON members hold."""
     has_sidecar: bool = True
@@ -57,6 +59,8 @@ class Target:
     """``dataset``, ``shard`` or ``tar``."""
     dataset: Dataset | None
     splits: tuple[str, ...]
+    geometry: Geometry
+    """Of the stamps. A tar alone says only their shape: see `_bare_geometry`."""
     shards: dict[str, tuple[ShardInfo, ...]] = field(default_factory=dict)
     tar: OpenShard | None = None
     """The tar without a manifest."""
@@ -130,14 +134,14 @@ def open_target(
         root, holder = folder, ""
     if holder and open_store(root, options).has(MANIFEST_NAME):
         return _one_shard(text, open_dataset(root, options), f"{holder}/{name}", split)
-    tar = _bare_tar(open_store(folder, options), name, holder)
-    return Target(text, "tar", None, (holder,), tar=tar)
+    geometry, tar = _bare_tar(open_store(folder, options), name, holder)
+    return Target(text, "tar", None, (holder,), geometry, tar=tar)
 
 
 def _whole_dataset(location: str, dataset: Dataset, split: str | None) -> Target:
     names = (split,) if split is not None else tuple(dataset.manifest.splits)
     shards = {name: dataset.split(name).shards for name in names}
-    return Target(location, "dataset", dataset, names, shards)
+    return Target(location, "dataset", dataset, names, dataset.geometry, shards)
 
 
 def _one_shard(location: str, dataset: Dataset, name: str, split: str | None) -> Target:
@@ -147,50 +151,95 @@ def _one_shard(location: str, dataset: Dataset, name: str, split: str | None) ->
     info = dataset.manifest.splits.get(holder)
     for shard in info.shards if info else ():
         if shard.name == name:
-            return Target(location, "shard", dataset, (holder,), {holder: (shard,)})
+            one: dict[str, tuple[ShardInfo, ...]] = {holder: (shard,)}
+            return Target(location, "shard", dataset, (holder,), dataset.geometry, one)
     raise DatasetError(
         f"{location} is not named by {dataset.uri}/{MANIFEST_NAME}: not of this dataset."
     )
 
 
-def _bare_tar(store: Store, name: str, split: str) -> OpenShard:
+def _bare_tar(store: Store, name: str, split: str) -> tuple[Geometry, OpenShard]:
     """A tar without a manifest: its size and headers must be those of the grid."""
     where, size = join_uri(store.uri, name), store.stat(name).bytes
-    rows, rest = divmod(size - TRAILER_BYTES, RECORD_STRIDE)
+    geometry = _bare_geometry(bytes(store.read_range(name, 0, min(size, PAYLOAD_OFFSET))), where)
+    stride = geometry.stride
+    rows, rest = divmod(size - TRAILER_BYTES, stride)
     if rest or rows < 0:
         raise ShardError(
             f"{where} has {size} bytes: cut, or not a shard of this format (records of "
-            f"{RECORD_STRIDE} bytes and {TRAILER_BYTES} at the end)."
+            f"{stride} bytes and {TRAILER_BYTES} at the end)."
         )
 
     def records(start: int, stop: int) -> NDArray[np.uint8]:
-        data = store.read_range(name, start * RECORD_STRIDE, (stop - start) * RECORD_STRIDE)
-        return np.frombuffer(data, np.uint8).reshape(-1, RECORD_STRIDE)
+        data = store.read_range(name, start * stride, (stop - start) * stride)
+        return np.frombuffer(data, np.uint8).reshape(-1, stride)
 
-    if rows and len(header_faults(records(0, 1))):
+    if rows and len(header_faults(records(0, 1), geometry)):
         raise ShardError(f"{where}, offset 0: not a record of this format.")
     sidecar = name.removesuffix(".tar") + ".parquet"
     has_sidecar = store.has(sidecar)
     if has_sidecar:
+        beside = join_uri(store.uri, sidecar)
         with store.open(sidecar) as file:
-            table = read_table(file, rows, None, join_uri(store.uri, sidecar))
+            columns = open_sidecar(file, rows, beside, geometry).schema_arrow.names
+            geometry = _name_bands(geometry, columns)
+            table = read_table(file, rows, None, beside, geometry)
     else:
-        table = _json_table(where, records, rows)
-    return OpenShard(split, name, rows, records, table, has_sidecar)
+        table = _json_table(where, records, rows, geometry)
+    return geometry, OpenShard(split, name, rows, records, table, has_sidecar)
+
+
+def _bare_geometry(head: bytes, where: str) -> Geometry:
+    """Geometry of a tar by its first headers; what they do not say is made up but for DECaLS."""
+    found = _SHAPE.search(head)
+    if found is None:  # no records, or none of this format, as will turn out
+        return DECALS
+    bands, side, other = map(int, found.groups())
+    if (bands, side, other) == DECALS.shape:
+        return DECALS
+    names = tuple(f"band{number}" for number in range(bands))
+    try:
+        geometry = Geometry(
+            survey="unknown",
+            bands=names,
+            side=side,
+            pixel_scale_arcsec=1.0,
+            reference_band=names[bands // 2] if names else "",
+            zero_point=0.0,
+            sky_noise=(1.0,) * bands,
+        )
+    except DatasetError as error:
+        raise ShardError(f"{where}, offset 0: not a record of this format ({error}).") from None
+    return geometry
+
+
+def _name_bands(geometry: Geometry, columns: Sequence[str]) -> Geometry:
+    """Name bands that are not known by the columns of a sidecar."""
+    measured = tuple(name[7:] for name in columns if name.startswith("median_"))
+    if geometry is DECALS or len(measured) != len(geometry.bands):
+        return geometry
+    try:
+        reference = measured[geometry.reference]
+        return replace(geometry, bands=measured, reference_band=reference)
+    except DatasetError:
+        return geometry
 
 
 def _json_table(
-    where: str, records: Callable[[int, int], NDArray[np.uint8]], rows: int
+    where: str,
+    records: Callable[[int, int], NDArray[np.uint8]],
+    rows: int,
+    geometry: Geometry,
 ) -> pa.Table:
     """What the JSON members hold, with the keys."""
-    values = []
-    for start in range(0, rows, _BLOCK_ROWS):
-        for record in records(start, min(rows, start + _BLOCK_ROWS)):
+    values, step = [], geometry.scaled_rows(_BLOCK_ROWS)
+    for start in range(0, rows, step):
+        for record in records(start, min(rows, start + step)):
             try:
-                values.append({"key": record_key(record), **record_json(record)})
+                values.append({"key": record_key(record), **record_json(record, geometry)})
             except ValueError as error:
                 raise ShardError(
-                    f"{where}, offset {len(values) * RECORD_STRIDE}: the JSON member cannot be "
+                    f"{where}, offset {len(values) * geometry.stride}: the JSON member cannot be "
                     f"read: {error}."
                 ) from error
     found = {name for row in values for name in row}

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lensprep.dataset.geometry import join_bands
 from lensprep.inspection.inspect import Inspection
 
 _BARS: Final = " ▁▂▃▄▅▆▇█"
@@ -38,7 +39,8 @@ def _head(inspection: Inspection) -> Text:
     if facts:
         norm = facts["normalization"]
         text.append(
-            f"\nformat {facts['format_version']}, bands {''.join(facts['bands'])}, "
+            f"\nformat {facts['format_version']}, {inspection.survey}, "
+            f"bands {join_bands(facts['bands'])}, "
             f"{facts['pixel_scale_arcsec']} arcsec/pixel, {norm['mode']}, "
             f"clipped at {norm['clip']:g}"
         )
@@ -86,6 +88,7 @@ def _splits(inspection: Inspection) -> RenderableType:
     ]
     if inspection.models:
         lines.append(f"lens models: {_counts(inspection.models)}")
+    lines += [f"{name}: {_counts(rows)}" for name, rows in inspection.sources.items()]
     return Group(table, *map(Text, lines))
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lensprep.dataset import Dataset, ShardInfo, layout
+from lensprep.dataset import Dataset, Geometry, ShardInfo, layout
 from lensprep.dataset.record import (
     encode_json,
     header_faults,
@@ -25,26 +25,34 @@ from lensprep.dataset.record import (
     record_key,
 )
 from lensprep.dataset.sidecar import count_kinds
+from lensprep.dataset.strictjson import check_object
+from lensprep.decode.cutoutfile import read_catalog_cutout, read_position
 from lensprep.decode.normalize import Normalizer
 from lensprep.decode.stampnpz import decode_batch
 from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import (
     ChangedError,
+    ConfigError,
     DatasetError,
     InputError,
     NotFoundError,
     ShardError,
     StorageError,
 )
-from lensprep.source.listing import Location
-from lensprep.source.survey import STAMP_COLUMN
+from lensprep.source.catalog import Catalog, CutoutSource, is_catalog, open_catalogs
+from lensprep.source.cutouts import NO_CUTOUT
+from lensprep.source.footers import SourceFile
+from lensprep.source.listing import Location, as_locations
+from lensprep.source.survey import STAMP_COLUMN, recorded_survey
 from lensprep.source.tree import LEAVE_OUT, Source
 from lensprep.store import S3Options, Store, is_remote
 
 MAX_FAULTS = 20
 """Faults listed for one shard, or one file of a source; those beyond are counted in a last line."""
 
-_BLOCK_ROWS = 256
+_NO_CATALOG: Final = "Folders of cutouts belong to catalogues: name their tables with --against."
+_BLOCK_ROWS: Final = 256
+"""Rows checked together, `Geometry.scaled_rows`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +79,7 @@ def verify(
     dataset: str,
     *,
     against: Location | Sequence[Location] | None = None,
+    folders: Sequence[str] = (),
     sample: int | None = 1000,
     seed: int = 0,
     workers: int | None = None,
@@ -87,7 +96,12 @@ def verify(
     dataset : str
         Folder of the dataset, local or ``s3://``.
     against : str or path, or a sequence of them, optional
-        The Phase 4c trees it was made from: rows are decoded and normalised again and compared.
+        The trees and catalogues of cutouts it was made from: rows are decoded and normalised again
+        and compared. What catalogues call their columns, and which grades are lenses, stands in the
+        manifest.
+    folders : sequence of str
+        Folders of the cutouts, in the order of the catalogues; the folder that a catalogue lies in
+        for those that have none.
     sample : int, optional
         How many rows to compare with the source, drawn at random; None means all.
     seed : int
@@ -112,7 +126,9 @@ def verify(
     opened = Dataset.open(dataset, options)
     source = None
     if against is not None:  # opened before hours of reading, since it may not be there
-        source = Source.open(against, skip_bad_files=True, options=options)
+        source = _open_source(opened, as_locations(against), folders, options or S3Options())
+    elif folders:
+        raise ConfigError(_NO_CATALOG)
     splits = opened.manifest.splits
     total = sum(split.rows for split in splits.values())
     tasks = [(name, index) for name, split in splits.items() for index in range(len(split.shards))]
@@ -129,7 +145,7 @@ def verify(
     faults += _reject_faults(opened)
     compared = 0
     if source is not None:
-        compared, found = _compare_with_source(opened, source, sample, seed)
+        compared, found = _compare_with_source(opened, *source, sample, seed, options)
         faults += found
     faults.sort(key=lambda fault: (fault.file, fault.row or 0))
     return {
@@ -221,8 +237,9 @@ def _record_faults(
     dataset: Dataset, shard: ShardInfo, tar: NDArray[np.uint8], side: pa.Table
 ) -> list[Fault]:
     """Faults of the records, each with its row and offset."""
-    end = shard.rows * layout.RECORD_STRIDE
-    records = tar[:end].reshape(shard.rows, layout.RECORD_STRIDE)
+    geometry = dataset.geometry
+    end, step = shard.rows * geometry.stride, geometry.scaled_rows(_BLOCK_ROWS)
+    records = tar[:end].reshape(shard.rows, geometry.stride)
     clip = dataset.manifest.normalization.clip
     keys = side["key"].to_pylist()
     crcs = side["payload_crc32"].to_numpy()
@@ -230,33 +247,36 @@ def _record_faults(
     faults: list[Fault] = []
 
     def add(row: int, offset: int, what: str) -> None:
-        faults.append(Fault(shard.name, what, row, row * layout.RECORD_STRIDE + offset))
+        faults.append(Fault(shard.name, what, row, row * geometry.stride + offset))
 
-    for start in range(0, shard.rows, _BLOCK_ROWS):
-        block = records[start : start + _BLOCK_ROWS]
+    for start in range(0, shard.rows, step):
+        block = records[start : start + step]
         rows = range(start, start + len(block))
-        for row in header_faults(block).tolist():
+        for row in header_faults(block, geometry).tolist():
             add(start + row, 0, "a tar or .npy header is not the writer's")
-        for row in np.flatnonzero(payload_crc32(block) != crcs[start : start + len(block)]):
-            add(start + int(row), 640, "the pixels do not have the sidecar's CRC-32")
-        outside = ~(np.abs(payload_view(block)) <= clip).all(axis=(1, 2, 3))
+        found = payload_crc32(block, geometry)
+        for row in np.flatnonzero(found != crcs[start : start + len(block)]):
+            add(
+                start + int(row),
+                layout.PAYLOAD_OFFSET,
+                "the pixels do not have the sidecar's CRC-32",
+            )
+        outside = ~(np.abs(payload_view(block, geometry)) <= clip).all(axis=(1, 2, 3))
         for row in np.flatnonzero(outside):
-            add(start + int(row), 640, f"a pixel is not finite or beyond the clip of {clip:g}")
+            what = f"a pixel is not finite or beyond the clip of {clip:g}"
+            add(start + int(row), layout.PAYLOAD_OFFSET, what)
         for row, record in zip(rows, block, strict=True):
             if record_key(record) != keys[row]:
                 add(row, 0, f"the key is not the sidecar's {keys[row]}")
-            if (
-                bytes(record[layout.JSON_OFFSET : layout.JSON_OFFSET + layout.JSON_BYTES])
-                != texts[row]
-            ):
-                add(row, layout.JSON_OFFSET, "the JSON member is not what the sidecar says")
+            if bytes(record[geometry.json_offset :]) != texts[row]:
+                add(row, geometry.json_offset, "the JSON member is not what the sidecar says")
     if tar[end:].any():
         add(shard.rows, 0, "the archive does not end in two zero blocks")
     if "lens_model" in side.column_names:
         label_map, models = dataset.manifest.label_map, side["lens_model"].to_pylist()
         labels = np.array([label_map.get(name, -1) for name in models], np.int64)
         for row in np.flatnonzero(labels != side["label"].to_numpy()):
-            add(int(row), layout.JSON_OFFSET, "the label is not the label map's of lens_model")
+            add(int(row), geometry.json_offset, "the label is not the label map's of lens_model")
     first: dict[str, int] = {}
     for row, key in enumerate(keys):
         if first.setdefault(key, row) != row:
@@ -340,6 +360,12 @@ def _reject_faults(dataset: Dataset) -> Iterator[Fault]:
             f"{account['accepted']} accepted and {left_out} left out; the splits have {accepted}"
         )
         yield Fault(layout.MANIFEST_NAME, text)
+    if by_source := account.get("sources"):
+        parts = [kind for of in by_source.values() for at in of.values() for kind in at.values()]
+        for what in ("input_rows", "accepted"):
+            if (rows := sum(part[what] for part in parts)) != account[what]:
+                text = f"its sources have {rows} {what}, where the account has {account[what]}"
+                yield Fault(layout.MANIFEST_NAME, text)
     try:
         with dataset.store.open(layout.REJECTS_NAME) as file:
             rows = pq.ParquetFile(file).metadata.num_rows
@@ -350,18 +376,75 @@ def _reject_faults(dataset: Dataset) -> Iterator[Fault]:
         yield Fault(layout.REJECTS_NAME, f"has {rows} rows where {left_out} were left out")
 
 
+def _open_source(
+    dataset: Dataset, uris: Sequence[Location], folders: Sequence[str], options: S3Options
+) -> tuple[Source, dict[str, Catalog]]:
+    """Trees and catalogues as one source, and the catalogues by what ``source_file`` says.
+
+    Regions and splits of catalogues' rows are not looked for: pixels, identity and labels of a row
+    do not depend on the trees around it.
+    """
+    survey = recorded_survey(dataset.manifest.source)
+    named = [uri for uri in uris if is_catalog(uri, survey, options)]
+    trees = [uri for uri in uris if uri not in named]
+    if folders and not named:
+        raise ConfigError(_NO_CATALOG)
+    tree = None
+    if trees:
+        tree = Source.open(trees, skip_bad_files=True, options=options, survey=survey)
+        if not named:
+            return tree, {}
+    columns, grades, dropped = _catalog_settings(dataset.manifest.config)
+    opened = open_catalogs(
+        named,
+        folders,
+        read_position,
+        survey=survey,
+        columns=columns,
+        grade_lens=grades,
+        drop_columns=dropped,
+        options=options,
+    )
+    uri = " ".join(map(str, uris))
+    source = CutoutSource.of(tree, opened, uri, survey, dropped, options)
+    return source, {catalog.path: catalog for catalog in opened}
+
+
+def _catalog_settings(config: Mapping[str, Any]) -> tuple[dict[str, str], list[str], list[str]]:
+    """What catalogues call their columns, grades that are lenses, and columns that were dropped."""
+    given = check_object(config.get("cutouts") or {}, "config: cutouts")
+    columns, grades = given.get("columns") or [], given.get("grade_lens") or []
+    dropped = config.get("drop_columns") or []
+    for name, pairs in (("cutouts", columns), ("cutouts", [grades]), ("drop_columns", [dropped])):
+        if not isinstance(pairs, list) or not all(map(_is_texts, pairs)):
+            raise DatasetError(f"config: {name} does not hold names of columns or grades")
+    if any(len(pair) != 2 for pair in columns):
+        raise DatasetError("config: cutouts: columns does not hold pairs of names")
+    return dict(columns), grades, dropped
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
 def _compare_with_source(
-    dataset: Dataset, source: Source, sample: int | None, seed: int
+    dataset: Dataset,
+    source: Source,
+    catalogs: Mapping[str, Catalog],
+    sample: int | None,
+    seed: int,
+    options: S3Options | None,
 ) -> tuple[int, list[Fault]]:
     """Derive rows again from the source and compare pixels and identity, bit by bit.
 
     If the source is not the one in the manifest, a single fault says how it differs.
     """
-    files = {file.path: file for file in source.files}
-    normalizer = Normalizer(dataset.manifest.normalization)
+    files: dict[str, SourceFile | Catalog] = {file.path: file for file in source.files}
+    files |= catalogs
+    normalizer = Normalizer(dataset.manifest.normalization, dataset.geometry)
     faults: dict[str, list[Fault]] = {}
     compared, named = 0, set[str]()
-    wanted = ["task_id", "source_file", "source_row_group", "source_row"]
+    wanted = ["task_id", "label", "source_file", "source_row_group", "source_row"]
     total = sum(split.rows for split in dataset.manifest.splits.values())
     for name, split in dataset.manifest.splits.items():
         side = dataset.read_sidecar(name, wanted)
@@ -380,21 +463,81 @@ def _compare_with_source(
             if path not in files:
                 found.append(Fault(path, f"is not in {source.uri}"))
                 continue
-            groups = files[path].row_groups
-            if not 0 <= group < len(groups) or not groups[group].rows:
-                found.append(Fault(path, f"has no row group {group} with rows"))
-                continue
             try:
-                table = source.read_row_group(files[path], group, ["task_id", STAMP_COLUMN])
+                fresh = _fresh_rows(source, files[path], group, dataset.geometry, options)
             except InputError as error:
                 found.append(Fault(path, str(error).removesuffix(LEAVE_OUT).strip()))
                 continue
+            if fresh is None:
+                found.append(Fault(path, f"has no row group {group} with rows"))
+                continue
             compared += rows.num_rows
-            found += _row_faults(dataset, name, rows, table, normalizer)
-    if dataset.manifest.source.get("digest") not in (None, source.digest()):
+            found += _row_faults(dataset, name, rows, fresh, normalizer)
+    if not _is_same_source(dataset, source, catalogs):
         altered = {path for path, found in faults.items() if found} & {*files}
         return compared, [_other_source(dataset, source, named, altered)]
     return compared, [f for path, found in faults.items() for f in _first_of(found, path)]
+
+
+def _is_same_source(dataset: Dataset, source: Source, catalogs: Mapping[str, Catalog]) -> bool:
+    """Whether a source is the one in the manifest, as far as its listing says."""
+    about = dataset.manifest.source
+    if not catalogs:
+        return about.get("digest") in (None, source.digest())
+    # The digest of catalogues covers regions and splits of their rows, which are not made here.
+    now = {"files": len(source.files), "rows": source.rows, "bytes": source.bytes}
+    return all(about.get(name) in (None, value) for name, value in now.items())
+
+
+class _Fresh(NamedTuple):
+    """Rows of a row group of the source, or of a catalogue."""
+
+    task_ids: pa.ChunkedArray
+    labels: NDArray[np.int8] | None
+    """What a catalogue says; of trees None."""
+    decode: Callable[[NDArray[np.int64], NDArray[np.float32]], Sequence[str | None]]
+    """Puts the pixels of some rows into an array; why each has none, or None."""
+
+
+def _fresh_rows(
+    source: Source,
+    file: SourceFile | Catalog,
+    group: int,
+    geometry: Geometry,
+    options: S3Options | None,
+) -> _Fresh | None:
+    """The rows of a row group; None if there is none with rows."""
+    if isinstance(file, Catalog):
+        decode = partial(_decode_cutouts, file, geometry, options)
+        labels = file.facts["label"].to_numpy()
+        return None if group else _Fresh(file.table["task_id"], labels, decode)
+    if not 0 <= group < len(file.row_groups) or not file.row_groups[group].rows:
+        return None
+    table = source.read_row_group(file, group, ["task_id", STAMP_COLUMN])
+
+    def decode_rows(rows: NDArray[np.int64], out: NDArray[np.float32]) -> Sequence[str | None]:
+        return decode_batch(table[STAMP_COLUMN].take(pa.array(rows)), out, geometry.bands)
+
+    return _Fresh(table["task_id"], None, decode_rows)
+
+
+def _decode_cutouts(
+    catalog: Catalog,
+    geometry: Geometry,
+    options: S3Options | None,
+    rows: NDArray[np.int64],
+    out: NDArray[np.float32],
+) -> list[str | None]:
+    reasons = list[str | None]()
+    for file, pixels in zip(
+        catalog.facts["file"].take(pa.array(rows)).to_pylist(), out, strict=True
+    ):
+        if file is None:
+            reasons.append(NO_CUTOUT)
+            continue
+        refusal = read_catalog_cutout(catalog.folder, file, pixels, geometry, options)
+        reasons.append(refusal and f"{refusal.reason}: {refusal.detail}")
+    return reasons
 
 
 def _other_source(dataset: Dataset, source: Source, named: set[str], altered: set[str]) -> Fault:
@@ -434,22 +577,23 @@ def _by_row_group(side: pa.Table) -> Iterator[tuple[tuple[str, int], pa.Table]]:
 
 
 def _row_faults(
-    dataset: Dataset, split: str, rows: pa.Table, table: pa.Table, normalizer: Normalizer
+    dataset: Dataset, split: str, rows: pa.Table, fresh: _Fresh, normalizer: Normalizer
 ) -> Iterator[Fault]:
     """Rows of a split that are not those of a row group of the source."""
     source_rows = rows["source_row"].to_numpy()
-    known = (source_rows >= 0) & (source_rows < table.num_rows)
-    taken = table.take(pa.array(np.where(known, source_rows, 0)))
-    for start in range(0, rows.num_rows, _BLOCK_ROWS):
-        block, fresh = rows.slice(start, _BLOCK_ROWS), taken.slice(start, _BLOCK_ROWS)
-        pixels = np.zeros((block.num_rows, *layout.STAMP_SHAPE), np.float32)
-        reasons = decode_batch(fresh[STAMP_COLUMN], pixels)
+    known = (source_rows >= 0) & (source_rows < len(fresh.task_ids))
+    taken = np.where(known, source_rows, 0)
+    step = dataset.geometry.scaled_rows(_BLOCK_ROWS)
+    for start in range(0, rows.num_rows, step):
+        block, places = rows.slice(start, step), taken[start : start + step]
+        pixels = np.zeros((block.num_rows, *dataset.geometry.shape), np.float32)
+        reasons = fresh.decode(places, pixels)
         pixels[[reason is not None for reason in reasons]] = 0
         stored = dataset.read_pixels(split, block["index"].to_numpy())
         derived = np.empty_like(stored)
         normalizer(pixels, derived)
         same = (derived.view(np.uint16) == stored.view(np.uint16)).all(axis=(1, 2, 3))
-        there = fresh["task_id"].to_pylist()
+        there = fresh.task_ids.take(pa.array(places)).to_pylist()
         for number, row in enumerate(block.to_pylist()):
             if not known[start + number]:
                 what = "the source has no such row"
@@ -459,6 +603,10 @@ def _row_faults(
                 what = f"its stamp cannot be decoded ({reasons[number]})"
             elif not same[number]:
                 what = "the pixels differ"
+            elif (
+                fresh.labels is not None and (label := fresh.labels[places[number]]) != row["label"]
+            ):
+                what = f"its label is {'none' if label < 0 else label} there, not {row['label']}"
             else:
                 continue
             index = row["index"]

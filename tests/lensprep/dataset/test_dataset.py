@@ -117,6 +117,13 @@ def test_a_cut_or_missing_shard_is_named_with_its_offset(tmp_path):
         dataset.map_shard(shard)
 
 
+def test_the_json_has_origin_and_kind_where_they_are_stated():
+    columns = {"label": [1, 0], "origin": ["real", None], "kind": ["spiral \u03b1", None]}
+    stated, plain = encode_json(columns)
+    assert json.loads(stated) == {"label": 1, "origin": "real", "kind": "spiral \u03b1"}
+    assert plain == encode_json({"label": [0]})[0]
+
+
 def test_no_manifest_means_no_dataset(tmp_path):
     root, _, _ = small(tmp_path)
     (root / "manifest.json").unlink()
@@ -166,7 +173,8 @@ def repeat_the_first_shard(d):
         (lambda d: d["normalization"].update(clip=1 << 62), r"clip .* is not in \(0, 65504\]"),
         (lambda d: d["normalization"].update(mode=["mad_stamp"]), "mode is .*, not text"),
         (lambda d: d["normalization"].update(mode="asinh_survey"), "no entry 'softening_g'"),
-        (lambda d: d["normalization"].update(parameters={"mode": 1}), "parameters of mad_stamp"),
+        (lambda d: d["normalization"].update(parameters={"mode": 1}), "mode and clip are no"),
+        (lambda d: d["normalization"].update(parameters={"inner_px": 1}), "are none, not"),
         (lambda d: d.update(splits=[]), r"splits is \[\], not an object"),
         (lambda d: d["splits"].update(dev=d["splits"].pop("train")), "no split 'dev'; known"),
         (lambda d: d["splits"].update(val=d["splits"]["train"]), "shard 0 of val is train/train"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lensprep.dataset import NormalizationSpec
+from lensprep.dataset import DECALS, NormalizationSpec
 from lensprep.dataset.normalization import (
     MODES,
     add_flux,
@@ -15,7 +15,8 @@ from lensprep.dataset.normalization import (
     radius_px,
 )
 from lensprep.decode.normalize import Normalizer
-from lensprep.errors import ConfigError
+from lensprep.errors import ConfigError, DatasetError
+from tests.datasets import PAIR
 
 SPECS = [
     normalization_spec("mad_stamp"),
@@ -103,9 +104,45 @@ def test_the_centre_is_the_corner_of_four_pixels():
 @pytest.mark.parametrize("mode", MODES)
 def test_spec_names_every_number_and_survives_json(mode):
     spec = normalization_spec(mode)
-    assert spec.known_parameters == tuple(spec.parameters)
+    assert spec.of_bands(DECALS) == spec
     assert spec.clip == 10
     assert Normalizer(NormalizationSpec.from_dict(spec.to_dict())).spec == spec
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_stamps_of_other_surveys_come_back(mode):
+    spec = normalization_spec(mode, geometry=PAIR)
+    flux = np.random.default_rng(1).normal(0, 0.03, (5, *PAIR.shape)).astype(np.float32)
+    median, scale = band_statistics(flux, spec)
+    assert median.shape == scale.shape == (5, 2)
+    stored = normalize(flux, spec, median, scale)
+    np.testing.assert_allclose(denormalize(stored, spec, median, scale), flux, atol=3e-4)
+
+
+def test_defaults_follow_the_survey():
+    assert normalization_spec("asinh_survey", geometry=PAIR).parameters == {
+        "softening_nir": 0.02,
+        "softening_Y": 0.05,
+    }
+    annulus = normalization_spec("mad_annulus", geometry=PAIR)
+    assert annulus.parameters == {"inner_px": 10.0, "outer_px": 16.0}
+    assert normalization_spec("mad_annulus").parameters == {"inner_px": 20.0, "outer_px": 32.0}
+    with pytest.raises(ConfigError, match=r"a stamp of 32 pixels .* the defaults are 10 and 16"):
+        normalization_spec("mad_annulus", geometry=PAIR, inner_px=23.0, outer_px=32.0)
+    with pytest.raises(ConfigError, match="does not know softening_g: it has softening_nir, "):
+        normalization_spec("asinh_survey", geometry=PAIR, softening_g=0.1)
+
+
+def test_softenings_are_put_in_the_order_of_the_bands():
+    parameters = {"softening_Y": 0.05, "softening_nir": 0.02}
+    spec = NormalizationSpec(mode="asinh_survey", clip=10.0, parameters=parameters)
+    assert [*spec.of_bands(PAIR).parameters] == ["softening_nir", "softening_Y"]
+    stored = normalize(np.full((1, 2, 4, 4), 0.02, np.float32), spec.of_bands(PAIR), 0, 0)
+    assert stored[0, :, 0, 0].tolist() == [np.float16(np.arcsinh(1)), np.float16(np.arcsinh(0.4))]
+    with pytest.raises(DatasetError, match=r"are softening_g, softening_r, softening_z, not"):
+        spec.of_bands(DECALS)
+    with pytest.raises(ConfigError, match="has softenings of 2 bands, the stamps have 3"):
+        normalize(random_flux(1), spec, 0, 0)
 
 
 def test_spec_completes_partial_parameters():

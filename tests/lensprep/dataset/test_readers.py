@@ -11,14 +11,22 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from lensprep.dataset import Dataset
-from lensprep.dataset.layout import NPY_BYTES, NPY_HEADER_BYTES, shard_bytes
-from tests.datasets import dataset_fixture
+from lensprep.dataset import DECALS, Dataset
+from lensprep.dataset.layout import NPY_HEADER_BYTES
+from tests.datasets import PAIR, tiny_dataset
 
 ROWS, SHARD_ROWS = 20, 8
 
 
-root = dataset_fixture(ROWS, SHARD_ROWS)
+@pytest.fixture(scope="module", params=[DECALS, PAIR], ids=["format 1", "format 2"])
+def geometry(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, geometry):
+    folder = tmp_path_factory.mktemp("data")
+    return tiny_dataset(folder, ROWS, SHARD_ROWS, geometry=geometry)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +88,9 @@ def needs_gnu_tar():
 
 
 @pytest.mark.usefixtures("needs_gnu_tar")
-def test_gnu_tar_lists_every_member(shards, stored):
+def test_gnu_tar_lists_every_member(shards, stored, geometry):
     keys = stored[0]
-    assert shards[0].stat().st_size == shard_bytes(SHARD_ROWS)
+    assert shards[0].stat().st_size == geometry.shard_bytes(SHARD_ROWS)
     code, listed, complaints = gnu_tar("-tvf", shards[0], "--utc", "--numeric-owner")
     assert (code, complaints) == (0, "")
     lines = [line.split() for line in listed.splitlines()]
@@ -90,7 +98,7 @@ def test_gnu_tar_lists_every_member(shards, stored):
         f"{key}.{suffix}" for key in keys[:SHARD_ROWS] for suffix in ("stamp.npy", "json")
     ]
     assert {tuple(line[:2]) for line in lines} == {("-rw-r--r--", "0/0")}
-    assert [int(line[2]) for line in lines[::2]] == [NPY_BYTES] * SHARD_ROWS
+    assert [int(line[2]) for line in lines[::2]] == [geometry.npy_bytes] * SHARD_ROWS
     assert {line[3] for line in lines} == {"1970-01-01"}
 
 

@@ -1,14 +1,16 @@
 """A dataset in an object store: it answers as a local one, and reads no more than it must."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from lensprep.dataset import BANDS, Dataset, LocalDataset, RemoteDataset, open_dataset
+from lensprep.dataset import BANDS, DECALS, Dataset, LocalDataset, RemoteDataset, open_dataset
 from lensprep.dataset.remote import _GAP_ROWS, _ROWS_AT_ONCE, _batches
 from lensprep.errors import DatasetError, NotFoundError, ShardError, StorageError
 from lensprep.inspection.target import open_target
 from lensprep.transfer import upload
-from tests.datasets import put_folder, tiny_dataset
+from tests.datasets import PAIR, put_folder, tiny_dataset
 from tests.faultproxy import FaultProxy
 
 
@@ -24,7 +26,7 @@ from tests.faultproxy import FaultProxy
 )
 def test_batches_hold_every_row_once_and_no_more_than_a_shard_or_two(rows):
     which = rows // 1000  # shards of 1,000 rows
-    batches = list(_batches(rows % 1000, which))
+    batches = list(_batches(rows % 1000, which, DECALS))
     found = [row for batch in batches for low, high in batch for row in rows[low:high]]
     assert found == rows.tolist()
     for batch in batches:
@@ -34,9 +36,17 @@ def test_batches_hold_every_row_once_and_no_more_than_a_shard_or_two(rows):
 
 def test_a_long_stretch_of_one_shard_is_cut():
     rows = np.arange(5 * _ROWS_AT_ONCE)
-    assert list(_batches(rows, np.zeros_like(rows))) == [
+    assert list(_batches(rows, np.zeros_like(rows), DECALS)) == [
         [(start, start + _ROWS_AT_ONCE)] for start in range(0, len(rows), _ROWS_AT_ONCE)
     ]
+
+
+def test_large_records_are_read_few_at_a_time_and_neighbours_together():
+    large = replace(PAIR, side=256)
+    rows = np.delete(np.arange(4000), range(100, 104))
+    batches = list(_batches(rows, np.zeros_like(rows), large))
+    assert batches[0][:1] == [(0, 100)]  # the rows between are more than another request
+    assert max(sum(high - low for low, high in batch) for batch in batches) * large.stride < 880e6
 
 
 def test_each_location_has_its_leaf_and_both_answer_alike(s3, tmp_path):

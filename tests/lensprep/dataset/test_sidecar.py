@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from lensprep.dataset import Dataset
+from lensprep.dataset.sidecar import read_origins, read_statistics
 from lensprep.errors import DatasetError, ShardError
 from lensprep.inspection.verify import verify
-from tests.datasets import replace_sidecar, tiny_dataset
+from tests.datasets import PAIR, replace_sidecar, tiny_dataset, tiny_table
 from tests.faults.altered import deep_schema
 
 ROWS = 5
@@ -66,6 +67,42 @@ def test_what_is_no_sidecar_is_a_line_and_a_fault(root, change, message):
     assert any(message.split()[0] in fault["what"] for fault in verify(str(root))["faults"])
 
 
+@pytest.mark.parametrize("column", ["median_nir", "psf_fwhm_used_Y", "src_nirY"])
+def test_columns_of_any_surveys_bands_hold_numbers(tmp_path, column):
+    root = tiny_dataset(tmp_path, ROWS, geometry=PAIR)
+    table = pq.read_table(root / NAME)
+    if column in table.column_names:
+        table = table.drop_columns([column])
+    dataset = put(root, table.append_column(column, pa.array(["a"] * ROWS)))
+    with pytest.raises(ShardError, match=f"has string in column '{column}', not numbers"):
+        dataset.read_sidecar("train", ["key"])
+    dataset = put(root, table.append_column("src_gr", pa.array(["a"] * ROWS)))
+    assert dataset.read_sidecar("train", ["src_gr"]).num_rows == ROWS  # none of its columns
+
+
+def test_statistics_are_those_of_the_surveys_bands():
+    table = tiny_table(ROWS, geometry=PAIR)
+    place = table.column_names.index("scale_Y")
+    table = table.set_column(place, "scale_Y", pa.array([1.0, 2.0, None, 4.0, 5.0]))
+    median, scale = read_statistics(table, PAIR)
+    assert median.shape == scale.shape == (ROWS, 2)
+    np.testing.assert_array_equal(scale[:, 1], np.float32([1, 2, np.nan, 4, 5]))
+    with pytest.raises(DatasetError, match="no median_"):
+        read_statistics(table)
+
+
+def test_rows_are_simulated_unless_they_say_otherwise():
+    table = tiny_table(ROWS)
+    assert read_origins(table).to_pylist() == ["simulated"] * ROWS
+    stated = ["real", None, "", "elsewhere", "simulated"]
+    for kind in (pa.string(), pa.dictionary(pa.int8(), pa.string())):
+        found = read_origins(table.append_column("origin", pa.array(stated).cast(kind)))
+        assert found.to_pylist() == ["real", "simulated", "simulated", "elsewhere", "simulated"]
+    empty = table.append_column("origin", pa.nulls(ROWS))
+    assert read_origins(empty).to_pylist() == ["simulated"] * ROWS
+    assert len(read_origins(empty.slice(0, 0))) == 0
+
+
 def test_columns_of_other_types_are_read_and_nested_ones_left(root):
     table = pq.read_table(root / NAME)
     table = table.append_column("price", pa.array([Decimal("1.5")] * ROWS))
@@ -112,6 +149,16 @@ def test_a_footer_that_states_more_than_the_tar_has_is_refused_unread(root):
     dataset = put(root, table.append_column("extra", pa.array(["x" * 2_000_000] * ROWS)))
     with pytest.raises(ShardError, match="would unpack to more bytes than the tar"):
         dataset.read_sidecar("train", ["label"])
+
+
+def test_a_sidecar_may_be_as_large_as_the_tar_of_its_own_stamps(tmp_path):
+    """A text that the records of DECaLS would have room for."""
+    rows = 200
+    root = tiny_dataset(tmp_path, rows, rows, geometry=PAIR)
+    table = pq.read_table(root / NAME)
+    dataset = put(root, table.append_column("extra", pa.array(["x" * 20_000] * rows)))
+    with pytest.raises(ShardError, match="would unpack to more bytes than the tar"):
+        dataset.read_sidecar("train", ["extra"])
 
 
 def test_a_schema_nested_beyond_a_parsers_stack_is_refused(root):

@@ -87,7 +87,7 @@ def test_label_theta_e_and_key_stand_under_each_stamp():
 
 def test_the_kind_of_a_counterfactual_stands_beside_its_label():
     kinds = ("unlensed", "lensed")
-    figure = draw_montage([replace(stamp(n), counterfactual=kinds[n]) for n in (0, 1)])
+    figure = draw_montage([replace(stamp(n), notes=(kinds[n],)) for n in (0, 1)])
     assert texts_of(figure)[::2] == ["label 0   unlensed", "label 1   θ_E 0.60″   lensed"]
 
 
@@ -97,10 +97,10 @@ def test_the_kinds_drawn_are_those_of_the_rows(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         "lensprep.inspection.montage.draw_montage",
-        lambda stamps: drawn.extend(stamps) or draw_montage(stamps),
+        lambda stamps, geometry: drawn.extend(stamps) or draw_montage(stamps, geometry),
     )
     write_montage(tmp_path / "ds", tmp_path / "a.png", count=8)
-    assert [s.counterfactual for s in drawn] == [("unlensed", "lensed")[s.label] for s in drawn]
+    assert [s.notes for s in drawn] == [(("unlensed", "lensed")[s.label],) for s in drawn]
     assert len(drawn) == 8
 
 
@@ -126,7 +126,9 @@ def test_every_normalisation_is_undone_before_drawing(tree, tmp_path, mode, monk
     drawn = {}
     monkeypatch.setattr(
         "lensprep.inspection.montage.draw_montage",
-        lambda stamps: drawn.update({s.key: s.pixels for s in stamps}) or draw_montage(stamps[:2]),
+        lambda stamps, _: (
+            drawn.update({s.key: s.pixels for s in stamps}) or draw_montage(stamps[:2])
+        ),
     )
     write_montage(root, tmp_path / "a.png", count=16)
     sidecar = Dataset.open(root).read_sidecar("train", ["key", "task_id"])
