@@ -47,14 +47,8 @@ from deflate import deflate_decompress
 
 from lensprep.convert import ConvertConfig, convert
 from lensprep.convert.tasks import Progress
-from lensprep.dataset.layout import (
-    BANDS,
-    JSON_FIELDS,
-    RECORD_STRIDE,
-    SKY_NOISE_NMGY,
-    STAMP_SHAPE,
-    STAMP_SIZE,
-)
+from lensprep.dataset.geometry import DECALS
+from lensprep.dataset.layout import JSON_FIELDS
 from lensprep.dataset.normalization import DEFAULT_CLIP, MAD_TO_SIGMA, normalization_spec
 from lensprep.decode import zipwalk
 from lensprep.decode.normalize import Normalizer
@@ -235,7 +229,7 @@ def _make_ready(rows: int) -> None:
     As much memory is touched as a conversion of so many rows writes to files: runs and shards.
     """
     os.sync()
-    np.ones(2 * rows * RECORD_STRIDE, np.uint8)
+    np.ones(2 * rows * DECALS.stride, np.uint8)
 
 
 def _compare_workers(
@@ -289,7 +283,7 @@ def _inflate(streams: list[tuple[memoryview, int]]) -> None:
 
 def _time_steps(blobs: pa.ChunkedArray) -> dict[str, float]:
     """Seconds of decoding and of normalising, in batches as conversion has them."""
-    pixels = np.empty((BATCH_ROWS, *STAMP_SHAPE), np.float32)
+    pixels = np.empty((BATCH_ROWS, *DECALS.shape), np.float32)
     half = np.empty(pixels.shape, np.float16)
     normalizer = Normalizer(normalization_spec(_MODE))
     seconds = {"decode": 0.0, "normalize": 0.0}
@@ -340,7 +334,7 @@ def _seed_stamp(blob: bytes | None) -> npt.NDArray[np.float16] | None:
     """One stamp by NumPy alone; None if that fails."""
     try:
         with np.load(io.BytesIO(blob or b""), allow_pickle=False) as archive:
-            pixels = np.stack([archive[f"image_{band}"] for band in BANDS])
+            pixels = np.stack([archive[f"image_{band}"] for band in DECALS.bands])
     except Exception:  # what upstream does with a blob that cannot be read
         return None
     pixels = pixels.astype(np.float32)
@@ -403,8 +397,8 @@ def _made_rows(rows: int) -> pa.Table:
             "region_id": i // 2 % 20,
             "region_split": "train" if i // 2 % 20 < 16 else "val" if i // 2 % 20 < 18 else "test",
             "brickname": f"{i % 3600:04d}p000",
-            "bandset": "".join(BANDS),
-            "stamp_size": STAMP_SIZE,
+            "bandset": "".join(DECALS.bands),
+            "stamp_size": DECALS.side,
             "is_control": 1 - i % 2,
             "cutout_ok": 1,
             "lens_model": "SIE" if i % 2 else "CONTROL",
@@ -421,9 +415,13 @@ def _made_rows(rows: int) -> pa.Table:
 def _made_blob(seed: int) -> bytes:
     """One stamp of sky noise and a galaxy, nanomaggies, as upstream stores it."""
     rng = np.random.default_rng(seed)
-    noise = np.array([SKY_NOISE_NMGY[band] for band in BANDS])[:, None, None]
-    y, x = np.mgrid[:STAMP_SIZE, :STAMP_SIZE] - (STAMP_SIZE - 1) / 2 + rng.uniform(-2, 2, (2, 1, 1))
+    noise = np.array(DECALS.sky_noise)[:, None, None]
+    y, x = (
+        np.mgrid[: DECALS.side, : DECALS.side]
+        - (DECALS.side - 1) / 2
+        + rng.uniform(-2, 2, (2, 1, 1))
+    )
     galaxy = np.exp(-np.hypot(x, y) / rng.uniform(1.5, 6)) * rng.uniform(0.02, 0.5)
-    colour = np.geomspace(0.4, 1.8, len(BANDS))
-    pixels = rng.normal(0, noise, STAMP_SHAPE) + galaxy * colour[:, None, None]
+    colour = np.geomspace(0.4, 1.8, len(DECALS.bands))
+    pixels = rng.normal(0, noise, DECALS.shape) + galaxy * colour[:, None, None]
     return encode_stamp(pixels.astype(np.float32))

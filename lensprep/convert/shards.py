@@ -8,7 +8,7 @@ may be on a local disk or in an object store.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,23 +25,25 @@ from lensprep.convert.sites import Scratch, Sites
 from lensprep.convert.spill import ShardRows, Stretch, arrange, read_records
 from lensprep.convert.tasks import Progress, first_and_last, peak_rss_bytes, without_collector
 from lensprep.convert.workfolder import Work
-from lensprep.dataset.layout import SPLITS, shard_name
+from lensprep.dataset.geometry import DECALS, Geometry
+from lensprep.dataset.layout import KIND, ORIGIN, SPLITS, shard_name
 from lensprep.dataset.manifest import ShardInfo, SplitInfo
 from lensprep.dataset.sidecar import count_kinds
 from lensprep.dataset.writer import send_shard, write_shard
 from lensprep.decode.account import ACCEPTED, Account, row_classes
 from lensprep.decode.placement import shard_count, shard_range
-from lensprep.decode.prepare import duplicate_rows
+from lensprep.decode.prepare import duplicate_rows, origins_and_kinds
 from lensprep.decode.reasons import RejectReason
 from lensprep.decode.rowgroup import record_memory
 from lensprep.engine import Engine
 from lensprep.store import LocalStore, RemoteStore, member_path, sync_file
 
 BLOCK_ROWS = 4096
-"""Records of a shard that are in memory at a time: as many as those of a run."""
+"""Records of a shard that are in memory at a time, `Geometry.scaled_rows`: those of a run."""
 
 _WRITE_ROWS = 64
-"""Records hashed and written at a time: 1.7 MB, still in the cache when they are written."""
+"""Records hashed and written at a time, scaled: 1.7 MB, still in the cache when they are
+written."""
 
 _SYNC_THREADS = 2
 
@@ -55,6 +57,7 @@ class ShardTask:
     stop: int
     shards: int
     """Number of shards of the whole split."""
+    geometry: Geometry
     root: Path | None
     """Local folder in which the shards stay; without one they pass through ``scratch``."""
     store: RemoteStore | None
@@ -107,7 +110,9 @@ def _write_shard(
     places = shard_range(index, task.shards)
     rows = arrange([stretch.between(*places) for stretch in stretches])
     root = task.root or scratch
-    shard = write_shard(root, task.split, index, _record_blocks(rows), rows.table)
+    shard = write_shard(
+        root, task.split, index, _record_blocks(rows, task.geometry), rows.table, task.geometry
+    )
     if task.store is not None:
         send_shard(root, shard, task.store, keep=task.root is not None)
     name = task.names[index - task.first]
@@ -118,19 +123,29 @@ def _write_shard(
         "regions": pc.unique(rows.table["region_id"]).to_pylist(),
         "counterfactuals": count_kinds(rows.table),
         "dropped": Counter(row_classes(rows.dropped, rows.dropped["label"].to_numpy()).tolist()),
+        "dropped_sources": _dropped_sources(rows.dropped),
         "peak_rss_bytes": peak_rss_bytes(),
     }
     task.work.write_marker(name, result)
     return result
 
 
-def _record_blocks(rows: ShardRows) -> Iterator[NDArray[np.uint8]]:
+def _record_blocks(rows: ShardRows, geometry: Geometry) -> Iterator[NDArray[np.uint8]]:
     """Records of a shard in tar order, a few at a time."""
-    count = rows.table.num_rows
-    for first in range(0, count, BLOCK_ROWS):
-        records = read_records(rows, record_memory(min(BLOCK_ROWS, count - first)), first)
-        for start in range(0, len(records), _WRITE_ROWS):
-            yield records[start : start + _WRITE_ROWS]
+    count, block = rows.table.num_rows, geometry.scaled_rows(BLOCK_ROWS)
+    step = geometry.scaled_rows(_WRITE_ROWS)
+    for first in range(0, count, block):
+        records = read_records(rows, record_memory(min(block, count - first), geometry), first)
+        for start in range(0, len(records), step):
+            yield records[start : start + step]
+
+
+def _dropped_sources(dropped: pa.Table) -> list[list[Any]]:
+    """Duplicates by [file, origin, kind], where catalogues are among the sources."""
+    if not {ORIGIN, KIND} <= {*dropped.column_names}:
+        return []
+    places = zip(dropped["source_file"].to_pylist(), *origins_and_kinds(dropped), strict=True)
+    return [[*place, rows] for place, rows in sorted(Counter(places).items())]
 
 
 def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
@@ -144,25 +159,31 @@ def second_round(
     account: Account,
     engine: Engine,
     progress: Progress | None,
+    source_names: Mapping[str, str],
+    geometry: Geometry = DECALS,
 ) -> tuple[dict[str, SplitInfo], int]:
-    """Write the shards and complete the account; returns the splits and the workers' peak RSS."""
+    """Write the shards and complete the account; returns the splits and the workers' peak RSS.
+
+    ``source_names`` has the source of each file, where the account is by source too.
+    """
     accepted = Counter[str]()
     for (split, _, outcome), rows in account.counts.items():
         accepted[split] += rows if outcome == ACCEPTED else 0
     splits = [split for split in SPLITS if accepted[split]]
     task = partial(
         ShardTask,
+        geometry=geometry,
         root=sites.shard_folder,
         store=sites.shard_store,
         work=sites.work,
         scratch=sites.scratch,
         runs=tuple(runs),  # one for all tasks: of 100 million rows 25,000 names
     )
-    most = sites.group_shards(config.shard_rows, engine.workers)
+    most = sites.group_shards(config.rows_per_shard, engine.workers, geometry)
     tasks = [
         task(split, first, min(first + step, count), count)
         for split in splits
-        for count in [shard_count(accepted[split], config.shard_rows)]
+        for count in [shard_count(accepted[split], config.rows_per_shard)]
         for step in [max(1, min(most, count // (4 * engine.workers)))]
         for first in range(0, count, step)
     ]
@@ -178,6 +199,10 @@ def second_round(
             results[split].append(result)
             for label, rows in result["dropped"].items():
                 account.move(split, label, RejectReason.DUPLICATE_ROW.value, rows)
+            for file, *place, rows in result.get("dropped_sources", ()) if source_names else ():
+                of_source = (source_names[file], *place)
+                account.sources[*of_source, ACCEPTED] -= rows
+                account.sources[*of_source, RejectReason.DUPLICATE_ROW.value] += rows
             done += int(result["shard"]["rows"]) + sum(result["dropped"].values())
             if progress is not None:
                 progress("shards", done, accepted.total())

@@ -20,7 +20,8 @@ from typing import Final
 
 from lensprep.convert.plan import PLAN, WORK_FOLDER, Plan, read_plan, taken
 from lensprep.convert.workfolder import LocalWork, Work, open_work
-from lensprep.dataset.layout import MANIFEST_NAME, RECORD_STRIDE, SPLITS
+from lensprep.dataset.geometry import DECALS, Geometry
+from lensprep.dataset.layout import MANIFEST_NAME, SPLITS
 from lensprep.errors import BudgetError, ConfigError, DatasetError, size_text
 from lensprep.source.listing import Location
 from lensprep.store import (
@@ -41,8 +42,7 @@ GROUP_SHARDS: Final = 16
 _GROUP_BYTES: Final = 2 << 30
 """Most local disk for the records of one task, where runs are fetched from an object store."""
 
-ROW_BYTES: Final = RECORD_STRIDE + 700
-"""A row's record and sidecar row, in a run or in a shard."""
+_SIDECAR_ROW_BYTES: Final = 700
 
 _SCRATCH_SHARE: Final = 0.5
 """Share of the free disk that running tasks may take together."""
@@ -142,7 +142,7 @@ class Sites:
         """Object store that finished shards are sent to."""
         return self.dataset if isinstance(self.dataset, RemoteStore) else None
 
-    def group_shards(self, shard_rows: int, workers: int) -> int:
+    def group_shards(self, shard_rows: int, workers: int, geometry: Geometry = DECALS) -> int:
         """Most shards of one task of the second round."""
         if isinstance(self.work, LocalWork):
             return GROUP_SHARDS
@@ -150,11 +150,13 @@ class Sites:
         # disk holds are taken, since more shards mean fewer and longer ranges of each run.
         free = _disk(self.scratch.root)[1]
         room = min(_GROUP_BYTES, _SCRATCH_SHARE * free / self._tasks_here(workers))
-        return max(1, min(GROUP_SHARDS, int(room / _shard_bytes(shard_rows)) - 1))
+        return max(1, min(GROUP_SHARDS, int(room / _shard_bytes(shard_rows, geometry)) - 1))
 
-    def needs(self, rows: int, shard_rows: int, workers: int) -> list[Need]:
+    def needs(
+        self, rows: int, shard_rows: int, workers: int, geometry: Geometry = DECALS
+    ) -> list[Need]:
         """Space that a conversion of this many rows takes, site by site."""
-        data, inside = rows * ROW_BYTES, self.work.uri.startswith(f"{self.dataset.uri}/")
+        data, inside = rows * row_bytes(geometry), self.work.uri.startswith(f"{self.dataset.uri}/")
         found = [Need(self.dataset.uri, data + (data if inside else 0), data)]
         if not inside:
             found.append(Need(self.work.uri, data, 0))
@@ -163,9 +165,9 @@ class Sites:
         shards = 0 if self.shard_folder else 1
         if not isinstance(self.work, LocalWork):
             most = -(-rows // (shard_rows * 4 * workers))
-            shards += min(self.group_shards(shard_rows, workers), max(1, most))
+            shards += min(self.group_shards(shard_rows, workers, geometry), max(1, most))
         if shards:
-            each = shards * min(_shard_bytes(shard_rows), data)
+            each = shards * min(_shard_bytes(shard_rows, geometry), data)
             here = self._tasks_here(workers)
             found.append(Need(str(self.scratch.root), here * each, 0))
         return found
@@ -175,9 +177,14 @@ class Sites:
         return 1 if self.elsewhere else workers
 
 
-def _shard_bytes(shard_rows: int) -> int:
+def row_bytes(geometry: Geometry) -> int:
+    """Size of a row's record and sidecar row, in a run or in a shard."""
+    return geometry.stride + _SIDECAR_ROW_BYTES
+
+
+def _shard_bytes(shard_rows: int, geometry: Geometry) -> int:
     """Size of a shard with its sidecar: rows fall into shards by a hash, so some have more."""
-    return int(shard_rows + 6 * math.sqrt(shard_rows)) * ROW_BYTES
+    return int(shard_rows + 6 * math.sqrt(shard_rows)) * row_bytes(geometry)
 
 
 def require_disk(needs: list[Need], rows: int) -> None:

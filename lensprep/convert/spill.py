@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lensprep.dataset.layout import RECORD_STRIDE, SOURCE_COLUMNS, SPLITS
+from lensprep.dataset.layout import SOURCE_COLUMNS, SPLITS
 from lensprep.decode.placement import PLACE, sort_order
 from lensprep.errors import StorageError
 from lensprep.store import atomic_writer
@@ -28,10 +28,10 @@ from lensprep.store import atomic_writer
 _IOV_MAX = 1024
 """Buffers that the kernel takes in one vectored read."""
 
-_WRITE_ROWS = 64
-"""Records gathered and written at a time: 1.7 MB. One vectored write of many rows without gathering
-them is no faster, and several times slower where memory is fragmented, since the kernel then looks
-for large ranges of free pages."""
+_WRITE_BYTES = 64 * 26_624
+"""Of records gathered and written at a time. One vectored write of many rows without gathering them
+is no faster, and several times slower where memory is fragmented, since the kernel then looks for
+large ranges of free pages."""
 
 
 def write_run(stem: Path, records: NDArray[np.uint8], table: pa.Table) -> None:
@@ -41,7 +41,7 @@ def write_run(stem: Path, records: NDArray[np.uint8], table: pa.Table) -> None:
     ----------
     stem : Path
         Path of both files without their endings.
-    records : ndarray of uint8, shape (rows, RECORD_STRIDE)
+    records : ndarray of uint8, shape (rows, stride)
     table : pyarrow.Table
         Sidecar rows in the same order, with ``place`` (uint64), ``key`` and ``region_split``.
 
@@ -51,9 +51,10 @@ def write_run(stem: Path, records: NDArray[np.uint8], table: pa.Table) -> None:
         If the disk refuses; nothing is left under the final names.
     """
     order, sorted_table, starts = sort_run(table)
+    step = max(1, _WRITE_BYTES // records.shape[1])
     with atomic_writer(stem.with_suffix(".dat")) as file:
-        for first in range(0, len(order), _WRITE_ROWS):
-            file.write(records[order[first : first + _WRITE_ROWS]].data)
+        for first in range(0, len(order), step):
+            file.write(records[order[first : first + step]].data)
     metadata = {"starts": ",".join(map(str, starts))}
     sorted_table = sorted_table.replace_schema_metadata(metadata)
     with (
@@ -176,7 +177,7 @@ def read_records(rows: ShardRows, records: NDArray[np.uint8], first: int = 0) ->
     Parameters
     ----------
     rows : ShardRows
-    records : ndarray of uint8, shape (n, RECORD_STRIDE)
+    records : ndarray of uint8, shape (n, stride)
         Where to put them; also returned.
     first : int
         Row of the tar that is the first of `records`.
@@ -186,7 +187,8 @@ def read_records(rows: ShardRows, records: NDArray[np.uint8], first: int = 0) ->
     StorageError
         If a run is shorter than its sidecar says.
     """
-    scratch = np.empty(RECORD_STRIDE, np.uint8).data
+    stride = records.shape[1]
+    scratch = np.empty(stride, np.uint8).data
     for path, start, in_tar in rows.stretches:
         targets = in_tar - first
         wanted = np.flatnonzero((targets >= 0) & (targets < len(records)))
@@ -202,7 +204,7 @@ def read_records(rows: ShardRows, records: NDArray[np.uint8], first: int = 0) ->
         descriptor = os.open(path, os.O_RDONLY)
         try:
             for i in range(0, len(buffers), _IOV_MAX):
-                offset = (start + low + i) * RECORD_STRIDE
+                offset = (start + low + i) * stride
                 _read_all(descriptor, buffers[i : i + _IOV_MAX], offset, path)
         finally:
             os.close(descriptor)
@@ -210,12 +212,12 @@ def read_records(rows: ShardRows, records: NDArray[np.uint8], first: int = 0) ->
 
 
 def _read_all(descriptor: int, buffers: list[memoryview], offset: int, path: Path) -> None:
-    expected = len(buffers) * RECORD_STRIDE
-    if os.preadv(descriptor, buffers, offset) == expected:
+    stride = len(buffers[0])
+    if os.preadv(descriptor, buffers, offset) == len(buffers) * stride:
         return
     # A short read in the middle is legal though rare: then row by row, each to its end.
     for number, buffer in enumerate(buffers):
-        view, position = buffer, offset + number * RECORD_STRIDE
+        view, position = buffer, offset + number * stride
         while len(view):
             count = os.preadv(descriptor, [view], position)
             if not count:

@@ -30,7 +30,7 @@ from deflate import crc32
 from numpy.typing import NDArray
 
 from lensprep.convert.spill import Stretch, bisect_places, sort_run
-from lensprep.dataset.layout import RECORD_STRIDE, SPLITS
+from lensprep.dataset.layout import SPLITS
 from lensprep.decode.placement import PLACE
 from lensprep.errors import StorageError
 from lensprep.store import Piece, RemoteStore
@@ -45,8 +45,6 @@ _TAIL_BYTES: Final = 64 << 10
 _LENGTH_BYTES: Final = 8
 _UNREADABLE: Final = (OSError, pa.ArrowException, ValueError)
 """What pyarrow raises for damaged bytes."""
-_PART_ROWS: Final = SMALL_PART_BYTES // RECORD_STRIDE
-"""Most records of one request."""
 _CRC: Final = "record_crc32"
 """Column of a run's sidecar rows: of the whole record, which nothing else can verify."""
 _READINGS: Final = 4
@@ -64,9 +62,11 @@ def send_run(store: RemoteStore, name: str, records: NDArray[np.uint8], table: p
     order, rows, starts = sort_run(table)
     rows = rows.append_column(_CRC, pa.array(_crc32(records[row] for row in order), pa.uint32()))
     end = _pack_rows(rows, starts)
-    size = len(order) * RECORD_STRIDE + len(end)
-    parts = _parts(store, records, order, end)
-    upload_parts(store, name + RUN_SUFFIX, parts, size, SMALL_PART_BYTES)
+    stride = records.shape[1]
+    size = len(order) * stride + len(end)
+    rows = -(-SMALL_PART_BYTES // stride)  # no part but the last may be smaller
+    parts = _parts(store, records, order, rows, end)
+    upload_parts(store, name + RUN_SUFFIX, parts, size, rows * stride)
 
 
 def _crc32(records: Iterable[NDArray[np.uint8]]) -> list[int]:
@@ -74,19 +74,20 @@ def _crc32(records: Iterable[NDArray[np.uint8]]) -> list[int]:
 
 
 def _parts(
-    store: RemoteStore, records: NDArray[np.uint8], order: NDArray[np.intp], end: bytes
+    store: RemoteStore, records: NDArray[np.uint8], order: NDArray[np.intp], rows: int, end: bytes
 ) -> Iterator[bytes | bytearray]:
-    """Sorted records in parts, the last one with the end of the object."""
-    for first in range(0, len(order), _PART_ROWS):
-        chosen = order[first : first + _PART_ROWS]
-        part = take_memory(store, SMALL_PART_BYTES)
-        view = np.frombuffer(part, np.uint8).reshape(_PART_ROWS, RECORD_STRIDE)[: len(chosen)]
+    """Sorted records in parts of so many rows, the last one with the end of the object."""
+    stride = records.shape[1]
+    for first in range(0, len(order), rows):
+        chosen = order[first : first + rows]
+        part = take_memory(store, rows * stride)
+        view = np.frombuffer(part, np.uint8).reshape(rows, stride)[: len(chosen)]
         np.take(records, chosen, axis=0, out=view, mode="clip")  # "raise" would make a copy
-        if first + _PART_ROWS < len(order):
+        if first + rows < len(order):
             yield part
         else:
             yield b"".join((view.data, end))
-            give_back(store, part, SMALL_PART_BYTES)
+            give_back(store, part, rows * stride)
 
 
 def _pack_rows(rows: pa.Table, starts: list[int]) -> bytes:
@@ -119,6 +120,8 @@ class _Index:
     """Where the rows of one run are."""
 
     name: str
+    stride: int
+    """Bytes of a record."""
     starts: tuple[int, ...]
     """Row at which each split begins, and the number of all rows."""
     rows: int
@@ -184,8 +187,13 @@ def _read_index(store: RemoteStore, name: str) -> _Index:
         _schemas[text] = pa.ipc.read_schema(pa.py_buffer(text))
     if _CRC not in _schemas[text].names:
         raise _unusable(store, name, "was written by an earlier version")
-    offsets = index["offset"].to_numpy() + starts[-1] * RECORD_STRIDE
-    return _Index(name, starts, rows, offsets, index["place"].to_numpy()[:-1], _schemas[text])
+    offsets = index["offset"].to_numpy()
+    records = stop - length - int(offsets[-1])  # what is before the messages
+    stride, rest = divmod(records, starts[-1])
+    if rest or stride <= 0:
+        raise _unusable(store, name)
+    offsets, places = offsets + records, index["place"].to_numpy()[:-1]
+    return _Index(name, stride, starts, rows, offsets, places, _schemas[text])
 
 
 def _unusable(store: RemoteStore, name: str, what: str = "is damaged") -> StorageError:
@@ -233,10 +241,11 @@ def fetch_stretches(
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "wb", opener=partial(os.open, mode=0o600)) as file:
             jobs = [
-                threads.submit(_fetch_records, store, name, row + done, piece, file, first + done)
-                for name, (row, table), first in zip(names, found, firsts, strict=False)
-                for done in range(0, table.num_rows, _PART_ROWS)
-                for piece in [table.slice(done, _PART_ROWS)]
+                threads.submit(_fetch_records, store, index, row + done, piece, file, first + done)
+                for index, (row, table), first in zip(indexes, found, firsts, strict=False)
+                for step in [max(1, SMALL_PART_BYTES // index.stride)]
+                for done in range(0, table.num_rows, step)
+                for piece in [table.slice(done, step)]
             ]
             store.connection.results(jobs)
     except OSError as error:
@@ -278,18 +287,18 @@ def _fetch_rows(
 
 
 def _fetch_records(
-    store: RemoteStore, name: str, row: int, table: pa.Table, file: BinaryIO, target: int
+    store: RemoteStore, index: _Index, row: int, table: pa.Table, file: BinaryIO, target: int
 ) -> None:
     """Copy neighbouring records to their rows of the local file, once their CRC-32 is right."""
-    data = take_memory(store, SMALL_PART_BYTES)
-    view, offset = memoryview(data)[: table.num_rows * RECORD_STRIDE], target * RECORD_STRIDE
-    records = np.frombuffer(view, np.uint8).reshape(-1, RECORD_STRIDE)
+    data, stride = take_memory(store, SMALL_PART_BYTES), index.stride
+    view, offset = memoryview(data)[: table.num_rows * stride], target * stride
+    records = np.frombuffer(view, np.uint8).reshape(-1, stride)
     for _ in range(_READINGS):
-        store.fill(Piece(name + RUN_SUFFIX, row * RECORD_STRIDE, view, checked=True))
+        store.fill(Piece(index.name + RUN_SUFFIX, row * stride, view, checked=True))
         if _crc32(records) == table[_CRC].to_pylist():
             break
     else:
-        raise _unusable(store, name)
+        raise _unusable(store, index.name)
     while view:
         count = os.pwrite(file.fileno(), view, offset)
         view, offset = view[count:], offset + count

@@ -1,6 +1,6 @@
 """Raw pixels -> the float16 that is stored: the kernels of every mode, one pass.
 
-    Normalizer(spec)(pixels, out) -> Measured      many stamps at once
+    Normalizer(spec, geometry)(pixels, out) -> Measured      many stamps at once
 
 The modes and their numbers are those of `lensprep.dataset.normalization`. The arithmetic is float32
 as NumPy does it, with a true division, so ``np.clip((x - m) / (np.float32(1.4826) * mad), -c,
@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lensprep.dataset.layout import BANDS, STAMP_DTYPE, STAMP_SHAPE, STAMP_SIZE
+from lensprep.dataset.geometry import DECALS, Geometry
+from lensprep.dataset.layout import STAMP_DTYPE
 from lensprep.dataset.normalization import (
     MAD_TO_SIGMA,
     NormalizationSpec,
@@ -28,7 +29,6 @@ from lensprep.dataset.normalization import (
 from lensprep.decode.robust import median_mad
 from lensprep.kernel import kernel
 
-_BAND_PIXELS = STAMP_SIZE * STAMP_SIZE
 _SCALED, _ROOT, _ASINH = 0, 1, 2
 _FORMULA = {"mad_stamp": _SCALED, "mad_annulus": _SCALED, "asinh_survey": _ASINH, "sqrt": _ROOT}
 
@@ -38,11 +38,11 @@ class Measured:
     """What normalisation measured, one row per stamp and one column per band."""
 
     median: npt.NDArray[np.float32]
-    """Nanomaggies, shape (n, 3)."""
+    """In the unit of the pixels, shape (n, bands)."""
     scale: npt.NDArray[np.float32]
-    """1.4826 MAD in nanomaggies, shape (n, 3)."""
+    """1.4826 MAD in the unit of the pixels, shape (n, bands)."""
     clip_frac: npt.NDArray[np.float32]
-    """Fraction of the pixels of a band beyond the clip, shape (n, 3)."""
+    """Fraction of the pixels of a band beyond the clip, shape (n, bands)."""
     constant: npt.NDArray[np.bool_]
     """Stamps with a band whose MAD is 0, shape (n,): to be rejected. Their pixels are zeros."""
 
@@ -60,6 +60,8 @@ class Normalizer:
     ----------
     spec : NormalizationSpec
         As from `normalization_spec`, or from a manifest.
+    geometry : Geometry
+        Of the stamps.
 
     Raises
     ------
@@ -67,11 +69,13 @@ class Normalizer:
         If this version does not know the mode or a parameter.
     """
 
-    def __init__(self, spec: NormalizationSpec) -> None:
-        self.spec = normalization_spec(spec.mode, spec.clip, **spec.parameters)
-        self._where = measured_pixels(self.spec)
+    def __init__(self, spec: NormalizationSpec, geometry: Geometry = DECALS) -> None:
+        self.spec = normalization_spec(spec.mode, spec.clip, geometry=geometry, **spec.parameters)
+        self.geometry = geometry
+        self._where = measured_pixels(self.spec, geometry.side)
         self._softening = np.array(
-            [self.spec.parameters.get(f"softening_{band}", 1.0) for band in BANDS], np.float64
+            [self.spec.parameters.get(f"softening_{band}", 1.0) for band in geometry.bands],
+            np.float64,
         )
 
     def __call__(self, pixels: npt.NDArray[np.float32], out: npt.NDArray[np.float16]) -> Measured:
@@ -79,9 +83,10 @@ class Normalizer:
 
         Parameters
         ----------
-        pixels : ndarray of float32, shape (n, 3, 64, 64), C-contiguous
-            Nanomaggies, as `lensprep.decode.stampnpz.decode_batch` leaves them: finite.
-        out : ndarray of little-endian float16, shape (n, 3, 64, 64)
+        pixels : ndarray of float32, shape (n, bands, side, side), C-contiguous
+            Flux in the unit of the survey, as `lensprep.decode.stampnpz.decode_batch` leaves it:
+            finite.
+        out : ndarray of little-endian float16, shape (n, bands, side, side)
             Receives the stored pixels. Each stamp must be contiguous; the stride from stamp to
             stamp is free, so this may be the payload of records in a shard.
 
@@ -94,15 +99,16 @@ class Normalizer:
         ValueError
             If an array has another shape, type or layout.
         """
-        n = len(pixels)
-        if pixels.shape[1:] != STAMP_SHAPE or out.shape != pixels.shape:
-            raise ValueError(f"pixels {pixels.shape} and out {out.shape} must be (n, 3, 64, 64)")
+        n, shape = len(pixels), self.geometry.shape
+        if pixels.shape[1:] != shape or out.shape != pixels.shape:
+            text = "(n, " + ", ".join(map(str, shape)) + ")"
+            raise ValueError(f"pixels {pixels.shape} and out {out.shape} must be {text}")
         stats = median_mad(pixels, self._where)
         scale = MAD_TO_SIGMA * stats.mad
-        clip_frac = np.zeros((n, len(BANDS)), np.float32)
+        clip_frac = np.zeros((n, shape[0]), np.float32)
         flat, stride = _flat_stamps(out)
         _store_stamps(
-            pixels.reshape(n, len(BANDS), _BAND_PIXELS),
+            pixels.reshape(n, shape[0], shape[1] * shape[2]),
             stats.median,
             scale,
             self._softening,
@@ -120,8 +126,8 @@ def _flat_stamps(out: npt.NDArray[np.float16]) -> tuple[npt.NDArray[np.uint16], 
 
     A kernel that knows its output to be contiguous writes whole vectors.
     """
-    inner = tuple(np.empty(STAMP_SHAPE, STAMP_DTYPE).strides)
-    stamp = STAMP_SHAPE[0] * _BAND_PIXELS
+    bands, side, _ = out.shape[1:]
+    inner, stamp = (2 * side * side, 2 * side, 2), bands * side * side
     if len(out) == 0:
         return np.empty(0, np.uint16), stamp
     stride, odd = divmod(out.strides[0], 2)

@@ -1,11 +1,11 @@
 """The pixels of one ``stamp_npz`` blob, or the reason why it has none.
 
-    decode(blob, out) -> RejectReason | None            one blob into out, float32 (3, 64, 64)
-    decode_batch(blobs, out) -> list[RejectReason | None]   a pyarrow binary column, or a sequence
+    decode(blob, out, bands) -> RejectReason | None     one blob into out, float32 (bands, S, S)
+    decode_batch(blobs, out, bands) -> list of them     a pyarrow binary column, or a sequence
 
-A blob is what ``np.savez_compressed`` writes: a zip archive with the members ``image_g.npy``,
-``image_r.npy`` and ``image_z.npy``. ``np.load`` spends several times longer on its own objects than
-on the data, so the archive is walked by `lensprep.decode.zipwalk` and inflated by libdeflate.
+A blob is what ``np.savez_compressed`` writes: a zip archive with a member for each band,
+``image_g.npy`` and so on. ``np.load`` spends several times longer on its own objects than on the
+data, so the archive is walked by `lensprep.decode.zipwalk` and inflated by libdeflate.
 Whenever a blob is accepted, ``np.load`` gives the same pixels (the reverse has the few exceptions
 listed under `decode`). No input raises: a blob is decoded or has a reason.
 
@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from io import BytesIO
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,8 @@ import pyarrow as pa
 from deflate import DeflateError, crc32
 from deflate import deflate_decompress as inflate
 
-from lensprep.dataset.layout import BANDS, STAMP_SHAPE, STAMP_SIZE
+from lensprep.dataset.geometry import LEAST_SIDE, MOST_SIDE
+from lensprep.dataset.layout import BANDS
 from lensprep.decode import zipwalk
 from lensprep.decode.reasons import RejectReason
 from lensprep.decode.zipwalk import DEFLATED, FIELDS, MAX_HEADER_CHARS
@@ -54,23 +55,24 @@ _BY_CODE: dict[int, RejectReason] = {
 # ---------------------------------------------------------------------------------------------
 
 
-def _plain_header() -> bytes:
-    """The .npy header that NumPy writes for a band of native float32."""
+class _Band(NamedTuple):
+    """A band as NumPy writes it: native float32 in C order."""
+
+    side: int
+    pixel_bytes: int
+    header: bytes
+
+
+@lru_cache(maxsize=16)
+def _band(side: int) -> _Band:
     file = BytesIO()
-    np.save(file, np.empty(_BAND_SHAPE, np.float32))
-    return file.getvalue()[:-_BAND_BYTES]
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": (side, side)}
+    )
+    return _Band(side, side * side * 4, file.getvalue())
 
 
-_BAND_SHAPE = STAMP_SHAPE[1:]
-_BAND_PIXELS = STAMP_SIZE * STAMP_SIZE
-_BAND_BYTES = _BAND_PIXELS * 4
-_PLAIN_HEADER = _plain_header()
-_PLAIN_START = len(_PLAIN_HEADER)
-_PLAIN_BYTES = _PLAIN_START + _BAND_BYTES
-_ROW_FIELDS = len(BANDS) * FIELDS
-
-
-def _cast_array(member: bytes | bytearray, raw: memoryview) -> RejectReason | None:
+def _cast_array(member: bytes | bytearray, raw: memoryview, side: int) -> RejectReason | None:
     """Write the pixels of one .npy file to `raw`, as native float32; a reason if it cannot."""
     version = member[6] if len(member) > 6 else 0
     prefix = {1: 10, 2: 12, 3: 12}.get(version)
@@ -80,22 +82,22 @@ def _cast_array(member: bytes | bytearray, raw: memoryview) -> RejectReason | No
     # A character of version 3 is at most four bytes.
     if member[7] != 0 or length > 4 * MAX_HEADER_CHARS or prefix + length > len(member):
         return RejectReason.BAD_NPY
-    found = _parse_header(bytes(member[prefix : prefix + length]), version)
+    found = _parse_header(bytes(member[prefix : prefix + length]), version, side)
     if isinstance(found, RejectReason):
         return found
     dtype, order = found
-    if len(member) - prefix - length < _BAND_PIXELS * dtype.itemsize:
+    if len(member) - prefix - length < side * side * dtype.itemsize:
         return RejectReason.TRUNCATED
-    values = np.frombuffer(member, dtype, _BAND_PIXELS, prefix + length)
-    band = np.frombuffer(raw, np.float32).reshape(_BAND_SHAPE)
+    values = np.frombuffer(member, dtype, side * side, prefix + length)
+    band = np.frombuffer(raw, np.float32).reshape(side, side)
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows float32 is nonfinite later
-        band[...] = values.reshape(_BAND_SHAPE, order=order)
+        band[...] = values.reshape(side, side, order=order)
     return None
 
 
 @lru_cache(maxsize=256)
 def _parse_header(
-    raw: bytes, version: int
+    raw: bytes, version: int, side: int
 ) -> tuple[np.dtype[Any], Literal["C", "F"]] | RejectReason:
     """Type and order of the array by NumPy's rules for a .npy header, without evaluating it.
 
@@ -117,7 +119,7 @@ def _parse_header(
     dtype = _float_dtype(header["descr"])
     if isinstance(dtype, RejectReason):
         return dtype
-    if shape != _BAND_SHAPE:
+    if shape != (side, side):
         return RejectReason.WRONG_SHAPE
     return dtype, "F" if fortran else "C"
 
@@ -158,16 +160,21 @@ def _unusable_rows(bits: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
     return found
 
 
-def decode(blob: Any, out: npt.NDArray[np.float32]) -> RejectReason | None:
+def decode(
+    blob: Any, out: npt.NDArray[np.float32], bands: Sequence[str] = BANDS
+) -> RejectReason | None:
     """Decode one blob into `out`.
 
     Parameters
     ----------
     blob : bytes-like or None
         Anything with the buffer interface: bytes, memoryview, ``pyarrow.Buffer``.
-    out : ndarray of float32, shape (3, 64, 64), C-contiguous, writable
-        Receives the bands g, r, z in the units of the blob (nanomaggies per pixel). Undefined when
-        a reason is returned.
+    out : ndarray of float32, shape (bands, side, side), C-contiguous, writable
+        Receives the bands in the order of `bands` and the units of the blob (nanomaggies per
+        pixel). Its side, 32 to 256 pixels, is that which stamps must have. Undefined when a reason
+        is returned.
+    bands : sequence of str
+        Names of the bands: letters and digits, at most 8.
 
     Returns
     -------
@@ -177,7 +184,7 @@ def decode(blob: Any, out: npt.NDArray[np.float32]) -> RejectReason | None:
     Raises
     ------
     ValueError
-        If `out` has another shape, type or layout. No blob raises anything.
+        If `out` has another shape, type or layout, or a band no such name. No blob raises anything.
 
     Notes
     -----
@@ -194,7 +201,7 @@ def decode(blob: Any, out: npt.NDArray[np.float32]) -> RejectReason | None:
       them); a stored band of two sizes (``bad_zip``);
     - a band that is compressed with bzip2 or LZMA (``unsupported_zip``);
     - a member of another length than the directory says (``truncated``, ``bad_stream``), or larger
-      than a stamp can be, `lensprep.decode.zipwalk.MAX_MEMBER_BYTES` (``oversized``);
+      than a stamp can be, `lensprep.decode.zipwalk.most_member_bytes` (``oversized``);
     - a CRC-32 that ``np.load`` would not have looked at, in bytes after the array
       (``crc_mismatch``);
     - headers that only Python 2 wrote, ``64L`` (``bad_npy``);
@@ -205,11 +212,13 @@ def decode(blob: Any, out: npt.NDArray[np.float32]) -> RejectReason | None:
     ``np.load`` refuses is refused: a local name that differs from the directory's, encryption,
     ``.npy`` versions other than (1, 0), (2, 0) and (3, 0), object arrays.
     """
-    return decode_batch([blob], out[None])[0]
+    return decode_batch([blob], out[None], bands)[0]
 
 
 def decode_batch(
-    blobs: pa.Array | pa.ChunkedArray | Sequence[Any], out: npt.NDArray[np.float32]
+    blobs: pa.Array | pa.ChunkedArray | Sequence[Any],
+    out: npt.NDArray[np.float32],
+    bands: Sequence[str] = BANDS,
 ) -> list[RejectReason | None]:
     """Decode many blobs, each into its row of `out`.
 
@@ -217,8 +226,10 @@ def decode_batch(
     ----------
     blobs : pyarrow.Array or ChunkedArray of a binary type, or sequence of bytes-like or None
         N blobs. The buffers of an arrow array are read in place, without a copy per row.
-    out : ndarray of float32, shape (N, 3, 64, 64) or longer, C-contiguous, writable
+    out : ndarray of float32, shape (N, bands, side, side) or longer, C-contiguous, writable
         Row i receives blob i; undefined where a reason is returned.
+    bands : sequence of str
+        Names of the bands, as for `decode`.
 
     Returns
     -------
@@ -228,14 +239,14 @@ def decode_batch(
     Raises
     ------
     ValueError
-        If `out` does not fit. No blob raises anything.
+        If `out` does not fit, or a band has no such name. No blob raises anything.
     """
-    _check_out(out, len(blobs))
+    _check_out(out, len(blobs), len(bands))
     reasons: list[RejectReason | None] = []
     for data, bounds, null in _stretches(blobs):
         n = len(bounds) - 1
         rows = out[len(reasons) : len(reasons) + n]
-        found = _decode_stretch(data, bounds, rows)
+        found = _decode_stretch(data, bounds, rows, bands)
         for row in null:
             found[row] = RejectReason.NULL_BLOB
         reasons += found
@@ -243,29 +254,33 @@ def decode_batch(
 
 
 def _decode_stretch(
-    data: memoryview, bounds: npt.NDArray[np.int64], out: npt.NDArray[np.float32]
+    data: memoryview,
+    bounds: npt.NDArray[np.int64],
+    out: npt.NDArray[np.float32],
+    bands: Sequence[str],
 ) -> list[RejectReason | None]:
     """Decode blobs that are contiguous in memory."""
-    n = len(out)
-    bands, codes = zipwalk.walk(data, bounds)
+    n, count, side, _ = out.shape
+    places, codes = zipwalk.walk(data, bounds, bands, side)
     reasons = [_BY_CODE.get(code) for code in codes]
-    raw = memoryview(out.reshape(-1).view(np.uint8).data)
+    raw, band, fields = memoryview(out.reshape(-1).view(np.uint8).data), _band(side), count * FIELDS
     for row in range(n):
         if reasons[row] is None:
-            reasons[row] = _inflate_bands(data, bands, row, raw)
-    bits = out.reshape(n, len(BANDS) * _BAND_PIXELS).view(np.int32)
+            own = places[row * fields : (row + 1) * fields]
+            reasons[row] = _inflate_bands(data, own, raw, row * count * band.pixel_bytes, band)
+    bits = out.reshape(n, count * side * side).view(np.int32)
     for row in np.flatnonzero(_unusable_rows(bits)).tolist():
         reasons[row] = reasons[row] or RejectReason.NONFINITE
     return reasons
 
 
 def _inflate_bands(
-    data: memoryview, bands: list[int], row: int, raw: memoryview
+    data: memoryview, places: list[int], raw: memoryview, at: int, band: _Band
 ) -> RejectReason | None:
-    """Inflate the three members of a row, check length and CRC-32, and write their pixels."""
-    at = row * len(BANDS) * _BAND_BYTES
-    for k in range(row * _ROW_FIELDS, (row + 1) * _ROW_FIELDS, FIELDS):
-        start, compressed, size, crc, method = bands[k : k + FIELDS]
+    """Inflate the members of a stamp, check length and CRC-32, and write their pixels to `raw`."""
+    header = len(band.header)
+    for k in range(0, len(places), FIELDS):
+        start, compressed, size, crc, method = places[k : k + FIELDS]
         stream = data[start : start + compressed]
         try:
             member = inflate(stream, size) if method == DEFLATED else bytes(stream)
@@ -275,24 +290,26 @@ def _inflate_bands(
             return RejectReason.TRUNCATED
         if crc32(member) != crc:
             return RejectReason.CRC_MISMATCH
-        if size == _PLAIN_BYTES and member.startswith(_PLAIN_HEADER):
-            raw[at : at + _BAND_BYTES] = memoryview(member)[_PLAIN_START:]
+        pixels = raw[at : at + band.pixel_bytes]
+        if size == header + band.pixel_bytes and member.startswith(band.header):
+            pixels[:] = memoryview(member)[header:]
         else:
-            reason = _cast_array(member, raw[at : at + _BAND_BYTES])
+            reason = _cast_array(member, pixels, band.side)
             if reason is not None:
                 return reason
-        at += _BAND_BYTES
+        at += band.pixel_bytes
     return None
 
 
-def _check_out(out: npt.NDArray[np.float32], rows: int) -> None:
+def _check_out(out: npt.NDArray[np.float32], rows: int, bands: int) -> None:
     """Refuse an output that is no plain memory of the right shape."""
-    fits = out.ndim == 4 and out.shape[1:] == STAMP_SHAPE and len(out) >= rows
+    fits = out.ndim == 4 and len(out) >= rows and out.shape[1] == bands > 0
+    square = fits and out.shape[2] == out.shape[3] and LEAST_SIDE <= out.shape[2] <= MOST_SIDE
     plain = out.dtype == np.float32 and out.dtype.isnative
-    if not (fits and plain and out.flags.c_contiguous and out.flags.writeable):
+    if not (square and plain and out.flags.c_contiguous and out.flags.writeable):
         raise ValueError(
-            f"out must be writable C-contiguous float32 of shape {(rows, *STAMP_SHAPE)} or longer, "
-            f"not {out.dtype} {out.shape}"
+            f"out must be writable C-contiguous float32 of shape ({rows}, {bands}, side, side) or "
+            f"longer, side from {LEAST_SIDE} to {MOST_SIDE}, not {out.dtype} {out.shape}"
         )
 
 

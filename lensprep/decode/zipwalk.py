@@ -1,10 +1,10 @@
-"""Where the three bands are in the zip archives of many stamps: a walk in compiled code.
+"""Where the bands are in the zip archives of many stamps: a walk in compiled code.
 
 ``zipfile`` makes objects and seeks for every member, which takes longer than inflating it; here a
 blob takes less than a microsecond. The result is what ``zipfile`` would find (the end record,
 Zip64, the shift of an archive behind other bytes), with the exceptions that
 `lensprep.decode.stampnpz.decode` lists. Nothing is inflated and nothing is trusted: a claim that
-goes beyond the blob, or `MAX_MEMBER_BYTES`, ends the walk.
+goes beyond the blob, or `most_member_bytes`, ends the walk.
 
 An index out of bounds in a kernel is not an error but a read of unrelated memory, and a sum that
 wraps is worse: the compiler may assume that it does not, and drop the check after it. So
@@ -19,6 +19,9 @@ Source of the layout: PKWARE APPNOTE 6.3.10, sections 4.3 to 4.5.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +41,8 @@ STORED, DEFLATED = 0, 8
 MAX_HEADER_CHARS = 10_000
 """Longest .npy header that is parsed; the limit of ``np.load`` itself."""
 
-MAX_MEMBER_BYTES = len(BANDS) * STAMP_SIZE * STAMP_SIZE * 8 + MAX_HEADER_CHARS + 12
-"""Largest member that is inflated: one whole stamp as float64, and the longest header."""
+MAX_NAME_CHARS = 8
+"""Longest name of a band."""
 
 _LOCAL_SIGNATURE, _CENTRAL_SIGNATURE, _END_SIGNATURE = 0x04034B50, 0x02014B50, 0x06054B50
 _LOCATOR_SIGNATURE, _END64_SIGNATURE = 0x07064B50, 0x06064B50
@@ -61,10 +64,16 @@ FIELDS = 5
 
 _STEM = np.frombuffer(b"image_", np.uint8)
 _SUFFIX = np.frombuffer(b".npy", np.uint8)
-_LETTERS = np.frombuffer("".join(BANDS).encode(), np.uint8)
 
 
-def walk(data: memoryview, bounds: _Longs) -> tuple[list[int], list[int]]:
+def most_member_bytes(bands: int, side: int) -> int:
+    """Largest member that is inflated: one whole stamp as float64, and the longest header."""
+    return bands * side * side * 8 + MAX_HEADER_CHARS + 12
+
+
+def walk(
+    data: memoryview, bounds: _Longs, bands: Sequence[str] = BANDS, side: int = STAMP_SIZE
+) -> tuple[list[int], list[int]]:
     """Find the bands of many blobs that lie one after the other in memory.
 
     Parameters
@@ -72,11 +81,15 @@ def walk(data: memoryview, bounds: _Longs) -> tuple[list[int], list[int]]:
     data : memoryview of bytes
     bounds : ndarray of int64, shape (n + 1,)
         Blob i is ``data[bounds[i]:bounds[i + 1]]``.
+    bands : sequence of str
+        Names of the bands: letters and digits, at most `MAX_NAME_CHARS`.
+    side : int
+        Pixels along each side of a band.
 
     Returns
     -------
-    bands : list of n * 3 * `FIELDS` int
-        Of each blob for g, r and z: start in `data`, compressed size, size, CRC-32, method. Flat,
+    places : list of n * len(bands) * `FIELDS` int
+        Of each band of each blob: start in `data`, compressed size, size, CRC-32, method. Flat,
         since a thousand small lists set off the garbage collector.
     codes : list of n int
         `READ`, or why the bands of this blob are meaningless.
@@ -84,16 +97,27 @@ def walk(data: memoryview, bounds: _Longs) -> tuple[list[int], list[int]]:
     Raises
     ------
     ValueError
-        If the bounds descend, or lie outside `data`.
+        If the bounds descend, or lie outside `data`, or a name is no name of a band.
     """
     n = len(bounds) - 1
     array = np.frombuffer(data, np.uint8)
     array.flags.writeable = False  # always, so that the kernels compile once
-    bands = np.zeros((n, len(BANDS), _NAME + 1), np.int64)
+    found = np.zeros((n, len(bands), _NAME + 1), np.int64)
     codes = np.empty(n, np.int64)
-    if not _walk_all(array, bounds, bands, codes):
+    most = most_member_bytes(len(bands), side)
+    if not _walk_all(array, bounds, _as_numbers(tuple(bands)), most, found, codes):
         raise ValueError(f"bounds of blobs descend, or lie outside of {array.size} bytes")
-    return bands[:, :, :FIELDS].reshape(-1).tolist(), codes.tolist()
+    return found[:, :, :FIELDS].reshape(-1).tolist(), codes.tolist()
+
+
+@lru_cache(maxsize=16)
+def _as_numbers(bands: tuple[str, ...]) -> _Longs:
+    """Each name as a little-endian number, as it is compared, and its length; shape (bands, 2)."""
+    for band in bands:
+        if not (band.isascii() and band.isalnum() and len(band) <= MAX_NAME_CHARS):
+            raise ValueError(f"{band!r} is no name of a band")
+    numbers = [(int.from_bytes(band.encode(), "little"), len(band)) for band in bands]
+    return np.array(numbers, np.int64)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -162,7 +186,7 @@ def _shifted(blob: _Bytes, offset: int, shift: int) -> int:
 
 
 @kernel
-def _band_of(blob: _Bytes, at: int, length: int) -> tuple[int, int]:
+def _band_of(blob: _Bytes, at: int, length: int, names: _Longs) -> tuple[int, int]:
     """Band of a member by its name, ``image_g`` or ``image_g.npy``, and the length of the name.
 
     The band is -1 if it is none. A NUL ends a name for ``zipfile``, hence for ``np.load``: such a
@@ -171,14 +195,16 @@ def _band_of(blob: _Bytes, at: int, length: int) -> tuple[int, int]:
     stem = _STEM.size
     if length <= stem or not _matches(blob, at, 0, _STEM):
         return -1, 0
-    full = length > stem + _SUFFIX.size and _matches(blob, at, stem + 1, _SUFFIX)
-    size = stem + 1 + _SUFFIX.size if full else stem + 1
-    if length > size and _number(blob, at, size, 1) != 0:
-        return -1, 0
-    letter = _number(blob, at, stem, 1)
-    for band in range(_LETTERS.size):
-        if letter == _LETTERS[band]:
-            return band, size if length == size else 0
+    for band in range(names.shape[0]):
+        size = stem + names[band, 1]
+        if length < size or _number(blob, at, stem, names[band, 1]) != names[band, 0]:
+            continue
+        if length >= size + _SUFFIX.size and _matches(blob, at, size, _SUFFIX):
+            size += _SUFFIX.size
+        if length == size:
+            return band, size
+        if _number(blob, at, size, 1) == 0:
+            return band, 0
     return -1, 0
 
 
@@ -242,7 +268,9 @@ def _read_zip64(blob: _Bytes, at: int, end: int, entry: _Longs) -> int:
 
 
 @kernel
-def _read_entry(blob: _Bytes, at: int, end: int, entry: _Longs) -> tuple[int, int, int]:
+def _read_entry(
+    blob: _Bytes, at: int, end: int, names: _Longs, entry: _Longs
+) -> tuple[int, int, int]:
     """Read one entry of the directory: its reason, its band (-1: another), and where it ends."""
     name = _after(at, _CENTRAL_BYTES, end)
     if name < 0 or _number(blob, at, 0, 4) != _CENTRAL_SIGNATURE:
@@ -263,7 +291,7 @@ def _read_entry(blob: _Bytes, at: int, end: int, entry: _Longs) -> tuple[int, in
     reason = _read_zip64(blob, extra, comment, entry)
     if reason != READ:
         return reason, -1, end
-    band, entry[_NAME] = _band_of(blob, name, length)
+    band, entry[_NAME] = _band_of(blob, name, length, names)
     known = entry[_METHOD] == STORED or entry[_METHOD] == DEFLATED
     if not known or flags & _UNREADABLE_FLAGS:
         entry[_METHOD] = _UNREADABLE
@@ -271,8 +299,8 @@ def _read_entry(blob: _Bytes, at: int, end: int, entry: _Longs) -> tuple[int, in
 
 
 @kernel
-def _read_directory(blob: _Bytes, bands: _Longs) -> int:
-    """Fill one row a band, shape (3, 7), and return the reason.
+def _read_directory(blob: _Bytes, names: _Longs, bands: _Longs) -> int:
+    """Fill one row a band, shape (bands, 7), and return the reason.
 
     The header of the next member, or the directory, ends the space of a member's data: two members
     that share bytes are the mark of a zip bomb. `_START` holds that end until `_find_data`.
@@ -284,7 +312,7 @@ def _read_directory(blob: _Bytes, bands: _Longs) -> int:
     bands[:, _METHOD] = -1
     at, members = start, 0
     while at < end:
-        reason, band, at = _read_entry(blob, at, end, entry)
+        reason, band, at = _read_entry(blob, at, end, names, entry)
         if reason != READ:
             return reason
         members += 1
@@ -299,7 +327,7 @@ def _read_directory(blob: _Bytes, bands: _Longs) -> int:
             return MISSING
     at = start
     for _ in range(members):
-        reason, other, at = _read_entry(blob, at, end, entry)
+        reason, other, at = _read_entry(blob, at, end, names, entry)
         header = _shifted(blob, entry[_HEADER], shift)
         for band in range(bands.shape[0]):
             if band != other and bands[band, _HEADER] <= header < bands[band, _START]:
@@ -308,17 +336,17 @@ def _read_directory(blob: _Bytes, bands: _Longs) -> int:
 
 
 @kernel
-def _find_data(blob: _Bytes, band: _Longs, letter: int) -> int:
-    """Check the local header of a member, and set `_START`; a reason."""
+def _find_data(blob: _Bytes, names: _Longs, most: int, number: int, band: _Longs) -> int:
+    """Check the local header of the member of a band, and set `_START`; a reason."""
     limit, header, length = band[_START], band[_HEADER], band[_NAME]
     if band[_METHOD] == _UNREADABLE:
         return UNSUPPORTED
-    if band[_SIZE] > MAX_MEMBER_BYTES:
+    if band[_SIZE] > most:
         return OVERSIZED
     if _number(blob, header, 0, 4) != _LOCAL_SIGNATURE or _number(blob, header, 26, 2) != length:
         return BAD_ZIP
     name = _after(header, _LOCAL_BYTES, limit)
-    if _band_of(blob, name, length) != (letter, length):
+    if _band_of(blob, name, length, names) != (number, length):
         return BAD_ZIP
     start = _after(_after(name, length, limit), _number(blob, header, 28, 2), limit)
     if _after(start, band[_COMPRESSED], limit) < 0:
@@ -330,30 +358,32 @@ def _find_data(blob: _Bytes, band: _Longs, letter: int) -> int:
 
 
 @kernel
-def _walk_one(blob: _Bytes, bands: _Longs) -> int:
-    """Where the three bands of a blob are, shape (3, 7), and the reason."""
+def _walk_one(blob: _Bytes, names: _Longs, most: int, bands: _Longs) -> int:
+    """Where the bands of a blob are, shape (bands, 7), and the reason."""
     if blob.size == 0:
         return EMPTY
     if _number(blob, 0, 0, 4) != _LOCAL_SIGNATURE:
         return NOT_ZIP
-    reason = _read_directory(blob, bands)
+    reason = _read_directory(blob, names, bands)
     for band in range(bands.shape[0]):
         if reason == READ:
-            reason = _find_data(blob, bands[band], band)
+            reason = _find_data(blob, names, most, band, bands[band])
     return reason
 
 
 @kernel
-def _walk_all(data: _Bytes, bounds: _Longs, bands: _Longs, reasons: _Longs) -> bool:
+def _walk_all(
+    data: _Bytes, bounds: _Longs, names: _Longs, most: int, bands: _Longs, reasons: _Longs
+) -> bool:
     """Walk blob i, the bytes from ``bounds[i]`` to ``bounds[i + 1]``, for all i.
 
-    The starts that are left in `bands`, shape (n, 3, 7), count from the start of `data`. False if
-    there are no such bytes; then nothing is walked.
+    The starts that are left in `bands`, shape (n, bands, 7), count from the start of `data`. False
+    if there are no such bytes; then nothing is walked.
     """
     for row in range(reasons.size):
         if not 0 <= bounds[row] <= bounds[row + 1] <= data.size:
             return False
     for row in range(reasons.size):
-        reasons[row] = _walk_one(data[bounds[row] : bounds[row + 1]], bands[row])
+        reasons[row] = _walk_one(data[bounds[row] : bounds[row + 1]], names, most, bands[row])
         bands[row, :, _START] += bounds[row]
     return True

@@ -3,8 +3,8 @@
 GOOD[name]() -> (blob, pixels)      must decode to exactly these float32 pixels
 BAD[name]() -> (blob, reason)       must be refused for exactly this reason
 npz(members, ...) -> bytes          an archive member by member, with zipfile's options
-by_numpy(blob)                      what np.load makes of a blob
-strictness(blob, reason)            whether a documented strictness explains that it is refused
+by_numpy(blob, kind)                what np.load makes of a blob
+strictness(blob, reason, kind)      whether a documented strictness explains that it is refused
 """
 
 import io
@@ -14,18 +14,46 @@ import warnings
 import zipfile
 import zlib
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from lensprep.decode.reasons import RejectReason
-from lensprep.decode.zipwalk import MAX_HEADER_CHARS, MAX_MEMBER_BYTES
-
-NAMES = ("image_g", "image_r", "image_z")
+from lensprep.decode.zipwalk import MAX_HEADER_CHARS, most_member_bytes
 
 
-def noise(seed=0, dtype=np.float32):
-    """Sky-like pixels, nanomaggies, shape (3, 64, 64)."""
-    return np.random.default_rng(seed).normal(0.0, 0.01, (3, 64, 64)).astype(dtype)
+class Kind(NamedTuple):
+    """Bands and side of stamps."""
+
+    bands: tuple[str, ...]
+    side: int
+
+    @property
+    def shape(self):
+        return len(self.bands), self.side, self.side
+
+    @property
+    def names(self):
+        return tuple(f"image_{band}" for band in self.bands)
+
+    @property
+    def most_bytes(self):
+        return most_member_bytes(len(self.bands), self.side)
+
+
+DECALS = Kind(("g", "r", "z"), 64)
+ALIKE = Kind(("g", "g1", "Yjhk2345"), 32)
+"""The smallest stamps, whose names begin alike or are as long as they may be."""
+KINDS = (DECALS, ALIKE)
+SURVEYS = (Kind(("vis",), 101), Kind(tuple("ugrizy"), 48), Kind(tuple("grizy"), 256))
+
+NAMES = DECALS.names
+MOST_BYTES = DECALS.most_bytes
+
+
+def noise(seed=0, dtype=np.float32, shape=DECALS.shape):
+    """Sky-like pixels, nanomaggies."""
+    return np.random.default_rng(seed).normal(0.0, 0.01, shape).astype(dtype)
 
 
 def npy(array, version=None):
@@ -42,9 +70,9 @@ def npy_with_header(text, data, version=(1, 0)):
     return b"\x93NUMPY" + bytes(version) + length + raw + data
 
 
-def bands(pixels, version=None):
+def bands(pixels, version=None, names=NAMES):
     """Members of an archive: name -> .npy file."""
-    return {f"{name}.npy": npy(p, version) for name, p in zip(NAMES, pixels, strict=True)}
+    return {f"{name}.npy": npy(p, version) for name, p in zip(names, pixels, strict=True)}
 
 
 def npz(members, method=zipfile.ZIP_DEFLATED, *, streamed=False, zip64=False, comment=b""):
@@ -75,11 +103,11 @@ class _Unseekable(io.BytesIO):
         raise io.UnsupportedOperation
 
 
-def saved(pixels, compressed=True):
+def saved(pixels, compressed=True, names=NAMES):
     """What NumPy itself writes."""
     buffer = io.BytesIO()
     save = np.savez_compressed if compressed else np.savez
-    save(buffer, **dict(zip(NAMES, pixels, strict=True)))
+    save(buffer, **dict(zip(names, pixels, strict=True)))
     return buffer.getvalue()
 
 
@@ -372,7 +400,7 @@ BAD = {
         npz({n.upper(): d for n, d in _REPEAT}), RejectReason.MISSING_BAND),
     "claims_4_gb": lambda: (with_sizes(PLAIN, 0, 0xFFFFFFFE), RejectReason.OVERSIZED),
     "claims_one_byte_too_many": lambda: (
-        with_sizes(PLAIN, 0, MAX_MEMBER_BYTES + 1), RejectReason.OVERSIZED),
+        with_sizes(PLAIN, 0, MOST_BYTES + 1), RejectReason.OVERSIZED),
     "deflate_bomb": lambda: (_changed_band(bytes(50_000_000)), RejectReason.OVERSIZED),
     "deflate_bomb_that_lies": lambda: (
         with_sizes(_changed_band(bytes(50_000_000)), 1, 16512), RejectReason.BAD_STREAM),
@@ -435,37 +463,41 @@ BAD = {
 # -- np.load ---------------------------------------------------------------------------------------
 
 
-def by_numpy(blob):
+def by_numpy(blob, kind=DECALS):
     """Pixels as np.load reads them, or the exception it raised; None if they are no float stamp."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with np.load(io.BytesIO(blob), allow_pickle=False) as archive:
-                arrays = [archive[name] for name in NAMES]
+                arrays = [archive[name] for name in kind.names]
     except Exception as error:
         return error
     for array in arrays:
-        if not isinstance(array, np.ndarray) or array.shape != (64, 64) or array.dtype.kind != "f":
+        if (
+            not isinstance(array, np.ndarray)
+            or array.shape != kind.shape[1:]
+            or array.dtype.kind != "f"
+        ):
             return None
     with np.errstate(over="ignore"):
         pixels = np.stack(arrays).astype(np.float32)
     return pixels if (np.abs(pixels) < 2.0**125).all() else None
 
 
-def strictness(blob, reason):
+def strictness(blob, reason, kind=DECALS):
     """Whether one of the differences that `decode` documents is why it refuses what np.load reads.
 
     Found with zipfile and zlib, not with the code that is tested.
     """
     with zipfile.ZipFile(io.BytesIO(blob)) as archive:
         infos = archive.infolist()
-    ours = [info for info in infos if info.filename.removesuffix(".npy") in NAMES]
+    ours = [info for info in infos if info.filename.removesuffix(".npy") in kind.names]
     if reason is RejectReason.DUPLICATE_MEMBER:
-        return len(ours) > len(NAMES)
+        return len(ours) > len(kind.names)
     if reason is RejectReason.UNSUPPORTED_ZIP:
         return any(info.compress_type not in (0, 8) for info in ours)
     if reason is RejectReason.OVERSIZED:
-        return any(info.file_size > MAX_MEMBER_BYTES for info in ours)
+        return any(info.file_size > kind.most_bytes for info in ours)
     if reason is RejectReason.BAD_NPY:
         return any(b"L" in _content(blob, info)[0][:MAX_HEADER_CHARS] for info in ours)
     if reason is RejectReason.CRC_MISMATCH:
@@ -497,7 +529,7 @@ def _content(blob, info):
         return raw, True
     inflater = zlib.decompressobj(-15)
     try:
-        return inflater.decompress(raw, MAX_MEMBER_BYTES), inflater.eof
+        return inflater.decompress(raw, MOST_BYTES), inflater.eof
     except zlib.error:
         return b"", False
 

@@ -7,9 +7,13 @@ import shutil
 import pytest
 
 from lensprep.convert import convert
-from lensprep.convert.sites import ROW_BYTES
+from lensprep.convert.plan import Plan
+from lensprep.convert.sites import GROUP_SHARDS, Sites, row_bytes
+from lensprep.dataset.geometry import DECALS
 from lensprep.errors import BudgetError, ConfigError, DatasetError
+from lensprep.store import LocalStore, S3Options
 from tests.lensprep.convert.conversions import CONFIG, digests, interrupt
+from tests.lensprep.convert.test_spill import LARGEST
 
 
 def test_the_work_folder_may_hold_the_source_too(tree, dataset, tmp_path):
@@ -18,11 +22,28 @@ def test_the_work_folder_may_hold_the_source_too(tree, dataset, tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_told_before_the_work(tree, tmp_path, monkeypatch):
-    usage = shutil._ntuple_diskusage(10**9, 10**9, 2 * 120 * ROW_BYTES - 1)
+    usage = shutil._ntuple_diskusage(10**9, 10**9, 2 * 120 * row_bytes(DECALS) - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(BudgetError, match=r"takes up to 6\.6 MB of disk .* but 6\.6 MB are free"):
         convert(str(tree), str(tmp_path / "ds"), CONFIG, workers=1)
     assert not (tmp_path / "ds").exists()
+
+
+def test_space_grows_with_the_stamps(tmp_path):
+    """Runs and shards together, each with its sidecar rows."""
+    sites = Sites.of(Plan.new({}, "digest", None), LocalStore(tmp_path / "ds"), S3Options())
+    for geometry in (DECALS, LARGEST):
+        (need,) = sites.needs(1000, 100, 2, geometry)
+        assert need.lasting == 1000 * row_bytes(geometry)
+        assert need.bytes == 2 * need.lasting
+    assert row_bytes(LARGEST) > 8 * 256 * 256 * 2
+
+
+def test_fewer_large_shards_are_gathered_from_a_store_at_a_time(s3, tmp_path):
+    plan = Plan.new({}, "digest", s3.uri)
+    sites = Sites.of(plan, LocalStore(tmp_path / "ds"), s3.options())
+    assert sites.group_shards(100, 2) == GROUP_SHARDS
+    assert 1 <= sites.group_shards(100, 2, LARGEST) < GROUP_SHARDS
 
 
 def test_the_work_may_lie_elsewhere_and_is_found_again(tree, tmp_path, monkeypatch):

@@ -7,15 +7,26 @@ import pyarrow as pa
 import pytest
 
 from lensprep.convert.spill import arrange, read_records, read_stretches, write_run
-from lensprep.dataset.layout import RECORD_STRIDE
+from lensprep.dataset.geometry import DECALS, Geometry
 from lensprep.decode.placement import shard_range
 from lensprep.errors import StorageError
 
+STRIDE = DECALS.stride
+LARGEST = Geometry(
+    survey="large",
+    bands=tuple("abcdefgh"),
+    side=256,
+    pixel_scale_arcsec=0.1,
+    reference_band="a",
+    zero_point=22.5,
+    sky_noise=(1.0,) * 8,
+)
 
-def make_run(folder, name, places, splits, keys, notes=None):
+
+def make_run(folder, name, places, splits, keys, notes=None, stride=STRIDE):
     """Records that carry their own place, so that a mix-up shows."""
     rows = len(places)
-    records = np.zeros((rows, RECORD_STRIDE), np.uint8)
+    records = np.zeros((rows, stride), np.uint8)
     records[:, :8] = np.array(places, "<u8").reshape(-1, 1).view(np.uint8)
     table = pa.table(
         {
@@ -52,7 +63,7 @@ def test_all_rows_of_a_split_come_once_in_order_of_place(runs, shards):
     found = []
     for index in range(shards):
         rows = arrange(read_stretches(stems, "val", *shard_range(index, shards)))
-        records = read_records(rows, np.empty((rows.table.num_rows, RECORD_STRIDE), np.uint8))
+        records = read_records(rows, np.empty((rows.table.num_rows, STRIDE), np.uint8))
         stored = np.ascontiguousarray(records[:, :8]).view("<u8")[:, 0].tolist()
         assert [f"{place:032x}" for place in stored] == rows.table["key"].to_pylist()
         assert "place" not in rows.table.column_names
@@ -67,13 +78,30 @@ def test_records_read_in_parts_are_those_of_the_whole(tmp_path):
     )
     arranged = arrange(read_stretches([stem], "train", 0, 1 << 64))
     assert arranged.table.num_rows == 5
-    whole = read_records(arranged, np.empty((5, RECORD_STRIDE), np.uint8))
+    whole = read_records(arranged, np.empty((5, STRIDE), np.uint8))
     for size in (1, 2, 3):
         parts = [
-            read_records(arranged, np.empty((min(size, 5 - i), RECORD_STRIDE), np.uint8), i)
+            read_records(arranged, np.empty((min(size, 5 - i), STRIDE), np.uint8), i)
             for i in range(0, 5, size)
         ]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize("stride", [4096, LARGEST.stride])
+def test_records_of_any_size_come_back(tmp_path, stride):
+    places = np.random.default_rng(3).integers(0, 2**64, 70, np.uint64).tolist()
+    stems = [
+        make_run(
+            tmp_path, f"run-{i}", part, ["val"] * 35, [f"{p:032x}" for p in part], None, stride
+        )
+        for i, part in enumerate((places[:35], places[35:]))
+    ]
+    rows = arrange(read_stretches(stems, "val", 0, 1 << 64))
+    for first, count in ((0, 70), (41, 20)):
+        records = read_records(rows, np.empty((count, stride), np.uint8), first)
+        stored = np.ascontiguousarray(records[:, :8]).view("<u8")[:, 0].tolist()
+        assert stored == sorted(places)[first : first + count]
+        assert not records[:, 8:].any()
 
 
 def test_a_part_of_a_stretch_is_what_reading_it_gives(runs):
@@ -102,7 +130,7 @@ def test_of_equal_keys_the_same_row_stays_whatever_the_order(tmp_path):
         arranged = arrange(read_stretches(stems, "train", 0, 1 << 64))
         kept.append(arranged.table["note"].to_pylist())
         assert arranged.dropped["note"].to_pylist() == ["b"]
-        assert len(read_records(arranged, np.empty((2, RECORD_STRIDE), np.uint8))) == 2
+        assert len(read_records(arranged, np.empty((2, STRIDE), np.uint8))) == 2
     assert kept == [["a", "c"]] * 3
 
 
@@ -110,9 +138,9 @@ def test_a_cut_run_is_named(runs):
     stems, _, _ = runs
     victim = stems[2].with_suffix(".dat")
     with victim.open("r+b") as file:
-        file.truncate(10 * RECORD_STRIDE + 5)
+        file.truncate(10 * STRIDE + 5)
     for split in ("val", "test"):
         rows = arrange(read_stretches(stems, split, 0, 1 << 64))
-        space = np.empty((rows.table.num_rows, RECORD_STRIDE), np.uint8)
+        space = np.empty((rows.table.num_rows, STRIDE), np.uint8)
         with pytest.raises(StorageError, match=r"run-2\.dat ends at byte 266245: truncated"):
             read_records(rows, space)

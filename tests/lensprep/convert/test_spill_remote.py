@@ -9,18 +9,18 @@ import pytest
 from lensprep.convert import spill_remote
 from lensprep.convert.spill import arrange, read_records, read_stretches, write_run
 from lensprep.convert.spill_remote import fetch_stretches, send_run
-from lensprep.dataset.layout import RECORD_STRIDE
 from lensprep.dataset.record import payload_crc32
 from lensprep.decode.placement import shard_range
 from lensprep.errors import NotFoundError, StorageError
 from tests.faultproxy import FaultProxy
+from tests.lensprep.convert.test_spill import LARGEST, STRIDE
 
 SPLITS = ["train", "val", "test"]
 
 
-def make_rows(rng, rows, splits=SPLITS, places=None):
+def make_rows(rng, rows, splits=SPLITS, places=None, stride=STRIDE):
     """Records of noise, and sidecar rows in no order."""
-    records = rng.integers(0, 256, (rows, RECORD_STRIDE), np.uint8)
+    records = rng.integers(0, 256, (rows, stride), np.uint8)
     if places is None:
         places = rng.integers(0, 2**64, rows, np.uint64)
     table = pa.table(
@@ -77,7 +77,7 @@ def test_stretches_are_those_of_local_runs(s3, tmp_path, monkeypatch, message_ro
                 assert a.table.equals(b.table)
             rows_here, rows_there = arrange(here), arrange(there)
             assert rows_here.table.equals(rows_there.table)
-            space = [np.empty((rows_here.table.num_rows, RECORD_STRIDE), np.uint8) for _ in "ab"]
+            space = [np.empty((rows_here.table.num_rows, STRIDE), np.uint8) for _ in "ab"]
             read_records(rows_here, space[0])
             read_records(rows_there, space[1])
             np.testing.assert_array_equal(*space)
@@ -91,8 +91,25 @@ def test_a_run_of_many_parts_comes_back(s3, tmp_path):
     assert answer["ETag"].endswith('-6"')
     here = arrange(read_stretches([tmp_path / "large"], "train", 0, 1 << 64))
     there = arrange(fetch(s3, ["large"], "train", 0, 1 << 64, tmp_path / "part.dat"))
-    space = [np.empty((here.table.num_rows, RECORD_STRIDE), np.uint8) for _ in "ab"]
+    space = [np.empty((here.table.num_rows, STRIDE), np.uint8) for _ in "ab"]
     np.testing.assert_array_equal(read_records(here, space[0]), read_records(there, space[1]))
+
+
+@pytest.mark.parametrize(("stride", "parts"), [(4096, 1), (945_152, 3), (LARGEST.stride, 3)])
+def test_records_of_any_size_come_back(s3, tmp_path, stride, parts):
+    """In parts that a store takes: all but the last of one size, of 5 MiB at least."""
+    records, table = make_rows(np.random.default_rng(0), 17, stride=stride)
+    send_run(s3.store(), "any", records, table)
+    write_run(tmp_path / "any", records, table)
+    answer = s3.store().client.head_object(Bucket="bucket", Key=s3.store().key("any.run"))
+    assert answer["ETag"].rpartition("-")[2] == (f'{parts}"' if parts > 1 else answer["ETag"])
+    for split in SPLITS:
+        here = arrange(read_stretches([tmp_path / "any"], split, 0, 1 << 64))
+        path = tmp_path / "part.dat"
+        there = arrange(fetch(s3, ["any"], split, 0, 1 << 64, path, f"any {stride}"))
+        assert here.table.equals(there.table)
+        space = [np.empty((here.table.num_rows, stride), np.uint8) for _ in "ab"]
+        np.testing.assert_array_equal(read_records(here, space[0]), read_records(there, space[1]))
 
 
 def test_a_task_asks_each_run_for_what_it_needs_and_for_its_index_once(s3, runs, tmp_path):
@@ -104,7 +121,7 @@ def test_a_task_asks_each_run_for_what_it_needs_and_for_its_index_once(s3, runs,
         tails, train = 3, 2  # runs, and those of them that have rows in it
         # Over plain HTTP what has no checksum, all but the records, is read twice.
         assert proxy.count("GET") <= 2 * tails + 4 * (2 + 1) * train
-        assert proxy.bytes_down < 161 * (RECORD_STRIDE + 2 * 2000) + 2 * 3 * 64_000
+        assert proxy.bytes_down < 161 * (STRIDE + 2 * 2000) + 2 * 3 * 64_000
 
 
 def test_the_indexes_of_an_earlier_conversion_are_not_used(s3, runs, tmp_path):
@@ -122,7 +139,7 @@ def damage(s3, name, at):
     s3.store().write(f"{name}.run", bytes(data))
 
 
-@pytest.mark.parametrize("at", [700, RECORD_STRIDE - 10, -1, -3])  # pixels, JSON, the index
+@pytest.mark.parametrize("at", [700, STRIDE - 10, -1, -3])  # pixels, JSON, the index
 def test_a_damaged_run_is_named_with_the_remedy(s3, runs, tmp_path, at):
     damage(s3, runs[0], at)
     first = read_stretches([tmp_path / runs[0]], "train", 0, 1 << 64)[0]

@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lensprep.dataset.geometry import Geometry
 from lensprep.dataset.layout import STAMP_SHAPE
 from lensprep.dataset.normalization import MODES, annulus_indices, normalization_spec
 from lensprep.dataset.record import new_records, payload_view
 from lensprep.decode.normalize import Normalizer, _half_bits
 from lensprep.kernel import kernel
-from tests.lensprep.blobs import noise
+from tests.lensprep.blobs import ALIKE, SURVEYS, noise
 
 
 def stamps(n=6, seed=0):
@@ -20,17 +21,19 @@ def stamps(n=6, seed=0):
     return pixels
 
 
-def seed_path(pixels, mode="mad_stamp", clip=10.0):
+def seed_path(pixels, mode="mad_stamp", clip=10.0, softening=(0.0019, 0.0028, 0.0087)):
     """The same by NumPy, as people write it: (unclipped float32, float16)."""
     flat = pixels.reshape(*pixels.shape[:2], -1)
-    where = annulus_indices(64, 20, 32) if mode == "mad_annulus" else slice(None)
+    side = pixels.shape[-1]
+    inner, outer = 20 * side / 64, 32 * side / 64
+    where = annulus_indices(side, inner, outer) if mode == "mad_annulus" else slice(None)
     median = np.median(flat[..., where], axis=-1, keepdims=True)
     mad = np.median(np.abs(flat[..., where] - median), axis=-1, keepdims=True)
     value = (flat - median) / (np.float32(1.4826) * mad)
     if mode == "sqrt":
         value = np.sign(value) * np.sqrt(np.abs(value))
     if mode == "asinh_survey":
-        softening = np.array(list(normalization_spec(mode).parameters.values()))[:, None]
+        softening = np.array(softening)[:, None]
         value = np.arcsinh(flat.astype(np.float64) / softening).astype(np.float32)
     value = value.reshape(pixels.shape)
     return value, np.clip(value, -clip, clip).astype(np.float16)
@@ -46,6 +49,39 @@ def test_same_bits_as_numpy(mode):
     pixels = stamps()
     out, _ = normalize(pixels, mode)
     np.testing.assert_array_equal(out.view(np.uint16), seed_path(pixels, mode)[1].view(np.uint16))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", [*SURVEYS, ALIKE], ids=str)
+def test_same_bits_as_numpy_for_any_bands_and_side(kind, mode):
+    softening = np.geomspace(0.01, 3, len(kind.bands)).tolist()
+    geometry = Geometry(
+        survey="other",
+        bands=kind.bands,
+        side=kind.side,
+        pixel_scale_arcsec=0.1,
+        reference_band=kind.bands[0],
+        zero_point=27.0,
+        sky_noise=tuple(softening),
+    )
+    n = max(2, 40_000 // kind.side**2)
+    pixels = noise(4, shape=(n, *kind.shape)) * np.float32(softening)[:, None, None] * 100
+    pixels[:, :, 14:18, 14:18] *= 30
+    records = new_records(n, geometry)
+    untouched = records.copy()
+    spec = normalization_spec(mode, 3.0, geometry)
+    measured = Normalizer(spec, geometry)(pixels, payload_view(records, geometry))
+    value, expected = seed_path(pixels, mode, 3.0, softening)
+    np.testing.assert_array_equal(
+        payload_view(records, geometry).view(np.uint16), expected.view(np.uint16)
+    )
+    clipped = (np.abs(value) > 3).reshape(n, len(kind.bands), -1).sum(axis=-1)
+    np.testing.assert_array_equal(
+        measured.clip_frac, clipped.astype(np.float32) / np.float32(kind.side**2)
+    )
+    assert 0 < measured.clip_frac.mean() < 0.1
+    payload_view(records, geometry)[:] = payload_view(untouched, geometry)
+    np.testing.assert_array_equal(records, untouched)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -70,6 +70,33 @@ def test_any_number_of_pixels_odd_or_even(n):
     check(RNG.integers(0, 4, (5, 3, n)))
 
 
+@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("side", [32, 256])
+def test_bit_equal_to_numpy_for_the_smallest_and_the_largest_stamps(name, side):
+    data = DATA[name].astype(np.float32)
+    if side == 256:  # other numbers of the same kind: times and in an order of their own
+        rows = np.tile(data[0, :1], (1, 16)) * np.repeat(np.float32([1, 0.5, 1, 2]), 16384)
+    else:
+        rows = data[0, :, 1536:2560]
+    check(rows[None])
+    check(rows[None, :, :-1])
+
+
+@pytest.mark.parametrize(
+    ("side", "inner", "outer"),
+    [(32, 10, 16), (33, 0, 3), (101, 31.5, 50.5), (101, 0, 50), (256, 80, 128), (256, 0, 0.8)],
+)
+def test_any_annulus_of_any_side(side, inner, outer):
+    where = annulus_indices(side, inner, outer)
+    assert where.size % 2 == (side % 2 and inner == 0)  # the central pixel has no others like it
+    pixels = RNG.normal(0, 1, (2, 2, side, side)).astype(np.float32)
+    pixels[1] = np.round(pixels[1])  # ties
+    median, mad = median_mad(pixels, where)
+    expected_median, expected_mad = by_numpy(pixels.reshape(2, 2, -1)[..., where])
+    np.testing.assert_array_equal(median, expected_median)
+    np.testing.assert_array_equal(mad, expected_mad)
+
+
 # Infinite only where NumPy's own |x - m| is not NaN: finite medians.
 FLOATS = st.floats(-(2.0**125), 2.0**125, width=32)
 

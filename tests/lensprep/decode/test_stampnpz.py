@@ -14,10 +14,16 @@ from hypothesis.extra import numpy as hnp
 from lensprep.decode import stampnpz
 from lensprep.decode.reasons import RejectReason
 from lensprep.decode.stampnpz import decode, decode_batch
-from lensprep.decode.zipwalk import MAX_MEMBER_BYTES, walk
+from lensprep.decode.zipwalk import walk
 from tests.lensprep.blobs import (
+    ALIKE,
     BAD,
+    DECALS,
     GOOD,
+    KINDS,
+    MOST_BYTES,
+    SURVEYS,
+    Kind,
     bands,
     by_numpy,
     noise,
@@ -29,10 +35,10 @@ from tests.lensprep.blobs import (
 )
 
 
-def decoded(blob):
+def decoded(blob, kind=DECALS):
     """(reason, pixels) of one blob."""
-    out = np.full((3, 64, 64), np.nan, np.float32)
-    return decode(blob, out), out
+    out = np.full(kind.shape, np.nan, np.float32)
+    return decode(blob, out, kind.bands), out
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -79,7 +85,7 @@ def test_no_blob_costs_more_memory_than_one_stamp(name):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < MAX_MEMBER_BYTES + 64_000
+    assert peak < MOST_BYTES + 64_000
 
 
 def test_oversized_member_is_refused_before_anything_is_inflated(monkeypatch):
@@ -87,7 +93,7 @@ def test_oversized_member_is_refused_before_anything_is_inflated(monkeypatch):
         raise AssertionError("inflated")
 
     monkeypatch.setattr(stampnpz, "inflate", inflate)
-    blob = npz({**bands(noise()), "image_z.npy": bytes(MAX_MEMBER_BYTES + 1)})
+    blob = npz({**bands(noise()), "image_z.npy": bytes(MOST_BYTES + 1)})
     assert decoded(blob)[0] is RejectReason.OVERSIZED
 
 
@@ -177,6 +183,80 @@ def test_rows_after_the_batch_are_not_touched():
     assert (out[2] == 7.0).all()
 
 
+# -- other surveys ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [*SURVEYS, ALIKE], ids=str)
+def test_stamps_of_any_bands_and_side_are_what_numpy_reads(kind):
+    pixels = noise(8, shape=kind.shape)
+    forms = [
+        saved(pixels, names=kind.names),
+        saved(pixels, compressed=False, names=kind.names),
+        npz(dict(reversed(bands(pixels, (2, 0), kind.names).items())), streamed=True),
+        npz(bands([np.asfortranarray(p.astype(">f8")) for p in pixels], names=kind.names)),
+    ]
+    out = np.empty((len(forms), *kind.shape), np.float32)
+    assert decode_batch(pa.array(forms, pa.binary()), out, kind.bands) == [None] * len(forms)
+    for blob, stamp in zip(forms, out, strict=True):
+        assert stamp.tobytes() == by_numpy(blob, kind).tobytes() == pixels.tobytes()
+
+
+@pytest.mark.parametrize("side", [32, 63, 65, 256])
+def test_stamps_of_another_side_are_refused(side):
+    kind = Kind(DECALS.bands, side)
+    blob = saved(noise(shape=(3, 48, 48)))
+    assert decoded(blob, kind)[0] is RejectReason.WRONG_SHAPE
+    assert by_numpy(blob, kind) is None
+
+
+def test_bands_are_taken_by_their_whole_names():
+    pixels = noise(3, shape=(8, 32, 32))
+    names = ("image_Yjhk23456", "image_Yjhk2345", "image_g12", "image_g1", "image_g.", "image_",
+             "image_g", "image_G")  # fmt: skip
+    blob = saved(pixels, names=names)
+    reason, out = decoded(blob, ALIKE)
+    assert reason is None
+    assert np.array_equal(out, pixels[[6, 3, 1]])
+    for gone in (6, 3, 1):
+        left = [i for i in range(8) if i != gone]
+        blob = saved(pixels[left], names=[names[i] for i in left])
+        assert decoded(blob, ALIKE)[0] is RejectReason.MISSING_BAND
+
+
+def test_a_band_twice_is_refused_whatever_its_name():
+    members = bands(noise(shape=ALIKE.shape), names=ALIKE.names)
+    for name in ("image_g1", "image_Yjhk2345"):
+        blob = npz([(name, members["image_g.npy"]), *members.items()])
+        assert decoded(blob, ALIKE)[0] is RejectReason.DUPLICATE_MEMBER
+
+
+@pytest.mark.parametrize("kind", [*SURVEYS, ALIKE], ids=str)
+def test_largest_member_is_a_stamp_of_float64(kind):
+    header = npy(np.zeros(kind.shape[1:]))[: -8 * kind.side**2]
+    most = kind.most_bytes
+    assert most > len(header) + 8 * kind.side**2 * len(kind.bands)
+    members = bands(noise(shape=kind.shape), names=kind.names)
+    last = f"{kind.names[-1]}.npy"
+    for size, expected in ((most, RejectReason.BAD_NPY), (most + 1, RejectReason.OVERSIZED)):
+        assert decoded(npz({**members, last: bytes(size)}), kind)[0] is expected
+
+
+@pytest.mark.parametrize("bands", [("",), ("g", "r", "band_name"), ("g", "b@d"), ("g", "é")])
+def test_names_that_no_band_has_are_an_error_of_the_caller(bands):
+    with pytest.raises(ValueError, match="is no name of a band"):
+        decode(saved(noise()), np.empty((len(bands), 64, 64), np.float32), bands)
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 31, 31), (3, 257, 257), (3, 64, 63), (2, 64, 64), (4, 64, 64)]
+)
+def test_output_of_no_stamp_is_an_error_of_the_caller(shape):
+    with pytest.raises(
+        ValueError, match=r"shape \(1, 3, side, side\) or longer, side from 32 to 256"
+    ):
+        decode(saved(noise()), np.empty(shape, np.float32))
+
+
 @pytest.mark.parametrize(
     "out",
     [
@@ -203,27 +283,39 @@ def as_stored(array, dtype, fortran):
 
 
 FILL = st.one_of(st.floats(-1.0, 1.0), st.floats(), st.just(1e300))
-ARRAYS = st.builds(
-    as_stored,
-    hnp.arrays(np.float64, (64, 64), elements=st.floats(-60_000, 60_000, width=16), fill=FILL),
-    st.sampled_from(["<f2", ">f2", "<f4", ">f4", "<f8", ">f8"]),
-    st.booleans(),
+
+
+def arrays(side):
+    return st.builds(
+        as_stored,
+        hnp.arrays(
+            np.float64, (side, side), elements=st.floats(-60_000, 60_000, width=16), fill=FILL
+        ),
+        st.sampled_from(["<f2", ">f2", "<f4", ">f4", "<f8", ">f8"]),
+        st.booleans(),
+    )
+
+
+STAMPS = st.one_of(
+    st.tuples(st.just(kind), st.tuples(*[arrays(kind.side)] * len(kind.bands))) for kind in KINDS
 )
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.tuples(ARRAYS, ARRAYS, ARRAYS),
+    STAMPS,
     st.sampled_from([(1, 0), (2, 0), (3, 0)]),
     st.sampled_from([0, 8]),
     st.booleans(),
     st.booleans(),
     st.binary(max_size=40),
 )
-def test_what_numpy_reads_is_decoded_identically(arrays, version, method, streamed, zip64, comment):
-    blob = npz(bands(arrays, version), method, streamed=streamed, zip64=zip64, comment=comment)
-    expected = by_numpy(blob)
-    reason, pixels = decoded(blob)
+def test_what_numpy_reads_is_decoded_identically(stamp, version, method, streamed, zip64, comment):
+    kind, arrays = stamp
+    members = bands(arrays, version, kind.names)
+    blob = npz(members, method, streamed=streamed, zip64=zip64, comment=comment)
+    expected = by_numpy(blob, kind)
+    reason, pixels = decoded(blob, kind)
     if isinstance(expected, np.ndarray):
         assert reason is None
         assert pixels.tobytes() == expected.tobytes()
@@ -232,22 +324,25 @@ def test_what_numpy_reads_is_decoded_identically(arrays, version, method, stream
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=400), st.booleans())
-def test_noise_is_refused(data, signed):
-    assert decoded(b"PK\x03\x04" + data if signed else data)[0] is not None
+@given(st.binary(max_size=400), st.booleans(), st.sampled_from(KINDS))
+def test_noise_is_refused(data, signed, kind):
+    assert decoded(b"PK\x03\x04" + data if signed else data, kind)[0] is not None
 
 
-def test_truncated_anywhere_never_decodes():
-    blob = saved(noise())
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_truncated_anywhere_never_decodes(kind):
+    blob = saved(noise(shape=kind.shape), names=kind.names)
     for length in [*range(0, 200), *range(200, len(blob), 997), *range(len(blob) - 200, len(blob))]:
-        assert decoded(blob[:length])[0] is not None
+        assert decoded(blob[:length], kind)[0] is not None
 
 
-def test_flipped_bit_anywhere_is_harmless_or_found():
-    blob, pixels = saved(noise(21)), noise(21)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_flipped_bit_anywhere_is_harmless_or_found(kind):
+    pixels = noise(21, shape=kind.shape)
+    blob = saved(pixels, names=kind.names)
     rng = np.random.default_rng(0)
     for at in rng.integers(0, len(blob), 400).tolist():
-        reason, out = decoded(patched(blob, at, bytes([blob[at] ^ (1 << at % 8)])))
+        reason, out = decoded(patched(blob, at, bytes([blob[at] ^ (1 << at % 8)])), kind)
         assert reason is not None or np.array_equal(out, pixels)
 
 
