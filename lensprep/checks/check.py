@@ -34,7 +34,7 @@ from lensprep.engine import default_workers, run_tasks
 from lensprep.errors import ConfigError, InputError, SchemaError, size_text
 from lensprep.source.footers import Progress, SourceFile
 from lensprep.source.listing import Location
-from lensprep.source.survey import STAMP_COLUMN
+from lensprep.source.survey import DECALS_SURVEY, STAMP_COLUMN, Survey
 from lensprep.source.tree import LEAVE_OUT, Source
 from lensprep.store import S3Options
 from lensprep.tables.writer import table_writer
@@ -52,7 +52,7 @@ _IN_PROCESS_ROWS: Final = 50_000
 _PIXELS_COST: Final = 50
 """A row with its stamp takes as long as this many without."""
 _BATCH_ROWS: Final = 1024
-"""Rows with blobs held at once: about 45 MB."""
+"""Rows with blobs held at once, `Geometry.scaled_rows`: about 45 MB."""
 _LIGHT_BATCH_ROWS: Final = 8192
 
 
@@ -120,8 +120,9 @@ def check(
     workers: int | None = None,
     progress: Progress | None = None,
     options: S3Options | None = None,
+    survey: Survey = DECALS_SURVEY,
 ) -> CheckReport:
-    """Check a Phase 4c source.
+    """Check a source.
 
     Parameters
     ----------
@@ -140,6 +141,8 @@ def check(
         Called with (rows read, rows).
     options : S3Options, optional
         How to reach an object store.
+    survey : Survey
+        What the stamps and columns of locations are; a `Source` has its own.
 
     Raises
     ------
@@ -147,13 +150,14 @@ def check(
         If the source cannot be opened at all: no such path, no parquet, a required column missing.
     """
     if not isinstance(source, Source):
-        source = Source.open(source, skip_bad_files=True, options=options)
+        source = Source.open(source, skip_bad_files=True, options=options, survey=survey)
     if workers is None:
         cost = source.rows * (_PIXELS_COST if pixels or rejects else 1)
         workers = default_workers() if cost > _IN_PROCESS_ROWS else 1
     step = max(1, source.rows // SAMPLE_ROWS)
     columns = [name for name in source.schema.names if pixels or name != STAMP_COLUMN]
-    batch_rows = _BATCH_ROWS if pixels else _LIGHT_BATCH_ROWS
+    scaled = source.survey.geometry.scaled_rows
+    batch_rows = scaled(_BATCH_ROWS) if pixels else _LIGHT_BATCH_ROWS
     tasks = [
         _Task(
             replace(source, files=(file,)), columns, batch_rows, step, pixels, rejects is not None
@@ -219,9 +223,11 @@ def _tally_groups(task: _Task, file: SourceFile) -> Tally:
 
 def _tally_pieces(task: _Task, pieces: Iterable[pa.Table]) -> Tally:
     """Count pieces: all of them, or none if one cannot be read."""
-    tally = Tally()
+    tally, survey = Tally(), task.source.survey
     for piece in pieces:
-        tally.merge(tally_rows(piece, sample_step=task.sample_step, pixels=task.pixels))
+        tally.merge(
+            tally_rows(piece, sample_step=task.sample_step, pixels=task.pixels, survey=survey)
+        )
     return tally
 
 

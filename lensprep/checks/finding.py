@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lensprep.dataset.layout import GRADE, KIND, ORIGIN
 from lensprep.errors import names_text
 from lensprep.source.survey import LEAKING_COLUMNS
 from lensprep.tables.positions import nearest_on_sky
@@ -44,6 +45,10 @@ class Finding:
         return {name: value for name, value in found.items() if name != "group" or value}
 
 
+_LEAKING: Final = {*LEAKING_COLUMNS, ORIGIN, KIND, GRADE}
+_OF_A_BAND: Final = ("psf_fwhm_used_", "psf_source_", "src_")
+"""What the names of columns begin with that an injection has for the bands of its survey."""
+
 listing = partial(names_text, most=5)
 """The first few names, and how many more there are."""
 
@@ -60,7 +65,7 @@ def both_classes(classes: Mapping[str, int]) -> dict[str, int]:
 
 def leaking(columns: Iterable[str]) -> list[str]:
     """The columns that reveal the label, by value or by being null."""
-    return [name for name in columns if name in LEAKING_COLUMNS]
+    return [name for name in columns if name in _LEAKING or name.startswith(_OF_A_BAND)]
 
 
 def farthest_share(shares: Mapping[str, float], declared: Mapping[str, float]) -> float:

@@ -16,7 +16,7 @@ from lensprep.checks.tally import (
 from lensprep.dataset.layout import COUNTERFACTUAL
 from lensprep.decode.account import CLASSES
 from lensprep.source.listing import UNFINISHED
-from lensprep.source.survey import COLUMN_BY_NAME, COLUMNS, SPLIT_COLUMN
+from lensprep.source.survey import FAMILY_COLUMNS, LABEL_COLUMN, SPLIT_COLUMN, Column
 
 REJECT_RATE: Final = 0.001
 REJECT_RATE_BLOCKER: Final = 0.01
@@ -62,8 +62,9 @@ def _finished(tally: Tally, about: Circumstances) -> Finding:
 def _schema(tally: Tally, about: Circumstances) -> Finding:
     """A file that lacks a required column cannot be opened at all, so only values are left."""
     present, left_out = about.source.schema.names, about.source.left_out
-    missing = [column.name for column in COLUMNS if column.name not in present]
-    extra = [name for name in present if name not in COLUMN_BY_NAME]
+    expected = _own_columns(about) if about.source.survey.is_phase4c else ()
+    missing = [name for name in expected if name not in present]
+    extra = [name for name in present if name not in about.source.survey.column_by_name]
     widths = [len({*f.columns, *dict(f.stated), SPLIT_COLUMN}) for f in about.source.files]
     parts = ["Every required column is there, of the right type, in every row group."]
     if tally.misfits:
@@ -94,10 +95,18 @@ def _schema(tally: Tally, about: Circumstances) -> Finding:
     )
 
 
+def _own_columns(about: Circumstances) -> dict[str, Column]:
+    """Columns of the survey, without those of counterfactuals."""
+    known = about.source.survey.column_by_name
+    family = {column.name for column in FAMILY_COLUMNS}
+    return {name: column for name, column in known.items() if name not in family}
+
+
 def _null_rules(tally: Tally, about: Circumstances) -> Finding:
-    counts = {c.name: sum(tally.nulls[c.name, label] for label in CLASSES) for c in COLUMNS}
-    nulls = {name: n for name, n in counts.items() if n and not COLUMN_BY_NAME[name].nullable}
-    required = any(COLUMN_BY_NAME[name].required for name in nulls)
+    columns = _own_columns(about)
+    counts = {name: sum(tally.nulls[name, label] for label in CLASSES) for name in columns}
+    nulls = {name: n for name, n in counts.items() if n and not columns[name].nullable}
+    required = any(columns[name].required for name in nulls)
     return Finding(
         item="null_rules",
         severity="blocker" if required or not nulls else "warn",
@@ -127,14 +136,13 @@ def _control_rules(tally: Tally, about: Circumstances) -> Finding:
 
 def _value_ranges(tally: Tally, about: Circumstances) -> Finding:
     faults = {name: n for name, n in sorted(tally.out_of_range.items()) if n}
+    known = about.source.survey.column_by_name
     return Finding(
         item="value_ranges",
         severity="warn",
         passed=not faults,
         measured=faults,
-        threshold={
-            name: [COLUMN_BY_NAME[name].minimum, COLUMN_BY_NAME[name].maximum] for name in faults
-        },
+        threshold={name: [known[name].minimum, known[name].maximum] for name in faults},
         detail=f"Values outside the plausible range, or NaN: {counted(faults)}."
         if faults
         else "Every value lies in its plausible range.",
@@ -143,16 +151,22 @@ def _value_ranges(tally: Tally, about: Circumstances) -> Finding:
 
 def _label_consistency(tally: Tally, about: Circumstances) -> Finding:
     faults = dict(sorted(tally.label_faults.items()))
+    present = about.source.schema.names
+    names = [n for n in (LABEL_COLUMN, "is_control", "theta_e_arcsec") if n in present]
+    *others, last = names
+    text = f"{', '.join(others)} and {last}" if others else last
     return Finding(
         item="label_consistency",
         severity="blocker",
         passed=not faults,
         measured=faults,
         threshold=0,
-        detail="Rows whose lens_model, is_control and theta_e_arcsec do not give one label: "
-        f"{counted(faults)}. Conversion rejects them."
+        detail=f"Rows whose {text} do not give one label: {counted(faults)}. Conversion rejects "
+        "them."
         if faults
-        else "lens_model, is_control and theta_e_arcsec agree in every row.",
+        else f"{text} agree in every row."
+        if others
+        else f"{text} gives every row a label.",
     )
 
 
@@ -204,7 +218,9 @@ def _quality(tally: Tally, about: Circumstances) -> Finding:
         item="stamp_quality",
         measured={"bad_pixels": bad, "lenses_with_magnification_below_1": weak},
         detail=f"bad_pixel_frac above {BAD_PIXEL_LIMIT}: {text or 'none'}. "
-        f"{weak} lenses are not magnified.",
+        f"{weak} lenses are not magnified."
+        if {"bad_pixel_frac", "magnification"} & {*about.source.schema.names}
+        else "Not run: there is no bad_pixel_frac and no magnification.",
     )
 
 

@@ -21,10 +21,8 @@ from lensprep.checks.finding import (
     separations,
 )
 from lensprep.checks.tally import Circumstances, Finder, Tally
-from lensprep.dataset.layout import COUNTERFACTUAL, PIXEL_SCALE_ARCSEC, STAMP_SIZE
+from lensprep.dataset.layout import COUNTERFACTUAL
 
-MIN_SEPARATION_ARCSEC: Final = STAMP_SIZE * PIXEL_SCALE_ARCSEC * 2**0.5
-"""Diagonal of a stamp, 23.7 arcsec: two stamps farther apart share no pixel."""
 MIN_CLASS_SHARE: Final = 0.2
 MAX_CLASS_SHARE_GAP: Final = 0.05
 """Largest difference of the share of lenses between splits."""
@@ -115,6 +113,10 @@ def _regions(tally: Tally, about: Circumstances) -> Finding:
 
 
 def _disjoint(what: Literal["regions", "bricks"], tally: Tally, about: Circumstances) -> Finding:
+    if not getattr(tally, what) and not about.source.survey.is_phase4c:
+        return Finding(
+            item=f"{what}_disjoint", threshold=0, detail=f"Not run: there are no {what}."
+        )
     by_split: dict[str, list[str]] = defaultdict(list)
     for value, split in getattr(tally, what):
         by_split[split].append(str(value))
@@ -136,13 +138,14 @@ def _disjoint(what: Literal["regions", "bricks"], tally: Tally, about: Circumsta
 def _sky_separation(tally: Tally, about: Circumstances) -> Finding:
     by_split = _grouped(tally.positions, 0)
     positions = {split: np.unique(by_split[split], axis=0) for split in tally.splits()}
-    nearest, close = separations(positions, MIN_SEPARATION_ARCSEC)
+    limit = about.source.survey.geometry.diagonal_arcsec
+    nearest, close = separations(positions, limit)
     return Finding(
         item="sky_separation",
         severity="blocker",
         passed=not close,
         measured={"close_positions": close, "nearest_arcsec": nearest},
-        threshold=MIN_SEPARATION_ARCSEC,
+        threshold=limit,
         detail=f"{close} positions lie closer than a stamp's diagonal to one of another split: the "
         "same sky is in both."
         if close

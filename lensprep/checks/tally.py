@@ -18,20 +18,21 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from lensprep.checks.finding import Finding
-from lensprep.dataset.layout import COUNTERFACTUAL, DONOR_TASK, HOST_TASK, STAMP_SHAPE
+from lensprep.checks.finding import Finding, leaking
+from lensprep.dataset.geometry import Geometry
+from lensprep.dataset.layout import COUNTERFACTUAL, DONOR_TASK, HOST_TASK
 from lensprep.decode.account import row_classes
 from lensprep.decode.reasons import RejectReason
 from lensprep.decode.robust import median_mad
 from lensprep.decode.stampnpz import decode_batch
 from lensprep.source.contract import filter_rows, label_rows, numbers
 from lensprep.source.survey import (
-    COLUMNS,
-    LEAKING_COLUMNS,
+    DECALS_SURVEY,
     SEEING_COLUMN,
     SPLIT_COLUMN,
     STAMP_COLUMN,
     Column,
+    Survey,
 )
 from lensprep.source.tree import Source
 from lensprep.tables.positions import on_sky
@@ -43,7 +44,7 @@ RESOLVED_RATIO: Final = 0.5
 """theta_E over PSF FWHM (``psfsize_r``) below which a lens looks like a blur."""
 
 _BATCH: Final = 256
-"""Stamps decoded at once: 12 MB of pixels."""
+"""Stamps decoded at once, `Geometry.scaled_rows`: 12 MB of pixels."""
 
 
 _lists: Callable[[], Any] = partial(defaultdict, list)
@@ -140,12 +141,18 @@ Finder = Callable[[Tally, Circumstances], Finding]
 
 def sampled_columns(schema: pa.Schema) -> list[str]:
     """Columns of plain values that the contract does not say to reveal the label, but that may."""
-    known = {*LEAKING_COLUMNS, SPLIT_COLUMN, STAMP_COLUMN, "task_id"}
+    known = {*leaking(schema.names), SPLIT_COLUMN, STAMP_COLUMN, "task_id"}
     plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string)
     return [f.name for f in schema if f.name not in known and any(of(f.type) for of in plain)]
 
 
-def tally_rows(table: pa.Table, *, sample_step: int = 1, pixels: bool = False) -> Tally:
+def tally_rows(
+    table: pa.Table,
+    *,
+    sample_step: int = 1,
+    pixels: bool = False,
+    survey: Survey = DECALS_SURVEY,
+) -> Tally:
     """Count one table of source rows.
 
     Parameters
@@ -156,21 +163,24 @@ def tally_rows(table: pa.Table, *, sample_step: int = 1, pixels: bool = False) -
         Keep one labelled row in this many in ``samples``.
     pixels : bool
         Decode the stamps, hash them and count those that cannot be decoded.
+    survey : Survey
     """
     tally = Tally()
-    label, label_reason = label_rows(table)
+    label, label_reason = label_rows(table, survey)
     classes = row_classes(table, label)
     made = classes == COUNTERFACTUAL
     splits = _text(table[SPLIT_COLUMN])
-    reasons = filter_rows(table)
+    reasons = filter_rows(table, survey=survey)
     kept = reasons == ""
     tally.filtered.update(reasons[~kept].tolist())
     tally.label_faults.update(label_reason[kept & (label_reason != "")].tolist())
     tally.rows.update(zip(splits.tolist(), classes.tolist(), strict=True))
     for name, pairs in (("region_id", tally.regions), ("brickname", tally.bricks)):
+        if name not in table.column_names:
+            continue
         known = table[name].is_valid().to_numpy()
         pairs.update(zip(table[name].drop_null().to_pylist(), splits[known].tolist(), strict=True))
-    for column in COLUMNS:
+    for column in survey.contract:
         if column.name in table.column_names and column.name != STAMP_COLUMN:
             _tally_column(tally, table[column.name], column, label, kept)
     _tally_nulls(tally, table, classes)
@@ -187,7 +197,7 @@ def tally_rows(table: pa.Table, *, sample_step: int = 1, pixels: bool = False) -
     tally.samples.append(sample.append_column("label", pa.array(label).take(chosen)))
     if pixels:
         rows = np.flatnonzero(kept & (label_reason == ""))
-        _tally_pixels(tally, table[STAMP_COLUMN], rows, splits, classes)
+        _tally_pixels(tally, table[STAMP_COLUMN], rows, splits, classes, survey.geometry)
     return tally
 
 
@@ -223,17 +233,25 @@ def _tally_nulls(tally: Tally, table: pa.Table, classes: NDArray[np.str_]) -> No
 def _tally_quality(tally: Tally, table: pa.Table, classes: NDArray[np.str_]) -> None:
     """Lenses that cannot be resolved or were not magnified, and damaged stamps."""
     lens = classes == "1"
-    theta_e, psf = numbers(table["theta_e_arcsec"]), numbers(table[SEEING_COLUMN])
+    theta_e, psf = (_known(table, name) for name in ("theta_e_arcsec", SEEING_COLUMN))
     with np.errstate(divide="ignore", invalid="ignore"):
         resolved = theta_e / psf >= RESOLVED_RATIO
     known = lens & (psf > 0) & np.isfinite(theta_e)
     radii = np.round(theta_e[known], 3).tolist()
     tally.resolution.update(zip(radii, resolved[known].tolist(), strict=True))
-    cuts = {"bad_pixels": numbers(table["bad_pixel_frac"]) > BAD_PIXEL_LIMIT}
-    if "magnification" in table.column_names:
-        cuts["no_magnification"] = numbers(table["magnification"]) < 1
+    cuts = {
+        "bad_pixels": _known(table, "bad_pixel_frac") > BAD_PIXEL_LIMIT,
+        "no_magnification": _known(table, "magnification") < 1,
+    }
     for name, cut in cuts.items():
         tally.quality.update((name, label) for label in classes[cut].tolist())
+
+
+def _known(table: pa.Table, name: str) -> NDArray[np.float64]:
+    """Numbers of a column; NaN where it is null or not there at all."""
+    if name not in table.column_names:
+        return np.full(table.num_rows, np.nan)
+    return numbers(table[name])
 
 
 def _tally_sky(
@@ -285,13 +303,15 @@ def _tally_pixels(
     rows: NDArray[np.intp],
     splits: NDArray[np.str_],
     classes: NDArray[np.str_],
+    geometry: Geometry,
 ) -> None:
     """Decode the stamps of some rows: hash each, or count why conversion would reject it."""
-    out = np.zeros((_BATCH, *STAMP_SHAPE), np.float32)
+    batch = geometry.scaled_rows(_BATCH)
+    out = np.zeros((batch, *geometry.shape), np.float32)
     hashes: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for start in range(0, len(rows), _BATCH):
-        part = rows[start : start + _BATCH]
-        reasons = decode_batch(blobs.take(pa.array(part)), out[: len(part)])
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        reasons = decode_batch(blobs.take(pa.array(part)), out[: len(part)], geometry.bands)
         for stamp, reason in zip(out, reasons, strict=False):
             if reason is not None:
                 stamp[:] = 0  # a failed blob may have left NaN there

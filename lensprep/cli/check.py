@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from lensprep.cli.options import json_option, workers_option
+from lensprep.cli.options import json_option, survey_option, workers_option
 from lensprep.store import S3Options, check_file
 from lensprep.terminal import LOCATION, Location, print_json, print_rich, progress_bar, s3_options
 
@@ -23,6 +23,7 @@ from lensprep.terminal import LOCATION, Location, print_json, print_rich, progre
     metavar="FILE",
     help="List every row that conversion would leave out, with its reason: .csv or .parquet.",
 )
+@survey_option
 @s3_options
 @workers_option
 @json_option
@@ -30,6 +31,7 @@ def check(
     src: tuple[str, ...],
     fractions: str | None,
     rejects: str | None,
+    survey: str,
     as_json: bool,
     options: S3Options,
     **named: Any,
@@ -43,9 +45,11 @@ def check(
       lensprep check s3a-copy/stamps --json > check.json
       lensprep check s3a-copy/stamps --rejects rejects.csv
       lensprep check demo/phase4c demo/counterfactuals
+      lensprep check hsc/stamps --survey configs/surveys/hsc.toml
     """
     from lensprep.checks.check import check as run_check
     from lensprep.checks.check import parse_fractions, render_text
+    from lensprep.source.survey import load_survey
 
     if rejects is not None:
         check_file(rejects, options)
@@ -56,6 +60,7 @@ def check(
             declared_fractions=parse_fractions(fractions) if fractions else None,
             progress=partial(show, "rows"),
             options=options,
+            survey=load_survey(survey, options),
             **named,
         )
     if as_json:

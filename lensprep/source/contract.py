@@ -1,4 +1,4 @@
-"""The Phase 4c contract: whether a file has the survey's columns, which rows may be used (pure).
+"""The contract: whether a file has the survey's columns, which rows may be used (pure).
 
 Nothing in a source is trusted that can be checked here: labels come from a closed map and are
 checked against two other columns, and every row that is left out has a reason.
@@ -6,8 +6,9 @@ checked against two other columns, and every row that is left out has a reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -15,16 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lensprep.dataset.layout import (
-    BANDS,
-    COUNTERFACTUAL,
-    DONOR_TASK,
-    HOST_TASK,
-    LABEL_MAP,
-    LENSED,
-)
+from lensprep.dataset.layout import COUNTERFACTUAL, DONOR_TASK, HOST_TASK, LENSED
 from lensprep.dataset.where import Where
-from lensprep.source.survey import COLUMN_BY_NAME
+from lensprep.source.survey import DECALS_SURVEY, LABEL_COLUMN, Survey
 
 UNKNOWN_LABEL: Final = "unknown_label"
 LABEL_CONFLICT: Final = "label_conflict"
@@ -37,20 +31,35 @@ CUTOUT_NOT_OK: Final = "cutout_not_ok"
 BANDSET_LACKS_BAND: Final = "bandset_lacks_band"
 MAX_BAD_PIXEL_FRAC: Final = "max_bad_pixel_frac"
 WHERE: Final = "where"
-FILTER_REASONS: Final = (CUTOUT_NOT_OK, BANDSET_LACKS_BAND, MAX_BAD_PIXEL_FRAC, WHERE)
+OVERLAP: Final = "overlap"
+OTHER_GRADE: Final = "grade"
+FILTER_REASONS: Final = (
+    CUTOUT_NOT_OK,
+    BANDSET_LACKS_BAND,
+    MAX_BAD_PIXEL_FRAC,
+    WHERE,
+    OVERLAP,
+    OTHER_GRADE,
+)
 """Reasons to filter a row, in the order in which they are checked."""
 
 
-def accepts(wanted: pa.DataType, found: pa.DataType) -> bool:
+def accepts(wanted: pa.DataType, found: pa.DataType, *, loose: bool = False) -> bool:
     """Whether a column stored as ``found`` can stand for a contract column of type ``wanted``.
 
     Integers and floating-point numbers may be of any width, text and bytes may be large, viewed
     or dictionary-encoded, and a column of nothing but nulls may have the null type. A float is
-    never taken for an integer, nor a number for text.
+    never taken for an integer, nor a number for text, unless the contract is ``loose``, as that of
+    any survey but Phase 4c: then whole numbers and bools stand for text, whole numbers for
+    floating-point ones, and bools for whole numbers.
     """
     found = plain_type(found)
     if pa.types.is_null(found):
         return True
+    if loose and pa.types.is_boolean(found):
+        return bool(pa.types.is_string(wanted) or pa.types.is_integer(wanted))
+    if loose and pa.types.is_integer(found):
+        return not pa.types.is_binary(wanted)
     if pa.types.is_string(wanted):
         return bool(pa.types.is_string(found) or pa.types.is_large_string(found))
     if pa.types.is_binary(wanted):
@@ -93,21 +102,36 @@ def plain_type(found: pa.DataType) -> pa.DataType:
 MISSING: Final = "is missing"
 
 
-def schema_faults(schema: pa.Schema, stated: Collection[str] = ()) -> dict[str, str]:
-    """What is wrong with the schema of one file, by column; empty if nothing is.
+def schema_faults(
+    schema: pa.Schema, stated: Collection[str] = (), survey: Survey = DECALS_SURVEY
+) -> dict[str, str]:
+    """What is wrong with the schema of one file, by column (`Survey.called`); empty if nothing is.
 
     A problem is `MISSING`, or such as "is string, not int32". The file may lack columns that its
-    folder states (``region_split=train``).
+    folder states (``region_split=train``), under their names here.
     """
     faults = {}
-    for column in COLUMN_BY_NAME.values():
-        found = [field.type for field in schema if field.name == column.name]
+    types: dict[str, list[pa.DataType]] = {}
+    for field in schema:
+        types.setdefault(survey.public_name(field.name), []).append(field.type)
+        if survey.is_hidden(field.name):
+            faults[field.name] = (
+                f"must have another name, since the survey takes {survey.columns[field.name]} for "
+                "the column of this name"
+            )
+    for name, wanted in survey.type_by_name.items():
+        found = types.get(name, [])
+        if name in faults:
+            continue
+        called, is_required = survey.called(name), name in survey.required_columns
+        can_go = not is_required and name not in (COUNTERFACTUAL, HOST_TASK, DONOR_TASK)
         if len(found) > 1:
-            faults[column.name] = f"occurs {len(found)} times"
-        elif found and not accepts(column.type, found[0]):
-            faults[column.name] = f"is {found[0]}, not {column.type}"
-        elif not found and column.required and column.name not in stated:
-            faults[column.name] = MISSING
+            faults[called] = f"occurs {len(found)} times"
+        elif found and not accepts(wanted, found[0], loose=not survey.is_phase4c):
+            remedy = f" (leave it out with --drop-column {name})" if can_go else ""
+            faults[called] = f"is {found[0]}, not {wanted}{remedy}"
+        elif not found and is_required and name not in stated:
+            faults[called] = MISSING
     return faults
 
 
@@ -120,14 +144,15 @@ class Labels(NamedTuple):
     """Shape (rows,): "" or one of ``LABEL_REASONS``."""
 
 
-def label_rows(table: pa.Table) -> Labels:
-    """Label every row through the closed map, or reject it.
+def label_rows(table: pa.Table, survey: Survey = DECALS_SURVEY) -> Labels:
+    """Label every row through the survey's closed map, or reject it.
 
     ``lens_model`` gives the label (CONTROL 0, SIE and SIS 1). Null or anything else is
     ``unknown_label``, never a positive. ``is_control`` must say the same and
     ``theta_e_arcsec`` must be zero for controls and positive for lenses; where either is null, NaN
     or disagrees, the row is ``label_conflict``. Without a task_id a row has no identity
-    (``missing_task_id``).
+    (``missing_task_id``). A survey other than Phase 4c need not have these two columns, and null or
+    NaN in them says nothing; any other value must agree.
 
     A row with a ``counterfactual`` is one, whatever kind it names. It is a lens if the kind is
     ``lensed`` and a non-lens otherwise (else ``label_conflict``), and states its kind, host and
@@ -138,12 +163,20 @@ def label_rows(table: pa.Table) -> Labels:
     table : pyarrow.Table
         With task_id, lens_model, is_control and theta_e_arcsec; if there are counterfactuals, with
         their three columns. Other columns are ignored.
+    survey : Survey
     """
-    label = _lookup(table.column("lens_model"), lambda name: LABEL_MAP.get(name or "", -1), np.int8)
-    is_control = numbers(table.column("is_control"))
-    theta_e = numbers(table.column("theta_e_arcsec"))
-    expected_control = np.where(label == 0, 1.0, 0.0)
-    agrees = (is_control == expected_control) & np.where(label == 0, theta_e == 0, theta_e > 0)
+    label = _lookup(
+        table.column(LABEL_COLUMN), lambda name: survey.label_map.get(name or "", -1), np.int8
+    )
+    agrees = np.ones(table.num_rows, bool)
+    for name in ("is_control", "theta_e_arcsec"):
+        if survey.is_phase4c or name in table.column_names:
+            values = numbers(table.column(name))
+            if name == "is_control":
+                same = values == np.where(label == 0, 1.0, 0.0)
+            else:
+                same = np.where(label == 0, values == 0, values > 0)
+            agrees &= same | (np.isnan(values) & (not survey.is_phase4c))
     incomplete = np.zeros(table.num_rows, bool)
     if COUNTERFACTUAL in table.column_names:
         made = is_counterfactual(table)
@@ -183,14 +216,16 @@ class FilterRules:
     """Rows to keep; rows for which it is null are left out, as in SQL."""
 
 
-def filter_rows(table: pa.Table, rules: FilterRules | None = None) -> NDArray[np.str_]:
+def filter_rows(
+    table: pa.Table, rules: FilterRules | None = None, survey: Survey = DECALS_SURVEY
+) -> NDArray[np.str_]:
     """Reason why each row is left out, or "".
 
-    Two cuts are always made, since upstream itself says that there is no stamp to use:
-    ``cutout_ok`` is not 1 (null included), and ``bandset`` lacks one of the bands g, r, z (``r``:
-    the blob was never meant to have the others). A row whose bandset promises a band that the blob
-    lacks is not filtered here: decoding it gives a reject. Where several cuts apply, the first of
-    ``FILTER_REASONS`` is given.
+    Two cuts are always made where the survey has the columns (as Phase 4c has), since upstream
+    itself says that there is no stamp to use: ``cutout_ok`` is not 1 (null included), and
+    ``bandset`` lacks one of the bands (``r``: the blob was never meant to have the others). A row
+    whose bandset promises a band that the blob lacks is not filtered here: decoding it gives a
+    reject. Where several cuts apply, the first of ``FILTER_REASONS`` is given.
 
     Parameters
     ----------
@@ -198,6 +233,7 @@ def filter_rows(table: pa.Table, rules: FilterRules | None = None) -> NDArray[np
         With cutout_ok, bandset and what the rules look at.
     rules : FilterRules, optional
         Further cuts; without it only the two that are always made.
+    survey : Survey
 
     Returns
     -------
@@ -205,10 +241,12 @@ def filter_rows(table: pa.Table, rules: FilterRules | None = None) -> NDArray[np
         "" or one of ``FILTER_REASONS``.
     """
     rules = rules or FilterRules()
-    cuts = {
-        CUTOUT_NOT_OK: numbers(table.column("cutout_ok")) != 1,
-        BANDSET_LACKS_BAND: _lookup(table.column("bandset"), _lacks_band, bool),
-    }
+    cuts: dict[str, NDArray[np.bool_]] = {"": np.zeros(table.num_rows, bool)}
+    if survey.is_phase4c or "cutout_ok" in table.column_names:
+        cuts[CUTOUT_NOT_OK] = numbers(table.column("cutout_ok")) != 1
+    if survey.is_phase4c or "bandset" in table.column_names:
+        lacks = partial(_lacks_band, survey.geometry.bands)
+        cuts[BANDSET_LACKS_BAND] = _lookup(table.column("bandset"), lacks, bool)
     if rules.max_bad_pixel_frac is not None:
         frac = numbers(table.column("bad_pixel_frac"))
         cuts[MAX_BAD_PIXEL_FRAC] = ~(frac <= rules.max_bad_pixel_frac)
@@ -217,9 +255,23 @@ def filter_rows(table: pa.Table, rules: FilterRules | None = None) -> NDArray[np
     return np.select(list(cuts.values()), list(cuts), "")
 
 
-def _lacks_band(bandset: str | None) -> bool:
+def user_cuts(table: pa.Table, rules: FilterRules) -> NDArray[np.str_]:
+    """Reason why each row of a catalogue is left out by the user's cuts, or "".
+
+    As `filter_rows`, but without the two cuts that are always made of trees; and a row whose
+    ``bad_pixel_frac`` is not known, as that of most cutouts, is kept.
+    """
+    cuts = {}
+    if rules.max_bad_pixel_frac is not None and "bad_pixel_frac" in table.column_names:
+        cuts[MAX_BAD_PIXEL_FRAC] = numbers(table["bad_pixel_frac"]) > rules.max_bad_pixel_frac
+    if rules.where is not None:
+        cuts[WHERE] = ~rules.where.mask(table)
+    return np.select(list(cuts.values()), list(cuts), "") if cuts else np.full(len(table), "")
+
+
+def _lacks_band(bands: Sequence[str], bandset: str | None) -> bool:
     """Whether a bandset lacks a band; null means nothing until the blob is decoded."""
-    return bandset is not None and not {*BANDS} <= {*bandset}
+    return bandset is not None and not all(band in bandset for band in bands)
 
 
 def _lookup(

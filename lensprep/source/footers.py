@@ -6,7 +6,7 @@ by the rules of Hive), or from both if they agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,20 +19,16 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from lensprep.dataset.layout import MEASURED_COLUMNS, SOURCE_COLUMNS, SPLITS
+from lensprep.dataset.layout import SPLITS
 from lensprep.errors import InputError, error_line, passing_fault
 from lensprep.source.contract import plain_type
 from lensprep.source.listing import Listing, open_parquet, relative
-from lensprep.source.survey import COLUMN_BY_NAME, SPLIT_COLUMN
+from lensprep.source.survey import SPLIT_COLUMN, Survey
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work proceeds."""
 
 _THREADS: Final = 16
-_TAKEN: Final = frozenset((*MEASURED_COLUMNS, *SOURCE_COLUMNS, "place"))
-"""Columns that conversion adds."""
-_PREFIX: Final = "phase4c_"
-"""Put before the name of an extra column that conversion adds too."""
 _MAGIC: Final = b"PAR1"
 _NOT_PARQUET: Final = "it does not begin as parquet does"
 _HIVE_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
@@ -70,6 +66,10 @@ class SourceFile:
     """ETag of an object when its footer was read: it is read again only as that version."""
     place: int = 0
     """Which of the `Source.places` it is in."""
+
+    def label(self, group: int) -> str:
+        """Name of a row group for messages."""
+        return f"{self.path}, row group {group}"
 
     @property
     def filled(self) -> list[tuple[int, RowGroup]]:
@@ -120,11 +120,12 @@ def read_footers(
     filesystem: pafs.FileSystem,
     listing: Listing,
     drop: frozenset[str],
+    survey: Survey,
     progress: Progress | None,
 ) -> list[Footer | BadFile]:
     """Read all footers in threads; the results are in the order of the files."""
     results: list[Footer | BadFile] = []
-    read = partial(_read_footer, filesystem, listing.root, drop)
+    read = partial(_read_footer, filesystem, listing.root, drop, survey)
     with ThreadPoolExecutor(min(_THREADS, len(listing.files))) as pool:
         for result in pool.map(read, listing.files):
             results.append(result)
@@ -137,6 +138,7 @@ def _read_footer(
     filesystem: pafs.FileSystem,
     root: str,
     drop: frozenset[str],
+    survey: Survey,
     info: pafs.FileInfo,
     again: bool = False,
 ) -> Footer | BadFile:
@@ -149,15 +151,15 @@ def _read_footer(
                 RowGroup(group.num_rows, group.total_byte_size)
                 for group in map(metadata.row_group, range(metadata.num_row_groups))
             )
-            stated = _stated(info.path, root)
-            dropped = {n for n in (*whole.names, *stated) if {n, public_name(n)} & drop}
+            stated = _stated(info.path, root, survey)
+            dropped = {n for n in (*whole.names, *stated) if {n, survey.public_name(n)} & drop}
             stated = {n: text for n, text in stated.items() if n not in dropped}
             schema = pa.schema([column for column in whole if column.name not in dropped])
-            problem = _problem_of(parquet, schema, stated)
-            split = None if problem else _split_of(parquet, schema, stated)
+            problem = _problem_of(parquet, schema, stated, survey)
+            split = None if problem else _split_of(parquet, schema, stated, survey)
     except READ_ERRORS as error:
         if not (again or isinstance(filesystem, pafs.LocalFileSystem)):
-            return _read_footer(filesystem, root, drop, info, again=True)
+            return _read_footer(filesystem, root, drop, survey, info, again=True)
         if fault := passing_fault(info.path, error):
             raise fault from error
         return BadFile(name, info.size, _what_is_wrong(filesystem, info, error))
@@ -167,8 +169,8 @@ def _read_footer(
         sum(group.rows for group in groups),
         groups,
         split,
-        tuple(public_name(column) for column in schema.names if column not in stated),
-        tuple((public_name(column), text) for column, text in stated.items()),
+        tuple(survey.public_name(column) for column in schema.names if column not in stated),
+        tuple((survey.public_name(column), text) for column, text in stated.items()),
         version,
     )
     return Footer(file, schema, frozenset(dropped), problem)
@@ -187,7 +189,7 @@ def _what_is_wrong(filesystem: pafs.FileSystem, info: pafs.FileInfo, error: Exce
     return error_line(error) if ends else "it begins as parquet does but does not end so: it is cut"
 
 
-def _stated(path: str, root: str) -> dict[str, str | None]:
+def _stated(path: str, root: str, survey: Survey) -> dict[str, str | None]:
     """Columns that folders state as ``name=value``, by the rules of Hive; the innermost counts.
 
     Above the source's root only names of the contract count.
@@ -197,32 +199,51 @@ def _stated(path: str, root: str) -> dict[str, str | None]:
     for depth, folder in enumerate(PurePosixPath(path).parts[:-1]):
         name, equals, value = folder.partition("=")
         name = unquote(name)
-        if name and equals and (depth >= above or name in COLUMN_BY_NAME):
+        if (
+            name
+            and equals
+            and (depth >= above or survey.public_name(name) in survey.column_by_name)
+        ):
             stated[name] = None if value == _HIVE_NULL else unquote(value)
     return stated
 
 
 def _split_of(
-    parquet: pq.ParquetFile, schema: pa.Schema, stated: Mapping[str, str | None]
+    parquet: pq.ParquetFile,
+    schema: pa.Schema,
+    stated: Mapping[str, str | None],
+    survey: Survey,
 ) -> str | None:
     """Split of a file's rows, from folder or column; None if they differ."""
-    if SPLIT_COLUMN in stated or SPLIT_COLUMN not in schema.names:
-        return stated.get(SPLIT_COLUMN)
-    if pa.types.is_nested(schema.field(SPLIT_COLUMN).type):
+    stored = survey.stored_name(SPLIT_COLUMN, schema.names)
+    if stored in stated or stored not in schema.names:
+        return survey.public_split(stated.get(stored))
+    if pa.types.is_nested(schema.field(stored).type):
         return None
-    values = _values(parquet, SPLIT_COLUMN)
-    return values.pop() if len(values) == 1 else None
+    splits = {survey.public_split(_as_text(value)) for value in _values(parquet, stored)}
+    return splits.pop() if len(splits) == 1 else None
+
+
+def _as_text(value: Any) -> str | None:
+    """A value as Arrow casts it to text."""
+    return None if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _problem_of(
-    parquet: pq.ParquetFile, schema: pa.Schema, stated: Mapping[str, str | None]
+    parquet: pq.ParquetFile,
+    schema: pa.Schema,
+    stated: Mapping[str, str | None],
+    survey: Survey,
 ) -> str | None:
     """What a folder states that is impossible, or that the file contradicts."""
     for name, text in stated.items():
-        if name == SPLIT_COLUMN and text is not None and text not in SPLITS:
-            return f"the folder states {name}={text}; known are {', '.join(SPLITS)}"
-        if name in COLUMN_BY_NAME and not is_of(text, COLUMN_BY_NAME[name].type):
-            return f"the folder states {name}={text}, which is no {COLUMN_BY_NAME[name].type}"
+        ours = survey.public_name(name)
+        if ours == SPLIT_COLUMN and text is not None and survey.public_split(text) not in SPLITS:
+            known = ", ".join((*survey.splits, *SPLITS))
+            return f"the folder states {name}={text}; known are {known}"
+        column = survey.column_by_name.get(ours)
+        if column is not None and not is_of(text, column.type):
+            return f"the folder states {name}={text}, which is no {column.type}"
         if schema.names.count(name) != 1 or pa.types.is_nested(schema.field(name).type):
             continue
         kind = plain_type(schema.field(name).type)
@@ -282,14 +303,3 @@ def bad_file_error(bad: Sequence[BadFile], files: int, uri: str) -> InputError:
         f"{first.path} ({first.bytes} bytes) cannot be read{more}: {first.reason}. "
         "Copy or write it again, or leave such files out with `lensprep convert --skip-bad-files`."
     )
-
-
-def public_name(stored: str) -> str:
-    """Name of a stored column in the unified schema."""
-    return _PREFIX + stored if stored in _TAKEN else stored
-
-
-def stored_name(name: str, have: Container[str]) -> str:
-    """Name in the file of a column of the unified schema."""
-    bare = name.removeprefix(_PREFIX)
-    return bare if bare in _TAKEN and bare in have else name

@@ -1,4 +1,4 @@
-"""A Phase 4c source: trees of parquet files -> row groups of one schema, with their split.
+"""A source: trees of parquet files -> row groups of one schema, with their split.
 
     source = Source.open(uri, skip_bad_files=False, progress=None)     one location, or several
     source.files        SourceFile(path, bytes, rows, row_groups, split, columns), sorted by path
@@ -53,7 +53,6 @@ from lensprep.source.footers import (
     SourceFile,
     bad_file_error,
     read_footers,
-    stored_name,
 )
 from lensprep.source.listing import (
     UNFINISHED,
@@ -65,8 +64,15 @@ from lensprep.source.listing import (
     tell_apart,
     unfinished_job,
 )
-from lensprep.source.schema import check_dropped, check_schemas, conform, unified_schema
-from lensprep.source.survey import FAMILY_COLUMNS, REQUIRED_COLUMNS, STAMP_COLUMN
+from lensprep.source.schema import (
+    check_dropped,
+    check_regions,
+    check_schemas,
+    conform,
+    made_from,
+    unified_schema,
+)
+from lensprep.source.survey import DECALS_SURVEY, FAMILY_COLUMNS, STAMP_COLUMN, Survey
 from lensprep.store import S3Options
 
 _log = logging.getLogger("lensprep.source")
@@ -106,6 +112,8 @@ class Source:
     """Whether the job that wrote the files has left its ``_SUCCESS``."""
     places: tuple[Place, ...] = field(repr=False)
     """One for each location, sorted by name."""
+    survey: Survey = field(default=DECALS_SURVEY, repr=False)
+    """What its columns are called and mean."""
 
     @classmethod
     def open(
@@ -117,6 +125,7 @@ class Source:
         progress: Progress | None = None,
         filesystem: pafs.FileSystem | None = None,
         options: S3Options | None = None,
+        survey: Survey = DECALS_SURVEY,
     ) -> Source:
         """List a tree (or take one file), read every footer and check it.
 
@@ -136,6 +145,8 @@ class Source:
             Where ``uri`` lies; the local disk or the store that it names if not given.
         options : S3Options, optional
             How to reach an object store.
+        survey : Survey
+            What its columns are called and mean; Phase 4c if not given.
 
         Raises
         ------
@@ -150,9 +161,11 @@ class Source:
         StorageError
             The location has a scheme that needs a file system that was not given.
         """
-        if required := {*drop_columns} & {*REQUIRED_COLUMNS}:
-            raise ConfigError(f"Phase 4c data must have the column {min(required)}: keep it.")
-        if family := {*drop_columns} & {column.name for column in FAMILY_COLUMNS}:
+        ours = {survey.public_name(name) for name in drop_columns}
+        if required := ours & {*survey.required_columns}:
+            name = survey.called(min(required))
+            raise ConfigError(f"{survey.title} data must have the column {name}: keep it.")
+        if family := ours & {column.name for column in FAMILY_COLUMNS}:
             raise ConfigError(
                 f"The column {min(family)} tells counterfactuals from other rows: keep it."
             )
@@ -167,14 +180,16 @@ class Source:
                 locate(named[name], filesystem, options),
                 skip_bad_files=skip_bad_files,
                 drop=frozenset(drop_columns),
+                survey=survey,
                 progress=progress,
             )
             for number, name in enumerate(sorted(named, key="{}/".format))
         ]
         good = [footer for tree in trees for footer in tree.footers]
         called = " ".join(map(str, locations))
-        check_dropped(drop_columns, good, called)
-        schema, left_out = unified_schema(good)
+        check_dropped(drop_columns, good, called, survey)
+        check_regions(good, survey)
+        schema, left_out = unified_schema(good, survey)
         return cls(
             uri=called,
             files=tuple(footer.file for footer in good),
@@ -184,6 +199,7 @@ class Source:
             unfinished=next((tree.unfinished for tree in trees if tree.unfinished), None),
             is_marked=all(tree.is_marked for tree in trees),
             places=tuple(tree.place for tree in trees),
+            survey=survey,
         )
 
     @property
@@ -324,7 +340,8 @@ class Source:
         careful: bool,
     ) -> Iterator[pa.Table]:
         schema = self._selected(columns)
-        stored = [name for name in schema.names if name in file.columns]
+        needed = {*schema.names, *made_from(schema.names, file)[0]}
+        stored = [name for name in self.schema.names if name in needed and name in file.columns]
         rows, stated = 0, sum(file.row_groups[index].rows for index in groups)
         place = self.places[file.place]
         try:
@@ -343,12 +360,12 @@ class Source:
                 batches = parquet.iter_batches(
                     batch_rows,
                     row_groups=list(groups),
-                    columns=[stored_name(name, have) for name in stored or narrow],
+                    columns=[self.survey.stored_name(name, have) for name in stored or narrow],
                     use_threads=False,
                 )
                 for batch in batches:
                     rows += batch.num_rows
-                    yield conform(pa.Table.from_batches([batch]), schema, file, where)
+                    yield conform(pa.Table.from_batches([batch]), schema, file, where, self.survey)
         except READ_ERRORS as error:
             if fault := passing_fault(place.path(where), error):
                 raise fault from error
@@ -391,6 +408,7 @@ class _Tree(NamedTuple):
         *,
         skip_bad_files: bool,
         drop: frozenset[str],
+        survey: Survey,
         progress: Progress | None,
     ) -> _Tree:
         """List it, read every footer and check it; see `Source.open`.
@@ -407,7 +425,7 @@ class _Tree(NamedTuple):
             )
         root = f"{listing.root.rstrip('/')}/"
         place = Place(filesystem, path if name else root, name)
-        results = read_footers(filesystem, listing, drop, progress)
+        results = read_footers(filesystem, listing, drop, survey, progress)
 
         def renamed(found: str) -> str:
             return name + (root + found).removeprefix(place.root)
@@ -420,7 +438,7 @@ class _Tree(NamedTuple):
         ]
         if bad and (not skip_bad_files or not good):
             raise bad_file_error(bad, len(results), str(uri))
-        check_schemas(good, str(uri), listing.others)
+        check_schemas(good, str(uri), listing.others, survey)
         if not any(footer.file.rows for footer in good):
             raise InputError(f"{uri} has no rows: none of its {len(good)} parquet files has any.")
         marked = any(PurePosixPath(other).name == "_SUCCESS" for other in listing.others)

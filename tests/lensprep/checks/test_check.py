@@ -11,7 +11,6 @@ import pytest
 from rich.console import Console
 
 from lensprep.checks.check import check, parse_fractions, render_text
-from lensprep.checks.splits import MIN_SEPARATION_ARCSEC
 from lensprep.checks.tally import Tally, tally_rows
 from lensprep.convert import ConvertConfig, convert
 from lensprep.errors import ConfigError, SchemaError, StorageError
@@ -204,10 +203,7 @@ def test_sky_shared_between_splits_is_found_up_to_a_stamps_diagonal(
     assert sky.passed is not shared
     assert sky.measured["close_positions"] == int(shared)
     assert sky.measured["nearest_arcsec"]["train-test"] == pytest.approx(offset_arcsec, abs=1e-3)
-
-
-def test_stamps_this_far_apart_share_no_pixel():
-    assert pytest.approx(23.71, abs=0.01) == MIN_SEPARATION_ARCSEC
+    assert sky.threshold == pytest.approx(23.71, abs=0.01)  # the diagonal of a stamp
 
 
 def test_split_fractions_are_held_to_what_was_declared(tmp_path, rows):

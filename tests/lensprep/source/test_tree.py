@@ -443,3 +443,15 @@ def test_the_columns_that_tell_counterfactuals_are_text_and_stay(tmp_path, rows)
     numbers = made.set_column(column, "host_task_id", pa.array(range(made.num_rows)))
     with pytest.raises(SchemaError, match="column host_task_id is int64, not string"):
         Source.open(write_tree(tmp_path / "numbers", numbers))
+
+
+@pytest.mark.parametrize("name", ["origin", "kind", "grade"])
+def test_numbers_where_a_dataset_has_text_are_refused_or_left_out(tmp_path, name):
+    """Readers of a dataset take these columns for text, wherever they come from."""
+    table = tiny_table(4).append_column(name, pa.array([1, 2, 3, 4]))
+    tree = write_tree(tmp_path / "t", table)
+    with pytest.raises(SchemaError, match=rf"column {name} is int64, not string \(leave it out w"):
+        Source.open(tree)
+    assert name not in Source.open(tree, drop_columns=[name]).schema.names
+    stated = write_tree(tmp_path / f"s/{name}=7", tiny_table(4))
+    assert Source.open(stated.parent).schema.field(name).type == pa.string()
