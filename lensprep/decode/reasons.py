@@ -41,7 +41,10 @@ class RejectReason(_Reason):
     BAD_NPY = "bad_npy", "a member is no .npy file that can be read"
     OBJECT_ARRAY = "object_array", "a band is a pickled object array, which is never loaded"
     WRONG_DTYPE = "wrong_dtype", "a band is not float16, float32 or float64"
-    WRONG_SHAPE = "wrong_shape", "a band is not 64 x 64"
+    WRONG_SHAPE = (
+        "wrong_shape",
+        "a band has another side than stamps of the survey, 64 x 64 in DECaLS",
+    )
     NONFINITE = "nonfinite", "a pixel is NaN, infinite, or too large to compute with (4e37)"
     CONSTANT_BAND = "constant_band", "the MAD of a band is 0, so it has no scale"
     # the row
@@ -70,14 +73,27 @@ class FilterReason(_Reason):
     BANDSET_LACKS_BAND = contract.BANDSET_LACKS_BAND, "bandset lacks one of the bands"
     MAX_BAD_PIXEL_FRAC = contract.MAX_BAD_PIXEL_FRAC, "more bad pixels than --max-bad-pixel-frac"
     WHERE = contract.WHERE, "--where does not hold"
+    OVERLAP = (
+        contract.OVERLAP,
+        "a row of another split lies nearer than the diagonal of a stamp (--drop-overlap)",
+    )
+    GRADE = contract.OTHER_GRADE, "the grade is none of --grade-lens, and there is no label"
 
 
 class CutoutReason(_Reason):
     """Why a row of a catalogue has no stamp, where `RejectReason` has no name for it."""
 
     NO_CUTOUT = cutouts.NO_CUTOUT, "no file belongs to the row"
-    UNREADABLE = "unreadable", "the file is no FITS or NPZ that can be read, or a checksum differs"
+    EMPTY_FILE = "empty_file", "the file has no bytes"
+    WRONG_FORMAT = "wrong_format", "the file is neither FITS, NPZ, NPY nor HDF5 (a web page, say)"
+    UNREADABLE = "unreadable", "the file cannot be read"
     WRONG_PIXEL_SCALE = "wrong_pixel_scale", "the header states another pixel scale"
+    WRONG_POSITION = (
+        "wrong_position",
+        "the file states a position so far from the row's that it shows another piece of sky",
+    )
+    WRONG_UNIT = "wrong_unit", "the header states another unit of flux or zero point"
+    LINK_TO_FILE = "link_to_file", "the HDF5 file refers to other files, which are never read"
 
 
 _BY_ORDER: Final = tuple(RejectReason)

@@ -1,26 +1,34 @@
-"""A folder of FITS or NPZ cutouts and a table of positions: which file belongs to which row.
+"""A folder of cutouts and a table of positions: which file belongs to which row.
 
     catalog = open_cutouts(folder, "positions.csv", read_position)      any table with ra, dec
     catalog.table                                                       its rows, key and file
 
 A file belongs to a row by the column ``file``, else by ``key`` (``<key>.fits``, ``<key>.npz``),
-else by position: the file whose own centre (the FITS header's, or ``ra`` and ``dec`` in the NPZ) is
-nearest, within 2 arcsec. Nothing is guessed from file names, and where two files may be meant, none
-is chosen. Files are read by `lensprep.decode.cutoutfile`, whose `read_position` is passed in.
+else by position: the file whose own centre (the FITS header's, or ``ra`` and ``dec`` in NPZ or
+HDF5) is nearest, within 2 arcsec. Nothing else is guessed from file names, and where two files may
+be meant, none is chosen.
+
+One file a band: ``file`` holds ``x_{band}.fits``, or there are columns ``file_g``, ``file_r``, ...,
+or the files are called ``<key>_<band>.fits``. Many stamps in one HDF5, NPY or NPZ: ``file`` names
+it in each row, and ``index`` the stamp, from 0.
+
+Files are read by `lensprep.decode.cutoutfile`, whose `read_position` is passed in.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from lensprep.dataset.geometry import DECALS, Geometry
 from lensprep.dataset.kinds import CUTOUT_SUFFIXES, cutout_stem
 from lensprep.errors import InputError, NotFoundError, ScoresError
 from lensprep.store import is_remote
@@ -48,15 +56,54 @@ ReadPosition = Callable[[Path], tuple[float, float] | Refusal | None]
 """Gives the right ascension and declination that a file states for its middle, if it does."""
 
 
+_STACKS: Final = (".h5", ".hdf5", ".npy", ".npz")
+_STAMP: Final = re.compile(r"(.+)\[(\d{1,15})\]")
+_BRACES: Final = re.compile(r"([^{}]*)\{([^{}]*)\}([^{}]*)")
+
+
+def split_name(name: str, bands: Sequence[str]) -> tuple[tuple[str, ...], int | None]:
+    """Files that a name stands for, and the stamp that it means in them.
+
+    ``x_{band}.fits`` and ``{a_g,b_r,c_z}.fits`` are one file for each of three bands,
+    ``stack.h5[12]`` is the stamp 12, counted from 0, of a stack.
+
+    Returns
+    -------
+    tuple of str
+        One name, or one for each of `bands`.
+    int or None
+    """
+    stack = _STAMP.fullmatch(name)
+    name, stamp = (stack[1], int(stack[2])) if stack else (name, None)
+    if "{band}" in name:
+        return tuple(name.replace("{band}", band) for band in bands), stamp
+    found = _BRACES.fullmatch(name)
+    parts = found[2].split(",") if found else []
+    if found is None or len(parts) == 1 or len(parts) != len(bands):
+        return (name,), stamp
+    return tuple(f"{found[1]}{part}{found[3]}" for part in parts), stamp
+
+
+def _join_names(names: Sequence[str], bands: Sequence[str]) -> str:
+    """Inverse of `split_name`, without a stamp."""
+    if len(names) == 1:
+        return names[0]
+    for found in re.finditer(re.escape(bands[0]), names[0]):
+        start, end = names[0][: found.start()], names[0][found.end() :]
+        if list(names) == [f"{start}{band}{end}" for band in bands]:
+            return f"{start}{{band}}{end}"
+    return f"{{{','.join(names)}}}"
+
+
 @dataclass(frozen=True)
 class Cutouts:
     """The rows of a catalogue with the file of each."""
 
     folder: Path
     table: pa.Table
-    """``key`` (string), ``ra``, ``dec`` (float64, degrees), ``file`` (string, null if there is
-    none), ``no_cutout`` (string: why there is none, else null), then the catalogue's other
-    columns."""
+    """``key`` (string), ``ra``, ``dec`` (float64, degrees), ``file`` (string as `split_name` reads
+    it, relative to the folder, null if there is none), ``no_cutout`` (string: why there is none,
+    else null), then the catalogue's other columns."""
     unused: int
     """Files in the folder that belong to no row."""
 
@@ -67,6 +114,7 @@ def open_cutouts(
     read_position: ReadPosition,
     columns: Mapping[str, str] | None = None,
     called: str | None = None,
+    geometry: Geometry = DECALS,
 ) -> Cutouts:
     """Read a catalogue and find the file of each row.
 
@@ -77,13 +125,15 @@ def open_cutouts(
     catalog : path
         Any table that `lensprep.tables.reader` reads, with ``ra`` and ``dec``, or under a name that
         `lensprep.tables.positions` knows; ``key`` or ``file`` (relative to the folder, or with the
-        folder's path before it) say which file is whose.
+        folder's path before it) say which file is whose; ``file_g``, ... and ``index`` as above.
     read_position : callable
         Used where the table has neither.
     columns : mapping, optional
         What the catalogue calls ``ra``, ``dec``, ``key``, ``file`` or any other column.
     called : str, optional
         What the user calls the folder, if it is a local copy of one in a store.
+    geometry : Geometry
+        Its bands are those of one file a band.
 
     Raises
     ------
@@ -98,14 +148,17 @@ def open_cutouts(
     files = _list_files(root)
     if not files:
         raise InputError(f"{called} has no cutouts: no file ends in {', '.join(CUTOUT_SUFFIXES)}.")
+    bands, given = geometry.bands, columns or {}
     try:
-        table = _read_catalog(catalog, columns or {})
+        table = _read_catalog(catalog, given, bands)
     except ScoresError as error:
         raise InputError(str(error)) from error
     if "file" in table.column_names:
-        matches = _match_files(table["file"].to_pylist(), root, called, files, str(catalog))
+        matches = _match_files(table["file"].to_pylist(), root, called, files, str(catalog), bands)
+        if "index" in table.column_names:
+            matches = _match_stamps(matches, table["index"], str(catalog), "index" in given)
     elif "key" in table.column_names:
-        matches = _match_keys(table["key"].to_pylist(), root, called, files)
+        matches = _match_keys(table["key"].to_pylist(), root, called, files, bands)
     else:
         matches = _match_positions(table, root, called, files, read_position)
     matched, why = zip(*matches, strict=True)
@@ -117,7 +170,9 @@ def open_cutouts(
     if has_keys := "key" in table.column_names:
         keys = table["key"]
     else:
-        stems = (cutout_stem(file) if file else f"row-{row}" for row, file in enumerate(matched, 1))
+        stems = (
+            _stem(file, bands) if file else f"row-{row}" for row, file in enumerate(matched, 1)
+        )
         keys = _text(stems)
     key, times = Counter(keys.to_pylist()).most_common(1)[0]
     if times > 1:
@@ -134,7 +189,8 @@ def open_cutouts(
         NO_CUTOUT: _text(why),
     }
     rest = {name: table[name] for name in table.column_names if name not in head}
-    used = {os.path.realpath(root / file) for file in matched if file}
+    names = {name for file in {*matched} if file for name in split_name(file, bands)[0]}
+    used = {os.path.realpath(root / name) for name in names}
     unused = sum(os.path.realpath(root / file) not in used for file in files)
     return Cutouts(root, pa.table(head | rest), unused)
 
@@ -162,12 +218,15 @@ def _raise_unlisted(error: OSError) -> None:
     raise InputError(f"{error.filename} cannot be listed: {error.strerror}.") from error
 
 
-def _read_catalog(path: str | os.PathLike[str], given: Mapping[str, str]) -> pa.Table:
+def _read_catalog(
+    path: str | os.PathLike[str], given: Mapping[str, str], bands: Sequence[str]
+) -> pa.Table:
     """The table with float64 positions on the sky as ra and dec, and text as key and file."""
     name = str(path)
     own = {ours: theirs for ours, theirs in given.items() if ours not in ("ra", "dec")}
+    by_band = [f"file_{band}" for band in bands]
     try:
-        table = read_table(path, text=("key", "file"), rename=own).table
+        table = read_table(path, text=("key", "file", *by_band), rename=own).table
     except NotFoundError:
         raise InputError(f"{path}: no such catalogue.") from None
     if not table.num_rows:
@@ -177,12 +236,24 @@ def _read_catalog(path: str | os.PathLike[str], given: Mapping[str, str]) -> pa.
     positions = position_columns(table, name, given)
     ra, dec = read_positions(table, name, positions)
     found = {c: table[c] for c in table.column_names if c not in positions} | {"ra": ra, "dec": dec}
-    texts = {c: found[c].cast(pa.string()) for c in ("key", "file") if c in found}
+    texts = {c: found[c].cast(pa.string()) for c in ("key", "file", *by_band) if c in found}
+    if "file" not in texts and any(column in texts for column in by_band):
+        for column in by_band:
+            if column not in texts:
+                raise InputError(f"{path} has a file for some bands, and no column {column}.")
+        rows = zip(*(texts.pop(column).to_pylist() for column in by_band), strict=True)
+        texts["file"] = _text(_join_names(row, bands) if all(row) else None for row in rows)
+        found = {c: values for c, values in found.items() if c not in by_band}
     return pa.table(found | texts)
 
 
 def _match_files(
-    named: list[str | None], root: Path, called: str, files: list[str], catalog: str
+    named: list[str | None],
+    root: Path,
+    called: str,
+    files: list[str],
+    catalog: str,
+    bands: Sequence[str],
 ) -> list[_Match]:
     known = set(files)
     # As the user wrote the folder, and where it is.
@@ -191,35 +262,84 @@ def _match_files(
     ]
     starts = [start for start in starts if start.startswith(("/", "s3://"))]
 
-    def find(file: str | None) -> _Match:
-        if not file:
-            return None, "the row names no file"
+    def find(file: str) -> tuple[str, bool]:
+        """Its name in the folder, and whether it is there."""
         plain = file.removeprefix("file://").replace("s3a://", "s3://")
         start = next((start for start in starts if plain.startswith(start)), "")
         below = Path(plain[len(start) :])
         if below.is_absolute() or ".." in below.parts or is_remote(plain[len(start) :]):
-            raise InputError(f"{catalog}: file {file!r} lies outside {called}.")
+            raise InputError(
+                f"{catalog}: file {file!r} lies outside {called}. Give the folder above all "
+                "cutouts, and paths below it."
+            )
         # A folder that is linked more than once is listed under one of its names.
         name = below.as_posix()
-        if name in known or (cutout_stem(name) is not None and (root / below).is_file()):
-            return name, None
-        return None, f"there is no cutout {name}"
+        return name, name in known or (cutout_stem(name) is not None and (root / below).is_file())
 
-    return [find(file) for file in named]
+    def match(file: str | None) -> _Match:
+        if not file:
+            return None, "the row names no file"
+        names, stamp = split_name(file, bands)
+        found = [find(name) for name in names]
+        missing = [name for name, there in found if not there]
+        if missing:
+            return None, f"there is no cutout {missing[0]}"
+        joined = _join_names([name for name, _ in found], bands)
+        return joined if stamp is None else f"{joined}[{stamp}]", None
+
+    return [match(file) for file in named]
 
 
-def _match_keys(keys: list[str], root: Path, called: str, files: list[str]) -> list[_Match]:
+def _match_stamps(
+    matches: list[_Match], index: pa.ChunkedArray, catalog: str, named: bool
+) -> list[_Match]:
+    """The stamp of each row in a file that several rows name.
+
+    Other rows have a file each, and ``index`` may be any number, unless it was `named` by the user.
+    """
+    times = Counter(file for file, _ in matches)
+
+    def match(found: _Match, stamp: Any) -> _Match:
+        file = found[0]
+        if file is None or not file.lower().rstrip("}").endswith(_STACKS):
+            return found
+        if times[file] == 1 and not named:
+            return found
+        if stamp is None or stamp != stamp:
+            return None, "the row has no index"
+        if not isinstance(stamp, (int, float)) or stamp < 0 or stamp != int(stamp):
+            raise InputError(f"{catalog}: index {stamp!r} does not count stamps from 0.")
+        return f"{file}[{int(stamp)}]", None
+
+    return [match(found, stamp) for found, stamp in zip(matches, index.to_pylist(), strict=True)]
+
+
+def _match_keys(
+    keys: list[str], root: Path, called: str, files: list[str], bands: Sequence[str]
+) -> list[_Match]:
     by_stem: dict[str | None, list[str]] = defaultdict(list)
     for file in files:
         by_stem[cutout_stem(file)].append(file)
-    for key in keys:
-        _require_one(by_stem.get(key, []), root, called, f"key {key}")
-    return [
-        (by_stem[key][0], None)
-        if key in by_stem
-        else (None, f"no file is called {key}.fits, {key}.npz, ...")
-        for key in keys
-    ]
+
+    def match(key: str) -> _Match:
+        for stems in ([key], *([f"{key}{mark}{band}" for band in bands] for mark in "_-")):
+            found = [by_stem.get(stem, []) for stem in stems]
+            for some in found:
+                _require_one(some, root, called, f"key {key}")
+            if all(found):
+                return _join_names([some[0] for some in found], bands), None
+        return None, f"no file is called {key}.fits, {key}.npz, ..."
+
+    return [match(key) for key in keys]
+
+
+def _stem(name: str, bands: Sequence[str]) -> str:
+    """What the file or files of a row are called, for want of a key."""
+    names, stamp = split_name(name, bands)
+    stem = cutout_stem(names[0]) or names[0]
+    if len(names) > 1:
+        stem = stem.removesuffix(bands[0]).rstrip("_-. ") or stem
+    return stem if stamp is None else f"{stem}-{stamp}"
 
 
 def _require_one(files: list[str], root: Path, called: str, what: str) -> None:

@@ -196,11 +196,12 @@ def nearest_on_sky(
     from scipy.spatial import cKDTree
 
     # Chords between unit vectors turned into angles, so that poles and 0h are no edges.
-    chord, index = cKDTree(_unit_vectors(other_ra, other_dec)).query(_unit_vectors(ra, dec))
+    chord, index = cKDTree(unit_vectors(other_ra, other_dec)).query(unit_vectors(ra, dec))
     return index, np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1))) * 3600
 
 
-def _unit_vectors(ra: Floats, dec: Floats) -> Floats:
+def unit_vectors(ra: Floats, dec: Floats) -> Floats:
+    """Positions in degrees as points of the unit sphere, shape (n, 3)."""
     ra, dec = np.radians(ra), np.radians(dec)
     return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=1)
 

@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
@@ -96,6 +97,15 @@ def npz_bytes(save, **arrays):
     return sink.getvalue()
 
 
+def hdf5_bytes(datasets, **options):
+    """An HDF5 file."""
+    sink = io.BytesIO()
+    with h5py.File(sink, "w") as file:
+        for name, data in datasets.items():
+            file.create_dataset(name, data=data, **options)
+    return sink.getvalue()
+
+
 @cache
 def seeds():
     """A file of every kind by name; every kilobyte has something in it that damage can meet."""
@@ -141,6 +151,15 @@ def seeds():
     for name, hdus in packed.items():
         files[f"{name}.fits.fz"] = Seed(fits_bytes(hdus), False)
         files[f"{name}+sum.fits.fz"] = Seed(fits_bytes(hdus, checksum=True), True)
+    sums = {"fletcher32": True, "chunks": (1, SIDE, SIDE)}
+    files |= {
+        "cube.npy": Seed(npz_bytes(lambda sink, cube: np.save(sink, cube), cube=cube), False),
+        "cube.h5": Seed(hdf5_bytes({"cutout": cube}), False),
+        "cube gzip.h5": Seed(hdf5_bytes({"images": cube}, compression="gzip"), False),
+        "bands+sum.h5": Seed(
+            hdf5_bytes(dict(zip(names, cube[:, None], strict=True)), **sums), False
+        ),
+    }
     return files
 
 

@@ -1,6 +1,7 @@
 """Damaged stamps by number, and what the kernels make of them.
 
-mutant(number) -> bytes                       the same blob for the same number, in every process
+mutant(number) -> bytes                       the same blob for the same number, in every process;
+                                              every other batch is of another kind of stamps
 python -m tests.faults.mutants FIRST COUNT    walk them; with the compiled kernels decode them too,
                                               and compare with np.load
 
@@ -20,9 +21,9 @@ from numba import config
 from lensprep.decode import stampnpz, zipwalk
 from tests.lensprep.blobs import (
     BAD,
+    DECALS,
     GOOD,
-    NAMES,
-    SMALL,
+    KINDS,
     as_zip64,
     bands,
     by_numpy,
@@ -55,41 +56,50 @@ _FIELDS = {
 _NAME_CHANGES = [(6, b"g"), (6, b"r"), (7, b"\0"), (7, b"."), (10, b"\0"), (0, b"I"), (8, b"\xff")]
 
 
+def kind_of(number):
+    """Bands and side of a mutant's stamp."""
+    return KINDS[number // BATCH % len(KINDS)]
+
+
 @cache
-def _small():
+def _small(kind):
     """Stamps of about a kilobyte with pixels that differ, in all forms that are read."""
-    rng = np.random.default_rng(5)
-    pixels = np.tile(rng.normal(0, 0.01, (3, 4, 4)), (1, 16, 16)).astype(np.float32)
-    members = bands(pixels)
-    columns = {f"{n}.npy": npy(np.asfortranarray(p)) for n, p in zip(NAMES, pixels, strict=True)}
+    rng, times = np.random.default_rng(5), kind.side // 4
+    pixels = np.tile(rng.normal(0, 0.01, (3, 4, 4)), (1, times, times)).astype(np.float32)
+    members, names = bands(pixels, names=kind.names), kind.names
+    columns = {f"{n}.npy": npy(np.asfortranarray(p)) for n, p in zip(names, pixels, strict=True)}
     short = {name[:-4]: data for name, data in members.items()}
-    plain = saved(pixels)
+    plain = saved(pixels, names=names)
+    small = saved(np.zeros(kind.shape, np.float32), names=names)
+    first, last = members[f"{names[0]}.npy"], names[2]
     return [
-        plain, SMALL,
+        plain, small,
         as_zip64(plain), as_zip64(npz(columns)), as_zip64(npz(members, streamed=True)),
         with_zip64(plain, 2, plain.rfind(b"PK\x03\x04")),
-        with_zip64(plain, 1, 0), with_zip64(SMALL, 0, 1, 2, 3),
+        with_zip64(plain, 1, 0), with_zip64(small, 0, 1, 2, 3),
         npz(members, streamed=True), npz(members, zip64=True), npz(members, comment=b"PK\5\6"),
-        npz(short), npz(dict(reversed(members.items()))), npz(columns), npz(bands(pixels, (2, 0))),
-        npz(bands(pixels.astype(">f8"), (3, 0))), npz(bands(pixels.astype(np.float16))),
+        npz(short), npz(dict(reversed(members.items()))), npz(columns),
+        npz(bands(pixels, (2, 0), names)),
+        npz(bands(pixels.astype(">f8"), (3, 0), names)),
+        npz(bands(pixels.astype(np.float16), names=names)),
         npz({"image_i.npy": b"?", **members, "x": b"", "é/": b"{}"}),
-        npz([*members.items(), ("image_z?npy", members["image_g.npy"])]).replace(b"_z?", b"_z\0"),
-        npz([("image_z", members["image_g.npy"]), *members.items()]),
+        npz([*members.items(), (f"{last}?npy", first)]).replace(b"?npy", b"\0npy"),
+        npz([(last, first), *members.items()]),
         plain + b"junk", plain + plain,
     ]  # fmt: skip
 
 
 @cache
 def _large():
-    """Every blob that the unit tests have: full of noise, or stored, or refused."""
+    """Every blob of `DECALS` that the unit tests have: full of noise, or stored, or refused."""
     made = [make()[0] for make in (*GOOD.values(), *BAD.values())]
     return [blob for blob in made if blob]
 
 
 def mutant(number):
     """One blob with some damage; two in five times in what Zip64 says."""
-    rng = random.Random(number)
-    seeds = _large() if rng.random() < 0.01 else _small()
+    rng, kind = random.Random(number), kind_of(number)
+    seeds = _large() if rng.random() < 0.01 and kind is DECALS else _small(kind)
     blob = bytearray(seeds[int(rng.random() * len(seeds))])
     for _ in range(rng.choice((1, 1, 1, 1, 2, 2, 3, 6))):
         if blob:
@@ -180,21 +190,21 @@ DAMAGES = (
 )  # fmt: skip
 
 
-def compare_with_numpy(blob, reason, pixels):
+def compare_with_numpy(blob, reason, pixels, kind=DECALS):
     """Accepted: the pixels of np.load. Refused: np.load refuses too, or a strictness says why."""
-    expected = by_numpy(blob)
+    expected = by_numpy(blob, kind)
     if reason is None:
         if not isinstance(expected, UnicodeDecodeError):  # broader: names of other members
             assert isinstance(expected, np.ndarray), f"accepted, but np.load says {expected!r}"
             assert pixels.tobytes() == expected.tobytes(), "other pixels than np.load's"
     elif isinstance(expected, np.ndarray):
-        assert strictness(blob, reason), f"{reason}, but np.load reads it"
+        assert strictness(blob, reason, kind), f"{reason}, but np.load reads it"
 
 
-def walked(blobs):
+def walked(blobs, kind):
     """Reason and places of each blob, shape (n, 1 + 15); places of a refused one are zeros."""
     column = pa.array(blobs, pa.binary())
-    places, codes = zipwalk.walk(*stampnpz._arrow_stretch(column)[:2])
+    places, codes = zipwalk.walk(*stampnpz._arrow_stretch(column)[:2], *kind)
     table = np.column_stack([codes, np.reshape(places, (len(blobs), -1))])
     table[table[:, 0] != zipwalk.READ, 1:] = 0
     return table
@@ -202,21 +212,22 @@ def walked(blobs):
 
 def main(first, count, out):
     """Write what the walk finds to `out`; the first difference from np.load ends it."""
-    pixels = np.empty((BATCH, 3, 64, 64), np.float32)
     found = []
     for start in range(first, first + count, BATCH):
         print(start, flush=True)
-        blobs = [mutant(n) for n in range(start, min(start + BATCH, first + count))]
+        kind, stop = kind_of(start), min(start + BATCH, first + count)
+        blobs = [mutant(n) for n in range(start, stop)]
         with np.errstate(over="raise"):  # interpreted: no sum of a kernel wraps
-            found.append(walked(blobs))
+            found.append(walked(blobs, kind))
         if config.DISABLE_JIT:
             continue
-        reasons = stampnpz.decode_batch(pa.array(blobs, pa.binary()), pixels)
+        pixels = np.empty((len(blobs), *kind.shape), np.float32)
+        reasons = stampnpz.decode_batch(pa.array(blobs, pa.binary()), pixels, kind.bands)
         for i, (blob, reason) in enumerate(zip(blobs, reasons, strict=True)):
             # Of what is refused all the first thousands, then one in five.
             if reason is None or start + i < 10_000 or i % 5 == 0:
                 try:
-                    compare_with_numpy(blob, reason, pixels[i])
+                    compare_with_numpy(blob, reason, pixels[i], kind)
                 except AssertionError as error:
                     raise AssertionError(f"mutant({start + i}): {error}") from None
     np.save(out, np.concatenate(found))

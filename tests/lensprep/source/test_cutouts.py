@@ -8,7 +8,7 @@ import pytest
 
 from lensprep.decode.cutoutfile import read_position
 from lensprep.errors import InputError
-from lensprep.source.cutouts import open_cutouts
+from lensprep.source.cutouts import open_cutouts, split_name
 from tests.lensprep.decode.test_cutoutfile import NOISE, npz_bytes
 
 STAMP = NOISE[:, :64, :64]
@@ -87,7 +87,7 @@ def test_the_copy_of_a_folder_in_a_store_goes_by_the_name_of_the_store(folder, c
      "{}x/a.npz", "s3://bucket/fits/a.npz"],
 )  # fmt: skip
 def test_a_name_never_leaves_the_folder(folder, file):
-    with pytest.raises(InputError, match="lies outside"):
+    with pytest.raises(InputError, match=r"lies outside .*Give the folder above all cutouts"):
         opened(folder, f"{file.format(folder)},1,2")
 
 
@@ -169,3 +169,75 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_folder(folder):
             opened(folder, "a.npz,1,2")
     finally:
         (folder / "sub").chmod(0o755)
+
+
+# ----------------------------------------------------- one file a band, many stamps in a file
+
+
+@pytest.fixture
+def by_band(tmp_path):
+    """Cutouts of one file a band, and stacks."""
+    for name in ("x_g.npy", "x_r.npy", "x_z.npy", "g/y.fits", "r/y.fits", "z/y.fits", "q_r.npy",
+                 "stack.h5", "other.npy", "one.fits"):  # fmt: skip
+        path = tmp_path / "fits" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"any")
+    return tmp_path / "fits"
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "stamp"),
+    [
+        ("a.fits", ("a.fits",), None),
+        ("{band}/a_{band}.fits", ("g/a_g.fits", "r/a_r.fits", "z/a_z.fits"), None),
+        ("a_{band}.fits[3]", ("a_g.fits", "a_r.fits", "a_z.fits"), 3),
+        ("d/{p,q/r,s}.npy", ("d/p.npy", "d/q/r.npy", "d/s.npy"), None),
+        ("{p,q}.npy", ("{p,q}.npy",), None),
+        ("a[1].fits", ("a[1].fits",), None),
+    ],
+)
+def test_a_name_stands_for_one_file_or_one_a_band(name, names, stamp):
+    assert split_name(name, "grz") == (names, stamp)
+
+
+def test_one_file_a_band_is_named_by_a_pattern(by_band):
+    found = opened(
+        by_band, "x_{band}.npy,1,2", f"{by_band}/{{band}}/y.fits,1,2", "q_{band}.npy,1,2"
+    )
+    assert files(found) == ["x_{band}.npy", "{band}/y.fits", None]
+    assert found.table["no_cutout"].to_pylist() == [None, None, "there is no cutout q_g.npy"]
+    assert found.table["key"].to_pylist() == ["x", "y", "row-3"]
+    assert found.unused == 4
+    for file in ("../x_{band}.npy", "{x_g.npy,../../x_r.npy,x_z.npy}"):
+        with pytest.raises(InputError, match="lies outside"):
+            opened(by_band, f'"{file}",1,2')
+
+
+def test_one_file_a_band_is_named_by_a_column_each(by_band):
+    head = "file_g,file_r,path_z,ra,dec"
+    rows = "x_g.npy,x_r.npy,x_z.npy,1,2", "g/y.fits,q_r.npy,x_z.npy,1,2", "x_g.npy,,x_z.npy,1,2"
+    found = opened(by_band, *rows, head=head, columns={"file_z": "path_z"})
+    assert files(found) == ["x_{band}.npy", "{g/y.fits,q_r.npy,x_z.npy}", None]
+    assert not {"file_g", "file_r", "path_z"} & {*found.table.column_names}
+    with pytest.raises(InputError, match="has a file for some bands, and no column file_z"):
+        opened(by_band, *rows, head=head)
+
+
+def test_one_file_a_band_is_found_by_its_key(by_band):
+    found = opened(by_band, "x,1,2", "q,1,2", "one,1,2", head="key,ra,dec")
+    assert files(found) == ["x_{band}.npy", None, "one.fits"]
+
+
+def test_a_stamp_of_a_stack_is_named_by_its_index(by_band):
+    head = "file,index,ra,dec"
+    rows = "stack.h5,0,1,2", "stack.h5,7,1,2", "stack.h5,,1,2", "one.fits,3,1,2", "other.npy,4,1,2"
+    found = opened(by_band, *rows, head=head)
+    # of files with a row each, the number may be that of a data frame
+    assert files(found) == ["stack.h5[0]", "stack.h5[7]", None, "one.fits", "other.npy"]
+    assert found.table["no_cutout"][2].as_py() == "the row has no index"
+    assert found.table["key"].to_pylist() == ["stack-0", "stack-7", "row-3", "one", "other"]
+    said = opened(by_band, "other.npy,4,1,2", head="file,n,ra,dec", columns={"index": "n"})
+    assert files(said) == ["other.npy[4]"]
+    for bad in ("-1", "1.5", "a"):
+        with pytest.raises(InputError, match=r"index .* does not count stamps from 0"):
+            opened(by_band, "stack.h5,0,1,2", f"stack.h5,{bad},1,2", head=head)
