@@ -17,6 +17,7 @@ EXTRAS: Final = {
         "torchvision",
     ),
     "synth": ("lenstronomy",),
+    "hdf5": ("h5py",),
     "dask": ("dask", "dask_jobqueue", "distributed"),
     "spark": ("pyspark",),
 }

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lensprep.cli.options import json_option, workers_option
+from lensprep.cli.options import json_option, survey_option, workers_option
 from lensprep.dataset.normalization import DEFAULT_CLIP, DEFAULT_MODE, MODES
 from lensprep.engine import ENGINES, make_engine
-from lensprep.errors import size_text
+from lensprep.errors import plain_text, size_text
+from lensprep.source.catalog import COLUMNS
 from lensprep.store import S3Options, is_remote
 from lensprep.store.interrupts import INTERRUPTED, grace
+from lensprep.tables.columns import parse_columns
 from lensprep.terminal import LOCAL, LOCATION, print_json, progress_bar, s3_options, write_options
 
 if TYPE_CHECKING:
@@ -28,9 +30,15 @@ _CLUSTER_SECONDS = 30.0
 @click.command()
 @click.argument("src", type=LOCATION, nargs=-1, required=True)
 @click.argument("dataset", type=LOCATION)
+@survey_option
 @workers_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the global shuffle.")
-@click.option("--shard-rows", type=click.IntRange(1), default=8192, show_default=True)
+@click.option(
+    "--shard-rows",
+    type=click.IntRange(1),
+    help="Rows of a shard, on average [default: 8192; fewer of stamps that are larger than those "
+    "of DECaLS, so that a shard has 220 to 440 MB].",
+)
 @click.option("--normalize", type=click.Choice(MODES), default=DEFAULT_MODE, show_default=True)
 @click.option(
     "--clip", type=float, default=DEFAULT_CLIP, show_default=True, help="Largest stored value."
@@ -57,6 +65,41 @@ _CLUSTER_SECONDS = 30.0
     multiple=True,
     metavar="NAME",
     help="Leave out this column of SRC, which may not be a required one; repeatable.",
+)
+@click.option(
+    "--cutouts",
+    "folders",
+    type=LOCATION,
+    multiple=True,
+    metavar="FOLDER",
+    help="Folder, local or s3://, of the cutouts of a catalogue SRC; repeatable, in the order of "
+    "the catalogues [default: the folder of the catalogue].",
+)
+@click.option(
+    "--columns",
+    "--catalog-column",
+    "columns",
+    multiple=True,
+    metavar="NAME=COLUMN,...",
+    help="What catalogues call their columns: id=objid,ra=RA_DEG,label=is_lens; NAME is one of "
+    f"{', '.join(COLUMNS)}.",
+)
+@click.option(
+    "--grade-lens",
+    metavar="GRADES",
+    help="Grades that mean a lens in catalogues without labels, as in A,B; rows of other grades "
+    "are left out.",
+)
+@click.option(
+    "--fractions",
+    metavar="TRAIN,VAL,TEST",
+    help="Shares of the regions of catalogues in each split, where neither the catalogue nor a "
+    "tree around states it [default: 0.8,0.1,0.1].",
+)
+@click.option(
+    "--drop-overlap",
+    is_flag=True,
+    help="Leave out cutouts that share sky with a stamp of another split, instead of stopping.",
 )
 @click.option("--resume", is_flag=True, help="Resume an interrupted conversion.")
 @click.option(
@@ -92,6 +135,7 @@ _CLUSTER_SECONDS = 30.0
 def convert(
     src: tuple[str, ...],
     dataset: str,
+    survey: str,
     workers: int | None,
     resume: bool,
     engine_name: str,
@@ -100,9 +144,14 @@ def convert(
     keep_local: Path | None,
     as_json: bool,
     options: S3Options,
+    folders: tuple[str, ...],
+    columns: tuple[str, ...],
+    grade_lens: str | None,
+    fractions: str | None,
+    drop_overlap: bool,
     **settings: Any,
 ) -> None:
-    """Convert one or more Phase 4c trees SRC into DATASET.
+    """Convert one or more SRC, trees or catalogues of cutouts, into DATASET.
 
     Every row is converted, or counted with its reason and listed in rejects.parquet. The same rows
     and seed give the same bytes, whatever the workers, engine, files or interruptions. On a
@@ -111,6 +160,10 @@ def convert(
     Of several trees, the paths of files (source_file) begin with the last folders of each SRC, as
     many as tell all of them apart.
 
+    A SRC that is a table (CSV, FITS, VOTable, ...) is a catalogue: ra, dec, a label or a grade,
+    and file or key of each cutout, FITS or NPZ. Cutouts get region and split of the trees around
+    them.
+
     SRC and DATASET may each be s3://. Shards are then sent as they are finished, and only
     unfinished ones are on the local disk (in the folder for temporary files: TMPDIR).
 
@@ -118,16 +171,24 @@ def convert(
     Example:
       lensprep convert demo/phase4c demo/dataset --workers 2
       lensprep convert demo/phase4c demo/counterfactuals demo/dataset
+      lensprep convert hsc/stamps hsc/dataset --survey configs/surveys/hsc.toml
+      lensprep convert demo/phase4c lenses.csv demo/dataset --cutouts cutouts
       lensprep convert /shared/phase4c /shared/lenses --engine dask --scheduler tcp://host:8786
       lensprep convert s3://survey/phase4c s3://lenses/v1 --work /nvme/work
     """
-    from lensprep.convert import ConvertConfig
+    from lensprep.convert import ConvertConfig, CutoutConfig
     from lensprep.convert import convert as run_convert
+    from lensprep.source.survey import load_survey
 
     if options.put_arguments() and not (is_remote(dataset) or is_remote(work or "")):
         raise click.UsageError("--storage-class and --encryption are for objects: give s3://.")
     try:
-        config = ConvertConfig(**settings)
+        cutouts = _cutout_settings(folders, columns, grade_lens, fractions, drop_overlap)
+        config = ConvertConfig(
+            survey=load_survey(survey, options),
+            cutouts=CutoutConfig(**cutouts) if cutouts else None,
+            **settings,
+        )
         chosen = make_engine(engine_name, workers=workers, scheduler=scheduler)
         # A conversion ends local processes itself, before it cleans up after them. Giving back a
         # cluster takes longer than ending processes of this machine.
@@ -163,6 +224,30 @@ def convert(
     )
 
 
+def _cutout_settings(
+    folders: tuple[str, ...],
+    columns: tuple[str, ...],
+    grade_lens: str | None,
+    fractions: str | None,
+    drop_overlap: bool,
+) -> dict[str, Any]:
+    """What the options say of catalogues; empty without any."""
+    given: dict[str, Any] = {
+        "folders": folders,
+        "columns": tuple(sorted(parse_columns(columns, COLUMNS).items())),
+        "grade_lens": tuple(sorted(g.strip() for g in (grade_lens or "").split(",") if g.strip())),
+        "drop_overlap": drop_overlap,
+    }
+    if fractions is not None:
+        try:
+            given["fractions"] = tuple(map(float, fractions.split(",")))
+        except ValueError:
+            raise click.UsageError(
+                f"--fractions {fractions!r}: write three numbers, as in 0.8,0.1,0.1."
+            ) from None
+    return {name: value for name, value in given.items() if value}
+
+
 def _announce(rows: int, needs: list[Need]) -> None:
     """Say before the work how much space it takes, and where."""
     if len(needs) == 1 and needs[0].is_local:
@@ -188,6 +273,7 @@ def _print_account(result: dict[str, Any]) -> None:
         click.echo(
             f"read twice {rows:>12,}  rows of row groups that arrived damaged over the network"
         )
+    _print_sources(result)
     for name, split in result["splits"].items():
         classes = split["classes"]
         click.echo(
@@ -197,3 +283,29 @@ def _print_account(result: dict[str, Any]) -> None:
         if kinds := split.get("counterfactuals"):
             of_them = ", ".join(f"{kind} {rows:,}" for kind, rows in kinds.items())
             click.echo(f"       {sum(kinds.values()):>12,} of them are counterfactuals: {of_them}")
+
+
+def _print_sources(result: dict[str, Any]) -> None:
+    """The account by source, origin and kind, and objects that two sources have."""
+    rows = [
+        (source, origin, kind, counts)
+        for source, origins in result.get("sources", {}).items()
+        for origin, kinds in origins.items()
+        for kind, counts in kinds.items()
+    ]
+    if not rows:
+        return
+    wide = max(len(f"{source} {origin} {kind}") for source, origin, kind, _ in rows)
+    click.echo(f"{'source, origin, kind':<{max(wide, 20)}}{'input':>12}{'accepted':>12}"
+               f"{'filtered':>12}{'rejected':>12}")  # fmt: skip
+    for source, origin, kind, counts in rows:
+        out = (sum(counts[name].values()) for name in ("filtered", "rejected"))
+        numbers = "".join(f"{n:>12,}" for n in (counts["input_rows"], counts["accepted"], *out))
+        click.echo(f"{plain_text(f'{source} {origin} {kind}'):<{max(wide, 20)}}{numbers}")
+    same = result["same_objects"]
+    if same["pairs"]:
+        click.echo(
+            f"{same['pairs']:,} pairs of rows are one object (nearer than 1 arcsec), "
+            f"{same['identical_pixels']:,} of them with the same pixels; "
+            f"{same['contradicting_labels']:,} have two labels"
+        )

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import click
 
+from lensprep.terminal import LOCATION
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
+)
+survey_option = click.option(
+    "--survey",
+    type=LOCATION,
+    default="decals",
+    metavar="FILE.toml",
+    show_default=True,
+    help="What SRC's stamps and columns are: a file, local or s3:// (see configs/surveys).",
 )
 workers_option = click.option(
     "--workers", type=click.IntRange(1), help="Processes [default: one per processor]."

@@ -21,7 +21,15 @@ from lensprep.terminal import LOCATION, print_json, progress_bar, s3_options
     multiple=True,
     metavar="SRC",
     help="Convert rows of this source again and compare them; repeatable, as it may have several "
-    "trees.",
+    "trees and catalogues of cutouts.",
+)
+@click.option(
+    "--cutouts",
+    "folders",
+    type=LOCATION,
+    multiple=True,
+    metavar="FOLDER",
+    help="Folder of the cutouts of a catalogue SRC, as for `lensprep convert`; repeatable.",
 )
 @click.option("--sample", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--all", "every", is_flag=True, help="Compare every row with the source.")
@@ -36,6 +44,7 @@ def verify(
     \b
     Example:
       lensprep verify demo/dataset --against demo/phase4c
+      lensprep verify lenses --against demo/phase4c --against lenses.csv --cutouts cutouts
     """
     from lensprep.inspection.verify import verify as run_verify
 

@@ -9,15 +9,17 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 
 from lensprep.convert.config import ConvertConfig
+from lensprep.convert.cutouts import Sky
 from lensprep.convert.plan import PLAN, Plan
 from lensprep.convert.rejects import write_rejects
 from lensprep.convert.sites import Sites, release
-from lensprep.dataset.layout import MANIFEST_NAME, REJECTS_NAME
+from lensprep.dataset.layout import CUTOUT_LABELS, MANIFEST_NAME, REJECTS_NAME
 from lensprep.dataset.manifest import Manifest, SplitInfo
-from lensprep.dataset.normalization import normalization_spec
 from lensprep.dataset.writer import send_file, sync_shards
 from lensprep.decode.account import Account
+from lensprep.decode.prepare import CUTOUT_REJECT_SCHEMA, REJECT_SCHEMA
 from lensprep.errors import BudgetError, DatasetError, NotFoundError, ProjectError, StorageError
+from lensprep.source.survey import survey_record
 from lensprep.source.tree import Source
 from lensprep.store import LocalStore, RemoteStore, S3Options, remove_partials
 from lensprep.store.transfer import abort_unfinished
@@ -25,13 +27,22 @@ from lensprep.transfer import DatasetFile, dataset_files, download, require_all
 
 
 def make_manifest(
-    config: ConvertConfig, source: Source, account: Account, splits: dict[str, SplitInfo]
+    config: ConvertConfig,
+    source: Source,
+    account: Account,
+    splits: dict[str, SplitInfo],
+    sky: Sky | None = None,
 ) -> Manifest:
     """The manifest of the finished dataset."""
+    survey = config.survey
+    settings = config.facts
+    if survey.is_phase4c:
+        del settings["survey"]  # as before there were others
     libraries = ("lensprep", "numpy", "numba", "pyarrow", "deflate", "xxhash")
     return Manifest(
-        normalization=normalization_spec(config.normalize, config.clip),
+        normalization=config.normalization,
         splits=splits,
+        label_map=dict(survey.label_map) | (CUTOUT_LABELS if sky else {}),
         account=account.summary(),
         source={
             "uri": source.uri,
@@ -41,24 +52,28 @@ def make_manifest(
             "bytes": source.bytes,
             "skipped_files": [asdict(bad) for bad in source.bad_files],
             "unfinished": source.unfinished,
-        },
+        }
+        | survey_record(survey)
+        | (sky.facts if sky else {}),
         versions={"python": platform.python_version()}
         | {name: version(name) for name in libraries},
-        config=asdict(config),
+        config=settings,
+        geometry=survey.geometry,
     )
 
 
 def commit(sites: Sites, manifest: Manifest) -> None:
     """Commit the dataset: make its files durable, then create the manifest, unless there is one."""
     dataset = sites.dataset
+    schema = CUTOUT_REJECT_SCHEMA if "catalogs" in manifest.source else REJECT_SCHEMA
     if isinstance(dataset, LocalStore):
-        write_rejects(dataset.root / REJECTS_NAME, sites.work)
+        write_rejects(dataset.root / REJECTS_NAME, sites.work, schema)
         sync_shards(dataset.root, manifest)
     else:
         assert isinstance(dataset, RemoteStore)
         with sites.scratch.folder("rejects") as folder:
             path = folder / REJECTS_NAME
-            write_rejects(path, sites.work)
+            write_rejects(path, sites.work, schema)
             size = path.stat().st_size
             rejects = DatasetFile(REJECTS_NAME, size, send_file(dataset, path, REJECTS_NAME))
         files = (*dataset_files(manifest), rejects)

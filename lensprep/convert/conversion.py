@@ -1,4 +1,4 @@
-"""Phase 4c parquet -> dataset: plan the tasks, run them, commit.
+"""Trees of parquet and catalogues of cutouts -> dataset: plan the tasks, run them, commit.
 
 Two rounds of independent tasks: the first (`lensprep.convert.runs`) reads row groups and leaves
 sorted runs of finished records, the second (`lensprep.convert.shards`) gathers each shard from all
@@ -17,6 +17,7 @@ from typing import Any
 
 from lensprep.convert.commit import cleaning_up, commit, finish, make_manifest, remove_unfinished
 from lensprep.convert.config import ConvertConfig
+from lensprep.convert.cutouts import Sky, join_catalogs
 from lensprep.convert.plan import PLAN, Plan, claim, find_plan, require_finished
 from lensprep.convert.rejects import check_rejects
 from lensprep.convert.runs import first_round, identity
@@ -36,13 +37,16 @@ from lensprep.dataset.manifest import Manifest
 from lensprep.engine import Engine, default_workers
 from lensprep.engine.local import LocalEngine
 from lensprep.engine.witness import WitnessEngine
-from lensprep.errors import SchemaError
+from lensprep.errors import ConfigError, SchemaError, names_text
+from lensprep.source.catalog import CutoutSource, headings, is_catalog
 from lensprep.source.listing import UNFINISHED, Location, as_locations
 from lensprep.source.tree import Source
 from lensprep.store import S3Options, check_location, is_remote, local_path, open_store
 
 _log = logging.getLogger("lensprep.convert")
 
+_OF_CATALOGS = ("sources", "overlaps_dropped", "same_objects")
+"""What the report has of conversions with catalogues."""
 _WORKER_CONNECTIONS = 3
 """Most concurrent requests of a worker: each holds 5 MiB, and there are many workers."""
 
@@ -61,12 +65,13 @@ def convert(
     announce: Callable[[int, list[Need]], None] | None = None,
     options: S3Options | None = None,
 ) -> dict[str, Any]:
-    """Convert Phase 4c trees into a dataset.
+    """Convert trees and catalogues of cutouts into a dataset.
 
     Parameters
     ----------
     src : str or path, or a sequence of them
-        Folder of the parquet tree, local or ``s3://``; or several, whose order does not matter.
+        Folder of the parquet tree, or table of a catalogue of cutouts (`ConvertConfig.cutouts`),
+        local or ``s3://``; or several, whose order does not matter.
     dataset : str
         Folder to make, local or ``s3://``. To an object store shards are sent as they are
         finished; only unfinished ones are on a local disk.
@@ -97,7 +102,8 @@ def convert(
         ``input_rows``, ``accepted``, ``filtered``, ``rejected``, ``read_again`` (rows of row
         groups that arrived damaged over a network and were read twice), ``splits`` (each with its
         ``counterfactuals`` by kind, if there are any), ``seconds``, ``stamps_per_s``,
-        ``peak_rss_bytes``, ``dataset_id``.
+        ``peak_rss_bytes``, ``dataset_id``; with catalogues also ``sources`` (the account by source,
+        origin and kind), ``overlaps_dropped`` and ``same_objects``.
 
     Raises
     ------
@@ -124,8 +130,8 @@ def convert(
     store = open_store(dataset, options)
     before = find_plan(store, resume=resume)
     finished = store.has(MANIFEST_NAME)
-    source = _open_source(sources, config, options)
-    rules = config.rules(source.schema)
+    source, sky = _open_sources(sources, config, options)
+    rules, geometry = config.rules(source.schema), config.survey.geometry
     now, failed = Plan.new(identity(config), source.digest(), work), None
     if not (before is None or finished or before.goes_on(now, store, source.uri, work)):
         before, failed = None, before
@@ -138,7 +144,7 @@ def convert(
         require_finished(manifest, config.identity, source.digest(), store, source.uri)
         finish(sites, options)  # it may have been killed between commit and clean-up
         return _report(manifest, time.monotonic() - started, peak_rss_bytes())
-    needs = sites.needs(source.rows, config.shard_rows, workers)
+    needs = sites.needs(source.rows, config.rows_per_shard, workers, geometry)
     require_disk(needs, source.rows)
     if announce is not None:
         announce(source.rows, needs)
@@ -153,18 +159,76 @@ def convert(
     with cleaning_up(sites, plan, new=before is None):
         seen = sites.shared_folders
         with WitnessEngine(engine, seen) if engine else LocalEngine(workers) as pool:
-            account, runs, first = first_round(source, config, rules, sites.work, pool, progress)
-            splits, second = second_round(config, sites, runs, account, pool, progress)
+            account, runs, first = first_round(
+                source, config, rules, sites.work, pool, progress, geometry
+            )
+            splits, second = second_round(
+                config, sites, runs, account, pool, progress, _source_names(source), geometry
+            )
         if engine is not None:
             remove_unfinished(sites)  # of workers that were lost on the way
         check_rejects(account, source, config, sites.work, final=True)
-        manifest = make_manifest(config, source, account, splits)
+        manifest = make_manifest(config, source, account, splits, sky)
         commit(sites, manifest)
     finish(sites, options)
     workers = pool.workers  # a cluster's may be more by now
     others = workers if workers > 1 or sites.elsewhere else 0
     peak = peak_rss_bytes() + others * max(first, second)
     return _report(manifest, time.monotonic() - started, peak)
+
+
+def _open_sources(
+    src: Sequence[Location], config: ConvertConfig, options: S3Options
+) -> tuple[Source, Sky | None]:
+    """Trees and catalogues as one source; without catalogues the trees alone."""
+    catalogs = [uri for uri in src if is_catalog(uri, config.survey, options)]
+    trees = [uri for uri in src if uri not in catalogs]
+    if not catalogs:
+        if config.cutouts is not None:
+            raise ConfigError(
+                "Cutouts, grades, fractions and overlaps belong to catalogues, and none of the "
+                "sources is a table of cutouts (one file; a folder of parquet is a tree). Name "
+                "one, or leave these options out."
+            )
+        return _open_source(src, config, options), None
+    tree = _trees_beside(trees, catalogs, config, options)
+    return join_catalogs(tree, catalogs, " ".join(map(str, src)), config, options)
+
+
+def _trees_beside(
+    trees: Sequence[Location],
+    catalogs: Sequence[Location],
+    config: ConvertConfig,
+    options: S3Options,
+) -> Source | None:
+    """The trees beside catalogues; each column to leave out must be in some source."""
+    dropped = {*(config.drop_columns or ())}
+    theirs = {name for uri in catalogs for name in headings(uri, options)}
+    if not trees:
+        if unknown := sorted(dropped - theirs):
+            raise ConfigError(
+                f"No catalogue has a column {unknown[0]!r} to leave out; there are: "
+                f"{names_text(sorted(theirs), unknown[0])}."
+            )
+        return None
+    only = replace(config, drop_columns=tuple(dropped - theirs))
+    if shared := dropped & theirs:
+        there = Source.open(
+            trees,
+            skip_bad_files=config.skip_bad_files,
+            options=options,
+            survey=config.survey,
+        )
+        shared &= {*there.schema.names, *there.left_out}
+        only = replace(config, drop_columns=(*(dropped - theirs), *shared))
+    return _open_source(trees, only, options)
+
+
+def _source_names(source: Source) -> dict[str, str]:
+    """The source of each file, where the account is by source too."""
+    if not isinstance(source, CutoutSource):
+        return {}
+    return {file.path: source.name_of(file) for file in source.files}
 
 
 def _open_source(src: Sequence[Location], config: ConvertConfig, options: S3Options) -> Source:
@@ -174,6 +238,7 @@ def _open_source(src: Sequence[Location], config: ConvertConfig, options: S3Opti
         skip_bad_files=config.skip_bad_files,
         drop_columns=config.drop_columns or (),
         options=options,
+        survey=config.survey,
     )
     if source.left_out:
         column, what = next(iter(source.left_out.items()))
@@ -203,4 +268,5 @@ def _report(manifest: Manifest, seconds: float, peak: int) -> dict[str, Any]:
         "stamps_per_s": round(account["input_rows"] / seconds, 1),
         "peak_rss_bytes": peak,
         "dataset_id": manifest.dataset_id,
-    }
+    } | {name: found[name] for name in _OF_CATALOGS for found in (account, manifest.source)
+         if name in found}  # fmt: skip

@@ -6,6 +6,7 @@ running it again, on this machine or another, is harmless.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -16,10 +17,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lensprep.convert.config import ConvertConfig
+from lensprep.convert.noise import find_doubt, measure
 from lensprep.convert.rejects import check_rejects
 from lensprep.convert.tasks import Progress, first_and_last, peak_rss_bytes, without_collector
 from lensprep.convert.workfolder import Work
-from lensprep.dataset.normalization import NormalizationSpec, normalization_spec
+from lensprep.dataset.geometry import DECALS, Geometry
+from lensprep.dataset.normalization import NormalizationSpec
 from lensprep.dataset.record import blank_records
 from lensprep.decode.account import Account
 from lensprep.decode.normalize import Normalizer
@@ -32,8 +35,10 @@ from lensprep.source.contract import FilterRules
 from lensprep.source.footers import SourceFile, neighbours
 from lensprep.source.tree import Source
 
+_log = logging.getLogger("lensprep.convert")
+
 RUN_ROWS = 4096
-"""Rows of one run: 109 MB of records in memory."""
+"""Rows of one run, `Geometry.scaled_rows`: 109 MB of records in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ class RunTask:
     spec: NormalizationSpec
     skip_bad_files: bool
     work: Work
+    geometry: Geometry
 
     @property
     def name(self) -> str:
@@ -76,7 +82,7 @@ def run_rows(task: RunTask) -> dict[str, Any]:
     -------
     dict
         ``rows`` read, ``account`` (see `Account.to_list`), ``read_again`` (rows), ``runs`` (names),
-        ``peak_rss_bytes``.
+        ``measured`` (see `lensprep.convert.noise.measure`), ``peak_rss_bytes``.
 
     Raises
     ------
@@ -91,13 +97,14 @@ def run_rows(task: RunTask) -> dict[str, Any]:
     if fatal and not task.skip_bad_files:
         file, group = fatal[0]
         raise InputError(
-            f"{file.path}, row group {group} kills the process that reads it; a second one, which "
+            f"{file.label(group)} kills the process that reads it; a second one, which "
             "read nothing else, died too: it is damaged, or there is not enough memory for its "
             f"{size_text(file.row_groups[group].bytes)}. Use fewer --workers, copy the file again, "
             "or leave the row group out with --skip-bad-files."
         )
     task.work.write_marker(note, task.label)
     preparer, runs, left_out = _preparer(task), _RunWriter(task), [REJECT_SCHEMA.empty_table()]
+    noise = []
     for prepared in prepare_row_groups(
         task.source,
         task.row_groups,
@@ -108,14 +115,18 @@ def run_rows(task: RunTask) -> dict[str, Any]:
     ):
         left_out.append(prepared.left_out)
         runs.add(prepared)
+        if len(prepared.records):
+            noise.append(prepared.table.select(task.geometry.band_columns("scale", "clip_frac")))
     runs.flush()
     account = preparer.account
-    task.work.write_left_out(task.name, pa.concat_tables(left_out))
+    task.work.write_left_out(task.name, pa.concat_tables(left_out, promote_options="default"))
     result = {
         "rows": account.input_rows,
         "account": account.to_list(),
+        "sources": [[*place, rows] for place, rows in sorted(account.sources.items())],
         "read_again": account.read_again,
         "runs": runs.names,
+        "measured": measure(noise, task.geometry),
         "peak_rss_bytes": peak_rss_bytes(),
     }
     task.work.write_marker(task.name, result)
@@ -124,7 +135,8 @@ def run_rows(task: RunTask) -> dict[str, Any]:
 
 
 def _preparer(task: RunTask) -> Preparer:
-    return Preparer(task.seed, task.rules, Normalizer(task.spec))
+    normalizer = Normalizer(task.spec, task.geometry)
+    return Preparer(task.seed, task.rules, normalizer, task.source.survey)
 
 
 def _try_row_group(task: RunTask, row_group: tuple[SourceFile, int]) -> None:
@@ -140,8 +152,9 @@ class _RunWriter:
     def __init__(self, task: RunTask) -> None:
         rows = sum(file.row_groups[group].rows for file, group in task.row_groups)
         self._task = task
-        self._records = record_memory(min(rows, RUN_ROWS))
-        blank_records(self._records)
+        rows = min(rows, task.geometry.scaled_rows(RUN_ROWS))
+        self._records = record_memory(rows, task.geometry)
+        blank_records(self._records, task.geometry)
         self._tables: list[pa.Table] = []
         self._used = 0
         self.names: list[str] = []
@@ -179,14 +192,18 @@ def identity(config: ConvertConfig) -> dict[str, Any]:
 
 
 def plan_runs(
-    source: Source, config: ConvertConfig, rules: FilterRules, work: Work
+    source: Source,
+    config: ConvertConfig,
+    rules: FilterRules,
+    work: Work,
+    geometry: Geometry = DECALS,
 ) -> list[RunTask]:
     """Group neighbouring row groups into tasks of about one run each."""
-    spec = normalization_spec(config.normalize, config.clip)
-    bare = source.bare
+    spec = config.normalization
+    bare, skip = source.bare, config.skip_bad_files
     return [
-        RunTask(index, bare, row_groups, config.seed, rules, spec, config.skip_bad_files, work)
-        for index, row_groups in enumerate(neighbours(source.files, RUN_ROWS))
+        RunTask(index, bare, row_groups, config.seed, rules, spec, skip, work, geometry)
+        for index, row_groups in enumerate(neighbours(source.files, geometry.scaled_rows(RUN_ROWS)))
     ]
 
 
@@ -197,17 +214,26 @@ def first_round(
     work: Work,
     engine: Engine,
     progress: Progress | None,
+    geometry: Geometry = DECALS,
 ) -> tuple[Account, list[str], int]:
     """Read all rows into runs; returns the account, the runs' names and the workers' peak RSS."""
-    tasks = plan_runs(source, config, rules, work)
+    tasks = plan_runs(source, config, rules, work, geometry)
     account, runs, peak, done = Account(), list[str](), 0, 0
+    measured: list[dict[str, Any]] = []
     for result in engine.run(run_rows, tasks):
         account.merge(Account.from_list(result["account"]))
+        for *place, rows in result.get("sources", ()):
+            account.sources[tuple(place)] += rows
         account.read_again += result.get("read_again", 0)  # absent in earlier versions
         runs += result["runs"]
+        if (found := result.get("measured")) is not None:  # absent in earlier versions
+            measured.append(found)
         peak = max(peak, result["peak_rss_bytes"])
         done += result["rows"]
         if progress is not None:
             progress("decode", done, source.rows)
         check_rejects(account, source, config, work)
+    doubt = find_doubt(measured, config.normalization, geometry)
+    if doubt is not None:
+        _log.warning("%s: %s", source.uri, doubt)
     return account, sorted(runs), peak

@@ -28,7 +28,7 @@ from lensprep.counterfactual.stamp import Psf
 from lensprep.dataset.layout import COUNTERFACTUALS, LENSED
 from lensprep.dataset.strictjson import check_object, parse_json, plain
 from lensprep.engine import run_tasks
-from lensprep.errors import ConfigError, ProjectError, StorageError
+from lensprep.errors import ConfigError, ProjectError, SchemaError, StorageError
 from lensprep.extras import install_hint
 from lensprep.source.tree import Source
 from lensprep.store import S3Options, Store, is_remote, local_path, open_store
@@ -115,9 +115,14 @@ def make_counterfactuals(
             f"{out} and {src} lie in one another: the tree could not be told from its source. Name "
             "a folder beside it."
         )
-    source = Source.open(
-        src, options=options, progress=lambda done, total: tell("footers", done, total)
-    )
+    try:
+        source = Source.open(
+            src, options=options, progress=lambda done, total: tell("footers", done, total)
+        )
+    except SchemaError as error:
+        raise SchemaError(
+            f"Counterfactuals are made of Phase 4c trees alone, and {src} is none: {error}"
+        ) from None
     store = open_store(out, options)
     settings = {
         "source": src, "source_digest": source.digest(), "kinds": list(chosen), "share": share,

@@ -35,12 +35,23 @@ class Account:
     """Counts of rows by (split, class, outcome)."""
 
     counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    sources: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
+    """The same rows by (source, origin, kind, outcome), where catalogues are among the sources."""
     read_again: int = 0
     """Rows of row groups that were read twice, because they arrived damaged over a network."""
 
     def add(self, splits: Iterable[str], classes: Iterable[str], outcomes: Iterable[str]) -> None:
         """Count rows, one split, class and outcome each."""
         self.counts.update(zip(splits, classes, outcomes, strict=True))
+
+    def add_sources(
+        self, source: str, origins: Iterable[str], kinds: Iterable[str], outcomes: Iterable[str]
+    ) -> None:
+        """Count rows of one source, an origin, kind and outcome each."""
+        self.sources.update(
+            (source, origin, kind, outcome)
+            for origin, kind, outcome in zip(origins, kinds, outcomes, strict=True)
+        )
 
     def move(self, split: str, label: str, outcome: str, rows: int = 1) -> None:
         """Turn accepted rows into rejected ones, as when a row proves to be a duplicate."""
@@ -50,6 +61,7 @@ class Account:
     def merge(self, other: Account) -> None:
         """Add another account's counts."""
         self.counts.update(other.counts)
+        self.sources.update(other.sources)
         self.read_again += other.read_again
 
     @property
@@ -76,7 +88,8 @@ class Account:
         -------
         dict
             ``input_rows``, ``accepted``, ``filtered`` and ``rejected`` by reason, ``read_again``,
-            and the first four again under ``splits`` for each split and class.
+            and the first four again under ``splits`` for each split and class; where catalogues
+            are among the sources also under ``sources`` for each source, origin and kind.
         """
         total = Counter[str]()
         groups: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
@@ -87,7 +100,18 @@ class Account:
             split: {label: _by_outcome(counts) for label, counts in of_split.items()}
             for split, of_split in groups.items()
         }
-        return {**_by_outcome(total), "read_again": self.read_again, "splits": splits}
+        found = {**_by_outcome(total), "read_again": self.read_again, "splits": splits}
+        return found | ({"sources": self._by_source()} if self.sources else {})
+
+    def _by_source(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        places: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
+        for (*place, outcome), rows in sorted(self.sources.items()):
+            source, origin, kind = place
+            places[source, origin, kind][outcome] += rows
+        for (source, origin, kind), counts in places.items():
+            found.setdefault(source, {}).setdefault(origin, {})[kind] = _by_outcome(counts)
+        return found
 
 
 def _by_outcome(counts: Counter[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     plan = plan_tree(uri, "val")            or plan_cutouts(folder, catalog)
     for part in decode_parts(plan, numbers, spec): part.columns, part.pixels, part.rejects
-    tree_stamps(uri, rows)                  raw pixels of some rows; cutout_stamps(folder, names)
+    tree_stamps(uri, rows, recorded)        raw pixels of some rows; cutout_stamps(folder, names)
 
 A part is a range of neighbouring rows. The same source always gives the same parts, so that
 finished ones can be kept. Parts are decoded in worker processes, a few ahead of the reader.
@@ -15,7 +15,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -26,7 +26,8 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from lensprep.dataset.layout import MEASURED_COLUMNS, SPLITS, STAMP_DTYPE, STAMP_SHAPE
+from lensprep.dataset.geometry import DECALS, Geometry
+from lensprep.dataset.layout import MEASURED, SPLITS, STAMP_DTYPE
 from lensprep.dataset.normalization import NormalizationSpec
 from lensprep.dataset.record import payload_view
 from lensprep.decode.cutoutfile import read_cutout, read_position
@@ -45,9 +46,15 @@ from lensprep.decode.stampnpz import decode
 from lensprep.engine.local import run_tasks
 from lensprep.errors import InputError
 from lensprep.source.contract import FilterRules
-from lensprep.source.cutouts import NO_CUTOUT, Refusal, open_cutouts
+from lensprep.source.cutouts import NO_CUTOUT, Refusal, open_cutouts, split_name
 from lensprep.source.footers import SourceFile, neighbours
-from lensprep.source.survey import SPLIT_COLUMN, STAMP_COLUMN
+from lensprep.source.survey import (
+    SPLIT_COLUMN,
+    STAMP_COLUMN,
+    load_survey,
+    recorded_survey,
+    survey_record,
+)
 from lensprep.source.tree import Source
 
 PART_ROWS: Final = 2048
@@ -68,6 +75,10 @@ class Plan:
     """Files of a folder of cutouts that belong to no row."""
     notes: tuple[str, ...] = ()
     """Lines for the user."""
+    geometry: Geometry = DECALS
+    """Of the stamps."""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """What must be known of a tree to read its rows again, as `tree_stamps` takes it."""
 
 
 class DecodedPart(NamedTuple):
@@ -77,7 +88,7 @@ class DecodedPart(NamedTuple):
     columns: pa.Table
     """Scalar columns of the rows that have a stamp, with what normalisation measured."""
     pixels: NDArray[np.float16]
-    """Their pixels, shape (rows, 3, 64, 64), mapped from a file that is gone with the next part."""
+    """Their pixels, shape (rows, bands, side, side), mapped from a file that goes with the part."""
     rejects: pa.Table
     """The other rows, as in ``rejects.parquet``."""
 
@@ -123,8 +134,10 @@ def _decode_part(task: _Task) -> tuple[int, pa.Table, Path, pa.Table]:
 # --------------------------------------------------------------------------- Phase 4c trees
 
 
-def plan_tree(uri: str | PathLike[str], split: str) -> Plan:
-    """A split of a Phase 4c tree, in parts of neighbouring row groups.
+def plan_tree(
+    uri: str | PathLike[str], split: str, survey: str | PathLike[str] = DECALS.survey
+) -> Plan:
+    """A split of a tree of a survey (see `load_survey`), in parts of neighbouring row groups.
 
     Where no folder states the split, a part may hold rows of other splits, which are left out when
     it is decoded.
@@ -136,7 +149,7 @@ def plan_tree(uri: str | PathLike[str], split: str) -> Plan:
     """
     if split not in SPLITS:
         raise InputError(f"There is no split {split!r}; there are: {', '.join(SPLITS)}.")
-    source = Source.open(uri)
+    source = Source.open(uri, survey=load_survey(survey))
     bare = source.bare
     files = [file for file in source.files if file.split in (None, split)]
     parts = [TreePart(bare, groups, split) for groups in neighbours(files, PART_ROWS)]
@@ -150,7 +163,8 @@ def plan_tree(uri: str | PathLike[str], split: str) -> Plan:
         f"{source.uri}: column {name} {what}; it is left out."
         for name, what in source.left_out.items()
     ]
-    return Plan(parts, source.digest(), notes=tuple(notes))
+    record, geometry = survey_record(source.survey), source.survey.geometry
+    return Plan(parts, source.digest(), notes=tuple(notes), geometry=geometry, source=record)
 
 
 @dataclass(frozen=True)
@@ -173,18 +187,23 @@ class TreePart:
 
     def decode(self, spec: NormalizationSpec) -> Decoded:
         """Decode and normalise the rows of the split."""
-        preparer = Preparer(0, FilterRules(), Normalizer(spec))
+        survey = self.source.survey
+        preparer = Preparer(0, FilterRules(), Normalizer(spec, survey.geometry), survey)
         tables, pixels, rejects = [], [], [REJECT_SCHEMA.empty_table()]
         for prepared in prepare_row_groups(self.source, self.row_groups, preparer):
             ours = pc.equal(prepared.table[SPLIT_COLUMN], self.split)
             tables.append(prepared.table.filter(ours).drop_columns([PLACE]))
-            pixels.append(payload_view(prepared.records)[ours.to_numpy()])
+            pixels.append(payload_view(prepared.records, survey.geometry)[ours.to_numpy()])
             theirs = pc.equal(prepared.left_out[SPLIT_COLUMN], self.split)
             rejects.append(prepared.left_out.filter(pc.fill_null(theirs, True)))
         return pa.concat_tables(tables), np.concatenate(pixels), pa.concat_tables(rejects)
 
 
-def tree_stamps(uri: str | PathLike[str], rows: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
+def tree_stamps(
+    uri: str | PathLike[str],
+    rows: Sequence[Mapping[str, Any]],
+    recorded: Mapping[str, Any] | None = None,
+) -> NDArray[np.float32]:
     """Raw pixels of some rows of a tree.
 
     Parameters
@@ -192,26 +211,31 @@ def tree_stamps(uri: str | PathLike[str], rows: Sequence[Mapping[str, Any]]) -> 
     uri : str or path
     rows : sequence of mapping
         ``source_file``, ``source_row_group`` and ``source_row`` of each.
+    recorded : mapping, optional
+        `Plan.source`, which names the survey; without it the tree is one of Phase 4c.
 
     Returns
     -------
-    ndarray of float32, shape (n, 3, 64, 64)
-        Nanomaggies.
+    ndarray of float32, shape (n, bands, side, side)
+        In the survey's unit of flux.
 
     Raises
     ------
     InputError
         If a row no longer exists.
+    DatasetError
+        If what was recorded is no survey.
     """
-    source = Source.open(uri)
+    source = Source.open(uri, survey=recorded_survey(recorded or {}))
+    geometry = source.survey.geometry
     files = {file.path: file for file in source.files}
-    out = np.zeros((len(rows), *STAMP_SHAPE), np.float32)
+    out = np.zeros((len(rows), *geometry.shape), np.float32)
     for pixels, row in zip(out, rows, strict=True):
         file = files.get(row["source_file"])
         if file is None:
             raise InputError(f"{source.uri} no longer has the file {row['source_file']}.")
         blob = _blob(source, file, int(row["source_row_group"]), int(row["source_row"]))
-        if decode(blob, pixels) is not None:
+        if decode(blob, pixels, geometry.bands) is not None:
             raise InputError(f"{file.path} has changed: row {row['source_row']} is damaged.")
     return out
 
@@ -233,27 +257,30 @@ def plan_cutouts(
     catalog: str | PathLike[str],
     columns: Mapping[str, str] | None = None,
     called: str | None = None,
+    geometry: Geometry = DECALS,
 ) -> Plan:
     """A folder of cutouts with its catalogue, in parts of neighbouring rows.
 
     Parameters and errors are those of `lensprep.source.cutouts.open_cutouts`. The digest covers the
     rows and the size of every file.
     """
-    found = open_cutouts(folder, catalog, read_position, columns, called)
+    found = open_cutouts(folder, catalog, read_position, columns, called, geometry)
     digest = hashlib.sha256()
     for row in found.table.to_pylist():
-        size = None
-        if row["file"] is not None:
+        sizes = []
+        for name in split_name(row["file"], geometry.bands)[0] if row["file"] else ():
+            size = None
             with suppress(OSError):  # a broken link becomes the row's reject
-                size = (found.folder / row["file"]).stat().st_size
-        digest.update(json.dumps([row, size], default=str).encode())
+                size = (found.folder / name).stat().st_size
+            sizes.append(size)
+        digest.update(json.dumps([row, *(sizes or [None])], default=str).encode())
     rows = pa.array(np.arange(found.table.num_rows))
     # Taken, not sliced: a slice would be sent to a process with the whole table.
     parts = [
-        CutoutPart(found.folder, found.table.take(rows.slice(first, PART_ROWS)), first)
+        CutoutPart(found.folder, found.table.take(rows.slice(first, PART_ROWS)), first, geometry)
         for first in range(0, found.table.num_rows, PART_ROWS)
     ]
-    return Plan(parts, digest.hexdigest(), found.unused)
+    return Plan(parts, digest.hexdigest(), found.unused, geometry=geometry)
 
 
 @dataclass(frozen=True)
@@ -264,6 +291,7 @@ class CutoutPart:
     table: pa.Table
     first: int
     """Number of the first row in the catalogue."""
+    geometry: Geometry = DECALS
 
     def __str__(self) -> str:
         return f"rows {self.first + 1} to {self.first + self.rows} of the catalogue"
@@ -275,20 +303,23 @@ class CutoutPart:
 
     def decode(self, spec: NormalizationSpec) -> Decoded:
         """Decode and normalise the files of the rows."""
-        raw = np.zeros((self.rows, *STAMP_SHAPE), np.float32)
+        raw = np.zeros((self.rows, *self.geometry.shape), np.float32)
         files, misses = (self.table[name].to_pylist() for name in ("file", NO_CUTOUT))
         refusals = [
-            Refusal(NO_CUTOUT, miss) if file is None else read_cutout(self.folder / file, pixels)
+            Refusal(NO_CUTOUT, miss)
+            if file is None
+            else read_cutout(self.folder / file, pixels, self.geometry)
             for file, miss, pixels in zip(files, misses, raw, strict=True)
         ]
         good = np.array([row for row in range(self.rows) if refusals[row] is None], int)
         raw = np.ascontiguousarray(raw[good])
         stored = np.empty(raw.shape, STAMP_DTYPE)
-        measured = Normalizer(spec)(raw, stored)
+        measured = Normalizer(spec, self.geometry)(raw, stored)
         for row in good[measured.constant]:
             refusals[row] = Refusal(RejectReason.CONSTANT_BAND, "a band has no scatter")
         sound = np.flatnonzero(~measured.constant)
-        columns = self._columns(good[sound]) | measured_columns([measured.take(sound)])
+        columns = self._columns(good[sound])
+        columns |= measured_columns([measured.take(sound)], self.geometry)
         hashes = [xxhash.xxh3_128_hexdigest(stamp) for stamp in raw[sound]]
         columns["pixel_hash"] = pa.array(hashes, pa.string())
         return pa.table(columns), stored[sound], self._rejects(refusals)
@@ -296,7 +327,8 @@ class CutoutPart:
     def _columns(self, rows: NDArray[np.int64]) -> dict[str, Any]:
         """Scalar columns; those of a score table that the catalogue lacks are null."""
         taken = self.table.take(pa.array(rows))
-        own = {*MEASURED_COLUMNS, "pixels", NO_CUTOUT, "file", "split", "logit"} - {"key", "label"}
+        ours = "payload_crc32", "pixel_hash", "pixels", NO_CUTOUT, "file", "split", "logit"
+        own = {*self.geometry.band_columns(*MEASURED), *ours}
         columns = {name: taken[name] for name in taken.column_names if name not in own}
         empty = {"label": pa.int8(), "region_id": pa.int32(), "task_id": pa.string()}
         for name, kind in empty.items():
@@ -306,7 +338,10 @@ class CutoutPart:
             columns["label"] = columns["label"].cast(pa.int8())
         except pa.ArrowException:
             kind = columns["label"].type
-            raise InputError(f"The catalogue's label holds {kind}, not 0 and 1.") from None
+            raise InputError(
+                f"The catalogue's label holds {kind}, not 0 and 1. Write 1 for lenses and 0 for "
+                "others, or give the column another name."
+            ) from None
         columns["source_file"] = taken["file"]
         columns["source_row_group"] = pa.array(np.zeros(len(rows), np.int32))
         columns["source_row"] = pa.array(rows + self.first)
@@ -328,28 +363,35 @@ class CutoutPart:
         return reject_table(len(rows), known).append_column("detail", detail)
 
 
-def cutout_stamps(folder: str | PathLike[str], names: Sequence[str | None]) -> NDArray[np.float32]:
+def cutout_files(names: Sequence[str | None], geometry: Geometry = DECALS) -> set[str]:
+    """Files that the names of some cutouts stand for."""
+    return {file for name in names if name for file in split_name(name, geometry.bands)[0]}
+
+
+def cutout_stamps(
+    folder: str | PathLike[str], names: Sequence[str | None], geometry: Geometry = DECALS
+) -> NDArray[np.float32]:
     """Raw pixels of some cutouts; the user's links are followed.
 
     Returns
     -------
-    ndarray of float32, shape (n, 3, 64, 64)
-        Nanomaggies.
+    ndarray of float32, shape (n, *geometry.shape)
+        In the survey's unit of flux.
 
     Raises
     ------
     InputError
         If a name leads out of the folder, or a file can no longer be read.
     """
-    out = np.zeros((len(names), *STAMP_SHAPE), np.float32)
+    for file in map(Path, cutout_files(names, geometry)):
+        if file.is_absolute() or ".." in file.parts:
+            raise InputError(f"{file} lies outside {folder}.")
+    out = np.zeros((len(names), *geometry.shape), np.float32)
     for pixels, name in zip(out, names, strict=True):
-        below = Path(str(name))
-        if below.is_absolute() or ".." in below.parts:
-            raise InputError(f"{below} lies outside {folder}.")
-        refusal = read_cutout(Path(folder) / below, pixels)
+        refusal = read_cutout(Path(folder) / str(name), pixels, geometry)
         if refusal is not None:
             raise InputError(
-                f"{Path(folder) / below} can no longer be read ({refusal.reason}: "
+                f"{Path(folder) / str(name)} can no longer be read ({refusal.reason}: "
                 f"{refusal.detail})."
             )
     return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,15 +12,22 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from lensprep.dataset.layout import BANDS, JSON_MEMBERS, MEASURED, SPLITS, STAMP_SHAPE
+from lensprep.dataset.geometry import DECALS, Geometry
+from lensprep.dataset.layout import JSON_MEMBERS, KIND, MEASURED, ORIGIN, SIMULATED, SPLITS
 from lensprep.dataset.record import encode_json, payload_crc32, payload_view, set_json, set_keys
 from lensprep.decode.account import UNLABELLED, Account, row_classes
 from lensprep.decode.normalize import Measured, Normalizer
 from lensprep.decode.placement import PLACE, row_key, row_place
-from lensprep.decode.reasons import DAMAGE, RejectReason
-from lensprep.decode.stampnpz import decode_batch
-from lensprep.source.contract import FILTER_REASONS, FilterRules, filter_rows, label_rows
-from lensprep.source.survey import SPLIT_COLUMN
+from lensprep.decode.reasons import RejectReason
+from lensprep.source.contract import (
+    FILTER_REASONS,
+    FilterRules,
+    Labels,
+    filter_rows,
+    label_rows,
+    user_cuts,
+)
+from lensprep.source.survey import DECALS_SURVEY, SPLIT_COLUMN, Survey
 
 REJECT_SCHEMA = pa.schema(
     [
@@ -39,8 +46,25 @@ REJECT_SCHEMA = pa.schema(
 """Columns of ``rejects.parquet``; ``kind`` is ``filtered`` or ``rejected``."""
 
 
+CUTOUT_REJECT_SCHEMA = REJECT_SCHEMA.append(pa.field("detail", pa.string()))
+"""The same where catalogues are among the sources: ``detail`` is what was found in a file."""
+
 BLOB_ROWS = 32
-"""Blobs decoded at a time: pixels (1.5 MB) and records stay in the cache until they are float16."""
+"""Blobs decoded at a time, `Geometry.scaled_rows`: pixels (1.5 MB) and records stay in the cache
+until they are float16."""
+
+
+Decode = Callable[[NDArray[np.intp], NDArray[np.float32]], Sequence[str | None]]
+
+
+class Piece(NamedTuple):
+    """A few rows whose pixels are decoded when they are needed."""
+
+    rows: int
+    """At most ``BLOB_ROWS``."""
+    decode: Decode
+    """Puts the pixels of some of these rows into an array, and gives the reason of each that has
+    none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +72,7 @@ class Prepared:
     """The result of one batch of source rows."""
 
     records: NDArray[np.uint8]
-    """Records of the accepted rows, shape (rows, RECORD_STRIDE): the start of the space given."""
+    """Records of the accepted rows, shape (rows, stride): the start of the space given."""
     table: pa.Table
     """Their sidecar rows, with ``place``."""
     left_out: pa.Table
@@ -69,20 +93,31 @@ class _Stamps:
 class Preparer:
     """Turns batches of source rows into records, and keeps their account.
 
-    The seed is that of the placement, the rules are the user's cuts.
+    The seed is that of the placement, the rules are the user's cuts; the stamps have the geometry
+    of the normalizer.
     """
 
-    def __init__(self, seed: int, rules: FilterRules, normalizer: Normalizer) -> None:
+    def __init__(
+        self,
+        seed: int,
+        rules: FilterRules,
+        normalizer: Normalizer,
+        survey: Survey = DECALS_SURVEY,
+    ) -> None:
         self._seed, self._rules, self._normalizer = seed, rules, normalizer
-        self._pixels = np.empty((BLOB_ROWS, *STAMP_SHAPE), np.float32)
+        self._survey = survey
+        self.geometry = normalizer.geometry
+        rows = self.geometry.scaled_rows(BLOB_ROWS)
+        self._pixels = np.empty((rows, *self.geometry.shape), np.float32)
         self.account = Account()
 
     def __call__(
         self,
         table: pa.Table,
-        blobs: Iterable[pa.ChunkedArray],
+        pieces: Iterable[Piece],
         records: NDArray[np.uint8],
-        again: Callable[[], pa.ChunkedArray | None] | None = None,
+        labels: Labels | None = None,
+        source: str | None = None,
     ) -> Prepared:
         """Prepare one batch.
 
@@ -90,78 +125,68 @@ class Preparer:
         ----------
         table : pyarrow.Table
             Scalar columns of the source rows, with the ``source_*`` columns.
-        blobs : iterable of pyarrow.ChunkedArray
-            Their ``stamp_npz``, at most ``BLOB_ROWS`` at a time.
-        records : ndarray of uint8, shape (n, RECORD_STRIDE)
+        pieces : iterable of Piece
+            Their pixels.
+        records : ndarray of uint8, shape (n, stride)
             Space for at least as many records, made by `lensprep.dataset.record.new_records`.
-        again : callable, optional
-            Reads the last blobs a second time; None if that cannot give others.
+        labels : Labels, optional
+            What a catalogue says of its rows; of a tree its columns say it.
+        source : str, optional
+            What their source is called, where the account is by source too.
         """
-        labels = label_rows(table)
-        reason = self._light_reasons(table, labels.reason)
+        cut = self._cuts(table, labels)
+        labels = labels or label_rows(table, self._survey)
+        reason = _light_reasons(table, cut, labels.reason)
         texts = _json_members(table, labels.label, reason)
         first, used = 0, 0
         stamps: list[_Stamps] = []
-        for few in blobs:
-            stop = first + len(few)
-            found = self._stamps(few, reason[first:stop], records[used:], again)
+        for piece in pieces:
+            stop = first + piece.rows
+            found = self._stamps(piece, reason[first:stop], records[used:])
             stamps.append(found)
             found.rows[:] += first
             first, used = stop, used + len(found.rows)
         records, rows = records[:used], np.concatenate([s.rows for s in stamps])
         side = self._sidecar(table, labels.label, rows, stamps)
-        set_keys(records, side["key"].to_pylist())
-        set_json(records, [texts[row] for row in rows])
+        set_keys(records, side["key"].to_pylist(), self.geometry)
+        set_json(records, [texts[row] for row in rows], self.geometry)
         splits = [s if s in SPLITS else UNLABELLED for s in table[SPLIT_COLUMN].to_pylist()]
         classes = row_classes(table, labels.label).tolist()
         self.account.add(splits, classes, reason.tolist())
+        if source is not None:
+            self.account.add_sources(source, *origins_and_kinds(table), reason.tolist())
         return Prepared(records, side, _left_out(table, reason, classes))
 
     def _stamps(
         self,
-        blobs: pa.ChunkedArray,
+        piece: Piece,
         reason: NDArray[np.object_],
         records: NDArray[np.uint8],
-        again: Callable[[], pa.ChunkedArray | None] | None,
     ) -> _Stamps:
         """Decode, normalise and hash the rows that have no reason yet; others may get one."""
         rows = np.flatnonzero(reason == "")
         pixels = self._pixels[: len(rows)]
-        rejects = decode_batch(_taken(blobs, rows), pixels)
-        if again is not None and not DAMAGE.isdisjoint(rejects) and (fresh := again()) is not None:
-            rejects = decode_batch(_taken(fresh, rows), pixels)
+        rejects = piece.decode(rows, pixels)
         bad = [i for i, reject in enumerate(rejects) if reject is not None]
         if bad:
             reason[rows[bad]] = [str(rejects[i]) for i in bad]
             good = np.setdiff1d(np.arange(len(rows)), bad)
             rows, pixels = rows[good], pixels[good]
-        measured = self._normalizer(pixels, payload_view(records[: len(rows)]))
+        payload = payload_view(records[: len(rows)], self.geometry)
+        measured = self._normalizer(pixels, payload)
         if measured.constant.any():
             reason[rows[measured.constant]] = RejectReason.CONSTANT_BAND.value
             kept = np.flatnonzero(~measured.constant)
             records[: len(kept)] = records[kept]
             rows, pixels, measured = rows[kept], pixels[kept], measured.take(kept)
         hashes = [xxhash.xxh3_128_hexdigest(stamp) for stamp in pixels]
-        return _Stamps(rows, hashes, measured, payload_crc32(records[: len(rows)]))
+        return _Stamps(rows, hashes, measured, payload_crc32(records[: len(rows)], self.geometry))
 
-    def _light_reasons(
-        self, table: pa.Table, label_reason: NDArray[np.str_]
-    ) -> NDArray[np.object_]:
-        """Why rows are left out by their light columns: the user's cuts come before defects."""
-        cut = filter_rows(table, self._rules)
-        no_split = pc.invert(pc.is_in(table[SPLIT_COLUMN], pa.array(SPLITS))).to_numpy()
-        no_region = table["region_id"].is_null().to_numpy()
-        reason = np.select(
-            [cut != "", label_reason != "", no_split, no_region],
-            [
-                cut,
-                label_reason,
-                RejectReason.UNKNOWN_SPLIT.value,
-                RejectReason.MISSING_REGION.value,
-            ],
-            "",
-        )
-        return reason.astype(object)
+    def _cuts(self, table: pa.Table, labels: Labels | None) -> NDArray[np.str_]:
+        """Why rows are filtered; a catalogue has none of the columns that say it for trees."""
+        if labels is not None:
+            return user_cuts(table, self._rules)
+        return filter_rows(table, self._rules, self._survey)
 
     def _sidecar(
         self,
@@ -181,15 +206,38 @@ class Preparer:
             PLACE: pa.array(places, pa.uint64()),
             "label": pa.array(label[rows], pa.int8()),
         }
-        columns |= measured_columns([s.measured for s in stamps])
+        columns |= measured_columns([s.measured for s in stamps], self.geometry)
         columns["pixel_hash"] = pa.array(hashes, pa.string())
         columns |= {name: light[name] for name in light.column_names}
         columns["payload_crc32"] = pa.array(np.concatenate([s.crc for s in stamps]))
         return pa.table(columns)
 
 
-def _taken(blobs: pa.ChunkedArray, rows: NDArray[np.intp]) -> pa.ChunkedArray:
-    return blobs if len(rows) == len(blobs) else blobs.take(pa.array(rows))
+def _light_reasons(
+    table: pa.Table, cut: NDArray[np.str_], label_reason: NDArray[np.str_]
+) -> NDArray[np.object_]:
+    """Why rows are left out by their light columns: the user's cuts come before defects."""
+    no_split = pc.invert(pc.is_in(table[SPLIT_COLUMN], pa.array(SPLITS))).to_numpy()
+    no_region = table["region_id"].is_null().to_numpy()
+    reason = np.select(
+        [cut != "", label_reason != "", no_split, no_region],
+        [
+            cut,
+            label_reason,
+            RejectReason.UNKNOWN_SPLIT.value,
+            RejectReason.MISSING_REGION.value,
+        ],
+        "",
+    )
+    return reason.astype(object)
+
+
+def origins_and_kinds(table: pa.Table) -> tuple[list[str], list[str]]:
+    """Origin and kind of each row as the account has them."""
+    return (
+        table[ORIGIN].fill_null(SIMULATED).to_pylist(),
+        table[KIND].fill_null(UNLABELLED).to_pylist(),
+    )
 
 
 def _json_members(
@@ -205,13 +253,15 @@ def _json_members(
     return [member or b"" for member in members]
 
 
-def measured_columns(stamps: Sequence[Measured]) -> dict[str, pa.Array]:
+def measured_columns(
+    stamps: Sequence[Measured], geometry: Geometry = DECALS
+) -> dict[str, pa.Array]:
     """What normalising measured, as columns of the sidecar."""
     columns = {}
     for name in MEASURED:
         values = np.concatenate([getattr(measured, name) for measured in stamps])
-        for number, band in enumerate(BANDS):
-            columns[f"{name}_{band}"] = pa.array(values[:, number], pa.float32())
+        for number, column in enumerate(geometry.band_columns(name)):
+            columns[column] = pa.array(values[:, number], pa.float32())
     return columns
 
 
@@ -235,9 +285,12 @@ def _left_out(table: pa.Table, reason: NDArray[np.object_], classes: list[str]) 
 
 
 def unreadable_rows(
-    path: str, split: str | None, group: int, rows: int, reason: RejectReason
+    path: str, split: str | None, group: int, rows: int, reason: RejectReason, first: int = 0
 ) -> pa.Table:
-    """Rows of a row group left out whole, as in ``rejects.parquet``, as far as they are known."""
+    """Rows of a row group left out whole, as in ``rejects.parquet``, as far as they are known.
+
+    ``first`` is the number that ``source_row`` gives the first of them.
+    """
     return reject_table(
         rows,
         {
@@ -247,7 +300,7 @@ def unreadable_rows(
             "reason": [reason.value] * rows,
             "source_file": [path] * rows,
             "source_row_group": [group] * rows,
-            "source_row": np.arange(rows),
+            "source_row": np.arange(first, first + rows),
         },
     )
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import cast
@@ -17,20 +18,24 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lensprep.dataset.layout import RECORD_STRIDE
-from lensprep.dataset.normalization import normalization_spec
+from lensprep.dataset.geometry import DECALS, Geometry
+from lensprep.dataset.layout import REAL, SIMULATED
 from lensprep.decode.account import UNLABELLED
+from lensprep.decode.cutoutfile import read_catalog_cutout
 from lensprep.decode.normalize import Normalizer
 from lensprep.decode.prepare import (
     BLOB_ROWS,
     REJECT_SCHEMA,
+    Piece,
     Prepared,
     Preparer,
     unreadable_rows,
 )
-from lensprep.decode.reasons import RejectReason
+from lensprep.decode.reasons import DAMAGE, RejectReason
+from lensprep.decode.stampnpz import decode_batch
 from lensprep.errors import InputError
-from lensprep.source.contract import FilterRules
+from lensprep.source.catalog import CatalogPart, CutoutSource, fill_origin
+from lensprep.source.contract import FilterRules, Labels
 from lensprep.source.footers import SourceFile
 from lensprep.source.survey import STAMP_COLUMN
 from lensprep.source.tree import Source
@@ -38,26 +43,28 @@ from lensprep.source.tree import Source
 _log = logging.getLogger("lensprep.decode")
 
 BATCH_ROWS = 1024
-"""Rows whose scalar columns are handled at a time; a multiple of ``READ_ROWS``."""
+"""Rows whose scalar columns are handled at a time, `Geometry.scaled_rows`; a multiple of
+``READ_ROWS``."""
 
 READ_ROWS = 128
-"""Blobs read from parquet at a time."""
+"""Blobs read from parquet at a time, scaled too."""
 
 _memory = threading.local()
 
 
-def record_memory(rows: int) -> NDArray[np.uint8]:
+def record_memory(rows: int, geometry: Geometry = DECALS) -> NDArray[np.uint8]:
     """Memory of this thread for this many records, always the same: new memory is zeroed first."""
-    if len(getattr(_memory, "records", ())) < rows:
-        _memory.records = np.empty((rows, RECORD_STRIDE), np.uint8)
-    return cast(NDArray[np.uint8], _memory.records[:rows])
+    size = rows * geometry.stride
+    if len(getattr(_memory, "bytes", ())) < size:
+        _memory.bytes = np.empty(size, np.uint8)
+    return cast(NDArray[np.uint8], _memory.bytes[:size].reshape(rows, geometry.stride))
 
 
 def prepare_row_groups(
     source: Source,
     row_groups: Iterable[tuple[SourceFile, int]],
     preparer: Preparer,
-    space: Callable[[int], NDArray[np.uint8]] = record_memory,
+    space: Callable[[int], NDArray[np.uint8]] | None = None,
     *,
     skip_unreadable: bool = False,
     fatal: Collection[tuple[SourceFile, int]] = (),
@@ -88,9 +95,16 @@ def prepare_row_groups(
     InputError
         If a row group cannot be read and is not to be skipped.
     """
-    account = preparer.account
+    account, geometry = preparer.account, preparer.geometry
+    space = space or partial(record_memory, geometry=geometry)
     for file, group in row_groups:
-        rows, reading = file.row_groups[group].rows, _RowGroup(source, file, group)
+        name = source.name_of(file) if isinstance(source, CutoutSource) else None
+        rows = file.row_groups[group].rows
+        reading: _RowGroup | _CatalogRows = (
+            _CatalogRows(file, geometry)
+            if isinstance(file, CatalogPart)
+            else _RowGroup(source, file, group, geometry)
+        )
         lost = None
         if (file, group) in fatal:
             lost = RejectReason.CRASHED
@@ -98,11 +112,16 @@ def prepare_row_groups(
             lost = RejectReason.UNREADABLE
         if lost is not None:
             account.counts[file.split or UNLABELLED, UNLABELLED, lost.value] += rows
-            left_out = unreadable_rows(file.path, file.split, group, rows, lost)
-            yield Prepared(record_memory(0), pa.table({}), left_out)
+            if name is not None:
+                origin = REAL if isinstance(file, CatalogPart) else SIMULATED
+                account.sources[name, origin, UNLABELLED, lost.value] += rows
+            first = file.first if isinstance(file, CatalogPart) else 0
+            left_out = unreadable_rows(file.path, file.split, group, rows, lost, first)
+            yield Prepared(record_memory(0, geometry), pa.table({}), left_out)
             continue
-        for table, blobs in reading.batches():
-            yield preparer(table, blobs, space(table.num_rows), reading.again)
+        for table, pieces in reading.batches():
+            prepared = preparer(table, pieces, space(table.num_rows), reading.labels, name)
+            yield reading.with_details(prepared)
         account.read_again += rows if reading.was_again else 0
 
 
@@ -111,7 +130,9 @@ def left_out_rows(source: Source, file: SourceFile) -> pa.Table:
 
     Duplicates are not among them: they are only found when shards are gathered.
     """
-    preparer = Preparer(0, FilterRules(), Normalizer(normalization_spec()))
+    survey = source.survey
+    normalizer = Normalizer(survey.normalization(), survey.geometry)
+    preparer = Preparer(0, FilterRules(), normalizer, survey)
     row_groups = ((file, number) for number, _ in file.filled)
     prepared = prepare_row_groups(source, row_groups, preparer, skip_unreadable=True)
     return pa.concat_tables([REJECT_SCHEMA.empty_table(), *(each.left_out for each in prepared)])
@@ -123,13 +144,17 @@ class _RowGroup:
     What arrives damaged over a network is read a second time, carefully (`Source.iter_row_group`).
     """
 
-    def __init__(self, source: Source, file: SourceFile, group: int) -> None:
+    def __init__(self, source: Source, file: SourceFile, group: int, geometry: Geometry) -> None:
         self._source, self._file, self._group = source, file, group
+        self._scaled, self._bands = geometry.scaled_rows, geometry.bands
         self._read = partial(source.iter_row_group, file, group, on_again=self._begin_again)
         self._careful = not source.is_remote(file)
+        self._is_mixed = isinstance(source, CutoutSource)
         self._blobs, self._taken = self._pieces(careful=False), 0
         self.was_again = False
         """Whether something was read a second time."""
+        self.labels: Labels | None = None
+        """None: they are in the table."""
 
     def _begin_again(self) -> None:
         self.was_again = True
@@ -137,20 +162,35 @@ class _RowGroup:
     def is_readable(self, rows: int) -> bool:
         """Read it to its end."""
         try:
-            return rows == sum(table.num_rows for table in self._read(batch_rows=BLOB_ROWS))
+            tables = self._read(batch_rows=self._scaled(BLOB_ROWS))
+            return rows == sum(table.num_rows for table in tables)
         except InputError:
             return False
 
-    def batches(self) -> Iterator[tuple[pa.Table, Iterator[pa.ChunkedArray]]]:
-        """Scalar columns with the ``source_*`` columns, and the blobs of the same rows."""
+    def batches(self) -> Iterator[tuple[pa.Table, Iterator[Piece]]]:
+        """Scalar columns with the ``source_*`` columns, and the stamps of the same rows."""
         light = [name for name in self._source.schema.names if name != STAMP_COLUMN]
         row = 0
-        for table in self._read(light, batch_rows=BATCH_ROWS):
-            yield self._with_source(table, row), self._next_blobs(table.num_rows)
+        for table in self._read(light, batch_rows=self._scaled(BATCH_ROWS)):
+            if self._is_mixed:
+                table = fill_origin(table)
+            yield with_source(table, self._file, self._group, row), self._next(table.num_rows)
             row += table.num_rows
         next(self._blobs, None)  # damage at the column's end is found only by reading on
 
-    def again(self) -> pa.ChunkedArray | None:
+    def with_details(self, prepared: Prepared) -> Prepared:
+        """What was prepared, as it is."""
+        return prepared
+
+    def _decode(
+        self, blobs: pa.ChunkedArray, rows: NDArray[np.intp], out: NDArray[np.float32]
+    ) -> Sequence[str | None]:
+        rejects = decode_batch(_taken(blobs, rows), out, self._bands)
+        if not DAMAGE.isdisjoint(rejects) and (fresh := self._again()) is not None:
+            rejects = decode_batch(_taken(fresh, rows), out, self._bands)
+        return rejects
+
+    def _again(self) -> pa.ChunkedArray | None:
         """The last blobs, read again carefully, as those that follow; None if they were already."""
         if self._careful:
             return None
@@ -163,22 +203,78 @@ class _RowGroup:
 
     def _pieces(self, *, careful: bool) -> Iterator[pa.ChunkedArray]:
         """All blobs, a few at a time."""
-        for table in self._read([STAMP_COLUMN], batch_rows=READ_ROWS, careful=careful):
-            for start in range(0, table.num_rows, BLOB_ROWS):
-                yield table[STAMP_COLUMN].slice(start, BLOB_ROWS)
+        rows, few = self._scaled(READ_ROWS), self._scaled(BLOB_ROWS)
+        for table in self._read([STAMP_COLUMN], batch_rows=rows, careful=careful):
+            for start in range(0, table.num_rows, few):
+                yield table[STAMP_COLUMN].slice(start, few)
 
-    def _next_blobs(self, rows: int) -> Iterator[pa.ChunkedArray]:
-        """The next blobs, as many as there are rows."""
+    def _next(self, rows: int) -> Iterator[Piece]:
+        """The next stamps, as many as there are rows."""
         while rows > 0:
-            piece = next(self._blobs)
+            blobs = next(self._blobs)
             self._taken += 1
-            rows -= len(piece)
-            yield piece
+            rows -= len(blobs)
+            yield Piece(len(blobs), partial(self._decode, blobs))
 
-    def _with_source(self, table: pa.Table, first: int) -> pa.Table:
-        rows = table.num_rows
-        return (
-            table.append_column("source_file", pa.array([self._file.path] * rows, pa.string()))
-            .append_column("source_row_group", pa.array(np.full(rows, self._group, np.int32)))
-            .append_column("source_row", pa.array(np.arange(first, first + rows)))
+
+class _CatalogRows:
+    """One row group of a catalogue: its rows, and their cutouts file by file."""
+
+    was_again = False
+
+    def __init__(self, part: CatalogPart, geometry: Geometry) -> None:
+        self._part, self._geometry = part, geometry
+        self._most = geometry.scaled_rows(BLOB_ROWS)
+        self._details: list[str | None] = part.facts["detail"].to_pylist()
+        self.labels: Labels | None = Labels(
+            part.facts["label"].to_numpy(), np.array(part.facts["reason"].to_pylist())
         )
+        """What the catalogue says."""
+
+    def is_readable(self, _: int) -> bool:
+        """Files are refused one by one."""
+        return True
+
+    def batches(self) -> Iterator[tuple[pa.Table, Iterator[Piece]]]:
+        """The rows with the ``source_*`` columns, and their stamps."""
+        part = self._part
+        yield with_source(part.table, part, 0, part.first), self._pieces()
+
+    def with_details(self, prepared: Prepared) -> Prepared:
+        """What was prepared, and what was found in the files of rows that are left out."""
+        rows = prepared.left_out["source_row"].to_numpy() - self._part.first
+        details = pa.array([self._details[row] for row in rows], pa.string())
+        return replace(prepared, left_out=prepared.left_out.append_column("detail", details))
+
+    def _pieces(self) -> Iterator[Piece]:
+        for first in range(0, self._part.rows, self._most):
+            rows = min(self._most, self._part.rows - first)
+            yield Piece(rows, partial(self._decode, first))
+
+    def _decode(
+        self, first: int, rows: NDArray[np.intp], out: NDArray[np.float32]
+    ) -> Sequence[str | None]:
+        part, reasons = self._part, list[str | None]()
+        ra, dec = (part.table[name].to_numpy() for name in ("ra", "dec"))
+        for row, pixels in zip((first + rows).tolist(), out, strict=True):
+            file, position = part.facts["file"][row].as_py(), (ra[row], dec[row])
+            refusal = read_catalog_cutout(
+                part.folder, file, pixels, self._geometry, part.options, position
+            )
+            reasons.append(refusal and refusal.reason)
+            self._details[row] = refusal and f"{file}: {refusal.detail}"
+        return reasons
+
+
+def with_source(table: pa.Table, file: SourceFile, group: int, first: int) -> pa.Table:
+    """Rows with the columns that say where they came from."""
+    rows = table.num_rows
+    return (
+        table.append_column("source_file", pa.array([file.path] * rows, pa.string()))
+        .append_column("source_row_group", pa.array(np.full(rows, group, np.int32)))
+        .append_column("source_row", pa.array(np.arange(first, first + rows)))
+    )
+
+
+def _taken(blobs: pa.ChunkedArray, rows: NDArray[np.intp]) -> pa.ChunkedArray:
+    return blobs if len(rows) == len(blobs) else blobs.take(pa.array(rows))

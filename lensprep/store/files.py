@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import BinaryIO
 
-from lensprep.errors import NotFoundError, StorageError
+from lensprep.errors import NotFoundError, StorageError, size_text
 from lensprep.store.base import Entry, Store, member_path
 from lensprep.store.local import (
     PARTIAL_SUFFIX,
@@ -89,22 +89,36 @@ def exists(uri: Uri, options: S3Options | None = None) -> bool:
     return open_store(folder, options).has(name)
 
 
-def read_file(uri: Uri, options: S3Options | None = None) -> bytes:
+def read_file(uri: Uri, options: S3Options | None = None, *, most: int | None = None) -> bytes:
     """A whole file.
+
+    Parameters
+    ----------
+    uri : str or path
+    options : S3Options, optional
+        How to reach an object store.
+    most : int, optional
+        Bytes beyond which it is refused.
 
     Raises
     ------
     NotFoundError
         If there is none.
     StorageError
-        If it cannot be read.
+        If it cannot be read, or is too long.
     """
     if is_remote(uri):
         folder, name = split_uri(uri)
-        return bytes(open_store(folder, options).read(name))
-    path = local_path(uri)
-    with disk_errors(uri):
-        return path.read_bytes()
+        store = open_store(folder, options)
+        if most is None or store.stat(name).bytes <= most:
+            return bytes(store.read(name))
+    else:
+        path = local_path(uri)
+        with disk_errors(uri), path.open("rb") as file:
+            data = file.read(-1 if most is None else most + 1)
+        if most is None or len(data) <= most:
+            return data
+    raise StorageError(f"{uri} is longer than {size_text(most)}: it is something else.")
 
 
 def file_sha256(uri: Uri, options: S3Options | None = None) -> str:

@@ -43,6 +43,7 @@ NO_PLACES = {
     "engine_name",
     "factors",
     "fractions",
+    "grade_lens",
     "kinds",
     "kms_key_id",
     "left_out",

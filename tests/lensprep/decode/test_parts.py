@@ -13,6 +13,7 @@ import pytest
 from lensprep.dataset.normalization import normalization_spec
 from lensprep.decode import parts
 from lensprep.decode.parts import (
+    cutout_files,
     cutout_stamps,
     decode_parts,
     plan_cutouts,
@@ -20,6 +21,7 @@ from lensprep.decode.parts import (
     tree_stamps,
 )
 from lensprep.errors import InputError
+from tests.lensprep.decode.test_cutoutsurveys import HSC, VIS
 from tests.phase4c import tiny_table, write_tree
 
 SPEC = normalization_spec("mad_stamp", 10.0)
@@ -140,3 +142,27 @@ def test_stamps_of_links_are_shown_and_names_that_leave_the_folder_are_refused(f
     for name in (None, "gone.npz"):
         with pytest.raises(InputError, match=r"can no longer be read \(unreadable: FileNotFound"):
             cutout_stamps(folder, [name])
+
+
+@pytest.mark.parametrize("geometry", [HSC, VIS], ids=["hsc", "euclid_vis"])
+def test_cutouts_of_another_survey_keep_its_bands_and_side(tmp_path, geometry):
+    raw = np.random.default_rng(1).normal(0, 0.01, (3, *geometry.shape)).astype(np.float32)
+    (tmp_path / "c").mkdir()
+    np.save(tmp_path / "c" / "stack.npy", raw[:2])
+    for band, plane in zip(geometry.bands, raw[2], strict=True):
+        np.save(tmp_path / "c" / f"x_{band}.npy", plane)
+    rows = (
+        "file,index,ra,dec\nstack.npy,1,1,2\nstack.npy,0,1,2\nx_{band}.npy,,3,4\nstack.npy,2,1,2\n"
+    )
+    (tmp_path / "c.csv").write_text(rows)
+    plan = plan_cutouts(tmp_path / "c", tmp_path / "c.csv", geometry=geometry)
+    ((_, columns, pixels, rejects),) = decode_parts(plan, [0], SPEC, workers=1)
+    assert pixels.shape == (3, *geometry.shape)
+    names = columns["source_file"].to_pylist()
+    assert names[:2] == ["stack.npy[1]", "stack.npy[0]"]
+    assert rejects["reason"].to_pylist() == ["wrong_shape"]
+    np.testing.assert_array_equal(cutout_stamps(tmp_path / "c", names, geometry), raw[[1, 0, 2]])
+    assert cutout_files(names, geometry) == {path.name for path in (tmp_path / "c").iterdir()}
+    medians = [columns[name].to_pylist() for name in geometry.band_columns("median")]
+    expected = np.median(raw[[1, 0, 2]], axis=(2, 3)).T
+    np.testing.assert_allclose(medians, expected, rtol=0, atol=1e-6)
