@@ -227,7 +227,7 @@ def block_bounds(shard_rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.in
 
 
 def repeat_counts(
-    weights: NDArray[np.float64], key: int, groups: NDArray[np.int8] | None = None
+    weights: NDArray[np.float64], key: int, groups: NDArray[np.integer] | None = None
 ) -> NDArray[np.int64]:
     """How often each row comes in an epoch of weighted sampling.
 
@@ -241,8 +241,8 @@ def repeat_counts(
         Finite, not negative, with a sum of 1 or more.
     key : int
         64-bit key, from `order_key`.
-    groups : ndarray of int8, shape (n,), optional
-        Class of each row: the sum over a class then differs from its weight by less than 1.
+    groups : ndarray of int, shape (n,), optional
+        Group of each row: the sum over a group then differs from its weight by less than 1.
 
     Returns
     -------

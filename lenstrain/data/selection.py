@@ -1,15 +1,17 @@
-"""Which rows of a split make an epoch: a filter, a limit, a balance, weights, counterfactuals."""
+"""Which rows of a split make an epoch: filter, limit, balance, weights, rates, counterfactuals."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lensprep.errors import ConfigError, DatasetError
+from lenstrain.data.mixture import Mixture, read_mixture
 from lenstrain.data.order import repeat_counts
 from lenstrain.data.split import SplitData
 
@@ -26,12 +28,15 @@ class Selection:
     """Positions that take part, ascending; None for all."""
     rates: NDArray[np.float64] | None = None
     """Mean number of times that each of them comes in an epoch; None for once each."""
-    classes: NDArray[np.int8] | None = None
-    """Label of each of them, if the classes are balanced."""
+    groups: NDArray[np.int64] | None = None
+    """Number of the group of each of them, if classes are balanced or there are rates by origin:
+    each group comes as often in every epoch as its rates say, to within one row."""
     added: NDArray[np.int64] | None = None
     """Positions of counterfactuals that come besides, ascending, all at the same mean rate."""
     added_rows: int = 0
     """How many rows of an epoch are counterfactuals, repeats counted."""
+    mixture: Mixture | None = None
+    """Rates by origin or expression, if there are any."""
 
     @property
     def epoch_rows(self) -> int:
@@ -59,8 +64,11 @@ class Selection:
         digest = hashlib.blake2b(digest_size=8)
         for part in (self.rows, self.rates):
             digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
-        if self.added is not None:  # else as before there were any, so that runs can be resumed
+        # Each of these only where it is used, so that runs of earlier versions can be resumed.
+        if self.added is not None:
             digest.update(np.append(self.added, self.added_rows).tobytes())
+        if self.mixture is not None and self.groups is not None:
+            digest.update(self.groups.tobytes())
         return digest.hexdigest()
 
     def epoch(self, key: int) -> NDArray[np.int64] | None:
@@ -73,7 +81,7 @@ class Selection:
         """
         rows = self.rows
         if self.rates is not None:
-            counts = repeat_counts(self.rates, key, self.classes)
+            counts = repeat_counts(self.rates, key, self.groups)
             rows = np.repeat(np.arange(self.total) if rows is None else rows, counts)
         if rows is None or self.added is None:
             return rows
@@ -100,6 +108,9 @@ class Selecting:
     weights: ArrayLike | None = None
     """Relative rate of every row of the split, shape (rows,); the epoch keeps its length, and a row
     of rate ``w`` comes ``floor(w)`` or ``ceil(w)`` times. Multiplies with the balance."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Relative rates of rows by origin or expression (`lenstrain.data.mixture`); they multiply with
+    ``weights``. What an epoch holds of each is the same in every epoch, to within one row."""
     counterfactual_share: float | None = None
     """Share of an epoch's rows that are counterfactuals, in [0, 1); None takes them for rows like
     any other. They come besides the ordinary rows, which alone are limited, balanced and weighted;
@@ -133,20 +144,28 @@ def select(data: SplitData, wanted: Selecting) -> Selection:
         reason = f"where {where!r} keeps no row of" if total else "there is no row in"
         raise ConfigError(f"{reason} {data.title}.")
     rates = None if wanted.weights is None else _checked_weights(wanted.weights, total, rows)
-    classes = None
+    mixture, groups = read_mixture(data, wanted.rates) if wanted.rates else None, None
+    if mixture is not None:
+        mixed, groups = mixture.weights, mixture.groups
+        if rows is not None:
+            mixed, groups = mixed[rows], groups[rows]
+        rates = mixed if rates is None else rates * mixed
+        if not rates.any():
+            raise ConfigError(f"data.rates leave no row of {data.title}: every rate is 0.")
     if sampling == "balanced":
         labels = data.all_labels()
         classes = labels if rows is None else labels[rows]
         rates = _balanced(classes, rates)
+        groups = classes.astype(np.int64) + (0 if groups is None else 2 * groups)
     elif sampling != "uniform":
         raise ConfigError(f"sampling must be 'uniform' or 'balanced', got {sampling!r}")
     if rates is not None:
         rates = rates * (len(rates) / rates.sum())
-    if not share:
-        return Selection(total, rows, rates, classes)
-    ordinary = total if rows is None else len(rows)
-    more = max(1, round(ordinary * share / (1 - share)))
-    return Selection(total, rows, rates, classes, added, more)
+    more = 0
+    if share:
+        ordinary = total if rows is None else len(rows)
+        more = max(1, round(ordinary * share / (1 - share)))
+    return Selection(total, rows, rates, groups, added if share else None, more, mixture)
 
 
 def _without_counterfactuals(

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class RunLog:
     def write(self, kind: str, record: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl, and its numbers to TensorBoard as ``kind/name``.
 
+        Those of a section, which may hold others, are ``kind/section/name`` there.
+
         Parameters
         ----------
         kind : {"interval", "epoch"}
@@ -71,9 +73,9 @@ class RunLog:
         values = plain(record)
         self._file.write(json.dumps({"kind": kind, **values}, allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, (int, float)) and name != "step":
-                self._board.add_scalar(f"{kind}/{name}", value, record["step"])
+        for name, value in _numbers(values, kind):
+            if name != f"{kind}/step":
+                self._board.add_scalar(name, value, record["step"])
 
     def write_settings(self, config: Config, metrics: Iterable[str]) -> None:
         """Show the configuration under HPARAMS in TensorBoard, next to some validation metrics."""
@@ -116,6 +118,15 @@ class RunLog:
         """Finish both files."""
         self._file.close()
         self._board.close()
+
+
+def _numbers(values: dict[str, Any], above: str) -> Iterator[tuple[str, float]]:
+    """Numbers of nested sections, each with its path."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{above}/{name}")
+        elif isinstance(value, (int, float)):
+            yield f"{above}/{name}", value
 
 
 def truncate_metrics(path: Path, step: int, epochs: int) -> None:
