@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from lensprep.configfile import from_mapping, to_mapping, typed
-from lensprep.dataset import STAMP_SIZE
+from lensprep.dataset.geometry import MOST_SIDE
 from lensprep.errors import ConfigError
 
 _ARCHITECTURES = Path(__file__).parent / "networks" / "architectures"
@@ -75,17 +75,24 @@ class DataConfig:
     mine` writes: a row of weight 4 comes four times as often as one that is not listed. An epoch
     keeps its length."""
 
+    rates: dict[str, float] = field(default_factory=dict)
+    """How often rows come, relative to the others: by origin, ``{real = 10, simulated = 1}``, or by
+    any expression on the columns, ``{"kind == 'ring'" = 5}``. Rates that apply to a row multiply,
+    also with ``sample_weights``; what none applies to has rate 1. An epoch keeps its length, and
+    holds of each as much as every other epoch, to within one row."""
+
     counterfactual_share: float = 0.0
     """Share of an epoch's rows that are counterfactuals (`lensprep counterfactual`). They come
-    besides the ordinary rows, so that an epoch grows; ``limit``, ``sampling`` and
-    ``sample_weights`` are about ordinary rows alone; ``where`` must be true of a counterfactual and
-    of the lens of its family. 0 leaves them out."""
+    besides the ordinary rows, so that an epoch grows; ``limit``, ``sampling``,
+    ``sample_weights`` and ``rates`` are about ordinary rows alone; ``where`` must be true of a
+    counterfactual and of the lens of its family. 0 leaves them out."""
 
     d4: bool = True
     """Turn and flip every training stamp by one of the 8 elements of D4, each equally likely."""
 
     shift_px: int = 0
-    """Largest random shift in x and y, in pixels (0 to 2 is sensible; 1 px is 0.262 arcsec)."""
+    """Largest random shift in x and y, in pixels (0 to 2 is sensible). The dataset says how large a
+    pixel is: 0.262 arcsec in DECaLS."""
 
     def __post_init__(self) -> None:
         _at_least(1, self, "batch_size", "limit")
@@ -106,16 +113,18 @@ class DataConfig:
 @typed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The network: (B, 3, 64, 64) normalised pixels to one logit each."""
+    """The network: (B, bands, side, side) normalised pixels to one logit each."""
 
     arch: Arch = "resnet18"
     """``resnet_small`` is a narrow ResNet of one block a stage, for CPUs; the others are as
     published, apart from the stem."""
 
     stem: Literal["fine", "imagenet"] = "fine"
-    """``fine`` keeps the resolution of a 64 px stamp: ResNets start with a 3x3 convolution of
-    stride 1 and no pooling, EfficientNet with stride 1, ConvNeXt with 2x2 patches. ``imagenet`` is
-    the published stem: 15 times cheaper, but the last map of a ResNet has 2x2 pixels."""
+    """``fine`` keeps the resolution of a stamp (or ``crop``) of up to 96 px: ResNets start with a
+    3x3 convolution of stride 1 and no pooling, EfficientNet with stride 1, ConvNeXt with 2x2
+    patches. Of larger ones it keeps a half, from 193 px on a quarter: stride 2 or 4 (7x7 pixels),
+    patches of 4x4 or 8x8. ``imagenet`` is the published stem: at 64 px 15 times cheaper, but the
+    last map of a ResNet has 2x2 pixels."""
 
     width: int | None = None
     """Channels of the first stage of a ResNet, doubled in each next one. Default 64, small 16."""
@@ -125,7 +134,8 @@ class ModelConfig:
     [1, 1, 1]."""
 
     crop: int | None = None
-    """Side in pixels of the central window that the network sees; the whole stamp if not set."""
+    """Side in pixels of the central window that the network sees; the whole stamp if not set. It is
+    even for stamps of an even side, and odd for others."""
 
     norm: Literal["batch", "group"] = "batch"
     """Normalisation in ResNets; ``group`` (8 groups) does not depend on the batch."""
@@ -152,10 +162,7 @@ class ModelConfig:
         if self.norm != "batch" and not resnet:
             raise ValueError("norm is an option of ResNets only")
         if self.crop is not None:
-            _within(self, "crop", 16, STAMP_SIZE)
-            if self.crop % 2:
-                # An odd window cannot be centred on a stamp of even size.
-                raise ValueError(f"crop must be even, got {self.crop}")
+            _within(self, "crop", 16, MOST_SIDE)  # the rest depends on the stamps: see `check_crop`
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
 
@@ -243,7 +250,8 @@ class TrainConfig:
     monitor: str = "auroc"
     """Validation metric that decides on ``best.pt`` and on stopping: ``auroc``, ``nll``,
     ``tpr_at_fpr``, ``pair_auroc`` (where the split has counterfactuals) or another that may
-    steer."""
+    steer. Of rows of several origins it is that of the rows which `lenstrain evaluate` has in its
+    headline: of the first origin with both classes, simulated before real."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` takes a GPU if there is one."""

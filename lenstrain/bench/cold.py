@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lensprep.dataset import PAYLOAD_BYTES, PAYLOAD_OFFSET, RECORD_STRIDE, Dataset
+from lensprep.dataset import PAYLOAD_OFFSET, Dataset, Geometry
 from lensprep.errors import StorageError
 from lenstrain.bench.loader import (
     ROUNDS,
@@ -80,7 +80,7 @@ def run_cold_bench(
     """
     tell = progress or (lambda what, done: None)
     data = Dataset.open(dataset)
-    shards = data.split(split).shards
+    shards, geometry = data.split(split).shards, data.geometry
     paths = [data.path(shard.name) for shard in shards]
     starts = np.cumsum([0, *(shard.rows for shard in shards)])
     options: dict[str, Any] = {"shuffle": shuffle, "memory_budget": memory_budget}
@@ -93,14 +93,16 @@ def run_cold_bench(
         return closing(loader)
 
     def measure() -> Round:
-        found = cold_rate(cold_loader, share)
+        found = cold_rate(cold_loader, share, geometry.payload_bytes)
         if found["read_over_payload"] < _LEAST_READ:
             raise StorageError(
                 f"{data.uri} stays in memory, so that nothing can be measured cold: its file "
                 "system is in memory, does not drop pages or does not count what is read from its "
                 "disk, or another process has them mapped."
             )
-        reads = max(random_reads(paths, starts, at_once, share) for at_once in READS_AT_ONCE)
+        reads = max(
+            random_reads(paths, starts, at_once, share, geometry) for at_once in READS_AT_ONCE
+        )
         found |= {
             "random_reads_per_s": reads,
             "over_random_reads": found["samples_per_s"] / reads,
@@ -128,7 +130,9 @@ def drop_pages(paths: Sequence[Path]) -> None:
             os.close(descriptor)
 
 
-def cold_rate(cold_loader: Callable[[], closing[StampLoader]], seconds: float) -> Round:
+def cold_rate(
+    cold_loader: Callable[[], closing[StampLoader]], seconds: float, stamp_bytes: int
+) -> Round:
     """Read with one cold loader after the other, each for at most an epoch."""
     samples, spent, blocks = 0, 0.0, 0
     while spent < seconds:
@@ -142,12 +146,16 @@ def cold_rate(cold_loader: Callable[[], closing[StampLoader]], seconds: float) -
             blocks += _blocks_read() - before
     return {
         "samples_per_s": samples / spent,
-        "read_over_payload": blocks * _BLOCK / (samples * PAYLOAD_BYTES),
+        "read_over_payload": blocks * _BLOCK / (samples * stamp_bytes),
     }
 
 
 def random_reads(
-    paths: Sequence[Path], starts: NDArray[np.int64], at_once: int, seconds: float
+    paths: Sequence[Path],
+    starts: NDArray[np.int64],
+    at_once: int,
+    seconds: float,
+    geometry: Geometry,
 ) -> float:
     """Reads per second of the pages of random rows, `at_once` at a time, past the page cache."""
     drop_pages(paths)
@@ -159,7 +167,7 @@ def random_reads(
 
         def read(thread: int, places: Sequence[tuple[int, int, int]]) -> None:
             # Direct reads need memory that begins at a page, as a map does.
-            room = mmap.mmap(-1, PAYLOAD_BYTES + 2 * mmap.PAGESIZE)
+            room = mmap.mmap(-1, geometry.payload_bytes + 2 * mmap.PAGESIZE)
             with room, memoryview(room) as view:
                 for file, first, size in itertools.cycle(places):
                     with view[:size] as part:
@@ -169,7 +177,7 @@ def random_reads(
                         return
 
         # Drawn before: what Python does meanwhile keeps the disk waiting.
-        places = [_random_places(files, starts, thread) for thread in range(at_once)]
+        places = [_random_places(files, starts, geometry, thread) for thread in range(at_once)]
         with ThreadPoolExecutor(at_once) as pool:
             start = time.perf_counter()
             reading = list(map(pool.submit, [read] * at_once, range(at_once), places))
@@ -184,14 +192,14 @@ def random_reads(
 
 
 def _random_places(
-    files: Sequence[int], starts: NDArray[np.int64], seed: int
+    files: Sequence[int], starts: NDArray[np.int64], geometry: Geometry, seed: int
 ) -> list[tuple[int, int, int]]:
     """File, first byte and size of the pages of random rows."""
     rows = np.random.default_rng((seed, time.perf_counter_ns())).integers(0, starts[-1], _DRAWN)
     shard = np.searchsorted(starts, rows, side="right") - 1
-    offset = (rows - starts[shard]) * RECORD_STRIDE + PAYLOAD_OFFSET
+    offset = (rows - starts[shard]) * geometry.stride + PAYLOAD_OFFSET
     first = offset - offset % mmap.PAGESIZE
-    size = -(-(offset + PAYLOAD_BYTES - first) // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = -(-(offset + geometry.payload_bytes - first) // mmap.PAGESIZE) * mmap.PAGESIZE
     return list(zip(np.array(files)[shard].tolist(), first.tolist(), size.tolist(), strict=True))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import webdataset as wds
 
-from lensprep.dataset import PAYLOAD_BYTES, STAMP_SHAPE, Dataset
+from lensprep.dataset import Dataset
 from lenstrain.data import Batch, StampLoader
 from lenstrain.data.order import Shuffle
 from lenstrain.data.sources.base import MEMORY_BUDGET
@@ -25,8 +25,8 @@ Round = dict[str, float]
 """What was measured in one round, by name."""
 
 ROUNDS = 5
-_MOST_ROWS = (1 << 30) // PAYLOAD_BYTES
-"""Rows that are read: 1 GiB of stamps, beyond every cache but the page cache."""
+_MOST_BYTES = 1 << 30
+"""Stamps that are read, beyond every cache but the page cache."""
 LIMIT_BUFFERS = 10
 """As many output buffers as the loader reuses: fewer would stay in the cache and flatter."""
 
@@ -67,10 +67,11 @@ def run_loader_bench(
     Returns
     -------
     dict
-        Medians ``samples_per_s``, ``memmap_limit_samples_per_s``, ``webdataset_samples_per_s``,
-        ``crc_samples_per_s`` (with the CRC-32 of every stamp checked), ``stall_fraction``, and
-        ``cpu_cores`` (processor time of the loader per wall time); ``over_limit`` and
-        ``over_webdataset``, medians of the ratios within a round; ``rounds`` and the conditions.
+        Medians ``samples_per_s`` and ``bytes_per_s`` (of pixels), ``memmap_limit_samples_per_s``,
+        ``webdataset_samples_per_s``, ``crc_samples_per_s`` (with the CRC-32 of every stamp
+        checked), ``stall_fraction``, and ``cpu_cores`` (processor time of the loader per wall
+        time); ``over_limit`` and ``over_webdataset``, medians of the ratios within a round;
+        ``rounds`` and the conditions.
 
     Raises
     ------
@@ -80,7 +81,7 @@ def run_loader_bench(
     tell = progress or (lambda what, done: None)
     data = Dataset.open(dataset)
     share = seconds / (ROUNDS * (4 if consumer_rate is None else 5))
-    options: dict[str, Any] = {"shuffle": shuffle, "limit": _MOST_ROWS}
+    options: dict[str, Any] = {"shuffle": shuffle, "limit": _most_rows(data)}
     options["memory_budget"] = memory_budget
     with (
         closing(StampLoader(dataset, split, batch_size, **options)) as loader,
@@ -102,6 +103,7 @@ def run_loader_bench(
                 "memmap_limit_samples_per_s": limit,
                 "webdataset_samples_per_s": stock,
                 "crc_samples_per_s": loader_rate(checking, share),
+                "bytes_per_s": rate * data.geometry.payload_bytes,
                 "over_limit": rate / limit,
                 "over_webdataset": rate / stock,
             }
@@ -137,6 +139,7 @@ def conditions(
     return {
         "dataset": data.uri,
         "dataset_id": data.dataset_id,
+        "geometry": data.geometry.to_dict(),
         "split": split,
         "rows": loader.spec.rows,
         "batch_size": loader.batch_size,
@@ -164,9 +167,15 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _most_rows(data: Dataset) -> int:
+    """Rows of `_MOST_BYTES`."""
+    return _MOST_BYTES // data.geometry.payload_bytes
+
+
 def _warm_up(loader: StampLoader) -> torch.Tensor:
     """Bring the rows into the page cache, and into one array."""
-    array = torch.empty((len(loader) * loader.batch_size, *STAMP_SHAPE), dtype=torch.float16)
+    rows = len(loader) * loader.batch_size
+    array = torch.empty((rows, *loader.source.shape), dtype=torch.float16)
     for number, batch in enumerate(loader):
         array[number * loader.batch_size :][: len(batch.pixels)] = batch.pixels
     return array
@@ -198,7 +207,7 @@ def memmap_limit_rate(contiguous: torch.Tensor, batch_size: int, seconds: float)
 
     Parameters
     ----------
-    contiguous : tensor of float16, shape (rows, 3, 64, 64)
+    contiguous : tensor of float16, shape (rows, bands, side, side)
     batch_size : int
     seconds : float
     """
@@ -219,7 +228,7 @@ def webdataset_rate(data: Dataset, split: str, batch_size: int, seconds: float) 
     """Samples per second of ``WebDataset(...).shuffle(1000).decode()`` with its own batching."""
     urls, rows = [], 0
     for shard in data.split(split).shards:
-        if rows < _MOST_ROWS:
+        if rows < _most_rows(data):
             urls.append(str(data.path(shard.name)))
             rows += shard.rows
     pipeline = (

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lensprep.dataset import RECORD_STRIDE, Dataset, ShardInfo
+from lensprep.dataset import DECALS, Dataset, ShardInfo
 from lensprep.errors import DatasetError, StorageError
 from lensprep.store import Piece, RemoteStore, S3Options
 from lenstrain.bench.loader import (
@@ -24,13 +24,12 @@ from lenstrain.bench.loader import (
     stall_fraction,
 )
 from lenstrain.data import StampLoader
-from lenstrain.data.order import BLOCK_ROWS, Shuffle
+from lenstrain.data.order import Shuffle
 from lenstrain.data.sources.base import MEMORY_BUDGET
+from lenstrain.data.sources.cells import cell_rows
 from lenstrain.data.sources.remote import RemoteSource
 from lenstrain.data.sources.schedule import RUN_CELLS
 
-_LONG_ROWS = RUN_CELLS * BLOCK_ROWS
-"""Rows of the longest request that the loader makes."""
 _PROBE_ROWS = 8192
 """Read first, to know how much can be read in the time that there is."""
 _COUNTERS = ("requests", "bytes", "raced", "reread", "evicted", "waited_s")
@@ -96,6 +95,7 @@ def run_remote_bench(
     tell = progress or (lambda what, done: None)
     data = Dataset.open(dataset, s3)
     store, info = data.store, data.split(split)
+    stride = data.geometry.stride
     if not info.rows:
         raise DatasetError(f"{data.uri}: split {split!r} is empty, there is nothing to measure.")
     if not isinstance(store, RemoteStore):
@@ -103,12 +103,12 @@ def run_remote_bench(
     share = seconds / (ROUNDS * (3 if consumer_rate is None else 4))
     tell("Reading once", 0.0)
     options: dict[str, Any] = {"shuffle": shuffle, "memory_budget": memory_budget, "s3": s3}
-    options["limit"] = _rows_to_read(store, info.shards, share)
+    options["limit"] = _rows_to_read(store, info.shards, stride, share)
     start = time.perf_counter()
     with closing(StampLoader(dataset, split, batch_size, **options)) as loader, one_thread():
         opened = time.perf_counter() - start
         rows = loader.spec.rows
-        requests, long = _noted_requests(loader), list(long_ranges(info.shards, rows))
+        requests, long = _noted_requests(loader), list(long_ranges(info.shards, rows, stride))
 
         def measure() -> Round:
             found = epoch_from_store(loader)
@@ -135,12 +135,14 @@ def run_remote_bench(
     }  # fmt: skip
 
 
-def _rows_to_read(store: RemoteStore, shards: Sequence[ShardInfo], seconds: float) -> int:
+def _rows_to_read(
+    store: RemoteStore, shards: Sequence[ShardInfo], stride: int, seconds: float
+) -> int:
     """Rows of the split that the plain client reads in so many seconds."""
     total = sum(shard.rows for shard in shards)
     few = min(total, _PROBE_ROWS)
     for _ in range(2):  # the first one connects
-        spent = plain_client_seconds(store, list(long_ranges(shards, few)))
+        spent = plain_client_seconds(store, list(long_ranges(shards, few, stride)))
     return int(min(total, max(_PROBE_ROWS, few / spent * seconds)))
 
 
@@ -223,11 +225,17 @@ def plain_client_seconds(store: RemoteStore, requests: Sequence[Range]) -> float
     return time.perf_counter() - start
 
 
-def long_ranges(shards: Sequence[ShardInfo], rows: int) -> Iterator[Range]:
-    """The longest requests that the loader makes, over the first rows of a split."""
+def long_ranges(
+    shards: Sequence[ShardInfo], rows: int, stride: int = DECALS.stride
+) -> Iterator[Range]:
+    """The longest requests that the loader makes, over the first rows of a split.
+
+    Records have `stride` bytes.
+    """
+    long = RUN_CELLS * cell_rows(stride)
     for shard in shards:
         take = min(rows, shard.rows)
-        for first in range(0, take, _LONG_ROWS):
-            count = min(_LONG_ROWS, take - first)
-            yield shard.name, first * RECORD_STRIDE, count * RECORD_STRIDE
+        for first in range(0, take, long):
+            count = min(long, take - first)
+            yield shard.name, first * stride, count * stride
         rows -= take

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lensprep.dataset import STAMP_SHAPE, Dataset
+from lensprep.dataset import DECALS, Dataset
 from lenstrain.bench.loader import ROUNDS, Progress, Round, medians, run_rounds
 from lenstrain.config import Config
 from lenstrain.data import Batch
@@ -161,7 +161,7 @@ def run_train_bench(
         run = build_run(Dataset.open(str(dataset)), config, Path(), context, None)
         try:
             tell("Warming up", 0.0)
-            flops = stamp_flops(run.learner.model)
+            flops = stamp_flops(run.learner.model, run.dataset.geometry.shape)
             rounds = _measure_rounds(run, flops, seconds, tell)
         finally:
             run.close()
@@ -216,16 +216,17 @@ def _step(run: Run, batches: Iterator[StepBatch], timer: StepClock) -> None:
         train_step(run.learner, batch, run.totals, run.config, run.context, timer)
 
 
-def stamp_flops(model: nn.Module) -> float:
-    """Floating-point operations of a stamp's forward and backward pass: convolutions, products.
+def stamp_flops(model: nn.Module, shape: tuple[int, int, int] = DECALS.shape) -> float:
+    """Floating-point operations of a forward and backward pass of a stamp of this shape.
 
-    Counted by torch on two stamps; gradients, batch statistics and mode are left as they were.
+    Convolutions and products count. Counted by torch on two stamps; gradients, batch statistics
+    and mode are left as they were.
     """
     device = next(model.parameters()).device
     state = {name: value.clone() for name, value in model.state_dict().items()}
     counter = FlopCounterMode(display=False)
     with counter:
-        model(torch.zeros((2, *STAMP_SHAPE), device=device)).sum().backward()
+        model(torch.zeros((2, *shape), device=device)).sum().backward()
     model.zero_grad(set_to_none=True)
     model.load_state_dict(state)
     return counter.get_total_flops() / 2
@@ -279,5 +280,6 @@ def _conditions(run: Run) -> dict[str, Any]:
         "batch_size": config.data.batch_size,
         "dataset": run.dataset.uri,
         "dataset_id": run.dataset.dataset_id,
+        "geometry": run.dataset.geometry.to_dict(),
         "versions": versions(),
     }

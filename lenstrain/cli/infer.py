@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
@@ -40,6 +41,14 @@ from lenstrain.cli.options import (
     "--catalog",
     type=LOCATION,
     help="DATASET is a folder of FITS or NPZ cutouts; their ra, dec (and key or file) are here.",
+)
+@click.option(
+    "--survey",
+    type=LOCATION,
+    default="decals",
+    metavar="FILE.toml",
+    show_default=True,
+    help="DATASET is a tree of this survey: a file, local or s3://, as for `lensprep convert`.",
 )
 @columns_option("--columns", "--catalog-column", "catalog_columns", of="the catalogue")
 @click.option(
@@ -84,7 +93,8 @@ def infer(
     from lenstrain.scoretable import AXIS_COLUMNS
     from lenstrain.scoring.infer import infer as score
 
-    known = ("key", "file", "ra", "dec", "label", "region_id", *AXIS_COLUMNS)
+    by_band = re.findall(r"\bfile_[A-Za-z][A-Za-z0-9]*(?= *=)", " ".join(catalog_columns))
+    known = ("key", "file", *by_band, "index", "ra", "dec", "label", "region_id", *AXIS_COLUMNS)
     columns = catalog_columns_of(catalog_columns, options["catalog"], known)
     with stage_progress("scoring") as progress:
         result = score(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lensprep.dataset import STAMP_SHAPE
+from lensprep.dataset import DECALS
 
 
 class Batch(NamedTuple):
@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     """
 
     pixels: torch.Tensor
-    """float16, shape (B, 3, 64, 64): normalised stamps, bands g, r, z."""
+    """float16, shape (B, bands, side, side): normalised stamps."""
     labels: torch.Tensor
     """int64, shape (B,): 1 for a lens, 0 for a non-lens."""
     index: torch.Tensor  # type: ignore[assignment]  # the name covers tuple.index
@@ -51,11 +51,18 @@ class PixelPool:
     Pinned memory needs no pool of ours: torch's caching allocator keeps it, and it alone knows
     when a copy to the device that is still under way has finished with it.
 
-    A loan has `rows` rows; at most `keep` free buffers are kept.
+    A loan has `rows` stamps of shape `stamp`; at most `keep` free buffers are kept.
     """
 
-    def __init__(self, rows: int, *, keep: int = 4, pin_memory: bool = False) -> None:
-        self.shape = (rows, *STAMP_SHAPE)
+    def __init__(
+        self,
+        rows: int,
+        stamp: tuple[int, int, int] = DECALS.shape,
+        *,
+        keep: int = 4,
+        pin_memory: bool = False,
+    ) -> None:
+        self.shape = (rows, *stamp)
         self._keep = keep
         self._pin_memory = pin_memory
         self._free: list[NDArray[np.float16]] = []
@@ -63,7 +70,7 @@ class PixelPool:
         self._lock = threading.Lock()
 
     def lend(self) -> torch.Tensor:
-        """Return a tensor float16 of shape (rows, 3, 64, 64), contents undefined."""
+        """Return a tensor float16 of shape (rows, *stamp), contents undefined."""
         if self._pin_memory:
             return torch.empty(self.shape, dtype=torch.float16, pin_memory=True)
         with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from os import PathLike
 from typing import Any
@@ -16,10 +16,12 @@ import webdataset as wds
 from numpy.typing import ArrayLike, NDArray
 
 from lensprep.configfile import converted
+from lensprep.dataset import Geometry
 from lensprep.errors import CheckpointError, ConfigError
 from lensprep.store import S3Options
 from lenstrain.data.batch import Batch, PixelPool
 from lenstrain.data.cache.folder import CacheOptions
+from lenstrain.data.mixture import read_mixture
 from lenstrain.data.order import EpochOrder, OrderSpec, Shuffle, block_bounds, order_key
 from lenstrain.data.selection import Sampling, Selecting, select
 from lenstrain.data.sources.base import MEMORY_BUDGET, Reading, Verify
@@ -83,6 +85,10 @@ class StampLoader(OneProcess, wds.PipelineStage):
         ``"balanced"``: both classes equally often, see `lenstrain.data.selection.select`.
     weights : array_like of float, optional
         Relative rate of every row of the split, for instance `hard_negative_weights`.
+    rates : mapping of str to float, optional
+        Relative rates of rows by origin, ``{"real": 10, "simulated": 1}``, or by any expression on
+        sidecar columns, ``{"kind == 'ring'": 5}``. Those that apply to a row multiply, also with
+        its weight; every epoch holds as much of each as any other, to within one row.
     counterfactual_share : float, optional
         Share of an epoch's rows that are counterfactuals (`lensprep counterfactual`), in [0, 1).
         They come besides the ordinary rows, which alone are limited, balanced and weighted;
@@ -125,6 +131,7 @@ class StampLoader(OneProcess, wds.PipelineStage):
         limit: int | None = None,
         sampling: Sampling = "uniform",
         weights: ArrayLike | None = None,
+        rates: Mapping[str, float] | None = None,
         counterfactual_share: float | None = None,
         s3: S3Options | None = None,
         cache: CacheOptions | None = None,
@@ -140,6 +147,7 @@ class StampLoader(OneProcess, wds.PipelineStage):
             limit=converted(int | None, limit, "limit"),
             sampling=converted(str, sampling, "sampling"),
             weights=weights,
+            rates=converted(dict[str, float], rates or {}, "rates"),
             counterfactual_share=converted(
                 float | None, counterfactual_share, "counterfactual_share"
             ),
@@ -176,7 +184,9 @@ class StampLoader(OneProcess, wds.PipelineStage):
             self.source.close()
             raise
         self.depth = self.source.depth
-        self._pool = PixelPool(self.batch_size, keep=self.depth + 2, pin_memory=pin_memory)
+        self._pool = PixelPool(
+            self.batch_size, self.source.shape, keep=self.depth + 2, pin_memory=pin_memory
+        )
         if self.spec.shuffle == "block" and self.rank == 0:
             logger.info(
                 "%s: the block shuffle mixes over %s of %s samples.",
@@ -210,6 +220,11 @@ class StampLoader(OneProcess, wds.PipelineStage):
         steps = min(len(self), 2 * self.mixing_window // self.spec.global_batch + 2, 1024)
         for plan in islice(self._plans().run(), steps):
             yield plan.index
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """Bands, side and scale of the stamps; None of stock tars, which do not state them."""
+        return self.data.geometry
 
     @property
     def labels(self) -> NDArray[np.int8]:
@@ -255,6 +270,23 @@ class StampLoader(OneProcess, wds.PipelineStage):
             gather_pixels(self.source, self.data.labels, self._pool),
             read_ahead(self.depth),
         )
+
+    def composition(self, epoch: int) -> dict[str, dict[str, Any]]:
+        """What an epoch holds of each origin, and of what each of the rates applies to.
+
+        Returns
+        -------
+        dict
+            As `lenstrain.data.mixture.Mixture.count`; empty if there are no rates and all rows are
+            of one origin.
+        """
+        mixture = self.selection.mixture
+        if mixture is None and len(self.data.origins[0]) > 1:
+            mixture = read_mixture(self.data, {})
+        if mixture is None or len(mixture.parts) < 2:
+            return {}
+        rows = self.selection.epoch(order_key(self.spec, epoch))
+        return mixture.count(rows, self.data.all_labels())
 
     def _plans(self, start: int = 0) -> PlanSteps:
         """Plan this rank's share of the steps of the present epoch."""

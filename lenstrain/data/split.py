@@ -14,9 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lensprep.dataset import MANIFEST_NAME, Dataset
-from lensprep.dataset.layout import COUNTERFACTUAL, DONOR_TASK, HOST_TASK, LENSED
-from lensprep.dataset.sidecar import is_counterfactual
+from lensprep.dataset import MANIFEST_NAME, Dataset, Geometry
+from lensprep.dataset.layout import (
+    COUNTERFACTUAL,
+    DONOR_TASK,
+    HOST_TASK,
+    LENSED,
+    ORIGIN,
+    SIMULATED,
+)
+from lensprep.dataset.sidecar import is_counterfactual, read_origins
 from lensprep.dataset.where import check_columns, compile_where
 from lensprep.errors import ConfigError, DatasetError, StorageError
 from lensprep.store import S3Options, is_remote
@@ -61,6 +68,8 @@ class SplitData(Protocol):
     """Its name in messages."""
     identity: str
     """Dataset id: with another one the order differs, and a saved state is refused."""
+    geometry: Geometry | None
+    """What its stamps have in common; None if it is not known."""
     shard_rows: list[int]
     source: ShardSource
 
@@ -78,6 +87,10 @@ class SplitData(Protocol):
     def counterfactuals(self) -> Families:
         """Its counterfactuals."""
 
+    @property
+    def origins(self) -> tuple[list[str], NDArray[np.int64]]:
+        """Origins in alphabetical order, and the number of each row's, shape (rows,)."""
+
 
 class ConvertedSplit:
     """A split of a dataset that `lensprep convert` made."""
@@ -87,6 +100,7 @@ class ConvertedSplit:
         self._shards = dataset.split(split).shards
         self.title = f"split {split!r} of {dataset.uri}"
         self.identity = dataset.dataset_id
+        self.geometry: Geometry | None = dataset.geometry
         self.shard_rows = [shard.rows for shard in self._shards]
         try:
             self.source, self.labels = self._open(reading)
@@ -148,9 +162,21 @@ class ConvertedSplit:
         lensed = pc.equal(kind, LENSED).to_numpy()
         return Families(rows, family.indices.to_numpy().astype(np.int64), lensed)
 
+    @cached_property
+    def origins(self) -> tuple[list[str], NDArray[np.int64]]:
+        """Origins of its rows, from the sidecars."""
+        if ORIGIN not in self.dataset.columns(self.split):
+            return [SIMULATED], np.zeros(sum(self.shard_rows), np.int64)
+        column = read_origins(self.dataset.read_sidecar(self.split, [ORIGIN]))
+        encoded = column.combine_chunks().dictionary_encode()
+        names, place = np.unique(encoded.dictionary.to_pylist(), return_inverse=True)
+        return names.tolist(), place[encoded.indices.to_numpy()]
+
 
 class TarSplit:
     """Stock WebDataset tars as a split; `uri` as for `lenstrain.data.sources.tars.tar_paths`."""
+
+    geometry: Geometry | None = None
 
     def __init__(self, uri: str, reading: Reading) -> None:
         if reading.verify == "crc":
@@ -176,6 +202,11 @@ class TarSplit:
     def counterfactuals(self) -> Families:
         """None that would be known: there are no sidecar columns."""
         return NO_FAMILIES
+
+    @property
+    def origins(self) -> tuple[list[str], NDArray[np.int64]]:
+        """One, as far as is known: there are no sidecar columns."""
+        return [SIMULATED], np.zeros(sum(self.shard_rows), np.int64)
 
 
 def open_split(

@@ -17,7 +17,7 @@ class D4Mean(nn.Module):
     Parameters
     ----------
     model : nn.Module
-        Maps (B, 3, S, S) to (B,).
+        Maps (B, bands, S, S) to (B,).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -39,7 +39,7 @@ class Ensemble(nn.Module):
     Parameters
     ----------
     members : sequence of nn.Module
-        Each maps (B, 3, S, S) to (B,) and has a linear ``head``.
+        Each maps (B, bands, S, S) to (B,) and has a linear ``head``.
     tta : bool
         Average logits and embeddings over the 8 rotations and flips of each stamp.
     embeddings : bool

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lensprep.dataset import DECALS, Geometry
+from lensprep.errors import ConfigError
 from lensprep.store import is_remote, local_file
 from lenstrain.config import ModelConfig
 from lenstrain.networks import architectures
@@ -21,7 +23,7 @@ class LensFinder(nn.Module):
     Parameters
     ----------
     backbone : nn.Module
-        Maps (B, 3, S, S) to (B, features).
+        Maps (B, bands, S, S) to (B, features).
     features : int
     dropout : float
         Share of features dropped before the head while training.
@@ -49,27 +51,42 @@ class LensFinder(nn.Module):
         return logit_B1.squeeze(1)
 
 
-def build_model(config: ModelConfig) -> nn.Module:
+def build_model(config: ModelConfig, geometry: Geometry = DECALS) -> nn.Module:
     """Build a network with random weights (drawn from torch's global generator) or given ones.
 
     Returns
     -------
     nn.Module
-        Maps float (B, 3, 64, 64) to float32 logits (B,).
+        Maps float (B, bands, side, side) to float32 logits (B,).
 
     Raises
     ------
+    ConfigError
+        If ``config.crop`` is no central window of such stamps.
     CheckpointError
-        If ``config.weights`` cannot be read or does not fit.
+        If ``config.weights`` cannot be read or does not fit, or was trained on other stamps.
     """
+    check_crop(config, geometry)
     architecture = import_module(f"{architectures.__name__}.{config.arch}")
-    backbone, features = architecture.build(config)
+    side = config.crop or geometry.side
+    backbone, features = architecture.build(config, len(geometry.bands), side)
     model = LensFinder(backbone, features, config.dropout, config.crop)
     if config.weights is not None:
         uri = config.weights
         with local_file(uri) if is_remote(uri) else nullcontext(Path(uri)) as path:
-            load_weights(model, path)
+            load_weights(model, path, geometry)
     return model
+
+
+def check_crop(config: ModelConfig, geometry: Geometry) -> None:
+    """Refuse, with ConfigError, a ``model.crop`` that is no central window of stamps."""
+    crop, side = config.crop, geometry.side
+    if crop is not None and (crop > side or (side - crop) % 2):
+        parity = "an odd" if side % 2 else "an even"
+        raise ConfigError(
+            f"model.crop = {crop} is no central window of stamps of {side} x {side} pixels: take "
+            f"{parity} number up to {side}."
+        )
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from lensprep.dataset import BANDS
 from lenstrain.config import ModelConfig
+from lenstrain.networks.stem import fine_kernel, fine_stride
 
 NORM_GROUPS = 8
 
@@ -26,20 +26,28 @@ class ResNet(nn.Module):
         Blocks of each stage.
     width : int
         Channels of the first stage; each next one has twice as many at half the resolution.
-    fine : bool
-        3x3 stem of stride 1 without pooling, instead of 7x7 of stride 2 with it.
+    bands : int
+        Channels of a stamp.
+    fine : int, optional
+        Stride of a stem without pooling (see `fine_stride`), instead of 7x7 of stride 2 with it.
     norm : {"batch", "group"}
     """
 
     def __init__(
-        self, blocks: Sequence[int], width: int, *, fine: bool = True, norm: str = "batch"
+        self,
+        blocks: Sequence[int],
+        width: int,
+        bands: int,
+        *,
+        fine: int | None = 1,
+        norm: str = "batch",
     ) -> None:
         super().__init__()
-        kernel, stride = (3, 1) if fine else (7, 2)
-        self.conv1 = nn.Conv2d(len(BANDS), width, kernel, stride, padding=kernel // 2, bias=False)
+        kernel, stride = (7, 2) if fine is None else (fine_kernel(fine), fine)
+        self.conv1 = nn.Conv2d(bands, width, kernel, stride, padding=kernel // 2, bias=False)
         self.bn1 = _norm(norm, width)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.Identity() if fine else nn.MaxPool2d(3, stride=2, padding=1)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if fine is None else nn.Identity()
         self.features = width
         self.stages = len(blocks)
         for number, count in enumerate(blocks):
@@ -60,10 +68,11 @@ class ResNet(nn.Module):
 
 
 def build_resnet(
-    config: ModelConfig, blocks: Sequence[int], width: int = 64
+    config: ModelConfig, bands: int, side: int, blocks: Sequence[int], width: int = 64
 ) -> tuple[nn.Module, int]:
     """A ResNet with these blocks per stage, of the configured width or `width`; its features."""
-    net = ResNet(blocks, config.width or width, fine=config.stem == "fine", norm=config.norm)
+    fine = fine_stride(side) if config.stem == "fine" else None
+    net = ResNet(blocks, config.width or width, bands, fine=fine, norm=config.norm)
     return net, net.features
 
 

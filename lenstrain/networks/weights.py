@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
+from lensprep.dataset import DECALS, Geometry
 from lensprep.dataset.absence import no_checkpoint
-from lensprep.errors import CheckpointError, NotFoundError, ProjectError, passing_fault
+from lensprep.errors import (
+    CheckpointError,
+    DatasetError,
+    NotFoundError,
+    ProjectError,
+    passing_fault,
+)
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, geometry: Geometry = DECALS) -> None:
     """Fill a model from a local file: a checkpoint of this program or a state dict of torchvision.
 
     Tensors of another shape (a stem, a head of 1,000 classes) keep their random values.
@@ -21,18 +29,27 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises
     ------
     CheckpointError
-        If there is no such file, it is of another kind, or fills less than half of the parameters.
+        If there is no such file, it is of another kind, fills less than half of the parameters,
+        or was trained on stamps of another `geometry` or number of bands.
     StorageError
         If it cannot be read.
     """
-    state, made = _read_state(path)
+    state, made, trained = _read_state(path)
+    if trained is not None:
+        require_geometry(trained, geometry, str(path), "the dataset")
     own = model.state_dict()
     bare = {name.removeprefix("backbone."): name for name in own}
     found = {}
+    stem = next(name for name, value in own.items() if value.ndim == 4)
     for name, value in state.items():
         target = name if name in own else bare.get(name)
         if target is not None and own[target].shape == value.shape:
             found[target] = value
+        elif target == stem and value.ndim == 4 and value.shape[1] != own[stem].shape[1]:
+            raise CheckpointError(
+                f"{path} holds weights for stamps of {value.shape[1]} bands, and the dataset's "
+                f"have {own[stem].shape[1]}. Leave out model.weights, or take weights for as many."
+            )
     filled = sum(own[name].numel() for name in found)
     if 2 * filled < sum(value.numel() for value in own.values()):
         known = [f"model.{k}={made[k]!s:.40}" for k in ("arch", "width", "blocks") if made.get(k)]
@@ -44,14 +61,17 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(found, strict=False)
 
 
-def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by name, and the section ``model`` of the configuration of a checkpoint of ours."""
+def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], Geometry | None]:
+    """Tensors by name; of a checkpoint of ours also its section ``model``, and its stamps."""
     try:
         content = load_tensors(path, "file of weights")
     except NotFoundError as error:
         raise CheckpointError(str(error)) from None
     made: Any = {}
+    trained = None
     if isinstance(content, dict):
+        if "geometry" in content or "dataset_id" in content:
+            trained = trained_geometry(content, str(path))
         config = content.get("config")
         made = config.get("model") if isinstance(config, dict) else {}
         for inner in ("ema", "model"):
@@ -60,7 +80,52 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 break
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise CheckpointError(f"{path} holds no table of tensors. Save model.state_dict() in it.")
-    return content, made if isinstance(made, dict) else {}
+    return content, made if isinstance(made, dict) else {}, trained
+
+
+def trained_geometry(content: Mapping[str, Any], where: str) -> Geometry:
+    """What the stamps have in common on which a checkpoint was trained.
+
+    Parameters
+    ----------
+    content : mapping
+        Of the checkpoint. Checkpoints that do not state it are older than the choice.
+    where : str
+        Its name in messages.
+
+    Raises
+    ------
+    CheckpointError
+        If what it states is none.
+    """
+    if "geometry" not in content:
+        return DECALS
+    try:
+        return Geometry.from_dict(content["geometry"])
+    except DatasetError as error:
+        raise CheckpointError(f"{where} is damaged: {error}. Use another checkpoint.") from error
+
+
+def require_geometry(trained: Geometry, found: Geometry, checkpoint: str, where: str) -> None:
+    """Refuse, with CheckpointError, stamps that are not such as a checkpoint was trained on.
+
+    Parameters
+    ----------
+    trained, found : Geometry
+        Of the checkpoint, and of what it is to be used on.
+    checkpoint, where : str
+        Their names in messages.
+    """
+    if trained == found:
+        return
+    name, *_ = [
+        f.name for f in fields(Geometry) if getattr(trained, f.name) != getattr(found, f.name)
+    ]
+    other = f", of another {name}" if str(trained) == str(found) else ""
+    raise CheckpointError(
+        f"{checkpoint} was trained on stamps of {trained}, but {where} holds {found}{other}. Use a "
+        "checkpoint trained on such stamps, or stamps like the checkpoint's."
+    )
 
 
 def load_tensors(

@@ -26,6 +26,7 @@ from lensprep.store import Uri
 from lensprep.tables.writer import check_table
 from lenstrain.data.cache.folder import CacheOptions
 from lenstrain.networks.ensemble import Ensemble
+from lenstrain.networks.weights import trained_geometry
 from lenstrain.scoring.background import Background
 from lenstrain.scoring.finishing import Finisher
 from lenstrain.scoring.ledger import announce_opening, note_opening
@@ -56,6 +57,7 @@ def infer(
     out: Uri,
     catalog: Uri | None = None,
     catalog_columns: Mapping[str, str] | None = None,
+    survey: Uri = "decals",
     batch_size: int = 256,
     device: str = "auto",
     precision: Literal["float32", "tf32", "bf16"] = "float32",
@@ -92,6 +94,9 @@ def infer(
         CSV or parquet with ``ra``, ``dec`` (and ``key`` or ``file``) of each cutout.
     catalog_columns : mapping, optional
         What it calls ``ra`` and ``dec``, where the heading is not known.
+    survey : str or path
+        What the stamps and columns of a tree are: ``decals``, or a TOML file as for `lensprep
+        convert`. Datasets state it themselves, and cutouts are taken as the checkpoint's.
     batch_size : int
         Stamps at a time, in each process.
     device : {"auto", "cpu", "cuda"}
@@ -129,8 +134,8 @@ def infer(
     ConfigError
         If the device does not have that precision.
     CheckpointError
-        If a checkpoint is unusable, was trained with another normalisation or other labels, or
-        gives logits that are not finite.
+        If a checkpoint is unusable, was trained on other stamps (survey, bands, side, scale), with
+        another normalisation or other labels, or gives logits that are not finite.
     DatasetError, ShardError
         If the dataset or a shard is not what it should be.
     InputError
@@ -168,6 +173,8 @@ def infer(
             workers,
             loading,
             copies,
+            trained_geometry(loaded[0][1], str(paths[0])),
+            survey,
         )
         for path, (_, meta, _) in zip(paths, loaded, strict=True):
             origin.check(meta, str(path))
@@ -249,6 +256,7 @@ def _facts(
         "members": members,
         **origin.facts,
         "normalization": first["normalization"],
+        "geometry": first["geometry"],
         "label_map": dict(first["label_map"]),
         "split": origin.split,
         "precision": precision,

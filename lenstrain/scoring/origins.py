@@ -22,12 +22,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lensprep.dataset import MANIFEST_NAME, Dataset, NormalizationSpec
+from lensprep.dataset import DECALS, MANIFEST_NAME, Dataset, Geometry, NormalizationSpec
 from lensprep.dataset.kinds import cutout_stem
 from lensprep.errors import CheckpointError, DatasetError, ShardError
 from lensprep.store import Uri, is_remote, local_folder, local_path, open_store
 from lensprep.tables.reader import local_table
 from lenstrain.data import StampLoader
+from lenstrain.networks.weights import require_geometry, trained_geometry
 
 if TYPE_CHECKING:
     from lensprep.decode.parts import Plan
@@ -44,7 +45,7 @@ class Part:
 
     index: int
     batches: Iterator[Tensor]
-    """Normalised pixels on the CPU, (B, 3, 64, 64), in order."""
+    """Normalised pixels on the CPU, (B, bands, side, side), in order."""
     table: Callable[[], pa.Table]
     """Reads the columns of the same rows; in any thread, but for one part after the other."""
     rejects: pa.Table | None = None
@@ -61,7 +62,7 @@ class Origin(Protocol):
     """Metadata for the scores: dataset, dataset_id, source."""
 
     def check(self, meta: dict[str, Any], checkpoint: str) -> None:
-        """Refuse a checkpoint whose pixels or labels mean something else."""
+        """Refuse a checkpoint of other stamps, or whose pixels or labels mean something else."""
 
     def read(self, parts: Sequence[int], *, pin_memory: bool = False) -> Iterator[Part]:
         """Parts in any order; each must be used up before the next."""
@@ -93,7 +94,9 @@ class DatasetOrigin:
         }
 
     def check(self, meta: dict[str, Any], checkpoint: str) -> None:
-        """Refuse a dataset of another normalisation or label map, with CheckpointError."""
+        """Refuse a dataset of other stamps, normalisation or labels, with CheckpointError."""
+        trained_on = trained_geometry(meta, checkpoint)
+        require_geometry(trained_on, self._data.geometry, checkpoint, self._data.uri)
         trained = NormalizationSpec.from_dict(meta["normalization"])
         stored = self._data.manifest.normalization
         if trained.to_dict() != stored.to_dict():
@@ -216,7 +219,7 @@ class DecodedOrigin:
         self.split = split
         self.parts: Sequence[int] = [part.rows for part in plan.parts]
         self._plan, self._batch, self._workers = plan, batch_size, workers
-        self._wanted = normalization
+        self._called, self._wanted = called, normalization
         self.facts: dict[str, Any] = {
             "dataset": called,
             "dataset_id": None,
@@ -224,7 +227,9 @@ class DecodedOrigin:
         }
 
     def check(self, meta: dict[str, Any], checkpoint: str) -> None:
-        """Refuse a checkpoint of another normalisation than the first, with CheckpointError."""
+        """Refuse a checkpoint of other stamps, or of another normalisation than the first."""
+        trained_on = trained_geometry(meta, checkpoint)
+        require_geometry(trained_on, self._plan.geometry, checkpoint, self._called)
         if dict(meta["normalization"]) != self._wanted:
             ours = NormalizationSpec.from_dict(self._wanted)
             theirs = NormalizationSpec.from_dict(meta["normalization"])
@@ -260,22 +265,27 @@ def open_origin(
     workers: int | None,
     loading: Mapping[str, Any],
     copies: ExitStack,
+    geometry: Geometry = DECALS,
+    survey: Uri = DECALS.survey,
 ) -> Origin:
     """The kind of origin that a location is: a manifest makes a dataset, a catalogue cutouts.
 
-    `copies` removes, when it closes, the local copies of cutouts and catalogue in a store.
+    `geometry` is that of the stamps that the checkpoint was trained on, and so of cutouts; `survey`
+    says what those of a tree are. `copies` removes, when it closes, the local copies of cutouts and
+    catalogue in a store.
     """
     if catalog is None and not _is_tree(uri):
         return DatasetOrigin(uri, split, batch_size, **loading)
     from lensprep.decode.parts import plan_cutouts, plan_tree
 
     if catalog is None:
-        plan, source = plan_tree(uri, split), {"kind": "tree"}
+        plan = plan_tree(uri, split, survey)
+        source = {"kind": "tree", **plan.source}
         return DecodedOrigin(str(uri), plan, split, batch_size, normalization, workers, source)
     # Cutouts are decoded file by file, from a disk.
     folder = copies.enter_context(local_folder(uri, wanted=_is_cutout))
     table = copies.enter_context(local_table(catalog[0]))
-    plan = plan_cutouts(folder, table, catalog[1], str(uri))
+    plan = plan_cutouts(folder, table, catalog[1], str(uri), geometry)
     source = {"kind": "cutouts", "catalog": str(catalog[0])}
     return DecodedOrigin(str(uri), plan, None, batch_size, normalization, workers, source)
 

@@ -22,6 +22,7 @@ from torch import nn
 
 import lenstrain
 from lensprep.configfile import from_mapping
+from lensprep.dataset import Geometry
 from lensprep.errors import CheckpointError, ConfigError, NotFoundError, StorageError
 from lensprep.store import (
     atomic_writer,
@@ -33,7 +34,7 @@ from lensprep.store import (
 )
 from lenstrain.config import Config
 from lenstrain.networks.finder import build_model
-from lenstrain.networks.weights import load_tensors, raise_passing
+from lenstrain.networks.weights import load_tensors, raise_passing, trained_geometry
 
 FORMAT = "lenstrain-checkpoint"
 FORMAT_VERSION = 1
@@ -61,7 +62,9 @@ REQUIRED: Final[dict[str, type | UnionType]] = {
     "versions": dict,
     "git_commit": str | None,
 }
-"""Keys that every checkpoint has, besides ``format`` and ``format_version``, and their types."""
+"""Keys that every checkpoint has, besides ``format`` and ``format_version``, and their types.
+
+Also ``geometry``, what its stamps had in common, which older ones lack: theirs were of DECaLS."""
 
 MOST_BYTES = 16 << 30
 """Upper limit for a checkpoint: ten times that of the largest network of torchvision."""
@@ -126,6 +129,8 @@ class LostCheckpointError(CheckpointError):
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read and check a checkpoint; tensors stay on the CPU.
 
+    It has ``geometry``, also if it is older than that.
+
     Raises
     ------
     LostCheckpointError
@@ -153,6 +158,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if not isinstance(content[key], kind):
             found = type(content[key]).__name__
             raise CheckpointError(f"{path}: {key!r} is of type {found}.{_ANOTHER}")
+    content["geometry"] = trained_geometry(content, str(path)).to_dict()
     return content
 
 
@@ -246,8 +252,8 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
     model : nn.Module
         In evaluation mode, float32, on `device`.
     meta : dict
-        All of the checkpoint but its large states: config, normalization, label_map, dataset_id,
-        step, epoch, metrics, versions, git_commit.
+        All of the checkpoint but its large states: config, normalization, geometry, label_map,
+        dataset_id, step, epoch, metrics, versions, git_commit.
 
     Raises
     ------
@@ -258,15 +264,17 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
     config = _config(path, content)
     # The starting weights may be gone by now, and are overwritten anyway.
     described, weights = replace(config.model, weights=None), content["ema"] or content["model"]
+    geometry = Geometry.from_dict(content["geometry"])
     with torch.device("meta"):  # no memory is used before the weights are known to fit
         expected = {
-            name: value.shape for name, value in build_model(described).state_dict().items()
+            name: value.shape
+            for name, value in build_model(described, geometry).state_dict().items()
         }
     if {name: getattr(value, "shape", None) for name, value in weights.items()} != expected:
         raise CheckpointError(
             f"{path}: the weights do not fit the model of its configuration ({config.model.arch})."
         )
-    model = build_model(described)
+    model = build_model(described, geometry)
     model.load_state_dict(weights)
     large = {"model", "ema", "optimizer", "scheduler", "scaler", "stopper", "loader", "rng"}
     meta = {key: value for key, value in content.items() if key not in large}

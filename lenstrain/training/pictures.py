@@ -10,12 +10,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from lensprep.dataset import BANDS, Dataset
+from lensprep.dataset import Dataset
 from lensprep.dataset.normalization import denormalize
 from lensprep.dataset.rgb import lupton_rgb
-from lensprep.dataset.sidecar import STATISTICS, read_statistics
+from lensprep.dataset.sidecar import read_statistics
 from lenstrain.evaluation import calibration
-from lenstrain.figures import draw_reliability
+from lenstrain.figures import draw_reliability, smaller
 
 HARDEST = 32
 """Stamps of each class that are shown."""
@@ -53,21 +53,26 @@ def montage(pictures: NDArray[np.uint8], columns: int = COLUMNS) -> NDArray[np.u
 
 
 def stamp_pictures(dataset: Dataset, split: str, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Colour pictures (n, 64, 64, 3) of rows of a split, in the order of `rows`."""
+    """Colour pictures (n, S, S, 3) of rows of a split, in the order of `rows`; see `smaller`."""
+    manifest = dataset.manifest
     pixels = dataset.read_pixels(split, rows)
     statistics = stamp_statistics(dataset, split, rows)
-    return lupton_rgb(denormalize(pixels, dataset.manifest.normalization, *statistics))
+    flux = denormalize(pixels, manifest.normalization, *statistics)
+    return smaller(lupton_rgb(flux, manifest.geometry))
 
 
 def stamp_statistics(dataset: Dataset, split: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Median and scale of each band of some rows, from their shards only; shape (2, rows, 3)."""
-    found = np.empty((2, len(rows), len(BANDS)), np.float32)
+    """Median and scale of each band of some rows, from their shards only; (2, rows, bands)."""
+    geometry = dataset.manifest.geometry
+    columns = geometry.band_columns("median", "scale")
+    found = np.empty((2, len(rows), len(geometry.bands)), np.float32)
     start = 0
     for shard in dataset.split(split).shards:
         here = np.flatnonzero((rows >= start) & (rows < start + shard.rows))
         if here.size:
-            table = dataset.read_shard_sidecar(shard, STATISTICS)
-            found[:, here] = read_statistics(table.take(pa.array(rows[here] - start)))
+            table = dataset.read_shard_sidecar(shard, columns)
+            table = table.take(pa.array(rows[here] - start))
+            found[:, here] = read_statistics(table, geometry)
         start += shard.rows
     return found
 
@@ -116,7 +121,7 @@ def show_validation(
     board.add_pr_curve("validation/pr", labels, expit(logits.astype(np.float64)), step)
     picture = reliability_picture(logits, labels)
     board.add_image("validation/reliability", picture, step, dataformats="HWC")
-    if dataset.manifest.normalization.known_parameters is None:
+    if dataset.manifest.normalization.by_stamp is None:
         return  # of a later version: it can be trained with, but not turned back to flux
     for label, name in ((1, "positives"), (0, "negatives")):
         pictures = stamp_pictures(dataset, split, rows[hardest(logits, labels, label)])

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from lensprep.configfile import to_mapping
-from lensprep.dataset import Dataset
+from lensprep.dataset import Dataset, Geometry
 from lensprep.errors import CheckpointError, StorageError
 from lenstrain.config import Config, DataConfig, completed
+from lenstrain.networks.weights import require_geometry
 from lenstrain.training.checkpoint import (
     BEST,
     LAST,
@@ -119,6 +120,8 @@ def find_state(out: Path, resume: bool) -> Found | None:
 
 def check_same_run(state: dict[str, Any], dataset: Dataset, config: Config, out: str) -> None:
     """Refuse to resume with other data, or with a configuration that makes it another run."""
+    trained = Geometry.from_dict(state["geometry"])
+    require_geometry(trained, dataset.geometry, out, dataset.uri)
     if state["dataset_id"] != dataset.dataset_id:
         raise CheckpointError(
             f"{out} was trained on dataset {state['dataset_id'][:12]}, and {dataset.uri} is "
@@ -203,6 +206,7 @@ def contents(run: Run, generators: list[Any], totals: list[dict[str, float]]) ->
         "metrics": dict(run.metrics),
         "config": to_mapping(run.config),
         "normalization": manifest.normalization.to_dict(),
+        "geometry": manifest.geometry.to_dict(),
         "label_map": dict(manifest.label_map),
         "dataset": run.dataset.uri,
         "dataset_id": run.dataset.dataset_id,

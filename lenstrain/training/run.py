@@ -21,7 +21,7 @@ from lenstrain.data import StampLoader
 from lenstrain.data.cache.folder import CacheOptions
 from lenstrain.data.weights import read_weights
 from lenstrain.evaluation import metrics
-from lenstrain.networks.finder import build_model, count_parameters
+from lenstrain.networks.finder import build_model, check_crop, count_parameters
 from lenstrain.training.counterfactuals import (
     Counterfactuals,
     read_counterfactuals,
@@ -29,6 +29,7 @@ from lenstrain.training.counterfactuals import (
 )
 from lenstrain.training.distributed import Context, launch_id
 from lenstrain.training.mirror import Mirror
+from lenstrain.training.origins import Origins, read_origins
 from lenstrain.training.runlog import CHECKPOINTS as CHECKPOINTS
 from lenstrain.training.runlog import INTERRUPTED, NONFINITE, RunLog, write_setup
 from lenstrain.training.step import Learner, Totals, check_precision, make_learner
@@ -75,6 +76,8 @@ class Run:
     stopper: Stopper
     counterfactuals: Counterfactuals | None = None
     """Those of the split that is validated on."""
+    origins: Origins | None = None
+    """Those of the split that is validated on, if there are several."""
     progress: Progress | None = None
     log: RunLog | None = None
     """In the main process only."""
@@ -138,11 +141,12 @@ def build_run(
         torch.compiler.reset()
     train_loader, val_loader = make_loaders(dataset, config, context)
     seed_generators(config.train.seed)
-    model = build_model(config.model)
+    model = build_model(config.model, dataset.geometry)
     learner = make_learner(model, config, len(train_loader), context)
     # The weights are equal in all processes; what is drawn from here on (dropout) must not be.
     seed_generators(config.train.seed + 1 + context.rank)
     rows = config.data.batch_size // context.world_size
+    made = read_counterfactuals(dataset, config.eval.split)
     return Run(
         config=config,
         context=context,
@@ -158,7 +162,8 @@ def build_run(
             patience=config.train.patience,
             min_delta=config.train.min_delta,
         ),
-        counterfactuals=read_counterfactuals(dataset, config.eval.split),
+        counterfactuals=made,
+        origins=read_origins(val_loader.data, made),
         progress=progress,
     )
 
@@ -193,6 +198,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 def check_input(dataset: Dataset, config: Config, context: Context) -> None:
     """Refuse a dataset or configuration that cannot be trained with, before anything is built."""
     metrics.steering_metric(config.train.monitor, "train.monitor")
+    check_crop(config.model, dataset.geometry)
     check_precision(config.train.amp, context.device.type)
     if config.eval.amp == "bf16":
         require_precision("bf16", context.device, "Set eval.amp to auto or off.")
@@ -245,6 +251,7 @@ def make_loaders(
         limit=data.limit,
         sampling=data.sampling,
         weights=sample_weights(dataset, data),
+        rates=data.rates,
         counterfactual_share=data.counterfactual_share,
         memory_budget=budget - budget // 4,
         **shared,
@@ -272,12 +279,14 @@ def make_loaders(
 
 
 def require_both_classes(loader: StampLoader, data: DataConfig) -> None:
-    """Refuse a filter or a limit that leaves nothing of one class to train on."""
-    chosen = {name: getattr(data, name) for name in ("where", "limit")}
-    given = [f"data.{name} = {value!r}" for name, value in chosen.items() if value is not None]
+    """Refuse a filter, a limit or rates that leave nothing of one class to train on."""
+    chosen = {name: getattr(data, name) for name in ("where", "limit", "rates")}
+    given = [f"data.{name} = {value!r}" for name, value in chosen.items() if value]
     if not given:
         return
-    labels = loader.data.all_labels()[loader.selection.rows]
+    labels, selection = loader.data.all_labels(), loader.selection
+    labels = labels if selection.rows is None else labels[selection.rows]
+    labels = labels if selection.rates is None else labels[selection.rates > 0]
     for label, kind in ((0, "non-lens"), (1, "lens")):
         if label not in labels:
             raise ConfigError(
@@ -303,6 +312,7 @@ def start_records(run: Run) -> None:
     facts = {
         "dataset": run.dataset.uri,
         "dataset_id": run.dataset.dataset_id,
+        "geometry": run.dataset.geometry.to_dict(),
         "device": str(run.context.device),
         "processes": run.context.world_size,
         "launch": launch_id(),

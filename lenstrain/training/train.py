@@ -40,7 +40,13 @@ from lenstrain.training.run import Progress, Run, build_run, start_records
 from lenstrain.training.runlog import CHECKPOINTS, INTERRUPTED, NONFINITE, Scores
 from lenstrain.training.signals import StopSignals, StopWaitingError, stop_signals
 from lenstrain.training.step import Learner, train_step
-from lenstrain.training.validate import score_split, validation_metrics, validation_precision
+from lenstrain.training.validate import (
+    headline_rows,
+    metrics_by_origin,
+    score_split,
+    validation_metrics,
+    validation_precision,
+)
 
 T = TypeVar("T")
 
@@ -164,11 +170,44 @@ def begin(run: Run, home: Home, found: Found | None, *, new: bool) -> None:
         mend_names(run, found)
     start_records(run)
     announce_counterfactuals(run)
+    announce_mixture(run)
+    announce_origins(run)
     if home.is_output:
         logger.info("%s is written to %s and sent from there", home.uri, home.folder)
     if mirror is not None:
         run.mirror = mirror
         mirror.begin(run.learner.steps)
+
+
+def announce_mixture(run: Run) -> None:
+    """Log what an epoch holds of each origin and rate, if there is more than one kind of row."""
+    mixture = run.train_loader.composition(run.epochs_done)
+    if mixture:
+        logger.info(
+            "an epoch has %s",
+            "; ".join(
+                f"{name} {part['rows']:,} ({part['share']:.1%}, {part['lenses']:,} lenses, "
+                f"{part['distinct']:,} stamps)"
+                for name, part in mixture.items()
+            ),
+        )
+
+
+def announce_origins(run: Run) -> None:
+    """Log whose the metrics of a validation are, if its rows are of several origins."""
+    if run.origins is None:
+        return
+    counts = " and ".join(
+        f"{np.count_nonzero(mask):,} {name}" for name, mask in run.origins.parts.items()
+    )
+    of = run.origins.headline
+    logger.info(
+        "validation has %s rows; %s",
+        counts,
+        "its metrics are of all together, as no origin has both classes"
+        if of is None
+        else f"its metrics, which choose the best epoch, are of the {of} ones",
+    )
 
 
 def announce_counterfactuals(run: Run) -> None:
@@ -296,16 +335,20 @@ def finish_epoch(run: Run, signals: StopSignals) -> None:
     started = time.perf_counter()
     scores = validate(run, signals)
     # Computed once: every process derives what is best and when to stop from the same numbers.
-    made = run.counterfactuals
+    judged = (*scores, run.config.eval.fpr, run.counterfactuals)
     run.metrics = run.context.from_main(
-        validation_metrics(*scores, run.config.eval.fpr, made) if run.context.is_main else {}
+        validation_metrics(*judged, run.origins) if run.context.is_main else {}
     )
     improved = run.stopper.update(run.epochs_done + 1, run.metrics)
     record = epoch_record(run, time.perf_counter() - started)
     if run.log is not None:
-        run.log.write("epoch", record)
+        mixture = run.train_loader.composition(run.epochs_done)
+        apart = None if run.origins is None else metrics_by_origin(*judged, run.origins)
+        sections = {"mixture": mixture, "origins": apart}
+        run.log.write("epoch", record | {name: of for name, of in sections.items() if of})
         with suppress(StopWaitingError), signals.breakable():  # pictures, read from the dataset
-            rows = None if made is None else np.flatnonzero(~made.mask)
+            mask = headline_rows(run.counterfactuals, run.origins)
+            rows = None if mask is None else np.flatnonzero(mask)
             split = run.config.eval.split
             run.log.write_validation(run.learner.steps, run.dataset, split, scores, rows)
     run.tell("epoch", len(run.train_loader), len(run.train_loader), 0, record)

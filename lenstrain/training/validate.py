@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from lenstrain.evaluation import metrics
 from lenstrain.evaluation.pairs import wins
 from lenstrain.training.counterfactuals import Counterfactuals
 from lenstrain.training.distributed import Context
+from lenstrain.training.origins import Origins
 from lenstrain.training.step import AMP_DTYPES
 from lenstrain.training.transfer import send, widen
 
@@ -90,8 +92,9 @@ def validation_metrics(
     labels: NDArray[np.int8],
     fpr: float,
     counterfactuals: Counterfactuals | None = None,
+    origins: Origins | None = None,
 ) -> dict[str, float]:
-    """Metrics that training records; those by rank count ties half.
+    """Metrics that training records, and is steered by; those by rank count ties half.
 
     Parameters
     ----------
@@ -101,6 +104,9 @@ def validation_metrics(
         False-positive rate at which some are taken.
     counterfactuals : Counterfactuals, optional
         Those among the rows: they have metrics of their own, and no part in any other.
+    origins : Origins, optional
+        Those of the rows, if there are several: all but the metrics of counterfactuals are of the
+        headline's rows.
 
     Returns
     -------
@@ -111,18 +117,72 @@ def validation_metrics(
     recorded = metrics.recorded(counterfactuals=counterfactuals is not None)
     if not np.isfinite(logits).all():
         return dict.fromkeys((metric.name for metric in recorded), float("nan"))
-    if counterfactuals is None:
-        sample = metrics.Sample(labels, logits, fpr=fpr)
-    else:
+    sample = _ordinary(logits, labels, fpr, headline_rows(counterfactuals, origins))
+    if counterfactuals is not None:
         made, pairs = counterfactuals.mask, counterfactuals.pairs
-        sample = metrics.Sample(
-            labels[~made],
-            logits[~made],
-            fpr=fpr,
+        sample = replace(
+            sample,
             wins=wins(logits[pairs.lens], logits[pairs.light]),
             lookalikes=logits[made & (labels == 0)],
         )
     return {metric.name: float(metric.value(sample)) for metric in recorded}
+
+
+def headline_rows(
+    counterfactuals: Counterfactuals | None, origins: Origins | None
+) -> NDArray[np.bool_] | None:
+    """Which rows of a split its metrics are of, shape (rows,); None if of all."""
+    if origins is not None and origins.headline is not None:
+        return origins.parts[origins.headline]
+    return None if counterfactuals is None else ~counterfactuals.mask
+
+
+def _ordinary(
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int8],
+    fpr: float,
+    rows: NDArray[np.bool_] | None,
+) -> metrics.Sample:
+    if rows is not None:
+        labels, logits = labels[rows], logits[rows]
+    return metrics.Sample(labels, logits, fpr=fpr)
+
+
+def metrics_by_origin(
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int8],
+    fpr: float,
+    counterfactuals: Counterfactuals | None,
+    origins: Origins,
+) -> dict[str, dict[str, float]]:
+    """Metrics of every origin by itself, as for `validation_metrics`.
+
+    Returns
+    -------
+    dict
+        By origin ``n``, ``n_positive``, the metrics of `validation_metrics`, NaN where there is one
+        class, and the shares of lenses and non-lenses, ``tpr`` and ``fpr``, above the threshold of
+        the headline's ``tpr_at_fpr``, NaN for a class without rows.
+    """
+    finite = bool(np.isfinite(logits).all())
+    cut = float("nan")
+    if finite:
+        sample = _ordinary(logits, labels, fpr, headline_rows(counterfactuals, origins))
+        cut = metrics.tpr_at_fpr(sample.curve, fpr).threshold
+    recorded = metrics.recorded(counterfactuals=False)
+    found = {}
+    for name, rows in origins.parts.items():
+        sample = _ordinary(logits, labels, fpr, rows)
+        lens = sample.labels == 1
+        n, positives = lens.size, int(np.count_nonzero(lens))
+        whole = finite and 0 < positives < n
+        entry = {"n": n, "n_positive": positives}
+        entry |= {m.name: float(m.value(sample)) if whole else float("nan") for m in recorded}
+        for key, among in (("tpr", lens), ("fpr", ~lens)):
+            known = finite and among.any()
+            entry[key] = float(np.mean(sample.logits[among] > cut)) if known else float("nan")
+        found[name] = entry
+    return found
 
 
 def validation_precision(

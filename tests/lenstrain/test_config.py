@@ -91,8 +91,7 @@ def test_an_unknown_key_names_the_nearest_known_one():
     [
         ("data.batch_size=0", "batch_size must be at least 1"),
         ("data.shift_px=9", "between 0 and 8"),
-        ("model.crop=41", "even"),
-        ("model.crop=80", "between 16 and 64"),
+        ("model.crop=272", "between 16 and 256"),
         ("model.width=12", "multiple of 8"),
         ("model.dropout=1.0", r"\[0, 1\)"),
         ("model.blocks=[1,1]", "for resnet_small only"),

@@ -52,7 +52,8 @@ def open_copies(dataset: Dataset, split: str, reading: Reading) -> LocalCopies:
         logger.log(level, "%s is streamed: there is no cache (data.cache_dir).", what)
         return LocalCopies()
     folder = CacheFolder.open(reading.cache_dir, reading.cache)
-    copies = CachedSplit(folder, dataset, split, memory=reading.streamed_bytes)
+    stamp_bytes = dataset.geometry.payload_bytes
+    copies = CachedSplit(folder, dataset, split, memory=reading.streamed_bytes(stamp_bytes))
     there = copies.present()
     logger.log(
         level,

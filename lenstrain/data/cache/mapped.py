@@ -61,7 +61,7 @@ class MappedCopies:
     store is read instead.
 
     Shard ``k`` of the split has the rows ``starts[k] ... starts[k + 1] - 1``; `expected` is the
-    CRC-32 of every row, without which nothing is compared.
+    CRC-32 of every row, without which nothing is compared. Records have `stride` bytes.
     """
 
     def __init__(
@@ -70,8 +70,9 @@ class MappedCopies:
         shards: Sequence[ShardInfo],
         starts: NDArray[np.int64],
         expected: Column | None,
+        stride: int,
     ) -> None:
-        self._copies, self._shards, self._starts = copies, shards, starts
+        self._copies, self._shards, self._starts, self._stride = copies, shards, starts, stride
         self._payloads = None if expected is None else PayloadCheck(expected, int(starts[-1]))
         self._maps: dict[int, tuple[FileMap, Path]] = {}
         self.bases = np.zeros(len(shards), np.int64)
@@ -128,7 +129,7 @@ class MappedCopies:
         if self._payloads is None:
             return []
         faults = self._payloads.faults(rows, pixels, copied)
-        bad = dict(row_offset(self._starts, row) for row, _, _ in reversed(faults))
+        bad = dict(row_offset(self._starts, row, self._stride) for row, _, _ in reversed(faults))
         for number, offset in bad.items():
             logger.warning(
                 "%s (%s): the stamp at offset %d is not the one that was written (CRC-32). The "

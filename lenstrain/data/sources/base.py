@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lensprep.dataset.layout import PAYLOAD_BYTES, STAMP_DTYPE, STAMP_SHAPE
+from lensprep.dataset.layout import STAMP_DTYPE
 from lensprep.errors import ConfigError
 from lenstrain.data.cache.folder import CacheOptions
 
@@ -52,27 +52,29 @@ class Reading:
             raise ConfigError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.verify not in ("size", "crc", None):
             raise ConfigError(f"verify must be 'size' or 'crc', got {self.verify!r}")
-        if self.memory_budget < 2 * self.batch_bytes:
+
+    def depth(self, stamp_bytes: int, *, streamed: bool = False) -> int:
+        """Batches of stamps of so many bytes to read ahead; one more is being filled meanwhile.
+
+        Raises
+        ------
+        ConfigError
+            If the budget holds less than two.
+        """
+        batch_bytes = self.batch_size * stamp_bytes
+        if self.memory_budget < 2 * batch_bytes:
             raise ConfigError(
                 f"memory_budget of {self.memory_budget} bytes holds less than two batches of "
-                f"{self.batch_size} stamps ({self.batch_bytes} bytes each). Raise it or use "
+                f"{self.batch_size} stamps ({batch_bytes} bytes each). Raise it or use "
                 "smaller batches."
             )
-
-    @property
-    def batch_bytes(self) -> int:
-        """Bytes of a batch's pixels."""
-        return self.batch_size * PAYLOAD_BYTES
-
-    def depth(self, *, streamed: bool = False) -> int:
-        """Batches read ahead within the budget; one more is being filled meanwhile."""
         budget = self.memory_budget * (_STREAMED_SHARE if streamed else 1.0)
-        return min(_MOST_AHEAD, max(1, int(budget) // self.batch_bytes - 1))
+        return min(_MOST_AHEAD, max(1, int(budget) // batch_bytes - 1))
 
-    @property
-    def streamed_bytes(self) -> int:
+    def streamed_bytes(self, stamp_bytes: int) -> int:
         """What the budget leaves, besides the batches, for what comes from an object store."""
-        return self.memory_budget - (self.depth(streamed=True) + 1) * self.batch_bytes
+        batches = self.depth(stamp_bytes, streamed=True) + 1
+        return self.memory_budget - batches * self.batch_size * stamp_bytes
 
 
 class ShardSource(ABC):
@@ -82,6 +84,8 @@ class ShardSource(ABC):
     rows.
     """
 
+    shape: tuple[int, int, int]
+    """Shape of a stamp: (bands, side, side)."""
     depth: int
     """Batches to read ahead of the consumer."""
     lookahead: int = 0
@@ -127,7 +131,7 @@ class ShardSource(ABC):
 
     @abstractmethod
     def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
-        """Copy the pixels of `rows` into `out`, shape (len(rows), 3, 64, 64), C-contiguous."""
+        """Copy the pixels of `rows` into `out`, shape (len(rows), *shape), C-contiguous."""
 
     @abstractmethod
     def locate(self, row: int) -> tuple[str, int]:
@@ -140,7 +144,9 @@ class ShardSource(ABC):
         """Let go of files, maps and connections; nothing may be gathered afterwards."""
 
 
-def check_gather(rows: NDArray[np.int64], total: int, out: NDArray[np.float16]) -> None:
+def check_gather(
+    rows: NDArray[np.int64], total: int, shape: tuple[int, int, int], out: NDArray[np.float16]
+) -> None:
     """Refuse rows and room that `ShardSource.gather` would read or write beyond.
 
     Raises
@@ -148,13 +154,13 @@ def check_gather(rows: NDArray[np.int64], total: int, out: NDArray[np.float16]) 
     IndexError
         If a row lies outside the `total` rows of the split.
     ValueError
-        If `out` is not plain writable memory for these rows.
+        If `out` is not plain writable memory for these rows of stamps of this `shape`.
     """
     if rows.size and (rows.min() < 0 or rows.max() >= total):
         raise IndexError(f"rows must lie in 0 ... {total - 1}")
     plain = out.flags.c_contiguous and out.flags.writeable and out.dtype == STAMP_DTYPE
-    if rows.ndim != 1 or out.shape != (rows.size, *STAMP_SHAPE) or not plain:
+    if rows.ndim != 1 or out.shape != (rows.size, *shape) or not plain:
         raise ValueError(
-            f"out must be contiguous, writable and hold {rows.size} stamps of {STAMP_DTYPE}, not "
-            f"{out.dtype} {out.shape}"
+            f"out must be contiguous, writable and hold {rows.size} stamps of {STAMP_DTYPE} "
+            f"{shape}, not {out.dtype} {out.shape}"
         )

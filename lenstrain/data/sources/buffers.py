@@ -7,7 +7,6 @@ from collections.abc import Container
 import numpy as np
 from numpy.typing import NDArray
 
-from lensprep.dataset import RECORD_STRIDE
 from lenstrain.data.sources.cells import Cells
 
 Bytes = NDArray[np.uint8]
@@ -28,7 +27,7 @@ class CellBuffers:
         self.addresses = np.zeros(len(cells), np.int64)
         """Address of each cell's records, 0 where it is not in memory."""
         self.most, self._reserve = most, reserve
-        self._bytes = cells.most_rows * RECORD_STRIDE
+        self._bytes = cells.most_bytes
         self.made, self.peak = 0, 0
         self._memory: dict[int, Bytes] = {}
         self._idle: dict[int, None] = {}

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lensprep.dataset import PAYLOAD_OFFSET, RECORD_STRIDE, Dataset, ShardInfo
+from lensprep.dataset import PAYLOAD_OFFSET, Dataset, ShardInfo
 from lensprep.errors import ShardError
 from lenstrain.data.sidecar import Column, PayloadCheck
 from lenstrain.data.sources.base import Reading, ShardSource, check_gather
-from lenstrain.data.sources.mappedrows import ROWS_AHEAD, MappedRows
+from lenstrain.data.sources.mappedrows import MappedRows, rows_ahead
 
 
 class LocalSource(ShardSource):
@@ -30,14 +30,16 @@ class LocalSource(ShardSource):
     """
 
     def __init__(self, dataset: Dataset, shards: Sequence[ShardInfo], reading: Reading) -> None:
-        self.depth = reading.depth()
-        self.lookahead = max(1, ROWS_AHEAD // reading.batch_size)
+        geometry = dataset.geometry
+        self.shape, self._stride = geometry.shape, geometry.stride
+        self.depth = reading.depth(geometry.payload_bytes)
+        self.lookahead = max(1, rows_ahead(geometry) // reading.batch_size)
         self._paths = [dataset.path(shard.name) for shard in shards]
         self._bytes = [shard.bytes for shard in shards]
         self._starts = np.cumsum([0, *(shard.rows for shard in shards)])
         self._bases = np.zeros(len(shards), np.int64)
         self._maps: dict[int, FileMap] = {}
-        self._rows = MappedRows(self._starts, self._bases)
+        self._rows = MappedRows(self._starts, self._bases, geometry)
         self._payloads: PayloadCheck | None = None
         self._copying = threading.Lock()
         self._closed = False
@@ -83,7 +85,7 @@ class LocalSource(ShardSource):
         ValueError
             If `out` does not fit, or the source is closed.
         """
-        check_gather(rows, int(self._starts[-1]), out)
+        check_gather(rows, int(self._starts[-1]), self.shape, out)
         with self._copying:
             if self._closed:
                 raise ValueError("the loader is closed")
@@ -108,7 +110,7 @@ class LocalSource(ShardSource):
 
     def locate(self, row: int) -> tuple[str, int]:
         """Path of the shard that holds a row, and the offset of its pixels there."""
-        shard, offset = row_offset(self._starts, row)
+        shard, offset = row_offset(self._starts, row, self._stride)
         return str(self._paths[shard]), offset
 
     def forget_checks(self) -> None:
@@ -125,10 +127,13 @@ class LocalSource(ShardSource):
             self._maps.clear()
 
 
-def row_offset(starts: NDArray[np.int64], row: int) -> tuple[int, int]:
-    """Number of the shard that holds a row, and the offset of its pixels there."""
+def row_offset(starts: NDArray[np.int64], row: int, stride: int) -> tuple[int, int]:
+    """Number of the shard that holds a row, and the offset of its pixels there.
+
+    Records have `stride` bytes.
+    """
     shard = int(np.searchsorted(starts, row, side="right")) - 1
-    return shard, int(row - starts[shard]) * RECORD_STRIDE + PAYLOAD_OFFSET
+    return shard, int(row - starts[shard]) * stride + PAYLOAD_OFFSET
 
 
 def _identity(path: Path, size: int) -> tuple[int, int, int, int]:

@@ -21,11 +21,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from lensprep.dataset import PAYLOAD_BYTES, PAYLOAD_OFFSET, RECORD_STRIDE
+from lensprep.dataset import DECALS, PAYLOAD_OFFSET, Geometry
 from lensprep.kernel import kernel
 
 ROWS_AHEAD = 1024
-"""Rows that are on their way at once: 25 MB, beyond what a disk takes at a time."""
+"""Most rows that are on their way at once, beyond what a disk takes at a time."""
+BYTES_AHEAD = ROWS_AHEAD * DECALS.payload_bytes
+"""Most bytes of them, 25 MB: fewer rows where these are larger."""
 ROWS_TOGETHER = 64
 """Most rows that are asked for, or copied, in one go: between the two the disk must not run dry."""
 COPIERS = 2
@@ -51,8 +53,12 @@ class MappedRows:
     no harm: this is advice.
     """
 
-    def __init__(self, starts: NDArray[np.int64], bases: NDArray[np.int64]) -> None:
+    def __init__(
+        self, starts: NDArray[np.int64], bases: NDArray[np.int64], geometry: Geometry = DECALS
+    ) -> None:
         self._starts, self._bases = starts, bases
+        self._stride, self._bytes = geometry.stride, geometry.payload_bytes
+        self._ahead = rows_ahead(geometry)
         self._coming: deque[NDArray[np.int64]] = deque()
         self._asked, self._read, self.alert = 0, (-1, -1), 0
         self._lock = threading.Lock()
@@ -77,11 +83,11 @@ class MappedRows:
         if not self.alert or len(rows) <= ROWS_TOGETHER:
             return self._copy(rows, out)
         pieces = _pieces(rows)
-        places = range(out, out + rows.size * PAYLOAD_BYTES, ROWS_TOGETHER * PAYLOAD_BYTES)
+        places = range(out, out + rows.size * self._bytes, ROWS_TOGETHER * self._bytes)
         return all(list(self._copiers.map(self._copy, pieces, places)))
 
     def _copy(self, rows: NDArray[np.int64], out: int) -> bool:
-        done = bool(copy_rows(rows, self._starts, self._bases, out))
+        done = bool(copy_rows(rows, self._starts, self._bases, out, self._stride, self._bytes))
         if done:
             self.copied(len(rows))
         return done
@@ -93,10 +99,10 @@ class MappedRows:
             self._ask()
 
     def _ask(self) -> None:
-        while self._coming and self._asked < ROWS_AHEAD:
+        while self._coming and self._asked < self._ahead:
             rows = self._coming.popleft()
             self._asked += len(rows)
-            will_need(rows, self._starts, self._bases)
+            will_need(rows, self._starts, self._bases, self._stride, self._bytes)
 
     def forget(self, rows: NDArray[np.int64]) -> None:
         """Take back one `expect` of this very array, whose rows will not be copied."""
@@ -115,6 +121,11 @@ class MappedRows:
             self._copiers.shutdown()
 
 
+def rows_ahead(geometry: Geometry) -> int:
+    """Rows that are on their way at once, twice `ROWS_TOGETHER` at least."""
+    return max(2 * ROWS_TOGETHER, min(ROWS_AHEAD, BYTES_AHEAD // geometry.payload_bytes))
+
+
 def _pieces(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return [rows[i : i + ROWS_TOGETHER] for i in range(0, len(rows), ROWS_TOGETHER)]
 
@@ -129,8 +140,10 @@ def _read_from_disk() -> tuple[int, int]:
 
 
 @kernel
-def will_need(rows, starts, bases):  # type: ignore[no-untyped-def]
+def will_need(rows, starts, bases, stride, payload):  # type: ignore[no-untyped-def]
     """Tell the system that the pixels of rows will be needed; neighbours in one call.
+
+    Records have `stride` bytes, and their pixels `payload`.
 
     What is not mapped, or lies outside of the shards, is passed over: whoever copies it will say.
     """
@@ -143,8 +156,8 @@ def will_need(rows, starts, bases):  # type: ignore[no-untyped-def]
             continue
         while i < rows.size and rows[i] == rows[i - 1] + 1 and rows[i] < starts[shard + 1]:
             i += 1
-        begin = bases[shard] + (rows[first] - starts[shard]) * RECORD_STRIDE + PAYLOAD_OFFSET
-        end = begin + (i - 1 - first) * RECORD_STRIDE + PAYLOAD_BYTES
+        begin = bases[shard] + (rows[first] - starts[shard]) * stride + PAYLOAD_OFFSET
+        end = begin + (i - 1 - first) * stride + payload
         begin -= begin % _PAGE
         _madvise(begin, end - begin, _WILLNEED)
 
@@ -162,11 +175,12 @@ def _memcpy(typingctx, target, source, size):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def copy_rows(rows, starts, bases, out):  # type: ignore[no-untyped-def]
+def copy_rows(rows, starts, bases, out, stride, payload):  # type: ignore[no-untyped-def]
     """Copy the pixels of rows to address `out`; False at the first row that is not mapped.
 
     `check_gather` has made sure that they fit. Shard k, with the rows from ``starts[k]`` to
-    ``starts[k + 1]``, begins at address ``bases[k]``; 0 where it is not mapped.
+    ``starts[k + 1]``, begins at address ``bases[k]``; 0 where it is not mapped. Its
+    records have `stride` bytes, and their pixels `payload`.
     """
     for i in range(rows.size):
         shard = np.searchsorted(starts, rows[i], side="right") - 1
@@ -174,6 +188,6 @@ def copy_rows(rows, starts, bases, out):  # type: ignore[no-untyped-def]
             return False
         if rows[i] < starts[shard] or rows[i] >= starts[shard + 1]:  # the starts do not ascend
             return False
-        record = bases[shard] + (rows[i] - starts[shard]) * RECORD_STRIDE
-        _memcpy(out + i * PAYLOAD_BYTES, record + PAYLOAD_OFFSET, PAYLOAD_BYTES)
+        record = bases[shard] + (rows[i] - starts[shard]) * stride
+        _memcpy(out + i * payload, record + PAYLOAD_OFFSET, payload)
     return True

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lensprep.dataset import RECORD_STRIDE, Dataset, ShardInfo
+from lensprep.dataset import Dataset, Geometry, ShardInfo
 from lensprep.dataset.record import payload_crc32
 from lensprep.errors import BudgetError, ChangedError, NotFoundError, ShardError, StorageError
 from lenstrain.data.cache.mapped import LocalCopies, MappedCopies
@@ -24,7 +24,7 @@ from lenstrain.data.sidecar import Column
 from lenstrain.data.sources.base import Reading, ShardSource, check_gather
 from lenstrain.data.sources.cells import Cells, cut_into_cells
 from lenstrain.data.sources.local import row_offset
-from lenstrain.data.sources.mappedrows import ROWS_AHEAD, MappedRows, copy_rows
+from lenstrain.data.sources.mappedrows import MappedRows, copy_rows, rows_ahead
 from lenstrain.data.sources.races import RACES_AT_ONCE
 from lenstrain.data.sources.reader import RangeReader
 from lenstrain.data.sources.schedule import RUN_CELLS
@@ -72,31 +72,36 @@ class RemoteSource(ShardSource):
         copies: LocalCopies | None = None,
     ) -> None:
         self.copies = copies or LocalCopies()
-        self.depth = reading.depth(streamed=True)
+        self._geometry = geometry = dataset.geometry
+        self.shape = geometry.shape
+        self.depth = reading.depth(geometry.payload_bytes, streamed=True)
         self._store = dataset.store
         self._split, self._uri = split, dataset.uri
         self._shards = dataset.split(split).shards
         self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)])
-        self.cells = cut_into_cells(self._starts)
+        self.cells = cut_into_cells(self._starts, geometry.stride)
         self.cell_rows = self.cells.most_rows
-        memory = reading.streamed_bytes - self.copies.beside_bytes
-        self.buffers = memory // (self.cell_rows * RECORD_STRIDE)
+        memory = reading.streamed_bytes(geometry.payload_bytes) - self.copies.beside_bytes
+        self.buffers = memory // self.cells.most_bytes
         if self.buffers < _FEWEST_BUFFERS:
             raise BudgetError(
                 f"The memory budget leaves {max(0, memory) / 2**20:.1f} MiB for "
-                f"ranges of {self._uri}, which hold {self.cell_rows * RECORD_STRIDE / 2**20:.1f} "
+                f"ranges of {self._uri}, which hold {self.cells.most_bytes / 2**20:.1f} "
                 f"MiB each; {_FEWEST_BUFFERS} are the least. Raise memory_budget "
                 "(data.memory_budget_gb), or use smaller batches."
             )
         self._batch = reading.batch_size
         compared = reading.verify != "size"
         expected = checksums if compared and self.copies.offers_any else None
-        self.local = MappedCopies(self.copies, self._shards, self._starts, expected)
-        self._rows = MappedRows(self._starts, self.local.bases)
+        self.local = MappedCopies(
+            self.copies, self._shards, self._starts, expected, geometry.stride
+        )
+        self._rows = MappedRows(self._starts, self.local.bases, geometry)
         self._copying, self._mapping = threading.Lock(), threading.Lock()
         # The reading threads hold the reader and this, not the source: they end when nobody has the
         # source any more.
-        check = partial(_compare, self.cells, self._shards, self._starts, self._uri, checksums)
+        where = (self.cells, self._shards, self._starts, self._uri, geometry)
+        check = partial(_compare, *where, checksums)
         self.reader = RangeReader(
             dataset.store,  # type: ignore[arg-type]  # a RemoteStore, as the dataset is remote
             self._shards,
@@ -110,7 +115,9 @@ class RemoteSource(ShardSource):
     @property
     def lookahead(self) -> int:  # type: ignore[override]
         """Steps to know in advance: as many rows as fit into memory, or as a disk has use for."""
-        rows = ROWS_AHEAD if self.local.complete else self.buffers * self.cell_rows
+        rows = self.buffers * self.cell_rows
+        if self.local.complete:
+            rows = rows_ahead(self._geometry)
         return min(_MOST_STEPS, max(1, rows // self._batch))
 
     def check(self) -> None:
@@ -197,7 +204,7 @@ class RemoteSource(ShardSource):
     def _demand(self, buffers: int, other_order: str = "", shortage: str = "") -> None:
         """Refuse an order that needs more ranges in memory at once than the budget holds."""
         if buffers > self.buffers:
-            missing = (buffers - self.buffers) * self.cell_rows * RECORD_STRIDE
+            missing = (buffers - self.buffers) * self.cells.most_bytes
             text = (
                 f"This order of {self._uri} needs {buffers} ranges of {self.cell_rows} stamps in "
                 f"memory at once, and the budget holds {self.buffers}: every range would be read "
@@ -233,7 +240,7 @@ class RemoteSource(ShardSource):
         IndexError, ValueError
             If a row lies outside the split; if `out` does not fit, or the source is closed.
         """
-        check_gather(rows, int(self._starts[-1]), out)
+        check_gather(rows, int(self._starts[-1]), self.shape, out)
         while True:
             copied = None if self._copy_mapped(rows, out) else self._copy_streamed(rows, out)
             faulty = self.local.faulty(rows, out, copied)
@@ -267,7 +274,7 @@ class RemoteSource(ShardSource):
                 with self._copying:
                     if self.reader.closed:
                         raise ValueError("the loader is closed")
-                    if copy_rows(rows, self.cells.bounds, self.reader.addresses, out.ctypes.data):
+                    if self._copy_cells(rows, out):
                         self._rows.copied(len(rows))
                         return self._from_copies(rows)
                 # Another thread has just given up a copy: its cells are read from the store now.
@@ -279,13 +286,18 @@ class RemoteSource(ShardSource):
         finally:
             self.reader.forget(cells)
 
+    def _copy_cells(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> bool:
+        """Copy rows from cells in memory; False if one of these is not there."""
+        places = (self.cells.bounds, self.reader.addresses, out.ctypes.data)
+        return bool(copy_rows(rows, *places, self.cells.stride, self._geometry.payload_bytes))
+
     def _from_copies(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which rows lie in a mapped copy; memory may hold a cell of its shard from before."""
         if not self.copies.offers_any:
             return np.zeros(len(rows), np.bool_)
         cells = np.searchsorted(self.cells.bounds, rows, side="right") - 1
         bases = self.local.bases[self.cells.shard[cells]]
-        places = bases + self.cells.first[cells] * RECORD_STRIDE
+        places = bases + self.cells.first[cells] * self.cells.stride
         mine: NDArray[np.bool_] = (bases != 0) & (self.reader.addresses[cells] == places)
         return mine
 
@@ -299,7 +311,7 @@ class RemoteSource(ShardSource):
             bases = self.local.bases[numbers]
             new = (bases != 0) & (self.reader.addresses[cells] == 0)
             if new.any():
-                starts = self.cells.first[cells[new]] * RECORD_STRIDE
+                starts = self.cells.first[cells[new]] * self.cells.stride
                 self.reader.put(cells[new], bases[new] + starts)
 
     def _drop_copy(self, number: int) -> None:
@@ -316,7 +328,7 @@ class RemoteSource(ShardSource):
 
     def locate(self, row: int) -> tuple[str, int]:
         """URI of the shard that holds a row (or path of its copy), and the offset of its pixels."""
-        shard, offset = row_offset(self._starts, row)
+        shard, offset = row_offset(self._starts, row, self.cells.stride)
         return str(self.local.path_of(shard) or f"{self._uri}/{self._shards[shard].name}"), offset
 
     def describe(self) -> dict[str, Any]:
@@ -328,7 +340,7 @@ class RemoteSource(ShardSource):
             "peak_buffers": reader.buffers.peak,
             "mapped_shards": int(np.count_nonzero(self.local.bases)),
             "buffers": self.buffers,
-            "buffer_bytes": self.cell_rows * RECORD_STRIDE,
+            "buffer_bytes": self.cells.most_bytes,
         }
 
     def close(self) -> None:
@@ -346,17 +358,18 @@ def _compare(
     shards: Sequence[ShardInfo],
     starts: NDArray[np.int64],
     uri: str,
+    geometry: Geometry,
     checksums: Column,
     cell: int,
     data: NDArray[np.uint8],
 ) -> None:
     """Compare the CRC-32 of every stamp of a cell with what conversion stored."""
     start = int(cells.bounds[cell])
-    found = payload_crc32(data.reshape(-1, RECORD_STRIDE))
+    found = payload_crc32(data.reshape(-1, geometry.stride), geometry)
     expected = checksums[np.arange(start, start + len(found))]
     bad = np.flatnonzero(found != expected)
     if bad.size:
-        shard, offset = row_offset(starts, start + int(bad[0]))
+        shard, offset = row_offset(starts, start + int(bad[0]), geometry.stride)
         raise ShardError(
             f"{uri}/{shards[shard].name}: the stamp at offset {offset} is not the one that was "
             f"written (CRC-32 {found[bad[0]]:08x}, expected {expected[bad[0]]:08x}). {_REMEDY}"

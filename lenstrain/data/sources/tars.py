@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import io
+import math
 import os
 import tarfile
 from collections import Counter
@@ -24,14 +26,17 @@ from numpy.typing import NDArray
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
-from lensprep.dataset import STAMP_SHAPE
+from lensprep.dataset import DECALS
+from lensprep.dataset.geometry import LEAST_SIDE, MOST_BANDS, MOST_SIDE
+from lensprep.dataset.layout import STAMP_DTYPE
 from lensprep.dataset.strictjson import parse_json
 from lensprep.errors import DatasetError, ProjectError, ShardError, error_line
 from lensprep.store import is_remote
 from lenstrain.data.sources.base import Reading, ShardSource, check_gather
 
-_STAMP_BYTES: Final = 1 << 20
+_STAMP_BYTES: Final = 1 << 23
 """No ``.npy`` of a stamp is longer, in any dtype."""
+_HEADER_BYTES: Final = 1 << 12
 _LABEL_BYTES: Final = 1 << 16
 _TAR_SUFFIXES: Final = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _PACKED: Final = {
@@ -101,9 +106,9 @@ def index_tar(path: Path) -> list[Member]:
     ----------
     path : Path
         Not compressed. A sample is a run of members of one key: one ``.npy`` member of shape
-        (3, 64, 64), and a label in ``.cls`` (a number) or ``.json`` (its entry ``label``). A key
-        ends at the first dot of the name, as in WebDataset, but where that makes several stamps
-        one sample (``J1234.5.npy``, ``J1234.6.npy``) at the last.
+        (bands, side, side), and a label in ``.cls`` (a number) or ``.json`` (its entry ``label``).
+        A key ends at the first dot of the name, as in WebDataset, but where that makes several
+        stamps one sample (``J1234.5.npy``, ``J1234.6.npy``) at the last.
 
     Raises
     ------
@@ -227,13 +232,14 @@ def _check_end(path: Path, tar: tarfile.TarFile) -> None:
 class TarSource(ShardSource):
     """Rows of indexed tars: read by offset and decoded by the stock stage ``wds.decode()``.
 
-    `shards` is the index of each tar (`index_tar`).
+    `shards` is the index of each tar (`index_tar`). All stamps must have the shape of the first.
     """
 
     def __init__(
         self, paths: Sequence[Path], shards: Sequence[Sequence[Member]], reading: Reading
     ) -> None:
-        self.depth = reading.depth()
+        self.shape = _shape(paths, shards)
+        self.depth = reading.depth(math.prod(self.shape) * STAMP_DTYPE.itemsize)
         self._paths = list(paths)
         self._sizes = [path.stat().st_size for path in paths]
         self._members = [member for shard in shards for member in shard]
@@ -250,7 +256,7 @@ class TarSource(ShardSource):
 
     def gather(self, rows: NDArray[np.int64], out: NDArray[np.float16]) -> None:
         """Read, decode and convert the stamps of `rows` into `out`."""
-        check_gather(rows, len(self._members), out)
+        check_gather(rows, len(self._members), self.shape, out)
         samples = wds.decode()(self._raw(rows))
         for i, row in enumerate(rows.tolist()):
             try:
@@ -260,9 +266,9 @@ class TarSource(ShardSource):
             except Exception as error:  # the stock stage raises anything
                 cause = error.__cause__ or error.__context__ or error
                 raise self._error(row, f"cannot be decoded: {error_line(cause)}.") from error
-            if not isinstance(stamp, np.ndarray) or stamp.shape != STAMP_SHAPE:
+            if not isinstance(stamp, np.ndarray) or stamp.shape != self.shape:
                 shape = getattr(stamp, "shape", None)
-                raise self._error(row, f"has shape {shape!s:.100}, not {STAMP_SHAPE}")
+                raise self._error(row, f"has shape {shape!s:.100}, not {self.shape}")
             if stamp.dtype.kind not in "fiu":
                 raise self._error(row, f"has values of type {stamp.dtype!s:.100}, not numbers")
             with np.errstate(over="ignore", invalid="ignore"):
@@ -297,6 +303,30 @@ class TarSource(ShardSource):
     def locate(self, row: int) -> tuple[str, int]:
         """Path of the tar that holds a row, and the offset of its stamp's member there."""
         return str(self._paths[self._shard(row)]), self._members[row].offset
+
+
+def _shape(paths: Sequence[Path], shards: Sequence[Sequence[Member]]) -> tuple[int, int, int]:
+    """Shape of the first stamp by its header; where that is none, of DECaLS: reading it will say.
+
+    No array is made: a header may state any size.
+    """
+    first = next(((p, shard[0]) for p, shard in zip(paths, shards, strict=True) if shard), None)
+    if first is None:
+        return DECALS.shape
+    path, member = first
+    with path.open("rb") as file:
+        file.seek(member.offset)
+        head = io.BytesIO(file.read(min(member.size, _HEADER_BYTES)))
+    try:
+        version = np.lib.format.read_magic(head)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        bands, height, width = read(head)[0]
+    except Exception:  # for damaged headers the library raises anything
+        return DECALS.shape
+    fits = 1 <= bands <= MOST_BANDS and LEAST_SIDE <= height == width <= MOST_SIDE
+    return (bands, height, width) if fits else DECALS.shape
 
 
 def tars_digest(shards: Sequence[Sequence[Member]]) -> str:

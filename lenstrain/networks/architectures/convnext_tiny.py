@@ -7,17 +7,19 @@ from typing import Any
 import torchvision
 from torch import nn
 
-from lensprep.dataset import BANDS
 from lenstrain.config import ModelConfig
+from lenstrain.networks.stem import fine_stride
 
 
-def build(config: ModelConfig) -> tuple[nn.Module, int]:
-    """ConvNeXt; its fine stem is a 2x2 convolution of stride 2."""
+def build(config: ModelConfig, bands: int, side: int) -> tuple[nn.Module, int]:
+    """ConvNeXt; its fine stem has patches of 2x2 pixels, larger by `fine_stride`."""
     net: Any = torchvision.models.convnext_tiny(weights=None)
     features = net.classifier[2].in_features
     net.classifier[2] = nn.Identity()
-    if config.stem == "fine":
-        patch = nn.Conv2d(len(BANDS), net.features[0][0].out_channels, 2, stride=2)
+    published = net.features[0][0]
+    size = 2 * fine_stride(side) if config.stem == "fine" else published.stride[0]
+    if (bands, size) != (published.in_channels, published.stride[0]):
+        patch = nn.Conv2d(bands, published.out_channels, size, stride=size)
         nn.init.trunc_normal_(patch.weight, std=0.02)
         nn.init.zeros_(patch.bias)  # type: ignore[arg-type]
         net.features[0][0] = patch

@@ -8,6 +8,6 @@ from lenstrain.config import ModelConfig
 from lenstrain.networks.resnet import build_resnet
 
 
-def build(config: ModelConfig) -> tuple[nn.Module, int]:
+def build(config: ModelConfig, bands: int, side: int) -> tuple[nn.Module, int]:
     """Features of a stamp, and their number."""
-    return build_resnet(config, (3, 4, 6, 3))
+    return build_resnet(config, bands, side, (3, 4, 6, 3))

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lensprep.dataset import Manifest, ShardInfo, SplitInfo
-from lensprep.dataset.layout import shard_bytes, shard_name, sidecar_name
+from lensprep.dataset.geometry import DECALS
+from lensprep.dataset.layout import shard_name, sidecar_name
 from tests.datasets import SPEC, tiny_table
 
 ROWS = 10_000_000
@@ -35,7 +36,7 @@ def write(root: Path) -> None:
         with_tar = root / shard_name("train", number)
         with_tar.parent.mkdir(parents=True, exist_ok=True)
         with with_tar.open("wb") as file:
-            file.truncate(shard_bytes(count))
+            file.truncate(DECALS.shard_bytes(count))
         side = root / sidecar_name("train", number)
         if count in sidecars:
             os.link(sidecars[count], side)
@@ -52,7 +53,7 @@ def write(root: Path) -> None:
             ShardInfo(
                 name=shard_name("train", number),
                 rows=count,
-                bytes=shard_bytes(count),
+                bytes=DECALS.shard_bytes(count),
                 sha256=f"{number:064x}",
                 sidecar=sidecar_name("train", number),
                 sidecar_bytes=side.stat().st_size,

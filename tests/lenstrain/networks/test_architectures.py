@@ -14,8 +14,8 @@ TINY = """
 from torch import nn
 
 
-def build(config):
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 4
+def build(config, bands, side):
+    return nn.Sequential(nn.Conv2d(bands, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 4
 """
 
 

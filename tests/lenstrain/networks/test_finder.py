@@ -1,12 +1,17 @@
 """The networks: sizes, precision, and weights that move to and from torchvision."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torchvision
 
-from lensprep.errors import CheckpointError
+from lensprep.dataset import DECALS
+from lensprep.errors import CheckpointError, ConfigError
 from lenstrain.config import ModelConfig
 from lenstrain.networks.finder import build_model, count_parameters
+from lenstrain.networks.stem import MOST_FINE_PX, fine_kernel, fine_stride
+from tests.lenstrain.geometries import GEOMETRIES, UGRIZY, VIS
 
 SMALL = ModelConfig(arch="resnet_small", width=8)
 
@@ -48,6 +53,99 @@ def test_the_fine_stem_keeps_an_8_by_8_map_where_the_published_one_keeps_2_by_2(
         )
         model(torch.zeros(2, 3, 64, 64))
     assert sizes == {"fine": (8, 8), "imagenet": (2, 2)}
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("stem", ["fine", "imagenet"])
+@pytest.mark.parametrize("arch", ["resnet_small", "efficientnet_b0", "convnext_tiny"])
+def test_every_network_takes_the_bands_and_side_of_any_survey(arch, stem, geometry):
+    model = build_model(ModelConfig(arch=arch, stem=stem), geometry).train()
+    with torch.no_grad():
+        assert model(torch.randn(2, *geometry.shape)).isfinite().tolist() == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("side", "first", "kernel"),
+    [(32, 32, 3), (64, 64, 3), (96, 96, 3), (97, 49, 3), (192, 96, 3), (193, 49, 7), (256, 64, 7)],
+)
+def test_a_fine_stem_gives_stages_of_49_to_96_px_of_large_stamps(side, first, kernel):
+    geometry = replace(VIS, side=side)
+    sizes = {}
+    for arch, layer in (("resnet_small", "bn1"), ("efficientnet_b0", "features.0")):
+        model = build_model(ModelConfig(arch=arch), geometry).eval()
+        stem = next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d))
+        assert stem.kernel_size == (kernel, kernel)
+        model.backbone.get_submodule(layer).register_forward_hook(
+            lambda _module, _inputs, output, arch=arch: sizes.update({arch: output.shape[2:]})
+        )
+        with torch.inference_mode():
+            model(torch.zeros(1, *geometry.shape))
+    assert sizes == dict.fromkeys(("resnet_small", "efficientnet_b0"), (first, first))
+
+
+def test_no_pixel_of_any_side_is_passed_over_by_a_fine_stem():
+    for side in range(32, 257):
+        stride = fine_stride(side)
+        assert side <= stride * MOST_FINE_PX
+        assert stride == 1 or side > stride // 2 * MOST_FINE_PX
+        assert fine_kernel(stride) >= stride
+
+
+def test_a_crop_decides_what_the_fine_stem_is():
+    model = build_model(ModelConfig(arch="resnet_small", crop=65), VIS)
+    assert model.backbone.conv1.stride == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("crop", "geometry", "text"),
+    [
+        (
+            32,
+            VIS,
+            "32 is no central window of stamps of 101 x 101 pixels: take an odd number up to",
+        ),
+        (41, DECALS, "41 is no central window of stamps of 64 x 64 pixels: take an even number up"),
+        (50, UGRIZY, "up to 48"),
+    ],
+)
+def test_a_crop_must_lie_in_the_middle_of_the_stamps(crop, geometry, text):
+    with pytest.raises(ConfigError, match=text):
+        build_model(ModelConfig(arch="resnet_small", crop=crop), geometry)
+
+
+def test_an_odd_crop_sees_the_central_window_of_an_odd_stamp():
+    model = build_model(ModelConfig(arch="resnet_small", width=8, crop=33), VIS).eval()
+    x = torch.randn(2, *VIS.shape)
+    with torch.inference_mode():
+        assert torch.equal(model(x), model(x[..., 34:67, 34:67]))
+
+
+def test_weights_for_other_bands_are_refused(tmp_path):
+    path = tmp_path / "six.pt"
+    torch.save(build_model(SMALL, UGRIZY).state_dict(), path)
+    config = replace(SMALL, weights=str(path))
+    with pytest.raises(CheckpointError, match="for stamps of 6 bands, and the dataset's have 3"):
+        build_model(config)
+    assert build_model(config, UGRIZY).backbone.conv1.in_channels == 6
+    theirs = torchvision.models.resnet18(weights=None)
+    torch.save(theirs.state_dict(), path)
+    with pytest.raises(CheckpointError, match="for stamps of 3 bands, and the dataset's have 1"):
+        build_model(ModelConfig(weights=str(path)), VIS)
+
+
+def test_a_checkpoint_of_other_stamps_is_no_start(tmp_path):
+    path = tmp_path / "a.pt"
+    state = build_model(SMALL, UGRIZY).state_dict()
+    torch.save({"model": state, "dataset_id": "x", "geometry": UGRIZY.to_dict()}, path)
+    config = replace(SMALL, weights=str(path))
+    build_model(config, UGRIZY)
+    other = replace(UGRIZY, bands=("g", "u", *"rizy"))
+    with pytest.raises(CheckpointError, match=r"six, ugrizy, .* holds six, gurizy, 48 x 48"):
+        build_model(config, other)
+    torch.save({"model": build_model(SMALL).state_dict(), "dataset_id": "x"}, path)  # an older one
+    build_model(config, DECALS)
+    with pytest.raises(CheckpointError, match=r"decals, grz, 64 x 64 .* holds vis, vis, 101 x 101"):
+        build_model(config, VIS)
 
 
 def test_with_the_imagenet_stem_a_resnet_computes_what_torchvision_computes():

@@ -368,7 +368,7 @@ def test_cutouts_of_which_none_can_be_scored_are_one_clear_error(own_cutouts, be
     folder, _ = own_cutouts
     (folder / "a.fits").write_text("<html>")
     catalog = csv(tmp_path / "c.csv", ["a,10,-5"])
-    message = r"no stamp to score: unreadable 1 \(first: a.fits, neither FITS nor NPZ"
+    message = r"no stamp to score: wrong_format 1 \(first: a.fits, neither FITS, NPZ"
     with pytest.raises(InputError, match=message):
         score(best, folder, tmp_path / "s.parquet", catalog=catalog)
 
@@ -405,14 +405,14 @@ def test_cutouts_that_cannot_be_scored_have_a_reason_each(own_cutouts, best, tmp
         "small": "wrong_shape",
         "two": "missing_band",
         "flat": "constant_band",
-        "pickle": "unreadable",
-        "text": "unreadable",
-        "altered": "unreadable",
+        "pickle": "object_array",
+        "text": "wrong_format",
+        "altered": "crc_mismatch",
         "hst": "wrong_pixel_scale",
         "gone": "no_cutout",
     }
     details = dict(zip(found["task_id"].to_pylist(), found["detail"].to_pylist(), strict=True))
-    assert details["text"] == "neither FITS nor NPZ: begins with b'this is no FITS '"
+    assert details["text"] == "neither FITS, NPZ, NPY nor HDF5: begins with b'this is no FITS '"
     assert details["gone"] == "no file is called gone.fits, gone.npz, ..."
     assert all(details.values())
 

@@ -20,6 +20,17 @@ def test_each_element_is_a_flip_and_then_quarter_turns(element):
     torch.testing.assert_close(transform(x, torch.full((3,), element)), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("size", "window"), [(101, None), (101, 33), (48, 32)])
+def test_stamps_of_any_side_are_turned_exactly(size, window):
+    x = numbered(D4_ORDER, size=size, channels=1)
+    edge = 0 if window is None else (size - window) // 2
+    turned = transform(x, torch.arange(D4_ORDER), window=window)
+    for element in range(D4_ORDER):
+        flipped = x[element].flip(2) if element >= 4 else x[element]
+        expected = torch.rot90(flipped, element % 4, (1, 2))
+        assert torch.equal(turned[element], expected[:, edge : size - edge, edge : size - edge])
+
+
 def test_the_eight_elements_are_all_different_and_form_a_group():
     x = numbered(1, channels=1)
     images = [transform(x, torch.tensor([e])) for e in range(D4_ORDER)]

@@ -77,9 +77,7 @@ def make_run(cuda, dataset, tmp_path, monkeypatch):
             StampLoader(dataset, "val", 20, shuffle=None),
         )
     ]
-    monkeypatch.setattr(
-        run_module, "build_model", lambda config: cuda.fake(partial(build_model, config))
-    )
+    monkeypatch.setattr(run_module, "build_model", lambda *of: cuda.fake(partial(build_model, *of)))
     monkeypatch.setattr(run_module, "make_loaders", lambda *_: loaders)
 
     def make(*overrides):

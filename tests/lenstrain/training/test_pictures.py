@@ -29,7 +29,16 @@ from lenstrain.training.pictures import (
 )
 from lenstrain.training.train import train
 from lenstrain.training.validate import score_split
-from tests.datasets import tiny_dataset
+from tests.datasets import PAIR, tiny_dataset
+
+
+def test_stamps_of_another_survey_are_shown_in_its_bands(tmp_path):
+    data = Dataset.open(tiny_dataset(tmp_path, 20, geometry=PAIR))
+    rows = np.array([17, 3])
+    found = stamp_pictures(data, "train", rows)
+    assert np.array_equal(found, lupton_rgb(data.read_pixels("train", rows), PAIR))
+    assert stamp_statistics(data, "train", rows).shape == (2, 2, len(PAIR.bands))
+    assert montage(found, columns=2).shape == (PAIR.side, 2 * PAIR.side, 3)
 
 
 def test_the_hardest_are_the_most_wrong_first():

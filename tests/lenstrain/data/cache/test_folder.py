@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from lensprep.dataset import PAYLOAD_OFFSET, RECORD_STRIDE, Dataset
-from lensprep.dataset.layout import shard_bytes
+from lensprep.dataset.geometry import DECALS
 from lensprep.errors import BudgetError, StorageError
 from lensprep.transfer import upload
 from lenstrain.bench.cold import drop_pages
@@ -36,7 +36,7 @@ from tests.waiting import wait_until
 
 ROWS = {"train": 600, "val": 100}
 SHARD_ROWS = 100
-SHARD_BYTES = shard_bytes(SHARD_ROWS)
+SHARD_BYTES = DECALS.shard_bytes(SHARD_ROWS)
 SHARDS = 7
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lensprep.dataset import RECORD_STRIDE
 from lenstrain.data.sources.buffers import ABSENT, HERE, CellBuffers
 from lenstrain.data.sources.cells import cut_into_cells
 
 
 @pytest.fixture
 def buffers():
-    return CellBuffers(cut_into_cells(np.array([0, 5 * 256])), 3, reserve=1)
+    return CellBuffers(cut_into_cells(np.array([0, 5 * 256]), RECORD_STRIDE), 3, reserve=1)
 
 
 def bring(buffers, *cells):

@@ -9,7 +9,7 @@ from lenstrain.data.sources.cells import cut_into_cells
 
 
 def test_no_cell_crosses_a_shard_and_each_row_lies_in_one():
-    cells = cut_into_cells(np.array([0, 300, 300, 700]))  # the second shard is empty
+    cells = cut_into_cells(np.array([0, 300, 300, 700]), RECORD_STRIDE)  # the second shard is empty
     assert cells.bounds.tolist() == [0, 256, 300, 556, 700]
     assert cells.shard.tolist() == [0, 0, 2, 2]
     assert [cells.offset(c) // RECORD_STRIDE for c in range(len(cells))] == [0, 256, 0, 256]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lensprep.dataset import PAYLOAD_OFFSET, RECORD_STRIDE, Dataset
+from lensprep.dataset import PAYLOAD_BYTES, PAYLOAD_OFFSET, RECORD_STRIDE, Dataset
 from lenstrain.data.sources.base import Reading
 from lenstrain.data.sources.local import LocalSource
 from lenstrain.data.sources.mappedrows import copy_rows
@@ -54,7 +54,8 @@ def test_a_source_refuses_room_that_its_rows_do_not_fit(root, out):
 def test_a_row_that_no_shard_holds_is_not_copied(row, starts, bases):
     memory, out = np.zeros(110 * RECORD_STRIDE, np.uint8), np.empty((1, 3, 64, 64), np.float16)
     addresses = np.full(bases, memory.ctypes.data, np.int64)
-    assert not copy_rows(np.array([row]), np.array(starts), addresses, out.ctypes.data)
+    where = np.array(starts), addresses, out.ctypes.data
+    assert not copy_rows(np.array([row]), *where, RECORD_STRIDE, PAYLOAD_BYTES)
 
 
 def test_a_source_gathers_across_shards_in_any_order(root, stored):

@@ -29,7 +29,7 @@ def in_memory(source, rows):
     shards = {path: pages_in_memory(path) for path in source._paths}
     answers = []
     for row in rows:
-        number, offset = row_offset(source._starts, row)
+        number, offset = row_offset(source._starts, row, RECORD_STRIDE)
         there = shards[source._paths[number]]
         first, last = offset // mmap.PAGESIZE, (offset + PAYLOAD_BYTES - 1) // mmap.PAGESIZE
         answers.append(bool(there[first : last + 1].all()))
@@ -151,7 +151,9 @@ def test_neighbours_are_asked_for_together(rows, asked, monkeypatch):
     starts, bases = np.array([0, 10, 20, 30]), np.array([1 << 40, 2 << 40, 0])
     calls = []
     monkeypatch.setattr(mappedrows, "_madvise", lambda *arguments: calls.append(arguments))
-    mappedrows.will_need.py_func(np.array(rows, np.int64), starts, bases)
+    mappedrows.will_need.py_func(
+        np.array(rows, np.int64), starts, bases, RECORD_STRIDE, PAYLOAD_BYTES
+    )
     for (address, size, advice), (shard, row, count) in zip(calls, asked, strict=True):
         begin = (shard << 40) + row * RECORD_STRIDE + PAYLOAD_OFFSET
         end = begin + (count - 1) * RECORD_STRIDE + PAYLOAD_BYTES

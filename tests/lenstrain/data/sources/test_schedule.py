@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lensprep.dataset import RECORD_STRIDE
 from lenstrain.data.sources.buffers import ABSENT, COMING, HERE
 from lenstrain.data.sources.cells import cut_into_cells
 from lenstrain.data.sources.schedule import RUN_CELLS, Schedule
@@ -13,7 +14,7 @@ from lenstrain.data.sources.schedule import RUN_CELLS, Schedule
 @pytest.fixture
 def schedule():
     """Of two shards of twelve cells each."""
-    cells = cut_into_cells(np.array([0, 12, 24]) * 256)
+    cells = cut_into_cells(np.array([0, 12, 24]) * 256, RECORD_STRIDE)
     return Schedule(cells, np.full(len(cells), ABSENT, np.int8))
 
 

@@ -147,7 +147,7 @@ TAR = tar_of(("a.npy", STAMP), ("a.cls", b"1"))
         ([("a.npy", STAMP), ("a.json", b"[" * 50_000)], "sample 'a' has no label"),
         ([("a.npy", STAMP), ("a.json", b'{"label": 0, "label": 1}')], "sample 'a' has no label"),
         ([("a.npy", STAMP), ("a.npy", STAMP), ("a.cls", b"1")], "'a.npy' occurs twice"),
-        ([("a.npy", bytes(2 << 20)), ("a.cls", b"1")], "has a .npy member of 2097152 bytes"),
+        ([("a.npy", bytes(9 << 20)), ("a.cls", b"1")], "has a .npy member of 9437184 bytes"),
         ([("a.npy", STAMP), ("a.cls", b"1"), ("b.npy", STAMP), ("b.cls", b"1"),
           ("a.npy", STAMP), ("a.cls", b"1")], "2 samples of key 'a'"),
         ([("a.1.x.npy", STAMP), ("a.1.cls", b"1"), ("a.2.x.npy", STAMP), ("a.2.cls", b"1")],
