@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
+from lensprep.dataset import DECALS, Geometry
 from lenstrain.evaluation.completeness import AxisBins
 from lenstrain.evaluation.counterfactuals import SMOOTH
 from lenstrain.evaluation.operating import CompletenessTable
@@ -51,19 +52,27 @@ STYLE: dict[str, Any] = {
 WIDTH, HEIGHT = 3.5, 2.8
 """One column of a journal page, inches."""
 
+MOST_DRAWN = 128
+"""Side of a stamp's picture, pixels: a page shows dozens of them, each as wide as a thumb."""
+
 _MOST = 0.5
 """Share of unresolved lenses above which a bin is marked."""
 
 _AXES = {
     "theta_e_arcsec": ("Einstein radius", r"Einstein radius $\theta_\mathrm{E}$ [arcsec]"),
-    "psfsize_r": ("seeing", "PSF FWHM, r band [arcsec]"),
-    "psfdepth_r": ("depth", "Depth, r band, 5σ [mag]"),
+    "psfsize_r": ("seeing", "PSF FWHM, {} band [arcsec]"),
+    "psfdepth_r": ("depth", "Depth, {} band, 5σ [mag]"),
     "arc_snr": ("arc signal-to-noise", "Peak signal-to-noise of the arc"),
     "src_dmag": ("source magnitude", "Source magnitude less lens magnitude"),
     "theta_e_over_psf": ("Einstein radius over seeing", r"$\theta_\mathrm{E}$ / PSF FWHM"),
 }
 AXIS_NAMES = {name: words for name, (words, _) in _AXES.items()}
-AXIS_LABELS = {name: label for name, (_, label) in _AXES.items()}
+
+
+def axis_label(name: str, geometry: Geometry = DECALS) -> str:
+    """Label of an axis; seeing and depth are those of the reference band."""
+    label = _AXES[name][1] if name in _AXES else name
+    return label.replace("{}", geometry.reference_band)
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,23 @@ def new_figure(
         for each in np.ravel(axes):
             each.set_axisbelow(True)
         yield figure, axes
+
+
+def smaller(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures (..., S, S, 3) of at most `MOST_DRAWN` pixels a side, by the mean of whole blocks.
+
+    What is left over by the blocks is cut off all around.
+    """
+    side = pictures.shape[-2]
+    block = -(-side // MOST_DRAWN)
+    if block == 1:
+        return pictures
+    count, edge = side // block, side % block // 2
+    inside = slice(edge, edge + count * block)
+    split = pictures[..., inside, inside, :].reshape(
+        *pictures.shape[:-3], count, block, count, block, 3
+    )
+    return np.rint(split.mean((-4, -2))).astype(np.uint8)
 
 
 def bars(values: ArrayLike, low: ArrayLike, high: ArrayLike) -> NDArray[np.float64]:
@@ -218,7 +244,7 @@ def draw_reliability(tables: Mapping[str, Mapping[str, Sequence[float]]], level:
     )
 
 
-def draw_completeness(tables: Sequence[CompletenessTable]) -> Plot:
+def draw_completeness(tables: Sequence[CompletenessTable], geometry: Geometry = DECALS) -> Plot:
     """Completeness along one axis, one series for each threshold."""
     axis = tables[0].cells.axes[0]
     numbers: dict[str, list[Any]] = {"threshold": []}
@@ -246,7 +272,7 @@ def draw_completeness(tables: Sequence[CompletenessTable]) -> Plot:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set(ylim=(-0.02, 1.02), xlabel=AXIS_LABELS[axis.name], ylabel="Completeness")
+        axes.set(ylim=(-0.02, 1.02), xlabel=axis_label(axis.name, geometry), ylabel="Completeness")
         axes.grid(True)
         axes.legend(title="Threshold at", title_fontsize=7, loc="best")
     return Plot(
@@ -268,7 +294,7 @@ def _centres(axis: AxisBins) -> NDArray[np.float64]:
     return np.asarray(middle, np.float64)
 
 
-def draw_map(table: CompletenessTable) -> Plot:
+def draw_map(table: CompletenessTable, geometry: Geometry = DECALS) -> Plot:
     """Completeness over two axes, with the number of lenses in each cell."""
     x, y = table.cells.axes
     columns = table.cells.columns()
@@ -291,7 +317,7 @@ def draw_map(table: CompletenessTable) -> Plot:
         axes.set_xticks(range(x.size), [x.label(i) for i in range(x.size)])
         axes.set_yticks(range(y.size), [y.label(i) for i in range(y.size)])
         axes.tick_params(length=0)
-        axes.set(xlabel=AXIS_LABELS[x.name], ylabel=AXIS_LABELS[y.name])
+        axes.set(xlabel=axis_label(x.name, geometry), ylabel=axis_label(y.name, geometry))
         figure.colorbar(mesh, ax=axes, label="Completeness", pad=0.02)
     return Plot(
         f"completeness_{x.name}_{y.name}",
@@ -303,7 +329,12 @@ def draw_map(table: CompletenessTable) -> Plot:
     )
 
 
-def draw_strata(entries: Sequence[Mapping[str, Any]], target: float | None, level: float) -> Plot:
+def draw_strata(
+    entries: Sequence[Mapping[str, Any]],
+    target: float | None,
+    level: float,
+    geometry: Geometry = DECALS,
+) -> Plot:
     """False-positive rate in the bins of one quantity."""
     name = entries[0]["column"]
     kept = [entry for entry in entries if entry["fpr"]["value"] is not None]
@@ -328,7 +359,7 @@ def draw_strata(entries: Sequence[Mapping[str, Any]], target: float | None, leve
         axes.set_xlim(-0.5, len(kept) - 0.5)
         axes.set_ylim(bottom=0)
         axes.margins(y=0.35)
-        axes.set(xlabel=AXIS_LABELS.get(name, name), ylabel="False-positive rate")
+        axes.set(xlabel=axis_label(name, geometry), ylabel="False-positive rate")
         figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2, handlelength=1.5)
     return Plot(
         f"fpr_{name}",
@@ -361,7 +392,7 @@ def draw_auroc_by(entries: Mapping[str, Mapping[str, Any]], overall: float, leve
         axes.axhline(0.5, color=GREY, lw=0.8, ls=":", label="chance")
         axes.set_xticks(np.arange(y.size), list(kept))
         axes.set(xlim=(-0.5, y.size - 0.5), ylim=(min(0.48, y.min() - 0.02), 1.005))
-        axes.set(xlabel=AXIS_LABELS["theta_e_arcsec"], ylabel="AUROC")
+        axes.set(xlabel=axis_label("theta_e_arcsec"), ylabel="AUROC")
         axes.legend(loc="best")
     return Plot(
         "auroc_theta_e",
@@ -408,7 +439,7 @@ def draw_pairs(pairs: Mapping[str, Any], least: float, level: float) -> Plot:
         axes.axhline(least, color=RED, lw=0.8, ls="--")
         axes.set_xticks(range(len(bins)), [cell["label"] for cell in bins])
         axes.set(xlim=(-0.5, len(bins) - 0.5), ylim=(-0.03, 1.04))
-        axes.set(xlabel=AXIS_LABELS["theta_e_over_psf"], ylabel="AUROC across families")
+        axes.set(xlabel=axis_label("theta_e_over_psf"), ylabel="AUROC across families")
         figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2, handlelength=1.5)
     return Plot(
         "pairs_theta_e_over_psf",

@@ -12,9 +12,9 @@ from typing import Any
 from lensprep import __version__
 from lensprep.checks.finding import Finding
 from lensprep.configfile import to_mapping
-from lensprep.dataset import Dataset
+from lensprep.dataset import Dataset, Geometry
 from lensprep.dataset.absence import no_run
-from lensprep.errors import ConfigError, StorageError
+from lensprep.errors import ConfigError, ProjectError, StorageError
 from lensprep.store import (
     Uri,
     check_folder,
@@ -30,6 +30,7 @@ from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence, Supplied, check_supplied
 from lenstrain.audit.finding import EXIT_CODES, NotRunError, Outcome, decide
 from lenstrain.audit.report import JSON_NAME, PAGE_NAME, write_report
+from lenstrain.networks.weights import require_geometry
 from lenstrain.training.checkpoint import BEST
 from lenstrain.training.runlog import CHECKPOINTS, CONFIG
 
@@ -81,6 +82,8 @@ def audit(
         If the run or the dataset is not there.
     ConfigError
         If `only` names an item that is not on the list.
+    CheckpointError
+        If the run was trained on stamps of another survey, bands, side or scale.
     """
     config = config or AuditConfig()
     known = [item.name for item in CHECKLIST]
@@ -94,6 +97,7 @@ def audit(
         supplied = _here(supplied or Supplied(), copies)
         check_supplied(supplied)
         evidence = Evidence(folder, Dataset.open(dataset), supplied, run_checks, is_remote(run))
+        _check_stamps(evidence, str(run))
         check_folder(out, JSON_NAME)
         content, findings = _measure(evidence, str(run), config, only, progress)
     with written_folder(out, JSON_NAME) as draft:
@@ -117,6 +121,17 @@ def _here(supplied: Supplied, copies: ExitStack) -> Supplied:
             copy = local_file if str(uri).endswith(".json") else local_folder
             local[name] = copies.enter_context(copy(uri))
     return replace(supplied, **local)  # type: ignore[arg-type]
+
+
+def _check_stamps(evidence: Evidence, run: str) -> None:
+    """Refuse a dataset of other stamps than the run was trained on, with CheckpointError."""
+    try:
+        content = evidence.checkpoint
+    except ProjectError:
+        return  # the items that need it say so
+    dataset = evidence.dataset
+    trained = Geometry.from_dict(content["geometry"])
+    require_geometry(trained, dataset.geometry, run, dataset.uri)
 
 
 def _measure(

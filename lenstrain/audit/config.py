@@ -23,9 +23,9 @@ class DataThresholds:
     """Largest difference of the rejected share between the classes: a larger one selects by label.
     """
 
-    min_separation_arcsec: float = 23.7
-    """Least distance between stamps of different splits: the diagonal of 64 px, so that no pixel of
-    sky is shared."""
+    min_separation_arcsec: float | None = None
+    """Least distance between stamps of different splits. The diagonal of a stamp if not given, so
+    that no pixel of sky is shared: 23.7 for 64 pixels of 0.262 arcsec."""
 
     train_fraction: float | None = None
     """Share of rows that you believe to be in train; not judged if not declared."""

@@ -12,15 +12,14 @@ import scipy.ndimage
 import scipy.sparse
 from numpy.typing import NDArray
 
-from lensprep.dataset import STAMP_SIZE, NormalizationSpec
+from lensprep.dataset import DECALS, Geometry, NormalizationSpec
 from lensprep.dataset.normalization import denormalize, radius_px
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
-from lenstrain.probes.sky import sky_statistics
+from lenstrain.probes.radii import sky_inner_px
+from lenstrain.probes.sky import sky_statistics, stamp_blocks
 
-INNER_PX: Final = 20.0
-"""Beyond this radius lies sky; no two exposures share its noise."""
 CLIP: Final = 3.0
 """Pixels this many times the scatter of the stamp's own sky from its level are neighbours, not
 noise, and do not count."""
@@ -32,8 +31,8 @@ QUARTER: Final = 0.15
 """Correlation of duplicates in every quarter of a stamp; a similar neighbour lies in one only."""
 SMOOTH_PX: Final = 5
 """About the seeing: light varies no faster, noise does."""
-_BLOCK = 1024
-"""Stamps at a time: 50 MB."""
+_LARGE: Final = 4 * DECALS.payload_bytes
+"""Of stamps with more bytes fewer are compared, so that they fit into memory."""
 _SHOWN = 3
 
 Noise = NDArray[np.float32]
@@ -52,9 +51,10 @@ def check_near_duplicates(evidence: Evidence, config: AuditConfig) -> Outcome:
     splits = sorted(evidence.splits, key=lambda name: (name != "train", name))
     if len(splits) < 2:
         raise NotRunError("There is one split only.")
-    rows = {name: limits.copy_train_rows if name == "train" else limits.copy_rows
+    share = min(1.0, _LARGE / evidence.geometry.payload_bytes)
+    rows = {name: int(share * (limits.copy_train_rows if name == "train" else limits.copy_rows))
             for name in splits}  # fmt: skip
-    if evidence.dataset.manifest.normalization.known_parameters is None:
+    if evidence.dataset.manifest.normalization.by_stamp is None:
         mode = evidence.dataset.manifest.normalization.mode
         raise NotRunError(f"Normalisation {mode} is unknown to this version.")
     drawn = {name: _draw(evidence, name, rows[name], config.seed) for name in splits}
@@ -64,7 +64,9 @@ def check_near_duplicates(evidence: Evidence, config: AuditConfig) -> Outcome:
         raise NotRunError("All stamps of a split have a sky without noise: nothing to compare.")
     found: dict[str, list[Pair]] = {}
     for one, two in combinations(splits, 2):
-        found[f"{one}-{two}"] = find_copies(drawn[one], drawn[two], limits.copy_correlation)
+        found[f"{one}-{two}"] = find_copies(
+            drawn[one], drawn[two], limits.copy_correlation, evidence.geometry
+        )
     total = sum(len(pairs) for pairs in found.values())
     looked = {name: len(keys) for name, (keys, _) in drawn.items()}
     worst = sorted((pair for pairs in found.values() for pair in pairs), reverse=True)[:_SHOWN]
@@ -100,10 +102,12 @@ def _draw(evidence: Evidence, split: str, rows: int, seed: int) -> Stamps:
     index = np.sort(rng.choice(len(keys), min(rows, len(keys)), replace=False))
     pixels = evidence.dataset.read_pixels(split, evidence.rows_of(split)[index])
     spec = evidence.dataset.manifest.normalization
-    return keys.take(index).to_pylist(), in_sky_units(pixels, spec)
+    return keys.take(index).to_pylist(), in_sky_units(pixels, spec, evidence.geometry)
 
 
-def in_sky_units(pixels: NDArray[np.float16], spec: NormalizationSpec) -> NDArray[np.float16]:
+def in_sky_units(
+    pixels: NDArray[np.float16], spec: NormalizationSpec, geometry: Geometry = DECALS
+) -> NDArray[np.float16]:
     """Flux less the level of each stamp's and band's own sky, over its scatter, within `CLIP`.
 
     Stored pixels will not do: asinh bends, and on a bright or noisy sky all of it would lie beyond
@@ -111,18 +115,19 @@ def in_sky_units(pixels: NDArray[np.float16], spec: NormalizationSpec) -> NDArra
     but for one whose scatter is 0, which becomes 0 throughout.
     """
     # Any median and scale will do: where the mode has them divided out, level and scatter do too.
-    level, scatter = sky_statistics(pixels, spec, 0.0, 1.0)
+    level, scatter = sky_statistics(pixels, spec, 0.0, 1.0, geometry)
     safe = np.where(scatter > 0, scatter, np.inf)
     made = np.empty_like(pixels)
-    for start in range(0, len(pixels), _BLOCK):
-        part = slice(start, start + _BLOCK)
+    for part in stamp_blocks(pixels):
         flux = denormalize(pixels[part], spec, 0.0, 1.0)
         values = (flux - level[part][..., None, None]) / safe[part][..., None, None]
         made[part] = np.clip(values, -CLIP, CLIP)
     return made
 
 
-def find_copies(first: Stamps, second: Stamps, least: float) -> list[Pair]:
+def find_copies(
+    first: Stamps, second: Stamps, least: float, geometry: Geometry = DECALS
+) -> list[Pair]:
     """Pairs of stamps with the same noise, in any turn or flip: the best for each of `second`.
 
     Every stamp's noise is hashed into `SKETCH` numbers (a count sketch, which keeps inner products
@@ -131,20 +136,21 @@ def find_copies(first: Stamps, second: Stamps, least: float) -> list[Pair]:
 
     Parameters
     ----------
-    first, second : keys and pixels in units of the sky's scatter, shape (n, 3, 64, 64)
+    first, second : keys and pixels in units of the sky's scatter, shape (n, bands, S, S)
     least : float
         Correlation from which two stamps are duplicates.
+    geometry : Geometry
 
     References
     ----------
     .. [1] Charikar, Chen & Farach-Colton 2004, Theor. Comput. Sci. 312, 3.
     """
-    kept = np.concatenate([_sketch(noise) for _, noise in _blocks(first[1])])
+    kept = np.concatenate([_sketch(noise) for _, noise in _blocks(first[1], geometry)])
     found: dict[int, Pair] = {}
-    for start, noise in _blocks(second[1]):
+    for start, noise in _blocks(second[1], geometry):
         for turned in _orientations(noise):
             for theirs, ours in np.argwhere(_sketch(turned) @ kept.T > CANDIDATE):
-                correlation = same_noise(_noise(first[1][ours][None])[0], turned[theirs])
+                correlation = same_noise(_noise(first[1][ours][None], geometry)[0], turned[theirs])
                 row = start + int(theirs)
                 if correlation >= least and (
                     row not in found or found[row].correlation < correlation
@@ -161,8 +167,8 @@ def _orientations(noise: Noise) -> Iterator[Noise]:
 
 
 def same_noise(one: Noise, two: Noise) -> float:
-    """Correlation of two stamps' noise, shape (3, 64, 64); 0 if any quarter does not correlate."""
-    half = STAMP_SIZE // 2
+    """Correlation of two stamps' noise, (bands, S, S); 0 if any quarter does not correlate."""
+    half = one.shape[-1] // 2
     parts = [(..., rows, columns) for rows in (slice(half), slice(half, None))
              for columns in (slice(half), slice(half, None))]  # fmt: skip
     alike = min(_correlation(one[part], two[part]) for part in parts) >= QUARTER
@@ -174,8 +180,8 @@ def _correlation(one: Noise, two: Noise) -> float:
     return float((one * two).sum()) / size if size > 0 else 0.0
 
 
-def _noise(pixels: NDArray[np.float16]) -> Noise:
-    """Sky's noise of stamps, shape (n, 3, 64, 64): 0 in the middle and where a neighbour lies.
+def _noise(pixels: NDArray[np.float16], geometry: Geometry) -> Noise:
+    """Sky's noise of stamps, shape (n, bands, S, S): 0 in the middle and where a neighbour lies.
 
     The mean of the `SMOOTH_PX` pixels around is taken away: what is left varies faster than any
     light behind the seeing, so hosts' wings and gradients, which look alike, do not correlate.
@@ -183,7 +189,7 @@ def _noise(pixels: NDArray[np.float16]) -> Noise:
     values = pixels.astype(np.float32)
     noise = values - scipy.ndimage.uniform_filter(values, (0, 0, SMOOTH_PX, SMOOTH_PX))
     noise[np.abs(values) >= CLIP] = 0.0
-    noise[..., radius_px(STAMP_SIZE) < INNER_PX] = 0.0
+    noise[..., radius_px(geometry.side) < sky_inner_px(geometry)] = 0.0
     return np.asarray(noise, np.float32)
 
 
@@ -204,6 +210,6 @@ def _plan(pixels: int) -> scipy.sparse.csr_matrix:
     return scipy.sparse.csr_matrix((sign, place), shape=(pixels, SKETCH))
 
 
-def _blocks(pixels: NDArray[np.float16]) -> Iterator[tuple[int, Noise]]:
-    for start in range(0, len(pixels), _BLOCK):
-        yield start, _noise(pixels[start : start + _BLOCK])
+def _blocks(pixels: NDArray[np.float16], geometry: Geometry) -> Iterator[tuple[int, Noise]]:
+    for part in stamp_blocks(pixels):
+        yield part.start, _noise(pixels[part], geometry)

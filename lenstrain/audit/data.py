@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lensprep.checks.finding import (
@@ -17,17 +18,16 @@ from lensprep.checks.finding import (
     positions_in_both,
     separations,
 )
-from lensprep.dataset import BANDS
-from lensprep.dataset.layout import COUNTERFACTUAL
+from lensprep.dataset.layout import COUNTERFACTUAL, CUTOUT_LABELS
 from lensprep.dataset.where import compile_where
 from lensprep.tables.positions import read_positions
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
-from lenstrain.audit.leaks import NORM_STATS
+from lenstrain.audit.leaks import norm_stats
 
-REQUIRED = ("key", "label", "region_id", "lens_model", "theta_e_arcsec", *NORM_STATS)
-"""Columns without which labels and leaks cannot be checked."""
+REQUIRED = ("key", "label", "region_id", "lens_model", "theta_e_arcsec")
+"""Columns without which, and without `norm_stats`, labels and leaks cannot be checked."""
 
 Sky = NDArray[np.float64]
 
@@ -36,6 +36,7 @@ def check_schema(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Columns and types are the same in every sidecar, and none that is needed is missing."""
     types: dict[str, set[str]] = {}
     faults: list[str] = []
+    required = (*REQUIRED, *norm_stats(evidence.geometry))
     sidecars = groups = 0
     for split in evidence.splits:
         for shard in evidence.dataset.split(split).shards:
@@ -43,7 +44,7 @@ def check_schema(evidence: Evidence, config: AuditConfig) -> Outcome:
             sidecars, groups = sidecars + 1, groups + footer.num_row_groups
             schema = footer.schema.to_arrow_schema()
             names = set(schema.names)
-            faults += [f"{shard.sidecar} lacks {name}" for name in REQUIRED if name not in names]
+            faults += [f"{shard.sidecar} lacks {name}" for name in required if name not in names]
             for column in schema:
                 types.setdefault(column.name, set()).add(str(column.type))
     faults += [f"{name} is {' and '.join(sorted(t))}" for name, t in types.items() if len(t) > 1]
@@ -105,7 +106,7 @@ def _class_rates(account: Mapping[str, Any]) -> dict[str, float]:
 
 
 def check_label_consistency(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Label against lens model, control flag and Einstein radius."""
+    """Label against lens model, and against control flag and Einstein radius where known."""
     label_map = evidence.dataset.manifest.label_map
     extra = ["is_control"] if "is_control" in evidence.columns else []
     names = ["label", "lens_model", "theta_e_arcsec", *extra]
@@ -118,6 +119,10 @@ def check_label_consistency(evidence: Evidence, config: AuditConfig) -> Outcome:
         "theta_e_arcsec": (table["theta_e_arcsec"].to_numpy() > 0) != (label == 1),
         "is_control": control != (label == 0),
     }
+    models = table["lens_model"].cast(pa.string())
+    cutout = pc.is_in(models, value_set=pa.array(list(CUTOUT_LABELS))).to_numpy()
+    for name in ("theta_e_arcsec", *extra):  # nobody measured these of an object in the sky
+        wrong[name] &= ~(cutout & table[name].is_null(nan_is_null=True).to_numpy())
     conflicts = {name: int(np.count_nonzero(rows)) for name, rows in wrong.items()}
     total = sum(conflicts.values())
     return Outcome(
@@ -156,6 +161,8 @@ def check_split_disjoint(evidence: Evidence, config: AuditConfig) -> Outcome:
     if "brickname" in evidence.columns:
         shared["brickname"] = _shared(evidence, "brickname")
     limit = config.data.min_separation_arcsec
+    if limit is None:
+        limit = round(evidence.geometry.diagonal_arcsec, 1)
     if not {"ra", "dec"} <= set(evidence.columns):
         if not any(shared.values()):
             raise NotRunError(
@@ -181,7 +188,9 @@ def check_split_disjoint(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 def _shared(evidence: Evidence, column: str) -> int:
     tables = (evidence.sidecar(split, [column], everything=True) for split in evidence.splits)
-    values = ([str(value) for value in table[column].unique().to_pylist()] for table in tables)
+    # Nobody states the brick of a cutout: null is no value that splits could share.
+    known = (table[column].drop_null().unique().to_pylist() for table in tables)
+    values = ([str(value) for value in found] for found in known)
     return len(in_several(values))
 
 
@@ -291,15 +300,15 @@ def check_pairing(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 
 def check_forbidden_inputs(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Whether the network gets the pixels of the three bands and nothing else."""
+    """Whether the network gets the pixels of the dataset's bands and nothing else."""
     content = evidence.checkpoint
     first = next((w for w in content["model"].values() if w.ndim == 4), None)
     if first is None:
         raise NotRunError("The checkpoint has no convolution, so its inputs are not known.")
-    channels = int(first.shape[1])
-    inputs = [f"pixels_{band}" for band in BANDS] + [str(n) for n in content.get("inputs", [])]
+    channels, bands = int(first.shape[1]), evidence.geometry.bands
+    inputs = [*evidence.geometry.band_columns("pixels"), *map(str, content.get("inputs", []))]
     forbidden = leaking(inputs)
-    extra = channels - len(BANDS)
+    extra = channels - len(bands)
     where = evidence.config.data.where
     selected = leaking(compile_where(where).columns) if where else []
     bad = bool(forbidden or extra)
@@ -307,12 +316,17 @@ def check_forbidden_inputs(evidence: Evidence, config: AuditConfig) -> Outcome:
     return Outcome(
         passed=not bad,
         measured={"inputs": inputs, "channels": channels, "selected_by": selected},
-        threshold={"channels": len(BANDS), "forbidden": 0},
+        threshold={"channels": len(bands), "forbidden": 0},
         detail=(
             f"The network takes {channels} channels"
             + (f" and {', '.join(forbidden)}, which reveal the label." if forbidden else ".")
             if bad
-            else "The network sees the pixels of g, r and z alone."
+            else f"The network sees the pixels of {_listed(bands)} alone."
         )
         + note,
     )
+
+
+def _listed(bands: Sequence[str]) -> str:
+    """Names in words: ``g, r and z``."""
+    return " and ".join(filter(None, (", ".join(bands[:-1]), bands[-1])))

@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lensprep.configfile import load_config
-from lensprep.dataset import Dataset, ShardInfo
-from lensprep.dataset.layout import COUNTERFACTUAL
+from lensprep.dataset import Dataset, Geometry, ShardInfo
+from lensprep.dataset.layout import COUNTERFACTUAL, REAL
 from lensprep.dataset.sidecar import is_counterfactual, join_tables
 from lensprep.errors import ProjectError, ScoresError, StorageError
 from lensprep.store import Uri, exists, file_sha256, is_remote, local_path
 from lenstrain.audit.finding import NotRunError
 from lenstrain.config import Config
+from lenstrain.evaluation.origins import judge_origins, part_of
 from lenstrain.evaluation.scores import Scores, read_scores
 from lenstrain.pages.page import METRICS_NAME
 from lenstrain.probes.probe import PROBE_NAME
@@ -50,9 +51,10 @@ class Supplied:
     left_out: tuple[str, ...] = ()
     """``COLUMN=VALUE:SCORES`` by runs that were trained without that value."""
     real: Uri | None = None
-    """Scores of real lenses: a table with ``logit``."""
+    """Scores of real lenses: a table with ``logit``. Without it, the dataset's own are judged."""
     confusers: Uri | None = None
-    """Scores of objects that look like lenses: a table with ``kind`` and ``logit``."""
+    """Scores of objects that look like lenses: a table with ``kind`` and ``logit``. Of kinds that
+    it lacks, the dataset's own real rows are judged."""
 
 
 @dataclass
@@ -71,6 +73,11 @@ class Evidence:
     """Whether `run` is a local copy of a remote run: files next to the copy are not the run's."""
     made: dict[str, Any] = field(default_factory=dict, repr=False)
     """What one item computed and another needs too, by name."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """What the dataset's stamps have in common."""
+        return self.dataset.manifest.geometry
 
     @cached_property
     def config(self) -> Config:
@@ -114,6 +121,59 @@ class Evidence:
             f"There are no scores of the test split by this run's best.pt {self._searched}. Make "
             "them with `lenstrain infer --split test`, or name them with --scores."
         )
+
+    @property
+    def judged(self) -> Scores:
+        """The rows of `scores` that the evaluation's headline is of: one origin's, as a rule."""
+        return judge_origins(self.scores, None, self._pooled).scores
+
+    @property
+    def judged_calibration(self) -> Scores:
+        """The rows of `calibration` that its thresholds were chosen on."""
+        if len(self.calibration.origins) == 1:
+            return self.calibration
+        origin = judge_origins(self.scores, None, self._pooled).origin
+        return self.calibration if origin is None else part_of(self.calibration, origin)
+
+    @property
+    def _pooled(self) -> bool:
+        """Whether the evaluation pools origins; no if there is none yet."""
+        with suppress(NotRunError):
+            return self.evaluation.get("origin", "") is None
+        return False
+
+    def judged_of(self, other: Scores) -> Scores:
+        """The rows of another run's scores that are `judged` here."""
+        judged = self.judged
+        if judged.n == other.n:
+            return other
+        return other.where(
+            pc.is_in(other.table["key"], value_set=judged.table["key"].combine_chunks()).to_numpy()
+        )
+
+    def own_real(self, label: int) -> NDArray[np.int64]:
+        """Real rows of a class in the scores, ascending; none that the network was trained on."""
+        try:
+            scores = self.scores
+        except NotRunError:
+            return np.empty(0, np.int64)
+        chosen = (scores.labels == label) & scores.is_of(REAL)
+        if scores.has("split"):
+            chosen &= pc.fill_null(pc.not_equal(scores.table["split"], "train"), True).to_numpy()
+        elif scores.metadata.get("split") == "train":
+            chosen[:] = False
+        return np.flatnonzero(chosen)
+
+    def own_words(self, rows: NDArray[np.int64]) -> str:
+        """Say that these own rows were judged."""
+        split = self.scores.metadata.get("split", "test")
+        return f"Judged: the {len(rows):,} real ones of the dataset itself, in {split}."
+
+    def given(self, option: str, label: int) -> str:
+        """Say that rows given with an option were judged, and which own ones were not."""
+        own = len(self.own_real(label))
+        left = f", not the {own:,} real ones of the dataset itself" if own else ""
+        return f"Judged: those of {option}{left}."
 
     @cached_property
     def evaluation_folder(self) -> Path:
@@ -210,7 +270,7 @@ class Evidence:
         """One result of the probes."""
         entry: dict[str, Any] | None = self.probe["probes"].get(name)
         if entry is None:
-            raise NotRunError(f"The probe {name} could not be run. {not_run(self.probe)}")
+            raise NotRunError(f"The probe {name} could not be run. {not_run(self.probe, name)}")
         return entry
 
     def frozen_threshold(self) -> dict[str, Any]:
@@ -289,7 +349,7 @@ class Evidence:
     def sampled_pixels(
         self, columns: Sequence[str], rows: int
     ) -> tuple[pa.Table, NDArray[np.float16]]:
-        """At most about `rows` rows, spread evenly, with their stored pixels (n, 3, 64, 64).
+        """At most about `rows` rows, spread evenly, with their stored pixels (n, bands, S, S).
 
         Counterfactuals are among them: a finder is trained on their pixels too.
         """

@@ -19,8 +19,8 @@ from lenstrain.evaluation.measure import Measurement, measure
 from lenstrain.evaluation.operating import long_table
 from lenstrain.evaluation.options import EvaluationOptions
 
-NOT_RECOMPUTED: Final = ("comparison", "known_lenses", "selection_function")
-"""Figures that depend on tables other than the scores; they are named, not judged."""
+NOT_RECOMPUTED: Final = ("comparison", "known_lenses", "selection_function", "sim_to_real")
+"""Figures that depend on more than the columns of the scores; they are named, not judged."""
 _WORDS: Final = ("provenance", "notes", "format_version", *NOT_RECOMPUTED)
 RELATIVE: Final = 1e-7
 """Fits stop near 1e-9, and processors differ in the order of sums; this changes no claim."""

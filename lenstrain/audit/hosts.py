@@ -16,17 +16,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lensprep.dataset import BANDS, PIXEL_SCALE_ARCSEC
-from lensprep.dataset.layout import SOURCE_COLOURS
-from lensprep.dataset.sidecar import STATISTICS
+from lensprep.dataset import DECALS, Geometry
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.audit.leaks import run_probe, surely_above
 from lenstrain.pages import interval
-from lenstrain.probes.adding import can_add, coloured, draw_donors, inject, source_width
+from lenstrain.probes.adding import coloured, draw_donors, inject, source_width
 from lenstrain.probes.looking import brightness
 from lenstrain.probes.options import ProbeOptions
+from lenstrain.probes.possible import cannot_add
+from lenstrain.probes.radii import core_px, why_no_core
 from lenstrain.probes.sample import Sample, draw_sample
 from lenstrain.probes.sources import ring
 
@@ -45,9 +45,11 @@ class Compared:
 
 
 def check_brightness_only(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Flux in three bands against that of non-lenses with an arc's light added."""
+    """Flux in each band against that of non-lenses with an arc's light added."""
+    if reason := why_no_core(evidence.geometry, ProbeOptions()):
+        raise NotRunError(f"{reason[0].upper()}{reason[1:]}")
     made, limit = compared(evidence, config), config.science.brightness_upper
-    radius = ProbeOptions().core_px
+    radius = core_px(evidence.geometry, ProbeOptions())
     found = _probe(lambda sample: brightness(sample, radius), made, config, limit)
     passed = not surely_above(found, limit)
     return Outcome(
@@ -64,7 +66,7 @@ def check_norm_stat_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Medians, scales and clipped fractions against those of non-lenses with arcs added."""
     made = compared(evidence, config)
     found = _probe(statistics, made, config, 1.0)
-    gaps = clip_gaps(statistics(made.lenses), statistics(made.injected))
+    gaps = clip_gaps(statistics(made.lenses), statistics(made.injected), evidence.geometry)
     text = ", ".join(
         f"{band} {gap['non_lenses']:.2%} and {gap['lenses']:.2%} (d = {gap['cohen_d']:.2f})"
         for band, gap in gaps.items()
@@ -96,14 +98,16 @@ def compared(evidence: Evidence, config: AuditConfig) -> Compared:
     if "hosts" in evidence.made:
         return cast(Compared, evidence.made["hosts"])
     sample = draw_sample(evidence.dataset, "train", config.data.host_rows, config.seed)
-    if not can_add(sample) or not sample.has("theta_e_arcsec"):
+    lacking = "" if sample.has("theta_e_arcsec") else "the sidecar lacks theta_e_arcsec."
+    if reason := cannot_add(sample) or lacking:
         raise NotRunError(
-            "The sidecars do not say what was injected (total_injected_flux_r, "
-            f"{', '.join(SOURCE_COLOURS)}, theta_e_arcsec, psf_fwhm_used_r), so what arcs explain "
-            "is not known. Convert again with these columns."
+            f"What was injected is not known, and so not what arcs explain: {reason} Convert the "
+            "source again with it, if it has it."
         )
     seen = sample.numbers("psfsize_r") > 0
-    lenses, controls = (sample.take(seen & (sample.labels == k)) for k in (1, 0))
+    injected = sample.numbers("theta_e_arcsec") > 0  # real lenses have arcs of another kind
+    lenses = sample.take(seen & injected & (sample.labels == 1))
+    controls = sample.take(seen & (sample.labels == 0))
     made = Compared(lenses, controls, with_arcs(controls, sample, config.seed))
     evidence.made["hosts"] = made
     return made
@@ -116,18 +120,20 @@ def with_arcs(controls: Sample, sample: Sample, seed: int) -> Sample:
     seeing; it is added in flux, and the statistics move by what it changes (`add_flux`).
     """
     donors = draw_donors(sample, len(controls.labels), seed)
-    radius = np.nan_to_num(donors.numbers("theta_e_arcsec"))[:, None] / PIXEL_SCALE_ARCSEC
-    light = coloured(ring(radius, source_width(controls, donors)), donors)
+    geometry = controls.geometry
+    radius = np.nan_to_num(donors.numbers("theta_e_arcsec"))[:, None] / geometry.pixel_scale_arcsec
+    light = coloured(ring(radius, source_width(controls, donors), geometry.side), donors)
     pixels, *statistics = inject(controls, light)
     table = controls.table
-    for name, values in zip(STATISTICS, np.concatenate(statistics, axis=1).T, strict=True):
+    names = geometry.band_columns("median", "scale")
+    for name, values in zip(names, np.concatenate(statistics, axis=1).T, strict=True):
         column = pa.array(values.astype(np.float32))
         table = table.set_column(table.column_names.index(name), name, column)
     return replace(controls, pixels=pixels, table=table)
 
 
 def statistics(sample: Sample) -> Floats:
-    """Median, scale and clipped fraction of each band; shape (n, 9)."""
+    """Median, scale and clipped fraction of each band; shape (n, 3 x bands)."""
     clipped = np.abs(sample.pixels) >= sample.spec.clip
     return np.concatenate([*sample.statistics(), clipped.mean(axis=(2, 3))], axis=1).astype(float)
 
@@ -145,10 +151,13 @@ def _probe(
     return found | {"without_injection": without["value"]}
 
 
-def clip_gaps(lenses: Floats, others: Floats) -> dict[str, dict[str, float]]:
+def clip_gaps(
+    lenses: Floats, others: Floats, geometry: Geometry = DECALS
+) -> dict[str, dict[str, float]]:
     """Mean clipped fraction of both in each band, and Cohen's d, from `statistics`."""
     found = {}
-    for band, one, zero in zip(BANDS, lenses[:, -3:].T, others[:, -3:].T, strict=True):
+    clipped = (values[:, -len(geometry.bands) :].T for values in (lenses, others))
+    for band, one, zero in zip(geometry.bands, *clipped, strict=True):
         pooled = np.sqrt((one.var(ddof=1) + zero.var(ddof=1)) / 2)
         d = (one.mean() - zero.mean()) / pooled if pooled > 0 else 0.0
         found[band] = {"non_lenses": float(zero.mean()), "lenses": float(one.mean()),

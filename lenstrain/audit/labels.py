@@ -12,10 +12,10 @@ from scipy import stats
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import Outcome
+from lenstrain.evaluation.linear import auroc_by_region
 from lenstrain.evaluation.scores import Scores
 from lenstrain.evaluation.threshold import unique_rows
 from lenstrain.pages import interval
-from lenstrain.probes.linear import auroc_by_region
 from lenstrain.probes.options import ProbeOptions
 
 TOP: Final = 0.1
@@ -35,7 +35,7 @@ def check_label_noise(evidence: Evidence, config: AuditConfig) -> Outcome:
     lenses and score like lenses: the threshold that flags the top `TOP` of the lenses flags them
     at the same rate, whereas the finder's own mistakes become rare at the top.
     """
-    scores, limits = evidence.scores, config.scores
+    scores, limits = evidence.judged, config.scores
     first = unique_rows(scores.identity)
     area = auroc_by_region(
         scores.labels[first], scores.logits[first], scores.region[first],

@@ -10,17 +10,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lensprep.checks.finding import MAX_CATEGORIES, leaking
-from lensprep.dataset import BANDS
+from lensprep.dataset import Geometry
 from lensprep.dataset.layout import COUNTERFACTUAL, DONOR_TASK, HOST_TASK
-from lensprep.dataset.sidecar import STATISTICS
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
+from lenstrain.evaluation.linear import linear_probe, shuffled_areas
 from lenstrain.pages import interval
-from lenstrain.probes.linear import linear_probe, shuffled_areas
-
-NORM_STATS = (*STATISTICS, *(f"clip_frac_{band}" for band in BANDS))
-"""What normalisation measured of a stamp."""
 
 IDENTITY = ("key", "label", "task_id", "task_seed64", "pixel_hash", "payload_crc32", "source_file",
             "source_row_group", "source_row", "region_split", "split", "region_id", "brickname",
@@ -31,6 +27,11 @@ SHUFFLES = 39
 """One of 40 is 2.5 %."""
 
 Floats = NDArray[np.float64]
+
+
+def norm_stats(geometry: Geometry) -> tuple[str, ...]:
+    """Columns with what normalisation measured of a stamp."""
+    return geometry.band_columns("median", "scale", "clip_frac")
 
 
 def surely_above(found: Mapping[str, Any], limit: float) -> bool:
@@ -47,7 +48,7 @@ def surely_above(found: Mapping[str, Any], limit: float) -> bool:
 
 def check_metadata_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Logistic regression on every column that is known of an unlabelled stamp, regions apart."""
-    left_out = {*leaking(evidence.columns), *IDENTITY, *NORM_STATS}
+    left_out = {*leaking(evidence.columns), *IDENTITY, *norm_stats(evidence.geometry)}
     allowed = [name for name in evidence.columns if name not in left_out]
     table = evidence.sampled([*allowed, "label", "region_id"], config.data.probe_rows)
     features, used = metadata_features(table.select(allowed))
@@ -102,8 +103,8 @@ def run_probe(
     Returns
     -------
     dict
-        As `lenstrain.probes.linear.auroc_by_region`, and ``shuffled_highest``, the highest AUROC
-        of the shuffles, None if there was no need.
+        As `lenstrain.evaluation.linear.auroc_by_region`, and ``shuffled_highest``, the highest
+        AUROC of the shuffles, None if there was no need.
 
     Raises
     ------

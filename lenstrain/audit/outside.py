@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lensprep.dataset.layout import KIND, REAL
 from lensprep.errors import ScoresError
 from lensprep.tables.reader import read_table, require_columns
 from lenstrain.audit.config import AuditConfig
@@ -33,8 +35,8 @@ def check_leave_one_out(evidence: Evidence, config: AuditConfig) -> Outcome:
     cells = {}
     for text in evidence.supplied.left_out:
         column, value, path = parse_left_out(text)
-        other = evidence.other_scores(path)
-        cells[f"{column}={value}"] = _left_out(evidence.scores, other, column, value, config)
+        other = evidence.judged_of(evidence.other_scores(path))
+        cells[f"{column}={value}"] = _left_out(evidence.judged, other, column, value, config)
     allowed = config.science.left_out_drop
     failed = [name for name, cell in cells.items()
               if cell["drop"] > allowed and cell["left_out"] < cell["low"]]  # fmt: skip
@@ -85,21 +87,18 @@ def _lenses_with(table: Scores, column: str, value: str) -> NDArray[np.bool_]:
 
 def check_confusers(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Spirals, rings, edge-ons, mergers: the share of each that passes as a lens."""
-    kinds = _kinds(evidence, "spirals, rings, edge-ons and mergers")
     special = (*BLANK_KINDS, *ARTEFACT_KINDS)
-    chosen = {kind: logits for kind, logits in kinds.items() if kind not in special}
+    chosen, whose = _kinds(evidence, lambda kind: kind not in special)
     if not chosen:
-        raise NotRunError("The table of confusers has blank fields and artefacts only.")
-    return _judge(chosen, evidence, config)
+        raise _none_of(evidence, "spirals, rings, edge-ons or mergers", "spiral")
+    return _judge(chosen, whose, evidence, config)
 
 
 def check_blank(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Blank fields that pass as a lens; synthetic ones from the probes if no real are given."""
-    if evidence.supplied.confusers is not None:
-        kinds = _kinds(evidence, "blank fields")
-        chosen = {kind: logits for kind, logits in kinds.items() if kind in BLANK_KINDS}
-        if chosen:
-            return _judge(chosen, evidence, config)
+    """Blank fields that pass as a lens; synthetic ones from the probes if there are no real."""
+    chosen, whose = _kinds(evidence, lambda kind: kind in BLANK_KINDS)
+    if chosen:
+        return _judge(chosen, whose, evidence, config)
     cell = evidence.probed("ring_probe")["blank"]
     base = evidence.probe["threshold"]
     allowed = config.science.confuser_factor * base["fpr"]
@@ -114,29 +113,51 @@ def check_blank(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 def check_artefacts(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Bleed trails, spikes, ghosts and satellites that pass as a lens."""
-    kinds = _kinds(evidence, "artefacts")
-    chosen = {kind: logits for kind, logits in kinds.items() if kind in ARTEFACT_KINDS}
+    chosen, whose = _kinds(evidence, lambda kind: kind in ARTEFACT_KINDS)
     if not chosen:
-        raise NotRunError("The table of confusers has no rows of kind artefact.")
-    return _judge(chosen, evidence, config)
+        raise _none_of(evidence, "artefacts", "artefact")
+    return _judge(chosen, whose, evidence, config)
 
 
-def _kinds(evidence: Evidence, what: str) -> dict[str, NDArray[np.float64]]:
+Kinds = dict[str, NDArray[np.float64]]
+"""Logits of non-lenses by kind."""
+
+
+def _none_of(evidence: Evidence, what: str, kind: str) -> NotRunError:
+    if evidence.supplied.confusers is not None:
+        return NotRunError(f"The table of confusers has no {what}: add them, kind {kind}.")
+    return NotRunError(
+        f"No {what} were supplied, and the scores have none of their own (origin {REAL}, kind "
+        f"{kind}). Convert labelled real ones into the test split, or score them with `lenstrain "
+        "infer`, add a column `kind`, and name the table with --confusers."
+    )
+
+
+def _kinds(evidence: Evidence, wanted: Callable[[str], bool]) -> tuple[Kinds, str]:
+    """Given non-lenses of the wanted kinds, else the dataset's own; and whose they are in words."""
     path = evidence.supplied.confusers
-    if path is None:
-        raise NotRunError(
-            f"No {what} were supplied. Convert labelled real ones, score them with `lenstrain "
-            "infer`, add a column `kind`, and name the table with --confusers."
-        )
-    table = read_logits(path, ["kind"])
-    kinds = np.array([str(kind) for kind in table["kind"].to_pylist()])
-    logits = logits_of(table)
-    return {str(kind): logits[kinds == kind] for kind in np.unique(kinds)}
+    if path is not None:
+        table = read_logits(path, ["kind"])
+        kinds = np.array([str(kind) for kind in table["kind"].to_pylist()])
+        if found := _by_kind(kinds, logits_of(table), wanted):
+            return found, evidence.given("--confusers", 0)
+    rows = evidence.own_real(0)
+    if not rows.size or not evidence.scores.has(KIND):
+        return {}, ""
+    codes, names = evidence.scores.codes(KIND)
+    rows = rows[codes[rows] >= 0]
+    kinds = np.array(names)[codes[rows]]
+    found = _by_kind(kinds, evidence.scores.logits[rows], wanted)
+    return found, evidence.own_words(rows[np.isin(kinds, list(found))])
 
 
-def _judge(
-    kinds: dict[str, NDArray[np.float64]], evidence: Evidence, config: AuditConfig
-) -> Outcome:
+def _by_kind(
+    kinds: NDArray[np.str_], logits: NDArray[np.float64], wanted: Callable[[str], bool]
+) -> Kinds:
+    return {str(kind): logits[kinds == kind] for kind in np.unique(kinds) if wanted(str(kind))}
+
+
+def _judge(kinds: Kinds, whose: str, evidence: Evidence, config: AuditConfig) -> Outcome:
     frozen = evidence.frozen_threshold()
     # The rate that was aimed at, where none of these non-lenses was flagged.
     overall = float(frozen["fpr"]["value"]) or float(frozen["target_fpr"] or 0.0)
@@ -153,7 +174,7 @@ def _judge(
         passed=not failed,
         measured={"kinds": cells, "overall": overall},
         threshold={"share": allowed},
-        detail=f"Flagged: {listed}; all non-lenses {overall:.2%}."
+        detail=f"Flagged: {listed}; all non-lenses {overall:.2%}. {whose}"
         + (f" Too many: {', '.join(failed)}." if failed else ""),
     )
 
@@ -161,13 +182,17 @@ def _judge(
 def check_real_lenses(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Recall of real lenses, found in imaging, at the frozen threshold."""
     path, limits = evidence.supplied.real, config.science
-    if path is None:
+    rows = evidence.own_real(1)
+    if path is not None:
+        logits, whose = logits_of(read_logits(path)), evidence.given("--real", 1)
+    elif rows.size:
+        logits, whose = evidence.scores.logits[rows], evidence.own_words(rows)
+    else:
         raise NotRunError(
-            "No real lenses were supplied. Convert at least "
-            f"{limits.min_real} that were found in comparable imaging, score them with `lenstrain "
-            "infer`, and name the table with --real."
+            f"No real lenses were supplied, and the scores have none of their own (origin {REAL}). "
+            f"Convert at least {limits.min_real} that were found in comparable imaging into the "
+            "test split, or score them with `lenstrain infer` and name the table with --real."
         )
-    logits = logits_of(read_logits(path))
     cut = evidence.frozen_threshold()["threshold"]
     hits, n = int((logits > cut).sum()), len(logits)
     low, high = (float(end) for end in wilson(hits, n))
@@ -175,6 +200,6 @@ def check_real_lenses(evidence: Evidence, config: AuditConfig) -> Outcome:
         passed=n >= limits.min_real and low > limits.real_lower,
         measured={"recovered": hits, "n": n, "recall": hits / n, "low": low, "high": high},
         threshold={"n": limits.min_real, "low": limits.real_lower},
-        detail=f"{hits} of {n} real lenses pass: {hits / n:.1%} [{low:.1%}, {high:.1%}]."
+        detail=f"{hits} of {n} real lenses pass: {hits / n:.1%} [{low:.1%}, {high:.1%}]. {whose}"
         + ("" if n >= limits.min_real else f" Fewer than {limits.min_real} say little."),
     )

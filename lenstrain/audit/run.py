@@ -101,7 +101,7 @@ def evaluation_faults(evidence: Evidence) -> list[str]:
 def _threshold_faults(evidence: Evidence) -> list[str]:
     """Why the split that the threshold came from is not independent of training and of test."""
     try:
-        reasons = judge_calibration_split(evidence.scores, evidence.calibration).reasons
+        reasons = judge_calibration_split(evidence.judged, evidence.judged_calibration).reasons
     except NotRunError as error:
         split = evidence.evaluation.get("calibration_split")
         if split is None or evidence.supplied.calibration_scores is not None:
@@ -149,7 +149,8 @@ def check_seeds(evidence: Evidence, config: AuditConfig) -> Outcome:
             "score the same split, and name the scores with --seed-scores (repeatable)."
         )
     fpr = config.scores.seed_fpr
-    tables = [evidence.scores, *(evidence.other_scores(path) for path in named)]
+    others = [evidence.judged_of(evidence.other_scores(path)) for path in named]
+    tables = [evidence.judged, *others]
     different = len({str(t.metadata.get("checkpoint_sha256", t.path)) for t in tables})
     values = [tpr_at_fpr(roc_curve(t.labels, t.logits), fpr).tpr for t in tables]
     spread = float(np.ptp(values)) / 2

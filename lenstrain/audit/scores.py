@@ -22,10 +22,10 @@ from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.evaluation.metrics import auroc, largest_tie, roc_curve, step_bounds, tied_rows
 from lenstrain.evaluation.rate_table import support_reason, supports_of
 from lenstrain.evaluation.threshold import unique_rows
-from lenstrain.scoretable import AXIS_COLUMNS
+from lenstrain.scoretable import AXIS_COLUMNS, SOURCE_COLUMNS
 
 COMPARED: Final = ("label", "region_id", "pixel_hash", "lens_model", *AXIS_COLUMNS,
-                   COUNTERFACTUAL, HOST_TASK, DONOR_TASK)  # fmt: skip
+                   COUNTERFACTUAL, HOST_TASK, DONOR_TASK, *SOURCE_COLUMNS)  # fmt: skip
 """Columns of a scores table that figures depend on; they must equal the sidecar's, row by row."""
 
 
@@ -85,6 +85,9 @@ def _origin_faults(evidence: Evidence) -> list[str]:
     if stated is not None and stated != dataset.dataset_id:
         faults.append(f"the table was scored on dataset {str(stated)[:12]}, not on "
                       f"{dataset.dataset_id[:12]}")  # fmt: skip
+    geometry = metadata.get("geometry")
+    if geometry is not None and geometry != dataset.geometry.to_dict():
+        faults.append("its stamps are not such as the dataset's")
     normalization = metadata.get("normalization")
     if normalization is None:
         return faults
@@ -122,7 +125,7 @@ def check_score_resolution(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 def check_roc_sanity(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Reported rates rise together, and the reported AUROC is possible given them and right."""
-    scores, report = evidence.scores, evidence.evaluation
+    scores, report = evidence.judged, evidence.evaluation
     points = [
         (entry["fp"] / int((scores.labels == 0).sum()), entry["value"])
         for entry in report["tpr_at_fpr"].values()
@@ -160,7 +163,7 @@ def roc_faults(points: list[tuple[float, float]], value: float) -> list[str]:
 
 def check_fpr_support(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Non-lenses of the split the threshold came from against what each claimed rate needs."""
-    scores, delta = evidence.calibration, config.scores.delta
+    scores, delta = evidence.judged_calibration, config.scores.delta
     found = supports_of(scores, config.scores.claimed_fprs, delta)
     supports = {
         f"{fpr:g}": support for fpr, support in zip(config.scores.claimed_fprs, found, strict=True)

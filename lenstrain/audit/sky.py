@@ -2,60 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lensprep.dataset import BANDS
+from lensprep.dataset import DECALS, Geometry
 from lensprep.dataset.normalization import (
     MAD_TO_SIGMA,
     band_statistics,
     denormalize,
     normalize,
 )
-from lensprep.dataset.sidecar import STATISTICS, read_statistics
+from lensprep.dataset.sidecar import read_statistics
 from lensprep.errors import ConfigError
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.audit.leaks import run_probe, surely_above
 from lenstrain.pages import interval
-from lenstrain.probes.sky import sky_statistics
-from lenstrain.probes.views import SKY_INNER_PX
-
-_BLOCK: Final = 1024
-"""Stamps at a time: 100 MB in float64."""
+from lenstrain.probes.radii import sky_inner_px
+from lenstrain.probes.sky import sky_statistics, stamp_blocks
 
 Floats = NDArray[np.float64]
 
 
 def check_sky_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Level and scatter of the sky, in flux and relative to those of the same brick, by label."""
-    limits = config.data
+    limits, geometry = config.data, evidence.geometry
     group = "brickname" if "brickname" in evidence.columns else "region_id"
-    names = list(dict.fromkeys(["label", "region_id", group, *STATISTICS]))
+    names = list(dict.fromkeys(["label", "region_id", group, *_statistics(geometry)]))
     table, pixels = evidence.grouped_pixels(group, names, limits.sky_rows, config.seed)
     spec = evidence.dataset.manifest.normalization
-    level, scatter = sky_statistics(pixels, spec, *read_statistics(table))
-    features = sky_features(level, scatter, np.array(table[group].cast(pa.string()).to_pylist()))
+    level, scatter = sky_statistics(pixels, spec, *read_statistics(table, geometry), geometry)
+    features = sky_features(level, scatter, places(table, group))
     found = run_probe(features, table, config, limits.sky_upper)
     passed = not surely_above(found, limits.sky_upper)
+    gaps = class_gaps(features, table["label"].to_numpy(), geometry)
     return Outcome(
         passed=passed,
-        measured=found | {"rows": table.num_rows} | class_gaps(features, table["label"].to_numpy()),
+        measured=found | {"rows": table.num_rows} | gaps,
         threshold={"upper": limits.sky_upper, "blocks_above_lower": limits.sky_lower},
         severity="blocker" if passed or found["low"] > limits.sky_lower else "warn",
         detail=f"AUROC {interval(found)} from level and scatter of the sky beyond "
-        f"{SKY_INNER_PX:g} px, over {found['regions']} regions."
+        f"{sky_inner_px(geometry):g} px, over {found['regions']} regions."
         + ("" if passed else " The sky separates the classes: they were calibrated, subtracted "
            "or scaled differently."),
     )  # fmt: skip
 
 
+def places(table: pa.Table, group: str) -> NDArray[Any]:
+    """The brick of each row; the region of those without one, as rows of catalogues are."""
+    regions = pc.binary_join_element_wise("region", table["region_id"].cast(pa.string()), " ")
+    return np.array(pc.coalesce(table[group].cast(pa.string()), regions).to_pylist())
+
+
 def sky_features(level: Floats, scatter: Floats, group: NDArray[Any]) -> Floats:
-    """How a stamp's sky differs from that of its group, the brick or region; shape (n, 6).
+    """How a stamp's sky differs from that of its group, the brick or region; (n, 2 x bands).
 
     The logarithm of the scatter and the level in units of the scatter, each less its mean over the
     group: stamps of a brick share seeing, depth and errors of sky subtraction, so what remains is
@@ -70,13 +75,19 @@ def sky_features(level: Floats, scatter: Floats, group: NDArray[Any]) -> Floats:
     return np.asarray(values - means[index], np.float64)
 
 
-def class_gaps(features: Floats, labels: NDArray[Any]) -> dict[str, Any]:
+def _statistics(geometry: Geometry) -> tuple[str, ...]:
+    return geometry.band_columns("median", "scale")
+
+
+def class_gaps(
+    features: Floats, labels: NDArray[Any], geometry: Geometry = DECALS
+) -> dict[str, Any]:
     """Median of each feature of the lenses minus that of the non-lenses, by band."""
     gap = np.median(features[labels == 1], axis=0) - np.median(features[labels == 0], axis=0)
-    bands = len(BANDS)
+    scatter, level = np.split(gap, 2)
     return {
-        "log_scatter_gap": dict(zip(BANDS, gap[:bands].tolist(), strict=True)),
-        "level_gap": dict(zip(BANDS, gap[bands:].tolist(), strict=True)),
+        "log_scatter_gap": dict(zip(geometry.bands, scatter.tolist(), strict=True)),
+        "level_gap": dict(zip(geometry.bands, level.tolist(), strict=True)),
     }
 
 
@@ -84,10 +95,12 @@ def check_normalization(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Statistics of the stored pixels, back in flux, against those that conversion measured."""
     limits = config.data
     spec = evidence.dataset.manifest.normalization
-    if spec.known_parameters is None:
+    if spec.by_stamp is None:
         raise NotRunError(f"Normalisation {spec.mode} is unknown to this version.")
-    table, pixels = evidence.sampled_pixels(["label", "key", *STATISTICS], limits.normalized_rows)
-    median, scale = read_statistics(table)
+    table, pixels = evidence.sampled_pixels(
+        ["label", "key", *_statistics(evidence.geometry)], limits.normalized_rows
+    )
+    median, scale = read_statistics(table, evidence.geometry)
     flat = np.flatnonzero(~(scale > 0).all(axis=1))
     if len(flat):
         raise ConfigError(
@@ -95,9 +108,7 @@ def check_normalization(evidence: Evidence, config: AuditConfig) -> Outcome:
             f"positive, such as {table['key'][int(flat[0])].as_py()}. Convert again."
         )
     off = np.concatenate([
-        _off(pixels[start : start + _BLOCK], spec, median[start : start + _BLOCK],
-             scale[start : start + _BLOCK])
-        for start in range(0, len(pixels), _BLOCK)
+        _off(pixels[part], spec, median[part], scale[part]) for part in stamp_blocks(pixels)
     ])  # fmt: skip
     allowed = limits.normalization_tolerance
     wrong = np.flatnonzero(~(off <= allowed))
@@ -137,7 +148,7 @@ def _off(
 def _step(
     flux: NDArray[np.float32], spec: Any, median: NDArray[np.float32], scale: NDArray[np.float32]
 ) -> Floats:
-    """Flux from the float16 that stands for `flux` to the next away from zero; shape (n, 3)."""
+    """Flux from the float16 that stands for `flux` to the next away from zero; shape (n, bands)."""
     stored = normalize(flux[..., None, None], spec, median, scale)
     following = np.nextafter(stored, np.copysign(np.float16(np.inf), stored))
     here, there = (denormalize(value, spec, median, scale) for value in (stored, following))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lensprep.checks.finding import auroc_error
-from lensprep.dataset import Dataset
+from lensprep.dataset import DECALS, Dataset, Geometry
 from lensprep.dataset.writer import write_dataset
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.data import hash_numbers
@@ -57,8 +57,15 @@ def check_overfit_64(evidence: Evidence, config: AuditConfig) -> Outcome:
     pixels = evidence.dataset.read_pixels("train", rows)
     if len(np.unique(labels)) < 2:
         raise NotRunError("train has one class only.")
-    loss, steps, _ = fit(evidence.config.model, pixels, labels, limits.overfit_steps, config,
-                         enough=limits.overfit_loss)  # fmt: skip
+    loss, steps, _ = fit(
+        evidence.config.model,
+        pixels,
+        labels,
+        limits.overfit_steps,
+        config,
+        geometry=evidence.dataset.geometry,
+        enough=limits.overfit_loss,
+    )
     passed = loss < limits.overfit_loss
     return Outcome(
         passed=passed,
@@ -75,6 +82,8 @@ def fit(
     labels: NDArray[Any],
     steps: int,
     config: AuditConfig,
+    *,
+    geometry: Geometry = DECALS,
     enough: float = 0.0,
 ) -> tuple[float, int, Scorer]:
     """Train a new network on batches of 64 stamps until its loss is below `enough` or not a number.
@@ -90,7 +99,8 @@ def fit(
     """
     device = choose_device(config.run.device)
     with seeded(config.seed, device), full_float32():
-        model = build_model(replace(model_config, weights=None, dropout=0.0)).to(device).train()
+        plain = replace(model_config, weights=None, dropout=0.0)
+        model = build_model(plain, geometry).to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
         rng = np.random.default_rng(config.seed)
         loss, step = math.inf, 0
@@ -118,7 +128,9 @@ def check_permuted_labels(evidence: Evidence, config: AuditConfig) -> Outcome:
         _draw(evidence, split, limits.permuted_rows) for split in ("train", "val")
     )
     known, truth = random_labels(images, others, config.seed)
-    scorer = fit(evidence.config.model, pixels, known, limits.permuted_steps, config)[2]
+    geometry = evidence.dataset.geometry
+    steps = limits.permuted_steps
+    scorer = fit(evidence.config.model, pixels, known, steps, config, geometry=geometry)[2]
     area = auroc(roc_curve(truth, scorer(held_out)))
     error = auroc_error(int((truth == 1).sum()), int((truth == 0).sum()))
     distance = abs(area - 0.5) / error
@@ -192,6 +204,7 @@ def short_config(config: Config) -> Config:
             where=None,
             limit=None,
             sample_weights=None,
+            rates={},
             cache_dir=None,
             counterfactual_share=0.0,
         ),
@@ -287,7 +300,15 @@ def write_part(dataset: Dataset, out: Path, rows: int, seed: int) -> str:
         index = _some_of_each(table["label"].to_numpy(), rows, rng)
         names = [name for name in table.column_names if name != "payload_crc32"]
         parts[split] = (dataset.read_pixels(split, index), table.select(names).take(index))
-    write_dataset(out, parts, dataset.manifest.normalization, shard_rows=128)
+    manifest = dataset.manifest
+    write_dataset(
+        out,
+        parts,
+        manifest.normalization,
+        shard_rows=128,
+        geometry=manifest.geometry,
+        label_map=manifest.label_map,
+    )
     return str(out)
 
 

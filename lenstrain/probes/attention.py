@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import nn
 
-from lensprep.dataset.normalization import denormalize
 from lensprep.dataset.rgb import lupton_rgb
 from lenstrain.probes.attribution import (
     Maps,
@@ -24,6 +23,7 @@ from lenstrain.probes.attribution import (
 )
 from lenstrain.probes.looking import Baseline
 from lenstrain.probes.options import ProbeOptions
+from lenstrain.probes.radii import to_px
 from lenstrain.probes.sample import Sample
 from lenstrain.probes.scoring import Scorer
 from lenstrain.training.run import seeded
@@ -45,12 +45,16 @@ def measure_attention(base: Baseline, scorer: Scorer, options: ProbeOptions) -> 
     """Draw maps of the lenses whose arcs are brightest and largest, and of the worst non-lenses."""
     rows = _choose(base, options.attribution)
     stamps, logits = base.sample.take(rows), base.logits[rows]
+    geometry = stamps.geometry
+    patch, stride = (max(1, round(to_px(side, geometry))) for side in
+                     (options.occlusion_arcsec, options.occlusion_stride_arcsec))  # fmt: skip
     occlusion = occlusion_maps(
         scorer,
         stamps.pixels,
-        patch=options.occlusion_px,
-        stride=options.occlusion_stride_px,
+        patch=min(patch, geometry.side),
+        stride=stride,
         seed=options.seed,
+        geometry=geometry,
     )
     gradcam = gradcam_maps(scorer.model, stamps.pixels, scorer.device)
     random = gradcam_maps(randomised(scorer.model, options.seed), stamps.pixels, scorer.device)
@@ -58,7 +62,7 @@ def measure_attention(base: Baseline, scorer: Scorer, options: ProbeOptions) -> 
         "stamps": len(rows),
         "randomised_correlation": _rank_correlation(gradcam, random),
     } | _on_arcs(stamps, occlusion, gradcam, window_side(scorer.model, occlusion.shape[-1]))
-    pictures = lupton_rgb(denormalize(stamps.pixels, stamps.spec, *stamps.statistics()))
+    pictures = lupton_rgb(stamps.flux(), geometry)
     return Attention(stamps, logits, pictures, occlusion, gradcam, entry)
 
 
@@ -94,7 +98,7 @@ def _on_arcs(stamps: Sample, occlusion: Maps, gradcam: Maps, window: int) -> dic
         return {"occlusion_mass_over_area": None, "gradcam_mass_over_area": None}
     lens = stamps.labels == 1
     theta, fwhm = (stamps.numbers(name)[lens] for name in ("theta_e_arcsec", "psfsize_r"))
-    masks = arc_masks(theta, fwhm, occlusion.shape[-1])
+    masks = arc_masks(theta, fwhm, occlusion.shape[-1], stamps.geometry.pixel_scale_arcsec)
     found = {}
     for name, maps in (("occlusion", occlusion), ("gradcam", gradcam)):
         ratio = mass_over_area(maps[lens], masks, window)

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lensprep.dataset import PIXEL_SCALE_ARCSEC
+from lensprep.dataset import DECALS, Geometry
 from lensprep.dataset.normalization import radius_px
-from lenstrain.probes.scoring import Scorer
+from lenstrain.probes.scoring import BATCH, Scorer
 from lenstrain.probes.views import fill_with_sky
 from lenstrain.training.validate import full_float32
 
@@ -19,17 +19,24 @@ Maps = NDArray[np.float64]
 
 
 def occlusion_maps(
-    scorer: Scorer, pixels: NDArray[np.float16], *, patch: int, stride: int, seed: int
+    scorer: Scorer,
+    pixels: NDArray[np.float16],
+    *,
+    patch: int,
+    stride: int,
+    seed: int,
+    geometry: Geometry = DECALS,
 ) -> Maps:
     """Logit that is lost when a square is replaced by sky, averaged over the squares on a pixel.
 
     Parameters
     ----------
     scorer : Scorer
-    pixels : ndarray of float16, shape (n, 3, S, S)
+    pixels : ndarray of float16, shape (n, bands, S, S)
     patch, stride : int
         Side and step of the square, pixels.
     seed : int
+    geometry : Geometry
 
     Returns
     -------
@@ -37,8 +44,9 @@ def occlusion_maps(
         Positive where the content raises the logit.
     """
     size = pixels.shape[-1]
-    corners = [(y, x) for y in range(0, size - patch + 1, stride)
-               for x in range(0, size - patch + 1, stride)]  # fmt: skip
+    last = size - patch
+    edges = sorted({*range(0, last, stride), last})  # every pixel is hidden at least once
+    corners = [(y, x) for y in edges for x in edges]
     masks = np.zeros((len(corners), size, size), np.bool_)
     for mask, (y, x) in zip(masks, corners, strict=True):
         mask[y : y + patch, x : x + patch] = True
@@ -47,9 +55,12 @@ def occlusion_maps(
     whole = scorer(pixels)
     maps = np.zeros((len(pixels), size, size))
     for number, stamp in enumerate(pixels):
-        copies = np.broadcast_to(stamp, (len(corners), *stamp.shape))
-        loss = whole[number] - scorer(fill_with_sky(copies, masks, rng))
-        maps[number] = np.tensordot(loss, masks, axes=1) / np.maximum(cover, 1)
+        for start in range(0, len(corners), BATCH):  # all copies of a large stamp are gigabytes
+            part = masks[start : start + BATCH]
+            copies = np.broadcast_to(stamp, (len(part), *stamp.shape))
+            loss = whole[number] - scorer(fill_with_sky(copies, part, rng, geometry))
+            maps[number] += np.tensordot(loss, part, axes=1)
+        maps[number] /= np.maximum(cover, 1)
     return maps
 
 
@@ -85,7 +96,7 @@ def gradcam_maps(model: nn.Module, pixels: NDArray[np.float16], device: Any = "c
         cam_B1HW, (window, window), mode="bilinear", align_corners=False
     )
     edge = (size - window) // 2
-    padded = torch.nn.functional.pad(seen, (edge, edge, edge, edge))
+    padded = torch.nn.functional.pad(seen, (edge, size - window - edge) * 2)
     return np.asarray(padded[:, 0].double().cpu().numpy())
 
 
@@ -96,10 +107,13 @@ def window_side(model: nn.Module, size: int) -> int:
 
 
 def arc_masks(
-    theta_e_arcsec: NDArray[np.float64], fwhm_arcsec: NDArray[np.float64], size: int
+    theta_e_arcsec: NDArray[np.float64],
+    fwhm_arcsec: NDArray[np.float64],
+    size: int,
+    scale: float = DECALS.pixel_scale_arcsec,
 ) -> NDArray[np.bool_]:
     """Where the arcs of a lens can be: within half a PSF of the Einstein ring; (n, S, S)."""
-    distance = radius_px(size)[None] * PIXEL_SCALE_ARCSEC
+    distance = radius_px(size)[None] * scale
     off = np.abs(distance - theta_e_arcsec[:, None, None])
     return np.asarray(off <= fwhm_arcsec[:, None, None] / 2)
 
@@ -111,7 +125,7 @@ def mass_over_area(maps: Maps, masks: NDArray[np.bool_], window: int) -> NDArray
     """
     size = maps.shape[-1]
     edge = (size - window) // 2
-    part = (slice(None), slice(edge, size - edge), slice(edge, size - edge))
+    part = (slice(None), slice(edge, edge + window), slice(edge, edge + window))
     positive, inside = np.maximum(maps[part], 0), masks[part]
     total = positive.sum((1, 2))
     share = np.where(total > 0, (positive * inside).sum((1, 2)) / np.where(total > 0, total, 1),

@@ -9,6 +9,7 @@ import numpy as np
 
 from lenstrain.figures import BLUE, GREY, RED, Plot, bars, new_figure
 from lenstrain.probes.attention import Attention
+from lenstrain.probes.profiles import counted
 
 VIEW_TITLES = {
     "original": "as it is",
@@ -20,16 +21,16 @@ VIEW_TITLES = {
 }
 
 CANDIDATE_TITLES = {
-    "flux_line": "3 fluxes, logistic",
-    "flux_boosting": "3 fluxes, boosting",
-    "profile_line": "27 means, logistic",
-    "profile_boosting": "27 means, boosting",
+    "flux_line": "{} flux{}, logistic",
+    "flux_boosting": "{} flux{}, boosting",
+    "profile_line": "{} means, logistic",
+    "profile_boosting": "{} means, boosting",
 }
 
 
 def draw_views(views: Mapping[str, Any]) -> Plot:
     """AUROC of every view, with its interval by region."""
-    names = [name for name in VIEW_TITLES if name in views]
+    names = [name for name in VIEW_TITLES if views.get(name)]
     value, low, high = (np.array([views[name]["auroc"][end] for name in names], float)
                         for end in ("value", "low", "high"))  # fmt: skip
     with new_figure() as (figure, axes):
@@ -49,7 +50,7 @@ def draw_views(views: Mapping[str, Any]) -> Plot:
 
 def draw_scores(views: Mapping[str, Any]) -> Plot:
     """Mean score of both classes in every view."""
-    names = [name for name in VIEW_TITLES if name in views]
+    names = [name for name in VIEW_TITLES if views.get(name)]
     lenses = [views[name]["mean_score_lenses"] for name in names]
     others = [views[name]["mean_score_non_lenses"] for name in names]
     with new_figure() as (figure, axes):
@@ -71,7 +72,8 @@ def draw_scores(views: Mapping[str, Any]) -> Plot:
 
 def draw_lead(entry: Mapping[str, Any]) -> Plot:
     """AUROC and completeness of every cheap classifier and of the network, with intervals."""
-    rows = {CANDIDATE_TITLES[name]: found for name, found in entry["candidates"].items()}
+    rows = {counted(CANDIDATE_TITLES[name], found["features"]): found
+            for name, found in entry["candidates"].items()}  # fmt: skip
     rows["network"] = entry["network"]
     colours = [BLUE] * len(entry["candidates"]) + [RED]
     columns: dict[str, Any] = {"what": list(rows)}
@@ -97,10 +99,14 @@ def draw_lead(entry: Mapping[str, Any]) -> Plot:
     )
 
 
-def draw_injections(flux_matched: dict[str, Any], rings: Mapping[str, Any], fpr: float) -> Plot:
-    """Flagged share of what was added to non-lenses and to the sky."""
-    shown = {"unlensed source": flux_matched | {"share": flux_matched["pass_rate"]},
-             "blank sky": rings["blank"]}  # fmt: skip
+def draw_injections(
+    flux_matched: dict[str, Any], rings: Mapping[str, Any] | None, fpr: float
+) -> Plot:
+    """Flagged share of what was added to non-lenses and to the sky; `rings` None: none fit."""
+    shown = {"unlensed source": flux_matched | {"share": flux_matched["pass_rate"]}}
+    rings = rings or {"sky": {}, "non_lens": {}}
+    if "blank" in rings:
+        shown["blank sky"] = rings["blank"]
     for where, title in (("sky", "on sky"), ("non_lens", "on non-lens")):
         shown |= {f"ring {radius}″ {title}": entry for radius, entry in rings[where].items()}
     share, low, high = (np.array([entry[name] for entry in shown.values()])

@@ -11,14 +11,16 @@ import torch
 from numpy.typing import NDArray
 from scipy import special
 
-from lensprep.dataset import PIXEL_SCALE_ARCSEC
+from lensprep.dataset import DECALS
 from lensprep.dataset.normalization import radius_px
 from lenstrain.evaluation.intervals import upper_limit
+from lenstrain.evaluation.linear import auroc_by_region, linear_probe, shuffled_areas
 from lenstrain.evaluation.metrics import roc_curve, tpr_at_fpr
 from lenstrain.networks.d4 import D4_ORDER, transform
 from lenstrain.probes import views
-from lenstrain.probes.linear import auroc_by_region, linear_probe, shuffled_areas
 from lenstrain.probes.options import ProbeOptions
+from lenstrain.probes.possible import impossible
+from lenstrain.probes.radii import annulus_px, core_px
 from lenstrain.probes.sample import Sample
 from lenstrain.probes.scoring import Scorer
 
@@ -84,19 +86,21 @@ def view_entry(base: Baseline, logits: Floats, options: ProbeOptions) -> dict[st
 
 
 def measure_views(base: Baseline, scorer: Scorer, options: ProbeOptions) -> dict[str, Any]:
-    """All views of the sample, by name; ``original`` first."""
-    pixels = base.sample.pixels
+    """All views of the sample that there can be, by name; ``original`` first."""
+    pixels, geometry = base.sample.pixels, base.sample.geometry
+    core, annulus = core_px(geometry, options), annulus_px(geometry, options)
     made: dict[str, Callable[[np.random.Generator], views.Pixels]] = {
-        "core_mask": lambda rng: views.mask_core(pixels, options.core_px, rng),
-        "annulus_only": lambda rng: views.keep_annulus(
-            pixels, options.sky_inner_px, options.sky_outer_px, rng
-        ),
-        "core_view": lambda rng: views.keep_core(pixels, options.core_px, rng),
+        "core_mask": lambda rng: views.mask_core(pixels, core, rng, geometry),
+        "annulus_only": lambda rng: views.keep_annulus(pixels, *annulus, rng, geometry),
+        "core_view": lambda rng: views.keep_core(pixels, core, rng, geometry),
         "brightness_view": lambda rng: views.shuffle_rings(pixels, rng),
         "colour_scrambled": lambda rng: views.scramble_colour(pixels, rng),
     }
     found = {"original": view_entry(base, base.logits, options)}
+    left_out = impossible(base.sample, options)
     for number, (name, make) in enumerate(made.items()):
+        if name in left_out:
+            continue
         rng = np.random.default_rng([options.seed, number])
         found[name] = view_entry(base, scorer(make(rng)), options)
     return found
@@ -118,7 +122,7 @@ def measure_arc_removal(
     dict
         ``method`` ("paired" or "asymmetry"), ``n`` lenses with a bright arc, ``n_removed`` of them
         whose arcs could be removed, and ``drop``: the share of their score that they lose, or None.
-        By asymmetry also ``removed_share`` (median share of the injected r flux removed), and
+        By asymmetry also ``removed_share`` (median share of the injected flux removed), and
         ``control_drop``: the mean score that non-lenses lose by the same.
     """
     rows, others = partners
@@ -138,18 +142,24 @@ def _remove_asymmetry(base: Baseline, scorer: Scorer, options: ProbeOptions) -> 
     known = base.bright & np.isfinite([sample.numbers(name) for name in needed]).all(0)
     if not known.any():
         return found
-    lenses = sample.take(known)
-    reach = (lenses.numbers("theta_e_arcsec") + lenses.numbers("psfsize_r")) / PIXEL_SCALE_ARCSEC
+    lenses, geometry = sample.take(known), sample.geometry
+    reach = lenses.numbers("theta_e_arcsec") + lenses.numbers("psfsize_r")
+    reach = reach / geometry.pixel_scale_arcsec
     flux = lenses.flux()
-    removed = replace(lenses, pixels=views.remove_asymmetry(lenses.pixels, flux, reach))
+    removed = replace(
+        lenses, pixels=views.remove_asymmetry(lenses.pixels, flux, reach, geometry=geometry)
+    )
     before, after = base.logits[known], scorer(removed.pixels)
-    taken = (flux - removed.flux())[:, 1].sum((1, 2))
+    taken = (flux - removed.flux())[:, geometry.reference].sum((1, 2))
     lost = np.asarray(taken, np.float64) / lenses.numbers("total_injected_flux_r")
     enough = lost >= ARC_REMOVED_SHARE
     rest = np.flatnonzero(sample.labels == 0)[: options.injections]
     controls = sample.take(rest)
     same = views.remove_asymmetry(
-        controls.pixels, controls.flux(), np.full(len(rest), np.median(reach))
+        controls.pixels,
+        controls.flux(),
+        np.full(len(rest), np.median(reach)),
+        geometry=geometry,
     )
     control_drop = special.expit(base.logits[rest]) - special.expit(scorer(same))
     return found | {
@@ -178,7 +188,7 @@ def measure_d4(base: Baseline, scorer: Scorer) -> dict[str, Any]:
 
 
 def core_profile(sample: Sample, radius: float) -> Floats:
-    """Mean stored value in each ring of one pixel within a radius, per band; (n, 3 x rings)."""
+    """Mean stored value in each ring of one pixel within a radius, per band; (n, bands x rings)."""
     distance = radius_px(sample.pixels.shape[-1])
     rings = [distance.astype(int) == number for number in range(int(radius))]
     values = sample.pixels.astype(np.float32)
@@ -186,11 +196,12 @@ def core_profile(sample: Sample, radius: float) -> Floats:
 
 
 def brightness(sample: Sample, radius: float) -> Floats:
-    """Inverse hyperbolic sine of the flux within a radius in units of 0.01 nmgy; (n, 3)."""
+    """Inverse hyperbolic sine of the flux within a radius in units of 0.01 nmgy; (n, bands)."""
     flux = sample.flux()
+    unit = 0.01 * 10 ** (0.4 * (sample.geometry.zero_point - DECALS.zero_point))
     inside = radius_px(flux.shape[-1]) < radius
     sky = sample.statistics()[0][..., None] if sample.spec.mode != "asinh_survey" else 0.0
-    return np.asarray(np.arcsinh((flux[..., inside] - sky).sum(-1) / 0.01), np.float64)
+    return np.asarray(np.arcsinh((flux[..., inside] - sky).sum(-1) / unit), np.float64)
 
 
 def measure_linear(sample: Sample, options: ProbeOptions) -> dict[str, Any]:
@@ -202,14 +213,15 @@ def measure_linear(sample: Sample, options: ProbeOptions) -> dict[str, Any]:
     def line(features: Floats) -> dict[str, Any] | None:
         return linear_probe(features, sample.labels, sample.regions, resamples=options.resamples)
 
-    core = core_profile(sample, options.core_px)
-    has_flux = sample.has("median_r", "scale_r")
-    found = {
-        "brightness_only": line(brightness(sample, options.core_px)) if has_flux else None,
-        "core_only": line(core),
-        "permuted_labels": _permuted(core, sample, options.seed),
-        "psf_depth_only": None,
-    }
+    names = ("brightness_only", "core_only", "permuted_labels", "psf_depth_only")
+    found: dict[str, dict[str, Any] | None] = dict.fromkeys(names)
+    left_out, radius = impossible(sample, options), core_px(sample.geometry, options)
+    if "brightness_only" not in left_out:
+        found["brightness_only"] = line(brightness(sample, radius))
+    if "core_only" not in left_out:
+        core = core_profile(sample, radius)
+        found["core_only"] = line(core)
+        found["permuted_labels"] = _permuted(core, sample, options.seed)
     conditions = [name for name in ("psfsize_r", "psfdepth_r") if sample.has(name)]
     if conditions:
         values = np.stack([sample.numbers(name) for name in conditions], 1)

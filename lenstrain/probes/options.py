@@ -25,14 +25,17 @@ class ProbeOptions:
     fpr: float = 0.01
     """False-positive rate, on the sampled non-lenses, at which a stamp counts as flagged."""
 
-    core_px: float = 10.0
-    """Radius of the core: 2.6 arcsec holds the arcs of a 1 arcsec lens behind a 1.3 arcsec PSF."""
+    core_arcsec: float = 2.62
+    """Radius of the core, 10 pixels of 0.262 arcsec: it holds the arcs of a 1 arcsec lens behind a
+    1.3 arcsec PSF."""
 
-    sky_inner_px: float = 20.0
-    """Inner radius of the annulus of sky."""
+    sky_inner_arcsec: float = 5.24
+    """Inner radius of the annulus of sky, 20 pixels of 0.262 arcsec; nearer where a stamp is too
+    small for the annulus."""
 
-    sky_outer_px: float = 32.0
-    """Outer radius of the annulus of sky: the inscribed circle of 64 pixels."""
+    sky_outer_arcsec: float = 8.384
+    """Outer radius of the annulus of sky: the inscribed circle of 64 pixels of 0.262 arcsec, or of
+    a smaller stamp."""
 
     bright_arc_snr: float = 20.0
     """Lenses whose arc has at least this peak SNR must lose their score when the arc is hidden."""
@@ -46,10 +49,10 @@ class ProbeOptions:
     attribution: int = 8
     """Lenses, and half as many non-lenses, whose maps are drawn."""
 
-    occlusion_px: int = 8
-    """Side of the occluding square: about a PSF and a half."""
+    occlusion_arcsec: float = 2.096
+    """Side of the occluding square: about a PSF and a half, 8 pixels of 0.262 arcsec."""
 
-    occlusion_stride_px: int = 4
+    occlusion_stride_arcsec: float = 1.048
     """Step of the occluding square."""
 
     baseline_train_rows: int = 20_000
@@ -62,16 +65,16 @@ class ProbeOptions:
     """Draws of regions behind each interval."""
 
     def __post_init__(self) -> None:
-        counts = ("per_class", "injections", "attribution", "resamples", "occlusion_px",
+        counts = ("per_class", "injections", "attribution", "resamples",
                   "baseline_train_rows", "baseline_rows")  # fmt: skip
         for name in counts:
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
         if not 0 < self.fpr < 1:
             raise ValueError(f"fpr must lie between 0 and 1, got {self.fpr}")
-        if not 0 < self.core_px < self.sky_inner_px < self.sky_outer_px:
-            raise ValueError("0 < core_px < sky_inner_px < sky_outer_px must hold")
+        if not 0 < self.core_arcsec < self.sky_inner_arcsec < self.sky_outer_arcsec:
+            raise ValueError("0 < core_arcsec < sky_inner_arcsec < sky_outer_arcsec must hold")
         if not self.ring_radii_arcsec or min(self.ring_radii_arcsec) <= 0:
             raise ValueError("ring_radii_arcsec must be positive")
-        if self.occlusion_stride_px < 1 or self.occlusion_px > 64:
-            raise ValueError("the occluding square must fit the stamp and move")
+        if not 0 < self.occlusion_stride_arcsec <= self.occlusion_arcsec:
+            raise ValueError("the occluding square must have a side, and move by no more than it")

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lensprep.dataset import Dataset, NormalizationSpec
+from lensprep.dataset import Dataset, Geometry, NormalizationSpec
 from lensprep.dataset.strictjson import plain
 from lensprep.errors import CheckpointError
 from lensprep.store import Uri, check_folder, join_uri, split_uri, written_folder
 from lenstrain.figures import Plot
+from lenstrain.networks.weights import require_geometry, trained_geometry
 from lenstrain.pages import number, percent, render
 from lenstrain.pages.files import PagePlot, save_plot
 from lenstrain.pages.page import bounds
 from lenstrain.probes import figures
 from lenstrain.probes.adding import (
-    can_add,
     measure_flux_matched,
     measure_null_injection,
     measure_rings,
@@ -37,7 +37,9 @@ from lenstrain.probes.looking import (
     measure_views,
 )
 from lenstrain.probes.options import ProbeOptions
+from lenstrain.probes.possible import impossible
 from lenstrain.probes.profiles import measure_lead
+from lenstrain.probes.radii import annulus_px, core_px, why_no_core
 from lenstrain.probes.sample import Sample, draw_sample, find_partners
 from lenstrain.probes.scoring import BATCH, Scorer
 from lenstrain.probes.words import MEANINGS, TITLES, readings
@@ -108,6 +110,8 @@ def probe(
     with enough_memory(f"Probing {BATCH} stamps at a time", chosen, _LESS):
         model, meta, sha256 = load_finder(checkpoint, chosen)
         data = Dataset.open(dataset)
+        trained = trained_geometry(meta, str(checkpoint))
+        require_geometry(trained, data.geometry, str(checkpoint), data.uri)
         _check_normalization(meta, data, str(checkpoint))
         sample = draw_sample(data, options.split, options.per_class, options.seed)
         scorer = Scorer(model, chosen)
@@ -116,6 +120,7 @@ def probe(
         probes, attention = measure(base, scorer, options, tell, partners)
         tell("Light profiles", 0.85)
         probes["baseline"] = measure_lead(data, scorer, options)
+    geometry = data.manifest.geometry
     content: dict[str, Any] = plain(
         {
             "format_version": FORMAT_VERSION,
@@ -124,6 +129,8 @@ def probe(
             "dataset": data.uri,
             "dataset_id": data.dataset_id,
             "normalization": data.manifest.normalization.to_dict(),
+            "geometry": geometry.to_dict(),
+            "radii_px": _radii(geometry, options),
             "split": options.split,
             "sample": _describe(base),
             "threshold": {
@@ -133,6 +140,7 @@ def probe(
                 "upper": base.upper_fpr,
             },
             "probes": probes,
+            "not_run": impossible(sample, options),
             "options": asdict(options),
             "versions": versions(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -153,22 +161,22 @@ def measure(
     tell: Progress,
     partners: tuple[NDArray[np.int64], Sample],
 ) -> tuple[dict[str, Any], Attention]:
-    """Run the probes; one that lacks its columns in the sidecar is None."""
+    """Run the probes; one that the sample does not allow (`impossible`) is None."""
     tell("Taking content away", 0.1)
-    probes: dict[str, Any] = dict(measure_views(base, scorer, options))
+    left_out = impossible(base.sample, options)
+    probes: dict[str, Any] = dict.fromkeys(left_out) | measure_views(base, scorer, options)
     tell("Logistic regressions", 0.4)
     probes |= measure_linear(base.sample, options)
     tell("Rotating", 0.5)
     probes["d4"] = measure_d4(base, scorer)
     tell("Adding light", 0.65)
-    names = ("arc_removal", "null_injection", "flux_matched_null", "ring_probe")
-    probes |= dict.fromkeys(names)
-    if base.sample.has("median_r", "scale_r"):
-        probes["arc_removal"] = measure_arc_removal(base, scorer, options, partners)
-        probes["null_injection"] = measure_null_injection(base, scorer, options)
-    if can_add(base.sample):
-        probes["flux_matched_null"] = measure_flux_matched(base, scorer, options)
-        probes["ring_probe"] = measure_rings(base, scorer, options)
+    adding: dict[str, Callable[[], dict[str, Any]]] = {
+        "arc_removal": lambda: measure_arc_removal(base, scorer, options, partners),
+        "null_injection": lambda: measure_null_injection(base, scorer, options),
+        "flux_matched_null": lambda: measure_flux_matched(base, scorer, options),
+        "ring_probe": lambda: measure_rings(base, scorer, options),
+    }
+    probes |= {name: run() for name, run in adding.items() if name not in left_out}
     tell("Drawing maps", 0.75)
     attention = measure_attention(base, scorer, options)
     probes["attribution"] = attention.entry
@@ -226,9 +234,10 @@ def _page(content: dict[str, Any], pictures: list[PagePlot]) -> dict[str, Any]:
 
 
 def _tiles(probes: dict[str, Any]) -> list[dict[str, str]]:
+    masked = probes["core_mask"]
     tiles = [
         _tile("AUROC, stamps as they are", probes["original"]["auroc"]),
-        _tile("AUROC, core masked", probes["core_mask"]["auroc"]),
+        *([_tile("AUROC, core masked", masked["auroc"])] if masked else []),
         _tile("AUROC, rings shuffled", probes["brightness_view"]["auroc"]),
     ]
     if "lead" in probes["baseline"]:
@@ -248,6 +257,12 @@ def _tiles(probes: dict[str, Any]) -> list[dict[str, str]]:
 def _tile(name: str, entry: dict[str, Any]) -> dict[str, str]:
     note = "" if entry["low"] is None else bounds(entry)
     return {"name": name, "value": number(entry["value"]), "note": note}
+
+
+def _radii(geometry: Geometry, options: ProbeOptions) -> dict[str, Any]:
+    """The radii that were used, pixels; ``core`` is None where a stamp is too small for it."""
+    core = None if why_no_core(geometry, options) else core_px(geometry, options)
+    return {"core": core, "sky_annulus": annulus_px(geometry, options)}
 
 
 def _describe(base: Baseline) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What the best cheap classifier finds from light profiles, and the network's lead over it.
 
-A candidate sees three fluxes, or the mean stored value in rings around the centre: numbers in which
-an arc looks like an equally bright host. Candidates are trained on rows of ``train``; the
+A candidate sees the flux in each band, or the mean stored value in rings around the centre: numbers
+in which an arc looks like an equally bright host. Candidates are trained on rows of ``train``; the
 best is chosen there too, by cross-validation over regions, and judged on other rows once, with
 the network and under the same draws of regions. Only what the network adds to it is evidence that
 the network sees shape.
@@ -24,20 +24,21 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from lensprep.dataset import Dataset
+from lensprep.dataset import DECALS, Dataset, Geometry
 from lensprep.dataset.layout import COUNTERFACTUAL
 from lensprep.dataset.normalization import radius_px
-from lensprep.dataset.sidecar import STATISTICS, is_counterfactual
+from lensprep.dataset.sidecar import is_counterfactual
 from lenstrain.evaluation import bootstrap as boot
+from lenstrain.evaluation.linear import FOLDS, interval_entry
 from lenstrain.evaluation.metrics import auroc, roc_curve
 from lenstrain.evaluation.resampling import Scale, draw_regions
-from lenstrain.probes.linear import FOLDS, interval_entry
 from lenstrain.probes.looking import brightness
 from lenstrain.probes.options import ProbeOptions
+from lenstrain.probes.radii import core_px, to_px, why_no_core
 from lenstrain.probes.sample import Sample
 from lenstrain.probes.scoring import Scorer
 
-RING_EDGES_PX = (0.0, 1.5, 3.0, 4.5, 6.0, 8.0, 10.0, 13.0, 20.0, 32.0)
+RING_EDGES_ARCSEC = (0.0, 0.393, 0.786, 1.179, 1.572, 2.096, 2.62, 3.406, 5.24, 8.384)
 """Nine rings: fine where the host and arcs of 0.5 to 2.5 arcsec lie, coarse in the sky."""
 
 CHUNK = 1024
@@ -53,7 +54,8 @@ class Light:
     labels: NDArray[np.int8]
     regions: NDArray[Any]
     features: dict[str, Floats]
-    """``profiles`` (n, 27) and, if the sidecar has the statistics, ``fluxes`` (n, 3)."""
+    """``profiles`` (n, bands x rings), and ``fluxes`` (n, bands) if the sidecar has the statistics
+    and the stamps a core."""
     logits: Floats
     """Of the network, shape (n,); empty if it was not asked."""
 
@@ -63,6 +65,7 @@ class Candidate:
     """One cheap classifier."""
 
     title: str
+    """With places for the number of features and the ending of their plural."""
     sees: Literal["fluxes", "profiles"]
     make: Callable[[], Any]
     """Makes an untrained scikit-learn classifier, deterministic once trained."""
@@ -78,10 +81,10 @@ def _boosting() -> Any:
 
 
 CANDIDATES = {
-    "flux_line": Candidate("Logistic regression on 3 fluxes", "fluxes", _line),
-    "flux_boosting": Candidate("Boosting on 3 fluxes", "fluxes", _boosting),
-    "profile_line": Candidate("Logistic regression on 27 azimuthal means", "profiles", _line),
-    "profile_boosting": Candidate("Boosting on 27 azimuthal means", "profiles", _boosting),
+    "flux_line": Candidate("Logistic regression on {} flux{}", "fluxes", _line),
+    "flux_boosting": Candidate("Boosting on {} flux{}", "fluxes", _boosting),
+    "profile_line": Candidate("Logistic regression on {} azimuthal means", "profiles", _line),
+    "profile_boosting": Candidate("Boosting on {} azimuthal means", "profiles", _boosting),
 }
 
 
@@ -91,8 +94,9 @@ def measure_lead(dataset: Dataset, scorer: Scorer, options: ProbeOptions) -> dic
     Returns
     -------
     dict
-        ``candidates`` (by name: ``title``, ``cross_validated_auroc`` inside train, ``auroc`` and
-        ``tpr`` on the judged rows), ``best`` (a name), ``network`` (``auroc``, ``tpr``) and
+        ``candidates`` (by name: ``title``, ``features`` (their number), ``cross_validated_auroc``
+        inside train, ``auroc`` and ``tpr`` on the judged rows), ``best`` (a name), ``network``
+        (``auroc``, ``tpr``) and
         ``lead`` of the network over the best (``auroc``, ``tpr``), each ``{value, low, high,
         level}``; ``fpr``, ``train_rows``, ``train_regions``, and ``rows``, ``lenses``,
         ``non_lenses``, ``regions`` of the judged ones. Only a ``reason`` if it cannot be measured.
@@ -102,8 +106,10 @@ def measure_lead(dataset: Dataset, scorer: Scorer, options: ProbeOptions) -> dic
     split = dataset.manifest.splits.get("train")
     if split is None or not split.rows:
         return {"reason": "the dataset has no train split to learn light profiles from."}
-    known = read_light(dataset, "train", options.baseline_train_rows, options.core_px)
-    judged = read_light(dataset, options.split, options.baseline_rows, options.core_px, scorer)
+    geometry = dataset.manifest.geometry
+    core = None if why_no_core(geometry, options) else core_px(geometry, options)
+    known = read_light(dataset, "train", options.baseline_train_rows, core)
+    judged = read_light(dataset, options.split, options.baseline_rows, core, scorer)
     if min(len(np.unique(light.labels)) for light in (known, judged)) < 2:
         return {"reason": "the rows that were drawn hold one class only."}
     candidates = {name: c for name, c in CANDIDATES.items() if c.sees in known.features}
@@ -139,6 +145,7 @@ def _judge(
     network = drawn(judged.logits)
     best = max(inside, key=inside.__getitem__)
     lead = {what: network[what] - draws[best][what] for what in network}
+    features = {name: known.features[c.sees].shape[1] for name, c in candidates.items()}
     return {
         "fpr": options.fpr,
         "train_rows": len(known.labels),
@@ -148,7 +155,11 @@ def _judge(
         "non_lenses": int((~positive).sum()),
         "regions": resampling.n_clusters,
         "candidates": {
-            name: {"title": candidates[name].title, "cross_validated_auroc": inside[name]}
+            name: {
+                "title": counted(candidates[name].title, features[name]),
+                "features": features[name],
+                "cross_validated_auroc": inside[name],
+            }
             | entries(draws[name])
             for name in candidates
         },
@@ -156,6 +167,11 @@ def _judge(
         "network": entries(network),
         "lead": entries(lead, "linear"),
     }
+
+
+def counted(title: str, features: int) -> str:
+    """A title with the number of features in it: ``3 fluxes``, ``1 flux``, ``27 means``."""
+    return title.format(features, "es" if features > 1 else "")
 
 
 def cross_validate(candidate: Candidate, light: Light) -> float:
@@ -182,30 +198,35 @@ def _fit(candidate: Candidate, light: Light, rows: Any = slice(None)) -> Any:
         return candidate.make().fit(light.features[candidate.sees][rows], light.labels[rows])
 
 
-def azimuthal_means(pixels: NDArray[np.floating]) -> Floats:
-    """Mean stored value in each ring of each band, shape (n, bands x rings)."""
-    distance = radius_px(pixels.shape[-1]).ravel()
-    rings = np.digitize(distance, RING_EDGES_PX) == np.arange(1, len(RING_EDGES_PX))[:, None]
+def azimuthal_means(pixels: NDArray[np.floating], geometry: Geometry = DECALS) -> Floats:
+    """Mean stored value in each ring of each band, shape (n, bands x rings).
+
+    Rings reach as far as the inscribed circle; those without a pixel are left out.
+    """
+    distance = radius_px(geometry.side).ravel()
+    edges = np.minimum([to_px(edge, geometry) for edge in RING_EDGES_ARCSEC], geometry.side / 2)
+    rings = np.digitize(distance, edges) == np.arange(1, len(edges))[:, None]
+    rings = rings[rings.any(1)]
     weights = (rings / rings.sum(1, keepdims=True)).astype(np.float32)
     flat = pixels.reshape(*pixels.shape[:2], -1).astype(np.float32)
     return np.asarray(flat @ weights.T, np.float64).reshape(len(pixels), -1)
 
 
 def read_light(
-    dataset: Dataset, split: str, rows: int, core_px: float, scorer: Scorer | None = None
+    dataset: Dataset, split: str, rows: int, core: float | None, scorer: Scorer | None = None
 ) -> Light:
     """Light profiles of up to `rows` distinct images of a split, in split order.
 
-    Fluxes are those within a radius of `core_px` pixels.
+    Fluxes are those within a radius of `core` pixels, if there is one.
 
     Every shard is a random sample of its split, so the first shards are one too, and only as many
     are read as are needed. Pixels are held `CHUNK` stamps at a time.
     """
     parts = []
     for sample in _samples(dataset, split, rows):
-        features = {"profiles": azimuthal_means(sample.pixels)}
-        if sample.has(*STATISTICS):
-            features["fluxes"] = brightness(sample, core_px)
+        features = {"profiles": azimuthal_means(sample.pixels, sample.geometry)}
+        if core is not None and sample.has(*sample.geometry.band_columns("median", "scale")):
+            features["fluxes"] = brightness(sample, core)
         logits = np.empty(0) if scorer is None else scorer(sample.pixels)
         parts.append(Light(sample.labels, sample.regions, features, logits))
     return Light(
@@ -219,7 +240,9 @@ def read_light(
 
 def _samples(dataset: Dataset, split: str, rows: int) -> Iterator[Sample]:
     """The first `rows` distinct images of a split, some at a time, without counterfactuals."""
-    wanted = ("label", "region_id", "pixel_hash", COUNTERFACTUAL, *STATISTICS)
+    manifest = dataset.manifest
+    statistics = manifest.geometry.band_columns("median", "scale")
+    wanted = ("label", "region_id", "pixel_hash", COUNTERFACTUAL, *statistics)
     names = [name for name in dataset.columns(split) if name in wanted]
     seen: set[Any] = set()
     left = rows
@@ -233,7 +256,7 @@ def _samples(dataset: Dataset, split: str, rows: int) -> Iterator[Sample]:
             some = table.take(pa.array(index))
             pixels = dataset.read_shard_pixels(shard, index)
             labels = some["label"].to_numpy().astype(np.int8)
-            yield Sample(pixels, labels, some, dataset.manifest.normalization, split)
+            yield Sample(pixels, labels, some, manifest.normalization, split, manifest.geometry)
         if not left:
             return
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lensprep.dataset import BANDS, Dataset, NormalizationSpec
-from lensprep.dataset.layout import COUNTERFACTUAL, SOURCE_COLOURS
+from lensprep.dataset import DECALS, Dataset, Geometry, NormalizationSpec
+from lensprep.dataset.layout import COUNTERFACTUAL
 from lensprep.dataset.normalization import denormalize
-from lensprep.dataset.sidecar import STATISTICS, is_counterfactual, read_statistics
+from lensprep.dataset.sidecar import is_counterfactual, read_statistics
 from lensprep.errors import DatasetError
 
 _NEEDED = ("key", "label", "region_id")
@@ -29,9 +30,17 @@ _WANTED = (
     "src_x_arcsec",
     "src_y_arcsec",
     "src_reff_arcsec",
-    *SOURCE_COLOURS,
-    *(f"psf_fwhm_used_{band}" for band in BANDS),
 )
+
+
+def colour_columns(geometry: Geometry) -> tuple[str, ...]:
+    """Columns with the colours of a lensed source between adjacent bands, magnitudes."""
+    return tuple(f"src_{blue}{red}" for blue, red in pairwise(geometry.bands))
+
+
+def psf_column(geometry: Geometry) -> str:
+    """Column with the PSF FWHM in the reference band that a source was injected behind."""
+    return f"psf_fwhm_used_{geometry.reference_band}"
 
 
 @dataclass(frozen=True)
@@ -39,12 +48,13 @@ class Sample:
     """Some stamps of a split."""
 
     pixels: NDArray[np.float16]
-    """Stored pixels, shape (n, 3, 64, 64)."""
+    """Stored pixels, shape (n, bands, S, S)."""
     labels: NDArray[np.int8]
     table: pa.Table
     """Their sidecar rows, as far as probes read them."""
     spec: NormalizationSpec
     split: str
+    geometry: Geometry = DECALS
 
     @property
     def regions(self) -> NDArray[Any]:
@@ -62,11 +72,11 @@ class Sample:
         return np.asarray(self.table[name].cast(pa.float64()).to_numpy(), np.float64)
 
     def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Median and scale of each band, shapes (n, 3); DatasetError if the sidecar lacks them."""
-        return read_statistics(self.table)
+        """Median and scale of each band, (n, bands); DatasetError if the sidecar lacks them."""
+        return read_statistics(self.table, self.geometry)
 
     def flux(self) -> NDArray[np.float32]:
-        """The pixels denormalised, nanomaggies; DatasetError as `statistics`."""
+        """The pixels denormalised, units of flux; DatasetError as `statistics`."""
         return denormalize(self.pixels, self.spec, *self.statistics())
 
     def take(self, rows: NDArray[Any]) -> Sample:
@@ -90,7 +100,9 @@ def draw_sample(dataset: Dataset, split: str, per_class: int, seed: int) -> Samp
     missing = [name for name in _NEEDED if name not in present]
     if missing:
         raise DatasetError(f"{dataset.uri}: the sidecar has no column {missing[0]!r}.")
-    names = [n for n in (*_NEEDED, *_WANTED, *STATISTICS) if n in present]
+    geometry = dataset.manifest.geometry
+    by_band = geometry.band_columns("psf_fwhm_used", "median", "scale")
+    names = [n for n in (*_NEEDED, *_WANTED, *colour_columns(geometry), *by_band) if n in present]
     table = dataset.read_sidecar(split, names)
     labels = table["label"].to_numpy()
     first = np.flatnonzero(~is_counterfactual(table))
@@ -135,8 +147,9 @@ def find_partners(dataset: Dataset, sample: Sample) -> tuple[NDArray[np.int64], 
 def _read(dataset: Dataset, split: str, sidecar: pa.Table, rows: NDArray[np.int64]) -> Sample:
     """Some rows of a split, with their pixels."""
     table = sidecar.take(pa.array(rows))
-    labels, spec = table["label"].to_numpy(), dataset.manifest.normalization
-    return Sample(dataset.read_pixels(split, rows), labels, table, spec, split)
+    labels, manifest = table["label"].to_numpy(), dataset.manifest
+    pixels = dataset.read_pixels(split, rows)
+    return Sample(pixels, labels, table, manifest.normalization, split, manifest.geometry)
 
 
 def _positions(table: pa.Table) -> list[tuple[float, float] | None]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from lensprep.dataset import PIXEL_SCALE_ARCSEC, STAMP_SIZE
+from lensprep.dataset import DECALS
 from lensprep.dataset.normalization import radius_px
 
 FWHM_TO_SIGMA = 1 / (2 * math.sqrt(2 * math.log(2)))
@@ -16,19 +16,24 @@ _EXPONENTIAL_SIGMA = math.sqrt(3) / 1.678347
 """Dispersion along one axis of an exponential disc, in half-light radii."""
 
 
-def sigma_px(fwhm_arcsec: ArrayLike, half_light_arcsec: ArrayLike = 0.0) -> NDArray[np.float64]:
+def sigma_px(
+    fwhm_arcsec: ArrayLike,
+    half_light_arcsec: ArrayLike = 0.0,
+    scale: float = DECALS.pixel_scale_arcsec,
+) -> NDArray[np.float64]:
     """Gaussian sigma in pixels of an exponential source behind a Gaussian PSF.
 
     The second moments add. A source of 0.15 arcsec behind a PSF of 1.2 arcsec widens it by 5 %,
-    so what the exponential has beyond a Gaussian is lost in the seeing.
+    so what the exponential has beyond a Gaussian is lost in the seeing. `scale` is that of pixels,
+    arcsec.
     """
     psf = np.asarray(fwhm_arcsec, np.float64) * FWHM_TO_SIGMA
     source = np.asarray(half_light_arcsec, np.float64) * _EXPONENTIAL_SIGMA
-    return np.hypot(psf, source) / PIXEL_SCALE_ARCSEC
+    return np.hypot(psf, source) / scale
 
 
 def point(
-    x_px: ArrayLike, y_px: ArrayLike, sigma: ArrayLike, size: int = STAMP_SIZE
+    x_px: ArrayLike, y_px: ArrayLike, sigma: ArrayLike, size: int = DECALS.side
 ) -> NDArray[np.float64]:
     """Gaussians of unit flux, integrated over pixels; shape (..., size, size).
 
@@ -51,8 +56,10 @@ def point(
     return along(y_px)[..., :, None] * along(x_px)[..., None, :]
 
 
-def ring(radius: ArrayLike, sigma: ArrayLike, size: int = STAMP_SIZE) -> NDArray[np.float64]:
+def ring(radius: ArrayLike, sigma: ArrayLike, size: int = DECALS.side) -> NDArray[np.float64]:
     """Thin rings around the centre, blurred by a Gaussian, of unit flux; shape (..., size, size).
+
+    A ring that lies outside the stamp leaves no light in it.
 
     Parameters
     ----------
@@ -68,4 +75,5 @@ def ring(radius: ArrayLike, sigma: ArrayLike, size: int = STAMP_SIZE) -> NDArray
     light = np.exp(-0.5 * ((distance - big) / width) ** 2) * special.ive(
         0, distance * big / width**2
     )
-    return np.asarray(light / light.sum(axis=(-2, -1), keepdims=True), np.float64)
+    total = light.sum(axis=(-2, -1), keepdims=True)
+    return np.asarray(light / np.where(total > 0, total, 1.0), np.float64)

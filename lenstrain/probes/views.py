@@ -1,8 +1,8 @@
 """Stamps with some of their content taken away, so that the finder must use the rest.
 
-All functions take stored pixels of shape (n, 3, S, S) and return new ones. What is taken away is
-replaced by the stamp's own sky: pixels drawn from its outskirts, the three bands together, so
-that the noise, its colour and its level stay those of the stamp.
+All functions take stored pixels of shape (n, bands, S, S) and return new ones. What is taken away
+is replaced by the stamp's own sky: pixels drawn from its outskirts, all bands together, so that the
+noise, its colour and its level stay those of the stamp.
 """
 
 from __future__ import annotations
@@ -12,28 +12,29 @@ from itertools import permutations
 import numpy as np
 from numpy.typing import NDArray
 
+from lensprep.dataset import DECALS, Geometry
 from lensprep.dataset.normalization import radius_px
+from lenstrain.probes.radii import sky_inner_px
 
 Pixels = NDArray[np.float16]
 Mask = NDArray[np.bool_]
 
-SKY_INNER_PX = 20.0
-"""Beyond this radius a stamp is taken to be sky: outside most hosts and every arc of the grid.
-An arc of 1 arcsec leaves 1 % of a sigma there."""
 
-
-def fill_with_sky(pixels: Pixels, mask: Mask, rng: np.random.Generator) -> Pixels:
+def fill_with_sky(
+    pixels: Pixels, mask: Mask, rng: np.random.Generator, geometry: Geometry = DECALS
+) -> Pixels:
     """Replace pixels by others of the same stamp's sky.
 
     Parameters
     ----------
-    pixels : ndarray of float16, shape (n, 3, S, S)
+    pixels : ndarray of float16, shape (n, bands, S, S)
     mask : ndarray of bool, shape (S, S) or (n, S, S)
         What to replace.
     rng : numpy.random.Generator
+    geometry : Geometry
     """
     size = pixels.shape[-1]
-    sky = np.flatnonzero(radius_px(size) >= SKY_INNER_PX)
+    sky = np.flatnonzero(radius_px(size) >= sky_inner_px(geometry))
     flat = pixels.reshape(*pixels.shape[:2], -1)
     drawn = rng.choice(sky, (len(pixels), size * size))
     replacement = np.take_along_axis(flat, drawn[:, None, :], axis=2)
@@ -41,20 +42,30 @@ def fill_with_sky(pixels: Pixels, mask: Mask, rng: np.random.Generator) -> Pixel
     return np.where(chosen, replacement, flat).reshape(pixels.shape)
 
 
-def mask_core(pixels: Pixels, radius: float, rng: np.random.Generator) -> Pixels:
-    """Take away everything within a radius: host and arcs."""
-    return fill_with_sky(pixels, radius_px(pixels.shape[-1]) < radius, rng)
+def mask_core(
+    pixels: Pixels, radius: float, rng: np.random.Generator, geometry: Geometry = DECALS
+) -> Pixels:
+    """Take away everything within a radius in pixels: host and arcs."""
+    return fill_with_sky(pixels, radius_px(pixels.shape[-1]) < radius, rng, geometry)
 
 
-def keep_core(pixels: Pixels, radius: float, rng: np.random.Generator) -> Pixels:
-    """Take away everything beyond a radius: neighbours and sky."""
-    return fill_with_sky(pixels, radius_px(pixels.shape[-1]) >= radius, rng)
+def keep_core(
+    pixels: Pixels, radius: float, rng: np.random.Generator, geometry: Geometry = DECALS
+) -> Pixels:
+    """Take away everything beyond a radius in pixels: neighbours and sky."""
+    return fill_with_sky(pixels, radius_px(pixels.shape[-1]) >= radius, rng, geometry)
 
 
-def keep_annulus(pixels: Pixels, inner: float, outer: float, rng: np.random.Generator) -> Pixels:
-    """Keep an annulus of sky only."""
+def keep_annulus(
+    pixels: Pixels,
+    inner: float,
+    outer: float,
+    rng: np.random.Generator,
+    geometry: Geometry = DECALS,
+) -> Pixels:
+    """Keep an annulus of sky only, between two radii in pixels."""
     distance = radius_px(pixels.shape[-1])
-    return fill_with_sky(pixels, (distance < inner) | (distance >= outer), rng)
+    return fill_with_sky(pixels, (distance < inner) | (distance >= outer), rng, geometry)
 
 
 def shuffle_rings(pixels: Pixels, rng: np.random.Generator) -> Pixels:
@@ -75,7 +86,7 @@ def shuffle_rings(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def scramble_colour(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Give each stamp its bands in another order; no stamp keeps its own."""
+    """Give each stamp its bands, of which it has several, in another order; none keeps its own."""
     orders = np.array(list(permutations(range(pixels.shape[1]))))[1:]  # the first is their own
     chosen = orders[rng.integers(0, len(orders), len(pixels))]
     return np.take_along_axis(pixels, chosen[:, :, None, None], axis=1)
@@ -86,6 +97,7 @@ def remove_asymmetry(
     flux: NDArray[np.float32],
     radius: NDArray[np.float64],
     sigmas: float = 3.0,
+    geometry: Geometry = DECALS,
 ) -> Pixels:
     """Take away what has no counterpart on the other side of the centre, within a radius.
 
@@ -96,16 +108,17 @@ def remove_asymmetry(
 
     Parameters
     ----------
-    pixels : ndarray of float16, shape (n, 3, S, S)
+    pixels : ndarray of float16, shape (n, bands, S, S)
     flux : ndarray of float32, same shape
         The same pixels denormalised.
     radius : ndarray, shape (n,)
         Pixels.
     sigmas : float
-        In units of the noise of a difference, measured beyond `SKY_INNER_PX`.
+        In units of the noise of a difference, measured beyond `sky_inner_px`.
+    geometry : Geometry
     """
     distance = radius_px(pixels.shape[-1])
-    sky = flux[..., distance >= SKY_INNER_PX]
+    sky = flux[..., distance >= sky_inner_px(geometry)]
     centre = np.median(sky, axis=-1, keepdims=True)
     noise = 1.4826 * np.median(np.abs(sky - centre), axis=-1)[..., None, None]
     inside = distance[None, None] <= np.asarray(radius)[:, None, None, None]

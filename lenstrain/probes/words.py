@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,8 +29,8 @@ TITLES = {
 }
 
 MEANINGS = {
-    "baseline": "Cheap classifiers, trained on train, see three fluxes or the mean light in nine "
-    "rings of each band: no arc and no shape. Only what the network adds to the best of them is "
+    "baseline": "Cheap classifiers, trained on train, see the flux or the mean light in rings of "
+    "each band: no arc and no shape. Only what the network adds to the best of them is "
     "evidence that it sees more.",
     "core_mask": "Host and arcs are replaced by sky. If the classes still differ, it is by "
     "neighbours, noise or the normalisation: a leak.",
@@ -41,7 +42,7 @@ MEANINGS = {
     "leak; it is what a network must beat to claim shape.",
     "brightness_view": "Pixels are shuffled within rings: profile and colour stay, shape goes. "
     "What remains is found by brightness, not by arcs.",
-    "brightness_only": "Total flux in three bands. Above about 0.6, lenses are brighter than "
+    "brightness_only": "Total flux in each band. Above about 0.6, lenses are brighter than "
     "non-lenses, by their hosts or by the light that was added.",
     "psf_depth_only": "Seeing and depth say nothing about lensing: above 0.55 the classes were "
     "observed under different conditions.",
@@ -65,8 +66,10 @@ MEANINGS = {
 }
 
 
-def not_run(content: Mapping[str, Any]) -> str:
-    """What a probe without a result needs: columns, or rows of both classes in several regions."""
+def not_run(content: Mapping[str, Any], name: str) -> str:
+    """Why a probe has no result: what the sample does not allow, or too few rows or regions."""
+    if reason := (content.get("not_run") or {}).get(name):
+        return str(reason[0].upper() + reason[1:])
     sample = content.get("sample") or {}
     held = ", ".join(f"{sample.get(name, '?')} {name.replace('_', '-')}"
                      for name in ("lenses", "non_lenses", "regions"))  # fmt: skip
@@ -80,11 +83,11 @@ def readings(content: Mapping[str, Any]) -> dict[str, str]:
     for name in TITLES:
         entry = probes.get(name)
         if entry is None:
-            found[name] = f"Not run. {not_run(content)}"
+            found[name] = f"Not run. {not_run(content, name)}"
         elif "reason" in entry:
             found[name] = f"Not run: {entry['reason']}"
         elif "auroc" in entry:
-            found[name] = _view(entry)
+            found[name] = _view(entry) + (_annulus(content) if name == "annulus_only" else "")
         elif name in _WRITERS:
             found[name] = _WRITERS[name](entry)
         else:
@@ -102,6 +105,18 @@ def _view(entry: Mapping[str, Any]) -> str:
             f"(n = {entry['n_bright']})."
         )
     return text
+
+
+def _annulus(content: Mapping[str, Any]) -> str:
+    """Which annulus was looked at, where the stamps are too small for the one of the options."""
+    scale = content["geometry"]["pixel_scale_arcsec"]
+    inner, outer = (scale * radius for radius in content["radii_px"]["sky_annulus"])
+    if math.isclose(outer, content["options"]["sky_outer_arcsec"]):
+        return ""
+    return (
+        f" The stamps end at {number(outer, 2)}″, so that this is the sky beyond "
+        f"{number(inner, 2)}″; wings of wide arcs may lie there."
+    )
 
 
 def _d4(entry: Mapping[str, Any]) -> str:
@@ -152,9 +167,11 @@ def _rings(entry: Mapping[str, Any]) -> str:
         cells = entry[where].items()
         return ", ".join(f"{radius}″ {number(cell['mean_score'], 2)}" for radius, cell in cells)
 
+    out = ", ".join(f"{radius:g}″" for radius in entry["left_out"])
     return (
         f"Mean scores: bare sky {number(entry['blank']['mean_score'], 2)}; rings on sky "
         f"{listed('sky')}; on non-lenses {listed('non_lens')}."
+        + (f" Left out, for the stamps are smaller: {out}." if out else "")
     )
 
 

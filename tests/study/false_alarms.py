@@ -25,11 +25,11 @@ from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.labels import check_label_noise
 from lenstrain.audit.leaks import run_probe, surely_above
 from lenstrain.audit.scores import check_calibration
+from lenstrain.evaluation.linear import auroc_by_region, linear_probe
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.probability import measure_probabilities
 from lenstrain.evaluation.resampling import make_resampling
 from lenstrain.evaluation.scores import Scores
-from lenstrain.probes.linear import auroc_by_region, linear_probe
 
 PER_CLASS, REGIONS, ICC = (100, 300, 1000, 3000), (10, 30, 100), (0.0, 0.2)
 CONFIG = AuditConfig(resamples=200)

@@ -64,8 +64,8 @@ TRAINING = (
     "optim.lr=2e-3", "optim.warmup_epochs=0.5", "optim.ema_decay=0.99", "train.epochs=4",
     "train.device=cpu", "eval.batch_size=256",
 )  # fmt: skip
-PROBES = ProbeOptions(per_class=400, injections=100, attribution=2, occlusion_px=32,
-                      occlusion_stride_px=32, resamples=200)  # fmt: skip
+PROBES = ProbeOptions(per_class=400, injections=100, attribution=2, occlusion_arcsec=8.384,
+                      occlusion_stride_arcsec=8.384, resamples=200)  # fmt: skip
 OPTIONS = EvaluationOptions(
     resamples=200,
     examples=0,

@@ -97,6 +97,29 @@ def test_labels_agree_or_are_counted(evidence_of, config):
     assert found.measured == {"lens_model": 3, "theta_e_arcsec": 1, "is_control": 120}
 
 
+def test_labels_of_cutouts_need_no_radius_and_no_flag(evidence_of, config):
+    def real(row, missing, known):
+        return [missing if i < 20 else value for i, value in enumerate(known)]
+
+    model = {1: "LENS", 0: "NONLENS"}
+    columns = {
+        "lens_model": lambda row: [model[i % 2] if i < 20 else ("CONTROL", "SIE")[i % 2]
+                                   for i in row],
+        "theta_e_arcsec": lambda row: pa.array(real(row, None, (row % 2) * 1.0), pa.float64()),
+        "is_control": lambda row: pa.array(real(row, None, 1 - row % 2), pa.int32()),
+    }  # fmt: skip
+    evidence = evidence_of(train=columns)
+    evidence.dataset.manifest.label_map.update(LENS=1, NONLENS=0)
+    assert data.check_label_consistency(evidence, config).passed
+    columns["lens_model"] = lambda row: np.where(row % 2, "SIE", "CONTROL").tolist()
+    found = data.check_label_consistency(evidence_of(train=columns), config)
+    assert found.measured == {"lens_model": 0, "theta_e_arcsec": 10, "is_control": 10}
+    columns["lens_model"] = lambda row: np.where(row % 2, "NONLENS", "CONTROL").tolist()
+    wrong = evidence_of(train=columns)
+    wrong.dataset.manifest.label_map.update(LENS=1, NONLENS=0)
+    assert data.check_label_consistency(wrong, config).measured["lens_model"] == 60
+
+
 def test_both_classes(evidence_of, config):
     assert data.check_both_classes(evidence_of(), config).passed
     lenses = {"label": lambda row: pa.array(np.ones(len(row)), pa.int8())}
@@ -117,6 +140,12 @@ def test_a_region_in_two_splits_is_found(evidence_of, config):
     found = data.check_split_disjoint(evidence_of(train=moved), config)
     assert not found.passed
     assert found.measured["shared"]["region_id"] == 20
+
+
+def test_no_brick_is_not_one_that_splits_share(evidence_of, config):
+    bricks = {"brickname": lambda row: [None if i % 5 == 0 else f"b{i}" for i in row]}
+    found = data.check_split_disjoint(evidence_of(every=bricks), config)
+    assert found.measured["shared"]["brickname"] == 120 - 120 // 5
 
 
 def test_stamps_that_share_sky_are_found(evidence_of, config):

@@ -6,7 +6,7 @@ import pytest
 
 from lenstrain.audit import leaks
 from lenstrain.audit.finding import NotRunError
-from lenstrain.probes.linear import shuffled_areas
+from lenstrain.evaluation.linear import shuffled_areas
 
 ROWS = 600
 

@@ -10,7 +10,8 @@ from lensprep.tables.reader import read_vectors
 from lensprep.tables.writer import table_writer
 from lenstrain.audit.evidence import Supplied
 from lenstrain.audit.finding import NotRunError
-from lenstrain.audit.realism import MOST_ROWS, check_realism
+from lenstrain.audit.realism import check_realism
+from lenstrain.evaluation.gap import MOST_ROWS
 from lenstrain.scoring.infer import infer
 from tests.lenstrain.audit.conftest import good_logits, make_table, write_scores
 
@@ -83,6 +84,12 @@ def test_fewer_lenses_than_features_clear_nothing(judged):
         judged(vectors(7))
 
 
+def test_fewer_lenses_than_folds_are_too_few(judged, recwarn):
+    with pytest.raises(NotRunError, match="4 real and 120 injected lenses are too few"):
+        judged(vectors(4, shift=6.0))
+    assert not recwarn
+
+
 def test_rows_of_one_region_are_in_one_fold(judged):
     """All the difference lies in two regions' own sky: another region cannot learn it."""
     sky = np.repeat([3.0, -3.0], 50)
@@ -92,6 +99,26 @@ def test_rows_of_one_region_are_in_one_fold(judged):
     apart = judged(embedding)
     together = judged(embedding, region_id=np.repeat([900_001, 900_002], 50))
     assert together.measured["regions"] == apart.measured["regions"] - 98
+
+
+@pytest.mark.parametrize(("shift", "passed"), [(0.0, True), (6.0, False)])
+def test_own_real_lenses_are_compared_with_the_injected_ones(
+    run_evidence, config, tmp_path, shift, passed
+):
+    """Every fourth row is real; the lenses among them lie apart or not."""
+    rows = 1200
+    origin = ["real" if i // 2 % 2 else None for i in range(rows)]
+    real_row = np.array([name == "real" for name in origin])
+    values = np.random.default_rng(1).normal(0, 1, (rows, WIDTH)).astype(np.float32)
+    values[real_row, 3] += shift
+    embedding = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), WIDTH)
+    columns = {"origin": pa.array(origin, pa.string())}
+    path = scored(tmp_path / "test.parquet", rows, embedding, columns)
+    run_evidence.supplied = Supplied(scores=path)
+    found = check_realism(run_evidence, config)
+    assert found.passed is passed
+    assert (found.measured["real"], found.measured["injected"]) == (300, 300)
+    assert "real ones of the dataset itself" in found.detail
 
 
 def test_what_is_missing_is_said_with_its_remedy(run_evidence, judged, config, tmp_path):

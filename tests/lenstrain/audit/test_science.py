@@ -207,6 +207,71 @@ def test_confusers_blank_fields_and_artefacts(probed, config, tmp_path):
     assert "Too many: ring" in outside.check_confusers(evidence, config).detail
 
 
+def own_rows(evidence, path, found=35, **replaced):
+    """Scores with real rows of the dataset's own: 40 lenses, and ten of each of five kinds."""
+    kinds = ["lens"] * 40 + [
+        k for k in ("spiral", "ring", "blank", "artefact", None) for _ in range(10)
+    ]
+    table = make_table("test", 240)
+    real = len(kinds)
+    logits = good_logits(table)
+    logits[:40] = [2.0] * found + [0.0] * (40 - found)
+    logits[40:real] = 0.0
+    logits[40:45] = 2.0  # spirals
+    columns = {
+        "label": pa.array([1] * 40 + [0] * 50 + [i % 2 for i in range(240 - real)], pa.int8()),
+        "origin": pa.array(["real"] * real + [None] * (240 - real), pa.string()),
+        "kind": pa.array(kinds + [None] * (240 - real), pa.string()),
+    }  # fmt: skip
+    table = make_table("test", 240, **(columns | replaced))
+    evidence.scores = read_scores(write_scores(path, table, logits))
+    return evidence
+
+
+def test_own_real_rows_are_judged_where_no_others_are_given(probed, config, tmp_path):
+    evidence = own_rows(probed(), tmp_path / "s.parquet")
+    lenses = outside.check_real_lenses(evidence, config)
+    assert lenses.passed
+    assert (lenses.measured["recovered"], lenses.measured["n"]) == (35, 40)
+    assert "the 40 real ones of the dataset itself, in test" in lenses.detail
+    confusers = outside.check_confusers(evidence, config)
+    assert {*confusers.measured["kinds"]} == {"spiral", "ring"}
+    assert "the 20 real ones of the dataset itself, in test" in confusers.detail
+    assert not confusers.passed
+    assert confusers.measured["kinds"]["spiral"]["flagged"] == 5
+    assert {*outside.check_blank(evidence, config).measured["kinds"]} == {"blank"}
+    artefacts = outside.check_artefacts(evidence, config)
+    assert (artefacts.passed, {*artefacts.measured["kinds"]}) == (True, {"artefact"})
+
+
+def test_what_is_given_wins_over_own_rows_and_both_are_said(probed, config, tmp_path):
+    evidence = own_rows(probed(), tmp_path / "s.parquet")
+    path = logit_table(tmp_path / "given.parquet", [2.0] * 50, kind=["merger"] * 50)
+    evidence = supply(evidence, real=path, confusers=path)
+    lenses = outside.check_real_lenses(evidence, config)
+    assert lenses.measured["n"] == 50
+    assert "those of --real, not the 40 real ones of the dataset itself" in lenses.detail
+    confusers = outside.check_confusers(evidence, config)
+    assert {*confusers.measured["kinds"]} == {"merger"}
+    assert "those of --confusers, not the 50 real" in confusers.detail
+    # The given table has no artefacts: the dataset's own stand in.
+    assert {*outside.check_artefacts(evidence, config).measured["kinds"]} == {"artefact"}
+
+
+def test_own_rows_that_were_trained_on_do_not_count(probed, config, tmp_path):
+    evidence = own_rows(probed(), tmp_path / "s.parquet")
+    table = pq.read_table(tmp_path / "s.parquet")
+    split = pa.array(["train"] * 30 + ["test"] * 210)
+    table = table.set_column(table.column_names.index("split"), "split", split)
+    pq.write_table(table, tmp_path / "some.parquet")
+    evidence.scores = read_scores(tmp_path / "some.parquet")
+    found = outside.check_real_lenses(evidence, config)
+    assert (found.passed, found.measured["n"]) == (False, 10)
+    simulated = own_rows(evidence, tmp_path / "none.parquet", origin=[None] * 240)
+    with pytest.raises(NotRunError, match="the scores have none of their own"):
+        outside.check_real_lenses(simulated, config)
+
+
 def test_blank_sky_of_the_probes_stands_in(probed, config):
     found = outside.check_blank(probed(), config)
     assert found.passed

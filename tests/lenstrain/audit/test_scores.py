@@ -281,3 +281,18 @@ def test_uncalibrated_scores_are_not_run(evaluated, config):
     evidence = evaluated(calibration=None, calibrated=None)
     with pytest.raises(NotRunError, match="--calibrate-on"):
         scores.check_calibration(evidence, config)
+
+
+def test_the_area_is_that_of_the_rows_that_the_report_is_of(evidence_of, config, tmp_path):
+    """Real rows score at random; the headline is of the simulated ones alone."""
+    table = make_table("test", 400, origin=lambda row: [None if i < 200 else "real" for i in row])
+    logits = good_logits(table)
+    logits[200:] = np.random.default_rng(3).normal(size=200)
+    evidence = evidence_of()
+    evidence.scores = read_scores(write_scores(tmp_path / "s.parquet", table, logits))
+    for rows, headline in ((slice(0, 200), "simulated"), (slice(None), None)):
+        label = table["label"].to_numpy()[rows]
+        area = auroc(roc_curve(label, evidence.scores.logits[rows]))
+        report = {"auroc": {"value": area}, "tpr_at_fpr": {}, "origin": headline}
+        evidence.evaluation = report
+        assert scores.check_roc_sanity(evidence, config).passed, headline

@@ -72,6 +72,11 @@ def test_what_a_brick_has_is_no_leak():
     assert np.abs(features[:, 3:]).max() < 0.1
 
 
+def test_rows_without_a_brick_are_compared_within_their_region():
+    table = pa.table({"brickname": ["1p0", None, None, None], "region_id": [7, 7, 7, -2]})
+    assert sky.places(table, "brickname").tolist() == ["1p0", "region 7", "region 7", "region -2"]
+
+
 def test_only_so_many_rows_are_read_brick_by_brick(evidence):
     table, pixels = evidence().grouped_pixels("brickname", ["brickname", "label"], 100, 0)
     assert table.num_rows == len(pixels) == 120

@@ -58,7 +58,7 @@ class Precise(torch.nn.Module):
 
 def test_short_trainings_are_in_full_float32_and_leave_the_generator_alone(config, monkeypatch):
     model = Precise()
-    monkeypatch.setattr(trainings, "build_model", lambda _: model)
+    monkeypatch.setattr(trainings, "build_model", lambda *_: model)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     state = torch.get_rng_state()
     pixels, labels = make_pixels([0, 1]), np.array([0, 1])

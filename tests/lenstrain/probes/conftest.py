@@ -6,30 +6,42 @@ import pytest
 import torch
 from torch import nn
 
-from lensprep.dataset import NormalizationSpec
+from lensprep.dataset import DECALS, Geometry, NormalizationSpec
 from lensprep.decode.normalize import Normalizer
-from lenstrain.probes.sample import Sample
+from lenstrain.probes.sample import Sample, colour_columns
 
 SPEC = NormalizationSpec(mode="mad_stamp", clip=10.0)
 
 
-def raw_stamps(labels, seed=0):
-    """Nanomaggies: noise, a round host, and one arc on the left for each lens."""
+def other_survey(name, bands, side, scale, reference):
+    """Stamps of another survey than DECaLS, in the units of its flux."""
+    return Geometry(
+        survey=name, bands=tuple(bands), side=side, pixel_scale_arcsec=scale,
+        reference_band=reference, zero_point=22.5, sky_noise=(0.01,) * len(bands),
+    )  # fmt: skip
+
+
+VIS = other_survey("euclid_vis", ["vis"], 101, 0.1, "vis")
+RUBIN = other_survey("rubin", "ugrizy", 48, 0.2, "i")
+
+
+def raw_stamps(labels, seed=0, geometry=DECALS):
+    """Flux: noise, a round host, and one arc on the left for each lens, alike in arcsec."""
     rng = np.random.default_rng(seed)
-    n = len(labels)
-    y, x = np.mgrid[:64, :64] - 31.5
-    pixels = rng.normal(0, 0.01, (n, 3, 64, 64))
+    y, x = np.mgrid[: geometry.side, : geometry.side] - (geometry.side - 1) / 2
+    y, x = (axis * (geometry.pixel_scale_arcsec / 0.262) for axis in (y, x))
+    pixels = rng.normal(0, 0.01, (len(labels), *geometry.shape))
     pixels += 0.03 * np.exp(-(x**2 + y**2) / 20)
     arc = 0.06 * np.exp(-(((np.hypot(x, y) - 7) / 1.5) ** 2)) * (x < -3)
     pixels[labels == 1] += arc
     return pixels.astype(np.float32), float(arc.sum())
 
 
-def make_sample(n=60, seed=0, spec=SPEC):
+def make_sample(n=60, seed=0, spec=SPEC, geometry=DECALS):
     labels = (np.arange(n) % 2).astype(np.int8)
-    raw, flux = raw_stamps(labels, seed)
+    raw, flux = raw_stamps(labels, seed, geometry)
     stored = np.empty(raw.shape, np.float16)
-    measured = Normalizer(spec)(raw, stored)
+    measured = Normalizer(spec, geometry)(raw, stored)
     lens = labels == 1
     rng = np.random.default_rng(seed)
     columns = {
@@ -46,16 +58,14 @@ def make_sample(n=60, seed=0, spec=SPEC):
         "src_x_arcsec": np.where(lens, 0.2, 0.0),
         "src_y_arcsec": np.zeros(n),
         "src_reff_arcsec": np.where(lens, 0.15, 0.0),
-        "src_gr": np.zeros(n),
-        "src_rz": np.zeros(n),
-        "psf_fwhm_used_g": pa.array(np.where(lens, 1.5, np.nan), from_pandas=True),
-        "psf_fwhm_used_r": pa.array(np.where(lens, 1.3, np.nan), from_pandas=True),
-        "psf_fwhm_used_z": pa.array(np.where(lens, 1.3, np.nan), from_pandas=True),
+        **{name: np.zeros(n) for name in colour_columns(geometry)},
     }
-    for number, band in enumerate("grz"):
+    for number, band in enumerate(geometry.bands):
+        fwhm = 1.5 if band == "g" else 1.3
+        columns[f"psf_fwhm_used_{band}"] = pa.array(np.where(lens, fwhm, np.nan), from_pandas=True)
         columns[f"median_{band}"] = measured.median[:, number]
         columns[f"scale_{band}"] = measured.scale[:, number]
-    return Sample(stored, labels, pa.table(columns), spec, "val")
+    return Sample(stored, labels, pa.table(columns), spec, "val", geometry)
 
 
 class Sees(nn.Module):

@@ -23,7 +23,13 @@ TINY = (
     "model.arch=resnet_small", "model.width=8", "model.blocks=[1,1]", "model.crop=24",
     "data.batch_size=20", "eval.batch_size=20", "train.epochs=1", "train.device=cpu",
 )  # fmt: skip
-SMALL = ("per_class=20", "injections=5", "attribution=2", "occlusion_stride_px=16", "resamples=50")
+SMALL = (
+    "per_class=20",
+    "injections=5",
+    "attribution=2",
+    "occlusion_stride_arcsec=2",
+    "resamples=50",
+)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +134,9 @@ def test_a_split_of_one_class_is_refused(finished, tmp_path):
     assert "no lenses to probe with" in result.output
 
 
-@pytest.mark.parametrize("option", ["per_class=1", "fpr=0", "core_px=25", "ring_radii_arcsec=[]"])
+@pytest.mark.parametrize(
+    "option", ["per_class=1", "fpr=0", "core_arcsec=6.5", "ring_radii_arcsec=[]"]
+)
 def test_options_out_of_range_are_refused(option):
     result = CliRunner().invoke(main, ["probe", "x.pt", "ds", "--set", option])
     assert result.exit_code == 1

@@ -7,11 +7,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from lensprep.dataset import Dataset
+from lensprep.dataset import DECALS, Dataset
 from lensprep.dataset.normalization import MODES, band_statistics, normalization_spec, normalize
-from lensprep.dataset.sidecar import STATISTICS
 from lensprep.dataset.writer import write_dataset
-from lenstrain.probes import adding, looking
+from lenstrain.probes import adding, looking, possible
 from lenstrain.probes.attention import measure_attention, randomised
 from lenstrain.probes.attribution import gradcam_maps, mass_over_area, occlusion_maps
 from lenstrain.probes.options import ProbeOptions
@@ -19,7 +18,9 @@ from lenstrain.probes.sample import Sample, find_partners
 from lenstrain.probes.scoring import Scorer
 from tests.lenstrain.probes.conftest import make_sample
 
-OPTIONS = ProbeOptions(resamples=200, attribution=2, occlusion_stride_px=8, injections=20, fpr=0.1)
+OPTIONS = ProbeOptions(
+    resamples=200, attribution=2, occlusion_stride_arcsec=2.096, injections=20, fpr=0.1
+)
 NOBODY = np.empty(0, np.int64)
 
 
@@ -110,7 +111,13 @@ def test_blank_sky_is_that_beyond_the_host(mode):
     flux[:, :, 20:44, 20:44] += 0.05
     flux = flux.astype(np.float32)
     median, scale = band_statistics(flux, spec)
-    columns = dict(zip(STATISTICS, np.concatenate([median, scale], axis=1).T, strict=True))
+    columns = dict(
+        zip(
+            DECALS.band_columns("median", "scale"),
+            np.concatenate([median, scale], axis=1).T,
+            strict=True,
+        )
+    )
     pixels = normalize(flux, spec, median, scale)
     made = Sample(pixels, np.zeros(20, np.int8), pa.table(columns), spec, "val")
     blank = adding.blank_sky(made, 0)
@@ -274,8 +281,8 @@ def test_light_behind_an_unknown_seeing_is_not_added(sample, flux_finder):
     found = adding.measure_flux_matched(base, scorer, OPTIONS)
     assert (found["n"], found["pass_rate"]) == (15, 1.0)
     assert adding.measure_rings(base, scorer, OPTIONS)["non_lens"]["1"]["n"] == 15
-    assert not adding.can_add(with_column(sample, "psfsize_r", [None] * 60))
-    assert not adding.can_add(with_column(sample, "total_injected_flux_r", [None] * 60))
+    assert possible.cannot_add(with_column(sample, "psfsize_r", [None] * 60))
+    assert possible.cannot_add(with_column(sample, "total_injected_flux_r", [None] * 60))
 
 
 def test_one_unknown_seeing_does_not_spoil_the_removal_of_arcs(sample, arc_finder):

@@ -12,6 +12,7 @@ from lensprep.dataset.normalization import (
     radius_px,
 )
 from lenstrain.probes import views
+from lenstrain.probes.radii import sky_inner_px
 from lenstrain.probes.sources import point, ring, sigma_px
 
 RADIUS = radius_px(64)
@@ -41,7 +42,7 @@ def test_the_filling_is_the_stamps_own_sky_with_its_bands_together(rng):
     masked = views.mask_core(pixels, 10, rng)
     core = masked[..., RADIUS < 10]
     assert np.array_equal(core[:, 0], core[:, 1])
-    sky = set(place[RADIUS >= views.SKY_INNER_PX].tolist())
+    sky = set(place[sky_inner_px() <= RADIUS].tolist())
     assert set(core.ravel().tolist()) <= sky
 
 
