@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from lensprep.configfile import to_mapping, to_toml
 from lensprep.dataset import Dataset
-from lensprep.dataset.layout import COUNTERFACTUAL
-from lensprep.dataset.sidecar import is_counterfactual
+from lensprep.dataset.layout import COUNTERFACTUAL, ORIGIN, SIMULATED
+from lensprep.dataset.sidecar import is_counterfactual, read_origins
 from lensprep.dataset.strictjson import plain
 from lensprep.dataset.where import compile_where
 from lensprep.errors import ConfigError, DatasetError, names_text
@@ -36,7 +36,9 @@ from lensprep.tables.reader import read_table
 from lenstrain.config import Config, completed
 from lenstrain.evaluation.compare import compare
 from lenstrain.evaluation.completeness import axis_bins
+from lenstrain.evaluation.headline import headline_origin
 from lenstrain.evaluation.options import EvaluationOptions
+from lenstrain.evaluation.origins import judge_origins
 from lenstrain.evaluation.rate_table import supports_of
 from lenstrain.evaluation.scores import Scores, read_scores
 
@@ -77,7 +79,7 @@ class Case:
         return f"without-{self.factor}-{plain_value}"
 
 
-def plan_cases(lenses: pa.Table, factor: str) -> list[Case] | str:
+def plan_cases(lenses: pa.Table, factor: str, kept: str = "label == 0") -> list[Case] | str:
     """Kinds of lenses to leave out by one factor, or why it cannot be tested.
 
     Parameters
@@ -86,6 +88,8 @@ def plan_cases(lenses: pa.Table, factor: str) -> list[Case] | str:
         The lenses of the training split, with the factor as a column.
     factor : str
         One of `FACTORS`, or any other column of numbers or text.
+    kept : str
+        Filter of the rows that are never left out.
 
     Returns
     -------
@@ -97,9 +101,9 @@ def plan_cases(lenses: pa.Table, factor: str) -> list[Case] | str:
     column = lenses[factor]
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        cases = list(_text_cases(factor, column.cast(pa.string())))
+        cases = list(_text_cases(factor, column.cast(pa.string()), kept))
     else:
-        cases = list(_number_cases(factor, column.cast(pa.float64()).to_numpy()))
+        cases = list(_number_cases(factor, column.cast(pa.float64()).to_numpy(), kept))
     if not cases:
         return f"no training lens has a {factor}"
     if len(cases) == 1:
@@ -107,19 +111,19 @@ def plan_cases(lenses: pa.Table, factor: str) -> list[Case] | str:
     return cases
 
 
-def _text_cases(factor: str, column: pa.ChunkedArray) -> Iterator[Case]:
+def _text_cases(factor: str, column: pa.ChunkedArray, kept: str) -> Iterator[Case]:
     counts = {e["values"]: e["counts"] for e in pc.value_counts(column.drop_null()).to_pylist()}
     for value in sorted(counts):
-        yield Case(factor, value, f"label == 0 or {factor} != {json.dumps(value)}", counts[value])
+        yield Case(factor, value, f"{kept} or {factor} != {json.dumps(value)}", counts[value])
 
 
-def _number_cases(factor: str, values: NDArray[np.float64]) -> Iterator[Case]:
+def _number_cases(factor: str, values: NDArray[np.float64], kept: str) -> Iterator[Case]:
     bins = axis_bins(factor, values, _BINS)
     if bins is None:
         return
     which = bins.assign(values)
     for index in range(bins.size):
-        others = ["label == 0"]
+        others = [kept]
         if index > 0:
             others.append(f"{factor} < {float(bins.edges[index])!r}")
         if index < bins.size - 1:
@@ -140,6 +144,9 @@ def generalize(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train with and without each kind of lens, and compare.
+
+    Of rows of several origins the lenses of one are left out and compared on, the one that
+    `lenstrain evaluate` has in its headline; those of the others stay in training.
 
     An interrupted call can be repeated: finished runs and scores are kept. Under torchrun all
     processes train and score together, and the first one writes the result.
@@ -164,10 +171,10 @@ def generalize(
     Returns
     -------
     dict
-        The content of generalize.json: ``factors`` {name: {testable, reason, cases[]}},
-        ``tolerated_loss``, ``passed`` (False if a case falls, True if all hold, else None). A case
-        holds ``value``, ``train_lenses``, ``n``,
-        ``tpr`` and ``auroc`` ``{value, low, high, level, this, other}`` on the lenses left out
+        The content of generalize.json: ``origin`` if the dataset states it, ``factors`` {name:
+        {testable, reason, cases[]}}, ``tolerated_loss``, ``passed`` (False if a case falls, True if
+        all hold, else None). A case holds ``value``, ``train_lenses``, ``n``, ``tpr`` and ``auroc``
+        ``{value, low, high, level, this, other}`` on the lenses left out
         (``this`` is the network without them, ``other`` the one with all), the same for the
         ``others``, ``supported`` and ``passed``: True if the interval excludes a loss larger than
         the tolerated one, False if it excludes a smaller one, None (with ``reason``) if neither.
@@ -175,7 +182,7 @@ def generalize(
     Raises
     ------
     ConfigError
-        If the configuration asks for what cannot be compared.
+        If the configuration asks for what cannot be compared, or no origin has both classes.
     DatasetError
         If the dataset lacks lenses or the split.
     StorageError
@@ -194,7 +201,9 @@ def generalize(
     _check_columns(data, factors)
     config = replace(config, train=replace(config.train, patience=0))
     options = replace(options or EvaluationOptions(), fprs=(fpr,))
-    plans = {factor: plan_cases(_lenses(data, factor), factor) for factor in factors}
+    origin = _headline(data, split)
+    kept = "label == 0" if origin is None else f"label == 0 or {_elsewhere(origin)}"
+    plans = {factor: plan_cases(_lenses(data, factor, origin), factor, kept) for factor in factors}
     cases = [case for plan in plans.values() if isinstance(plan, list) for case in plan]
     is_main = _is_main()
     tell = progress if progress and is_main else (lambda name, done: None)
@@ -210,6 +219,7 @@ def generalize(
             scores = _scores(data, left_out, join_uri(out, case.name), split)
             found[case.name] = _compare(case, scores, everything, options, fpr)
     settings = {"split": split, "fpr": fpr, "dataset": dataset, "tolerated_loss": _LARGEST_DROP}
+    settings |= {} if origin is None else {"origin": origin}
     result = plain(_result(plans, found) | settings)
     if is_main:
         text = json.dumps(result, indent=2, allow_nan=False) + "\n"
@@ -236,16 +246,45 @@ def _check_columns(data: Dataset, factors: Sequence[str]) -> None:
             )
 
 
-def _lenses(data: Dataset, factor: str) -> pa.Table:
-    """The column of one factor, if it is there, of the training lenses."""
+def _headline(data: Dataset, split: str) -> str | None:
+    """The origin whose lenses are compared on; None if the dataset states none."""
+    columns = data.columns(split)
+    if ORIGIN not in columns:
+        return None
+    wanted = [name for name in ("label", ORIGIN, COUNTERFACTUAL) if name in columns]
+    table = data.read_sidecar(split, wanted)
+    table = table.filter(pa.array(~is_counterfactual(table)))
+    origins, labels = read_origins(table), table["label"].to_numpy()
+    names = sorted(origins.unique().to_pylist())
+    found = headline_origin({name: labels[pc.equal(origins, name).to_numpy()] for name in names})
+    if found is None:
+        raise ConfigError(
+            f"Split {split!r} of {data.uri} has no origin ({', '.join(names)}) with both classes: "
+            "what is found of one origin cannot be compared with non-lenses of another."
+        )
+    return found
+
+
+def _elsewhere(origin: str) -> str:
+    """Filter of the rows of other origins; null and empty text mean simulated."""
+    if origin == SIMULATED:
+        return f'{ORIGIN} not in ("{SIMULATED}", "")'
+    return f"{ORIGIN} is null or {ORIGIN} != {json.dumps(origin)}"
+
+
+def _lenses(data: Dataset, factor: str, origin: str | None = None) -> pa.Table:
+    """The column of one factor, if it is there, of the training lenses, of one origin or all."""
     shards = data.split("train").shards
     have = data.read_shard_sidecar(shards[0]).column_names
-    columns = [name for name in ("label", factor, COUNTERFACTUAL) if name in have]
+    columns = [name for name in ("label", factor, COUNTERFACTUAL, ORIGIN) if name in have]
     table = data.read_sidecar("train", list(dict.fromkeys(columns)))
     table = table.filter(pa.array(~is_counterfactual(table)))
+    if origin is not None:
+        table = table.filter(pc.equal(read_origins(table), origin))
     lenses = table.filter(pc.equal(table["label"], 1))
     if not lenses.num_rows:
-        raise DatasetError(f"{data.uri} has no lens in its training split.")
+        of = "" if origin is None else f" of origin {origin}"
+        raise DatasetError(f"{data.uri} has no lens{of} in its training split.")
     return lenses
 
 
@@ -283,6 +322,7 @@ def _compare(
     case: Case, scores: Scores, everything: Scores, options: EvaluationOptions, fpr: float
 ) -> dict[str, Any]:
     """The two networks on the lenses that one of them never saw, and on the others."""
+    scores, everything = (judge_origins(of, None, False).scores for of in (scores, everything))
     lens = scores.labels == 1
     kept = compile_where(case.others)
     in_file = kept.mask(read_table(scores.path, kept.columns).table)
@@ -375,10 +415,11 @@ def _result(plans: dict[str, list[Case] | str], found: dict[str, dict[str, Any]]
 def as_markdown(result: dict[str, Any]) -> str:
     """The result as a table for people."""
     rate = f"FPR {100 * result['fpr']:g}%"
+    of = f"{result['origin']} rows of the " if "origin" in result else ""
     lines = [
         "# Lenses that were left out of training",
         "",
-        f"Completeness at {rate} on the {result['split']} split, of the network that never saw "
+        f"Completeness at {rate} on the {of}{result['split']} split, of the network that never saw "
         "such lenses and of the one trained with all; brackets are intervals of the difference, "
         "from resampling whole regions. It holds where a loss of more than "
         f"{100 * _LARGEST_DROP:g} pp is excluded, and falls where one is certain.",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,18 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import special
 
-from lensprep.dataset.layout import COUNTERFACTUAL, COUNTERFACTUALS, DONOR_TASK, HOST_TASK
+from lensprep.dataset import DECALS, Geometry
+from lensprep.dataset.layout import (
+    COUNTERFACTUAL,
+    COUNTERFACTUALS,
+    DONOR_TASK,
+    GRADE,
+    HOST_TASK,
+    KIND,
+    ORIGIN,
+    REAL,
+    SIMULATED,
+)
 from lensprep.dataset.sidecar import is_counterfactual
 from lensprep.errors import NotFoundError, ScoresError
 from lensprep.store import Uri
@@ -30,12 +41,18 @@ MAX_CLUSTERS = 10_000
 """With more regions than this, neighbouring numbers are drawn together (whole regions)."""
 
 AXIS_COLUMNS = ("theta_e_arcsec", "psfsize_r", "psfdepth_r", "arc_snr", "src_dmag")
+SOURCE_COLUMNS = (ORIGIN, KIND, GRADE)
+"""Where a row comes from, what it is, and how sure that is; text, of which none is null."""
 _FAMILY_COLUMNS = (COUNTERFACTUAL, HOST_TASK, DONOR_TASK)
-_OTHER_COLUMNS = ("task_id", "split", "lens_model", "pixel_hash", "ra", "dec", *_FAMILY_COLUMNS)
+_OTHER_COLUMNS = (
+    "task_id", "split", "lens_model", "pixel_hash", "ra", "dec", *_FAMILY_COLUMNS, *SOURCE_COLUMNS
+)  # fmt: skip
 COLUMNS = (
     "key", "label", "logit", "probability", "region_id", *AXIS_COLUMNS, *_OTHER_COLUMNS
 )  # fmt: skip
-_TEXT_COLUMNS = ("key", "task_id", "split", "lens_model", "pixel_hash", *_FAMILY_COLUMNS)
+_TEXT_COLUMNS = (
+    "key", "task_id", "split", "lens_model", "pixel_hash", *_FAMILY_COLUMNS, *SOURCE_COLUMNS
+)  # fmt: skip
 LOGIT = "logit or probability"
 """The column that is needed, of either name."""
 _FEWEST = 20
@@ -133,6 +150,43 @@ class ScoreTable(SkyScores):
         return codes, values.to_pylist()
 
     @cached_property
+    def origins(self) -> tuple[str, ...]:
+        """Distinct origins: simulated, real, and then the others by name."""
+        if not self.has(ORIGIN):
+            return (SIMULATED,)
+        return ordered_origins(origins_of(self.table).unique().to_pylist())
+
+    def is_of(self, origin: str) -> NDArray[np.bool_]:
+        """Whether each row is of an origin; shape (n,)."""
+        return _is_of(self.table, origin)
+
+    def of_origin(self, origin: str) -> Self:
+        """The rows of one origin, counterfactuals too; there may be one class only."""
+        if self.origins == (origin,):
+            return self
+        made = self.counterfactuals
+        if made is not None:
+            kept = np.flatnonzero(_is_of(made.table, origin))
+            made = Rows(made.table.take(pa.array(kept)), made.logits[kept]) if kept.size else None
+        return replace(self.where(self.is_of(origin)), counterfactuals=made)
+
+    def where(self, kept: NDArray[np.bool_]) -> Self:
+        """Some of the rows, of which there must be any; a mask of shape (n,)."""
+        rows = np.flatnonzero(kept)
+        table = self.table.take(pa.array(rows))
+        region, n_regions, n_clusters = _clusters(table["region_id"])
+        return replace(
+            self,
+            table=table,
+            logits=self.logits[rows],
+            labels=self.labels[rows],
+            region=region,
+            n_regions=n_regions,
+            n_clusters=n_clusters,
+            file_rows=self.in_file(rows),
+        )
+
+    @cached_property
     def order(self) -> NDArray[np.intp]:
         """Rows by descending logit."""
         return np.argsort(self.logits)[::-1]
@@ -201,20 +255,27 @@ def read_score_table(
     check_keys(everything["key"], path)
     labels = _read_labels(table["label"], path)
     check_ids(everything["region_id"], "region_id", path, repeated=True)
-    region, regions = codes_of(table["region_id"])
-    n_regions = len(regions)
-    n_clusters = min(n_regions, MAX_CLUSTERS)
+    region, n_regions, n_clusters = _clusters(table["region_id"])
     if n_clusters < n_regions:
-        region = region * n_clusters // n_regions
         note = f"{n_regions:,} regions are drawn in {n_clusters:,} clusters of whole regions."
         notes = (*notes, note)
     return ScoreTable(
         **vars(rows) | {"notes": notes},
         labels=labels,
-        region=region.astype(np.int32),
+        region=region,
         n_regions=n_regions,
         n_clusters=n_clusters,
     )
+
+
+def _clusters(regions: pa.ChunkedArray) -> tuple[NDArray[np.int32], int, int]:
+    """Cluster of each row, and the numbers of regions and of clusters."""
+    region, values = codes_of(regions)
+    n_regions = len(values)
+    n_clusters = min(n_regions, MAX_CLUSTERS)
+    if n_clusters < n_regions:
+        region = region * n_clusters // n_regions
+    return region.astype(np.int32), n_regions, n_clusters
 
 
 def read_sky_scores(
@@ -255,7 +316,7 @@ def read_rows(
     except NotFoundError:
         raise ScoresError(f"{path}: no such file. Write one with `lenstrain infer`.") from None
     require_columns(found, needed, path, "Name it with --columns {}=COLUMN.")
-    table = found.table
+    table = _without_empty_text(found.table)
     if table.num_rows == 0:
         raise ScoresError(f"{path} has no rows: score a split that is not empty.")
     check_ids(table["key"], "key", path)
@@ -271,6 +332,34 @@ def read_rows(
         notes=tuple(notes),
     )
     return _set_aside(rows)
+
+
+def _without_empty_text(table: pa.Table) -> pa.Table:
+    """The same with null where a source column holds no text, as CSV and FITS write null."""
+    for name in SOURCE_COLUMNS:
+        if name in table.column_names:
+            text = pc.utf8_trim_whitespace(table[name].cast(pa.string()))
+            text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+            table = table.set_column(table.column_names.index(name), name, text)
+    return table
+
+
+def origins_of(table: pa.Table) -> pa.ChunkedArray:
+    """Origin of each row of a table that has the column; null means simulated."""
+    return pc.fill_null(table[ORIGIN], SIMULATED)
+
+
+def ordered_origins(names: Iterable[str]) -> tuple[str, ...]:
+    """Simulated, real, and then the others by name."""
+    first = {SIMULATED: 0, REAL: 1}
+    return tuple(sorted(names, key=lambda name: (first.get(name, 2), name)))
+
+
+def _is_of(table: pa.Table, origin: str) -> NDArray[np.bool_]:
+    if ORIGIN not in table.column_names:
+        return np.full(table.num_rows, origin == SIMULATED)
+    found: NDArray[np.bool_] = pc.equal(origins_of(table), origin).to_numpy()
+    return found
 
 
 def _set_aside(rows: SkyScores) -> SkyScores:
@@ -324,6 +413,14 @@ def read_logits(path: Uri, needed: Sequence[str] = ()) -> pa.Table:
     if "checkpoint_sha256" not in found.metadata:
         _check_logits(logits, path, "Write their logits, log(p / (1 - p)).")
     return table
+
+
+def scored_geometry(metadata: Mapping[str, Any]) -> Geometry:
+    """What scored stamps had in common, by the metadata; DECaLS's if these do not say."""
+    stated = metadata.get("geometry")
+    return (
+        DECALS if stated is None else Geometry.from_dict(stated, "the scores' metadata: geometry")
+    )
 
 
 def precision_of(metadata: Mapping[str, Any]) -> str | None:

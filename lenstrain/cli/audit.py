@@ -45,11 +45,16 @@ from lenstrain.cli.options import config_option, json_option, report, set_option
     metavar="COLUMN=VALUE:SCORES",
     help="Scores by a run that was trained without a value. Repeatable.",
 )
-@click.option("--real", type=LOCATION, help="Scores of real lenses.")
+@click.option(
+    "--real",
+    type=LOCATION,
+    help="Scores of real lenses  [default: the dataset's own real rows].",
+)
 @click.option(
     "--confusers",
     type=LOCATION,
-    help="Scores of confusers, blank fields and artefacts, with a column `kind`.",
+    help="Scores of confusers, blank fields and artefacts, with a column `kind`  [default: the "
+    "dataset's own real rows].",
 )
 @click.option("--run-checks", is_flag=True, help="Also run the short trainings (minutes).")
 @click.option("--only", multiple=True, metavar="ITEM", help="Measure this item only. Repeatable.")

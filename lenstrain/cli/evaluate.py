@@ -57,6 +57,11 @@ from lenstrain.cli.options import (
     type=LOCATION,
     help="Lenses with the same axes, and perhaps weight, to average that function over.",
 )
+@click.option(
+    "--pool",
+    is_flag=True,
+    help="Headline figures of all rows together, real and simulated; else of one origin.",
+)
 @scores_options
 @set_option("Override an option of the evaluation, such as resamples=2000.")
 @s3_variables
@@ -68,6 +73,7 @@ def evaluate(
     columns: tuple[str, ...],
     overrides: tuple[str, ...],
     as_json: bool,
+    pool: bool,
     **inputs: Any,
 ) -> None:
     """Measure how good SCORES are, with intervals by region, and write a report.
@@ -89,7 +95,8 @@ def evaluate(
         raise click.UsageError("--catalog-scores needs --catalog.")
     if inputs["population"] is not None and not inputs["selection_function"]:
         raise click.UsageError("--population needs --selection-function.")
-    options = load_config(EvaluationOptions, None, overrides)
+    pooled = ("pool=true",) if pool else ()
+    options = load_config(EvaluationOptions, None, (*overrides, *pooled))
     with share_progress() as progress:
         result = run_evaluation(
             scores,
@@ -104,7 +111,10 @@ def evaluate(
 
 
 def _evaluate_lines(result: dict[str, Any]) -> list[str]:
-    lines = [f"AUROC {_with_interval(result['auroc'])}"]
+    from lenstrain.pages.origins import origin_lines
+
+    lines = [f"AUROC {_with_interval(result['auroc'])}{_of_origin(result)}"]
+    lines += origin_lines(result)
     if result["comparison"]:
         gain = result["comparison"]["auroc"]
         lines.append(f"AUROC {gain['value']:+.4f} against {result['comparison']['other']}")
@@ -119,6 +129,15 @@ def _evaluate_lines(result: dict[str, Any]) -> list[str]:
     if made := result.get("counterfactuals"):
         lines += _counterfactual_lines(made)
     return [*lines, f"Report: {result['report']}"]
+
+
+def _of_origin(result: dict[str, Any]) -> str:
+    """Whose the headline figures are, if there are rows of several origins."""
+    if len(result.get("origins", ())) < 2:
+        return ""
+    if result["origin"] is None:
+        return ", of all origins pooled"
+    return f", of {result['origin']} rows; each origin by itself:"
 
 
 def _counterfactual_lines(made: dict[str, Any]) -> list[str]:

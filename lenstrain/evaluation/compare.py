@@ -12,12 +12,53 @@ from lenstrain.evaluation import metrics
 from lenstrain.evaluation.clustered import no_value
 from lenstrain.evaluation.draws import SampleDraws
 from lenstrain.evaluation.options import EvaluationOptions
+from lenstrain.evaluation.origins import Judged, lone_class
 from lenstrain.evaluation.ranking import region_draws
 from lenstrain.evaluation.rate_table import support_reason, supports_of
 from lenstrain.evaluation.resampling import Resampling
 from lenstrain.evaluation.scores import Scores
 
 Floats = NDArray[np.float64]
+
+
+def compare_apart(
+    one: Scores, other: Scores, judged: Judged, options: EvaluationOptions
+) -> dict[str, Any]:
+    """`compare` of the rows of a headline, and under ``origins`` of each origin by itself.
+
+    Parameters
+    ----------
+    one, other : Scores
+        All rows of both tables, as for `compare`. Rows of `other` are found by their keys, so that
+        it need not say where they come from.
+    judged : Judged
+        The rows of `one` that the headline is of, and each origin.
+    options : EvaluationOptions
+
+    Returns
+    -------
+    dict
+        ``origins`` is absent if all rows are simulated; an origin of one class has a ``reason``.
+    """
+    matched = _matched_rows(one, other)
+
+    def among(kept: NDArray[np.bool_]) -> Scores:
+        chosen = np.zeros(other.n, bool)
+        chosen[matched[kept]] = True
+        return other.where(chosen)
+
+    if not judged.apart:
+        return compare(one, other, options)
+    origins: dict[str, Any] = {}
+    for name, rows in judged.apart.items():
+        alone = lone_class(rows)
+        if alone is None:
+            origins[name] = compare(rows, among(one.is_of(name)), options)
+        else:
+            origins[name] = {"reason": f"{alone} alone: a comparison needs both classes"}
+    pooled = judged.origin is None
+    headline = compare(one, other, options) if pooled else origins[str(judged.origin)]
+    return headline | {"origins": origins}
 
 
 def compare(one: Scores, other: Scores, options: EvaluationOptions) -> dict[str, Any]:

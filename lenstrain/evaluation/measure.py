@@ -26,6 +26,14 @@ from lenstrain.evaluation.operating import (
     thresholds_by_seeing,
 )
 from lenstrain.evaluation.options import EvaluationOptions
+from lenstrain.evaluation.origins import (
+    APART,
+    Judged,
+    by_source,
+    class_rates,
+    judge_origins,
+    lone_class,
+)
 from lenstrain.evaluation.probability import measure_probabilities
 from lenstrain.evaluation.ranking import auroc_by, measure_ranking, region_draws, stratum_entries
 from lenstrain.evaluation.rate_table import RocBand
@@ -43,6 +51,8 @@ _IN_SAMPLE = "chosen on the scores that are judged"
 class Measurement:
     """The results of an evaluation, before they are written."""
 
+    judged: Judged
+    """The rows that the figures are of."""
     entries: dict[str, Any]
     """Content of metrics.json."""
     band: RocBand
@@ -60,16 +70,19 @@ def measure(
     """Measure a table of scores.
 
     Calibration and thresholds are fitted on `reference`, the scores of another split by the same
-    model, if it is given.
+    model, if it is given. Of rows of several origins the figures are those of one, and the others
+    are measured apart at the same thresholds: see `origins.judge_origins`.
 
     Raises
     ------
     ScoresError
         If `reference` comes from another model or normalisation, or was scored in another
-        precision.
+        precision; if no origin has both classes, here or there.
     """
     if reference is not None:
         check_same_model(scores, reference)
+    judged = judge_origins(scores, reference, options.pool)
+    scores, reference = judged.scores, judged.reference
     resampling = region_draws(scores, options)
     progress("Drawing regions", 0.1)
     ranking, band = measure_ranking(
@@ -86,23 +99,71 @@ def measure(
     entries |= _groups(scores, bins, resampling, options)
     split = None if reference is None else judge_calibration_split(scores, reference)
     entries["calibration_split"] = None if split is None else split.to_entry()
-    doubts = [_IN_SAMPLE] if split is None else split.reasons
+    sample = [_IN_SAMPLE] if split is None else split.reasons
+    doubts = [*sample, *judged.doubts(None)]
     cuts = completeness_thresholds(reference or scores, reference is None, doubts, options)
-    tables, found = _thresholds(scores, reference or scores, doubts, bins, cuts, options)
+    frozen = frozen_thresholds(reference or scores, doubts, options)
+    tables, found = _thresholds(scores, reference or scores, doubts, bins, frozen, cuts, options)
     entries |= found
     progress("Strata", 0.75)
     cut = primary_threshold(found)["threshold"]
-    entries["strata"] = {
+    entries["strata"] = _strata(scores, bins, cut, resampling, options)
+    if scores.counterfactuals is not None:  # else the key is absent
+        chosen = [one for one in found["completeness_thresholds"] if one["threshold"] is not None]
+        entries["counterfactuals"] = measure_counterfactuals(scores, chosen, resampling, options)
+    if judged.apart:  # else the keys are absent
+        progress("Origins", 0.77)
+        entries["origin"] = judged.origin
+        entries["origins"] = {
+            name: _apart(name, judged, entries, frozen, cuts, bins, options)
+            for name in judged.apart
+        }
+    entries |= {"comparison": None, "known_lenses": None}
+    entries["notes"] = evaluation_notes(scores, reference, entries, options)
+    return Measurement(judged, entries, band, tables, cuts)
+
+
+def _apart(
+    origin: str,
+    judged: Judged,
+    headline: dict[str, Any],
+    frozen: list[FrozenThreshold],
+    cuts: list[FrozenThreshold],
+    bins: dict[str, AxisBins],
+    options: EvaluationOptions,
+) -> dict[str, Any]:
+    """Entry of one origin, at the thresholds, with the calibration and in the bins of all."""
+    scores = judged.apart[origin]
+    if origin == judged.origin:
+        entries = {name: headline[name] for name in APART}
+        return entries | by_source(scores, cuts, options)
+    if lone_class(scores) is not None:
+        return class_rates(scores, cuts, options) | by_source(scores, cuts, options)
+    resampling = region_draws(scores, options)
+    entries = _counts(scores, options)
+    entries |= measure_ranking(scores, resampling, options, lambda done: None)[0]
+    entries |= _probabilities(scores, judged.reference, resampling, options)
+    doubts = judged.doubts(origin)
+    for name, choices in (("thresholds", frozen), ("completeness_thresholds", cuts)):
+        entries[name] = judge_thresholds(scores, [c.doubted(doubts) for c in choices], options)
+    cut = primary_threshold(entries)["threshold"]
+    entries["strata"] = _strata(scores, bins, cut, resampling, options)
+    return {name: entries[name] for name in APART} | by_source(scores, cuts, options)
+
+
+def _strata(
+    scores: Scores,
+    bins: dict[str, AxisBins],
+    cut: float,
+    resampling: Resampling,
+    options: EvaluationOptions,
+) -> dict[str, Any]:
+    """Rates and AUROC in the bins of what both classes have."""
+    return {
         name: stratum_entries(scores, bins[name], cut, resampling, options.threads)
         for name in BOTH_CLASSES
         if name in bins
     }
-    if scores.counterfactuals is not None:  # else the key is absent
-        chosen = [one for one in found["completeness_thresholds"] if one["threshold"] is not None]
-        entries["counterfactuals"] = measure_counterfactuals(scores, chosen, resampling, options)
-    entries |= {"comparison": None, "known_lenses": None}
-    entries["notes"] = evaluation_notes(scores, reference, entries, options)
-    return Measurement(entries, band, tables, cuts)
 
 
 def check_same_model(scores: Scores, reference: SkyScores) -> None:
@@ -204,10 +265,10 @@ def _thresholds(
     chosen_on: Scores,
     doubts: list[str],
     bins: dict[str, AxisBins],
+    frozen: list[FrozenThreshold],
     cuts: list[FrozenThreshold],
     options: EvaluationOptions,
 ) -> tuple[list[CompletenessTable], dict[str, Any]]:
-    frozen = frozen_thresholds(chosen_on, doubts, options)
     tables, left_out = measure_completeness(scores, cuts, bins, options)
     return tables, {
         "thresholds_chosen_on": str(chosen_on.path),

@@ -34,6 +34,7 @@ def evaluation_notes(
     found = Notes()
     for text in scores.notes:
         found.info(text)
+    _note_origins(found, entries)
     _note_sampling(found, scores, entries, options)
     _note_reference(found, scores, reference, entries)
     tie = entries["largest_tie"]
@@ -96,6 +97,25 @@ def known_lens_notes(lenses: dict[str, Any]) -> Notes:
             "matched with known lenses."
         )
     return found
+
+
+def _note_origins(found: Notes, entries: dict[str, Any]) -> None:
+    if len(entries.get("origins", ())) < 2:
+        return
+    counts = {name: f"{entry['n']:,} {name}" for name, entry in entries["origins"].items()}
+    origin = entries["origin"]
+    if origin is None:
+        found.warn(
+            f"{' and '.join(counts.values())} rows are pooled, as asked: the figures hold for this "
+            "mixture and no other. Each origin by itself is under Real and simulated."
+        )
+        return
+    others = " and ".join(text for name, text in counts.items() if name != origin)
+    found.warn(
+        f"The headline figures, thresholds and completeness are of the {counts[origin]} rows "
+        f"alone; the {others} rows are judged at the same thresholds, apart, under Real and "
+        "simulated."
+    )
 
 
 def _note_sampling(

@@ -51,6 +51,13 @@ class FrozenThreshold:
     reason: str = ""
     """Why there is no threshold, or no guarantee."""
 
+    def doubted(self, doubts: Sequence[str]) -> "FrozenThreshold":
+        """The same for rows for which it guarantees nothing, for these reasons if any."""
+        if not doubts or self.threshold is None:
+            return self
+        reasons = dict.fromkeys([*filter(None, [self.reason]), *doubts])
+        return replace(self, guaranteed=False, reason="; ".join(reasons))
+
 
 def frozen_thresholds(
     reference: Scores, doubts: Sequence[str], options: EvaluationOptions

@@ -108,6 +108,10 @@ class EvaluationOptions:
     selection_min_lenses: int = 5
     """Lenses in a cell of the injections that support the selection function there."""
 
+    pool: bool = False
+    """Whether rows of all origins, real and simulated, are one sample in the headline figures;
+    else these are of one origin, and all origins are judged apart in any case."""
+
     match_radius_arcsec: float = 2.0
     """Farthest that a stamp's position may lie from a known lens, in arcsec."""
 
@@ -157,10 +161,7 @@ def _check_selection_axes(axes: tuple[str, ...], free: tuple[str, ...]) -> None:
 def _check_edges(axis_edges: dict[str, tuple[float, ...]]) -> None:
     for axis, edges in axis_edges.items():
         _require(axis in AXES, f"unknown axis {axis!r} in axis_edges; known: {', '.join(AXES)}")
-        numbers = isinstance(edges, list | tuple) and all(
-            isinstance(edge, int | float) for edge in edges
-        )
-        rising = numbers and len(edges) > 1 and all(a < b for a, b in pairwise(edges))
+        rising = len(edges) > 1 and all(a < b for a, b in pairwise(edges))
         _require(rising, f"axis_edges.{axis} must be two or more ascending numbers, got {edges}")
 
 

@@ -6,8 +6,9 @@ The headings are those of Mitchell et al. 2019 (arXiv:1810.03993).
 from collections.abc import Mapping
 from typing import Any
 
+from lensprep.dataset import DECALS
 from lenstrain.evaluation.operating import primary_threshold
-from lenstrain.scoretable import precision_of
+from lenstrain.scoretable import precision_of, scored_geometry
 
 
 def card_context(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -15,8 +16,11 @@ def card_context(metrics: Mapping[str, Any]) -> dict[str, Any]:
     provenance = metrics["provenance"]
     meta = provenance["scores_metadata"]
     members = meta.get("members") or ([meta] if "checkpoint_sha256" in meta else [])
+    geometry = scored_geometry(meta)
     return {
         "m": metrics,
+        "geometry": geometry,
+        "survey": "DECaLS" if geometry.survey == DECALS.survey else geometry.survey,
         "tta": bool(meta.get("tta")),
         "precision": precision_of(meta),
         "members": members,

@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lensprep import __version__
+from lensprep.dataset import Geometry
 from lensprep.dataset.strictjson import plain
 from lensprep.errors import OutOfMemoryError, ProjectError, error_line
 from lensprep.store import Uri, check_folder, join_uri, written_folder
 from lensprep.tables.catalog import read_catalog
 from lenstrain import figures as plots
 from lenstrain.evaluation.catalog import measure_catalog
-from lenstrain.evaluation.compare import compare
+from lenstrain.evaluation.compare import compare_apart
 from lenstrain.evaluation.counterfactuals import TELLS
 from lenstrain.evaluation.measure import (
     Measurement,
@@ -38,10 +39,11 @@ from lenstrain.evaluation.selection.measure import Selection, measure_selection,
 from lenstrain.pages.card import card_context
 from lenstrain.pages.examples import Gallery, example_galleries, missed_gallery, open_stamps
 from lenstrain.pages.files import save_plot, write_csv
+from lenstrain.pages.origins import source_columns
 from lenstrain.pages.page import CARD_NAME, METRICS_NAME, REPORT_NAME, render
 from lenstrain.pages.report import page_context
 from lenstrain.pages.selection import draw_selection
-from lenstrain.scoretable import ScoresAre, SkyScores, read_sky_scores
+from lenstrain.scoretable import ScoresAre, SkyScores, read_sky_scores, scored_geometry
 
 FORMAT_VERSION = 2
 """Version of metrics.json; in 1 every figure had a value, whatever supported it."""
@@ -136,16 +138,23 @@ def evaluate(
             check_same_model(table, sky)
     sought = None if population is None else read_population(population, table, options, columns)
     found = measure(table, reference, options, tell)
+    headline = found.judged.scores
+    if len(found.judged.apart) > 1:
+        tell("Real against simulated", 0.77)
+        from lenstrain.evaluation.gap import sim_to_real  # scikit-learn takes a second to import
+
+        found.entries["sim_to_real"] = sim_to_real(table, options)
     selection = None
     found.entries["selection_function"] = None
     if selection_function:
         tell("Selection function", 0.78)
-        selection = measure_selection(table, found.cuts, sought, options)
+        selection = measure_selection(headline, found.cuts, sought, options)
         found.entries["selection_function"] = selection.entries
         found.entries["notes"] += selection.notes
     if rival is not None:
         tell("Comparing models", 0.8)
-        found.entries["comparison"] = {"other": str(rival.path)} | compare(table, rival, options)
+        compared = compare_apart(table, rival, found.judged, options)
+        found.entries["comparison"] = {"other": str(rival.path)} | compared
         found.entries["notes"] += comparison_notes(table, rival)
     if known is not None and sky is not None:
         lenses = measure_catalog(known, sky, found.cuts, options)
@@ -155,7 +164,7 @@ def evaluate(
     known_lenses = found.entries["known_lenses"]
     size = options.examples
     try:
-        galleries, stretch, notes = _galleries(table, sky, known_lenses, dataset, size)
+        galleries, stretch, notes = _galleries(headline, sky, known_lenses, dataset, size)
     except MemoryError as error:
         raise OutOfMemoryError(
             f"Drawing {size} example stamps at a time ran out of memory: {error_line(error)}. Set "
@@ -167,7 +176,7 @@ def evaluate(
     content: dict[str, Any] = plain(entries)
     with written_folder(out, METRICS_NAME) as draft:
         tell("Writing the report", 0.9)
-        _write(draft, table, found, selection, galleries, stretch, content)
+        _write(draft, found, selection, galleries, stretch, content)
     tell("Done", 1.0)
     return content | {"report": join_uri(out, REPORT_NAME)}
 
@@ -232,7 +241,6 @@ def _versions() -> dict[str, str]:
 
 def _write(
     draft: Path,
-    scores: Scores,
     found: Measurement,
     selection: Selection | None,
     galleries: Sequence[Gallery],
@@ -247,15 +255,19 @@ def _write(
     write_csv(draft / "completeness.csv", {name: list(column) for name, column in cells.items()})
     figures = draft / "figures"
     figures.mkdir()
-    drawn = _plots(scores, found)
+    scores = found.judged.scores
+    geometry = scored_geometry(scores.metadata)
+    drawn = _plots(scores, found, geometry)
     if selection is not None:
         write_selection(draft, selection)
-        drawn.append(draw_selection(selection))
+        drawn.append(draw_selection(selection, geometry))
     saved = {plot.name: save_plot(plot, figures) for plot in drawn}
     shown = page_context(content, saved, galleries, stretch, found.completeness)
     (draft / REPORT_NAME).write_text(render("report.html", shown), encoding="utf-8")
     card = render("model_card.md", card_context(content))
     (draft / CARD_NAME).write_text(card, encoding="utf-8")
+    if "origins" in content:
+        write_csv(draft / "origins.csv", source_columns(content["origins"]))
     if content["known_lenses"]:
         rows = content["known_lenses"]["lenses"]
         names = list(rows[0]) if rows else ["name"]
@@ -263,7 +275,7 @@ def _write(
         write_csv(draft / "known_lenses.csv", columns)
 
 
-def _plots(scores: Scores, found: Measurement) -> list[plots.Plot]:
+def _plots(scores: Scores, found: Measurement, geometry: Geometry) -> list[plots.Plot]:
     entries, level = found.entries, found.entries["level"]
     cuts = {
         choice["name"]: choice["threshold"]
@@ -278,7 +290,7 @@ def _plots(scores: Scores, found: Measurement) -> list[plots.Plot]:
         plots.draw_roc(found.band, entries["tpr_at_fpr"], level, log=False),
         plots.draw_histogram(scores.labels, scores.logits, cuts),
         plots.draw_reliability(reliability, level),
-        *_completeness_plots(found.completeness),
+        *_completeness_plots(found.completeness, geometry),
     ]
     if found.band.purity and found.band.fpr.size:
         drawn.append(plots.draw_purity(found.band, level))
@@ -290,15 +302,18 @@ def _plots(scores: Scores, found: Measurement) -> list[plots.Plot]:
         drawn.append(plots.draw_pairs(made["pairs"], TELLS, level))
     target = primary_threshold(entries)["target_fpr"]
     for bins in entries["strata"].values():
-        drawn.append(plots.draw_strata(bins, target, level))
+        drawn.append(plots.draw_strata(bins, target, level, geometry))
     return drawn
 
 
-def _completeness_plots(tables: Sequence[CompletenessTable]) -> list[plots.Plot]:
+def _completeness_plots(
+    tables: Sequence[CompletenessTable], geometry: Geometry
+) -> list[plots.Plot]:
     """One figure for each single axis, and a map for each pair at the first threshold."""
     by_axes: dict[tuple[str, ...], list[CompletenessTable]] = {}
     for table in tables:
         by_axes.setdefault(table.axes, []).append(table)
-    singles = [plots.draw_completeness(group) for axes, group in by_axes.items() if len(axes) == 1]
-    maps = [plots.draw_map(group[0]) for axes, group in by_axes.items() if len(axes) == 2]
+    singles = [plots.draw_completeness(group, geometry)
+               for axes, group in by_axes.items() if len(axes) == 1]  # fmt: skip
+    maps = [plots.draw_map(group[0], geometry) for axes, group in by_axes.items() if len(axes) == 2]
     return singles + maps

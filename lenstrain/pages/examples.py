@@ -13,20 +13,20 @@ import pyarrow.compute as pc
 from matplotlib import image
 from numpy.typing import NDArray
 
-from lensprep.dataset import STAMP_SIZE, Dataset
+from lensprep.dataset import DECALS, Dataset, Geometry
 from lensprep.dataset.normalization import denormalize
 from lensprep.dataset.rgb import lupton_rgb
-from lensprep.dataset.sidecar import STATISTICS, read_statistics
+from lensprep.dataset.sidecar import read_statistics
 from lensprep.errors import ScoresError
 from lensprep.store import local_folder
 from lensprep.tables.reader import read_table
 from lenstrain.evaluation.scores import Scores
 from lenstrain.evaluation.threshold import unique_rows
-from lenstrain.scoretable import SkyScores
+from lenstrain.figures import smaller
+from lenstrain.scoretable import SkyScores, scored_geometry
 
 _FACTS = ("theta_e_arcsec", "psfsize_r", "arc_snr")
 _ORIGIN = ("source_file", "source_row_group", "source_row")
-_LUPTON = "Lupton RGB (z, r, g) as in the Legacy Survey viewer"
 
 Rows = NDArray[np.int64]
 Pictures = NDArray[np.uint8]
@@ -59,9 +59,9 @@ class StampReader:
     """Where the pictures of scored stamps come from."""
 
     note: str
-    """How they were made."""
+    """How they were made, and how wide they are."""
     rgb: Callable[[Rows], Pictures]
-    """Colour pictures of some rows of the scores, shape (n, 64, 64, 3).
+    """Colour pictures of some rows of the scores, shape (n, S, S, 3).
 
     Raises `ProjectError` if a stamp is not where it was when it was scored.
     """
@@ -79,8 +79,9 @@ def open_stamps(uri: str, scores: SkyScores) -> StampReader:
     """
     source = scores.metadata.get("source")
     if isinstance(source, dict) and source.get("kind") in ("tree", "cutouts"):
-        is_tree = source["kind"] == "tree"
-        return StampReader(f"{_LUPTON}.", partial(_source_rgb, uri, is_tree, scores))
+        geometry = scored_geometry(scores.metadata)
+        note = f"{_stretch(geometry)}. {_width(geometry)}"
+        return StampReader(note, partial(_source_rgb, uri, source, scores, geometry))
     data = Dataset.open(uri)
     named = scores.metadata.get("dataset_id")
     if named and named != data.dataset_id:
@@ -88,17 +89,39 @@ def open_stamps(uri: str, scores: SkyScores) -> StampReader:
             f"{scores.path} was scored on dataset {str(named)[:12]}, but {uri} is "
             f"{data.dataset_id[:12]}. Give --dataset the one that was scored."
         )
-    note = f"{_LUPTON}; what was clipped when it was stored stays clipped."
+    geometry = data.manifest.geometry
+    note = f"{_stretch(geometry)}; what was clipped when it was stored stays clipped."
     if not all(_keeps_flux(data, split) for split in data.manifest.splits):
         mode = data.manifest.normalization.mode
         note = f"Stored pixels ({mode}) between their percentiles; their flux cannot be recovered."
-    return StampReader(note, partial(_dataset_rgb, data, scores))
+    return StampReader(f"{note} {_width(geometry)}", partial(_dataset_rgb, data, scores))
+
+
+def _stretch(geometry: Geometry) -> str:
+    """How flux is drawn, in words."""
+    if geometry == DECALS:
+        return "Lupton RGB (z, r, g) as in the Legacy Survey viewer"
+    bands = geometry.bands
+    if len(bands) == 1:
+        return f"Lupton stretch of {bands[0]}"
+    middle = "+".join(dict.fromkeys((bands[(len(bands) - 1) // 2], bands[len(bands) // 2])))
+    return f"Lupton RGB ({bands[-1]}, {middle}, {bands[0]})"
+
+
+def _width(geometry: Geometry) -> str:
+    return f"Each stamp is {geometry.side_arcsec:.1f}″ wide."
 
 
 def _keeps_flux(data: Dataset, split: str) -> bool:
     """Whether flux can be restored: the mode is known, and so is what it divided by."""
     by_stamp = data.manifest.normalization.by_stamp
-    return by_stamp is False or (by_stamp is True and {*STATISTICS} <= {*data.columns(split)})
+    return by_stamp is False or (
+        by_stamp is True and {*_statistics(data)} <= {*data.columns(split)}
+    )
+
+
+def _statistics(data: Dataset) -> tuple[str, ...]:
+    return data.manifest.geometry.band_columns("median", "scale")
 
 
 def _dataset_rgb(data: Dataset, scores: SkyScores, rows: Rows) -> Pictures:
@@ -111,7 +134,8 @@ def _dataset_rgb(data: Dataset, scores: SkyScores, rows: Rows) -> Pictures:
     else:
         raise ScoresError(f"{scores.path} has no column split, so its stamps cannot be found.")
     keys = table["key"].cast(pa.string())
-    pictures = np.zeros((rows.size, STAMP_SIZE, STAMP_SIZE, 3), np.uint8)
+    side = data.manifest.geometry.side
+    pictures = np.zeros((rows.size, side, side, 3), np.uint8)
     for split in np.unique(splits).tolist():
         chosen = np.flatnonzero(splits == split)
         pictures[chosen] = _split_rgb(data, split, keys.take(pa.array(chosen)))
@@ -120,7 +144,7 @@ def _dataset_rgb(data: Dataset, scores: SkyScores, rows: Rows) -> Pictures:
 
 def _split_rgb(data: Dataset, split: str, keys: pa.ChunkedArray) -> Pictures:
     spec, keeps_flux = data.manifest.normalization, _keeps_flux(data, split)
-    needed = STATISTICS if keeps_flux and spec.by_stamp else ()
+    needed = _statistics(data) if keeps_flux and spec.by_stamp else ()
     sidecar = data.read_sidecar(split, ["key", *needed])
     index = pc.index_in(keys, value_set=sidecar["key"].cast(pa.string()))
     if index.null_count:
@@ -132,24 +156,28 @@ def _split_rgb(data: Dataset, split: str, keys: pa.ChunkedArray) -> Pictures:
     pixels = data.read_pixels(split, rows).astype(np.float32)
     if not keeps_flux:
         return _stretched(pixels)
-    median, scale = read_statistics(sidecar.take(pa.array(rows))) if needed else (0.0, 1.0)
-    return lupton_rgb(denormalize(pixels, spec, median, scale))
+    geometry = data.manifest.geometry
+    chosen = sidecar.take(pa.array(rows))
+    median, scale = read_statistics(chosen, geometry) if needed else (0.0, 1.0)
+    return lupton_rgb(denormalize(pixels, spec, median, scale), geometry)
 
 
-def _source_rgb(uri: str, is_tree: bool, scores: SkyScores, rows: Rows) -> Pictures:
+def _source_rgb(
+    uri: str, source: dict[str, Any], scores: SkyScores, geometry: Geometry, rows: Rows
+) -> Pictures:
     """Pictures of stamps that were decoded while they were scored."""
-    from lensprep.decode.parts import cutout_stamps, tree_stamps
+    from lensprep.decode.parts import cutout_files, cutout_stamps, tree_stamps
 
     table = read_table(scores.path, _ORIGIN).table
     for name in _ORIGIN:
         if name not in table.column_names:
             raise ScoresError(f"{scores.path} has no column {name}, so its stamps cannot be found.")
     origins = table.take(pa.array(scores.in_file(rows))).to_pylist()
-    if is_tree:
-        return lupton_rgb(tree_stamps(uri, origins))
+    if source["kind"] == "tree":
+        return lupton_rgb(tree_stamps(uri, origins, source), geometry)
     names = [origin["source_file"] for origin in origins]
-    with local_folder(uri, wanted=names.__contains__) as folder:
-        return lupton_rgb(cutout_stamps(folder, names))
+    with local_folder(uri, wanted=cutout_files(names, geometry).__contains__) as folder:
+        return lupton_rgb(cutout_stamps(folder, names, geometry), geometry)
 
 
 def example_galleries(reader: StampReader, scores: Scores, size: int) -> list[Gallery]:
@@ -216,15 +244,18 @@ def missed_gallery(
 
 def _stretched(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Stored pixels between their percentiles, where flux cannot be recovered from them."""
-    low, high = np.percentile(pixels, [1, 99.5], axis=(-2, -1), keepdims=True)
-    share = np.clip((pixels - low) / np.maximum(high - low, 1e-6), 0, 1)
-    return np.rint(255 * np.moveaxis(share[:, ::-1], 1, -1)).astype(np.uint8)
+    last = pixels.shape[1] - 1
+    green = (pixels[:, last // 2] + pixels[:, last - last // 2]) / 2
+    drawn = np.stack([pixels[:, last], green, pixels[:, 0]], 1)
+    low, high = np.percentile(drawn, [1, 99.5], axis=(-2, -1), keepdims=True)
+    share = np.clip((drawn - low) / np.maximum(high - low, 1e-6), 0, 1)
+    return np.rint(255 * np.moveaxis(share, 1, -1)).astype(np.uint8)
 
 
 def png_uri(picture: NDArray[np.uint8]) -> str:
-    """A picture as a data URI."""
+    """A picture as a data URI, no larger than pages draw it."""
     buffer = io.BytesIO()
-    image.imsave(buffer, picture, format="png")
+    image.imsave(buffer, smaller(picture), format="png")
     return data_uri(buffer.getvalue(), "image/png")
 
 

@@ -1,6 +1,6 @@
 """What the page shows, as plain values that its template reads."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -9,6 +9,8 @@ from lenstrain.evaluation import metrics
 from lenstrain.evaluation.operating import CompletenessTable, primary_threshold
 from lenstrain.pages.examples import Gallery
 from lenstrain.pages.files import PagePlot
+from lenstrain.pages.origins import origins_context
+from lenstrain.scoretable import scored_geometry
 
 _MISSED_SHOWN = 50
 _GROUPS = (("theta_e", "θE [″]"), ("src_dmag", "source Δmag"), ("lens_model", "lens model"))
@@ -31,6 +33,7 @@ def page_context(
         "theta_rows": _theta_rows(tables),
         "galleries": galleries,
         "stretch": stretch,
+        "stamp_side": scored_geometry(content["provenance"]["scores_metadata"]).side,
         "coverage": f"{100 * content['level']:g}%",
         "split": content["provenance"]["scores_metadata"].get("split"),
         "prevalences": [
@@ -48,6 +51,7 @@ def page_context(
         "calibration_rows": _calibration_rows(content),
         "missed_shown": _MISSED_SHOWN,
         "comparison_rows": _comparison_rows(content["comparison"]),
+        "origins": origins_context(content),
         "provenance": _provenance_rows(content["provenance"]),
     }
 
@@ -94,15 +98,22 @@ def _calibration_rows(content: Mapping[str, Any]) -> list[tuple[str, tuple[Any, 
 def _comparison_rows(comparison: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
     if comparison is None:
         return []
-    return [
-        *((m.title, comparison[m.name]) for m in metrics.METRICS if m.kind == "ranking"),
-        *(
-            (f"{m.title} {100 * float(fpr):g}%", entry)
-            for m in metrics.METRICS
-            if m.kind == "rate"
-            for fpr, entry in comparison[m.name].items()
-        ),
-    ]
+    rows = list(_compared(comparison))
+    apart = comparison.get("origins", {})
+    for name, found in apart.items() if len(apart) > 1 else ():
+        if "reason" not in found:
+            rows += [(f"{title}, {name} rows", entry) for title, entry in _compared(found)]
+    return rows
+
+
+def _compared(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for metric in metrics.METRICS:
+        if metric.kind == "ranking":
+            yield metric.title, found[metric.name]
+    for metric in metrics.METRICS:
+        if metric.kind == "rate":
+            for fpr, entry in found[metric.name].items():
+                yield f"{metric.title} {100 * float(fpr):g}%", entry
 
 
 def _theta_rows(tables: Sequence[CompletenessTable]) -> list[dict[str, Any]]:

@@ -5,14 +5,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lensprep.dataset import DECALS, Geometry
 from lenstrain.evaluation.selection.axes import Floats
 from lenstrain.evaluation.selection.measure import Selection
-from lenstrain.figures import AXIS_LABELS, SERIES, Plot, new_figure
+from lenstrain.figures import SERIES, Plot, axis_label, new_figure
 
 _POINTS = 201
 
 
-def draw_selection(selection: Selection) -> Plot:
+def draw_selection(selection: Selection, geometry: Geometry = DECALS) -> Plot:
     """C with its 95 % band along the first axis, at low, median and high seeing.
 
     The other axes are at the lenses' median. Where no injections are, the curve is dotted and has
@@ -41,7 +42,9 @@ def draw_selection(selection: Selection) -> Plot:
                 numbers.setdefault(name, []).extend(column.tolist())
         if axis.log:
             plot.set_xscale("log")
-        plot.set(ylim=(-0.02, 1.02), xlabel=AXIS_LABELS[axis.name], ylabel="Completeness C")
+        plot.set(
+            ylim=(-0.02, 1.02), xlabel=axis_label(axis.name, geometry), ylabel="Completeness C"
+        )
         plot.grid(True)
         plot.legend(loc="best")
     caption = _caption(selection)

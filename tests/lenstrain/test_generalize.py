@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
 from lensprep.configfile import load_config
 from lensprep.dataset import Dataset
+from lensprep.dataset.where import compile_where
 from lensprep.dataset.writer import write_dataset
 from lensprep.errors import ConfigError
 from lenstrain.cli import main
@@ -25,6 +27,8 @@ from lenstrain.evaluation.scores import read_scores
 from lenstrain.generalize import (
     Case,
     _compare,
+    _elsewhere,
+    _headline,
     _lenses,
     _result,
     as_markdown,
@@ -36,7 +40,7 @@ from lenstrain.generalize import (
 from tests.datasets import SPEC, tiny_table
 from tests.families import BY_FLUX, add_families
 from tests.familydatasets import family_dataset
-from tests.scoretables import make_table
+from tests.scoretables import make_mixed, make_table
 
 SETTINGS = (
     "model.arch=resnet_small",
@@ -297,3 +301,59 @@ def test_counterfactuals_are_neither_left_out_nor_compared_on(tmp_path):
         found.append(_compare(case, *map(read_scores, paths), QUICK, 0.05))
     assert found[0]["n"] > 30
     assert found[1] == found[0]
+
+
+def mixed_dataset(tmp_path, origin_of):
+    splits = {}
+    for split in ("train", "test"):
+        table = tiny_table(60, split)
+        origin = origin_of(np.arange(60), table["label"].to_numpy())
+        table = table.append_column("origin", pa.array(origin.tolist(), pa.string()))
+        theta = table["theta_e_arcsec"].to_numpy().copy()
+        theta[origin == "real"] = np.nan
+        place = table.column_names.index("theta_e_arcsec")
+        table = table.set_column(place, "theta_e_arcsec", pa.array(theta, from_pandas=True))
+        splits[split] = (np.zeros((60, 3, 64, 64), "<f2"), table)
+    write_dataset(tmp_path / "mixed", splits, SPEC, shard_rows=50)
+    return Dataset.open(tmp_path / "mixed")
+
+
+def test_lenses_of_one_origin_are_left_out_and_those_of_others_stay(tmp_path):
+    origins = np.array(["simulated", "", None], object)
+    data = mixed_dataset(tmp_path, lambda i, label: np.where(i < 12, "real", origins[i % 3]))
+    assert _headline(data, "test") == "simulated"
+    lenses = _lenses(data, "theta_e_arcsec", "simulated")
+    assert lenses.num_rows == 24
+    kept = f"label == 0 or {_elsewhere('simulated')}"
+    for case in plan_cases(lenses, "theta_e_arcsec", kept):
+        mask = compile_where(case.others).mask(data.read_sidecar("train"))
+        assert mask[:12].all()
+        assert (~mask).sum() == case.train_lenses
+
+
+def test_lenses_without_non_lenses_of_their_origin_are_refused_before_training(tmp_path):
+    data = mixed_dataset(tmp_path, lambda i, label: np.where(label == 1, "real", "simulated"))
+    config = load_config(Config, None, SETTINGS)
+    with pytest.raises(ConfigError, match=r"no origin \(real, simulated\) with both classes"):
+        generalize(str(data.uri), config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_networks_are_compared_on_the_rows_of_the_headline(tmp_path):
+    (case, *_) = plan_cases(make_table().filter(pc.field("label") == 1), "theta_e_arcsec",
+                            f"label == 0 or {_elsewhere('simulated')}")  # fmt: skip
+    found = []
+    for name, make in (("alone", make_table), ("mixed", make_mixed)):
+        paths = [tmp_path / f"{name}-{number}.parquet" for number in (1, 2)]
+        for seed, path in enumerate(paths):
+            table = make(1200, regions=30)
+            if name == "alone":
+                table = table.append_column("origin", pa.nulls(1200, pa.string()))
+            rng = np.random.default_rng(seed)
+            noise = rng.normal(size=1500)[: table.num_rows].astype(np.float32)
+            logit = pa.array(table["logit"].to_numpy() + noise)
+            pq.write_table(table.set_column(2, "logit", logit), path)
+        found.append(_compare(case, *map(read_scores, paths), QUICK, 0.05))
+    assert found[0]["n"] > 30
+    assert found[0]["n"] == found[1]["n"]
+    assert found[1]["auroc"]["this"] == found[0]["auroc"]["this"]

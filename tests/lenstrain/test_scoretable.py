@@ -7,9 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import special
 
-from lensprep.errors import ScoresError
+from lensprep.dataset import DECALS
+from lensprep.errors import DatasetError, ScoresError
 from lenstrain import scoretable as module
 from lenstrain.scoretable import read_score_table, read_sky_scores
+from tests.datasets import PAIR
 from tests.families import BY_SHAPE, add_families
 from tests.scoretables import make_table
 
@@ -22,6 +24,13 @@ def test_a_table_is_read_in_file_order(write_scores):
     assert np.array_equal(read.region, table["region_id"].to_numpy() - 2000)
     assert (read.n, read.n_regions, read.n_clusters) == (90, 9, 9)
     assert np.isnan(read.numbers("arc_snr")[read.labels == 0]).all()
+
+
+def test_scores_say_what_their_stamps_had_in_common():
+    assert module.scored_geometry({}) == DECALS
+    assert module.scored_geometry({"geometry": PAIR.to_dict()}) == PAIR
+    with pytest.raises(DatasetError, match="the scores' metadata: geometry"):
+        module.scored_geometry({"geometry": {"bands": "grz"}})
 
 
 def test_csv_gives_the_same_rows_as_parquet(write_scores, tmp_path):

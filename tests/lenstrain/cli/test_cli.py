@@ -9,6 +9,7 @@ import threading
 import time
 
 import click
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -17,6 +18,7 @@ from lensprep.terminal import ProjectGroup
 from lenstrain.cli import main
 from lenstrain.cli.evaluate import _counterfactual_lines
 from tests.datasets import tiny_dataset
+from tests.scoretables import make_mixed
 from tests.waiting import wait_until
 
 SETTINGS = [
@@ -299,3 +301,19 @@ def test_evaluate_says_how_often_each_kind_passes():
     ]
     assert "(" not in _counterfactual_lines(made | {"fpr_upper": None})[0]
     assert _counterfactual_lines(made | {"kinds": {}}) == [made["pairs"]["words"]]
+
+
+@pytest.mark.parametrize(("extra", "said"), [
+    ([], "of simulated rows; each origin by itself:"), (["--pool"], "of all origins pooled"),
+])  # fmt: skip
+def test_evaluate_says_whose_its_figures_are(tmp_path, extra, said):
+    pq.write_table(make_mixed(simulated=400), tmp_path / "s.parquet")
+    arguments = ["evaluate", str(tmp_path / "s.parquet"), "--out", str(tmp_path / "out"), *extra]
+    settings = ["--set", "resamples=50", "--set", 'completeness_axes=[["psfsize_r"]]']
+    result = invoke(*arguments, *settings)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stderr.splitlines()
+    first, *others = lines[next(i for i, line in enumerate(lines) if line.startswith("AUROC")) :]
+    assert said in first
+    assert any("real: AUROC" in line and "of 80 lenses found" in line for line in others)
+    assert any("infer --embeddings" in line for line in others)

@@ -21,9 +21,9 @@ from lenstrain.evaluation.options import EvaluationOptions
         ({"delta": 0.5}, "delta must lie between 0 and 0.5, got 0.5"),
         ({"prevalence_dex": -0.1}, "prevalence_dex must not be negative"),
         ({"axis_edges": {"redshift": (0, 1)}}, "unknown axis 'redshift' in axis_edges"),
-        ({"axis_edges": {"arc_snr": (3, 1)}}, "two or more ascending numbers, got .3, 1."),
-        ({"axis_edges": {"arc_snr": ("a", "b")}}, "two or more ascending numbers"),
-        ({"axis_edges": {"arc_snr": 3}}, "two or more ascending numbers"),
+        ({"axis_edges": {"arc_snr": (3, 1)}}, r"two or more ascending numbers, got .3\.0, 1\.0."),
+        ({"axis_edges": {"arc_snr": ("a", "b")}}, r"axis_edges.arc_snr\[0\] must be of type float"),
+        ({"axis_edges": {"arc_snr": 3}}, r"axis_edges\.arc_snr must be a list, got 3"),
         ({"match_radius_arcsec": 0}, "match_radius_arcsec must be above 0"),
     ],
 )

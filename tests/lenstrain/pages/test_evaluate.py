@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from lensprep.dataset import NormalizationSpec
+from lensprep.dataset import DECALS, NormalizationSpec
 from lensprep.dataset.writer import write_dataset
 from lensprep.errors import DatasetError, OutOfMemoryError, ScoresError, StorageError
 from lenstrain.evaluation.notes import comparison_notes
@@ -22,8 +22,9 @@ from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.scores import read_scores
 from lenstrain.pages import examples
 from lenstrain.pages.evaluate import evaluate
+from tests.datasets import PAIR
 from tests.families import BY_FLUX, add_families
-from tests.scoretables import BARE, make_table
+from tests.scoretables import BARE, make_mixed, make_table
 
 # Few draws, axes and figures: these tests are about agreement, not precision.
 QUICK = EvaluationOptions(
@@ -355,11 +356,12 @@ def stamped(tmp_path_factory):
 def bare(stamped, tmp_path_factory):
     """An evaluation of a table with four columns, of a checkpoint with an evil name.
 
-    It was scored on another dataset than the one that lies where it says.
+    It was scored on another dataset than the one that lies where it says, of another survey.
     """
     folder = tmp_path_factory.mktemp("bare")
     table = make_table(**BARE, split=None)
     metadata = {"checkpoint": "<script>alert(1)</script>", **stamped, "dataset_id": "0" * 64}
+    metadata["geometry"] = PAIR.to_dict()
     table = table.replace_schema_metadata({"lenstrain": json.dumps(metadata)})
     pq.write_table(table, folder / "scores.parquet")
     return folder, evaluate(folder / "scores.parquet", folder / "out", options=QUICK)
@@ -373,6 +375,15 @@ def test_four_columns_are_enough(bare):
     table = pq.read_table(folder / "out" / "completeness.parquet")
     assert table.num_rows == 0
     assert {"theta_e_arcsec_lo", "threshold", "n", "lo95"} <= set(table.column_names)
+
+
+def test_the_card_names_survey_bands_and_scale(bare, evaluated):
+    card = (bare[0] / "out" / "model_card.md").read_text()
+    assert "| Input | 32 x 32 stamps in nir, Y; 0.3″ a pixel; " in card
+    assert "a survey like pair by" in card
+    card = (evaluated[0] / "out" / "model_card.md").read_text()
+    assert "| Input | 64 x 64 stamps in g, r, z; 0.262″ a pixel; " in card
+    assert "a survey like DECaLS by" in card
 
 
 def test_text_from_outside_is_escaped(bare):
@@ -517,8 +528,87 @@ def test_stamps_are_those_of_their_rows_beside_counterfactuals(tmp_path):
     asked = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "lensprep.decode.parts.tree_stamps", lambda uri, origins: asked.extend(origins)
+            "lensprep.decode.parts.tree_stamps", lambda uri, origins, source: asked.extend(origins)
         )
-        patch.setattr(examples, "lupton_rgb", lambda stamps: stamps)
-        examples._source_rgb("tree", True, scores, np.array([0, 7, 59]))
+        patch.setattr(examples, "lupton_rgb", lambda stamps, geometry: stamps)
+        examples._source_rgb("tree", {"kind": "tree"}, scores, DECALS, np.array([0, 7, 59]))
     assert [origin["source_row"] for origin in asked] == [0, 7, 59]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """An evaluation of real and simulated rows with features; kinds are hostile and many."""
+    folder = tmp_path_factory.mktemp("mixed")
+    kinds = [f"=kind<b>{i % 31}" for i in range(360)]
+    for name, seed in (("test", 1), ("val", 2)):
+        table = make_mixed(real=360, seed=seed, kind=kinds)
+        values = np.random.default_rng(seed).normal(0, 1, (table.num_rows, 4)).astype(np.float32)
+        values[1500:, 0] += 4 * table["label"].to_numpy()[1500:]
+        embedding = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), 4)
+        pq.write_table(table.append_column("embedding", embedding), folder / f"{name}.parquet")
+    result = evaluate(folder / "test.parquet", folder / "out",
+                      calibrate_on=folder / "val.parquet", compare_with=folder / "test.parquet",
+                      options=QUICK)  # fmt: skip
+    return folder / "out", result
+
+
+def test_real_and_simulated_rows_have_a_section_of_their_own(mixed):
+    out, metrics = mixed
+    page = (out / "report.html").read_text()
+    lenses = metrics["origins"]["simulated"]["n_positive"]
+    assert f"{lenses:,} simulated lenses and" in page
+    assert f"{lenses:,} simulated lenses and" in (out / "model_card.md").read_text()
+    assert "are of the simulated rows alone" in page
+    for name in ("simulated", "real"):
+        assert f"{metrics['origins'][name]['auroc']['value']:.4f}" in page
+    assert "Recall by grade, FPR 0.01" in page
+    assert "<td>A</td><td>real</td><td>40</td>" in page
+    assert "the 25 largest of each origin" in page
+    assert "=kind&lt;b&gt;1<" in page
+    assert "AUROC, real rows" in page
+    assert metrics["comparison"]["origins"]["real"]["auroc"]["value"] == 0
+
+
+def test_the_gap_is_one_figure_of_each_class(mixed):
+    out, metrics = mixed
+    gap = metrics["sim_to_real"]
+    assert gap["lenses"]["value"] > 0.98
+    assert abs(gap["non_lenses"]["value"] - 0.5) < 0.1
+    page = (out / "report.html").read_text()
+    assert "Real against simulated lenses" in page
+    assert f"{gap['lenses']['value']:.3f}" in page
+
+
+def test_every_grade_and_kind_is_in_a_table(mixed):
+    out, metrics = mixed
+    with (out / "origins.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    kinds = [row for row in rows if row["origin"] == "real" and row["class"] == "non-lens"]
+    cuts = len(metrics["origins"]["real"]["recall"])
+    assert len(kinds) == 32 * cuts  # all, and 31 kinds
+    assert all(row["group"] in ("all",) or row["group"].startswith("'=kind") for row in kinds)
+    grade = next(row for row in rows if row["group"] == "A")
+    entry = metrics["origins"]["real"]["recall"][0]["by_grade"]["A"]
+    for name in ("k", "n", "lo68", "hi68", "lo95", "hi95", "low", "high"):
+        assert float(grade[name]) == entry[name]
+    assert grade["upper_limit"] == ""
+
+
+def test_an_origin_of_one_class_and_a_gap_that_was_not_run_are_explained(tmp_path):
+    table = make_mixed(simulated=600)
+    kept = (np.arange(table.num_rows) < 600) | (table["label"].to_numpy() == 1)
+    pq.write_table(table.filter(pa.array(kept)), tmp_path / "s.parquet")
+    options = replace(QUICK, completeness_axes=(("psfsize_r",),))
+    evaluate(tmp_path / "s.parquet", tmp_path / "out", options=options)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "n/a, real: lenses alone" in page
+    assert "0 real non-lenses: a probe needs 30 or more" in page
+    assert "infer --embeddings" in page
+
+
+def test_simulated_rows_alone_have_no_such_section(evaluated):
+    folder, metrics, _ = evaluated
+    assert not {"origin", "origins", "sim_to_real"} & metrics.keys()
+    assert "origins" not in metrics["comparison"]
+    assert not (folder / "out" / "origins.csv").exists()
+    assert "Real and simulated" not in (folder / "out" / "report.html").read_text()

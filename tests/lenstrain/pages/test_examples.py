@@ -1,22 +1,35 @@
 """Stamps of the report from where they were scored, whatever that was."""
 
+import base64
+import io
 import json
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tomli_w
+from matplotlib import image
 
-from lensprep.dataset import NormalizationSpec
-from lensprep.dataset.normalization import MODES, band_statistics, normalization_spec, normalize
+from lensprep.dataset import DECALS, NormalizationSpec
+from lensprep.dataset.normalization import (
+    MODES,
+    band_statistics,
+    denormalize,
+    normalization_spec,
+    normalize,
+)
 from lensprep.dataset.rgb import lupton_rgb
-from lensprep.dataset.sidecar import STATISTICS
 from lensprep.dataset.writer import write_dataset
+from lensprep.decode.parts import decode_parts, plan_tree
 from lensprep.errors import InputError, ScoresError
-from lenstrain.pages.examples import _stretched, open_stamps
+from lenstrain.pages.examples import _stretched, open_stamps, png_uri
 from lenstrain.scoretable import read_sky_scores
+from tests.datasets import PAIR
+from tests.lenstrain.probes.conftest import RUBIN, VIS
 from tests.phase4c import stamp_blob, tiny_pixels, tiny_table, write_tree
 from tests.scoretables import make_table
+from tests.surveytree import tiny_survey, write_survey_tree
 
 
 def write(path, table, kind, uri):
@@ -50,6 +63,24 @@ def test_stamps_of_a_tree_are_those_of_its_rows(tmp_path):
     assert "Lupton" in reader.note
 
 
+def test_stamps_of_another_survey_are_those_of_its_tree(tmp_path):
+    survey = tiny_survey()
+    tree = write_survey_tree(tmp_path / "t", survey, rows=12)
+    (tmp_path / "s.toml").write_text(tomli_w.dumps(survey.to_mapping()))
+    plan = plan_tree(tree, "train", tmp_path / "s.toml")
+    spec = survey.normalization("asinh_survey", 1000.0)
+    ((_, columns, stored, _),) = decode_parts(plan, [0], spec, workers=1)
+    names = ("source_file", "source_row_group", "source_row")
+    table = places(*(columns[name].to_pylist() for name in names))
+    facts = {"source": {"kind": "tree", **plan.source}, "geometry": plan.geometry.to_dict()}
+    table = table.replace_schema_metadata({"lenstrain": json.dumps(facts)})
+    pq.write_table(table, tmp_path / "scores.parquet")
+    reader = open_stamps(str(tree), read_sky_scores(tmp_path / "scores.parquet"))
+    flux = denormalize(stored.astype(np.float32), spec, 0.0, 1.0)
+    shown = reader.rgb(np.arange(len(flux))).astype(int)
+    assert np.abs(shown - lupton_rgb(flux, plan.geometry)).max() <= 3
+
+
 def test_stamps_of_cutouts_are_their_middles_and_stay_in_the_folder(tmp_path):
     pixels = tiny_pixels(2, seed=4)
     folder = tmp_path / "cutouts"
@@ -67,17 +98,23 @@ def test_stamps_of_cutouts_are_their_middles_and_stay_in_the_folder(tmp_path):
         reader.rgb(np.array([1]))
 
 
-def written(folder, spec, with_statistics=True):
+def written(folder, spec, with_statistics=True, geometry=DECALS):
     """Flux, stored pixels, and a reader of the stamps of a dataset and of its scores."""
     flux = tiny_pixels(6, seed=4)
-    known = spec.known_parameters is not None
+    if geometry != DECALS:
+        rng = np.random.default_rng(4)
+        flux = rng.normal(0, geometry.sky_noise[0], (6, *geometry.shape)).astype(np.float32)
+    known = spec.by_stamp is not None
     median, scale = band_statistics(flux, spec)
     stored = normalize(flux, spec, median, scale) if known else flux.astype(np.float16)
     table = make_table(rows=6, regions=2)
     if with_statistics:
-        for name, column in zip(STATISTICS, np.concatenate([median, scale], 1).T, strict=True):
+        names = geometry.band_columns("median", "scale")
+        for name, column in zip(names, np.concatenate([median, scale], 1).T, strict=True):
             table = table.append_column(name, pa.array(column))
-    manifest = write_dataset(folder / "ds", {"test": (stored, table)}, spec, shard_rows=4)
+    manifest = write_dataset(
+        folder / "ds", {"test": (stored, table)}, spec, shard_rows=4, geometry=geometry
+    )
     facts = {"dataset_id": manifest.dataset_id, "split": "test"}
     scores = table.select(["key", "logit"]).replace_schema_metadata(
         {"lenstrain": json.dumps(facts)}
@@ -95,6 +132,38 @@ def test_stamps_of_a_dataset_are_drawn_in_flux(tmp_path, mode):
     shown = reader.rgb(np.arange(6)).astype(int)
     assert np.abs(shown - lupton_rgb(flux)).max() <= 3
     assert reader.note.startswith("Lupton RGB")
+
+
+@pytest.mark.parametrize(
+    ("geometry", "note"),
+    [(VIS, "Lupton stretch of vis; "), (RUBIN, "Lupton RGB (y, r+i, u); "), (PAIR, "Lupton RGB (")],
+)
+def test_stamps_of_other_surveys_are_drawn_in_their_bands(tmp_path, geometry, note):
+    spec = normalization_spec("asinh_survey", clip=1000.0, geometry=geometry)
+    flux, _, reader = written(tmp_path, spec, geometry=geometry)
+    shown = reader.rgb(np.arange(6)).astype(int)
+    assert np.abs(shown - lupton_rgb(flux, geometry)).max() <= 3
+    assert reader.note.startswith(note)
+    assert f"Each stamp is {geometry.side_arcsec:.1f}″ wide." in reader.note
+
+
+@pytest.mark.parametrize("geometry", [VIS, RUBIN, PAIR], ids=lambda g: g.survey)
+def test_stamps_of_other_surveys_whose_flux_is_lost_are_stretched(tmp_path, geometry):
+    spec = NormalizationSpec(mode="zscale", clip=10.0)
+    _, _, reader = written(tmp_path, spec, with_statistics=False, geometry=geometry)
+    shown = reader.rgb(np.arange(6))
+    assert shown.shape == (6, geometry.side, geometry.side, 3)
+    assert shown.std() > 10
+    assert reader.note.startswith("Stored pixels (zscale)")
+
+
+def test_large_stamps_are_embedded_smaller():
+    small, large = (np.full((side, side, 3), 7, np.uint8) for side in (64, 256))
+    sides = []
+    for picture in (small, large):
+        png = base64.b64decode(png_uri(picture).partition(",")[2])
+        sides.append(len(image.imread(io.BytesIO(png))))
+    assert sides == [64, 128]
 
 
 @pytest.mark.parametrize("mode", [*MODES, "zscale"])
