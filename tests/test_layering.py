@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "lensprep.terminal": "store extras",
     "lensprep.tables": "store",
     "lensprep.dataset": "store",
-    "lensprep.source": "dataset store tables",
+    "lensprep.source": "dataset store tables configfile",
     "lensprep.engine": "store kernel extras",
     "lensprep.decode": "dataset source tables kernel",
     "lensprep.transfer": "dataset store",
@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "lenstrain.evaluation": "scoretable",
     "lenstrain.figures": "evaluation",
     "lenstrain.training": "data networks config evaluation.metrics evaluation.calibration "
-    "evaluation.pairs figures",
+    "evaluation.pairs evaluation.headline figures",
     "lenstrain.scoring": "data networks config scoretable training.checkpoint "
     "training.distributed training.memory training.validate training.transfer",
     "lenstrain.pages": "evaluation scoretable figures",
