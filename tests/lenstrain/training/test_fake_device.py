@@ -55,7 +55,11 @@ TYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Batches(list):
-    """Stands for a loader: batches that one has made."""
+    """Stands for a loader: batches that one has made, and its split."""
+
+    def __init__(self, loader, faked):
+        super().__init__(Batch(*map(faked, batch)) for batch in loader)
+        self.data = loader.data
 
     def set_epoch(self, epoch):
         pass
@@ -71,7 +75,7 @@ def cuda():
 def make_run(cuda, dataset, tmp_path, monkeypatch):
     """Builds a run on the fake GPU: two batches to train on, the last one filled, two to score."""
     loaders = [
-        Batches(Batch(*map(cuda.mode.from_tensor, batch)) for batch in loader)
+        Batches(loader, cuda.mode.from_tensor)
         for loader in (
             StampLoader(dataset, "train", 12, limit=20),
             StampLoader(dataset, "val", 20, shuffle=None),
