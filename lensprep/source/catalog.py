@@ -241,8 +241,8 @@ def _catalog_names(uris: Sequence[Location]) -> list[str]:
         names = ["/".join(part[-depth:]).strip("/") for part in parts]
         if len({*names}) == len(names):
             return names
-    twice = next(name for name in names if names.count(name) > 1)
-    raise ConfigError(f"The catalogue {twice} is named twice: its rows would come twice.")
+    twice = next(uri for uri, name in zip(uris, names, strict=True) if names.count(name) > 1)
+    raise ConfigError(f"{twice} is named twice: its rows would come twice. Name it once.")
 
 
 def _open_catalog(

@@ -296,7 +296,7 @@ def bad_file_error(bad: Sequence[BadFile], files: int, uri: str) -> InputError:
     if files == 1 and uri.endswith(first.path) and first.reason == _NOT_PARQUET:
         return InputError(
             f"{uri} is no parquet file: {first.reason}. Give the folder of a Phase 4c tree, or a "
-            ".parquet file of one."
+            ".parquet file of one. Catalogues of cutouts are checked by `lensprep convert`."
         )
     more = f" ({len(bad)} of {files} files have such faults)" if len(bad) > 1 else ""
     return InputError(

@@ -61,7 +61,7 @@ def test_catalogues_of_one_name_are_told_apart_by_their_folders(tmp_path):
     paths = [write_catalog(tmp_path / folder / "found.csv", 2) for folder in "ab"]
     names = [catalog.name for catalog in opened(*reversed(paths))]
     assert names == ["a/found", "b/found"]
-    with pytest.raises(ConfigError, match="named twice"):
+    with pytest.raises(ConfigError, match=r"a/found\.csv is named twice"):
         opened(paths[0], paths[0])
 
 
