@@ -28,7 +28,7 @@ from lensprep.dataset.layout import (
     REAL,
     SIMULATED,
 )
-from lensprep.dataset.sidecar import is_counterfactual
+from lensprep.dataset.sidecar import is_counterfactual, read_origins
 from lensprep.errors import NotFoundError, ScoresError
 from lensprep.store import Uri
 from lensprep.tables.columns import check_ids, to_floats
@@ -154,7 +154,7 @@ class ScoreTable(SkyScores):
         """Distinct origins: simulated, real, and then the others by name."""
         if not self.has(ORIGIN):
             return (SIMULATED,)
-        return ordered_origins(origins_of(self.table).unique().to_pylist())
+        return ordered_origins(read_origins(self.table).unique().to_pylist())
 
     def is_of(self, origin: str) -> NDArray[np.bool_]:
         """Whether each row is of an origin; shape (n,)."""
@@ -344,11 +344,6 @@ def _without_empty_text(table: pa.Table) -> pa.Table:
     return table
 
 
-def origins_of(table: pa.Table) -> pa.ChunkedArray:
-    """Origin of each row of a table that has the column; null means simulated."""
-    return pc.fill_null(table[ORIGIN], SIMULATED)
-
-
 def ordered_origins(names: Iterable[str]) -> tuple[str, ...]:
     """Simulated, real, and then the others by name."""
     first = {SIMULATED: 0, REAL: 1}
@@ -358,7 +353,7 @@ def ordered_origins(names: Iterable[str]) -> tuple[str, ...]:
 def _is_of(table: pa.Table, origin: str) -> NDArray[np.bool_]:
     if ORIGIN not in table.column_names:
         return np.full(table.num_rows, origin == SIMULATED)
-    found: NDArray[np.bool_] = pc.equal(origins_of(table), origin).to_numpy()
+    found: NDArray[np.bool_] = pc.equal(read_origins(table), origin).to_numpy()
     return found
 
 

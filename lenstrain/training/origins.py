@@ -23,7 +23,7 @@ class Origins:
     simulated before real. None if none has both: then they are of all rows."""
 
 
-def read_origins(data: SplitData, made: Counterfactuals | None) -> Origins | None:
+def find_origins(data: SplitData, made: Counterfactuals | None) -> Origins | None:
     """The origins of a split, from its sidecars; None if there is one."""
     names, codes = data.origins
     ordinary = np.ones(codes.size, np.bool_) if made is None else ~made.mask

@@ -29,7 +29,7 @@ from lenstrain.training.counterfactuals import (
 )
 from lenstrain.training.distributed import Context, launch_id
 from lenstrain.training.mirror import Mirror
-from lenstrain.training.origins import Origins, read_origins
+from lenstrain.training.origins import Origins, find_origins
 from lenstrain.training.runlog import CHECKPOINTS as CHECKPOINTS
 from lenstrain.training.runlog import INTERRUPTED, NONFINITE, RunLog, write_setup
 from lenstrain.training.step import Learner, Totals, check_precision, make_learner
@@ -163,7 +163,7 @@ def build_run(
             min_delta=config.train.min_delta,
         ),
         counterfactuals=made,
-        origins=read_origins(val_loader.data, made),
+        origins=find_origins(val_loader.data, made),
         progress=progress,
     )
 
