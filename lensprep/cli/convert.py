@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lensprep.cli.options import json_option, survey_option, workers_option
+from lensprep.cli.options import cutouts_option, json_option, survey_option, workers_option
 from lensprep.dataset.normalization import DEFAULT_CLIP, DEFAULT_MODE, MODES
 from lensprep.engine import ENGINES, make_engine
 from lensprep.errors import plain_text, size_text
@@ -66,15 +66,7 @@ _CLUSTER_SECONDS = 30.0
     metavar="NAME",
     help="Leave out this column of SRC, which may not be a required one; repeatable.",
 )
-@click.option(
-    "--cutouts",
-    "folders",
-    type=LOCATION,
-    multiple=True,
-    metavar="FOLDER",
-    help="Folder, local or s3://, of the cutouts of a catalogue SRC; repeatable, in the order of "
-    "the catalogues [default: the folder of the catalogue].",
-)
+@cutouts_option
 @click.option(
     "--columns",
     "--catalog-column",

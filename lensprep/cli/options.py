@@ -17,6 +17,15 @@ survey_option = click.option(
     show_default=True,
     help="What SRC's stamps and columns are: a file, local or s3:// (see configs/surveys).",
 )
+cutouts_option = click.option(
+    "--cutouts",
+    "folders",
+    type=LOCATION,
+    multiple=True,
+    metavar="FOLDER",
+    help="Folder, local or s3://, of the cutouts of a catalogue SRC; repeatable, in the order of "
+    "the catalogues [default: the folder of the catalogue].",
+)
 workers_option = click.option(
     "--workers", type=click.IntRange(1), help="Processes [default: one per processor]."
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from lensprep.cli.options import json_option, workers_option
+from lensprep.cli.options import cutouts_option, json_option, workers_option
 from lensprep.errors import plain_text
 from lensprep.terminal import LOCATION, print_json, progress_bar, s3_options
 
@@ -23,14 +23,7 @@ from lensprep.terminal import LOCATION, print_json, progress_bar, s3_options
     help="Convert rows of this source again and compare them; repeatable, as it may have several "
     "trees and catalogues of cutouts.",
 )
-@click.option(
-    "--cutouts",
-    "folders",
-    type=LOCATION,
-    multiple=True,
-    metavar="FOLDER",
-    help="Folder of the cutouts of a catalogue SRC, as for `lensprep convert`; repeatable.",
-)
+@cutouts_option
 @click.option("--sample", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--all", "every", is_flag=True, help="Compare every row with the source.")
 @s3_options
