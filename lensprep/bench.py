@@ -127,9 +127,9 @@ def run_bench(
     with tempfile.TemporaryDirectory(prefix="lensprep-bench-", dir=folder) as name:
         work = Path(name)
         report("rows", 0, rows)
-        table = _made_rows(rows) if src is None else _some_rows(src, rows, options)
-        _write_parquet(table, work / "stamps" / "part-00000.parquet")
-        _write_parquet(table.slice(0, _WARM_UP_ROWS), work / "warm-up" / "part-00000.parquet")
+        table = made_rows(rows) if src is None else some_rows(src, rows, options)
+        write_parquet(table, work / "stamps" / "part-00000.parquet")
+        write_parquet(table.slice(0, _WARM_UP_ROWS), work / "warm-up" / "part-00000.parquet")
         report("rows", table.num_rows, table.num_rows)
         runs = []
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
@@ -242,7 +242,7 @@ def _compare_workers(
         names = [f"{number}/{task_id}".encode() for task_id in table["task_id"].to_pylist()]
         ids = pa.array([hashlib.sha256(name).hexdigest() for name in names])
         repeated = table.set_column(table.column_names.index("task_id"), "task_id", ids)
-        _write_parquet(repeated, tree / f"part-{number:05d}.parquet")
+        write_parquet(repeated, tree / f"part-{number:05d}.parquet")
     runs = []
     with LocalEngine(1) as one, LocalEngine(2) as two:
         for done in range(-1, rounds):
@@ -352,7 +352,7 @@ def _seed_stamp(blob: bytes | None) -> npt.NDArray[np.float16] | None:
 # ---------------------------------------------------------------------------------------------
 
 
-def _write_parquet(table: pa.Table, path: Path) -> None:
+def write_parquet(table: pa.Table, path: Path) -> None:
     """Write a file as Spark does: no dictionary of blobs, and pages of a megabyte or two."""
     path.parent.mkdir(exist_ok=True)
     pq.write_table(
@@ -365,7 +365,7 @@ def _write_parquet(table: pa.Table, path: Path) -> None:
     )
 
 
-def _some_rows(src: str, rows: int, options: S3Options | None = None) -> pa.Table:
+def some_rows(src: str, rows: int, options: S3Options | None = None) -> pa.Table:
     """At most so many rows of a source, from row groups spread evenly over it."""
     source = Source.open(src, options=options)
     groups = [(f, i) for f in source.files for i, _ in f.filled]
@@ -386,7 +386,7 @@ def _some_rows(src: str, rows: int, options: S3Options | None = None) -> pa.Tabl
     return pa.concat_tables(tables)
 
 
-def _made_rows(rows: int) -> pa.Table:
+def made_rows(rows: int) -> pa.Table:
     """Rows that keep the contract: noise with a galaxy, every other one a control."""
     blobs = [_made_blob(seed) for seed in range(min(rows, _DISTINCT))]
     filler = {field.name: "" if pa.types.is_string(field.type) else 0 for field in SCHEMA}

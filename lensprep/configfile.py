@@ -9,18 +9,21 @@ import math
 import numbers
 import operator
 import os
+import re
 import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib.resources import files
 from os import PathLike
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
 import tomli_w
 
-from lensprep.errors import ConfigError, NotFoundError, StorageError
+from lensprep.errors import ConfigError, NotFoundError, StorageError, names_text
 from lensprep.store import S3Options, is_remote, local_path, read_file
 
 T = TypeVar("T")
@@ -59,6 +62,39 @@ def load_config(
     for override in overrides:
         _apply_override(mapping, override)
     return from_mapping(cls, mapping)
+
+
+def packaged_files(package: str, folder: str) -> dict[str, Path]:
+    """Configuration files that come with a package, by name, which is without ``.toml``."""
+    found = Path(str(files(package))).joinpath(folder).glob("*.toml")
+    return {path.stem: path for path in sorted(found)}
+
+
+def find_file(name: str, package: str, folder: str) -> str:
+    """Location of a configuration file, which may be given by the name of a packaged one.
+
+    Parameters
+    ----------
+    name : str
+        A location, which is returned as it is; or a bare word such as ``demo``. A file of that
+        path wins over the one that comes with the package.
+    package, folder : str
+        Where the packaged files are; see `packaged_files`.
+
+    Raises
+    ------
+    ConfigError
+        If a bare word is neither a file nor a name; the message has the names.
+    """
+    if not re.fullmatch(r"[\w-]+", name) or local_path(name).is_file():
+        return name
+    known = packaged_files(package, folder)
+    if name not in known:
+        raise ConfigError(
+            f"{name}: no such configuration file, and {package} has none of that name. It has "
+            f"{names_text(known, name)}."
+        )
+    return str(known[name])
 
 
 def typed(cls: type[T]) -> type[T]:

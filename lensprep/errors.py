@@ -14,9 +14,10 @@ ProjectError
 ├── BudgetError         a limit on rejects, memory or disk
 └── OutOfMemoryError    the memory of the machine or of a GPU
 
-Helpers for messages: `size_text` writes sizes, and `names_text` the names that were found where one
-is missing. `passing_fault` separates failures to read a file from faults of the file itself.
-`plain_text` makes foreign text safe to show, and `error_line` a foreign error.
+Helpers for messages: `size_text` writes sizes, `time_text` durations, `count_text` numbers of
+things, and `names_text` the names that were found where one is missing. `passing_fault` separates
+failures to read a file from faults of the file itself. `plain_text` makes foreign text safe to
+show, and `error_line` a foreign error.
 """
 
 import os
@@ -37,6 +38,22 @@ def size_text(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def count_text(count: int, noun: str) -> str:
+    """A number of things: "1 row", "2,000 lenses", "3 families"."""
+    if count == 1:
+        return f"1 {noun}"
+    stem = re.sub(r"(?<=[^aeiou])y$", "ie", noun)
+    return f"{count:,} {stem}{'es' if stem.endswith('s') else 's'}"
+
+
+def time_text(seconds: float) -> str:
+    """A duration for people: "45 s", "3.2 h"."""
+    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.0f} s"
 
 
 def names_text(names: Iterable[str], wanted: str = "", most: int = 40) -> str:

@@ -23,6 +23,24 @@ EXTRAS: Final = {
 }
 """Modules by the extra of this distribution that installs them."""
 
+REQUIRED: Final = (
+    "astropy",
+    "astropy_healpix",
+    "boto3",
+    "click",
+    "deflate",
+    "matplotlib",
+    "numba",
+    "numpy",
+    "pyarrow",
+    "rich",
+    "scipy",
+    "tomli_w",
+    "webdataset",
+    "xxhash",
+)
+"""Modules that are always installed with it."""
+
 
 def install_hint(module: str) -> str | None:
     """How to install a module that cannot be imported; None if no extra has it or its package.

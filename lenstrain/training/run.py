@@ -41,7 +41,7 @@ from lenstrain.training.validate import require_precision
 class Event:
     """Progress of a run. Making one does not wait for the device."""
 
-    stage: Literal["train", "validate", "epoch"]
+    stage: Literal["start", "train", "validate", "epoch"]
     epoch: int
     """From 1."""
     epochs: int
@@ -53,9 +53,20 @@ class Event:
     """Stamps of one step."""
     record: dict[str, Any] = field(default_factory=dict)
     """The newest line of metrics.jsonl, if the step wrote one."""
+    doing: str = ""
+    """What a start is busy with: it may take a minute before the first step."""
 
 
 Progress = Callable[[Event], None]
+
+
+def tell_start(progress: Progress | None, config: Config, context: Context, doing: str) -> None:
+    """Report what a run that has no step yet is doing."""
+    if progress is not None and context.is_main:
+        epochs = config.train.epochs
+        progress(
+            Event(stage="start", epoch=1, epochs=epochs, step=0, steps=0, stamps=0, doing=doing)
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -89,6 +100,8 @@ class Run:
     """Epochs finished, with their validation."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the last validation."""
+    untold_intervals: int = 0
+    """Intervals of the log until the pace of a GPU is told; 0 if it was, or is not to be."""
     saved_at: float = field(default_factory=time.monotonic)
     """When the last checkpoint was written."""
 
@@ -132,10 +145,7 @@ def build_run(
         If the input cannot be used.
     """
     check_input(dataset, config, context)
-    if context.device.type == "cuda":
-        torch.backends.cudnn.benchmark = config.train.cudnn_benchmark
-        torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
-        torch.backends.cudnn.allow_tf32 = config.train.tf32
+    set_backends(config, context)
     if config.train.compile:
         # Torch keeps the graphs of all networks of a process, and runs the ninth uncompiled.
         torch.compiler.reset()
@@ -166,6 +176,14 @@ def build_run(
         origins=find_origins(val_loader.data, made),
         progress=progress,
     )
+
+
+def set_backends(config: Config, context: Context) -> None:
+    """Let cuDNN and float32 products work as a run wants them to, in this process."""
+    if context.device.type == "cuda":
+        torch.backends.cudnn.benchmark = config.train.cudnn_benchmark
+        torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
+        torch.backends.cudnn.allow_tf32 = config.train.tf32
 
 
 def seed_generators(seed: int) -> None:

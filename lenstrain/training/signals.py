@@ -62,7 +62,7 @@ def stop_signals() -> Iterator[StopSignals]:
             raise StopWaitingError
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    advice = "No step ended in time to save; continue from the last checkpoint with --resume."
+    advice = "No step ended in time to save; --resume continues from the last checkpoint, or anew."
     try:
         with grace(SAVE_SECONDS, advice, keeps_state=True):
             yield state

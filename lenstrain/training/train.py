@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from lenstrain.training.feeding import IntervalClock, device_batches
 from lenstrain.training.home import Home, find_home
 from lenstrain.training.memory import enough_memory, enough_to_train
 from lenstrain.training.mirror import Mirror
+from lenstrain.training.pace import announce_pace, log_pace
 from lenstrain.training.resume import (
     best_names,
     check_same_run,
@@ -36,7 +38,7 @@ from lenstrain.training.resume import (
     restore,
     save,
 )
-from lenstrain.training.run import Progress, Run, build_run, start_records
+from lenstrain.training.run import Progress, Run, build_run, start_records, tell_start
 from lenstrain.training.runlog import CHECKPOINTS, INTERRUPTED, NONFINITE, Scores
 from lenstrain.training.signals import StopSignals, StopWaitingError, stop_signals
 from lenstrain.training.step import Learner, train_step
@@ -66,6 +68,7 @@ def train(
     *,
     resume: bool = False,
     progress: Progress | None = None,
+    announce: bool = False,
 ) -> dict[str, Any]:
     """Train a finder.
 
@@ -81,7 +84,10 @@ def train(
         Continue from the last checkpoint of `out` if there is one. An interrupted and resumed run
         on a CPU ends with the same bits as an uninterrupted one.
     progress : callable, optional
-        Called after every step.
+        Called after every step, and with what the start is doing.
+    announce : bool
+        Log how long an epoch will take: on a CPU before the first step, measured beside the run,
+        whose bits do not change; on a GPU after the second interval of the log.
 
     Returns
     -------
@@ -104,7 +110,7 @@ def train(
     started = time.monotonic()
     with process_group(config.train.device, config.train.timeout_minutes, _GO_ON) as context:
         with enough_to_train(config, context.device):
-            run = open_run(dataset, config, out, context, resume, progress)
+            run = open_run(dataset, config, out, context, resume, progress, announce)
         try:
             with stop_signals() as signals:
                 try:
@@ -139,14 +145,18 @@ def open_run(
     context: Context,
     resume: bool,
     progress: Progress | None,
+    announce: bool = False,
 ) -> Run:
     """Check everything, build everything, and only then make the run folder."""
+    doing = partial(tell_start, progress, config, context)
+    doing("opening the dataset")
     home = context.decide(lambda: find_home(out, config.train.checkpoint_copy))
     # The main process finds the state for all: its folder may be on a disk that it alone sees.
     again, found = context.decide(lambda: find_start(home, resume))
     dataset = Dataset.open(uri)
     if found is not None:
         check_same_run(found.content, dataset, config, home.name)
+    doing("reading its columns, building the network")
     run = build_run(dataset, config, home.folder, context, progress)
     run.name = home.name
     if found is not None:
@@ -155,6 +165,10 @@ def open_run(
     try:
         if context.is_main:
             begin(run, home, found, new=not again)
+            if announce:
+                doing("measuring how long an epoch takes")
+                announce_pace(run)
+        doing("first step")
     except BaseException:
         run.close()
         raise
@@ -422,6 +436,10 @@ def log_interval(run: Run, clock: IntervalClock) -> dict[str, Any]:
         record["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     if run.log is not None:
         run.log.write("interval", record)
+    if run.untold_intervals:
+        run.untold_intervals -= 1
+        if not run.untold_intervals:
+            log_pace(run, record["samples_per_s"])
     return record
 
 

@@ -80,7 +80,7 @@ def test_source_gives_the_rows_and_one_processor_has_no_second_worker(tmp_path, 
 
 def test_rows_come_from_all_over_the_source(tmp_path):
     tree = tiny_tree(tmp_path, rows=400, files_per_split=4, row_group_rows=7)
-    table = bench._some_rows(str(tree), 150)
+    table = bench.some_rows(str(tree), 150)
     assert 140 <= table.num_rows <= 150  # some groups may be smaller than their share
     known = set(tiny_table(400)["task_id"].to_pylist())
     assert len(set(table["task_id"].to_pylist()) & known) == table.num_rows
@@ -89,8 +89,8 @@ def test_rows_come_from_all_over_the_source(tmp_path):
 
 def test_small_source_gives_all_it_has(tmp_path):
     tree = tiny_tree(tmp_path, rows=60)
-    assert bench._some_rows(str(tree), 4096).num_rows == 60
-    assert bench._some_rows(str(tree), 59).num_rows == 59
+    assert bench.some_rows(str(tree), 4096).num_rows == 60
+    assert bench.some_rows(str(tree), 59).num_rows == 59
 
 
 def test_missing_source_is_an_input_error(tmp_path):

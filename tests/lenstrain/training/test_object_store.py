@@ -264,7 +264,7 @@ def test_what_judges_a_run_takes_the_endpoint_as_an_option(
         done = invoke(*command, "--endpoint-url", s3.server.http)
         assert done.exit_code == status, done.stderr
         if command[0] == "audit":
-            assert "passed   blocker  loader_coverage" in done.stderr
+            assert "passed   blocker  loader_coverage" in done.stdout
     assert "data:image/png" in (out / "report" / "report.html").read_text()
 
 
@@ -277,20 +277,20 @@ def test_the_cache_commands_answer_people_and_scripts(s3, uri, monkeypatch, tmp_
     found = json.loads(done.stdout)
     assert (found["shards"], found["missing"], found["splits"]) == (2, 0, ["val"])
     done = invoke("cache", "fill", uri, *folder, "--limit-gb", 0.003, "--reserve-gb", 0)
-    assert "There was no room for" in done.stderr
+    assert "There was no room for" in done.stdout
     done = invoke("cache", "fill", uri, *folder, "--reserve-gb", 0)
-    assert "6 of 6 shards" in done.stderr
+    assert "6 of 6 shards" in done.stdout
     done = invoke("cache", "status", *folder, "--json")
     (held,) = json.loads(done.stdout)["datasets"]
     assert (held["shards"], held["of"], held["in_use"], held["uri"]) == (6, 6, False, uri)
     done = invoke("cache", "status", *folder)
-    assert f"6 of 6  {160 * RECORD_STRIDE / 1e6:.1f} MB" in done.stderr
+    assert f"6 of 6  {160 * RECORD_STRIDE / 1e6:.1f} MB" in done.stdout
     assert invoke("cache", "verify", *folder).exit_code == 0
     copy = next((tmp_path / "cache").rglob("*.tar"))
     os.truncate(copy, 1000)
     done = invoke("cache", "verify", *folder)
     assert done.exit_code == 1
-    assert f"{copy} (" in done.stderr
+    assert f"{copy} (" in done.stdout
     assert not copy.exists()
     done = invoke("cache", "clear", *folder, "--dataset", "nothing")
     assert "no dataset of this cache has an id like 'nothing'" in done.stderr

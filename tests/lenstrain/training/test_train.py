@@ -274,8 +274,12 @@ def test_nothing_waits_between_two_lines_of_the_log(dataset, make_config, tmp_pa
 def test_equal_seeds_give_equal_runs_and_others_do_not(finished, dataset, make_config, tmp_path):
     config, straight, _ = finished
     overrides = ("optim.ema_decay=0.9", "model.dropout=0.2", "train.seed=1")
-    train(dataset, config, tmp_path / "same")
+    train(dataset, config, tmp_path / "same", announce=True)  # which leaves no trace in it
     train(dataset, make_config(*overrides), tmp_path / "other")
+    one, same = (
+        load_checkpoint(r / "checkpoints" / "last.pt") for r in (straight, tmp_path / "same")
+    )
+    assert_equal(one, same)
     assert records(tmp_path / "same") == records(straight)
     assert records(tmp_path / "other") != records(straight)
 
