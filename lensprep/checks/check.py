@@ -22,7 +22,6 @@ from typing import Any, Final, Literal
 
 import pyarrow as pa
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from lensprep.checks import leaks, rows, splits
@@ -31,13 +30,14 @@ from lensprep.checks.tally import Circumstances, Tally, tally_rows
 from lensprep.decode.prepare import REJECT_SCHEMA
 from lensprep.decode.rowgroup import left_out_rows
 from lensprep.engine import default_workers, run_tasks
-from lensprep.errors import ConfigError, InputError, SchemaError, size_text
+from lensprep.errors import InputError, SchemaError, count_text, size_text
 from lensprep.source.footers import Progress, SourceFile
 from lensprep.source.listing import Location
 from lensprep.source.survey import DECALS_SURVEY, STAMP_COLUMN, Survey
 from lensprep.source.tree import LEAVE_OUT, Source
 from lensprep.store import S3Options
 from lensprep.tables.writer import table_writer
+from lensprep.texttable import TextTable
 
 FINDERS: Final = (*rows.FINDERS, *splits.FINDERS, *leaks.FINDERS)
 """In the order in which a person reads what they find."""
@@ -244,29 +244,6 @@ def _split_counts(tally: Tally) -> dict[str, dict[str, Any]]:
     }
 
 
-def parse_fractions(text: str) -> dict[str, float]:
-    """Split fractions from text such as ``train=0.8,val=0.1,test=0.1``.
-
-    Raises
-    ------
-    ConfigError
-        If the text is not of that form, or the fractions do not add up to 1.
-    """
-    try:
-        pairs = [part.split("=") for part in text.split(",")]
-        fractions = {name.strip(): float(value) for name, value in pairs}
-    except ValueError:
-        raise ConfigError(
-            f"split fractions {text!r} cannot be read. Write train=0.8,val=0.1,test=0.1."
-        ) from None
-    total = sum(fractions.values())
-    if not abs(total - 1) <= 1e-6 or min(fractions.values()) < 0:
-        raise ConfigError(
-            f"split fractions {text!r} must be positive and add up to 1, not {total:g}."
-        )
-    return fractions
-
-
 _MARKS: Final = {True: ("passed", "green"), None: ("-", "dim")}
 _FAILED_STYLE: Final = {"blocker": "bold red", "warn": "yellow", "info": "cyan"}
 _VERDICT_STYLE: Final = {"ok": "bold green", "warnings": "bold yellow", "failed": "bold red"}
@@ -275,39 +252,46 @@ _VERDICT_STYLE: Final = {"ok": "bold green", "warnings": "bold yellow", "failed"
 def render_text(report: CheckReport) -> RenderableType:
     """The report for a terminal: counts, findings, verdict."""
     head = Text(
-        f"{report.source}: {report.files:,} files, {report.row_groups:,} row groups, "
-        f"{report.rows:,} rows, {size_text(report.bytes)}"
+        f"{report.source}: {count_text(report.files, 'file')}, "
+        f"{count_text(report.row_groups, 'row group')}, {count_text(report.rows, 'row')}, "
+        f"{size_text(report.bytes)}"
     )
     verdict = Text("verdict: ")
     verdict.append(report.verdict, _VERDICT_STYLE[report.verdict])
     failed = [f for f in report.findings if f.passed is False]
     blockers = sum(finding.severity == "blocker" for finding in failed)
-    verdict.append(f" ({blockers} blockers, {len(failed) - blockers} warnings)")
+    verdict.append(
+        f" ({count_text(blockers, 'blocker')}, {count_text(len(failed) - blockers, 'warning')})"
+    )
     return Group(head, _split_table(report), _finding_table(report), verdict)
 
 
-def _split_table(report: CheckReport) -> Table:
-    table = Table("split", box=None, pad_edge=False)
-    for name in ("rows", "share", "non-lenses", "lenses", "unknown", "regions"):
-        table.add_column(name, justify="right")
+def _split_table(report: CheckReport) -> TextTable:
+    families = (f.measured["rows"] for f in report.findings if f.item == splits.FAMILIES)
+    made = next(families, None)
+    table = TextTable(
+        "split", "rows", "share", "non-lenses", "lenses", "unknown", "regions",
+        *(["counterfactuals"] if made else []), spare=("share", "regions"),
+    )  # fmt: skip
     for split, counts in report.splits.items():
         classes = counts["classes"]
-        table.add_row(
+        table.add(
             split,
             f"{counts['rows']:,}",
             f"{counts['fraction']:.1%}",
             *(f"{classes.get(name, 0):,}" for name in ("0", "1", "unknown")),
             f"{counts['regions']:,}",
+            *([f"{sum(made.get(split, {}).values()):,}"] if made else []),
         )
     return table
 
 
-def _finding_table(report: CheckReport) -> Table:
-    table = Table("result", "item", "detail", box=None, pad_edge=False)
+def _finding_table(report: CheckReport) -> TextTable:
+    table = TextTable("result", "item", "detail", left=("item",), prose="detail")
     for finding in report.findings:
         if finding.passed is False:
             mark = Text(finding.severity.upper(), _FAILED_STYLE[finding.severity])
         else:
             mark = Text(*_MARKS[finding.passed])
-        table.add_row(mark, finding.item, Text(finding.detail))
+        table.add(mark, finding.item, finding.detail)
     return table

@@ -12,9 +12,8 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lensprep.dataset.layout import GRADE, KIND, ORIGIN
 from lensprep.errors import names_text
-from lensprep.source.survey import LEAKING_COLUMNS
+from lensprep.source.survey import DECALS_SURVEY
 from lensprep.tables.positions import nearest_on_sky
 
 Severity = Literal["blocker", "warn", "info"]
@@ -37,15 +36,20 @@ class Finding:
     measured: Any = None
     threshold: Any = None
     detail: str
-    """For people: what it means, and what to do; or why it was not run."""
+    """For people: what was measured, in words; or why it was not run, and how it is run."""
+    rule: str = ""
+    """In an audit: what passes, in words."""
+    remedy: str = ""
+    """In an audit: what to do about what failed."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON; without the group if there is none."""
+        """Plain types, for JSON; without what is only of an audit if there is none."""
         found = {name: getattr(self, name) for name in self.__slots__}
-        return {name: value for name, value in found.items() if name != "group" or value}
+        extra = ("group", "rule", "remedy")
+        return {name: value for name, value in found.items() if name not in extra or value}
 
 
-_LEAKING: Final = {*LEAKING_COLUMNS, ORIGIN, KIND, GRADE}
+_LEAKING: Final = {column.name for column in DECALS_SURVEY.known_columns if column.leaks}
 _OF_A_BAND: Final = ("psf_fwhm_used_", "psf_source_", "src_")
 """What the names of columns begin with that an injection has for the bands of its survey."""
 

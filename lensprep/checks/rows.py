@@ -15,6 +15,7 @@ from lensprep.checks.tally import (
 )
 from lensprep.dataset.layout import COUNTERFACTUAL
 from lensprep.decode.account import CLASSES
+from lensprep.errors import count_text
 from lensprep.source.listing import UNFINISHED
 from lensprep.source.survey import FAMILY_COLUMNS, LABEL_COLUMN, SPLIT_COLUMN, Column
 
@@ -28,7 +29,10 @@ MAX_UNRESOLVED: Final = 0.3
 
 def _readable(tally: Tally, about: Circumstances) -> Finding:
     files = [f"{bad.path}: {bad.reason}" for bad in about.source.bad_files]
-    groups = [f"{file} ({rows} rows) {reason}" for file, rows, reason in sorted(tally.unread)]
+    groups = [
+        f"{file} ({count_text(rows, 'row')}) {reason}"
+        for file, rows, reason in sorted(tally.unread)
+    ]
     return Finding(
         item="readable",
         severity="blocker",
@@ -38,7 +42,7 @@ def _readable(tally: Tally, about: Circumstances) -> Finding:
         detail=f"Cannot be read: {listing(files + groups)}. Copy again, or convert with "
         "--skip-bad-files."
         if files or groups
-        else f"All {about.source.row_groups} row groups were read.",
+        else f"{count_text(about.source.row_groups, 'row group')} read.",
     )
 
 
@@ -213,12 +217,13 @@ def _quality(tally: Tally, about: Circumstances) -> Finding:
     rows = both_classes(tally.classes())
     bad = {c: tally.quality["bad_pixels", c] / rows[c] for c in ("0", "1") if rows[c]}
     weak = tally.quality["no_magnification", "1"]
-    text = ", ".join(f"class {c} {share:.1%}" for c, share in bad.items())
+    names = {"0": "non-lenses", "1": "lenses"}
+    text = ", ".join(f"{names[c]} {share:.1%}" for c, share in bad.items())
     return Finding(
         item="stamp_quality",
         measured={"bad_pixels": bad, "lenses_with_magnification_below_1": weak},
         detail=f"bad_pixel_frac above {BAD_PIXEL_LIMIT}: {text or 'none'}. "
-        f"{weak} lenses are not magnified."
+        f"Not magnified: {count_text(weak, 'lens')}."
         if {"bad_pixel_frac", "magnification"} & {*about.source.schema.names}
         else "Not run: there is no bad_pixel_frac and no magnification.",
     )

@@ -209,9 +209,14 @@ def _hosts(tally: Tally, about: Circumstances) -> Finding:
     return Finding(
         item="hosts",
         measured={"positions": unique, "both_labels": both, "rows_per_position": per},
-        detail=f"Distinct positions: {unique['0']} of controls, {unique['1']} of lenses, {both} "
-        "with both labels. Distinct controls, not rows, limit what can be certified at a low FPR.",
+        detail=f"Distinct positions: {unique['0']:,} of controls, {unique['1']:,} of lenses, "
+        f"{both:,} with both labels. Distinct controls, not rows, limit what can be certified at a "
+        "low FPR.",
     )
+
+
+FAMILIES: Final = "counterfactual_split"
+"""Name of the finding about counterfactuals."""
 
 
 def find_families(tally: Tally) -> Finding:
@@ -232,7 +237,7 @@ def find_families(tally: Tally) -> Finding:
             lost[what] += int(np.count_nonzero(~np.isin(named, there)))
     text = "; ".join(f"{split} {counted(kinds)}" for split, kinds in rows.items())
     return Finding(
-        item="counterfactual_split",
+        item=FAMILIES,
         severity="blocker",
         passed=not any(lost.values()),
         measured={"rows": dict(rows), "without_host": lost["host"], "without_donor": lost["donor"]},

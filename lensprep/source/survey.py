@@ -1,7 +1,8 @@
 """A survey: the geometry of its stamps, its labels, its columns, and what they are called.
 
     DECALS_SURVEY                        Phase 4c: the default, built in
-    survey = load_survey("hsc.toml")     any other one: a file, local or s3:// (configs/surveys)
+    survey = load_survey("hsc")          an example that comes along (configs/surveys)
+    survey = load_survey("mine.toml")    any other one: a file, local or s3://
     survey.geometry, survey.label_map    what a dataset made of it states too
     survey.contract                      its columns under the names that they have here (`Column`)
     survey.public_name("object_id")      "task_id", and back: survey.stored_name
@@ -22,7 +23,7 @@ from typing import Any, Final, Literal
 
 import pyarrow as pa
 
-from lensprep.configfile import from_mapping, load_config
+from lensprep.configfile import find_file, from_mapping, load_config
 from lensprep.dataset.geometry import DECALS, Geometry
 from lensprep.dataset.layout import (
     COUNTERFACTUAL,
@@ -69,6 +70,9 @@ class Column:
 
     name: str
     type: pa.DataType
+    meaning: str
+    """For people; docs/reference/input.md is made of it."""
+    unit: str = ""
     nullable: bool = False
     """Whether null is allowed at all (a control's null is given by ``controls``)."""
     required: bool = False
@@ -81,6 +85,29 @@ class Column:
     maximum: float | None = None
     """Largest plausible value, in the column's own unit."""
 
+    @property
+    def null_rule(self) -> str:
+        """Whether and where there may be nulls, in words."""
+        if self.controls == "null":
+            return "null in controls"
+        return "may be null" if self.nullable else "never null"
+
+    @property
+    def limits(self) -> str:
+        """The plausible values in words; empty where any value is."""
+        if self.minimum is None and self.maximum is None:
+            return ""
+        if self.minimum == self.maximum:
+            return f"{self.minimum:g}"
+        if self.maximum is None:
+            return f"{self.minimum:g} or more"
+        return f"{self.minimum:g} to {self.maximum:g}"
+
+    @property
+    def lenses_only(self) -> bool:
+        """Whether it describes an injected lens: controls hold zero or null."""
+        return self.controls != "value"
+
 
 _TEXT: Final = pa.string()
 _INT: Final = pa.int32()
@@ -89,117 +116,209 @@ _REAL: Final = pa.float64()
 _BYTES: Final = pa.binary()
 
 
+def _injected(name: str, meaning: str, unit: str = "", **rules: Any) -> Column:
+    """A number that only an injected lens has."""
+    return Column(name, _REAL, meaning, unit, leaks=True, **rules)
+
+
 def _phase4c_columns(geometry: Geometry) -> tuple[Column, ...]:
     """The columns of Phase 4c, with the bands, the side and the zero point of a geometry."""
-    side, zero_point = geometry.side, geometry.zero_point
+    side, zero_point, band = geometry.side, geometry.zero_point, geometry.reference_band
+    flux = f"flux of {zero_point:g} mag"
+    flux = "nanomaggies" if zero_point == DECALS.zero_point else flux
+    label = ", ".join(LABEL_MAP) if geometry == DECALS else "as the survey's [labels] say"
     return (
-        Column("task_id", _TEXT, required=True),
-        Column("experiment_id", _TEXT, required=True),
-        Column("selection_set_id", _TEXT, required=True),
-        Column("ranking_mode", _TEXT, required=True),
-        Column("selection_strategy", _TEXT, required=True),
-        Column("brickname", _TEXT, required=True),
-        Column("bandset", _TEXT, required=True),
-        Column("config_id", _TEXT, required=True, leaks=True),
-        Column(SPLIT_COLUMN, _TEXT, required=True),
-        Column(REGION_COLUMN, _INT, required=True),
-        Column("stamp_size", _INT, required=True, minimum=side, maximum=side),
-        Column("replicate", _INT),
-        Column("is_control", _INT, required=True, leaks=True, minimum=0, maximum=1),
-        Column("cutout_ok", _INT, required=True),
-        Column("metrics_only", _INT),
-        Column("ra", _REAL, required=True, minimum=0, maximum=360),
-        Column("dec", _REAL, required=True, minimum=-90, maximum=90),
+        Column("task_id", _TEXT, "identity of the row; 64 hex digits upstream", required=True),
+        Column("experiment_id", _TEXT, "the run of the pipeline", required=True),
         Column(
-            "theta_e_arcsec",
-            _REAL,
-            required=True,
-            controls="zero",
-            leaks=True,
-            minimum=0,
-            maximum=5,
+            "selection_set_id", _TEXT, "the selection of galaxies that it is of", required=True
         ),
-        Column("src_dmag", _REAL, required=True, controls="zero", leaks=True),
+        Column("ranking_mode", _TEXT, "how that selection ranked galaxies", required=True),
+        Column("selection_strategy", _TEXT, "how that selection drew from them", required=True),
+        Column("brickname", _TEXT, "brick of the survey, which lies in one region", required=True),
         Column(
-            "src_reff_arcsec",
-            _REAL,
-            required=True,
-            controls="zero",
-            leaks=True,
-            minimum=0,
-            maximum=5,
+            "bandset", _TEXT, "letters of the bands in the stamp; the row is filtered if one is "
+            "missing", required=True,
         ),
-        Column("src_e", _REAL, controls="zero", leaks=True, minimum=0, maximum=1),
-        Column("shear", _REAL, controls="zero", leaks=True, minimum=0, maximum=0.5),
-        Column("task_seed64", _LONG, nullable=True),
-        Column("src_x_arcsec", _REAL, nullable=True, controls="zero", leaks=True),
-        Column("src_y_arcsec", _REAL, nullable=True, controls="zero", leaks=True),
-        Column("src_phi_rad", _REAL, nullable=True, controls="zero", leaks=True),
-        Column("shear_phi_rad", _REAL, nullable=True, controls="zero", leaks=True),
+        Column("config_id", _TEXT, "settings of the injection", required=True, leaks=True),
+        Column(
+            SPLIT_COLUMN, _TEXT, "train, val or test; may be stated by a folder instead",
+            required=True,
+        ),
+        Column(
+            REGION_COLUMN, _INT, "patch of sky, which lies in one split; intervals are by region",
+            required=True,
+        ),
+        Column(
+            "stamp_size", _INT, "side of the stamp", "pixels", required=True, minimum=side,
+            maximum=side,
+        ),
+        Column("replicate", _INT, "number of a repetition of the same task"),
+        Column(
+            "is_control", _INT, "1 for a non-lens, 0 for a lens; must agree with the label",
+            required=True, leaks=True, minimum=0, maximum=1,
+        ),
+        Column(
+            "cutout_ok", _INT, "1 if upstream has a stamp; the row is filtered otherwise",
+            required=True,
+        ),
+        Column("metrics_only", _INT, "1 if upstream kept no stamp on purpose"),
+        Column("ra", _REAL, "right ascension", "deg", required=True, minimum=0, maximum=360),
+        Column("dec", _REAL, "declination", "deg", required=True, minimum=-90, maximum=90),
+        _injected(
+            "theta_e_arcsec", "Einstein radius, along the minor axis of the mass", "arcsec",
+            required=True, controls="zero", minimum=0, maximum=5,
+        ),
+        _injected(
+            "src_dmag", f"source minus host in {band}, before it is magnified", "mag",
+            required=True, controls="zero",
+        ),
+        _injected(
+            "src_reff_arcsec", "half-light radius of the source, along its major axis", "arcsec",
+            required=True, controls="zero", minimum=0, maximum=5,
+        ),
+        _injected("src_e", "ellipticity of the source", controls="zero", minimum=0, maximum=1),
+        _injected("shear", "external shear", controls="zero", minimum=0, maximum=0.5),
+        Column("task_seed64", _LONG, "seed that upstream drew the task with", nullable=True),
         *(
-            Column(f"src_{blue}{red}", _REAL, nullable=True, leaks=True)
+            _injected(
+                f"src_{axis}_arcsec", f"{axis} of the source from the lens", "arcsec",
+                nullable=True, controls="zero",
+            )
+            for axis in "xy"
+        ),
+        _injected(
+            "src_phi_rad", "position angle of the source", "rad", nullable=True, controls="zero"
+        ),
+        _injected(
+            "shear_phi_rad", "position angle of the shear", "rad", nullable=True, controls="zero"
+        ),
+        *(
+            _injected(
+                f"src_{blue}{red}", f"colour {blue} - {red} of the source", "mag", nullable=True
+            )
             for blue, red in pairwise(geometry.bands)
         ),
-        Column("psf_bin", _INT, nullable=True),
-        Column("depth_bin", _INT, nullable=True),
+        Column("psf_bin", _INT, "quantile of the seeing, as upstream binned it", nullable=True),
+        Column("depth_bin", _INT, "quantile of the depth, as upstream binned it", nullable=True),
         Column(
-            "ab_zp_nmgy",
-            _REAL,
-            nullable=True,
-            required=True,
-            minimum=zero_point,
-            maximum=zero_point,
+            _NANOMAGGIES, _REAL, "AB magnitude of one unit of flux", "mag", nullable=True,
+            required=True, minimum=zero_point, maximum=zero_point,
         ),
-        Column("pipeline_version", _TEXT, nullable=True, required=True),
-        Column(SEEING_COLUMN, _REAL, nullable=True, required=True, minimum=0.3, maximum=5),
-        Column(DEPTH_COLUMN, _REAL, nullable=True, required=True, minimum=15, maximum=30),
-        Column("ebv", _REAL, nullable=True, minimum=0, maximum=10),
-        Column(STAMP_COLUMN, _BYTES, nullable=True, required=True),
-        Column("arc_snr", _REAL, nullable=True, controls="null", leaks=True),
-        Column("total_injected_flux_r", _REAL, nullable=True, controls="null", leaks=True),
-        Column("magnification", _REAL, nullable=True, controls="null", leaks=True, minimum=0),
-        Column("bad_pixel_frac", _REAL, nullable=True, required=True, minimum=0, maximum=1),
-        Column("wise_brightmask_frac", _REAL, nullable=True, required=True, minimum=0, maximum=1),
-        Column("metrics_ok", _INT, nullable=True),
+        Column(
+            "pipeline_version", _TEXT, "version of the upstream pipeline", nullable=True,
+            required=True,
+        ),
+        Column(
+            SEEING_COLUMN, _REAL, f"FWHM of the PSF in {band} at this place, of both classes: "
+            "bin by it", "arcsec", nullable=True, required=True, minimum=0.3, maximum=5,
+        ),
+        Column(
+            DEPTH_COLUMN, _REAL, f"depth for point sources in {band} (5 sigma)", "mag",
+            nullable=True, required=True, minimum=15, maximum=30,
+        ),
+        Column(
+            "ebv", _REAL, "reddening by dust of the Galaxy, E(B-V)", "mag", nullable=True,
+            minimum=0, maximum=10,
+        ),
+        Column(
+            STAMP_COLUMN, _BYTES, "the stamp: an NPZ with an array for each band", flux,
+            nullable=True, required=True,
+        ),
+        _injected(
+            "arc_snr", f"highest signal-to-noise ratio of a pixel of the arc in {band}",
+            nullable=True, controls="null",
+        ),
+        _injected(
+            "total_injected_flux_r", f"flux of the arc in {band}", flux, nullable=True,
+            controls="null",
+        ),
+        _injected(
+            "magnification", "flux of the arc over that of the source", nullable=True,
+            controls="null", minimum=0,
+        ),
+        Column(
+            "bad_pixel_frac", _REAL, "share of pixels that the survey masks", nullable=True,
+            required=True, minimum=0, maximum=1,
+        ),
+        Column(
+            "wise_brightmask_frac", _REAL, "share of pixels near a star that is bright in WISE",
+            nullable=True, required=True, minimum=0, maximum=1,
+        ),
+        Column("metrics_ok", _INT, "1 if upstream could measure the stamp", nullable=True),
         *(
-            Column(
-                f"psf_fwhm_used_{band}",
-                _REAL,
-                nullable=True,
-                required=band == geometry.reference_band,
-                controls="null",
-                leaks=True,
-                minimum=0.3,
+            _injected(
+                f"psf_fwhm_used_{one}", f"FWHM of the PSF that the arc was blurred by in {one}",
+                "arcsec", nullable=True, required=one == band, controls="null", minimum=0.3,
                 maximum=5,
             )
-            for band in geometry.bands
+            for one in geometry.bands
         ),
         *(
-            Column(f"psf_source_{band}", _INT, nullable=True, controls="null", leaks=True)
-            for band in geometry.bands
+            Column(
+                f"psf_source_{one}", _INT, f"where that of {one} came from: 0 map, 1 manifest, "
+                "2 fallback", nullable=True, controls="null", leaks=True,
+            )
+            for one in geometry.bands
         ),
-        Column(LABEL_COLUMN, _TEXT, nullable=True, required=True, leaks=True),
-        Column("lens_e", _REAL, nullable=True, controls="zero", leaks=True, minimum=0, maximum=1),
-        Column("lens_phi_rad", _REAL, nullable=True, controls="null", leaks=True),
-        Column("tangential_stretch", _REAL, nullable=True, controls="null", leaks=True),
-        Column("radial_stretch", _REAL, nullable=True, controls="null", leaks=True),
-        Column("expected_arc_radius", _REAL, nullable=True, controls="null", leaks=True),
-        Column("physics_valid", _INT, nullable=True, controls="null", leaks=True),
-        Column("physics_warnings", _TEXT, nullable=True, controls="null", leaks=True),
-    )
+        Column(
+            LABEL_COLUMN, _TEXT, f"the label: {label}; a row with anything else, or null, is "
+            "rejected", nullable=True, required=True,
+            leaks=True,
+        ),
+        _injected(
+            "lens_e", "ellipticity of the mass", nullable=True, controls="zero", minimum=0,
+            maximum=1,
+        ),
+        _injected(
+            "lens_phi_rad", "position angle of the mass", "rad", nullable=True, controls="null"
+        ),
+        _injected(
+            "tangential_stretch", "how much images are stretched along the ring", nullable=True,
+            controls="null",
+        ),
+        _injected(
+            "radial_stretch", "how much images are stretched across the ring", nullable=True,
+            controls="null",
+        ),
+        _injected(
+            "expected_arc_radius", "radius at which the arc should lie", "arcsec", nullable=True,
+            controls="null",
+        ),
+        Column(
+            "physics_valid", _INT, "1 if upstream's checks of the arc found nothing",
+            nullable=True, controls="null", leaks=True,
+        ),
+        Column(
+            "physics_warnings", _TEXT, "what they found", nullable=True, controls="null",
+            leaks=True,
+        ),
+    )  # fmt: skip
 
+
+_NANOMAGGIES: Final = "ab_zp_nmgy"
+"""A column whose very name states the unit of Phase 4c."""
 
 COLUMNS: Final = _phase4c_columns(DECALS)
 """The 57 columns of Phase 4c, in the order in which a table of this project has them."""
 
 FAMILY_COLUMNS: Final = tuple(
-    Column(name, _TEXT, nullable=True, leaks=True)
-    for name in (COUNTERFACTUAL, HOST_TASK, DONOR_TASK)
+    Column(name, _TEXT, meaning, nullable=True, leaks=True)
+    for name, meaning in (
+        (COUNTERFACTUAL, "kind of a counterfactual; null in ordinary rows"),
+        (HOST_TASK, "task_id of the non-lens that a counterfactual was made from"),
+        (DONOR_TASK, "task_id of the lens whose light it was given"),
+    )
 )
 """What only files of counterfactuals have, behind those of the survey; null in all other rows."""
 
 TOLD_COLUMNS: Final = tuple(
-    Column(name, _TEXT, nullable=True, leaks=True) for name in (ORIGIN, KIND, GRADE)
+    Column(name, _TEXT, meaning, nullable=True, leaks=True)
+    for name, meaning in (
+        (ORIGIN, "simulated, real, or another word; null means simulated"),
+        (KIND, "what the object is: lens, spiral, ring, ..."),
+        (GRADE, "how sure its catalogue is of a lens: A, B, ..."),
+    )
 )
 """What catalogues of cutouts say of their rows; a tree may have them too, as text."""
 
@@ -211,8 +330,6 @@ SCHEMA: Final = pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c i
 
 _ALWAYS: Final = ("task_id", "ra", "dec", STAMP_COLUMN, LABEL_COLUMN)
 """What a tree of any survey must have: id, position, stamp and label."""
-_NANOMAGGIES: Final = "ab_zp_nmgy"
-"""A column whose very name states the unit of Phase 4c."""
 _ANY_SURVEY: Final = {
     SEEING_COLUMN: (0.01, 10.0),
     DEPTH_COLUMN: (10.0, 35.0),
@@ -322,9 +439,14 @@ class Survey:
         return {column.name: column for column in self.contract}
 
     @cached_property
+    def known_columns(self) -> tuple[Column, ...]:
+        """The contract and what catalogues say: all columns that mean something in a dataset."""
+        return tuple({c.name: c for c in (*self.contract, *TOLD_COLUMNS)}.values())
+
+    @cached_property
     def type_by_name(self) -> dict[str, pa.DataType]:
         """Types of all columns that mean something in a dataset, whatever the survey."""
-        return {column.name: column.type for column in (*self.contract, *TOLD_COLUMNS)}
+        return {column.name: column.type for column in self.known_columns}
 
     @cached_property
     def required_columns(self) -> tuple[str, ...]:
@@ -491,7 +613,9 @@ def recorded_survey(source: Mapping[str, Any]) -> Survey:
 
 
 def load_survey(name: Uri, options: S3Options | None = None) -> Survey:
-    """A survey by the path or ``s3://`` URI of its TOML file, or ``decals``.
+    """A survey by the path or ``s3://`` URI of its TOML file, or by name.
+
+    Names are ``decals`` and those of the examples that come along (`lensprep survey list`).
 
     Raises
     ------
@@ -500,6 +624,7 @@ def load_survey(name: Uri, options: S3Options | None = None) -> Survey:
     """
     if str(name) == DECALS.survey:
         return DECALS_SURVEY
+    name = find_file(str(name), "lensprep", "surveys")
     try:
         return load_config(_SurveyFile, name, options=options).survey()
     except ConfigError as error:
