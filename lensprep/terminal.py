@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import select
+import shutil
 import signal
 import sqlite3
 import sys
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
 import click
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -32,11 +33,22 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.segment import Segment
+from rich.text import Text
 
-from lensprep.errors import ProjectError, StorageError, plain_text, without_control
+from lensprep.configfile import find_file, packaged_files
+from lensprep.dataset.layout import SPLITS
+from lensprep.errors import (
+    ConfigError,
+    ProjectError,
+    StorageError,
+    plain_text,
+    time_text,
+    without_control,
+)
 from lensprep.extras import install_hint
-from lensprep.store import S3Options, local_path, uri_suffix
+from lensprep.store import S3Options, local_path, read_file, uri_suffix
 from lensprep.store.interrupts import INTERRUPTED, Watchdog, interruptible
+from lensprep.texttable import UNLIMITED, TextTable
 
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -52,7 +64,23 @@ _OF_FILES = frozenset({
 """What a disk, its permissions or its limits answer: for the user to mend, not a bug."""
 
 
-class ProjectGroup(click.Group):
+class CommandGroup(click.Group):
+    """Commands in the order of their use, each with the whole of its first sentence."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order in which the commands were added."""
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the names and sentences, wrapped where Click would cut them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([
+                (name, command.get_short_help_str(limit=1_000))
+                for name, command in self.commands.items()
+            ])  # fmt: skip
+
+
+class ProjectGroup(CommandGroup):
     """The edge of a program: how its commands end.
 
     The project's own errors, disks that are full or read-only, and packages that are not installed
@@ -195,23 +223,84 @@ def s3_variables(function: F) -> F:
     return cast(F, wrapped)
 
 
+def parse_fractions(text: str) -> dict[str, float]:
+    """Shares of the splits from text such as ``train=0.8,val=0.1,test=0.1``.
+
+    Three numbers for train, val and test in this order, ``0.8,0.1,0.1`` or ``80/10/10``, are read
+    too: earlier versions asked for them.
+
+    Raises
+    ------
+    ConfigError
+        If the text is not of that form, or the shares do not add up to 1.
+    """
+    try:
+        if "=" in text:
+            pairs = [part.partition("=")[::2] for part in text.split(",")]
+            shares = {name.strip(): float(value) for name, value in pairs}
+        else:
+            parts = text.split("/" if "/" in text else ",")
+            shares = dict(zip(SPLITS, map(float, parts), strict=True))
+    except ValueError:
+        shares = {}
+    if not shares or not shares.keys() <= {*SPLITS}:
+        raise ConfigError(
+            f"split fractions {text!r} cannot be read. Write train=0.8,val=0.1,test=0.1."
+        )
+    total = sum(shares.values())
+    if "/" in text and total > 0:
+        shares, total = {name: share / total for name, share in shares.items()}, 1.0
+    if not abs(total - 1) <= 1e-6 or min(shares.values()) < 0:
+        raise ConfigError(
+            f"split fractions {text!r} must be positive and add up to 1, not {total:g}."
+        )
+    return shares
+
+
+def fractions_option(help: str, *, name: str = "--fractions", **named: Any) -> Callable[[F], F]:
+    """Add ``--fractions``: what `parse_fractions` returns, or None."""
+
+    def parse(_: click.Context, __: click.Parameter, text: str | None) -> dict[str, float] | None:
+        return None if text is None else parse_fractions(text)
+
+    return click.option(name, callback=parse, metavar="train=F,val=F,test=F", help=help, **named)
+
+
 def print_json(data: Any) -> None:
     """Print exactly one JSON object on stdout."""
     click.echo(json.dumps(data, indent=2, allow_nan=False))
 
 
 def print_rich(renderable: RenderableType) -> None:
-    """Print on stdout, without the control characters that names from outside may hold."""
-    Console().print(_Shown(renderable))
+    """Print on stdout, without the control characters that names from outside may hold.
+
+    What is piped is neither wrapped nor left out, unless ``COLUMNS`` gives a width: programs read
+    lines.
+    """
+    width, height = shutil.get_terminal_size((UNLIMITED, 25))
+    console = Console(width=width, height=height)
+    console.print(Shown(renderable), crop=False)  # what may not be broken is longer than a line
 
 
-class _Shown:
+class Shown:
+    """What is drawn, without control characters from outside and spaces at the ends of lines."""
+
     def __init__(self, renderable: RenderableType) -> None:
         self._renderable = renderable
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for text, style, control in console.render(self._renderable, options):
-            yield Segment(without_control(text), style, control)
+        for line in Segment.split_lines(console.render(self._renderable, options)):
+            while line and not line[-1].text.strip():
+                line.pop()
+            for number, (text, style, control) in enumerate(line, 1):
+                shown = text.rstrip() if number == len(line) else text
+                yield Segment(without_control(shown), style, control)
+            yield Segment.line()
+
+
+def can_draw(stream: IO[str]) -> bool:
+    """Whether lines of a stream can be drawn again, whatever FORCE_COLOR says of its colours."""
+    return stream.isatty() and os.environ.get("TERM", "").lower() not in {"dumb", "unknown"}
 
 
 @contextmanager
@@ -224,6 +313,7 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         Takes the name of a phase, what is done and the total; a new name begins a new bar.
     """
     console = Console(stderr=True)
+    draws = can_draw(console.file)
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -245,7 +335,7 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         start = begun.setdefault(phase, last)
         last = now
         rate = done / (now - start) if now > start else 0.0
-        if console.is_terminal:
+        if draws:
             if phase not in tasks:
                 tasks[phase] = bar.add_task(phase, total=total, rate="")
                 bar.tasks[-1].start_time = start
@@ -253,12 +343,19 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(tasks[phase], completed=done, total=total, rate=text)
         elif now - told >= _LINE_SECONDS:
             told = now
-            left = f", {(total - done) / rate:,.0f} s left" if rate else ""
+            left = f", {time_text((total - done) / rate)} left" if rate else ""
             line = f"{phase}: {done:,} of {total:,}, {rate:,.0f}/s{left}"
-            console.print(line, highlight=False)
+            click.echo(line, err=True)
 
-    with bar if console.is_terminal else nullcontext():
+    with bar if draws else nullcontext():
         yield report
+
+
+@contextmanager
+def doing_on_stderr() -> Iterator[Callable[[str], None]]:
+    """A line on a terminal that says what is going on; called with the words."""
+    with Console(stderr=True).status("") as status:
+        yield lambda what: status.update(Text(f"{plain_text(what)} ..."))
 
 
 class LogLines(logging.Handler):
@@ -314,6 +411,44 @@ class Location(click.Path):
         return text
 
 
+class NamedFile(Location):
+    """Type of a parameter that takes a configuration file, or the name of a packaged one.
+
+    Parameters
+    ----------
+    package, folder : str
+        Where the packaged files are, as for `lensprep.configfile.find_file`.
+    """
+
+    def __init__(self, package: str, folder: str) -> None:
+        super().__init__()
+        self.place = package, folder
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The location; an unknown name is an error that lists the names."""
+        return find_file(super().convert(value, param, ctx), *self.place)
+
+
+def print_names(package: str, folder: str, as_json: bool) -> None:
+    """Print the names of packaged configuration files, with what each says first."""
+    first = {
+        name: path.read_text().partition("\n")[0].strip("# ")
+        for name, path in packaged_files(package, folder).items()
+    }
+    if as_json:
+        print_json(first)
+        return
+    table = TextTable("name", "what it is", prose="what it is")
+    for name, text in first.items():
+        table.add(name, text)
+    print_rich(table)
+
+
+def print_file(location: str) -> None:
+    """Print a text file on stdout."""
+    click.echo(without_control(read_file(location).decode(errors="replace")), nl=False)
+
+
 class LocalPath(click.Path):
     """Type of a parameter that names a local file or folder; its value is a Path."""
 
@@ -326,5 +461,21 @@ class LocalPath(click.Path):
 
 
 LOCATION = Location()
+disk_option = click.option(
+    "--disk",
+    "disks",
+    type=LocalPath(file_okay=False),
+    multiple=True,
+    metavar="FOLDER",
+    help="Folder whose disk is measured, with a file that is gone afterwards; repeatable [default: "
+    "the current one and that of temporary files].",
+)
+store_option = click.option(
+    "--store",
+    type=LOCATION,
+    metavar="s3://BUCKET/FOLDER",
+    help="Folder of an object store in which to list, and to write, read and remove an object of "
+    "a new name.",
+)
 PICTURE = Location(".png", ".jpg", ".jpeg", ".pdf")
 LOCAL = LocalPath()

@@ -412,47 +412,65 @@ def _result(plans: dict[str, list[Case] | str], found: dict[str, dict[str, Any]]
     return {"factors": factors, "passed": passed}
 
 
-def as_markdown(result: dict[str, Any]) -> str:
-    """The result as a table for people."""
-    rate = f"FPR {100 * result['fpr']:g}%"
-    of = f"{result['origin']} rows of the " if "origin" in result else ""
-    lines = [
-        "# Lenses that were left out of training",
-        "",
-        f"Completeness at {rate} on the {of}{result['split']} split, of the network that never saw "
-        "such lenses and of the one trained with all; brackets are intervals of the difference, "
-        "from resampling whole regions. It holds where a loss of more than "
-        f"{100 * _LARGEST_DROP:g} pp is excluded, and falls where one is certain.",
-        "",
-        "| left out | lenses | without | with all | difference | others | verdict |",
-        "|---|---|---|---|---|---|---|",
-    ]
+COLUMNS = ("left out", "lenses", "without", "with all", "difference", "others", "verdict")
+
+
+def table_rows(result: dict[str, Any]) -> list[list[str]]:
+    """A row of `COLUMNS` for each case, and for each factor that cannot be tested."""
+    rows = []
     for factor, entry in result["factors"].items():
         if not entry["testable"]:
-            lines.append(f"| {factor} | | | | | | {entry['reason']} |")
-        for case in entry["cases"]:
-            lines.append(_row(factor, case))
-    if not all(case["supported"] for e in result["factors"].values() for case in e["cases"]):
-        lines += ["", f"The non-lenses are too few to support {rate}."]
-    return "\n".join(lines) + "\n"
+            rows.append([factor, "", "", "", "", "", entry["reason"]])
+        rows += [_row(factor, case) for case in entry["cases"]]
+    return rows
 
 
-def _row(factor: str, case: dict[str, Any]) -> str:
-    head = f"| {factor} {case['value']} | {case['n']:,} |"
-    if case["tpr"] is None or case["tpr"]["value"] is None:
-        return f"{head} | | | | {case['reason']} |"
+def words(result: dict[str, Any]) -> str:
+    """What the table holds."""
+    of = f"{result['origin']} rows of the " if "origin" in result else ""
+    return (
+        f"Completeness at {_rate(result)} on the {of}{result['split']} split, of the network that "
+        "never saw such lenses and of the one trained with all; brackets are intervals of the "
+        "difference, from resampling whole regions. It holds where a loss of more than "
+        f"{100 * _LARGEST_DROP:g} pp is excluded, and falls where one is certain."
+    )
+
+
+def too_few(result: dict[str, Any]) -> list[str]:
+    """Says so if the non-lenses do not support the rate."""
+    cases = [case for entry in result["factors"].values() for case in entry["cases"]]
+    few = f"The non-lenses are too few to support {_rate(result)}."
+    return [] if all(case["supported"] for case in cases) else [few]
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    """The result as a table for people."""
+    rows = [COLUMNS, ["---"] * len(COLUMNS), *table_rows(result)]
+    lines = ["# Lenses that were left out of training", "", words(result), ""]
+    lines += ["|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in rows]
+    return "\n".join([*lines, *(f"\n{few}" for few in too_few(result))]) + "\n"
+
+
+def _rate(result: dict[str, Any]) -> str:
+    return f"FPR {100 * result['fpr']:g}%"
+
+
+def _row(factor: str, case: dict[str, Any]) -> list[str]:
+    head = [f"{factor} {case['value']}", f"{case['n']:,}"]
     tpr = case["tpr"]
+    if tpr is None or tpr["value"] is None:
+        return [*head, "", "", "", "", case["reason"]]
     others = case["others"]["tpr"]["value"] if case["others"] else None
     verdict = {True: "holds", False: "falls", None: case.get("reason", "")}[case["passed"]]
     interval = "" if tpr["low"] is None else f" [{100 * tpr['low']:+.1f}, {100 * tpr['high']:+.1f}]"
-    cells = [
+    return [
+        *head,
         f"{100 * tpr['this']:.1f}%",
         f"{100 * tpr['other']:.1f}%",
         f"{100 * tpr['value']:+.1f} pp{interval}",
         "" if others is None else f"{100 * others:+.1f} pp",
         verdict,
     ]
-    return f"{head} {' | '.join(cells)} |"
 
 
 def check_factors(factors: Sequence[str]) -> None:

@@ -10,27 +10,37 @@ import click
 
 from lensprep.cli.options import json_option, survey_option, workers_option
 from lensprep.store import S3Options, check_file
-from lensprep.terminal import LOCATION, Location, print_json, print_rich, progress_bar, s3_options
+from lensprep.terminal import (
+    LOCATION,
+    Location,
+    fractions_option,
+    print_json,
+    print_rich,
+    progress_bar,
+    s3_options,
+)
 
 
 @click.command()
-@click.argument("src", type=LOCATION, nargs=-1, required=True)
+@click.argument("src", type=LOCATION, nargs=-1)
 @click.option("--pixels", is_flag=True, help="Decode the stamps too: duplicate images, bad blobs.")
-@click.option("--fractions", metavar="train=F,val=F,test=F", help="What the splits should be.")
+@fractions_option("What the splits should be.")
 @click.option(
     "--rejects",
     type=Location(".csv", ".parquet"),
     metavar="FILE",
     help="List every row that conversion would leave out, with its reason: .csv or .parquet.",
 )
+@click.option("--columns", is_flag=True, help="Say what SRC's columns should be, and read none.")
 @survey_option
 @s3_options
 @workers_option
 @json_option
 def check(
     src: tuple[str, ...],
-    fractions: str | None,
+    fractions: dict[str, float] | None,
     rejects: str | None,
+    columns: bool,
     survey: str,
     as_json: bool,
     options: S3Options,
@@ -45,19 +55,30 @@ def check(
       lensprep check s3a-copy/stamps --json > check.json
       lensprep check s3a-copy/stamps --rejects rejects.csv
       lensprep check demo/phase4c demo/counterfactuals
-      lensprep check hsc/stamps --survey configs/surveys/hsc.toml
+      lensprep check hsc/stamps --survey hsc
+      lensprep check --columns
     """
+    if columns == bool(src):
+        raise click.UsageError("Name SRC, or ask for the table of its columns with --columns.")
     from lensprep.checks.check import check as run_check
-    from lensprep.checks.check import parse_fractions, render_text
+    from lensprep.checks.check import render_text
+    from lensprep.checks.columns import column_records, render_columns
     from lensprep.source.survey import load_survey
 
+    if columns:
+        known = load_survey(survey, options)
+        if as_json:
+            print_json({"survey": known.name, "columns": column_records(known)})
+        else:
+            print_rich(render_columns(known))
+        return
     if rejects is not None:
         check_file(rejects, options)
     with progress_bar() as show:
         report = run_check(
             src,
             rejects=rejects,
-            declared_fractions=parse_fractions(fractions) if fractions else None,
+            declared_fractions=fractions,
             progress=partial(show, "rows"),
             options=options,
             survey=load_survey(survey, options),

@@ -10,14 +10,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lensprep.cli.options import cutouts_option, json_option, survey_option, workers_option
+from lensprep.dataset.layout import SPLITS
 from lensprep.dataset.normalization import DEFAULT_CLIP, DEFAULT_MODE, MODES
 from lensprep.engine import ENGINES, make_engine
-from lensprep.errors import plain_text, size_text
+from lensprep.errors import count_text, size_text
 from lensprep.source.catalog import COLUMNS
 from lensprep.store import S3Options, is_remote
 from lensprep.store.interrupts import INTERRUPTED, grace
 from lensprep.tables.columns import parse_columns
-from lensprep.terminal import LOCAL, LOCATION, print_json, progress_bar, s3_options, write_options
+from lensprep.terminal import (
+    LOCAL,
+    LOCATION,
+    fractions_option,
+    print_json,
+    print_rich,
+    progress_bar,
+    s3_options,
+    write_options,
+)
+from lensprep.texttable import TextTable
 
 if TYPE_CHECKING:
     from lensprep.convert.sites import Need
@@ -82,11 +93,9 @@ _CLUSTER_SECONDS = 30.0
     help="Grades that mean a lens in catalogues without labels, as in A,B; rows of other grades "
     "are left out.",
 )
-@click.option(
-    "--fractions",
-    metavar="TRAIN,VAL,TEST",
-    help="Shares of the regions of catalogues in each split, where neither the catalogue nor a "
-    "tree around states it [default: 0.8,0.1,0.1].",
+@fractions_option(
+    "Shares of the regions of catalogues in each split, where neither the catalogue nor a tree "
+    "around states it [default: train=0.8,val=0.1,test=0.1].",
 )
 @click.option(
     "--drop-overlap",
@@ -139,7 +148,7 @@ def convert(
     folders: tuple[str, ...],
     columns: tuple[str, ...],
     grade_lens: str | None,
-    fractions: str | None,
+    fractions: dict[str, float] | None,
     drop_overlap: bool,
     **settings: Any,
 ) -> None:
@@ -163,7 +172,7 @@ def convert(
     Example:
       lensprep convert demo/phase4c demo/dataset --workers 2
       lensprep convert demo/phase4c demo/counterfactuals demo/dataset
-      lensprep convert hsc/stamps hsc/dataset --survey configs/surveys/hsc.toml
+      lensprep convert hsc/stamps hsc/dataset --survey hsc
       lensprep convert demo/phase4c lenses.csv demo/dataset --cutouts cutouts
       lensprep convert /shared/phase4c /shared/lenses --engine dask --scheduler tcp://host:8786
       lensprep convert s3://survey/phase4c s3://lenses/v1 --work /nvme/work
@@ -220,7 +229,7 @@ def _cutout_settings(
     folders: tuple[str, ...],
     columns: tuple[str, ...],
     grade_lens: str | None,
-    fractions: str | None,
+    fractions: dict[str, float] | None,
     drop_overlap: bool,
 ) -> dict[str, Any]:
     """What the options say of catalogues; empty without any."""
@@ -231,12 +240,7 @@ def _cutout_settings(
         "drop_overlap": drop_overlap,
     }
     if fractions is not None:
-        try:
-            given["fractions"] = tuple(map(float, fractions.split(",")))
-        except ValueError:
-            raise click.UsageError(
-                f"--fractions {fractions!r}: write three numbers, as in 0.8,0.1,0.1."
-            ) from None
+        given["fractions"] = tuple(fractions.get(split, 0.0) for split in SPLITS)
     return {name: value for name, value in given.items() if value}
 
 
@@ -244,10 +248,11 @@ def _announce(rows: int, needs: list[Need]) -> None:
     """Say before the work how much space it takes, and where."""
     if len(needs) == 1 and needs[0].is_local:
         click.echo(
-            f"{rows:,} rows; up to {size_text(needs[0].bytes)} of disk while it runs", err=True
+            f"{count_text(rows, 'row')}; up to {size_text(needs[0].bytes)} of disk while it runs",
+            err=True,
         )
         return
-    click.echo(f"{rows:,} rows; while it runs up to", err=True)
+    click.echo(f"{count_text(rows, 'row')}; while it runs up to", err=True)
     for need in needs:
         kind = "local disk" if need.is_local else "object store"
         click.echo(f"{size_text(need.bytes):>12} in {need.where} ({kind})", err=True)
@@ -269,8 +274,8 @@ def _print_account(result: dict[str, Any]) -> None:
     for name, split in result["splits"].items():
         classes = split["classes"]
         click.echo(
-            f"{name:<6} {split['rows']:>12,} stamps in {split['shards']} shards: "
-            f"{classes['0']:,} non-lenses, {classes['1']:,} lenses"
+            f"{name:<6} {split['rows']:>12,} stamps in {count_text(split['shards'], 'shard')}: "
+            f"{count_text(classes['0'], 'non-lens')}, {count_text(classes['1'], 'lens')}"
         )
         if kinds := split.get("counterfactuals"):
             of_them = ", ".join(f"{kind} {rows:,}" for kind, rows in kinds.items())
@@ -279,25 +284,24 @@ def _print_account(result: dict[str, Any]) -> None:
 
 def _print_sources(result: dict[str, Any]) -> None:
     """The account by source, origin and kind, and objects that two sources have."""
-    rows = [
-        (source, origin, kind, counts)
-        for source, origins in result.get("sources", {}).items()
-        for origin, kinds in origins.items()
-        for kind, counts in kinds.items()
-    ]
-    if not rows:
+    sources = result.get("sources", {})
+    if not sources:
         return
-    wide = max(len(f"{source} {origin} {kind}") for source, origin, kind, _ in rows)
-    click.echo(f"{'source, origin, kind':<{max(wide, 20)}}{'input':>12}{'accepted':>12}"
-               f"{'filtered':>12}{'rejected':>12}")  # fmt: skip
-    for source, origin, kind, counts in rows:
-        out = (sum(counts[name].values()) for name in ("filtered", "rejected"))
-        numbers = "".join(f"{n:>12,}" for n in (counts["input_rows"], counts["accepted"], *out))
-        click.echo(f"{plain_text(f'{source} {origin} {kind}'):<{max(wide, 20)}}{numbers}")
+    table = TextTable(
+        "source", "origin", "kind", "input", "accepted", "filtered", "rejected",
+        left=("origin", "kind"),
+    )  # fmt: skip
+    for source, origins in sources.items():
+        for origin, kinds in origins.items():
+            for kind, counts in kinds.items():
+                out = (sum(counts[name].values()) for name in ("filtered", "rejected"))
+                numbers = (counts["input_rows"], counts["accepted"], *out)
+                table.add(source, origin, kind, *(f"{number:,}" for number in numbers))
+    print_rich(table)
     same = result["same_objects"]
     if same["pairs"]:
         click.echo(
-            f"{same['pairs']:,} pairs of rows are one object (nearer than 1 arcsec), "
+            f"{count_text(same['pairs'], 'pair')} of rows of one object (nearer than 1 arcsec), "
             f"{same['identical_pixels']:,} of them with the same pixels; "
             f"{same['contradicting_labels']:,} have two labels"
         )

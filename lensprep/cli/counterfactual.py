@@ -8,7 +8,7 @@ import click
 
 from lensprep.cli.options import json_option, workers_option
 from lensprep.dataset.layout import COUNTERFACTUALS
-from lensprep.errors import size_text
+from lensprep.errors import count_text, size_text
 from lensprep.terminal import LOCATION, print_json, progress_bar, s3_options
 
 
@@ -70,8 +70,9 @@ def counterfactual(src: str, out: str, kinds: str, as_json: bool, **named: Any) 
         print_json(result)
         return
     click.echo(
-        f"{result['rows']:,} counterfactuals in {out}: {result['families']:,} families, "
-        f"{result['files']} files, {size_text(result['bytes'])}"
+        f"{count_text(result['rows'], 'counterfactual')} in {out}: "
+        f"{count_text(result['families'], 'family')}, {count_text(result['files'], 'file')}, "
+        f"{size_text(result['bytes'])}"
     )
     for kind, rows in result["kinds"].items():
         click.echo(f"  {kind:<12}{rows:>8,}")

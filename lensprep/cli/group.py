@@ -19,7 +19,9 @@ from lensprep.cli.bench import bench
 from lensprep.cli.check import check
 from lensprep.cli.convert import convert
 from lensprep.cli.counterfactual import counterfactual
+from lensprep.cli.doctor import doctor
 from lensprep.cli.inspect import inspect
+from lensprep.cli.survey import survey
 from lensprep.cli.synth import synth
 from lensprep.cli.transfer import download, upload
 from lensprep.cli.verify import verify
@@ -47,6 +49,6 @@ def main(ctx: click.Context) -> None:
 
 
 for command in (
-    synth, check, counterfactual, convert, verify, upload, download, inspect, bench,
+    synth, check, counterfactual, convert, verify, upload, download, inspect, survey, bench, doctor,
 ):  # fmt: skip
     main.add_command(command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from lensprep.cli.options import json_option
+from lensprep.errors import count_text
 from lensprep.store import S3Options, check_file
 from lensprep.terminal import LOCATION, PICTURE, print_json, print_rich, s3_options
 
@@ -63,4 +64,4 @@ def inspect(
         return
     print_rich(render_text(inspection))
     if montage is not None:
-        click.echo(f"{montage}: {len(keys)} stamps")
+        click.echo(f"{montage}: {count_text(len(keys), 'stamp')}")

@@ -13,9 +13,10 @@ survey_option = click.option(
     "--survey",
     type=LOCATION,
     default="decals",
-    metavar="FILE.toml",
+    metavar="NAME|FILE.toml",
     show_default=True,
-    help="What SRC's stamps and columns are: a file, local or s3:// (see configs/surveys).",
+    help="What SRC's stamps and columns are: a name of `lensprep survey list`, or a file, local or "
+    "s3://.",
 )
 cutouts_option = click.option(
     "--cutouts",

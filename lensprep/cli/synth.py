@@ -8,9 +8,16 @@ from typing import Any
 import click
 
 from lensprep.cli.options import json_option, workers_option
-from lensprep.dataset.layout import SPLITS
-from lensprep.errors import size_text
-from lensprep.terminal import LOCATION, print_json, progress_bar, s3_options
+from lensprep.errors import count_text, size_text
+from lensprep.terminal import (
+    LOCATION,
+    fractions_option,
+    print_json,
+    print_rich,
+    progress_bar,
+    s3_options,
+)
+from lensprep.texttable import TextTable
 
 
 @click.command()
@@ -31,7 +38,8 @@ from lensprep.terminal import LOCATION, print_json, progress_bar, s3_options
     help="What hosts, lenses and arcs are drawn from: upstream, as Phase 4c; or realistic.",
 )
 @click.option("--regions", type=click.IntRange(3), help="Regions of sky [default: by rows].")
-@click.option("--split-fractions", metavar="T/V/T", help="Train/val/test [default: 60/15/25].")
+@fractions_option("Shares of the splits [default: train=0.6,val=0.15,test=0.25].")
+@fractions_option("The same.", name="--split-fractions", hidden=True)  # its name before
 @click.option("--defects", is_flag=True, help="Plant the known defects, and write their truth.")
 @click.option(
     "--defect",
@@ -46,7 +54,8 @@ from lensprep.terminal import LOCATION, print_json, progress_bar, s3_options
 def synth(
     out: str,
     rows: int,
-    split_fractions: str | None,
+    fractions: dict[str, float] | None,
+    split_fractions: dict[str, float] | None,
     defects: bool,
     rates: tuple[str, ...],
     as_json: bool,
@@ -68,7 +77,7 @@ def synth(
         result = synthesize(
             out,
             rows=rows,
-            split_fractions=_fractions(split_fractions),
+            split_fractions=fractions or split_fractions,
             defects=planted or None,
             progress=partial(show, "stamps"),
             **named,
@@ -77,12 +86,12 @@ def synth(
         print_json(result)
         return
     size = size_text(result["bytes"])
-    click.echo(f"{result['rows']:,} stamps in {out}: {result['files']} files, {size}")
+    files = count_text(result["files"], "file")
+    click.echo(f"{count_text(result['rows'], 'stamp')} in {out}: {files}, {size}")
+    table = TextTable("split", "stamps", "lenses", "regions")
     for name, split in result["splits"].items():
-        click.echo(
-            f"  {name:<6}{split['rows']:>8,} stamps  {split['injections']:>8,} lenses  "
-            f"{split['regions']:>4} regions"
-        )
+        table.add(name, *(f"{split[key]:,}" for key in ("rows", "injections", "regions")))
+    print_rich(table)
     if planted:
         click.echo(f"{result['truth']}: what was planted, and what conversion must make of it")
 
@@ -95,14 +104,3 @@ def _rate(text: str) -> tuple[str, float]:
     except ValueError:
         what = f"write it as NAME=RATE, got {text!r}"
         raise click.BadParameter(what, param_hint="--defect") from None
-
-
-def _fractions(text: str | None) -> dict[str, float] | None:
-    """Split fractions from text such as 60/15/25."""
-    if text is None:
-        return None
-    try:
-        return dict(zip(SPLITS, map(float, text.split("/")), strict=True))
-    except ValueError:
-        what = f"write them as 60/15/25, got {text!r}"
-        raise click.BadParameter(what, param_hint="--split-fractions") from None

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from lensprep.cli.options import json_option
-from lensprep.errors import size_text
+from lensprep.errors import count_text, size_text
 from lensprep.store import S3Options
 from lensprep.store.interrupts import INTERRUPTED
 from lensprep.terminal import LOCAL, LOCATION, print_json, progress_bar, s3_options, write_options
@@ -73,8 +73,8 @@ def _transfer(
         print_json(result)
         return
     click.echo(
-        f"{result['destination']}: {result['sent_files']:,} files, "
+        f"{result['destination']}: {count_text(result['sent_files'], 'file')}, "
         f"{size_text(result['sent_bytes'])} in {result['seconds']:.1f} s "
         f"({size_text(result['bytes_per_s'])}/s); "
-        f"{result['skipped_files']:,} were already there; dataset {result['dataset_id'][:12]}"
+        f"{result['skipped_files']:,} already there; dataset {result['dataset_id'][:12]}"
     )

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from lensprep.cli.options import cutouts_option, json_option, workers_option
-from lensprep.errors import plain_text
+from lensprep.errors import count_text, plain_text
 from lensprep.terminal import LOCATION, print_json, progress_bar, s3_options
 
 
@@ -57,7 +57,7 @@ def verify(
             offset = "" if fault["offset"] is None else f", offset {fault['offset']}"
             click.echo(plain_text(f"{fault['file']}{row}{offset}: {fault['what']}"))
         compared = f", {result['compared']:,} compared with the source" if against else ""
-        count = len(result["faults"])
-        state = "ok" if result["ok"] else f"{count} fault{'s' * (count > 1)}"
-        click.echo(f"{result['shards']} shards, {result['rows']:,} stamps{compared}: {state}")
+        state = "ok" if result["ok"] else count_text(len(result["faults"]), "fault")
+        shards, stamps = count_text(result["shards"], "shard"), count_text(result["rows"], "stamp")
+        click.echo(f"{shards}, {stamps}{compared}: {state}")
     sys.exit(0 if result["ok"] else 1)

@@ -5,14 +5,22 @@ from __future__ import annotations
 from typing import Any, Final
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from lensprep.dataset.geometry import join_bands
 from lensprep.inspection.inspect import Inspection
+from lensprep.texttable import TextTable, unbroken
 
 _BARS: Final = " ▁▂▃▄▅▆▇█"
-_CLASSES: Final = {"0": "non-lenses", "1": "lenses"}
+_SKY: Final = {
+    "ra_from_deg": "RA from",
+    "ra_to_deg": "to RA",
+    "ra_width_deg": "width",
+    "dec_from_deg": "Dec from",
+    "dec_to_deg": "to Dec",
+}
+"""Facts of a split's place, all in degrees, and their headings."""
+_CLASSES: Final = {"0": "non-lens", "1": "lens"}
 
 
 def render_text(inspection: Inspection) -> RenderableType:
@@ -50,7 +58,7 @@ def _head(inspection: Inspection) -> Text:
             text.append(f"\n{_account(facts['account'])}")
     shape = " x ".join(map(str, inspection.geometry["shape"]))
     text.append(f"\nrecords of {inspection.geometry['stride']:,} bytes, stamps {shape} float16")
-    return text
+    return unbroken(text)
 
 
 def _account(account: dict[str, Any]) -> str:
@@ -62,17 +70,13 @@ def _account(account: dict[str, Any]) -> str:
     )
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
-    return table
-
-
 def _splits(inspection: Inspection) -> RenderableType:
-    table = _table("split", "stamps", "non-lenses", "lenses", "regions", "shards", "MB", "read")
+    table = TextTable(
+        "split", "stamps", "non-lenses", "lenses", "regions", "shards", "MB", "read",
+        spare=("read", "shards"),
+    )  # fmt: skip
     for name, facts in inspection.splits.items():
-        table.add_row(
+        table.add(
             name,
             f"{facts['rows']:,}",
             *(f"{facts['classes'].get(label, 0):,}" for label in ("0", "1")),
@@ -96,22 +100,22 @@ def _counts(rows: dict[str, int]) -> str:
     return ", ".join(f"{name} {number:,}" for name, number in rows.items())
 
 
-def _sky(inspection: Inspection) -> Table:
-    table = _table("sky", "RA from", "to", "width", "Dec from", "to", "bricks")
+def _sky(inspection: Inspection) -> TextTable:
+    table = TextTable("sky", *_SKY.values(), "bricks")
     for name, sky in inspection.sky.items():
         if sky:
-            names = ("ra_from_deg", "ra_to_deg", "ra_width_deg", "dec_from_deg", "dec_to_deg")
-            table.add_row(name, *(f"{sky[n]:.3f}" for n in names), f"{sky['bricks']:,}")
+            table.add(name, *(f"{sky[n]:.3f}" for n in _SKY), f"{sky['bricks']:,}")
     return table
 
 
-def _statistics(inspection: Inspection) -> Table:
+def _statistics(inspection: Inspection) -> TextTable:
     points = ("min", "p5", "median", "p95", "max")
-    table = _table("column", "class", "n", "null", *points)
+    spare = ("p5", "p95", "null", "n", "min")
+    table = TextTable("column", "class", "n", "null", *points, left=("class",), spare=spare)
     for name, classes in inspection.statistics.items():
-        for number, (label, numbers) in enumerate(classes.items()):
-            table.add_row(
-                name if number == 0 else "",
+        for label, numbers in classes.items():
+            table.add(
+                name,
                 _CLASSES[label],
                 f"{numbers['n']:,}",
                 f"{numbers['nulls']:,}",
@@ -120,12 +124,15 @@ def _statistics(inspection: Inspection) -> Table:
     return table
 
 
-def _histograms(inspection: Inspection) -> Table:
-    table = _table("histogram", "class", "from", "counts", "to")
+def _histograms(inspection: Inspection) -> TextTable:
+    table = TextTable(
+        "histogram", "class", "from", "counts", "to",
+        left=("class", "counts"), spare=("from", "to"),
+    )  # fmt: skip
     for name, histogram in inspection.histograms.items():
-        for number, label in enumerate(("0", "1")):
-            table.add_row(
-                name if number == 0 else "",
+        for label in ("0", "1"):
+            table.add(
+                name,
                 _CLASSES[label],
                 f"{histogram['edges'][0]:.3g}",
                 _bars(histogram[label]),
@@ -141,15 +148,15 @@ def _bars(counts: list[int]) -> str:
     return "".join(_BARS[-(-count * steps // top)] for count in counts)
 
 
-def _pixels(inspection: Inspection) -> Table:
+def _pixels(inspection: Inspection) -> TextTable:
     names = ("mean", "std", "min", "median", "max", "at_clip")
-    table = _table("stored pixels", *names)
+    table = TextTable("stored pixels", *names)
     for band, numbers in inspection.pixels.items():
-        table.add_row(band, *(f"{numbers[n]:.4g}" if n in numbers else "" for n in names))
+        table.add(band, *(f"{numbers[n]:.4g}" if n in numbers else "" for n in names))
     return table
 
 
-def _record(record: dict[str, Any]) -> RenderableType:
+def _record(record: dict[str, Any]) -> Text:
     """One record in full."""
     agreement = {True: "agrees with the sidecar", False: "DIFFERS from the sidecar", None: ""}
     text = Text(
@@ -165,7 +172,9 @@ def _record(record: dict[str, Any]) -> RenderableType:
         f"\n  pixels at {record['payload']['offset']:,}, CRC-32 {record['payload']['crc32']:08x} "
         f"{agreement[record['crc32_agrees']]}"
     )
-    table = Table("field", "value", box=None, pad_edge=False)
-    for name, value in (record["sidecar"] or record["json"]).items():
-        table.add_row(Text(name), Text("null", "dim") if value is None else Text(str(value)))
-    return Group(text, table)
+    fields = record["sidecar"] or record["json"]
+    wide = max(map(len, fields)) + 2
+    for name, value in fields.items():
+        text.append(f"\n{name:<{wide}}")
+        text.append(*("null", "dim") if value is None else (str(value),))
+    return unbroken(text)

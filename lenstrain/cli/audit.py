@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from lensprep.configfile import load_config
-from lensprep.terminal import LOCATION, s3_variables
+from lensprep.terminal import LOCATION, fractions_option, s3_variables
 from lenstrain.cli.options import config_option, json_option, report, set_option
 
 
@@ -58,6 +58,7 @@ from lenstrain.cli.options import config_option, json_option, report, set_option
 )
 @click.option("--run-checks", is_flag=True, help="Also run the short trainings (minutes).")
 @click.option("--only", multiple=True, metavar="ITEM", help="Measure this item only. Repeatable.")
+@fractions_option("Shares of the rows that you believe to be in each split.")
 @config_option("TOML file of thresholds.")
 @set_option("Override a threshold, such as scores.claimed_fprs=[0.01].")
 @s3_variables
@@ -69,6 +70,7 @@ def audit(
     probe_path: str | None,
     run_checks: bool,
     only: tuple[str, ...],
+    fractions: dict[str, float] | None,
     config_path: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -85,7 +87,8 @@ def audit(
     """
     from lenstrain.audit.config import AuditConfig
 
-    config = load_config(AuditConfig, config_path, overrides)
+    declared = [f"data.{split}_fraction={share}" for split, share in (fractions or {}).items()]
+    config = load_config(AuditConfig, config_path, (*declared, *overrides))
     from lenstrain.audit.audit import audit as run_audit
     from lenstrain.audit.evidence import Supplied
     from lenstrain.audit.report import lines

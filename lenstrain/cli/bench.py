@@ -8,7 +8,7 @@ import click
 
 from lensprep.configfile import load_config
 from lensprep.store import is_remote
-from lensprep.terminal import LOCATION, s3_variables
+from lensprep.terminal import LOCATION, CommandGroup, s3_variables
 from lenstrain.cli.options import (
     POSITIVE,
     config_option,
@@ -19,14 +19,14 @@ from lenstrain.cli.options import (
 )
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def bench() -> None:
     """Measure this machine on a dataset: the loader alone, or whole training steps.
 
     \b
     Example:
       lenstrain bench loader data/ds
-      lenstrain bench train data/ds --config configs/resnet18.toml
+      lenstrain bench train data/ds --config resnet18
     """
 
 
@@ -142,7 +142,7 @@ def train(
 
     \b
     Example:
-      lenstrain bench train data/ds --config configs/v100.toml
+      lenstrain bench train data/ds --config v100
     """
     from lenstrain.config import Config
 

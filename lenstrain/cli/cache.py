@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from lensprep.errors import size_text
-from lensprep.terminal import LOCAL, LOCATION, s3_variables
+from lensprep.errors import count_text, size_text
+from lensprep.terminal import LOCAL, LOCATION, CommandGroup, s3_variables
+from lensprep.texttable import TextTable
 from lenstrain.cli.options import json_option, limit_option, report
 
 dir_option = click.option(
@@ -23,7 +24,7 @@ dir_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def cache() -> None:
     """Look after copies of object-store shards on a fast local disk.
 
@@ -54,10 +55,13 @@ def status(folder: Path, as_json: bool) -> None:
     report(result, _status_lines(result), as_json)
 
 
-def _status_lines(result: dict[str, Any]) -> list[str]:
-    rows = [("dataset", "shards", "size", "coming", "in use", "last used", "from")]
+def _status_lines(result: dict[str, Any]) -> list[str | TextTable]:
+    table = TextTable(
+        "dataset", "shards", "size", "coming", "in use", "last used", "from",
+        left=("in use", "last used"), prose="from", spare=("coming", "last used"),
+    )  # fmt: skip
     for one in result["datasets"]:
-        rows.append((
+        table.add(
             one["dataset_id"][:12],
             f"{one['shards']} of {'?' if one['of'] is None else one['of']}",
             size_text(one["bytes"]),
@@ -65,14 +69,12 @@ def _status_lines(result: dict[str, Any]) -> list[str]:
             "yes" if one["in_use"] else "no",
             time.strftime("%Y-%m-%d %H:%M", time.localtime(one["last_used"])),
             one["uri"],
-        ))  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows if len(rows) > 1]
-    lines.append(
+        )
+    total = (
         f"{result['dir']}: {size_text(result['bytes'])} of shards, "
         f"{size_text(result['free_bytes'])} of the disk free"
     )
-    return lines
+    return [table, total] if result["datasets"] else [total]
 
 
 @cache.command()
@@ -114,14 +116,14 @@ def fill(
     with bytes_progress("filling") as progress:
         result = run_fill(CacheFolder.open(folder, options), dataset, splits, progress=progress)
     lines = [
-        f"{result['shards'] - result['missing']} of {result['shards']} shards "
+        f"{result['shards'] - result['missing']:,} of {count_text(result['shards'], 'shard')} "
         f"({size_text(result['bytes'])}) are in {folder}; {result['fetched']} were fetched now, "
         f"{size_text(result['fetched_bytes'])} at {result['mb_per_s']:,.0f} MB/s"
     ]
     if result["missing"]:
         lines.append(
-            f"There was no room for {result['missing']} shards: they are streamed. Raise "
-            "--limit-gb, lower --reserve-gb, or clear other datasets."
+            f"There was no room for {count_text(result['missing'], 'shard')}: streamed "
+            "instead. Raise --limit-gb, lower --reserve-gb, or clear other datasets."
         )
     report(result, lines, as_json)
 
@@ -149,7 +151,7 @@ def verify(folder: Path, keep: bool, as_json: bool) -> None:
     lines = [f"{one['file']} ({one['name']}): {one['fault']}{done}" for one in result["damaged"]]
     count = len(result["damaged"])
     lines.append(
-        f"{result['shards']} shards ({size_text(result['bytes'])}): "
+        f"{count_text(result['shards'], 'shard')} ({size_text(result['bytes'])}): "
         + (f"{count} damaged" if count else "all as they were written")
     )
     report(result, lines, as_json)

@@ -7,7 +7,9 @@ from typing import Any
 import click
 
 from lensprep.configfile import load_config
+from lensprep.errors import count_text
 from lensprep.terminal import LOCATION, s3_variables
+from lensprep.texttable import TextTable
 from lenstrain.cli.options import (
     catalog_columns_of,
     columns_option,
@@ -110,20 +112,21 @@ def evaluate(
     report(result, _evaluate_lines(result), as_json)
 
 
-def _evaluate_lines(result: dict[str, Any]) -> list[str]:
-    from lenstrain.pages.origins import origin_lines
+def _evaluate_lines(result: dict[str, Any]) -> list[str | TextTable]:
+    from lenstrain.pages.headline import remarks, summary
 
-    lines = [f"AUROC {_with_interval(result['auroc'])}{_of_origin(result)}"]
-    lines += origin_lines(result)
-    if result["comparison"]:
-        gain = result["comparison"]["auroc"]
-        lines.append(f"AUROC {gain['value']:+.4f} against {result['comparison']['other']}")
-    if known := result["known_lenses"]:
-        for cut in known["recall"]:
-            lines.append(
-                f"{cut['all']['k']} of {cut['all']['n']} known lenses above the threshold for "
-                f"{cut['name']}"
-            )
+    interval = f"{100 * result['level']:g}% interval"
+    table = TextTable(
+        "figure", "value", interval, "note",
+        left=("value", interval), prose="note", spare=("note",),
+    )  # fmt: skip
+    for figure in summary(result):
+        table.add(*figure)
+    lines: list[str | TextTable] = [
+        _of_whom(result),
+        table,
+        *remarks(result),
+    ]
     if result["selection_function"] and result["selection_function"]["population"]:
         lines.append(_population_line(result["selection_function"]["population"]))
     if made := result.get("counterfactuals"):
@@ -131,13 +134,16 @@ def _evaluate_lines(result: dict[str, Any]) -> list[str]:
     return [*lines, f"Report: {result['report']}"]
 
 
-def _of_origin(result: dict[str, Any]) -> str:
-    """Whose the headline figures are, if there are rows of several origins."""
-    if len(result.get("origins", ())) < 2:
-        return ""
-    if result["origin"] is None:
-        return ", of all origins pooled"
-    return f", of {result['origin']} rows; each origin by itself:"
+def _of_whom(result: dict[str, Any]) -> str:
+    """Which rows the headline figures are of, and in how many regions."""
+    origin = result.get("origin") if len(result.get("origins", ())) > 1 else ""
+    kind = "; all origins pooled" if origin is None else f"; {origin} rows" if origin else ""
+    counts = (
+        count_text(result["n_positive"], "lens"),
+        count_text(result["n_negative"], "non-lens"),
+        count_text(result["n_regions"], "region"),
+    )
+    return f"{counts[0]}, {counts[1]} in {counts[2]}{kind}"
 
 
 def _counterfactual_lines(made: dict[str, Any]) -> list[str]:
@@ -155,14 +161,9 @@ def _counterfactual_lines(made: dict[str, Any]) -> list[str]:
 
 
 def _population_line(population: dict[str, Any]) -> str:
+    from lenstrain.pages.page import interval, percent
+
     outside = f"{population['outside_share']:.1%} of it lies where no injections are"
     if population["value"] is None:
         return f"Completeness of the population unknown: {outside}"
-    return f"Completeness of the population {_with_interval(population)}; {outside}"
-
-
-def _with_interval(found: dict[str, Any]) -> str:
-    interval = "no interval: one region"
-    if found["low"] is not None:
-        interval = f"{found['low']:.4f} to {found['high']:.4f}"
-    return f"{found['value']:.4f} ({interval})"
+    return f"Completeness of the population {interval(population, 1, percent)}; {outside}"

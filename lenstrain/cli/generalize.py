@@ -7,6 +7,7 @@ import click
 from lensprep.configfile import load_config
 from lensprep.store import join_uri
 from lensprep.terminal import LOCATION, s3_variables
+from lensprep.texttable import TextTable
 from lenstrain.cli.options import config_option, json_option, report, set_option
 
 
@@ -51,11 +52,19 @@ def generalize(
 
     \b
     Example:
-      lenstrain generalize data/ds --config configs/resnet18.toml --out runs/generalize
+      lenstrain generalize data/ds --config resnet18 --out runs/generalize
     """
     from lenstrain.cli.progress import share_progress
     from lenstrain.config import Config
-    from lenstrain.generalize import FACTORS, TABLE_NAME, as_markdown, check_factors
+    from lenstrain.generalize import (
+        COLUMNS,
+        FACTORS,
+        TABLE_NAME,
+        check_factors,
+        table_rows,
+        too_few,
+        words,
+    )
     from lenstrain.generalize import generalize as run_generalization
 
     config = load_config(Config, config_path, overrides)
@@ -70,5 +79,8 @@ def generalize(
             fpr=fpr,
             progress=progress,
         )
-    table = as_markdown(result).splitlines()[2:]
-    report(result, [*table, "", f"Written to {join_uri(out, TABLE_NAME)}"], as_json)
+    table = TextTable(*COLUMNS, left=("difference",), prose="verdict", spare=("others", "lenses"))
+    for row in table_rows(result):
+        table.add(*row)
+    written = f"Written to {join_uri(out, TABLE_NAME)}"
+    report(result, [words(result), table, *too_few(result), written], as_json)

@@ -15,6 +15,8 @@ from lenstrain import __version__
 from lenstrain.cli.audit import audit
 from lenstrain.cli.bench import bench
 from lenstrain.cli.cache import cache
+from lenstrain.cli.config import config
+from lenstrain.cli.doctor import doctor
 from lenstrain.cli.evaluate import evaluate
 from lenstrain.cli.generalize import generalize
 from lenstrain.cli.infer import infer
@@ -25,7 +27,10 @@ from lenstrain.cli.sweep import sweep
 from lenstrain.cli.train import train
 
 
-@click.group(cls=ProjectGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=ProjectGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="lenstrain")
 @click.pass_context
 def main(ctx: click.Context) -> None:
@@ -54,6 +59,7 @@ def warnings_in_one_line() -> Iterator[None]:
 
 
 for command in (
-    train, monitor, infer, evaluate, mine, probe, audit, sweep, generalize, bench, cache
+    train, monitor, infer, evaluate, mine, probe, audit, sweep, generalize, bench, cache, config,
+    doctor,
 ):  # fmt: skip
     main.add_command(command)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from lensprep.errors import count_text
 from lensprep.terminal import LOCATION, s3_variables
 from lenstrain.cli.options import (
     OUT_HELP,
@@ -110,7 +111,7 @@ def infer(
 
 
 def _infer_lines(result: dict[str, Any]) -> list[str]:
-    lines = [f"{result['rows']:,} rows scored: {result['out']}"]
+    lines = [f"{count_text(result['rows'], 'row')} scored: {result['out']}"]
     left_out = result["filtered"] | result["rejected"]
     if left_out:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in left_out.items())

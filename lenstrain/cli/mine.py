@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lensprep.configfile import load_config
+from lensprep.errors import count_text
 from lensprep.terminal import LOCATION, s3_variables
 from lenstrain.cli.options import (
     OUT_HELP,
@@ -71,9 +72,10 @@ def mine(
     )
     lines = [f"Note: {note}" for note in result["notes"]]
     if made := result["counterfactuals"]:
-        lines.append(f"Note: {made:,} counterfactuals are left out: they are no controls.")
+        lines.append(f"Note: {count_text(made, 'counterfactual')} left out: no controls.")
     lines.append(
-        f"{result['hard']:,} hard of {result['controls']:,} controls in {len(result['bins'])} bins "
-        f"of seeing, {result['excluded']:,} left out near known lenses: {out}"
+        f"{result['hard']:,} hard of {result['controls']:,} controls in "
+        f"{count_text(len(result['bins']), 'bin')} of seeing, {result['excluded']:,} left "
+        f"out near known lenses: {out}"
     )
     report(result, [*lines, f"Train with --set data.sample_weights={out}"], as_json)

@@ -25,7 +25,7 @@ def monitor(runs: tuple[str, ...], watch: bool, once: bool, interval: float, as_
     """Show how RUN is doing and what that means; nothing is ever written into it.
 
     RUN is a run folder, local or s3://, of a run that is running or has ended, or with --watch has
-    not begun; or a folder of runs, such as the trials of a sweep.
+    not begun; or a folder of runs, such as the trials of a sweep. More than four are a table.
 
     \b
     Example:
@@ -39,6 +39,7 @@ def monitor(runs: tuple[str, ...], watch: bool, once: bool, interval: float, as_
         watching.watch(runs, interval)
         return
     snapshots = watching.read_all(runs)
-    if not as_json:
+    if as_json:
+        report({"runs": [snapshot.to_dict() for snapshot in snapshots]}, [], as_json)
+    else:
         watching.show(snapshots)
-    report({"runs": [snapshot.to_dict() for snapshot in snapshots]}, [], as_json)

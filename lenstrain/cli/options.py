@@ -6,14 +6,16 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
+from rich.console import RenderableType
 
+from lensprep.errors import without_control
 from lensprep.store.interrupts import INTERRUPTED, PREEMPTED
 from lensprep.tables.writer import TABLE_SUFFIXES
-from lensprep.terminal import LOCAL, LOCATION, Location
+from lensprep.terminal import LOCAL, Location, NamedFile, print_rich
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,9 +41,17 @@ memory_option = click.option(
 )
 
 
-def config_option(help: str = "TOML file; see configs/.", *, required: bool = False) -> Any:
+CONFIG = NamedFile("lenstrain", "configs")
+"""Type of a parameter that takes a configuration: a file, or a name of `lenstrain config list`."""
+
+
+def config_option(
+    help: str = "TOML file, or a name of `lenstrain config list`.", *, required: bool = False
+) -> Any:
     """Add ``--config``, as ``config_path``."""
-    return click.option("--config", "config_path", type=LOCATION, required=required, help=help)
+    return click.option(
+        "--config", "config_path", type=CONFIG, metavar="NAME|FILE", required=required, help=help
+    )
 
 
 def set_option(help: str) -> Any:
@@ -109,15 +119,22 @@ def score_columns_of(texts: tuple[str, ...]) -> dict[str, str]:
     return parse_columns(texts, COLUMNS)
 
 
-def report(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
-    """Print the result: JSON on standard output, or lines of text on standard error."""
+def report(result: dict[str, Any], lines: Sequence[str | RenderableType], as_json: bool) -> None:
+    """Print the result on standard output: JSON, or lines and tables for people.
+
+    Lines are left to the terminal to wrap, so that paths and commands are copied whole.
+    """
     if int(os.environ.get("RANK", "0")):
         return  # under torchrun only the first process reports
     if as_json:
         click.echo(json.dumps(result, default=str))
-    else:
-        for line in lines:
-            click.echo(line, err=True)
+        return
+    aside = result.get("status") == "interrupted"  # how to go on is no result
+    for line in lines:
+        if isinstance(line, str):
+            click.echo(without_control(line), err=aside)
+        else:
+            print_rich(line)
 
 
 def exit_if_interrupted(result: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import click
 
 from lensprep.configfile import load_config
 from lensprep.terminal import LOCATION, s3_variables
+from lensprep.texttable import TextTable
 from lenstrain.cli.options import device_option, json_option, report, set_option
 
 
@@ -45,5 +46,7 @@ def probe(
         result = run_probes(
             checkpoint, dataset, out, options=options, device=device, progress=progress
         )
-    lines = [f"{name:18} {text}" for name, text in result["readings"].items()]
-    report(result, [*lines, f"Report: {result['report']}"], as_json)
+    table = TextTable("probe", "reading", prose="reading")
+    for name, text in result["readings"].items():
+        table.add(name, text)
+    report(result, [table, f"Report: {result['report']}"], as_json)

@@ -15,10 +15,15 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from lensprep.errors import time_text
+from lensprep.terminal import can_draw
 
 if TYPE_CHECKING:
     from lenstrain.training.run import Event
@@ -41,7 +46,7 @@ class Bar:
             TextColumn("{task.fields[note]}"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not can_draw(console.file),
         )
         self.task = self.bar.add_task(name, total=None, note="")
         self.started = self.shown = time.monotonic()
@@ -64,7 +69,7 @@ class Bar:
             return
         self.shown = now
         left = (now - self.started) * (total - done) / done
-        text = f"{name}: {100 * done / total:.0f}%, about {left:.0f} s left"
+        text = f"{name}: {100 * done / total:.0f}%, about {time_text(left)} left"
         self.print_line(f"{text}, {note}" if note else text)
 
     def rate(self, done: float) -> float:
@@ -105,16 +110,35 @@ def share_progress() -> Iterator[Callable[[str, float], None]]:
         yield lambda stage, share: bar.show(stage, share, 1.0)
 
 
+class StepsColumn(MofNCompleteColumn):
+    """Steps done, of how many; nothing before the first one."""
+
+    def render(self, task: Task) -> Text:
+        """The text of a task."""
+        return Text() if task.total is None else super().render(task)
+
+
 class TrainProgress(Bar):
     """A bar over the whole run, and a line that stays for each epoch."""
 
     def __init__(self) -> None:
-        super().__init__("starting", MofNCompleteColumn())
+        super().__init__("starting", StepsColumn())
         self.record: dict[str, Any] = {}
         self.begun = False
 
+    def doing(self, what: str) -> None:
+        """Show what the start is busy with; without a terminal, if it takes long."""
+        self.bar.update(self.task, description=f"starting: {what}")
+        now = time.monotonic()
+        if self.bar.disable and now - self.shown >= LINE_SECONDS:
+            self.shown = now
+            self.print_line(f"starting: {what}")
+
     def __call__(self, event: Event) -> None:
         """Take in an event of the run."""
+        if event.stage == "start":
+            self.doing(event.doing)
+            return
         name = f"epoch {event.epoch}/{event.epochs}"
         if event.stage == "epoch":
             self.print_line(epoch_line(event))

@@ -22,7 +22,7 @@ from lenstrain.cli.options import (
 
 @click.command()
 @click.argument("dataset", type=LOCATION)
-@config_option("TOML file with the ranges; see configs/sweep.toml.", required=True)
+@config_option("TOML file with the ranges, or a name of `lenstrain config list`.", required=True)
 @click.option(
     "--study",
     required=True,
@@ -53,7 +53,7 @@ def sweep(
 
     \b
     Example:
-      lenstrain sweep data/ds --config configs/sweep.toml --study runs/sweep.db
+      lenstrain sweep data/ds --config sweep --study runs/sweep.db
     """
     from lenstrain.sweep.config import load_plan
 

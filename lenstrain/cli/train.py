@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import click
 
 from lensprep.configfile import load_config
+from lensprep.errors import count_text
 from lensprep.store import exists, join_uri
 from lensprep.terminal import LOCATION, s3_variables
 from lenstrain.cli.options import (
@@ -45,20 +47,21 @@ def train(
 
     \b
     Example:
-      lenstrain train data/ds --config configs/resnet18.toml --out runs/a --set optim.lr=1e-3
+      lenstrain train data/ds --config resnet18 --out runs/a --set optim.lr=1e-3
     """
     from lenstrain.config import Config
 
     config = load_config(Config, config_path, overrides)
-    # Torch takes seconds to import: a wrong key is answered before.
     from lenstrain.cli.progress import TrainProgress
-    from lenstrain.training.train import train as run_training
 
     elsewhere = config.train.checkpoint_copy is not None
     if resume and not elsewhere and not exists(join_uri(out, "config.toml")):
-        report({}, [f"Note: {out} holds no run yet: a new one begins."], False)
+        logging.getLogger(__name__).info("Note: %s holds no run yet: a new one begins.", out)
     with TrainProgress() as progress:
-        result = run_training(dataset, config, out, resume=resume, progress=progress)
+        progress.doing("loading PyTorch")  # seconds: a wrong key was answered before
+        from lenstrain.training.train import train as run_training
+
+        result = run_training(dataset, config, out, resume=resume, progress=progress, announce=True)
     report(result, _train_lines(result), as_json)
     exit_if_interrupted(result)
 
@@ -70,4 +73,4 @@ def _train_lines(result: dict[str, Any]) -> list[str]:
         return [f"{result['run']}: no epoch had a finite {result['monitor']}."]
     best = f"{result['monitor']} {result['best_value']:.5f} in epoch {result['best_epoch']}"
     how = "stopped early after" if result["status"] == "stopped" else "finished"
-    return [f"{how} {result['epochs']} epochs; best {best}: {result['best']}"]
+    return [f"{how} {count_text(result['epochs'], 'epoch')}; best {best}: {result['best']}"]

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
+from lensprep.errors import count_text
 from lenstrain.config import WHERE_RESOLVED
-from lenstrain.evaluation.metrics import higher_is_better
+from lenstrain.evaluation.metrics import higher_is_better, watched
 
 Severity = Literal["good", "info", "warn", "bad"]
 ORDER: tuple[Severity, ...] = ("bad", "warn", "info", "good")
@@ -295,7 +296,9 @@ def converges(history: History) -> Diagnosis | None:
             "converges",
             "good",
             f"The training loss fell from {recent[0]:.4f} to {recent[-1]:.4f} over the last "
-            f"{len(recent)} epochs; best {history.monitor} {best:.4f}, {waited} epochs ago.",
+            f"{count_text(len(recent), 'epoch')}; best {history.monitor} {best:.4f}, "
+            + ("in the last one." if waited == 0 else f"{count_text(waited, 'epoch')} ago.")
+            + _best_before(history),
             "It is over: evaluate best.pt; more train.epochs may gain more."
             if history.over
             else "Let it run.",
@@ -315,12 +318,23 @@ def converges(history: History) -> Diagnosis | None:
     )
 
 
+def _best_before(history: History) -> str:
+    """Which other metrics were better in an earlier epoch, as a sentence to append."""
+    found = []
+    for name in watched():
+        course, waited = values(history.epochs, name), since_best(replace(history, monitor=name))
+        if name != history.monitor and waited and len(course) == len(history.epochs):
+            found.append(f"{name} in epoch {history.epochs[-1 - waited]['epoch']}")
+    return f" Best before: {', '.join(found)}." if found else ""
+
+
 def _nothing_yet(history: History) -> Diagnosis:
     if len(history.epochs) < 4:
         return Diagnosis(
             "too early",
             "info",
-            f"{len(history.intervals)} intervals and {len(history.epochs)} epochs are recorded.",
+            f"Recorded: {count_text(len(history.intervals), 'interval')} and "
+            f"{count_text(len(history.epochs), 'epoch')}.",
             "Wait for a few epochs; train.log_every sets how often a line is written.",
         )
     waited, train = since_best(history), values(history.epochs, "train_loss")[-4:]
@@ -329,8 +343,8 @@ def _nothing_yet(history: History) -> Diagnosis:
     return Diagnosis(
         "unclear",
         "info",
-        f"{history.monitor} last gained {waited} epochs ago; the training loss went from "
-        f"{train[0]:.4f} to {train[-1]:.4f} over the last {len(train)} epochs.",
+        f"{history.monitor} last gained {count_text(waited, 'epoch')} ago; the training loss went "
+        f"from {train[0]:.4f} to {train[-1]:.4f} over the last {len(train)} epochs.",
         "Let it run until the learning rate has fallen, or until train.patience ends it.",
     )
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from lensprep.configfile import from_mapping
-from lensprep.errors import ConfigError, NotFoundError, StorageError
+from lensprep.errors import ConfigError, NotFoundError, StorageError, count_text, time_text
 from lensprep.store import Store, is_remote, local_path, open_store
 from lenstrain.config import Config
 from lenstrain.monitor.diagnosis import Diagnosis, History, diagnose, since_best, values
@@ -198,13 +198,16 @@ def judge(
     """
     epochs = history.epochs
     if len(epochs) >= config.train.epochs:
-        return "finished", f"All {config.train.epochs} epochs are done."
+        return "finished", f"{count_text(config.train.epochs, 'epoch')} done, as planned."
     waited = int(epochs[-1].get("epochs_without_gain") or 0) if epochs else 0
     if 0 < config.train.patience <= waited:
-        return "stopped", f"Stopped early: no gain in {history.monitor} for {waited} epochs."
+        return (
+            "stopped",
+            f"Stopped early: no gain in {history.monitor} for {count_text(waited, 'epoch')}.",
+        )
     if history.nonfinite:
         return "crashed", "Ended because the loss was not finite; see nonfinite.json."
-    ago = "" if age is None else f"; the last sign of life is {words(age)} old"
+    ago = "" if age is None else f"; the last sign of life is {time_text(age)} old"
     go_on = "Continue with `lenstrain train --resume`."
     if interrupted is not None:
         how = _object(interrupted).get("signal") or "a signal"
@@ -215,7 +218,7 @@ def judge(
         return "starting", f"No line is written yet{ago}."
     limit = max(LEAST_SILENCE, 5 * usual_gap(config, history))
     if age is not None and age > limit:
-        return "silent", f"Nothing was written for {words(age)}; it hangs or was killed."
+        return "silent", f"Nothing was written for {time_text(age)}; it hangs or was killed."
     return "running", f"Running{ago}." if age is not None else "Running, or ended without a trace."
 
 
@@ -252,14 +255,6 @@ def parse_metrics(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
         if isinstance(record, dict) and record.get("kind") in found and "step" in record:
             found[record["kind"]].append(record)
     return found["interval"], found["epoch"]
-
-
-def words(seconds: float) -> str:
-    """A duration for people: ``45 s``, ``3.2 h``."""
-    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {name}"
-    return f"{seconds:.0f} s"
 
 
 def _read(store: Store, name: str) -> str | None:

@@ -1,8 +1,12 @@
-"""The screen: one panel per run, with its numbers, their course, and what they mean."""
+"""The screen: a panel for each run, with its numbers, their course, and what they mean.
+
+Runs that are too many for that are lines of a table.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -14,12 +18,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lensprep.errors import count_text, time_text
+from lensprep.texttable import UNLIMITED, TextTable
 from lenstrain.evaluation.metrics import higher_is_better, watched
 from lenstrain.monitor.diagnosis import since_best, values
-from lenstrain.monitor.snapshot import Snapshot, words
+from lenstrain.monitor.snapshot import OVER, Snapshot
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 COURSE_WIDTH = 36
+MOST_PANELS = 4
+"""Runs that are shown with all that is known of them."""
 COLOURS = {"good": "green", "info": "cyan", "warn": "yellow", "bad": "red"}
 STATUS_COLOURS = {
     "running": "green",
@@ -33,21 +41,92 @@ STATUS_COLOURS = {
 }
 
 
-def screen(snapshots: Sequence[Snapshot]) -> RenderableType:
-    """All runs, one below the other."""
-    return Group(*(panel(snapshot) for snapshot in snapshots))
+def screen(snapshots: Sequence[Snapshot], rows: int | None = None) -> RenderableType:
+    """All runs: a few one below the other, many as a table.
+
+    Parameters
+    ----------
+    snapshots : sequence of Snapshot
+    rows : int, optional
+        Lines that there is room for: if given, there is a table, with as many runs as fit.
+    """
+    if rows is None and len(snapshots) <= MOST_PANELS:
+        return Group(*(RunPanel(snapshot) for snapshot in snapshots))
+    return overview(snapshots, rows)
 
 
-def panel(snapshot: Snapshot) -> RenderableType:
-    """One run."""
-    parts: list[RenderableType] = [header(snapshot)]
-    if snapshot.history.intervals or snapshot.history.epochs:
-        parts += [Text(), numbers(snapshot)]
-    if snapshot.diagnoses:
-        parts += [Text(), findings(snapshot)]
-    colour = STATUS_COLOURS[snapshot.status]
-    title = Text.assemble((snapshot.status, colour), "  ", (snapshot.run, "bold"))
-    return Panel(Group(*parts), title=title, title_align="left", border_style="dim")
+def overview(snapshots: Sequence[Snapshot], rows: int | None = None) -> RenderableType:
+    """A line for each run, and how many are in which state; of `rows` lines in all, if given."""
+    states = Counter(snapshot.status for snapshot in snapshots)
+    counts = ", ".join(f"{count} {state}" for state, count in states.items())
+    lines: list[RenderableType] = [Text(f"{count_text(len(snapshots), 'run')}: {counts}")]
+    shown = list(snapshots)
+    if rows is not None and len(shown) > (room := max(rows - 4, 1)):
+        # Those that still change come first, then those that failed; all keep their order.
+        first = sorted(range(len(shown)), key=lambda place: _ended(shown[place]))[:room]
+        shown = [shown[place] for place in sorted(first)]
+        left = count_text(len(snapshots) - room, "run")
+        lines.append(Text(f"(no room for {left}; without --watch all are shown)", "dim"))
+    table = TextTable(
+        "run", "status", "epoch", "metric", "best", "now", "stamps/s", "finding",
+        left=("status", "metric", "finding"), spare=("stamps/s", "now", "metric", "epoch"),
+    )  # fmt: skip
+    for snapshot, name in zip(shown, _short_names([one.run for one in shown]), strict=True):
+        table.add(name, *_overview_cells(snapshot))
+    return Group(table, *lines)
+
+
+def _ended(snapshot: Snapshot) -> int:
+    """How little there is to see: 0 while it changes, 1 if it ended otherwise than planned, 2."""
+    return (snapshot.status in OVER) + (snapshot.status in ("finished", "stopped"))
+
+
+def _short_names(runs: Sequence[str]) -> list[str]:
+    """Names of runs, without their folder if all are in the same."""
+    parents = {run.rpartition("/")[0] for run in runs}
+    return [run.rpartition("/")[2] for run in runs] if len(parents) == 1 else list(runs)
+
+
+def _overview_cells(snapshot: Snapshot) -> list[str | Text]:
+    monitor = snapshot.config.train.monitor
+    course = values(snapshot.history.epochs, monitor)
+    rates = values(snapshot.history.intervals, "samples_per_s")
+    pick = max if higher_is_better(monitor) else min
+    finding = next(iter(snapshot.diagnoses), None)
+    return [
+        Text(snapshot.status, STATUS_COLOURS[snapshot.status]),
+        f"{len(snapshot.history.epochs)} of {snapshot.config.train.epochs}",
+        monitor,
+        f"{pick(course):.4f}" if course else "",
+        f"{course[-1]:.4f}" if course else "",
+        f"{rates[-1]:,.0f}" if rates else "",
+        Text(finding.name, COLOURS[finding.severity]) if finding else "",
+    ]
+
+
+class RunPanel:
+    """One run, in a box where the width is limited."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        snapshot = self.snapshot
+        title = Text(snapshot.status, STATUS_COLOURS[snapshot.status])
+        run = Text(snapshot.run, "bold", overflow="fold")
+        parts: list[RenderableType] = [header(snapshot)]
+        if snapshot.history.intervals or snapshot.history.epochs:
+            parts += [Text(), numbers(snapshot)]
+        if snapshot.diagnoses:
+            parts += [Text(), findings(snapshot)]
+        if title.cell_len + run.cell_len + 8 <= options.max_width:
+            title = Text.assemble(title, "  ", run)
+        else:
+            parts.insert(0, run)  # the box would cut it
+        if options.max_width < UNLIMITED:
+            yield Panel(Group(*parts), title=title, title_align="left", border_style="dim")
+        else:
+            yield from (title, *parts, Text())
 
 
 def header(snapshot: Snapshot) -> RenderableType:
@@ -59,23 +138,23 @@ def header(snapshot: Snapshot) -> RenderableType:
     lines: list[RenderableType] = [Text.assemble(snapshot.detail, (what, "dim"))]
     if snapshot.steps:
         row = Table.grid(padding=(0, 2))
-        share = f"{100 * snapshot.step / snapshot.steps:.0f} %"
-        epochs = f"epoch {len(snapshot.history.epochs)} of {config.train.epochs} done"
-        step = f"step {snapshot.step:,} of {snapshot.steps:,}"
-        left = snapshot.seconds_left
-        end = "" if left is None else f"at most {words(left)} left"
-        bar = ProgressBar(total=snapshot.steps, completed=snapshot.step, width=30)
-        row.add_row(bar, share, epochs, step, Text(end, "bold"))
+        facts = Text(
+            f"{100 * snapshot.step / snapshot.steps:.0f} %  "
+            f"epoch {len(snapshot.history.epochs)} of {config.train.epochs} done  "
+            f"step {snapshot.step:,} of {snapshot.steps:,}  "
+        )
+        if (left := snapshot.seconds_left) is not None:
+            facts.append(f"at most {time_text(left)} left", "bold")
+        row.add_row(ProgressBar(total=snapshot.steps, completed=snapshot.step, width=20), facts)
         lines.append(row)
     return Group(*lines)
 
 
-def numbers(snapshot: Snapshot) -> Table:
+def numbers(snapshot: Snapshot) -> TextTable:
     """Each number: its latest value, its best, and its course from the start."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name, justify in (("", "left"), ("now", "right"), ("", "left")):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("course")  # shortened on a narrow screen, so that the numbers stay whole
+    table = TextTable(
+        "metric", "now", "best", "course", left=("best",), prose="course", spare=("course",)
+    )
     intervals, epochs = snapshot.history.intervals, snapshot.history.epochs
     monitor = snapshot.config.train.monitor
     _row(table, "training loss", values(intervals, "loss"), "{:.4f}", "lowest", min)
@@ -86,7 +165,7 @@ def numbers(snapshot: Snapshot) -> Table:
         pick = max if higher_is_better(name) else min
         label = f"best (epoch {epochs[course.index(pick(course))]['epoch']})"
         style = "bold" if name == monitor else ""
-        _row(table, f"validation {name}", course, "{:.4f}", label, pick, style)
+        _row(table, name, course, "{:.4f}", label, pick, style)
     _row(table, "learning rate", values(intervals, "lr"), "{:.2e}", "peak", max)
     _row(table, "gradient norm", values(intervals, "grad_norm"), "{:.3g}", "largest", max)
     _row(table, "clipped steps", values(intervals, "clipped_share"), "{:.1%}", "most", max)
@@ -97,17 +176,23 @@ def numbers(snapshot: Snapshot) -> Table:
     if waited:
         patience = snapshot.config.train.patience
         limit = f" of {patience}" if patience else ""
-        table.add_row("without gain", f"{waited}{limit}", "epochs", "")
+        table.add("without gain", f"{waited}{limit}", "epochs", "")
     return table
 
 
 def _row(
-    table: Table, name: str, course: list[float], form: str, label: str, pick: Any, style: str = ""
+    table: TextTable,
+    name: str,
+    course: list[float],
+    form: str,
+    label: str,
+    pick: Any,
+    style: str = "",
 ) -> None:
     if course:
         best = f"{label} {form.format(pick(course))}"
         now = Text(form.format(course[-1]), style)
-        table.add_row(Text(name, style), now, best, Course(course))
+        table.add(Text(name, style), now, best, Course(course))
 
 
 class Course:
@@ -129,7 +214,7 @@ def findings(snapshot: Snapshot) -> Table:
     """What the numbers mean, with evidence and advice."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")
     for finding in snapshot.diagnoses:
         colour = COLOURS[finding.severity]
         body = Text.assemble(finding.evidence, "\n", ("→ ", colour), (finding.action, "italic"))

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.text import Text
 
 from lensprep import terminal
-from lensprep.errors import InputError
+from lensprep.errors import ConfigError, InputError, count_text
 from lensprep.extras import EXTRAS, install_hint
-from lensprep.terminal import one_line, print_rich, progress_bar
+from lensprep.terminal import one_line, parse_fractions, print_rich, progress_bar
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,6 +31,13 @@ class Now:
 
     def monotonic(self):
         return self.seconds
+
+
+class Screen(io.StringIO):
+    """A terminal, as far as its file knows."""
+
+    def isatty(self):
+        return True
 
 
 @pytest.fixture
@@ -51,12 +58,12 @@ def test_a_line_of_progress_counts_from_the_beginning_and_not_from_the_first_rep
     assert capsys.readouterr().err.splitlines() == [
         "decode: 4,000 of 12,000, 200/s, 40 s left",
         "decode: 12,000 of 12,000, 300/s, 0 s left",
-        "shards: 1,000 of 12,000, 100/s, 110 s left",
+        "shards: 1,000 of 12,000, 100/s, 1.8 min left",
     ]
 
 
 def test_a_bar_counts_from_the_beginning_too(now, monkeypatch):
-    file = io.StringIO()
+    file = Screen()
     console = Console(file=file, force_terminal=True, width=120, get_time=now.monotonic)
     monkeypatch.setattr(terminal, "Console", lambda **_: console)
     with progress_bar() as show:
@@ -64,6 +71,62 @@ def test_a_bar_counts_from_the_beginning_too(now, monkeypatch):
         show("decode", 4_000, 12_000)
     shown = Text.from_ansi(file.getvalue()).plain
     assert "200/s 0:00:20" in shown
+
+
+@pytest.mark.parametrize(("variable", "value"), [("FORCE_COLOR", "1"), ("TERM", "dumb")])
+def test_a_bar_is_drawn_only_where_it_can_be_drawn_again(now, monkeypatch, variable, value):
+    """Colours asked for in a pipe, and a terminal without control codes, both get lines."""
+    file = Screen() if variable == "TERM" else io.StringIO()
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(sys, "stderr", file)
+    with progress_bar() as show:
+        now.seconds = 20.0
+        show("decode", 4_000, 12_000)
+    assert file.getvalue() == "decode: 4,000 of 12,000, 200/s, 40 s left\n"
+
+
+def test_no_colour_is_printed_where_none_is_wanted(monkeypatch):
+    file = Screen()
+    monkeypatch.setattr(sys, "stdout", file)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    print_rich(Text("failed", "red"))
+    assert file.getvalue() == "\x1b[31mfailed\x1b[0m\n"
+    monkeypatch.setenv("NO_COLOR", "1")
+    file.truncate(0), file.seek(0)
+    print_rich(Text("failed", "red"))
+    assert file.getvalue() == "failed\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shares"),
+    [
+        ("train=0.6,val=0.15,test=0.25", {"train": 0.6, "val": 0.15, "test": 0.25}),
+        ("0.6,0.15,0.25", {"train": 0.6, "val": 0.15, "test": 0.25}),
+        ("60/15/25", {"train": 0.6, "val": 0.15, "test": 0.25}),
+        ("test=0.2, train=0.8", {"test": 0.2, "train": 0.8}),
+    ],
+)
+def test_split_fractions_are_written_one_way_and_read_as_before(text, shares):
+    assert parse_fractions(text) == shares
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["train", "train=x", "train=0.5", "train=1.5,val=-0.5", "", "valid=1", "0.9,0.1", "0/0/0",
+     "train=nan,val=0.5,test=0.5"],
+)  # fmt: skip
+def test_fractions_that_make_no_sense_are_refused(text):
+    with pytest.raises(ConfigError, match="split fractions"):
+        parse_fractions(text)
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [(1, "lens", "1 lens"), (0, "row", "0 rows"), (2_000, "lens", "2,000 lenses"),
+     (3, "family", "3 families"), (2, "key", "2 keys")],
+)  # fmt: skip
+def test_numbers_of_things_have_the_right_plural(count, noun, text):
+    assert count_text(count, noun) == text
 
 
 @pytest.mark.parametrize(

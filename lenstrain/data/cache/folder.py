@@ -101,7 +101,10 @@ class CacheFolder:
                         + (" Name an empty or new folder on a local disk." if create else "")
                     )
                 if not create:
-                    raise StorageError(f"{root}: there is no cache. Check the folder's name.")
+                    raise StorageError(
+                        f"{root}: there is no cache. `lenstrain cache fill` or data.cache_dir "
+                        "makes one."
+                    )
                 root.mkdir(parents=True, exist_ok=True)
                 write_atomic(marker, json.dumps({"format": FORMAT}).encode())
             try:

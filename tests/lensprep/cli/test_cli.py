@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from lensprep.cli import main
 from tests.phase4c import tiny_counterfactuals, tiny_table, tiny_tree, write_tree
+from tests.widths import assert_fits, at_every_width, set_width
 
 
 def run(*arguments):
@@ -73,6 +74,20 @@ def test_check_says_ok_and_inspect_shows_the_account(tree, dataset, tmp_path):
     assert "60 input rows = 60 accepted" in shown.stdout
     assert (tmp_path / "m.png").read_bytes()[:4] == b"\x89PNG"
     assert json.loads(run("inspect", dataset, "--json").stdout)["dataset_id"]
+
+
+@at_every_width
+def test_tables_fit_the_terminal_and_are_never_cut(tree, dataset, monkeypatch, columns):
+    set_width(monkeypatch, columns)
+    checked = run("check", tree, "--workers", 1).stdout
+    assert_fits(checked, columns, "unresolved_share", "non-lenses", "verdict: ")
+    if columns is None:
+        assert re.search(r"(?m)^passed +both_classes +Every split has lenses .*\.$", checked)
+    shown = run("inspect", dataset, "--sample", 2).stdout
+    record = json.loads(run("inspect", dataset, "--sample", 2, "--json").stdout)["record"]
+    ids = (record["key"], *(record["sidecar"][name] for name in ("task_id", "source_file")))
+    assert_fits(shown, columns, *ids, "wise_brightmask_frac", "non-lens", "theta_e_arcsec")
+    assert_fits(run("verify", dataset, "--workers", 1).stdout, columns, "60 stamps: ok")
 
 
 def test_counterfactuals_have_lines_of_their_own(tree, tmp_path):

@@ -355,7 +355,7 @@ def test_the_command_prints_the_account_of_each_source(tree, rows, catalog, tmp_
     arguments += ["--columns", "id=objid", "--cutouts", str(tmp_path / "found")]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
-    assert re.search(r"^found\.csv real ring +2 +2 +0 +0$", done.output, re.M)
+    assert re.search(r"^found\.csv +real +ring +2 +2 +0 +0$", done.output, re.M)
     again = CliRunner().invoke(main, [*arguments, "--resume", "--json"])
     assert json.loads(again.stdout)["sources"]["found.csv"]["real"]["ring"]["accepted"] == 2
     check = ["verify", str(tmp_path / "ds"), "--all", "--against", str(tree), "--against", found]

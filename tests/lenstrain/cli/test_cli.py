@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 
 import click
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -16,10 +18,14 @@ from click.testing import CliRunner
 from lensprep.store.interrupts import PREEMPTED
 from lensprep.terminal import ProjectGroup
 from lenstrain.cli import main
-from lenstrain.cli.evaluate import _counterfactual_lines
+from lenstrain.cli.cache import _status_lines
+from lenstrain.cli.evaluate import _counterfactual_lines, _evaluate_lines, _of_whom
+from lenstrain.cli.options import report
+from lenstrain.pages.headline import remarks, summary
 from tests.datasets import tiny_dataset
 from tests.scoretables import make_mixed
 from tests.waiting import wait_until
+from tests.widths import assert_fits, at_every_width, set_width
 
 SETTINGS = [
     "model.arch=resnet_small", "model.width=8", "model.blocks=[1,1]", "model.crop=16",
@@ -62,12 +68,12 @@ def test_train_prints_one_object_on_standard_output(run):
     assert result["step"] == 4
 
 
-def test_without_json_standard_output_stays_empty(dataset, tmp_path):
+def test_progress_is_on_standard_error_and_the_result_on_standard_output(dataset, tmp_path):
     result = invoke("train", dataset, "--out", str(tmp_path / "run"), *SETS)
     assert result.exit_code == 0
-    assert result.stdout == ""
     assert "epoch 1/1" in result.stderr
-    assert "best.pt" in result.stderr
+    (line,) = result.stdout.splitlines()
+    assert line.endswith("best.pt")
 
 
 def test_the_whole_path_from_training_to_a_report(run, dataset, tmp_path):
@@ -232,7 +238,7 @@ def test_one_region_gives_no_interval_and_no_traceback(tmp_path):
     assert "all 40 values of logit lie between 0 and 1" in result.stderr
     result = invoke(*arguments, "--scores-are", "probability")
     assert result.exit_code == 0, result.stderr
-    assert "AUROC 0.6800 (no interval: one region)" in result.stderr
+    assert re.search(r"(?m)^AUROC +0.680 +no interval +one region$", result.stdout)
     notes = json.loads((out / "metrics.json").read_text())["notes"]
     assert "Column logit: probability, as --scores-are says." in [note["text"] for note in notes]
 
@@ -280,7 +286,7 @@ def test_infer_takes_an_ensemble_and_embeddings(run, dataset, tmp_path):
     assert result.exit_code == 0, result.stderr
     names = pq.read_schema(scores).names
     assert {"logit", "logit_0", "logit_1", "embedding_0", "embedding_1"} <= set(names)
-    assert "30 rows scored" in result.stderr
+    assert "30 rows scored" in result.stdout
 
 
 def test_evaluate_says_how_often_each_kind_passes():
@@ -303,17 +309,71 @@ def test_evaluate_says_how_often_each_kind_passes():
     assert _counterfactual_lines(made | {"kinds": {}}) == [made["pairs"]["words"]]
 
 
-@pytest.mark.parametrize(("extra", "said"), [
-    ([], "of simulated rows; each origin by itself:"), (["--pool"], "of all origins pooled"),
-])  # fmt: skip
-def test_evaluate_says_whose_its_figures_are(tmp_path, extra, said):
-    pq.write_table(make_mixed(simulated=400), tmp_path / "s.parquet")
-    arguments = ["evaluate", str(tmp_path / "s.parquet"), "--out", str(tmp_path / "out"), *extra]
-    settings = ["--set", "resamples=50", "--set", 'completeness_axes=[["psfsize_r"]]']
-    result = invoke(*arguments, *settings)
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """An evaluation of real and simulated rows against a better model, with known lenses."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    mixed = make_mixed(simulated=400)
+    pq.write_table(mixed, folder / "s.parquet")
+    better = pc.add(mixed["logit"], pc.multiply(mixed["label"].cast("float32"), 3.0))
+    place = mixed.schema.get_field_index("logit")
+    better = mixed.set_column(place, "logit", better.cast("float32"))
+    pq.write_table(better, folder / "better.parquet")
+    settings = ["resamples=50", 'completeness_axes=[["psfsize_r"]]', "examples=0",
+                "fprs=[0.1,0.001]", "completeness_fprs=[0.1,0.001]"]  # fmt: skip
+    settings = [part for setting in settings for part in ("--set", setting)]
+    result = invoke(
+        "evaluate", str(folder / "better.parquet"), "--compare", str(folder / "s.parquet"),
+        "--out", str(folder / "out"), *settings, "--json",
+    )  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    lines = result.stderr.splitlines()
-    first, *others = lines[next(i for i, line in enumerate(lines) if line.startswith("AUROC")) :]
-    assert said in first
-    assert any("real: AUROC" in line and "of 80 lenses found" in line for line in others)
-    assert any("infer --embeddings" in line for line in others)
+    return json.loads(result.stdout)
+
+
+@at_every_width
+def test_evaluate_prints_the_operating_point_and_fits(evaluated, monkeypatch, capsys, columns):
+    set_width(monkeypatch, columns)
+    report(evaluated, _evaluate_lines(evaluated), as_json=False)
+    said = capsys.readouterr().out
+    names = ["AUROC", "Completeness at FPR 0.1", "Purity, 1 lens in 1,000", "Gain in AUROC"]
+    assert_fits(said, columns, *names, "Real lenses found", "Gain at FPR 0.1")
+    assert re.search(r"(?m)^figure +value +95% interval", said)
+    if columns is not None:
+        return
+    cut = evaluated["completeness_thresholds"][0]["tpr"]
+    ends = f"[{100 * cut['low']:.1f}%, {100 * cut['high']:.1f}%]"
+    row = rf"(?m)^Completeness at FPR 0.1 +{100 * cut['value']:.1f}% +{re.escape(ends)}"
+    assert re.search(row, said)
+    gain = evaluated["comparison"]["auroc"]
+    value, ends = f"{gain['value']:+.4f}", f"[{gain['low']:+.4f}, {gain['high']:+.4f}]"
+    assert re.search(rf"(?m)^Gain in AUROC +{re.escape(value)} +{re.escape(ends)}", said)
+
+
+def test_evaluate_says_what_the_data_cannot_support(evaluated):
+    said = remarks(evaluated)
+    assert any(line.startswith("No operating point for FPR 0.001: needs 2,995") for line in said)
+    rates = {rate: entry | {"supported": False, "reason": "needs more"}
+             for rate, entry in evaluated["tpr_at_fpr"].items()}  # fmt: skip
+    none = remarks(evaluated | {"tpr_at_fpr": rates})
+    assert any(line.startswith("No false-positive rate is supported") for line in none)
+
+
+@at_every_width
+def test_status_of_a_cache_fits(monkeypatch, capsys, columns):
+    uri = "s3://a-bucket-of-a-long-name/datasets/lenses/of-version-1/all"
+    one = {"dataset_id": "0f" * 32, "shards": 1, "of": None, "bytes": 10**9, "coming": 0,
+           "in_use": False, "last_used": 0.0, "uri": uri}  # fmt: skip
+    set_width(monkeypatch, columns)
+    held = {"datasets": [one], "dir": "/nvme", "bytes": 10**9, "free_bytes": 0}
+    report(held, _status_lines(held), as_json=False)
+    assert_fits(capsys.readouterr().out, columns, uri, "0f0f0f0f0f0f", "1 of ?", "1.0 GB")
+
+
+def test_evaluate_says_whose_its_figures_are(evaluated):
+    assert _of_whom(evaluated).endswith("; simulated rows")
+    assert _of_whom(evaluated | {"origin": None}).endswith("; all origins pooled")
+    figures = {figure.name: figure for figure in summary(evaluated)}
+    real = evaluated["origins"]["real"]["recall"][0]["all"]
+    assert figures["Real lenses found"].value == f"{real['k']} of 80"
+    assert figures["Real or simulated lenses"].value == "n/a"
+    assert "infer --embeddings" in figures["Real or simulated lenses"].note

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -19,8 +20,9 @@ from lenstrain.cli import main
 from lenstrain.config import Config
 from lenstrain.monitor.snapshot import expand, read_snapshot
 from lenstrain.monitor.view import screen, sparkline
-from lenstrain.monitor.watch import read_all
+from lenstrain.monitor.watch import fitted, read_all
 from tests.datasets import tiny_dataset
+from tests.widths import assert_fits, at_every_width, set_width
 
 SETTINGS = [
     "model.arch=resnet_small", "model.width=8", "model.blocks=[1,1]", "model.crop=16",
@@ -142,9 +144,50 @@ def test_on_a_narrow_screen_the_course_gives_way_and_the_numbers_stay_whole(tmp_
     rate = next(line for line in lines if "learning rate" in line)
     assert "3.00e-04  peak 3.00e-04" in rate
     assert "▁▁▁▁▁▁▁▁" in rate
-    auroc = next(line for line in lines if "validation auroc" in line)
+    auroc = next(line for line in lines if "auroc" in line)
     assert "2.1000  best (epoch 40) 2.1000" in auroc
     assert auroc.rstrip(" │").endswith("█")  # up to now, not cut off
+
+
+@at_every_width
+def test_numbers_and_findings_fit_the_terminal(tmp_path, monkeypatch, columns):
+    run = make_run(tmp_path / "a-run-of-a-rather-long-name-that-no-title-of-a-box-has-room-for")
+    set_width(monkeypatch, columns)
+    shown = CliRunner().invoke(main, ["monitor", run], catch_exceptions=False).stdout
+    assert_fits(shown, columns, "best (epoch 2) 0.5800", "peak 3.00e-04", "converges")
+    assert run in re.sub(r"[\s│]", "", shown)  # in a box it may take two lines
+    assert ("╭" in shown) == (columns is not None)
+    assert "\x1b" not in shown
+
+
+@at_every_width
+def test_many_runs_are_a_table_with_a_line_each(tmp_path, monkeypatch, columns):
+    for number in range(7):
+        make_run(tmp_path / f"trial-{number:04d}", 10 if number % 3 else number)
+    set_width(monkeypatch, columns)
+    done = CliRunner().invoke(main, ["monitor", str(tmp_path)], catch_exceptions=False)
+    first, *rows, last = done.stdout.splitlines()
+    assert_fits(done.stdout, columns, *(f"trial-{number:04d} " for number in range(7)))
+    assert first.split()[:3] == ["run", "status", "epoch"]
+    assert re.search(r"^trial-0001 +finished +10 of 10 +auroc +0\.9000 .*converges$", rows[1])
+    assert last == "7 runs: 1 starting, 4 finished, 2 running"
+
+
+def test_more_runs_than_lines_show_those_that_still_change_and_say_so(tmp_path):
+    """A screen of ten lines for twenty runs: Rich would cut off what is below."""
+    runs = [
+        read_snapshot(make_run(tmp_path / f"{number:02d}", 1 if number == 17 else 10))
+        for number in range(20)
+    ]
+    console = Console(file=io.StringIO(), width=80, height=10)
+    console.print(fitted(runs, console))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) <= 9
+    assert any(line.startswith("17   running") for line in lines)
+    assert lines[-1] == "(no room for 15 runs; without --watch all are shown)"
+    console = Console(file=io.StringIO(), width=80, height=60)
+    console.print(fitted(runs[:2], console))
+    assert console.file.getvalue().count("╭") == 2
 
 
 def test_a_sparkline_spans_low_to_high():
@@ -216,14 +259,14 @@ def test_a_real_run_is_watched_to_its_end(tmp_path):
     run = str(tmp_path / "run")
     watch = subprocess.Popen(
         [*program, "monitor", run, "--watch", "--interval", "0.2"],
-        stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     train = [*program, "train", str(dataset), "--out", run, *sets]
     subprocess.run(train, check=True, capture_output=True)
-    _, shown = watch.communicate(timeout=60)
+    shown, _ = watch.communicate(timeout=60)
     assert watch.returncode == 0
     assert "finished" in shown
-    assert "All 3 epochs are done" in shown
+    assert "3 epochs done" in shown
 
 
 @pytest.mark.slow
