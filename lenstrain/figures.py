@@ -127,12 +127,32 @@ def bars(values: ArrayLike, low: ArrayLike, high: ArrayLike) -> NDArray[np.float
     return np.asarray(np.nan_to_num(np.maximum([y - below, above - y], 0)), np.float64)
 
 
+def fitted_limits(
+    low: ArrayLike, high: ArrayLike, least: float = 0.2, top: float = 1.0
+) -> tuple[float, float]:
+    """Limits of an axis of shares that show their differences: a span of `least` or more in [0, 1].
+
+    What lies near an end of the scale is drawn from that end.
+    """
+    known = np.concatenate([np.ravel(np.asarray(given, np.float64)) for given in (low, high)])
+    known = known[np.isfinite(known)]
+    if not known.size:
+        return -0.02, top + 0.02
+    bottom, above = float(known.min()), float(known.max())
+    missing = max(least - (above - bottom), 0) / 2
+    pad = 0.05 * max(above - bottom, least)
+    bottom, above = bottom - missing - pad, above + missing + pad
+    # What does not fit on one side goes to the other.
+    bottom, above = bottom - max(above - (top + pad), 0), above - min(bottom + pad, 0)
+    return max(bottom, -pad), min(above, top + pad)
+
+
 def draw_roc(band: RocBand, rates: Mapping[str, Any], level: float, *, log: bool) -> Plot:
     """ROC curve with its band; `rates` are the entries of ``tpr_at_fpr``, drawn with support."""
     with new_figure() as (figure, axes):
         axes.fill_between(band.fpr, band.low, band.high, color=BLUE, alpha=0.25, lw=0, step="post")
         axes.step(band.fpr, band.tpr, color=BLUE, where="post")
-        chance = np.geomspace(1e-6, 1, 100)
+        chance = np.geomspace(1e-7, 1, 100)
         axes.plot(chance, chance, color=GREY, lw=0.8, ls=":", label="chance")
         points = [
             (float(fpr), entry["value"]) for fpr, entry in rates.items() if entry["supported"]
@@ -141,7 +161,9 @@ def draw_roc(band: RocBand, rates: Mapping[str, Any], level: float, *, log: bool
             axes.plot(*zip(*points, strict=True), "o", color=RED, label="rates stated", zorder=3)
         if log:
             axes.set_xscale("log")
-        least = min([*band.fpr, *(float(fpr) for fpr in rates)])
+        # A whole decade below what is drawn, and no further.
+        drawn = [*band.fpr[band.fpr > 0], *(fpr for fpr, _ in points)]
+        least = 10 ** np.floor(np.log10(min([*drawn, 0.1])))
         axes.set(xlim=(least if log else 0, 1), ylim=(0, 1.01))
         axes.set(xlabel="False-positive rate", ylabel="True-positive rate")
         axes.grid(True)
@@ -252,7 +274,7 @@ def draw_completeness(tables: Sequence[CompletenessTable], geometry: Geometry = 
     names: dict[float | None, list[str]] = {}
     for table in tables:
         names.setdefault(table.threshold.threshold, []).append(table.threshold.name)
-    distinct = {table.threshold.threshold: table for table in tables}.values()
+    distinct = [*{table.threshold.threshold: table for table in tables}.values()]
     with new_figure() as (figure, axes):
         for table, colour, marker in zip(distinct, SERIES, MARKERS, strict=False):
             label = ", ".join(names[table.threshold.threshold])
@@ -262,7 +284,9 @@ def draw_completeness(tables: Sequence[CompletenessTable], geometry: Geometry = 
             for name, width in (("joint_{}95", 0.5), ("region_{}95", 1.0), ("region_{}68", 2.2)):
                 spread = bars(y, columns[name.format("lo")], columns[name.format("hi")])
                 axes.errorbar(x, y, spread, fmt="none", ecolor=colour, elinewidth=width)
-            axes.plot(x, y, marker + "-", color=colour, lw=0.7, label=label)
+            if axis.values is None:  # a bin is as wide as it is; between values there is nothing
+                axes.hlines(y, axis.edges[:-1], axis.edges[1:], color=colour, lw=0.7)
+            axes.plot(x, y, marker, color=colour, label=label)
             blurred = columns["unresolved_share"] > _MOST
             axes.plot(x[blurred], y[blurred], marker, color=colour, mfc="white")
             numbers["threshold"] += [table.threshold.threshold] * y.size
@@ -272,7 +296,13 @@ def draw_completeness(tables: Sequence[CompletenessTable], geometry: Geometry = 
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set(ylim=(-0.02, 1.02), xlabel=axis_label(axis.name, geometry), ylabel="Completeness")
+        cells = [table.cells.columns() for table in distinct]
+        low, high = (
+            np.concatenate([columns[end][columns["n"] > 0] for columns in cells])
+            for end in ("joint_lo95", "joint_hi95")
+        )
+        limits = fitted_limits(low, high)
+        axes.set(ylim=limits, xlabel=axis_label(axis.name, geometry), ylabel="Completeness")
         axes.grid(True)
         axes.legend(title="Threshold at", title_fontsize=7, loc="best")
     return Plot(
@@ -280,7 +310,7 @@ def draw_completeness(tables: Sequence[CompletenessTable], geometry: Geometry = 
         f"Completeness against {AXIS_NAMES[axis.name]}",
         "Share of lenses above the frozen threshold. Bars, from thick to thin: 68% and 95% by "
         "region, and 95% for all bins at once. Open symbols: most lenses of the bin are "
-        "unresolved.",
+        "unresolved. Across: the width of a bin. The scale is fitted to what is drawn.",
         figure,
         numbers,
     )
@@ -303,17 +333,22 @@ def draw_map(table: CompletenessTable, geometry: Geometry = DECALS) -> Plot:
     half = np.nan_to_num((cells["region_hi95"] - cells["region_lo95"]) / 2)
     blurred = cells["unresolved_share"] > _MOST
     with new_figure(WIDTH, 3.0) as (figure, axes):
-        mesh = axes.imshow(grid, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="cividis")
+        least, most = np.clip(fitted_limits(grid.compressed(), grid.compressed()), 0, 1)
+        mesh = axes.imshow(
+            grid, origin="lower", aspect="auto", vmin=least, vmax=most, cmap="cividis"
+        )
         for row, column in np.ndindex(n.shape):
             empty = n[row, column] == 0
             text = "no lens" if empty else f"{grid[row, column]:.2f}±{half[row, column]:.2f}"
-            dark = not empty and grid[row, column] < 0.55
+            shade = "white" if empty else mesh.to_rgba(grid[row, column])
+            dark = not empty and np.dot(shade[:3], (0.3, 0.6, 0.1)) < 0.5
             if blurred[row, column]:
                 corner, colour = (column - 0.5, row - 0.5), "#ffffff" if dark else GREY
                 axes.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="////", lw=0, ec=colour,
                                          alpha=0.35))  # fmt: skip
             axes.text(column, row, text if empty else f"{text}\nn={n[row, column]:,}", ha="center",
-                      va="center", fontsize=6, color="white" if dark else "black")  # fmt: skip
+                      va="center", fontsize=6, color="white" if dark else "black",
+                      bbox={"facecolor": shade, "edgecolor": "none", "pad": 1})  # fmt: skip
         axes.set_xticks(range(x.size), [x.label(i) for i in range(x.size)])
         axes.set_yticks(range(y.size), [y.label(i) for i in range(y.size)])
         axes.tick_params(length=0)
@@ -389,9 +424,11 @@ def draw_auroc_by(entries: Mapping[str, Mapping[str, Any]], overall: float, leve
     with new_figure() as (figure, axes):
         axes.errorbar(np.arange(y.size), y, bars(y, low, high), fmt="o", color=BLUE, capsize=2)
         axes.axhline(overall, color=GREY, lw=0.8, ls="--", label="all lenses")
-        axes.axhline(0.5, color=GREY, lw=0.8, ls=":", label="chance")
+        limits = fitted_limits([*low, *y, overall], [*high, *y, overall], least=0.1)
+        if limits[0] < 0.5:
+            axes.axhline(0.5, color=GREY, lw=0.8, ls=":", label="chance")
         axes.set_xticks(np.arange(y.size), list(kept))
-        axes.set(xlim=(-0.5, y.size - 0.5), ylim=(min(0.48, y.min() - 0.02), 1.005))
+        axes.set(xlim=(-0.5, y.size - 0.5), ylim=limits)
         axes.set(xlabel=axis_label("theta_e_arcsec"), ylabel="AUROC")
         axes.legend(loc="best")
     return Plot(
@@ -438,7 +475,10 @@ def draw_pairs(pairs: Mapping[str, Any], least: float, level: float) -> Plot:
         axes.axhline(0.5, color=GREY, lw=0.8, ls=":")
         axes.axhline(least, color=RED, lw=0.8, ls="--")
         axes.set_xticks(range(len(bins)), [cell["label"] for cell in bins])
-        axes.set(xlim=(-0.5, len(bins) - 0.5), ylim=(-0.03, 1.04))
+        axes.set(
+            xlim=(-0.5, len(bins) - 0.5),
+            ylim=fitted_limits([0.5, *numbers["low"]], [least, *numbers["high"]]),
+        )
         axes.set(xlabel=axis_label("theta_e_over_psf"), ylabel="AUROC across families")
         figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2, handlelength=1.5)
     return Plot(

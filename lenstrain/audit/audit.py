@@ -29,8 +29,10 @@ from lenstrain.audit.checklist import CHECKLIST, judged, run_item
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence, Supplied, check_supplied
 from lenstrain.audit.finding import EXIT_CODES, NotRunError, Outcome, decide
-from lenstrain.audit.report import JSON_NAME, PAGE_NAME, write_report
+from lenstrain.audit.report import write_report
 from lenstrain.networks.weights import require_geometry
+from lenstrain.pages.links import links_to
+from lenstrain.pages.page import AUDIT_NAME, AUDIT_PAGE
 from lenstrain.training.checkpoint import BEST
 from lenstrain.training.runlog import CHECKPOINTS, CONFIG
 
@@ -93,16 +95,19 @@ def audit(
     out = join_uri(run, "audit") if out is None else out
     if not exists(join_uri(run, CONFIG)):  # before a whole folder of another kind is copied
         raise StorageError(no_run(run))
+    named = supplied or Supplied()
     with local_folder(run, wanted=_is_looked_at) as folder, ExitStack() as copies:
-        supplied = _here(supplied or Supplied(), copies)
+        supplied = _here(named, copies)
         check_supplied(supplied)
         evidence = Evidence(folder, Dataset.open(dataset), supplied, run_checks, is_remote(run))
         _check_stamps(evidence, str(run))
-        check_folder(out, JSON_NAME)
+        check_folder(out, AUDIT_NAME)
         content, findings = _measure(evidence, str(run), config, only, progress)
-    with written_folder(out, JSON_NAME) as draft:
-        write_report(draft, content, findings)
-    return content | {"report": join_uri(out, PAGE_NAME)}, findings
+        pages = _pages(evidence, str(run), named)
+        content["pages"] = {name: str(page) for name, page in pages.items()}
+    with written_folder(out, AUDIT_NAME) as draft:
+        write_report(draft, content, findings, links_to(pages, out))
+    return content | {"report": join_uri(out, AUDIT_PAGE)}, findings
 
 
 def _is_looked_at(name: str) -> bool:
@@ -121,6 +126,18 @@ def _here(supplied: Supplied, copies: ExitStack) -> Supplied:
             copy = local_file if str(uri).endswith(".json") else local_folder
             local[name] = copies.enter_context(copy(uri))
     return replace(supplied, **local)  # type: ignore[arg-type]
+
+
+def _pages(evidence: Evidence, run: str, named: Supplied) -> dict[str, Uri]:
+    """Where the pages of report and probes are, not where copies of them lie for the audit."""
+    given = {"report": named.evaluation, "probe": named.probe}
+    found: dict[str, Uri] = {}
+    for name, page in evidence.pages.items():
+        if (folder := given[name]) is None or not is_remote(folder):
+            found[name] = str(page).replace(str(evidence.run), run)
+        elif not str(folder).endswith(".json"):
+            found[name] = join_uri(folder, page.name)
+    return found
 
 
 def _check_stamps(evidence: Evidence, run: str) -> None:
@@ -150,7 +167,9 @@ def _measure(
             found = judged(item, Outcome(detail="Left out by --only."), config)
         else:
             found = run_item(item, evidence, config)
-        findings.append(replace(found, detail=found.detail.replace(str(evidence.run), run)))
+        remedy = found.remedy.replace("RUN", run).replace("DATASET", str(evidence.dataset.uri))
+        detail = found.detail.replace(str(evidence.run), run)
+        findings.append(replace(found, detail=detail, remedy=remedy))
     verdict = decide(findings)
     try:
         checkpoint: str | None = str(evidence.checkpoint_path).replace(str(evidence.run), run)

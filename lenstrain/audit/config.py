@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lensprep.configfile import typed
+from lenstrain.probes.judge import STANDARD_ERRORS, ProbeThresholds
 
 
 @typed
@@ -111,7 +112,7 @@ class RunThresholds:
     permuted_steps: int = 150
     """Steps of that run."""
 
-    standard_errors: float = 3.0
+    standard_errors: float = STANDARD_ERRORS
     """Allowed distance of the AUROC of permuted labels from 0.5."""
 
     check_rows: int = 301
@@ -166,7 +167,7 @@ class ScoreThresholds:
 
 @typed
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScienceThresholds:
+class ScienceThresholds(ProbeThresholds):
     """What the finder must have learnt."""
 
     min_cell: int = 100
@@ -182,12 +183,6 @@ class ScienceThresholds:
     unresolved_below: float = 0.5
     """theta_E over PSF FWHM below which a lens is unresolved."""
 
-    null_delta_logit: float = 1e-6
-    """Largest change of a logit when nothing was added."""
-
-    flux_matched_factor: float = 2.0
-    """Unlensed sources may pass at this multiple of the upper limit of the false-positive rate."""
-
     counterfactual_factor: float = 2.0
     """Counterfactuals of each kind may pass at this multiple of that limit."""
 
@@ -200,24 +195,6 @@ class ScienceThresholds:
     pairs_won: float = 0.9
     """Share of the resolved lenses, of each kind of pairs, that must score higher than the same
     light without lensing; 0.5 is chance."""
-
-    min_bright: int = 20
-    """Fewest lenses with bright arcs from which their mean loss of score means anything."""
-
-    bright_drop: float = 0.5
-    """Share of their score that lenses with bright arcs must lose when arcs are hidden (upstream's
-    lost 0.69 of it)."""
-
-    ring_score: float = 0.95
-    """If every ring scores above this wherever it lies, the finder looks for rings alone."""
-
-    annulus_distance: float = 0.1
-    """Distance of the finder's AUROC on the sky alone from 0.5 that fails, if surely exceeded.
-    Where pixels are divided by a stamp's scale (``mad_stamp``), arcs widen it, so that its sky
-    looks quieter without any leak: 0.43 on a clean set, and 0.50 under ``asinh_survey``."""
-
-    psf_depth_upper: float = 0.55
-    """AUROC of seeing and depth that fails, if it is surely above 0.5 too."""
 
     brightness_upper: float = 0.60
     """AUROC of total brightness, against non-lenses with an arc's light, that fails, if it is

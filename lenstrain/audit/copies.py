@@ -81,7 +81,7 @@ def check_near_duplicates(evidence: Evidence, config: AuditConfig) -> Outcome:
         detail=(
             f"{total:,} pairs of stamps in two splits have the same noise, such as "
             f"{' and '.join(worst[0].keys)} (correlation {worst[0].correlation:.2f}): they are "
-            "duplicates. Split by galaxy, not by row."
+            "duplicates."
             if total
             else "No two stamps of different splits have the same noise."
         )

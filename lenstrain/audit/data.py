@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.audit.leaks import norm_stats
+from lenstrain.pages.page import listed
 
 REQUIRED = ("key", "label", "region_id", "lens_model", "theta_e_arcsec")
 """Columns without which, and without `norm_stats`, labels and leaks cannot be checked."""
@@ -53,7 +54,7 @@ def check_schema(evidence: Evidence, config: AuditConfig) -> Outcome:
         measured={"sidecars": sidecars, "row_groups": groups, "columns": len(types),
                   "faults": len(faults)},
         threshold="no fault in any row group",
-        detail=f"{'; '.join(faults[:3])}{_and_more(len(faults) - 3)}. Convert again." if faults
+        detail=f"{'; '.join(faults[:3])}{_and_more(len(faults) - 3)}." if faults
         else "Every sidecar has the same columns with the same types.",
     )  # fmt: skip
 
@@ -82,7 +83,7 @@ def check_reject_rate(evidence: Evidence, config: AuditConfig) -> Outcome:
     gap = max(by_class.values(), default=0.0) - min(by_class.values(), default=0.0)
     blocking = rate > limits.blocking_reject_rate
     passed = rate <= limits.max_reject_rate and gap <= limits.max_class_gap
-    reasons = ", ".join(f"{name} {n}" for name, n in rejected.items()) or "none"
+    reasons = ", ".join(f"{name} {n}" for name, n in rejected.items())
     return Outcome(
         passed=passed,
         measured={"rate": rate, "class_gap": gap, "by_class": by_class,
@@ -91,7 +92,8 @@ def check_reject_rate(evidence: Evidence, config: AuditConfig) -> Outcome:
                    "blocking": limits.blocking_reject_rate},
         severity="blocker" if blocking else "warn",
         detail=f"{rate:.3%} of {rows:,} rows were rejected ({reasons}); the "
-        f"classes differ by {100 * gap:.3f} percentage points.",
+        f"classes differ by {100 * gap:.3f} percentage points."
+        if rejected else f"None of {rows:,} rows was rejected.",
     )  # fmt: skip
 
 
@@ -129,7 +131,7 @@ def check_label_consistency(evidence: Evidence, config: AuditConfig) -> Outcome:
         passed=total == 0,
         measured=conflicts,
         threshold=0,
-        detail=f"{total:,} labels contradict the columns they come from. Convert again."
+        detail=f"{total:,} labels contradict the columns they come from."
         if total
         else "Every label agrees with lens_model, is_control and theta_e_arcsec.",
     )
@@ -179,7 +181,7 @@ def check_split_disjoint(evidence: Evidence, config: AuditConfig) -> Outcome:
         passed=not bad,
         measured={"shared": shared, "nearest_arcsec": nearest, "close_positions": close},
         threshold={"shared": 0, "nearest_arcsec": limit},
-        detail="; ".join(bad) + ". The finder is tested on what it was trained on." if bad
+        detail="; ".join(bad) + "." if bad
         else "No region or brick is in two splits" + (
             f"; the nearest stamps of two splits are {min(nearest.values()):,.0f} arcsec apart."
             if nearest else "; no two splits have positions to compare."),
@@ -238,8 +240,9 @@ def check_duplicates(evidence: Evidence, config: AuditConfig) -> Outcome:
         measured={"rows": len(image), "unique": unique, "across_splits": across_splits,
                   "across_labels": across_labels, "repeated_keys": repeated_keys},
         threshold={"across_splits": 0, "across_labels": 0, "repeated_keys": 0},
-        detail=f"{across_splits} images are in two splits, {across_labels} have both labels, "
-        f"{repeated_keys} keys are duplicates." + (" Split by galaxy, not by row." if bad else "")
+        detail=(f"{across_splits:,} images are in two splits, {across_labels:,} have both labels, "
+                f"{repeated_keys:,} keys are duplicates." if bad
+                else "No image is in two splits or has both labels, and no key comes twice.")
         + f" {len(image):,} rows are {unique['0']:,} distinct non-lenses and {unique['1']:,} "
         "distinct lenses.",
     )  # fmt: skip
@@ -262,8 +265,8 @@ def check_split_fractions(evidence: Evidence, config: AuditConfig) -> Outcome:
     text = ", ".join(f"{split} {share:.1%}" for split, share in shares.items())
     if not declared:
         raise NotRunError(
-            f"The splits hold {text}; no shares are declared to compare with. Declare them, for "
-            "example with --set data.train_fraction=0.8."
+            f"The splits hold {text}; no shares are declared to compare with. Declare them: "
+            "--fractions train=0.8,val=0.1,test=0.1."
         )
     off = farthest_share(shares, declared)
     return Outcome(
@@ -321,12 +324,7 @@ def check_forbidden_inputs(evidence: Evidence, config: AuditConfig) -> Outcome:
             f"The network takes {channels} channels"
             + (f" and {', '.join(forbidden)}, which reveal the label." if forbidden else ".")
             if bad
-            else f"The network sees the pixels of {_listed(bands)} alone."
+            else f"The network sees the pixels of {listed(bands)} alone."
         )
         + note,
     )
-
-
-def _listed(bands: Sequence[str]) -> str:
-    """Names in words: ``g, r and z``."""
-    return " and ".join(filter(None, (", ".join(bands[:-1]), bands[-1])))

@@ -26,8 +26,7 @@ from lenstrain.audit.finding import NotRunError
 from lenstrain.config import Config
 from lenstrain.evaluation.origins import judge_origins, part_of
 from lenstrain.evaluation.scores import Scores, read_scores
-from lenstrain.pages.page import METRICS_NAME
-from lenstrain.probes.probe import PROBE_NAME
+from lenstrain.pages.page import METRICS_NAME, PROBE_NAME, PROBE_PAGE, REPORT_NAME
 from lenstrain.probes.words import not_run
 from lenstrain.scoretable import read_metadata
 from lenstrain.training.checkpoint import BEST, load_checkpoint
@@ -249,11 +248,27 @@ class Evidence:
         except (OSError, pa.ArrowException) as error:
             raise NotRunError(f"{path} cannot be read: {error}. Evaluate again.") from error
 
+    @property
+    def probe_path(self) -> Path:
+        """Where probe.json is, or would be."""
+        path = local_path(self.supplied.probe or self.run / "probe")
+        return path / PROBE_NAME if path.is_dir() else path
+
+    @property
+    def pages(self) -> dict[str, Path]:
+        """The pages of report and probes that the audit is of, those that there are."""
+        found = {}
+        with suppress(ProjectError):
+            found["report"] = self.evaluation_folder / REPORT_NAME
+        with suppress(ProjectError):
+            if self.probe:
+                found["probe"] = self.probe_path.parent / PROBE_PAGE
+        return found
+
     @cached_property
     def probe(self) -> dict[str, Any]:
         """Content of probe.json for the run's best checkpoint."""
-        path = local_path(self.supplied.probe or self.run / "probe")
-        path = path / PROBE_NAME if path.is_dir() else path
+        path = self.probe_path
         if not path.is_file():
             if self.supplied.probe is not None:
                 raise NotRunError(f"{self.supplied.probe} holds no {PROBE_NAME}.")

@@ -38,7 +38,7 @@ def check_report_figures(evidence: Evidence, config: AuditConfig) -> Outcome:
             measured={"scores_sha256": sha256},
             threshold={"scores_sha256": theirs},
             detail=f"The report was made from another table than {evidence.scores.path}, or the "
-            "table was changed since. Evaluate it again.",
+            "table was changed since.",
         )
     found = _measure_again(evidence)
     again = plain({name: item for name, item in found.entries.items() if name not in _WORDS})
@@ -46,6 +46,8 @@ def check_report_figures(evidence: Evidence, config: AuditConfig) -> Outcome:
     differing = [*differing_leaves(stated, again), *_differing_cells(evidence.completeness, found)]
     left = [name for name in NOT_RECOMPUTED if report.get(name)]
     compared = sum(1 for _ in leaves(again))
+    made_by = report["provenance"].get("versions")
+    version = made_by.get("lenstrain", "?") if isinstance(made_by, Mapping) else "?"
     note = f" Not recomputed: {', '.join(left)}." if left else ""
     return Outcome(
         passed=not differing,
@@ -53,8 +55,8 @@ def check_report_figures(evidence: Evidence, config: AuditConfig) -> Outcome:
                   "first": differing[:_SHOWN], "not_recomputed": left},
         threshold={"differing": 0, "relative": RELATIVE},
         detail=(
-            f"{len(differing)} figures do not follow from the scores: "
-            f"{'; '.join(differing[:_SHOWN])}. Evaluate again, with this version."
+            f"{evidence.evaluation_folder}, made by lenstrain {version}, has numbers that do not "
+            f"follow from the scores ({len(differing):,}): {'; '.join(differing[:_SHOWN])}."
             if differing
             else f"All {compared:,} numbers of the report follow from the scores."
         )

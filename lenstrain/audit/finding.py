@@ -29,6 +29,8 @@ class Outcome:
     detail: str
     severity: Severity | None = None
     """Severity of the finding, if it depends on what was measured."""
+    remedy: str = ""
+    """What to do, if it depends on what was measured."""
 
 
 def decide(findings: Iterable[Finding]) -> Verdict:

@@ -21,7 +21,6 @@ from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.audit.leaks import run_probe, surely_above
-from lenstrain.pages import interval
 from lenstrain.probes.adding import coloured, draw_donors, inject, source_width
 from lenstrain.probes.looking import brightness
 from lenstrain.probes.options import ProbeOptions
@@ -29,6 +28,7 @@ from lenstrain.probes.possible import cannot_add
 from lenstrain.probes.radii import core_px, why_no_core
 from lenstrain.probes.sample import Sample, draw_sample
 from lenstrain.probes.sources import ring
+from lenstrain.probes.words import area
 
 Floats = NDArray[np.float64]
 
@@ -56,9 +56,9 @@ def check_brightness_only(evidence: Evidence, config: AuditConfig) -> Outcome:
         passed=passed,
         measured=found,
         threshold={"upper": limit},
-        detail=f"AUROC {interval(found)} against non-lenses with an arc's light added "
-        f"({found['without_injection']:.3f} against bare non-lenses: that much the injections "
-        "explain)." + ("" if passed else " Lenses have other hosts than non-lenses."),
+        detail=f"{area(found)}, against non-lenses with an arc's light added; against bare "
+        f"non-lenses it is {found['without_injection']:.3f}, as the injections explain."
+        + ("" if passed else " Lenses have other hosts than non-lenses."),
     )
 
 
@@ -67,22 +67,20 @@ def check_norm_stat_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
     made = compared(evidence, config)
     found = _probe(statistics, made, config, 1.0)
     gaps = clip_gaps(statistics(made.lenses), statistics(made.injected), evidence.geometry)
-    text = ", ".join(
-        f"{band} {gap['non_lenses']:.2%} and {gap['lenses']:.2%} (d = {gap['cohen_d']:.2f})"
-        for band, gap in gaps.items()
-    )
+    shares = (f"{band} {gap['non_lenses']:.2%} and {gap['lenses']:.2%}"
+              for band, gap in gaps.items())  # fmt: skip
+    clipped = any(gap[name] for gap in gaps.values() for name in ("non_lenses", "lenses"))
     passed = found["low"] <= config.data.norm_stat_lower
     return Outcome(
         passed=passed,
         measured=found | {"clip_gap": gaps},
         threshold={"lower": config.data.norm_stat_lower},
-        detail=f"AUROC {interval(found)} from medians, scales and clipped fractions against "
-        f"non-lenses with an arc's light added ({found['without_injection']:.3f} against bare "
-        f"non-lenses). Clipped in these non-lenses and in lenses: {text}."
+        detail=f"{area(found)}, against non-lenses with an arc's light added; against bare "
+        f"non-lenses it is {found['without_injection']:.3f}."
         + (
-            ""
-            if passed
-            else " The statistics of the classes were made differently, or they have other hosts."
+            f" Clipped pixels in these non-lenses and in lenses: {', '.join(shares)}."
+            if clipped
+            else " No pixel of either is clipped."
         ),
     )
 

@@ -16,7 +16,7 @@ from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.evaluation.linear import linear_probe, shuffled_areas
-from lenstrain.pages import interval
+from lenstrain.probes.words import area
 
 IDENTITY = ("key", "label", "task_id", "task_seed64", "pixel_hash", "payload_crc32", "source_file",
             "source_row_group", "source_row", "region_split", "split", "region_id", "brickname",
@@ -63,8 +63,8 @@ def check_metadata_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
         threshold={"upper": limits.metadata_upper, "blocks_above_lower": limits.metadata_lower},
         # A leak that is not certain warns.
         severity="blocker" if passed or found["low"] > limits.metadata_lower else "warn",
-        detail=f"AUROC {interval(found)} from {len(used)} columns, over {found['regions']} regions."
-        + (f" Alone: {named}. The classes were selected differently." if named else ""),
+        detail=f"{area(found)}, from {len(used)} columns of {table.num_rows:,} rows in "
+        f"{found['regions']:,} regions." + (f" Alone: {named}." if named else ""),
     )
 
 
@@ -81,8 +81,8 @@ def check_psf_depth(evidence: Evidence, config: AuditConfig) -> Outcome:
         passed=passed,
         measured=found | {"columns": names},
         threshold={"upper": limit},
-        detail=f"AUROC {interval(found)} from {' and '.join(names)}, over {found['regions']} "
-        "regions." + ("" if passed else " The classes were observed under different conditions."),
+        detail=f"{area(found)}, from {' and '.join(names)} of {table.num_rows:,} rows in "
+        f"{found['regions']:,} regions.",
     )
 
 

@@ -62,8 +62,9 @@ def check_counterfactuals(evidence: Evidence, config: AuditConfig) -> Outcome:
         threshold=allowed,
         severity="blocker" if blocks else "warn",
         detail=f"At the threshold for {found['name']}, which at most {upper:.2%} of the non-lenses "
-        f"pass, counterfactuals pass at these rates: {listed}."
-        + _advice(failed, f"Light is taken for lensing ({', '.join(failed)})"),
+        f"pass, counterfactuals pass at these rates: {listed}; {allowed:.2%} is allowed."
+        + _meaning(failed, f"Light is taken for lensing ({', '.join(failed)})"),
+        remedy=_remedy(failed),
     )
 
 
@@ -101,17 +102,26 @@ def check_pairs(evidence: Evidence, config: AuditConfig) -> Outcome:
         detail=f"Resolved lenses score higher than the same light without lensing in: {listed}."
         + ("" if others["value"] is None else " Unresolved lenses against unlensed, magnified and "
            f"extended light of all families: AUROC {interval(others)}; 0.5 is chance.")
-        + _advice(failed, "Shape is not what ranks them"),
+        + _meaning(failed, "Shape is not what ranks them"),
+        remedy=_remedy(failed),
     )  # fmt: skip
 
 
-def _advice(failed: list[str], meaning: str) -> str:
-    """What it means that some kinds fail, and what helps; empty if none does."""
+def _meaning(failed: list[str], meaning: str) -> str:
+    """What it means that some kinds fail; empty if none does."""
     if not failed:
         return ""
+    return f" {PIECES if _only_pieces(failed) else meaning}."
+
+
+def _remedy(failed: list[str]) -> str:
+    """What to do where that is not what the checklist says."""
+    return "State it beside every figure." if _only_pieces(failed) else ""
+
+
+def _only_pieces(failed: list[str]) -> bool:
     # All pairs together may fail for the sake of one kind.
-    pieces = {*failed} - {"all"} == {"scattered"}
-    return f" {PIECES}." if pieces else f" {meaning}. {REMEDY}."
+    return {*failed} - {"all"} == {"scattered"}
 
 
 def require_counterfactuals(evidence: Evidence) -> None:

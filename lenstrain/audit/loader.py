@@ -12,6 +12,7 @@ from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import Outcome
 from lenstrain.data import StampLoader
 from lenstrain.data.stream import PlanSteps
+from lenstrain.pages.page import listed
 
 Step = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Positions in the split, and their weights; weight 0 is a filler."""
@@ -38,8 +39,9 @@ def check_loader_coverage(evidence: Evidence, config: AuditConfig) -> Outcome:
         passed=not faults,
         measured={"rows": rows, "steps": steps, "faults": faults, "how": how},
         threshold="each row once, equal steps on every process",
-        detail=f"{'; '.join(faults[:3])}. Training would weight rows wrongly." if faults
-        else f"{rows:,} rows come exactly once each on {config.run.world_sizes} processes ({how}).",
+        detail=f"{'; '.join(faults[:3])}." if faults
+        else f"{rows:,} rows come exactly once each on {listed(config.run.world_sizes)} processes; "
+        f"the epoch was {how}.",
     )  # fmt: skip
 
 

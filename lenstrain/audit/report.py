@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
+import shutil
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from lensprep.checks.finding import Finding, Severity
+from lensprep.configfile import from_mapping
+from lensprep.errors import without_control
+from lensprep.texttable import UNLIMITED
+from lenstrain.audit.checklist import CHECKLIST
+from lenstrain.audit.config import AuditConfig
 from lenstrain.pages import render
+from lenstrain.pages.links import name_of
+from lenstrain.pages.page import AUDIT_NAME, AUDIT_PAGE
 
-JSON_NAME = "audit.json"
-PAGE_NAME = "audit.html"
 TEXT_NAME = "audit.md"
-
+ITEMS: Final = {item.name: item for item in CHECKLIST}
+WEIGHTS: Final[dict[Severity, str]] = {
+    "blocker": "Blocker",
+    "warn": "Warning",
+    "info": "Information",
+}
 TITLES = {
     "data": "The data",
     "loader": "The loader",
@@ -27,20 +39,22 @@ MEANINGS = {
     "CONDITIONAL": "Every blocker passed, but warnings failed: quote them with every figure.",
     "NO-GO": "A blocker failed or was not run: figures of this run cannot be relied on yet.",
 }
-_LONGEST = 220
 
 
-def write_report(out: Path, content: dict[str, Any], findings: Sequence[Finding]) -> None:
-    """Write audit.json, audit.html and audit.md."""
+def write_report(
+    out: Path, content: dict[str, Any], findings: Sequence[Finding], links: Mapping[str, str]
+) -> None:
+    """Write audit.json, audit.html, with links to other pages of the run, and audit.md."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    (out / PAGE_NAME).write_text(page(content, findings), encoding="utf-8")
+    (out / AUDIT_PAGE).write_text(page(content, findings, links), encoding="utf-8")
     (out / TEXT_NAME).write_text(markdown(content, findings), encoding="utf-8")
-    (out / JSON_NAME).write_text(text, encoding="utf-8")
+    (out / AUDIT_NAME).write_text(text, encoding="utf-8")
 
 
 def mark(finding: Finding) -> str:
     """The result in a word or two."""
-    return {True: "passed", False: "FAILED", None: "not run"}[finding.passed]
+    passed = "passed" if finding.rule else "reported"
+    return {True: passed, False: "FAILED", None: "not run"}[finding.passed]
 
 
 def pressing(findings: Sequence[Finding]) -> list[Finding]:
@@ -51,11 +65,34 @@ def pressing(findings: Sequence[Finding]) -> list[Finding]:
     return [*failed, *open_, *warned]
 
 
-def page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
-    """The page, self-contained."""
-    rows = [_row(finding) for finding in findings]
+def steps(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """The same, those together that are not run for one reason."""
+    found: dict[str, list[Finding]] = {}
+    for finding in pressing(findings):
+        key = finding.item if finding.passed is False else finding.detail
+        found.setdefault(key, []).append(finding)
+    return list(found.values())
+
+
+def because(findings: Sequence[Finding]) -> str:
+    """What the verdict follows from, in numbers."""
+    count = Counter((f.severity, f.passed) for f in findings)
+    total = sum(f.severity == "blocker" for f in findings)
+    return (
+        f"Of {total} blockers {count['blocker', False]} failed and {count['blocker', None]} were "
+        f"not run; {count['warn', False]} of {sum(f.severity == 'warn' for f in findings)} "
+        "warnings failed."
+    )
+
+
+def page(
+    content: Mapping[str, Any], findings: Sequence[Finding], links: Mapping[str, str] | None = None
+) -> str:
+    """The page, self-contained; `links` are those of `lenstrain.pages.links.links_to`."""
+    config = from_mapping(AuditConfig, content["config"])
+    rows = [_row(finding, config) for finding in findings]
     groups = [
-        {"title": title, "findings": [row for row in rows if row["group"] == name]}
+        {"name": name, "title": title, "findings": [row for row in rows if row["group"] == name]}
         for name, title in TITLES.items()
     ]
     provenance = [(name, content[name]) for name in ("run", "dataset", "dataset_id", "checkpoint",
@@ -65,18 +102,25 @@ def page(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
         for name, value in content["digests"].items()
         if name != "dataset_id" and value is not None
     ]
+    count = Counter(row["css"] for row in rows)
     return render(
         "audit.html",
         {
             "a": content,
+            "run": name_of(content["run"]),
             "meaning": MEANINGS[content["verdict"]],
+            "meanings": MEANINGS,
+            "because": because(findings),
             "tiles": _tiles(findings),
-            "first": [_row(finding) for finding in pressing(findings)],
+            "steps": [[_row(finding, config) for finding in step] for step in steps(findings)],
             "groups": [group for group in groups if group["findings"]],
+            "count": [("failed", "failed", count["failed"]), ("none", "not run", count["none"]),
+                      ("passed", "passed", count["passed"])],
             "kinds": _kinds({finding.item: finding.measured for finding in findings}),
             "provenance": provenance,
+            "links": links or {},
         },
-    )
+    )  # fmt: skip
 
 
 def _kinds(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -91,13 +135,25 @@ def _kinds(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _row(finding: Finding) -> dict[str, Any]:
-    css = {True: "passed", False: "failed", None: "none"}[finding.passed]
-    return finding.to_dict() | {
-        "css": css,
+def _row(finding: Finding, config: AuditConfig) -> dict[str, Any]:
+    """A finding as the page shows it."""
+    item = ITEMS[finding.item]
+    return {
+        "name": item.name,
+        "group": item.group,
+        "title": item.title,
         "mark": mark(finding),
-        "measured_text": spell(finding.measured),
-        "threshold_text": spell(finding.threshold),
+        "css": {True: "passed", False: "failed", None: "none"}[finding.passed],
+        "severity": finding.severity,
+        "weight": WEIGHTS[finding.severity].lower(),
+        "severity_text": f"{WEIGHTS[finding.severity]}. ",
+        "text": finding.detail,
+        "rule": finding.rule,
+        "remedy": finding.remedy,
+        "measures": item.filled(item.measures, config),
+        "why": item.why,
+        "figure": item.figure,
+        "docs": item.docs,
     }
 
 
@@ -113,22 +169,6 @@ def _tiles(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     return tiles
 
 
-def spell(value: Any) -> str:
-    """A measured value in one short line."""
-    text = _spell(value)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-
-
-def _spell(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_spell(item)}" for name, item in value.items()) or "none"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_spell(item) for item in value) + "]"
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "–"}[value]
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def markdown(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
     """The audit as Markdown, for an issue or a repository."""
     lines = [
@@ -141,21 +181,47 @@ def markdown(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
         f"- Purpose: {content['purpose']}",
         f"- Created: {content['created']}",
     ]
+    lines += ["", "## What stands in the way", ""] if pressing(findings) else []
+    for step in steps(findings):
+        first, names = step[0], ", ".join(f"`{f.item}`" for f in step)
+        text = f"- **{mark(first)}**, {first.severity}, {names}: {first.detail} {first.remedy}"
+        lines.append(text.replace("\n", " ").rstrip())
     for name, title in TITLES.items():
-        head = "| Result | Weight | Item | Finding | Measured | Threshold |"
+        head = "| Result | Weight | Item | Finding | Passes if |"
         mine = [f for f in findings if f.group == name]
-        lines += ["", f"## {title}", "", head, "|---|---|---|---|---|---|"] if mine else []
+        lines += ["", f"## {title}", "", head, "|---|---|---|---|---|"] if mine else []
         for f in mine:
-            cells = (mark(f), f.severity, f"`{f.item}`", f.detail, spell(f.measured),
-                     spell(f.threshold))  # fmt: skip
+            cells = (mark(f), f.severity, f"`{f.item}`", f.detail, f.rule)
             row = (cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
             lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
 
 def lines(content: Mapping[str, Any], findings: Sequence[Finding]) -> list[str]:
-    """The audit for a terminal: the verdict last, where it is seen."""
-    shown = [f"{mark(f):8} {f.severity:8} {f.item:20} {f.detail}" for f in findings]
-    counts = _tiles(findings)
-    total = ", ".join(f"{tile['name'].lower()}: {tile['value']} {tile['note']}" for tile in counts)
-    return [*shown, total, f"Verdict: {content['verdict']}. {MEANINGS[content['verdict']]}"]
+    """The audit for a terminal: what stands in the way, and the verdict last, where it is seen."""
+    shown = []
+    for step in steps(findings):
+        first = step[0]
+        shown += _wrapped(f"{mark(first)}, {first.severity}: {_names(step)}", "")
+        shown += _wrapped(first.detail, "  ") + _wrapped(first.remedy, "  ")
+    aside = [f for f in findings if f.passed is None and f.severity != "blocker"]
+    if aside:
+        shown += _wrapped(f"not run, without changing the verdict: {_names(aside)}", "")
+    verdict = content["verdict"]
+    return [*shown, *_wrapped(f"Verdict: {verdict}. {because(findings)} {MEANINGS[verdict]}", "")]
+
+
+def _names(findings: Sequence[Finding]) -> str:
+    return ", ".join(f.item for f in findings)
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    """Lines that fit the terminal, whole if piped; commands and paths are never broken."""
+    return textwrap.wrap(
+        without_control(text),
+        shutil.get_terminal_size((UNLIMITED, 25)).columns,
+        initial_indent=indent,
+        subsequent_indent=indent or "    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -51,18 +51,18 @@ def check_rescored(evidence: Evidence, config: AuditConfig) -> Outcome:
     if len(wrong):
         one = int(wrong[0])
         key = table["key"][int(rows[one])].as_py()
-        text = f", such as {key}: {stated[one]:.4f}, scored again {again[one]:.4f}. Score again."
+        text = f", such as {key}: {stated[one]:.4f}, scored again {again[one]:.4f}."
     else:
         share = 1.0 - (1.0 - CONFIDENCE) ** (1.0 / len(rows))
-        text = (f" to rounding ({precision}). If {share:.1%} of the rows had been changed, this "
-                f"would have been found with {CONFIDENCE:.0%} probability.")  # fmt: skip
+        text = (f", but for rounding ({precision}). If {share:.1%} of the rows had been changed, "
+                f"this would have been found with {CONFIDENCE:.0%} probability.")  # fmt: skip
     return Outcome(
         passed=not len(wrong),
         measured={"rows": len(rows), "differing": len(wrong), "precision": precision,
                   "largest_difference": float(difference.max())},
         threshold={"differing": 0, "tolerance": allowed},
-        detail=f"{len(wrong)} of {len(rows):,} logits differ from what best.pt gives on this "
-        f"dataset{text}",
+        detail=f"{len(wrong) or 'None'} of {len(rows):,} logits differ from what best.pt gives "
+        f"on this dataset{text}",
     )  # fmt: skip
 
 

@@ -134,9 +134,14 @@ def check_test_once(evidence: Evidence, config: AuditConfig) -> Outcome:
         passed=len(different) <= 1,
         measured={"openings": len(lines), "different": len(different)},
         threshold={"different": 1},
-        detail=f"Test was scored {'once' if len(lines) == 1 else f'{len(lines)} times'}, in "
-        f"{len(different)} different way{'s' * (len(different) != 1)} (weights, averaging)."
-        + ("" if len(different) <= 1 else " Choosing among them uses up the split."),
+        detail=f"Test was scored {'once' if len(lines) == 1 else f'{len(lines)} times'}"
+        + (
+            "."
+            if len(lines) == 1
+            else ", always in the same way."
+            if len(different) == 1
+            else f", in {len(different)} different ways (weights, averaging)."
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import pyarrow.compute as pc
 from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
+from lenstrain.pages.page import listed
+from lenstrain.probes.judge import judge
 
 
 def check_completeness_cells(evidence: Evidence, config: AuditConfig) -> Outcome:
@@ -41,7 +44,8 @@ def check_completeness_cells(evidence: Evidence, config: AuditConfig) -> Outcome
         threshold={"n": config.science.min_cell, "share": config.science.min_cell_share,
                    "rises_with_arc_snr": True},
         detail=f"{share:.0%} of {len(single)} cells of one axis hold {config.science.min_cell} "
-        f"lenses or more ({fine:.0%} of those by {finest}); completeness {trend} with arc_snr.",
+        f"lenses or more (of the cells by {listed(finest.split(' x '))} {fine:.0%}); completeness "
+        f"{trend} with arc_snr.",
     )  # fmt: skip
 
 
@@ -76,100 +80,33 @@ def check_unresolved_share(evidence: Evidence, config: AuditConfig) -> Outcome:
                   "median_ratio": float(np.median(ratio))},
         threshold=limits.max_unresolved,
         detail=f"{share:.1%} of {len(ratio):,} lenses have theta_E below "
-        f"{limits.unresolved_below:g} PSF FWHM"
-        + (
-            ": those are found by extra flux, not by shape. Report the completeness of both groups."
-            if share > limits.max_unresolved
-            else "."
-        )
+        f"{limits.unresolved_below:g} PSF FWHM."
         + (f" It is not known for {unknown:,} lenses." if unknown else ""),
     )  # fmt: skip
 
 
-def check_null_injection(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """A source of zero flux changes neither pixels nor logits."""
-    found = evidence.probed("null_injection")
-    delta = float(found["max_abs_delta_logit"])
-    allowed = config.science.null_delta_logit
-    return Outcome(
-        passed=found["pixels_changed"] == 0 and delta <= allowed,
-        measured=found,
-        threshold={"pixels_changed": 0, "max_abs_delta_logit": allowed},
-        detail=_reading(evidence, "null_injection"),
-    )
+def probe_check(name: str) -> Callable[[Evidence, AuditConfig], Outcome]:
+    """The check of a probe by its rule, with the thresholds of the audit."""
 
-
-def check_flux_matched(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Non-lenses with an unlensed source of an arc's flux must not pass as lenses."""
-    found = evidence.probed("flux_matched_null")
-    allowed = config.science.flux_matched_factor * float(found["base_upper"])
-    passed = found["pass_rate"] <= allowed
-    return Outcome(
-        passed=passed,
-        measured={name: found[name] for name in
-                  ("pass_rate", "low", "high", "base_rate", "base_upper", "n")},
-        threshold=allowed,
-        detail=_reading(evidence, "flux_matched_null")
-        + ("" if passed else " Extra flux is taken for a lens: train with such non-lenses."),
-    )  # fmt: skip
-
-
-def _drop(evidence: Evidence, config: AuditConfig, name: str, key: str, n_key: str) -> Outcome:
-    found = evidence.probed(name)
-    least = config.science.min_bright
-    if found[key] is None:
-        raise NotRunError(_reading(evidence, name))
-    if found[n_key] < least:
-        raise NotRunError(f"{_reading(evidence, name)} Fewer than {least} lenses say nothing.")
-    allowed = config.science.bright_drop
-    return Outcome(
-        passed=found[key] >= allowed,
-        measured={"drop": found[key], "n": found[n_key]},
-        threshold=allowed,
-        detail=_reading(evidence, name),
-    )
-
-
-def check_arc_removal(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Lenses with bright arcs lose their score without the arcs.
-
-    What an asymmetry leaves is alike on both sides, as two images of a source are: a finder of
-    lenses may keep its score or gain, so that only a loss says something.
-    """
-    found = _drop(evidence, config, "arc_removal", "drop", "n_removed")
-    if not found.passed and evidence.probed("arc_removal").get("method") == "asymmetry":
-        raise NotRunError(
-            f"{found.detail} What is left is alike on both sides, as two images are, so this does "
-            "not tell: include the lenses' own galaxies without arcs as non-lenses."
+    def check(evidence: Evidence, config: AuditConfig) -> Outcome:
+        found = judge(name, evidence.probed(name), config.science)
+        text = f"{_reading(evidence, name)} {found.note}".strip()
+        if found.passed is None:
+            raise NotRunError(text)
+        return Outcome(
+            passed=found.passed, measured=found.measured, threshold=found.threshold, detail=text
         )
-    return found
+
+    return check
 
 
-def check_core_mask(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Lenses with bright arcs lose their score without host and arcs."""
-    return _drop(evidence, config, "core_mask", "bright_drop", "n_bright")
-
-
-def check_annulus_only(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Lenses lose their score when only sky is left, and it no longer separates the classes."""
-    area = evidence.probed("annulus_only")["auroc"]
-    allowed = config.science.annulus_distance
-    leaks = area["low"] is not None and (
-        area["low"] > 0.5 + allowed or area["high"] < 0.5 - allowed
-    )
-    try:
-        drop = _drop(evidence, config, "annulus_only", "bright_drop", "n_bright")
-    except NotRunError as error:  # too few lenses have a bright arc
-        if not leaks:
-            raise
-        drop = Outcome(measured={}, detail=str(error))
-    return Outcome(
-        passed=bool(drop.passed) and not leaks,
-        measured=drop.measured | {"auroc": area},
-        threshold={"drop": drop.threshold, "auroc_distance": allowed},
-        detail=drop.detail
-        + (" Sky alone separates the classes: its level or its noise leaks." if leaks else ""),
-    )
+check_null_injection = probe_check("null_injection")
+check_flux_matched = probe_check("flux_matched_null")
+check_arc_removal = probe_check("arc_removal")
+check_core_mask = probe_check("core_mask")
+check_annulus_only = probe_check("annulus_only")
+check_ring_probe = probe_check("ring_probe")
+check_attribution = probe_check("attribution")
 
 
 def check_core_only(evidence: Evidence, config: AuditConfig) -> Outcome:
@@ -179,37 +116,7 @@ def check_core_only(evidence: Evidence, config: AuditConfig) -> Outcome:
         passed=True,
         measured=found,
         threshold="reported",
-        detail=_reading(evidence, "core_only") + " 10 to 40 % of an arc's light lies in the core, "
-        "so this is not necessarily a leak; it is what the network must beat to claim shape.",
-    )
-
-
-def check_ring_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Rings must not all score near 1 wherever they are."""
-    found = evidence.probed("ring_probe")
-    scores = {f"{where} {radius}": cell["mean_score"] for where in ("sky", "non_lens")
-              for radius, cell in found[where].items()}  # fmt: skip
-    least = min(scores.values())
-    return Outcome(
-        passed=least < config.science.ring_score,
-        measured=scores | {"blank": found["blank"]["mean_score"]},
-        threshold={"least": config.science.ring_score},
-        detail=_reading(evidence, "ring_probe"),
-    )
-
-
-def check_attribution(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """More of the maps' mass lies on the arcs than their area explains."""
-    found = evidence.probed("attribution")
-    ratios = [found.get(f"{kind}_mass_over_area") for kind in ("occlusion", "gradcam")]
-    known = [ratio for ratio in ratios if ratio is not None]
-    if not known:
-        raise NotRunError("The sidecar has no theta_e_arcsec and psfsize_r: no arcs to look for.")
-    return Outcome(
-        passed=min(known) > 1,
-        measured=found,
-        threshold={"mass_over_area": 1},
-        detail=_reading(evidence, "attribution"),
+        detail=_reading(evidence, "core_only"),
     )
 
 

@@ -22,6 +22,7 @@ from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.evaluation.metrics import auroc, largest_tie, roc_curve, step_bounds, tied_rows
 from lenstrain.evaluation.rate_table import support_reason, supports_of
 from lenstrain.evaluation.threshold import unique_rows
+from lenstrain.pages import percent
 from lenstrain.scoretable import AXIS_COLUMNS, SOURCE_COLUMNS
 
 COMPARED: Final = ("label", "region_id", "pixel_hash", "lens_model", *AXIS_COLUMNS,
@@ -44,7 +45,8 @@ def check_full_eval(evidence: Evidence, config: AuditConfig) -> Outcome:
     altered = _altered(rows, table, position, names, scores.path)
     faults = [f"{n:,} rows have another {name} than in the dataset" for name, n in altered.items()]
     faults += _origin_faults(evidence)
-    text = f"{known:,} of {table.num_rows:,} rows of {split} were scored"
+    share = f"{known:,} of" if missing else "All"
+    text = f"{share} {table.num_rows:,} rows of {split} were scored"
     text += f", and {foreign:,} rows that are not in it" if foreign else ""
     text += ": the rest may be the hard ones." if missing else "."
     return Outcome(
@@ -117,9 +119,15 @@ def check_score_resolution(evidence: Evidence, config: AuditConfig) -> Outcome:
         passed=passed,
         measured={"largest_tie": rows, "share": share, "score": score, "tied_at_threshold": at},
         threshold={"share": config.scores.max_tie_share, "tied_at_threshold": 1},
-        detail=f"The largest block of equal scores holds {rows} of {len(first):,} distinct images "
-        f"({share:.3%})."
-        + (" No threshold can separate them: rank on float32 logits." if not passed else ""),
+        detail=(
+            f"The largest block of equal scores holds {rows:,} of {len(first):,} distinct "
+            f"images ({share:.3%})."
+            if rows > 1
+            else f"No two of {len(first):,} distinct images have the same score."
+        )
+        + "".join(
+            f" {n:,} lie exactly at the threshold for {name}." for name, n in blocked.items()
+        ),
     )
 
 
@@ -142,7 +150,7 @@ def check_roc_sanity(evidence: Evidence, config: AuditConfig) -> Outcome:
         passed=not faults,
         measured={"auroc": reported, "recomputed": again, "points": points, "faults": faults},
         threshold="exact",
-        detail="; ".join(faults) + ". The report does not belong to these scores, or is wrong."
+        detail="; ".join(faults) + "."
         if faults
         else f"Rates are monotone, and the AUROC of {reported:.4f} follows from the scores.",
     )
@@ -190,9 +198,8 @@ def check_fpr_support(evidence: Evidence, config: AuditConfig) -> Outcome:
         },
         detail=f"Of {where}, where the threshold was chosen: "
         + (
-            f"a false-positive rate of {'; '.join(reasons)}. Claim no more than the upper limit "
-            f"{limit:.2e} that zero false positives would give, or set scores.claimed_fprs to what "
-            "you claim."
+            f"a false-positive rate of {'; '.join(reasons)}. Without one false positive they would "
+            f"still allow a rate of {limit:.2g}."
             if reasons
             else f"{scores.n_negative_unique:,} distinct non-lenses support every claimed rate."
         ),
@@ -208,8 +215,7 @@ def check_region_bootstrap(evidence: Evidence, config: AuditConfig) -> Outcome:
         passed=passed,
         measured={"regions": regions, "resamples": draws},
         threshold={"regions": limits.min_regions, "resamples": limits.min_resamples},
-        detail=f"{regions} regions, {draws:,} draws."
-        + ("" if passed else " The intervals are narrower or noisier than they look."),
+        detail=f"The intervals rest on {regions:,} regions and {draws:,} draws.",
     )
 
 
@@ -233,8 +239,8 @@ def check_calibration(evidence: Evidence, config: AuditConfig) -> Outcome:
         passed=passed,
         measured={"ece": error, "low": low, "ranks_kept": keeps_ranks},
         threshold={"low": allowed},
-        detail=f"After {fitted['kind']} scaling on another split: debiased ECE {error:.4f}, surely "
-        f"above {low:.4f}."
-        + ("" if keeps_ranks else " The scaling reverses the ranks.")
-        + ("" if low <= allowed else " Do not quote the probabilities."),
+        detail=f"After {fitted['kind'].capitalize()} scaling on another split probabilities are "
+        f"off by {percent(error)} (debiased ECE), "
+        + (f"surely by more than {percent(low)}." if low else "which may be chance.")
+        + ("" if keeps_ranks else " The scaling reverses the ranks."),
     )

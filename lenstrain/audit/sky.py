@@ -22,9 +22,9 @@ from lenstrain.audit.config import AuditConfig
 from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.audit.leaks import run_probe, surely_above
-from lenstrain.pages import interval
 from lenstrain.probes.radii import sky_inner_px
 from lenstrain.probes.sky import sky_statistics, stamp_blocks
+from lenstrain.probes.words import area
 
 Floats = NDArray[np.float64]
 
@@ -46,10 +46,9 @@ def check_sky_probe(evidence: Evidence, config: AuditConfig) -> Outcome:
         measured=found | {"rows": table.num_rows} | gaps,
         threshold={"upper": limits.sky_upper, "blocks_above_lower": limits.sky_lower},
         severity="blocker" if passed or found["low"] > limits.sky_lower else "warn",
-        detail=f"AUROC {interval(found)} from level and scatter of the sky beyond "
-        f"{sky_inner_px(geometry):g} px, over {found['regions']} regions."
-        + ("" if passed else " The sky separates the classes: they were calibrated, subtracted "
-           "or scaled differently."),
+        detail=f"{area(found)}, from level and scatter of the sky beyond "
+        f"{sky_inner_px(geometry) * geometry.pixel_scale_arcsec:.3g}″ of {table.num_rows:,} stamps "
+        f"in {found['regions']:,} regions.",
     )  # fmt: skip
 
 
@@ -121,7 +120,7 @@ def check_normalization(evidence: Evidence, config: AuditConfig) -> Outcome:
         detail=f"{len(wrong):,} of {len(off):,} stamps ({by_class['1']:,} lenses) do not have "
         f"the median and the scatter that conversion measured, with {spec.mode} undone, such as "
         f"{table['key'][int(wrong[0])].as_py()}: the pixels, the statistics in the sidecar or the "
-        "stated normalisation are wrong. `lensprep verify` says whether a file was changed."
+        "stated normalisation are wrong."
         if len(wrong) else
         f"The stored pixels of {len(off):,} stamps have the median and scatter that conversion "
         f"measured, with {spec.mode} undone.",

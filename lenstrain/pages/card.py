@@ -8,6 +8,7 @@ from typing import Any
 
 from lensprep.dataset import DECALS
 from lenstrain.evaluation.operating import primary_threshold
+from lenstrain.pages.places import run_name
 from lenstrain.scoretable import precision_of, scored_geometry
 
 
@@ -19,6 +20,7 @@ def card_context(metrics: Mapping[str, Any]) -> dict[str, Any]:
     geometry = scored_geometry(meta)
     return {
         "m": metrics,
+        "run": run_name(meta, provenance["scores"]),
         "geometry": geometry,
         "survey": "DECaLS" if geometry.survey == DECALS.survey else geometry.survey,
         "tta": bool(meta.get("tta")),

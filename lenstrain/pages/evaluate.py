@@ -33,6 +33,7 @@ from lenstrain.evaluation.measure import (
 from lenstrain.evaluation.notes import Notes, comparison_notes, known_lens_notes
 from lenstrain.evaluation.operating import CompletenessTable, long_table, primary_threshold
 from lenstrain.evaluation.options import EvaluationOptions as EvaluationOptions
+from lenstrain.evaluation.readings import Reading, read_figures
 from lenstrain.evaluation.scores import Scores, read_scores
 from lenstrain.evaluation.selection.files import write_selection
 from lenstrain.evaluation.selection.measure import Selection, measure_selection, read_population
@@ -41,6 +42,7 @@ from lenstrain.pages.examples import Gallery, example_galleries, missed_gallery,
 from lenstrain.pages.files import save_plot, write_csv
 from lenstrain.pages.origins import source_columns
 from lenstrain.pages.page import CARD_NAME, METRICS_NAME, REPORT_NAME, render
+from lenstrain.pages.places import Link, links
 from lenstrain.pages.report import page_context
 from lenstrain.pages.selection import draw_selection
 from lenstrain.scoretable import ScoresAre, SkyScores, read_sky_scores, scored_geometry
@@ -176,7 +178,8 @@ def evaluate(
     content: dict[str, Any] = plain(entries)
     with written_folder(out, METRICS_NAME) as draft:
         tell("Writing the report", 0.9)
-        _write(draft, found, selection, galleries, stretch, content)
+        near = links(content["provenance"]["scores_metadata"], out)
+        _write(draft, found, selection, galleries, stretch, content, near)
     tell("Done", 1.0)
     return content | {"report": join_uri(out, REPORT_NAME)}
 
@@ -246,6 +249,7 @@ def _write(
     galleries: Sequence[Gallery],
     stretch: str,
     content: dict[str, Any],
+    near: Sequence[Link],
 ) -> None:
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     (draft / METRICS_NAME).write_text(text, encoding="utf-8")
@@ -262,7 +266,8 @@ def _write(
         write_selection(draft, selection)
         drawn.append(draw_selection(selection, geometry))
     saved = {plot.name: save_plot(plot, figures) for plot in drawn}
-    shown = page_context(content, saved, galleries, stretch, found.completeness)
+    readings = _readings(content, found)
+    shown = page_context(content, saved, galleries, stretch, found.completeness, readings, near)
     (draft / REPORT_NAME).write_text(render("report.html", shown), encoding="utf-8")
     card = render("model_card.md", card_context(content))
     (draft / CARD_NAME).write_text(card, encoding="utf-8")
@@ -273,6 +278,14 @@ def _write(
         names = list(rows[0]) if rows else ["name"]
         columns = {name: [row[name] for row in rows] for name in names}
         write_csv(draft / "known_lenses.csv", columns)
+
+
+def _readings(content: Mapping[str, Any], found: Measurement) -> list[Reading]:
+    scores = found.judged.scores
+    among = scores.labels == 0
+    region = scores.table["region_id"].filter(pa.array(among)).to_numpy()
+    flagged = scores.logits[among] > primary_threshold(content)["threshold"]
+    return read_figures(content, found.completeness, region, flagged)
 
 
 def _plots(scores: Scores, found: Measurement, geometry: Geometry) -> list[plots.Plot]:

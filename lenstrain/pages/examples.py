@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib import image
 from numpy.typing import NDArray
+from scipy import special
 
 from lensprep.dataset import DECALS, Dataset, Geometry
 from lensprep.dataset.normalization import denormalize
@@ -25,7 +26,11 @@ from lenstrain.evaluation.threshold import unique_rows
 from lenstrain.figures import smaller
 from lenstrain.scoretable import SkyScores, scored_geometry
 
-_FACTS = ("theta_e_arcsec", "psfsize_r", "arc_snr")
+_FACTS = ("ra", "dec", "theta_e_arcsec", "psfsize_r", "arc_snr")
+_VIEWERS = {
+    DECALS.survey: "https://www.legacysurvey.org/viewer?ra={ra:.6f}&dec={dec:.6f}&layer=ls-dr10&zoom=16"
+}
+"""Viewers of surveys, by the names of these."""
 _ORIGIN = ("source_file", "source_row_group", "source_row")
 
 Rows = NDArray[np.int64]
@@ -40,9 +45,18 @@ class Stamp:
     logit: float
     source: str
     """PNG as a data URI."""
+    label: int
     facts: dict[str, float]
+    """What is known of it, by column."""
+    viewer: str | None
+    """Address of the same place in the viewer of its survey, if that is known."""
     name: str = ""
     """What the object is called, if it has a name."""
+
+    @property
+    def score(self) -> float:
+        """Sigmoid of the logit."""
+        return float(special.expit(self.logit))
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,7 @@ class StampReader:
 
     note: str
     """How they were made, and how wide they are."""
+    geometry: Geometry
     rgb: Callable[[Rows], Pictures]
     """Colour pictures of some rows of the scores, shape (n, S, S, 3).
 
@@ -81,7 +96,7 @@ def open_stamps(uri: str, scores: SkyScores) -> StampReader:
     if isinstance(source, dict) and source.get("kind") in ("tree", "cutouts"):
         geometry = scored_geometry(scores.metadata)
         note = f"{_stretch(geometry)}. {_width(geometry)}"
-        return StampReader(note, partial(_source_rgb, uri, source, scores, geometry))
+        return StampReader(note, geometry, partial(_source_rgb, uri, source, scores, geometry))
     data = Dataset.open(uri)
     named = scores.metadata.get("dataset_id")
     if named and named != data.dataset_id:
@@ -94,7 +109,7 @@ def open_stamps(uri: str, scores: SkyScores) -> StampReader:
     if not all(_keeps_flux(data, split) for split in data.manifest.splits):
         mode = data.manifest.normalization.mode
         note = f"Stored pixels ({mode}) between their percentiles; their flux cannot be recovered."
-    return StampReader(f"{note} {_width(geometry)}", partial(_dataset_rgb, data, scores))
+    return StampReader(f"{note} {_width(geometry)}", geometry, partial(_dataset_rgb, data, scores))
 
 
 def _stretch(geometry: Geometry) -> str:
@@ -200,7 +215,9 @@ def example_galleries(reader: StampReader, scores: Scores, size: int) -> list[Ga
                 str(scores.table["key"][int(row)]),
                 float(scores.logits[row]),
                 png_uri(picture),
-                {name: float(values[row]) for name, values in facts.items() if values[row] > 0},
+                int(scores.labels[row]),
+                known := _known({name: float(values[row]) for name, values in facts.items()}),
+                viewer_address(reader.geometry, known),
             )
             for row, picture in zip(rows, reader.rgb(rows), strict=True)
         ]
@@ -235,11 +252,36 @@ def missed_gallery(
     keys = pa.array([lens["key"] for lens in lenses], pa.string())
     rows = pc.index_in(keys, value_set=scores.table["key"].cast(pa.string())).to_numpy()
     stamps = [
-        Stamp(lens["key"], lens["logit"], png_uri(picture), {}, f"{lens['name']} ({lens['grade']})")
+        Stamp(
+            lens["key"],
+            lens["logit"],
+            png_uri(picture),
+            1,
+            known := {"ra": lens["ra"], "dec": lens["dec"]},
+            viewer_address(reader.geometry, known),
+            f"{lens['name']} ({lens['grade']})",
+        )
         for lens, picture in zip(lenses, reader.rgb(rows.astype(np.int64)), strict=True)
     ]
     caption = "Lowest score first. Are their arcs visible in these images at all?"
     return Gallery("Known lenses that were missed", caption, stamps)
+
+
+def _known(facts: Mapping[str, float]) -> dict[str, float]:
+    """Facts that are there: 0 says of all but a position that there is none."""
+    return {
+        name: value
+        for name, value in facts.items()
+        if value > 0 or (name in ("ra", "dec") and np.isfinite(value))
+    }
+
+
+def viewer_address(geometry: Geometry, facts: Mapping[str, float]) -> str | None:
+    """Address of a position (``ra``, ``dec``, degrees) in the viewer of its survey, if known."""
+    viewer = _VIEWERS.get(geometry.survey)
+    if viewer is None or not {"ra", "dec"} <= facts.keys():
+        return None
+    return viewer.format(ra=facts["ra"] % 360, dec=facts["dec"])
 
 
 def _stretched(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:

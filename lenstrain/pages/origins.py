@@ -1,4 +1,4 @@
-"""What the page and the console say of real and simulated rows."""
+"""What the page says of real and simulated rows."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -111,26 +111,3 @@ def source_columns(origins: Mapping[str, Any]) -> dict[str, list[Any]]:
                         value = share.get(name)
                         columns[name].append("" if value is None else value)
     return columns
-
-
-def origin_lines(result: Mapping[str, Any]) -> list[str]:
-    """The console's summary: each origin's ranking and rates, and how far they lie apart."""
-    if "origins" not in result:
-        return []
-    lines = []
-    for name, entry in result["origins"].items():
-        recall, false = entry["recall"][0], entry["false_positives"][0]
-        area = entry["auroc"]
-        said = [f"AUROC {area['value']:.4f}" if area["value"] is not None else area["reason"]]
-        if recall["all"]["n"]:
-            said.append(f"{recall['all']['k']} of {recall['all']['n']} lenses found")
-        if false["all"]["n"]:
-            said.append(f"{false['all']['k']} of {false['all']['n']} non-lenses flagged")
-        lines.append(f"  {name}: {', '.join(said)} (at {recall['name']})")
-    for what, found in result.get("sim_to_real", {}).items():
-        shown = found.get("reason", "")
-        if found["value"] is not None:
-            ends = "" if found["low"] is None else f" ({found['low']:.4f} to {found['high']:.4f})"
-            shown = f"AUROC {found['value']:.4f}{ends}{', or more' if found['least'] else ''}"
-        lines.append(f"  Real against simulated {what.replace('_', '-')}, by features: {shown}")
-    return lines

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from string import Formatter
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 METRICS_NAME = "metrics.json"
 """This file marks a folder as an evaluation."""
 REPORT_NAME = "report.html"
 CARD_NAME = "model_card.md"
+PROBE_NAME = "probe.json"
+PROBE_PAGE = "probe.html"
+AUDIT_NAME = "audit.json"
+AUDIT_PAGE = "audit.html"
 
 
 def render(template: str, context: Mapping[str, Any]) -> str:
@@ -35,8 +42,34 @@ def render(template: str, context: Mapping[str, Any]) -> str:
         "precision": precision,
         "rate": lambda value: f"{100 * float(value):g}%",
         "count": lambda value: f"{value:,}",
+        "prose": prose,
     }
     return environment.get_template(template).render(context)
+
+
+class _Words(Formatter):
+    def convert_field(self, value: Any, conversion: Any) -> Any:
+        if conversion == "p":
+            return f"{100 * value:g}%"
+        if conversion == "l":
+            return listed(value)
+        return super().convert_field(value, conversion)
+
+
+def fill(text: str, **values: Any) -> str:
+    """As `str.format`; ``!p`` writes a share in percent, ``!l`` lists several values."""
+    return _Words().format(text, **values)
+
+
+def listed(values: Iterable[Any]) -> str:
+    """Values in words: ``g, r and z``."""
+    *most, last = map(str, values)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def prose(text: str) -> Markup:
+    """A text for a page, where what stands in backticks is code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -7,12 +7,34 @@ from typing import Any
 from lensprep.dataset.strictjson import plain
 from lenstrain.evaluation import metrics
 from lenstrain.evaluation.operating import CompletenessTable, primary_threshold
+from lenstrain.evaluation.options import EvaluationOptions
+from lenstrain.evaluation.readings import Reading
 from lenstrain.pages.examples import Gallery
 from lenstrain.pages.files import PagePlot
+from lenstrain.pages.headline import headline
 from lenstrain.pages.origins import origins_context
+from lenstrain.pages.places import Link, run_name
 from lenstrain.scoretable import scored_geometry
 
 _MISSED_SHOWN = 50
+_DEFAULTS = EvaluationOptions()
+_TITLES = {
+    "checkpoint": "Checkpoint",
+    "checkpoint_sha256": "Checkpoint, SHA-256",
+    "epoch": "Epoch",
+    "step": "Step",
+    "trained_on": "Trained on dataset",
+    "dataset": "Scored dataset",
+    "dataset_id": "Scored dataset, id",
+    "split": "Split",
+    "precision": "Precision of scoring",
+    "tta": "Averaged over rotations and flips",
+    "git_commit": "Code that trained, commit",
+    "versions": "Versions that trained",
+    "config": "Training",
+}
+"""What scores state of themselves, in the order of the page; anything else follows."""
+_QUANTITIES = {"psfsize_r": "PSF FWHM [″]", "psfdepth_r": "Depth, 5σ [mag]"}
 _GROUPS = (("theta_e", "θE [″]"), ("src_dmag", "source Δmag"), ("lens_model", "lens model"))
 
 
@@ -22,8 +44,11 @@ def page_context(
     galleries: Sequence[Gallery],
     stretch: str,
     tables: Sequence[CompletenessTable],
+    readings: Sequence[Reading] = (),
+    links: Sequence[Link] = (),
 ) -> dict[str, Any]:
     """Collect what the template reads; `content` is that of metrics.json."""
+    provenance = content["provenance"]
     return {
         "m": content,
         "figures": figures,
@@ -33,36 +58,73 @@ def page_context(
         "theta_rows": _theta_rows(tables),
         "galleries": galleries,
         "stretch": stretch,
-        "stamp_side": scored_geometry(content["provenance"]["scores_metadata"]).side,
+        "run": run_name(provenance["scores_metadata"], provenance["scores"]),
+        "links": links,
+        "readings": readings,
+        "reading_of": {reading.subject: reading.text for reading in readings},
+        "stamp_side": scored_geometry(provenance["scores_metadata"]).side,
         "coverage": f"{100 * content['level']:g}%",
-        "split": content["provenance"]["scores_metadata"].get("split"),
+        "split": provenance["scores_metadata"].get("split"),
         "prevalences": [
-            {"key": key, "one_in": f"{1 / float(key):,.0f}"}
+            {"key": key, "one_in": one_in, "title": f"Purity, 1 in {one_in}"}
             for key in content["average_precision_at_prevalence"]
+            if (one_in := f"{1 / float(key):,.0f}")
         ],
         "cut": primary_threshold(content),
-        "widest": _widest(content),
+        "headline": headline(content),
         "auroc_groups": [
             (title, content[f"auroc_by_{name}"])
             for name, title in _GROUPS
             if content.get(f"auroc_by_{name}")
         ],
+        "chosen_here": _chosen_here(content),
+        "unsupported": _unsupported(content["thresholds"]),
+        "quantities": _QUANTITIES,
         "area_rows": _area_rows(content),
         "calibration_rows": _calibration_rows(content),
         "missed_shown": _MISSED_SHOWN,
         "comparison_rows": _comparison_rows(content["comparison"]),
         "origins": origins_context(content),
-        "provenance": _provenance_rows(content["provenance"]),
+        "sections": _sections(content, galleries),
+        "provenance": _provenance_rows(provenance),
     }
 
 
-def _widest(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The largest Einstein radius, which a finder must get right."""
-    groups = content.get("auroc_by_theta_e") or {}
-    name = next(reversed(groups), None)
-    if name is None or groups[name]["value"] is None:
-        return None
-    return {"name": name, "entry": groups[name]}
+def _sections(content: Mapping[str, Any], galleries: Sequence[Gallery]) -> list[tuple[str, str]]:
+    """Id and title of each section that the page has."""
+    there = {
+        "origins": ("Real and simulated", bool(content.get("origins"))),
+        "ranking": ("Ranking", True),
+        "completeness": ("Completeness", True),
+        "calibration": ("Calibration", True),
+        "thresholds": ("Thresholds", True),
+        "strata": ("Seeing and depth", True),
+        "counterfactuals": ("Counterfactuals", "counterfactuals" in content),
+        "known": ("Known lenses", bool(content["known_lenses"])),
+        "comparison": ("Comparison", bool(content["comparison"])),
+        "stamps": ("Stamps", bool(galleries)),
+        "provenance": ("Provenance", True),
+        "method": ("Method", True),
+    }
+    return [(id, title) for id, (title, shown) in there.items() if shown]
+
+
+def _chosen_here(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Completeness at the primary rate by a threshold chosen on the scores, if that differs."""
+    cut = primary_threshold(content)
+    for fpr, entry in content["tpr_at_fpr"].items():
+        if cut["guaranteed"] and float(fpr) == cut["target_fpr"] and entry["supported"]:
+            return dict(entry)
+    return None
+
+
+def _unsupported(thresholds: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Reasons why thresholds are not stated, each with the names of these."""
+    found: dict[str, list[str]] = {}
+    for choice in thresholds:
+        if "tpr" not in choice:
+            found.setdefault(choice["reason"], []).append(choice["name"])
+    return list(found.items())
 
 
 def _area_rows(content: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -131,17 +193,40 @@ def _theta_rows(tables: Sequence[CompletenessTable]) -> list[dict[str, Any]]:
 
 
 def _provenance_rows(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was scored by what, with which options and code, and when: all that is stated."""
     rows = []
     for title, name in (("Scores", "scores"), ("Calibrated on", "calibrate_on"),
                         ("Compared with", "compared_with")):  # fmt: skip
         if provenance[name]:
-            rows += [(title, provenance[name]), ("SHA-256", provenance[f"{name}_sha256"])]
-    for name, value in provenance["scores_metadata"].items():
-        if name == "members" and len(value) == 1:
-            continue  # its facts stand by themselves
-        rows.append((name.replace("_", " ").capitalize(), _readable(value)))
-    rows.append(("Versions", _readable(provenance["versions"])))
+            rows += [(title, provenance[name]), (f"{title}, SHA-256", provenance[f"{name}_sha256"])]
+    stated = dict(provenance["scores_metadata"])
+    members = stated.pop("members", [])
+    for number, member in enumerate(members if len(members) > 1 else [], 1):
+        rows += [(f"Member {number}: {title}", text) for title, text in _stated(member)]
+    rows += _stated(stated)
+    chosen = {
+        name: value
+        for name, value in provenance["options"].items()
+        if plain(getattr(_DEFAULTS, name, None)) != value
+    }
+    rows.append(("Options of this evaluation", _readable(chosen) if chosen else "the defaults"))
+    rows.append(("Versions of this evaluation", _readable(provenance["versions"])))
     rows.append(("Created", provenance["created"]))
+    return rows
+
+
+def _stated(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Facts under titles for people: the known ones first, a row for each part of a config."""
+    rows = []
+    for name in (
+        *(known for known in _TITLES if known in facts),
+        *sorted(facts.keys() - {*_TITLES}),
+    ):
+        title, value = _TITLES.get(name, name.replace("_", " ").capitalize()), facts[name]
+        if name == "config" and isinstance(value, Mapping):
+            rows += [(f"{title}: {part}", _readable(keys)) for part, keys in value.items()]
+        else:
+            rows.append((title, _readable(value)))
     return rows
 
 
@@ -150,4 +235,6 @@ def _readable(value: Any) -> str:
         return ", ".join(f"{name} {_readable(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(_readable(item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "none" if value is None else str(value)

@@ -28,6 +28,10 @@ CANDIDATE_TITLES = {
 }
 
 
+_ABREAST = 6
+"""Stamps in a row of maps, so that a telephone shows them too."""
+
+
 def draw_views(views: Mapping[str, Any]) -> Plot:
     """AUROC of every view, with its interval by region."""
     names = [name for name in VIEW_TITLES if views.get(name)]
@@ -38,11 +42,12 @@ def draw_views(views: Mapping[str, Any]) -> Plot:
         axes.errorbar(value, y, xerr=bars(value, low, high), fmt="o", color=BLUE)
         axes.axvline(0.5, color=GREY, lw=0.8, ls=":")
         axes.set_yticks(y, [VIEW_TITLES[name] for name in names])
-        axes.set(xlabel="AUROC", xlim=(min(0.4, value.min()) - 0.02, 1.01))
+        axes.set(xlabel="AUROC", xlim=(np.nanmin([0.4, *value, *low]) - 0.02, 1.01))
     return Plot(
         "views",
         "What the finder can tell from less of the stamp",
-        "AUROC, 95% intervals from draws of regions. Without the core it should be chance, 0.5.",
+        "AUROC of the finder, with 95% intervals from draws of regions; dotted: chance. With the "
+        "core masked, or on sky alone, there is no arc left to find.",
         figure,
         {"view": names, "auroc": value, "low": low, "high": high},
     )
@@ -59,12 +64,13 @@ def draw_scores(views: Mapping[str, Any]) -> Plot:
         axes.plot(lenses, y, "o", color=BLUE, label="lenses")
         axes.plot(others, y, "s", color=RED, label="non-lenses")
         axes.set_yticks(y, [VIEW_TITLES[name] for name in names])
-        axes.set(xlabel="Mean score", xlim=(-0.02, 1.02))
-        axes.legend(loc="lower right")
+        axes.set(xlabel="Mean score")
+        axes.legend(loc="best")
     return Plot(
         "scores",
         "Scores when content is taken away",
-        "Mean score of each class. Both should fall where the evidence is taken away.",
+        "Mean score of the lenses (circles) and of the non-lenses (squares). With the core masked, "
+        "or on sky alone, lenses should score like non-lenses.",
         figure,
         {"view": names, "lenses": lenses, "non_lenses": others},
     )
@@ -72,6 +78,7 @@ def draw_scores(views: Mapping[str, Any]) -> Plot:
 
 def draw_lead(entry: Mapping[str, Any]) -> Plot:
     """AUROC and completeness of every cheap classifier and of the network, with intervals."""
+    best = counted(CANDIDATE_TITLES[entry["best"]], entry["candidates"][entry["best"]]["features"])
     rows = {counted(CANDIDATE_TITLES[name], found["features"]): found
             for name, found in entry["candidates"].items()}  # fmt: skip
     rows["network"] = entry["network"]
@@ -92,8 +99,9 @@ def draw_lead(entry: Mapping[str, Any]) -> Plot:
     return Plot(
         "baseline",
         "Light profiles alone, and the network",
-        f"The same {entry['rows']:,} stamps, 95% intervals from draws of regions. Only "
-        "what lies right of the best blue point is due to the network.",
+        f"AUROC, and completeness (TPR) at a false-positive rate (FPR) of {100 * entry['fpr']:g}%, "
+        f"on the same {entry['rows']:,} stamps, with 95% intervals from draws of regions. Blue: "
+        f"light profiles; the network is compared with {best}, the best inside train.",
         figure,
         columns,
     )
@@ -116,13 +124,14 @@ def draw_injections(
         axes.barh(y, share, xerr=bars(share, low, high), color=BLUE, alpha=0.6, ecolor="black",
                   error_kw={"lw": 0.8})  # fmt: skip
         axes.axvline(fpr, color=RED, lw=0.8, ls="--")
-        axes.set_yticks(y, list(shown))
-        axes.set(xlabel="Flagged share", xlim=(0, 1))
+        axes.set_yticks(y, [f"{name}, {part:.1%}" for name, part in zip(shown, share, strict=True)])
+        axes.set(xlabel="Flagged share", xlim=(-0.03, 1))  # so that 0 and the rate are seen
     return Plot(
         "injections",
         "What passes for a lens",
-        "Share above the threshold, with 95% Wilson intervals. An unlensed source is not a lens. "
-        f"Dashed: the {100 * fpr:g}% of untouched non-lenses.",
+        "Share above the threshold, with 95% Wilson intervals, of non-lenses with an unlensed "
+        "source added, of blank sky, and of rings; beside each its share. Dashed: the "
+        f"false-positive rate of {100 * fpr:g}% that the threshold was set to.",
         figure,
         {"what": list(shown), "share": share, "low": low, "high": high},
     )
@@ -133,39 +142,53 @@ def draw_d4(changes: Any, logit_sd: float) -> Plot:
     with new_figure() as (figure, axes):
         counts, edges, _ = axes.hist(changes, bins=40, color=BLUE, alpha=0.6)
         axes.axvline(logit_sd, color=RED, lw=0.8, ls="--", label="scatter of the logits")
-        axes.set(xlabel="Mean change of the logit over 7 views", ylabel="Stamps")
+        axes.set(xlabel="Mean absolute change of the logit over 7 views", ylabel="Stamps")
         axes.legend()
     return Plot(
         "d4",
         "Rotations and flips",
-        "A rotated lens is still a lens: the change should be small compared with the scatter of "
-        "the logits.",
+        "How far the logit of a stamp moves when it is turned or flipped, lenses and non-lenses "
+        "together. It should be small beside the scatter of the logits from stamp to stamp.",
         figure,
         {"from": edges[:-1], "to": edges[1:], "stamps": counts},
     )
 
 
 def draw_attention(attention: Attention) -> Plot:
-    """Stamps, and their maps below."""
+    """Stamps, and their maps below; at most `_ABREAST` side by side."""
     n = len(attention.pictures)
-    with new_figure(0.95 * n, 3.1, rows=3, columns=n) as (figure, grid):
-        for column in range(n):
-            kind = "lens" if attention.stamps.labels[column] else "non-lens"
-            grid[0][column].imshow(attention.pictures[column], origin="lower")
-            grid[0][column].set_title(f"{kind}\nlogit {attention.logits[column]:.1f}", fontsize=6)
-            top = max(float(np.abs(attention.occlusion[column]).max()), 1e-9)
-            grid[1][column].imshow(attention.occlusion[column], origin="lower", cmap="RdBu_r",
-                                   vmin=-top, vmax=top)  # fmt: skip
-            grid[2][column].imshow(attention.gradcam[column], origin="lower", cmap="viridis")
-        for row, name in enumerate(("stamp", "occlusion", "Grad-CAM")):
-            grid[row][0].set_ylabel(name)
-            for axes in grid[row]:
-                axes.set(xticks=[], yticks=[])
+    abreast = min(n, _ABREAST)
+    alike = attention.entry["randomised_correlation"]
+    blocks = -(-n // abreast)
+    with new_figure(0.95 * abreast, 3.1 * blocks, rows=3 * blocks, columns=abreast) as made:
+        figure, grid = made
+        for stamp in range(blocks * abreast):
+            top, column = 3 * (stamp // abreast), stamp % abreast
+            axes, hidden, gradcam = panels = [grid[top + row][column] for row in range(3)]
+            for panel in panels:
+                panel.set(xticks=[], yticks=[])
+                panel.axis("on" if stamp < n else "off")
+            if stamp >= n:
+                continue
+            kind = "lens" if attention.stamps.labels[stamp] else "non-lens"
+            axes.imshow(attention.pictures[stamp], origin="lower")
+            axes.set_title(f"{kind}\nlogit {attention.logits[stamp]:.1f}", fontsize=6)
+            most = max(float(np.abs(attention.occlusion[stamp]).max()), 1e-9)
+            hidden.imshow(attention.occlusion[stamp], origin="lower", cmap="RdBu_r",
+                          vmin=-most, vmax=most)  # fmt: skip
+            gradcam.imshow(attention.gradcam[stamp], origin="lower", cmap="viridis")
+            if not column:
+                for panel, name in zip(panels, ("stamp", "occlusion", "Grad-CAM"), strict=True):
+                    panel.set_ylabel(name)
     return Plot(
         "attribution",
         "Where the evidence lies",
-        "Occlusion: red where hiding the pixels lowers the logit, each stamp on its own scale. "
-        "Grad-CAM: bright where the last feature map favours a lens.",
+        "The lenses with the widest bright arcs, and the non-lenses with the highest logits. "
+        "Occlusion: red where hiding the pixels lowers the logit, blue where it raises it. "
+        "Grad-CAM: bright where the last feature map favours a lens, dark beyond what the network "
+        "sees. Each map has its own scale."
+        + ("" if alike is None else " Grad-CAM maps of a network of random weights correlate with "
+           f"these by {alike:.2f}: near 1 they would show the stamp alone."),
         figure,
         {"stamp": np.arange(n), "logit": attention.logits,
          "largest_occlusion": np.abs(attention.occlusion).max((1, 2))},

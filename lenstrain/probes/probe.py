@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,12 +16,13 @@ from numpy.typing import NDArray
 from lensprep.dataset import Dataset, Geometry, NormalizationSpec
 from lensprep.dataset.strictjson import plain
 from lensprep.errors import CheckpointError
-from lensprep.store import Uri, check_folder, join_uri, split_uri, written_folder
+from lensprep.store import Uri, check_folder, join_uri, written_folder
 from lenstrain.figures import Plot
 from lenstrain.networks.weights import require_geometry, trained_geometry
 from lenstrain.pages import number, percent, render
 from lenstrain.pages.files import PagePlot, save_plot
-from lenstrain.pages.page import bounds
+from lenstrain.pages.links import links_to, name_of, pages_of, run_of
+from lenstrain.pages.page import PROBE_NAME, PROBE_PAGE, bounds
 from lenstrain.probes import figures
 from lenstrain.probes.adding import (
     measure_flux_matched,
@@ -28,6 +30,7 @@ from lenstrain.probes.adding import (
     measure_rings,
 )
 from lenstrain.probes.attention import Attention, measure_attention
+from lenstrain.probes.judge import RULES, ProbeThresholds, judge, rule
 from lenstrain.probes.looking import (
     Baseline,
     measure_arc_removal,
@@ -42,15 +45,13 @@ from lenstrain.probes.profiles import measure_lead
 from lenstrain.probes.radii import annulus_px, core_px, why_no_core
 from lenstrain.probes.sample import Sample, draw_sample, find_partners
 from lenstrain.probes.scoring import BATCH, Scorer
-from lenstrain.probes.words import MEANINGS, TITLES, readings
+from lenstrain.probes.words import FIGURES, MEANINGS, TITLES, readings, stamps
 from lenstrain.scoring.origins import spell
 from lenstrain.training.checkpoint import load_finder, versions
 from lenstrain.training.distributed import choose_device
 from lenstrain.training.memory import enough_memory
 
 FORMAT_VERSION = 1
-PROBE_NAME = "probe.json"
-PAGE_NAME = "probe.html"
 
 _LESS = (
     "Set per_class, injections, baseline_rows, attribution or resamples lower, or choose --device "
@@ -147,11 +148,13 @@ def probe(
         }
     )
     content["readings"] = readings(content)
+    content["judged"] = judged(content["probes"])
+    links = links_to(pages_of(run_of(checkpoint), sha256), out)
     tell("Writing", 0.95)
     with written_folder(out, PROBE_NAME) as draft:
-        write(draft, content, attention)
+        write(draft, content, attention, links)
     tell("Done", 1.0)
-    return content | {"report": join_uri(out, PAGE_NAME)}
+    return content | {"report": join_uri(out, PROBE_PAGE)}
 
 
 def measure(
@@ -185,18 +188,26 @@ def measure(
 
 def default_folder(checkpoint: Uri) -> str:
     """Where the probes of a checkpoint go: ``RUN/probe``, or ``probe`` next to a loose file."""
-    folder = split_uri(checkpoint)[0]
-    if folder.endswith("/checkpoints"):
-        folder = split_uri(folder)[0]
-    return join_uri(folder, "probe")
+    return join_uri(run_of(checkpoint), "probe")
 
 
-def write(out: Path, content: dict[str, Any], attention: Attention) -> None:
-    """Write probe.json, the figures and the page."""
+def judged(probes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Whether each probe that has a rule is passed (None if it was not run, or does not tell)."""
+    limits, found = ProbeThresholds(), {}
+    for name in RULES:
+        entry = probes.get(name)
+        what = None if entry is None or "reason" in entry else judge(name, entry, limits)
+        found[name] = {"passed": what and what.passed, "rule": rule(name, limits),
+                       "note": what.note if what else ""}  # fmt: skip
+    return found
+
+
+def write(out: Path, content: dict[str, Any], attention: Attention, links: dict[str, str]) -> None:
+    """Write probe.json, the figures and the page, with links to other pages of the run."""
     (out / "figures").mkdir()
     pictures = [save_plot(plot, out / "figures") for plot in _plots(content, attention)]
-    page = render("probe.html", _page(content, pictures))
-    (out / PAGE_NAME).write_text(page, encoding="utf-8")
+    page = render("probe.html", _page(content, pictures, links))
+    (out / PROBE_PAGE).write_text(page, encoding="utf-8")
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     (out / PROBE_NAME).write_text(text, encoding="utf-8")
 
@@ -216,12 +227,11 @@ def _plots(content: dict[str, Any], attention: Attention) -> list[Plot]:
     return drawn
 
 
-def _page(content: dict[str, Any], pictures: list[PagePlot]) -> dict[str, Any]:
-    found = content["readings"]
-    rows = [
-        {"name": name, "title": title, "reading": found[name], "meaning": MEANINGS[name]}
-        for name, title in TITLES.items()
-    ]
+def _page(
+    content: dict[str, Any], pictures: list[PagePlot], links: dict[str, str]
+) -> dict[str, Any]:
+    rows = [_row(content, name) for name in TITLES]
+    count = Counter(row["mark"] for row in rows)
     provenance = [
         ("Checkpoint", content["checkpoint"]),
         ("SHA-256", content["checkpoint_sha256"]),
@@ -229,8 +239,33 @@ def _page(content: dict[str, Any], pictures: list[PagePlot]) -> dict[str, Any]:
         ("Dataset id", content["dataset_id"]),
         ("Created", content["created"]),
     ]
-    return {"p": content, "rows": rows, "figures": pictures, "tiles": _tiles(content["probes"]),
+    return {"p": content, "run": name_of(run_of(content["checkpoint"])), "rows": rows,
+            "count": count, "figures": pictures, "tiles": _tiles(content["probes"]),
+            "links": links | {f"#{plot.name}": f"#{plot.name}" for plot in pictures},
             "provenance": provenance}  # fmt: skip
+
+
+def _row(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """A probe as the page shows it."""
+    verdict = content["judged"].get(name, {"passed": None, "rule": "", "note": ""})
+    used = stamps(content, name)
+    mark = {True: "passed", False: "FAILED"}.get(verdict["passed"])
+    if mark is None:
+        mark = "not run" if used is None else "does not tell" if verdict["rule"] else "reported"
+    plot = FIGURES.get(name)
+    return {
+        "name": name,
+        "title": TITLES[name],
+        "mark": mark,
+        "css": {"passed": "passed", "FAILED": "failed"}.get(mark, "none"),
+        "severity": "",
+        "severity_text": "" if used is None else f"{used:,} stamps. ",
+        "rule": verdict["rule"],
+        "remedy": "",
+        "meaning": MEANINGS[name],
+        "figure": f"#{plot}" if plot else "",
+        "text": f"{content['readings'][name]} {verdict['note']}".strip(),
+    }
 
 
 def _tiles(probes: dict[str, Any]) -> list[dict[str, str]]:

@@ -31,7 +31,8 @@ TITLES = {
 MEANINGS = {
     "baseline": "Cheap classifiers, trained on train, see the flux or the mean light in rings of "
     "each band: no arc and no shape. Only what the network adds to the best of them is "
-    "evidence that it sees more.",
+    "evidence that it sees more. A finder that was trained with counterfactuals gives up the cue "
+    "of brightness and may be behind; what it sees of lensing, pairs of the same light tell.",
     "core_mask": "Host and arcs are replaced by sky. If the classes still differ, it is by "
     "neighbours, noise or the normalisation: a leak.",
     "annulus_only": "Only sky is left. An AUROC away from 0.5, to either side, comes from noise or "
@@ -42,10 +43,11 @@ MEANINGS = {
     "leak; it is what a network must beat to claim shape.",
     "brightness_view": "Pixels are shuffled within rings: profile and colour stay, shape goes. "
     "What remains is found by brightness, not by arcs.",
-    "brightness_only": "Total flux in each band. Above about 0.6, lenses are brighter than "
-    "non-lenses, by their hosts or by the light that was added.",
-    "psf_depth_only": "Seeing and depth say nothing about lensing: above 0.55 the classes were "
-    "observed under different conditions.",
+    "brightness_only": "Logistic regression on the flux of the core in each band. Above about 0.6, "
+    "lenses are brighter than non-lenses, by their hosts or by the light that was added; the audit "
+    "adds an arc's light to the non-lenses first.",
+    "psf_depth_only": "Seeing and depth say nothing about lensing: if they tell the classes apart, "
+    "these were observed under different conditions.",
     "colour_scrambled": "Each stamp gets its bands in another order. The loss shows how much the "
     "finder depends on colour.",
     "d4": "A rotated lens is still a lens. Stamps that cross the threshold when rotated are "
@@ -53,7 +55,7 @@ MEANINGS = {
     "arc_removal": "Light without a counterpart on the other side of the host is removed. A finder "
     "of arcs must drop its score; a small drop means that the host was enough.",
     "null_injection": "A source of zero flux goes through every step that adds one. Any change "
-    "would come from the code alone, and would invalidate the two probes below.",
+    "would come from the code alone, and would invalidate the probes that add light.",
     "flux_matched_null": "Non-lenses get the flux and colours of arcs, unlensed. If they pass as "
     "lenses, the finder looks for extra flux.",
     "ring_probe": "Rings on blank sky are not lenses: there is no galaxy that could act as one. If "
@@ -66,6 +68,21 @@ MEANINGS = {
 }
 
 
+FIGURES = {
+    "baseline": "baseline",
+    "core_mask": "views",
+    "annulus_only": "views",
+    "core_view": "views",
+    "brightness_view": "views",
+    "colour_scrambled": "views",
+    "d4": "d4",
+    "flux_matched_null": "injections",
+    "ring_probe": "injections",
+    "attribution": "attribution",
+}
+"""The figure of the page that shows a probe."""
+
+
 def not_run(content: Mapping[str, Any], name: str) -> str:
     """Why a probe has no result: what the sample does not allow, or too few rows or regions."""
     if reason := (content.get("not_run") or {}).get(name):
@@ -74,6 +91,18 @@ def not_run(content: Mapping[str, Any], name: str) -> str:
     held = ", ".join(f"{sample.get(name, '?')} {name.replace('_', '-')}"
                      for name in ("lenses", "non_lenses", "regions"))  # fmt: skip
     return f"It needs columns that the sidecar lacks, or more than the {held} of the sample."
+
+
+def stamps(content: Mapping[str, Any], name: str) -> int | None:
+    """How many stamps a probe used (of each kind if it adds light); None if it was not run."""
+    entry = content["probes"].get(name)
+    if entry is None or "reason" in entry:
+        return None
+    if name in ("d4", "permuted_labels"):
+        return int(content["sample"]["lenses"] + content["sample"]["non_lenses"])
+    counts = (entry.get(key) for key in ("rows", "stamps", "n_removed", "n"))
+    inner = entry.get("auroc") or entry.get("blank") or {}
+    return next((int(count) for count in (*counts, inner.get("n")) if count is not None), None)
 
 
 def readings(content: Mapping[str, Any]) -> dict[str, str]:
@@ -87,22 +116,34 @@ def readings(content: Mapping[str, Any]) -> dict[str, str]:
         elif "reason" in entry:
             found[name] = f"Not run: {entry['reason']}"
         elif "auroc" in entry:
-            found[name] = _view(entry) + (_annulus(content) if name == "annulus_only" else "")
+            found[name] = _view(entry) + (_MORE[name](content) if name in _MORE else "")
         elif name in _WRITERS:
             found[name] = _WRITERS[name](entry)
         else:
-            found[name] = (
-                f"AUROC {interval(entry)}, cross-validated over {entry['regions']} regions."
-            )
+            found[name] = f"{area(entry)}, cross-validated over {entry['regions']} regions."
     return found
 
 
+def area(entry: Mapping[str, Any]) -> str:
+    """An AUROC, and how it compares with chance."""
+    text = f"AUROC {interval(entry)}"
+    if entry["low"] is None:
+        return text
+    if entry["low"] > 0.5:
+        return f"{text}, above chance"
+    return f"{text}, {'below' if entry['high'] < 0.5 else 'no better than'} chance"
+
+
+def _change(drop: float) -> str:
+    return f"lose {percent(drop)}" if drop >= 0 else f"gain {percent(-drop)}"
+
+
 def _view(entry: Mapping[str, Any]) -> str:
-    text = f"AUROC {interval(entry['auroc'])}."
+    text = f"{area(entry['auroc'])}."
     if entry["bright_drop"] is not None:
         text += (
-            f" Lenses with bright arcs lose {percent(entry['bright_drop'])} of their score "
-            f"(n = {entry['n_bright']})."
+            f" The {entry['n_bright']:,} lenses with bright arcs {_change(entry['bright_drop'])} "
+            "of their score."
         )
     return text
 
@@ -119,11 +160,22 @@ def _annulus(content: Mapping[str, Any]) -> str:
     )
 
 
+def _shuffled(content: Mapping[str, Any]) -> str:
+    """How the finder does without shape, beside stamps as they are."""
+    whole, without = (content["probes"][name]["auroc"] for name in ("original", "brightness_view"))
+    text = f" On stamps as they are it is {interval(whole)}"
+    if without["value"] >= whole["value"]:
+        text += ": without shape the finder is no worse"
+    return f"{text}."
+
+
 def _d4(entry: Mapping[str, Any]) -> str:
+    change, scatter = entry["mean_abs_change"], entry["logit_sd"]
+    part = f" ({percent(change / scatter, 0)} of that)" if scatter else ""
     return (
-        f"The logit changes by {number(entry['mean_abs_change'])} on average (its scatter is "
-        f"{number(entry['logit_sd'], 2)}); {percent(entry['crossing_share'])} of the stamps cross "
-        "the threshold."
+        f"The logit scatters by {number(scatter, 2)} from stamp to stamp, and changes by "
+        f"{number(change, 2)} on average{part}; {percent(entry['crossing_share'])} "
+        "of the stamps cross the threshold in some views."
     )
 
 
@@ -132,60 +184,62 @@ def _arc_removal(entry: Mapping[str, Any]) -> str:
         share = entry.get("removed_share")
         seen = "" if share is None else f" (the median is {percent(share)})"
         return (
-            f"Not measured: no non-lens is a lens's own galaxy, and none of {entry['n']} lenses "
+            f"Not measured: no non-lens is a lens's own galaxy, and none of {entry['n']:,} lenses "
             f"with bright arcs could be freed of half its injected flux{seen}: arcs that are "
             "unresolved, alike on both sides or clipped cannot be separated from the host."
         )
-    drop = entry["drop"]
-    change = f"{percent(drop)} of the score is lost" if drop >= 0 else f"{percent(-drop)} is gained"
-    text = f"{change} by {entry['n_removed']} of {entry['n']}"
+    text = f"{entry['n_removed']:,} of {entry['n']:,} lenses with bright arcs"
+    change = f"{_change(entry['drop'])} of their score"
     if entry["method"] == "paired":
-        return f"{text} bright-arc lenses, each compared with its own galaxy without arcs."
+        return f"{text}, each compared with its own galaxy without arcs, {change}."
     return (
-        f"{text} bright-arc lenses that lost at least half of their injected flux; non-lenses "
-        f"treated alike lose {number(entry['control_drop'])}."
+        f"{text}, freed of at least half of their injected flux, {change}; the mean score of "
+        f"non-lenses treated alike falls by {number(entry['control_drop'])}."
     )
 
 
 def _null(entry: Mapping[str, Any]) -> str:
-    return (
-        f"{entry['pixels_changed']} pixels of {entry['n']} stamps changed; largest change of the "
-        f"logit {entry['max_abs_delta_logit']:.1e}."
+    pixels, delta = entry["pixels_changed"], entry["max_abs_delta_logit"]
+    return f"{f'{pixels:,}' if pixels else 'No'} pixels of {entry['n']:,} stamps changed, and " + (
+        f"logits by up to {delta:.1g}." if delta else "no logit."
     )
 
 
 def _flux(entry: Mapping[str, Any]) -> str:
     return (
-        f"{percent(entry['pass_rate'])} pass {bounds(entry, 1, percent)}, "
-        f"{percent(entry['base_rate'])} before (at most {percent(entry['base_upper'])}); lenses "
-        f"pass at {percent(entry['lens_rate'])}."
+        f"{percent(entry['pass_rate'])} {bounds(entry, 1, percent)} of {entry['n']:,} non-lenses "
+        f"pass with the light added, {percent(entry['base_rate'])} without (at most "
+        f"{percent(entry['base_upper'])}), and {percent(entry['lens_rate'])} of the lenses."
     )
 
 
 def _rings(entry: Mapping[str, Any]) -> str:
     def listed(where: str) -> str:
         cells = entry[where].items()
-        return ", ".join(f"{radius}″ {number(cell['mean_score'], 2)}" for radius, cell in cells)
+        return ", ".join(f"{number(cell['mean_score'], 2)} at {radius}″" for radius, cell in cells)
 
     out = ", ".join(f"{radius:g}″" for radius in entry["left_out"])
     return (
-        f"Mean scores: bare sky {number(entry['blank']['mean_score'], 2)}; rings on sky "
-        f"{listed('sky')}; on non-lenses {listed('non_lens')}."
+        f"Mean score on bare sky {number(entry['blank']['mean_score'], 2)}; of rings on sky "
+        f"{listed('sky')}; of rings on non-lenses {listed('non_lens')}."
         + (f" Left out, for the stamps are smaller: {out}." if out else "")
     )
 
 
 def _attribution(entry: Mapping[str, Any]) -> str:
+    ratios = (entry[f"{kind}_mass_over_area"] for kind in ("occlusion", "gradcam"))
+    known = [number(ratio, 1) for ratio in ratios]
+    alike = entry["randomised_correlation"]
     return (
-        "Share of the map on the arcs, over their share of the area: occlusion "
-        f"{number(entry['occlusion_mass_over_area'], 2)}, Grad-CAM "
-        f"{number(entry['gradcam_mass_over_area'], 2)} (medians); correlation of Grad-CAM with a "
-        f"random network's {number(entry['randomised_correlation'], 2)}."
-    )
+        f"The arcs hold {known[0]} times the part of the occlusion map that their area explains, "
+        f"and {known[1]} times that of Grad-CAM (medians over the lenses)."
+        + ("" if alike is None else " Grad-CAM correlates with that of a random network by "
+           f"{number(alike, 2)}.")
+    )  # fmt: skip
 
 
 def _permuted(entry: Mapping[str, Any]) -> str:
-    return f"Mean AUROC {interval(entry)} over {entry['permutations']} shuffles."
+    return f"Mean {area(entry)}, over {entry['permutations']} shuffles."
 
 
 def _lead(entry: Mapping[str, Any]) -> str:
@@ -226,3 +280,5 @@ _WRITERS = {
     "ring_probe": _rings,
     "attribution": _attribution,
 }
+_MORE = {"annulus_only": _annulus, "brightness_view": _shuffled}
+"""What else is said of a view."""

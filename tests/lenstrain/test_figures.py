@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lensprep.dataset import DECALS
-from lenstrain.figures import MOST_DRAWN, axis_label, smaller
+from lenstrain.figures import MOST_DRAWN, axis_label, fitted_limits, smaller
 from tests.datasets import PAIR
 
 
@@ -29,3 +29,19 @@ def test_large_stamps_are_averaged_over_blocks(side, drawn):
     assert found.shape == (2, drawn, drawn, 3)
     corner = pictures[:, :2, 2:4].mean((1, 2))  # what is cut off lies at the far side
     assert np.abs(found[:, 0, 1] - corner).max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.9, 0.99), (0.95, 1.0), (0.0, 0.02), (0.2, 0.3), (0.0, 1.0), (0.5, 0.5)]
+)
+def test_an_axis_shows_differences_and_stays_a_share(low, high):
+    bottom, top = fitted_limits([low], [high])
+    assert bottom < low
+    assert top > high
+    assert 0.2 <= top - bottom <= max(0.23, 1.11 * (high - low))
+    assert bottom >= -0.05
+    assert top <= 1.05
+
+
+def test_an_axis_of_nothing_is_that_of_all_shares():
+    assert fitted_limits([np.nan], []) == (-0.02, 1.02)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from lenstrain.audit import config as thresholds
 from lenstrain.audit.audit import audit
 from lenstrain.audit.checklist import CHECKLIST
 from lenstrain.audit.config import AuditConfig
-from lenstrain.audit.report import markdown, page, pressing, spell
+from lenstrain.audit.report import lines, markdown, page, pressing, steps
 from lenstrain.cli import main
+from lenstrain.pages.links import links_to
 
 DOCS = Path(__file__).parents[3] / "docs" / "how-to" / "audit.md"
 SCIENCE = [
@@ -80,6 +82,7 @@ BEYOND = [
 ]
 """Items that the reference does not name."""
 ITEMS = [*SCIENCE, *BEYOND]
+ITEMS_BY_NAME = {item.name: item for item in CHECKLIST}
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +115,7 @@ def test_a_fresh_run_is_no_go_and_says_why(audited):
     assert "lenstrain infer" in findings["full_eval"]["detail"]
     assert findings["provenance"]["passed"] is False
     keys = {"item", "group", "severity", "passed", "measured", "threshold", "detail"}
-    assert all(set(finding) == keys for finding in findings.values())
+    assert all(set(finding) - {"rule", "remedy"} == keys for finding in findings.values())
 
 
 def test_page_markdown_and_json_hold_every_item(audited):
@@ -121,7 +124,7 @@ def test_page_markdown_and_json_hold_every_item(audited):
     assert written["findings"] == json.loads(result.stdout)["findings"]
     html, text = (out / "audit.html").read_text(), (out / "audit.md").read_text()
     for name in ITEMS:
-        assert f"<code>{name}</code>" in html
+        assert f'id="item-{name}"' in html
         assert f"| `{name}` |" in text
     assert "://" not in html
     assert text.startswith("# Audit: NO-GO")
@@ -175,6 +178,8 @@ CONTENT = {
     "checkpoint": None,
     "created": "now",
     "version": "1",
+    "config": {},
+    "pages": {"report": "made/report.html"},
 }
 
 
@@ -201,9 +206,77 @@ def test_the_gravest_come_first_and_what_passed_does_not():
     ]  # fmt: skip
 
 
-def test_values_are_spelt_in_one_line():
-    assert spell({"a": 1.23456, "b": [True, None], "c": "x"}) == "a 1.235, b [yes, –], c x"
-    assert len(spell(["x" * 50] * 10)) == 220
+def test_what_lacks_for_one_reason_is_one_step():
+    probes = [finding(item=item, passed=None, detail="Not probed.")
+              for item in ("core_mask", "null_injection")]  # fmt: skip
+    failed = [finding(item=item, detail="Broken.", remedy="Mend it.")
+              for item in ("schema", "duplicates")]  # fmt: skip
+    found = steps([*probes, *failed])
+    assert [[f.item for f in step] for step in found] == [
+        ["schema"], ["duplicates"], ["core_mask", "null_injection"]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_lines_fit_the_terminal_and_end_with_the_verdict(audited, monkeypatch, columns):
+    content = json.loads(audited[0].stdout)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    found = [Finding(**f) for f in content["findings"]]
+    shown = lines(content, [*found, finding(detail="\x1b[2J", remedy="Mend it.")])
+    # A command or a path is never broken.
+    assert [line for line in shown if len(line) > columns and " " in line.strip()] == []
+    assert "  Mend it." in shown
+    assert "\x1b" not in "".join(shown)
+    text = " ".join(" ".join(shown).split())
+    assert "not run, blocker: full_eval" in text
+    assert text.rindex("Verdict: NO-GO. Of 29 blockers") > text.rindex("changing the verdict:")
+
+
+def test_a_failed_item_says_what_to_do_with_what_was_audited(finished, tmp_path):
+    run, dataset = finished
+    changed = load_config(AuditConfig, None, ["data.min_separation_arcsec=1e6"])
+    content, findings = audit(run, dataset, tmp_path, config=changed, only=["split_disjoint"])
+    found = next(f for f in findings if f.item == "split_disjoint")
+    assert found.passed is False
+    assert found.remedy == ITEMS_BY_NAME["split_disjoint"].remedy
+    assert found.remedy in (tmp_path / "audit.html").read_text()
+    assert found.remedy in (tmp_path / "audit.md").read_text()
+    told = [f["remedy"] for f in content["findings"] if f.get("remedy")]
+    assert told == [found.remedy]
+
+
+def test_every_item_says_what_passes_why_and_what_to_do():
+    """With thresholds of another audit, in words; and the section that says more is there."""
+    config = load_config(AuditConfig, None, ["data.max_reject_rate=0.0005"])
+    assert "at most 0.05% of the rows" in ITEMS_BY_NAME["reject_rate"].filled(
+        ITEMS_BY_NAME["reject_rate"].rule, config
+    )
+    sections = re.findall(r"^##+ (.*)$", DOCS.read_text(), re.M)
+    anchors = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in sections}
+    for item in CHECKLIST:
+        texts = [item.filled(text, config) for text in (item.title, item.measures, item.rule)]
+        assert not re.search(r"[{}\[]", "".join(texts)), item.name
+        assert item.why.endswith(".")
+        assert item.remedy.endswith(".") or not item.rule, item.name
+        assert item.docs in anchors, item.name
+
+
+def test_findings_link_to_the_figures_that_there_are(tmp_path):
+    for name, part in (("report", "roc_log"), ("probe", "elsewhere")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.html").write_text(f'<figure id="{part}">')
+    pages = {name: tmp_path / name / f"{name}.html" for name in ("report", "probe")}
+    links = links_to(pages | {"lost": tmp_path / "lost.html"}, tmp_path / "a b")
+    assert links == {
+        "report": "../report/report.html",
+        "report#roc_log": "../report/report.html#roc_log",
+        "probe": "../probe/probe.html",
+        "probe#elsewhere": "../probe/probe.html#elsewhere",
+    }
+    found = page(CONTENT, [finding(item="fpr_support"), finding(item="core_mask")], links)
+    assert found.count("See the figure") == 1
+    assert '<a href="../report/report.html#roc_log">See the figure</a>' in found
+    assert links_to(pages, "s3://bucket/audit") == {}
 
 
 def test_only_measures_what_is_named(finished, tmp_path):

@@ -47,15 +47,21 @@ def judged(tmp_path, evidence_of):
     return make
 
 
+def found(name, evidence, config):
+    """The finding of one item of the checklist."""
+    (item,) = (item for item in CHECKLIST if item.name == name)
+    return run_item(item, evidence, config)
+
+
 def test_who_sees_flux_fails_and_who_sees_lensing_passes(judged, config):
     flux, shape = judged(BY_FLUX, "flux"), judged(BY_SHAPE, "shape")
-    for check in (lensing.check_counterfactuals, lensing.check_pairs):
-        good, bad = check(shape, config), check(flux, config)
+    for name in ("counterfactuals", "pairs"):
+        good, bad = found(name, shape, config), found(name, flux, config)
         assert (good.passed, bad.passed) == (True, False)
-        assert "lensprep counterfactual" in bad.detail
-        assert "data.counterfactual_share" in bad.detail
-        assert 'data.where="label == 0 or theta_e_arcsec >= 0.5 * psfsize_r"' in bad.detail
-        assert "lensprep counterfactual" not in good.detail
+        assert "lensprep counterfactual" in bad.remedy
+        assert "data.counterfactual_share" in bad.remedy
+        assert 'data.where="label == 0 or theta_e_arcsec >= 0.5 * psfsize_r"' in bad.remedy
+        assert not good.remedy
     rates = lensing.check_counterfactuals(flux, config)
     upper = rates.measured["fpr_upper"]
     assert rates.threshold == 2 * upper
@@ -94,13 +100,13 @@ def test_unresolved_lenses_need_not_be_told_from_light(judged, config):
 
 def test_pieces_alone_call_for_no_more_counterfactuals(judged, config):
     pieces = judged(BY_FLUX, "pieces", kinds=("scattered", "lensed"))
-    for check in (lensing.check_counterfactuals, lensing.check_pairs):
-        found = check(pieces, config)
-        assert not found.passed
-        assert "Pieces at the radius of an arc pass for one" in found.detail
-        assert "data.counterfactual_share" not in found.detail
+    for name in ("counterfactuals", "pairs"):
+        finding = found(name, pieces, config)
+        assert not finding.passed
+        assert "Pieces at the radius of an arc pass for one" in finding.detail
+        assert "data.counterfactual_share" not in finding.remedy
     both = judged(BY_FLUX, "both", kinds=("scattered", "unlensed", "lensed"))
-    assert "data.counterfactual_share" in lensing.check_pairs(both, config).detail
+    assert "data.counterfactual_share" in found("pairs", both, config).remedy
 
 
 def test_without_counterfactuals_nothing_is_judged(judged, config):
@@ -134,14 +140,19 @@ def test_the_page_has_a_table_of_the_kinds(judged, config):
     items = [item for item in CHECKLIST if item.name in ("counterfactuals", "pairs")]
     findings = [run_item(item, evidence, config) for item in items]
     names = ("run", "dataset", "dataset_id", "checkpoint", "created", "version", "purpose")
-    content = dict.fromkeys(names, "x") | {"verdict": "NO-GO", "digests": {}}
+    content = dict.fromkeys(names, "x") | {
+        "verdict": "NO-GO",
+        "digests": {},
+        "config": {},
+        "pages": {},
+    }
     text = page(content, findings)
-    assert "<h2>Counterfactuals</h2>" in text
+    assert '<h2 id="kinds">Counterfactuals</h2>' in text
     cell = findings[0].measured["kinds"]["magnified"]
-    row = text[text.index("<tr><td>magnified</td><td>600</td>") :].split("</tr>")[0]
+    row = text[text.index('<tr><th scope="row">magnified</th><td>600</td>') :].split("</tr>")[0]
     assert f"<td>{cell['flagged']}</td>" in row
     assert f"{100 * findings[1].measured['resolved']['magnified']['value']:.1f}%" in row
-    assert "<h2>Counterfactuals</h2>" not in page(content, findings[:0])
+    assert '<h2 id="kinds">Counterfactuals</h2>' not in page(content, findings[:0])
 
 
 def grown(table, split, seed=0):

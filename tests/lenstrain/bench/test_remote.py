@@ -91,8 +91,8 @@ def test_the_command_measures_an_object_store(s3, uri):
     arguments = ["bench", "loader", uri, "--endpoint-url", s3.server.http, "--seconds", "0.5"]
     done = CliRunner().invoke(main, [*arguments, "--shuffle", "none", "--batch-size", "64"])
     assert done.exit_code == 0, done.output
-    assert re.search(r"the same client +[\d,]+ stamps/s \(the loader: \d+ % of it\)", done.stderr)
-    assert re.search(r"mixing window +64 stamps", done.stderr)
+    assert re.search(r"the same client +[\d,]+ stamps/s \(the loader: \d+ % of it\)", done.stdout)
+    assert re.search(r"mixing window +64 stamps", done.stdout)
 
 
 def test_a_memory_budget_that_does_not_do_is_told_in_one_line(s3, uri):

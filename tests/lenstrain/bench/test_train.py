@@ -176,8 +176,7 @@ def test_both_benches_answer_on_the_command_line(root):
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["arch"] == "resnet_small"
     done = CliRunner().invoke(main, ["bench", "train", str(root), "--seconds", "0.5", *options])
-    assert "of a matrix product" in done.stderr
-    assert done.stdout == ""
+    assert "of a matrix product" in done.stdout
     done = CliRunner().invoke(main, ["bench", "train", str(root), "--set", "optim.lrr=1"])
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert "Did you mean 'optim.lr'" in done.stderr

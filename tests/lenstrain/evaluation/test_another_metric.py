@@ -59,7 +59,9 @@ def test_it_is_in_the_report_with_an_interval_and_in_the_comparison(
     assert found["comparison"]["ks"]["this"] == found["ks"]["value"]
     assert found["comparison"]["ks"]["low"] > 0
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("<td>KS distance</td>") == 2  # among the areas, and in the comparison
+    assert (
+        page.count('<th scope="row">KS distance</th>') == 2
+    )  # among the areas, and in the comparison
 
 
 def test_it_steers_training_the_monitor_and_a_sweep(ks, tmp_path):

@@ -79,6 +79,17 @@ def test_the_figures_are_those_of_the_table(evaluated):
     assert list(metrics["auroc_by_theta_e"]) == ["0.3", "0.6", "1.0"]
 
 
+def test_the_page_says_which_scores_it_is_of_and_what_the_figures_say(evaluated):
+    page = (evaluated[0] / "out" / "report.html").read_text()
+    assert "<title>test: lens finder evaluation, AUROC 0." in page
+    assert "<h1>test: how good is this lens finder?</h1>" in page
+    says = "Completeness rises with the Einstein radius: from "
+    assert f'<li class="says">{says}' in page
+    assert f'alt="Figure: Completeness against Einstein radius. {says}' in page
+    # Seeing decides nothing in these scores.
+    assert "seeing (PSF FWHM): from" not in page
+
+
 def test_a_selection_function_is_fitted_on_demand_alone(evaluated):
     folder, metrics, _ = evaluated
     assert metrics["selection_function"] is None
@@ -424,10 +435,10 @@ def test_a_new_evaluation_replaces_the_old_and_has_stamps_of_the_dataset_that_sc
     assert not (out / "figures" / "old.txt").exists()
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     page = (out / "report.html").read_text()
-    assert page.count('alt="Stamp ') == 9
+    assert page.count('class="enlarge"') == 9
     table = pq.read_table(path)
     negative = table.filter(pa.compute.equal(table["label"], 0)).sort_by([("logit", "descending")])
-    shown = re.findall(r'alt="Stamp (\w+)"', page)
+    shown = re.findall(r'<button[^>]*aria-label="Enlarge: \S+ (\w+)"', page)
     assert shown[:3] == negative["key"].to_pylist()[:3]
 
 
@@ -562,7 +573,7 @@ def test_real_and_simulated_rows_have_a_section_of_their_own(mixed):
     for name in ("simulated", "real"):
         assert f"{metrics['origins'][name]['auroc']['value']:.4f}" in page
     assert "Recall by grade, FPR 0.01" in page
-    assert "<td>A</td><td>real</td><td>40</td>" in page
+    assert '<th scope="row">A</th><td>real</td><td>40</td>' in page
     assert "the 25 largest of each origin" in page
     assert "=kind&lt;b&gt;1<" in page
     assert "AUROC, real rows" in page

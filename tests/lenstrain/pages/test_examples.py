@@ -23,7 +23,7 @@ from lensprep.dataset.rgb import lupton_rgb
 from lensprep.dataset.writer import write_dataset
 from lensprep.decode.parts import decode_parts, plan_tree
 from lensprep.errors import InputError, ScoresError
-from lenstrain.pages.examples import _stretched, open_stamps, png_uri
+from lenstrain.pages.examples import _stretched, open_stamps, png_uri, viewer_address
 from lenstrain.scoretable import read_sky_scores
 from tests.datasets import PAIR
 from tests.lenstrain.probes.conftest import RUBIN, VIS
@@ -183,3 +183,20 @@ def test_scores_that_do_not_say_where_their_stamps_lie_are_refused(tmp_path):
     scores = write(tmp_path / "s.parquet", table, "tree", tmp_path)
     with pytest.raises(ScoresError, match="has no column source_row"):
         open_stamps(str(tmp_path), scores).rgb(np.array([0]))
+
+
+@pytest.mark.parametrize(
+    ("geometry", "facts", "query"),
+    [
+        (DECALS, {"ra": 187.5, "dec": -10.25}, "?ra=187.500000&dec=-10.250000&"),
+        (DECALS, {"ra": -0.5, "dec": 1.0}, "?ra=359.500000&dec=1.000000&"),
+        (DECALS, {"ra": 187.5}, None),
+        (PAIR, {"ra": 187.5, "dec": -10.25}, None),
+    ],
+)
+def test_a_position_leads_to_the_viewer_of_its_survey(geometry, facts, query):
+    address = viewer_address(geometry, facts)
+    if query is None:
+        assert address is None
+    else:
+        assert address.startswith(f"https://www.legacysurvey.org/viewer{query}")

@@ -1,0 +1,188 @@
+"""The figures that a reader wants first: those of the page's tiles and of the console."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from lenstrain.evaluation.operating import primary_threshold
+from lenstrain.pages.page import bounds, number, percent
+
+
+class Figure(NamedTuple):
+    """One figure, in words."""
+
+    name: str
+    value: str
+    interval: str = ""
+    """In brackets, or why there is none."""
+    note: str = ""
+
+
+def headline(content: Mapping[str, Any]) -> list[Figure]:
+    """Ranking, operating points, purity and calibration; `content` is that of metrics.json."""
+    cut = primary_threshold(content)
+    area, fpr = content["auroc"], cut["fpr"]
+    lone = "" if content["n_regions"] > 1 else "one region"
+    return [
+        Figure("AUROC", number(area["value"]), bounds(area), lone),
+        *(
+            Figure(
+                f"Completeness at {choice['name']}",
+                percent(choice["tpr"]["value"]),
+                bounds(choice["tpr"], 1, percent),
+                _kept(choice, content),
+            )
+            for choice in content["completeness_thresholds"]
+            if choice["threshold"] is not None
+        ),
+        Figure(
+            "False-positive rate there",
+            percent(fpr["value"], 2),
+            bounds(fpr, 2, percent),
+            f"at most {percent(fpr['upper_limit'], 2)}",
+        ),
+        *_widest(content),
+        *_purity(content, cut),
+        _calibration(content),
+    ]
+
+
+def summary(content: Mapping[str, Any]) -> list[Figure]:
+    """`headline`, then real lenses and each origin, and the gain over another model."""
+    return [
+        *headline(content),
+        *_known_lenses(content["known_lenses"]),
+        *_origins(content),
+        *_gains(content["comparison"]),
+    ]
+
+
+def remarks(content: Mapping[str, Any]) -> list[str]:
+    """What belongs to the figures: lenses without shape, rates that the data cannot support."""
+    rates, comparison = content["tpr_at_fpr"], content["comparison"]
+    said = []
+    if comparison is not None:
+        said.append(f"Gains are over {comparison['other']}, on the same draws of regions.")
+    if unresolved := content.get("unresolved_share"):
+        limit = content["provenance"]["options"]["unresolved_below"]
+        said.append(
+            f"{percent(unresolved)} of the lenses are unresolved: θE below {limit:g} of the PSF "
+            "FWHM."
+        )
+    if rates and not any(entry["supported"] for entry in rates.values()):
+        largest = max(rates, key=float)
+        said.append(
+            f"No false-positive rate is supported: {percent(float(largest), 0)} "
+            f"{rates[largest]['reason']}."
+        )
+    return said + [
+        f"No operating point for {choice['name']}: {choice['reason']}."
+        for choice in content["completeness_thresholds"]
+        if choice["threshold"] is None
+    ]
+
+
+def _kept(choice: Mapping[str, Any], content: Mapping[str, Any]) -> str:
+    if choice["guaranteed"]:
+        return "frozen; rate guaranteed"
+    if content["calibration_split"]:
+        return "frozen; rate not guaranteed"
+    return "chosen on these scores"
+
+
+def _widest(content: Mapping[str, Any]) -> Iterator[Figure]:
+    """The largest Einstein radius, which a finder must get right."""
+    groups = content.get("auroc_by_theta_e") or {}
+    name = next(reversed(groups), None)
+    if name is not None and groups[name]["value"] is not None:
+        entry = groups[name]
+        yield Figure(
+            f"AUROC at θE = {name}″",
+            number(entry["value"]),
+            bounds(entry),
+            f"{entry['n']:,} lenses",
+        )
+
+
+def _purity(content: Mapping[str, Any], cut: Mapping[str, Any]) -> Iterator[Figure]:
+    """Purity at the first prevalence."""
+    for prevalence in list(content["average_precision_at_prevalence"])[:1]:
+        name, at = f"Purity, 1 lens in {1 / float(prevalence):,.0f}", f"at {cut['name']}"
+        entry = cut["purity"][prevalence]
+        if entry["low"] is not None:
+            yield Figure(name, percent(entry["value"]), bounds(entry, 1, percent), at)
+        elif entry["at_least"] is not None:
+            value = f"≥ {percent(entry['at_least'])}"
+            yield Figure(name, value, "lower limit", f"too few non-lenses flagged {at}")
+        else:
+            yield Figure(name, "n/a", note=str(entry.get("reason", "")))
+
+
+def _calibration(content: Mapping[str, Any]) -> Figure:
+    entry = (content["calibrated"] or content)["ece"]["debiased"]
+    name = "Calibration error"
+    which = f"root mean square, {'calibrated' if content['calibrated'] else 'as scored'}"
+    if entry["low"] == 0:  # its value is then often 0 too, which no finder has
+        return Figure(name, f"≤ {number(entry['high'])}", "not shown above 0", which)
+    return Figure(name, number(entry["value"]), bounds(entry), which)
+
+
+def _share(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """How many of how many, and the interval of their share."""
+    return f"{entry['k']:,} of {entry['n']:,}", bounds(entry, 1, percent)
+
+
+def _known_lenses(known: Mapping[str, Any] | None) -> Iterator[Figure]:
+    for cut in known["recall"] if known else ():
+        if cut["all"]["n"]:
+            yield Figure("Known lenses found", *_share(cut["all"]), f"at {cut['name']}")
+        else:
+            yield Figure("Known lenses found", "n/a", note=cut["all"]["reason"])
+
+
+def _origins(content: Mapping[str, Any]) -> Iterator[Figure]:
+    """Ranking and rates of the origins beside the headline's, and how far they lie apart."""
+    for name, entry in content.get("origins", {}).items():
+        if name == content["origin"]:
+            continue
+        area, title = entry["auroc"], f"AUROC of {name} rows"
+        if area["value"] is None:
+            yield Figure(title, "n/a", note=area["reason"])
+        else:
+            yield Figure(title, number(area["value"]), bounds(area))
+        for key, what in (("recall", "lenses found"), ("false_positives", "non-lenses flagged")):
+            cut = entry[key][0]
+            if cut["all"]["n"]:
+                title = f"{name.capitalize()} {what}"
+                yield Figure(title, *_share(cut["all"]), f"at {cut['name']}")
+    for what, found in content.get("sim_to_real", {}).items():
+        title = f"Real or simulated {what.replace('_', '-')}"
+        if found["value"] is None:
+            yield Figure(title, "n/a", note=found.get("reason", ""))
+        else:
+            more = ", or more" if found["least"] else ""
+            note = f"AUROC by features{more}: 0.5 if they look alike"
+            yield Figure(title, number(found["value"]), bounds(found), note)
+
+
+def _gains(comparison: Mapping[str, Any] | None) -> Iterator[Figure]:
+    """The differences to another model on the same draws, at each rate that has support."""
+    if comparison is None:
+        return
+
+    def points(value: float, _: int) -> str:
+        return f"{100 * value:+.1f}"
+
+    def signed(value: float, _: int) -> str:
+        return f"{value:+.4f}"
+
+    yield _gain("Gain in AUROC", comparison["auroc"], 4, signed, "")
+    for fpr, entry in comparison["tpr_at_fpr"].items():
+        if entry["value"] is not None:
+            yield _gain(f"Gain at FPR {fpr}", entry, 1, points, "completeness, % points: ")
+
+
+def _gain(name: str, entry: Mapping[str, Any], digits: int, show: Any, unit: str) -> Figure:
+    verdict = "not shown to differ"
+    if entry["low"] is not None and (entry["low"] > 0 or entry["high"] < 0):
+        verdict = "better" if entry["low"] > 0 else "worse"
+    return Figure(name, show(entry["value"], digits), bounds(entry, digits, show), unit + verdict)
