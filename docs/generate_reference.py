@@ -20,20 +20,74 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "reference"
 
 
+COMPLETION = """\
+## Completion by the shell
+
+The Tab key completes commands, options, choices, and names of files and folders; not those of
+objects in a store, which would take a request each time. Put these lines into `~/.bashrc`
+(bash 4.4 or later):
+
+```sh
+eval "$(_LENSPREP_COMPLETE=bash_source lensprep)"
+eval "$(_LENSTRAIN_COMPLETE=bash_source lenstrain)"
+```
+
+into `~/.zshrc`, after `compinit`:
+
+```sh
+eval "$(_LENSPREP_COMPLETE=zsh_source lensprep)"
+eval "$(_LENSTRAIN_COMPLETE=zsh_source lenstrain)"
+```
+
+or, once, for fish:
+
+```sh
+_LENSPREP_COMPLETE=fish_source lensprep > ~/.config/fish/completions/lensprep.fish
+_LENSTRAIN_COMPLETE=fish_source lenstrain > ~/.config/fish/completions/lenstrain.fish
+```"""
+
+
 def cli_reference() -> str:
     """The help of every command of both programs, as Markdown."""
     from lensprep.cli import main as lensprep
     from lenstrain.cli import main as lenstrain
 
-    parts = [
-        "# Commands",
-        "Generated from `--help` by `make docs`. Exit status: 0 success, 1 an error in one line, "
-        "2 a mistake in the command line, 130 stopped by a signal, 75 stopped by SIGTERM with the "
-        "state saved.",
-    ]
+    parts = ["# Commands", "Generated from `--help` by `make docs`.", _statuses(), COMPLETION]
     for name, group in (("lensprep", lensprep), ("lenstrain", lenstrain)):
         parts += _commands(name, group, None)
     return "\n\n".join(parts) + "\n"
+
+
+def _statuses() -> str:
+    """Table of the exit statuses and the commands that end with them."""
+    from lensprep.store.interrupts import INTERRUPTED, PREEMPTED
+    from lenstrain.audit.finding import EXIT_CODES
+
+    audit = "`lenstrain audit`"
+    told = {
+        EXIT_CODES["GO"]: ("success; the verdict GO of an audit", "all"),
+        click.ClickException.exit_code: (
+            "an error, told in one line; or what was checked is not sound",
+            "all; so `lensprep check`, `lensprep verify`, `lenstrain cache verify`",
+        ),
+        click.UsageError.exit_code: ("a mistake in the command line; nothing was done", "all"),
+        EXIT_CODES["CONDITIONAL"]: ("CONDITIONAL: no blocker failed, but a warning", audit),
+        EXIT_CODES["NO-GO"]: ("NO-GO: a blocker failed or was not run", audit),
+        PREEMPTED: (
+            "stopped by SIGTERM with the state saved: repeat the command with `--resume` (a sweep: "
+            "as it was)",
+            "`lenstrain train`, `lenstrain sweep`",
+        ),
+        INTERRUPTED: (
+            "stopped by Ctrl-C, elsewhere by SIGTERM too; finished work is kept if a command can "
+            "resume",
+            "all",
+        ),
+    }  # fmt: skip
+    rows = [f"| {status} | {what} | {who} |" for status, (what, who) in sorted(told.items())]
+    return "\n".join(
+        ["## Exit statuses", "", "| status | meaning | commands |", "|---:|---|---|", *rows]
+    )
 
 
 def _commands(path: str, command: click.Command, parent: click.Context | None) -> list[str]:
@@ -113,14 +167,50 @@ def _docstrings(cls: type) -> dict[str, str]:
     return found
 
 
+def audit_items() -> str:
+    """The how-to of the audit with tables of the checklist, as the default thresholds have it."""
+    from lenstrain.audit.checklist import CHECKLIST
+    from lenstrain.audit.config import AuditConfig
+
+    config = AuditConfig()
+    what = ["| Item | Weight | Measured | Passes if |", "|---|---|---|---|"]
+    why = ["| Item | Why it matters | If it fails |", "|---|---|---|"]
+    for item in CHECKLIST:
+        weight = "P" if item.publish else item.severity[0].upper()
+        measures, rule = (item.filled(text, config) for text in (item.measures, item.rule))
+        what.append(f"| `{item.name}` | {weight} | {measures} | {rule or 'reported'} |")
+        why.append(f"| `{item.name}` | {item.why} | {item.remedy or 'It is for you to weigh.'} |")
+    tables = "\n".join(["", *what, "", *why])
+    return _filled(ROOT / "docs" / "how-to" / "audit.md", "items", f"{tables}\n")
+
+
 def contributing() -> str:
     """CONTRIBUTING.md with a table of each package's components: purpose and imports."""
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    begin, end = "<!-- components: made by `make docs` -->\n", "<!-- end of components -->"
-    before, rest = text.split(begin)
-    after = rest.split(end)[1]
     tables = "".join(_components(package) for package in ("lensprep", "lenstrain"))
-    return f"{before}{begin}{tables}\n{end}{after}"
+    return _filled(ROOT / "CONTRIBUTING.md", "components", tables)
+
+
+def input_reference() -> str:
+    """The page of the input with the table of columns: the contract's own words."""
+    from lensprep.source.survey import DECALS_SURVEY
+
+    lines = [
+        "",
+        "| column | type | unit | null | required | leaks | lenses only | plausible | meaning |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for column in DECALS_SURVEY.known_columns:
+        marks = ["yes" * is_so for is_so in (column.required, column.leaks, column.lenses_only)]
+        cells = (f"`{column.name}`", str(column.type), column.unit, column.null_rule, *marks)
+        lines.append(f"| {' | '.join((*cells, column.limits, column.meaning))} |")
+    return _filled(FOLDER / "input.md", "columns", "\n".join(lines) + "\n")
+
+
+def _filled(page: Path, name: str, tables: str) -> str:
+    """A page with what is generated between its two marks of this name."""
+    begin, end = f"<!-- {name}: made by `make docs` -->\n", f"<!-- end of {name} -->"
+    before, rest = page.read_text().split(begin)
+    return f"{before}{begin}{tables}\n{end}{rest.split(end)[1]}"
 
 
 def _components(package: str) -> str:
@@ -146,6 +236,8 @@ def main() -> int:
         (FOLDER / "cli.md", cli_reference()),
         (FOLDER / "config.md", config_reference()),
         (FOLDER / "evaluation.md", evaluation_reference()),
+        (ROOT / "docs" / "how-to" / "audit.md", audit_items()),
+        (FOLDER / "input.md", input_reference()),
         (ROOT / "CONTRIBUTING.md", contributing()),
     )
     for path, text in pages:

@@ -20,19 +20,22 @@ MAY_IMPORT = {
     "lensprep.extras": "",
     "lensprep.store": "",
     "lensprep.configfile": "store",
-    "lensprep.terminal": "store extras",
+    "lensprep.texttable": "",
     "lensprep.tables": "store",
     "lensprep.dataset": "store",
+    "lensprep.terminal": "store extras configfile texttable dataset.layout",
     "lensprep.source": "dataset store tables configfile",
     "lensprep.engine": "store kernel extras",
     "lensprep.decode": "dataset source tables kernel",
     "lensprep.transfer": "dataset store",
     "lensprep.convert": "decode source engine dataset store configfile transfer",
-    "lensprep.checks": "source decode dataset engine store tables",
-    "lensprep.inspection": "decode source dataset engine store tables",
+    "lensprep.checks": "source decode dataset engine store tables texttable",
+    "lensprep.inspection": "decode source dataset engine store tables texttable",
     "lensprep.synth": "dataset source decode engine store kernel extras",
     "lensprep.counterfactual": "synth dataset source decode engine store kernel extras",
+    "lensprep.machine": "checks dataset store engine extras",
     "lensprep.bench": "*",
+    "lensprep.doctor": "*",
     "lenstrain.config": "",
     "lenstrain.data": "",
     "lenstrain.networks": "config",
@@ -51,6 +54,7 @@ MAY_IMPORT = {
     "lenstrain.sweep": "training evaluation.metrics figures config",
     "lenstrain.monitor": "config evaluation.metrics",
     "lenstrain.bench": "data networks training config",
+    "lenstrain.doctor": "bench networks training config",
 }
 """What a component may import of its own package, beside itself and the errors, which are for all:
 only what stands above it. ``*`` is all but the command line.
@@ -60,7 +64,9 @@ The command lines may import everything, and nobody imports them.
 
 ONE_FILE_MAY_ALSO = {"lensprep.decode.parts": "engine"}
 
-OPEN_TO_LENSTRAIN = "dataset store tables errors configfile kernel terminal checks.finding"
+OPEN_TO_LENSTRAIN = (
+    "dataset store tables errors configfile kernel terminal texttable checks.finding machine"
+)
 """What lenstrain may import of lensprep."""
 
 OPEN_TO_ONE_FILE = {

@@ -284,7 +284,10 @@ COMMANDS = {
     "lensprep upload": (("nothing", "s3://bucket/a"), None),
     "lensprep download": (("nothing", "ds"), None),
     "lensprep inspect": (("nothing",), None),
+    "lensprep survey list": ((), None),
+    "lensprep survey show": (("hsc",), None),
     "lensprep bench": (("nothing",), None),
+    "lensprep doctor": (("nothing",), None),
     "lenstrain train": (("nothing", "--out", "run"), "train"),
     "lenstrain monitor": (("nothing",), None),
     "lenstrain infer": (("best.pt", "nothing", "--out", "s.parquet"), "train"),
@@ -297,6 +300,9 @@ COMMANDS = {
     "lenstrain generalize": (("{dataset}", "--out", "g"), "train"),
     "lenstrain bench loader": (("nothing",), "train"),
     "lenstrain bench train": (("nothing",), "train"),
+    "lenstrain config list": ((), None),
+    "lenstrain config show": (("demo",), None),
+    "lenstrain doctor": ((), None),
     "lenstrain cache status": (("--dir", "c"), "train"),
     "lenstrain cache fill": (("s3://bucket/a", "--dir", "c"), "train"),
     "lenstrain cache verify": (("--dir", "c"), "train"),
@@ -382,7 +388,10 @@ def test_sigterm_ends_a_training_within_a_step_that_takes_minutes(long_step):
         assert process.returncode == 75
         if "Interrupted at step 0; saved." not in err:  # it still waited for its data
             break
-    assert "No step ended in time to save; continue from the last checkpoint with --resume." in err
+    assert (
+        "No step ended in time to save; --resume continues from the last checkpoint, or anew."
+        in err
+    )
     assert 20 < time.monotonic() - began < 30  # torchrun kills after 30
 
 

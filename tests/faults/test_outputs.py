@@ -64,12 +64,14 @@ NO_PLACES = {
 ON_A_DISK = {
     ("lensprep", "bench", "folder"),
     ("lensprep", "convert", "keep_local"),
+    ("lensprep", "doctor", "disks"),
     ("lensprep", "download", "dataset"),
     ("lensprep", "upload", "dataset"),
     ("lenstrain", "cache clear", "folder"),
     ("lenstrain", "cache fill", "folder"),
     ("lenstrain", "cache status", "folder"),
     ("lenstrain", "cache verify", "folder"),
+    ("lenstrain", "doctor", "disks"),
     ("lenstrain", "infer", "cache_dir"),
     ("lenstrain", "sweep", "study"),
 }
