@@ -526,7 +526,7 @@ CHECKLIST: Final = (
         "of area",
         rule=RULES["attribution"],
         why=MEANINGS["attribution"],
-        remedy="Look at the maps: what else does the finder look at?",
+        remedy="See in the maps what else the finder looks at.",
         figure="probe#attribution", docs="the-probes",
     ),
 )
