@@ -64,11 +64,11 @@ class Bar:
         """Show where things are."""
         self.bar.update(self.task, description=name, completed=done, total=total, note=note)
         now = time.monotonic()
-        done, total = done - self.first, total - self.first
-        if not self.bar.disable or now - self.shown < LINE_SECONDS or not 0 < done < total:
+        own = done - self.first
+        if not self.bar.disable or now - self.shown < LINE_SECONDS or own <= 0 or done >= total:
             return
         self.shown = now
-        left = (now - self.started) * (total - done) / done
+        left = (now - self.started) * (total - done) / own
         text = f"{name}: {100 * done / total:.0f}%, about {time_text(left)} left"
         self.print_line(f"{text}, {note}" if note else text)
 
@@ -148,8 +148,8 @@ class TrainProgress(Bar):
             return
         self.record = event.record or self.record
         done = (event.epoch - 1) * event.steps + event.step
-        if not self.begun:  # a resumed run starts in the middle: its time belongs to its own steps
-            self.begun, self.first = True, done - 1
+        if not self.begun:  # a resumed run starts in the middle, and a start is no part of a rate
+            self.begun, self.first, self.started = True, done, time.monotonic()
         self.show(name, done, event.epochs * event.steps, train_note(self.record))
 
 

@@ -32,22 +32,19 @@ def test_a_line_tells_rate_data_wait_loss_and_time_left(capsys):
         show(event(step=5, record=RECORD))
         show(event(step=6))
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3
-    for line, share in zip(lines[1:], ("25%", "30%"), strict=True):
+    for line, share in zip(lines, ("25%", "30%"), strict=True):
         assert line.startswith(f"epoch 1/2: {share}, about ")
         assert " s left, 1,234 stamps/s, waiting for data 1.5%, loss 0.4321" in line
 
 
 @pytest.mark.usefixtures("at_once")
 def test_the_time_left_of_a_resumed_run_is_that_of_the_steps_since(capsys, monkeypatch):
-    now = iter([0.0, 10.0, 20.0])
+    now = iter([0.0, 10.0, 10.0, 20.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
     show = TrainProgress()
-    show(event(epoch=2, step=5))  # 15 of 20 steps, but only one is this process's
+    show(event(epoch=2, step=5))  # 15 of 20 steps, and the start belongs to none of them
     show(event(epoch=2, step=6))
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "epoch 2/2: 17%, about 50 s left"
-    assert lines[1] == "epoch 2/2: 33%, about 40 s left"
+    assert capsys.readouterr().err.splitlines() == ["epoch 2/2: 80%, about 40 s left"]
 
 
 def test_an_epoch_is_one_line(capsys):
