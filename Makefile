@@ -12,7 +12,12 @@ DEMO_ROWS ?= 12000
 DEMO_SEED ?= 1
 # A waiting thread must not occupy the core that another needs (1.9 to 4.9 times, two cores).
 export OMP_WAIT_POLICY ?= PASSIVE
+# What is installed: what the demo needs, or everything.
+DEMO_STAMP := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# An index of PyTorch wheels, for a lighter PyTorch.
+TORCH_INDEX ?=
 # A machine with a GPU may have no network: there the Python that has PyTorch will do.
 PY ?= $(firstword $(wildcard $(BIN)/python) python3)
 GPU_DAY ?= gpu_day
@@ -22,17 +27,21 @@ GPU_DAY ?= gpu_day
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
 
-# The environment is rebuilt when the declaration of its contents changes.
-$(STAMP): pyproject.toml constraints.txt
+# An environment is brought up to date when the declaration of its contents changes.
+$(STAMP): EXTRAS = train,synth,test,docs,dev
+$(DEMO_STAMP): EXTRAS = train,synth
+$(STAMP) $(DEMO_STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; name another: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Installing into $(VENV): PyTorch and the rest, up to 4 GB to download. Minutes pass without a word."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,synth,test,dev]"
-	@touch $(STAMP)
+	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url $(TORCH_INDEX) torch torchvision)
+	$(PIP) -e ".[$(EXTRAS)]"
+	@touch $(DEMO_STAMP) $@
 
-# make env     create the environment in .venv
+# make env     everything, for developers, in .venv; `make demo` installs what it needs alone
 env: $(STAMP)
 
-demo: $(STAMP)
+demo: $(DEMO_STAMP)
 	rm -rf $(DEMO)
 	$(BIN)/lensprep synth $(DEMO)/phase4c --rows $(DEMO_ROWS) --seed $(DEMO_SEED)
 	$(BIN)/lensprep counterfactual $(DEMO)/phase4c $(DEMO)/counterfactuals --share 0.5
@@ -49,6 +58,7 @@ demo: $(STAMP)
 	@echo
 	@echo "The stamps:  $(abspath $(DEMO))/stamps.png"
 	@echo "The report:  $(abspath $(DEMO))/report/report.html   <- open this in a browser"
+	@echo "How to read it, and what comes next: docs/tutorials/first-run.md. The programs: source $(VENV)/bin/activate"
 
 # One thread per worker: two OpenBLAS threads per process make small algebra take 2.7 times as long.
 test: lint
@@ -65,9 +75,11 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# make docs    generate the reference pages from the code
+# make docs    generate the reference pages from the code, and the site in site/
 docs: $(STAMP)
 	$(BIN)/python docs/generate_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "The site:  $(CURDIR)/site/index.html. Its search needs a server: python3 -m http.server --directory site"
 
 # make test-slow  the tests that take minutes: kills, long runs, memory
 test-slow: $(STAMP)
@@ -103,7 +115,8 @@ bench-peers:
 		|| echo "FFCV is left out: building it needs g++, pkg-config, libopencv-dev and libturbojpeg0-dev."
 	$(BENCH_VENV)/bin/python -m tests.benchmarks.peers
 
-# make dist-check  build wheel and sdist, install each into a fresh environment, run both commands there
+# make dist-check  build wheel and sdist, run both commands from each, and a few tests from the sdist
+DIST_TESTS := tests/test_docs.py tests/test_layering.py tests/lensprep/decode tests/lensprep/test_configfile.py
 dist-check: $(STAMP)
 	rm -rf build dist
 	$(BIN)/python -m build --outdir dist .
@@ -111,13 +124,16 @@ dist-check: $(STAMP)
 		rm -rf $(DIST_VENV) && $(PYTHON) -m venv $(DIST_VENV) \
 		&& $(DIST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $$package \
 		&& (cd $(DIST_VENV) && bin/lensprep convert "$(CURDIR)/tests/golden/phase4c" dataset --max-reject-rate 1 \
-			&& bin/lensprep verify dataset && bin/lenstrain --help) > $(DIST_VENV)/commands.log \
+			&& bin/lensprep verify dataset && bin/lensprep survey show hsc && bin/lenstrain config show demo) > $(DIST_VENV)/commands.log \
 		&& $(DIST_VENV)/bin/python -c "from importlib.resources import files; \
 			assert files('lenstrain').joinpath('pages/templates/report.html').is_file()" \
 		|| { echo "$$package does not work once installed."; exit 1; }; \
 		echo "$$package works once installed."; \
 	done
+	rm -rf $(DIST_VENV)/sdist && mkdir $(DIST_VENV)/sdist && tar -xzf dist/*.tar.gz -C $(DIST_VENV)/sdist --strip-components 1
+	cd $(DIST_VENV)/sdist && export PYTHONPATH="$$PWD" && $(abspath $(BIN))/python -m pytest -q --collect-only > ../collected.log \
+		&& OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m pytest -q -m "not slow and not gpu and not faults" $(DIST_TESTS)
 
 # make clean   remove everything that was built here
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) $(DIST_VENV) build dist $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) $(DIST_VENV) build dist site $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

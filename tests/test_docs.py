@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,34 @@ def test_every_make_target_of_the_readme_exists():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
     for name in re.findall(r"^make ([a-z-]+)", (ROOT / "README.md").read_text(), re.M):
         assert name in targets
+
+
+def test_the_page_of_installing_tells_every_extra_and_what_the_demo_installs():
+    text = (ROOT / "docs" / "how-to" / "install.md").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert {*re.findall(r"^\| `(\w+)` \|", text, re.M)} == {*extras}
+    (demo,) = re.findall(
+        r"^\$\(DEMO_STAMP\): EXTRAS = (.+)$", (ROOT / "Makefile").read_text(), re.M
+    )
+    assert f"'.[{demo}]'" in text
+
+
+def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path):
+    pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    api = (tmp_path / "docs" / "reference" / "api.html").read_text()
+    for name in ("dataset.Dataset.open", "convert.convert", "engine.make_engine"):
+        assert f'id="lensprep.{name}"' in api
+    for page in tmp_path.rglob("*.html"):
+        loads = r"<(?:script|img|iframe)[^>]* src=\"?(\w*:?//\S+)"
+        sheets = r"<link[^>]* rel=\"?(?:stylesheet|preconnect|preload)[^>]*href=\"?(\w*:?//\S+)"
+        text = page.read_text()
+        assert not [*re.findall(loads, text), *re.findall(sheets, text)], page
