@@ -22,6 +22,8 @@ from lensprep.dataset.local import LocalDataset
 from lensprep.dataset.manifest import Manifest, ShardInfo, SplitInfo
 from lensprep.dataset.normalization import NormalizationSpec
 from lensprep.dataset.remote import RemoteDataset
+from lensprep.dataset.rows import Split
+from lensprep.dataset.stamps import Stamp, Stamps
 
 __all__ = [
     "BANDS",
@@ -46,6 +48,9 @@ __all__ = [
     "NormalizationSpec",
     "RemoteDataset",
     "ShardInfo",
+    "Split",
     "SplitInfo",
+    "Stamp",
+    "Stamps",
     "open_dataset",
 ]

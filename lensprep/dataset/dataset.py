@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -22,13 +22,17 @@ from numpy.typing import NDArray
 from lensprep.dataset.absence import no_dataset
 from lensprep.dataset.layout import MANIFEST_NAME, STAMP_DTYPE
 from lensprep.dataset.manifest import MANIFEST_BYTES, Manifest, ShardInfo, SplitInfo
+from lensprep.dataset.rows import Reader, Rows, Split, counts_text
 from lensprep.dataset.sidecar import join_tables, open_sidecar, read_table
-from lensprep.errors import DatasetError, NotFoundError, StorageError
+from lensprep.errors import DatasetError, NotFoundError, StorageError, plain_text
 from lensprep.store import LocalStore, S3Options, Store, is_remote, member_path, open_store
 
 
-class Dataset(ABC):
-    """A committed dataset; make it with `Dataset.open`.
+class Dataset(Rows, ABC):
+    """A committed dataset; make it with `open_dataset`.
+
+    ``dataset["test"]`` is one split, a `Split`; what both offer for a look (`table`, `stamp`,
+    `stamps`, `near`, `plot`) is of all splits here. Iterating gives the names of the splits.
 
     Parameters
     ----------
@@ -68,6 +72,12 @@ class Dataset(ABC):
             one.
         StorageError
             If the disk or the object store does not let us, or does not answer.
+
+        Examples
+        --------
+        >>> dataset = open_dataset("demo/dataset")  # or "s3://bucket/dataset"
+        >>> dataset["test"].table(["key", "ra", "dec"], where="label == 1").to_pandas()
+        >>> dataset.near(4.749144, -27.060934, radius_arcsec=5).plot()
         """
         leaf, store = Dataset._leaves[is_remote(uri)], open_store(uri, options)
         try:
@@ -76,6 +86,28 @@ class Dataset(ABC):
         except NotFoundError:
             raise DatasetError(no_dataset(store)) from None
         return leaf(store, Manifest.from_json(text, f"{store.uri}/{MANIFEST_NAME}"))
+
+    @property
+    def _reader(self) -> Reader:
+        return self
+
+    @property
+    def _splits(self) -> tuple[str, ...]:
+        return tuple(self.manifest.splits)
+
+    def __getitem__(self, split: str) -> Split:
+        return Split(self, split)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._splits)
+
+    def __repr__(self) -> str:
+        spec = self.manifest.normalization
+        stored = f"{plain_text(spec.mode, 40)} clipped at {spec.clip:g}"
+        return (
+            f"Dataset of {self.geometry}, {stored}\n{self.uri}, id {self.dataset_id[:12]}\n"
+            f"{counts_text(self.manifest.splits)}"
+        )
 
     @property
     def root(self) -> Path:
@@ -257,7 +289,7 @@ class Dataset(ABC):
         ShardError, DatasetError
             As `read_shard_sidecar`.
         """
-        tables = self._read_sidecars(self._some_shards(split), columns)
+        tables = self.read_sidecars(self._some_shards(split), columns)
         return join_tables(tables, f"{self.uri}: the sidecars of {split}")
 
     def columns(self, split: str) -> list[str]:
@@ -277,10 +309,12 @@ class Dataset(ABC):
             raise DatasetError(f"{self.uri}: split {split!r} is empty.")
         return shards
 
-    def _read_sidecars(
+    def read_sidecars(
         self, shards: Sequence[ShardInfo], columns: Sequence[str] | None
     ) -> Iterable[pa.Table]:
+        """Sidecar rows of some shards, one table each, read as they are asked for."""
         return (self.read_shard_sidecar(shard, columns) for shard in shards)
 
 
 open_dataset: Final = Dataset.open
+"""See `Dataset.open`."""

@@ -71,7 +71,7 @@ class SplitInfo:
     """Rows by label: ``{"0": non-lenses, "1": lenses}``."""
     regions: int
     """Number of distinct ``region_id``."""
-    shards: tuple[ShardInfo, ...]
+    shards: tuple[ShardInfo, ...] = field(repr=False)
     counterfactuals: dict[str, int] = field(default_factory=dict)
     """Those of the rows that are counterfactuals, by kind; ``rows`` and ``classes`` count them too,
     ``lensed`` as lenses and all others as non-lenses."""

@@ -101,9 +101,10 @@ class RemoteDataset(Dataset, remote=True):
                 f"{self.store.locate(shard.sidecar)} is not the one that the manifest names."
             )
 
-    def _read_sidecars(
+    def read_sidecars(
         self, shards: Sequence[ShardInfo], columns: Sequence[str] | None
     ) -> Iterator[pa.Table]:
+        """Sidecar rows of some shards, read ahead; see `Dataset.read_sidecars`."""
         with ThreadPoolExecutor(_SIDECARS_AT_ONCE) as threads:
             try:
                 yield from threads.map(

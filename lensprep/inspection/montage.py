@@ -9,7 +9,6 @@ is undone, except where it clipped.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,21 +19,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lensprep.dataset import DECALS, Dataset, Geometry
-from lensprep.dataset.layout import COUNTERFACTUAL, GRADE, KIND
-from lensprep.dataset.normalization import denormalize
+from lensprep.dataset import DECALS, Dataset, Geometry, Stamps
 from lensprep.dataset.rgb import lupton_rgb
-from lensprep.dataset.sidecar import read_statistics
 from lensprep.errors import DatasetError
 from lensprep.inspection.target import OpenShard, Target, open_target, table_numbers
 from lensprep.store import S3Options, uri_suffix, written_file
 
 _COLUMNS: Final = 4
 """Stamps side by side in each half of the picture."""
-_INCHES: Final = 1.55
 _DPI: Final = 110
-_NOTE: Final = 12
-"""Letters of a note that there is room for."""
 _TITLES: Final = ("non-lenses", "lenses")
 _MOST_SHARDS: Final = 16
 """Shards that are searched for stamps; each holds many."""
@@ -113,50 +106,23 @@ def draw_montage(stamps: Sequence[MontageStamp], geometry: Geometry = DECALS) ->
     -------
     matplotlib.figure.Figure
     """
-    from matplotlib.figure import Figure  # slow to import; no backend or window is involved
+    from lensprep.drawing import Picture, draw_pictures  # matplotlib is slow to import
 
-    groups = [[stamp for stamp in stamps if stamp.label == label] for label in (0, 1)]
-    rows = max(-(-len(group) // _COLUMNS) for group in groups)
-    size = (2 * _COLUMNS * _INCHES + 0.5, rows * (_INCHES + 0.42) + 0.4)
-    figure = Figure(figsize=size, layout=None, facecolor="white")
-    width, gap = (1 - 0.03) / (2 * _COLUMNS), 0.03
-    top, height = 1 - 0.4 / size[1], (_INCHES + 0.42) / size[1]
-    for half, group in enumerate(groups):
-        left = half * (_COLUMNS * width + gap)
-        title = f"{_TITLES[half]} ({len(group)})"
-        figure.text(left + _COLUMNS * width / 2, 1 - 0.2 / size[1], title, ha="center", va="center")
-        for number, stamp in enumerate(group):
-            row, column = divmod(number, _COLUMNS)
-            box = (
-                left + (column + 0.03) * width,
-                top - row * height - 0.94 * _INCHES / size[1],
-                0.94 * width,
-                0.94 * _INCHES / size[1],
+    groups = []
+    for label, title in enumerate(_TITLES):
+        pictures = [
+            Picture(
+                image=lupton_rgb(stamp.pixels, geometry),
+                label=stamp.label,
+                theta_e_arcsec=stamp.theta_e_arcsec,
+                key=stamp.key,
+                notes=stamp.notes,
             )
-            _draw_stamp(figure.add_axes(box), stamp, geometry)
-    return figure
-
-
-def _draw_stamp(axes: Any, stamp: MontageStamp, geometry: Geometry) -> None:
-    """One stamp, its first row at the bottom, as FITS images are shown."""
-    axes.imshow(lupton_rgb(stamp.pixels, geometry), origin="lower", interpolation="nearest")
-    axes.set_axis_off()
-    words = [f"label {stamp.label}"]
-    if stamp.label == 1 and math.isfinite(stamp.theta_e_arcsec):
-        words.append(f"θ_E {stamp.theta_e_arcsec:.2f}″")
-    label = "   ".join([*words, *(note[:_NOTE] for note in stamp.notes)])
-    # What a catalogue says is no formula, whatever dollars are in it.
-    style = {"transform": axes.transAxes, "ha": "center", "va": "top", "parse_math": False}
-    axes.text(0.5, -0.03, label, size=7, **style)
-    axes.text(
-        0.5,
-        -0.13,
-        f"{stamp.key[:16]}\n{stamp.key[16:32]}",
-        size=5,
-        family="monospace",
-        linespacing=1.15,
-        **style,
-    )
+            for stamp in stamps
+            if stamp.label == label
+        ]
+        groups.append((f"{title} ({len(pictures)})", pictures))
+    return draw_pictures(groups, _COLUMNS)
 
 
 def _sample(target: Target, count: int, rng: np.random.Generator) -> list[MontageStamp]:
@@ -189,13 +155,17 @@ def _stamps(
             f"{shard.name} has no manifest, so its normalisation is unknown. Name the dataset."
         )
     pixels = dataset.read_shard_pixels(shard.info, rows)
-    statistics = read_statistics(table, dataset.geometry)
-    flux = denormalize(pixels, dataset.manifest.normalization, *statistics)
-    for number, row in enumerate(table.to_pylist()):
+    stamps = Stamps(
+        table=table,
+        pixels=pixels,
+        geometry=dataset.geometry,
+        normalization=dataset.manifest.normalization,
+    )
+    for flux, stamp in zip(stamps.restored(), stamps, strict=True):
         yield MontageStamp(
-            pixels=flux[number],
-            label=int(row["label"]),
-            theta_e_arcsec=math.nan if (theta := row.get("theta_e_arcsec")) is None else theta,
-            key=str(row["key"]),
-            notes=tuple(row[name] for name in (COUNTERFACTUAL, KIND, GRADE) if row.get(name)),
+            pixels=flux,
+            label=stamp.label,
+            theta_e_arcsec=stamp.theta_e_arcsec,
+            key=stamp.key,
+            notes=stamp.notes,
         )

@@ -3,6 +3,7 @@
     names = position_columns(table, "lenses.csv")               headings, or one clear error
     ra, dec = read_positions(table, "lenses.csv", names)        degrees on the sky
     row, arcsec = nearest_on_sky(ra, dec, other_ra, other_dec)  which is nearest, how far
+    arcsec = separation_arcsec(ra, dec, ra_0, dec_0)            how far each is from one
 
 A heading is known without its unit (``RA [deg]``, ``DEC(deg)``, ``RA_deg``) and equinox
 (``RAJ2000``, ``_DE.icrs``, ``ALPHA_J2000``): the names of lenscat, VizieR, HSC, DES and Gaia.
@@ -195,9 +196,19 @@ def nearest_on_sky(
     """
     from scipy.spatial import cKDTree
 
-    # Chords between unit vectors turned into angles, so that poles and 0h are no edges.
     chord, index = cKDTree(unit_vectors(other_ra, other_dec)).query(unit_vectors(ra, dec))
-    return index, np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1))) * 3600
+    return index, _chord_arcsec(chord)
+
+
+def separation_arcsec(ra: Floats, dec: Floats, ra_0: float, dec_0: float) -> Floats:
+    """Separation of positions from one, all in degrees, on the sphere, shape (n,); NaN of NaN."""
+    one = unit_vectors(np.array([ra_0]), np.array([dec_0]))
+    return _chord_arcsec(np.linalg.norm(unit_vectors(ra, dec) - one, axis=1))
+
+
+def _chord_arcsec(chord: Floats) -> Floats:
+    """Angles of chords between unit vectors, for which poles and 0h are no edges."""
+    return np.asarray(np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1))) * 3600)
 
 
 def unit_vectors(ra: Floats, dec: Floats) -> Floats:

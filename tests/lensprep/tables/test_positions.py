@@ -12,6 +12,7 @@ from lensprep.tables.positions import (
     on_sky,
     position_columns,
     read_positions,
+    separation_arcsec,
 )
 
 HEADINGS = [
@@ -212,6 +213,16 @@ def test_right_ascension_west_of_zero_is_the_same_place():
     rows = pa.table({"ra": [-10.0, 360.0, -180.0, 12.3], "dec": [0.0, 90.0, -90.0, 0.0]})
     assert read_positions(rows, "s")[0].tolist() == [350.0, 0.0, 180.0, 12.3]
     assert on_sky(*(rows[name].to_numpy() for name in ("ra", "dec"))).all()
+
+
+def test_separations_are_those_of_the_sphere_at_every_scale():
+    ra, dec = (
+        np.array([10.0, 10.0, 190.0, 370.0, np.nan]),
+        np.array([20, 20 + 1 / 3600, -20, 20, 0]),
+    )
+    arcsec = separation_arcsec(ra, dec, 10.0, 20.0)
+    np.testing.assert_allclose(arcsec[:4], [0, 1, 180 * 3600, 0], atol=1e-8)
+    assert np.isnan(arcsec[4])
 
 
 def test_the_nearest_position_is_found_across_the_zero_of_ra_and_at_the_pole():

@@ -1,5 +1,6 @@
 """From a table of scores to the folder: figures that agree with each other, whole or not at all."""
 
+import ast
 import csv
 import json
 import re
@@ -8,13 +9,14 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from lensprep.dataset import DECALS, NormalizationSpec
+from lensprep.dataset import DECALS, Dataset, NormalizationSpec
 from lensprep.dataset.writer import write_dataset
 from lensprep.errors import DatasetError, OutOfMemoryError, ScoresError, StorageError
 from lenstrain.evaluation.notes import comparison_notes
@@ -22,7 +24,7 @@ from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.scores import read_scores
 from lenstrain.pages import examples
 from lenstrain.pages.evaluate import evaluate
-from tests.datasets import PAIR
+from tests.datasets import PAIR, SPEC, tiny_pixels
 from tests.families import BY_FLUX, add_families
 from tests.scoretables import BARE, make_mixed, make_table
 
@@ -81,13 +83,39 @@ def test_the_figures_are_those_of_the_table(evaluated):
 
 def test_the_page_says_which_scores_it_is_of_and_what_the_figures_say(evaluated):
     page = (evaluated[0] / "out" / "report.html").read_text()
-    assert "<title>test: lens finder evaluation, AUROC 0." in page
-    assert "<h1>test: how good is this lens finder?</h1>" in page
+    assert "<title>“test”: lens finder evaluation, AUROC 0." in page
+    assert "<h1>How good is the lens finder “test”?</h1>" in page
     says = "Completeness rises with the Einstein radius: from "
     assert f'<li class="says">{says}' in page
     assert f'alt="Figure: Completeness against Einstein radius. {says}' in page
     # Seeing decides nothing in these scores.
     assert "seeing (PSF FWHM): from" not in page
+
+
+def test_the_page_writes_rates_in_percent_and_says_what_a_comparison_shows(evaluated):
+    folder, metrics, _ = evaluated
+    page = (folder / "out" / "report.html").read_text()
+    for written in ("FPR 0.01<", "FPR 1e", "1e+07", "e-05"):
+        assert written not in page
+    assert "1,000 false among 10,000,000" in page
+    assert '<div class="name">Gain in AUROC</div>' in page  # against itself
+    row = page[page.index('<th scope="row">Completeness at FPR 1%') :].split("</tr>")[0]
+    share = f"{100 * metrics['tpr_at_fpr']['0.01']['value']:.1f}%"
+    assert re.findall(r"<td>(.*?)</td>", row) == [
+        share, share, "+0.0 [+0.0, +0.0] % points", "not shown to differ"
+    ]  # fmt: skip
+    (least,) = re.findall(r"1 in 10,000<.*?at least ([\d.]+)<", page) or ["n/a"]
+    assert least == "n/a" or float(least) > 0
+
+
+def test_thresholds_that_no_bin_of_seeing_supports_take_one_sentence(tmp_path, write_scores):
+    options = replace(QUICK, resamples=20, completeness_axes=(("psfsize_r",),))
+    few = evaluate(write_scores(rows=400), tmp_path / "out", options=options)
+    assert all(choice["threshold"] is None for choice in few["thresholds_by_seeing"])
+    page = (tmp_path / "out" / "report.html").read_text()
+    said = f"is supported in none of {len(few['thresholds_by_seeing'])}: that for "
+    assert said + few["thresholds_by_seeing"][0]["name"] in page
+    assert "Thresholds by seeing" not in page
 
 
 def test_a_selection_function_is_fitted_on_demand_alone(evaluated):
@@ -278,7 +306,8 @@ def test_the_page_needs_nothing_beside_it(evaluated):
 
     parser = Links()
     parser.feed(page)
-    assert parser.outside == []
+    assert {*parser.outside} <= {f"{path.name}/" if path.is_dir() else path.name
+                                 for path in (folder / "out").iterdir()}  # fmt: skip
     assert parser.images >= 10
     assert "@import" not in page
     assert not re.search(r"url\((?!['\"]?data:)", page)
@@ -372,7 +401,7 @@ def bare(stamped, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bare")
     table = make_table(**BARE, split=None)
     metadata = {"checkpoint": "<script>alert(1)</script>", **stamped, "dataset_id": "0" * 64}
-    metadata["geometry"] = PAIR.to_dict()
+    metadata |= {"geometry": PAIR.to_dict(), "account": {"rows": 5, "filtered": {}, "rates": []}}
     table = table.replace_schema_metadata({"lenstrain": json.dumps(metadata)})
     pq.write_table(table, folder / "scores.parquet")
     return folder, evaluate(folder / "scores.parquet", folder / "out", options=QUICK)
@@ -401,6 +430,11 @@ def test_text_from_outside_is_escaped(bare):
     page = (bare[0] / "out" / "report.html").read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_what_is_empty_is_left_out_of_the_provenance(bare):
+    page = (bare[0] / "out" / "report.html").read_text()
+    assert '<th scope="row">Account</th><td>rows 5</td>' in page
 
 
 def test_a_failure_leaves_nothing_and_keeps_what_was_there(bare, monkeypatch):
@@ -572,7 +606,7 @@ def test_real_and_simulated_rows_have_a_section_of_their_own(mixed):
     assert "are of the simulated rows alone" in page
     for name in ("simulated", "real"):
         assert f"{metrics['origins'][name]['auroc']['value']:.4f}" in page
-    assert "Recall by grade, FPR 0.01" in page
+    assert "Recall by grade, FPR 1%" in page
     assert '<th scope="row">A</th><td>real</td><td>40</td>' in page
     assert "the 25 largest of each origin" in page
     assert "=kind&lt;b&gt;1<" in page
@@ -623,3 +657,46 @@ def test_simulated_rows_alone_have_no_such_section(evaluated):
     assert "origins" not in metrics["comparison"]
     assert not (folder / "out" / "origins.csv").exists()
     assert "Real and simulated" not in (folder / "out" / "report.html").read_text()
+
+
+def run_cell(text, names):
+    """Run a cell as a notebook does: its last expression is shown, as a picture if it is one."""
+    *body, last = ast.parse(text).body
+    if not isinstance(last, ast.Expr):
+        body, last = [*body, last], None
+    exec(compile(ast.Module(body, []), text, "exec"), names)
+    if last is not None:
+        value = eval(compile(ast.Expression(last.value), text, "eval"), names)
+        getattr(value, "_repr_png_", value.__repr__)()
+        return value
+
+
+def test_the_example_notebook_runs_on_what_the_demo_leaves(evaluated, tmp_path, monkeypatch):
+    folder, result, _ = evaluated
+    demo, splits = tmp_path / "demo", {}
+    for number, split in enumerate(("train", "test")):
+        table = pq.read_table(folder / "test.parquet").slice(100 * number, 100)
+        made = np.where(table["label"].to_numpy() == 0, "unlensed", None)
+        table = table.append_column("counterfactual", pa.array(made.tolist(), pa.string()))
+        table = table.append_column("ra", pa.array(np.linspace(359, 361, 100) % 360))
+        table = table.append_column("dec", pa.array(np.full(100, -30.0)))
+        for name in DECALS.band_columns("median", "scale"):
+            table = table.append_column(name, pa.array(np.ones(100, np.float32)))
+        splits[split] = (tiny_pixels(100), table.drop_columns(["logit", "split"]))
+    write_dataset(demo / "dataset", splits, SPEC, shard_rows=50)
+    pq.write_table(table, demo / "test.parquet")
+    shutil.copytree(folder / "out", demo / "report")
+    here = tmp_path / "docs" / "tutorials"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    matplotlib.use("agg")
+    page = Path(__file__).parents[3] / "docs/tutorials/notebook.ipynb"
+    cells = [c for c in json.loads(page.read_text())["cells"] if c["cell_type"] == "code"]
+    assert not any(cell["outputs"] for cell in cells)
+    names = {}
+    shown = [run_cell("".join(cell["source"]), names) for cell in cells]
+    assert isinstance(shown[1], Dataset)
+    assert names["auroc"]["value"] == result["auroc"]["value"]
+    assert names["batch"].pixels.shape == (64, *DECALS.shape)
+    assert names["stamp"].theta_e_arcsec >= 1
+    matplotlib.pyplot.close("all")
