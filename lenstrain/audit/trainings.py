@@ -44,7 +44,7 @@ _SIDECAR = ("key", "label", "region_id")
 def require_allowed(evidence: Evidence) -> None:
     """Refuse unless the short trainings were asked for."""
     if not evidence.run_checks:
-        raise NotRunError("A short training; give --run-checks to run it (minutes on a CPU).")
+        raise NotRunError("A short training; give `--run-checks` to run it (minutes on a CPU).")
 
 
 def check_overfit_64(evidence: Evidence, config: AuditConfig) -> Outcome:
@@ -217,6 +217,7 @@ def short_config(config: Config) -> Config:
             patience=0,
             monitor="auroc",
             checkpoint_copy=None,
+            pictures=False,
         ),
         eval=replace(config.eval, split="val", batch_size=64),
     )
@@ -268,7 +269,8 @@ def compare_logits(one: pa.Table, two: pa.Table) -> Outcome:
                   "max_abs_difference": None if math.isinf(gap) else gap},
         threshold={"rows": "the same", "max_abs_difference": allowed},
         detail=f"{one.num_rows} and {two.num_rows} rows on one and two processes; "
-        + (f"largest difference of a logit {gap:.1e}." if same_rows
+        + ("all logits are equal." if gap == 0 else
+           f"largest difference of a logit {gap:.1e}." if same_rows
            else "not the same rows: some are lost or repeated."),
     )  # fmt: skip
 

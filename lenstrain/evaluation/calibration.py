@@ -6,7 +6,7 @@ arrays of one shape (n,): probabilities in [0, 1] and labels 0 or 1.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -69,6 +69,16 @@ def bin_sums(p: ArrayLike, y: ArrayLike, bins: NDArray[np.int64], n_bins: int) -
         total(probability**2),
         total(probability * label),
     )
+
+
+def region_sums(
+    p: ArrayLike, y: ArrayLike, bins: NDArray[np.int64], n_bins: int, region: NDArray[Any]
+) -> BinSums:
+    """`bin_sums` of each region, numbered from 0; arrays of shape (regions, n_bins)."""
+    cells = region.astype(np.int64) * n_bins + bins
+    count = int(region.max()) + 1
+    flat = bin_sums(p, y, cells, count * n_bins)
+    return BinSums(*(array.reshape(count, n_bins) for array in flat))
 
 
 def expected_error(sums: BinSums) -> Floats:

@@ -26,8 +26,10 @@ def measure_probabilities(
     """
     p = special.expit(logits)
     n_bins = options.calibration_bins
-    width = _region_sums(scores, p, cal.equal_width_bins(p, n_bins), n_bins)
-    mass = _region_sums(scores, p, cal.equal_mass_bins(p, n_bins), n_bins)
+    width, mass = (
+        cal.region_sums(p, scores.labels, bins(p, n_bins), n_bins, scores.region)
+        for bins in (cal.equal_width_bins, cal.equal_mass_bins)
+    )
     debiased = cal.squared_error(mass, resampling.few, options.level)
     table = cal.reliability_table(mass, options.level)
     inside = (table["low"] <= table["mean_probability"]) & (
@@ -60,13 +62,6 @@ def _plug_in(sums: cal.BinSums, level: float) -> dict[str, Any]:
     """ECE: sampling alone makes it positive, so it has no interval."""
     why = "sampling alone makes it positive: see debiased"
     return no_value(level, why) | {"value": float(cal.expected_error(_total(sums)))}
-
-
-def _region_sums(scores: Scores, p: Floats, bins: NDArray[np.int64], n_bins: int) -> cal.BinSums:
-    """Sums per region and bin; arrays of shape (n_clusters, n_bins)."""
-    cell = scores.region.astype(np.int64) * n_bins + bins
-    flat = cal.bin_sums(p, scores.labels, cell, scores.n_clusters * n_bins)
-    return cal.BinSums(*(array.reshape(scores.n_clusters, n_bins) for array in flat))
 
 
 def _total(sums: cal.BinSums) -> cal.BinSums:

@@ -19,6 +19,7 @@ from lensprep.dataset import Dataset
 from lensprep.dataset.strictjson import plain
 from lensprep.store import write_atomic
 from lenstrain.config import Config
+from lenstrain.evaluation import metrics
 from lenstrain.training.checkpoint import git_commit, versions
 
 Scores = tuple[NDArray[np.float32], NDArray[np.int8]]
@@ -33,6 +34,49 @@ NONFINITE = "nonfinite.json"
 """Rows of the batch whose loss was not finite, if that ended the run."""
 INTERRUPTED = "interrupted.json"
 """Signal and step at which the run ended, until it is resumed."""
+
+_NUMBERS = {
+    "loss": "Mean training loss of the interval, with smoothing and augmentation.",
+    "train_loss": "Mean training loss of the epoch, with smoothing and augmentation.",
+    "lr": "Learning rate.",
+    "grad_norm": "Mean norm of the gradients before they are clipped.",
+    "clipped_share": "Share of the steps whose gradients were scaled down to `optim.clip_norm`.",
+    "skipped_updates": "Steps that fp16 skipped because a gradient was not finite.",
+    "loss_scale": "Scale of the loss in fp16.",
+    "samples_per_s": "Stamps trained on per second, over all processes.",
+    "data_wait_share": "Share of the time that the step waited for data; near 0 is good.",
+    "gpu_memory_gib": "Most GPU memory used so far, in GiB.",
+    "epochs_without_gain": "Epochs since the best; at `train.patience` the run stops.",
+    "validation_seconds": "Time that the validation took.",
+    "rows": "Rows in the epoch.",
+    "share": "Share of the epoch's rows.",
+    "lenses": "Lenses among them.",
+    "distinct": "Distinct stamps among them.",
+    "n": "Rows that were validated on.",
+    "tpr": "Completeness at the threshold of the headline rows.",
+    "fpr": "False-positive rate at the threshold of the headline rows.",
+}
+"""What the numbers of a record are that are no metrics."""
+_MORE = {
+    "tpr_at_fpr": " The rate is `eval.fpr`.",
+    "nll": " With counterfactuals it may rise without harm; `lenstrain evaluate` calibrates.",
+    "pair_auroc": " Share of pairs of a lens and the same light, not lensed, on the same host, in "
+    "which the lens scores higher.",
+    "counterfactual_pass": " Share of counterfactuals, which are no lenses, above the threshold of "
+    "`tpr_at_fpr`.",
+}
+"""What else is to be known of a metric."""
+_CHARTS = {
+    "Learning": {
+        "Loss: training, and NLL of the validation": [
+            "Multiline", ["epoch/train_loss", "epoch/nll"]
+        ],
+        "Ranking of the validation": ["Multiline", ["epoch/auroc", "epoch/average_precision"]],
+    },
+    "Machine": {
+        "Share of the time that a step waits for data": ["Multiline", ["interval/data_wait_share"]],
+    },
+}  # fmt: skip
 
 
 class RunLog:
@@ -54,9 +98,10 @@ class RunLog:
         self.path = folder / METRICS_FILE
         truncate_metrics(self.path, step, epochs)
         self._file = self.path.open("a", encoding="utf-8")
-        # TensorBoard hides what it has from this step on; the record of `step` itself stays.
+        # TensorBoard hides what it has from this step on; the record of `step` itself stays. A
+        # fresh run says so too: one of its readers takes the first such mark for a mere start.
         self._board: Any = SummaryWriter(
-            str(folder / TENSORBOARD), purge_step=step + 1 if step else None
+            str(folder / TENSORBOARD), purge_step=step + 1 if step else 0
         )
 
     def write(self, kind: str, record: dict[str, Any]) -> None:
@@ -74,11 +119,24 @@ class RunLog:
         self._file.write(json.dumps({"kind": kind, **values}, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in _numbers(values, kind):
-            if name != f"{kind}/step":
-                self._board.add_scalar(name, value, record["step"])
+            if name not in (f"{kind}/step", f"{kind}/epoch"):
+                self._add_scalar(name, value, record["step"])
 
-    def write_settings(self, config: Config, metrics: Iterable[str]) -> None:
-        """Show the configuration under HPARAMS in TensorBoard, next to some validation metrics."""
+    def _add_scalar(self, tag: str, value: float, step: int) -> None:
+        # Both import TensorBoard, as `__init__` does.
+        from torch.utils.tensorboard import summary
+
+        from lenstrain.training.board import annotate
+
+        make: Any = summary.scalar
+        made = annotate(make(tag, value), scalar_description(tag))
+        self._board.file_writer.add_summary(made, step)
+
+    def write_settings(self, config: Config, names: Iterable[str]) -> None:
+        """Show the configuration under HPARAMS in TensorBoard, next to some validation metrics.
+
+        CUSTOM SCALARS shows training and validation in one chart.
+        """
         from torch.utils.tensorboard import summary
 
         make: Any = summary.hparams
@@ -87,15 +145,17 @@ class RunLog:
             for section, values in to_mapping(config).items()
             for key, value in values.items()
         }
-        shown = {f"epoch/{name}": 0.0 for name in metrics}
+        shown = {f"epoch/{name}": 0.0 for name in names}
         # The metrics are tags of scalars that `write` records: the zeros are shown nowhere.
         # add_hparams would write them, into a separate folder.
         for part in make(settings, shown):
             self._board.file_writer.add_summary(part)
+        self._board.add_custom_scalars(_CHARTS)
 
     def write_validation(
         self,
         step: int,
+        epoch: int,
         dataset: Dataset,
         split: str,
         scores: Scores,
@@ -108,7 +168,7 @@ class RunLog:
         # Matplotlib takes a second to import, which only the process that draws should pay.
         from lenstrain.training.pictures import show_validation
 
-        show_validation(self._board, step, dataset, split, *scores, rows)
+        show_validation(self._board, step, epoch, dataset, split, *scores, rows)
 
     def flush(self) -> None:
         """Write TensorBoard's file to the disk; lines of metrics.jsonl are there already."""
@@ -118,6 +178,20 @@ class RunLog:
         """Finish both files."""
         self._file.close()
         self._board.close()
+
+
+def scalar_description(tag: str) -> str:
+    """What a number in TensorBoard is; its parts are the kind of record, sections, and its name."""
+    _, *sections, name = tag.split("/")
+    of = f" Of {' '.join(sections)} rows." if sections else ""
+    every = (*metrics.METRICS, *metrics.COUNTERFACTUAL_METRICS)
+    found = next((metric for metric in every if metric.name == name.removeprefix("best_")), None)
+    if found is not None:
+        best = "Best so far. " if name.startswith("best_") else ""
+        better = "higher" if found.higher_is_better else "lower"
+        more = _MORE.get(found.name, "")
+        return f"{best}{found.title}, of the validation split; {better} is better.{more}{of}"
+    return _NUMBERS.get(name, "") + of
 
 
 def _numbers(values: dict[str, Any], above: str) -> Iterator[tuple[str, float]]:

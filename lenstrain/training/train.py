@@ -360,11 +360,12 @@ def finish_epoch(run: Run, signals: StopSignals) -> None:
         apart = None if run.origins is None else metrics_by_origin(*judged, run.origins)
         sections = {"mixture": mixture, "origins": apart}
         run.log.write("epoch", record | {name: of for name, of in sections.items() if of})
-        with suppress(StopWaitingError), signals.breakable():  # pictures, read from the dataset
-            mask = headline_rows(run.counterfactuals, run.origins)
-            rows = None if mask is None else np.flatnonzero(mask)
-            split = run.config.eval.split
-            run.log.write_validation(run.learner.steps, run.dataset, split, scores, rows)
+        if run.config.train.pictures:
+            with suppress(StopWaitingError), signals.breakable():  # they are read from the dataset
+                mask = headline_rows(run.counterfactuals, run.origins)
+                rows = None if mask is None else np.flatnonzero(mask)
+                when = run.learner.steps, run.epochs_done + 1
+                run.log.write_validation(*when, run.dataset, run.config.eval.split, scores, rows)
     run.tell("epoch", len(run.train_loader), len(run.train_loader), 0, record)
     run.epoch_totals.sums.zero_()
     run.epochs_done += 1

@@ -52,6 +52,7 @@ SETTINGS = (
     "optim.warmup_epochs=0.2",
     "train.epochs=4",
     "train.device=cpu",
+    "train.pictures=false",
 )
 QUICK = EvaluationOptions(resamples=200)
 REPOSITORY = Path(__file__).parents[2]

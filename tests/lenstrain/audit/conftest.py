@@ -20,6 +20,7 @@ SPLITS = ("train", "val", "test")
 TINY = (
     "model.arch=resnet_small", "model.width=8", "model.blocks=[1,1]", "model.crop=16",
     "data.batch_size=20", "eval.batch_size=20", "train.epochs=1", "train.device=cpu",
+    "train.pictures=false",
     "optim.lr=2e-3",
 )  # fmt: skip
 

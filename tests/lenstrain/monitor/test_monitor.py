@@ -27,6 +27,7 @@ from tests.widths import assert_fits, at_every_width, set_width
 SETTINGS = [
     "model.arch=resnet_small", "model.width=8", "model.blocks=[1,1]", "model.crop=16",
     "data.batch_size=12", "train.epochs=3", "train.log_every=2", "train.device=cpu",
+    "train.pictures=false",
 ]  # fmt: skip
 
 

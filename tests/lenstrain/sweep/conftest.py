@@ -11,7 +11,7 @@ data.batch_size = 12
 eval.batch_size = 18
 eval.fpr = 0.1
 optim.lr = 2e-3
-train = {{ epochs = 2, device = "cpu", log_every = 3 }}
+train = {{ epochs = 2, device = "cpu", log_every = 3, pictures = false }}
 {fixed}
 
 [search]

@@ -21,6 +21,7 @@ TINY = (
     "train.epochs=2",
     "train.log_every=3",
     "train.device=cpu",
+    "train.pictures=false",
 )
 
 

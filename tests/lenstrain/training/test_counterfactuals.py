@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from lensprep.dataset import Dataset
 from lensprep.dataset.layout import COUNTERFACTUAL
@@ -22,6 +22,7 @@ from lenstrain.training.run import build_run, check_input
 from lenstrain.training.signals import StopSignals
 from lenstrain.training.train import train, validate
 from lenstrain.training.validate import validation_metrics
+from tests.boards import Board
 from tests.familydatasets import family_dataset, family_table
 from tests.lenstrain.training.test_train import stop_at
 
@@ -119,8 +120,8 @@ def test_a_run_records_them_and_steers_by_pairs(families, make_config, tmp_path,
     assert result["best_value"] == epochs[-1]["best_pair_auroc"] == best
     assert result["monitor"] == "pair_auroc"
     assert (out / "checkpoints" / "best-pair_auroc.pt").exists()
-    board = EventAccumulator(str(out / "tensorboard")).Reload()
-    assert {f"epoch/{name}" for name in OWN} <= set(board.Tags()["scalars"])
+    board = Board(out / "tensorboard")
+    assert {f"epoch/{name}" for name in OWN} <= set(board.tags("scalars"))
 
 
 def test_a_share_of_0_trains_as_on_the_ordinary_rows_alone(
@@ -147,8 +148,8 @@ def test_metrics_of_a_dataset_without_them_keep_their_keys(dataset, make_config,
         "kind", "step", "epoch", "train_loss", *recorded, "best_auroc", "epochs_without_gain",
         "validation_seconds",
     }  # fmt: skip
-    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert "epoch/pair_auroc" not in board.Tags()["scalars"]
+    board = Board(tmp_path / "run" / "tensorboard")
+    assert "epoch/pair_auroc" not in board.tags("scalars")
 
 
 def test_an_interrupted_run_with_them_ends_with_the_same_bits(families, make_config, tmp_path):
@@ -173,14 +174,12 @@ def test_the_pictures_of_a_validation_are_of_ordinary_rows(families, monkeypatch
     labels, made = table["label"].to_numpy(), is_counterfactual(table)
     logits = np.where(made, 9.0, 0.0).astype(np.float32)  # as wrong as can be, for most of them
 
-    class Board:
-        def add_pr_curve(self, tag, labels, scores, step):
-            assert len(labels) == len(scores) == 40
-
-        def add_image(self, *args, **options):
-            pass
-
-    pictures.show_validation(Board(), 1, dataset, "val", logits, labels, np.flatnonzero(~made))
+    with SummaryWriter(str(tmp_path)) as board:
+        ordinary = np.flatnonzero(~made)
+        pictures.show_validation(board, 1, 1, dataset, "val", logits, labels, ordinary)
+    ((_, curve),) = Board(tmp_path).tensors("validation/pr")
+    counts = curve[:4].sum(axis=0)  # all four of the confusion matrix
+    assert (counts == 40).all()
     lenses, others = seen
     assert labels[lenses].all()
     assert not labels[others].any()

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lensprep.dataset.writer import write_dataset
 from lenstrain.evaluation.metrics import auroc, roc_curve, tpr_at_fpr
 from lenstrain.training.origins import Origins
 from lenstrain.training.train import train
 from lenstrain.training.validate import metrics_by_origin, validation_metrics
+from tests.boards import Board
 from tests.datasets import SPEC, tiny_pixels, tiny_table
 from tests.familydatasets import family_table
 
@@ -111,7 +111,7 @@ def test_a_run_records_every_origin_and_says_which_steers(make_config, tmp_path,
         assert line["origins"]["real"]["n"] == 20
         assert line["auroc"] == line["origins"]["simulated"]["auroc"]
     assert result["best_value"] == max(line["auroc"] for line in lines)
-    tags = EventAccumulator(str(out / "tensorboard")).Reload().Tags()["scalars"]
+    tags = Board(out / "tensorboard").tags("scalars")
     assert {"epoch/origins/real/auroc", "epoch/origins/simulated/tpr"} <= set(tags)
 
 

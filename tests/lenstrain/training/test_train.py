@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lensprep.configfile import load_config, to_mapping, to_toml
 from lensprep.dataset import PAYLOAD_OFFSET, RECORD_STRIDE, Dataset
@@ -25,6 +24,7 @@ from lenstrain.training.resume import differing
 from lenstrain.training.run import build_run
 from lenstrain.training.signals import StopSignals
 from lenstrain.training.train import NonFiniteLossError, close_interval, train, train_epoch
+from tests.boards import Board
 from tests.datasets import tiny_dataset
 from tests.lenstrain.training.waits import HostReads
 
@@ -106,11 +106,11 @@ def test_a_run_folder_holds_what_it_promises(finished, dataset):
 
 def test_tensorboard_shows_the_same_numbers(finished):
     _, out, _ = finished
-    events = EventAccumulator(str(out / "tensorboard")).Reload()
+    shown = Board(out / "tensorboard").scalars()["epoch/auroc"]
     epochs = [r for r in records(out) if r["kind"] == "epoch"]
-    for shown, record in zip(events.Scalars("epoch/auroc"), epochs, strict=True):
-        assert shown.step == record["step"]
-        assert shown.value == pytest.approx(record["auroc"], rel=1e-6)
+    for (step, value), record in zip(shown, epochs, strict=True):
+        assert step == record["step"]
+        assert value == pytest.approx(record["auroc"], rel=1e-6)
 
 
 def test_a_checkpoint_says_what_it_is(finished, dataset):
@@ -196,12 +196,8 @@ def test_a_damaged_last_checkpoint_costs_its_steps_and_nothing_else(finished, da
 
 def scalars(run):
     """What TensorBoard shows of a run: every scalar with its steps and values."""
-    events = EventAccumulator(str(run / "tensorboard"), {"scalars": 0}).Reload()
-    return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
-        if not tag.endswith(TIMES)
-    }
+    shown = Board(run / "tensorboard").scalars()
+    return {tag: found for tag, found in shown.items() if not tag.endswith(TIMES)}
 
 
 @pytest.mark.parametrize("how", ["told to stop", "killed"])
