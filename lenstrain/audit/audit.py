@@ -33,6 +33,7 @@ from lenstrain.audit.report import write_report
 from lenstrain.networks.weights import require_geometry
 from lenstrain.pages.links import links_to
 from lenstrain.pages.page import AUDIT_NAME, AUDIT_PAGE
+from lenstrain.pages.places import add_link
 from lenstrain.training.checkpoint import BEST
 from lenstrain.training.runlog import CHECKPOINTS, CONFIG
 
@@ -103,10 +104,10 @@ def audit(
         _check_stamps(evidence, str(run))
         check_folder(out, AUDIT_NAME)
         content, findings = _measure(evidence, str(run), config, only, progress)
-        pages = _pages(evidence, str(run), named)
-        content["pages"] = {name: str(page) for name, page in pages.items()}
+        content["pages"] = pages = _pages(evidence, str(run), named)
     with written_folder(out, AUDIT_NAME) as draft:
         write_report(draft, content, findings, links_to(pages, out))
+    add_link(pages.get("report"), "Audit", join_uri(out, AUDIT_PAGE))
     return content | {"report": join_uri(out, AUDIT_PAGE)}, findings
 
 
@@ -128,10 +129,10 @@ def _here(supplied: Supplied, copies: ExitStack) -> Supplied:
     return replace(supplied, **local)  # type: ignore[arg-type]
 
 
-def _pages(evidence: Evidence, run: str, named: Supplied) -> dict[str, Uri]:
+def _pages(evidence: Evidence, run: str, named: Supplied) -> dict[str, str]:
     """Where the pages of report and probes are, not where copies of them lie for the audit."""
     given = {"report": named.evaluation, "probe": named.probe}
-    found: dict[str, Uri] = {}
+    found: dict[str, str] = {}
     for name, page in evidence.pages.items():
         if (folder := given[name]) is None or not is_remote(folder):
             found[name] = str(page).replace(str(evidence.run), run)

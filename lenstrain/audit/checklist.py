@@ -59,8 +59,8 @@ class Item:
     """What to do if it fails; RUN and DATASET stand for what was audited."""
     figure: str = field(default="", kw_only=True)
     """What shows it: ``report`` or ``probe``, and the id there after a #."""
-    docs: str = field(default="the-items", kw_only=True)
-    """Section of docs/how-to/audit.md that says more."""
+    docs: str = field(default="", kw_only=True)
+    """Section of docs/how-to/audit.md that says more, if one does."""
     publish: bool = field(default=False, kw_only=True)
     """Whether it blocks only a publication; for internal use it warns."""
 
@@ -147,8 +147,8 @@ CHECKLIST: Final = (
         "declared",
         why="Upstream believed in 80, 10 and 10%, and had 26, 39 and 35%: figures then rest on "
         "other rows than one thinks.",
-        remedy="Split anew, or declare the shares that you mean, for example with --set "
-        "data.train_fraction=0.8.",
+        remedy="Split anew, or declare the shares that you mean, for example with "
+        "`--fractions train=0.8,val=0.1,test=0.1`.",
     ),
     Item("pairing", "data", "warn", data.check_pairing,
         title="Pairs of lens and galaxy",
@@ -156,8 +156,8 @@ CHECKLIST: Final = (
         rule="at most {data.pairing_tolerance!p} of the lens galaxies are not as declared",
         why="Pairs test causally and reward extra flux; without them hosts may differ. Which of "
         "both a dataset is must be known.",
-        remedy="Declare what it is, with --set data.pairing=paired or unpaired, or mend the pairs "
-        "of the source.",
+        remedy="Declare what it is, with `--set data.pairing=paired` or `unpaired`, or mend the "
+        "pairs of the source.",
     ),
     Item("forbidden_inputs", "data", "blocker", data.check_forbidden_inputs,
         title="What the network is given",
@@ -216,12 +216,13 @@ CHECKLIST: Final = (
     ),
     Item("permuted_labels", "run", "blocker", trainings.check_permuted_labels,
         title="Random labels stay unknown",
-        measures="training on random labels, one for each image",
+        measures="the network trained on random labels, one for each image (the probe of this name "
+        "fits a logistic regression)",
         rule="the AUROC on held-out images lies within {run.standard_errors:g} standard errors of "
         "0.5",
         why="Random labels cannot be known of new images. If they are, train and val share "
         "images, or something but the pixels reveals a label.",
-        remedy="Look at duplicates and near_duplicates. " + _SPLIT,
+        remedy="Look at `duplicates` and `near_duplicates`. " + _SPLIT,
     ),
     Item("overfit_64", "run", "blocker", trainings.check_overfit_64,
         title="64 stamps by heart",
@@ -235,8 +236,8 @@ CHECKLIST: Final = (
         measures="uninterrupted against interrupted and resumed",
         rule="both end in the same bits",
         why="Otherwise a run on a machine that may be taken away cannot be repeated.",
-        remedy="The trainer has a fault, or the device adds in no fixed order (--set "
-        "run.device=cpu): report it with audit.json.",
+        remedy="The trainer has a fault, or the device adds in no fixed order (`--set "
+        "run.device=cpu`): report it with audit.json.",
     ),
     Item("ddp_eval", "run", "blocker", trainings.check_ddp_eval,
         title="Scores on two processes",
@@ -253,7 +254,6 @@ CHECKLIST: Final = (
         "interval",
         why="Two runs of one configuration differ by more than the interval of one says.",
         remedy="Quote the range over seeds with every figure, or use an ensemble of these runs.",
-        figure="report#roc_log",
     ),
     Item("provenance", "run", "blocker", run.check_provenance,
         title="Where run and threshold come from",
@@ -263,7 +263,7 @@ CHECKLIST: Final = (
         "neither trained on nor judged on",
         why="What cannot be repeated cannot be checked, and a threshold that was chosen on the "
         "judged rows flatters them.",
-        remedy="Evaluate with --calibrate-on another split; what the run itself lacks, only "
+        remedy="Evaluate with `--calibrate-on` another split; what the run itself lacks, only "
         "training again mends.",
     ),
     Item("test_once", "run", "blocker", run.check_test_once,
@@ -333,7 +333,7 @@ CHECKLIST: Final = (
         why="A false-positive rate of 0.001 takes thousands of independent non-lenses to be "
         "guaranteed; with fewer the threshold is luck.",
         remedy="Choose the threshold on a split with more non-lenses, or claim only what these "
-        "support, for example with --set scores.claimed_fprs=[0.01].",
+        "support, for example with `--set scores.claimed_fprs=[0.01]`.",
         figure="report#roc_log",
     ),
     Item("region_bootstrap", "scores", "warn", scores.check_region_bootstrap,
@@ -341,30 +341,31 @@ CHECKLIST: Final = (
         measures="regions and draws behind the intervals",
         rule="there are {scores.min_regions} and {scores.min_resamples:,} or more",
         why="With few regions intervals are too narrow, and with few draws their ends are noisy.",
-        remedy="Test on more regions of the sky, and evaluate with --set resamples=1000.",
+        remedy="Test on more regions of the sky, and evaluate with `--set resamples=1000`.",
     ),
     Item("calibration", "scores", "warn", scores.check_calibration,
         title="Calibrated probabilities",
-        measures="debiased ECE after scaling, lower end",
-        rule="it is at most {scores.max_ece:g}, and scaling keeps the ranks",
+        measures="root mean square calibration error after scaling, debiased; its lower end",
+        rule="it is at most {scores.max_ece!p}, and scaling keeps the ranks",
         why="Purities and expected numbers are sums of probabilities, which must be frequencies.",
         remedy="Do not quote the probabilities, or calibrate on more rows like these.",
         figure="report#reliability",
     ),
     Item("completeness_cells", "science", "warn", science.check_completeness_cells,
         title="Lenses in each cell of completeness",
-        measures="lenses in each cell of one axis; completeness along arc_snr",
+        measures="lenses in each cell of one axis; completeness along `arc_snr`",
         rule="{science.min_cell} lenses or more are in {science.min_cell_share!p} of the cells, "
         "and completeness rises",
         why="Completeness from few lenses says little, and one that does not rise with brighter "
         "arcs is not about arcs.",
-        remedy="Test on more lenses or take wider bins; if it does not rise, look at the figure: "
-        "the finder may not see arcs.",
+        remedy="Test on more lenses, or take wider bins; if completeness does not rise, look at it "
+        "in the report: the finder may not see arcs.",
         figure="report#completeness_arc_snr",
     ),
     Item("unresolved_share", "science", "info", science.check_unresolved_share,
         title="Lenses that the seeing hides",
-        measures="lenses with theta_E below {science.unresolved_below:g} of the PSF FWHM",
+        measures="lenses of all splits with theta_E below {science.unresolved_below:g} of the PSF "
+        "FWHM",
         rule="they are at most {science.max_unresolved!p}",
         why="Such lenses can be found by extra flux alone, not by shape.",
         remedy="Report the completeness of resolved and unresolved lenses apart.",
@@ -400,10 +401,9 @@ CHECKLIST: Final = (
     ),
     Item("pairs", "science", "warn", lensing.check_pairs,
         title="Lensed against the same light",
-        measures="resolved lenses (θ_E ≥ {science.resolved_arcsec:g}″ or θ_E / PSF ≥ "
+        measures="well resolved lenses (θ_E ≥ {science.resolved_arcsec:g}″ or θ_E / PSF ≥ "
         "{science.resolved_ratio:g}) that score higher than the same light on the same "
-        "host without lensing; unresolved ones are reported, also by their AUROC across "
-        "families",
+        "host without lensing; the others are reported, also by their AUROC across families",
         rule="{science.pairs_won!p} do, against each kind",
         why="Host and flux are the same on both sides, so only shape can rank a pair; 50% is "
         "chance.",
@@ -412,7 +412,7 @@ CHECKLIST: Final = (
     ),
     Item("arc_removal", "science", "warn", science.check_arc_removal,
         title="Arcs removed",
-        measures="score of bright-arc lenses without their arcs",
+        measures="mean score (sigmoid of the logit) of bright-arc lenses without their arcs",
         rule=RULES["arc_removal"],
         why=MEANINGS["arc_removal"],
         remedy="Train with counterfactuals, or with the lenses' own galaxies as non-lenses.",
@@ -420,20 +420,21 @@ CHECKLIST: Final = (
     ),
     Item("core_mask", "science", "warn", science.check_core_mask,
         title="Core masked",
-        measures="score of bright-arc lenses without host and arcs",
+        measures="mean score (sigmoid of the logit) of bright-arc lenses without host and arcs",
         rule=RULES["core_mask"],
         why=MEANINGS["core_mask"],
-        remedy="Look at norm_stat_probe, sky_probe and the figure: what is beyond the core "
-        "differs between the classes.",
+        remedy="Look at `norm_stat_probe`, `sky_probe` and the probes' figure: what is beyond the "
+        "core differs between the classes.",
         figure="probe#views", docs="the-probes",
     ),
     Item("annulus_only", "science", "warn", science.check_annulus_only,
         title="Sky alone",
-        measures="score of bright-arc lenses on sky alone; the finder's AUROC on it",
+        measures="mean score (sigmoid of the logit) of bright-arc lenses on sky alone; the "
+        "finder's AUROC on it",
         rule=RULES["annulus_only"],
         why=MEANINGS["annulus_only"],
-        remedy="Look at sky_probe and norm_stat_probe: noise or normalisation differs between the "
-        "classes.",
+        remedy="Look at `sky_probe` and `norm_stat_probe`: noise or normalisation differs between "
+        "the classes.",
         figure="probe#views", docs="the-probes",
     ),
     Item("core_only", "science", "warn", science.check_core_only,
@@ -442,9 +443,20 @@ CHECKLIST: Final = (
         why=MEANINGS["core_only"],
         docs="the-probes",
     ),
+    Item("baseline", "science", "info", science.check_baseline,
+        title="The network against light profiles",
+        measures="AUROC and completeness of the network and of cheap classifiers of light "
+        "profiles, on the same stamps",
+        rule=RULES["baseline"],
+        why=MEANINGS["baseline"],
+        remedy="Claim from AUROC and completeness nothing beyond light profiles; `pairs` says what "
+        "it sees of lensing.",
+        figure="probe#baseline", docs="light-profiles-as-a-baseline",
+    ),
     Item("ring_probe", "science", "warn", science.check_ring_probe,
         title="Rings without a lens",
-        measures="rings on blank sky and on non-lenses",
+        measures="mean score of rings with the flux and colours of arcs, on blank sky and on "
+        "non-lenses",
         rule=RULES["ring_probe"],
         why=MEANINGS["ring_probe"],
         remedy="Show the finder rings that are no lenses: real ring galaxies, or counterfactuals "
@@ -461,7 +473,7 @@ CHECKLIST: Final = (
     Item("brightness_only", "science", "warn", hosts.check_brightness_only,
         title="Labels from brightness",
         measures="logistic regression on the flux in each band, against non-lenses with arc flux "
-        "added",
+        "added (in the probe of this name without it)",
         rule="its AUROC is not surely above {science.brightness_upper:g}",
         why="Arcs make lenses brighter, so their light is added to the non-lenses first. What is "
         "left is the hosts.",

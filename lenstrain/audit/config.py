@@ -148,7 +148,7 @@ class ScoreThresholds:
     """Draws below which the ends of intervals are noisy."""
 
     max_ece: float = 0.02
-    """Debiased calibration error after scaling; fails if it is surely above this."""
+    """Root mean square calibration error after scaling, debiased; fails if surely above this."""
 
     rescored_rows: int = 256
     """Rows that are scored again: a change of 1.2 % of all rows is found in 95 % of cases."""
@@ -187,14 +187,14 @@ class ScienceThresholds(ProbeThresholds):
     """Counterfactuals of each kind may pass at this multiple of that limit."""
 
     resolved_arcsec: float = 1.0
-    """Einstein radius from which a lens is resolved: its arc can be told from a source."""
+    """Einstein radius from which a lens is well resolved: its arc can be told from a source."""
 
     resolved_ratio: float = 0.75
-    """theta_E over PSF FWHM from which a lens is resolved too."""
+    """theta_E over PSF FWHM from which a lens is well resolved too."""
 
     pairs_won: float = 0.9
-    """Share of the resolved lenses, of each kind of pairs, that must score higher than the same
-    light without lensing; 0.5 is chance."""
+    """Share of the well resolved lenses, of each kind of pairs, that must score higher than the
+    same light without lensing; 0.5 is chance."""
 
     brightness_upper: float = 0.60
     """AUROC of total brightness, against non-lenses with an arc's light, that fails, if it is

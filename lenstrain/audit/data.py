@@ -177,13 +177,15 @@ def check_split_disjoint(evidence: Evidence, config: AuditConfig) -> Outcome:
     bad = [f"{n} values of {name} are in two splits" for name, n in shared.items() if n]
     if close:
         bad.append(f"{close} stamps share sky with one of another split")
+    far = min(nearest.values(), default=0.0)
+    apart = f"{far:,.0f} arcsec" if far < 3600 else f"{far / 3600:,.1f} degrees"
     return Outcome(
         passed=not bad,
         measured={"shared": shared, "nearest_arcsec": nearest, "close_positions": close},
         threshold={"shared": 0, "nearest_arcsec": limit},
         detail="; ".join(bad) + "." if bad
         else "No region or brick is in two splits" + (
-            f"; the nearest stamps of two splits are {min(nearest.values()):,.0f} arcsec apart."
+            f"; the nearest stamps of two splits are {apart} apart."
             if nearest else "; no two splits have positions to compare."),
     )  # fmt: skip
 
@@ -264,9 +266,10 @@ def check_split_fractions(evidence: Evidence, config: AuditConfig) -> Outcome:
     shares = {split: n / sum(rows.values()) for split, n in rows.items()}
     text = ", ".join(f"{split} {share:.1%}" for split, share in shares.items())
     if not declared:
-        raise NotRunError(
-            f"The splits hold {text}; no shares are declared to compare with. Declare them: "
-            "--fractions train=0.8,val=0.1,test=0.1."
+        return Outcome(
+            measured=shares,
+            detail=f"The splits hold {text}; no shares are declared to compare with. Declare them: "
+            "`--fractions train=0.8,val=0.1,test=0.1`.",
         )
     off = farthest_share(shares, declared)
     return Outcome(
@@ -288,15 +291,17 @@ def check_pairing(evidence: Evidence, config: AuditConfig) -> Outcome:
         both, lenses = both + positions_in_both(one, zero), lenses + len(one)
     share = both / lenses if lenses else 0.0
     text = f"{both:,} of {lenses:,} lens galaxies ({share:.1%}) are also non-lenses"
-    mode = config.data.pairing
+    mode, measured = config.data.pairing, {"share": share, "galaxies": lenses}
     if mode == "undeclared":
-        raise NotRunError(
-            f"{text}; no mode is declared. Declare --set data.pairing=paired or unpaired."
+        return Outcome(
+            measured=measured,
+            detail=f"{text}; no mode is declared. Declare `--set data.pairing=paired` or "
+            "`unpaired`.",
         )
     off = 1 - share if mode == "paired" else share
     return Outcome(
         passed=off <= config.data.pairing_tolerance,
-        measured={"share": share, "galaxies": lenses},
+        measured=measured,
         threshold={"mode": mode, "tolerance": config.data.pairing_tolerance},
         detail=f"{text}; declared: {mode}.",
     )

@@ -204,7 +204,8 @@ class Evidence:
         stated, sha256 = provenance["calibrate_on"], provenance["calibrate_on_sha256"]
         if stated is None:
             raise NotRunError(
-                "The evaluation was not calibrated on another split. Evaluate with --calibrate-on."
+                "The evaluation was not calibrated on another split. Evaluate with "
+                "`--calibrate-on`."
             )
         named = self.supplied.calibration_scores
         if named is not None:
@@ -286,6 +287,8 @@ class Evidence:
         entry: dict[str, Any] | None = self.probe["probes"].get(name)
         if entry is None:
             raise NotRunError(f"The probe {name} could not be run. {not_run(self.probe, name)}")
+        if "reason" in entry:
+            raise NotRunError(f"The probe {name} could not be run: {entry['reason']}")
         return entry
 
     def frozen_threshold(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Outcome:
     """What a check measured."""
 
     passed: bool | None = None
-    """None: not run."""
+    """None: not run, or not judged if something was measured."""
     measured: Any = None
     threshold: Any = None
     detail: str

@@ -30,6 +30,10 @@ PIECES: Final = (
     "other"
 )
 """Said where `scattered` alone fails, for which more counterfactuals are no remedy."""
+_VET: Final = (
+    "More counterfactuals have not cured this (docs/explanation/shortcuts.md): vet candidates for "
+    "how their images lie to each other, and state the rate beside every figure."
+)
 LEVEL: Final = 0.95
 
 
@@ -69,7 +73,7 @@ def check_counterfactuals(evidence: Evidence, config: AuditConfig) -> Outcome:
 
 
 def check_pairs(evidence: Evidence, config: AuditConfig) -> Outcome:
-    """Resolved lenses must score higher than the same light on the same host without lensing."""
+    """Well resolved lenses must outscore the same light on the same host without lensing."""
     require_counterfactuals(evidence)
     limits, pairs = config.science, rank_pairs(evidence.scores)
     resolved = (pairs.theta_e >= limits.resolved_arcsec) | (pairs.over_psf >= limits.resolved_ratio)
@@ -83,7 +87,7 @@ def check_pairs(evidence: Evidence, config: AuditConfig) -> Outcome:
               if entry["families"] >= FEWEST}  # fmt: skip
     if not enough:
         raise NotRunError(
-            f"The scores have {groups['resolved']['all']['families']} resolved lenses with a "
+            f"The scores have {groups['resolved']['all']['families']} well resolved lenses with a "
             f"counterfactual of their family, and {FEWEST} are needed: raise --share of `lensprep "
             "counterfactual`, or test on more stamps."
         )
@@ -99,8 +103,9 @@ def check_pairs(evidence: Evidence, config: AuditConfig) -> Outcome:
             for name, group in groups.items()
         } | {"unresolved_across": {key: others[key] for key in ("value", "low", "high")}},
         threshold=limits.pairs_won,
-        detail=f"Resolved lenses score higher than the same light without lensing in: {listed}."
-        + ("" if others["value"] is None else " Unresolved lenses against unlensed, magnified and "
+        detail="Well resolved lenses score higher than the same light without lensing in: "
+        f"{listed}."
+        + ("" if others["value"] is None else " The others against unlensed, magnified and "
            f"extended light of all families: AUROC {interval(others)}; 0.5 is chance.")
         + _meaning(failed, "Shape is not what ranks them"),
         remedy=_remedy(failed),
@@ -116,7 +121,7 @@ def _meaning(failed: list[str], meaning: str) -> str:
 
 def _remedy(failed: list[str]) -> str:
     """What to do where that is not what the checklist says."""
-    return "State it beside every figure." if _only_pieces(failed) else ""
+    return _VET if _only_pieces(failed) else ""
 
 
 def _only_pieces(failed: list[str]) -> bool:

@@ -28,9 +28,9 @@ def check_leave_one_out(evidence: Evidence, config: AuditConfig) -> Outcome:
     """Completeness of lenses of a value that another run never saw, against this run's."""
     if not evidence.supplied.left_out:
         raise NotRunError(
-            'No scores were supplied. Train runs without one value (--set data.where="'
-            'theta_e_arcsec != 0.6"), score the same split, and give each as --left-out '
-            "theta_e_arcsec=0.6:SCORES. A value that the data does not have cannot be tested."
+            'No scores were supplied. Train runs without one value (`--set data.where="'
+            'theta_e_arcsec != 0.6"`), score the same split, and give each as `--left-out '
+            "theta_e_arcsec=0.6:SCORES`. A value that the data does not have cannot be tested."
         )
     cells = {}
     for text in evidence.supplied.left_out:
@@ -107,7 +107,8 @@ def check_blank(evidence: Evidence, config: AuditConfig) -> Outcome:
         measured={"kinds": {"synthetic sky": cell}},
         threshold={"share": allowed},
         detail=f"{cell['flagged']} of {cell['n']} synthetic blank fields pass (at most "
-        f"{cell['upper']:.2%}). They are white noise: give real ones with --confusers, kind blank.",
+        f"{cell['upper']:.2%}). They are white noise: give real ones with `--confusers`, kind "
+        "blank.",
     )
 
 
@@ -129,7 +130,7 @@ def _none_of(evidence: Evidence, what: str, kind: str) -> NotRunError:
     return NotRunError(
         f"No {what} were supplied, and the scores have none of their own (origin {REAL}, kind "
         f"{kind}). Convert labelled real ones into the test split, or score them with `lenstrain "
-        "infer`, add a column `kind`, and name the table with --confusers."
+        "infer`, add a column `kind`, and name the table with `--confusers`."
     )
 
 
@@ -191,7 +192,7 @@ def check_real_lenses(evidence: Evidence, config: AuditConfig) -> Outcome:
         raise NotRunError(
             f"No real lenses were supplied, and the scores have none of their own (origin {REAL}). "
             f"Convert at least {limits.min_real} that were found in comparable imaging into the "
-            "test split, or score them with `lenstrain infer` and name the table with --real."
+            "test split, or score them with `lenstrain infer` and name the table with `--real`."
         )
     cut = evidence.frozen_threshold()["threshold"]
     hits, n = int((logits > cut).sum()), len(logits)

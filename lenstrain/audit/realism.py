@@ -61,7 +61,7 @@ def _judge(found: dict[str, Any], whose: str, config: AuditConfig) -> Outcome:
     if real < features and found["low"] <= limit:
         raise NotRunError(
             f"{text} That shows nothing: a fit to fewer lenses than features misses real "
-            f"differences. Give at least {features} real lenses with --real."
+            f"differences. Give at least {features} real lenses with `--real`."
         )
     passed = found["high"] <= limit
     return Outcome(
@@ -83,7 +83,7 @@ def _real(evidence: Evidence) -> tuple[Side, dict[str, Any], str]:
         raise NotRunError(
             "No real lenses were supplied, and the scores have none of their own. Score real ones "
             "and the test split with `lenstrain infer --embeddings`, and name the table of the "
-            "real ones with --real."
+            "real ones with `--real`."
         )
     return _own(evidence.scores, rows), evidence.scores.metadata, evidence.own_words(rows)
 

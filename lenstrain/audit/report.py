@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import textwrap
 from collections import Counter
@@ -12,7 +13,6 @@ from typing import Any, Final
 
 from lensprep.checks.finding import Finding, Severity
 from lensprep.configfile import from_mapping
-from lensprep.errors import without_control
 from lensprep.texttable import UNLIMITED
 from lenstrain.audit.checklist import CHECKLIST
 from lenstrain.audit.config import AuditConfig
@@ -54,7 +54,8 @@ def write_report(
 def mark(finding: Finding) -> str:
     """The result in a word or two."""
     passed = "passed" if finding.rule else "reported"
-    return {True: passed, False: "FAILED", None: "not run"}[finding.passed]
+    without = "not run" if finding.measured is None else "not judged"
+    return {True: passed, False: "FAILED", None: without}[finding.passed]
 
 
 def pressing(findings: Sequence[Finding]) -> list[Finding]:
@@ -95,14 +96,16 @@ def page(
         {"name": name, "title": title, "findings": [row for row in rows if row["group"] == name]}
         for name, title in TITLES.items()
     ]
-    provenance = [(name, content[name]) for name in ("run", "dataset", "dataset_id", "checkpoint",
-                                                     "created", "version")]  # fmt: skip
+    titles = {"run": "Run", "dataset": "Dataset", "dataset_id": "Dataset id",
+              "checkpoint": "Checkpoint", "created": "Created", "version": "Version"}  # fmt: skip
+    provenance = [(title, content[name]) for name, title in titles.items()]
+    provenance += [(name.capitalize(), place) for name, place in content["pages"].items()]
     provenance += [
         (f"SHA-256 of {name.replace('_', ' ')}", value)
         for name, value in content["digests"].items()
         if name != "dataset_id" and value is not None
     ]
-    count = Counter(row["css"] for row in rows)
+    count = Counter(row[name] for row in rows for name in ("css", "severity"))
     return render(
         "audit.html",
         {
@@ -114,8 +117,9 @@ def page(
             "tiles": _tiles(findings),
             "steps": [[_row(finding, config) for finding in step] for step in steps(findings)],
             "groups": [group for group in groups if group["findings"]],
-            "count": [("failed", "failed", count["failed"]), ("none", "not run", count["none"]),
-                      ("passed", "passed", count["passed"])],
+            "results": [(css, name, count[css]) for css, name in (("failed", "failed"),
+                        ("none", "not run or judged"), ("passed", "passed"))],
+            "weights": [(css, name.lower(), count[css]) for css, name in WEIGHTS.items()],
             "kinds": _kinds({finding.item: finding.measured for finding in findings}),
             "provenance": provenance,
             "links": links or {},
@@ -145,14 +149,13 @@ def _row(finding: Finding, config: AuditConfig) -> dict[str, Any]:
         "mark": mark(finding),
         "css": {True: "passed", False: "failed", None: "none"}[finding.passed],
         "severity": finding.severity,
-        "weight": WEIGHTS[finding.severity].lower(),
-        "severity_text": f"{WEIGHTS[finding.severity]}. ",
+        "weight": WEIGHTS[finding.severity],
+        "context": f"{WEIGHTS[finding.severity]}. Measured: {item.filled(item.measures, config)}. ",
         "text": finding.detail,
         "rule": finding.rule,
         "remedy": finding.remedy,
-        "measures": item.filled(item.measures, config),
         "why": item.why,
-        "figure": item.figure,
+        "figures": [item.figure],
         "docs": item.docs,
     }
 
@@ -165,7 +168,7 @@ def _tiles(findings: Sequence[Finding]) -> list[dict[str, Any]]:
         note = f"failed; {count[severity, None]} not run, {count[severity, True]} passed"
         tiles.append({"name": name, "value": count[severity, False], "note": note})
     measured = sum(f.passed is not None for f in findings)
-    tiles.append({"name": "Measured", "value": measured, "note": f"of {len(findings)} items"})
+    tiles.append({"name": "Judged", "value": measured, "note": f"of {len(findings)} items"})
     return tiles
 
 
@@ -184,7 +187,8 @@ def markdown(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
     lines += ["", "## What stands in the way", ""] if pressing(findings) else []
     for step in steps(findings):
         first, names = step[0], ", ".join(f"`{f.item}`" for f in step)
-        text = f"- **{mark(first)}**, {first.severity}, {names}: {first.detail} {first.remedy}"
+        weight = WEIGHTS[first.severity].lower()
+        text = f"- **{mark(first)}**, {weight}, {names}: {first.detail} {first.remedy}"
         lines.append(text.replace("\n", " ").rstrip())
     for name, title in TITLES.items():
         head = "| Result | Weight | Item | Finding | Passes if |"
@@ -202,11 +206,11 @@ def lines(content: Mapping[str, Any], findings: Sequence[Finding]) -> list[str]:
     shown = []
     for step in steps(findings):
         first = step[0]
-        shown += _wrapped(f"{mark(first)}, {first.severity}: {_names(step)}", "")
+        shown += _wrapped(f"{mark(first)}, {WEIGHTS[first.severity].lower()}: {_names(step)}", "")
         shown += _wrapped(first.detail, "  ") + _wrapped(first.remedy, "  ")
     aside = [f for f in findings if f.passed is None and f.severity != "blocker"]
     if aside:
-        shown += _wrapped(f"not run, without changing the verdict: {_names(aside)}", "")
+        shown += _wrapped(f"not run or judged, without changing the verdict: {_names(aside)}", "")
     verdict = content["verdict"]
     return [*shown, *_wrapped(f"Verdict: {verdict}. {because(findings)} {MEANINGS[verdict]}", "")]
 
@@ -217,11 +221,13 @@ def _names(findings: Sequence[Finding]) -> str:
 
 def _wrapped(text: str, indent: str) -> list[str]:
     """Lines that fit the terminal, whole if piped; commands and paths are never broken."""
-    return textwrap.wrap(
-        without_control(text),
+    whole = re.sub("`[^`]+`", lambda code: code[0].replace(" ", "\0"), text)
+    made = textwrap.wrap(
+        whole,
         shutil.get_terminal_size((UNLIMITED, 25)).columns,
         initial_indent=indent,
         subsequent_indent=indent or "    ",
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return [line.replace("\0", " ") for line in made]

@@ -150,8 +150,8 @@ def check_seeds(evidence: Evidence, config: AuditConfig) -> Outcome:
     named = evidence.supplied.seed_scores
     if not named:
         raise NotRunError(
-            f"One seed only. Train {config.run.min_seeds - 1} more with --set train.seed=1, ..., "
-            "score the same split, and name the scores with --seed-scores (repeatable)."
+            f"One seed only. Train {config.run.min_seeds - 1} more with `--set train.seed=1`, ..., "
+            "score the same split, and name the scores with `--seed-scores` (repeatable)."
         )
     fpr = config.scores.seed_fpr
     others = [evidence.judged_of(evidence.other_scores(path)) for path in named]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -35,17 +36,30 @@ def check_completeness_cells(evidence: Evidence, config: AuditConfig) -> Outcome
     share, fine = (float(np.mean(cells >= config.science.min_cell))
                    for cells in (single, n[axes == finest]))  # fmt: skip
     rises = _rises(table.filter(pa.array(axes == "arc_snr")))
-    passed = share >= config.science.min_cell_share and rises is not False
-    trend = {True: "rises", False: "does not rise", None: "was not measured"}[rises]
+    trend = {True: "Completeness rises with `arc_snr`.",
+             False: "Completeness does not rise with `arc_snr`.",
+             None: "Completeness along `arc_snr` was not measured."}[rises]  # fmt: skip
+    parts = [
+        (share >= config.science.min_cell_share,
+         f"{share:.0%} of {len(single)} cells of one axis hold {config.science.min_cell} lenses or "
+         "more.", "Test on more lenses, or take wider bins."),
+        (rises is not False, trend,
+         "Look at completeness against `arc_snr` in the report: the finder may not see arcs."),
+    ]  # fmt: skip
+    parts.sort(key=itemgetter(0))  # what failed is said first
+    passed, said, remedies = zip(*parts, strict=True)
+    named = listed(f"`{name}`" for name in finest.split(" x "))
+    more = (
+        f" Of the cells by {named}, which are not judged, {fine:.0%} do." if " x " in finest else ""
+    )
     return Outcome(
-        passed=passed,
+        passed=all(passed),
         measured={"cells": len(single), "share": share, "smallest": int(single.min()),
                   "finest": {"axes": finest, "share": fine}, "rises_with_arc_snr": rises},
         threshold={"n": config.science.min_cell, "share": config.science.min_cell_share,
                    "rises_with_arc_snr": True},
-        detail=f"{share:.0%} of {len(single)} cells of one axis hold {config.science.min_cell} "
-        f"lenses or more (of the cells by {listed(finest.split(' x '))} {fine:.0%}); completeness "
-        f"{trend} with arc_snr.",
+        detail=" ".join(said) + more,
+        remedy=" ".join(text for text, right in zip(remedies, passed, strict=True) if not right),
     )  # fmt: skip
 
 
@@ -79,8 +93,8 @@ def check_unresolved_share(evidence: Evidence, config: AuditConfig) -> Outcome:
         measured={"share": share, "lenses": len(ratio), "unknown": unknown,
                   "median_ratio": float(np.median(ratio))},
         threshold=limits.max_unresolved,
-        detail=f"{share:.1%} of {len(ratio):,} lenses have theta_E below "
-        f"{limits.unresolved_below:g} PSF FWHM."
+        detail=f"{share:.1%} of the {len(ratio):,} lenses of all splits have theta_E below "
+        f"{limits.unresolved_below:g} of the PSF FWHM."
         + (f" It is not known for {unknown:,} lenses." if unknown else ""),
     )  # fmt: skip
 
@@ -91,7 +105,7 @@ def probe_check(name: str) -> Callable[[Evidence, AuditConfig], Outcome]:
     def check(evidence: Evidence, config: AuditConfig) -> Outcome:
         found = judge(name, evidence.probed(name), config.science)
         text = f"{_reading(evidence, name)} {found.note}".strip()
-        if found.passed is None:
+        if found.passed is None and found.measured is None:
             raise NotRunError(text)
         return Outcome(
             passed=found.passed, measured=found.measured, threshold=found.threshold, detail=text
@@ -106,6 +120,7 @@ check_arc_removal = probe_check("arc_removal")
 check_core_mask = probe_check("core_mask")
 check_annulus_only = probe_check("annulus_only")
 check_ring_probe = probe_check("ring_probe")
+check_baseline = probe_check("baseline")
 check_attribution = probe_check("attribution")
 
 

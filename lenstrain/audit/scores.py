@@ -226,7 +226,7 @@ def check_calibration(evidence: Evidence, config: AuditConfig) -> Outcome:
     if repaired is None or fitted is None:
         why = "" if fitted is None else " (its scaling has no optimum)"
         raise NotRunError(
-            f"The evaluation has no calibrated probabilities{why}. Evaluate with --calibrate-on."
+            f"The evaluation has no calibrated probabilities{why}. Evaluate with `--calibrate-on`."
         )
     squared = repaired["ece"]["debiased_squared"]
     if squared["low"] is None:
@@ -239,8 +239,8 @@ def check_calibration(evidence: Evidence, config: AuditConfig) -> Outcome:
         passed=passed,
         measured={"ece": error, "low": low, "ranks_kept": keeps_ranks},
         threshold={"low": allowed},
-        detail=f"After {fitted['kind'].capitalize()} scaling on another split probabilities are "
-        f"off by {percent(error)} (debiased ECE), "
-        + (f"surely by more than {percent(low)}." if low else "which may be chance.")
+        detail=f"After {fitted['kind'].capitalize()} scaling on another split the root mean square "
+        f"calibration error, debiased, is {percent(error)}, "
+        + (f"surely above {percent(low)}." if low else "no more than chance gives.")
         + ("" if keeps_ranks else " The scaling reverses the ranks."),
     )

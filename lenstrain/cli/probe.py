@@ -40,13 +40,15 @@ def probe(
 
     options = load_config(ProbeOptions, None, overrides)
     from lenstrain.cli.progress import share_progress
+    from lenstrain.probes.probe import MARKS, marked
     from lenstrain.probes.probe import probe as run_probes
 
     with share_progress() as progress:
         result = run_probes(
             checkpoint, dataset, out, options=options, device=device, progress=progress
         )
-    table = TextTable("probe", "reading", prose="reading")
-    for name, text in result["readings"].items():
-        table.add(name, text)
+    table = TextTable("result", "probe", "reading", left=("probe",), prose="reading")
+    marks = {name: marked(result, name) for name in result["readings"]}
+    for name in sorted(marks, key=lambda name: MARKS.index(marks[name])):
+        table.add(marks[name], name, result["readings"][name])
     report(result, [table, f"Report: {result['report']}"], as_json)

@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from string import Formatter
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
+
+from lenstrain.evaluation.names import rate_text, threshold_text
 
 METRICS_NAME = "metrics.json"
 """This file marks a folder as an evaluation."""
@@ -40,7 +43,8 @@ def render(template: str, context: Mapping[str, Any]) -> str:
         "bounds_percent": lambda entry, digits=1: bounds(entry, digits, percent),
         "purity": purity,
         "precision": precision,
-        "rate": lambda value: f"{100 * float(value):g}%",
+        "rate": lambda value: rate_text(float(value)),
+        "threshold": threshold_text,
         "count": lambda value: f"{value:,}",
         "prose": prose,
     }
@@ -50,7 +54,7 @@ def render(template: str, context: Mapping[str, Any]) -> str:
 class _Words(Formatter):
     def convert_field(self, value: Any, conversion: Any) -> Any:
         if conversion == "p":
-            return f"{100 * value:g}%"
+            return rate_text(value)
         if conversion == "l":
             return listed(value)
         return super().convert_field(value, conversion)
@@ -118,5 +122,7 @@ def precision(entry: Mapping[str, Any]) -> str:
     """Format an average precision at a prevalence, or its lower limit and the reason for it."""
     if entry["supported"]:
         return interval(entry, 4)
-    least = "" if entry["at_least"] is None else f"; at least {number(entry['at_least'], 4)}"
-    return f"n/a: {entry['reason']}{least}"
+    if entry["at_least"] is None:
+        return f"n/a: {entry['reason']}"
+    least = np.format_float_positional(entry["at_least"], 2, fractional=False, trim="-")
+    return f"n/a: {entry['reason']}; at least {least}"

@@ -1,5 +1,7 @@
 """What the evaluated run is called, and links to its pages, where they lie on this machine."""
 
+import html
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,8 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 from lensprep.errors import ProjectError
-from lensprep.store import Uri, is_remote, local_path
+from lensprep.store import Uri, is_remote, local_path, write_atomic
 from lenstrain.pages.links import pages_of, run_of
+from lenstrain.pages.page import render
 
 _CHECKPOINTS = "checkpoints"
 
@@ -82,3 +85,30 @@ def _links(metadata: Mapping[str, Any], out: Path) -> Iterator[Link]:
 
 def _link(title: str, target: Path, out: Path) -> Link:
     return Link(title, quote(relpath(target, out)) + ("/" if target.is_dir() else ""))
+
+
+def add_link(report: Uri | None, title: str, page: Uri) -> None:
+    """Link a page from a report that was written before it, instead of any link of this title.
+
+    Parameters
+    ----------
+    report : str, path or None
+        A page that `evaluate` wrote. Nothing is done without one, if it cannot be written, or if
+        it or `page` lies in an object store.
+    title : str
+    page : str or path
+    """
+    if report is None or is_remote(report) or is_remote(page):
+        return
+    path = local_path(report).resolve()
+    with suppress(OSError, ProjectError):
+        text = path.read_text(encoding="utf-8")
+        line = re.search(r'<p class="links">(.*?)</p>', text, re.DOTALL)
+        if line is None:
+            return
+        there = re.findall(r'<a href="([^"]*)">([^<]*)</a>', line[1])
+        known = {html.unescape(name): html.unescape(href) for href, name in there}
+        known[title] = _link(title, local_path(page).resolve(), path.parent).href
+        made = render("links.html", {"links": [Link(*item) for item in known.items()]})
+        text = text[: line.start()] + made.strip() + text[line.end() :]
+        write_atomic(path, text.encode())

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from lenstrain.figures import BLUE, GREY, RED, Plot, bars, new_figure
+from lenstrain.pages import number, percent
 from lenstrain.probes.attention import Attention
-from lenstrain.probes.profiles import counted
 
 VIEW_TITLES = {
     "original": "as it is",
@@ -21,10 +21,10 @@ VIEW_TITLES = {
 }
 
 CANDIDATE_TITLES = {
-    "flux_line": "{} flux{}, logistic",
-    "flux_boosting": "{} flux{}, boosting",
-    "profile_line": "{} means, logistic",
-    "profile_boosting": "{} means, boosting",
+    "flux_line": "flux, logistic",
+    "flux_boosting": "flux, boosting",
+    "profile_line": "rings, logistic",
+    "profile_boosting": "rings, boosting",
 }
 
 
@@ -78,15 +78,13 @@ def draw_scores(views: Mapping[str, Any]) -> Plot:
 
 def draw_lead(entry: Mapping[str, Any]) -> Plot:
     """AUROC and completeness of every cheap classifier and of the network, with intervals."""
-    best = counted(CANDIDATE_TITLES[entry["best"]], entry["candidates"][entry["best"]]["features"])
-    rows = {counted(CANDIDATE_TITLES[name], found["features"]): found
-            for name, found in entry["candidates"].items()}  # fmt: skip
+    rows = {CANDIDATE_TITLES[name]: found for name, found in entry["candidates"].items()}
     rows["network"] = entry["network"]
     colours = [BLUE] * len(entry["candidates"]) + [RED]
     columns: dict[str, Any] = {"what": list(rows)}
     with new_figure(columns=2) as (figure, panels):
         y = np.arange(len(rows))[::-1]
-        titles = ("AUROC", f"TPR at FPR {entry['fpr']:g}")
+        titles = ("AUROC", "Completeness")
         for axes, what, title in zip(panels, ("auroc", "tpr"), titles, strict=True):
             ends = {end: np.array([row[what][end] for row in rows.values()], float)
                     for end in ("value", "low", "high")}  # fmt: skip
@@ -94,14 +92,17 @@ def draw_lead(entry: Mapping[str, Any]) -> Plot:
             axes.scatter(ends["value"], y, c=colours, s=16, zorder=3)
             axes.set_xlabel(title)
             axes.margins(x=0.08)
+            axes.locator_params(axis="x", nbins=4)  # so that labels of two panels do not touch
             columns |= {f"{what}_{end}": column for end, column in ends.items()}
         panels[0].set_yticks(y, list(rows))
     return Plot(
         "baseline",
         "Light profiles alone, and the network",
-        f"AUROC, and completeness (TPR) at a false-positive rate (FPR) of {100 * entry['fpr']:g}%, "
-        f"on the same {entry['rows']:,} stamps, with 95% intervals from draws of regions. Blue: "
-        f"light profiles; the network is compared with {best}, the best inside train.",
+        f"AUROC, and completeness at a false-positive rate (FPR) of {100 * entry['fpr']:g}%, on "
+        f"the same {entry['rows']:,} stamps, with 95% intervals from draws of regions. Blue: light "
+        "in each band (flux) or in rings of each band, by logistic regression or gradient "
+        f"boosting; the network is compared with {CANDIDATE_TITLES[entry['best']]}, the best by "
+        "cross-validation on train.",
         figure,
         columns,
     )
@@ -123,15 +124,17 @@ def draw_injections(
         y = np.arange(len(shown))[::-1]
         axes.barh(y, share, xerr=bars(share, low, high), color=BLUE, alpha=0.6, ecolor="black",
                   error_kw={"lw": 0.8})  # fmt: skip
+        for place, value, end in zip(y, share, high, strict=True):
+            axes.text(end + 0.015, place, percent(value), va="center", fontsize=6)
         axes.axvline(fpr, color=RED, lw=0.8, ls="--")
-        axes.set_yticks(y, [f"{name}, {part:.1%}" for name, part in zip(shown, share, strict=True)])
-        axes.set(xlabel="Flagged share", xlim=(-0.03, 1))  # so that 0 and the rate are seen
+        axes.set_yticks(y, list(shown))
+        axes.set(xlabel="Flagged share", xlim=(-0.03, 1.1))
     return Plot(
         "injections",
         "What passes for a lens",
         "Share above the threshold, with 95% Wilson intervals, of non-lenses with an unlensed "
-        "source added, of blank sky, and of rings; beside each its share. Dashed: the "
-        f"false-positive rate of {100 * fpr:g}% that the threshold was set to.",
+        "source added, of blank sky, and of rings. Dashed: the false-positive rate of "
+        f"{100 * fpr:g}% that the threshold was set to.",
         figure,
         {"what": list(shown), "share": share, "low": low, "high": high},
     )
@@ -148,7 +151,8 @@ def draw_d4(changes: Any, logit_sd: float) -> Plot:
         "d4",
         "Rotations and flips",
         "How far the logit of a stamp moves when it is turned or flipped, lenses and non-lenses "
-        "together. It should be small beside the scatter of the logits from stamp to stamp.",
+        f"together: {np.mean(changes):.2f} on average. "
+        f"It should be small beside the scatter of the logits from stamp to stamp, {logit_sd:.2f}.",
         figure,
         {"from": edges[:-1], "to": edges[1:], "stamps": counts},
     )
@@ -158,8 +162,8 @@ def draw_attention(attention: Attention) -> Plot:
     """Stamps, and their maps below; at most `_ABREAST` side by side."""
     n = len(attention.pictures)
     abreast = min(n, _ABREAST)
-    alike = attention.entry["randomised_correlation"]
     blocks = -(-n // abreast)
+    alike = attention.entry["randomised_correlation"]
     with new_figure(0.95 * abreast, 3.1 * blocks, rows=3 * blocks, columns=abreast) as made:
         figure, grid = made
         for stamp in range(blocks * abreast):
@@ -172,7 +176,7 @@ def draw_attention(attention: Attention) -> Plot:
                 continue
             kind = "lens" if attention.stamps.labels[stamp] else "non-lens"
             axes.imshow(attention.pictures[stamp], origin="lower")
-            axes.set_title(f"{kind}\nlogit {attention.logits[stamp]:.1f}", fontsize=6)
+            axes.set_title(f"{kind}\nlogit {number(attention.logits[stamp], 1)}", fontsize=6)
             most = max(float(np.abs(attention.occlusion[stamp]).max()), 1e-9)
             hidden.imshow(attention.occlusion[stamp], origin="lower", cmap="RdBu_r",
                           vmin=-most, vmax=most)  # fmt: skip
@@ -187,9 +191,9 @@ def draw_attention(attention: Attention) -> Plot:
         "Occlusion: red where hiding the pixels lowers the logit, blue where it raises it. "
         "Grad-CAM: bright where the last feature map favours a lens, dark beyond what the network "
         "sees. Each map has its own scale."
-        + ("" if alike is None else " Grad-CAM maps of a network of random weights correlate with "
-           f"these by {alike:.2f}: near 1 they would show the stamp alone."),
+        + ("" if alike is None else " The rank correlation of Grad-CAM with that of a random "
+           f"network is {alike:.2f}: the higher, the more it shows the stamp, not the finder."),
         figure,
-        {"stamp": np.arange(n), "logit": attention.logits,
-         "largest_occlusion": np.abs(attention.occlusion).max((1, 2))},
+        {"stamp": np.arange(n), "key": attention.stamps.table["key"].to_pylist(),
+         "logit": attention.logits, "largest_occlusion": np.abs(attention.occlusion).max((1, 2))},
     )  # fmt: skip

@@ -23,6 +23,7 @@ from lenstrain.pages import number, percent, render
 from lenstrain.pages.files import PagePlot, save_plot
 from lenstrain.pages.links import links_to, name_of, pages_of, run_of
 from lenstrain.pages.page import PROBE_NAME, PROBE_PAGE, bounds
+from lenstrain.pages.places import add_link
 from lenstrain.probes import figures
 from lenstrain.probes.adding import (
     measure_flux_matched,
@@ -52,6 +53,8 @@ from lenstrain.training.distributed import choose_device
 from lenstrain.training.memory import enough_memory
 
 FORMAT_VERSION = 1
+MARKS = ("FAILED", "does not tell", "passed", "reported", "not run")
+"""Results of probes, what is to be looked at first."""
 
 _LESS = (
     "Set per_class, injections, baseline_rows, attribution or resamples lower, or choose --device "
@@ -133,6 +136,7 @@ def probe(
             "geometry": geometry.to_dict(),
             "radii_px": _radii(geometry, options),
             "split": options.split,
+            "counterfactual_share": meta["config"].get("data", {}).get("counterfactual_share", 0.0),
             "sample": _describe(base),
             "threshold": {
                 "fpr": options.fpr,
@@ -149,10 +153,11 @@ def probe(
     )
     content["readings"] = readings(content)
     content["judged"] = judged(content["probes"])
-    links = links_to(pages_of(run_of(checkpoint), sha256), out)
+    pages = pages_of(run_of(checkpoint), sha256)
     tell("Writing", 0.95)
     with written_folder(out, PROBE_NAME) as draft:
-        write(draft, content, attention, links)
+        write(draft, content, attention, links_to(pages, out))
+    add_link(pages.get("report"), "Probe", join_uri(out, PROBE_PAGE))
     tell("Done", 1.0)
     return content | {"report": join_uri(out, PROBE_PAGE)}
 
@@ -245,25 +250,34 @@ def _page(
             "provenance": provenance}  # fmt: skip
 
 
+def marked(content: dict[str, Any], name: str) -> str:
+    """The result of a probe in a word or two: one of `MARKS`."""
+    verdict = content["judged"].get(name)
+    if verdict is not None and verdict["passed"] is not None:
+        return "passed" if verdict["passed"] else "FAILED"
+    if stamps(content, name) is None:
+        return "not run"
+    return "reported" if verdict is None else "does not tell"
+
+
 def _row(content: dict[str, Any], name: str) -> dict[str, Any]:
     """A probe as the page shows it."""
-    verdict = content["judged"].get(name, {"passed": None, "rule": "", "note": ""})
-    used = stamps(content, name)
-    mark = {True: "passed", False: "FAILED"}.get(verdict["passed"])
-    if mark is None:
-        mark = "not run" if used is None else "does not tell" if verdict["rule"] else "reported"
-    plot = FIGURES.get(name)
+    verdict = content["judged"].get(name, {"rule": "", "note": ""})
+    used, mark = stamps(content, name), marked(content, name)
+    shown = [f"#{FIGURES[name]}"] if name in FIGURES else []
+    if name == "baseline" and content["counterfactual_share"]:
+        shown.append("report#counterfactuals")
     return {
         "name": name,
         "title": TITLES[name],
         "mark": mark,
         "css": {"passed": "passed", "FAILED": "failed"}.get(mark, "none"),
         "severity": "",
-        "severity_text": "" if used is None else f"{used:,} stamps. ",
+        "context": "" if used is None else f"{used:,} stamps. ",
         "rule": verdict["rule"],
         "remedy": "",
         "meaning": MEANINGS[name],
-        "figure": f"#{plot}" if plot else "",
+        "figures": shown,
         "text": f"{content['readings'][name]} {verdict['note']}".strip(),
     }
 

@@ -65,7 +65,6 @@ class Candidate:
     """One cheap classifier."""
 
     title: str
-    """With places for the number of features and the ending of their plural."""
     sees: Literal["fluxes", "profiles"]
     make: Callable[[], Any]
     """Makes an untrained scikit-learn classifier, deterministic once trained."""
@@ -80,11 +79,12 @@ def _boosting() -> Any:
     return HistGradientBoostingClassifier(early_stopping=False, random_state=0)
 
 
+_RINGS = "the mean light in rings of each band"
 CANDIDATES = {
-    "flux_line": Candidate("Logistic regression on {} flux{}", "fluxes", _line),
-    "flux_boosting": Candidate("Boosting on {} flux{}", "fluxes", _boosting),
-    "profile_line": Candidate("Logistic regression on {} azimuthal means", "profiles", _line),
-    "profile_boosting": Candidate("Boosting on {} azimuthal means", "profiles", _boosting),
+    "flux_line": Candidate("Logistic regression on the flux in each band", "fluxes", _line),
+    "flux_boosting": Candidate("Gradient boosting on the flux in each band", "fluxes", _boosting),
+    "profile_line": Candidate(f"Logistic regression on {_RINGS}", "profiles", _line),
+    "profile_boosting": Candidate(f"Gradient boosting on {_RINGS}", "profiles", _boosting),
 }
 
 
@@ -145,7 +145,6 @@ def _judge(
     network = drawn(judged.logits)
     best = max(inside, key=inside.__getitem__)
     lead = {what: network[what] - draws[best][what] for what in network}
-    features = {name: known.features[c.sees].shape[1] for name, c in candidates.items()}
     return {
         "fpr": options.fpr,
         "train_rows": len(known.labels),
@@ -156,8 +155,8 @@ def _judge(
         "regions": resampling.n_clusters,
         "candidates": {
             name: {
-                "title": counted(candidates[name].title, features[name]),
-                "features": features[name],
+                "title": candidates[name].title,
+                "features": known.features[candidates[name].sees].shape[1],
                 "cross_validated_auroc": inside[name],
             }
             | entries(draws[name])
@@ -167,11 +166,6 @@ def _judge(
         "network": entries(network),
         "lead": entries(lead, "linear"),
     }
-
-
-def counted(title: str, features: int) -> str:
-    """A title with the number of features in it: ``3 fluxes``, ``1 flux``, ``27 means``."""
-    return title.format(features, "es" if features > 1 else "")
 
 
 def cross_validate(candidate: Candidate, light: Light) -> float:

@@ -24,17 +24,16 @@ TITLES = {
     "null_injection": "Nothing added",
     "flux_matched_null": "Unlensed source of equal flux",
     "ring_probe": "Rings without a lens",
-    "permuted_labels": "Labels shuffled",
+    "permuted_labels": "Labels shuffled, logistic regression",
     "attribution": "Occlusion and Grad-CAM",
 }
 
 MEANINGS = {
-    "baseline": "Cheap classifiers, trained on train, see the flux or the mean light in rings of "
-    "each band: no arc and no shape. Only what the network adds to the best of them is "
-    "evidence that it sees more. A finder that was trained with counterfactuals gives up the cue "
-    "of brightness and may be behind; what it sees of lensing, pairs of the same light tell.",
-    "core_mask": "Host and arcs are replaced by sky. If the classes still differ, it is by "
-    "neighbours, noise or the normalisation: a leak.",
+    "baseline": "Cheap classifiers, trained on the train split, see the flux or the mean light in "
+    "rings of each band: no arc and no shape. Only what the network adds to the best of them is "
+    "evidence that it sees more.",
+    "core_mask": "Host and arcs are replaced by sky. If the classes still differ, it is by wings "
+    "of wide arcs, or by neighbours, noise or the normalisation, which would be a leak.",
     "annulus_only": "Only sky is left. An AUROC away from 0.5, to either side, comes from noise or "
     "from the normalisation.",
     "core_view": "Only the inner part is left. A finder of arcs should lose little.",
@@ -59,12 +58,13 @@ MEANINGS = {
     "flux_matched_null": "Non-lenses get the flux and colours of arcs, unlensed. If they pass as "
     "lenses, the finder looks for extra flux.",
     "ring_probe": "Rings on blank sky are not lenses: there is no galaxy that could act as one. If "
-    "all rings score near 1 wherever they are, the finder looks for rings alone.",
+    "all rings score near 1 wherever they are, the finder looks for rings alone, and only that "
+    "fails; rings that pass at the threshold say how much the galaxy counts.",
     "permuted_labels": "The core's logistic regression with shuffled labels: the same code must "
-    "find nothing, or it leaks labels across regions.",
-    "attribution": "Above 1, the evidence lies on the arcs more than their area explains. "
-    "Correlation with a random network near 1 would mean that the maps show the stamp, not the "
-    "finder.",
+    "find nothing, or it leaks labels across regions. The audit's item of this name trains the "
+    "network.",
+    "attribution": "Above 1, the evidence lies on the arcs more than their area explains. A "
+    "Grad-CAM like that of a random network shows the stamp, not the finder.",
 }
 
 
@@ -116,11 +116,20 @@ def readings(content: Mapping[str, Any]) -> dict[str, str]:
         elif "reason" in entry:
             found[name] = f"Not run: {entry['reason']}"
         elif "auroc" in entry:
-            found[name] = _view(entry) + (_MORE[name](content) if name in _MORE else "")
+            found[name] = _view(entry, probes.get("original"))
+            if name == "annulus_only":
+                found[name] += _annulus(content)
+            if name == "brightness_view":
+                found[name] += _shapeless(entry, probes.get("original"))
         elif name in _WRITERS:
             found[name] = _WRITERS[name](entry)
         else:
             found[name] = f"{area(entry)}, cross-validated over {entry['regions']} regions."
+    if content.get("counterfactual_share") and "lead" in (probes.get("baseline") or {}):
+        found["baseline"] += (
+            " It was trained with counterfactuals, which take the cue of brightness away, so that "
+            "it may be behind: what it sees of lensing, pairs of the same light tell."
+        )
     return found
 
 
@@ -138,14 +147,26 @@ def _change(drop: float) -> str:
     return f"lose {percent(drop)}" if drop >= 0 else f"gain {percent(-drop)}"
 
 
-def _view(entry: Mapping[str, Any]) -> str:
+def _view(entry: Mapping[str, Any], original: Mapping[str, Any] | None) -> str:
     text = f"{area(entry['auroc'])}."
+    if original is not None:
+        ends = (f"from {number(original[name], 2)} to {number(entry[name], 2)}"
+                for name in ("mean_score_lenses", "mean_score_non_lenses"))  # fmt: skip
+        text += " Mean scores go {} (lenses) and {} (non-lenses).".format(*ends)
     if entry["bright_drop"] is not None:
         text += (
             f" The {entry['n_bright']:,} lenses with bright arcs {_change(entry['bright_drop'])} "
-            "of their score."
+            "of their mean score."
         )
     return text
+
+
+def _shapeless(entry: Mapping[str, Any], original: Mapping[str, Any] | None) -> str:
+    """That the finder does no worse without shape, if so."""
+    if original is None or entry["auroc"]["value"] < original["auroc"]["value"]:
+        return ""
+    whole = number(original["auroc"]["value"])
+    return f" On whole stamps the AUROC is {whole}: without shape the finder is no worse."
 
 
 def _annulus(content: Mapping[str, Any]) -> str:
@@ -160,22 +181,12 @@ def _annulus(content: Mapping[str, Any]) -> str:
     )
 
 
-def _shuffled(content: Mapping[str, Any]) -> str:
-    """How the finder does without shape, beside stamps as they are."""
-    whole, without = (content["probes"][name]["auroc"] for name in ("original", "brightness_view"))
-    text = f" On stamps as they are it is {interval(whole)}"
-    if without["value"] >= whole["value"]:
-        text += ": without shape the finder is no worse"
-    return f"{text}."
-
-
 def _d4(entry: Mapping[str, Any]) -> str:
-    change, scatter = entry["mean_abs_change"], entry["logit_sd"]
-    part = f" ({percent(change / scatter, 0)} of that)" if scatter else ""
+    share = entry["mean_abs_change"] / (entry["logit_sd"] or math.nan)
     return (
-        f"The logit scatters by {number(scatter, 2)} from stamp to stamp, and changes by "
-        f"{number(change, 2)} on average{part}; {percent(entry['crossing_share'])} "
-        "of the stamps cross the threshold in some views."
+        f"The logit changes by {number(entry['mean_abs_change'], 2)} on average, "
+        f"{percent(share, 0)} of its scatter from stamp to stamp; "
+        f"{percent(entry['crossing_share'])} of the stamps cross the threshold in some views."
     )
 
 
@@ -189,18 +200,21 @@ def _arc_removal(entry: Mapping[str, Any]) -> str:
             "unresolved, alike on both sides or clipped cannot be separated from the host."
         )
     text = f"{entry['n_removed']:,} of {entry['n']:,} lenses with bright arcs"
-    change = f"{_change(entry['drop'])} of their score"
+    change = f"{_change(entry['drop'])} of their mean score"
     if entry["method"] == "paired":
         return f"{text}, each compared with its own galaxy without arcs, {change}."
+    control = entry["control_drop"]
+    moves = f"{'falls' if control >= 0 else 'rises'} by {number(abs(control))}"
     return (
         f"{text}, freed of at least half of their injected flux, {change}; the mean score of "
-        f"non-lenses treated alike falls by {number(entry['control_drop'])}."
+        f"non-lenses treated alike {moves if abs(control) >= 0.001 else 'stays as it is'}."
     )
 
 
 def _null(entry: Mapping[str, Any]) -> str:
     pixels, delta = entry["pixels_changed"], entry["max_abs_delta_logit"]
-    return f"{f'{pixels:,}' if pixels else 'No'} pixels of {entry['n']:,} stamps changed, and " + (
+    what = f"{pixels:,} pixels" if pixels else "No pixel"
+    return f"{what} of {entry['n']:,} stamps changed, and " + (
         f"logits by up to {delta:.1g}." if delta else "no logit."
     )
 
@@ -214,15 +228,18 @@ def _flux(entry: Mapping[str, Any]) -> str:
 
 
 def _rings(entry: Mapping[str, Any]) -> str:
+    def share(cell: Mapping[str, Any]) -> str:
+        return f"{percent(cell['share'])} ({number(cell['mean_score'], 2)})"
+
     def listed(where: str) -> str:
         cells = entry[where].items()
-        return ", ".join(f"{number(cell['mean_score'], 2)} at {radius}″" for radius, cell in cells)
+        return ", ".join(f"{share(cell)} at {radius}″" for radius, cell in cells)
 
     out = ", ".join(f"{radius:g}″" for radius in entry["left_out"])
     return (
-        f"Mean score on bare sky {number(entry['blank']['mean_score'], 2)}; of rings on sky "
-        f"{listed('sky')}; of rings on non-lenses {listed('non_lens')}."
-        + (f" Left out, for the stamps are smaller: {out}." if out else "")
+        f"Of {entry['blank']['n']:,} stamps of each pass, mean scores in brackets: bare sky "
+        f"{share(entry['blank'])}; rings on sky {listed('sky')}; rings on non-lenses "
+        f"{listed('non_lens')}." + (f" Left out, for the stamps are smaller: {out}." if out else "")
     )
 
 
@@ -233,8 +250,8 @@ def _attribution(entry: Mapping[str, Any]) -> str:
     return (
         f"The arcs hold {known[0]} times the part of the occlusion map that their area explains, "
         f"and {known[1]} times that of Grad-CAM (medians over the lenses)."
-        + ("" if alike is None else " Grad-CAM correlates with that of a random network by "
-           f"{number(alike, 2)}.")
+        + ("" if alike is None else " The rank correlation of Grad-CAM with that of a random "
+           f"network is {number(alike, 2)}.")
     )  # fmt: skip
 
 
@@ -247,9 +264,10 @@ def _lead(entry: Mapping[str, Any]) -> str:
     points = {name: value and 100 * value for name, value in lead["tpr"].items()}
     at = f"at a false-positive rate of {100 * entry['fpr']:g}%"
     return (
-        f"{best['title']}, the best of {len(entry['candidates'])} inside train, reaches AUROC "
-        f"{interval(best['auroc'])} and finds {interval(best['tpr'], 1, percent)} of the lenses "
-        f"{at}. The network on the same {entry['rows']:,} stamps: {interval(network['auroc'])} and "
+        f"{best['title']}, the best of {len(entry['candidates'])} such classifiers by "
+        f"cross-validation on train, reaches AUROC {interval(best['auroc'])} and finds "
+        f"{interval(best['tpr'], 1, percent)} of the lenses {at}. The network on the same "
+        f"{entry['rows']:,} stamps: {interval(network['auroc'])} and "
         f"{interval(network['tpr'], 1, percent)}. Its lead: AUROC {interval(lead['auroc'])}, "
         f"{interval(points, 1)} points of completeness. {verdict(lead)}"
     )
@@ -280,5 +298,3 @@ _WRITERS = {
     "ring_probe": _rings,
     "attribution": _attribution,
 }
-_MORE = {"annulus_only": _annulus, "brightness_view": _shuffled}
-"""What else is said of a view."""

@@ -20,7 +20,7 @@ from lenstrain.audit import config as thresholds
 from lenstrain.audit.audit import audit
 from lenstrain.audit.checklist import CHECKLIST
 from lenstrain.audit.config import AuditConfig
-from lenstrain.audit.report import lines, markdown, page, pressing, steps
+from lenstrain.audit.report import lines, mark, markdown, page, pressing, steps
 from lenstrain.cli import main
 from lenstrain.pages.links import links_to
 
@@ -71,6 +71,7 @@ SCIENCE = [
     "test_once",
 ]
 BEYOND = [
+    "baseline",
     "counterfactuals",
     "pairs",
     "near_duplicates",
@@ -179,7 +180,7 @@ CONTENT = {
     "created": "now",
     "version": "1",
     "config": {},
-    "pages": {"report": "made/report.html"},
+    "pages": {"report": "r/report.html", "probe": "r/probe.html"},
 }
 
 
@@ -206,6 +207,11 @@ def test_the_gravest_come_first_and_what_passed_does_not():
     ]  # fmt: skip
 
 
+def test_what_was_measured_but_not_judged_is_not_called_not_run():
+    found = finding(passed=None), finding(passed=None, measured=None)
+    assert [mark(f) for f in found] == ["not judged", "not run"]
+
+
 def test_what_lacks_for_one_reason_is_one_step():
     probes = [finding(item=item, passed=None, detail="Not probed.")
               for item in ("core_mask", "null_injection")]  # fmt: skip
@@ -222,11 +228,13 @@ def test_lines_fit_the_terminal_and_end_with_the_verdict(audited, monkeypatch, c
     content = json.loads(audited[0].stdout)
     monkeypatch.setenv("COLUMNS", str(columns))
     found = [Finding(**f) for f in content["findings"]]
-    shown = lines(content, [*found, finding(detail="\x1b[2J", remedy="Mend it.")])
+    command = f"`lenstrain probe {'a/' * columns} b`"
+    shown = lines(content, [*found, finding(detail=f"Run {command} once.", remedy="Mend it.")])
     # A command or a path is never broken.
-    assert [line for line in shown if len(line) > columns and " " in line.strip()] == []
+    assert f"  {command}" in shown
     assert "  Mend it." in shown
-    assert "\x1b" not in "".join(shown)
+    long = [line for line in shown if len(line) > columns]
+    assert [line for line in long if not re.fullmatch(r" *(`[^`]+`|\S+)[.,:;]?", line)] == []
     text = " ".join(" ".join(shown).split())
     assert "not run, blocker: full_eval" in text
     blockers = 1 + sum(f.severity == "blocker" for f in found)
@@ -260,7 +268,7 @@ def test_every_item_says_what_passes_why_and_what_to_do():
         assert not re.search(r"[{}\[]", "".join(texts)), item.name
         assert item.why.endswith(".")
         assert item.remedy.endswith(".") or not item.rule, item.name
-        assert item.docs in anchors, item.name
+        assert not item.docs or item.docs in anchors, item.name
 
 
 def test_findings_link_to_the_figures_that_there_are(tmp_path):
@@ -276,8 +284,8 @@ def test_findings_link_to_the_figures_that_there_are(tmp_path):
         "probe#elsewhere": "../probe/probe.html#elsewhere",
     }
     found = page(CONTENT, [finding(item="fpr_support"), finding(item="core_mask")], links)
-    assert found.count("See the figure") == 1
-    assert '<a href="../report/report.html#roc_log">See the figure</a>' in found
+    assert found.count("See the report") == 2  # under the item, and in what stands in the way
+    assert '<a href="../report/report.html#roc_log">See the report</a>' in found
     assert links_to(pages, "s3://bucket/audit") == {}
 
 

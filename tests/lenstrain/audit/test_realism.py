@@ -80,7 +80,7 @@ def test_few_real_lenses_of_no_region_are_spread_over_the_folds(judged, tmp_path
 
 
 def test_fewer_lenses_than_features_clear_nothing(judged):
-    with pytest.raises(NotRunError, match="Give at least 8 real lenses with --real"):
+    with pytest.raises(NotRunError, match="Give at least 8 real lenses with `--real`"):
         judged(vectors(7))
 
 
@@ -122,7 +122,7 @@ def test_own_real_lenses_are_compared_with_the_injected_ones(
 
 
 def test_what_is_missing_is_said_with_its_remedy(run_evidence, judged, config, tmp_path):
-    with pytest.raises(NotRunError, match=r"No real lenses .* infer --embeddings.* --real"):
+    with pytest.raises(NotRunError, match=r"No real lenses .* infer --embeddings.* `--real`"):
         check_realism(run_evidence, config)
     path = tmp_path / "real.csv"
     path.write_text("logit\n1.0\n")

@@ -17,13 +17,16 @@ GOOD = {
     "flux_matched_null": {"n": 500, "pass_rate": 0.02, "low": 0.01, "high": 0.03,
                           "base_rate": 0.01, "base_upper": 0.02},
     "arc_removal": {"drop": 0.7, "n_removed": 40},
-    "core_mask": {"bright_drop": 0.8, "n_bright": 60},
+    "core_mask": {"bright_drop": 0.8, "n_bright": 60,
+                  "auroc": {"value": 0.5, "low": 0.48, "high": 0.52}},
     "annulus_only": {"bright_drop": 0.9, "n_bright": 60,
                      "auroc": {"value": 0.43, "low": 0.4, "high": 0.46}},
     "core_only": {"value": 0.98, "low": 0.97, "high": 0.99},
+    "baseline": {"lead": {"auroc": {"low": 0.01, "high": 0.1}, "tpr": {"low": -0.1, "high": 0.1}}},
     "ring_probe": {"blank": {"share": 0.0, "flagged": 0, "n": 500, "upper": 0.006,
                              "mean_score": 0.01},
-                   "sky": {"1": {"mean_score": 0.3}}, "non_lens": {"1": {"mean_score": 0.99}}},
+                   "sky": {"1": {"mean_score": 0.3, "low": 0.2}},
+                   "non_lens": {"1": {"mean_score": 0.99}}},
     "attribution": {"occlusion_mass_over_area": 2.0, "gradcam_mass_over_area": 1.5},
 }  # fmt: skip
 BAD = {
@@ -37,7 +40,8 @@ BAD = {
         {"auroc": {"value": 0.3, "low": 0.25, "high": 0.35}},
         {"auroc": {"value": 0.978, "low": 0.97, "high": 0.98}, "bright_drop": None},
     ],
-    "ring_probe": [{"sky": {"1": {"mean_score": 0.97}}}],
+    "baseline": [{"lead": {"auroc": {"low": -0.1, "high": 0.0}}}],
+    "ring_probe": [{"sky": {"1": {"mean_score": 0.97, "low": 0.9}}}],
     "attribution": [{"occlusion_mass_over_area": 0.5}],
 }
 CHECKS = {
@@ -47,6 +51,7 @@ CHECKS = {
     "core_mask": science.check_core_mask,
     "annulus_only": science.check_annulus_only,
     "core_only": science.check_core_only,
+    "baseline": science.check_baseline,
     "ring_probe": science.check_ring_probe,
     "attribution": science.check_attribution,
 }
@@ -81,19 +86,23 @@ def test_what_could_not_be_removed_is_not_run(probed, config):
         science.check_arc_removal(probed(arc_removal={"drop": None}), config)
     with pytest.raises(NotRunError):
         science.check_annulus_only(probed(annulus_only={"bright_drop": None}), config)
+    with pytest.raises(NotRunError, match="baseline could not be run: one class"):
+        science.check_baseline(probed(baseline={"reason": "one class."}), config)
 
 
 def test_a_mean_of_few_lenses_is_no_finding(probed, config):
     few = {"drop": -0.1, "n_removed": 19}
-    with pytest.raises(NotRunError, match="Fewer than 20 lenses say nothing"):
-        science.check_arc_removal(probed(arc_removal=few), config)
+    found = science.check_arc_removal(probed(arc_removal=few), config)
+    assert (found.passed, found.measured) == (None, {"drop": -0.1, "n": 19})
+    assert found.detail == "Fewer than 20 lenses say nothing."
     assert not science.check_arc_removal(probed(arc_removal=few | {"n_removed": 20}), config).passed
 
 
 def test_only_a_loss_counts_where_arcs_were_removed_by_their_asymmetry(probed, config):
     gained = {"drop": -0.46, "method": "asymmetry"}
-    with pytest.raises(NotRunError, match="alike on both sides"):
-        science.check_arc_removal(probed(arc_removal=gained), config)
+    found = science.check_arc_removal(probed(arc_removal=gained), config)
+    assert found.passed is None
+    assert "alike on both sides" in found.detail
     assert science.check_arc_removal(probed(arc_removal=gained | {"drop": 0.7}), config).passed
     paired = gained | {"method": "paired"}
     assert not science.check_arc_removal(probed(arc_removal=paired), config).passed
@@ -128,7 +137,11 @@ def cells(n, completeness, axes="arc_snr"):
 def test_completeness_cells(probed, config, n, completeness, passed):
     evidence = probed()
     evidence.completeness = cells(n, completeness)
-    assert science.check_completeness_cells(evidence, config).passed is passed
+    found = science.check_completeness_cells(evidence, config)
+    assert found.passed is passed
+    few, falls = n[0] < 100, completeness[-1] < 0.9 or completeness[1] > completeness[2]
+    assert ("wider bins" in found.remedy, "see arcs" in found.remedy) == (few, falls)
+    assert found.detail.startswith("Completeness does not rise") is (falls and not few)
 
 
 def test_cells_of_several_axes_are_reported_and_not_judged(probed, config):

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from lenstrain.pages.places import links, run_name
+from lenstrain.pages.page import render
+from lenstrain.pages.places import Link, add_link, links, run_name
 
 
 def member(checkpoint, sha="a" * 64):
@@ -68,3 +69,26 @@ def test_nothing_is_linked_that_is_not_there_or_lies_in_a_store(run, tmp_path):
         assert found(other, tmp_path / "report") == {}
     assert found({"dataset": "s3://b/dataset"}, tmp_path / "report") == {}
     assert found(run, "s3://bucket/report") == {}
+
+
+@pytest.mark.parametrize("before", [[], [Link("Run", "../a&b/"), Link("Audit", "../old.html")]])
+def test_a_page_made_after_the_report_is_linked_from_it(tmp_path, before):
+    report, audit = tmp_path / "report" / "report.html", tmp_path / "a <b>" / "audit.html"
+    for page in (report, audit):
+        page.parent.mkdir()
+    report.write_text(f"<h1>Ä</h1>\n{render('links.html', {'links': before})}<p>rest</p>")
+    add_link(report, "Audit", audit)
+    kept = [link for link in before if link.title != "Audit"]
+    wanted = render("links.html", {"links": [*kept, Link("Audit", "../a%20%3Cb%3E/audit.html")]})
+    assert report.read_text() == f"<h1>Ä</h1>\n{wanted}<p>rest</p>"
+    add_link(report, "Audit", audit)
+    assert report.read_text() == f"<h1>Ä</h1>\n{wanted}<p>rest</p>"
+
+
+def test_no_report_or_one_of_another_kind_is_left_alone(tmp_path):
+    other = tmp_path / "report.html"
+    other.write_text("no links")
+    for report in (None, "s3://bucket/report.html", tmp_path / "gone.html", other):
+        add_link(report, "Audit", tmp_path / "audit.html")
+    assert other.read_text() == "no links"
+    assert len([*tmp_path.iterdir()]) == 1

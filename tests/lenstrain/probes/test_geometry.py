@@ -186,10 +186,3 @@ def test_partners_carry_the_geometry():
     rows, partners = find_partners(None, replace(sample, table=sample.table.drop_columns(["ra"])))
     assert not rows.size
     assert partners.geometry == VIS
-
-
-def test_titles_count_what_a_candidate_sees():
-    titles = [candidate.title for candidate in profiles.CANDIDATES.values()]
-    assert profiles.counted(titles[0], 3) == "Logistic regression on 3 fluxes"
-    assert profiles.counted(titles[1], 1) == "Boosting on 1 flux"
-    assert profiles.counted(titles[2], 27) == "Logistic regression on 27 azimuthal means"

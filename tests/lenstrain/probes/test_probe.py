@@ -22,6 +22,7 @@ from tests.lenstrain.probes.conftest import make_sample
 TINY = (
     "model.arch=resnet_small", "model.width=8", "model.blocks=[1,1]", "model.crop=24",
     "data.batch_size=20", "eval.batch_size=20", "train.epochs=1", "train.device=cpu",
+    "train.pictures=false",
 )  # fmt: skip
 SMALL = (
     "per_class=20",
@@ -68,8 +69,13 @@ def test_the_page_needs_nothing_beside_it(finished):
     page = (folder / "run" / "probe" / "probe.html").read_text()
     assert 'src="data:image/svg+xml;base64,' in page
     assert "://" not in page.replace("http://www.w3.org", "")
-    for text in content["readings"].values():
+    for name, text in content["readings"].items():
         assert text.split(".")[0].replace("'", "&#39;") in page
+        assert f'id="item-{name}"' in page
+    assert "<title>Probes of run: " in page
+    assert page.count("See the figure") == 10
+    failed = sum(found["passed"] is False for found in content["judged"].values())
+    assert page.count(">FAILED<") == failed
 
 
 def test_light_profiles_are_learnt_on_train_and_judged_beside_the_network(finished):
