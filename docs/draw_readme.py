@@ -28,7 +28,7 @@ PICTURES = Path(__file__).parent / "pictures"
 COLUMNS = 8
 LEAST_THETA_E, LEAST_SNR = 1.0, 30.0
 """Lenses that are drawn: those whose arcs can be seen, arcsec and peak signal-to-noise."""
-WIDTH, HEIGHT, COLOURS = 1000, 1060, 128
+WIDTH, HEIGHT, COLOURS = 1000, 1240, 128
 
 
 def stamps(data: Dataset, rows: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from lensprep.dataset import DECALS, Geometry
 from lenstrain.evaluation.completeness import AxisBins
-from lenstrain.evaluation.counterfactuals import SMOOTH
+from lenstrain.evaluation.counterfactuals import FEWEST, SMOOTH
+from lenstrain.evaluation.names import rate_text, threshold_text
 from lenstrain.evaluation.operating import CompletenessTable
 from lenstrain.evaluation.rate_table import RocBand
 from lenstrain.evaluation.rates import FEWEST_FLAGGED
@@ -49,6 +50,7 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "lenstrain",
     "pdf.fonttype": 42,
 }
+_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g}%")
 WIDTH, HEIGHT = 3.5, 2.8
 """One column of a journal page, inches."""
 
@@ -222,14 +224,14 @@ def draw_histogram(
             axes.stairs(share, edges, color=colour, fill=True, alpha=0.3)
             axes.stairs(share, edges, color=colour, lw=1.1, label=name)
         for (name, value), style in zip(thresholds.items(), ("--", ":", "-."), strict=False):
-            axes.axvline(value, color=RED, ls=style, lw=1, label=name)
+            axes.axvline(value, color=RED, ls=style, lw=1, label=threshold_text(name))
         axes.set_yscale("log")
         axes.set(xlabel="Logit", ylabel="Share of the class in a bin")
         figure.legend(loc="outside upper center", ncols=2 + len(thresholds), columnspacing=1.2)
     return Plot(
         "scores",
         "Scores of both classes",
-        "Each class normalised to one. Right of a line: flagged at that frozen threshold.",
+        "Each class normalised to one. Right of a line: flagged at that threshold.",
         figure,
         {
             "logit_lo": edges[:-1],
@@ -273,7 +275,8 @@ def draw_completeness(tables: Sequence[CompletenessTable], geometry: Geometry = 
     # Too few negatives can make two target rates one threshold: draw it once, under both names.
     names: dict[float | None, list[str]] = {}
     for table in tables:
-        names.setdefault(table.threshold.threshold, []).append(table.threshold.name)
+        shown = threshold_text(table.threshold.name)
+        names.setdefault(table.threshold.threshold, []).append(shown)
     distinct = [*{table.threshold.threshold: table for table in tables}.values()]
     with new_figure() as (figure, axes):
         for table, colour, marker in zip(distinct, SERIES, MARKERS, strict=False):
@@ -303,14 +306,13 @@ def draw_completeness(tables: Sequence[CompletenessTable], geometry: Geometry = 
         )
         limits = fitted_limits(low, high)
         axes.set(ylim=limits, xlabel=axis_label(axis.name, geometry), ylabel="Completeness")
+        axes.yaxis.set_major_formatter(_PERCENT)
         axes.grid(True)
         axes.legend(title="Threshold at", title_fontsize=7, loc="best")
     return Plot(
         f"completeness_{axis.name}",
         f"Completeness against {AXIS_NAMES[axis.name]}",
-        "Share of lenses above the frozen threshold. Bars, from thick to thin: 68% and 95% by "
-        "region, and 95% for all bins at once. Open symbols: most lenses of the bin are "
-        "unresolved. Across: the width of a bin. The scale is fitted to what is drawn.",
+        "",  # the page says once what all of these show
         figure,
         numbers,
     )
@@ -330,7 +332,6 @@ def draw_map(table: CompletenessTable, geometry: Geometry = DECALS) -> Plot:
     columns = table.cells.columns()
     cells = {name: column.reshape(x.size, y.size).T for name, column in columns.items()}
     grid, n = np.ma.masked_invalid(cells["completeness"]), cells["n"]
-    half = np.nan_to_num((cells["region_hi95"] - cells["region_lo95"]) / 2)
     blurred = cells["unresolved_share"] > _MOST
     with new_figure(WIDTH, 3.0) as (figure, axes):
         least, most = np.clip(fitted_limits(grid.compressed(), grid.compressed()), 0, 1)
@@ -339,7 +340,10 @@ def draw_map(table: CompletenessTable, geometry: Geometry = DECALS) -> Plot:
         )
         for row, column in np.ndindex(n.shape):
             empty = n[row, column] == 0
-            text = "no lens" if empty else f"{grid[row, column]:.2f}±{half[row, column]:.2f}"
+            low, high = (cells[f"region_{end}95"][row, column] for end in ("lo", "hi"))
+            text = (
+                f"{grid[row, column]:.0%}\n{100 * low:.0f}–{high:.0%}" if not empty else "no lens"
+            )
             shade = "white" if empty else mesh.to_rgba(grid[row, column])
             dark = not empty and np.dot(shade[:3], (0.3, 0.6, 0.1)) < 0.5
             if blurred[row, column]:
@@ -353,11 +357,12 @@ def draw_map(table: CompletenessTable, geometry: Geometry = DECALS) -> Plot:
         axes.set_yticks(range(y.size), [y.label(i) for i in range(y.size)])
         axes.tick_params(length=0)
         axes.set(xlabel=axis_label(x.name, geometry), ylabel=axis_label(y.name, geometry))
-        figure.colorbar(mesh, ax=axes, label="Completeness", pad=0.02)
+        figure.colorbar(mesh, ax=axes, label="Completeness", pad=0.02, format=_PERCENT)
     return Plot(
         f"completeness_{x.name}_{y.name}",
         f"Completeness: {AXIS_NAMES[x.name]} and {AXIS_NAMES[y.name]}",
-        f"At the threshold for {table.threshold.name}; ± half the 95% interval by region. "
+        f"At the threshold for {threshold_text(table.threshold.name)}; below it the 95% interval "
+        "by region, and the number of lenses. "
         "Hatched: most lenses of the cell are unresolved.",
         figure,
         columns,
@@ -388,12 +393,13 @@ def draw_strata(
                 x + offset, y, bars(y, *bounds), fmt="o", color=colour, label=label, capsize=2
             )
         if target is not None:
-            axes.axhline(target, color=RED, lw=0.8, ls="--", label=f"target {target:g}")
+            axes.axhline(target, color=RED, lw=0.8, ls="--", label=f"target {rate_text(target)}")
         axes.set_xticks(x, [entry["label"] for entry in kept])
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+        axes.yaxis.set_major_formatter(_PERCENT)
         axes.set_xlim(-0.5, len(kept) - 0.5)
-        axes.set_ylim(bottom=0)
         axes.margins(y=0.35)
+        top = axes.get_ylim()[1]
+        axes.set_ylim(-0.04 * top, top)  # a point at 0 is seen whole
         axes.set(xlabel=axis_label(name, geometry), ylabel="False-positive rate")
         figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2, handlelength=1.5)
     return Plot(
@@ -473,12 +479,12 @@ def draw_pairs(pairs: Mapping[str, Any], least: float, level: float) -> Plot:
                                  ("auroc", y), ("low", low), ("high", high)):  # fmt: skip
                 numbers.setdefault(name, []).extend(column)
         axes.axhline(0.5, color=GREY, lw=0.8, ls=":")
-        axes.axhline(least, color=RED, lw=0.8, ls="--")
+        axes.axhline(least, color=GREY, lw=0.8, ls="--")
         axes.set_xticks(range(len(bins)), [cell["label"] for cell in bins])
-        axes.set(
-            xlim=(-0.5, len(bins) - 0.5),
-            ylim=fitted_limits([0.5, *numbers["low"]], [least, *numbers["high"]]),
-        )
+        low, high, families = (np.array(numbers[name]) for name in ("low", "high", "families"))
+        decides = families >= FEWEST
+        limits = fitted_limits([0.5, *low[decides]], [least, *high[decides]])
+        axes.set(xlim=(-0.5, len(bins) - 0.5), ylim=limits)
         axes.set(xlabel=axis_label("theta_e_over_psf"), ylabel="AUROC across families")
         figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2, handlelength=1.5)
     return Plot(
@@ -487,7 +493,8 @@ def draw_pairs(pairs: Mapping[str, Any], least: float, level: float) -> Plot:
         "How often a lens scores higher than the same light without lensing, on whichever host; "
         f"bars: {level:.0%} interval by region. "
         f"Dotted: chance. Dashed: {least:g}, above which the whole bar must lie for the finder to "
-        "tell a lens from light.",
+        f"tell a lens from light. Bars of fewer than {FEWEST} lenses do not decide, and may end "
+        "beyond the scale.",
         figure,
         numbers,
     )

@@ -148,14 +148,16 @@ def _of_whom(result: dict[str, Any]) -> str:
 
 def _counterfactual_lines(made: dict[str, Any]) -> list[str]:
     """How often each kind passes, and where a lens is told from light."""
+    from lenstrain.evaluation.names import threshold_text
+
     rates = {kind: found["pass_rate"] for kind, found in made["kinds"].items() if "factor" in found}
     lines = []
     if rates:
         upper = made["fpr_upper"]
         beside = "" if upper is None else f" (non-lenses: at most {upper:.2%})"
         lines.append(
-            f"Counterfactuals that pass at the threshold for {made['name']}{beside}: "
-            + ", ".join(f"{kind} {rate['value']:.1%}" for kind, rate in rates.items())
+            f"Counterfactuals that pass at the threshold for {threshold_text(made['name'])}"
+            f"{beside}: " + ", ".join(f"{kind} {rate['value']:.1%}" for kind, rate in rates.items())
         )
     return [*lines, made["pairs"]["words"]]
 

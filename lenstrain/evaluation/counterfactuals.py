@@ -7,7 +7,7 @@ light without lensing alike: an AUROC of 0.5, within pairs and across families.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
@@ -287,16 +287,15 @@ def _measure_pairs(pairs: RankedPairs, options: EvaluationOptions) -> dict[str, 
         name: tells_above([(cell["hi"], cell["across_by_kind"][name]) for cell in by_ratio])
         for name in kinds
     }
-    deciding = [limits[name] for name in SMOOTH if name in limits] or [*limits.values()]
-    limit = max((found for found in deciding if found is not None), key=_hardness, default=None)
+    decides = hardest(limits, _deciding(limits))
     return measured(everything) | {
         "bright": pairs.entry(bright, options.level)
         | {"auroc_across": pairs.across(bright & smooth, options), "arc_snr_above": BRIGHT_SNR},
         "by_theta_e": by_theta_e,
         "by_theta_e_over_psf": by_ratio,
-        "limit": limit and limit.above,
+        "limit": decides and decides[1].above,
         "limit_by_kind": {name: found and found.above for name, found in limits.items()},
-        "words": limit_in_words(everything.size, limit, limits),
+        "words": limit_in_words(everything.size, limits),
     }
 
 
@@ -307,8 +306,13 @@ class Limit(NamedTuple):
     """0 if it does everywhere."""
     measured: float
     """Up to where that is known; equal to `above` if it does nowhere."""
-    cannot: bool = False
-    """Whether the AUROC just below is `TELLS` or less itself, and not its lower end alone."""
+    auroc: tuple[float, float, float] | None = None
+    """AUROC across families of the bin just below, with its interval; None if `above` is 0."""
+
+    @property
+    def hardness(self) -> tuple[float, float]:
+        """What orders limits: up to where they were measured says nothing of how hard a kind is."""
+        return self.above, -self.auroc[0] if self.auroc else 0.0
 
 
 def tells_above(bins: Sequence[tuple[float, Mapping[str, Any]]]) -> Limit | None:
@@ -326,67 +330,91 @@ def tells_above(bins: Sequence[tuple[float, Mapping[str, Any]]]) -> Limit | None
         families, or without an interval, do not. None if no bin decides.
     """
     decided = [
-        (high, entry["low"] > TELLS, entry["value"] <= TELLS)
+        (high, (entry["value"], entry["low"], entry["high"]))
         for high, entry in bins
         if entry["families"] >= FEWEST and math.isfinite(entry["low"])
     ]
     if not decided:
         return None
-    failed = [(high, cannot) for high, tells, cannot in decided if not tells]
-    above, cannot = max(failed, default=(0.0, False))
-    return Limit(above, max(high for high, *_ in decided), cannot)
+    failed = [(high, auroc) for high, auroc in decided if not auroc[1] > TELLS]
+    above, auroc = max(failed, default=(0.0, None))
+    return Limit(above, max(high for high, _ in decided), auroc)
 
 
-def _hardness(limit: Limit) -> tuple[float, bool]:
-    """What orders limits: up to where they were measured says nothing of how hard a kind is."""
-    return limit.above, limit.cannot
+def _deciding(by_kind: Mapping[str, Limit | None]) -> list[str]:
+    """Kinds that decide whether a finder tells a lens from light."""
+    return [name for name in SMOOTH if name in by_kind] or [*by_kind]
 
 
-def limit_in_words(pairs: int, limit: Limit | None, by_kind: Mapping[str, Limit | None]) -> str:
-    """The limit as a sentence, with that of the hardest kind if it is harder.
+def hardest(by_kind: Mapping[str, Limit | None], among: Iterable[str]) -> tuple[str, Limit] | None:
+    """The kind among some that is hardest to tell from a lens, and its limit; None if none has."""
+    known = [(name, found) for name in among if (found := by_kind[name]) is not None]
+    return max(known, key=lambda item: item[1].hardness, default=None)
+
+
+def limit_in_words(pairs: int, by_kind: Mapping[str, Limit | None]) -> str:
+    """The limit as a sentence: that of smooth light, and that of the hardest kind if harder.
 
     Parameters
     ----------
     pairs : int
         Pairs of all kinds.
-    limit : Limit or None
-        That of smooth light, or of all kinds if none of these was made.
     by_kind : mapping
-        That of each kind.
+        Limit of each kind.
     """
     if not pairs:
         return "No counterfactual has the lens of its family beside it, so no pair can be ranked."
-    known = {name: found for name, found in by_kind.items() if found is not None}
-    hardest = max(known, key=lambda name: _hardness(known[name]), default=None)
-    if limit is None:
-        smooth = " of smooth light" if hardest is not None else ""
+    decides, worst = hardest(by_kind, _deciding(by_kind)), hardest(by_kind, by_kind)
+    if decides is None:
+        smooth = " of smooth light" if worst is not None else ""
         words = (
             f"Too few pairs{smooth} to say where this finder tells a lens from light: {FEWEST} "
             "families in a bin of theta_E / PSF, from two regions or more, are needed."
         )
-        if hardest is not None:
-            words += f" {_sentence(known[hardest], f'{hardest} light')}."
-        return words
-    words = _sentence(limit, "light")
-    if hardest is not None and _hardness(known[hardest]) > _hardness(limit):
-        found = known[hardest]
+        return words if worst is None else f"{words} {_sentence(*worst)}."
+    kind, limit = decides
+    words = _sentence(kind if limit.above else "", limit)
+    if worst is not None and _surely(worst[1]) > _surely(limit):
+        kind, found = worst
         where = "at any" if found.above == found.measured else f"below {found.above:g}"
-        words += f"; it {_verb(found)} one from {hardest} light {where}"
+        words += f"; it {_verb(found)} one from {kind} light {where} ({_auroc(found)})"
     return f"{words}."
 
 
-def _sentence(limit: Limit, light: str) -> str:
-    """Where the finder tells a lens from some light, without a full stop."""
+def _surely(limit: Limit) -> tuple[float, bool]:
+    """`Limit.hardness` without what chance decides: whether the value itself is `TELLS` or less."""
+    return limit.above, limit.auroc is not None and limit.auroc[0] <= TELLS
+
+
+def _sentence(kind: str, limit: Limit) -> str:
+    """Where the finder tells a lens from light of a kind, without a full stop."""
+    light = f"{kind} light".lstrip()
     if limit.above == 0:
         return f"This finder tells a lens from {light} at every theta_E / PSF that was measured"
     told = f"this finder {_verb(limit)} a lens from {light}"
+    asked = f"; all of it must exceed {TELLS:g}"
     if limit.above == limit.measured:
-        return f"{told[0].upper()}{told[1:]} at any theta_E / PSF that was measured"
-    return f"Below theta_E / PSF = {limit.above:g} {told}"
+        return (
+            f"{told[0].upper()}{told[1:]} at any theta_E / PSF that was measured (AUROC across "
+            f"families {_auroc(limit)} in the highest bin{asked})"
+        )
+    return (
+        f"Below theta_E / PSF = {limit.above:g} {told} (AUROC across families "
+        f"{_auroc(limit)} in the bin below that{asked})"
+    )
+
+
+def _auroc(limit: Limit) -> str:
+    assert limit.auroc is not None
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*limit.auroc)
 
 
 def _verb(limit: Limit) -> str:
-    return "cannot tell" if limit.cannot else "is not shown to tell"
+    assert limit.auroc is not None
+    value, low, high = limit.auroc
+    if low > 0.5 and value <= TELLS:
+        return "hardly tells"
+    return "cannot tell" if high <= TELLS else "is not shown to tell"
 
 
 def _by_kind(kind: NDArray[np.str_]) -> dict[str, Mask]:

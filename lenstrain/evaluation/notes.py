@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lenstrain.evaluation.names import rate_text
 from lenstrain.evaluation.operating import FEW_REGIONS
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.scores import Scores
@@ -47,7 +48,7 @@ def evaluation_notes(
         if entry["supported"] and entry["tied_at_threshold"] > 1:
             found.warn(
                 f"{entry['tied_at_threshold']:,} rows are tied at the threshold of FPR "
-                f"{fpr}; none of them is flagged."
+                f"{rate_text(float(fpr))}; none of them is flagged."
             )
     unknown = entries.get("unresolved_unknown", 0)
     if unknown:
@@ -138,7 +139,7 @@ def _note_sampling(
             "distinct images; only those count towards a guaranteed false-positive rate."
         )
     wanting = [
-        f"{100 * float(fpr):g}% (needs {entry['negatives_needed']:,})"
+        f"{rate_text(float(fpr))} (needs {entry['negatives_needed']:,})"
         for fpr, entry in entries["tpr_at_fpr"].items()
         if not entry["supported"]
     ]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lenstrain.evaluation import metrics
 from lenstrain.evaluation.clustered import Shares, no_value
+from lenstrain.evaluation.names import rate_text
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.rates import (
     Purity,
@@ -219,7 +220,7 @@ def precision_entry(
     """Average precision at a prevalence: a lower limit alone where the negatives are too few."""
     support = precision_support(scores, prevalence, delta)
     if not support["supported"]:
-        rate = f"{_PRECISION_RATE * prevalence:g}"
+        rate = rate_text(_PRECISION_RATE * prevalence)
         reason = f"rests on a false-positive rate of {rate}, which {support_reason(support)}"
         entry = no_value(entry["level"], reason)
     return entry | support | {"at_least": _least_precision(scores, prevalence, entry["level"])}

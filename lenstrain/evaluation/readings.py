@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
+from lensprep.dataset.layout import LENSED
+from lenstrain.evaluation.names import threshold_text
 from lenstrain.evaluation.operating import CompletenessTable, primary_threshold
 
 ERROR_RATE = 0.05
@@ -40,9 +42,9 @@ class Reading:
     """One sentence, and how likely it is by chance."""
 
     about: str
-    """Section of the page: completeness, strata, calibration or thresholds."""
+    """Section of the page: counterfactuals, completeness, strata, calibration or thresholds."""
     subject: str
-    """Name of the figure that shows it; empty if none does."""
+    """What it says something of, once: the name of a figure if one shows it."""
     text: str
     p: float
     """Probability of such figures where nothing differs; 1 if nothing is said to differ."""
@@ -63,11 +65,19 @@ class Bins:
     def of(
         cls, value: ArrayLike, low: ArrayLike, high: ArrayLike, level: float, labels: Sequence[str]
     ) -> "Bins":
-        """Those of the bins that have a value and an interval."""
+        """Those of the bins that have a value and an interval, which is no point."""
         columns = np.array([value, low, high], np.float64)
-        kept = np.flatnonzero(np.isfinite(columns).all(axis=0))
+        kept = np.flatnonzero(np.isfinite(columns).all(axis=0) & (columns[1] < columns[2]))
         values, lows, highs = columns[:, kept]
         return cls(values, lows, highs, level, [labels[index] for index in kept.tolist()])
+
+    @classmethod
+    def of_entries(
+        cls, entries: Sequence[Mapping[str, Any]], level: float, labels: Sequence[str]
+    ) -> "Bins":
+        """Those of entries of metrics.json."""
+        value, low, high = ([entry[end] for entry in entries] for end in ("value", "low", "high"))
+        return cls.of(value, low, high, level, labels)
 
     @property
     def below(self) -> NDArray[np.float64]:
@@ -154,7 +164,7 @@ def read_figures(
     region: ArrayLike = (),
     flagged: ArrayLike = (),
 ) -> list[Reading]:
-    """Sentences on completeness, false positives and calibration.
+    """Sentences on counterfactuals, completeness, false positives, ranking and calibration.
 
     Parameters
     ----------
@@ -166,7 +176,10 @@ def read_figures(
         Region of each non-lens, and whether it is flagged at the primary threshold.
     """
     cut = primary_threshold(content)
-    candidates: list[Reading] = []
+    made = content.get("counterfactuals")
+    candidates = _passing(made, content["level"]) if made else []
+    told = made["pairs"]["words"] if made else ""
+    pairs = [Reading("counterfactuals", "pairs_theta_e_over_psf", told, 1.0)] if made else []
     flat: list[Reading] = []
     for table in tables:
         if len(table.axes) == 1 and table.threshold.name == cut["name"]:
@@ -174,38 +187,77 @@ def read_figures(
             labels = [axis.label(index) for index in range(axis.size)]
             bins = Bins.of(columns["completeness"], columns["region_lo95"],
                            columns["region_hi95"], 0.95, labels)  # fmt: skip
-            candidates += _along("completeness", "Completeness", axis.name, bins)
+            subject = f"completeness_{axis.name}"
+            candidates += _along("completeness", subject, "Completeness", axis.name, bins, ".1%")
             joint = Bins.of(columns["completeness"], columns["joint_lo95"],
                             columns["joint_hi95"], 0.95, labels)  # fmt: skip
             flat += _flat(axis.name, joint)
     for name, entries in content["strata"].items():
-        rates = [entry["fpr"] for entry in entries]
-        value, low, high = (
-            [np.nan if rate[end] is None else rate[end] for rate in rates]
-            for end in ("value", "low", "high")
-        )
         labels = [entry["label"] for entry in entries]
-        bins = Bins.of(value, low, high, content["level"], labels)
-        candidates += _along("strata", "The false-positive rate", name, bins)
+        for key, what, form in (
+            ("fpr", "The false-positive rate", ".2%"),
+            ("auroc", "AUROC", ".3f"),
+        ):
+            bins = Bins.of_entries([entry[key] for entry in entries], content["level"], labels)
+            candidates += _along("strata", f"{key}_{name}", what, name, bins, form)
     candidates += _calibration(content)
     candidates += _one_region(np.asarray(region), np.asarray(flagged, np.bool_))
     # The first on a subject says most: a trend more than a difference, or a band it stays in.
     found: dict[tuple[str, str], Reading] = {}
-    for reading in (*stated(candidates), *flat, *_calibrated(content), *_too_few(content)):
+    for reading in (*pairs, *stated(candidates), *flat, *_calibrated(content), *_too_few(content)):
         found.setdefault((reading.about, reading.subject), reading)
     return list(found.values())
 
 
-def _along(about: str, what: str, name: str, bins: Bins) -> list[Reading]:
+def _passing(made: Mapping[str, Any], level: float) -> list[Reading]:
+    """Whether light passes as a lens, and whether the arcs are drawn as those of the lenses."""
+    found = []
+    light = {name: entry for name, entry in made["kinds"].items() if entry.get("factor")}
+    if light:
+        kind, entry = max(light.items(), key=lambda item: float(item[1]["factor"]))
+        rate, limit = entry["pass_rate"], made["fpr_upper"]
+        above, p = _difference([rate], [1], level, less=2 * limit)
+        text = (
+            f"Of {kind} light without a lens, {rate['value']:.1%} is flagged at the threshold for "
+            f"{threshold_text(made['name'])}, {entry['factor']:.3g} times the upper limit of "
+            f"the false-positive rate ({100 * limit:.2g}%): it is taken for a lens."
+        )
+        # Any of the kinds could have been the one.
+        p = min(1.0, len(light) * p) if above > 0 else 1.0
+        found.append(Reading("counterfactuals", "pass_rate", text, p))
+    arcs = made["kinds"].get(LENSED, {})
+    for key, whose in (("donors", "the donors of their arcs"),
+                       ("lenses_alike", "the lenses of the same θE / PSF")):  # fmt: skip
+        if arcs.get(key):
+            rates = [arcs["pass_rate"], arcs[key]]
+            more, p = _difference(rates, [1, -1], level)
+            text = (
+                f"Counterfactuals with a lensed arc are flagged {'more' if more > 0 else 'less'} "
+                f"often than {whose} ({rates[0]['value']:.1%} against {rates[1]['value']:.1%}): "
+                "they are not drawn alike, and what counterfactuals show holds for their own arcs."
+            )
+            found.append(Reading("counterfactuals", LENSED, text, p))
+    return found
+
+
+def _difference(
+    entries: Sequence[Mapping[str, Any]], weights: Sequence[int], level: float, less: float = 0.0
+) -> tuple[float, float]:
+    """`contrast` of entries with intervals, each less a constant; p is 1 if one has no interval."""
+    bins = Bins.of_entries(entries, level, [""] * len(entries))
+    if len(bins.labels) < len(entries):
+        return 0.0, 1.0
+    return contrast(bins, weights, bins.value - less)
+
+
+def _along(about: str, subject: str, what: str, name: str, bins: Bins, form: str) -> list[Reading]:
     """A trend along a quantity, and differences between its bins: two tests."""
     if bins.value.size < 2:
         return []
     words, unit = _QUANTITIES.get(name, (name, ""))
-    subject = f"{'fpr' if about == 'strata' else 'completeness'}_{name}"
     slope, p = trend(bins)
-    digits = 2 if about == "strata" else 1
     first, last, low, high = (
-        f"{bins.value[index]:.{digits}%} at {bins.labels[index]}{unit}"
+        f"{bins.value[index]:{form}} at {bins.labels[index]}{unit}"
         for index in (0, -1, int(np.argmin(bins.value)), int(np.argmax(bins.value)))
     )
     verb = "rises" if slope > 0 else "falls"

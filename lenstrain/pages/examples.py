@@ -226,7 +226,7 @@ def example_galleries(reader: StampReader, scores: Scores, size: int) -> list[Ga
     return [
         gallery(
             "Highest-scored non-lenses",
-            "What the finder mistakes for lenses: an inspector would see these first.",
+            "What looks most like a lens to it, flagged or not: an inspector sees these first.",
             scores.order,
             0,
         ),

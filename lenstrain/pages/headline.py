@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from lenstrain.evaluation.names import rate_text, threshold_text
 from lenstrain.evaluation.operating import primary_threshold
 from lenstrain.pages.page import bounds, number, percent
 
@@ -26,7 +27,7 @@ def headline(content: Mapping[str, Any]) -> list[Figure]:
         Figure("AUROC", number(area["value"]), bounds(area), lone),
         *(
             Figure(
-                f"Completeness at {choice['name']}",
+                f"Completeness at {threshold_text(choice['name'])}",
                 percent(choice["tpr"]["value"]),
                 bounds(choice["tpr"], 1, percent),
                 _kept(choice, content),
@@ -38,7 +39,7 @@ def headline(content: Mapping[str, Any]) -> list[Figure]:
             "False-positive rate there",
             percent(fpr["value"], 2),
             bounds(fpr, 2, percent),
-            f"at most {percent(fpr['upper_limit'], 2)}",
+            f"at most {percent(fpr['upper_limit'], 2)} (one-sided)",
         ),
         *_widest(content),
         *_purity(content, cut),
@@ -52,7 +53,7 @@ def summary(content: Mapping[str, Any]) -> list[Figure]:
         *headline(content),
         *_known_lenses(content["known_lenses"]),
         *_origins(content),
-        *_gains(content["comparison"]),
+        *gains(content["comparison"]),
     ]
 
 
@@ -71,11 +72,11 @@ def remarks(content: Mapping[str, Any]) -> list[str]:
     if rates and not any(entry["supported"] for entry in rates.values()):
         largest = max(rates, key=float)
         said.append(
-            f"No false-positive rate is supported: {percent(float(largest), 0)} "
+            f"No false-positive rate is supported: {rate_text(float(largest))} "
             f"{rates[largest]['reason']}."
         )
     return said + [
-        f"No operating point for {choice['name']}: {choice['reason']}."
+        f"No operating point for {threshold_text(choice['name'])}: {choice['reason']}."
         for choice in content["completeness_thresholds"]
         if choice["threshold"] is None
     ]
@@ -99,14 +100,17 @@ def _widest(content: Mapping[str, Any]) -> Iterator[Figure]:
             f"AUROC at θE = {name}″",
             number(entry["value"]),
             bounds(entry),
-            f"{entry['n']:,} lenses",
+            f"{entry['n']:,} lenses; the largest of {', '.join(groups)}",
         )
 
 
 def _purity(content: Mapping[str, Any], cut: Mapping[str, Any]) -> Iterator[Figure]:
     """Purity at the first prevalence."""
     for prevalence in list(content["average_precision_at_prevalence"])[:1]:
-        name, at = f"Purity, 1 lens in {1 / float(prevalence):,.0f}", f"at {cut['name']}"
+        name, at = (
+            f"Purity, 1 lens in {1 / float(prevalence):,.0f}",
+            f"at {threshold_text(cut['name'])}",
+        )
         entry = cut["purity"][prevalence]
         if entry["low"] is not None:
             yield Figure(name, percent(entry["value"]), bounds(entry, 1, percent), at)
@@ -134,7 +138,8 @@ def _share(entry: Mapping[str, Any]) -> tuple[str, str]:
 def _known_lenses(known: Mapping[str, Any] | None) -> Iterator[Figure]:
     for cut in known["recall"] if known else ():
         if cut["all"]["n"]:
-            yield Figure("Known lenses found", *_share(cut["all"]), f"at {cut['name']}")
+            at = f"at {threshold_text(cut['name'])}"
+            yield Figure("Known lenses found", *_share(cut["all"]), at)
         else:
             yield Figure("Known lenses found", "n/a", note=cut["all"]["reason"])
 
@@ -153,7 +158,7 @@ def _origins(content: Mapping[str, Any]) -> Iterator[Figure]:
             cut = entry[key][0]
             if cut["all"]["n"]:
                 title = f"{name.capitalize()} {what}"
-                yield Figure(title, *_share(cut["all"]), f"at {cut['name']}")
+                yield Figure(title, *_share(cut["all"]), f"at {threshold_text(cut['name'])}")
     for what, found in content.get("sim_to_real", {}).items():
         title = f"Real or simulated {what.replace('_', '-')}"
         if found["value"] is None:
@@ -164,25 +169,36 @@ def _origins(content: Mapping[str, Any]) -> Iterator[Figure]:
             yield Figure(title, number(found["value"]), bounds(found), note)
 
 
-def _gains(comparison: Mapping[str, Any] | None) -> Iterator[Figure]:
+def gains(comparison: Mapping[str, Any] | None) -> Iterator[Figure]:
     """The differences to another model on the same draws, at each rate that has support."""
     if comparison is None:
         return
 
-    def points(value: float, _: int) -> str:
-        return f"{100 * value:+.1f}"
-
-    def signed(value: float, _: int) -> str:
-        return f"{value:+.4f}"
-
     yield _gain("Gain in AUROC", comparison["auroc"], 4, signed, "")
     for fpr, entry in comparison["tpr_at_fpr"].items():
         if entry["value"] is not None:
-            yield _gain(f"Gain at FPR {fpr}", entry, 1, points, "completeness, % points: ")
+            yield _gain(
+                f"Gain at FPR {rate_text(float(fpr))}", entry, 1, points, "completeness, % points: "
+            )
 
 
 def _gain(name: str, entry: Mapping[str, Any], digits: int, show: Any, unit: str) -> Figure:
-    verdict = "not shown to differ"
-    if entry["low"] is not None and (entry["low"] > 0 or entry["high"] < 0):
-        verdict = "better" if entry["low"] > 0 else "worse"
-    return Figure(name, show(entry["value"], digits), bounds(entry, digits, show), unit + verdict)
+    value, range_ = show(entry["value"], digits), bounds(entry, digits, show)
+    return Figure(name, value, range_, unit + verdict(entry))
+
+
+def points(value: float, digits: int) -> str:
+    """A difference of shares in percentage points."""
+    return f"{100 * value:+.{digits}f}"
+
+
+def signed(value: float, digits: int) -> str:
+    """A difference with its sign."""
+    return f"{value:+.{digits}f}"
+
+
+def verdict(entry: Mapping[str, Any]) -> str:
+    """What the interval of a difference shows, where more is better."""
+    if entry["low"] is None or entry["low"] <= 0 <= entry["high"]:
+        return "not shown to differ"
+    return "better" if entry["low"] > 0 else "worse"

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lenstrain.evaluation import metrics
+from lenstrain.evaluation.names import rate_text, threshold_text
 
 MOST_SHOWN = 25
 """Grades or kinds in the page's tables; all are in ``origins.csv``."""
@@ -53,13 +54,13 @@ def _rows(origins: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
         if metric.kind == "ranking":
             yield row(metric.title, "interval", [entry[metric.name] for entry in every])
     for fpr in every[0]["tpr_at_fpr"]:
-        title = f"Completeness at FPR {100 * float(fpr):g}%, threshold of the origin itself"
+        title = f"Completeness at FPR {rate_text(float(fpr))}, threshold of the origin itself"
         entries = [entry["tpr_at_fpr"][fpr] for entry in every]
         if any(entry["value"] is not None for entry in entries):  # else no origin supports it
             yield row(title, "share", entries)
     for number, cut in enumerate(every[0]["recall"]):
         yield row(
-            f"Completeness at the threshold for {cut['name']}",
+            f"Completeness at the threshold for {threshold_text(cut['name'])}",
             "share",
             [entry["recall"][number]["all"] for entry in every],
         )

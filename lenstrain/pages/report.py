@@ -6,13 +6,15 @@ from typing import Any
 
 from lensprep.dataset.strictjson import plain
 from lenstrain.evaluation import metrics
+from lenstrain.evaluation.names import rate_text, threshold_text
 from lenstrain.evaluation.operating import CompletenessTable, primary_threshold
 from lenstrain.evaluation.options import EvaluationOptions
 from lenstrain.evaluation.readings import Reading
 from lenstrain.pages.examples import Gallery
 from lenstrain.pages.files import PagePlot
-from lenstrain.pages.headline import headline
+from lenstrain.pages.headline import gains, headline, points, signed, verdict
 from lenstrain.pages.origins import origins_context
+from lenstrain.pages.page import interval, number, percent
 from lenstrain.pages.places import Link, run_name
 from lenstrain.scoretable import scored_geometry
 
@@ -71,7 +73,7 @@ def page_context(
             if (one_in := f"{1 / float(key):,.0f}")
         ],
         "cut": primary_threshold(content),
-        "headline": headline(content),
+        "headline": [*headline(content), *gains(content["comparison"])],
         "auroc_groups": [
             (title, content[f"auroc_by_{name}"])
             for name, title in _GROUPS
@@ -83,7 +85,7 @@ def page_context(
         "area_rows": _area_rows(content),
         "calibration_rows": _calibration_rows(content),
         "missed_shown": _MISSED_SHOWN,
-        "comparison_rows": _comparison_rows(content["comparison"]),
+        "compared": _comparison(content["comparison"]),
         "origins": origins_context(content),
         "sections": _sections(content, galleries),
         "provenance": _provenance_rows(provenance),
@@ -135,7 +137,7 @@ def _area_rows(content: Mapping[str, Any]) -> list[tuple[str, Any]]:
             continue
         entry, note = content[metric.name], ""
         if metric.name == "partial_auroc":
-            note = f", FPR ≤ {100 * entry['max_fpr']:g}% (0.5 is chance, 1 perfect)"
+            note = f", FPR ≤ {rate_text(entry['max_fpr'])} (0.5 is chance, 1 perfect)"
         rows.append((metric.title + note, entry))
         if metric.name == "auroc" and content["auroc_delong"]:
             rows.append(("AUROC, DeLong (rows taken as independent)", content["auroc_delong"]))
@@ -157,25 +159,38 @@ def _calibration_rows(content: Mapping[str, Any]) -> list[tuple[str, tuple[Any, 
     ]
 
 
-def _comparison_rows(comparison: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
-    if comparison is None:
-        return []
-    rows = list(_compared(comparison))
-    apart = comparison.get("origins", {})
-    for name, found in apart.items() if len(apart) > 1 else ():
-        if "reason" not in found:
-            rows += [(f"{title}, {name} rows", entry) for title, entry in _compared(found)]
-    return rows
+def _comparison(comparison: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Differences to the other model in the page's words, and what has none."""
+    found: list[tuple[str, Any, bool]] = []
+    if comparison is not None:
+        found += _compared(comparison)
+        apart = comparison.get("origins", {})
+        for name, entries in apart.items() if len(apart) > 1 else ():
+            if "reason" not in entries:
+                found += [(f"{title}, {name} rows", *rest) for title, *rest in _compared(entries)]
+    return {
+        "rows": [_compared_row(*row) for row in found if row[1]["value"] is not None],
+        "left_out": [(title, e["reason"]) for title, e, _ in found if e["value"] is None],
+    }
 
 
-def _compared(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _compared(found: Mapping[str, Any]) -> Iterator[tuple[str, Any, bool]]:
+    """Title and entry of each difference, and whether it is one of shares."""
     for metric in metrics.METRICS:
         if metric.kind == "ranking":
-            yield metric.title, found[metric.name]
+            yield metric.title, found[metric.name], False
     for metric in metrics.METRICS:
         if metric.kind == "rate":
             for fpr, entry in found[metric.name].items():
-                yield f"{metric.title} {100 * float(fpr):g}%", entry
+                yield f"{metric.title} {rate_text(float(fpr))}", entry, True
+
+
+def _compared_row(title: str, entry: Mapping[str, Any], share: bool) -> tuple[str, ...]:
+    show, digits = (percent, 1) if share else (number, 4)
+    difference = interval(entry, digits, points if share else signed)
+    unit = " % points" if share else ""
+    both = (show(entry[name], digits) for name in ("this", "other"))
+    return title, *both, difference + unit, verdict(entry)
 
 
 def _theta_rows(tables: Sequence[CompletenessTable]) -> list[dict[str, Any]]:
@@ -184,11 +199,11 @@ def _theta_rows(tables: Sequence[CompletenessTable]) -> list[dict[str, Any]]:
     for table in tables:
         if table.axes != ("theta_e_arcsec",):
             continue
-        columns = table.cells.columns()
+        columns, threshold = table.cells.columns(), threshold_text(table.threshold.name)
         for index in range(columns["n"].size):
             cell = {name: plain(column[index]) for name, column in columns.items()}
             label = table.cells.axes[0].label(index)
-            rows.append(cell | {"label": label, "threshold": table.threshold.name})
+            rows.append(cell | {"label": label, "threshold": threshold})
     return rows
 
 
@@ -201,8 +216,8 @@ def _provenance_rows(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
             rows += [(title, provenance[name]), (f"{title}, SHA-256", provenance[f"{name}_sha256"])]
     stated = dict(provenance["scores_metadata"])
     members = stated.pop("members", [])
-    for number, member in enumerate(members if len(members) > 1 else [], 1):
-        rows += [(f"Member {number}: {title}", text) for title, text in _stated(member)]
+    for index, member in enumerate(members if len(members) > 1 else [], 1):
+        rows += [(f"Member {index}: {title}", text) for title, text in _stated(member)]
     rows += _stated(stated)
     chosen = {
         name: value
@@ -232,7 +247,8 @@ def _stated(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _readable(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_readable(item)}" for name, item in value.items())
+        kept = {name: item for name, item in value.items() if item not in ({}, [])}
+        return ", ".join(f"{name} {_readable(item)}" for name, item in kept.items())
     if isinstance(value, list | tuple):
         return ", ".join(_readable(item) for item in value)
     if isinstance(value, bool):

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensprep.dataset import DECALS, Geometry
+from lenstrain.evaluation.names import threshold_text
 from lenstrain.evaluation.selection.axes import Floats
 from lenstrain.evaluation.selection.measure import Selection
 from lenstrain.figures import SERIES, Plot, axis_label, new_figure
@@ -76,7 +77,7 @@ def _caption(selection: Selection) -> str:
     at = f" At the median of the other axes ({', '.join(rest)})." if rest else ""
     regions = selection.function.fit.n_regions
     band = f"95% interval from {regions} regions" if regions > 1 else "no interval, one region"
-    threshold = selection.entries["threshold"]["name"]
+    threshold = threshold_text(selection.entries["threshold"]["name"])
     return (
         f"Smooth, monotone fit at the threshold for {threshold}.{at} Shaded: {band}; dotted: no "
         "injections there, extrapolated."

@@ -2,6 +2,7 @@
 where it is resolved."""
 
 import math
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -65,7 +66,7 @@ def test_who_sees_flux_alone_passes_counterfactuals_as_often_as_lenses(measured)
     for entry in (pairs["auroc_across"], *pairs["across_by_kind"].values()):
         assert entry["value"] == pytest.approx(0.5, abs=0.02)
     assert pairs["limit"] == 1.0
-    assert "cannot tell a lens from light at any theta_E / PSF" in pairs["words"]
+    assert re.search(r"(cannot|hardly) tells? .* light at any theta_E / PSF", pairs["words"])
 
 
 def test_who_sees_lensing_alone_ranks_every_lens_above_its_light(measured):
@@ -136,7 +137,7 @@ def test_the_hardest_kind_is_named_if_the_others_hide_it(measured, tmp_path, ord
     assert pairs["limit_by_kind"] == {
         "unlensed": 0.0, "magnified": 0.0, "scattered": 1.0, "companion": 0.0
     }  # fmt: skip
-    assert pairs["words"].endswith("; it cannot tell one from scattered light at any.")
+    assert "; it cannot tell one from scattered light at any (" in pairs["words"]
 
 
 def test_a_neighbour_that_is_told_does_not_hide_light_that_is_not(ordinary, tmp_path):
@@ -148,7 +149,7 @@ def test_a_neighbour_that_is_told_does_not_hide_light_that_is_not(ordinary, tmp_
     pairs = metrics["counterfactuals"]["pairs"]
     assert pairs["auroc_across"]["low"] > 0.6
     assert pairs["limit"] == pairs["limit_by_kind"]["unlensed"] == 1.0
-    assert pairs["words"].startswith("This finder cannot tell a lens from light at any")
+    assert pairs["words"].startswith("This finder cannot tell a lens from unlensed light at any")
 
 
 def test_kinds_that_some_families_lack_do_not_count_across_families(tmp_path, ordinary):
@@ -287,19 +288,21 @@ def test_pairs_need_one_host_and_one_donor():
 
 
 def cell(low, families=50, value=None):
-    return {"low": low, "value": low if value is None else value, "families": families}
+    value = low if value is None else value
+    return {"low": low, "value": value, "high": value, "families": families}
 
 
 @pytest.mark.parametrize(
     ("bins", "limit"),
     [
-        ([cell(0.5), cell(0.61), cell(0.9)], Limit(0.25, math.inf, True)),
-        ([cell(0.7), cell(0.6), cell(0.9)], Limit(0.5, math.inf, True)),  # 0.6 itself does not do
+        ([cell(0.5), cell(0.61), cell(0.9)], Limit(0.25, math.inf, (0.5, 0.5, 0.5))),
+        # 0.6 itself does not do
+        ([cell(0.7), cell(0.6), cell(0.9)], Limit(0.5, math.inf, (0.6, 0.6, 0.6))),
         ([cell(0.7), cell(0.8), cell(0.9)], Limit(0.0, math.inf)),
-        ([cell(0.4), cell(0.8), cell(0.5)], Limit(math.inf, math.inf, True)),
-        ([cell(0.4), cell(0.8), cell(0.1, families=19)], Limit(0.25, 0.5, True)),
-        ([cell(0.4), cell(math.nan), cell(math.nan)], Limit(0.25, 0.25, True)),
-        ([cell(0.4, value=0.7), cell(0.8), cell(0.9)], Limit(0.25, math.inf, False)),
+        ([cell(0.4), cell(0.8), cell(0.5)], Limit(math.inf, math.inf, (0.5, 0.5, 0.5))),
+        ([cell(0.4), cell(0.8), cell(0.1, families=19)], Limit(0.25, 0.5, (0.4, 0.4, 0.4))),
+        ([cell(0.4), cell(math.nan), cell(math.nan)], Limit(0.25, 0.25, (0.4, 0.4, 0.4))),
+        ([cell(0.4, value=0.7), cell(0.8), cell(0.9)], Limit(0.25, math.inf, (0.7, 0.4, 0.7))),
         ([cell(0.4, families=0)] * 3, None),
     ],
 )
@@ -308,49 +311,70 @@ def test_the_limit_is_the_edge_of_the_highest_bin_that_fails(bins, limit):
     assert found == limit
 
 
-def test_the_limit_reads_as_a_sentence():
-    some = Limit(0.5, math.inf, cannot=True)
-    hard = {"unlensed": some, "scattered": Limit(0.75, math.inf, cannot=True), "companion": None}
-    assert limit_in_words(9, some, {"unlensed": some}) == (
-        "Below theta_E / PSF = 0.5 this finder cannot tell a lens from light."
+CHANCE, HARDLY, PERHAPS = (0.5, 0.48, 0.52), (0.57, 0.54, 0.61), (0.7, 0.4, 0.9)
+"""AUROCs of a finder that cannot tell, that hardly tells, and of too few pairs to say."""
+
+
+@pytest.mark.parametrize(
+    ("auroc", "verb"),
+    [
+        (CHANCE, "cannot tell"),
+        (HARDLY, "hardly tells"),
+        # Too few pairs to be sure is not the same as a finder that fails.
+        (PERHAPS, "is not shown to tell"),
+        ((0.5, 0.3, 0.7), "is not shown to tell"),
+    ],
+)
+def test_the_limit_reads_as_a_sentence_that_names_kind_and_figure(auroc, verb):
+    figure = "{:.3f} [{:.3f}, {:.3f}]".format(*auroc)
+    kinds = {"unlensed": Limit(0.0, math.inf), "extended": Limit(0.5, math.inf, auroc)}
+    assert limit_in_words(9, kinds) == (
+        f"Below theta_E / PSF = 0.5 this finder {verb} a lens from extended light (AUROC across "
+        f"families {figure} in the bin below that; all of it must exceed 0.6)."
     )
-    assert limit_in_words(9, some, hard).endswith(
-        "; it cannot tell one from scattered light below 0.75."
+    assert limit_in_words(9, {"extended": Limit(math.inf, math.inf, auroc)}) == (
+        f"This finder {verb} a lens from extended light at any theta_E / PSF that was measured "
+        f"(AUROC across families {figure} in the highest bin; all of it must exceed 0.6)."
     )
-    hard["scattered"] = Limit(0.75, math.inf)
-    assert limit_in_words(9, some, hard).endswith(
-        "; it is not shown to tell one from scattered light below 0.75."
+
+
+def test_the_hardest_of_kinds_with_one_limit_is_named():
+    kinds = {"unlensed": Limit(0.5, math.inf, HARDLY), "extended": Limit(0.5, math.inf, CHANCE)}
+    assert "cannot tell a lens from extended light (" in limit_in_words(9, kinds)
+
+
+def test_pieces_and_neighbours_are_said_apart_if_they_are_harder():
+    some = Limit(0.5, math.inf, CHANCE)
+    kinds = {"unlensed": some, "scattered": Limit(0.75, math.inf, HARDLY), "companion": None}
+    assert limit_in_words(9, kinds).endswith(
+        "; it hardly tells one from scattered light below 0.75 (0.570 [0.540, 0.610])."
     )
-    nowhere = limit_in_words(9, Limit(math.inf, math.inf, cannot=True), {})
-    assert nowhere.endswith("cannot tell a lens from light at any theta_E / PSF that was measured.")
-    # Too few pairs to be sure is not the same as a finder that fails.
-    assert limit_in_words(9, Limit(0.5, math.inf), {}) == (
-        "Below theta_E / PSF = 0.5 this finder is not shown to tell a lens from light."
-    )
+    kinds["scattered"] = Limit(0.75, 0.75, PERHAPS)
+    assert "; it is not shown to tell one from scattered light at any (" in limit_in_words(9, kinds)
+    kinds["scattered"] = Limit(0.5, math.inf, (0.45, 0.4, 0.5))
+    assert ";" not in limit_in_words(9, kinds).replace("; all of it", "")
 
 
 def test_a_kind_that_surely_fails_is_not_hidden_by_one_that_may():
-    may, fails = Limit(0.5, math.inf), Limit(0.5, 0.75, cannot=True)
-    assert limit_in_words(9, may, {"unlensed": may, "scattered": fails}) == (
-        "Below theta_E / PSF = 0.5 this finder is not shown to tell a lens from light; it cannot "
-        "tell one from scattered light below 0.5."
-    )
-    assert limit_in_words(9, fails, {"unlensed": fails, "scattered": may}) == (
-        "Below theta_E / PSF = 0.5 this finder cannot tell a lens from light."
-    )
+    may, fails = Limit(0.5, math.inf, PERHAPS), Limit(0.5, 0.75, CHANCE)
+    told = limit_in_words(9, {"unlensed": may, "scattered": fails})
+    assert "is not shown to tell a lens from unlensed light (" in told
+    assert "; it cannot tell one from scattered light below 0.5 (" in told
+    told = limit_in_words(9, {"unlensed": fails, "scattered": may})
+    assert "scattered" not in told
 
 
 def test_smooth_light_that_does_not_decide_leaves_the_other_kinds_their_say():
     few = "Too few pairs of smooth light to say where this finder tells a lens from light"
     for limit, words in (
-        (Limit(math.inf, math.inf, cannot=True), "This finder cannot tell a lens from scattered "
-         "light at any theta_E / PSF that was measured."),
-        (Limit(0.75, math.inf), "Below theta_E / PSF = 0.75 this finder is not shown to tell a "
-         "lens from scattered light."),
+        (Limit(math.inf, math.inf, CHANCE), "This finder cannot tell a lens from scattered light "
+         "at any theta_E / PSF that was measured ("),
+        (Limit(0.75, math.inf, PERHAPS), "Below theta_E / PSF = 0.75 this finder is not shown to "
+         "tell a lens from scattered light ("),
         (Limit(0.0, math.inf), "This finder tells a lens from scattered light at every theta_E / "
          "PSF that was measured."),
     ):  # fmt: skip
-        found = limit_in_words(9, None, {"unlensed": None, "scattered": limit})
+        found = limit_in_words(9, {"unlensed": None, "scattered": limit})
         assert found.startswith(few)
-        assert found.endswith(f"are needed. {words}")
-    assert limit_in_words(9, None, {"unlensed": None}).startswith("Too few pairs to say")
+        assert f"are needed. {words}" in found
+    assert limit_in_words(9, {"unlensed": None}).startswith("Too few pairs to say")

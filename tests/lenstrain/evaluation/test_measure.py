@@ -79,8 +79,8 @@ def test_a_tie_block_at_the_threshold_is_named(write_scores):
     assert metrics["largest_tie"]["rows"] == 280
     texts = " ".join(note["text"] for note in metrics["notes"])
     assert "280 rows (70.0%) share the score 5" in texts
-    assert "280 rows are tied at the threshold of FPR 0.1" in texts
-    assert "threshold of FPR 0.01" not in texts  # which has no support, so no threshold either
+    assert "280 rows are tied at the threshold of FPR 10%" in texts
+    assert "threshold of FPR 1%" not in texts  # which has no support, so no threshold either
     assert metrics["tpr_at_fpr"]["0.1"]["value"] == 0.0
 
 

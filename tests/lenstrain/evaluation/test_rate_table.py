@@ -143,7 +143,7 @@ def test_precision_at_a_rare_prevalence_needs_non_lenses(scores_of):
         None,
         False,
     )
-    assert rare["reason"].startswith("rests on a false-positive rate of 0.0001, which needs 29,956")
+    assert rare["reason"].startswith("rests on a false-positive rate of 0.01%, which needs 29,956")
 
 
 def test_precision_is_at_least_what_the_highest_non_lens_leaves(scores_of):

@@ -88,7 +88,13 @@ FAR = ((20, 20), 1000)
 """
 
 
-def content(observed=None, mean=None, fpr=((3, 3), 1000), error=(0.0, 0.2)):
+def entry(value, low, high):
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def content(
+    observed=None, mean=None, fpr=((3, 3), 1000), error=(0.0, 0.2), auroc=((0.8, 0.9),) * 2
+):
     """The parts of metrics.json that are read."""
     mean = np.linspace(0.1, 0.9, 5) if mean is None else np.asarray(mean)
     hits = np.rint(400 * (mean if observed is None else np.asarray(observed)))
@@ -97,10 +103,10 @@ def content(observed=None, mean=None, fpr=((3, 3), 1000), error=(0.0, 0.2)):
                    "observed": (hits / 400).tolist(), "low": low.tolist(),
                    "high": high.tolist()}  # fmt: skip
     strata = []
-    for label, k in zip(("0.9–1.2", "1.2–1.6"), fpr[0], strict=True):
+    for label, k, area in zip(("0.9–1.2", "1.2–1.6"), fpr[0], auroc, strict=True):
         ends = wilson(k, fpr[1])
-        strata.append({"label": label, "fpr": {"value": k / fpr[1], "k": k, "low": float(ends[0]),
-                                               "high": float(ends[1])}})  # fmt: skip
+        rate = entry(k / fpr[1], *ends) | {"k": k}
+        strata.append({"label": label, "fpr": rate, "auroc": entry(np.mean(area), *area)})
     return {
         "level": 0.95,
         "completeness_thresholds": [{"name": "FPR 0.01", "threshold": 0.0}],
@@ -148,6 +154,52 @@ def test_poor_seeing_is_named_where_it_brings_false_positives():
         "6.00% at 1.2–1.6″."
     )
     assert texts(content(fpr=((30, 31), 1000)), []) == []
+
+
+def test_seeing_that_changes_how_well_scores_rank_is_named():
+    (text,) = texts(content(fpr=FAR, auroc=((0.84, 0.88), (0.92, 0.96))), [])
+    assert (
+        text
+        == "AUROC rises with poorer seeing (PSF FWHM): from 0.860 at 0.9–1.2″ to 0.940 at 1.2–1.6″."
+    )
+    # An interval that is a point, or none, says nothing of how sure a figure is.
+    assert texts(content(fpr=FAR, auroc=((0.84, 0.88), (1.0, 1.0))), []) == []
+    unknown = content(fpr=FAR)
+    unknown["strata"]["psfsize_r"][1]["auroc"] = dict.fromkeys(("value", "low", "high"))
+    assert texts(unknown, []) == []
+
+
+def made(passing=(0.3, 0.25, 0.35), lensed=(0.5, 0.45, 0.55), upper=0.01):
+    """Counterfactuals of which one kind passes, and whose donors pass at 50%."""
+    rate = entry(*passing)
+    kinds = {
+        "unlensed": {"pass_rate": entry(0.004, 0.001, 0.01), "factor": 0.4},
+        "scattered": {"pass_rate": rate, "factor": rate["value"] / upper if upper else None},
+        "lensed": {"pass_rate": entry(*lensed), "donors": entry(0.5, 0.45, 0.55),
+                   "lenses_alike": None},
+    }  # fmt: skip
+    pairs = {"words": "Where it tells."}
+    return {"name": "FPR 0.01", "fpr_upper": upper, "kinds": kinds, "pairs": pairs}
+
+
+def test_light_that_passes_as_a_lens_is_named_after_where_it_is_told():
+    calm = content(fpr=FAR)
+    assert texts(calm | {"counterfactuals": made()}, []) == [
+        "Where it tells.",
+        "Of scattered light without a lens, 30.0% is flagged at the threshold for FPR 1%, 30 times "
+        "the upper limit of the false-positive rate (1%): it is taken for a lens.",
+    ]
+    # Below twice the limit, or not surely above it, or without a limit.
+    for other in (made((0.015, 0.0149, 0.0151)), made((0.05, 0.015, 0.2)), made(upper=0.0)):
+        assert texts(calm | {"counterfactuals": other}, []) == ["Where it tells."]
+
+
+def test_arcs_that_are_not_found_as_often_as_those_of_the_lenses_are_named():
+    other = content(fpr=FAR) | {"counterfactuals": made((0, 0, 0.01), (0.3, 0.25, 0.35))}
+    assert texts(other, [])[1].startswith(
+        "Counterfactuals with a lensed arc are flagged less often than the donors of their arcs "
+        "(30.0% against 50.0%): they are not drawn alike"
+    )
 
 
 def test_few_false_positives_are_said_to_be_few():
