@@ -84,11 +84,20 @@ def find_file(name: str, package: str, folder: str) -> str:
     Raises
     ------
     ConfigError
-        If a bare word is neither a file nor a name; the message has the names.
+        If there is no such file and its name, a bare word or without folder and suffix, is that of
+        a packaged one; or if a bare word is neither. The message has the names.
     """
-    if not re.fullmatch(r"[\w-]+", name) or local_path(name).is_file():
+    if is_remote(name) or local_path(name).is_file():
         return name
     known = packaged_files(package, folder)
+    if not re.fullmatch(r"[\w-]+", name):
+        stem = Path(name).stem
+        if stem not in known or local_path(name).exists():
+            return name
+        raise ConfigError(
+            f"{name}: no such configuration file. {stem} comes with {package}: name it without "
+            "folder and suffix."
+        )
     if name not in known:
         raise ConfigError(
             f"{name}: no such configuration file, and {package} has none of that name. It has "

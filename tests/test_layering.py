@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "lensprep.configfile": "store",
     "lensprep.texttable": "",
     "lensprep.tables": "store",
-    "lensprep.dataset": "store",
+    "lensprep.drawing": "",
+    "lensprep.dataset": "store tables drawing",
     "lensprep.terminal": "store extras configfile texttable dataset.layout",
     "lensprep.source": "dataset store tables configfile",
     "lensprep.engine": "store kernel extras",
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "lensprep.transfer": "dataset store",
     "lensprep.convert": "decode source engine dataset store configfile transfer",
     "lensprep.checks": "source decode dataset engine store tables texttable",
-    "lensprep.inspection": "decode source dataset engine store tables texttable",
+    "lensprep.inspection": "decode source dataset engine store tables texttable drawing",
     "lensprep.synth": "dataset source decode engine store kernel extras",
     "lensprep.counterfactual": "synth dataset source decode engine store kernel extras",
     "lensprep.machine": "checks dataset store engine extras",
@@ -51,8 +52,9 @@ MAY_IMPORT = {
     "lenstrain.generalize": "scoring training evaluation config",
     "lenstrain.audit": "config networks data training scoretable scoring evaluation pages probes "
     "generalize",
-    "lenstrain.sweep": "training evaluation.metrics figures config",
+    "lenstrain.sweep": "training evaluation.metrics figures pages config",
     "lenstrain.monitor": "config evaluation.metrics",
+    "lenstrain.comparison": "monitor pages figures evaluation config",
     "lenstrain.bench": "data networks training config",
     "lenstrain.doctor": "bench networks training config",
 }
@@ -238,7 +240,8 @@ def test_every_file_says_first_what_it_is_for():
     assert not [name for name, text in said.items() if len(text.partition("\n")[0]) <= 20]
 
 
-def test_opening_a_dataset_loads_neither_torch_nor_numba():
-    code = "import sys, lensprep.dataset; print({'torch', 'numba', 'click'} & set(sys.modules))"
+def test_opening_a_dataset_loads_neither_torch_nor_numba_nor_matplotlib():
+    heavy = {"torch", "numba", "click", "matplotlib", "scipy", "astropy"}
+    code = f"import sys, lensprep.dataset; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -15,6 +15,7 @@ from lenstrain import __version__
 from lenstrain.cli.audit import audit
 from lenstrain.cli.bench import bench
 from lenstrain.cli.cache import cache
+from lenstrain.cli.compare import compare
 from lenstrain.cli.config import config
 from lenstrain.cli.doctor import doctor
 from lenstrain.cli.evaluate import evaluate
@@ -34,7 +35,18 @@ from lenstrain.cli.train import train
 @click.version_option(__version__, prog_name="lenstrain")
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Train, score and evaluate gravitational-lens finders on lensprep datasets."""
+    """Train, score and evaluate gravitational-lens finders on lensprep datasets.
+
+    The usual way: train a finder, score two splits, evaluate, and ask what it has learnt.
+
+    \b
+    lenstrain train     DATASET --config resnet18 --out runs/a
+    lenstrain infer     runs/a/checkpoints/best.pt DATASET --split val --out val.parquet
+    lenstrain infer     runs/a/checkpoints/best.pt DATASET --split test --out test.parquet
+    lenstrain evaluate  test.parquet --calibrate-on val.parquet --out report
+    lenstrain probe     runs/a/checkpoints/best.pt DATASET
+    lenstrain audit     runs/a DATASET
+    """
     # Read when torch is first imported. Threads that spin while they wait make a small network
     # on a busy machine 2 to 5 times slower (two cores, load 7, three runs of each).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -59,7 +71,7 @@ def warnings_in_one_line() -> Iterator[None]:
 
 
 for command in (
-    train, monitor, infer, evaluate, mine, probe, audit, sweep, generalize, bench, cache, config,
-    doctor,
+    train, monitor, infer, evaluate, compare, mine, probe, audit, sweep, generalize, bench, cache,
+    config, doctor,
 ):  # fmt: skip
     main.add_command(command)

@@ -6,9 +6,16 @@ from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from typing import Any
 
-from lensprep.configfile import from_mapping, load_config, to_mapping, typed
+from lensprep.configfile import (
+    find_file,
+    from_mapping,
+    load_config,
+    packaged_files,
+    to_mapping,
+    typed,
+)
 from lensprep.errors import ConfigError
-from lensprep.store import join_uri, split_uri
+from lensprep.store import Uri, join_uri, split_uri
 from lenstrain.config import Config
 from lenstrain.evaluation.metrics import steering_metric
 from lenstrain.sweep.space import Dimension, apply, leaves, parse_space
@@ -91,8 +98,8 @@ class SweepConfig:
     """The file of a sweep."""
 
     base: str | None = None
-    """Training configuration that every trial starts from, relative to this file; the defaults if
-    not set."""
+    """Training configuration that every trial starts from: a file relative to this one, or a name
+    of `lenstrain config list`; the defaults if not set."""
 
     fixed: dict[str, Any] = field(default_factory=dict)
     """Keys of the training configuration that differ from the base in every trial."""
@@ -144,8 +151,7 @@ def load_plan(path: str | PathLike[str], overrides: tuple[str, ...] = ()) -> Pla
     sweep = load_config(SweepConfig, path, overrides)
     steering_metric(sweep.search.objective, "search.objective")
     space = parse_space(sweep.space)
-    beside = None if sweep.base is None else join_uri(split_uri(path)[0], sweep.base)
-    mapping = apply(to_mapping(load_config(Config, beside)), dict(leaves(sweep.fixed)))
+    mapping = apply(to_mapping(load_config(Config, _base(sweep, path))), dict(leaves(sweep.fixed)))
     base = from_mapping(Config, mapping)
     # The objective steers every trial: its best epoch, its patience, its pruning.
     base = replace(base, train=replace(base.train, monitor=sweep.search.objective))
@@ -161,6 +167,15 @@ def load_plan(path: str | PathLike[str], overrides: tuple[str, ...] = ()) -> Pla
     for dimension in space:
         check_dimension(dimension, to_mapping(base))
     return Plan(base, sweep.search, sweep.refit, space)
+
+
+def _base(sweep: SweepConfig, path: Uri) -> str | None:
+    """Location of the base configuration."""
+    if sweep.base is None:
+        return None
+    named = sweep.base in packaged_files("lenstrain", "configs")
+    beside = sweep.base if named else join_uri(split_uri(path)[0], sweep.base)
+    return find_file(beside, "lenstrain", "configs")
 
 
 def check_dimension(dimension: Dimension, base: dict[str, Any]) -> None:

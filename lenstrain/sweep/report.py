@@ -1,49 +1,83 @@
-"""What a sweep found: the refits compared, a configuration and a command, and two figures."""
+"""What a sweep found: the refits compared, a configuration and a command, figures and a page."""
 
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import statistics
-import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import t as student
 
 from lensprep.configfile import to_toml
 from lensprep.dataset import Dataset
+from lensprep.errors import count_text, time_text
 from lensprep.store import write_atomic
-from lenstrain.evaluation.metrics import higher_is_better, steering
-from lenstrain.figures import BLUE, GREEN, GREY, RED, STYLE
-from lenstrain.sweep.config import Plan
+from lenstrain import __version__
+from lenstrain.evaluation.metrics import steering
+from lenstrain.pages.files import PagePlot, save_plot
+from lenstrain.pages.page import render
+from lenstrain.sweep.config import Plan, baseline_values
+from lenstrain.sweep.figures import draw_study, objective_title
+from lenstrain.sweep.importance import DRAWS, Importance, importance
+from lenstrain.sweep.space import Dimension
 from lenstrain.sweep.study import StudyFiles, best_trials, hopeless
 from lenstrain.sweep.work import RESULT, refit_config
 
+PAGE_NAME = "sweep.html"
+FIGURES = "figures"
+_NOT_RUN = "not run"
+_STATES = (
+    ("complete", "finished"), ("pruned", "pruned"), ("fail", "failed"), ("running", "running"),
+)  # fmt: skip
+_SECTIONS = (
+    ("recommended", "Recommended"), ("trials", "Best trials"), ("figures", "Figures"),
+    ("importances", "Importance"), ("failures", "Failures"), ("space", "What was searched"),
+    ("provenance", "Provenance"),
+)  # fmt: skip
+_SHOWN = 20
+"""Best trials that are listed."""
+
 
 def recommend(study: optuna.Study, dataset: str, plan: Plan, files: StudyFiles) -> dict[str, Any]:
-    """Compare the refits, write what is recommended, draw the figures.
+    """Compare the refits, write what is recommended, draw the figures, write the page.
+
+    A study that is not finished yet has no recommendation.
 
     Returns
     -------
     dict
-        ``study``, ``folder``, ``objective``, ``trials`` (counts by state), ``failures`` (by
-        reason), ``best`` (of the search), ``refits`` (best mean first), ``recommended`` (trial,
-        mean, std, config, command; None if no refit succeeded), ``importance``, ``plots``,
+        ``study``, ``folder``, ``report`` (the page), ``objective``, ``progress`` (trials and refits
+        that have ended and that there will be, and ``finished``), ``trials`` (counts by state),
+        ``failures`` (by trial), ``best`` (of the search), ``best_trials`` (at most 20),
+        ``refits`` (best mean first),
+        ``recommended`` (trial, mean, std, config, command; None if no refit succeeded),
+        ``importance`` (share of each key; None where the trials are too few, ``importance_reason``
+        saying so) with ``importance_range`` (lowest and highest share of each key), ``plots``,
         ``notes``.
     """
+    opened = Dataset.open(dataset)
     trials = study.get_trials(deepcopy=False)
-    best = best_trials(study, 1)
+    best = [describe_trial(trial) for trial in best_trials(study, _SHOWN)]
     refits = compare_refits(study, plan, files)
+    progress = how_far(trials, refits, plan)
     chosen = next((entry for entry in refits if entry["mean"] is not None), None)
+    if not progress["finished"]:
+        chosen = None
+    shares = importance(study)
     result: dict[str, Any] = {
         "study": str(files.database),
         "folder": str(files.folder),
+        "report": str(files.folder / PAGE_NAME),
         "objective": plan.search.objective,
+        "progress": progress,
         "trials": {
             state.name.lower(): sum(t.state == state for t in trials) for state in TrialState
         },
@@ -52,15 +86,42 @@ def recommend(study: optuna.Study, dataset: str, plan: Plan, files: StudyFiles) 
             for t in trials
             if t.state == TrialState.FAIL
         ],
-        "best": describe_trial(best[0]) if best else None,
+        "best": best[0] if best else None,
+        "best_trials": best,
         "refits": refits,
         "recommended": chosen and write_recommended(chosen, study, dataset, plan, files),
-        "importance": importance(study),
-        "notes": notes(Dataset.open(dataset), plan) + given_up(trials, plan),
+        "importance": shares.shares or None,
+        "importance_range": shares.ranges or None,
+        "importance_reason": shares.reason,
+        "notes": notes(opened, plan) + given_up(trials, plan),
     }
-    result["plots"] = draw(study, plan, files, result["importance"])
+    folder = files.folder / FIGURES
+    folder.mkdir(exist_ok=True)
+    figures = {plot.name: save_plot(plot, folder) for plot in draw_study(trials, plan, shares)}
+    result["plots"] = [str(folder / f"{name}.png") for name in figures]
     write_atomic(files.folder / "sweep.json", json.dumps(result, indent=1, default=str).encode())
+    context = page_context(result, study, plan, shares, figures)
+    context["provenance"] = provenance(result, opened, plan)
+    write_atomic(files.folder / PAGE_NAME, render("sweep.html", context).encode())
     return result
+
+
+def how_far(
+    trials: Sequence[FrozenTrial], refits: Sequence[dict[str, Any]], plan: Plan
+) -> dict[str, Any]:
+    """Trials and refits that have ended, and how many there will be."""
+    ended = sum(trial.state.is_finished() for trial in trials)
+    left = sum(failure.endswith(_NOT_RUN) for entry in refits for failure in entry["failures"])
+    planned = len(refits) * len(plan.refit.seeds)
+    searched = ended >= plan.search.trials or hopeless(trials, plan)
+    waiting = any(trial.state == TrialState.RUNNING for trial in trials)
+    return {
+        "trials_ended": ended,
+        "trials": plan.search.trials,
+        "refits_ended": planned - left,
+        "refits": planned,
+        "finished": searched and not waiting and not left,
+    }
 
 
 def describe_trial(trial: FrozenTrial) -> dict[str, Any]:
@@ -83,7 +144,7 @@ def compare_refits(study: optuna.Study, plan: Plan, files: StudyFiles) -> list[d
         values, failures = [], []
         for seed in plan.refit.seeds:
             path = files.refit(trial.number, seed) / RESULT
-            outcome = json.loads(path.read_text()) if path.exists() else {"failure": "not run"}
+            outcome = json.loads(path.read_text()) if path.exists() else {"failure": _NOT_RUN}
             if outcome.get("best_value") is None:
                 failures.append(f"seed {seed}: {outcome.get('failure', 'no finite value')}")
             else:
@@ -166,72 +227,110 @@ def given_up(trials: list[FrozenTrial], plan: Plan) -> list[str]:
     ]
 
 
-def importance(study: optuna.Study) -> dict[str, float]:
-    """Share of each key in the variance of the objective (fANOVA), largest first; {} if unknown."""
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(done) < 4 or len({t.value for t in done}) < 2:
-        return {}
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    except (RuntimeError, ValueError):  # no key varies among the finished trials
-        return {}
-    return {key: float(value) for key, value in found.items()}
-
-
-def draw(study: optuna.Study, plan: Plan, files: StudyFiles, shares: dict[str, float]) -> list[str]:
-    """Draw the history, and the importance if it is known; returns the files."""
-    with rc_context(STYLE):
-        figures = {"history.png": history_figure(study, plan)}
-        if shares:
-            figures["importance.png"] = importance_figure(shares, plan)
-        for name, figure in figures.items():
-            figure.savefig(files.folder / name, dpi=200)
-    return [str(files.folder / name) for name in figures]
-
-
-def history_figure(study: optuna.Study, plan: Plan) -> Figure:
-    """Value of every trial by number, the best so far, and where trials failed."""
+def page_context(
+    result: dict[str, Any],
+    study: optuna.Study,
+    plan: Plan,
+    shares: Importance,
+    figures: dict[str, PagePlot],
+) -> dict[str, Any]:
+    """What the page shows, as plain values; `result` is the content of sweep.json."""
     trials = study.get_trials(deepcopy=False)
-    figure = Figure(figsize=(5.0, 3.0), layout="constrained")
-    axes = figure.subplots()
-    done = [t for t in trials if t.state == TrialState.COMPLETE]
-    pruned = [t for t in trials if t.state == TrialState.PRUNED and t.intermediate_values]
-    failed = [t.number for t in trials if t.state == TrialState.FAIL]
-    best = np.fmax if higher_is_better(plan.search.objective) else np.fmin
-    if done:
-        numbers, values = [t.number for t in done], [t.value for t in done]
-        axes.plot(numbers, values, "o", color=BLUE, label="completed")
-        axes.step(numbers, best.accumulate(values), color=GREEN, where="post", label="best so far")
-    if pruned:
-        reached = [best.reduce(list(t.intermediate_values.values())) for t in pruned]
-        axes.plot([t.number for t in pruned], reached, "x", color=GREY, label="pruned")
-    for number in failed:
-        label = "failed" if number == failed[0] else None
-        axes.axvline(number, color=RED, linestyle=":", linewidth=1, label=label)
-    axes.set_xlabel("Trial")
-    axes.set_ylabel(f"{_objective(plan)} (validation)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside upper center", ncols=4)
-    return figure
+    failures = defaultdict(list)
+    for failure in result["failures"]:
+        failures[failure["reason"]].append(failure["trial"])
+    seconds = [trial.user_attrs.get("seconds", 0.0) for trial in trials]
+    base = baseline_values(plan)
+    return {
+        "s": result,
+        "name": Path(result["study"]).stem,
+        "sections": [
+            (id, title) for id, title in _SECTIONS if id != "trials" or result["best_trials"]
+        ],
+        "states": ", ".join(
+            f"{result['trials'][state]} {word}"
+            for state, word in _STATES
+            if result["trials"][state]
+        ),
+        "objective": objective_title(plan),
+        "better": "highest" if steering()[plan.search.objective].sign > 0 else "lowest",
+        "search": plan.search,
+        "seeds": plan.refit.seeds,
+        "keys": [dimension.key for dimension in plan.space],
+        "first": _first(trials, plan),
+        "best_rows": [
+            trial | {"settings": [setting(trial["params"].get(d.key)) for d in plan.space]}
+            for trial in result["best_trials"]
+        ],
+        "finished": result["trials"]["complete"],
+        "failures": sorted(failures.items(), key=lambda item: -len(item[1])),
+        "spent": time_text(sum(seconds)),
+        "search_epochs": (searched := _epochs(plan)),
+        "refit_epochs": count_text(plan.refit.epochs, "epoch") if plan.refit.epochs else searched,
+        "luck": _least_shown(len(plan.refit.seeds)),
+        "space": [
+            (d.key, span(d), conditions(d), setting(base[d.key]) if d.key in base else "outside")
+            for d in plan.space
+        ],
+        "figures": figures,
+        "importance_rows": [
+            (key, share, *shares.ranges[key]) for key, share in shares.shares.items()
+        ],
+        "draws": DRAWS,
+    }
 
 
-def _objective(plan: Plan) -> str:
-    """The objective in words."""
-    metric = steering()[plan.search.objective]
-    rate = f" {100 * plan.base.eval.fpr:g}%" if metric.kind == "rate" else ""
-    return metric.title + rate
+def _first(trials: Sequence[FrozenTrial], plan: Plan) -> float | None:
+    """Value of the base configuration, if the study began with it and it finished."""
+    began = plan.search.baseline and bool(trials) and trials[0].number == 0
+    return trials[0].value if began and trials[0].state == TrialState.COMPLETE else None
 
 
-def importance_figure(shares: dict[str, float], plan: Plan) -> Figure:
-    """Share of each key in the variance of the objective."""
-    names = [*reversed(shares)]
-    figure = Figure(figsize=(5.0, 0.8 + 0.24 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    bars = axes.barh(names, [shares[name] for name in names], color=BLUE, height=0.6)
-    axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
-    axes.set_xlim(0, max(shares.values()) * 1.15)
-    axes.set_xlabel(f"Share in the variance of {_objective(plan)} (fANOVA)")
-    return figure
+def _epochs(plan: Plan) -> str:
+    """How long trials are trained."""
+    if any(dimension.key == "train.epochs" for dimension in plan.space):
+        return "epochs as drawn"
+    return count_text(plan.base.train.epochs, "epoch")
+
+
+def _least_shown(seeds: int) -> float | None:
+    """Difference of two means that a t test shows at 95 %, in standard deviations of one."""
+    if seeds < 2:
+        return None
+    return float(student.ppf(0.975, 2 * seeds - 2)) * math.sqrt(2 / seeds)
+
+
+def setting(value: Any) -> str:
+    """A value of a setting as people write it; a dash if a trial has none."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def span(dimension: Dimension) -> str:
+    """The values that a setting may take."""
+    if dimension.choices:
+        return ", ".join(setting(dimension.stored(choice)) for choice in dimension.choices)
+    step = "" if dimension.step is None else f" in steps of {dimension.step:g}"
+    return f"{dimension.low:g} to {dimension.high:g}{step}{', logarithmic' * dimension.log}"
+
+
+def conditions(dimension: Dimension) -> str:
+    """When a setting is drawn."""
+    return " and ".join(f"{key} = {value}" for key, value in dimension.when.items()) or "always"
+
+
+def provenance(result: dict[str, Any], dataset: Dataset, plan: Plan) -> list[tuple[str, str]]:
+    """Where the figures come from."""
+    return [
+        ("Study", result["study"]),
+        ("Runs", result["folder"]),
+        ("Dataset", dataset.uri),
+        ("Dataset id", dataset.dataset_id),
+        ("Judged on", "the validation split; the test split was not opened"),
+        ("Search", ", ".join(f"{key} = {value}" for key, value in asdict(plan.search).items())),
+        ("Refits", ", ".join(f"{key} = {value}" for key, value in asdict(plan.refit).items())),
+        ("Versions", f"lenstrain {__version__}, optuna {optuna.__version__}"),
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,7 +253,7 @@ def _adopt(
     return Claim(trial, lock, again=True)
 
 
-def hopeless(trials: list[FrozenTrial], plan: Plan) -> bool:
+def hopeless(trials: Sequence[FrozenTrial], plan: Plan) -> bool:
     """Whether ``search.failures_in_a_row`` trials failed, so that the next would too."""
     ended = [trial.state for trial in trials if trial.state.is_finished()]
     last = ended[-plan.search.failures_in_a_row :]

@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 
 from lensprep.dataset import Dataset
-from lensprep.errors import ProjectError
+from lensprep.errors import ProjectError, StorageError
 from lensprep.store.interrupts import PREEMPTED, grace, killed_by
 from lenstrain.sweep.config import Plan
 from lenstrain.sweep.report import recommend
@@ -72,6 +72,26 @@ def sweep(
     if number is not None:
         return {"status": "interrupted", "signal": number, "study": str(files.database)}
     return {"status": "completed", **recommend(study, dataset, plan, files)}
+
+
+def report_study(dataset: str, plan: Plan, files: StudyFiles) -> dict[str, Any]:
+    """Write the page of a study as it is, and train nothing.
+
+    Returns
+    -------
+    dict
+        As `sweep`; ``status`` is "completed" or "running".
+
+    Raises
+    ------
+    StorageError
+        If there is no such study.
+    """
+    if not files.database.exists():
+        raise StorageError(f"{files.database}: no such study. Leave out --report to begin it.")
+    study = open_study(files, plan, Dataset.open(dataset).dataset_id)
+    result = recommend(study, dataset, plan, files)
+    return {"status": "completed" if result["progress"]["finished"] else "running", **result}
 
 
 def visible_gpus() -> list[str]:

@@ -292,6 +292,7 @@ COMMANDS = {
     "lenstrain monitor": (("nothing",), None),
     "lenstrain infer": (("best.pt", "nothing", "--out", "s.parquet"), "train"),
     "lenstrain evaluate": (("s.parquet", "--out", "e"), "train"),
+    "lenstrain compare": (("a", "b", "--out", "c"), "train"),
     "lenstrain mine": (("s.parquet", "--out", "h.parquet"), None),
     "lenstrain probe": (("best.pt", "nothing"), "train"),
     "lenstrain audit": (("run", "nothing"), "train"),

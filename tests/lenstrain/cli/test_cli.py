@@ -30,6 +30,7 @@ from tests.widths import assert_fits, at_every_width, set_width
 SETTINGS = [
     "model.arch=resnet_small", "model.width=8", "model.blocks=[1,1]", "model.crop=16",
     "data.batch_size=12", "train.epochs=1", "train.device=cpu",
+    "train.pictures=false",
 ]  # fmt: skip
 SETS = [part for setting in SETTINGS for part in ("--set", setting)]
 
@@ -103,6 +104,7 @@ def test_the_whole_path_from_training_to_a_report(run, dataset, tmp_path):
         (["--set", "optim.lr=fast"], "optim.lr must be of type float"),
         (["--set", "optim.lr"], "write it as section.key=value"),
         (["--config", "none.toml"], "none.toml: no such configuration file"),
+        (["--config", "far/configs/v100.toml"], "v100 comes with lenstrain: name it without"),
     ],
 )
 def test_a_bad_configuration_gives_one_line_and_no_run_folder(
@@ -301,7 +303,7 @@ def test_evaluate_says_how_often_each_kind_passes():
         "pairs": {"words": "Below theta_E / PSF = 0.5 this finder cannot tell a lens from light."},
     }
     assert _counterfactual_lines(made) == [
-        "Counterfactuals that pass at the threshold for FPR 0.01 (non-lenses: at most 1.20%): "
+        "Counterfactuals that pass at the threshold for FPR 1% (non-lenses: at most 1.20%): "
         "unlensed 2.0%, companion 41.0%",
         made["pairs"]["words"],
     ]
@@ -335,14 +337,14 @@ def test_evaluate_prints_the_operating_point_and_fits(evaluated, monkeypatch, ca
     set_width(monkeypatch, columns)
     report(evaluated, _evaluate_lines(evaluated), as_json=False)
     said = capsys.readouterr().out
-    names = ["AUROC", "Completeness at FPR 0.1", "Purity, 1 lens in 1,000", "Gain in AUROC"]
-    assert_fits(said, columns, *names, "Real lenses found", "Gain at FPR 0.1")
+    names = ["AUROC", "Completeness at FPR 10%", "Purity, 1 lens in 1,000", "Gain in AUROC"]
+    assert_fits(said, columns, *names, "Real lenses found", "Gain at FPR 10%")
     assert re.search(r"(?m)^figure +value +95% interval", said)
     if columns is not None:
         return
     cut = evaluated["completeness_thresholds"][0]["tpr"]
     ends = f"[{100 * cut['low']:.1f}%, {100 * cut['high']:.1f}%]"
-    row = rf"(?m)^Completeness at FPR 0.1 +{100 * cut['value']:.1f}% +{re.escape(ends)}"
+    row = rf"(?m)^Completeness at FPR 10% +{100 * cut['value']:.1f}% +{re.escape(ends)}"
     assert re.search(row, said)
     gain = evaluated["comparison"]["auroc"]
     value, ends = f"{gain['value']:+.4f}", f"[{gain['low']:+.4f}, {gain['high']:+.4f}]"
@@ -351,7 +353,7 @@ def test_evaluate_prints_the_operating_point_and_fits(evaluated, monkeypatch, ca
 
 def test_evaluate_says_what_the_data_cannot_support(evaluated):
     said = remarks(evaluated)
-    assert any(line.startswith("No operating point for FPR 0.001: needs 2,995") for line in said)
+    assert any(line.startswith("No operating point for FPR 0.1%: needs 2,995") for line in said)
     rates = {rate: entry | {"supported": False, "reason": "needs more"}
              for rate, entry in evaluated["tpr_at_fpr"].items()}  # fmt: skip
     none = remarks(evaluated | {"tpr_at_fpr": rates})

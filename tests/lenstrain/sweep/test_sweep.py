@@ -12,15 +12,18 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
+from click.testing import CliRunner
 from optuna.trial import TrialState
 
 from lensprep.configfile import load_config
 from lensprep.dataset import Dataset
 from lensprep.errors import ConfigError, OutOfMemoryError, StorageError
 from lensprep.store.interrupts import PREEMPTED
+from lenstrain.cli import main
 from lenstrain.config import Config
 from lenstrain.sweep.config import load_plan
-from lenstrain.sweep.report import draw, importance, notes, recommend
+from lenstrain.sweep.importance import importance
+from lenstrain.sweep.report import notes, recommend
 from lenstrain.sweep.study import claim, make_study_files, open_study
 from lenstrain.sweep.sweep import (
     MOST_DEATHS,
@@ -164,35 +167,70 @@ def test_a_trial_is_given_to_one_worker_and_an_orphan_to_the_next(dataset, write
     second.lock.close()
 
 
-def test_the_key_that_decides_has_the_largest_share_and_both_figures_are_drawn(
-    dataset, write_sweep, tmp_path
-):
-    plan = load_plan(write_sweep("[8, 16]"))
-    files = make_study_files(tmp_path / "s.db")
-    study = open_again(files, plan, dataset)
+def add_trials(study, count):
+    """Trials of which every fifth was pruned and the seventh failed; the rate decides."""
     distributions = {
         "model.width": optuna.distributions.CategoricalDistribution([8, 16]),
         "optim.lr": optuna.distributions.FloatDistribution(1e-3, 3e-3, log=True),
     }
-    for number in range(16):
-        rate, width = 1e-3 * (1 + number / 8), (8, 16)[number % 2]
+    for number in range(count):
+        rate, width = 1e-3 * (1 + number / count * 2), (8, 16)[number % 2]
         value = (rate * 1e3 - 1.8) ** 2 + 0.01 * (width == 8)
-        pruned = number % 5 == 4
+        state = TrialState.PRUNED if number % 5 == 4 else TrialState.COMPLETE
+        state = TrialState.FAIL if number == 6 else state
         study.add_trial(
             optuna.create_trial(
                 params={"model.width": width, "optim.lr": rate},
                 distributions=distributions,
-                value=None if pruned else value,
+                value=value if state == TrialState.COMPLETE else None,
                 intermediate_values={1: value + 0.2},
-                state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
+                state=state,
+                user_attrs={"failure": "RuntimeError: <b>shape</b>"} if number == 6 else {},
             )
         )
+
+
+def test_a_page_of_a_study_under_way(dataset, write_sweep, tmp_path):
+    file = str(write_sweep("[8, 16]", search="baseline = false"))
+    plan = load_plan(file, ("search.trials=40",))
+    files = make_study_files(tmp_path / "s.db")
+    study = open_again(files, plan, dataset)
+    add_trials(study, 30)
     shares = importance(study)
-    assert shares["optim.lr"] > 0.8
-    assert sum(shares.values()) == pytest.approx(1)
-    drawn = [Path(path) for path in draw(study, plan, files, shares)]
-    assert [path.name for path in drawn] == ["history.png", "importance.png"]
-    assert all(path.stat().st_size > 5000 for path in drawn)
+    assert shares.shares["optim.lr"] > 0.8
+    assert sum(shares.shares.values()) == pytest.approx(1)
+    low, high = shares.ranges["optim.lr"]
+    assert low < shares.shares["optim.lr"] < high
+    command = ["sweep", dataset, "--config", file, "--study", str(files.database), "--report",
+               "--set", "search.trials=40"]  # fmt: skip
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    best = min((t for t in study.trials if t.value is not None), key=lambda t: t.value)
+    assert f"{best.value:.4f}" in done.output
+    assert f"optim.lr {best.params['optim.lr']:.3g}" in done.output
+    assert "30 of 40 trials have ended: nothing is recommended yet." in done.output
+    found = json.loads((files.folder / "sweep.json").read_text())
+    assert found["recommended"] is None
+    assert found["importance"] == pytest.approx(shares.shares)
+    assert [Path(path).stem for path in found["plots"]] == [
+        "history", "parallel", "slices", "importance"]  # fmt: skip
+    assert all(Path(path).stat().st_size > 5000 for path in found["plots"])
+    page = (files.folder / "sweep.html").read_text()
+    assert "<script" not in page
+    assert "&lt;b&gt;shape" in page
+    assert "<b>shape" not in page
+    assert page.count("<figure") == 4
+
+
+def test_importances_need_enough_trials(dataset, write_sweep, tmp_path):
+    plan = load_plan(write_sweep("[8, 16]"))
+    files = make_study_files(tmp_path / "s.db")
+    study = open_again(files, plan, dataset)
+    add_trials(study, 20)  # of which 15 have finished
+    found = recommend(study, dataset, plan, files)
+    assert found["importance"] is None
+    assert found["importance_reason"].startswith("Too few trials: 15 have finished")
+    assert found["importance_reason"] in (files.folder / "sweep.html").read_text()
 
 
 def test_a_study_refuses_other_data_or_another_space(dataset, write_sweep, tmp_path):

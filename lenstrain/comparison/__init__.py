@@ -1,0 +1,1 @@
+"""Several runs, or their reports, side by side."""
