@@ -67,7 +67,9 @@ class Notice(event.Listener):
             self._said = True
             logger.info(
                 "Compiling for this machine: up to a minute, %s.",
-                "this once" if self.kept else "at every start: NUMBA_CACHE_DIR can name a folder",
+                "kept for next time"
+                if self.kept
+                else "at every start: NUMBA_CACHE_DIR can name a folder",
             )
 
     def on_start(self, event: Any) -> None:

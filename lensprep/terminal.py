@@ -29,8 +29,6 @@ from rich.progress import (
     SpinnerColumn,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.segment import Segment
 from rich.text import Text
@@ -320,8 +318,6 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
         console=console,
     )
     tasks: dict[str, TaskID] = {}
@@ -335,16 +331,15 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         start = begun.setdefault(phase, last)
         last = now
         rate = done / (now - start) if now > start else 0.0
+        text = f"{rate:,.0f}/s" if rate >= 1 else f"{60 * rate:.1f}/min"
+        text = f"{text}, {time_text((total - done) / rate)} left" if rate else ""
         if draws:
             if phase not in tasks:
                 tasks[phase] = bar.add_task(phase, total=total, rate="")
-                bar.tasks[-1].start_time = start
-            text = f"{rate:,.0f}/s" if rate else ""
             bar.update(tasks[phase], completed=done, total=total, rate=text)
         elif now - told >= _LINE_SECONDS:
             told = now
-            left = f", {time_text((total - done) / rate)} left" if rate else ""
-            line = f"{phase}: {done:,} of {total:,}, {rate:,.0f}/s{left}"
+            line = ", ".join(filter(None, (f"{phase}: {done:,} of {total:,}", text)))
             click.echo(line, err=True)
 
     with bar if draws else nullcontext():

@@ -44,6 +44,7 @@ SMALL_NETWORK = (
 SMALLER: dict[str, tuple[str, ...]] = {
     "lenstrain train": SMALL_NETWORK,
     "lenstrain evaluate": ("resamples=50", "selection_resamples=20"),
+    "lenstrain compare": ("resamples=50",),
     "lenstrain probe": (
         "per_class=20", "injections=5", "baseline_rows=40", "attribution=2", "resamples=50",
     ),
@@ -62,6 +63,7 @@ OUTPUTS = {
     "lenstrain train": "out",
     "lenstrain infer": "out cache_dir",
     "lenstrain evaluate": "out",
+    "lenstrain compare": "out",
     "lenstrain mine": "out",
     "lenstrain probe": "out",
     "lenstrain audit": "out",
@@ -154,13 +156,18 @@ class Sandbox:
         resume = context.params.get("resume", False)
         for key, value in context.params.items():
             for path in value if isinstance(value, tuple) else [value]:
-                if path is None or key not in places:
+                if path is None or key not in places or key == "store":
                     continue
                 path = self.here(str(path))
                 if key in OUTPUTS.get(name, "").split():
                     if not resume:
                         _remove(path)
-                elif path != "decals" and not _is_there(path):
+                elif key == "disks":
+                    Path(path).mkdir(parents=True, exist_ok=True)
+                elif key == "survey":  # a name, or a file of one's own
+                    if path.endswith(".toml") and not _is_there(path):
+                        shutil.copy(ROOT / "configs" / "surveys" / path, path)
+                elif not _is_there(path):
                     self._provide(path, self._source(key, path, context.params))
         words = [self.here(word) for word in shown.arguments]
         words += [part for setting in SMALLER.get(name, ()) for part in ("--set", setting)]
@@ -212,7 +219,7 @@ class Sandbox:
             return self.world[f"run/{name}.parquet"]
         found = {
             "dataset": "dataset", "uri": "dataset", "location": "dataset", "folders": "cutouts",
-            "checkpoint": "run/checkpoints/best.pt", "run": "run", "runs": "run",
+            "checkpoint": "run/checkpoints/best.pt", "run": "run", "runs": "run", "places": "run",
             "catalog": "known.csv", "population": "known.csv",
         }  # fmt: skip
         return self.world[found[key]]

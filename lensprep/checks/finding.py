@@ -57,9 +57,9 @@ listing = partial(names_text, most=5)
 """The first few names, and how many more there are."""
 
 
-def counted(counts: Mapping[str, int]) -> str:
+def counted(counts: Mapping[str, int], most: int = 5) -> str:
     """The first few names with their counts."""
-    return listing(f"{name} {n}" for name, n in counts.items())
+    return names_text((f"{name} {n}" for name, n in counts.items()), most=most)
 
 
 def both_classes(classes: Mapping[str, int]) -> dict[str, int]:

@@ -64,27 +64,38 @@ def _telling_values(sample: pa.Table, columns: Sequence[str]) -> dict[str, str]:
     label = sample["label"].to_numpy() == 1
     told = {}
     for name in columns:
-        score = _scores(sample[name], label)
+        text = pa.types.is_string(sample[name].type)
+        score = _shares(sample[name], label) if text else numbers(sample[name])
         if score is None:
             continue
         known = np.isfinite(score)
         area = mid_rank_auroc(score[known], label[known])
         error = auroc_error(int(label[known].sum()), int((~label[known]).sum()))
-        if abs(area - 0.5) - SIGNIFICANCE * error > AUROC_MARGIN:
+        # Shares of lenses can only rank them higher.
+        gap = area - 0.5 if text else abs(area - 0.5)
+        if gap - SIGNIFICANCE * error > AUROC_MARGIN:
             told[name] = f"AUROC {area:.3f}"
     return told
 
 
-def _scores(column: pa.ChunkedArray, label: NDArray[np.bool_]) -> NDArray[np.float64] | None:
-    """Numbers as they are; for text with few values, the share of lenses with the same text."""
-    if not pa.types.is_string(column.type):
-        return numbers(column)
+def _shares(column: pa.ChunkedArray, label: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+    """For text with few values, the share of lenses with the same text in the other half of rows.
+
+    A share that counted the row itself would tell its label, of a text of one row in any case.
+    """
     encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-    if len(encoded.dictionary) > MAX_CATEGORIES:
+    count = len(encoded.dictionary)
+    if count > MAX_CATEGORIES:
         return None
     codes = encoded.indices.to_numpy(zero_copy_only=False)
-    share = np.bincount(codes, label) / np.maximum(1, np.bincount(codes))
-    return share[codes]
+    half = np.random.default_rng(0).random(len(label)) < 0.5
+    scores, usual = np.empty(len(label)), label.sum() / max(len(label), 1)
+    for mine in (half, ~half):
+        others = codes[~mine]
+        lenses, rows = (np.bincount(others, of, count) for of in (label[~mine], None))
+        shares = np.where(rows > 0, lenses / np.maximum(rows, 1), usual)
+        scores[mine] = shares[codes[mine]]
+    return scores
 
 
 def _telling_nulls(tally: Tally, columns: Sequence[str]) -> dict[str, str]:

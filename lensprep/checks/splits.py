@@ -235,7 +235,7 @@ def find_families(tally: Tally) -> Finding:
                 for one in (what, among)
             )
             lost[what] += int(np.count_nonzero(~np.isin(named, there)))
-    text = "; ".join(f"{split} {counted(kinds)}" for split, kinds in rows.items())
+    text = "; ".join(f"{split} {counted(kinds, len(kinds))}" for split, kinds in rows.items())
     return Finding(
         item=FAMILIES,
         severity="blocker",

@@ -78,7 +78,7 @@ def counterfactual(src: str, out: str, kinds: str, as_json: bool, **named: Any) 
         click.echo(f"  {kind:<12}{rows:>8,}")
     for reason, rows in result["skipped"].items():
         click.echo(f"  not made    {rows:>8,}  {reason}")
-    click.echo("AUROC of lenses against     controls   counterfactuals")
+    click.echo("AUROC of lenses against     controls   counterfactuals   (0.5: not told apart)")
     for name, areas in result["balance"].items():
         cells = (areas.get(group) for group in ("controls", "counterfactuals"))
         text = "".join(f"{'-' if area is None else f'{area:.3f}':>12}" for area in cells)

@@ -55,6 +55,8 @@ def folder_kind(names: Collection[str]) -> str | None:
     """
     if MANIFEST_NAME in names:
         return DATASET
+    if inner := min((name for name in names if name.endswith(f"/{MANIFEST_NAME}")), default=None):
+        return f"a folder with a dataset in it: name its folder {inner.rpartition('/')[0]}"
     if ".work/plan.json" in names:
         return _BEGUN
     if "config.toml" in names and any(name.startswith("checkpoints/") for name in names):

@@ -105,8 +105,8 @@ def find_machine() -> tuple[dict[str, Any], list[Finding]]:
     if load > _BUSY * cores:
         findings.append(judged(
             "load", "warn", load,
-            f"Other work keeps {load:.1f} of {cores} processors busy: all rates here are lower "
-            "than on an idle machine. Measure again when it is over.",
+            f"Other work asks for {load:.1f} processors, and there are {cores}: all rates here are "
+            "lower than on an idle machine. Measure again when it is over.",
         ))  # fmt: skip
     if min(limit or total, total) < _LEAST_MEMORY:
         findings.append(judged(

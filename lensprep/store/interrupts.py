@@ -34,6 +34,8 @@ PREEMPTED: Final = 75
 GRACE_SECONDS: Final = 8.0
 """Time from a signal to the end of a program without state to keep: Docker kills after 10 s."""
 _AGAIN_SECONDS: Final = 1.0
+_TELL_SECONDS: Final = 1.0
+"""After which a person is told that the signal was heard."""
 """The same after a second signal."""
 _SHOW_CURSOR: Final = "\x1b[?25h"
 
@@ -94,6 +96,7 @@ class Watchdog:
         self._graces = [_Grace(GRACE_SECONDS, "", keeps_state=False)]
         self._received: int | None = None
         self._deadline: float | None = None
+        self._tell: float | None = None
         self._lock = threading.Lock()
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
@@ -124,18 +127,21 @@ class Watchdog:
             self._restart()
 
     def _restart(self) -> None:
-        waiting = self._received is not None
+        self._tell, waiting = None, self._received is not None
         self._deadline = time.monotonic() + self._graces[-1].seconds if waiting else None
         self._writer.send(b"\0")  # have the thread look at it
 
     def _watch(self) -> None:
         while True:
-            deadline = self._deadline
-            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            tell, deadline = self._tell, self._deadline
+            due = deadline if tell is None else tell
+            left = None if due is None else max(due - time.monotonic(), 0.0)
             heard = select.select([self._reader], [], [], left)[0]
             with self._lock:
                 self._read()
-                if not heard and deadline == self._deadline:
+                if not heard and tell is not None and tell == self._tell:
+                    self._say()
+                elif not heard and deadline == self._deadline:
                     self._end()
 
     def _read(self) -> None:
@@ -149,8 +155,16 @@ class Watchdog:
         grace, now = self._graces[-1], time.monotonic()
         if self._received is None:
             self._received, self._deadline = number, now + grace.seconds
+            self._tell = now + _TELL_SECONDS if grace.keeps_state else None
         elif number == signal.SIGINT or not grace.keeps_state:
             self._deadline = min(self._deadline or now, now + _AGAIN_SECONDS)
+
+    def _say(self) -> None:
+        self._tell = None
+        again = "; Ctrl-C again does not wait" * (self._received == signal.SIGINT)
+        bar = "\n" * os.isatty(2)
+        text = f"Stopping: what is under way has {self._graces[-1].seconds:g} s to end{again}."
+        os.write(2, f"{bar}{text}\n".encode())
 
     def _end(self) -> NoReturn:
         grace = self._graces[-1]

@@ -47,9 +47,9 @@ from lenstrain.cli.options import (
     "--survey",
     type=LOCATION,
     default="decals",
-    metavar="FILE.toml",
+    metavar="NAME|FILE",
     show_default=True,
-    help="DATASET is a tree of this survey: a file, local or s3://, as for `lensprep convert`.",
+    help="DATASET is a tree of this survey: a name of `lensprep survey list`, or a file.",
 )
 @columns_option("--columns", "--catalog-column", "catalog_columns", of="the catalogue")
 @click.option(

@@ -46,7 +46,10 @@ CONFIG = NamedFile("lenstrain", "configs")
 
 
 def config_option(
-    help: str = "TOML file, or a name of `lenstrain config list`.", *, required: bool = False
+    help: str = "TOML file, or a name of `lenstrain config list`; demo suits a laptop  "
+    "[default: as resnet18].",
+    *,
+    required: bool = False,
 ) -> Any:
     """Add ``--config``, as ``config_path``."""
     return click.option(

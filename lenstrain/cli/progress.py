@@ -150,7 +150,8 @@ class TrainProgress(Bar):
         done = (event.epoch - 1) * event.steps + event.step
         if not self.begun:  # a resumed run starts in the middle, and a start is no part of a rate
             self.begun, self.first, self.started = True, done, time.monotonic()
-        self.show(name, done, event.epochs * event.steps, train_note(self.record))
+        total = event.epochs * event.steps
+        self.show(f"{name}, whole run", done, total, train_note(self.record))
 
 
 def epoch_line(event: Event) -> str:

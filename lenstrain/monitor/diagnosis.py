@@ -335,7 +335,8 @@ def _nothing_yet(history: History) -> Diagnosis:
             "info",
             f"Recorded: {count_text(len(history.intervals), 'interval')} and "
             f"{count_text(len(history.epochs), 'epoch')}.",
-            "Wait for a few epochs; train.log_every sets how often a line is written.",
+            "With a few epochs there is something to say; train.log_every sets how often a line is "
+            "written.",
         )
     waited, train = since_best(history), values(history.epochs, "train_loss")[-4:]
     if not train:

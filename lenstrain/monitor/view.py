@@ -134,18 +134,19 @@ def header(snapshot: Snapshot) -> RenderableType:
     if snapshot.status == "not started":
         return Text(snapshot.detail)
     config = snapshot.config
-    what = f"  {config.model.arch}, batch {config.data.batch_size} {snapshot.device}".rstrip()
+    facts = (config.model.arch, f"batch {config.data.batch_size}", snapshot.device)
+    what = "  " + ", ".join(filter(None, facts))
     lines: list[RenderableType] = [Text.assemble(snapshot.detail, (what, "dim"))]
     if snapshot.steps:
         row = Table.grid(padding=(0, 2))
-        facts = Text(
+        done = Text(
             f"{100 * snapshot.step / snapshot.steps:.0f} %  "
             f"epoch {len(snapshot.history.epochs)} of {config.train.epochs} done  "
             f"step {snapshot.step:,} of {snapshot.steps:,}  "
         )
         if (left := snapshot.seconds_left) is not None:
-            facts.append(f"at most {time_text(left)} left", "bold")
-        row.add_row(ProgressBar(total=snapshot.steps, completed=snapshot.step, width=20), facts)
+            done.append(f"at most {time_text(left)} left", "bold")
+        row.add_row(ProgressBar(total=snapshot.steps, completed=snapshot.step, width=20), done)
         lines.append(row)
     return Group(*lines)
 

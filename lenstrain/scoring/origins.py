@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lensprep.dataset import DECALS, MANIFEST_NAME, Dataset, Geometry, NormalizationSpec
 from lensprep.dataset.kinds import cutout_stem
-from lensprep.errors import CheckpointError, DatasetError, ShardError
+from lensprep.errors import CheckpointError, ConfigError, DatasetError, ShardError
 from lensprep.store import Uri, is_remote, local_folder, local_path, open_store
 from lensprep.tables.reader import local_table
 from lenstrain.data import StampLoader
@@ -274,7 +274,13 @@ def open_origin(
     says what those of a tree are. `copies` removes, when it closes, the local copies of cutouts and
     catalogue in a store.
     """
-    if catalog is None and not _is_tree(uri):
+    tree = catalog is None and _is_tree(uri)
+    if survey != DECALS.survey and not tree:
+        raise ConfigError(
+            f"--survey says what a tree of parquet files is, and {uri} is none: a dataset says so "
+            "itself, and cutouts are taken to be as those of the checkpoint. Leave it out."
+        )
+    if catalog is None and not tree:
         return DatasetOrigin(uri, split, batch_size, **loading)
     from lensprep.decode.parts import plan_cutouts, plan_tree
 

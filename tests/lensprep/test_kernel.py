@@ -114,7 +114,7 @@ def test_what_is_kept_is_loaded_in_silence_and_what_is_damaged_is_made_anew(site
     cold = run(site, **cache)
     assert answers(cold)[1] == 0
     assert cold.stderr == (
-        "lensprep.kernel: Compiling for this machine: up to a minute, this once.\n"
+        "lensprep.kernel: Compiling for this machine: up to a minute, kept for next time.\n"
     )
     warm = run(site, **cache)
     assert answers(warm)[1] == 1
@@ -149,7 +149,7 @@ def test_a_first_conversion_says_that_it_compiles_and_a_second_does_not(tmp_path
         )  # fmt: skip
         assert ran.returncode == 0, ran.stderr
         assert isinstance(json.loads(ran.stdout), dict)
-        return ran.stderr.count("Compiling for this machine: up to a minute, this once.")
+        return ran.stderr.count("Compiling for this machine: up to a minute, kept for next time.")
 
     assert call("synth", tmp_path / "src", "--rows", 300) == 1
     assert call("convert", tmp_path / "src", tmp_path / "first") == 1

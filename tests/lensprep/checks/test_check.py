@@ -166,6 +166,12 @@ def test_planted_defect_is_found_and_nothing_else_is_accused(tmp_path, rows, nam
     assert report.verdict == ("failed" if blockers else "warnings")
 
 
+def test_texts_of_few_rows_each_tell_no_label(tmp_path, rows):
+    bricks = [f"b{i}" for i in np.random.default_rng(2).integers(0, 48, ROWS)]
+    report = report_on(tmp_path, set_columns(rows, {"brickname": bricks}))
+    assert finding(report, "unlisted_leaks").passed is True
+
+
 def test_without_seeing_nothing_is_said_of_resolution(tmp_path, rows):
     some = [None if i % 4 == 1 else 1.2 for i in range(ROWS)]
     found = finding(report_on(tmp_path / "some", set_columns(rows, {"psfsize_r": some})),

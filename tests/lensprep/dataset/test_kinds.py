@@ -15,6 +15,10 @@ from lensprep.errors import DatasetError
         (["config.toml", "checkpoints/last.pt", "a.parquet"], "the folder of a training run"),
         (["val-000000.tar", "val-000000.parquet"], "a folder of shards"),
         (["val/val-000000.parquet"], "a folder of shards"),
+        (
+            ["phase4c/a.parquet", "dataset/manifest.json", "dataset/val/val-000000.parquet"],
+            "a folder with a dataset in it: name its folder dataset",
+        ),
         (["region_split=val/part-0.parquet", "_SUCCESS"], "a tree of parquet files"),
         (["a/b.FITS.GZ", "list.csv"], "a folder of cutouts"),
         (["a.npz"], "a folder of cutouts"),

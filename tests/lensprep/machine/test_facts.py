@@ -61,7 +61,7 @@ def test_what_is_to_be_mended_is_said(monkeypatch):
     assert machine["memory_available_bytes"] <= 2_000_000_000
     said = {finding.item: finding.detail for finding in findings}
     assert "Give --workers 1 " in said["cores"]
-    assert "1000.0 of" in said["load"]
+    assert "1000.0 processors" in said["load"]
     assert said["memory"].startswith("There are 2.0 GB of memory.")
 
 

@@ -111,7 +111,9 @@ def test_a_training_has_longer_and_says_how_to_go_on(begin):
     process.send_signal(signal.SIGTERM)  # from the scheduler, and from the launcher once more
     status, seconds, err = end_of(process)
     assert status == 75
-    assert err.endswith("Continue with --resume.\n")
+    told, end = err.splitlines()
+    assert told.startswith("Stopping: what is under way has ")
+    assert end.endswith("Continue with --resume.")
     assert 1.2 < seconds < 12.0
 
 

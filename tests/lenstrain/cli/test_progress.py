@@ -33,7 +33,7 @@ def test_a_line_tells_rate_data_wait_loss_and_time_left(capsys):
         show(event(step=6))
     lines = capsys.readouterr().err.splitlines()
     for line, share in zip(lines, ("25%", "30%"), strict=True):
-        assert line.startswith(f"epoch 1/2: {share}, about ")
+        assert line.startswith(f"epoch 1/2, whole run: {share}, about ")
         assert " s left, 1,234 stamps/s, waiting for data 1.5%, loss 0.4321" in line
 
 
@@ -44,7 +44,7 @@ def test_the_time_left_of_a_resumed_run_is_that_of_the_steps_since(capsys, monke
     show = TrainProgress()
     show(event(epoch=2, step=5))  # 15 of 20 steps, and the start belongs to none of them
     show(event(epoch=2, step=6))
-    assert capsys.readouterr().err.splitlines() == ["epoch 2/2: 80%, about 40 s left"]
+    assert capsys.readouterr().err.splitlines() == ["epoch 2/2, whole run: 80%, about 40 s left"]
 
 
 def test_an_epoch_is_one_line(capsys):

@@ -26,7 +26,7 @@ from lensprep.configfile import load_config, to_mapping
 from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset import NormalizationSpec
 from lensprep.decode.cutoutfile import read_position
-from lensprep.errors import CheckpointError, DatasetError, InputError, StorageError
+from lensprep.errors import CheckpointError, ConfigError, DatasetError, InputError, StorageError
 from lensprep.source.cutouts import open_cutouts
 from lenstrain.config import Config
 from lenstrain.networks.finder import build_model
@@ -371,6 +371,12 @@ def test_cutouts_of_which_none_can_be_scored_are_one_clear_error(own_cutouts, be
     message = r"no stamp to score: wrong_format 1 \(first: a.fits, neither FITS, NPZ"
     with pytest.raises(InputError, match=message):
         score(best, folder, tmp_path / "s.parquet", catalog=catalog)
+
+
+def test_a_survey_is_of_a_tree_alone(dataset, best, tmp_path):
+    with pytest.raises(ConfigError, match="--survey says what a tree of parquet files is"):
+        infer(best, dataset, split="val", out=tmp_path / "val.parquet", survey="hsc")
+    assert not (tmp_path / "val.parquet").exists()
 
 
 def test_cutouts_without_a_catalogue_are_not_called_a_dataset(own_cutouts, best, tmp_path):
