@@ -24,7 +24,9 @@ _CLASSES: Final = {"0": "non-lens", "1": "lens"}
 
 
 def render_text(inspection: Inspection) -> RenderableType:
-    """The inspection for a terminal."""
+    """The inspection for a terminal; if a record was asked for, that one alone."""
+    if inspection.record is not None:
+        return Group(_head(inspection), Text(), _record(inspection.record))
     blocks: list[RenderableType] = [
         _head(inspection),
         _splits(inspection),
@@ -33,8 +35,6 @@ def render_text(inspection: Inspection) -> RenderableType:
         _histograms(inspection),
         _pixels(inspection),
     ]
-    if inspection.record is not None:
-        blocks.append(_record(inspection.record))
     spaced = [line for block in blocks for line in (block, Text())]
     return Group(*spaced[:-1])
 

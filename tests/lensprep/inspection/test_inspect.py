@@ -178,6 +178,8 @@ def test_inspection_is_one_json_object_and_a_page_of_text(dataset):
     text = text_of(inspection)
     for part in (inspection.dataset_id, "psfsize_r", "96 accepted", inspection.record["key"]):
         assert part in text
+    assert "lens models" not in text  # the record that was asked for, and not all of the dataset
+    assert "lens models" in text_of(inspect_dataset(dataset))
 
 
 @pytest.mark.parametrize("sample", [-1, 48, 10**9])
