@@ -91,7 +91,8 @@ def _statuses() -> str:
 
 
 def _commands(path: str, command: click.Command, parent: click.Context | None) -> list[str]:
-    context = click.Context(command, info_name=path.split()[-1], parent=parent)
+    name = path.split()[-1]
+    context = click.Context(command, parent, info_name=name, **command.context_settings)
     context.max_content_width = context.terminal_width = 100
     parts = [f"## {path}", "```text\n" + command.get_help(context).strip() + "\n```"]
     if isinstance(command, click.Group):
@@ -122,11 +123,23 @@ def evaluation_reference() -> str:
     """Every option of the evaluation with default, type and meaning, as Markdown."""
     from lenstrain.evaluation.options import EvaluationOptions
 
+    return _options("Evaluation options", EvaluationOptions, "evaluate", "resamples=2000")
+
+
+def probe_reference() -> str:
+    """Every option of the probes with default, type and meaning, as Markdown."""
+    from lenstrain.probes.options import ProbeOptions
+
+    return _options("Probe options", ProbeOptions, "probe", "per_class=500")
+
+
+def _options(title: str, options: type, command: str, example: str) -> str:
+    file = options.__module__.replace(".", "/")
     parts = [
-        "# Evaluation options",
-        "Generated from `lenstrain/evaluation/options.py` by `make docs`. Set an option with "
-        "`lenstrain evaluate ... --set resamples=2000`. An unknown key is an error.",
-        _section("", EvaluationOptions),
+        f"# {title}",
+        f"Generated from `{file}.py` by `make docs`. Set an option with "
+        f"`lenstrain {command} ... --set {example}`. An unknown key is an error.",
+        _section("", options),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -236,6 +249,7 @@ def main() -> int:
         (FOLDER / "cli.md", cli_reference()),
         (FOLDER / "config.md", config_reference()),
         (FOLDER / "evaluation.md", evaluation_reference()),
+        (FOLDER / "probe.md", probe_reference()),
         (ROOT / "docs" / "how-to" / "audit.md", audit_items()),
         (FOLDER / "input.md", input_reference()),
         (ROOT / "CONTRIBUTING.md", contributing()),
