@@ -15,7 +15,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # What is installed: what the demo needs, or everything.
 DEMO_STAMP := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Of the thousands of modules those that are imported are compiled then.
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 # An index of PyTorch wheels, for a lighter PyTorch.
 TORCH_INDEX ?=
 # A machine with a GPU may have no network: there the Python that has PyTorch will do.
