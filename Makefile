@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # What is installed: what the demo needs, or everything.
 DEMO_STAMP := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
-# Of the thousands of modules those that are imported are compiled then.
+# pip compiles modules on one processor alone: they are compiled afterwards, on all.
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 # An index of PyTorch wheels, for a lighter PyTorch.
 TORCH_INDEX ?=
@@ -37,6 +37,7 @@ $(STAMP) $(DEMO_STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url $(TORCH_INDEX) torch torchvision)
 	$(PIP) -e ".[$(EXTRAS)]"
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # a few packages hold files for other Pythons
 	@touch $(DEMO_STAMP) $@
 
 # make env     everything, for developers, in .venv; `make demo` installs what it needs alone
