@@ -69,9 +69,9 @@ def compare_runs(
         The content of compare.json, with ``report`` (path of the page) added: ``runs`` (``name``,
         ``place``, ``report_page``, ``scores``, ``reason``, digests), ``headlines`` (``name`` of a
         figure, ``values``: value, interval and note in each run's report, ``alike``: whether they
-        are of one kind), ``settings`` (those that differ,
-        a value for each run), ``curves`` (records of the epochs of each run), ``differences`` (for
-        each run but the first: a figure's difference from the first, or ``reason``).
+        are of one kind), ``settings`` (those that differ, a value for each run), ``curves``
+        (records of the epochs of each run), ``differences`` (for each run but the first: a figure's
+        difference from the first, or ``reason``).
 
     Raises
     ------

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lenstrain.evaluation import metrics
 from lenstrain.evaluation.metrics import RocCurve
+from lenstrain.evaluation.names import rate_text
 from lenstrain.evaluation.rates import FEWEST_FLAGGED
 from lenstrain.figures import MARKERS, SERIES, Plot, new_figure
 from lenstrain.pages.files import save_plot
@@ -121,7 +122,7 @@ def unsupported(result: Mapping[str, Any]) -> list[str]:
 
 
 def _at(metric: metrics.Metric, fpr: float) -> str:
-    return f"{metric.title} {100 * fpr:g}%"
+    return f"{metric.title} {rate_text(fpr)}"
 
 
 def draw_rates(curves: Mapping[str, RocCurve]) -> Plot | None:
@@ -175,10 +176,10 @@ def draw_curves(
         flat = np.ravel(panels)
         for axes, key in zip(flat, shown, strict=True):
             for k, (name, records) in enumerate(curves.items()):
-                points = [(r["epoch"], r[key]) for r in records if r.get(key) is not None]
-                if points:
+                course = [(r["epoch"], r[key]) for r in records if r.get(key) is not None]
+                if course:
                     marker = MARKERS[k % len(MARKERS)]
-                    axes.plot(*zip(*points, strict=True), marker=marker, **_line(k, name))
+                    axes.plot(*zip(*course, strict=True), marker=marker, **_line(k, name))
             axes.set_title(titles[key], loc="left")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(True)
