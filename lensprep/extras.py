@@ -24,6 +24,7 @@ EXTRAS: Final = {
 """Modules by the extra of this distribution that installs them."""
 
 REQUIRED: Final = (
+    "PIL",
     "astropy",
     "astropy_healpix",
     "boto3",

@@ -136,9 +136,13 @@ def _available(limit: int | None) -> int | None:
     return None
 
 
-def extras_findings(extras: dict[str, bool], needed: tuple[str, ...]) -> list[Finding]:
-    """A problem for every extra that is needed and not there."""
-    missing = [extra for extra in needed if not extras[extra]]
+def extras_findings(versions: dict[str, str], needed: tuple[str, ...]) -> list[Finding]:
+    """A problem for every extra that is needed and not whole, by the first module that it lacks."""
+    lacking = {
+        extra: [module for module in EXTRAS[extra] if module not in versions] for extra in needed
+    }
     return [
-        judged("extras", "blocker", extra, str(install_hint(EXTRAS[extra][0]))) for extra in missing
+        judged("extras", "blocker", extra, str(install_hint(modules[0])))
+        for extra, modules in lacking.items()
+        if modules
     ]

@@ -58,7 +58,7 @@ def machine_report(
     """
     versions, extras = find_versions()
     machine, findings = find_machine()
-    findings = [*extras_findings(extras, tuple(needed)), *findings]
+    findings = [*extras_findings(versions, tuple(needed)), *findings]
     report: dict[str, Any] = {"versions": versions, "extras": extras, "machine": machine}
     measured = []
     folders = disks or _apart([Path.cwd(), Path(tempfile.gettempdir())])

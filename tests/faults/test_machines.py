@@ -30,7 +30,13 @@ FINDER = (
     "train.device=cpu",
 )  # fmt: skip
 FINDER_SETS = [part for setting in FINDER for part in ("--set", setting)]
-PROBES = ("per_class=10", "injections=3", "attribution=2", "occlusion_stride_px=32", "resamples=20")
+PROBES = (
+    "per_class=10",
+    "injections=3",
+    "attribution=2",
+    "occlusion_stride_arcsec=8.384",
+    "resamples=20",
+)
 PROBE_SETS = [part for setting in PROBES for part in ("--set", setting)]
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 SWEEP = """

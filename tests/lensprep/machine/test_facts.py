@@ -89,12 +89,13 @@ def test_an_extra_that_lacks_a_package_is_not_installed(monkeypatch):
     versions, extras = find_versions()
     assert versions["numpy"] == metadata.version("numpy")
     assert extras["train"]
-    assert extras_findings(extras, ("train",)) == []
+    assert extras_findings(versions, ("train",)) == []
     del packages["torch"]
     monkeypatch.setattr(facts.metadata, "packages_distributions", lambda: packages)
     versions, extras = find_versions()
     assert "torch" not in versions
     assert not extras["train"]
     assert extras["synth"]
-    (finding,) = extras_findings(extras, ("train",))
+    (finding,) = extras_findings(versions, ("train",))
+    assert finding.detail.startswith("torch is not installed; the extra `train` brings it.")
     assert "pip install '.[train]'" in finding.detail

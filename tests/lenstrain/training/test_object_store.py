@@ -239,7 +239,13 @@ def test_train_and_infer_take_the_endpoint_as_an_option(
     assert pq.read_table(scores).num_rows == 40  # val
 
 
-PROBES = ("per_class=20", "injections=5", "attribution=2", "occlusion_stride_px=16", "resamples=50")
+PROBES = (
+    "per_class=20",
+    "injections=5",
+    "attribution=2",
+    "occlusion_stride_arcsec=4.192",
+    "resamples=50",
+)
 
 
 @pytest.mark.slow
