@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, overload
+from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,9 @@ from lensprep.dataset.normalization import NormalizationSpec, denormalize
 from lensprep.dataset.rgb import lupton_rgb
 from lensprep.dataset.sidecar import read_statistics
 from lensprep.errors import plain_text
+
+if TYPE_CHECKING:
+    from lensprep.drawing import Picture
 
 SEPARATION: Final = "separation_arcsec"
 """Column of stamps that were selected by position: how far from it they lie."""
@@ -108,10 +111,23 @@ class Stamps(Sequence["Stamp"]):
         DatasetError, ConfigError
             As `restored`.
         """
-        from lensprep.drawing import Picture, draw_pictures  # matplotlib is slow to import
+        from lensprep.drawing import draw_pictures  # matplotlib is slow to import
+
+        title = "" if len(self) else "no stamps"
+        return draw_pictures([(title, self.pictures())], max(1, min(columns, len(self))), inches)
+
+    def pictures(self) -> list[Picture]:
+        """Each stamp in the colours of the Legacy Survey viewer, with what stands under it.
+
+        Raises
+        ------
+        DatasetError, ConfigError
+            As `restored`.
+        """
+        from lensprep.drawing import Picture  # matplotlib is slow to import
 
         images = lupton_rgb(self.restored(), self.geometry)
-        pictures = [
+        return [
             Picture(
                 image=image,
                 label=stamp.label,
@@ -121,9 +137,6 @@ class Stamps(Sequence["Stamp"]):
             )
             for image, stamp in zip(images, self, strict=True)
         ]
-        return draw_pictures(
-            [("" if pictures else "no stamps", pictures)], max(1, min(columns, len(self))), inches
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)

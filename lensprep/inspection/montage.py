@@ -1,7 +1,7 @@
 """Pictures of stamps: both classes side by side, with label, theta_E, kind and key under each.
 
     write_montage(location, "stamps.png", count=48, seed=0)      of a dataset or one of its shards
-    draw_montage(stamps) -> matplotlib figure                    of stamps in memory
+    draw_montage(stamps.pictures()) -> matplotlib figure         of stamps in memory
 
 Colours are those of the Legacy Survey viewer (Lupton et al. 2004), from fluxes: the normalisation
 is undone, except where it clipped.
@@ -10,20 +10,21 @@ is undone, except where it clipped.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lensprep.dataset import DECALS, Dataset, Geometry, Stamps
-from lensprep.dataset.rgb import lupton_rgb
+from lensprep.dataset import Dataset, Stamps
 from lensprep.errors import DatasetError
 from lensprep.inspection.target import OpenShard, Target, open_target, table_numbers
 from lensprep.store import S3Options, uri_suffix, written_file
+
+if TYPE_CHECKING:
+    from lensprep.drawing import Picture
 
 _COLUMNS: Final = 4
 """Stamps side by side in each half of the picture."""
@@ -31,20 +32,6 @@ _DPI: Final = 110
 _TITLES: Final = ("non-lenses", "lenses")
 _MOST_SHARDS: Final = 16
 """Shards that are searched for stamps; each holds many."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MontageStamp:
-    """One stamp to draw."""
-
-    pixels: NDArray[np.float32]
-    """Flux, shape (bands, side, side)."""
-    label: int
-    theta_e_arcsec: float
-    """NaN if nobody knows it."""
-    key: str
-    notes: tuple[str, ...] = ()
-    """The kind of a counterfactual; kind and grade of what comes from a catalogue."""
 
 
 def write_montage(
@@ -85,66 +72,52 @@ def write_montage(
         If the location cannot be read or has no stamp to draw.
     """
     target = open_target(location, split, options)
-    stamps = _sample(target, count, np.random.default_rng(seed))
-    if not stamps:
+    pictures = _sample(target, count, np.random.default_rng(seed))
+    if not pictures:
         raise DatasetError(f"{location} has no stamp to draw.")
-    figure = draw_montage(stamps, target.geometry)
+    figure = draw_montage(pictures)
     with written_file(out, options) as path:
         figure.savefig(path, format=uri_suffix(out)[1:] or None, dpi=_DPI)
-    return [stamp.key for label in (0, 1) for stamp in stamps if stamp.label == label]
+    return [picture.key for label in (0, 1) for picture in pictures if picture.label == label]
 
 
-def draw_montage(stamps: Sequence[MontageStamp], geometry: Geometry = DECALS) -> Any:
-    """Stamps as a figure: non-lenses on the left, lenses on the right.
+def draw_montage(pictures: Sequence[Picture]) -> Any:
+    """Pictures of stamps as a figure: non-lenses on the left, lenses on the right.
 
     Parameters
     ----------
-    stamps : sequence of MontageStamp
-    geometry : Geometry
+    pictures : sequence of Picture
 
     Returns
     -------
     matplotlib.figure.Figure
     """
-    from lensprep.drawing import Picture, draw_pictures  # matplotlib is slow to import
+    from lensprep.drawing import draw_pictures  # matplotlib is slow to import
 
     groups = []
     for label, title in enumerate(_TITLES):
-        pictures = [
-            Picture(
-                image=lupton_rgb(stamp.pixels, geometry),
-                label=stamp.label,
-                theta_e_arcsec=stamp.theta_e_arcsec,
-                key=stamp.key,
-                notes=stamp.notes,
-            )
-            for stamp in stamps
-            if stamp.label == label
-        ]
-        groups.append((f"{title} ({len(pictures)})", pictures))
+        members = [picture for picture in pictures if picture.label == label]
+        groups.append((f"{title} ({len(members)})", members))
     return draw_pictures(groups, _COLUMNS)
 
 
-def _sample(target: Target, count: int, rng: np.random.Generator) -> list[MontageStamp]:
+def _sample(target: Target, count: int, rng: np.random.Generator) -> list[Picture]:
     """A sample of the first shards, which are random samples of their split themselves."""
-    stamps: list[MontageStamp] = []
+    pictures: list[Picture] = []
     for shard in islice(target.open_shards(target.splits[0]), _MOST_SHARDS):
         label = table_numbers(shard.sidecar, "label")[0]
         chosen = []
         for wanted, quota in ((0, -(-count // 2)), (1, count // 2)):
-            missing = quota - sum(stamp.label == wanted for stamp in stamps)
+            missing = quota - sum(picture.label == wanted for picture in pictures)
             chosen.append(rng.permutation(np.flatnonzero(label == wanted))[:missing])
         rows = np.sort(np.concatenate(chosen))
-        stamps.extend(_stamps(shard, rows, target.dataset))
-        if len(stamps) >= count:
+        pictures.extend(_pictures(shard, rows, target.dataset))
+        if len(pictures) >= count:
             break
-    return stamps
+    return pictures
 
 
-def _stamps(
-    shard: OpenShard, rows: NDArray[np.intp], dataset: Dataset | None
-) -> Iterator[MontageStamp]:
-    table = shard.sidecar.take(pa.array(rows))
+def _pictures(shard: OpenShard, rows: NDArray[np.intp], dataset: Dataset | None) -> list[Picture]:
     if not shard.has_sidecar:
         raise DatasetError(
             f"{shard.name} has no sidecar: without it the stored pixels cannot be converted back "
@@ -154,18 +127,9 @@ def _stamps(
         raise DatasetError(
             f"{shard.name} has no manifest, so its normalisation is unknown. Name the dataset."
         )
-    pixels = dataset.read_shard_pixels(shard.info, rows)
-    stamps = Stamps(
-        table=table,
-        pixels=pixels,
+    return Stamps(
+        table=shard.sidecar.take(pa.array(rows)),
+        pixels=dataset.read_shard_pixels(shard.info, rows),
         geometry=dataset.geometry,
         normalization=dataset.manifest.normalization,
-    )
-    for flux, stamp in zip(stamps.restored(), stamps, strict=True):
-        yield MontageStamp(
-            pixels=flux,
-            label=stamp.label,
-            theta_e_arcsec=stamp.theta_e_arcsec,
-            key=stamp.key,
-            notes=stamp.notes,
-        )
+    ).pictures()

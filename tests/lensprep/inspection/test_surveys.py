@@ -15,9 +15,10 @@ from rich.console import Console
 from lensprep.dataset import Dataset
 from lensprep.dataset.layout import CUTOUT_LABELS, LABEL_MAP
 from lensprep.dataset.writer import write_dataset
+from lensprep.drawing import Picture
 from lensprep.errors import ShardError
 from lensprep.inspection.inspect import inspect_dataset
-from lensprep.inspection.montage import MontageStamp, draw_montage, write_montage
+from lensprep.inspection.montage import draw_montage, write_montage
 from lensprep.inspection.text import render_text
 from lensprep.inspection.verify import verify
 from tests.datasets import PAIR, SPEC, tiny_pixels, tiny_table
@@ -119,26 +120,26 @@ def test_stamps_are_drawn_with_what_a_catalogue_says_of_them(root, tmp_path, mon
     drawn = []
     monkeypatch.setattr(
         "lensprep.inspection.montage.draw_montage",
-        lambda stamps, geometry: drawn.extend(stamps) or draw_montage(stamps, geometry),
+        lambda pictures: drawn.extend(pictures) or draw_montage(pictures),
     )
     keys = write_montage(root, tmp_path / "a.png", count=ROWS)
     assert len(keys) == ROWS
     assert matplotlib.image.imread(tmp_path / "a.png").std() > 0.1
-    assert {stamp.pixels.shape for stamp in drawn} == {PAIR.shape}
+    assert {picture.image.shape for picture in drawn} == {(*PAIR.shape[1:], 3)}
     assert sorted(stamp.notes for stamp in drawn if stamp.notes) == [
         ("lens", "A"), ("lens", "A"), ("ring $1",), ("ring $1",)
     ]  # fmt: skip
 
 
 def test_an_unknown_einstein_radius_is_left_out():
-    stamp = MontageStamp(
-        pixels=np.zeros(PAIR.shape, np.float32),
+    picture = Picture(
+        image=np.zeros((*PAIR.shape[1:], 3), np.uint8),
         label=1,
         theta_e_arcsec=float("nan"),
         key="0" * 32,
         notes=("$ring of unbalanced dollars", "A"),
     )
-    figure = draw_montage([stamp], PAIR)
+    figure = draw_montage([picture])
     figure.savefig(io.BytesIO(), format="png")
     assert figure.axes[0].texts[0].get_text() == "label 1   $ring of unb   A"
 
