@@ -68,7 +68,8 @@ def _write(folder: Path, rows: int, pixels: np.ndarray) -> None:
     blobs = [stamp_blob(stamp) for stamp in pixels]
     table = tiny_table(rows, stamp_npz=blobs, region_split=SPLIT)
     tree = write_tree(folder / "stamps", table, row_group_rows=_ROW_GROUP)
-    convert(str(tree), str(folder / "dataset"), ConvertConfig(shard_rows=SHARD_ROWS), workers=1)
+    config = ConvertConfig(shard_rows=SHARD_ROWS, normalize="mad_stamp")  # as `readers.seed_stamp`
+    convert(str(tree), str(folder / "dataset"), config, workers=1)
     dataset = Dataset.open(folder / "dataset")
     labels = dataset.read_sidecar(SPLIT, ["label"])["label"].to_numpy().astype(np.int64)
     if len(labels) != rows:

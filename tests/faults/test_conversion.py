@@ -72,11 +72,11 @@ def contents(root):
 
 HOOK = """
 import hashlib, os, resource, signal
-import lensprep.decode.prepare
+import lensprep.decode.rowgroup
 
-decode, folder = lensprep.decode.prepare.decode_batch, os.environ["DEADLY_FOLDER"]
+decode, folder = lensprep.decode.rowgroup.decode_batch, os.environ["DEADLY_FOLDER"]
 
-def deadly(blobs, out):
+def deadly(blobs, out, bands):
     for blob in blobs.to_pylist():
         if hashlib.sha256(blob).hexdigest() == os.environ["DEADLY_BLOB"]:
             number = len(os.listdir(folder))
@@ -84,9 +84,9 @@ def deadly(blobs, out):
                 open(os.path.join(folder, str(number)), "w").close()
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
                 os.kill(os.getpid(), getattr(signal, os.environ["DEADLY_SIGNAL"]))
-    return decode(blobs, out)
+    return decode(blobs, out, bands)
 
-lensprep.decode.prepare.decode_batch = deadly
+lensprep.decode.rowgroup.decode_batch = deadly
 """
 """In every process that starts with it, decoding one blob ends the process."""
 

@@ -34,6 +34,7 @@ PROBES = (
     "per_class=10",
     "injections=3",
     "attribution=2",
+    "occlusion_arcsec=8.384",
     "occlusion_stride_arcsec=8.384",
     "resamples=20",
 )

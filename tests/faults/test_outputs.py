@@ -253,7 +253,13 @@ def test_a_report_is_written_into_the_store(store, sample):
 @pytest.mark.faults  # its figures take 15 s
 def test_a_probe_goes_beside_its_checkpoint_in_the_store(store, sample):
     send_file(open_store(f"{store.uri}/run/checkpoints"), sample / "best.pt", "best.pt")
-    small = ("per_class=20", "injections=5", "attribution=2", "occlusion_stride_arcsec=4.192")
+    small = (
+        "per_class=20",
+        "injections=5",
+        "attribution=2",
+        "occlusion_arcsec=4.192",
+        "occlusion_stride_arcsec=4.192",
+    )
     sets = [part for each in (*small, "resamples=50") for part in ("--set", each)]
     best = f"{store.uri}/run/checkpoints/best.pt"
     content = json.loads(

@@ -243,6 +243,7 @@ PROBES = (
     "per_class=20",
     "injections=5",
     "attribution=2",
+    "occlusion_arcsec=4.192",
     "occlusion_stride_arcsec=4.192",
     "resamples=50",
 )
