@@ -19,6 +19,7 @@ import pytest
 from lensprep.checks.check import check
 from lensprep.convert import ConvertConfig, convert
 from lensprep.dataset.normalization import normalization_spec
+from lensprep.decode import rowgroup
 from lensprep.decode.parts import TreePart
 from lensprep.engine import make_engine
 from lensprep.engine.trial import find_fatal
@@ -70,11 +71,11 @@ def contents(root):
 
 # ------------------------------------------------------------------------- what kills a worker
 
-HOOK = """
+HOOK = f"""
 import hashlib, os, resource, signal
-import lensprep.decode.rowgroup
+import {rowgroup.__name__} as rowgroup
 
-decode, folder = lensprep.decode.rowgroup.decode_batch, os.environ["DEADLY_FOLDER"]
+decode, folder = rowgroup.{rowgroup.decode_batch.__name__}, os.environ["DEADLY_FOLDER"]
 
 def deadly(blobs, out, bands):
     for blob in blobs.to_pylist():
@@ -86,7 +87,7 @@ def deadly(blobs, out, bands):
                 os.kill(os.getpid(), getattr(signal, os.environ["DEADLY_SIGNAL"]))
     return decode(blobs, out, bands)
 
-lensprep.decode.rowgroup.decode_batch = deadly
+rowgroup.{rowgroup.decode_batch.__name__} = deadly
 """
 """In every process that starts with it, decoding one blob ends the process."""
 

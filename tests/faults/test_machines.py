@@ -20,6 +20,7 @@ from lenstrain.cli import main as lenstrain_main
 from lenstrain.scoring.infer import infer
 from tests.datasets import tiny_dataset
 from tests.phase4c import tiny_tree
+from tests.probes import QUICK_SETS
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -30,15 +31,6 @@ FINDER = (
     "train.device=cpu",
 )  # fmt: skip
 FINDER_SETS = [part for setting in FINDER for part in ("--set", setting)]
-PROBES = (
-    "per_class=10",
-    "injections=3",
-    "attribution=2",
-    "occlusion_arcsec=8.384",
-    "occlusion_stride_arcsec=8.384",
-    "resamples=20",
-)
-PROBE_SETS = [part for setting in PROBES for part in ("--set", setting)]
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 SWEEP = """
 [fixed]
@@ -109,7 +101,7 @@ OUTPUTS = [
     slow(("lenstrain", "infer", "{best}", "{dataset}", "--out", "{disk}/scores.parquet")),
     slow(("lenstrain", "evaluate", "{test}", "--out", "{disk}/e", "--set", "resamples=20")),
     slow(("lenstrain", "mine", "{train}", "--out", "{disk}/hard.parquet")),
-    slow(("lenstrain", "probe", "{best}", "{dataset}", "--out", "{disk}/p", *PROBE_SETS)),
+    slow(("lenstrain", "probe", "{best}", "{dataset}", "--out", "{disk}/p", *QUICK_SETS)),
     slow(("lenstrain", "audit", "{run}", "{dataset}", "--out", "{disk}/a")),
     slow(("lenstrain", "sweep", "{dataset}", "--config", "{sweep}", "--study", "{disk}/s.db")),
     slow(("lenstrain", "generalize", "{dataset}", "--out", "{disk}/g", *FINDER_SETS)),
@@ -220,7 +212,7 @@ WALK = [
     ("lenstrain", "evaluate", "test.parquet", "--calibrate-on", "val.parquet", "--out", "report",
      "--set", "resamples=50"),
     ("lenstrain", "mine", "train.parquet", "--out", "hard.parquet"),
-    ("lenstrain", "probe", "run/checkpoints/best.pt", "ds", *PROBE_SETS),
+    ("lenstrain", "probe", "run/checkpoints/best.pt", "ds", *QUICK_SETS),
     ("lenstrain", "audit", "run", "ds", "--out", "audit"),
     ("lenstrain", "sweep", "ds", "--config", "sweep.toml", "--study", "studies/s.db"),
     ("lenstrain", "generalize", "ds", "--out", "g", "--hold-out", "lens_model", *FINDER_SETS),

@@ -31,6 +31,7 @@ from lenstrain.scoring.infer import infer
 from lenstrain.training.checkpoint import save_checkpoint
 from tests.checkpoints import blank_content
 from tests.lenstrain.probes.conftest import make_sample
+from tests.probes import QUICK_SETS
 from tests.s3server import Place
 
 NO_PLACES = {
@@ -253,27 +254,9 @@ def test_a_report_is_written_into_the_store(store, sample):
 @pytest.mark.faults  # its figures take 15 s
 def test_a_probe_goes_beside_its_checkpoint_in_the_store(store, sample):
     send_file(open_store(f"{store.uri}/run/checkpoints"), sample / "best.pt", "best.pt")
-    small = (
-        "per_class=20",
-        "injections=5",
-        "attribution=2",
-        "occlusion_arcsec=4.192",
-        "occlusion_stride_arcsec=4.192",
-    )
-    sets = [part for each in (*small, "resamples=50") for part in ("--set", each)]
     best = f"{store.uri}/run/checkpoints/best.pt"
-    content = json.loads(
-        call(
-            lenstrain.cli.main,
-            "probe",
-            best,
-            sample / "ds",
-            "--json",
-            "--device",
-            "cpu",
-            *sets,
-        )
-    )
+    options = ("--json", "--device", "cpu", *QUICK_SETS)
+    content = json.loads(call(lenstrain.cli.main, "probe", best, sample / "ds", *options))
     assert content["report"] == f"{store.uri}/run/probe/probe.html"
     assert content["checkpoint"] == best
     assert {"probe.html", "probe.json", "figures/d4.csv"} <= set(names(store, "run/probe"))

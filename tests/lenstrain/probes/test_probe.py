@@ -18,19 +18,13 @@ from lenstrain.probes.words import TITLES
 from lenstrain.training.train import train
 from tests.datasets import tiny_dataset
 from tests.lenstrain.probes.conftest import make_sample
+from tests.probes import QUICK, QUICK_SETS
 
 TINY = (
     "model.arch=resnet_small", "model.width=8", "model.blocks=[1,1]", "model.crop=24",
     "data.batch_size=20", "eval.batch_size=20", "train.epochs=1", "train.device=cpu",
     "train.pictures=false",
 )  # fmt: skip
-SMALL = (
-    "per_class=20",
-    "injections=5",
-    "attribution=2",
-    "occlusion_stride_arcsec=2",
-    "resamples=50",
-)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +36,8 @@ def finished(tmp_path_factory):
         splits[split] = (sample.pixels, sample.table)
     write_dataset(folder / "ds", splits, sample.spec, shard_rows=40)
     train(str(folder / "ds"), load_config(Config, None, TINY), folder / "run")
-    arguments = ["probe", f"{folder}/run/checkpoints/best.pt", f"{folder}/ds", "--json"]
-    for option in SMALL:
-        arguments += ["--set", option]
+    best = f"{folder}/run/checkpoints/best.pt"
+    arguments = ["probe", best, f"{folder}/ds", "--json", *QUICK_SETS]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     return folder, json.loads(result.stdout)
@@ -92,7 +85,7 @@ def test_a_sidecar_without_injection_columns_leaves_probes_out(finished, tmp_pat
     bare = tiny_dataset(tmp_path, {"train": 40, "val": 40}, signal=True)
     checkpoint = folder / "run" / "checkpoints" / "best.pt"
     content = probe(
-        checkpoint, bare, tmp_path / "out", options=load_options("per_class=10", *SMALL[1:])
+        checkpoint, bare, tmp_path / "out", options=load_options("per_class=10", *QUICK[1:])
     )
     assert content["probes"]["flux_matched_null"] is None
     assert content["readings"]["ring_probe"].startswith("Not run")
@@ -106,7 +99,7 @@ def test_without_a_train_split_the_page_says_why_there_is_no_baseline(finished, 
         tmp_path / "ds", {"val": (sample.pixels, sample.table)}, sample.spec, shard_rows=40
     )
     checkpoint = folder / "run" / "checkpoints" / "best.pt"
-    content = probe(checkpoint, tmp_path / "ds", tmp_path / "out", options=load_options(*SMALL))
+    content = probe(checkpoint, tmp_path / "ds", tmp_path / "out", options=load_options(*QUICK))
     assert "no train split" in content["readings"]["baseline"]
     assert "no train split" in (tmp_path / "out" / "probe.html").read_text()
 
@@ -171,7 +164,7 @@ def test_a_dataset_in_an_object_store_gives_the_same_probes(finished, s3, tmp_pa
     folder, content = finished
     upload(folder / "ds", s3.uri, s3.options())
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.server.http)
-    options = load_config(ProbeOptions, None, SMALL)
+    options = load_config(ProbeOptions, None, QUICK)
     there = probe(folder / "run" / "checkpoints" / "best.pt", s3.uri, tmp_path, options=options)
     for name in ("dataset_id", "sample", "threshold", "probes"):
         assert there[name] == content[name]

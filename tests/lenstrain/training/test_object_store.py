@@ -24,6 +24,7 @@ from lenstrain.scoring.infer import infer
 from lenstrain.training.checkpoint import load_checkpoint
 from lenstrain.training.train import train
 from tests.faultproxy import Fault, FaultProxy
+from tests.probes import QUICK_SETS
 from tests.s3server import uploaded
 from tests.waiting import wait_until
 
@@ -239,16 +240,6 @@ def test_train_and_infer_take_the_endpoint_as_an_option(
     assert pq.read_table(scores).num_rows == 40  # val
 
 
-PROBES = (
-    "per_class=20",
-    "injections=5",
-    "attribution=2",
-    "occlusion_arcsec=4.192",
-    "occlusion_stride_arcsec=4.192",
-    "resamples=50",
-)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("shuffle", ["block"], indirect=True, scope="module")
 def test_what_judges_a_run_takes_the_endpoint_as_an_option(
@@ -258,10 +249,9 @@ def test_what_judges_a_run_takes_the_endpoint_as_an_option(
     infer(best, dataset, split="test", out=scores, batch_size=8, device="cpu")
     config = tmp_path / "config.toml"
     config.write_text(to_toml(make_config()))
-    small = [part for option in PROBES for part in ("--set", option)]
     for status, *command in (
         (0, "evaluate", scores, "--dataset", uri, "--out", out / "report"),
-        (0, "probe", best, uri, "--out", out / "probe", *small),
+        (0, "probe", best, uri, "--out", out / "probe", *QUICK_SETS),
         (4, "audit", straight, uri, "--out", out / "audit", "--only", "loader_coverage"),
         (0, "bench", "train", uri, "--config", config, "--seconds", 0.5),
         (0, "generalize", uri, "--config", config, "--out", out / "g", "--hold-out", "lens_model"),
