@@ -265,7 +265,12 @@ def _types_problem(types: Mapping[str, pa.DataType], rows: int, geometry: Geomet
 
 
 def _plain(found: pa.DataType) -> pa.DataType:
-    return found.value_type if pa.types.is_dictionary(found) else found
+    """The type of the values; Arrow can neither count nor take those of a view."""
+    if pa.types.is_dictionary(found):
+        return _plain(found.value_type)
+    if pa.types.is_string_view(found):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(found) else found
 
 
 def _is_text(found: pa.DataType) -> bool:

@@ -6,8 +6,8 @@
 A blob is what ``np.savez_compressed`` writes: a zip archive with a member for each band,
 ``image_g.npy`` and so on. ``np.load`` spends several times longer on its own objects than on the
 data, so the archive is walked by `lensprep.decode.zipwalk` and inflated by libdeflate.
-Whenever a blob is accepted, ``np.load`` gives the same pixels (the reverse has the few exceptions
-listed under `decode`). No input raises: a blob is decoded or has a reason.
+Whenever a blob is accepted, ``np.load`` gives the same pixels; the few exceptions to this, and to
+its reverse, are listed under `decode`. No input raises: a blob is decoded or has a reason.
 
 Nothing in a blob is trusted before it is checked. Sizes are claims, and a large one is refused
 before anything is inflated, so no blob costs more memory than one stamp. Every CRC-32 is checked.
@@ -208,7 +208,8 @@ def decode(
     - pixels of 2**125 (4e37) and more, whose sums overflow (``nonfinite``).
 
     Broader: the names of other members need not be UTF-8, and a deflate stream may announce more
-    codes than zlib allows (libdeflate allows all that the format can say). All else that
+    codes than zlib allows, or use the two that have no meaning and that libdeflate takes for the
+    longest length; the CRC-32 has to be right in any case. All else that
     ``np.load`` refuses is refused: a local name that differs from the directory's, encryption,
     ``.npy`` versions other than (1, 0), (2, 0) and (3, 0), object arrays.
     """

@@ -12,6 +12,7 @@ A process of its own, since a kernel that reads outside a blob may end the proce
 import random
 import struct
 import sys
+import zlib
 from functools import cache
 
 import numpy as np
@@ -191,14 +192,22 @@ DAMAGES = (
 
 
 def compare_with_numpy(blob, reason, pixels, kind=DECALS):
-    """Accepted: the pixels of np.load. Refused: np.load refuses too, or a strictness says why."""
+    """Accepted: the pixels of np.load. Refused: np.load refuses too, or a strictness says why.
+
+    `lensprep.decode.stampnpz.decode` lists what is read although np.load refuses it: names of other
+    members, and codes of deflate whose result has the right CRC-32 all the same.
+    """
     expected = by_numpy(blob, kind)
     if reason is None:
-        if not isinstance(expected, UnicodeDecodeError):  # broader: names of other members
+        if not isinstance(expected, UnicodeDecodeError) and not _is_odd_code(expected):
             assert isinstance(expected, np.ndarray), f"accepted, but np.load says {expected!r}"
             assert pixels.tobytes() == expected.tobytes(), "other pixels than np.load's"
     elif isinstance(expected, np.ndarray):
         assert strictness(blob, reason, kind), f"{reason}, but np.load reads it"
+
+
+def _is_odd_code(error):
+    return isinstance(error, zlib.error) and "invalid literal/length code" in str(error)
 
 
 def walked(blobs, kind):

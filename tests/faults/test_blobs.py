@@ -3,9 +3,12 @@
 The long form, two million blobs, takes about twenty minutes with two cores.
 """
 
+import io
 import os
 import subprocess
 import sys
+import zipfile
+import zlib
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,6 +16,9 @@ import numpy as np
 import pytest
 
 from lensprep.decode import zipwalk
+from lensprep.decode.stampnpz import decode
+from tests.faults import mutants
+from tests.lensprep.blobs import by_numpy, npy
 
 UNIT_TESTS = [
     f"tests/{name}.py"
@@ -68,6 +74,20 @@ def test_compiled_and_interpreted_kernels_and_numpy_agree(tmp_path, blobs):
     assert reasons[zipwalk.READ] > 0.1 * blobs  # some damage does no harm: both sides are seen
     assert (reasons[[zipwalk.TRUNCATED, zipwalk.BAD_ZIP, zipwalk.UNSUPPORTED, zipwalk.DUPLICATE,
                      zipwalk.MISSING, zipwalk.OVERSIZED]] > 0).all()  # fmt: skip
+
+
+def test_a_code_of_deflate_without_meaning_is_read_as_documented():
+    """One flipped bit makes 286 or 287 of code 285: zlib refuses, the pixels are what they were."""
+    number = 38_990
+    kind, blob = mutants.kind_of(number), mutants.mutant(number)
+    refused = by_numpy(blob, kind)
+    assert isinstance(refused, zlib.error)
+    pixels = np.empty(kind.shape, np.float32)
+    assert decode(blob, pixels, kind.bands) is None
+    mutants.compare_with_numpy(blob, None, pixels, kind)
+    with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+        for member, band in zip(archive.infolist(), pixels, strict=True):
+            assert zlib.crc32(npy(band)) == member.CRC
 
 
 @pytest.mark.slow
