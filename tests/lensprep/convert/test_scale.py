@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -20,6 +21,8 @@ from tests.phase4c import stamp_blob, tiny_table, write_tree
 
 ROWS = 100_000
 LIMIT_BYTES = 1_500_000_000
+STORE_LIMIT_BYTES = 1_600_000_000
+"""With parts on the way to an object store; both as docs/how-to/convert.md has them."""
 
 
 def large_tree(folder: Path) -> Path:
@@ -133,15 +136,17 @@ def test_memory_and_local_disk_are_bounded_on_the_way_into_an_object_store(
         f"{report['stamps_per_s']}/s"
     )
     assert report["accepted"] == ROWS
-    assert peak < LIMIT_BYTES
+    assert peak < STORE_LIMIT_BYTES
     shard = 8192 * RECORD_STRIDE
     # Of each worker the records of one shard, and the shard: the dataset has twelve.
     assert shard < most < 2 * 2 * 1.1 * shard
 
 
 def folder_bytes(folder: Path) -> int:
+    """Bytes of its files, while others write and remove them."""
     total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size
+    for place, _, names in os.walk(folder):  # unlike rglob, it passes over folders that have gone
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(place, name)).st_size
     return total
