@@ -18,6 +18,7 @@ EXTRAS: Final = {
     ),
     "synth": ("lenstronomy",),
     "hdf5": ("h5py",),
+    "publish": ("mlcroissant", "onnx", "onnxruntime", "onnxscript", "rocrate", "safetensors"),
     "dask": ("dask", "dask_jobqueue", "distributed"),
     "spark": ("pyspark",),
 }

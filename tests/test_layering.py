@@ -52,6 +52,9 @@ MAY_IMPORT = {
     "lenstrain.generalize": "scoring training evaluation config",
     "lenstrain.audit": "config networks data training scoretable scoring evaluation pages probes "
     "generalize",
+    "lenstrain.export": "config networks data training scoretable scoring evaluation probes",
+    "lenstrain.publish": "export audit config networks training scoretable scoring evaluation "
+    "probes pages figures",
     "lenstrain.sweep": "training evaluation.metrics figures pages config",
     "lenstrain.monitor": "config evaluation.metrics",
     "lenstrain.comparison": "monitor pages figures evaluation config",

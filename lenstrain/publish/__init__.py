@@ -1,0 +1,1 @@
+"""A folder ready for an archive: what a finder is, what it was made from, and how to check it."""
