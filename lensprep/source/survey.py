@@ -48,6 +48,7 @@ from lensprep.dataset.strictjson import check_object
 from lensprep.errors import ConfigError, DatasetError, names_text
 from lensprep.source.regions import FRACTIONS, check_fractions
 from lensprep.store import S3Options, Uri
+from lensprep.tables.known import known_column
 
 Controls = Literal["value", "zero", "null"]
 """What CONTROL rows hold in a column: values as in any other row, zero, or null."""
@@ -70,8 +71,9 @@ class Column:
 
     name: str
     type: pa.DataType
-    meaning: str
-    """For people; docs/reference/input.md is made of it."""
+    meaning: str = ""
+    """For people; docs/reference/input.md is made of it. This and the unit are those that
+    `lensprep.tables.known` has of any table, unless there is more to say of a source."""
     unit: str = ""
     nullable: bool = False
     """Whether null is allowed at all (a control's null is given by ``controls``)."""
@@ -84,6 +86,11 @@ class Column:
     """Smallest plausible value, in the column's own unit."""
     maximum: float | None = None
     """Largest plausible value, in the column's own unit."""
+
+    def __post_init__(self) -> None:
+        known = known_column(self.name)
+        object.__setattr__(self, "meaning", self.meaning or known.description)
+        object.__setattr__(self, "unit", self.unit or known.unit)
 
     @property
     def null_rule(self) -> str:
@@ -116,7 +123,7 @@ _REAL: Final = pa.float64()
 _BYTES: Final = pa.binary()
 
 
-def _injected(name: str, meaning: str, unit: str = "", **rules: Any) -> Column:
+def _injected(name: str, meaning: str = "", unit: str = "", **rules: Any) -> Column:
     """A number that only an injected lens has."""
     return Column(name, _REAL, meaning, unit, leaks=True, **rules)
 
@@ -129,18 +136,16 @@ def _phase4c_columns(geometry: Geometry) -> tuple[Column, ...]:
     label = ", ".join(LABEL_MAP) if geometry == DECALS else "as the survey's [labels] say"
     return (
         Column("task_id", _TEXT, "identity of the row; 64 hex digits upstream", required=True),
-        Column("experiment_id", _TEXT, "the run of the pipeline", required=True),
-        Column(
-            "selection_set_id", _TEXT, "the selection of galaxies that it is of", required=True
-        ),
-        Column("ranking_mode", _TEXT, "how that selection ranked galaxies", required=True),
-        Column("selection_strategy", _TEXT, "how that selection drew from them", required=True),
-        Column("brickname", _TEXT, "brick of the survey, which lies in one region", required=True),
+        Column("experiment_id", _TEXT, required=True),
+        Column("selection_set_id", _TEXT, required=True),
+        Column("ranking_mode", _TEXT, required=True),
+        Column("selection_strategy", _TEXT, required=True),
+        Column("brickname", _TEXT, required=True),
         Column(
             "bandset", _TEXT, "letters of the bands in the stamp; the row is filtered if one is "
             "missing", required=True,
         ),
-        Column("config_id", _TEXT, "settings of the injection", required=True, leaks=True),
+        Column("config_id", _TEXT, required=True, leaks=True),
         Column(
             SPLIT_COLUMN, _TEXT, "train, val or test; may be stated by a folder instead",
             required=True,
@@ -149,11 +154,8 @@ def _phase4c_columns(geometry: Geometry) -> tuple[Column, ...]:
             REGION_COLUMN, _INT, "patch of sky, which lies in one split; intervals are by region",
             required=True,
         ),
-        Column(
-            "stamp_size", _INT, "side of the stamp", "pixels", required=True, minimum=side,
-            maximum=side,
-        ),
-        Column("replicate", _INT, "number of a repetition of the same task"),
+        Column("stamp_size", _INT, required=True, minimum=side, maximum=side),
+        Column("replicate", _INT),
         Column(
             "is_control", _INT, "1 for a non-lens, 0 for a lens; must agree with the label",
             required=True, leaks=True, minimum=0, maximum=1,
@@ -162,37 +164,22 @@ def _phase4c_columns(geometry: Geometry) -> tuple[Column, ...]:
             "cutout_ok", _INT, "1 if upstream has a stamp; the row is filtered otherwise",
             required=True,
         ),
-        Column("metrics_only", _INT, "1 if upstream kept no stamp on purpose"),
-        Column("ra", _REAL, "right ascension", "deg", required=True, minimum=0, maximum=360),
-        Column("dec", _REAL, "declination", "deg", required=True, minimum=-90, maximum=90),
+        Column("metrics_only", _INT),
+        Column("ra", _REAL, required=True, minimum=0, maximum=360),
+        Column("dec", _REAL, required=True, minimum=-90, maximum=90),
+        _injected("theta_e_arcsec", required=True, controls="zero", minimum=0, maximum=5),
         _injected(
-            "theta_e_arcsec", "Einstein radius, along the minor axis of the mass", "arcsec",
-            required=True, controls="zero", minimum=0, maximum=5,
+            "src_dmag", f"source minus host in {band}, before it is magnified", required=True,
+            controls="zero",
         ),
-        _injected(
-            "src_dmag", f"source minus host in {band}, before it is magnified", "mag",
-            required=True, controls="zero",
-        ),
-        _injected(
-            "src_reff_arcsec", "half-light radius of the source, along its major axis", "arcsec",
-            required=True, controls="zero", minimum=0, maximum=5,
-        ),
-        _injected("src_e", "ellipticity of the source", controls="zero", minimum=0, maximum=1),
-        _injected("shear", "external shear", controls="zero", minimum=0, maximum=0.5),
-        Column("task_seed64", _LONG, "seed that upstream drew the task with", nullable=True),
-        *(
-            _injected(
-                f"src_{axis}_arcsec", f"{axis} of the source from the lens", "arcsec",
-                nullable=True, controls="zero",
-            )
-            for axis in "xy"
-        ),
-        _injected(
-            "src_phi_rad", "position angle of the source", "rad", nullable=True, controls="zero"
-        ),
-        _injected(
-            "shear_phi_rad", "position angle of the shear", "rad", nullable=True, controls="zero"
-        ),
+        _injected("src_reff_arcsec", required=True, controls="zero", minimum=0, maximum=5),
+        _injected("src_e", controls="zero", minimum=0, maximum=1),
+        _injected("shear", controls="zero", minimum=0, maximum=0.5),
+        Column("task_seed64", _LONG, nullable=True),
+        _injected("src_x_arcsec", nullable=True, controls="zero"),
+        _injected("src_y_arcsec", nullable=True, controls="zero"),
+        _injected("src_phi_rad", nullable=True, controls="zero"),
+        _injected("shear_phi_rad", nullable=True, controls="zero"),
         *(
             _injected(
                 f"src_{blue}{red}", f"colour {blue} - {red} of the source", "mag", nullable=True
@@ -202,25 +189,19 @@ def _phase4c_columns(geometry: Geometry) -> tuple[Column, ...]:
         Column("psf_bin", _INT, "quantile of the seeing, as upstream binned it", nullable=True),
         Column("depth_bin", _INT, "quantile of the depth, as upstream binned it", nullable=True),
         Column(
-            _NANOMAGGIES, _REAL, "AB magnitude of one unit of flux", "mag", nullable=True,
-            required=True, minimum=zero_point, maximum=zero_point,
+            _NANOMAGGIES, _REAL, nullable=True, required=True, minimum=zero_point,
+            maximum=zero_point,
         ),
-        Column(
-            "pipeline_version", _TEXT, "version of the upstream pipeline", nullable=True,
-            required=True,
-        ),
+        Column("pipeline_version", _TEXT, nullable=True, required=True),
         Column(
             SEEING_COLUMN, _REAL, f"FWHM of the PSF in {band} at this place, of both classes: "
-            "bin by it", "arcsec", nullable=True, required=True, minimum=0.3, maximum=5,
+            "bin by it", nullable=True, required=True, minimum=0.3, maximum=5,
         ),
         Column(
-            DEPTH_COLUMN, _REAL, f"depth for point sources in {band} (5 sigma)", "mag",
-            nullable=True, required=True, minimum=15, maximum=30,
+            DEPTH_COLUMN, _REAL, f"depth for point sources in {band} (5 sigma)", nullable=True,
+            required=True, minimum=15, maximum=30,
         ),
-        Column(
-            "ebv", _REAL, "reddening by dust of the Galaxy, E(B-V)", "mag", nullable=True,
-            minimum=0, maximum=10,
-        ),
+        Column("ebv", _REAL, nullable=True, minimum=0, maximum=10),
         Column(
             STAMP_COLUMN, _BYTES, "the stamp: an NPZ with an array for each band", flux,
             nullable=True, required=True,
@@ -233,32 +214,23 @@ def _phase4c_columns(geometry: Geometry) -> tuple[Column, ...]:
             "total_injected_flux_r", f"flux of the arc in {band}", flux, nullable=True,
             controls="null",
         ),
-        _injected(
-            "magnification", "flux of the arc over that of the source", nullable=True,
-            controls="null", minimum=0,
+        _injected("magnification", nullable=True, controls="null", minimum=0),
+        Column(
+            "bad_pixel_frac", _REAL, nullable=True, required=True, minimum=0, maximum=1
         ),
         Column(
-            "bad_pixel_frac", _REAL, "share of pixels that the survey masks", nullable=True,
-            required=True, minimum=0, maximum=1,
+            "wise_brightmask_frac", _REAL, nullable=True, required=True, minimum=0, maximum=1
         ),
-        Column(
-            "wise_brightmask_frac", _REAL, "share of pixels near a star that is bright in WISE",
-            nullable=True, required=True, minimum=0, maximum=1,
-        ),
-        Column("metrics_ok", _INT, "1 if upstream could measure the stamp", nullable=True),
+        Column("metrics_ok", _INT, nullable=True),
         *(
             _injected(
-                f"psf_fwhm_used_{one}", f"FWHM of the PSF that the arc was blurred by in {one}",
-                "arcsec", nullable=True, required=one == band, controls="null", minimum=0.3,
-                maximum=5,
+                f"psf_fwhm_used_{one}", nullable=True, required=one == band, controls="null",
+                minimum=0.3, maximum=5,
             )
             for one in geometry.bands
         ),
         *(
-            Column(
-                f"psf_source_{one}", _INT, f"where that of {one} came from: 0 map, 1 manifest, "
-                "2 fallback", nullable=True, controls="null", leaks=True,
-            )
+            Column(f"psf_source_{one}", _INT, nullable=True, controls="null", leaks=True)
             for one in geometry.bands
         ),
         Column(
@@ -266,33 +238,13 @@ def _phase4c_columns(geometry: Geometry) -> tuple[Column, ...]:
             "rejected", nullable=True, required=True,
             leaks=True,
         ),
-        _injected(
-            "lens_e", "ellipticity of the mass", nullable=True, controls="zero", minimum=0,
-            maximum=1,
-        ),
-        _injected(
-            "lens_phi_rad", "position angle of the mass", "rad", nullable=True, controls="null"
-        ),
-        _injected(
-            "tangential_stretch", "how much images are stretched along the ring", nullable=True,
-            controls="null",
-        ),
-        _injected(
-            "radial_stretch", "how much images are stretched across the ring", nullable=True,
-            controls="null",
-        ),
-        _injected(
-            "expected_arc_radius", "radius at which the arc should lie", "arcsec", nullable=True,
-            controls="null",
-        ),
-        Column(
-            "physics_valid", _INT, "1 if upstream's checks of the arc found nothing",
-            nullable=True, controls="null", leaks=True,
-        ),
-        Column(
-            "physics_warnings", _TEXT, "what they found", nullable=True, controls="null",
-            leaks=True,
-        ),
+        _injected("lens_e", nullable=True, controls="zero", minimum=0, maximum=1),
+        _injected("lens_phi_rad", nullable=True, controls="null"),
+        _injected("tangential_stretch", nullable=True, controls="null"),
+        _injected("radial_stretch", nullable=True, controls="null"),
+        _injected("expected_arc_radius", nullable=True, controls="null"),
+        Column("physics_valid", _INT, nullable=True, controls="null", leaks=True),
+        Column("physics_warnings", _TEXT, nullable=True, controls="null", leaks=True),
     )  # fmt: skip
 
 
@@ -305,7 +257,7 @@ COLUMNS: Final = _phase4c_columns(DECALS)
 FAMILY_COLUMNS: Final = tuple(
     Column(name, _TEXT, meaning, nullable=True, leaks=True)
     for name, meaning in (
-        (COUNTERFACTUAL, "kind of a counterfactual; null in ordinary rows"),
+        (COUNTERFACTUAL, ""),
         (HOST_TASK, "task_id of the non-lens that a counterfactual was made from"),
         (DONOR_TASK, "task_id of the lens whose light it was given"),
     )
@@ -315,9 +267,9 @@ FAMILY_COLUMNS: Final = tuple(
 TOLD_COLUMNS: Final = tuple(
     Column(name, _TEXT, meaning, nullable=True, leaks=True)
     for name, meaning in (
-        (ORIGIN, "simulated, real, or another word; null means simulated"),
+        (ORIGIN, ""),
         (KIND, "what the object is: lens, spiral, ring, ..."),
-        (GRADE, "how sure its catalogue is of a lens: A, B, ..."),
+        (GRADE, ""),
     )
 )
 """What catalogues of cutouts say of their rows; a tree may have them too, as text."""

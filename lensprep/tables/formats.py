@@ -24,7 +24,8 @@ from lensprep.tables.columns import plain_types
 from lensprep.tables.text import Plan, infer_type, open_bytes, read_text, with_units
 
 METADATA_KEY: Final = b"lenstrain"
-"""Key of parquet's metadata, and name of FITS's extension, that say what made a table."""
+"""Key of parquet's metadata, and name of FITS's extension and of a VOTable's INFO, that say what
+made a table."""
 FORMATS: Final = "parquet, FITS, VOTable, ECSV, or text such as CSV"
 
 _SUFFIXES: Final = {
@@ -91,20 +92,7 @@ def read_columns(
     with warnings.catch_warnings(), open_bytes(path) as file:
         warnings.simplefilter("ignore")  # of units and names that others write
         data = io.BytesIO(file.read())  # to its end, where gzip keeps its checksum
-        if kind == "fits":
-            return _read_fits(data, plan)
-        from astropy.table import Table
-        from astropy.table.serialize import represent_mixins_as_columns
-
-        found = (
-            Table.read(data, format="votable")
-            if kind == "votable"
-            else Table.read(data.getvalue().decode("utf-8-sig").splitlines(), format="ascii.ecsv")
-        )
-        found = represent_mixins_as_columns(found)
-        names = list(found.colnames)
-        columns = {name: (_to_arrow(found[name]), found[name].unit) for name in plan(names)}
-        return with_units(columns), b"{}", names
+        return _read_fits(data, plan) if kind == "fits" else _read_astropy(data, kind, plan)
 
 
 def read_pieces(path: Path, suffix: str, name: str) -> Iterator[pa.RecordBatch]:
@@ -191,16 +179,38 @@ def _read_fits(data: io.BytesIO, plan: Plan) -> tuple[pa.Table, bytes, list[str]
         names, columns = list(hdu.columns.names), {}
         for each in plan(names):
             said = hdu.columns[each]
-            columns[each] = (_to_arrow(hdu.data[each], said.null, escaped=ours), said.unit)
+            columns[each] = (_to_arrow(hdu.data[each], said.null, ours=ours), said.unit)
     return with_units(columns), raw, names
 
 
-def _to_arrow(column: Any, null: Any = None, *, escaped: bool = False) -> pa.Array:
+def _read_astropy(data: io.BytesIO, kind: str, plan: Plan) -> tuple[pa.Table, bytes, list[str]]:
+    """A VOTable or ECSV, and what made it; names and text of our own VOTables are exact."""
+    from astropy.io.votable import parse
+    from astropy.table import Table
+    from astropy.table.serialize import represent_mixins_as_columns
+
+    raw = b""
+    if kind == "votable":
+        file = parse(data, verify="ignore")
+        said = [info.value for info in file.infos if info.name == METADATA_KEY.decode()]
+        raw = "".join(said).encode()
+        found = Table.read(file, format="votable", use_names_over_ids=bool(raw))
+    else:
+        lines = data.getvalue().decode("utf-8-sig").splitlines()
+        found = Table.read(lines, format="ascii.ecsv")
+    found = represent_mixins_as_columns(found)
+    names, columns = list(found.colnames), {}
+    for name in plan(names):
+        columns[name] = _to_arrow(found[name], ours=bool(raw)), found[name].unit
+    return with_units(columns), raw or b"{}", names
+
+
+def _to_arrow(column: Any, null: Any = None, *, ours: bool = False) -> pa.Array:
     """A column of astropy's; what is masked, `null`, NaN or empty text is null."""
     values, mask = np.ma.getdata(column), np.ma.getmaskarray(column)
     values = np.asarray(values)
     if values.dtype.kind in "SUO" and values.ndim == 1:
-        cells = [_decode(cell, escaped) for cell in values]
+        cells = [_decode(cell, ours) for cell in values]
         if all(isinstance(cell, str) for cell in cells):
             return pa.array([c or None for c in cells], pa.string(), mask=mask)
         return pa.array([np.asarray(cell).tolist() for cell in cells])
@@ -215,8 +225,9 @@ def _to_arrow(column: Any, null: Any = None, *, escaped: bool = False) -> pa.Arr
     return pa.array(values, mask=mask)
 
 
-def _decode(cell: Any, escaped: bool) -> Any:
+def _decode(cell: Any, ours: bool) -> Any:
+    """Text without the blanks that formats fill it up with; in our own it is exact."""
     if isinstance(cell, bytes):
         text = cell.rstrip()
-        return text.decode("unicode_escape") if escaped else text.decode("utf-8", "replace")
-    return cell.rstrip() if isinstance(cell, str) else cell
+        return text.decode("unicode_escape") if ours else text.decode("utf-8", "replace")
+    return cell.rstrip() if isinstance(cell, str) and not ours else cell

@@ -1,11 +1,12 @@
-"""Write tables: parquet, CSV or FITS, by the suffix, on a disk or in a store.
+"""Write tables: parquet, CSV, FITS or VOTable, by the suffix, on a disk or in a store.
 
     check_table("s3://bucket/scores.fits")             before the work
     with table_writer(uri, schema, facts) as write:    write(table), piece by piece
+    write_table(uri, table, facts, origin)             at once
 
-`lensprep.tables.reader` reads them. FITS holds ASCII: text is written with Python's escapes
-(backslash-u00e9), which the reader undoes. What made a table is recorded as JSON in the metadata of
-parquet and in a second extension of FITS; CSV has no room for it.
+`lensprep.tables.reader` reads them. What made a table is recorded as JSON in the metadata of
+parquet, in FITS and in VOTables; CSV has no room for it. FITS and VOTables
+(`lensprep.tables.archive`) also say what each column is, and whose the table is.
 """
 
 from __future__ import annotations
@@ -13,28 +14,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
-from lensprep.errors import StorageError
+from lensprep.errors import StorageError, error_line
 from lensprep.store import S3Options, Uri, check_file, uri_suffix, written_file
+from lensprep.tables.archive import Origin, data_origin, write_archive
 from lensprep.tables.csvtext import guard_table
 from lensprep.tables.formats import METADATA_KEY
 
-TABLE_SUFFIXES: Final = (".parquet", ".csv", ".csv.gz", ".fits")
+TABLE_SUFFIXES: Final = (
+    ".parquet", ".csv", ".csv.gz", ".fits", ".vot", ".votable", ".xml",
+)  # fmt: skip
 
 _CSV: Final = (".csv", ".csv.gz")
-_FITS_NUMBERS: Final = {"int8": "I", "uint8": "I", "int16": "I", "uint16": "J", "int32": "J",
-                        "uint32": "K", "int64": "K", "halffloat": "E", "float": "E",
-                        "double": "D", "bool": "L"}  # fmt: skip
-_NULLS: Final = {"I": -(2**15), "J": -(2**31), "K": -(2**63)}
-"""What stands for null."""
 
 
 def check_table(uri: Uri, *, vectors: bool = False) -> None:
@@ -53,7 +49,9 @@ def check_table(uri: Uri, *, vectors: bool = False) -> None:
         there.
     """
     if _written_suffix(uri) in _CSV and vectors:
-        raise StorageError(f"{uri}: CSV has no vectors (embeddings). Write .parquet or .fits.")
+        raise StorageError(
+            f"{uri}: CSV has no vectors (embeddings). Write .parquet, .fits or .vot."
+        )
     check_file(uri)
 
 
@@ -73,10 +71,11 @@ def table_writer(
     schema: pa.Schema,
     metadata: Mapping[str, Any],
     options: S3Options | None = None,
+    origin: Origin | None = None,
 ) -> Iterator[Callable[[pa.Table], None]]:
     """Write a table piece by piece; it appears whole or not at all, in place of an older one.
 
-    For FITS all pieces are held in memory until the end.
+    For FITS and VOTables all pieces are held in memory until the end.
 
     Parameters
     ----------
@@ -87,6 +86,10 @@ def table_writer(
         What made the table, in plain types.
     options : S3Options, optional
         How to reach an object store.
+    origin : mapping, optional
+        Whose the table is, for FITS and VOTables: text, or several, by terms of Data Origin such
+        as ``publisher``, ``creator``, ``rights``, ``citation``. Software, dataset and checkpoint
+        are known from the metadata (`lensprep.tables.archive.data_origin`).
 
     Raises
     ------
@@ -94,6 +97,7 @@ def table_writer(
         If the location or format cannot be written, or the format cannot hold the schema.
     """
     suffix, facts = _written_suffix(uri), json.dumps(metadata)
+    said = data_origin(metadata, origin)
     with written_file(uri, options) as path:
         if suffix == ".parquet":
             full = schema.with_metadata({METADATA_KEY: facts})
@@ -115,61 +119,33 @@ def table_writer(
         else:
             pieces = [schema.empty_table()]
             yield lambda table: pieces.append(table.cast(schema))
-            _write_fits(path, pa.concat_tables(pieces), facts, uri)
+            try:
+                write_archive(path, suffix, pa.concat_tables(pieces), facts, said)
+            except (ValueError, pa.ArrowException) as error:
+                kind = "FITS" if suffix == ".fits" else "VOTable"
+                raise StorageError(
+                    f"{uri}: {kind} cannot hold this table: {error_line(error)}. Write parquet."
+                ) from error
 
 
-# ------------------------------------------------------------------------------------ FITS
+def write_table(
+    uri: Uri, table: pa.Table, metadata: Mapping[str, Any], origin: Origin | None = None
+) -> None:
+    """Write a whole table at once, as `table_writer` does.
 
+    Parameters
+    ----------
+    uri : str or path
+    table : pyarrow.Table
+    metadata : mapping
+        What made the table, in plain types.
+    origin : mapping, optional
+        Whose it is.
 
-def _write_fits(path: Path, table: pa.Table, facts: str, uri: Uri) -> None:
-    from astropy.io import fits
-
-    try:
-        columns = [
-            fits.Column(name, **_fits_values(name, table[name])) for name in table.column_names
-        ]
-        said = fits.Column("json", f"{len(facts)}A", array=np.array([facts.encode("ascii")]))
-        name = METADATA_KEY.decode().upper()
-        fits.HDUList([
-            fits.PrimaryHDU(),
-            fits.BinTableHDU.from_columns(columns, name="TABLE"),
-            fits.BinTableHDU.from_columns([said], name=name),
-        ]).writeto(path)  # fmt: skip
-    except (ValueError, fits.VerifyError, pa.ArrowException) as error:
-        first = str(error).splitlines()[0]
-        raise StorageError(f"{uri}: FITS cannot hold this table: {first} Write parquet.") from error
-
-
-def _fits_values(name: str, column: pa.ChunkedArray) -> dict[str, Any]:
-    """Arguments of a `fits.Column`. Text is ASCII, and null text is empty."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    kind = column.type
-    if pa.types.is_boolean(kind) and column.null_count:
-        column, kind = column.cast(pa.int8()), pa.int8()
-    if pa.types.is_fixed_size_list(kind):
-        code = _FITS_NUMBERS.get(str(kind.value_type))
-        if code is None or column.null_count:
-            raise ValueError(f"column {name} holds {kind}, or nulls.")
-        flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        vectors = flat.reshape(len(column), kind.list_size)
-        return {"format": f"{kind.list_size}{code}", "array": vectors}
-    code = _FITS_NUMBERS.get(str(kind))
-    if code is None:
-        cells = [_escape(text or "") for text in column.cast(pa.string()).to_pylist()]
-        width = max((len(cell) for cell in cells), default=0) or 1
-        return {"format": f"{width}A", "array": np.array(cells, f"S{width}")}
-    null = _NULLS.get(code) if column.null_count else None
-    if null is not None:
-        column = column.cast(pa.int64())
-        if pc.any(pc.equal(column, null)).as_py():
-            raise ValueError(f"column {name} has nulls, and {null}, which stands for them.")
-        column = column.fill_null(null)
-    return {"format": code, "array": column.to_numpy(), "null": null}
-
-
-def _escape(text: str) -> bytes:
-    """Text in ASCII; trailing blanks, which FITS does not keep, are escaped too."""
-    cell = text.encode("unicode_escape")
-    bare = cell.rstrip(b" ")
-    return bare + rb"\x20" * (len(cell) - len(bare))
+    Raises
+    ------
+    StorageError
+        If the location or format cannot be written, or the format cannot hold the table.
+    """
+    with table_writer(uri, table.schema.remove_metadata(), metadata, origin=origin) as write:
+        write(table)

@@ -23,7 +23,7 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 
 TABLE = Location(*TABLE_SUFFIXES)
 """Type of an option that names a table to be written."""
-OUT_HELP = "Table to write: .parquet, .csv, .csv.gz or .fits."
+OUT_HELP = "Table to write: .parquet, .csv, .csv.gz, .fits or .vot."
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."

@@ -19,7 +19,7 @@ def read_weights(path: Uri, keys: pa.ChunkedArray | pa.Array) -> NDArray[np.floa
     Parameters
     ----------
     path : str or path
-        Parquet, CSV or FITS with columns key and weight, such as `lenstrain mine` writes.
+        Parquet, CSV, FITS or VOTable with columns key and weight, such as `lenstrain mine` writes.
     keys : pyarrow array of string, shape (rows,)
         Keys of the split in its order.
 

@@ -87,8 +87,8 @@ def infer(
         ``"train"``, ``"val"`` or ``"test"``; cutouts have none. Opening test is logged, and noted
         in the ledger of each checkpoint's run, which `lenstrain audit` reads.
     out : str or path
-        The table to write, parquet, CSV or FITS by its suffix; it appears whole or not at all.
-        Finished parts are in the folder ``.NAME.parts`` next to it, also in an object store:
+        The table to write, parquet, CSV, FITS or VOTable by its suffix; it appears whole or not at
+        all. Finished parts are in the folder ``.NAME.parts`` next to it, also in an object store:
         another machine can continue from them.
     catalog : str or path, optional
         CSV or parquet with ``ra``, ``dec`` (and ``key`` or ``file``) of each cutout.

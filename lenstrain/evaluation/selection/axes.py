@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import BSpline
 
+from lensprep.tables.known import known_column
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -18,18 +20,16 @@ class Physics(NamedTuple):
 
     sign: int
     """+1: C never falls along it; -1: it never rises."""
-    unit: str
-    """In FITS's own notation; empty for a pure number."""
     log: bool = False
     """Splines run in the logarithm."""
 
 
 PHYSICS: Final = {
-    "theta_e_arcsec": Physics(+1, "arcsec"),
-    "psfsize_r": Physics(-1, "arcsec"),
-    "psfdepth_r": Physics(+1, "mag"),
-    "arc_snr": Physics(+1, "", log=True),
-    "src_dmag": Physics(-1, "mag"),
+    "theta_e_arcsec": Physics(+1),
+    "psfsize_r": Physics(-1),
+    "psfdepth_r": Physics(+1),
+    "arc_snr": Physics(+1, log=True),
+    "src_dmag": Physics(-1),
 }
 """A wider lens, a brighter arc and a deeper image are never harder to find, all else being equal;
 a blurred image and a fainter source are never easier."""
@@ -138,7 +138,7 @@ def make_axis(name: str, values: Floats, free: bool = False) -> Axis:
 
     Along a free axis C may both rise and fall. `with_bins` adds the bins of its support.
     """
-    sign, unit, log = PHYSICS[name]
+    (sign, log), unit = PHYSICS[name], known_column(name).unit
     bare = Axis(name, 0 if free else sign, unit, log, True, 1, np.empty(0), np.empty(0))
     coordinate = bare.coordinate(values)
     distinct = np.unique(coordinate)

@@ -75,7 +75,8 @@ def read_population(
         found = read_table(uri, [*names, "weight"], rename=columns, if_there=True)
     except NotFoundError:
         raise ScoresError(
-            f"{uri}: no such file. --population takes a table of lenses (parquet, CSV, FITS, ...)."
+            f"{uri}: no such file. --population takes a table of lenses (parquet, CSV, FITS, "
+            "VOTable, ...)."
         ) from None
     table = found.table
     quoted = ", ".join(f'"{name}"' for name in names if name in table.column_names)

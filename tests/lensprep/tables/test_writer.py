@@ -1,4 +1,4 @@
-"""Tables in three formats, here and in an object store, hold the same."""
+"""Tables in four formats, here and in an object store, hold the same."""
 
 from __future__ import annotations
 
@@ -65,14 +65,16 @@ def test_what_was_written_is_read(tmp_path, request, where, suffix):
     assert [entry.name for entry in open_store(folder).entries()] == [f"scores{suffix}"]
 
 
-@settings(max_examples=40)
-@given(st.text(st.characters(codec="utf-8")))
-@example("  ")
-@example("\\x20")
-def test_any_text_survives_fits(tmp_path_factory, text):
-    uri = tmp_path_factory.mktemp("fits") / "x.fits"
-    write(uri, pa.table({"name": [text]}))
-    assert read_table(uri).table["name"].to_pylist() == [text or None]
+@settings(max_examples=20)
+@given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1, max_size=8))
+@example(["  ", "\\x20"])
+def test_any_text_survives_fits_and_but_for_nul_votables(tmp_path_factory, texts):
+    folder = tmp_path_factory.mktemp("text")
+    for suffix in (".fits", ".vot"):
+        kept = [text.replace("\0", "?") if suffix == ".vot" else text for text in texts]
+        write(folder / f"x{suffix}", pa.table({"name": kept}))
+        found = read_table(folder / f"x{suffix}").table["name"].to_pylist()
+        assert found == [text or None for text in kept]
 
 
 def test_a_fits_table_is_read_by_others_and_theirs_by_us(tmp_path):
@@ -90,7 +92,7 @@ def test_a_fits_table_is_read_by_others_and_theirs_by_us(tmp_path):
 def test_vectors_are_kept_where_the_format_has_them(tmp_path):
     flat = pa.array(np.arange(6, dtype=np.float32))
     table = pa.table({"embedding": pa.FixedSizeListArray.from_arrays(flat, 3)})
-    for suffix in (".parquet", ".fits"):
+    for suffix in (".parquet", ".fits", ".vot"):
         write(tmp_path / f"x{suffix}", table)
         found = read_table(tmp_path / f"x{suffix}").table["embedding"].to_pylist()
         assert found == [[0, 1, 2], [3, 4, 5]]
@@ -103,12 +105,12 @@ def test_vectors_are_kept_where_the_format_has_them(tmp_path):
 @pytest.mark.parametrize("name", ["scores", "scores.txt", "scores.fits.gz", "scores.csv.bz2"])
 def test_a_suffix_that_names_no_format_is_refused(tmp_path, name):
     for use in (check_table, lambda uri: write(uri, make_table())):
-        with pytest.raises(StorageError, match=r"\.parquet, \.csv, \.csv\.gz, \.fits"):
+        with pytest.raises(StorageError, match=r"\.parquet, \.csv, \.csv\.gz, \.fits, \.vot"):
             use(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".csv.gz", ".fits"])
+@pytest.mark.parametrize("suffix", [".parquet", ".csv.gz", ".fits", ".vot"])
 def test_bytes_that_are_no_table_are_one_line(tmp_path, suffix):
     path = tmp_path / f"x{suffix}"
     with pytest.raises(NotFoundError, match="no such file"):
