@@ -156,3 +156,24 @@ def test_hugging_face_datasets_reads_every_sample(hugging_face, shards, stored, 
     assert str(found.features["stamp.npy"]) == "List(List(List(Value('float16'))))"
     stamps = np.array([row["stamp.npy"] for row in rows]).astype(np.float16)
     np.testing.assert_array_equal(stamps, pixels)
+
+
+def test_daft_reads_every_sample(shards, stored):
+    """It wants an older pyarrow than constraints.txt names: `make test-readers` installs it.
+
+    Of several shards in one call Daft 0.7.26 waits forever on a machine with two processors.
+    """
+    daft = pytest.importorskip("daft", minversion="0.7.20")
+    keys, pixels, fields = stored
+    row = 0
+    for path in shards:
+        found = daft.read_webdataset(str(path)).to_pydict()
+        for key, said, file in zip(
+            found["__key__"], found["json"], found["stamp.npy"], strict=True
+        ):
+            assert (key, said) == (keys[row], fields[row])
+            with file.open() as member:
+                stamp = np.load(io.BytesIO(member.read()))
+            np.testing.assert_array_equal(stamp, pixels[row])
+            row += 1
+    assert row == ROWS
