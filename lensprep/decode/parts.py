@@ -3,6 +3,7 @@
     plan = plan_tree(uri, "val")            or plan_cutouts(folder, catalog)
     for part in decode_parts(plan, numbers, spec): part.columns, part.pixels, part.rejects
     tree_stamps(uri, rows, recorded)        raw pixels of some rows; cutout_stamps(folder, names)
+    iter_tree_stamps(uri, rows, recorded)   the same of many rows, in the order of the trees
 
 A part is a range of neighbouring rows. The same source always gives the same parts, so that
 finished ones can be kept. Parts are decoded in worker processes, a few ahead of the reader.
@@ -34,15 +35,14 @@ from lensprep.decode.cutoutfile import read_cutout, read_position
 from lensprep.decode.normalize import Normalizer
 from lensprep.decode.placement import PLACE
 from lensprep.decode.prepare import (
-    BLOB_ROWS,
     REJECT_SCHEMA,
     Preparer,
     measured_columns,
     reject_table,
 )
 from lensprep.decode.reasons import RejectReason
-from lensprep.decode.rowgroup import prepare_row_groups
-from lensprep.decode.stampnpz import decode
+from lensprep.decode.rowgroup import READ_ROWS, prepare_row_groups
+from lensprep.decode.stampnpz import decode_batch
 from lensprep.engine.local import run_tasks
 from lensprep.errors import InputError
 from lensprep.source.contract import FilterRules
@@ -59,6 +59,9 @@ from lensprep.source.tree import Source
 
 PART_ROWS: Final = 2048
 """Most rows of a part, unless it is a single row group: 50 MB of pixels."""
+
+ORIGIN_COLUMNS: Final = ("source_file", "source_row_group", "source_row")
+"""Columns that say where in a tree a row comes from."""
 
 Decoded = tuple[pa.Table, NDArray[np.float16], pa.Table]
 """Columns and pixels of the rows of a part that have a stamp, and the other rows, with reasons."""
@@ -226,27 +229,84 @@ def tree_stamps(
     DatasetError
         If what was recorded is no survey.
     """
-    source = Source.open(uri, survey=recorded_survey(recorded or {}))
-    geometry = source.survey.geometry
-    files = {file.path: file for file in source.files}
+    geometry = recorded_survey(recorded or {}).geometry
     out = np.zeros((len(rows), *geometry.shape), np.float32)
-    for pixels, row in zip(out, rows, strict=True):
-        file = files.get(row["source_file"])
-        if file is None:
-            raise InputError(f"{source.uri} no longer has the file {row['source_file']}.")
-        blob = _blob(source, file, int(row["source_row_group"]), int(row["source_row"]))
-        if decode(blob, pixels, geometry.bands) is not None:
-            raise InputError(f"{file.path} has changed: row {row['source_row']} is damaged.")
+    places = pa.table({name: [row[name] for row in rows] for name in ORIGIN_COLUMNS})
+    for numbers, pixels in iter_tree_stamps(uri, places, recorded):
+        out[numbers] = pixels
     return out
 
 
-def _blob(source: Source, file: SourceFile, group: int, row: int) -> bytes | None:
-    first = 0
-    for table in source.iter_row_group(file, group, [STAMP_COLUMN], batch_rows=BLOB_ROWS):
-        if row < first + table.num_rows:
-            return table[STAMP_COLUMN][row - first].as_py()
-        first += table.num_rows
-    raise InputError(f"{file.path} has changed: row group {group} has no row {row}.")
+def iter_tree_stamps(
+    uri: str | PathLike[str] | Sequence[str | PathLike[str]],
+    rows: pa.Table,
+    recorded: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Raw pixels of some rows of trees, a few at a time, each row group read once.
+
+    Parameters
+    ----------
+    uri : str or path, or a sequence of them
+        As those that were converted together: their last folders are in the names of the files.
+    rows : pyarrow.Table
+        With `ORIGIN_COLUMNS`; ``source_file`` may be dictionary-encoded.
+    recorded : mapping, optional
+        As of `tree_stamps`, or the ``source`` of a manifest.
+
+    Yields
+    ------
+    numbers : ndarray of int64, shape (n,)
+        Which of the rows these are, in the order of the trees.
+    pixels : ndarray of float32, shape (n, bands, side, side)
+
+    Raises
+    ------
+    InputError, DatasetError
+        As `tree_stamps`.
+    """
+    source = Source.open(uri, survey=recorded_survey(recorded or {}))
+    files = {file.path: file for file in source.files}
+    if any(rows[name].null_count for name in ORIGIN_COLUMNS):
+        raise InputError(f"There are rows of which it is not known where in {source.uri} they are.")
+    named, *numbered = (rows[name].combine_chunks() for name in ORIGIN_COLUMNS)
+    if not pa.types.is_dictionary(named.type):
+        named = named.dictionary_encode()
+    names = named.dictionary.to_pylist()
+    for name in names:
+        if name not in files:
+            raise InputError(f"{source.uri} no longer has the file {name}.")
+    code, group, row = (np.asarray(column, np.int64) for column in (named.indices, *numbered))
+    order = np.lexsort((row, group, code))
+    ends = np.flatnonzero(np.diff(code[order]) | np.diff(group[order])) + 1
+    for numbers in np.split(order, ends) if len(order) else ():
+        file, index = files[names[code[numbers[0]]]], int(group[numbers[0]])
+        for at, pixels in _stamps_of_group(source, file, index, row[numbers]):
+            yield numbers[at], pixels
+
+
+def _stamps_of_group(
+    source: Source, file: SourceFile, group: int, rows: NDArray[np.int64]
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Pixels of some rows of a row group, which ascend; each with its place among them."""
+    geometry = source.survey.geometry
+    first = done = 0
+    if 0 <= group < len(file.row_groups) and rows[0] >= 0:
+        few = geometry.scaled_rows(READ_ROWS)
+        tables = source.iter_row_group(file, group, [STAMP_COLUMN], batch_rows=few, careful=True)
+        for table in tables:
+            stop = int(np.searchsorted(rows, first + table.num_rows))
+            chosen = rows[done:stop]
+            if len(chosen):
+                pixels = np.empty((len(chosen), *geometry.shape), np.float32)
+                blobs = table[STAMP_COLUMN].take(pa.array(chosen - first))
+                reasons = decode_batch(blobs, pixels, geometry.bands)
+                for row, reason in zip(chosen, reasons, strict=True):
+                    if reason is not None:
+                        raise InputError(f"{file.path} has changed: row {row} is damaged.")
+                yield slice(done, stop), pixels
+            first, done = first + table.num_rows, stop
+    if done < len(rows):
+        raise InputError(f"{file.path} has changed: row group {group} has no row {rows[done]}.")
 
 
 # --------------------------------------------------------------------------------- cutouts

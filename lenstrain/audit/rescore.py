@@ -14,12 +14,9 @@ from lenstrain.audit.evidence import Evidence
 from lenstrain.audit.finding import NotRunError, Outcome
 from lenstrain.evaluation.scores import Scores
 from lenstrain.networks.ensemble import D4Mean
-from lenstrain.probes.scoring import Scorer
+from lenstrain.probes.scoring import TOLERANCE, Scorer
 from lenstrain.training.checkpoint import load_finder
 
-TOLERANCE: Final = {"float32": 1e-3, "tf32": 3e-2, "bf16": 0.3}
-"""Largest difference of a logit that rounding explains, absolute or, above 1, relative, by the
-precision of scoring. Batches of other sizes and other processors change a float32 logit by 1e-5."""
 CONFIDENCE: Final = 0.95
 
 

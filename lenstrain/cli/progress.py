@@ -58,7 +58,8 @@ class Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if not self.bar.disable:  # rich 13 would end with an empty line
+            self.bar.stop()
 
     def show(self, name: str, done: float, total: float, note: str = "") -> None:
         """Show where things are."""

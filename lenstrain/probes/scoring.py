@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,6 +12,10 @@ from torch import nn
 from lenstrain.training.validate import full_float32
 
 BATCH = 256
+
+TOLERANCE: Final = {"float32": 1e-3, "tf32": 3e-2, "bf16": 0.3}
+"""Largest difference of a logit that rounding explains, absolute or, above 1, relative, by the
+precision of scoring. Batches of other sizes and other processors change a float32 logit by 1e-5."""
 
 
 class Scorer:

@@ -31,10 +31,12 @@ from lensprep.store import (
     local_file,
     local_path,
     sync_folder,
+    uri_suffix,
 )
 from lenstrain.config import Config
 from lenstrain.networks.finder import build_model
 from lenstrain.networks.weights import load_tensors, raise_passing, trained_geometry
+from lenstrain.training.portable import SUFFIX, read_safetensors
 
 FORMAT = "lenstrain-checkpoint"
 FORMAT_VERSION = 1
@@ -244,7 +246,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
     Parameters
     ----------
     path : Path
-        A checkpoint.
+        A checkpoint, or a ``.safetensors`` that `lenstrain export` wrote.
     device : torch.device or str
 
     Returns
@@ -253,17 +255,19 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
         In evaluation mode, float32, on `device`.
     meta : dict
         All of the checkpoint but its large states: config, normalization, geometry, label_map,
-        dataset_id, step, epoch, metrics, versions, git_commit.
+        dataset_id, step, epoch, versions, git_commit, and of a checkpoint of a run dataset and
+        metrics.
 
     Raises
     ------
     CheckpointError
         As `load_checkpoint`, or if the weights do not fit the configuration.
     """
-    content = load_checkpoint(path)
+    portable = path.suffix.lower() == SUFFIX
+    content = read_safetensors(path, MOST_BYTES) if portable else load_checkpoint(path)
     config = _config(path, content)
     # The starting weights may be gone by now, and are overwritten anyway.
-    described, weights = replace(config.model, weights=None), content["ema"] or content["model"]
+    described, weights = replace(config.model, weights=None), content.get("ema") or content["model"]
     geometry = Geometry.from_dict(content["geometry"])
     with torch.device("meta"):  # no memory is used before the weights are known to fit
         expected = {
@@ -284,7 +288,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
 def load_finder(
     uri: str | os.PathLike[str], device: torch.device | str
 ) -> tuple[nn.Module, dict[str, Any], str]:
-    """Load a model from a checkpoint on a disk or in an object store.
+    """Load a model from a checkpoint, or its export, on a disk or in an object store.
 
     Returns
     -------
@@ -296,6 +300,11 @@ def load_finder(
     CheckpointError, StorageError
         If it cannot be used, or not be read.
     """
+    if uri_suffix(uri) in (".onnx", ".pt2"):
+        raise CheckpointError(
+            f"{uri} is an exported program, which takes flux: score with a checkpoint or its "
+            ".safetensors, or run it with lenstrain.export.open_exported."
+        )
     try:
         fetched = local_file(uri, most_bytes=MOST_BYTES) if is_remote(uri) else None
         with fetched or nullcontext(local_path(uri)) as path:

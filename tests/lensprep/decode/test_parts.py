@@ -8,14 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from lensprep.dataset.normalization import normalization_spec
 from lensprep.decode import parts
 from lensprep.decode.parts import (
+    ORIGIN_COLUMNS,
     cutout_files,
     cutout_stamps,
     decode_parts,
+    iter_tree_stamps,
     plan_cutouts,
     plan_tree,
     tree_stamps,
@@ -48,6 +51,27 @@ def test_parts_come_whole_with_their_pixels_from_processes_of_their_own(plan):
     raw = tree_stamps(plan.parts[0].source.uri, seen[4][0])
     medians = np.array([here[0][f"median_{band}"].to_numpy() for band in "grz"]).T
     np.testing.assert_array_equal(np.median(raw, axis=(2, 3)), medians)
+
+
+def test_many_rows_of_a_tree_are_read_row_group_by_row_group(plan):
+    columns = [part.decode(SPEC)[0].select(ORIGIN_COLUMNS) for part in plan.parts]
+    rows = pa.concat_tables(columns)
+    mixed = np.random.default_rng(1).permutation([*range(len(rows)), 3, 3])
+    asked = rows.take(pa.array(mixed))
+    uri, seen, groups = plan.parts[0].source.uri, [], []
+    for numbers, pixels in iter_tree_stamps(uri, asked):
+        some = asked.take(pa.array(numbers)).to_pylist()
+        np.testing.assert_array_equal(pixels, tree_stamps(uri, some))
+        groups.append({(row["source_file"], row["source_row_group"]) for row in some})
+        seen += numbers.tolist()
+    assert sorted(seen) == list(range(len(mixed)))
+    assert [len(group) for group in groups] == [1] * 12
+    with pytest.raises(InputError, match="not known where"):
+        next(iter_tree_stamps(uri, asked.set_column(2, "source_row", pa.nulls(50, pa.int64()))))
+    for name, value in (("source_row", 4), ("source_row", -1), ("source_row_group", 99)):
+        wrong = rows.slice(0, 1).to_pylist()[0] | {name: value}
+        with pytest.raises(InputError, match="has changed: row group"):
+            tree_stamps(uri, [wrong])
 
 
 def test_a_slow_reader_fills_no_disk(plan, tmp_path, monkeypatch):
