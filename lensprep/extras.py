@@ -18,7 +18,13 @@ EXTRAS: Final = {
     ),
     "synth": ("lenstronomy",),
     "hdf5": ("h5py",),
-    "publish": ("mlcroissant", "onnx", "onnxruntime", "onnxscript", "rocrate", "safetensors"),
+    "publish": (
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "packaging",
+        "safetensors",
+    ),
     "dask": ("dask", "dask_jobqueue", "distributed"),
     "spark": ("pyspark",),
 }

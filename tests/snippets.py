@@ -164,6 +164,7 @@ def check_settings(context: click.Context) -> None:
     from lenstrain.config import Config
     from lenstrain.evaluation.options import EvaluationOptions
     from lenstrain.probes.options import ProbeOptions
+    from lenstrain.publish.facts import About
     from lenstrain.scoring.mine import MiningOptions
     from lenstrain.sweep.config import load_plan
 
@@ -171,6 +172,7 @@ def check_settings(context: click.Context) -> None:
         "audit": AuditConfig,
         "evaluate": EvaluationOptions,
         "probe": ProbeOptions,
+        "publish": About,
         "mine": MiningOptions,
     }
     given = context.params

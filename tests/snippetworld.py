@@ -67,6 +67,7 @@ OUTPUTS = {
     "lenstrain mine": "out",
     "lenstrain probe": "out",
     "lenstrain audit": "out",
+    "lenstrain export": "out",
 }
 """Parameters that name what a command writes."""
 
@@ -76,7 +77,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        tree, light, data = self["tree"], self["counterfactuals"], self["dataset"]
+        tree, light, data = self["phase4c"], self["counterfactuals"], self["dataset"]
         self._do(lensprep, "synth", tree, "--rows", "160", "--seed", "1", "--regions", "16")
         self._do(lensprep, "counterfactual", tree, light, "--share", "0.5", "--workers", "1")
         self._do(lensprep, "convert", tree, light, data, "--workers", "1")
@@ -90,6 +91,13 @@ class World:
         for split in ("train", "val", "test"):
             out = self[f"run/{split}.parquet"]
             self._do(lenstrain, "infer", best, data, "--split", split, "--out", out)
+        scores, val = self["run/test.parquet"], self["run/val.parquet"]
+        options = ("--calibrate-on", val, "--set", "resamples=50", "--out", self["report"])
+        self._do(lenstrain, "evaluate", scores, *options)
+        files = [self[f"finder{suffix}"] for suffix in (".onnx", ".pt2", ".safetensors")]
+        outs = [part for file in files for part in ("--out", file)]
+        self._do(lenstrain, "export", best, "--report", self["report"], "--rows", "8", *outs)
+        np.save(self["flux.npy"], tiny_pixels(8))
 
     def __getitem__(self, name: str) -> str:
         return str(self.folder / name)
@@ -208,19 +216,20 @@ class Sandbox:
         """What of the world a parameter means."""
         if "checkpoint" in given and given.get("catalog") and key in ("dataset", "catalog"):
             return self.world["cutouts" if key == "dataset" else "objects.csv"]
-        if key in ("src", "against"):
+        if key in ("src", "against", "source"):
             if path.endswith((".csv", ".fits")):
                 return self.world[Path(path).name]
             if "hsc" in path:
                 return self.world["hsc"]
-            return self.world["counterfactuals" if "counterfactuals" in path else "tree"]
+            return self.world["counterfactuals" if "counterfactuals" in path else "phase4c"]
         if key in ("scores", "calibrate_on", "compare_with", "catalog_scores", "left_out"):
             name = next((s for s in ("val", "train") if Path(path).stem == s), "test")
             return self.world[f"run/{name}.parquet"]
         found = {
             "dataset": "dataset", "uri": "dataset", "location": "dataset", "folders": "cutouts",
             "checkpoint": "run/checkpoints/best.pt", "run": "run", "runs": "run", "places": "run",
-            "catalog": "known.csv", "population": "known.csv",
+            "catalog": "known.csv", "population": "known.csv", "report_folder": "report",
+            "check": "finder.onnx",
         }  # fmt: skip
         return self.world[found[key]]
 

@@ -77,6 +77,7 @@ OPEN_TO_LENSTRAIN = (
 OPEN_TO_ONE_FILE = {
     "lenstrain.scoring.origins": "decode.parts",
     "lenstrain.pages.examples": "decode.parts",
+    "lenstrain.export.stamps": "decode.parts",
 }
 
 PURE = [

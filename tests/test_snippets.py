@@ -17,6 +17,7 @@ from tests.snippetworld import Sandbox, World, write_cutouts
 
 NOT_RUN = {
     r"(\S*/)?(pip|conda|aws|dask|spark-submit|tensorboard|echo) ": "no program of this project",
+    r"(sha256sum|mlcroissant|rocrate-validator) ": "programs of others",
     r"(python3\S* -m venv|source) ": "no program of this project",
     r"make ": "targets take minutes to hours; test_docs.py looks them up in the Makefile",
     r"torchrun ": "eight GPUs; tests/lenstrain/training runs groups of processes",
@@ -27,6 +28,7 @@ NOT_RUN = {
     r"eval |_\w+_COMPLETE=": "for an interactive shell; test_completion.py",
     r".*lenstrain audit .*--run-checks": "trains for minutes; tests/lenstrain/audit",
     r".*lenstrain (probe|audit) demo/run": "of the demo, on which `make demo` ends",
+    r".*lenstrain publish ": "refuses code that is not committed yet; tests/lenstrain/publish",
     r"lenstrain monitor .*--watch": "does not end; tests/lenstrain/monitor",
     r"lenstrain cache clear .*--dataset": "names a dataset by its id; tests/lenstrain/data/cache",
     r"lensprep synth .*--rows 2000": "minutes; the world of these tests is made by it, smaller",
@@ -116,6 +118,8 @@ def test_the_commands_of_a_page_run_one_after_the_other(page, sandbox):
 @pytest.mark.parametrize("page", sorted({b.page for b in PYTHON} - NOT_EXECUTED.keys()))
 def test_the_programs_of_a_page_run(page, sandbox):
     sandbox.provide("/nvme/lenses", "dataset")
+    for name in ("finder.onnx", "finder.pt2", "finder.safetensors", "flux.npy"):
+        sandbox.provide(name, name)
     names = {}
     for block in PYTHON:
         if block.page == page and "sys.argv" not in block.text:

@@ -97,11 +97,11 @@ def audit(
     if not exists(join_uri(run, CONFIG)):  # before a whole folder of another kind is copied
         raise StorageError(no_run(run))
     named = supplied or Supplied()
-    with local_folder(run, wanted=_is_looked_at) as folder, ExitStack() as copies:
+    with local_folder(run, wanted=is_looked_at) as folder, ExitStack() as copies:
         supplied = _here(named, copies)
         check_supplied(supplied)
         evidence = Evidence(folder, Dataset.open(dataset), supplied, run_checks, is_remote(run))
-        _check_stamps(evidence, str(run))
+        check_stamps(evidence, str(run))
         check_folder(out, AUDIT_NAME)
         content, findings = _measure(evidence, str(run), config, only, progress)
         content["pages"] = pages = _pages(evidence, str(run), named)
@@ -111,7 +111,7 @@ def audit(
     return content | {"report": join_uri(out, AUDIT_PAGE)}, findings
 
 
-def _is_looked_at(name: str) -> bool:
+def is_looked_at(name: str) -> bool:
     """Whether a file of a remote run must be copied for the audit."""
     if name.startswith(f"{CHECKPOINTS}/"):
         return name == f"{CHECKPOINTS}/{BEST}"
@@ -141,7 +141,7 @@ def _pages(evidence: Evidence, run: str, named: Supplied) -> dict[str, str]:
     return found
 
 
-def _check_stamps(evidence: Evidence, run: str) -> None:
+def check_stamps(evidence: Evidence, run: str) -> None:
     """Refuse a dataset of other stamps than the run was trained on, with CheckpointError."""
     try:
         content = evidence.checkpoint

@@ -113,7 +113,7 @@ def evaluate(
 
 
 def _evaluate_lines(result: dict[str, Any]) -> list[str | TextTable]:
-    from lenstrain.pages.headline import remarks, summary
+    from lenstrain.pages.headline import light_remarks, remarks, summary
 
     interval = f"{100 * result['level']:g}% interval"
     table = TextTable(
@@ -129,9 +129,7 @@ def _evaluate_lines(result: dict[str, Any]) -> list[str | TextTable]:
     ]
     if result["selection_function"] and result["selection_function"]["population"]:
         lines.append(_population_line(result["selection_function"]["population"]))
-    if made := result.get("counterfactuals"):
-        lines += _counterfactual_lines(made)
-    return [*lines, f"Report: {result['report']}"]
+    return [*lines, *light_remarks(result), f"Report: {result['report']}"]
 
 
 def _of_whom(result: dict[str, Any]) -> str:
@@ -144,22 +142,6 @@ def _of_whom(result: dict[str, Any]) -> str:
         count_text(result["n_regions"], "region"),
     )
     return f"{counts[0]}, {counts[1]} in {counts[2]}{kind}"
-
-
-def _counterfactual_lines(made: dict[str, Any]) -> list[str]:
-    """How often each kind passes, and where a lens is told from light."""
-    from lenstrain.evaluation.names import threshold_text
-
-    rates = {kind: found["pass_rate"] for kind, found in made["kinds"].items() if "factor" in found}
-    lines = []
-    if rates:
-        upper = made["fpr_upper"]
-        beside = "" if upper is None else f" (non-lenses: at most {upper:.2%})"
-        lines.append(
-            f"Counterfactuals that pass at the threshold for {threshold_text(made['name'])}"
-            f"{beside}: " + ", ".join(f"{kind} {rate['value']:.1%}" for kind, rate in rates.items())
-        )
-    return [*lines, made["pairs"]["words"]]
 
 
 def _population_line(population: dict[str, Any]) -> str:

@@ -19,11 +19,13 @@ from lenstrain.cli.compare import compare
 from lenstrain.cli.config import config
 from lenstrain.cli.doctor import doctor
 from lenstrain.cli.evaluate import evaluate
+from lenstrain.cli.export import export
 from lenstrain.cli.generalize import generalize
 from lenstrain.cli.infer import infer
 from lenstrain.cli.mine import mine
 from lenstrain.cli.monitor import monitor
 from lenstrain.cli.probe import probe
+from lenstrain.cli.publish import publish
 from lenstrain.cli.sweep import sweep
 from lenstrain.cli.train import train
 
@@ -46,6 +48,8 @@ def main(ctx: click.Context) -> None:
     lenstrain evaluate  test.parquet --calibrate-on val.parquet --out report
     lenstrain probe     runs/a/checkpoints/best.pt DATASET
     lenstrain audit     runs/a DATASET
+    lenstrain export    runs/a/checkpoints/best.pt --report report --out finder.onnx
+    lenstrain publish   runs/a DATASET report --about about.toml --out published
     """
     # Read when torch is first imported. Threads that spin while they wait make a small network
     # on a busy machine 2 to 5 times slower (two cores, load 7, three runs of each).
@@ -71,7 +75,7 @@ def warnings_in_one_line() -> Iterator[None]:
 
 
 for command in (
-    train, monitor, infer, evaluate, compare, mine, probe, audit, sweep, generalize, bench, cache,
-    config, doctor,
+    train, monitor, infer, evaluate, compare, mine, probe, audit, export, publish, sweep,
+    generalize, bench, cache, config, doctor,
 ):  # fmt: skip
     main.add_command(command)

@@ -82,6 +82,23 @@ def remarks(content: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def light_remarks(content: Mapping[str, Any]) -> list[str]:
+    """How often each kind of counterfactual passes, and where a lens is told from light."""
+    made = content.get("counterfactuals")
+    if not made:
+        return []
+    rates = {kind: found["pass_rate"] for kind, found in made["kinds"].items() if "factor" in found}
+    lines = []
+    if rates:
+        upper = made["fpr_upper"]
+        beside = "" if upper is None else f" (non-lenses: at most {upper:.2%})"
+        lines.append(
+            f"Counterfactuals that pass at the threshold for {threshold_text(made['name'])}"
+            f"{beside}: " + ", ".join(f"{kind} {rate['value']:.1%}" for kind, rate in rates.items())
+        )
+    return [*lines, made["pairs"]["words"]]
+
+
 def _kept(choice: Mapping[str, Any], content: Mapping[str, Any]) -> str:
     if choice["guaranteed"]:
         return "frozen; rate guaranteed"

@@ -26,9 +26,11 @@ AUDIT_PAGE = "audit.html"
 
 def render(template: str, context: Mapping[str, Any]) -> str:
     """Fill a template of ``lenstrain/pages/templates``; every value from outside is escaped."""
+    is_text = template.endswith(".md")
     environment = Environment(
         loader=PackageLoader("lenstrain.pages"),
-        autoescape=True,
+        autoescape=not is_text,
+        finalize=markdown if is_text else None,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -47,6 +49,7 @@ def render(template: str, context: Mapping[str, Any]) -> str:
         "threshold": threshold_text,
         "count": lambda value: f"{value:,}",
         "prose": prose,
+        "code": lambda value: f"`{str(value).replace('`', chr(39))}`",
     }
     return environment.get_template(template).render(context)
 
@@ -74,6 +77,12 @@ def listed(values: Iterable[Any]) -> str:
 def prose(text: str) -> Markup:
     """A text for a page, where what stands in backticks is code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def markdown(value: Any) -> str:
+    """A value in Markdown: outside of backticks no HTML begins in it, nor ends a cell or line."""
+    marks = {"<": "&lt;", "&": "&amp;", "|": "\\|", "\n": " "}
+    return re.sub(r"(`[^`]*`)|[<&|\n]", lambda found: found[1] or marks[found[0]], str(value))
 
 
 def number(value: float | None, digits: int = 3) -> str:

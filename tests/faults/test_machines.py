@@ -71,6 +71,8 @@ def inputs(folder):
     """What the commands read, made on this machine as it is: NAME -> path."""
     from lensprep.configfile import load_config
     from lenstrain.config import Config
+    from lenstrain.evaluation.options import EvaluationOptions
+    from lenstrain.pages.evaluate import evaluate
     from lenstrain.training.train import train
 
     tree = tiny_tree(folder / "in", 400)
@@ -81,6 +83,8 @@ def inputs(folder):
     for split in ("train", "test"):
         found[split] = folder / "in" / f"{split}.parquet"
         infer(found["best"], str(dataset), split=split, out=found[split], device="cpu")
+    found["report"] = folder / "in" / "report"
+    evaluate(found["test"], found["report"], options=EvaluationOptions(resamples=20, examples=0))
     found["sweep"] = folder / "in" / "sweep.toml"
     found["sweep"].write_text(SWEEP.format(fixed=toml_of(FINDER)))
     return {name: str(path) for name, path in found.items()}
@@ -103,6 +107,9 @@ OUTPUTS = [
     slow(("lenstrain", "mine", "{train}", "--out", "{disk}/hard.parquet")),
     slow(("lenstrain", "probe", "{best}", "{dataset}", "--out", "{disk}/p", *QUICK_SETS)),
     slow(("lenstrain", "audit", "{run}", "{dataset}", "--out", "{disk}/a")),
+    slow(("lenstrain", "export", "{best}", "--out", "{disk}/f.onnx")),
+    slow(("lenstrain", "publish", "{run}", "{dataset}", "{report}", "--out", "{disk}/p",
+          "--draft")),
     slow(("lenstrain", "sweep", "{dataset}", "--config", "{sweep}", "--study", "{disk}/s.db")),
     slow(("lenstrain", "generalize", "{dataset}", "--out", "{disk}/g", *FINDER_SETS)),
 ]  # fmt: skip
@@ -214,6 +221,9 @@ WALK = [
     ("lenstrain", "mine", "train.parquet", "--out", "hard.parquet"),
     ("lenstrain", "probe", "run/checkpoints/best.pt", "ds", *QUICK_SETS),
     ("lenstrain", "audit", "run", "ds", "--out", "audit"),
+    ("lenstrain", "export", "run/checkpoints/best.pt", "--report", "report", "--out",
+     "finder.onnx", "--out", "finder.pt2", "--out", "finder.safetensors", "--source", "tree"),
+    ("lenstrain", "publish", "run", "ds", "report", "--draft", "--out", "published", "--check"),
     ("lenstrain", "sweep", "ds", "--config", "sweep.toml", "--study", "studies/s.db"),
     ("lenstrain", "generalize", "ds", "--out", "g", "--hold-out", "lens_model", *FINDER_SETS),
     ("lenstrain", "bench", "loader", "ds", "--seconds", "1", "--batch-size", "32"),
@@ -295,6 +305,8 @@ COMMANDS = {
     "lenstrain mine": (("s.parquet", "--out", "h.parquet"), None),
     "lenstrain probe": (("best.pt", "nothing"), "train"),
     "lenstrain audit": (("run", "nothing"), "train"),
+    "lenstrain export": (("best.pt", "--out", "f.onnx"), "train"),
+    "lenstrain publish": (("run", "nothing", "report", "--out", "p"), "train"),
     "lenstrain sweep": (
         ("nothing", "--config", str(ROOT / "configs" / "sweep.toml"), "--study", "s.db"), "train"),
     "lenstrain generalize": (("{dataset}", "--out", "g"), "train"),

@@ -37,6 +37,7 @@ from tests.s3server import Place
 NO_PLACES = {
     "catalog_columns",
     "dataset_ids",
+    "digest",
     "columns",
     "drop_columns",
     "encryption",
@@ -183,7 +184,7 @@ def test_scores_are_made_judged_and_mined_in_a_store(store, sample):
     call(lensprep.cli.main, "upload", sample / "ds", f"{store.uri}/ds")
     where = (best, f"{store.uri}/ds", "--device", "cpu")
     tables = []
-    for suffix in (".parquet", ".csv", ".fits"):
+    for suffix in (".parquet", ".csv", ".fits", ".vot"):
         out = f"{store.uri}/scores{suffix}"
         call(
             lenstrain.cli.main,
@@ -209,11 +210,11 @@ def test_scores_are_made_judged_and_mined_in_a_store(store, sample):
     assert b",\"'=" in read_file(f"{store.uri}/scores.csv")  # a task_id that would be a formula
     assert not [name for name in names(store) if ".parts/" in name]
     lines = read_file(f"{store.uri}/run/test_ledger.jsonl").splitlines()
-    assert len(lines) == 6  # two members, three times
+    assert len(lines) == 8  # two members, four times
 
     train = f"{store.uri}/train.parquet"
     call(lenstrain.cli.main, "infer", *where, "--split", "train", "--out", train)
-    for suffix in (".parquet", ".csv.gz", ".fits"):
+    for suffix in (".parquet", ".csv.gz", ".fits", ".vot"):
         hard = f"{store.uri}/hard{suffix}"
         call(lenstrain.cli.main, "mine", train, "--out", hard, "--set", "fraction=0.2")
         keys = pa.array(read_table(train).table["key"].to_pylist())

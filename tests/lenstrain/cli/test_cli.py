@@ -19,9 +19,9 @@ from lensprep.store.interrupts import PREEMPTED
 from lensprep.terminal import ProjectGroup
 from lenstrain.cli import main
 from lenstrain.cli.cache import _status_lines
-from lenstrain.cli.evaluate import _counterfactual_lines, _evaluate_lines, _of_whom
+from lenstrain.cli.evaluate import _evaluate_lines, _of_whom
 from lenstrain.cli.options import report
-from lenstrain.pages.headline import remarks, summary
+from lenstrain.pages.headline import light_remarks, remarks, summary
 from tests.datasets import tiny_dataset
 from tests.scoretables import make_mixed
 from tests.waiting import wait_until
@@ -302,13 +302,14 @@ def test_evaluate_says_how_often_each_kind_passes():
         "kinds": {"unlensed": kind(0.02), "companion": kind(0.41), "lensed": lensed},
         "pairs": {"words": "Below theta_E / PSF = 0.5 this finder cannot tell a lens from light."},
     }
-    assert _counterfactual_lines(made) == [
+    assert light_remarks({"counterfactuals": made}) == [
         "Counterfactuals that pass at the threshold for FPR 1% (non-lenses: at most 1.20%): "
         "unlensed 2.0%, companion 41.0%",
         made["pairs"]["words"],
     ]
-    assert "(" not in _counterfactual_lines(made | {"fpr_upper": None})[0]
-    assert _counterfactual_lines(made | {"kinds": {}}) == [made["pairs"]["words"]]
+    assert "(" not in light_remarks({"counterfactuals": made | {"fpr_upper": None}})[0]
+    bare = {"counterfactuals": made | {"kinds": {}}}
+    assert light_remarks(bare) == [made["pairs"]["words"]]
 
 
 @pytest.fixture(scope="module")
