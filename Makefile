@@ -5,7 +5,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
-DIST_VENV ?= .venv-dist
+READERS_VENV ?= .venv-readers
 BIN := $(VENV)/bin
 DEMO ?= demo
 DEMO_ROWS ?= 12000
@@ -23,7 +23,7 @@ TORCH_INDEX ?=
 PY ?= $(firstword $(wildcard $(BIN)/python) python3)
 GPU_DAY ?= gpu_day
 
-.PHONY: help env demo test lint format docs test-slow test-gpu gpu-day faults coverage sins bench-peers dist-check clean
+.PHONY: help env demo test lint format docs test-slow test-gpu gpu-day faults coverage sins bench-peers test-readers release clean
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -51,7 +51,7 @@ demo: $(DEMO_STAMP)
 	$(BIN)/lensprep convert $(DEMO)/phase4c $(DEMO)/counterfactuals $(DEMO)/dataset
 	$(BIN)/lensprep verify $(DEMO)/dataset --against $(DEMO)/phase4c --against $(DEMO)/counterfactuals
 	$(BIN)/lensprep inspect $(DEMO)/dataset --split test --montage $(DEMO)/stamps.png
-	$(BIN)/lenstrain train $(DEMO)/dataset --config configs/demo.toml --out $(DEMO)/run \
+	$(BIN)/lenstrain train $(DEMO)/dataset --config demo --out $(DEMO)/run \
 		--set data.counterfactual_share=0.9 --set train.epochs=2 --set train.monitor=pair_auroc \
 		--set 'data.where=label == 0 or theta_e_arcsec >= 0.5 * psfsize_r'
 	$(BIN)/lenstrain infer $(DEMO)/run/checkpoints/best.pt $(DEMO)/dataset --split val --out $(DEMO)/val.parquet
@@ -117,25 +117,17 @@ bench-peers:
 		|| echo "FFCV is left out: building it needs g++, pkg-config, libopencv-dev and libturbojpeg0-dev."
 	$(BENCH_VENV)/bin/python -m tests.benchmarks.peers
 
-# make dist-check  build wheel and sdist, run both commands from each, and a few tests from the sdist
-DIST_TESTS := tests/test_docs.py tests/test_layering.py tests/lensprep/decode tests/lensprep/test_configfile.py
-dist-check: $(STAMP)
-	rm -rf build dist
-	$(BIN)/python -m build --outdir dist .
-	for package in dist/*.whl dist/*.tar.gz; do \
-		rm -rf $(DIST_VENV) && $(PYTHON) -m venv $(DIST_VENV) \
-		&& $(DIST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $$package \
-		&& (cd $(DIST_VENV) && bin/lensprep convert "$(CURDIR)/tests/golden/phase4c" dataset --max-reject-rate 1 \
-			&& bin/lensprep verify dataset && bin/lensprep survey show hsc && bin/lenstrain config show demo) > $(DIST_VENV)/commands.log \
-		&& $(DIST_VENV)/bin/python -c "from importlib.resources import files; \
-			assert files('lenstrain').joinpath('pages/templates/report.html').is_file()" \
-		|| { echo "$$package does not work once installed."; exit 1; }; \
-		echo "$$package works once installed."; \
-	done
-	rm -rf $(DIST_VENV)/sdist && mkdir $(DIST_VENV)/sdist && tar -xzf dist/*.tar.gz -C $(DIST_VENV)/sdist --strip-components 1
-	cd $(DIST_VENV)/sdist && export PYTHONPATH="$$PWD" && $(abspath $(BIN))/python -m pytest -q --collect-only > ../collected.log \
-		&& OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m pytest -q -m "not slow and not gpu and not faults" $(DIST_TESTS)
+# make test-readers  read shards with webdataset, tarfile, GNU tar, Hugging Face datasets and Daft
+test-readers:  # apart, since Daft wants an older pyarrow than constraints.txt names
+	$(PYTHON) -m venv $(READERS_VENV)
+	$(READERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e . "daft>=0.7.20" datasets hypothesis pytest pytest-timeout
+	$(READERS_VENV)/bin/python -m pytest -q tests/lensprep/dataset/test_readers.py
+
+# make release  wheel, sdist and notes of a commit in dist/, proved with each Python; DRY=1: before it has a date
+PYTHONS ?= python3.11 python3.12 python3.13
+release: $(STAMP)
+	$(BIN)/python -u -m tests.release $(if $(DRY),--dry) $(PYTHONS)
 
 # make clean   remove everything that was built here
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) $(DIST_VENV) build dist site $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) $(READERS_VENV) build dist site $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -71,9 +71,9 @@ class DataConfig:
     """``balanced`` shows both classes equally often."""
 
     sample_weights: str | None = None
-    """Table (parquet, CSV or FITS, local or s3://) with columns key and weight, such as `lenstrain
-    mine` writes: a row of weight 4 comes four times as often as one that is not listed. An epoch
-    keeps its length."""
+    """Table (parquet, CSV, FITS or VOTable, local or s3://) with columns key and weight, such as
+    `lenstrain mine` writes: a row of weight 4 comes four times as often as one that is not listed.
+    An epoch keeps its length."""
 
     rates: dict[str, float] = field(default_factory=dict)
     """How often rows come, relative to the others: by origin, ``{real = 10, simulated = 1}``, or by
