@@ -1,6 +1,6 @@
 """A commit is released only if tree, versions and changelog are as they should be."""
 
-import subprocess
+import re
 import tomllib
 from pathlib import Path
 
@@ -120,15 +120,9 @@ def test_the_notes_are_the_newest_section_with_its_heading():
 
 
 def test_a_release_is_proved_with_every_python_that_the_package_declares():
-    told = subprocess.run(
-        ["make", "--dry-run", "--old-file", ".venv/.installed", "release", "VENV=.venv"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    (told,) = re.findall(r"^PYTHONS \?= (.+)$", (ROOT / "Makefile").read_text(), re.M)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     prefix = "Programming Language :: Python :: "
     declared = [name.removeprefix(prefix) for name in project["classifiers"] if prefix in name]
-    assert told.split()[-len(declared) :] == [f"python{version}" for version in declared]
+    assert told.split() == [f"python{version}" for version in declared]
     assert project["requires-python"] == f">={declared[0]}"
