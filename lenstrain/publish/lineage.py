@@ -29,7 +29,6 @@ CATALOGUE: Final = (
 )  # fmt: skip
 """Columns of scores that catalogues and Croissant have; parquet has all."""
 
-_CATALOGUE: Final = "Catalogue of the test split, no counterfactuals: positions, probabilities"
 _TITLES: Final = {
     "README.md": "Front page, as text",
     "index.html": "Front page",
@@ -43,8 +42,7 @@ _TITLES: Final = {
     "weights/finder.onnx": "The finder for ONNX runtimes, normalisation inside",
     "weights/finder.pt2": "The finder for torch.export, normalisation inside",
     "scores/sample.parquet": "What the exported finder gives for the sample",
-    "scores/test.fits": _CATALOGUE,
-    "scores/test.vot": _CATALOGUE,
+    "scores/catalogue": "Catalogue of the test split, no counterfactuals: positions, probabilities",
     "scores/test": "Scores of the test split, as they were evaluated",
     "scores/val": "Scores of the split that calibration and thresholds were fitted on",
     "completeness/": "Completeness in cells, at each threshold",

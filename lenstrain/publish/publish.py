@@ -167,7 +167,9 @@ def _find_tables(
 ) -> dict[str, Uri]:
     """The tables that the report was made from: ``test``, and ``val`` if there is one."""
     near = [] if is_remote(run) else [
-        path for folder in (Path(run), Path(run).parent) for path in folder.glob("*.parquet")
+        path
+        for folder in (local_path(run), local_path(run).absolute().parent)
+        for path in folder.glob("*.parquet")
     ]  # fmt: skip
     found = {}
     for name, key, given, option in (
@@ -220,7 +222,8 @@ class _Draft:
             write_table(path, found.table, found.metadata, origin)
         catalogue = self.catalogue(found.table)
         for suffix in (".fits", ".vot"):
-            write_table(self.out / "scores" / f"test{suffix}", catalogue, found.metadata, origin)
+            path = self.out / "scores" / f"catalogue{suffix}"
+            write_table(path, catalogue, found.metadata, origin)
         cells = self.evidence.completeness
         (self.out / "completeness").mkdir()
         facts = {"checkpoint_sha256": self.evidence.checkpoint_sha256,

@@ -66,7 +66,8 @@ def test_the_folder_holds_what_the_page_of_publishing_promises(published):
         "README.md", "index.html", "model_card.md", "dataset_card.md", "croissant.json", SUMS,
         "ro-crate-metadata.json", "LICENSE", "CITATION.cff", "publication.json",
         "weights/finder.onnx", "weights/finder.safetensors", "weights/finder.pt2",
-        "scores/test.parquet", "scores/test.fits", "scores/test.vot", "scores/val.parquet",
+        "scores/test.parquet", "scores/val.parquet", "scores/catalogue.fits",
+        "scores/catalogue.vot",
         "scores/sample.parquet", "report/report.html", "report/metrics.json", "run/config.toml",
         "run/environment.json", "run/metrics.jsonl", "run/test_ledger.jsonl",
         "dataset/manifest.json", "sample/manifest.json", "sample/test/test-000000.tar",
@@ -180,7 +181,7 @@ def test_the_catalogues_have_positions_and_calibrated_probabilities(published):
     expected = special.expit(mapped["slope"] * logit + mapped["offset"])
     for kind in ("fits", "vot"):
         options = {"hdu": 1} if kind == "fits" else {}
-        table = Table.read(published / "scores" / f"test.{kind}", **options)
+        table = Table.read(published / "scores" / f"catalogue.{kind}", **options)
         np.testing.assert_allclose(table["probability"], expected, rtol=1e-6)
         np.testing.assert_array_equal(table["ra"], scores["ra"].to_numpy())
         assert str(table["ra"].unit) == "deg"
