@@ -286,12 +286,12 @@ def _write(
     for name, page in pages_of(run, evidence.checkpoint_sha256).items():
         if name != "report" and not is_remote(page):
             pages[name] = Path(page).parent
-    draft.copy_run()
-    there = {} if is_remote(run) else {"run": local_path(run)}
+    there = {CARD_NAME: report / CARD_NAME}
+    if not is_remote(run):
+        there["run"] = local_path(run)
     if not is_remote(evidence.dataset.uri):
         there["dataset"] = evidence.dataset.root
-    copy_folders(pages, out, there)
-    (out / "report" / CARD_NAME).unlink(missing_ok=True)  # whose blanks are filled in another
+    draft.copy_run()
     tell("Tables", 0.1)
     draft.write_tables()
     tell("Weights", 0.2)
@@ -323,10 +323,12 @@ def _write(
         "dataset_id": evidence.dataset.dataset_id,
         "checkpoint_sha256": evidence.checkpoint_sha256,
         "weights": weights,
-        "audit": _verdict(out / "audit" / AUDIT_NAME),
+        "audit": _verdict(pages["audit"] / AUDIT_NAME) if "audit" in pages else None,
     }
     write_json(out / FACTS, facts)
     write_cards(out, draft.publication(()), facts)
+    copy_folders(pages, out, there)
+    (out / "report" / CARD_NAME).unlink(missing_ok=True)  # its blanks are filled in the other
     if draft.faults:
         mark_draft(out, files_of(out), draft.faults)
     write_front(out, draft.publication(list_items(out, evidence)), facts)
@@ -343,10 +345,8 @@ def _write(
     }
 
 
-def _verdict(path: Path) -> dict[str, Any] | None:
-    """What the audit decided, and the blockers that did not pass; None if it was not asked."""
-    if not path.is_file():
-        return None
+def _verdict(path: Path) -> dict[str, Any]:
+    """What the audit decided, and the blockers that did not pass."""
     audit = parse_json(path.read_bytes())
     blockers = [f["item"] for f in audit["findings"]
                 if f["severity"] == "blocker" and f["passed"] is not True]  # fmt: skip

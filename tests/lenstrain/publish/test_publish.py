@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -148,6 +149,18 @@ def test_scores_and_checkpoint_are_bound_by_their_digests(published):
     sums = dict(line.split("  ")[::-1] for line in (published / SUMS).read_text().splitlines())
     assert sums["scores/test.parquet"] == metrics["provenance"]["scores_sha256"]
     assert sums["scores/val.parquet"] == metrics["provenance"]["calibrate_on_sha256"]
+
+
+def test_every_link_of_every_page_leads_to_a_file_of_the_folder(published):
+    found = 0
+    for name in files_of(published):
+        if name.endswith(".html"):
+            page = published / name
+            for link in re.findall(r'href="(?!#|https?:)([^"#]*)', page.read_text()):
+                assert (page.parent / unquote(link)).exists(), (name, link)
+                found += 1
+    assert found > 20
+    assert "../model_card.md" in (published / "report" / "report.html").read_text()
 
 
 def test_what_is_nobodys_business_and_blanks_are_left_out(published):
